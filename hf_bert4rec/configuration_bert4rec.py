@@ -1,0 +1,69 @@
+"""The configuration of BERT4Rec, and the one place that says which rows of the item table are not items."""
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+SPECIAL_TOKENS = ("[PAD]", "[MASK]", "[UNK]")
+"""Rows 0, 1 and 2 of every item table. Items start at row `len(SPECIAL_TOKENS)` and are never renumbered."""
+
+
+@strict
+class Bert4RecConfig(PreTrainedConfig):
+    """Shape and regularisation of a BERT4Rec encoder (Sun et al., CIKM 2019).
+
+    The defaults are the paper's model for MovieLens-1M at hidden size 64.
+
+    Args:
+        vocab_size: Rows of the item table: `len(SPECIAL_TOKENS)` plus the number of items, `len(tokenizer)`.
+        hidden_size: Width d of the item embeddings and of every layer; a multiple of `num_attention_heads`.
+        num_hidden_layers: Transformer layers L.
+        num_attention_heads: Attention heads h of a layer.
+        intermediate_size: Width of the feed-forward layer (4 d in the paper).
+        hidden_act: Activation of the feed-forward layer and of the head.
+        hidden_dropout_prob: Dropout on the embeddings and on the output of every sublayer.
+        attention_probs_dropout_prob: Dropout on the attention probabilities.
+        max_position_embeddings: Longest input N, the [MASK] of the query included.
+        initializer_range: Standard deviation of the truncated normal that weights start from.
+        layer_norm_eps: Epsilon of the layer normalisations.
+        pad_token_id: Row of [PAD], part of the id contract: 0.
+        bos_token_id: None: a history has no start token.
+        eos_token_id: None: a history has no end token.
+        tie_word_embeddings: Whether the item table is also the output matrix (paper, section 3.5).
+
+    Raises:
+        ValueError: A size is below one, the heads do not divide `hidden_size`, or the table has no row for an item.
+    """
+
+    model_type = "bert4rec"
+
+    vocab_size: int = 3419
+    hidden_size: int = 64
+    num_hidden_layers: int = 2
+    num_attention_heads: int = 2
+    intermediate_size: int = 256
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float | int = 0.2
+    attention_probs_dropout_prob: float | int = 0.2
+    max_position_embeddings: int = 200
+    initializer_range: float = 0.02
+    layer_norm_eps: float = 1e-12
+    pad_token_id: int | None = 0
+    bos_token_id: int | None = None
+    eos_token_id: int | None = None
+    tie_word_embeddings: bool = True
+
+    def validate_sizes(self) -> None:
+        """Refuse shapes that no model can have; `@strict` calls every `validate_*` method on construction."""
+        for name in ("num_hidden_layers", "num_attention_heads", "intermediate_size", "max_position_embeddings"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, found {getattr(self, name)}.")
+        if self.hidden_size < 1 or self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"`hidden_size` must be a positive multiple of `num_attention_heads`, found {self.hidden_size} "
+                f"and {self.num_attention_heads}."
+            )
+        if self.vocab_size <= len(SPECIAL_TOKENS):
+            raise ValueError(
+                f"`vocab_size` counts the {len(SPECIAL_TOKENS)} special rows {', '.join(SPECIAL_TOKENS)} and at least "
+                f"one item, found {self.vocab_size}. Pass `vocab_size=len(tokenizer)`."
+            )

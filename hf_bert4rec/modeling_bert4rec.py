@@ -1,0 +1,357 @@
+"""BERT4Rec: a bidirectional Transformer encoder over a user's history, with a masked-item head.
+
+Read it bottom-up: embeddings, attention, feed-forward, layer, encoder, head. The file imports the configuration only, so
+that the two can travel with the weights as remote code. What differs from BERT: no token types and no pooler; the
+special rows take no part in the softmax over the items; and the last layer and the head run on the scored positions only
+(`logits_to_keep`), since nothing reads the others.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.nn.functional import linear_cross_entropy
+from transformers import PreTrainedModel, initialization
+from transformers.activations import ACT2FN
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutput, MaskedLMOutput
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_bert4rec import SPECIAL_TOKENS, Bert4RecConfig
+
+# Rows of the softmax made at a time. Logits of a whole batch never exist; a chunk of this size stays in the processor's
+# cache, which is also several times faster than torch's automatic choice on large catalogues.
+LOSS_CHUNK_SIZE = 128
+
+
+class Bert4RecEmbeddings(nn.Module):
+    """Item plus learned absolute position, position 0 being the oldest item (paper, section 3.4)."""
+
+    def __init__(self, config: Bert4RecConfig):
+        super().__init__()
+        self.item_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None) -> torch.Tensor:
+        if inputs_embeds is None:
+            inputs_embeds = self.item_embeddings(input_ids)
+        length, limit = inputs_embeds.shape[1], self.position_embeddings.num_embeddings
+        if length > limit:
+            raise ValueError(
+                f"Expected at most {limit} positions (`max_position_embeddings`), found {length}: keep the newest items."
+            )
+        return self.dropout(self.norm(inputs_embeds + self.position_embeddings.weight[:length]))
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention spelled out, for those who want the weights. `attention_mask` is added: 0 = seen, minus much = not."""
+    attn_weights = query @ key.transpose(2, 3) * scaling
+    if attention_mask is not None:
+        attn_weights = attn_weights + attention_mask
+    attn_weights = nn.functional.softmax(attn_weights, dim=-1)
+    attn_weights = nn.functional.dropout(attn_weights, p=dropout, training=module.training)
+    return (attn_weights @ value).transpose(1, 2).contiguous(), attn_weights
+
+
+class Bert4RecAttention(nn.Module):
+    """Multi-head attention from some positions, the queries, to all positions of a history (paper, equation 2)."""
+
+    def __init__(self, config: Bert4RecConfig):
+        super().__init__()
+        self.config = config
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.scaling = self.head_dim**-0.5
+        self.attention_dropout = config.attention_probs_dropout_prob
+        self.is_causal = False
+        self.query = nn.Linear(config.hidden_size, config.hidden_size)
+        self.key = nn.Linear(config.hidden_size, config.hidden_size)
+        self.value = nn.Linear(config.hidden_size, config.hidden_size)
+        self.output = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(
+        self,
+        queries: torch.Tensor,  # (batch, kept, hidden)
+        hidden_states: torch.Tensor,  # (batch, length, hidden)
+        attention_mask: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        query, key, value = (
+            project(states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (batch, heads, positions, head_dim)
+            for project, states in ((self.query, queries), (self.key, hidden_states), (self.value, hidden_states))
+        )
+        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        attn_output, attn_weights = attention_interface(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=self.attention_dropout if self.training else 0.0,
+            scaling=self.scaling,
+            **kwargs,
+        )
+        return self.output(attn_output.flatten(2)), attn_weights
+
+
+class Bert4RecMLP(nn.Module):
+    """Position-wise feed-forward network (paper, equation 3)."""
+
+    def __init__(self, config: Bert4RecConfig):
+        super().__init__()
+        self.intermediate = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.act = ACT2FN[config.hidden_act]
+        self.output = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.output(self.act(self.intermediate(hidden_states)))
+
+
+class Bert4RecLayer(GradientCheckpointingLayer):
+    """Attention and feed-forward, each with dropout, residual and layer normalisation after it (paper, section 3.3)."""
+
+    def __init__(self, config: Bert4RecConfig):
+        super().__init__()
+        self.attention = Bert4RecAttention(config)
+        self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = Bert4RecMLP(config)
+        self.mlp_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(
+        self,
+        queries: torch.Tensor,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
+        attn_output, _ = self.attention(queries, hidden_states, attention_mask, **kwargs)
+        queries = self.attention_norm(queries + self.dropout(attn_output))
+        return self.mlp_norm(queries + self.dropout(self.mlp(queries)))
+
+
+class Bert4RecPreTrainedModel(PreTrainedModel):
+    """What every BERT4Rec model shares: configuration, initialisation, and which backends of transformers it supports."""
+
+    config: Bert4RecConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["Bert4RecEmbeddings", "Bert4RecLayer"]
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    # Flash attention is left out: transformers' unpadding assumes left padding where queries are fewer than keys, which
+    # the trimmed last layer would break without a word.
+    _supports_attention_backend = True
+    _can_record_outputs = {"hidden_states": Bert4RecLayer, "attentions": Bert4RecAttention}
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)  # biases 0, layer normalisations 1
+        if isinstance(module, (nn.Linear, nn.Embedding)):
+            std = self.config.initializer_range
+            initialization.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
+
+
+class Bert4RecModel(Bert4RecPreTrainedModel):
+    """The bidirectional encoder: a history in, one hidden state a position out."""
+
+    def __init__(self, config: Bert4RecConfig):
+        super().__init__(config)
+        self.embeddings = Bert4RecEmbeddings(config)
+        self.layers = nn.ModuleList(Bert4RecLayer(config) for _ in range(config.num_hidden_layers))
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.embeddings.item_embeddings
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        self.embeddings.item_embeddings = value
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        logits_to_keep: torch.LongTensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutput:
+        """Encode a batch of histories.
+
+        Args:
+            input_ids: (batch, length) rows of the item table, oldest item first, padding on the right.
+            attention_mask: (batch, length), 1 = real item, 0 = padding. All real if not given.
+            inputs_embeds: (batch, length, hidden) instead of `input_ids`.
+            logits_to_keep: (batch, kept) positions to encode. The last layer runs on these alone, so the last hidden
+                state, and with it the last of `hidden_states`, is (batch, kept, hidden). All positions if not given.
+
+        Returns:
+            `BaseModelOutput` whose `last_hidden_state` is (batch, length or kept, hidden).
+
+        Raises:
+            ValueError: Not exactly one of `input_ids` and `inputs_embeds`, or more than `max_position_embeddings`.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Pass exactly one of `input_ids` and `inputs_embeds`.")
+        hidden_states = self.embeddings(input_ids, inputs_embeds)
+        mask = create_bidirectional_mask(self.config, hidden_states, attention_mask)
+        for layer in self.layers[:-1]:
+            hidden_states = layer(hidden_states, hidden_states, mask, **kwargs)
+
+        queries = hidden_states
+        if logits_to_keep is not None:  # 1.4 times faster to train, 1.6 times faster to recommend, the same numbers
+            queries = hidden_states.take_along_dim(logits_to_keep[..., None], dim=1)  # (batch, kept, hidden)
+            mask = create_bidirectional_mask(self.config, queries, attention_mask, encoder_hidden_states=hidden_states)
+        return BaseModelOutput(last_hidden_state=self.layers[-1](queries, hidden_states, mask, **kwargs))
+
+
+class Bert4RecPredictionHead(nn.Module):
+    """Dense, activation and layer normalisation before the item table (the published code; equation 7 has no norm)."""
+
+    def __init__(self, config: Bert4RecConfig):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.act = ACT2FN[config.hidden_act]
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.act(self.dense(hidden_states)))
+
+
+def item_loss(
+    hidden_states: torch.Tensor,
+    item_table: torch.Tensor,
+    item_bias: torch.Tensor,
+    labels: torch.Tensor,
+    num_items_in_batch: torch.Tensor | int | None = None,
+) -> torch.Tensor:
+    """Mean negative log-likelihood of the masked items over the whole catalogue (paper, equation 8), in bounded memory.
+
+    The special rows take no part: the softmax is over the items alone.
+
+    Args:
+        hidden_states: (…, hidden) at the scored positions.
+        item_table: (rows, hidden), the special rows first.
+        item_bias: (rows,).
+        labels: (…) rows of the item table; -100, or a special row, is not scored.
+        num_items_in_batch: Scored positions of the whole batch, where that is larger than what is seen here (gradient
+            accumulation, several processes). Counted if not given.
+
+    Returns:
+        A scalar; 0 where nothing is scored.
+    """
+    specials = len(SPECIAL_TOKENS)
+    labels = labels.flatten()
+    scored = labels >= specials
+    loss = linear_cross_entropy(
+        hidden_states.flatten(0, -2),
+        item_table[specials:],
+        torch.where(scored, labels - specials, -100),
+        linear_bias=item_bias[specials:],
+        reduction="sum",
+        ignore_index=-100,
+        options=nn.LinearCrossEntropyOptions(
+            batch_chunk_size=LOSS_CHUNK_SIZE,
+            chunking_method=None,
+            allow_retain_graph=True,  # without it torch.compile cannot trace the loss in one graph
+        ),
+    )
+    return loss / (scored.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch)
+
+
+class Bert4RecForMaskedLM(Bert4RecPreTrainedModel):
+    """BERT4Rec with its masked-item head, tied to the item table. Next-item prediction is a [MASK] at the end."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.embeddings.item_embeddings.weight"}
+
+    def __init__(self, config: Bert4RecConfig):
+        super().__init__(config)
+        self.model = Bert4RecModel(config)
+        self.prediction_head = Bert4RecPredictionHead(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Linear:
+        return self.lm_head
+
+    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
+        self.lm_head = new_embeddings
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        logits_to_keep: torch.LongTensor | None = None,
+        history: torch.LongTensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> MaskedLMOutput:
+        """Score items at the positions of a batch of histories.
+
+        Args:
+            input_ids: (batch, length) rows of the item table, oldest item first, padding on the right.
+            attention_mask: (batch, length), 1 = real item, 0 = padding. All real if not given.
+            inputs_embeds: (batch, length, hidden) instead of `input_ids`.
+            labels: (batch, length) the true item where `input_ids` has [MASK], -100 where nothing is scored.
+            logits_to_keep: (batch, kept) positions to score. With `labels` and without this it is found from the
+                labels, except under torch.compile, whose graph cannot depend on a count: there all are scored.
+            history: Passed over. It rides along in the batch for the metrics, which exclude it from the ranking.
+            num_items_in_batch: Scored positions over all the steps and processes of a batch; the Trainer passes it.
+
+        Returns:
+            `MaskedLMOutput`: `loss` with `labels`; `logits` (batch, length or kept, rows), with the special rows at
+            the lowest finite value. In training with `labels` there are no logits: they would be the largest tensor.
+
+        Raises:
+            ValueError: As for `Bert4RecModel`.
+        """
+        if labels is not None and logits_to_keep is None and not torch.compiler.is_compiling():
+            logits_to_keep = scored_positions(labels)
+        if labels is not None and logits_to_keep is not None:
+            labels = labels.take_along_dim(logits_to_keep, dim=1)
+
+        outputs = self.model(input_ids, attention_mask, inputs_embeds, logits_to_keep, **kwargs)
+        hidden_states = self.prediction_head(outputs.last_hidden_state)
+
+        loss = logits = None
+        if labels is not None:
+            loss = item_loss(hidden_states, self.lm_head.weight, self.lm_head.bias, labels, num_items_in_batch)
+        if labels is None or not self.training:
+            logits = self.lm_head(hidden_states)
+            special = torch.arange(logits.shape[-1], device=logits.device) < len(SPECIAL_TOKENS)
+            logits = logits.masked_fill(special, torch.finfo(logits.dtype).min)
+        return MaskedLMOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+def scored_positions(labels: torch.Tensor) -> torch.Tensor:
+    """Positions with a label, (batch, kept), `kept` being the most of any row; shorter rows are filled up with others.
+
+    The others keep their label of -100, so each label is still counted once.
+    """
+    unscored = labels == -100
+    kept = max(1, int((~unscored).sum(dim=-1).max()))
+    return unscored.int().argsort(dim=-1, stable=True)[:, :kept]
