@@ -1,0 +1,113 @@
+"""One collator for the stock Trainer: cloze masking for training rows, padding for rows that bring their labels."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import torch
+
+from .tokenization import ItemTokenizer
+
+
+@dataclass
+class DataCollatorForCloze:
+    """Pad rows of `histories` to a batch, and mask those that have no labels of their own (paper, section 3.6).
+
+    Of a row of n items, max(1, round(`mask_probability` · n)) distinct positions are replaced by [MASK], always by [MASK]
+    and never by a random item, as in the published code; one item is always left to see where there are two. A share of
+    the rows, `last_item_probability`, has only its last item masked, which is what a recommendation looks like.
+
+    Masks are a pure function of `seed`, `epoch`, the row's number and the position. They are the same for any number of
+    workers, processes and resumptions, and fresh in every epoch as long as somebody sets `epoch`: `ClozeCallback` does.
+
+    Args:
+        tokenizer: Gives the ids of [PAD] and [MASK].
+        mask_probability: ρ, the share of a row's positions that is masked.
+        last_item_probability: Share of the rows in which the last item alone is masked (1 in 11 in the published code).
+        max_predictions: Most masks of a row, as in the published code; no limit if None.
+        seed: Seed of the masks.
+        epoch: Number of the pass over the data.
+
+    Raises:
+        ValueError: A share is out of range.
+    """
+
+    tokenizer: ItemTokenizer
+    mask_probability: float = 0.2
+    last_item_probability: float = 1 / 11
+    max_predictions: int | None = None
+    seed: int = 0
+    epoch: int = 0
+
+    def __post_init__(self):
+        if not 0 < self.mask_probability < 1 or not 0 <= self.last_item_probability <= 1:
+            raise ValueError(
+                "Expected mask_probability above 0 and below 1, and last_item_probability from 0 to 1, found "
+                f"{self.mask_probability} and {self.last_item_probability}."
+            )
+        if self.max_predictions is not None and self.max_predictions < 1:
+            raise ValueError(f"Expected max_predictions of at least 1, or None, found {self.max_predictions}.")
+
+    def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        """Make a batch.
+
+        Args:
+            features: Rows with `input_ids`, and either `row` (their number, to draw masks from) or `labels` and
+                `history` (which are only padded).
+
+        Returns:
+            `input_ids` (batch, length); `attention_mask` (batch, length), 1 = real item, 0 = padding; `labels`
+            (batch, length), -100 = not scored; and for rows that brought it `history` (batch, longest), padded with
+            -100. All int64.
+        """
+        input_ids, real = _pad([row["input_ids"] for row in features], self.tokenizer.pad_token_id)
+        batch = {"input_ids": input_ids, "attention_mask": real.astype(np.int64)}
+        if features[0].get("labels") is not None:
+            batch["labels"], _ = _pad([row["labels"] for row in features], -100)
+            batch["history"], _ = _pad([row["history"] for row in features], -100)
+        else:
+            masked = self._draw_masks(self._row_numbers(features), real)
+            batch["labels"] = np.where(masked, input_ids, -100)
+            batch["input_ids"] = np.where(masked, self.tokenizer.mask_token_id, input_ids)
+        return {name: torch.from_numpy(array) for name, array in batch.items()}
+
+    def _row_numbers(self, features: Sequence[Mapping[str, Any]]) -> np.ndarray:
+        if "row" not in features[0]:
+            raise ValueError(
+                "Training rows need a column `row`, their number, for the masks to be drawn from: "
+                "dataset.add_column('row', range(len(dataset))); and `remove_unused_columns=False` keeps it."
+            )
+        return np.array([row["row"] for row in features], np.uint64)
+
+    def _draw_masks(self, rows: np.ndarray, real: np.ndarray) -> np.ndarray:
+        """Which positions to mask, (batch, length) bool: in each row the k real positions with the smallest hash."""
+        lengths = real.sum(axis=1)
+        counts = np.rint(self.mask_probability * lengths).astype(int)
+        counts = np.clip(counts, 1, np.maximum(1, np.minimum(lengths - 1, self.max_predictions or lengths)))
+        row_hashes = _hash(_hash(_hash(np.uint64(self.seed)) + np.uint64(self.epoch)) + rows)
+        hashes = _hash(row_hashes[:, None] + np.arange(1, real.shape[1] + 1, dtype=np.uint64))  # distinct within a row
+        smallest = np.sort(np.where(real, hashes, np.iinfo(np.uint64).max), axis=1)
+        masked = real & (hashes <= smallest[np.arange(len(rows)), counts - 1][:, None])
+        last_only = _hash(row_hashes) < np.uint64(self.last_item_probability * (2**64 - 2**11))
+        last = np.arange(real.shape[1]) == lengths[:, None] - 1
+        return np.where(last_only[:, None], last, masked)
+
+
+def _pad(rows: list[Sequence[int]], value: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows side by side, (batch, longest) int64, filled up on the right; and which places are not filling."""
+    lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+    real = np.arange(lengths.max(initial=0)) < lengths[:, None]
+    padded = np.full(real.shape, value, np.int64)
+    padded[real] = np.fromiter(chain.from_iterable(rows), np.int64, int(lengths.sum()))
+    return padded, real
+
+
+def _hash(counters: np.ndarray | np.uint64) -> np.ndarray:
+    """Numbers that look random, as a function of counters: the finaliser of splitmix64 (Steele et al., 2014)."""
+    with np.errstate(over="ignore"):  # arithmetic modulo 2^64 is what is wanted
+        mixed = np.asarray(counters, np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return mixed ^ (mixed >> np.uint64(31))

@@ -1,0 +1,251 @@
+"""Interactions → histories: a row a training window or an evaluated user, split so that the future stays unseen.
+
+Every split has the same columns, so that the `DatasetDict` can be saved and pushed:
+
+- `row`: number of the row within its split; the collator draws masks from it;
+- `user`: raw id;
+- `input_ids`: rows of the item table, oldest first; validation and test end in the [MASK] of the query;
+- `timestamps`: the time of each of them, that of the [MASK] being the time of the target;
+- `labels`: null in train (the collator masks); else -100, and the target at the [MASK];
+- `history`: null in train; else all items before the target, also those too old for `input_ids`: the metrics exclude it;
+- `length`: of `input_ids`, so that batches are grouped without reading the rows.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Dataset, DatasetDict
+
+from .tokenization import ItemTokenizer
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class _Log:
+    """All actions, by user and then in time. User u's are those from `starts[u]` to before `starts[u + 1]`."""
+
+    users: pa.Array  # (users,) raw ids
+    starts: np.ndarray  # (users + 1,)
+    items: np.ndarray  # (actions,) rows of the item table
+    timestamps: np.ndarray  # (actions,)
+
+
+def leave_one_out(
+    interactions: Dataset, tokenizer: ItemTokenizer, *, window_step: float = 0.5, validation_in_train: bool = False
+) -> DatasetDict:
+    """Hold out every user's last item for test and the one before for validation; train on the rest.
+
+    Users with fewer than three actions are in train only. This is the strict protocol: neither held-out item is ever
+    trained on, and every target counts.
+
+    Args:
+        interactions: Columns `user`, `item`, `timestamp`, as from `load_interactions`.
+        tokenizer: Knows the items and, by `model_max_length`, the longest input N. Items that it does not know are left
+            out of the histories; as targets they count as missed.
+        window_step: Step between the training windows of a history longer than N, as a share of N.
+        validation_in_train: Train on the validation items too, as the paper's final runs do and as one does before
+            deploying. There is no validation split then: it would be no test of anything.
+
+    Returns:
+        `DatasetDict` of `train`, `validation` (unless folded into train) and `test`.
+
+    Raises:
+        ValueError: No user has three actions, or a column is missing.
+    """
+    log = _sort(interactions, tokenizer)
+    lengths = np.diff(log.starts)
+    held_out = lengths >= 3
+    if not held_out.any():
+        raise ValueError(
+            f"Leave-one-out needs users with at least 3 actions (train, validation, test); the longest of "
+            f"{len(lengths)} histories has {lengths.max(initial=0)}."
+        )
+    train_ends = np.where(held_out, log.starts[1:] - (1 if validation_in_train else 2), log.starts[1:])
+    targets = {} if validation_in_train else {"validation": np.where(held_out, log.starts[1:] - 2, -1)}
+    targets["test"] = np.where(held_out, log.starts[1:] - 1, -1)
+    return _assemble(log, tokenizer, train_ends, targets, window_step)
+
+
+def split_at_time(
+    interactions: Dataset,
+    tokenizer: ItemTokenizer,
+    *,
+    validation_time: float | str,
+    test_time: float | str,
+    window_step: float = 0.5,
+    validation_in_train: bool = False,
+) -> DatasetDict:
+    """Train on what happened before a point in time; test on each user's first action from it on.
+
+    Nothing of the future is trained on: no action, no user and no item. So the tokenizer must be built from the past
+    too, `item_tokenizer(before(interactions, validation_time))`. Users who first appear later are asked for with an
+    empty history; targets that the tokenizer does not know count as missed.
+
+    Args:
+        interactions: Columns `user`, `item`, `timestamp`, as from `load_interactions`.
+        tokenizer: As for `leave_one_out`.
+        validation_time: Validation targets are the first actions from here to before `test_time`; in the unit of the
+            timestamps, or an ISO date where these are seconds.
+        test_time: Test targets are the first actions from here on.
+        window_step: As for `leave_one_out`.
+        validation_in_train: Train on all before `test_time`, without a validation split.
+
+    Raises:
+        ValueError: The times are not in order, nothing happened before or after one of them, or the tokenizer knows
+            items of the future.
+    """
+    points = {"validation": _as_time(validation_time), "test": _as_time(test_time)}
+    if not points["validation"] < points["test"]:
+        raise ValueError(f"Expected validation_time before test_time, found {validation_time} and {test_time}.")
+    log = _sort(interactions, tokenizer)
+    end_of_train = points["test" if validation_in_train else "validation"]
+    past, future = log.timestamps < end_of_train, log.timestamps >= end_of_train
+    if leaked := set(log.items[future]) - set(log.items[past]) - {tokenizer.unk_token_id}:
+        raise ValueError(
+            f"The tokenizer knows {len(leaked)} items that first occur after training ends, for instance "
+            f"{tokenizer.decode_items([min(leaked)])[0]!r}. Build it from the past: item_tokenizer(before(interactions, "
+            f"{test_time if validation_in_train else validation_time!r}))."
+        )
+    firsts = {
+        name: log.starts[:-1] + _count_by_user(log, log.timestamps < point) for name, point in points.items()
+    }  # each user's first action from the point on, were there one
+    ends = {"validation": firsts["test"], "test": log.starts[1:]}
+    targets = {
+        name: np.where(firsts[name] < ends[name], firsts[name], -1)
+        for name in (["test"] if validation_in_train else ["validation", "test"])
+    }
+    for name, rows in {"train": np.flatnonzero(past), **{k: np.flatnonzero(v >= 0) for k, v in targets.items()}}.items():
+        if not len(rows):
+            raise ValueError(
+                f"No action falls into the {name} split; the log runs from {log.timestamps.min()} to {log.timestamps.max()}."
+            )
+    train_ends = firsts["test" if validation_in_train else "validation"]
+    return _assemble(log, tokenizer, train_ends, targets, window_step)
+
+
+def before(interactions: Dataset, time: float | str) -> Dataset:
+    """The interactions before a point in time: what a tokenizer for `split_at_time` may know."""
+    table = interactions.with_format("arrow")[:]
+    return Dataset(table.filter(pc.less(table["timestamp"], _as_time(time))))
+
+
+SPLITS: dict[str, Callable[..., DatasetDict]] = {"leave_one_out": leave_one_out, "at_time": split_at_time}
+
+
+def _as_time(time: float | str) -> float:
+    try:
+        return float(time)
+    except ValueError:
+        pass
+    try:
+        moment = datetime.fromisoformat(str(time))
+    except ValueError:
+        raise ValueError(f"Expected a number or an ISO date such as 2016-01-31, found {time!r}.") from None
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+
+
+def _sort(interactions: Dataset, tokenizer: ItemTokenizer) -> _Log:
+    """Sort by user and time; equal times keep the order of the log."""
+    missing = {"user", "item", "timestamp"} - set(interactions.column_names)
+    if missing:
+        raise ValueError(
+            f"Expected the columns user, item and timestamp, found {', '.join(interactions.column_names)}. "
+            "Read the log with load_interactions."
+        )
+    table = interactions.with_format("arrow")[:]
+    users = table["user"].combine_chunks().dictionary_encode()
+    codes, timestamps = users.indices.to_numpy(), table["timestamp"].to_numpy()
+    order = np.lexsort((timestamps, codes))  # stable
+    starts = np.concatenate([[0], np.cumsum(np.bincount(codes, minlength=len(users.dictionary)))])
+    return _Log(users.dictionary, starts, tokenizer.encode_items(table["item"])[order], timestamps[order])
+
+
+def _count_by_user(log: _Log, chosen: np.ndarray) -> np.ndarray:
+    return np.diff(np.concatenate([[0], np.cumsum(chosen)])[log.starts])
+
+
+def _assemble(
+    log: _Log, tokenizer: ItemTokenizer, train_ends: np.ndarray, targets: dict[str, np.ndarray], window_step: float
+) -> DatasetDict:
+    """Make the splits: train from each user's start to before `train_ends`, the others at `targets` (-1 = no row)."""
+    max_length = tokenizer.model_max_length
+    if not 0 < window_step <= 1:
+        raise ValueError(f"Expected window_step above 0 and at most 1, a share of the length, found {window_step}.")
+    # From here on positions count known items only: `position[i]` known actions stand before action i.
+    known = log.items != tokenizer.unk_token_id
+    position = np.concatenate([[0], np.cumsum(known)])
+    items, timestamps = log.items[known], log.timestamps[known]
+    starts, ends = position[log.starts[:-1]], position[train_ends]
+
+    splits = {}
+    users, firsts, lasts = _windows(starts, ends, max_length, max(1, int(window_step * max_length)))
+    splits["train"] = _split(
+        user=log.users.take(users),
+        input_ids=_lists(items, firsts, lasts),
+        timestamps=_lists(timestamps, firsts, lasts),
+        labels=pa.nulls(len(users), pa.list_(pa.int32())),
+        history=pa.nulls(len(users), pa.list_(pa.int32())),
+    )
+    for name, target in targets.items():
+        users = np.flatnonzero(target >= 0)
+        target = target[users]
+        firsts, lasts = starts[users], position[target]
+        inputs = np.maximum(firsts, lasts - (max_length - 1))
+        lengths = lasts - inputs
+        splits[name] = _split(
+            user=log.users.take(users),
+            input_ids=_lists(items, inputs, lasts, np.full(len(users), tokenizer.mask_token_id)),
+            timestamps=_lists(timestamps, inputs, lasts, log.timestamps[target]),
+            labels=_lists(np.full(lengths.max(initial=0), -100), 0 * lengths, lengths, log.items[target]),
+            history=_lists(items, firsts, lasts),
+        )
+    logger.info(
+        "Histories: %s; %s actions on items that the tokenizer does not know were left out.",
+        ", ".join(f"{split.num_rows:,} rows to {name}" for name, split in splits.items()),
+        f"{int((~known).sum()):,}",
+    )
+    return DatasetDict(splits)
+
+
+def _windows(
+    starts: np.ndarray, ends: np.ndarray, max_length: int, step: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """User, start and end of every training window, as in the published code.
+
+    A history of at most `max_length` is one window. A longer one has windows that end at its last item, `step` before
+    it, and so on, and one at its start.
+    """
+    lengths = ends - starts
+    extra = np.maximum(0, -(-(lengths - max_length) // step))  # windows that do not begin at the history's start
+    counts = np.where(lengths > 0, 1 + extra, 0)
+    users = np.repeat(np.arange(len(counts)), counts)
+    number = np.arange(len(users)) - np.repeat(np.cumsum(counts) - counts, counts)  # 0 = the newest of its user
+    firsts = np.maximum(starts[users], ends[users] - max_length - number * step)
+    return users, firsts, np.minimum(firsts + max_length, ends[users])
+
+
+def _lists(values: np.ndarray, firsts: np.ndarray, lasts: np.ndarray, last: np.ndarray | None = None) -> pa.ListArray:
+    """`values[first:last]` for each pair, with `last[i]` appended to the i-th if given."""
+    lengths = lasts - firsts
+    extra = 0 if last is None else 1
+    offsets = np.concatenate([[0], np.cumsum(lengths + extra)])
+    flat = np.empty(offsets[-1], values.dtype)
+    place = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    flat[np.repeat(offsets[:-1], lengths) + place] = values[np.repeat(firsts, lengths) + place]
+    if last is not None:
+        flat[offsets[1:] - 1] = last
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), flat)
+
+
+def _split(**columns: pa.Array) -> Dataset:
+    rows = pa.array(np.arange(len(columns["user"])))
+    lengths = pc.cast(pc.list_value_length(columns["input_ids"]), pa.int32())
+    for name in ("input_ids", "labels", "history"):
+        columns[name] = pc.cast(columns[name], pa.list_(pa.int32()))
+    return Dataset(pa.table({"row": rows, **columns, "length": lengths}))

@@ -1,0 +1,469 @@
+"""Readers of raw logs: any source in, interactions out, one row an action with user, item and timestamp.
+
+A source is opened as a `RawLog` (which columns there are, how to read some of them, where a row stood), then read the
+same way whatever it was. A new format is a new line in `FORMATS`.
+"""
+
+import ast
+import csv
+import json
+import logging
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import partial
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.json
+import pyarrow.parquet as pq
+from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+from tqdm.auto import tqdm
+
+logger = logging.getLogger(__name__)
+
+USUAL_NAMES = {  # lower case, without "_"; the first that a source has is taken
+    "user": ("user", "userid", "reviewerid", "uid", "username", "customerid", "visitorid", "sessionid"),
+    "item": ("item", "itemid", "movieid", "parentasin", "asin", "productid", "iid", "sid"),
+    "rating": ("rating", "overall", "score", "stars"),
+    "timestamp": ("timestamp", "unixreviewtime", "time", "date", "datetime", "eventtime", "createdat"),
+    "title": ("title", "name", "productname", "appname", "movietitle"),
+}
+FOLDER_FILES = {  # what is read where the source is a folder, as MovieLens unpacks
+    "interactions": ("ratings.csv", "ratings.csv.gz", "ratings.dat", "u.data"),
+    "titles": ("movies.csv", "movies.csv.gz", "movies.dat", "u.item"),
+}
+EMBEDDED = Path(__file__).parent / "data"
+ASIN = re.compile(r"B0[0-9A-Z]{8}|[0-9]{9}[0-9X]")
+
+Column = str | int | None
+
+
+@dataclass
+class RawLog:
+    """A source that has been opened: what can be read from it, and where each of its rows stood."""
+
+    name: str  # what errors and reports call it
+    columns: list[str]  # names, or "0", "1" … where the source has none
+    read: Callable[[list[int]], list[pa.ChunkedArray]]  # columns by position
+    locate: Callable[[int], str]  # row → "ratings.csv, line 17"
+    has_names: bool = True
+
+
+def load_interactions(
+    source: Any,
+    *,
+    format: str | None = None,  # noqa: A002
+    user: Column = None,
+    item: Column = None,
+    timestamp: Column = None,
+    rating: Column = None,
+    min_rating: float | None = None,
+    min_user_interactions: int = 1,
+    min_item_interactions: int = 1,
+    keep_repeats: bool = True,
+    separator: str | None = None,
+    encoding: str | None = None,
+) -> Dataset:
+    """Read a log of who acted on what, and when.
+
+    One line of the log tells what was read and what was dropped. Rows keep the order of the source, so that equal
+    timestamps stay in it. A source without timestamps is taken to be in time order: its row numbers become them.
+
+    Args:
+        source: A file (see `FORMATS`; .gz and .zst too), a folder of MovieLens, `"ml-latest-small"` (which travels with
+            this package), a pandas, Polars or Arrow table, a `datasets.Dataset`, or the Hub id of one.
+        format: Name in `FORMATS`, where the file's ending does not tell.
+        user: Column of the user: its name, or its position from 0. Found by its usual names if not given.
+        item: Column of the item.
+        timestamp: Column of the time: numbers are kept as they are, dates become seconds since 1970.
+        rating: Column of the rating; read only where `min_rating` is given.
+        min_rating: Drop actions rated below this.
+        min_user_interactions: Drop users with fewer actions, and
+        min_item_interactions: items with fewer, again and again until all have enough (the k-core).
+        keep_repeats: Whether a user's later actions on the same item are kept.
+        separator: Separator of a text file, where it is not the usual one of its format.
+        encoding: Encoding of a text file; UTF-8 if not given.
+
+    Returns:
+        `Dataset` with `user` and `item` (strings) and `timestamp` (int64; float64 where there are fractions).
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The source cannot be read as told; the message says which line, what was expected and what to do.
+    """
+    log = open_log(source, "interactions", format, separator, encoding)
+    found = find_columns(log, user=user, item=item, timestamp=timestamp, rating=rating)
+    for role in ("user", "item"):
+        if role not in found:
+            raise ValueError(
+                f"{log.name}: expected a column for the {role}, found {', '.join(log.columns)}. Name it: "
+                f"{role}='…'" + ("" if len(log.columns) > 1 else ", or the separator: separator=';'.")
+            )
+    if min_rating is not None and "rating" not in found:
+        raise ValueError(f"{log.name}: min_rating needs a rating, found {', '.join(log.columns)}. Name it: rating='…'")
+    if min_rating is None:
+        found.pop("rating", None)
+
+    columns = dict(zip(found, log.read(list(found.values())), strict=True))
+    table = pa.table({"user": _as_ids(columns["user"]), "item": _as_ids(columns["item"])})
+    present = pc.and_(pc.is_valid(table["user"]), pc.is_valid(table["item"]))
+    if "timestamp" in columns:
+        times = _as_times(columns["timestamp"].filter(present), _located(log, present))
+    else:
+        times = pa.array(np.arange(pc.sum(present).as_py() or 0))
+    keep, dropped = np.ones(len(times), bool), {"without an id": table.num_rows - len(times)}
+    if min_rating is not None:
+        ratings = _as_numbers(columns["rating"].filter(present), _located(log, present), "a rating")
+        keep &= np.asarray(ratings) >= min_rating
+    table = table.filter(present).append_column("timestamp", times).filter(pa.array(keep))
+    dropped[f"rated below {min_rating}"] = int((~keep).sum())
+
+    users, items = (_encode(table[role]) for role in ("user", "item"))
+    keep = np.ones(table.num_rows, bool) if keep_repeats else _first_of_each(users, items, np.asarray(table["timestamp"]))
+    dropped["repeated"] = int((~keep).sum())
+    core = _k_core(users, items, keep, min_user_interactions, min_item_interactions)
+    dropped["of users or items with too few"] = int(keep.sum() - core.sum())
+    table = table.filter(pa.array(core)).combine_chunks()
+
+    if table.num_rows == 0:
+        raise ValueError(f"{log.name}: expected interactions, found none after dropping {_listed(dropped) or 'nothing'}.")
+    logger.info(
+        "%s: %s interactions of %s users with %s items%s; dropped: %s.",
+        log.name,
+        *(f"{n:,}" for n in (table.num_rows, pc.count_distinct(table["user"]).as_py())),
+        f"{pc.count_distinct(table['item']).as_py():,}",
+        "" if "timestamp" in found else " (no timestamps: the order of the rows is the order in time)",
+        _listed(dropped) or "none",
+    )
+    return Dataset(table)
+
+
+def load_titles(
+    source: Any,
+    *,
+    format: str | None = None,  # noqa: A002
+    item: Column = None,
+    title: Column = None,
+    separator: str | None = None,
+    encoding: str | None = None,
+) -> dict[str, str]:
+    """Read raw item id → title, from the same kinds of source as `load_interactions`.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: There is no column for the item or the title.
+    """
+    log = open_log(source, "titles", format, separator, encoding)
+    found = find_columns(log, item=item, title=title)
+    if not log.has_names and len(log.columns) > 1:
+        found = {"item": 0, "title": 1} | found
+    if len(found) < 2:
+        raise ValueError(f"{log.name}: expected columns for item and title, found {', '.join(log.columns)}. Name them.")
+    ids, titles = log.read([found["item"], found["title"]])
+    pairs = zip(_as_ids(ids).to_pylist(), pc.cast(titles, pa.string()).to_pylist(), strict=True)
+    return {item: title for item, title in pairs if item is not None and title}
+
+
+def find_columns(log: RawLog, **wanted: Column) -> dict[str, int]:
+    """Which column of the log plays which role: as named by the user, else by its usual names."""
+    plain = [re.sub(r":.*|[_\s]", "", column).lower() for column in log.columns]  # RecBole writes user_id:token
+    found = {}
+    for role, name in wanted.items():
+        if isinstance(name, int) and not 0 <= name < len(log.columns):
+            raise ValueError(f"{log.name}: expected at least {name + 1} columns for {role}, found {len(log.columns)}.")
+        if isinstance(name, int):
+            found[role] = name
+        elif name is not None:
+            if name not in log.columns:
+                raise ValueError(f"{log.name}: expected a column {name!r} for {role}, found {', '.join(log.columns)}.")
+            found[role] = log.columns.index(name)
+        elif usual := next((usual for usual in USUAL_NAMES[role] if usual in plain), None):
+            found[role] = plain.index(usual)
+    return found
+
+
+# ------------------------------------------------------------------------------------------------- opening a source
+
+
+def open_log(source: Any, kind: str, format: str | None, separator: str | None, encoding: str | None) -> RawLog:  # noqa: A002
+    """Open anything that `load_interactions` takes; `kind` is the key of `FOLDER_FILES` for folders."""
+    if not isinstance(source, str | PathLike):
+        return _open_table(source, type(source).__name__)
+    path = Path(source)
+    if not path.exists() and (EMBEDDED / path).is_dir():
+        path = EMBEDDED / path
+    if path.is_dir() and (path / "dataset_info.json").exists():
+        return _open_table(load_from_disk(path), path.name)
+    if path.is_dir():
+        files = [path / name for name in FOLDER_FILES[kind] if (path / name).exists()]
+        if not files:
+            raise FileNotFoundError(f"{path}: expected one of {', '.join(FOLDER_FILES[kind])} in this folder, found none.")
+        path = files[0]
+    if not path.exists():
+        if re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) and not path.parent.is_dir():
+            return _open_table(load_dataset(str(source), split="train"), str(source))
+        raise FileNotFoundError(f"{source}: expected a file, a folder, 'ml-latest-small' or a data set's Hub id.")
+    ending = path.name.removesuffix(".gz").removesuffix(".zst").rpartition(".")[2].lower()
+    name = format or ending
+    if name not in FORMATS:
+        near = get_close_matches(name, FORMATS)
+        raise ValueError(
+            f"{path.name}: expected a format among {', '.join(FORMATS)}, found {name!r}. "
+            f"Pass format={(near or ['csv'])[0]!r}, for instance."
+        )
+    return FORMATS[name](path, separator, encoding)
+
+
+def _open_table(source: Any, name: str) -> RawLog:
+    if isinstance(source, DatasetDict):
+        raise ValueError(f"Expected one split of a data set, found {', '.join(source)}: pass source['{next(iter(source))}'].")
+    if isinstance(source, Dataset):
+        source = source.with_format("arrow")[:]
+    if not hasattr(source, "__arrow_c_stream__"):
+        raise ValueError(f"Expected a path, a Hub id or a table (pandas, Polars, Arrow, datasets), found {name}.")
+    table = pa.table(source)
+    return RawLog(
+        name, table.column_names, lambda columns: [table.column(i) for i in columns], lambda row: f"{name}, row {row}"
+    )
+
+
+def _open_parquet(path: Path, separator: str | None, encoding: str | None) -> RawLog:
+    try:
+        return _open_table(pq.read_table(path), path.name)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{path.name}: expected a Parquet file, found something else or half of one ({error}).") from error
+
+
+def _open_text(
+    path: Path, separator: str | None, encoding: str | None, *, usual_separator: str, usual_encoding: str = "utf-8"
+) -> RawLog:
+    """A text file with a row a line, with or without a header."""
+    data = _read_bytes(path, encoding or usual_encoding)
+    separator = separator or usual_separator
+    quoted = separator == ","
+    if len(separator) > 1:  # Arrow splits at one character; MovieLens separates by "::"
+        data, separator = data.replace(separator.encode(), b"\x1f"), "\x1f"
+    if separator == " ":
+        data = data.replace(b"\t", b" ")
+        head = [len(line.split()) for line in data[:10_000].split(b"\n")[:-1] if line.strip()]
+        if len(set(head)) > 1 and max(head) > 3:
+            return _open_sequences(path, data)
+    fields = next(csv.reader([data[: data.find(b"\n")].decode() or data.decode()], delimiter=separator))
+    names = [field.strip() for field in fields]
+    log = RawLog(path.name, names, partial(_read_text, path, data, separator, quoted, len(names)), _locate_line(path, data))
+    if any(role in find_columns(log, user=None, item=None) for role in ("user", "item")):
+        log.read = partial(log.read, skip=1)
+        log.locate = _locate_line(path, data, skip=1)
+        return log
+    log.columns, log.has_names = [str(position) for position in range(len(names))], False
+    if len(names) in (2, 4):  # user item, or user item rating timestamp, as MovieLens and Amazon write them
+        log.columns = ["user", "item", "rating", "timestamp"][: len(names)]
+        if ASIN.fullmatch(names[0]) and not ASIN.fullmatch(names[1]):  # Amazon 2018 writes the item first
+            log.columns[:2] = ["item", "user"]
+    return log
+
+
+def _read_text(
+    path: Path, data: bytes, separator: str, quoted: bool, width: int, columns: list[int], skip: int = 0
+) -> list[pa.ChunkedArray]:
+    bad: list[Any] = []
+
+    def refuse(row: Any) -> str:
+        bad.append(row)
+        return "error"
+
+    names = [str(position) for position in range(width)]
+    try:
+        table = pyarrow.csv.read_csv(
+            pa.BufferReader(data),
+            pyarrow.csv.ReadOptions(use_threads=False, column_names=names, skip_rows=skip),  # threads lose line numbers
+            pyarrow.csv.ParseOptions(
+                delimiter=separator, quote_char='"' if quoted else False, invalid_row_handler=refuse, newlines_in_values=quoted
+            ),
+            pyarrow.csv.ConvertOptions(
+                column_types=dict.fromkeys(names, pa.string()), include_columns=[names[i] for i in columns]
+            ),
+        )
+    except pa.ArrowInvalid as error:
+        if not bad:
+            raise ValueError(f"{path.name}: {error}") from error
+        shown = repr(bad[0].text[:80].replace("\x1f", "::"))
+        raise ValueError(
+            f"{path.name}, line {bad[0].number}: expected {bad[0].expected_columns} columns, found "
+            f"{bad[0].actual_columns} in {shown}. Mend or remove the line; another separator is named with separator='…'."
+        ) from None
+    return [table[str(i)] for i in columns]
+
+
+def _open_sequences(path: Path, data: bytes) -> RawLog:
+    """Lines of `user item item …`, oldest first."""
+    users, items, lengths = [], [], []
+    for number, line in enumerate(data.decode().splitlines(), start=1):
+        user, *history = line.split() or [""]
+        if user and not history:
+            raise ValueError(f"{path.name}, line {number}: expected 'user item item …', found only {line!r}.")
+        users.append(user)
+        items += history
+        lengths.append(len(history))
+    table = pa.table({"user": np.repeat(np.array(users, dtype=object), lengths), "item": items})
+    return _open_table(table, path.name)
+
+
+def _open_json_lines(path: Path, separator: str | None, encoding: str | None) -> RawLog:
+    """One JSON object a line (Amazon), or one Python literal (Steam's public dump)."""
+    data = _read_bytes(path, encoding or "utf-8")
+    first = data[: data.find(b"\n")].decode() or data.decode()
+    columns = list(_parse_object(first, path, 1))
+    return RawLog(path.name, columns, partial(_read_json_lines, path, data, columns), _locate_line(path, data))
+
+
+def _read_json_lines(path: Path, data: bytes, names: list[str], columns: list[int]) -> list[pa.ChunkedArray]:
+    wanted = [names[i] for i in columns]
+    sample = _parse_object(data[: data.find(b"\n")].decode() or data.decode(), path, 1)
+    schema = pa.schema([(name, pa.array([sample[name]]).type) for name in wanted])
+    options = pyarrow.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore", newlines_in_values=False)
+    try:
+        table = pyarrow.json.read_json(pa.BufferReader(data), parse_options=options)
+        return [table[name] for name in wanted]
+    except pa.ArrowInvalid:  # Python literals, types that change from line to line, or a broken line, which this finds
+        lines = tqdm(data.decode().splitlines(), desc=f"Reading {path.name}", unit=" lines", leave=False)
+        rows = [_parse_object(line, path, number) for number, line in enumerate(lines, start=1) if line.strip()]
+    values = [[row.get(name) for row in rows] for name in wanted]
+    return [
+        pa.chunked_array([pa.array([v if v is None else str(v) for v in column], pa.string())]) for column in values
+    ]
+
+
+def _parse_object(line: str, path: Path, number: int) -> dict:
+    try:
+        try:
+            parsed = json.loads(line)
+        except json.JSONDecodeError:
+            parsed = ast.literal_eval(line)
+        if isinstance(parsed, dict):
+            return parsed
+    except (ValueError, SyntaxError):
+        pass
+    raise ValueError(f"{path.name}, line {number}: expected one JSON object, found {line[:80]!r}. Mend or remove the line.")
+
+
+FORMATS: dict[str, Callable[[Path, str | None, str | None], RawLog]] = {
+    "csv": partial(_open_text, usual_separator=","),  # any CSV, MovieLens ratings.csv, Amazon ratings only
+    "tsv": partial(_open_text, usual_separator="\t"),
+    "dat": partial(_open_text, usual_separator="::", usual_encoding="latin-1"),  # MovieLens 1M, 10M
+    "data": partial(_open_text, usual_separator="\t"),  # MovieLens 100K u.data
+    "item": partial(_open_text, usual_separator="|", usual_encoding="latin-1"),  # and its titles
+    "inter": partial(_open_text, usual_separator="\t"),  # RecBole
+    "txt": partial(_open_text, usual_separator=" "),  # user item, or user item item …
+    "json": _open_json_lines,  # Amazon reviews, Steam
+    "jsonl": _open_json_lines,
+    "parquet": _open_parquet,
+}
+
+
+def _read_bytes(path: Path, encoding: str) -> bytes:
+    """The file's text as UTF-8, decompressed; a broken byte is an error that names its line."""
+    with pa.input_stream(path, compression="detect") as stream:
+        data = stream.read()
+    if not data.strip():
+        raise ValueError(f"{path.name}: expected a row a line, found an empty file.")
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ValueError(
+            f"{path.name}, line {line}: expected {encoding} text, found the byte {data[error.start]:#04x}. Name the "
+            "file's encoding, for instance encoding='latin-1', or mend the line."
+        ) from None
+    return data.removeprefix(b"\xef\xbb\xbf") if encoding == "utf-8" else text.encode()
+
+
+def _locate_line(path: Path, data: bytes, skip: int = 0) -> Callable[[int], str]:
+    def locate(row: int) -> str:
+        lines = [number for number, line in enumerate(data.splitlines(), start=1) if line.strip()]
+        return f"{path.name}, line {lines[row + skip]}"
+
+    return locate
+
+
+# ----------------------------------------------------------------------------------------------- columns and filters
+
+
+def _located(log: RawLog, kept: pa.ChunkedArray) -> Callable[[int], str]:
+    return lambda row: log.locate(int(np.flatnonzero(np.asarray(kept))[row]))
+
+
+def _as_ids(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Ids as strings: 1 and 1.0 become "1" (a column of numbers with gaps is floats in pandas); "" is no id."""
+    if pa.types.is_dictionary(column.type):
+        column = pc.cast(column, column.type.value_type)
+    if pa.types.is_floating(column.type) and pc.all(pc.equal(column, pc.round(column))).as_py() is not False:
+        column = pc.cast(column, pa.int64(), safe=False)
+    column = pc.cast(column, pa.string())
+    return pc.if_else(pc.equal(column, ""), pa.scalar(None, pa.string()), column)
+
+
+def _as_times(column: pa.ChunkedArray, locate: Callable[[int], str]) -> pa.ChunkedArray:
+    """Numbers as they are, int64 where there are no fractions; dates as seconds since 1970."""
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        column = pc.utf8_trim_whitespace(column)
+        try:
+            column = pc.cast(column, pa.timestamp("us"))
+        except pa.ArrowInvalid:
+            return _as_numbers(column, locate, "a number or an ISO date as timestamp")
+    if pa.types.is_temporal(column.type):
+        column = pc.divide(pc.cast(pc.cast(column, pa.timestamp("us")), pa.int64()).cast(pa.float64()), 1e6)
+    return _as_numbers(column, locate, "a number or an ISO date as timestamp")
+
+
+def _as_numbers(column: pa.ChunkedArray, locate: Callable[[int], str], what: str) -> pa.ChunkedArray:
+    for number in (pa.int64(), pa.float64()):
+        try:
+            numbers = pc.cast(column, number)
+        except pa.ArrowInvalid:
+            continue
+        if not numbers.null_count and pc.all(pc.is_finite(numbers)).as_py() is not False:
+            return numbers
+    for row, value in enumerate(column.to_pylist()):
+        try:
+            usable = np.isfinite(float(value))
+        except (TypeError, ValueError):
+            usable = False
+        if not usable:
+            raise ValueError(f"{locate(row)}: expected {what}, found {value!r}. Mend or remove the row.")
+    raise ValueError(f"{locate(0)}: expected {what}, found a column of {column.type}.")
+
+
+def _encode(column: pa.ChunkedArray) -> np.ndarray:
+    return column.combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)
+
+
+def _first_of_each(users: np.ndarray, items: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """Which rows are a user's first action on an item, in time and then in the order of the source."""
+    order = np.argsort(times, kind="stable")
+    pairs = users * (items.max(initial=0) + 1) + items
+    keep = np.zeros(len(users), bool)
+    keep[order[np.unique(pairs[order], return_index=True)[1]]] = True
+    return keep
+
+
+def _k_core(users: np.ndarray, items: np.ndarray, keep: np.ndarray, per_user: int, per_item: int) -> np.ndarray:
+    """Drop users and items with too few of the kept rows until none is left that has."""
+    while keep.any():
+        user_counts, item_counts = (np.bincount(codes[keep], minlength=codes.max() + 1) for codes in (users, items))
+        smaller = keep & (user_counts[users] >= per_user) & (item_counts[items] >= per_item)
+        if smaller.sum() == keep.sum():
+            break
+        keep = smaller
+    return keep
+
+
+def _listed(dropped: dict[str, int]) -> str:
+    return ", ".join(f"{n:,} {why}" for why, n in dropped.items() if n)

@@ -1,0 +1,83 @@
+"""Metrics of next-item recommendation: one rank a user, and what follows from ranks.
+
+A rank is the place of the held-out item, counted from 1, among all items of the catalogue that the user has not had
+before. Items with the same score share their places: the rank is the expected one, as if ties were broken by lot, so a
+model that scores everything the same gains nothing from it.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from .configuration_bert4rec import SPECIAL_TOKENS
+
+
+def target_ranks(scores: torch.Tensor, targets: torch.Tensor, history: torch.Tensor | None = None) -> torch.Tensor:
+    """Rank of each user's target over the whole catalogue.
+
+    Args:
+        scores: (users, rows) a score for every row of the item table; the special rows are passed over.
+        targets: (users,) rows of the item table. A target that is a special row, [UNK] for an item that the model
+            does not know, comes last.
+        history: (users, longest) rows to leave out of the ranking, filled up with -100. The target itself stays in,
+            should the user have had it before. Nothing is left out if not given.
+
+    Returns:
+        (users,) float64 from 1; half a place is a tie.
+
+    Raises:
+        ValueError: A score of an item is NaN.
+    """
+    specials = len(SPECIAL_TOKENS)
+    items = scores[:, specials:]
+    if items.isnan().any():
+        raise ValueError("Expected a score for every item, found NaN: the model has diverged, lower the learning rate.")
+    known = targets >= specials
+    of_target = items.gather(1, (targets - specials).clamp(min=0)[:, None])
+    of_target = torch.where(known[:, None], of_target, -torch.inf)
+    # Items counted, then the history's share taken back, rather than a copy of the scores with holes in it. An item that
+    # stands in the history twice is taken back once: its repetition in a sorted row is passed over.
+    above, level = (items > of_target).sum(1), (items == of_target).sum(1)
+    if history is not None:
+        history = history.sort(dim=1).values
+        repeated = torch.zeros_like(history, dtype=torch.bool)
+        repeated[:, 1:] = history[:, 1:] == history[:, :-1]
+        excluded = (history >= specials) & ~repeated & (history != targets[:, None])
+        of_history = items.gather(1, (history - specials).clamp(min=0))
+        above = above - (excluded & (of_history > of_target)).sum(1)
+        level = level - (excluded & (of_history == of_target)).sum(1)
+    level = torch.where(known, level - 1, level)  # the target is level with itself
+    return above.double() + level.double() / 2 + 1
+
+
+def hit_rate(ranks: np.ndarray, k: int) -> float:
+    """HR@k: the share of users whose target is among the first k. With one target a user, recall@k is the same."""
+    return float(np.mean(np.asarray(ranks) <= k))
+
+
+def ndcg(ranks: np.ndarray, k: int) -> float:
+    """NDCG@k with one target a user: mean of 1 / log2(rank + 1) for targets among the first k, 0 for the others."""
+    ranks = np.asarray(ranks, float)
+    return float(np.mean(np.where(ranks <= k, 1 / np.log2(ranks + 1), 0.0)))
+
+
+def mrr(ranks: np.ndarray, k: int) -> float:
+    """MRR@k: mean of 1 / rank for targets among the first k, 0 for the others."""
+    ranks = np.asarray(ranks, float)
+    return float(np.mean(np.where(ranks <= k, 1 / ranks, 0.0)))
+
+
+def ranking_metrics(ranks: np.ndarray, k: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
+    """All metrics at all cut-offs: `hr@10`, `ndcg@10`, `mrr@10` and so on.
+
+    Raises:
+        ValueError: There is no rank, one is not a number from 1, or a cut-off is below 1.
+    """
+    ranks = np.asarray(ranks, float)
+    if not ranks.size or not (ranks >= 1).all():
+        raise ValueError(f"Expected at least one rank, each a number from 1, found {ranks[~(ranks >= 1)][:1] or 'none'}.")
+    if min(k) < 1:
+        raise ValueError(f"Expected cut-offs of at least 1, found {min(k)}.")
+    metrics = {"hr": hit_rate, "ndcg": ndcg, "mrr": mrr}
+    return {f"{name}@{cutoff}": metric(ranks, cutoff) for cutoff in k for name, metric in metrics.items()}
