@@ -1,10 +1,59 @@
-"""BERT4Rec in the Hugging Face ecosystem."""
+"""BERT4Rec in the Hugging Face ecosystem: train on a log of who acted on what, share, recommend.
 
-from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
+Importing this registers the classes with AutoConfig, AutoModel, AutoModelForMaskedLM, AutoTokenizer and the task
+`next-item-recommendation` with `transformers.pipeline`.
+"""
 
-from hf_bert4rec.configuration_bert4rec import Bert4RecConfig
-from hf_bert4rec.modeling_bert4rec import Bert4RecForMaskedLM, Bert4RecModel
+import logging
+from pathlib import Path
+
+from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoTokenizer
+
+from .baselines import MarkovChain, Popularity
+from .configuration_bert4rec import Bert4RecConfig
+from .data_collator import DataCollatorForCloze
+from .histories import before, leave_one_out, split_at_time
+from .interactions import load_interactions, load_titles
+from .modeling_bert4rec import Bert4RecForMaskedLM, Bert4RecModel
+from .pipeline_next_item import NextItemRecommendationPipeline, pipeline
+from .ranking import ranking_metrics, target_ranks
+from .tokenization import ItemTokenizer, extend_item_tokenizer, item_tokenizer
+from .training import ClozeCallback, RecommendationTrainingArguments, cloze_training
+
+__all__ = [
+    "NEXT_ITEM_METRIC",
+    "Bert4RecConfig",
+    "Bert4RecForMaskedLM",
+    "Bert4RecModel",
+    "ClozeCallback",
+    "DataCollatorForCloze",
+    "ItemTokenizer",
+    "MarkovChain",
+    "NextItemRecommendationPipeline",
+    "Popularity",
+    "RecommendationTrainingArguments",
+    "before",
+    "cloze_training",
+    "extend_item_tokenizer",
+    "item_tokenizer",
+    "leave_one_out",
+    "load_interactions",
+    "load_titles",
+    "pipeline",
+    "ranking_metrics",
+    "split_at_time",
+    "target_ranks",
+]
+
+NEXT_ITEM_METRIC = str(Path(__file__).parent / "metrics" / "next_item")
+"""Where `evaluate.load` finds HR@k, NDCG@k and MRR@k."""
 
 AutoConfig.register("bert4rec", Bert4RecConfig, exist_ok=True)
 AutoModel.register(Bert4RecConfig, Bert4RecModel, exist_ok=True)
 AutoModelForMaskedLM.register(Bert4RecConfig, Bert4RecForMaskedLM, exist_ok=True)
+AutoTokenizer.register(Bert4RecConfig, fast_tokenizer_class=ItemTokenizer, exist_ok=True)
+
+# What was read and dropped is reported, unless the user has set up logging otherwise.
+if not logging.getLogger(__name__).handlers:
+    logging.getLogger(__name__).addHandler(logging.StreamHandler())
+    logging.getLogger(__name__).setLevel(logging.INFO)

@@ -62,11 +62,11 @@ class DataCollatorForCloze:
             (batch, length), -100 = not scored; and for rows that brought it `history` (batch, longest), padded with
             -100. All int64.
         """
-        input_ids, real = _pad([row["input_ids"] for row in features], self.tokenizer.pad_token_id)
+        input_ids, real = pad_rows([row["input_ids"] for row in features], self.tokenizer.pad_token_id)
         batch = {"input_ids": input_ids, "attention_mask": real.astype(np.int64)}
         if features[0].get("labels") is not None:
-            batch["labels"], _ = _pad([row["labels"] for row in features], -100)
-            batch["history"], _ = _pad([row["history"] for row in features], -100)
+            batch["labels"], _ = pad_rows([row["labels"] for row in features], -100)
+            batch["history"], _ = pad_rows([row["history"] for row in features], -100)
         else:
             masked = self._draw_masks(self._row_numbers(features), real)
             batch["labels"] = np.where(masked, input_ids, -100)
@@ -95,8 +95,8 @@ class DataCollatorForCloze:
         return np.where(last_only[:, None], last, masked)
 
 
-def _pad(rows: list[Sequence[int]], value: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows side by side, (batch, longest) int64, filled up on the right; and which places are not filling."""
+def pad_rows(rows: Sequence[Sequence[int] | np.ndarray], value: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows in one array, (batch, longest) int64, filled up on the right; and which places are not filling."""
     lengths = np.fromiter(map(len, rows), np.int64, len(rows))
     real = np.arange(lengths.max(initial=0)) < lengths[:, None]
     padded = np.full(real.shape, value, np.int64)

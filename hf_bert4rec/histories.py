@@ -37,7 +37,12 @@ class _Log:
 
 
 def leave_one_out(
-    interactions: Dataset, tokenizer: ItemTokenizer, *, window_step: float = 0.5, validation_in_train: bool = False
+    interactions: Dataset,
+    tokenizer: ItemTokenizer,
+    *,
+    max_length: int | None = None,
+    window_step: float = 0.5,
+    validation_in_train: bool = False,
 ) -> DatasetDict:
     """Hold out every user's last item for test and the one before for validation; train on the rest.
 
@@ -46,8 +51,9 @@ def leave_one_out(
 
     Args:
         interactions: Columns `user`, `item`, `timestamp`, as from `load_interactions`.
-        tokenizer: Knows the items and, by `model_max_length`, the longest input N. Items that it does not know are left
-            out of the histories; as targets they count as missed.
+        tokenizer: Knows the items. Those that it does not know are left out of the histories; as targets they count
+            as missed.
+        max_length: Longest input N, the [MASK] of the query included; the tokenizer's `model_max_length` if not given.
         window_step: Step between the training windows of a history longer than N, as a share of N.
         validation_in_train: Train on the validation items too, as the paper's final runs do and as one does before
             deploying. There is no validation split then: it would be no test of anything.
@@ -69,15 +75,16 @@ def leave_one_out(
     train_ends = np.where(held_out, log.starts[1:] - (1 if validation_in_train else 2), log.starts[1:])
     targets = {} if validation_in_train else {"validation": np.where(held_out, log.starts[1:] - 2, -1)}
     targets["test"] = np.where(held_out, log.starts[1:] - 1, -1)
-    return _assemble(log, tokenizer, train_ends, targets, window_step)
+    return _assemble(log, tokenizer, train_ends, targets, max_length or tokenizer.model_max_length, window_step)
 
 
 def split_at_time(
     interactions: Dataset,
     tokenizer: ItemTokenizer,
     *,
-    validation_time: float | str,
-    test_time: float | str,
+    validation_time: str | float,
+    test_time: str | float,
+    max_length: int | None = None,
     window_step: float = 0.5,
     validation_in_train: bool = False,
 ) -> DatasetDict:
@@ -93,6 +100,7 @@ def split_at_time(
         validation_time: Validation targets are the first actions from here to before `test_time`; in the unit of the
             timestamps, or an ISO date where these are seconds.
         test_time: Test targets are the first actions from here on.
+        max_length: As for `leave_one_out`.
         window_step: As for `leave_one_out`.
         validation_in_train: Train on all before `test_time`, without a validation split.
 
@@ -120,16 +128,19 @@ def split_at_time(
         name: np.where(firsts[name] < ends[name], firsts[name], -1)
         for name in (["test"] if validation_in_train else ["validation", "test"])
     }
-    for name, rows in {"train": np.flatnonzero(past), **{k: np.flatnonzero(v >= 0) for k, v in targets.items()}}.items():
+    for name, rows in {
+        "train": np.flatnonzero(past),
+        **{k: np.flatnonzero(v >= 0) for k, v in targets.items()},
+    }.items():
         if not len(rows):
             raise ValueError(
                 f"No action falls into the {name} split; the log runs from {log.timestamps.min()} to {log.timestamps.max()}."
             )
     train_ends = firsts["test" if validation_in_train else "validation"]
-    return _assemble(log, tokenizer, train_ends, targets, window_step)
+    return _assemble(log, tokenizer, train_ends, targets, max_length or tokenizer.model_max_length, window_step)
 
 
-def before(interactions: Dataset, time: float | str) -> Dataset:
+def before(interactions: Dataset, time: str | float) -> Dataset:
     """The interactions before a point in time: what a tokenizer for `split_at_time` may know."""
     table = interactions.with_format("arrow")[:]
     return Dataset(table.filter(pc.less(table["timestamp"], _as_time(time))))
@@ -138,7 +149,7 @@ def before(interactions: Dataset, time: float | str) -> Dataset:
 SPLITS: dict[str, Callable[..., DatasetDict]] = {"leave_one_out": leave_one_out, "at_time": split_at_time}
 
 
-def _as_time(time: float | str) -> float:
+def _as_time(time: str | float) -> float:
     try:
         return float(time)
     except ValueError:
@@ -171,10 +182,14 @@ def _count_by_user(log: _Log, chosen: np.ndarray) -> np.ndarray:
 
 
 def _assemble(
-    log: _Log, tokenizer: ItemTokenizer, train_ends: np.ndarray, targets: dict[str, np.ndarray], window_step: float
+    log: _Log,
+    tokenizer: ItemTokenizer,
+    train_ends: np.ndarray,
+    targets: dict[str, np.ndarray],
+    max_length: int,
+    window_step: float,
 ) -> DatasetDict:
     """Make the splits: train from each user's start to before `train_ends`, the others at `targets` (-1 = no row)."""
-    max_length = tokenizer.model_max_length
     if not 0 < window_step <= 1:
         raise ValueError(f"Expected window_step above 0 and at most 1, a share of the length, found {window_step}.")
     # From here on positions count known items only: `position[i]` known actions stand before action i.
@@ -205,11 +220,8 @@ def _assemble(
             labels=_lists(np.full(lengths.max(initial=0), -100), 0 * lengths, lengths, log.items[target]),
             history=_lists(items, firsts, lasts),
         )
-    logger.info(
-        "Histories: %s; %s actions on items that the tokenizer does not know were left out.",
-        ", ".join(f"{split.num_rows:,} rows to {name}" for name, split in splits.items()),
-        f"{int((~known).sum()):,}",
-    )
+    if not known.all():
+        logger.warning("%s actions on items that the tokenizer does not know were left out.", f"{(~known).sum():,}")
     return DatasetDict(splits)
 
 

@@ -126,14 +126,18 @@ def load_interactions(
     dropped[f"rated below {min_rating}"] = int((~keep).sum())
 
     users, items = (_encode(table[role]) for role in ("user", "item"))
-    keep = np.ones(table.num_rows, bool) if keep_repeats else _first_of_each(users, items, np.asarray(table["timestamp"]))
+    keep = (
+        np.ones(table.num_rows, bool) if keep_repeats else _first_of_each(users, items, np.asarray(table["timestamp"]))
+    )
     dropped["repeated"] = int((~keep).sum())
     core = _k_core(users, items, keep, min_user_interactions, min_item_interactions)
     dropped["of users or items with too few"] = int(keep.sum() - core.sum())
     table = table.filter(pa.array(core)).combine_chunks()
 
     if table.num_rows == 0:
-        raise ValueError(f"{log.name}: expected interactions, found none after dropping {_listed(dropped) or 'nothing'}.")
+        raise ValueError(
+            f"{log.name}: expected interactions, found none after dropping {_listed(dropped) or 'nothing'}."
+        )
     logger.info(
         "%s: %s interactions of %s users with %s items%s; dropped: %s.",
         log.name,
@@ -204,7 +208,9 @@ def open_log(source: Any, kind: str, format: str | None, separator: str | None, 
     if path.is_dir():
         files = [path / name for name in FOLDER_FILES[kind] if (path / name).exists()]
         if not files:
-            raise FileNotFoundError(f"{path}: expected one of {', '.join(FOLDER_FILES[kind])} in this folder, found none.")
+            raise FileNotFoundError(
+                f"{path}: expected one of {', '.join(FOLDER_FILES[kind])} in this folder, found none."
+            )
         path = files[0]
     if not path.exists():
         if re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) and not path.parent.is_dir():
@@ -223,7 +229,9 @@ def open_log(source: Any, kind: str, format: str | None, separator: str | None, 
 
 def _open_table(source: Any, name: str) -> RawLog:
     if isinstance(source, DatasetDict):
-        raise ValueError(f"Expected one split of a data set, found {', '.join(source)}: pass source['{next(iter(source))}'].")
+        raise ValueError(
+            f"Expected one split of a data set, found {', '.join(source)}: pass source['{next(iter(source))}']."
+        )
     if isinstance(source, Dataset):
         source = source.with_format("arrow")[:]
     if not hasattr(source, "__arrow_c_stream__"):
@@ -238,7 +246,9 @@ def _open_parquet(path: Path, separator: str | None, encoding: str | None) -> Ra
     try:
         return _open_table(pq.read_table(path), path.name)
     except pa.ArrowInvalid as error:
-        raise ValueError(f"{path.name}: expected a Parquet file, found something else or half of one ({error}).") from error
+        raise ValueError(
+            f"{path.name}: expected a Parquet file, found something else or half of one ({error})."
+        ) from error
 
 
 def _open_text(
@@ -257,7 +267,9 @@ def _open_text(
             return _open_sequences(path, data)
     fields = next(csv.reader([data[: data.find(b"\n")].decode() or data.decode()], delimiter=separator))
     names = [field.strip() for field in fields]
-    log = RawLog(path.name, names, partial(_read_text, path, data, separator, quoted, len(names)), _locate_line(path, data))
+    log = RawLog(
+        path.name, names, partial(_read_text, path, data, separator, quoted, len(names)), _locate_line(path, data)
+    )
     if any(role in find_columns(log, user=None, item=None) for role in ("user", "item")):
         log.read = partial(log.read, skip=1)
         log.locate = _locate_line(path, data, skip=1)
@@ -285,7 +297,10 @@ def _read_text(
             pa.BufferReader(data),
             pyarrow.csv.ReadOptions(use_threads=False, column_names=names, skip_rows=skip),  # threads lose line numbers
             pyarrow.csv.ParseOptions(
-                delimiter=separator, quote_char='"' if quoted else False, invalid_row_handler=refuse, newlines_in_values=quoted
+                delimiter=separator,
+                quote_char='"' if quoted else False,
+                invalid_row_handler=refuse,
+                newlines_in_values=quoted,
             ),
             pyarrow.csv.ConvertOptions(
                 column_types=dict.fromkeys(names, pa.string()), include_columns=[names[i] for i in columns]
@@ -328,7 +343,9 @@ def _read_json_lines(path: Path, data: bytes, names: list[str], columns: list[in
     wanted = [names[i] for i in columns]
     sample = _parse_object(data[: data.find(b"\n")].decode() or data.decode(), path, 1)
     schema = pa.schema([(name, pa.array([sample[name]]).type) for name in wanted])
-    options = pyarrow.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore", newlines_in_values=False)
+    options = pyarrow.json.ParseOptions(
+        explicit_schema=schema, unexpected_field_behavior="ignore", newlines_in_values=False
+    )
     try:
         table = pyarrow.json.read_json(pa.BufferReader(data), parse_options=options)
         return [table[name] for name in wanted]
@@ -351,7 +368,9 @@ def _parse_object(line: str, path: Path, number: int) -> dict:
             return parsed
     except (ValueError, SyntaxError):
         pass
-    raise ValueError(f"{path.name}, line {number}: expected one JSON object, found {line[:80]!r}. Mend or remove the line.")
+    raise ValueError(
+        f"{path.name}, line {number}: expected one JSON object, found {line[:80]!r}. Mend or remove the line."
+    )
 
 
 FORMATS: dict[str, Callable[[Path, str | None, str | None], RawLog]] = {

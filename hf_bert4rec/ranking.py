@@ -76,7 +76,9 @@ def ranking_metrics(ranks: np.ndarray, k: Sequence[int] = (1, 5, 10)) -> dict[st
     """
     ranks = np.asarray(ranks, float)
     if not ranks.size or not (ranks >= 1).all():
-        raise ValueError(f"Expected at least one rank, each a number from 1, found {ranks[~(ranks >= 1)][:1] or 'none'}.")
+        raise ValueError(
+            f"Expected at least one rank, each a number from 1, found {ranks[~(ranks >= 1)][:1] or 'none'}."
+        )
     if min(k) < 1:
         raise ValueError(f"Expected cut-offs of at least 1, found {min(k)}.")
     metrics = {"hr": hit_rate, "ndcg": ndcg, "mrr": mrr}

@@ -98,8 +98,10 @@ def item_tokenizer(
         max_length: Positions of the model, the [MASK] of the query included (the paper's N).
 
     Raises:
-        ValueError: No item at all, or an id equal to a special token.
+        ValueError: No item at all, an id equal to a special token, or a `max_length` below 2.
     """
+    if max_length < 2:
+        raise ValueError(f"Expected max_length of at least 2, an item and the [MASK] of the query, found {max_length}.")
     column = items.with_format("arrow")[:]["item"] if isinstance(items, Dataset) else pa.array(items, pa.string())
     ids = pc.drop_null(pc.unique(column)).to_pylist()
     if not ids:

@@ -1,0 +1,223 @@
+"""Next-item recommendation: histories of raw item ids in; ids, titles and scores out, best first."""
+
+import logging
+from collections.abc import Iterable, Sequence
+from itertools import chain
+from os import PathLike
+from typing import Any, TypedDict
+
+import numpy as np
+import torch
+import transformers
+from tqdm.auto import tqdm
+from transformers import AutoModelForMaskedLM, Pipeline
+from transformers.pipelines import PIPELINE_REGISTRY
+
+from .checkpoint import check_folder, check_sizes
+from .configuration_bert4rec import SPECIAL_TOKENS
+from .data_collator import pad_rows
+from .tokenization import ItemTokenizer
+
+logger = logging.getLogger(__name__)
+
+TASK = "next-item-recommendation"
+DEFAULT_BATCH_SIZE = 256
+BATCHES_WITHOUT_PROGRESS_BAR = 8
+
+
+class Recommendation(TypedDict):
+    """One recommended item. `score` is the model's probability that it is next, over the whole catalogue."""
+
+    item: str
+    title: str | None
+    score: float
+
+
+class NextItemRecommendationPipeline(Pipeline):
+    """Recommend the next item for histories of raw item ids.
+
+        recommender = hf_bert4rec.pipeline("org/bert4rec-ml1m")
+        recommender([["1", "6", "2571"]], top_k=10)
+
+    What happens to a history that is not plain: ids that the model does not know are skipped, and reported in one
+    warning; an empty history (or one of unknown ids) is answered by the model's own prior, its prediction for a lone
+    [MASK]; of a history longer than the model takes the newest items are read, while all of it is excluded; and items
+    with exactly equal scores come in the order of the item table, so that the answer never flips.
+
+    Args:
+        model: A `Bert4RecForMaskedLM`.
+        tokenizer: The `ItemTokenizer` of the same checkpoint.
+        batch_size: Histories scored at a time, 256 if not given; the answer does not depend on it.
+        **kwargs: As for `transformers.pipeline`, and defaults for the arguments of a call.
+
+    Raises:
+        ValueError: Model and tokenizer are of different catalogues.
+    """
+
+    _load_tokenizer = True
+    _load_processor = False
+    _load_image_processor = False
+    _load_video_processor = False
+    _load_feature_extractor = False
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        if not isinstance(self.tokenizer, ItemTokenizer):
+            raise ValueError(
+                f"Expected an ItemTokenizer, found {type(self.tokenizer).__name__}: load it with AutoTokenizer after "
+                "`import hf_bert4rec`, from a folder that was saved with one."
+            )
+        check_sizes(self.model, self.tokenizer)
+        self.model.eval()
+
+    def __call__(  # type: ignore[override]
+        self, histories: Sequence[Iterable[str]], **kwargs: Any
+    ) -> list[list[Recommendation]]:
+        """Recommend for a batch of histories, any number of them.
+
+        Args:
+            histories: One list of raw item ids a user, oldest first; also for a single user: `[["1", "6"]]`.
+            **kwargs: `top_k` (10), items for each user; `exclude_history` (True), whether items of the history are left
+                out; `allow`, the ids to choose among, all if not given; `deny`, ids to leave out; `batch_size`.
+
+        Returns:
+            For each history, in the same order, its items, best first: fewer than `top_k` where fewer are left.
+
+        Raises:
+            ValueError: A flat list of ids instead of a list of histories, or `top_k` below 1.
+        """
+        batch_size = kwargs.pop("batch_size", None) or self._batch_size or DEFAULT_BATCH_SIZE
+        _, _, options = self._sanitize_parameters(**kwargs)
+        options = {**self._postprocess_params, **options}
+        rows = self._encode(histories)
+
+        # Like lengths together, so that little is padding; each answer goes back to where its history stood.
+        order = np.argsort([-len(history) for history in rows], kind="stable")
+        answers: list[list[Recommendation]] = [[] for _ in rows]
+        starts = range(0, len(rows), batch_size)
+        quiet = len(starts) < BATCHES_WITHOUT_PROGRESS_BAR
+        for start in tqdm(starts, desc="Recommending", unit="batch", disable=quiet, leave=False):
+            chosen = order[start : start + batch_size]
+            outputs = self.forward(self.preprocess([rows[i] for i in chosen]))
+            for i, answer in zip(chosen, self.postprocess(outputs, **options), strict=True):
+                answers[i] = answer
+        return answers
+
+    def _sanitize_parameters(  # type: ignore[override]
+        self,
+        top_k: int | None = None,
+        exclude_history: bool | None = None,
+        allow: Iterable[str] | None = None,
+        deny: Iterable[str] | None = None,
+    ) -> tuple[dict, dict, dict]:
+        if top_k is not None and top_k < 1:
+            raise ValueError(f"Expected top_k of at least 1, found {top_k}.")
+        options = {"top_k": top_k, "exclude_history": exclude_history, "allow": allow, "deny": deny}
+        return {}, {}, {name: value for name, value in options.items() if value is not None}
+
+    def _encode(self, histories: Sequence[Iterable[str]]) -> list[np.ndarray]:
+        """Raw histories → known rows of the item table, one array a user."""
+        if isinstance(histories, str) or any(isinstance(history, str | int | np.integer) for history in histories):
+            raise ValueError(
+                f"Expected a list of histories, found a flat list of ids. Put it in brackets: [{histories!r}]"[:300]
+            )
+        listed = [list(history) for history in histories]
+        ids = [str(item) for item in chain.from_iterable(listed)]
+        rows = self._known(ids, "of the histories")
+        splits = np.split(rows, np.cumsum([len(history) for history in listed])[:-1]) if listed else []
+        return [history[history != self.tokenizer.unk_token_id] for history in splits]
+
+    def _known(self, ids: list[str], where: str) -> np.ndarray:
+        """Rows for ids, [UNK] for those that the model does not know, which are reported."""
+        rows = self.tokenizer.encode_items(ids)
+        unknown = np.flatnonzero(rows == self.tokenizer.unk_token_id)
+        if len(unknown):
+            shown = ", ".join(repr(ids[i]) for i in unknown[:3])
+            logger.warning("%d of %d ids %s are unknown and skipped, such as %s.", len(unknown), len(ids), where, shown)
+        return rows
+
+    def preprocess(self, histories: list[np.ndarray]) -> dict[str, torch.Tensor]:  # type: ignore[override]
+        """Histories of rows → a batch whose queries are [MASK], after the newest items that fit."""
+        newest = self.tokenizer.model_max_length - 1
+        queries = [np.append(history[-newest:], self.tokenizer.mask_token_id) for history in histories]
+        input_ids, real = pad_rows(queries, self.tokenizer.pad_token_id)
+        excluded, _ = pad_rows(histories, self.tokenizer.pad_token_id)
+        batch = {"input_ids": input_ids, "attention_mask": real.astype(np.int64), "history": excluded}
+        return {name: torch.from_numpy(array) for name, array in batch.items()}
+
+    def _forward(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:  # type: ignore[override]
+        query = inputs["attention_mask"].sum(dim=1, keepdim=True) - 1
+        logits = self.model(inputs["input_ids"], inputs["attention_mask"], logits_to_keep=query).logits[:, 0]
+        return {"log_probabilities": logits.float().log_softmax(dim=-1), "history": inputs["history"]}
+
+    def postprocess(  # type: ignore[override]
+        self,
+        outputs: dict[str, torch.Tensor],
+        top_k: int = 10,
+        exclude_history: bool = True,
+        allow: Iterable[str] | None = None,
+        deny: Iterable[str] | None = None,
+    ) -> list[list[Recommendation]]:
+        """Log-probabilities (users, rows) → the best items of each user that may be recommended."""
+        scores = outputs["log_probabilities"]
+        if exclude_history:
+            scores = scores.scatter(1, outputs["history"], -torch.inf)
+        scores[:, ~self._candidates(allow, deny)] = -torch.inf
+        values, rows = stable_top_k(scores, min(top_k, scores.shape[1]))
+        items, titles = self.tokenizer.items, self.tokenizer.titles
+        answers = []
+        for user_values, user_rows in zip(values, rows, strict=True):
+            left = user_values.isfinite()
+            places = (user_rows[left] - len(SPECIAL_TOKENS)).numpy()
+            named = zip(items.take(places).to_pylist(), places, user_values[left].exp().tolist(), strict=True)
+            answers.append(
+                [
+                    Recommendation(item=item, title=titles[place] if titles else None, score=score)
+                    for item, place, score in named
+                ]
+            )
+        return answers
+
+    def _candidates(self, allow: Iterable[str] | None, deny: Iterable[str] | None) -> torch.Tensor:
+        """Which rows may be recommended, (rows,) bool."""
+        candidates = torch.full((len(self.tokenizer),), allow is None)
+        for ids, value, name in ((allow, True, "of `allow`"), (deny, False, "of `deny`")):
+            if ids is not None:
+                candidates[self._known([str(item) for item in ids], name)] = value
+        candidates[: len(SPECIAL_TOKENS)] = False
+        return candidates
+
+
+def stable_top_k(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The k largest of each row and their places, largest first; of equal ones the first place first.
+
+    `torch.topk` leaves open which of equal scores it takes. Here score and place make one integer, so none are equal.
+    """
+    bits = scores.float().contiguous().view(torch.int32).long()
+    ordered = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)  # integers in the order of the floats
+    places = torch.arange(scores.shape[1] - 1, -1, -1, device=scores.device)
+    keys = ((ordered << 32) | places).topk(k, dim=1).values
+    rows = scores.shape[1] - 1 - (keys & 0xFFFFFFFF)
+    return scores.gather(1, rows), rows
+
+
+PIPELINE_REGISTRY.register_pipeline(TASK, NextItemRecommendationPipeline, pt_model=AutoModelForMaskedLM)
+# Else pipeline.save_pretrained writes the class into the configuration, and everybody who loads it is asked for
+# trust_remote_code, although the class is installed.
+del NextItemRecommendationPipeline._registered_impl
+
+
+def pipeline(model: str | PathLike, **kwargs: Any) -> NextItemRecommendationPipeline:
+    """Load a recommender from a checkpoint folder or a Hub id.
+
+    Args:
+        model: Folder or Hub id.
+        **kwargs: As for `transformers.pipeline` (`device`, `revision`, `token`, `batch_size` …), and defaults for the
+            arguments of a call (`top_k`, `exclude_history`, `allow`, `deny`).
+
+    Raises:
+        FileNotFoundError: The folder lacks a file of a checkpoint.
+        ValueError: Weights and tokenizer are of different catalogues.
+    """
+    check_folder(model)
+    return transformers.pipeline(TASK, model=str(model), **kwargs)

@@ -1,0 +1,297 @@
+"""A run: data read, model trained, judged beside baselines, saved with its card and its curve."""
+
+import dataclasses
+import hashlib
+import io
+import json
+import logging
+import platform
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pyarrow.csv
+import torch
+from datasets import Dataset, DatasetDict
+from transformers import AutoModelForMaskedLM, AutoTokenizer, PrinterCallback, ProgressCallback, Trainer, set_seed
+
+from .baselines import MarkovChain, Popularity
+from .checkpoint import FACTS_FILE, check_folder, check_sizes, last_complete_checkpoint, results_table, save_checkpoint
+from .configuration_bert4rec import Bert4RecConfig
+from .histories import SPLITS, before, leave_one_out
+from .interactions import EMBEDDED, load_interactions, load_titles
+from .modeling_bert4rec import Bert4RecForMaskedLM
+from .pipeline_next_item import NextItemRecommendationPipeline, pipeline
+from .recipe import Recipe
+from .tokenization import ItemTokenizer, item_tokenizer
+from .training import RecommendationTrainingArguments, cloze_training
+
+logger = logging.getLogger(__name__)
+
+WHOLE_HISTORY = 2**31 - 1  # longer than any
+
+
+@dataclass
+class PreparedData:
+    """The data of a run, from raw log to histories."""
+
+    interactions: Dataset
+    tokenizer: ItemTokenizer
+    histories: DatasetDict
+    whole: Dataset  # the training histories uncut, for baselines that count
+
+
+def prepare(recipe: Recipe, tokenizer: ItemTokenizer | None = None) -> PreparedData:
+    """Read, filter, encode and split the data of a recipe; `tokenizer` is that of a checkpoint to evaluate, if any."""
+    run, splitting = recipe.run, dataclasses.asdict(recipe.splitting)
+    if run.split not in SPLITS:
+        near = get_close_matches(run.split, SPLITS, cutoff=0.3)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise ValueError(f"Expected split to be {' or '.join(SPLITS)}, found {run.split!r}.{hint}")
+    interactions = load_interactions(run.data, **dataclasses.asdict(recipe.reading))
+    split: Callable[..., DatasetDict] = SPLITS[run.split]
+    past = interactions
+    if split is leave_one_out:
+        del splitting["validation_time"], splitting["test_time"]
+    elif splitting["validation_time"] is None or splitting["test_time"] is None:
+        raise ValueError("split: at_time needs validation_time and test_time.")
+    else:
+        past = before(interactions, splitting["test_time" if splitting["validation_in_train"] else "validation_time"])
+    if tokenizer is None:
+        titles = load_titles(run.titles) if run.titles else None
+        tokenizer = item_tokenizer(past, titles=titles, max_length=run.max_length)
+    histories = split(interactions, tokenizer, **splitting)
+    logger.info("Histories: %s.", ", ".join(f"{rows.num_rows:,} rows to {name}" for name, rows in histories.items()))
+    whole = split(interactions, tokenizer, **splitting, max_length=WHOLE_HISTORY)["train"]
+    return PreparedData(interactions, tokenizer, histories, whole)
+
+
+def protocol(recipe: Recipe, items: int) -> str:
+    """What every figure of a run must be read with."""
+    held_out = {
+        "leave_one_out": "leave-one-out (every user's last item)",
+        "at_time": f"first item of every user from {recipe.splitting.test_time} on",
+    }[recipe.run.split]
+    return (
+        f"{held_out}, ranked among all {items:,} items, history {'' if recipe.run.exclude_history else 'not '}excluded"
+    )
+
+
+def run(recipe: Recipe) -> Path | None:
+    """Train by a recipe and save a complete checkpoint, `model/` in the output folder, with the curve beside the card.
+
+    Returns:
+        The folder of the checkpoint; None in all processes but the first.
+
+    Raises:
+        ValueError: An option is out of range, or the data cannot be used as the recipe says.
+    """
+    args = recipe.training
+    set_seed(args.seed)
+    data = prepare(recipe)
+    tokenizer, histories = data.tokenizer, data.histories
+    model = Bert4RecForMaskedLM(
+        Bert4RecConfig(
+            vocab_size=len(tokenizer),
+            max_position_embeddings=tokenizer.model_max_length,
+            **dataclasses.asdict(recipe.model),
+        )
+    )
+    validation = histories.get("validation")
+    if validation is None:  # folded into train: nothing to choose a checkpoint by
+        args.eval_strategy, args.load_best_model_at_end = "no", False
+    trainer = Trainer(
+        model, args, train_dataset=histories["train"], eval_dataset=validation, **_setup(recipe, tokenizer)
+    )
+    if not args.disable_tqdm:
+        trainer.remove_callback(ProgressCallback)
+        trainer.add_callback(EpochLines)
+
+    checkpoint = last_complete_checkpoint(args.output_dir) if args.resume_from_checkpoint else None
+    if checkpoint is not None:
+        refuse_renumbered_items(ItemTokenizer.from_pretrained(checkpoint), tokenizer, str(checkpoint))
+    started = time.perf_counter()
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    seconds = time.perf_counter() - started
+
+    evaluated = {split: rows for split, rows in histories.items() if split != "train"}
+    models = {
+        "Popularity": Popularity(data.whole, len(tokenizer)),
+        "Markov chain, first order": MarkovChain(data.whole, len(tokenizer)),
+        "BERT4Rec": trainer,
+    }
+    metrics: dict[str, dict[str, dict[str, float]]] = {split: {} for split in evaluated}
+    for name, judged in models.items():
+        judge = judged if isinstance(judged, Trainer) else evaluator(judged, recipe, tokenizer)
+        for split, rows in evaluated.items():
+            metrics[split][name] = ranking_of(judge.evaluate(rows))
+    facts = {
+        "name": recipe.run.name or Path(args.output_dir).name,
+        "data": describe_data(recipe, data),
+        "protocol": protocol(recipe, len(tokenizer.items)),
+        **metrics,
+        "example": ", ".join(f'"{item}"' for item in recipe.run.example or tokenizer.items[:3].to_pylist()),
+        "recipe": recipe.as_dict(),
+        "seconds": round(seconds, 1),
+        "best_checkpoint": Path(trainer.state.best_model_checkpoint or "").name,
+        "machine": f"{torch.get_num_threads()} threads of {platform.machine()}"
+        if args.device.type == "cpu"
+        else torch.cuda.get_device_name(args.device),
+        "versions": {name: version(name) for name in ("hf-bert4rec", "transformers", "torch", "datasets")},
+        "log": trainer.state.log_history,
+    }
+    if not trainer.is_world_process_zero():
+        return None
+    folder = Path(args.output_dir, "model")
+    save_checkpoint(folder, trainer.model, tokenizer, facts)
+    draw_curve(facts, folder / "learning_curve.png")
+    return folder
+
+
+def evaluator(model: torch.nn.Module, recipe: Recipe, tokenizer: ItemTokenizer) -> Trainer:
+    """A stock Trainer that only evaluates `model`, the way a run does."""
+    args = dataclasses.replace(
+        RecommendationTrainingArguments(
+            recipe.training.output_dir, eval_strategy="no", load_best_model_at_end=False, disable_tqdm=True
+        ),
+        per_device_eval_batch_size=recipe.training.per_device_eval_batch_size,
+        use_cpu=recipe.training.use_cpu,
+    )
+    judge = Trainer(model, args, **_setup(recipe, tokenizer))
+    judge.remove_callback(PrinterCallback)
+    return judge
+
+
+def evaluate(folder: Path, recipe: Recipe) -> dict[str, dict[str, float]]:
+    """Judge a saved checkpoint again, on the data and by the protocol of a recipe.
+
+    Returns:
+        split → metric → value, for the splits that are not trained on.
+
+    Raises:
+        FileNotFoundError: The folder lacks a file of a checkpoint.
+        ValueError: Weights and tokenizer are of different catalogues, or the data cannot be used.
+    """
+    check_folder(folder)
+    model, tokenizer = AutoModelForMaskedLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    check_sizes(model, tokenizer)
+    histories = prepare(recipe, tokenizer).histories
+    judge = evaluator(model, recipe, tokenizer)
+    return {split: ranking_of(judge.evaluate(rows)) for split, rows in histories.items() if split != "train"}
+
+
+def ranking_of(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The ranking metrics among all that the Trainer reports, without its prefix."""
+    return {name.removeprefix("eval_"): value for name, value in metrics.items() if "@" in name}
+
+
+def _setup(recipe: Recipe, tokenizer: ItemTokenizer) -> dict[str, Any]:
+    return cloze_training(
+        tokenizer,
+        exclude_history=recipe.run.exclude_history,
+        seed=recipe.training.seed,
+        **dataclasses.asdict(recipe.masking),
+    )
+
+
+def refuse_renumbered_items(saved: ItemTokenizer, tokenizer: ItemTokenizer, source: str) -> None:
+    """Refuse to go on from weights whose rows mean other items than the data's tokenizer says.
+
+    Raises:
+        ValueError: An item has another row, or there are other items.
+    """
+    if saved.items.equals(tokenizer.items):
+        return
+    pairs = zip(saved.items.to_pylist(), tokenizer.items.to_pylist(), strict=False)
+    row = next((row for row, (old, new) in enumerate(pairs) if old != new), min(len(saved.items), len(tokenizer.items)))
+    raise ValueError(
+        f"{source}: the data has changed, its items would be renumbered (the first difference is item {row} of "
+        f"{len(saved.items)}, now {len(tokenizer.items)}). Go on with the same data, or start anew in another output_dir."
+    )
+
+
+def describe_data(recipe: Recipe, data: PreparedData) -> dict[str, Any]:
+    """Name, size and checksum of the interactions, and the terms that travel with embedded data."""
+    table = data.interactions.with_format("arrow")[:]
+    lines = io.BytesIO()
+    pyarrow.csv.write_csv(table.select(["user", "item", "timestamp"]), lines)
+    embedded = (EMBEDDED / recipe.run.data / "README.txt").exists()
+    return {
+        "name": Path(recipe.run.data).name,
+        "interactions": table.num_rows,
+        "users": len(table["user"].unique()),
+        "items": len(table["item"].unique()),
+        "sha256": hashlib.sha256(lines.getbuffer()).hexdigest(),
+        "terms": "MovieLens (GroupLens, University of Minnesota): no commercial use without permission, redistribution "
+        "under the same terms, please cite Harper and Konstan, 2015, doi:10.1145/2827872."
+        if embedded
+        else None,
+    }
+
+
+class EpochLines(ProgressCallback):
+    """The stock progress bar, with one short line an evaluation instead of the Trainer's dictionaries."""
+
+    loss: float = float("nan")
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Write the line above the bar."""
+        self.loss = logs.get("loss", self.loss)
+        if state.is_world_process_zero and self.training_bar is not None and "eval_ndcg@10" in logs:
+            self.training_bar.write(
+                f"epoch {state.epoch:5.1f}   loss {self.loss:6.3f}   validation HR@10 {logs['eval_hr@10']:.4f}   "
+                f"NDCG@10 {logs['eval_ndcg@10']:.4f}"
+            )
+
+
+def draw_curve(facts: Mapping[str, Any], file: Path) -> None:
+    """Training loss and validation NDCG@10 over epochs, beside the baselines, as a PNG."""
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    losses = [(entry["epoch"], entry["loss"]) for entry in facts["log"] if "loss" in entry]
+    scores = [(entry["epoch"], entry["eval_ndcg@10"]) for entry in facts["log"] if "eval_ndcg@10" in entry]
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    figure.suptitle(f"{facts['name']}, seed {facts['recipe']['seed']}: {facts['protocol']}", fontsize=9)
+    left.plot(*np.array(losses).reshape(-1, 2).T)
+    left.set(xlabel="epoch", ylabel="training loss (nats an item)")
+    right.plot(*np.array(scores).reshape(-1, 2).T, label="BERT4Rec")
+    for (name, row), style in zip(facts.get("validation", {}).items(), ("--", ":"), strict=False):
+        right.axhline(row["ndcg@10"], linestyle=style, color="gray", label=name)
+    right.set(xlabel="epoch", ylabel="validation NDCG@10", ylim=(0, None))
+    right.legend()
+    figure.savefig(file, dpi=120)
+    pyplot.close(figure)
+
+
+def summary(folder: Path) -> str:
+    """What a run found, for people: the test results beside the baselines, and ten recommendations."""
+    facts = json.loads((folder / FACTS_FILE).read_text(encoding="utf-8"))
+    ours, popular = (facts["test"][name]["ndcg@10"] for name in ("BERT4Rec", "Popularity"))
+    recommender = pipeline(folder)
+    history = [str(item) for item in facts["recipe"].get("example") or recommender.tokenizer.items[:3].to_pylist()]
+    return "\n".join(
+        [
+            f"\nTest: {facts['protocol']}; seed {facts['recipe']['seed']}",
+            results_table(facts["test"]),
+            f"BERT4Rec has {ours / popular:.2f} times the NDCG@10 of popularity.\n" if popular else "",
+            recommendation_table(recommender, history, top_k=10),
+            f"\nTrained in {facts['seconds']:.0f} s; checkpoint, card and learning_curve.png in {folder}",
+        ]
+    )
+
+
+def recommendation_table(recommender: NextItemRecommendationPipeline, history: list[str], **options: Any) -> str:
+    """One history and what is recommended for it, a line an item."""
+    tokenizer = recommender.tokenizer
+    titles = dict(zip(tokenizer.items.to_pylist(), tokenizer.titles or [None] * len(tokenizer.items), strict=True))
+    seen = [f"  {item:>10}          {titles.get(item) or ''}" for item in history]
+    recommended = recommender([history], **options)[0]
+    best = [f"  {row['item']:>10}  {row['score']:.4f}  {row['title'] or ''}" for row in recommended]
+    return "\n".join(["History, oldest first:", *seen, "Recommended, best first (item, score, title):", *best])

@@ -1,0 +1,134 @@
+"""What the stock Trainer needs to train and rank a recommender: defaults, one callback, two functions. No Trainer of ours."""
+
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+from transformers import (
+    EvalPrediction,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from .data_collator import DataCollatorForCloze
+from .ranking import ranking_metrics, target_ranks
+from .tokenization import ItemTokenizer
+
+
+@dataclass
+class RecommendationTrainingArguments(TrainingArguments):
+    """`TrainingArguments` with the defaults of recommendation, and nothing else: every field is the stock one.
+
+    An epoch is evaluated and saved at its end, and the checkpoint with the best validation NDCG@10 is restored at the
+    end of training. Without a validation split pass `eval_strategy="no", load_best_model_at_end=False`.
+
+    Raises:
+        ValueError: `dataloader_persistent_workers` is set: such workers would never see a new epoch, nor new masks.
+    """
+
+    learning_rate: float = field(default=3e-3, metadata={"help": "Peak learning rate of AdamW."})
+    lr_scheduler_type: str = field(default="linear", metadata={"help": "Schedule after the warm-up."})
+    warmup_steps: float = field(default=100, metadata={"help": "Steps of warm-up; below 1, a share of all steps."})
+    weight_decay: float = field(default=0.01, metadata={"help": "Decay of weights; none on biases and normalisations."})
+    max_grad_norm: float = field(default=5.0, metadata={"help": "Norm at which gradients are clipped."})
+    adam_epsilon: float = field(default=1e-6, metadata={"help": "Epsilon of AdamW."})
+    num_train_epochs: float = field(default=50, metadata={"help": "Passes over the training rows."})
+    per_device_train_batch_size: int = field(default=64, metadata={"help": "Training rows a step and device."})
+    per_device_eval_batch_size: int = field(default=256, metadata={"help": "Users evaluated at a time and device."})
+    eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: no, steps or epoch."})
+    save_strategy: str = field(default="epoch", metadata={"help": "When to save a checkpoint: no, steps or epoch."})
+    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept: the best and the newest."})
+    logging_strategy: str = field(default="epoch", metadata={"help": "When to log the loss: no, steps or epoch."})
+    load_best_model_at_end: bool = field(default=True, metadata={"help": "Restore the best checkpoint at the end."})
+    metric_for_best_model: str | None = field(default="ndcg@10", metadata={"help": "Validation metric of the best."})
+    greater_is_better: bool | None = field(default=True, metadata={"help": "Whether more of that metric is better."})
+    train_sampling_strategy: str = field(
+        default="group_by_length", metadata={"help": "How batches are drawn; by length there is little padding."}
+    )
+    label_names: list[str] | None = field(
+        default_factory=lambda: ["labels", "history"], metadata={"help": "What of a batch the metrics get."}
+    )
+    dataloader_pin_memory: bool = field(
+        default_factory=torch.cuda.is_available, metadata={"help": "Pin batches in memory; where there is a GPU."}
+    )
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off: the collator reads them."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.dataloader_persistent_workers:
+            raise ValueError(
+                "dataloader_persistent_workers keeps the masks of the first epoch for ever: leave it off (masks are a "
+                "function of the epoch, which is sent to new workers)."
+            )
+
+
+class ClozeCallback(TrainerCallback):
+    """Tell collator and sampler the epoch, so that masks and order are fresh in each and the same after a resumption.
+
+    The stock sampler by length takes its order from torch's global generator, which differs between processes and
+    after a resumption: rows would be skipped and drawn twice. Here its order is a function of seed and epoch.
+    """
+
+    def on_epoch_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        train_dataloader: DataLoader | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Set the epoch before the first batch is drawn; workers start after this and inherit it."""
+        assert train_dataloader is not None
+        epoch = int((state.epoch or 0) + 1e-6)
+        train_dataloader.collate_fn.epoch = epoch
+        batches: Any = train_dataloader.batch_sampler
+        batches = getattr(batches, "batch_sampler", batches)  # accelerate's shard of it, with several processes
+        batches.sampler.generator = torch.Generator().manual_seed((args.data_seed or args.seed) + epoch)
+
+
+def cloze_training(tokenizer: ItemTokenizer, *, exclude_history: bool = True, **masking: Any) -> dict[str, Any]:
+    """The arguments of the stock `Trainer` that make it train by cloze and evaluate by ranking.
+
+        Trainer(model, args, train_dataset=…, eval_dataset=…, **cloze_training(tokenizer, mask_probability=0.2))
+
+    Args:
+        tokenizer: Saved with every checkpoint.
+        exclude_history: Rank the target among the items that the user has not had. Off for data in which people
+            repeat themselves: music, groceries.
+        **masking: Arguments of `DataCollatorForCloze`.
+    """
+    return {
+        "processing_class": tokenizer,
+        "data_collator": DataCollatorForCloze(tokenizer, **masking),
+        "callbacks": [ClozeCallback()],
+        "compute_metrics": metrics_of_ranks,
+        "preprocess_logits_for_metrics": partial(ranks_of_logits, exclude_history=exclude_history),
+    }
+
+
+def ranks_of_logits(
+    logits: torch.Tensor, labels: tuple[torch.Tensor, torch.Tensor], exclude_history: bool = True
+) -> torch.Tensor:
+    """`preprocess_logits_for_metrics`: keep one rank a user instead of a row of scores.
+
+    Args:
+        logits: (users, 1, rows) at the [MASK].
+        labels: `labels` (users, length), -100 but at the [MASK], and `history` (users, longest), filled up with -100.
+        exclude_history: See `cloze_training`.
+
+    Returns:
+        (users,) ranks from 1.
+    """
+    targets, history = labels
+    if logits.shape[1] != 1:
+        raise ValueError(f"Expected one target a user to rank, found {logits.shape[1]}.")
+    return target_ranks(logits[:, 0], targets.amax(dim=1), history if exclude_history else None)
+
+
+def metrics_of_ranks(prediction: EvalPrediction) -> dict[str, float]:
+    """`compute_metrics`: HR, NDCG and MRR at 1, 5 and 10."""
+    return ranking_metrics(prediction.predictions)

@@ -1,0 +1,25 @@
+"""Train BERT4Rec by a recipe, judge it beside baselines, save it with its card.
+
+python scripts/train.py scripts/configs/ml-latest-small.yaml
+python scripts/train.py scripts/configs/ml-latest-small.yaml --learning_rate 1e-3 --output_dir runs/slow
+accelerate launch --num_processes 2 scripts/train.py scripts/configs/ml-latest-small.yaml
+"""
+
+import os
+
+os.environ.setdefault(
+    "OMP_WAIT_POLICY", "PASSIVE"
+)  # before torch: threads that spin make small models several times slower
+
+import transformers
+
+from hf_bert4rec.recipe import parse_recipe
+from hf_bert4rec.run import run, summary
+
+if __name__ == "__main__":
+    recipe = parse_recipe(description=__doc__)
+    transformers.logging.disable_progress_bar()  # a bar for every checkpoint; that of the training stays
+    transformers.logging.set_verbosity_error()  # restoring the best checkpoint warns of the tied head, which is not saved
+    folder = run(recipe)
+    if folder is not None:
+        print(summary(folder))
