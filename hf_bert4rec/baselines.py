@@ -15,7 +15,9 @@ from .configuration_bert4rec import SPECIAL_TOKENS
 class Popularity(nn.Module):
     """Every user gets the items with the most actions."""
 
-    def __init__(self, train: Dataset, vocab_size: int):
+    counts: torch.Tensor  # (rows,)
+
+    def __init__(self, train: Dataset, vocab_size: int) -> None:
         super().__init__()
         counts = np.bincount(np.concatenate(train.with_format("numpy")["input_ids"][:]), minlength=vocab_size)
         self.register_buffer("counts", torch.from_numpy(counts).float())
@@ -38,13 +40,15 @@ class Popularity(nn.Module):
 class MarkovChain(Popularity):
     """The next item given the last one (first order), items never seen to follow it by their popularity."""
 
-    def __init__(self, train: Dataset, vocab_size: int):
+    followed: torch.Tensor  # (rows, rows), sparse
+
+    def __init__(self, train: Dataset, vocab_size: int) -> None:
         super().__init__(train, vocab_size)
         pairs = np.concatenate(
             [np.stack([history[:-1], history[1:]]) for history in train.with_format("numpy")["input_ids"][:]], axis=1
         )
         ones, shape = torch.ones(pairs.shape[1]), (vocab_size, vocab_size)
-        followed = torch.sparse_coo_tensor(pairs, ones, shape, check_invariants=False)
+        followed = torch.sparse_coo_tensor(torch.from_numpy(pairs), ones, shape, check_invariants=False)
         self.register_buffer("followed", followed.coalesce())
 
     def scores(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:

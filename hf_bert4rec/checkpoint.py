@@ -48,7 +48,7 @@ def check_sizes(model: nn.Module, tokenizer: ItemTokenizer) -> None:
     Raises:
         ValueError: Item table and tokenizer differ in size, or the tokenizer makes inputs longer than the model takes.
     """
-    config = model.config
+    config: Any = model.config
     if config.vocab_size != len(tokenizer):
         raise ValueError(
             f"The model has {config.vocab_size} rows in its item table and the tokenizer {len(tokenizer)} tokens: they "
@@ -174,6 +174,9 @@ def push_checkpoint(folder: str | PathLike, repository: str, *, private: bool = 
     api = HfApi()
     api.create_repo(repository, private=private, exist_ok=True)
     commit = api.upload_folder(
-        repo_id=repository, folder_path=folder, allow_patterns=SHARED, commit_message=f"Upload {Path(folder).name}"
+        repo_id=repository,
+        folder_path=Path(folder),
+        allow_patterns=SHARED,
+        commit_message=f"Upload {Path(folder).name}",
     )
     return str(commit.commit_url)

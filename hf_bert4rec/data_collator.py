@@ -15,9 +15,9 @@ from .tokenization import ItemTokenizer
 class DataCollatorForCloze:
     """Pad rows of `histories` to a batch, and mask those that have no labels of their own (paper, section 3.6).
 
-    Of a row of n items, max(1, round(`mask_probability` · n)) distinct positions are replaced by [MASK], always by [MASK]
-    and never by a random item, as in the published code; one item is always left to see where there are two. A share of
-    the rows, `last_item_probability`, has only its last item masked, which is what a recommendation looks like.
+    Of a row of n items, max(1, round(`mask_probability` · n)) distinct positions are replaced by [MASK], never by a
+    random item, as in the published code; one item is always left to see where there are two. A share of the rows,
+    `last_item_probability`, has only its last item masked, which is what a recommendation looks like.
 
     Masks are a pure function of `seed`, `epoch`, the row's number and the position. They are the same for any number of
     workers, processes and resumptions, and fresh in every epoch as long as somebody sets `epoch`: `ClozeCallback` does.
@@ -41,7 +41,7 @@ class DataCollatorForCloze:
     seed: int = 0
     epoch: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0 < self.mask_probability < 1 or not 0 <= self.last_item_probability <= 1:
             raise ValueError(
                 "Expected mask_probability above 0 and below 1, and last_item_probability from 0 to 1, found "

@@ -7,7 +7,7 @@ Every split has the same columns, so that the `DatasetDict` can be saved and pus
 - `input_ids`: rows of the item table, oldest first; validation and test end in the [MASK] of the query;
 - `timestamps`: the time of each of them, that of the [MASK] being the time of the target;
 - `labels`: null in train (the collator masks); else -100, and the target at the [MASK];
-- `history`: null in train; else all items before the target, also those too old for `input_ids`: the metrics exclude it;
+- `history`: null in train; else all items before the target, those too old for `input_ids` too: metrics exclude them;
 - `length`: of `input_ids`, so that batches are grouped without reading the rows.
 """
 
@@ -108,35 +108,31 @@ def split_at_time(
         ValueError: The times are not in order, nothing happened before or after one of them, or the tokenizer knows
             items of the future.
     """
-    points = {"validation": _as_time(validation_time), "test": _as_time(test_time)}
-    if not points["validation"] < points["test"]:
+    validation_from, test_from = _as_time(validation_time), _as_time(test_time)
+    if not validation_from < test_from:
         raise ValueError(f"Expected validation_time before test_time, found {validation_time} and {test_time}.")
     log = _sort(interactions, tokenizer)
-    end_of_train = points["test" if validation_in_train else "validation"]
-    past, future = log.timestamps < end_of_train, log.timestamps >= end_of_train
-    if leaked := set(log.items[future]) - set(log.items[past]) - {tokenizer.unk_token_id}:
+    past = log.timestamps < (test_from if validation_in_train else validation_from)
+    if leaked := set(log.items[~past]) - set(log.items[past]) - {tokenizer.unk_token_id}:
         raise ValueError(
-            f"The tokenizer knows {len(leaked)} items that first occur after training ends, for instance "
-            f"{tokenizer.decode_items([min(leaked)])[0]!r}. Build it from the past: item_tokenizer(before(interactions, "
-            f"{test_time if validation_in_train else validation_time!r}))."
+            f"The tokenizer knows {len(leaked)} items that first occur after training ends, such as "
+            f"{tokenizer.decode_items([min(leaked)])[0]!r}. Build it from the past: "
+            f"item_tokenizer(before(interactions, {test_time if validation_in_train else validation_time!r}))."
         )
-    firsts = {
-        name: log.starts[:-1] + _count_by_user(log, log.timestamps < point) for name, point in points.items()
-    }  # each user's first action from the point on, were there one
-    ends = {"validation": firsts["test"], "test": log.starts[1:]}
-    targets = {
-        name: np.where(firsts[name] < ends[name], firsts[name], -1)
-        for name in (["test"] if validation_in_train else ["validation", "test"])
-    }
-    for name, rows in {
-        "train": np.flatnonzero(past),
-        **{k: np.flatnonzero(v >= 0) for k, v in targets.items()},
-    }.items():
-        if not len(rows):
-            raise ValueError(
-                f"No action falls into the {name} split; the log runs from {log.timestamps.min()} to {log.timestamps.max()}."
-            )
-    train_ends = firsts["test" if validation_in_train else "validation"]
+    # Of each user: the first action from each point on, were there one.
+    first_of_validation = log.starts[:-1] + _count_by_user(log, log.timestamps < validation_from)
+    first_of_test = log.starts[:-1] + _count_by_user(log, log.timestamps < test_from)
+    targets = {"test": np.where(first_of_test < log.starts[1:], first_of_test, -1)}
+    if not validation_in_train:
+        validation = np.where(first_of_validation < first_of_test, first_of_validation, -1)
+        targets = {"validation": validation, **targets}
+    sizes = {"train": past.sum(), **{name: (rows >= 0).sum() for name, rows in targets.items()}}
+    if empty := [name for name, size in sizes.items() if not size]:
+        raise ValueError(
+            f"No action falls into the {empty[0]} split; the log runs from {log.timestamps.min()} to "
+            f"{log.timestamps.max()}."
+        )
+    train_ends = first_of_test if validation_in_train else first_of_validation
     return _assemble(log, tokenizer, train_ends, targets, max_length or tokenizer.model_max_length, window_step)
 
 

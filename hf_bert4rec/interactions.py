@@ -177,7 +177,7 @@ def load_titles(
 
 def find_columns(log: RawLog, **wanted: Column) -> dict[str, int]:
     """Which column of the log plays which role: as named by the user, else by its usual names."""
-    plain = [re.sub(r":.*|[_\s]", "", column).lower() for column in log.columns]  # RecBole writes user_id:token
+    plain = [_plain(column) for column in log.columns]
     found = {}
     for role, name in wanted.items():
         if isinstance(name, int) and not 0 <= name < len(log.columns):
@@ -193,10 +193,20 @@ def find_columns(log: RawLog, **wanted: Column) -> dict[str, int]:
     return found
 
 
+def _plain(name: str) -> str:
+    return re.sub(r":.*|[_\s]", "", name).lower()  # RecBole writes user_id:token
+
+
 # ------------------------------------------------------------------------------------------------- opening a source
 
 
-def open_log(source: Any, kind: str, format: str | None, separator: str | None, encoding: str | None) -> RawLog:  # noqa: A002
+def open_log(
+    source: Any,
+    kind: str,
+    format: str | None,  # noqa: A002
+    separator: str | None,
+    encoding: str | None,
+) -> RawLog:
     """Open anything that `load_interactions` takes; `kind` is the key of `FOLDER_FILES` for folders."""
     if not isinstance(source, str | PathLike):
         return _open_table(source, type(source).__name__)
@@ -265,25 +275,24 @@ def _open_text(
         head = [len(line.split()) for line in data[:10_000].split(b"\n")[:-1] if line.strip()]
         if len(set(head)) > 1 and max(head) > 3:
             return _open_sequences(path, data)
-    fields = next(csv.reader([data[: data.find(b"\n")].decode() or data.decode()], delimiter=separator))
-    names = [field.strip() for field in fields]
-    log = RawLog(
-        path.name, names, partial(_read_text, path, data, separator, quoted, len(names)), _locate_line(path, data)
+    first = [field.strip() for field in next(csv.reader([_first_line(data)], delimiter=separator))]
+    has_names = any(_plain(name) in USUAL_NAMES[role] for role in USUAL_NAMES for name in first)
+    columns = first if has_names else [str(position) for position in range(len(first))]
+    if not has_names and len(first) in (2, 4):  # user item, or user item rating timestamp (MovieLens, Amazon 2014)
+        columns = ["user", "item", "rating", "timestamp"][: len(first)]
+        if ASIN.fullmatch(first[0]) and not ASIN.fullmatch(first[1]):  # Amazon 2018 writes the item first
+            columns[:2] = ["item", "user"]
+    return RawLog(
+        path.name,
+        columns,
+        partial(_read_text, path, data, separator, quoted, len(first), int(has_names)),
+        _locate_line(path, data, skip=int(has_names)),
+        has_names,
     )
-    if any(role in find_columns(log, user=None, item=None) for role in ("user", "item")):
-        log.read = partial(log.read, skip=1)
-        log.locate = _locate_line(path, data, skip=1)
-        return log
-    log.columns, log.has_names = [str(position) for position in range(len(names))], False
-    if len(names) in (2, 4):  # user item, or user item rating timestamp, as MovieLens and Amazon write them
-        log.columns = ["user", "item", "rating", "timestamp"][: len(names)]
-        if ASIN.fullmatch(names[0]) and not ASIN.fullmatch(names[1]):  # Amazon 2018 writes the item first
-            log.columns[:2] = ["item", "user"]
-    return log
 
 
 def _read_text(
-    path: Path, data: bytes, separator: str, quoted: bool, width: int, columns: list[int], skip: int = 0
+    path: Path, data: bytes, separator: str, quoted: bool, width: int, skip: int, columns: list[int]
 ) -> list[pa.ChunkedArray]:
     bad: list[Any] = []
 
@@ -312,7 +321,7 @@ def _read_text(
         shown = repr(bad[0].text[:80].replace("\x1f", "::"))
         raise ValueError(
             f"{path.name}, line {bad[0].number}: expected {bad[0].expected_columns} columns, found "
-            f"{bad[0].actual_columns} in {shown}. Mend or remove the line; another separator is named with separator='…'."
+            f"{bad[0].actual_columns} in {shown}. Mend or remove the line, or name another separator: separator=';'."
         ) from None
     return [table[str(i)] for i in columns]
 
@@ -334,14 +343,13 @@ def _open_sequences(path: Path, data: bytes) -> RawLog:
 def _open_json_lines(path: Path, separator: str | None, encoding: str | None) -> RawLog:
     """One JSON object a line (Amazon), or one Python literal (Steam's public dump)."""
     data = _read_bytes(path, encoding or "utf-8")
-    first = data[: data.find(b"\n")].decode() or data.decode()
-    columns = list(_parse_object(first, path, 1))
+    columns = list(_parse_object(_first_line(data), path, 1))
     return RawLog(path.name, columns, partial(_read_json_lines, path, data, columns), _locate_line(path, data))
 
 
 def _read_json_lines(path: Path, data: bytes, names: list[str], columns: list[int]) -> list[pa.ChunkedArray]:
     wanted = [names[i] for i in columns]
-    sample = _parse_object(data[: data.find(b"\n")].decode() or data.decode(), path, 1)
+    sample = _parse_object(_first_line(data), path, 1)
     schema = pa.schema([(name, pa.array([sample[name]]).type) for name in wanted])
     options = pyarrow.json.ParseOptions(
         explicit_schema=schema, unexpected_field_behavior="ignore", newlines_in_values=False
@@ -402,6 +410,10 @@ def _read_bytes(path: Path, encoding: str) -> bytes:
             "file's encoding, for instance encoding='latin-1', or mend the line."
         ) from None
     return data.removeprefix(b"\xef\xbb\xbf") if encoding == "utf-8" else text.encode()
+
+
+def _first_line(data: bytes) -> str:
+    return data.lstrip().partition(b"\n")[0].decode()
 
 
 def _locate_line(path: Path, data: bytes, skip: int = 0) -> Callable[[int], str]:

@@ -1,9 +1,9 @@
 """BERT4Rec: a bidirectional Transformer encoder over a user's history, with a masked-item head.
 
-Read it bottom-up: embeddings, attention, feed-forward, layer, encoder, head. The file imports the configuration only, so
-that the two can travel with the weights as remote code. What differs from BERT: no token types and no pooler; the
-special rows take no part in the softmax over the items; and the last layer and the head run on the scored positions only
-(`logits_to_keep`), since nothing reads the others.
+Read it bottom-up: embeddings, attention, feed-forward, layer, encoder, head. The file imports the configuration only,
+so that the two can travel with the weights as remote code. What differs from BERT: no token types and no pooler; the
+special rows take no part in the softmax over the items; and the last layer and the head run on the scored positions
+only (`logits_to_keep`), since nothing reads the others.
 """
 
 from collections.abc import Callable
@@ -32,7 +32,7 @@ LOSS_CHUNK_SIZE = 128
 class Bert4RecEmbeddings(nn.Module):
     """Item plus learned absolute position, position 0 being the oldest item (paper, section 3.4)."""
 
-    def __init__(self, config: Bert4RecConfig):
+    def __init__(self, config: Bert4RecConfig) -> None:
         super().__init__()
         self.item_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
@@ -45,7 +45,7 @@ class Bert4RecEmbeddings(nn.Module):
         length, limit = inputs_embeds.shape[1], self.position_embeddings.num_embeddings
         if length > limit:
             raise ValueError(
-                f"Expected at most {limit} positions (`max_position_embeddings`), found {length}: keep the newest items."
+                f"Expected at most {limit} positions (max_position_embeddings), found {length}: keep the newest items."
             )
         return self.dropout(self.norm(inputs_embeds + self.position_embeddings.weight[:length]))
 
@@ -58,9 +58,9 @@ def eager_attention_forward(
     attention_mask: torch.Tensor | None,
     scaling: float,
     dropout: float = 0.0,
-    **kwargs,
+    **kwargs: Unpack[TransformersKwargs],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention spelled out, for those who want the weights. `attention_mask` is added: 0 = seen, minus much = not."""
+    """Attention spelled out, for those who want the weights. The mask is added: 0 = seen, minus much = not."""
     attn_weights = query @ key.transpose(2, 3) * scaling
     if attention_mask is not None:
         attn_weights = attn_weights + attention_mask
@@ -72,7 +72,7 @@ def eager_attention_forward(
 class Bert4RecAttention(nn.Module):
     """Multi-head attention from some positions, the queries, to all positions of a history (paper, equation 2)."""
 
-    def __init__(self, config: Bert4RecConfig):
+    def __init__(self, config: Bert4RecConfig) -> None:
         super().__init__()
         self.config = config
         self.head_dim = config.hidden_size // config.num_attention_heads
@@ -114,7 +114,7 @@ class Bert4RecAttention(nn.Module):
 class Bert4RecMLP(nn.Module):
     """Position-wise feed-forward network (paper, equation 3)."""
 
-    def __init__(self, config: Bert4RecConfig):
+    def __init__(self, config: Bert4RecConfig) -> None:
         super().__init__()
         self.intermediate = nn.Linear(config.hidden_size, config.intermediate_size)
         self.act = ACT2FN[config.hidden_act]
@@ -127,7 +127,7 @@ class Bert4RecMLP(nn.Module):
 class Bert4RecLayer(GradientCheckpointingLayer):
     """Attention and feed-forward, each with dropout, residual and layer normalisation after it (paper, section 3.3)."""
 
-    def __init__(self, config: Bert4RecConfig):
+    def __init__(self, config: Bert4RecConfig) -> None:
         super().__init__()
         self.attention = Bert4RecAttention(config)
         self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
@@ -148,7 +148,7 @@ class Bert4RecLayer(GradientCheckpointingLayer):
 
 
 class Bert4RecPreTrainedModel(PreTrainedModel):
-    """What every BERT4Rec model shares: configuration, initialisation, and which backends of transformers it supports."""
+    """What every BERT4Rec model shares: configuration, initialisation, and which backends it supports."""
 
     config: Bert4RecConfig
     base_model_prefix = "model"
@@ -172,7 +172,7 @@ class Bert4RecPreTrainedModel(PreTrainedModel):
 class Bert4RecModel(Bert4RecPreTrainedModel):
     """The bidirectional encoder: a history in, one hidden state a position out."""
 
-    def __init__(self, config: Bert4RecConfig):
+    def __init__(self, config: Bert4RecConfig) -> None:
         super().__init__(config)
         self.embeddings = Bert4RecEmbeddings(config)
         self.layers = nn.ModuleList(Bert4RecLayer(config) for _ in range(config.num_hidden_layers))
@@ -189,10 +189,10 @@ class Bert4RecModel(Bert4RecPreTrainedModel):
     @capture_outputs
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
-        logits_to_keep: torch.LongTensor | None = None,
+        logits_to_keep: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutput:
         """Encode a batch of histories.
@@ -227,7 +227,7 @@ class Bert4RecModel(Bert4RecPreTrainedModel):
 class Bert4RecPredictionHead(nn.Module):
     """Dense, activation and layer normalisation before the item table (the published code; equation 7 has no norm)."""
 
-    def __init__(self, config: Bert4RecConfig):
+    def __init__(self, config: Bert4RecConfig) -> None:
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
         self.act = ACT2FN[config.hidden_act]
@@ -283,7 +283,7 @@ class Bert4RecForMaskedLM(Bert4RecPreTrainedModel):
 
     _tied_weights_keys = {"lm_head.weight": "model.embeddings.item_embeddings.weight"}
 
-    def __init__(self, config: Bert4RecConfig):
+    def __init__(self, config: Bert4RecConfig) -> None:
         super().__init__(config)
         self.model = Bert4RecModel(config)
         self.prediction_head = Bert4RecPredictionHead(config)
@@ -299,12 +299,12 @@ class Bert4RecForMaskedLM(Bert4RecPreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
-        labels: torch.LongTensor | None = None,
-        logits_to_keep: torch.LongTensor | None = None,
-        history: torch.LongTensor | None = None,
+        labels: torch.Tensor | None = None,
+        logits_to_keep: torch.Tensor | None = None,
+        history: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MaskedLMOutput:

@@ -60,7 +60,7 @@ class NextItemRecommendationPipeline(Pipeline):
     _load_video_processor = False
     _load_feature_extractor = False
 
-    def __init__(self, *args: Any, **kwargs: Any):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if not isinstance(self.tokenizer, ItemTokenizer):
             raise ValueError(
@@ -70,9 +70,7 @@ class NextItemRecommendationPipeline(Pipeline):
         check_sizes(self.model, self.tokenizer)
         self.model.eval()
 
-    def __call__(  # type: ignore[override]
-        self, histories: Sequence[Iterable[str]], **kwargs: Any
-    ) -> list[list[Recommendation]]:
+    def __call__(self, histories: Sequence[Iterable[str]], **kwargs: Any) -> list[list[Recommendation]]:
         """Recommend for a batch of histories, any number of them.
 
         Args:
@@ -103,7 +101,7 @@ class NextItemRecommendationPipeline(Pipeline):
                 answers[i] = answer
         return answers
 
-    def _sanitize_parameters(  # type: ignore[override]
+    def _sanitize_parameters(
         self,
         top_k: int | None = None,
         exclude_history: bool | None = None,
@@ -136,7 +134,7 @@ class NextItemRecommendationPipeline(Pipeline):
             logger.warning("%d of %d ids %s are unknown and skipped, such as %s.", len(unknown), len(ids), where, shown)
         return rows
 
-    def preprocess(self, histories: list[np.ndarray]) -> dict[str, torch.Tensor]:  # type: ignore[override]
+    def preprocess(self, histories: list[np.ndarray]) -> dict[str, torch.Tensor]:
         """Histories of rows → a batch whose queries are [MASK], after the newest items that fit."""
         newest = self.tokenizer.model_max_length - 1
         queries = [np.append(history[-newest:], self.tokenizer.mask_token_id) for history in histories]
@@ -145,12 +143,12 @@ class NextItemRecommendationPipeline(Pipeline):
         batch = {"input_ids": input_ids, "attention_mask": real.astype(np.int64), "history": excluded}
         return {name: torch.from_numpy(array) for name, array in batch.items()}
 
-    def _forward(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:  # type: ignore[override]
+    def _forward(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         query = inputs["attention_mask"].sum(dim=1, keepdim=True) - 1
         logits = self.model(inputs["input_ids"], inputs["attention_mask"], logits_to_keep=query).logits[:, 0]
         return {"log_probabilities": logits.float().log_softmax(dim=-1), "history": inputs["history"]}
 
-    def postprocess(  # type: ignore[override]
+    def postprocess(
         self,
         outputs: dict[str, torch.Tensor],
         top_k: int = 10,

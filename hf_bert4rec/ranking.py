@@ -12,6 +12,8 @@ import torch
 
 from .configuration_bert4rec import SPECIAL_TOKENS
 
+Ranks = np.ndarray | Sequence[float]
+
 
 def target_ranks(scores: torch.Tensor, targets: torch.Tensor, history: torch.Tensor | None = None) -> torch.Tensor:
     """Rank of each user's target over the whole catalogue.
@@ -36,8 +38,8 @@ def target_ranks(scores: torch.Tensor, targets: torch.Tensor, history: torch.Ten
     known = targets >= specials
     of_target = items.gather(1, (targets - specials).clamp(min=0)[:, None])
     of_target = torch.where(known[:, None], of_target, -torch.inf)
-    # Items counted, then the history's share taken back, rather than a copy of the scores with holes in it. An item that
-    # stands in the history twice is taken back once: its repetition in a sorted row is passed over.
+    # Items are counted, then the history's share is taken back, rather than a copy of the scores made with holes in it.
+    # An item that stands in the history twice is taken back once: its repetition in a sorted row is passed over.
     above, level = (items > of_target).sum(1), (items == of_target).sum(1)
     if history is not None:
         history = history.sort(dim=1).values
@@ -51,24 +53,24 @@ def target_ranks(scores: torch.Tensor, targets: torch.Tensor, history: torch.Ten
     return above.double() + level.double() / 2 + 1
 
 
-def hit_rate(ranks: np.ndarray, k: int) -> float:
+def hit_rate(ranks: Ranks, k: int) -> float:
     """HR@k: the share of users whose target is among the first k. With one target a user, recall@k is the same."""
     return float(np.mean(np.asarray(ranks) <= k))
 
 
-def ndcg(ranks: np.ndarray, k: int) -> float:
+def ndcg(ranks: Ranks, k: int) -> float:
     """NDCG@k with one target a user: mean of 1 / log2(rank + 1) for targets among the first k, 0 for the others."""
     ranks = np.asarray(ranks, float)
     return float(np.mean(np.where(ranks <= k, 1 / np.log2(ranks + 1), 0.0)))
 
 
-def mrr(ranks: np.ndarray, k: int) -> float:
+def mrr(ranks: Ranks, k: int) -> float:
     """MRR@k: mean of 1 / rank for targets among the first k, 0 for the others."""
     ranks = np.asarray(ranks, float)
     return float(np.mean(np.where(ranks <= k, 1 / ranks, 0.0)))
 
 
-def ranking_metrics(ranks: np.ndarray, k: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
+def ranking_metrics(ranks: Ranks, k: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
     """All metrics at all cut-offs: `hr@10`, `ndcg@10`, `mrr@10` and so on.
 
     Raises:

@@ -156,12 +156,13 @@ def run(recipe: Recipe) -> Path | None:
 
 def evaluator(model: torch.nn.Module, recipe: Recipe, tokenizer: ItemTokenizer) -> Trainer:
     """A stock Trainer that only evaluates `model`, the way a run does."""
-    args = dataclasses.replace(
-        RecommendationTrainingArguments(
-            recipe.training.output_dir, eval_strategy="no", load_best_model_at_end=False, disable_tqdm=True
-        ),
+    args = RecommendationTrainingArguments(
+        recipe.training.output_dir,
+        eval_strategy="no",
+        load_best_model_at_end=False,
         per_device_eval_batch_size=recipe.training.per_device_eval_batch_size,
         use_cpu=recipe.training.use_cpu,
+        disable_tqdm=True,
     )
     judge = Trainer(model, args, **_setup(recipe, tokenizer))
     judge.remove_callback(PrinterCallback)
@@ -209,10 +210,12 @@ def refuse_renumbered_items(saved: ItemTokenizer, tokenizer: ItemTokenizer, sour
     if saved.items.equals(tokenizer.items):
         return
     pairs = zip(saved.items.to_pylist(), tokenizer.items.to_pylist(), strict=False)
-    row = next((row for row, (old, new) in enumerate(pairs) if old != new), min(len(saved.items), len(tokenizer.items)))
+    shorter = min(len(saved.items), len(tokenizer.items))
+    row = next((row for row, (old, new) in enumerate(pairs) if old != new), shorter)
     raise ValueError(
         f"{source}: the data has changed, its items would be renumbered (the first difference is item {row} of "
-        f"{len(saved.items)}, now {len(tokenizer.items)}). Go on with the same data, or start anew in another output_dir."
+        f"{len(saved.items)}, now {len(tokenizer.items)}). Go on with the same data, or start anew in another "
+        "output_dir."
     )
 
 

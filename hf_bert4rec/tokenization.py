@@ -27,14 +27,14 @@ class ItemTokenizer(PreTrainedTokenizerFast):
     """A stock word-level tokenizer whose words are item ids, plus a title an item.
 
     Build one with `item_tokenizer`, load one with `AutoTokenizer.from_pretrained`. Called like any tokenizer it takes a
-    history as a list of words, `tokenizer(["1", "a b"], is_split_into_words=True)`; in bulk use `encode_items`, which is
-    some ten times faster.
+    history as a list of words, `tokenizer(["1", "a b"], is_split_into_words=True)`; in bulk use `encode_items`, which
+    is some ten times faster.
 
     Attributes:
         titles: The title of every item (None = unknown) in the order of `items`, or None where there are no titles.
     """
 
-    vocab_files_names = {"tokenizer_file": "tokenizer.json", "titles_file": TITLES_FILE}  # noqa: RUF012
+    vocab_files_names = {"tokenizer_file": "tokenizer.json", "titles_file": TITLES_FILE}
     titles: list[str | None] | None = None
 
     # Not in `__init__`: transformers rebuilds the vocabulary of a class that has one, and loses the pre-tokenizer.
@@ -54,7 +54,8 @@ class ItemTokenizer(PreTrainedTokenizerFast):
         """Give every item its title (None = unknown), in the order of `items`."""
         if len(titles) != len(self.items):
             raise ValueError(
-                f"{source}: expected {len(self.items)} titles, one for each item of the tokenizer, found {len(titles)}. "
+                f"{source}: expected {len(self.items)} titles, one for each item of the tokenizer, found "
+                f"{len(titles)}. "
                 "Take tokenizer and titles from the same save."
             )
         self.titles = titles
@@ -76,7 +77,7 @@ class ItemTokenizer(PreTrainedTokenizerFast):
         """Raw ids for rows of the item table; the inverse of `encode_items`. Special rows are refused by IndexError."""
         return self.items.take(pa.array(np.asarray(rows, np.int64) - len(SPECIAL_TOKENS))).to_pylist()
 
-    def save_pretrained(self, save_directory: str | PathLike, **kwargs: Any) -> tuple[str, ...]:  # type: ignore[override]
+    def save_pretrained(self, save_directory: str | PathLike, **kwargs: Any) -> tuple[str, ...]:
         """Write the files of a stock tokenizer and, where there are titles, `items.parquet`."""
         files = super().save_pretrained(save_directory, **kwargs)
         titles_file = Path(save_directory, TITLES_FILE)

@@ -1,9 +1,10 @@
-"""What the stock Trainer needs to train and rank a recommender: defaults, one callback, two functions. No Trainer of ours."""
+"""What the stock Trainer needs to train and rank a recommender: defaults, a callback, two functions."""
 
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
 from transformers import (
@@ -57,7 +58,7 @@ class RecommendationTrainingArguments(TrainingArguments):
     )
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off: the collator reads them."})
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.dataloader_persistent_workers:
             raise ValueError(
@@ -84,7 +85,8 @@ class ClozeCallback(TrainerCallback):
         """Set the epoch before the first batch is drawn; workers start after this and inherit it."""
         assert train_dataloader is not None
         epoch = int((state.epoch or 0) + 1e-6)
-        train_dataloader.collate_fn.epoch = epoch
+        collator: Any = train_dataloader.collate_fn
+        collator.epoch = epoch
         batches: Any = train_dataloader.batch_sampler
         batches = getattr(batches, "batch_sampler", batches)  # accelerate's shard of it, with several processes
         batches.sampler.generator = torch.Generator().manual_seed((args.data_seed or args.seed) + epoch)
@@ -131,4 +133,4 @@ def ranks_of_logits(
 
 def metrics_of_ranks(prediction: EvalPrediction) -> dict[str, float]:
     """`compute_metrics`: HR, NDCG and MRR at 1, 5 and 10."""
-    return ranking_metrics(prediction.predictions)
+    return ranking_metrics(np.asarray(prediction.predictions))

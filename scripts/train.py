@@ -19,7 +19,7 @@ from hf_bert4rec.run import run, summary
 if __name__ == "__main__":
     recipe = parse_recipe(description=__doc__)
     transformers.logging.disable_progress_bar()  # a bar for every checkpoint; that of the training stays
-    transformers.logging.set_verbosity_error()  # restoring the best checkpoint warns of the tied head, which is not saved
+    transformers.logging.set_verbosity_error()  # it warns of the tied head, which is never saved
     folder = run(recipe)
     if folder is not None:
         print(summary(folder))

@@ -1,0 +1,50 @@
+"""Shared by all tests: no network, threads that do not spin, and small hand-written data."""
+
+import os
+
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # before torch
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ["HF_UPDATE_DOWNLOAD_COUNTS"] = "0"
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+import pytest
+import torch
+from datasets import Dataset, disable_progress_bars
+
+from hf_bert4rec import Bert4RecConfig, Bert4RecForMaskedLM, item_tokenizer
+
+disable_progress_bars()
+
+
+@pytest.fixture
+def interactions() -> Dataset:
+    """Four users, out of order in the log: u1 has 5 actions, u2 4, u3 3, u4 2."""
+    rows = [
+        ("u1", "a", 10), ("u2", "b", 11), ("u1", "b", 20), ("u3", "c", 12), ("u2", "c", 21), ("u4", "a", 13),
+        ("u1", "c", 30), ("u3", "a", 22), ("u2", "d", 31), ("u1", "d", 40), ("u4", "b", 23), ("u3", "e", 32),
+        ("u2", "a", 41), ("u1", "e", 50),
+    ]  # fmt: skip
+    users, items, timestamps = zip(*rows, strict=True)
+    return Dataset.from_dict({"user": users, "item": items, "timestamp": timestamps})
+
+
+@pytest.fixture
+def tokenizer():
+    """Items a to j at rows 3 to 12; at most 5 positions."""
+    return item_tokenizer(list("abcdefghij"), titles={"a": "Alpha", "b": "Beta"}, max_length=5)
+
+
+@pytest.fixture
+def model(tokenizer) -> Bert4RecForMaskedLM:
+    """A small model for `tokenizer` whose sizes all differ; seeded, in evaluation mode."""
+    torch.manual_seed(0)
+    return Bert4RecForMaskedLM(small_config(len(tokenizer), 5)).eval()
+
+
+def small_config(vocab_size: int = 29, max_position_embeddings: int = 11, **changes) -> Bert4RecConfig:
+    """Sizes that all differ, so that no two axes can be swapped unnoticed."""
+    sizes = {"hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 20}
+    return Bert4RecConfig(
+        vocab_size=vocab_size, max_position_embeddings=max_position_embeddings, **{**sizes, **changes}
+    )
