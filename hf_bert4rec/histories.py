@@ -75,7 +75,14 @@ def leave_one_out(
     train_ends = np.where(held_out, log.starts[1:] - (1 if validation_in_train else 2), log.starts[1:])
     targets = {} if validation_in_train else {"validation": np.where(held_out, log.starts[1:] - 2, -1)}
     targets["test"] = np.where(held_out, log.starts[1:] - 1, -1)
-    return _assemble(log, tokenizer, train_ends, targets, max_length or tokenizer.model_max_length, window_step)
+    return _assemble(
+        log,
+        tokenizer,
+        train_ends,
+        targets,
+        tokenizer.model_max_length if max_length is None else max_length,
+        window_step,
+    )
 
 
 def split_at_time(
@@ -133,7 +140,14 @@ def split_at_time(
             f"{log.timestamps.max()}."
         )
     train_ends = first_of_test if validation_in_train else first_of_validation
-    return _assemble(log, tokenizer, train_ends, targets, max_length or tokenizer.model_max_length, window_step)
+    return _assemble(
+        log,
+        tokenizer,
+        train_ends,
+        targets,
+        tokenizer.model_max_length if max_length is None else max_length,
+        window_step,
+    )
 
 
 def before(interactions: Dataset, time: str | float) -> Dataset:
@@ -147,8 +161,9 @@ SPLITS: dict[str, Callable[..., DatasetDict]] = {"leave_one_out": leave_one_out,
 
 def _as_time(time: str | float) -> float:
     try:
-        return float(time)
-    except ValueError:
+        if not np.isnan(number := float(time)):
+            return number
+    except (TypeError, ValueError):
         pass
     try:
         moment = datetime.fromisoformat(str(time))
@@ -186,6 +201,8 @@ def _assemble(
     window_step: float,
 ) -> DatasetDict:
     """Make the splits: train from each user's start to before `train_ends`, the others at `targets` (-1 = no row)."""
+    if max_length < 2:
+        raise ValueError(f"Expected max_length of at least 2, an item and the [MASK] of the query, found {max_length}.")
     if not 0 < window_step <= 1:
         raise ValueError(f"Expected window_step above 0 and at most 1, a share of the length, found {window_step}.")
     # From here on positions count known items only: `position[i]` known actions stand before action i.

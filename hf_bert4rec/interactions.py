@@ -5,12 +5,15 @@ same way whatever it was. A new format is a new line in `FORMATS`.
 """
 
 import ast
+import codecs
 import csv
 import json
 import logging
 import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from difflib import get_close_matches
 from functools import partial
 from os import PathLike
@@ -85,8 +88,8 @@ def load_interactions(
         timestamp: Column of the time: numbers are kept as they are, dates become seconds since 1970.
         rating: Column of the rating; read only where `min_rating` is given.
         min_rating: Drop actions rated below this.
-        min_user_interactions: Drop users with fewer actions, and
-        min_item_interactions: items with fewer, again and again until all have enough (the k-core).
+        min_user_interactions: Drop users with fewer actions, until all have enough (with the next one, the k-core).
+        min_item_interactions: Drop items with fewer actions, until all have enough.
         keep_repeats: Whether a user's later actions on the same item are kept.
         separator: Separator of a text file, where it is not the usual one of its format.
         encoding: Encoding of a text file; UTF-8 if not given.
@@ -112,7 +115,7 @@ def load_interactions(
         found.pop("rating", None)
 
     columns = dict(zip(found, log.read(list(found.values())), strict=True))
-    table = pa.table({"user": _as_ids(columns["user"]), "item": _as_ids(columns["item"])})
+    table = pa.table({role: _as_ids(columns[role], f"{log.name}: the {role}") for role in ("user", "item")})
     present = pc.and_(pc.is_valid(table["user"]), pc.is_valid(table["item"]))
     if "timestamp" in columns:
         times = _as_times(columns["timestamp"].filter(present), _located(log, present))
@@ -165,13 +168,17 @@ def load_titles(
         ValueError: There is no column for the item or the title.
     """
     log = open_log(source, "titles", format, separator, encoding)
-    found = find_columns(log, item=item, title=title)
-    if not log.has_names and len(log.columns) > 1:
-        found = {"item": 0, "title": 1} | found
+    if log.has_names or len(log.columns) < 2:
+        found = find_columns(log, item=item, title=title)
+    else:
+        given = {"item": item, "title": title}
+        found = {"item": 0, "title": 1} | find_columns(log, **{k: v for k, v in given.items() if v is not None})
     if len(found) < 2:
         raise ValueError(f"{log.name}: expected columns for item and title, found {', '.join(log.columns)}. Name them.")
     ids, titles = log.read([found["item"], found["title"]])
-    pairs = zip(_as_ids(ids).to_pylist(), pc.cast(titles, pa.string()).to_pylist(), strict=True)
+    pairs = zip(
+        _as_ids(ids, f"{log.name}: the item").to_pylist(), pc.cast(titles, pa.string()).to_pylist(), strict=True
+    )
     return {item: title for item, title in pairs if item is not None and title}
 
 
@@ -213,7 +220,7 @@ def open_log(
     path = Path(source)
     if not path.exists() and (EMBEDDED / path).is_dir():
         path = EMBEDDED / path
-    if path.is_dir() and (path / "dataset_info.json").exists():
+    if any((path / name).exists() for name in ("dataset_info.json", "dataset_dict.json")):
         return _open_table(load_from_disk(path), path.name)
     if path.is_dir():
         files = [path / name for name in FOLDER_FILES[kind] if (path / name).exists()]
@@ -248,8 +255,20 @@ def _open_table(source: Any, name: str) -> RawLog:
         raise ValueError(f"Expected a path, a Hub id or a table (pandas, Polars, Arrow, datasets), found {name}.")
     table = pa.table(source)
     return RawLog(
-        name, table.column_names, lambda columns: [table.column(i) for i in columns], lambda row: f"{name}, row {row}"
+        name,
+        table.column_names,
+        lambda columns: [_plain_type(table.column(i)) for i in columns],
+        lambda row: f"{name}, row {row}",
     )
+
+
+def _plain_type(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Without categories and, as Polars has them, string views: few functions of Arrow take these."""
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        kind = pa.string() if pa.types.is_string_view(kind.value_type) else kind.value_type
+        return pa.chunked_array([pc.cast(c.dictionary, kind).take(c.indices) for c in column.chunks], kind)
+    return pc.cast(column, pa.string()) if pa.types.is_string_view(kind) else column
 
 
 def _open_parquet(path: Path, separator: str | None, encoding: str | None) -> RawLog:
@@ -265,34 +284,46 @@ def _open_text(
     path: Path, separator: str | None, encoding: str | None, *, usual_separator: str, usual_encoding: str = "utf-8"
 ) -> RawLog:
     """A text file with a row a line, with or without a header."""
-    data = _read_bytes(path, encoding or usual_encoding)
-    separator = separator or usual_separator
-    quoted = separator == ","
+    data, above = _read_bytes(path, encoding or usual_encoding)
+    shown = separator = separator or usual_separator
+    quoted = usual_separator == ","
     if len(separator) > 1:  # Arrow splits at one character; MovieLens separates by "::"
         data, separator = data.replace(separator.encode(), b"\x1f"), "\x1f"
     if separator == " ":
-        data = data.replace(b"\t", b" ")
-        head = [len(line.split()) for line in data[:10_000].split(b"\n")[:-1] if line.strip()]
-        if len(set(head)) > 1 and max(head) > 3:
-            return _open_sequences(path, data)
-    first = [field.strip() for field in next(csv.reader([_first_line(data)], delimiter=separator))]
+        data = b"\n".join(b" ".join(line.split()) for line in data.split(b"\n"))
+        head = [len(line.split()) for line in data.split(b"\n", 1000)[:1000] if line]
+        if max(head) > 3 and 2 * Counter(head).most_common(1)[0][1] <= len(head):  # as good as no two of a length
+            return _open_sequences(path, data, above)
+    lines = csv.reader(
+        [_first_line(data)], delimiter=separator, quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
+    )
+    first = [field.strip() for field in next(lines)]
     has_names = any(_plain(name) in USUAL_NAMES[role] for role in USUAL_NAMES for name in first)
-    columns = first if has_names else [str(position) for position in range(len(first))]
+    columns = first if has_names or len(first) == 1 else [str(position) for position in range(len(first))]
     if not has_names and len(first) in (2, 4):  # user item, or user item rating timestamp (MovieLens, Amazon 2014)
         columns = ["user", "item", "rating", "timestamp"][: len(first)]
         if ASIN.fullmatch(first[0]) and not ASIN.fullmatch(first[1]):  # Amazon 2018 writes the item first
             columns[:2] = ["item", "user"]
+    locate = _locate_line(path, data, above, quoted, blank=b"\r")
     return RawLog(
         path.name,
         columns,
-        partial(_read_text, path, data, separator, quoted, len(first), int(has_names)),
-        _locate_line(path, data, skip=int(has_names)),
+        partial(_read_text, path, data, separator, shown, quoted, len(first), int(has_names), locate),
+        lambda row: locate(row + int(has_names)),
         has_names,
     )
 
 
 def _read_text(
-    path: Path, data: bytes, separator: str, quoted: bool, width: int, skip: int, columns: list[int]
+    path: Path,
+    data: bytes,
+    separator: str,
+    shown: str,
+    quoted: bool,
+    width: int,
+    skip: int,
+    locate: Callable[[int], str],
+    columns: list[int],
 ) -> list[pa.ChunkedArray]:
     bad: list[Any] = []
 
@@ -318,18 +349,18 @@ def _read_text(
     except pa.ArrowInvalid as error:
         if not bad:
             raise ValueError(f"{path.name}: {error}") from error
-        shown = repr(bad[0].text[:80].replace("\x1f", "::"))
+        text = repr(bad[0].text[:80].replace(separator, shown))
         raise ValueError(
-            f"{path.name}, line {bad[0].number}: expected {bad[0].expected_columns} columns, found "
-            f"{bad[0].actual_columns} in {shown}. Mend or remove the line, or name another separator: separator=';'."
+            f"{locate(bad[0].number - 1)}: expected {bad[0].expected_columns} columns, found "
+            f"{bad[0].actual_columns} in {text}. Mend or remove the line, or name another separator: separator=';'."
         ) from None
     return [table[str(i)] for i in columns]
 
 
-def _open_sequences(path: Path, data: bytes) -> RawLog:
+def _open_sequences(path: Path, data: bytes, above: int) -> RawLog:
     """Lines of `user item item …`, oldest first."""
     users, items, lengths = [], [], []
-    for number, line in enumerate(data.decode().splitlines(), start=1):
+    for number, line in enumerate(data.decode().split("\n"), start=1 + above):
         user, *history = line.split() or [""]
         if user and not history:
             raise ValueError(f"{path.name}, line {number}: expected 'user item item …', found only {line!r}.")
@@ -342,12 +373,15 @@ def _open_sequences(path: Path, data: bytes) -> RawLog:
 
 def _open_json_lines(path: Path, separator: str | None, encoding: str | None) -> RawLog:
     """One JSON object a line (Amazon), or one Python literal (Steam's public dump)."""
-    data = _read_bytes(path, encoding or "utf-8")
-    columns = list(_parse_object(_first_line(data), path, 1))
-    return RawLog(path.name, columns, partial(_read_json_lines, path, data, columns), _locate_line(path, data))
+    data, above = _read_bytes(path, encoding or "utf-8")
+    columns = list(_parse_object(_first_line(data), path, 1 + above))
+    read = partial(_read_json_lines, path, data, above, columns)
+    return RawLog(path.name, columns, read, _locate_line(path, data, above, quoted=False, blank=None))
 
 
-def _read_json_lines(path: Path, data: bytes, names: list[str], columns: list[int]) -> list[pa.ChunkedArray]:
+def _read_json_lines(
+    path: Path, data: bytes, above: int, names: list[str], columns: list[int]
+) -> list[pa.ChunkedArray]:
     wanted = [names[i] for i in columns]
     sample = _parse_object(_first_line(data), path, 1)
     schema = pa.schema([(name, pa.array([sample[name]]).type) for name in wanted])
@@ -358,12 +392,17 @@ def _read_json_lines(path: Path, data: bytes, names: list[str], columns: list[in
         table = pyarrow.json.read_json(pa.BufferReader(data), parse_options=options)
         return [table[name] for name in wanted]
     except pa.ArrowInvalid:  # Python literals, types that change from line to line, or a broken line, which this finds
-        lines = tqdm(data.decode().splitlines(), desc=f"Reading {path.name}", unit=" lines", leave=False)
-        rows = [_parse_object(line, path, number) for number, line in enumerate(lines, start=1) if line.strip()]
+        lines = tqdm(data.decode().split("\n"), desc=f"Reading {path.name}", unit=" lines", leave=False)
+        rows = [_parse_object(line, path, number) for number, line in enumerate(lines, start=1 + above) if line.strip()]
     values = [[row.get(name) for row in rows] for name in wanted]
     return [
-        pa.chunked_array([pa.array([v if v is None else str(v) for v in column], pa.string())]) for column in values
+        pa.chunked_array([pa.array([v if v is None else _as_text(v) for v in column], pa.string())])
+        for column in values
     ]
+
+
+def _as_text(value: Any) -> str:
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def _parse_object(line: str, path: Path, number: int) -> dict:
@@ -395,10 +434,16 @@ FORMATS: dict[str, Callable[[Path, str | None, str | None], RawLog]] = {
 }
 
 
-def _read_bytes(path: Path, encoding: str) -> bytes:
-    """The file's text as UTF-8, decompressed; a broken byte is an error that names its line."""
-    with pa.input_stream(path, compression="detect") as stream:
-        data = stream.read()
+def _read_bytes(path: Path, encoding: str) -> tuple[bytes, int]:
+    """The file's text as UTF-8, decompressed, from the first line that is not blank, and how many stood above it.
+
+    A broken byte is an error that names its line.
+    """
+    try:
+        with pa.input_stream(path, compression="detect") as stream:
+            data = stream.read()
+    except OSError as error:
+        raise ValueError(f"{path.name}: expected a whole compressed file, found part or none ({error}).") from error
     if not data.strip():
         raise ValueError(f"{path.name}: expected a row a line, found an empty file.")
     try:
@@ -409,17 +454,25 @@ def _read_bytes(path: Path, encoding: str) -> bytes:
             f"{path.name}, line {line}: expected {encoding} text, found the byte {data[error.start]:#04x}. Name the "
             "file's encoding, for instance encoding='latin-1', or mend the line."
         ) from None
-    return data.removeprefix(b"\xef\xbb\xbf") if encoding == "utf-8" else text.encode()
+    data = data.removeprefix(codecs.BOM_UTF8) if codecs.lookup(encoding).name == "utf-8" else text.encode()
+    start = re.match(rb"(?:[ \t\r]*\n)*", data).end()  # type: ignore[union-attr]
+    return data[start:], data.count(b"\n", 0, start)
 
 
 def _first_line(data: bytes) -> str:
-    return data.lstrip().partition(b"\n")[0].decode()
+    return data.partition(b"\n")[0].decode()
 
 
-def _locate_line(path: Path, data: bytes, skip: int = 0) -> Callable[[int], str]:
+def _locate_line(path: Path, data: bytes, above: int, quoted: bool, blank: bytes | None) -> Callable[[int], str]:
+    """Row (a header is row 0) → the line where it begins, blank lines and those within quotes being no rows."""
+
     def locate(row: int) -> str:
-        lines = [number for number, line in enumerate(data.splitlines(), start=1) if line.strip()]
-        return f"{path.name}, line {lines[row + skip]}"
+        starts, within = [], False
+        for number, line in enumerate(data.split(b"\n"), start=1 + above):
+            if not within and line.strip(blank):
+                starts.append(number)
+            within ^= quoted and line.count(b'"') % 2 == 1
+        return f"{path.name}, line {starts[row]}"
 
     return locate
 
@@ -431,27 +484,52 @@ def _located(log: RawLog, kept: pa.ChunkedArray) -> Callable[[int], str]:
     return lambda row: log.locate(int(np.flatnonzero(np.asarray(kept))[row]))
 
 
-def _as_ids(column: pa.ChunkedArray) -> pa.ChunkedArray:
+def _as_ids(column: pa.ChunkedArray, what: str) -> pa.ChunkedArray:
     """Ids as strings: 1 and 1.0 become "1" (a column of numbers with gaps is floats in pandas); "" is no id."""
-    if pa.types.is_dictionary(column.type):
-        column = pc.cast(column, column.type.value_type)
+    if pa.types.is_floating(column.type):
+        column = pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
     if pa.types.is_floating(column.type) and pc.all(pc.equal(column, pc.round(column))).as_py() is not False:
         column = pc.cast(column, pa.int64(), safe=False)
-    column = pc.cast(column, pa.string())
+    try:
+        column = pc.cast(column, pa.string())
+    except pa.ArrowNotImplementedError:
+        raise ValueError(f"{what}: expected text or numbers, found a column of {column.type}.") from None
     return pc.if_else(pc.equal(column, ""), pa.scalar(None, pa.string()), column)
 
 
 def _as_times(column: pa.ChunkedArray, locate: Callable[[int], str]) -> pa.ChunkedArray:
     """Numbers as they are, int64 where there are no fractions; dates as seconds since 1970."""
+    what = "a number or an ISO date as timestamp"
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
         column = pc.utf8_trim_whitespace(column)
-        try:
-            column = pc.cast(column, pa.timestamp("us"))
-        except pa.ArrowInvalid:
-            return _as_numbers(column, locate, "a number or an ISO date as timestamp")
+        column = _dates(column, locate, what) if len(column) and not _is_number(column[0].as_py()) else column
     if pa.types.is_temporal(column.type):
-        column = pc.divide(pc.cast(pc.cast(column, pa.timestamp("us")), pa.int64()).cast(pa.float64()), 1e6)
-    return _as_numbers(column, locate, "a number or an ISO date as timestamp")
+        column = pc.cast(pc.cast(column, pa.timestamp("us"), safe=False), pa.int64())
+        column = pc.divide(column.cast(pa.float64()), 1e6)
+    return _as_numbers(column, locate, what)
+
+
+def _dates(column: pa.ChunkedArray, locate: Callable[[int], str], what: str) -> pa.ChunkedArray:
+    for zone in (None, "UTC"):
+        try:
+            return pc.cast(column, pa.timestamp("us", zone))
+        except pa.ArrowInvalid:
+            continue
+    moments = []
+    for row, value in enumerate(column.to_pylist()):
+        try:
+            moment = datetime.fromisoformat(value)
+        except (TypeError, ValueError):
+            raise ValueError(f"{locate(row)}: expected {what}, found {value!r}. Mend or remove the row.") from None
+        moments.append(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
+    return pa.chunked_array([pa.array(moments, pa.timestamp("us", "UTC"))])
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        return bool(np.isfinite(float(value)))
+    except (TypeError, ValueError):
+        return False
 
 
 def _as_numbers(column: pa.ChunkedArray, locate: Callable[[int], str], what: str) -> pa.ChunkedArray:
@@ -460,14 +538,12 @@ def _as_numbers(column: pa.ChunkedArray, locate: Callable[[int], str], what: str
             numbers = pc.cast(column, number)
         except pa.ArrowInvalid:
             continue
+        except pa.ArrowNotImplementedError:
+            break
         if not numbers.null_count and pc.all(pc.is_finite(numbers)).as_py() is not False:
             return numbers
-    for row, value in enumerate(column.to_pylist()):
-        try:
-            usable = np.isfinite(float(value))
-        except (TypeError, ValueError):
-            usable = False
-        if not usable:
+    for row, value in enumerate([] if pa.types.is_nested(column.type) else column.to_pylist()):
+        if not _is_number(value):
             raise ValueError(f"{locate(row)}: expected {what}, found {value!r}. Mend or remove the row.")
     raise ValueError(f"{locate(0)}: expected {what}, found a column of {column.type}.")
 

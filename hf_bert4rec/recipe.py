@@ -4,6 +4,7 @@ Every option is a parameter of the function or a field of the class that reads i
 is written down a second time here.
 """
 
+import argparse
 import dataclasses
 import inspect
 import json
@@ -112,7 +113,11 @@ class Recipe:
         return changed
 
 
-def parse_recipe(argv: Sequence[str] | None = None, description: str | None = None) -> Recipe:
+class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Defaults beside the options, and a script's docstring as it is written."""
+
+
+def parse_recipe(argv: Sequence[str] | None = None, description: str | None = None, config: str = "CONFIG") -> Recipe:
     """`CONFIG [--option value …]` → the recipe of CONFIG with these options put in their place.
 
     CONFIG is a YAML file, or a checkpoint folder, whose run facts hold its recipe.
@@ -123,8 +128,9 @@ def parse_recipe(argv: Sequence[str] | None = None, description: str | None = No
     """
     parser = HfArgumentParser(
         list(SECTIONS.values()),
-        usage="%(prog)s CONFIG [--option value …]",
+        usage=f"%(prog)s {config} [--option value …]",
         description=description,
+        formatter_class=_Help,
         allow_abbrev=False,
     )
     parser.add_argument(

@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import platform
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ from .modeling_bert4rec import Bert4RecForMaskedLM
 from .pipeline_next_item import NextItemRecommendationPipeline, pipeline
 from .recipe import Recipe
 from .tokenization import ItemTokenizer, item_tokenizer
-from .training import RecommendationTrainingArguments, cloze_training
+from .training import cloze_training
 
 logger = logging.getLogger(__name__)
 
@@ -128,7 +129,7 @@ def run(recipe: Recipe) -> Path | None:
     }
     metrics: dict[str, dict[str, dict[str, float]]] = {split: {} for split in evaluated}
     for name, judged in models.items():
-        judge = judged if isinstance(judged, Trainer) else evaluator(judged, recipe, tokenizer)
+        judge = judged if isinstance(judged, Trainer) else evaluator(judged, recipe, tokenizer, evaluated["test"])
         for split, rows in evaluated.items():
             metrics[split][name] = ranking_of(judge.evaluate(rows))
     facts = {
@@ -154,26 +155,18 @@ def run(recipe: Recipe) -> Path | None:
     return folder
 
 
-def evaluator(model: torch.nn.Module, recipe: Recipe, tokenizer: ItemTokenizer) -> Trainer:
+def evaluator(model: torch.nn.Module, recipe: Recipe, tokenizer: ItemTokenizer, rows: Dataset) -> Trainer:
     """A stock Trainer that only evaluates `model`, the way a run does."""
-    args = RecommendationTrainingArguments(
-        recipe.training.output_dir,
-        eval_strategy="no",
-        load_best_model_at_end=False,
-        per_device_eval_batch_size=recipe.training.per_device_eval_batch_size,
-        use_cpu=recipe.training.use_cpu,
-        disable_tqdm=True,
-    )
-    judge = Trainer(model, args, **_setup(recipe, tokenizer))
+    judge = Trainer(model, recipe.training, eval_dataset=rows, **_setup(recipe, tokenizer))
     judge.remove_callback(PrinterCallback)
     return judge
 
 
-def evaluate(folder: Path, recipe: Recipe) -> dict[str, dict[str, float]]:
+def evaluate(folder: Path, recipe: Recipe) -> tuple[str, dict[str, dict[str, float]]]:
     """Judge a saved checkpoint again, on the data and by the protocol of a recipe.
 
     Returns:
-        split → metric → value, for the splits that are not trained on.
+        The protocol, and split → metric → value for the splits that are not trained on.
 
     Raises:
         FileNotFoundError: The folder lacks a file of a checkpoint.
@@ -183,8 +176,10 @@ def evaluate(folder: Path, recipe: Recipe) -> dict[str, dict[str, float]]:
     model, tokenizer = AutoModelForMaskedLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     check_sizes(model, tokenizer)
     histories = prepare(recipe, tokenizer).histories
-    judge = evaluator(model, recipe, tokenizer)
-    return {split: ranking_of(judge.evaluate(rows)) for split, rows in histories.items() if split != "train"}
+    recipe.training.output_dir = tempfile.gettempdir()  # nothing is written
+    judge = evaluator(model, recipe, tokenizer, histories["test"])
+    metrics = {split: ranking_of(judge.evaluate(rows)) for split, rows in histories.items() if split != "train"}
+    return protocol(recipe, len(tokenizer.items)), metrics
 
 
 def ranking_of(metrics: Mapping[str, float]) -> dict[str, float]:

@@ -14,6 +14,7 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from .data_collator import DataCollatorForCloze
 from .ranking import ranking_metrics, target_ranks
@@ -71,7 +72,8 @@ class ClozeCallback(TrainerCallback):
     """Tell collator and sampler the epoch, so that masks and order are fresh in each and the same after a resumption.
 
     The stock sampler by length takes its order from torch's global generator, which differs between processes and
-    after a resumption: rows would be skipped and drawn twice. Here its order is a function of seed and epoch.
+    after a resumption: rows would be skipped and drawn twice. Here its order is a function of seed and epoch, and it
+    groups what all processes draw in a step, so that their number changes nothing.
     """
 
     def on_epoch_begin(
@@ -89,7 +91,11 @@ class ClozeCallback(TrainerCallback):
         collator.epoch = epoch
         batches: Any = train_dataloader.batch_sampler
         batches = getattr(batches, "batch_sampler", batches)  # accelerate's shard of it, with several processes
-        batches.sampler.generator = torch.Generator().manual_seed((args.data_seed or args.seed) + epoch)
+        seed = args.seed if args.data_seed is None else args.data_seed
+        batches.sampler.generator = torch.Generator().manual_seed(seed + epoch)
+        if isinstance(batches.sampler, LengthGroupedSampler):
+            step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+            batches.sampler.batch_size = step
 
 
 def cloze_training(tokenizer: ItemTokenizer, *, exclude_history: bool = True, **masking: Any) -> dict[str, Any]:

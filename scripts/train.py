@@ -9,7 +9,7 @@ import os
 
 os.environ.setdefault(
     "OMP_WAIT_POLICY", "PASSIVE"
-)  # before torch: threads that spin make small models several times slower
+)  # before torch: spinning threads make small models much slower
 
 import transformers
 

@@ -1,0 +1,23 @@
+"""Judge a checkpoint again: full ranking over its catalogue, by the protocol that it was trained with.
+
+    python scripts/evaluate.py runs/ml-latest-small/model
+    python scripts/evaluate.py runs/ml-latest-small/model --data ratings.csv
+
+Options that are not given are those of the recipe in the checkpoint's run facts.
+"""
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads make small models much slower
+
+import sys
+from pathlib import Path
+
+from hf_bert4rec.checkpoint import results_table
+from hf_bert4rec.recipe import parse_recipe
+from hf_bert4rec.run import evaluate
+
+if __name__ == "__main__":
+    recipe = parse_recipe(description=__doc__, config="CHECKPOINT")
+    protocol, metrics = evaluate(Path(sys.argv[1]), recipe)
+    print(f"Protocol: {protocol}\n{results_table(metrics)}")

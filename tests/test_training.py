@@ -1,0 +1,195 @@
+"""Training through the stock Trainer: resumption, workers, processes, ranking, and what is refused."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import Trainer, TrainerCallback, set_seed
+
+from hf_bert4rec import (
+    Bert4RecForMaskedLM,
+    RecommendationTrainingArguments,
+    cloze_training,
+    item_tokenizer,
+    leave_one_out,
+)
+from hf_bert4rec.checkpoint import last_complete_checkpoint
+from tests.conftest import small_config
+
+USERS = 20  # of 4 to 8 actions on 12 items: 20 training rows, 5 steps an epoch at batches of 4
+
+
+@pytest.fixture
+def histories():
+    rows = [(f"u{u}", f"i{(3 * u + t) % 12}", t) for u in range(USERS) for t in range(4 + u % 5)]
+    users, items, timestamps = zip(*rows, strict=True)
+    log = Dataset.from_dict({"user": users, "item": items, "timestamp": timestamps})
+    tokenizer = item_tokenizer(log, max_length=8)
+    return leave_one_out(log, tokenizer), tokenizer
+
+
+def make_trainer(histories, folder, callbacks=(), masking=None, **options) -> Trainer:
+    splits, tokenizer = histories
+    args = RecommendationTrainingArguments(
+        str(folder),
+        **{
+            "num_train_epochs": 3,
+            "per_device_train_batch_size": 4,
+            "warmup_steps": 2,
+            "use_cpu": True,
+            "report_to": "none",
+            "disable_tqdm": True,
+            **options,
+        },
+    )
+    set_seed(args.seed)
+    model = Bert4RecForMaskedLM(small_config(len(tokenizer), 8, hidden_dropout_prob=0.1))
+    setup = cloze_training(tokenizer, **(masking or {}))
+    setup["callbacks"] += callbacks
+    return Trainer(model, args, train_dataset=splits["train"], eval_dataset=splits["validation"], **setup)
+
+
+class StopAt(TrainerCallback):
+    """Save and stop at a step, as a kill would after the last save."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            control.should_save = control.should_training_stop = True
+
+
+class Record(TrainerCallback):
+    """Which rows and masks each epoch drew, through the batches that reach the model."""
+
+    def __init__(self):
+        self.epochs = []
+
+    def on_epoch_begin(self, args, state, control, train_dataloader=None, model=None, **kwargs):
+        self.epochs.append([])
+        if len(self.epochs) == 1:
+            model.register_forward_pre_hook(self.see, with_kwargs=True)
+
+    def see(self, model, args, batch):
+        if model.training:
+            self.epochs[-1] += [
+                (tuple(torch.where(labels == -100, ids, labels)[real == 1].tolist()), tuple((labels != -100).tolist()))
+                for ids, labels, real in zip(batch["input_ids"], batch["labels"], batch["attention_mask"], strict=True)
+            ]
+
+
+@pytest.mark.parametrize(("step", "workers"), [(2, 0), (5, 0), (8, 0), (13, 2)])
+def test_a_run_that_was_interrupted_and_resumed_ends_bit_equal_to_one_that_was_not(histories, tmp_path, step, workers):
+    options = {"dataloader_num_workers": workers, "eval_strategy": "no", "load_best_model_at_end": False}
+    whole = make_trainer(histories, tmp_path / "whole", **options)
+    whole.train()
+    make_trainer(histories, tmp_path / "cut", callbacks=[StopAt(step)], **options).train()
+    resumed = make_trainer(histories, tmp_path / "cut", **options)
+    resumed.train(resume_from_checkpoint=str(last_complete_checkpoint(tmp_path / "cut")))
+    for expected, found in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(expected, found)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_every_row_is_drawn_once_an_epoch_with_fresh_masks_the_same_for_any_number_of_workers(
+    histories, tmp_path, workers
+):
+    seen, again = Record(), Record()
+    make_trainer(histories, tmp_path, callbacks=[seen], dataloader_num_workers=workers).train()
+    make_trainer(histories, tmp_path, callbacks=[again]).train()
+    expected = sorted(tuple(row) for row in histories[0]["train"]["input_ids"])
+    assert [sorted(row for row, _ in epoch) for epoch in seen.epochs] == [expected] * 3
+    assert sorted(seen.epochs[0]) != sorted(seen.epochs[1]) != sorted(seen.epochs[2])
+    assert seen.epochs == again.epochs
+
+
+def test_the_best_checkpoint_by_validation_ndcg_is_restored(histories, tmp_path):
+    trainer = make_trainer(histories, tmp_path, num_train_epochs=6, learning_rate=0.02)
+    trainer.train()
+    scores = [entry["eval_ndcg@10"] for entry in trainer.state.log_history if "eval_ndcg@10" in entry]
+    assert trainer.evaluate()["eval_ndcg@10"] == pytest.approx(max(scores))
+
+
+def test_gradient_accumulation_changes_nothing(histories, tmp_path):
+    options = {"num_train_epochs": 2, "train_sampling_strategy": "random", "logging_steps": 1}
+    options |= {"logging_strategy": "steps", "eval_strategy": "no", "load_best_model_at_end": False}
+    losses = []
+    for batch, accumulation in ((4, 1), (2, 2)):
+        trainer = make_trainer(
+            histories,
+            tmp_path,
+            per_device_train_batch_size=batch,
+            gradient_accumulation_steps=accumulation,
+            **options,
+        )
+        trainer.model.apply(lambda module: setattr(module, "p", 0.0) if isinstance(module, torch.nn.Dropout) else None)
+        for layer in trainer.model.model.layers:
+            layer.attention.attention_dropout = 0.0
+        trainer.train()
+        losses.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_history_is_excluded_from_the_ranking_unless_told_otherwise(histories, tmp_path):
+    excluded = make_trainer(histories, tmp_path).evaluate()
+    included = make_trainer(histories, tmp_path, masking={"exclude_history": False}).evaluate()
+    assert excluded["eval_mrr@10"] > included["eval_mrr@10"]
+
+
+def test_persistent_workers_are_refused_because_their_masks_would_never_change(tmp_path):
+    with pytest.raises(ValueError, match="masks of the first epoch"):
+        RecommendationTrainingArguments(str(tmp_path), dataloader_num_workers=1, dataloader_persistent_workers=True)
+
+
+def test_resumption_passes_over_checkpoints_that_were_cut_off(histories, tmp_path):
+    assert last_complete_checkpoint(tmp_path) is None
+    make_trainer(histories, tmp_path, save_total_limit=None).train()
+    assert last_complete_checkpoint(tmp_path).name == "checkpoint-15"
+    (tmp_path / "checkpoint-15" / "trainer_state.json").write_text('{"epoch": 3')
+    (tmp_path / "checkpoint-10" / "trainer_state.json").unlink()
+    assert last_complete_checkpoint(tmp_path).name == "checkpoint-5"
+
+
+LOG = "user,item,timestamp\n" + "".join(
+    f"u{u},i{(3 * u + t) % 12},{t}\n" for u in range(16) for t in range(4 + u % 5)
+)  # 16 training rows: two steps of eight
+RECIPE = """
+data: {log}
+max_length: 8
+hidden_size: 12
+intermediate_size: 20
+hidden_dropout_prob: 0.0
+attention_probs_dropout_prob: 0.0
+num_train_epochs: 3
+warmup_steps: 2
+use_cpu: true
+logging_strategy: steps
+logging_steps: 1
+"""
+
+
+def test_two_processes_train_and_evaluate_as_one_does(tmp_path):
+    (tmp_path / "log.csv").write_text(LOG)
+    (tmp_path / "recipe.yaml").write_text(RECIPE.format(log=tmp_path / "log.csv"))
+    script = Path(__file__).parents[1] / "scripts" / "train.py"
+    facts = []
+    for processes, batch in ((1, 8), (2, 4)):
+        folder = tmp_path / str(processes)
+        launcher = [sys.executable] if processes == 1 else [sys.executable, "-m", "torch.distributed.run"]
+        launcher += [] if processes == 1 else ["--standalone", f"--nproc_per_node={processes}"]
+        options = ["--output_dir", str(folder), "--per_device_train_batch_size", str(batch)]
+        command = [*launcher, str(script), str(tmp_path / "recipe.yaml"), *options]
+        finished = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
+        assert finished.returncode == 0, finished.stderr[-2000:]
+        facts.append(json.loads((folder / "model" / "run_facts.json").read_text()))
+    one, two = facts
+    losses = [[entry["loss"] for entry in run["log"] if "loss" in entry] for run in facts]
+    assert len(losses[0]) == 6
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert one["test"]["BERT4Rec"] == pytest.approx(two["test"]["BERT4Rec"], abs=1e-6)
+    assert one["test"]["Popularity"] == two["test"]["Popularity"]
