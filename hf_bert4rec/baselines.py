@@ -33,7 +33,10 @@ class Popularity(nn.Module):
         logits = self.scores(input_ids, attention_mask).clamp(min=1e-9).log()
         specials = len(SPECIAL_TOKENS)
         targets = labels.amax(dim=1) - specials
-        loss = nn.functional.cross_entropy(logits[:, specials:], torch.where(targets < 0, -100, targets))
+        known = targets >= 0
+        loss = nn.functional.cross_entropy(
+            logits[:, specials:], torch.where(known, targets, -100), reduction="sum"
+        ) / known.sum().clamp(min=1)
         return MaskedLMOutput(loss=loss, logits=logits[:, None])
 
 

@@ -137,8 +137,8 @@ class Bert4RecLayer(GradientCheckpointingLayer):
 
     def forward(
         self,
-        queries: torch.Tensor,
         hidden_states: torch.Tensor,
+        queries: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
@@ -221,7 +221,7 @@ class Bert4RecModel(Bert4RecPreTrainedModel):
         if logits_to_keep is not None:  # 1.4 times faster to train, 1.6 times faster to recommend, the same numbers
             queries = hidden_states.take_along_dim(logits_to_keep[..., None], dim=1)  # (batch, kept, hidden)
             mask = create_bidirectional_mask(self.config, queries, attention_mask, encoder_hidden_states=hidden_states)
-        return BaseModelOutput(last_hidden_state=self.layers[-1](queries, hidden_states, mask, **kwargs))
+        return BaseModelOutput(last_hidden_state=self.layers[-1](hidden_states, queries, mask, **kwargs))
 
 
 class Bert4RecPredictionHead(nn.Module):

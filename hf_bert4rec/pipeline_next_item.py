@@ -87,6 +87,7 @@ class NextItemRecommendationPipeline(Pipeline):
         batch_size = kwargs.pop("batch_size", None) or self._batch_size or DEFAULT_BATCH_SIZE
         _, _, options = self._sanitize_parameters(**kwargs)
         options = {**self._postprocess_params, **options}
+        options["candidates"] = self._candidates(options.pop("allow", None), options.pop("deny", None))
         rows = self._encode(histories)
 
         # Like lengths together, so that little is padding; each answer goes back to where its history stood.
@@ -110,11 +111,16 @@ class NextItemRecommendationPipeline(Pipeline):
     ) -> tuple[dict, dict, dict]:
         if top_k is not None and top_k < 1:
             raise ValueError(f"Expected top_k of at least 1, found {top_k}.")
+        for name, ids in (("allow", allow), ("deny", deny)):
+            if isinstance(ids, str):
+                raise ValueError(f"Expected a list of ids for `{name}`, found {ids!r}.")
+        allow, deny = (None if ids is None else list(ids) for ids in (allow, deny))
         options = {"top_k": top_k, "exclude_history": exclude_history, "allow": allow, "deny": deny}
         return {}, {}, {name: value for name, value in options.items() if value is not None}
 
     def _encode(self, histories: Sequence[Iterable[str]]) -> list[np.ndarray]:
         """Raw histories → known rows of the item table, one array a user."""
+        histories = histories if isinstance(histories, str) else list(histories)
         if isinstance(histories, str) or any(isinstance(history, str | int | np.integer) for history in histories):
             raise ValueError(
                 f"Expected a list of histories, found a flat list of ids. Put it in brackets: [{histories!r}]"[:300]
@@ -153,14 +159,13 @@ class NextItemRecommendationPipeline(Pipeline):
         outputs: dict[str, torch.Tensor],
         top_k: int = 10,
         exclude_history: bool = True,
-        allow: Iterable[str] | None = None,
-        deny: Iterable[str] | None = None,
+        candidates: torch.Tensor | None = None,
     ) -> list[list[Recommendation]]:
         """Log-probabilities (users, rows) → the best items of each user that may be recommended."""
         scores = outputs["log_probabilities"]
         if exclude_history:
             scores = scores.scatter(1, outputs["history"], -torch.inf)
-        scores[:, ~self._candidates(allow, deny)] = -torch.inf
+        scores[:, ~candidates] = -torch.inf
         values, rows = stable_top_k(scores, min(top_k, scores.shape[1]))
         items, titles = self.tokenizer.items, self.tokenizer.titles
         answers = []
@@ -191,7 +196,7 @@ def stable_top_k(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tens
 
     `torch.topk` leaves open which of equal scores it takes. Here score and place make one integer, so none are equal.
     """
-    bits = scores.float().contiguous().view(torch.int32).long()
+    bits = (scores.float() + 0.0).contiguous().view(torch.int32).long()
     ordered = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)  # integers in the order of the floats
     places = torch.arange(scores.shape[1] - 1, -1, -1, device=scores.device)
     keys = ((ordered << 32) | places).topk(k, dim=1).values

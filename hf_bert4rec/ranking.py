@@ -49,7 +49,7 @@ def target_ranks(scores: torch.Tensor, targets: torch.Tensor, history: torch.Ten
         of_history = items.gather(1, (history - specials).clamp(min=0))
         above = above - (excluded & (of_history > of_target)).sum(1)
         level = level - (excluded & (of_history == of_target)).sum(1)
-    level = torch.where(known, level - 1, level)  # the target is level with itself
+    level = torch.where(known, level - 1, 2 * level)  # the target is level with itself
     return above.double() + level.double() / 2 + 1
 
 
@@ -78,8 +78,9 @@ def ranking_metrics(ranks: Ranks, k: Sequence[int] = (1, 5, 10)) -> dict[str, fl
     """
     ranks = np.asarray(ranks, float)
     if not ranks.size or not (ranks >= 1).all():
+        wrong = ranks[~(ranks >= 1)]
         raise ValueError(
-            f"Expected at least one rank, each a number from 1, found {ranks[~(ranks >= 1)][:1] or 'none'}."
+            f"Expected at least one rank, each a number from 1, found {wrong[0] if wrong.size else 'none'}."
         )
     if min(k) < 1:
         raise ValueError(f"Expected cut-offs of at least 1, found {min(k)}.")

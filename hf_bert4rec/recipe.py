@@ -13,7 +13,6 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from enum import Enum
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin
 
@@ -100,17 +99,7 @@ class Recipe:
     model: Any
     masking: Any
     training: RecommendationTrainingArguments
-
-    def as_dict(self) -> dict[str, Any]:
-        """The options that differ from their defaults, and the seed: a YAML file that gives this run again."""
-        changed: dict[str, Any] = {"seed": self.training.seed}
-        for name, section in SECTIONS.items():
-            here, plain = getattr(self, name), section()
-            for option in dataclasses.fields(section):
-                value = getattr(here, option.name)
-                if option.init and value != getattr(plain, option.name):
-                    changed[option.name] = value.value if isinstance(value, Enum) else value
-        return changed
+    options: dict[str, Any]  # as they were given: a YAML file that makes this run again
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -158,7 +147,9 @@ def parse_recipe(argv: Sequence[str] | None = None, description: str | None = No
         *sections, _ = parser.parse_args_into_dataclasses(args=argv)
     except ValueError as error:
         parser.error(f"{known.config}: {error}")
-    return Recipe(*sections)
+    typed = [parser._option_string_actions[word.split("=")[0]].dest for word in argv if word.startswith("--")]
+    values = parser.parse_args(argv)
+    return Recipe(*sections, options={"seed": values.seed, **given, **{name: getattr(values, name) for name in typed}})
 
 
 def _read_options(config: Path) -> Any:

@@ -138,7 +138,7 @@ def run(recipe: Recipe) -> Path | None:
         "protocol": protocol(recipe, len(tokenizer.items)),
         **metrics,
         "example": ", ".join(f'"{item}"' for item in recipe.run.example or tokenizer.items[:3].to_pylist()),
-        "recipe": recipe.as_dict(),
+        "recipe": recipe.options,
         "seconds": round(seconds, 1),
         "best_checkpoint": Path(trainer.state.best_model_checkpoint or "").name,
         "machine": f"{torch.get_num_threads()} threads of {platform.machine()}"

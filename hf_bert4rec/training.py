@@ -57,6 +57,9 @@ class RecommendationTrainingArguments(TrainingArguments):
     dataloader_pin_memory: bool = field(
         default_factory=torch.cuda.is_available, metadata={"help": "Pin batches in memory; where there is a GPU."}
     )
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "Off: a step uses every parameter."}
+    )
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off: the collator reads them."})
 
     def __post_init__(self) -> None:

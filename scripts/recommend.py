@@ -1,6 +1,6 @@
 """Recommend items for one history of item ids.
 
-    python scripts/recommend.py runs/ml-latest-small/model --history 260 1196 1210 2571 --top_k 5
+python scripts/recommend.py runs/ml-latest-small/model --history 260 1196 1210 2571 --top_k 5
 """
 
 import os

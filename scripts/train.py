@@ -7,9 +7,7 @@ accelerate launch --num_processes 2 scripts/train.py scripts/configs/ml-latest-s
 
 import os
 
-os.environ.setdefault(
-    "OMP_WAIT_POLICY", "PASSIVE"
-)  # before torch: spinning threads make small models much slower
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads make small models much slower
 
 import transformers
 
