@@ -1,62 +1,18 @@
-"""Readers of raw logs: any source in, interactions out, one row an action with user, item and timestamp.
+"""Interactions: one row an action, with user, item and timestamp, read from any raw log and filtered."""
 
-A source is opened as a `RawLog` (which columns there are, how to read some of them, where a row stood), then read the
-same way whatever it was. A new format is a new line in `FORMATS`.
-"""
-
-import ast
-import codecs
-import csv
-import json
 import logging
-import re
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from difflib import get_close_matches
-from functools import partial
-from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
-import pyarrow.json
-import pyarrow.parquet as pq
-from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
-from tqdm.auto import tqdm
+from datasets import Dataset
+
+from .sources import Column, RawLog, open_log
 
 logger = logging.getLogger(__name__)
-
-USUAL_NAMES = {  # lower case, without "_"; the first that a source has is taken
-    "user": ("user", "userid", "reviewerid", "uid", "username", "customerid", "visitorid", "sessionid"),
-    "item": ("item", "itemid", "movieid", "parentasin", "asin", "productid", "iid", "sid"),
-    "rating": ("rating", "overall", "score", "stars"),
-    "timestamp": ("timestamp", "unixreviewtime", "time", "date", "datetime", "eventtime", "createdat"),
-    "title": ("title", "name", "productname", "appname", "movietitle"),
-}
-FOLDER_FILES = {  # what is read where the source is a folder, as MovieLens unpacks
-    "interactions": ("ratings.csv", "ratings.csv.gz", "ratings.dat", "u.data"),
-    "titles": ("movies.csv", "movies.csv.gz", "movies.dat", "u.item"),
-}
-EMBEDDED = Path(__file__).parent / "data"
-ASIN = re.compile(r"B0[0-9A-Z]{8}|[0-9]{9}[0-9X]")
-
-Column = str | int | None
-
-
-@dataclass
-class RawLog:
-    """A source that has been opened: what can be read from it, and where each of its rows stood."""
-
-    name: str  # what errors and reports call it
-    columns: list[str]  # names, or "0", "1" … where the source has none
-    read: Callable[[list[int]], list[pa.ChunkedArray]]  # columns by position
-    locate: Callable[[int], str]  # row → "ratings.csv, line 17"
-    has_names: bool = True
 
 
 def load_interactions(
@@ -102,7 +58,7 @@ def load_interactions(
         ValueError: The source cannot be read as told; the message says which line, what was expected and what to do.
     """
     log = open_log(source, "interactions", format, separator, encoding)
-    found = find_columns(log, user=user, item=item, timestamp=timestamp, rating=rating)
+    found = log.find_columns(user=user, item=item, timestamp=timestamp, rating=rating)
     for role in ("user", "item"):
         if role not in found:
             raise ValueError(
@@ -169,10 +125,10 @@ def load_titles(
     """
     log = open_log(source, "titles", format, separator, encoding)
     if log.has_names or len(log.columns) < 2:
-        found = find_columns(log, item=item, title=title)
+        found = log.find_columns(item=item, title=title)
     else:
         given = {"item": item, "title": title}
-        found = {"item": 0, "title": 1} | find_columns(log, **{k: v for k, v in given.items() if v is not None})
+        found = {"item": 0, "title": 1} | log.find_columns(**{k: v for k, v in given.items() if v is not None})
     if len(found) < 2:
         raise ValueError(f"{log.name}: expected columns for item and title, found {', '.join(log.columns)}. Name them.")
     ids, titles = log.read([found["item"], found["title"]])
@@ -180,304 +136,6 @@ def load_titles(
         _as_ids(ids, f"{log.name}: the item").to_pylist(), pc.cast(titles, pa.string()).to_pylist(), strict=True
     )
     return {item: title for item, title in pairs if item is not None and title}
-
-
-def find_columns(log: RawLog, **wanted: Column) -> dict[str, int]:
-    """Which column of the log plays which role: as named by the user, else by its usual names."""
-    plain = [_plain(column) for column in log.columns]
-    found = {}
-    for role, name in wanted.items():
-        if isinstance(name, int) and not 0 <= name < len(log.columns):
-            raise ValueError(f"{log.name}: expected at least {name + 1} columns for {role}, found {len(log.columns)}.")
-        if isinstance(name, int):
-            found[role] = name
-        elif name is not None:
-            if name not in log.columns:
-                raise ValueError(f"{log.name}: expected a column {name!r} for {role}, found {', '.join(log.columns)}.")
-            found[role] = log.columns.index(name)
-        elif usual := next((usual for usual in USUAL_NAMES[role] if usual in plain), None):
-            found[role] = plain.index(usual)
-    return found
-
-
-def _plain(name: str) -> str:
-    return re.sub(r":.*|[_\s]", "", name).lower()  # RecBole writes user_id:token
-
-
-# ------------------------------------------------------------------------------------------------- opening a source
-
-
-def open_log(
-    source: Any,
-    kind: str,
-    format: str | None,  # noqa: A002
-    separator: str | None,
-    encoding: str | None,
-) -> RawLog:
-    """Open anything that `load_interactions` takes; `kind` is the key of `FOLDER_FILES` for folders."""
-    if not isinstance(source, str | PathLike):
-        return _open_table(source, type(source).__name__)
-    path = Path(source)
-    if not path.exists() and (EMBEDDED / path).is_dir():
-        path = EMBEDDED / path
-    if any((path / name).exists() for name in ("dataset_info.json", "dataset_dict.json")):
-        return _open_table(load_from_disk(path), path.name)
-    if path.is_dir():
-        files = [path / name for name in FOLDER_FILES[kind] if (path / name).exists()]
-        if not files:
-            raise FileNotFoundError(
-                f"{path}: expected one of {', '.join(FOLDER_FILES[kind])} in this folder, found none."
-            )
-        path = files[0]
-    if not path.exists():
-        if re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) and not path.parent.is_dir():
-            return _open_table(load_dataset(str(source), split="train"), str(source))
-        raise FileNotFoundError(f"{source}: expected a file, a folder, 'ml-latest-small' or a data set's Hub id.")
-    ending = path.name.removesuffix(".gz").removesuffix(".zst").rpartition(".")[2].lower()
-    name = format or ending
-    if name not in FORMATS:
-        near = get_close_matches(name, FORMATS)
-        raise ValueError(
-            f"{path.name}: expected a format among {', '.join(FORMATS)}, found {name!r}. "
-            f"Pass format={(near or ['csv'])[0]!r}, for instance."
-        )
-    return FORMATS[name](path, separator, encoding)
-
-
-def _open_table(source: Any, name: str) -> RawLog:
-    if isinstance(source, DatasetDict):
-        raise ValueError(
-            f"Expected one split of a data set, found {', '.join(source)}: pass source['{next(iter(source))}']."
-        )
-    if isinstance(source, Dataset):
-        source = source.with_format("arrow")[:]
-    if not hasattr(source, "__arrow_c_stream__"):
-        raise ValueError(f"Expected a path, a Hub id or a table (pandas, Polars, Arrow, datasets), found {name}.")
-    table = pa.table(source)
-    return RawLog(
-        name,
-        table.column_names,
-        lambda columns: [_plain_type(table.column(i)) for i in columns],
-        lambda row: f"{name}, row {row}",
-    )
-
-
-def _plain_type(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Without categories and, as Polars has them, string views: few functions of Arrow take these."""
-    kind = column.type
-    if pa.types.is_dictionary(kind):
-        kind = pa.string() if pa.types.is_string_view(kind.value_type) else kind.value_type
-        return pa.chunked_array([pc.cast(c.dictionary, kind).take(c.indices) for c in column.chunks], kind)
-    return pc.cast(column, pa.string()) if pa.types.is_string_view(kind) else column
-
-
-def _open_parquet(path: Path, separator: str | None, encoding: str | None) -> RawLog:
-    try:
-        return _open_table(pq.read_table(path), path.name)
-    except pa.ArrowInvalid as error:
-        raise ValueError(
-            f"{path.name}: expected a Parquet file, found something else or half of one ({error})."
-        ) from error
-
-
-def _open_text(
-    path: Path, separator: str | None, encoding: str | None, *, usual_separator: str, usual_encoding: str = "utf-8"
-) -> RawLog:
-    """A text file with a row a line, with or without a header."""
-    data, above = _read_bytes(path, encoding or usual_encoding)
-    shown = separator = separator or usual_separator
-    quoted = usual_separator == ","
-    if len(separator) > 1:  # Arrow splits at one character; MovieLens separates by "::"
-        data, separator = data.replace(separator.encode(), b"\x1f"), "\x1f"
-    if separator == " ":
-        data = b"\n".join(b" ".join(line.split()) for line in data.split(b"\n"))
-        head = [len(line.split()) for line in data.split(b"\n", 1000)[:1000] if line]
-        if max(head) > 3 and 2 * Counter(head).most_common(1)[0][1] <= len(head):  # as good as no two of a length
-            return _open_sequences(path, data, above)
-    lines = csv.reader(
-        [_first_line(data)], delimiter=separator, quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
-    )
-    first = [field.strip() for field in next(lines)]
-    has_names = any(_plain(name) in USUAL_NAMES[role] for role in USUAL_NAMES for name in first)
-    columns = first if has_names or len(first) == 1 else [str(position) for position in range(len(first))]
-    if not has_names and len(first) in (2, 4):  # user item, or user item rating timestamp (MovieLens, Amazon 2014)
-        columns = ["user", "item", "rating", "timestamp"][: len(first)]
-        if ASIN.fullmatch(first[0]) and not ASIN.fullmatch(first[1]):  # Amazon 2018 writes the item first
-            columns[:2] = ["item", "user"]
-    locate = _locate_line(path, data, above, quoted, blank=b"\r")
-    return RawLog(
-        path.name,
-        columns,
-        partial(_read_text, path, data, separator, shown, quoted, len(first), int(has_names), locate),
-        lambda row: locate(row + int(has_names)),
-        has_names,
-    )
-
-
-def _read_text(
-    path: Path,
-    data: bytes,
-    separator: str,
-    shown: str,
-    quoted: bool,
-    width: int,
-    skip: int,
-    locate: Callable[[int], str],
-    columns: list[int],
-) -> list[pa.ChunkedArray]:
-    bad: list[Any] = []
-
-    def refuse(row: Any) -> str:
-        bad.append(row)
-        return "error"
-
-    names = [str(position) for position in range(width)]
-    try:
-        table = pyarrow.csv.read_csv(
-            pa.BufferReader(data),
-            pyarrow.csv.ReadOptions(use_threads=False, column_names=names, skip_rows=skip),  # threads lose line numbers
-            pyarrow.csv.ParseOptions(
-                delimiter=separator,
-                quote_char='"' if quoted else False,
-                invalid_row_handler=refuse,
-                newlines_in_values=quoted,
-            ),
-            pyarrow.csv.ConvertOptions(
-                column_types=dict.fromkeys(names, pa.string()), include_columns=[names[i] for i in columns]
-            ),
-        )
-    except pa.ArrowInvalid as error:
-        if not bad:
-            raise ValueError(f"{path.name}: {error}") from error
-        text = repr(bad[0].text[:80].replace(separator, shown))
-        raise ValueError(
-            f"{locate(bad[0].number - 1)}: expected {bad[0].expected_columns} columns, found "
-            f"{bad[0].actual_columns} in {text}. Mend or remove the line, or name another separator: separator=';'."
-        ) from None
-    return [table[str(i)] for i in columns]
-
-
-def _open_sequences(path: Path, data: bytes, above: int) -> RawLog:
-    """Lines of `user item item …`, oldest first."""
-    users, items, lengths = [], [], []
-    for number, line in enumerate(data.decode().split("\n"), start=1 + above):
-        user, *history = line.split() or [""]
-        if user and not history:
-            raise ValueError(f"{path.name}, line {number}: expected 'user item item …', found only {line!r}.")
-        users.append(user)
-        items += history
-        lengths.append(len(history))
-    table = pa.table({"user": np.repeat(np.array(users, dtype=object), lengths), "item": items})
-    return _open_table(table, path.name)
-
-
-def _open_json_lines(path: Path, separator: str | None, encoding: str | None) -> RawLog:
-    """One JSON object a line (Amazon), or one Python literal (Steam's public dump)."""
-    data, above = _read_bytes(path, encoding or "utf-8")
-    columns = list(_parse_object(_first_line(data), path, 1 + above))
-    read = partial(_read_json_lines, path, data, above, columns)
-    return RawLog(path.name, columns, read, _locate_line(path, data, above, quoted=False, blank=None))
-
-
-def _read_json_lines(
-    path: Path, data: bytes, above: int, names: list[str], columns: list[int]
-) -> list[pa.ChunkedArray]:
-    wanted = [names[i] for i in columns]
-    sample = _parse_object(_first_line(data), path, 1)
-    schema = pa.schema([(name, pa.array([sample[name]]).type) for name in wanted])
-    options = pyarrow.json.ParseOptions(
-        explicit_schema=schema, unexpected_field_behavior="ignore", newlines_in_values=False
-    )
-    try:
-        table = pyarrow.json.read_json(pa.BufferReader(data), parse_options=options)
-        return [table[name] for name in wanted]
-    except pa.ArrowInvalid:  # Python literals, types that change from line to line, or a broken line, which this finds
-        lines = tqdm(data.decode().split("\n"), desc=f"Reading {path.name}", unit=" lines", leave=False)
-        rows = [_parse_object(line, path, number) for number, line in enumerate(lines, start=1 + above) if line.strip()]
-    values = [[row.get(name) for row in rows] for name in wanted]
-    return [
-        pa.chunked_array([pa.array([v if v is None else _as_text(v) for v in column], pa.string())])
-        for column in values
-    ]
-
-
-def _as_text(value: Any) -> str:
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
-
-
-def _parse_object(line: str, path: Path, number: int) -> dict:
-    try:
-        try:
-            parsed = json.loads(line)
-        except json.JSONDecodeError:
-            parsed = ast.literal_eval(line)
-        if isinstance(parsed, dict):
-            return parsed
-    except (ValueError, SyntaxError):
-        pass
-    raise ValueError(
-        f"{path.name}, line {number}: expected one JSON object, found {line[:80]!r}. Mend or remove the line."
-    )
-
-
-FORMATS: dict[str, Callable[[Path, str | None, str | None], RawLog]] = {
-    "csv": partial(_open_text, usual_separator=","),  # any CSV, MovieLens ratings.csv, Amazon ratings only
-    "tsv": partial(_open_text, usual_separator="\t"),
-    "dat": partial(_open_text, usual_separator="::", usual_encoding="latin-1"),  # MovieLens 1M, 10M
-    "data": partial(_open_text, usual_separator="\t"),  # MovieLens 100K u.data
-    "item": partial(_open_text, usual_separator="|", usual_encoding="latin-1"),  # and its titles
-    "inter": partial(_open_text, usual_separator="\t"),  # RecBole
-    "txt": partial(_open_text, usual_separator=" "),  # user item, or user item item …
-    "json": _open_json_lines,  # Amazon reviews, Steam
-    "jsonl": _open_json_lines,
-    "parquet": _open_parquet,
-}
-
-
-def _read_bytes(path: Path, encoding: str) -> tuple[bytes, int]:
-    """The file's text as UTF-8, decompressed, from the first line that is not blank, and how many stood above it.
-
-    A broken byte is an error that names its line.
-    """
-    try:
-        with pa.input_stream(path, compression="detect") as stream:
-            data = stream.read()
-    except OSError as error:
-        raise ValueError(f"{path.name}: expected a whole compressed file, found part or none ({error}).") from error
-    if not data.strip():
-        raise ValueError(f"{path.name}: expected a row a line, found an empty file.")
-    try:
-        text = data.decode(encoding)
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise ValueError(
-            f"{path.name}, line {line}: expected {encoding} text, found the byte {data[error.start]:#04x}. Name the "
-            "file's encoding, for instance encoding='latin-1', or mend the line."
-        ) from None
-    data = data.removeprefix(codecs.BOM_UTF8) if codecs.lookup(encoding).name == "utf-8" else text.encode()
-    start = re.match(rb"(?:[ \t\r]*\n)*", data).end()  # type: ignore[union-attr]
-    return data[start:], data.count(b"\n", 0, start)
-
-
-def _first_line(data: bytes) -> str:
-    return data.partition(b"\n")[0].decode()
-
-
-def _locate_line(path: Path, data: bytes, above: int, quoted: bool, blank: bytes | None) -> Callable[[int], str]:
-    """Row (a header is row 0) → the line where it begins, blank lines and those within quotes being no rows."""
-
-    def locate(row: int) -> str:
-        starts, within = [], False
-        for number, line in enumerate(data.split(b"\n"), start=1 + above):
-            if not within and line.strip(blank):
-                starts.append(number)
-            within ^= quoted and line.count(b'"') % 2 == 1
-        return f"{path.name}, line {starts[row]}"
-
-    return locate
-
-
-# ----------------------------------------------------------------------------------------------- columns and filters
 
 
 def _located(log: RawLog, kept: pa.ChunkedArray) -> Callable[[int], str]:

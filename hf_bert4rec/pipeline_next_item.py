@@ -155,11 +155,7 @@ class NextItemRecommendationPipeline(Pipeline):
         return {"log_probabilities": logits.float().log_softmax(dim=-1), "history": inputs["history"]}
 
     def postprocess(
-        self,
-        outputs: dict[str, torch.Tensor],
-        top_k: int = 10,
-        exclude_history: bool = True,
-        candidates: torch.Tensor | None = None,
+        self, outputs: dict[str, torch.Tensor], candidates: torch.Tensor, top_k: int = 10, exclude_history: bool = True
     ) -> list[list[Recommendation]]:
         """Log-probabilities (users, rows) → the best items of each user that may be recommended."""
         scores = outputs["log_probabilities"]

@@ -149,7 +149,8 @@ def parse_recipe(argv: Sequence[str] | None = None, description: str | None = No
         parser.error(f"{known.config}: {error}")
     typed = [parser._option_string_actions[word.split("=")[0]].dest for word in argv if word.startswith("--")]
     values = parser.parse_args(argv)
-    return Recipe(*sections, options={"seed": values.seed, **given, **{name: getattr(values, name) for name in typed}})
+    as_given = {"seed": values.seed, **given, **{name: getattr(values, name) for name in typed}}
+    return Recipe(**dict(zip(SECTIONS, sections, strict=True)), options=as_given)
 
 
 def _read_options(config: Path) -> Any:

@@ -26,10 +26,11 @@ from .baselines import MarkovChain, Popularity
 from .checkpoint import FACTS_FILE, check_folder, check_sizes, last_complete_checkpoint, results_table, save_checkpoint
 from .configuration_bert4rec import Bert4RecConfig
 from .histories import SPLITS, before, leave_one_out
-from .interactions import EMBEDDED, load_interactions, load_titles
+from .interactions import load_interactions, load_titles
 from .modeling_bert4rec import Bert4RecForMaskedLM
 from .pipeline_next_item import NextItemRecommendationPipeline, pipeline
 from .recipe import Recipe
+from .sources import EMBEDDED
 from .tokenization import ItemTokenizer, item_tokenizer
 from .training import cloze_training
 

@@ -143,7 +143,5 @@ def extend_item_tokenizer(
     known = tokenizer.items.to_pylist()
     old_titles = {item: title for item, title in zip(known, tokenizer.titles or [], strict=False) if title is not None}
     return item_tokenizer(
-        [*known, *new],
-        titles={**old_titles, **(titles or {})} or None,
-        max_length=tokenizer.model_max_length,
+        [*known, *new], titles={**old_titles, **(titles or {})} or None, max_length=tokenizer.model_max_length
     )

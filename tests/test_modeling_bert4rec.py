@@ -8,14 +8,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import safe_open
 from torch import nn
 from torch.nn.functional import cross_entropy
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForMaskedLM,
-    BertConfig,
-    BertForMaskedLM,
-    pipeline,
-)
+from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, BertConfig, BertForMaskedLM, pipeline
 
 from hf_bert4rec import Bert4RecConfig, Bert4RecForMaskedLM, Bert4RecModel
 from tests.conftest import small_config

@@ -121,11 +121,7 @@ def test_gradient_accumulation_changes_nothing(histories, tmp_path):
     losses = []
     for batch, accumulation in ((4, 1), (2, 2)):
         trainer = make_trainer(
-            histories,
-            tmp_path,
-            per_device_train_batch_size=batch,
-            gradient_accumulation_steps=accumulation,
-            **options,
+            histories, tmp_path, per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation, **options
         )
         trainer.model.apply(lambda module: setattr(module, "p", 0.0) if isinstance(module, torch.nn.Dropout) else None)
         for layer in trainer.model.model.layers:

@@ -1,0 +1,112 @@
+"""Recipes: YAML and command line, types, and options that nobody reads."""
+
+import pytest
+
+from hf_bert4rec.recipe import parse_recipe
+
+RECIPE = """
+data: log.csv
+max_length: 7
+learning_rate: 1e-3
+hidden_size: 12
+mask_probability: 0.3
+min_rating: 4
+keep_repeats: false
+example: [1, 2]
+use_cpu: true
+"""
+
+
+@pytest.fixture
+def config(tmp_path):
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    return str(tmp_path / "recipe.yaml")
+
+
+def test_every_option_of_the_file_reaches_what_reads_it_with_its_type(config):
+    recipe = parse_recipe([config])
+    assert (recipe.run.data, recipe.run.max_length) == ("log.csv", 7)
+    assert recipe.training.learning_rate == 0.001  # YAML takes 1e-3 for a word
+    assert recipe.model.hidden_size == 12
+    assert recipe.masking.mask_probability == 0.3
+    assert recipe.reading.min_rating == 4.0
+    assert recipe.reading.keep_repeats is False
+
+
+def test_what_is_not_given_has_the_default_of_what_reads_it(config):
+    recipe = parse_recipe([config])
+    assert recipe.masking.last_item_probability == 1 / 11
+    assert recipe.splitting.window_step == 0.5
+    assert recipe.model.hidden_act == "gelu"
+    assert recipe.reading.min_user_interactions == 1
+
+
+def test_the_command_line_has_the_last_word_on_any_option(config):
+    recipe = parse_recipe([config, "--learning_rate", "2e-3", "--window_step", "0.1", "--user", "who", "--seed", "5"])
+    assert recipe.training.learning_rate == 0.002
+    assert recipe.splitting.window_step == 0.1
+    assert recipe.reading.user == "who"
+    assert recipe.options["seed"] == 5
+    assert recipe.options["window_step"] == 0.1
+
+
+def test_the_options_of_a_run_are_a_recipe_that_gives_them_again(config, tmp_path):
+    first = parse_recipe([config, "--window_step", "0.1"])
+    lines = "\n".join(f"{name}: {value}" for name, value in first.options.items())
+    (tmp_path / "again.yaml").write_text(lines)
+    again = parse_recipe([str(tmp_path / "again.yaml")])
+    assert again.splitting == first.splitting
+    assert again.run.max_length == first.run.max_length
+    assert again.training.learning_rate == first.training.learning_rate
+
+
+@pytest.mark.parametrize(
+    ("argument", "near"),
+    [("--learning_rat=1", "learning_rate"), ("--mask_probabilty", "mask_probability"), ("--hidden", "hidden_size")],
+)
+def test_an_option_on_the_command_line_that_nobody_reads_is_refused_with_the_near_names(config, argument, near, capsys):
+    with pytest.raises(SystemExit):
+        parse_recipe([config, argument])
+    message = capsys.readouterr().err
+    assert "Nobody reads the option" in message
+    assert near in message
+
+
+def test_an_option_in_the_file_that_nobody_reads_is_refused_with_the_near_names(tmp_path, capsys):
+    (tmp_path / "recipe.yaml").write_text("window_steps: 0.1\n")
+    with pytest.raises(SystemExit):
+        parse_recipe([str(tmp_path / "recipe.yaml")])
+    assert "'window_steps' in " in (message := capsys.readouterr().err)
+    assert "Did you mean window_step" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- a list", "expected lines of 'option: value', found a list"),
+        ("a: [", "Expected a YAML file of options"),
+        ("learning_rate: fast", "invalid float value: 'fast'"),
+        ("eval_strategy: sometimes", "sometimes"),
+    ],
+)
+def test_a_file_that_is_no_recipe_is_refused(tmp_path, capsys, text, message):
+    (tmp_path / "recipe.yaml").write_text(text)
+    with pytest.raises(SystemExit):
+        parse_recipe([str(tmp_path / "recipe.yaml")])
+    assert message in capsys.readouterr().err
+
+
+def test_a_missing_file_is_refused_by_name(capsys):
+    with pytest.raises(SystemExit):
+        parse_recipe(["nothing.yaml"])
+    assert "nothing.yaml" in capsys.readouterr().err
+
+
+def test_the_help_tells_every_option_with_its_words_and_default(capsys):
+    with pytest.raises(SystemExit):
+        parse_recipe(["--help"])
+    words = " ".join(capsys.readouterr().out.split())
+    for option in ("--data", "--min_rating", "--validation_time", "--hidden_size", "--mask_probability", "--seed"):
+        assert option in words
+    assert "Width d of the item embeddings" in words
+    assert "Share of the rows in which the last item alone is masked" in words
