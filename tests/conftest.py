@@ -11,10 +11,13 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""
 import pytest
 import torch
 from datasets import Dataset, disable_progress_bars
+from hypothesis import settings
 
 from hf_bert4rec import Bert4RecConfig, Bert4RecForMaskedLM, item_tokenizer
 
 disable_progress_bars()
+settings.register_profile("here", deadline=None, derandomize=True)  # the same examples everywhere, at any speed
+settings.load_profile("here")
 
 
 @pytest.fixture

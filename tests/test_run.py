@@ -155,7 +155,13 @@ def test_every_script_explains_itself(script):
 
 
 def test_evaluate_and_recommend_work_from_the_command_line(trained, tmp_path):
-    command = [sys.executable, str(SCRIPTS / "evaluate.py"), str(trained), "--data", str(trained.parents[1] / "log.csv")]
+    command = [
+        sys.executable,
+        str(SCRIPTS / "evaluate.py"),
+        str(trained),
+        "--data",
+        str(trained.parents[1] / "log.csv"),
+    ]
     judged = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert judged.returncode == 0, judged.stderr
     assert "| test |" in judged.stdout

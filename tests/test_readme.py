@@ -1,0 +1,48 @@
+"""The README: its Python runs as it is printed, its claims about the repository are true, and it stays short."""
+
+import re
+from pathlib import Path
+
+import torch
+
+from hf_bert4rec import Bert4RecForMaskedLM, item_tokenizer, load_titles
+from tests.conftest import small_config
+from tests.test_training import LOG
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_python_of_the_readme_runs_as_it_is_printed(tmp_path, monkeypatch, capsys):
+    titles = load_titles("ml-latest-small")
+    tokenizer = item_tokenizer(list(titles)[:2000], titles=titles, max_length=11)
+    torch.manual_seed(0)
+    for part in (Bert4RecForMaskedLM(small_config(len(tokenizer))), tokenizer):
+        part.save_pretrained(tmp_path / "runs" / "ml-latest-small" / "model")
+    (tmp_path / "ratings.csv").write_text(LOG)
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(blocks) == 2
+    names: dict = {}
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), names)
+    found = names["recommender"]([["260", "1196", "1210"]], top_k=10)[0]
+    assert [set(row) for row in found] == [{"item", "title", "score"}] * 10
+    assert 0 < names["trainer"].evaluate(names["histories"]["test"])["eval_ndcg@10"] <= 1
+    assert (tmp_path / "bert4rec-mine" / "model.safetensors").exists()
+
+
+def test_recommending_comes_by_line_40_and_training_on_own_data_by_line_80():
+    lines = README.splitlines()
+    assert next(i for i, line in enumerate(lines, 1) if "recommender([[" in line) <= 40
+    assert next(i for i, line in enumerate(lines, 1) if "trainer.save_model()" in line) <= 80
+
+
+def test_every_file_of_the_package_is_on_the_map():
+    files = {path.name for path in (ROOT / "hf_bert4rec").glob("*.py")} - {"__init__.py"}
+    assert {name for name in files if f"`{name}`" not in README} == set()
+
+
+def test_every_command_of_the_readme_names_a_file_that_exists():
+    for path in re.findall(r"scripts/[\w./-]+\.(?:py|yaml)", README):
+        assert (ROOT / path).exists(), path
