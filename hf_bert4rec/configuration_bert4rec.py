@@ -31,7 +31,7 @@ class Bert4RecConfig(PreTrainedConfig):
         tie_word_embeddings: Whether the item table is also the output matrix (paper, section 3.5).
 
     Raises:
-        ValueError: A size is below one, the heads do not divide `hidden_size`, or the table has no row for an item.
+        ValueError: A size or probability is out of range, heads do not divide `hidden_size`, or no row is an item's.
     """
 
     model_type = "bert4rec"
@@ -62,6 +62,9 @@ class Bert4RecConfig(PreTrainedConfig):
                 f"`hidden_size` must be a positive multiple of `num_attention_heads`, found {self.hidden_size} "
                 f"and {self.num_attention_heads}."
             )
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 0 and below 1, found {getattr(self, name)}.")
         if self.vocab_size <= len(SPECIAL_TOKENS):
             raise ValueError(
                 f"`vocab_size` counts the {len(SPECIAL_TOKENS)} special rows {', '.join(SPECIAL_TOKENS)} and at least "

@@ -54,8 +54,8 @@ class DataCollatorForCloze:
         """Make a batch.
 
         Args:
-            features: Rows with `input_ids`, and either `row` (their number, to draw masks from) or `labels` and
-                `history` (which are only padded).
+            features: Rows with `input_ids`, and either `row` (their number, to draw masks from) or `labels` (which are
+                only padded, like `history` where there is one).
 
         Returns:
             `input_ids` (batch, length); `attention_mask` (batch, length), 1 = real item, 0 = padding; `labels`
@@ -66,7 +66,8 @@ class DataCollatorForCloze:
         batch = {"input_ids": input_ids, "attention_mask": real.astype(np.int64)}
         if features[0].get("labels") is not None:
             batch["labels"], _ = pad_rows([row["labels"] for row in features], -100)
-            batch["history"], _ = pad_rows([row["history"] for row in features], -100)
+            if features[0].get("history") is not None:
+                batch["history"], _ = pad_rows([row["history"] for row in features], -100)
         else:
             masked = self._draw_masks(self._row_numbers(features), real)
             batch["labels"] = np.where(masked, input_ids, -100)

@@ -86,8 +86,8 @@ class Bert4RecAttention(nn.Module):
 
     def forward(
         self,
-        queries: torch.Tensor,  # (batch, kept, hidden)
         hidden_states: torch.Tensor,  # (batch, length, hidden)
+        queries: torch.Tensor,  # (batch, kept, hidden)
         attention_mask: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -142,7 +142,7 @@ class Bert4RecLayer(GradientCheckpointingLayer):
         attention_mask: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
-        attn_output, _ = self.attention(queries, hidden_states, attention_mask, **kwargs)
+        attn_output, _ = self.attention(hidden_states, queries, attention_mask, **kwargs)
         queries = self.attention_norm(queries + self.dropout(attn_output))
         return self.mlp_norm(queries + self.dropout(self.mlp(queries)))
 
@@ -278,6 +278,16 @@ def item_loss(
     return loss / (scored.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch)
 
 
+def scored_positions(labels: torch.Tensor) -> torch.Tensor:
+    """Positions with a label, (batch, kept), `kept` being the most of any row; shorter rows are filled up with others.
+
+    The others keep their label of -100, so each label is still counted once.
+    """
+    unscored = labels == -100
+    kept = max(1, int((~unscored).sum(dim=-1).max()))
+    return unscored.int().argsort(dim=-1, stable=True)[:, :kept]
+
+
 class Bert4RecForMaskedLM(Bert4RecPreTrainedModel):
     """BERT4Rec with its masked-item head, tied to the item table. Next-item prediction is a [MASK] at the end."""
 
@@ -311,9 +321,9 @@ class Bert4RecForMaskedLM(Bert4RecPreTrainedModel):
         """Score items at the positions of a batch of histories.
 
         Args:
-            input_ids: (batch, length) rows of the item table, oldest item first, padding on the right.
-            attention_mask: (batch, length), 1 = real item, 0 = padding. All real if not given.
-            inputs_embeds: (batch, length, hidden) instead of `input_ids`.
+            input_ids: As for `Bert4RecModel`, like the next two.
+            attention_mask: 1 = real item, 0 = padding.
+            inputs_embeds: Instead of `input_ids`.
             labels: (batch, length) the true item where `input_ids` has [MASK], -100 where nothing is scored.
             logits_to_keep: (batch, kept) positions to score. With `labels` and without this it is found from the
                 labels, except under torch.compile, whose graph cannot depend on a count: there all are scored.
@@ -345,13 +355,3 @@ class Bert4RecForMaskedLM(Bert4RecPreTrainedModel):
         return MaskedLMOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
-
-
-def scored_positions(labels: torch.Tensor) -> torch.Tensor:
-    """Positions with a label, (batch, kept), `kept` being the most of any row; shorter rows are filled up with others.
-
-    The others keep their label of -100, so each label is still counted once.
-    """
-    unscored = labels == -100
-    kept = max(1, int((~unscored).sum(dim=-1).max()))
-    return unscored.int().argsort(dim=-1, stable=True)[:, :kept]

@@ -152,6 +152,8 @@ class NextItemRecommendationPipeline(Pipeline):
     def _forward(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         query = inputs["attention_mask"].sum(dim=1, keepdim=True) - 1
         logits = self.model(inputs["input_ids"], inputs["attention_mask"], logits_to_keep=query).logits[:, 0]
+        if logits.isnan().any():
+            raise ValueError("The model scores NaN: its weights are broken, or its training diverged.")
         return {"log_probabilities": logits.float().log_softmax(dim=-1), "history": inputs["history"]}
 
     def postprocess(

@@ -8,8 +8,7 @@ import logging
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from difflib import get_close_matches
 from importlib.metadata import version
 from pathlib import Path
@@ -25,7 +24,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer, PrinterCallback, P
 from .baselines import MarkovChain, Popularity
 from .checkpoint import FACTS_FILE, check_folder, check_sizes, last_complete_checkpoint, results_table, save_checkpoint
 from .configuration_bert4rec import Bert4RecConfig
-from .histories import SPLITS, before, leave_one_out
+from .histories import SPLITS, before
 from .interactions import load_interactions, load_titles
 from .modeling_bert4rec import Bert4RecForMaskedLM
 from .pipeline_next_item import NextItemRecommendationPipeline, pipeline
@@ -39,39 +38,46 @@ logger = logging.getLogger(__name__)
 WHOLE_HISTORY = 2**31 - 1  # longer than any
 
 
-@dataclass
-class PreparedData:
-    """The data of a run, from raw log to histories."""
+def prepare(recipe: Recipe, tokenizer: ItemTokenizer | None = None) -> tuple[Dataset, ItemTokenizer, DatasetDict]:
+    """Read, filter, encode and split the data of a recipe.
 
-    interactions: Dataset
-    tokenizer: ItemTokenizer
-    histories: DatasetDict
-    whole: Dataset  # the training histories uncut, for baselines that count
+    Args:
+        recipe: Says how.
+        tokenizer: That of a checkpoint to evaluate; built from what may be trained on if not given.
 
+    Returns:
+        Interactions, tokenizer and histories.
 
-def prepare(recipe: Recipe, tokenizer: ItemTokenizer | None = None) -> PreparedData:
-    """Read, filter, encode and split the data of a recipe; `tokenizer` is that of a checkpoint to evaluate, if any."""
-    run, splitting = recipe.run, dataclasses.asdict(recipe.splitting)
+    Raises:
+        ValueError: There is no such split, or the data cannot be used as the recipe says.
+    """
+    run, splitting = recipe.run, recipe.splitting
     if run.split not in SPLITS:
         near = get_close_matches(run.split, SPLITS, cutoff=0.3)
         hint = f" Did you mean {near[0]}?" if near else ""
         raise ValueError(f"Expected split to be {' or '.join(SPLITS)}, found {run.split!r}.{hint}")
+    if run.split == "at_time" and None in (splitting.validation_time, splitting.test_time):
+        raise ValueError("The split at_time needs validation_time and test_time.")
     interactions = load_interactions(run.data, **dataclasses.asdict(recipe.reading))
-    split: Callable[..., DatasetDict] = SPLITS[run.split]
-    past = interactions
-    if split is leave_one_out:
-        del splitting["validation_time"], splitting["test_time"]
-    elif splitting["validation_time"] is None or splitting["test_time"] is None:
-        raise ValueError("split: at_time needs validation_time and test_time.")
-    else:
-        past = before(interactions, splitting["test_time" if splitting["validation_in_train"] else "validation_time"])
     if tokenizer is None:
+        past = interactions
+        if run.split == "at_time":
+            end_of_train = splitting.test_time if splitting.validation_in_train else splitting.validation_time
+            past = before(interactions, end_of_train)
         titles = load_titles(run.titles) if run.titles else None
         tokenizer = item_tokenizer(past, titles=titles, max_length=run.max_length)
-    histories = split(interactions, tokenizer, **splitting)
+    histories = _split(recipe, interactions, tokenizer)
     logger.info("Histories: %s.", ", ".join(f"{rows.num_rows:,} rows to {name}" for name, rows in histories.items()))
-    whole = split(interactions, tokenizer, **splitting, max_length=WHOLE_HISTORY)["train"]
-    return PreparedData(interactions, tokenizer, histories, whole)
+    return interactions, tokenizer, histories
+
+
+def _split(
+    recipe: Recipe, interactions: Dataset, tokenizer: ItemTokenizer, max_length: int | None = None
+) -> DatasetDict:
+    options = dataclasses.asdict(recipe.splitting)
+    if recipe.run.split == "leave_one_out":
+        del options["validation_time"], options["test_time"]
+    return SPLITS[recipe.run.split](interactions, tokenizer, max_length=max_length, **options)
 
 
 def protocol(recipe: Recipe, items: int) -> str:
@@ -96,8 +102,7 @@ def run(recipe: Recipe) -> Path | None:
     """
     args = recipe.training
     set_seed(args.seed)
-    data = prepare(recipe)
-    tokenizer, histories = data.tokenizer, data.histories
+    interactions, tokenizer, histories = prepare(recipe)
     model = Bert4RecForMaskedLM(
         Bert4RecConfig(
             vocab_size=len(tokenizer),
@@ -123,9 +128,10 @@ def run(recipe: Recipe) -> Path | None:
     seconds = time.perf_counter() - started
 
     evaluated = {split: rows for split, rows in histories.items() if split != "train"}
+    whole = _split(recipe, interactions, tokenizer, max_length=WHOLE_HISTORY)["train"]
     models = {
-        "Popularity": Popularity(data.whole, len(tokenizer)),
-        "Markov chain, first order": MarkovChain(data.whole, len(tokenizer)),
+        "Popularity": Popularity(whole, len(tokenizer)),
+        "Markov chain, first order": MarkovChain(whole, len(tokenizer)),
         "BERT4Rec": trainer,
     }
     metrics: dict[str, dict[str, dict[str, float]]] = {split: {} for split in evaluated}
@@ -135,7 +141,7 @@ def run(recipe: Recipe) -> Path | None:
             metrics[split][name] = ranking_of(judge.evaluate(rows))
     facts = {
         "name": recipe.run.name or Path(args.output_dir).name,
-        "data": describe_data(recipe, data),
+        "data": describe_data(recipe, interactions),
         "protocol": protocol(recipe, len(tokenizer.items)),
         **metrics,
         "example": ", ".join(f'"{item}"' for item in recipe.run.example or tokenizer.items[:3].to_pylist()),
@@ -176,7 +182,7 @@ def evaluate(folder: Path, recipe: Recipe) -> tuple[str, dict[str, dict[str, flo
     check_folder(folder)
     model, tokenizer = AutoModelForMaskedLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     check_sizes(model, tokenizer)
-    histories = prepare(recipe, tokenizer).histories
+    _, _, histories = prepare(recipe, tokenizer)
     recipe.training.output_dir = tempfile.gettempdir()  # nothing is written
     judge = evaluator(model, recipe, tokenizer, histories["test"])
     metrics = {split: ranking_of(judge.evaluate(rows)) for split, rows in histories.items() if split != "train"}
@@ -215,9 +221,9 @@ def refuse_renumbered_items(saved: ItemTokenizer, tokenizer: ItemTokenizer, sour
     )
 
 
-def describe_data(recipe: Recipe, data: PreparedData) -> dict[str, Any]:
+def describe_data(recipe: Recipe, interactions: Dataset) -> dict[str, Any]:
     """Name, size and checksum of the interactions, and the terms that travel with embedded data."""
-    table = data.interactions.with_format("arrow")[:]
+    table = interactions.with_format("arrow")[:]
     lines = io.BytesIO()
     pyarrow.csv.write_csv(table.select(["user", "item", "timestamp"]), lines)
     embedded = (EMBEDDED / recipe.run.data / "README.txt").exists()
