@@ -2,7 +2,8 @@
 
 python scripts/train.py scripts/configs/ml-latest-small.yaml
 python scripts/train.py scripts/configs/ml-latest-small.yaml --learning_rate 1e-3 --output_dir runs/slow
-accelerate launch --num_processes 2 scripts/train.py scripts/configs/ml-latest-small.yaml
+accelerate launch --multi_gpu --num_processes 2 scripts/train.py scripts/configs/ml-latest-small.yaml  # two GPUs
+    # two processes on a CPU: the same and --use_cpu true
 """
 
 import os

@@ -176,10 +176,15 @@ def test_two_processes_train_and_evaluate_as_one_does(tmp_path):
     facts = []
     for processes, batch in ((1, 8), (2, 4)):
         folder = tmp_path / str(processes)
-        launcher = [sys.executable] if processes == 1 else [sys.executable, "-m", "torch.distributed.run"]
-        launcher += [] if processes == 1 else ["--standalone", f"--nproc_per_node={processes}"]
+        launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--main_process_port=0"]
         options = ["--output_dir", str(folder), "--per_device_train_batch_size", str(batch)]
-        command = [*launcher, str(script), str(tmp_path / "recipe.yaml"), *options]
+        command = [
+            sys.executable,
+            *(launcher if processes > 1 else []),
+            str(script),
+            str(tmp_path / "recipe.yaml"),
+            *options,
+        ]
         finished = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
         assert finished.returncode == 0, finished.stderr[-2000:]
         facts.append(json.loads((folder / "model" / "run_facts.json").read_text()))
