@@ -64,6 +64,8 @@ class RawLog:
         plain = [_plain(column) for column in self.columns]
         found = {}
         for role, name in wanted.items():
+            if isinstance(name, str) and name not in self.columns and name.isdigit():
+                name = int(name)  # from a command line
             if isinstance(name, int):
                 if not 0 <= name < len(plain):
                     raise ValueError(f"{self.name}: expected a column {name} for {role}, found 0 to {len(plain) - 1}.")

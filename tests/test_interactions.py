@@ -659,3 +659,8 @@ def test_filters_that_leave_nothing_are_refused_with_what_they_dropped(write):
     path = write("log.csv", "user,item,rating\nu,a,5\nv,b,1\n")
     with pytest.raises(ValueError, match=r"log\.csv: .*found none after dropping 1 rated below 2, 1 of users or items"):
         load_interactions(path, min_rating=2, min_user_interactions=2)
+
+
+def test_a_position_may_come_as_text_from_a_command_line(write):
+    path = write("log.csv", "u,x,a,7\nv,y,b,8\n")
+    assert load_interactions(path, user="0", item="2", timestamp="3")["item"][:] == ["a", "b"]
