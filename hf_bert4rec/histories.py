@@ -75,14 +75,7 @@ def leave_one_out(
     train_ends = np.where(held_out, log.starts[1:] - (1 if validation_in_train else 2), log.starts[1:])
     targets = {} if validation_in_train else {"validation": np.where(held_out, log.starts[1:] - 2, -1)}
     targets["test"] = np.where(held_out, log.starts[1:] - 1, -1)
-    return _assemble(
-        log,
-        tokenizer,
-        train_ends,
-        targets,
-        tokenizer.model_max_length if max_length is None else max_length,
-        window_step,
-    )
+    return _assemble(log, tokenizer, train_ends, targets, max_length, window_step)
 
 
 def split_at_time(
@@ -140,14 +133,7 @@ def split_at_time(
             f"{log.timestamps.max()}."
         )
     train_ends = first_of_test if validation_in_train else first_of_validation
-    return _assemble(
-        log,
-        tokenizer,
-        train_ends,
-        targets,
-        tokenizer.model_max_length if max_length is None else max_length,
-        window_step,
-    )
+    return _assemble(log, tokenizer, train_ends, targets, max_length, window_step)
 
 
 def before(interactions: Dataset, time: str | float) -> Dataset:
@@ -197,10 +183,11 @@ def _assemble(
     tokenizer: ItemTokenizer,
     train_ends: np.ndarray,
     targets: dict[str, np.ndarray],
-    max_length: int,
+    max_length: int | None,
     window_step: float,
 ) -> DatasetDict:
     """Make the splits: train from each user's start to before `train_ends`, the others at `targets` (-1 = no row)."""
+    max_length = tokenizer.model_max_length if max_length is None else max_length
     if max_length < 2:
         raise ValueError(f"Expected max_length of at least 2, an item and the [MASK] of the query, found {max_length}.")
     if not 0 < window_step <= 1:
