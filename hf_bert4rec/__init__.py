@@ -53,7 +53,8 @@ AutoModel.register(Bert4RecConfig, Bert4RecModel, exist_ok=True)
 AutoModelForMaskedLM.register(Bert4RecConfig, Bert4RecForMaskedLM, exist_ok=True)
 AutoTokenizer.register(Bert4RecConfig, fast_tokenizer_class=ItemTokenizer, exist_ok=True)
 
-# What was read and dropped is reported, unless the user has set up logging otherwise.
+# What was read and what was dropped is reported on standard error; logging.getLogger("hf_bert4rec") is yours to change.
 if not logging.getLogger(__name__).handlers:
     logging.getLogger(__name__).addHandler(logging.StreamHandler())
     logging.getLogger(__name__).setLevel(logging.INFO)
+    logging.getLogger(__name__).propagate = False  # once, also where the root logger prints

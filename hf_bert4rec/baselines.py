@@ -43,8 +43,6 @@ class Popularity(nn.Module):
 class MarkovChain(Popularity):
     """The next item given the last one (first order), items never seen to follow it by their popularity."""
 
-    followed: torch.Tensor  # (rows, rows), sparse
-
     def __init__(self, train: Dataset, vocab_size: int) -> None:
         super().__init__(train, vocab_size)
         pairs = np.concatenate(
@@ -52,10 +50,11 @@ class MarkovChain(Popularity):
         )
         ones, shape = torch.ones(pairs.shape[1]), (vocab_size, vocab_size)
         followed = torch.sparse_coo_tensor(torch.from_numpy(pairs), ones, shape, check_invariants=False)
-        self.register_buffer("followed", followed.coalesce())
+        self.followed = followed.coalesce()  # no buffer: not every device has sparse tensors
 
     def scores(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """(users, rows): times that an item followed the last one, plus less than one for popularity."""
         before_mask = (attention_mask.sum(dim=1, keepdim=True) - 2).clamp(min=0)
         last = input_ids.take_along_dim(before_mask, dim=1)[:, 0]  # [MASK] itself for an empty history: follows nothing
-        return self.followed.index_select(0, last).to_dense() + 0.9 * self.counts / self.counts.max()
+        followed = self.followed.index_select(0, last.cpu()).to_dense().to(last.device)
+        return followed + 0.9 * self.counts / self.counts.max()

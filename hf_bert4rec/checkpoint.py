@@ -81,7 +81,11 @@ def last_complete_checkpoint(output_dir: str | PathLike) -> Path | None:
 
 
 def save_checkpoint(
-    folder: str | PathLike, model: PreTrainedModel, tokenizer: ItemTokenizer, facts: Mapping[str, Any]
+    folder: str | PathLike,
+    model: PreTrainedModel,
+    tokenizer: ItemTokenizer,
+    facts: Mapping[str, Any],
+    others: Mapping[str, bytes],
 ) -> None:
     """Save all that a recommender is made of into `folder`, which is replaced only when everything is written.
 
@@ -89,7 +93,8 @@ def save_checkpoint(
         folder: Where to; an older checkpoint there is replaced.
         model: The weights and config.
         tokenizer: With its titles.
-        facts: What `recipe.run` found out; the card is written from them.
+        facts: What `run.run` found out; the card is written from them.
+        others: Name → content of further files, such as the curve.
 
     Raises:
         ValueError: Model and tokenizer are of different catalogues.
@@ -98,6 +103,8 @@ def save_checkpoint(
     check_sizes(model, tokenizer)
     folder = Path(folder)
     new, old = (folder.with_name(f"{folder.name}.{state}") for state in ("incomplete", "replaced"))
+    if old.exists() and not folder.exists():  # a kill came between the two renames below
+        old.rename(folder)
     for leftover in (new, old):
         shutil.rmtree(leftover, ignore_errors=True)
     try:
@@ -105,6 +112,8 @@ def save_checkpoint(
         tokenizer.save_pretrained(new)
         (new / FACTS_FILE).write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         model_card(facts).save(new / "README.md")
+        for name, content in others.items():
+            (new / name).write_bytes(content)
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)
         raise
@@ -124,7 +133,7 @@ def model_card(facts: Mapping[str, Any]) -> ModelCard:
             dataset_name=f"{facts['data']['name']} ({facts['protocol']})",
             dataset_split="test",
             metric_type=name,
-            metric_name=name.replace("hr@", "HR@").replace("ndcg@", "NDCG@").replace("mrr@", "MRR@"),
+            metric_name=name.upper(),
             metric_value=round(value, 4),
         )
         for name, value in facts["test"]["BERT4Rec"].items()

@@ -14,13 +14,13 @@ Every split has the same columns, so that the `DatasetDict` can be saved and pus
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict
 
+from .interactions import as_seconds
 from .tokenization import ItemTokenizer
 
 logger = logging.getLogger(__name__)
@@ -100,9 +100,9 @@ def split_at_time(
         validation_time: Validation targets are the first actions from here to before `test_time`; in the unit of the
             timestamps, or an ISO date where these are seconds.
         test_time: Test targets are the first actions from here on.
-        max_length: As for `leave_one_out`.
-        window_step: As for `leave_one_out`.
-        validation_in_train: Train on all before `test_time`, without a validation split.
+        max_length: Longest input N; the tokenizer's `model_max_length` if not given.
+        window_step: Step between the training windows of a history longer than N, as a share of N.
+        validation_in_train: Train on the validation targets too, without a validation split.
 
     Raises:
         ValueError: The times are not in order, nothing happened before or after one of them, or the tokenizer knows
@@ -113,10 +113,11 @@ def split_at_time(
         raise ValueError(f"Expected validation_time before test_time, found {validation_time} and {test_time}.")
     log = _sort(interactions, tokenizer)
     past = log.timestamps < (test_from if validation_in_train else validation_from)
-    if leaked := set(log.items[~past]) - set(log.items[past]) - {tokenizer.unk_token_id}:
+    leaked = np.setdiff1d(log.items[~past], [*np.unique(log.items[past]), tokenizer.unk_token_id])
+    if len(leaked):
         raise ValueError(
             f"The tokenizer knows {len(leaked)} items that first occur after training ends, such as "
-            f"{tokenizer.decode_items([min(leaked)])[0]!r}. Build it from the past: "
+            f"{tokenizer.decode_items(leaked[:1])[0]!r}. Build it from the past: "
             f"item_tokenizer(before(interactions, {test_time if validation_in_train else validation_time!r}))."
         )
     # Of each user: the first action from each point on, were there one.
@@ -147,15 +148,9 @@ SPLITS: dict[str, Callable[..., DatasetDict]] = {"leave_one_out": leave_one_out,
 
 def _as_time(time: str | float) -> float:
     try:
-        if not np.isnan(number := float(time)):
-            return number
-    except (TypeError, ValueError):
-        pass
-    try:
-        moment = datetime.fromisoformat(str(time))
+        return as_seconds(time)
     except ValueError:
         raise ValueError(f"Expected a number or an ISO date such as 2016-01-31, found {time!r}.") from None
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
 def _sort(interactions: Dataset, tokenizer: ItemTokenizer) -> _Log:

@@ -62,11 +62,11 @@ def load_interactions(
     for role in ("user", "item"):
         if role not in found:
             raise ValueError(
-                f"{log.name}: expected a column for the {role}, found {', '.join(log.columns)}. Name it: "
+                f"{log.name}: expected a column for the {role}, found {log.shown}. Name it: "
                 f"{role}='…'" + ("" if len(log.columns) > 1 else ", or the separator: separator=';'.")
             )
     if min_rating is not None and "rating" not in found:
-        raise ValueError(f"{log.name}: min_rating needs a rating, found {', '.join(log.columns)}. Name it: rating='…'")
+        raise ValueError(f"{log.name}: min_rating needs a rating, found {log.shown}. Name it: rating='…'")
     if min_rating is None:
         found.pop("rating", None)
 
@@ -102,7 +102,8 @@ def load_interactions(
         log.name,
         *(f"{n:,}" for n in (table.num_rows, pc.count_distinct(table["user"]).as_py())),
         f"{pc.count_distinct(table['item']).as_py():,}",
-        "" if "timestamp" in found else " (no timestamps: the order of the rows is the order in time)",
+        ("" if log.has_names else f" (no header: {', '.join(log.columns)})")
+        + ("" if "timestamp" in found else " (no timestamps: the order of the rows is the order in time)"),
         _listed(dropped) or "none",
     )
     return Dataset(table)
@@ -124,13 +125,11 @@ def load_titles(
         ValueError: There is no column for the item or the title.
     """
     log = open_log(source, "titles", format, separator, encoding)
-    if log.has_names or len(log.columns) < 2:
-        found = log.find_columns(item=item, title=title)
-    else:
-        given = {"item": item, "title": title}
-        found = {"item": 0, "title": 1} | log.find_columns(**{k: v for k, v in given.items() if v is not None})
+    found = log.find_columns(item=item, title=title)
+    if not log.has_names and len(log.columns) > 1:
+        found = {"item": 0, "title": 1} | {role: found[role] for role in found if {"item": item, "title": title}[role]}
     if len(found) < 2:
-        raise ValueError(f"{log.name}: expected columns for item and title, found {', '.join(log.columns)}. Name them.")
+        raise ValueError(f"{log.name}: expected columns for item and title, found {log.shown}. Name them.")
     ids, titles = log.read([found["item"], found["title"]])
     pairs = zip(
         _as_ids(ids, f"{log.name}: the item").to_pylist(), pc.cast(titles, pa.string()).to_pylist(), strict=True
@@ -157,53 +156,46 @@ def _as_ids(column: pa.ChunkedArray, what: str) -> pa.ChunkedArray:
 
 def _as_times(column: pa.ChunkedArray, locate: Callable[[int], str]) -> pa.ChunkedArray:
     """Numbers as they are, int64 where there are no fractions; dates as seconds since 1970."""
-    what = "a number or an ISO date as timestamp"
-    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-        column = pc.utf8_trim_whitespace(column)
-        column = _dates(column, locate, what) if len(column) and not _is_number(column[0].as_py()) else column
     if pa.types.is_temporal(column.type):
         column = pc.cast(pc.cast(column, pa.timestamp("us"), safe=False), pa.int64())
         column = pc.divide(column.cast(pa.float64()), 1e6)
-    return _as_numbers(column, locate, what)
+    return _as_numbers(column, locate, "a number or an ISO date as timestamp", as_seconds)
 
 
-def _dates(column: pa.ChunkedArray, locate: Callable[[int], str], what: str) -> pa.ChunkedArray:
-    for zone in (None, "UTC"):
-        try:
-            return pc.cast(column, pa.timestamp("us", zone))
-        except pa.ArrowInvalid:
-            continue
-    moments = []
-    for row, value in enumerate(column.to_pylist()):
-        try:
-            moment = datetime.fromisoformat(value)
-        except (TypeError, ValueError):
-            raise ValueError(f"{locate(row)}: expected {what}, found {value!r}. Mend or remove the row.") from None
-        moments.append(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
-    return pa.chunked_array([pa.array(moments, pa.timestamp("us", "UTC"))])
-
-
-def _is_number(value: Any) -> bool:
+def as_seconds(time: Any) -> float:
+    """A finite number as it is, an ISO date (UTC if it names no zone) as seconds since 1970; else a ValueError."""
     try:
-        return bool(np.isfinite(float(value)))
+        number = float(time)
     except (TypeError, ValueError):
-        return False
+        moment = datetime.fromisoformat(str(time).strip())
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    if not np.isfinite(number):
+        raise ValueError
+    return number
 
 
-def _as_numbers(column: pa.ChunkedArray, locate: Callable[[int], str], what: str) -> pa.ChunkedArray:
-    for number in (pa.int64(), pa.float64()):
+def _as_numbers(
+    column: pa.ChunkedArray, locate: Callable[[int], str], what: str, parse: Callable[[Any], float] = float
+) -> pa.ChunkedArray:
+    """Arrow converts; where it cannot, `parse` does, value by value, and names the row of the first that is none."""
+    for kind in (pa.int64(), pa.float64()):
         try:
-            numbers = pc.cast(column, number)
-        except pa.ArrowInvalid:
+            numbers = pc.cast(column, kind)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
             continue
-        except pa.ArrowNotImplementedError:
-            break
         if not numbers.null_count and pc.all(pc.is_finite(numbers)).as_py() is not False:
             return numbers
-    for row, value in enumerate([] if pa.types.is_nested(column.type) else column.to_pylist()):
-        if not _is_number(value):
-            raise ValueError(f"{locate(row)}: expected {what}, found {value!r}. Mend or remove the row.")
-    raise ValueError(f"{locate(0)}: expected {what}, found a column of {column.type}.")
+    numbers = []
+    for row, value in enumerate(column.to_pylist()):
+        try:
+            numbers.append(parse(value))
+            if not np.isfinite(numbers[-1]):
+                raise ValueError
+        except (TypeError, ValueError):
+            raise ValueError(f"{locate(row)}: expected {what}, found {value!r}. Mend or remove the row.") from None
+    numbers = pa.chunked_array([pa.array(numbers, pa.float64())])
+    whole = pc.all(pc.equal(numbers, pc.floor(numbers))).as_py() is not False
+    return pc.cast(numbers, pa.int64()) if whole else numbers
 
 
 def _encode(column: pa.ChunkedArray) -> np.ndarray:

@@ -17,6 +17,7 @@ from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput, MaskedLMOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.bert.modeling_bert import eager_attention_forward
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
@@ -48,25 +49,6 @@ class Bert4RecEmbeddings(nn.Module):
                 f"Expected at most {limit} positions (max_position_embeddings), found {length}: keep the newest items."
             )
         return self.dropout(self.norm(inputs_embeds + self.position_embeddings.weight[:length]))
-
-
-def eager_attention_forward(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    **kwargs: Unpack[TransformersKwargs],
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention spelled out, for those who want the weights. The mask is added: 0 = seen, minus much = not."""
-    attn_weights = query @ key.transpose(2, 3) * scaling
-    if attention_mask is not None:
-        attn_weights = attn_weights + attention_mask
-    attn_weights = nn.functional.softmax(attn_weights, dim=-1)
-    attn_weights = nn.functional.dropout(attn_weights, p=dropout, training=module.training)
-    return (attn_weights @ value).transpose(1, 2).contiguous(), attn_weights
 
 
 class Bert4RecAttention(nn.Module):
@@ -152,6 +134,7 @@ class Bert4RecPreTrainedModel(PreTrainedModel):
 
     config: Bert4RecConfig
     base_model_prefix = "model"
+    _input_embed_layer = "item_embeddings"
     supports_gradient_checkpointing = True
     _no_split_modules = ["Bert4RecEmbeddings", "Bert4RecLayer"]
     _supports_sdpa = True
@@ -178,12 +161,6 @@ class Bert4RecModel(Bert4RecPreTrainedModel):
         self.layers = nn.ModuleList(Bert4RecLayer(config) for _ in range(config.num_hidden_layers))
         self.gradient_checkpointing = False
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Embedding:
-        return self.embeddings.item_embeddings
-
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
-        self.embeddings.item_embeddings = value
 
     @merge_with_config_defaults
     @capture_outputs
@@ -299,12 +276,8 @@ class Bert4RecForMaskedLM(Bert4RecPreTrainedModel):
         self.prediction_head = Bert4RecPredictionHead(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
         self.post_init()
-
-    def get_output_embeddings(self) -> nn.Linear:
-        return self.lm_head
-
-    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
-        self.lm_head = new_embeddings
+        if config.tie_word_embeddings:  # else the Trainer warns of a missing weight when it restores a checkpoint
+            self._keys_to_ignore_on_save.add("lm_head.weight")
 
     @can_return_tuple
     def forward(
@@ -349,7 +322,8 @@ class Bert4RecForMaskedLM(Bert4RecPreTrainedModel):
         if labels is not None:
             loss = item_loss(hidden_states, self.lm_head.weight, self.lm_head.bias, labels, num_items_in_batch)
         if labels is None or not self.training:
-            logits = self.lm_head(hidden_states)
+            with torch.autocast(hidden_states.device.type, enabled=False):  # ties in bfloat16 would decide the ranks
+                logits = self.lm_head(hidden_states.to(self.lm_head.weight.dtype))
             special = torch.arange(logits.shape[-1], device=logits.device) < len(SPECIAL_TOKENS)
             logits = logits.masked_fill(special, torch.finfo(logits.dtype).min)
         return MaskedLMOutput(

@@ -84,7 +84,11 @@ class NextItemRecommendationPipeline(Pipeline):
         Raises:
             ValueError: A flat list of ids instead of a list of histories, or `top_k` below 1.
         """
-        batch_size = kwargs.pop("batch_size", None) or self._batch_size or DEFAULT_BATCH_SIZE
+        batch_size = kwargs.pop("batch_size", None) or self._batch_size
+        if batch_size is None:  # a quarter of a gigabyte of scores at most
+            batch_size = max(1, min(DEFAULT_BATCH_SIZE, 2**26 // len(self.tokenizer)))
+        if batch_size < 1:
+            raise ValueError(f"Expected batch_size of at least 1, found {batch_size}.")
         _, _, options = self._sanitize_parameters(**kwargs)
         options = {**self._postprocess_params, **options}
         options["candidates"] = self._candidates(options.pop("allow", None), options.pop("deny", None))
@@ -109,8 +113,8 @@ class NextItemRecommendationPipeline(Pipeline):
         allow: Iterable[str] | None = None,
         deny: Iterable[str] | None = None,
     ) -> tuple[dict, dict, dict]:
-        if top_k is not None and top_k < 1:
-            raise ValueError(f"Expected top_k of at least 1, found {top_k}.")
+        if top_k is not None and (not isinstance(top_k, int) or top_k < 1):
+            raise ValueError(f"Expected top_k to be a whole number of at least 1, found {top_k}.")
         for name, ids in (("allow", allow), ("deny", deny)):
             if isinstance(ids, str):
                 raise ValueError(f"Expected a list of ids for `{name}`, found {ids!r}.")
@@ -120,8 +124,8 @@ class NextItemRecommendationPipeline(Pipeline):
 
     def _encode(self, histories: Sequence[Iterable[str]]) -> list[np.ndarray]:
         """Raw histories → known rows of the item table, one array a user."""
-        histories = histories if isinstance(histories, str) else list(histories)
-        if isinstance(histories, str) or any(isinstance(history, str | int | np.integer) for history in histories):
+        histories = [histories] if isinstance(histories, str) else list(histories)
+        if any(isinstance(history, str) or not isinstance(history, Iterable) for history in histories):
             raise ValueError(
                 f"Expected a list of histories, found a flat list of ids. Put it in brackets: [{histories!r}]"[:300]
             )
@@ -192,14 +196,15 @@ class NextItemRecommendationPipeline(Pipeline):
 def stable_top_k(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The k largest of each row and their places, largest first; of equal ones the first place first.
 
-    `torch.topk` leaves open which of equal scores it takes. Here score and place make one integer, so none are equal.
+    `torch.topk` leaves open which of equal scores it takes, so it only says how large a score must be.
     """
-    bits = (scores.float() + 0.0).contiguous().view(torch.int32).long()
-    ordered = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)  # integers in the order of the floats
-    places = torch.arange(scores.shape[1] - 1, -1, -1, device=scores.device)
-    keys = ((ordered << 32) | places).topk(k, dim=1).values
-    rows = scores.shape[1] - 1 - (keys & 0xFFFFFFFF)
-    return scores.gather(1, rows), rows
+    smallest = scores.topk(k, dim=1).values[:, -1:]
+    rows = []
+    for row, large_enough in zip(scores, scores >= smallest, strict=True):
+        places = large_enough.nonzero()[:, 0]
+        rows.append(places[row[places].sort(descending=True, stable=True).indices[:k]])
+    places = torch.stack(rows)
+    return scores.gather(1, places), places
 
 
 PIPELINE_REGISTRY.register_pipeline(TASK, NextItemRecommendationPipeline, pt_model=AutoModelForMaskedLM)

@@ -26,7 +26,7 @@ def target_ranks(scores: torch.Tensor, targets: torch.Tensor, history: torch.Ten
             should the user have had it before. Nothing is left out if not given.
 
     Returns:
-        (users,) float64 from 1; half a place is a tie.
+        (users,) float32 from 1, exact up to 8 million items; half a place is a tie.
 
     Raises:
         ValueError: A score of an item is NaN.
@@ -50,7 +50,7 @@ def target_ranks(scores: torch.Tensor, targets: torch.Tensor, history: torch.Ten
         above = above - (excluded & (of_history > of_target)).sum(1)
         level = level - (excluded & (of_history == of_target)).sum(1)
     level = torch.where(known, level - 1, 2 * level)  # the target is level with itself
-    return above.double() + level.double() / 2 + 1
+    return above.float() + level.float() / 2 + 1
 
 
 def hit_rate(ranks: Ranks, k: int) -> float:

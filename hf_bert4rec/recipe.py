@@ -10,11 +10,12 @@ import inspect
 import json
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin
 
 import yaml
 from transformers import HfArgumentParser
@@ -22,7 +23,7 @@ from transformers import HfArgumentParser
 from .checkpoint import FACTS_FILE
 from .configuration_bert4rec import Bert4RecConfig
 from .data_collator import DataCollatorForCloze
-from .histories import SPLITS, split_at_time
+from .histories import split_at_time
 from .interactions import load_interactions
 from .training import RecommendationTrainingArguments
 
@@ -33,7 +34,7 @@ class RunArguments:
 
     data: str = field(default="ml-latest-small", metadata={"help": "Log to read, as for load_interactions."})
     titles: str | None = field(default=None, metadata={"help": "Titles of the items, as for load_titles."})
-    split: str = field(default="leave_one_out", metadata={"help": f"How to hold out: {' or '.join(SPLITS)}."})
+    split: Literal["leave_one_out", "at_time"] = field(default="leave_one_out", metadata={"help": "How to hold out."})
     max_length: int = field(default=200, metadata={"help": "Longest input N, the [MASK] of the query included."})
     exclude_history: bool = field(default=True, metadata={"help": "Rank among the items not in the history."})
     name: str | None = field(
@@ -93,6 +94,7 @@ SECTIONS: dict[str, type] = {
 class Recipe:
     """All options of a run, by what reads them: `SECTIONS`."""
 
+    source: str  # the YAML file or checkpoint folder
     run: RunArguments
     reading: Any
     splitting: Any
@@ -125,32 +127,31 @@ def parse_recipe(argv: Sequence[str] | None = None, description: str | None = No
     parser.add_argument(
         "config", help="YAML file, a line an option; or a checkpoint folder, for the recipe that made it."
     )
-    options = {action.dest for action in parser._actions} - {"help", "config"}
     argv = list(sys.argv[1:] if argv is None else argv)
-    known, unknown = parser.parse_known_args(argv)
-    for word in unknown:
-        if word.startswith("--"):
-            parser.error(_unread(word[2:].split("=")[0], options, "on the command line"))
-        parser.error(f"Expected --option value, found {word!r}.")
+    folder = parser.parse_known_args(argv)[0].config
     try:
-        given = _read_options(Path(known.config))
+        given = _read_options(Path(folder))
     except (OSError, yaml.YAMLError) as error:
-        parser.error(f"Expected a YAML file of options or a checkpoint folder, found {known.config}: {error}")
+        parser.error(f"Expected a YAML file of options or a checkpoint folder, found {folder}: {error}")
     if not isinstance(given, dict):
-        parser.error(f"{known.config}: expected lines of 'option: value', found a {type(given).__name__}.")
-    for name in given:
-        if name not in options:
-            parser.error(_unread(str(name), options, f"in {known.config}"))
-    # Strings so that argparse gives each its type: YAML takes 1e-3 for a word.
-    parser.set_defaults(**{name: str(v) if isinstance(v, int | float) else v for name, v in given.items()})
+        parser.error(f"{folder}: expected lines of 'option: value', found a {type(given).__name__}.")
+    flags = (parser._option_string_actions.get(word.split("=")[0]) for word in argv)
+    typed = [flag.dest for flag in flags if flag]  # these have the last word
+    for name, value in given.items():
+        if name not in typed and value is not None:
+            argv += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
     try:
-        *sections, _ = parser.parse_args_into_dataclasses(args=argv)
+        *sections, _, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
     except ValueError as error:
-        parser.error(f"{known.config}: {error}")
-    typed = [parser._option_string_actions[word.split("=")[0]].dest for word in argv if word.startswith("--")]
-    values = parser.parse_args(argv)
-    as_given = {"seed": values.seed, **given, **{name: getattr(values, name) for name in typed}}
-    return Recipe(**dict(zip(SECTIONS, sections, strict=True)), options=as_given)
+        parser.error(f"{folder}: {error}")
+    if unknown:
+        options = [action.dest for action in parser._actions]
+        name = unknown[0].lstrip("-").split("=")[0]
+        near = get_close_matches(name, options, n=3, cutoff=0.5)
+        parser.error(f"Nobody reads the option {name!r}." + (f" Did you mean {' or '.join(near)}?" if near else ""))
+    values = vars(parser.parse_args(argv))
+    as_given = {name: values[name] for name in ("seed", *given, *typed)}
+    return Recipe(source=folder, **dict(zip(SECTIONS, sections, strict=True)), options=as_given)
 
 
 def _read_options(config: Path) -> Any:
@@ -160,6 +161,10 @@ def _read_options(config: Path) -> Any:
     return json.loads(facts.read_text(encoding="utf-8"))["recipe"] if facts.exists() else {}
 
 
-def _unread(name: str, options: set[str], where: str) -> str:
-    near = get_close_matches(name, options, n=3, cutoff=0.5)
-    return f"Nobody reads the option {name!r} {where}." + (f" Did you mean {' or '.join(near)}?" if near else "")
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """For scripts: what a user can mend is told in one sentence, without a traceback."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        sys.exit(f"{Path(sys.argv[0]).name}: error: {error}")

@@ -6,19 +6,19 @@ import io
 import json
 import logging
 import platform
+import shutil
 import tempfile
 import time
 from collections.abc import Mapping
-from difflib import get_close_matches
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import pyarrow.csv
 import torch
 from datasets import Dataset, DatasetDict
+from matplotlib.figure import Figure
 from transformers import AutoModelForMaskedLM, AutoTokenizer, PrinterCallback, ProgressCallback, Trainer, set_seed
 
 from .baselines import MarkovChain, Popularity
@@ -31,7 +31,7 @@ from .pipeline_next_item import NextItemRecommendationPipeline, pipeline
 from .recipe import Recipe
 from .sources import EMBEDDED
 from .tokenization import ItemTokenizer, item_tokenizer
-from .training import cloze_training
+from .training import RecommendationTrainingArguments, cloze_training
 
 logger = logging.getLogger(__name__)
 
@@ -49,13 +49,9 @@ def prepare(recipe: Recipe, tokenizer: ItemTokenizer | None = None) -> tuple[Dat
         Interactions, tokenizer and histories.
 
     Raises:
-        ValueError: There is no such split, or the data cannot be used as the recipe says.
+        ValueError: A time is missing, or the data cannot be used as the recipe says.
     """
     run, splitting = recipe.run, recipe.splitting
-    if run.split not in SPLITS:
-        near = get_close_matches(run.split, SPLITS, cutoff=0.3)
-        hint = f" Did you mean {near[0]}?" if near else ""
-        raise ValueError(f"Expected split to be {' or '.join(SPLITS)}, found {run.split!r}.{hint}")
     if run.split == "at_time" and None in (splitting.validation_time, splitting.test_time):
         raise ValueError("The split at_time needs validation_time and test_time.")
     interactions = load_interactions(run.data, **dataclasses.asdict(recipe.reading))
@@ -120,12 +116,11 @@ def run(recipe: Recipe) -> Path | None:
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(EpochLines)
 
-    checkpoint = last_complete_checkpoint(args.output_dir) if args.resume_from_checkpoint else None
-    if checkpoint is not None:
-        refuse_renumbered_items(ItemTokenizer.from_pretrained(checkpoint), tokenizer, str(checkpoint))
+    data = describe_data(recipe, interactions)
+    checkpoint = checkpoint_to_resume(args, data["sha256"])
     started = time.perf_counter()
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    seconds = time.perf_counter() - started
+    trainer.train(resume_from_checkpoint=checkpoint)
+    seconds, log = time.perf_counter() - started, list(trainer.state.log_history)
 
     evaluated = {split: rows for split, rows in histories.items() if split != "train"}
     whole = _split(recipe, interactions, tokenizer, max_length=WHOLE_HISTORY)["train"]
@@ -141,24 +136,23 @@ def run(recipe: Recipe) -> Path | None:
             metrics[split][name] = ranking_of(judge.evaluate(rows))
     facts = {
         "name": recipe.run.name or Path(args.output_dir).name,
-        "data": describe_data(recipe, interactions),
+        "data": data,
         "protocol": protocol(recipe, len(tokenizer.items)),
         **metrics,
         "example": ", ".join(f'"{item}"' for item in recipe.run.example or tokenizer.items[:3].to_pylist()),
         "recipe": recipe.options,
         "seconds": round(seconds, 1),
         "best_checkpoint": Path(trainer.state.best_model_checkpoint or "").name,
-        "machine": f"{torch.get_num_threads()} threads of {platform.machine()}"
-        if args.device.type == "cpu"
-        else torch.cuda.get_device_name(args.device),
+        "machine": f"{torch.get_num_threads()} threads of {platform.machine()}, device {args.device}",
         "versions": {name: version(name) for name in ("hf-bert4rec", "transformers", "torch", "datasets")},
-        "log": trainer.state.log_history,
+        "log": log,
     }
     if not trainer.is_world_process_zero():
         return None
     folder = Path(args.output_dir, "model")
-    save_checkpoint(folder, trainer.model, tokenizer, facts)
-    draw_curve(facts, folder / "learning_curve.png")
+    save_checkpoint(folder, trainer.model, tokenizer, facts, {"learning_curve.png": draw_curve(facts)})
+    for intermediate in Path(args.output_dir).glob("checkpoint-*"):  # only an interrupted run has a use for them
+        shutil.rmtree(intermediate)
     return folder
 
 
@@ -169,8 +163,8 @@ def evaluator(model: torch.nn.Module, recipe: Recipe, tokenizer: ItemTokenizer, 
     return judge
 
 
-def evaluate(folder: Path, recipe: Recipe) -> tuple[str, dict[str, dict[str, float]]]:
-    """Judge a saved checkpoint again, on the data and by the protocol of a recipe.
+def evaluate(recipe: Recipe) -> tuple[str, dict[str, dict[str, float]]]:
+    """Judge the checkpoint folder that a recipe comes from again, on the data and by the protocol of the recipe.
 
     Returns:
         The protocol, and split → metric → value for the splits that are not trained on.
@@ -179,11 +173,15 @@ def evaluate(folder: Path, recipe: Recipe) -> tuple[str, dict[str, dict[str, flo
         FileNotFoundError: The folder lacks a file of a checkpoint.
         ValueError: Weights and tokenizer are of different catalogues, or the data cannot be used.
     """
+    folder = recipe.source
     check_folder(folder)
+    if "data" not in recipe.options:
+        raise ValueError(f"{folder} has no {FACTS_FILE} to say what it was trained on: name the log with --data.")
     model, tokenizer = AutoModelForMaskedLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     check_sizes(model, tokenizer)
     _, _, histories = prepare(recipe, tokenizer)
     recipe.training.output_dir = tempfile.gettempdir()  # nothing is written
+    recipe.training.torch_compile = False
     judge = evaluator(model, recipe, tokenizer, histories["test"])
     metrics = {split: ranking_of(judge.evaluate(rows)) for split, rows in histories.items() if split != "train"}
     return protocol(recipe, len(tokenizer.items)), metrics
@@ -203,22 +201,38 @@ def _setup(recipe: Recipe, tokenizer: ItemTokenizer) -> dict[str, Any]:
     )
 
 
-def refuse_renumbered_items(saved: ItemTokenizer, tokenizer: ItemTokenizer, source: str) -> None:
-    """Refuse to go on from weights whose rows mean other items than the data's tokenizer says.
+def checkpoint_to_resume(args: RecommendationTrainingArguments, data: str) -> str | None:
+    """The checkpoint that `resume_from_checkpoint` means (true: the newest complete one), or None for a fresh run.
+
+    Args:
+        args: Of the run.
+        data: Checksum of its interactions, kept in the output folder: a run goes on with the data it began with.
 
     Raises:
-        ValueError: An item has another row, or there are other items.
+        ValueError: There is nothing to resume, or the data has changed; or an interrupted run would be lost.
     """
-    if saved.items.equals(tokenizer.items):
-        return
-    pairs = zip(saved.items.to_pylist(), tokenizer.items.to_pylist(), strict=False)
-    shorter = min(len(saved.items), len(tokenizer.items))
-    row = next((row for row, (old, new) in enumerate(pairs) if old != new), shorter)
-    raise ValueError(
-        f"{source}: the data has changed, its items would be renumbered (the first difference is item {row} of "
-        f"{len(saved.items)}, now {len(tokenizer.items)}). Go on with the same data, or start anew in another "
-        "output_dir."
-    )
+    wanted = str(args.resume_from_checkpoint or False)
+    folder = Path(args.output_dir or "")
+    newest, begun = last_complete_checkpoint(folder), folder / "data.sha256"
+    if wanted.lower() == "false":
+        if newest is not None:
+            raise ValueError(
+                f"{folder} holds {newest.name} of an interrupted run. Go on with --resume_from_checkpoint true, delete "
+                "it, or name another --output_dir."
+            )
+        if args.process_index == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+            begun.write_text(data)
+        return None
+    checkpoint = newest if wanted.lower() == "true" else Path(wanted)
+    if checkpoint is None or not (checkpoint / "trainer_state.json").exists():
+        raise ValueError(f"Expected a complete checkpoint to resume in {checkpoint or folder}, found none.")
+    if begun.exists() and begun.read_text() != data:
+        raise ValueError(
+            f"{checkpoint}: the data has changed since this run began, its items would be renumbered. Go on with the "
+            "same data and filters, or start anew in another --output_dir."
+        )
+    return str(checkpoint)
 
 
 def describe_data(recipe: Recipe, interactions: Dataset) -> dict[str, Any]:
@@ -226,7 +240,7 @@ def describe_data(recipe: Recipe, interactions: Dataset) -> dict[str, Any]:
     table = interactions.with_format("arrow")[:]
     lines = io.BytesIO()
     pyarrow.csv.write_csv(table.select(["user", "item", "timestamp"]), lines)
-    embedded = (EMBEDDED / recipe.run.data / "README.txt").exists()
+    embedded = not Path(recipe.run.data).exists() and (EMBEDDED / recipe.run.data).is_dir()
     return {
         "name": Path(recipe.run.data).name,
         "interactions": table.num_rows,
@@ -255,37 +269,37 @@ class EpochLines(ProgressCallback):
             )
 
 
-def draw_curve(facts: Mapping[str, Any], file: Path) -> None:
+def draw_curve(facts: Mapping[str, Any]) -> bytes:
     """Training loss and validation NDCG@10 over epochs, beside the baselines, as a PNG."""
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    losses = [(entry["epoch"], entry["loss"]) for entry in facts["log"] if "loss" in entry]
-    scores = [(entry["epoch"], entry["eval_ndcg@10"]) for entry in facts["log"] if "eval_ndcg@10" in entry]
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
     figure.suptitle(f"{facts['name']}, seed {facts['recipe']['seed']}: {facts['protocol']}", fontsize=9)
-    left.plot(*np.array(losses).reshape(-1, 2).T)
-    left.set(xlabel="epoch", ylabel="training loss (nats an item)")
-    right.plot(*np.array(scores).reshape(-1, 2).T, label="BERT4Rec")
+    for axes, name, label in ((left, "loss", "training loss (nats an item)"), (right, "eval_ndcg@10", "NDCG@10")):
+        points = [(entry["epoch"], entry[name]) for entry in facts["log"] if name in entry]
+        axes.plot(*np.array(points).reshape(-1, 2).T, label="BERT4Rec")
+        axes.set(xlabel="epoch", ylabel=label)
     for (name, row), style in zip(facts.get("validation", {}).items(), ("--", ":"), strict=False):
         right.axhline(row["ndcg@10"], linestyle=style, color="gray", label=name)
-    right.set(xlabel="epoch", ylabel="validation NDCG@10", ylim=(0, None))
+    right.set(ylabel="validation NDCG@10", ylim=(0, None))
     right.legend()
-    figure.savefig(file, dpi=120)
-    pyplot.close(figure)
+    png = io.BytesIO()
+    figure.savefig(png, dpi=120)
+    return png.getvalue()
 
 
 def summary(folder: Path) -> str:
     """What a run found, for people: the test results beside the baselines, and ten recommendations."""
     facts = json.loads((folder / FACTS_FILE).read_text(encoding="utf-8"))
-    ours, popular = (facts["test"][name]["ndcg@10"] for name in ("BERT4Rec", "Popularity"))
+    scores = {name: row["ndcg@10"] for name, row in facts["test"].items()}
+    ours = scores.pop("BERT4Rec")
+    ratios = [f"{ours / score:.2f} times that of {name}" for name, score in scores.items() if score]
     recommender = pipeline(folder)
     history = [str(item) for item in facts["recipe"].get("example") or recommender.tokenizer.items[:3].to_pylist()]
     return "\n".join(
         [
             f"\nTest: {facts['protocol']}; seed {facts['recipe']['seed']}",
             results_table(facts["test"]),
-            f"BERT4Rec has {ours / popular:.2f} times the NDCG@10 of popularity.\n" if popular else "",
+            f"NDCG@10 of BERT4Rec: {', '.join(ratios)}.\n",
             recommendation_table(recommender, history, top_k=10),
             f"\nTrained in {facts['seconds']:.0f} s; checkpoint, card and learning_curve.png in {folder}",
         ]

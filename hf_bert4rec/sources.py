@@ -11,7 +11,7 @@ import io
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
@@ -54,6 +54,13 @@ class RawLog:
     read: Callable[[list[int]], list[pa.ChunkedArray]]  # columns by position
     locate: Callable[[int], str]  # row → "ratings.csv, line 17"
     has_names: bool = True
+    first_line: Sequence[str] = ()  # of a text file
+
+    @property
+    def shown(self) -> str:
+        """The columns, for messages."""
+        hint = "" if self.has_names else f" (no header; the first line is {', '.join(self.first_line)!r})"
+        return ", ".join(self.columns) + hint
 
     def find_columns(self, **wanted: Column) -> dict[str, int]:
         """Which column plays which role: as named by the user, else by its usual names.
@@ -61,6 +68,9 @@ class RawLog:
         Raises:
             ValueError: A column that the user named is not there.
         """
+        named = {name for name in wanted.values() if isinstance(name, str) and not name.isdigit()}
+        if named.intersection(self.first_line):  # then the first line is a header, whatever its names
+            self.columns, self.has_names = list(self.first_line), True
         plain = [_plain(column) for column in self.columns]
         found = {}
         for role, name in wanted.items():
@@ -72,8 +82,7 @@ class RawLog:
                 found[role] = name
             elif name is not None:
                 if name not in self.columns:
-                    shown = ", ".join(self.columns)
-                    raise ValueError(f"{self.name}: expected a column {name!r} for {role}, found {shown}.")
+                    raise ValueError(f"{self.name}: expected a column {name!r} for {role}, found {self.shown}.")
                 found[role] = self.columns.index(name)
             elif usual := next((usual for usual in USUAL_NAMES[role] if usual in plain), None):
                 found[role] = plain.index(usual)
@@ -102,7 +111,8 @@ def open_log(source: Any, kind: str, format: str | None, separator: str | None, 
             )
         path = files[0]
     if not path.exists():
-        if re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) and not path.parent.is_dir():
+        is_file = path.name.removesuffix(".gz").rpartition(".")[2] in FORMATS
+        if re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) and not path.parent.is_dir() and not is_file:
             return _open_table(load_dataset(str(source), split="train"), str(source))
         raise FileNotFoundError(f"{source}: expected a file, a folder, 'ml-latest-small' or a data set's Hub id.")
     name = format or path.name.removesuffix(".gz").removesuffix(".zst").rpartition(".")[2].lower()
@@ -245,17 +255,20 @@ def _open_text(
     first = [field.strip() for field in fields]
     has_names = any(_plain(name) in usual for usual in USUAL_NAMES.values() for name in first)
     columns = first if has_names or len(first) == 1 else [str(position) for position in range(len(first))]
-    if not has_names and len(first) in (2, 4):  # user item, or user item rating timestamp (MovieLens, Amazon 2014)
+    # user item, or user item rating timestamp, as MovieLens and Amazon write them
+    if not has_names and (len(first) == 2 or (len(first) == 4 and re.fullmatch(r"[\d.]+", first[3]))):
         columns = ["user", "item", "rating", "timestamp"][: len(first)]
         if ASIN.fullmatch(first[0]) and not ASIN.fullmatch(first[1]):  # Amazon 2018 writes the item first
             columns[:2] = ["item", "user"]
-    return RawLog(
+    log = RawLog(
         path.name,
         columns,
-        partial(rows.arrow, len(first), line if has_names else 0),
-        lambda row: f"{path.name}, line {next(islice(rows.by_line(), row + has_names, None))[0]}",
+        lambda columns: rows.arrow(len(first), line if log.has_names else 0, columns),
+        lambda row: f"{path.name}, line {next(islice(rows.by_line(), row + log.has_names, None))[0]}",
         has_names,
+        first,
     )
+    return log
 
 
 def _open_sequences(path: Path, data: bytes) -> RawLog:
@@ -278,7 +291,9 @@ def _open_json_lines(path: Path, separator: str | None, encoding: str | None) ->
         lines = io.StringIO(data.decode(), newline="\n")
         return ((number, line) for number, line in enumerate(lines, start=1) if line.strip())
 
-    first = _parse_object(path, *next(by_line()))
+    first: dict[str, Any] = {}  # a value of every key, some of which the first lines may lack
+    for number, line in islice(by_line(), 1000):
+        first |= {k: v for k, v in _parse_object(path, number, line).items() if first.get(k) is None}
 
     def read(columns: list[int]) -> list[pa.ChunkedArray]:
         wanted = [list(first)[i] for i in columns]

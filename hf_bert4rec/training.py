@@ -54,6 +54,9 @@ class RecommendationTrainingArguments(TrainingArguments):
     ddp_find_unused_parameters: bool | None = field(
         default=False, metadata={"help": "Off: a step uses every parameter."}
     )
+    resume_from_checkpoint: str | None = field(
+        default=None, metadata={"help": "true: go on from the newest complete checkpoint; or the path of one."}
+    )
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off: the collator reads them."})
 
     def __post_init__(self) -> None:
@@ -129,6 +132,8 @@ def ranks_of_logits(
         (users,) ranks from 1.
     """
     targets, history = labels
+    if logits.shape[1] == targets.shape[1]:  # a compiled model scores every position
+        logits = logits.take_along_dim((targets != -100).int().argmax(dim=1)[:, None, None], dim=1)
     if logits.shape[1] != 1:
         raise ValueError(f"Expected one target a user to rank, found {logits.shape[1]}.")
     return target_ranks(logits[:, 0], targets.amax(dim=1), history if exclude_history else None)

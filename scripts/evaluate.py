@@ -10,14 +10,12 @@ import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads make small models much slower
 
-import sys
-from pathlib import Path
-
 from hf_bert4rec.checkpoint import results_table
-from hf_bert4rec.recipe import parse_recipe
+from hf_bert4rec.recipe import parse_recipe, plain_errors
 from hf_bert4rec.run import evaluate
 
 if __name__ == "__main__":
     recipe = parse_recipe(description=__doc__, config="CHECKPOINT")
-    protocol, metrics = evaluate(Path(sys.argv[1]), recipe)
-    print(f"Protocol: {protocol}\n{results_table(metrics)}")
+    with plain_errors():
+        protocol, metrics = evaluate(recipe)
+        print(f"Protocol: {protocol}\n{results_table(metrics)}")

@@ -7,6 +7,7 @@ python scripts/push_to_hub.py runs/ml-latest-small/model your-name/bert4rec-ml-l
 import argparse
 
 from hf_bert4rec.checkpoint import push_checkpoint
+from hf_bert4rec.recipe import plain_errors
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -14,4 +15,5 @@ if __name__ == "__main__":
     parser.add_argument("repository", help="Hub id: org/name.")
     parser.add_argument("--private", action="store_true", help="Create a private repository.")
     args = parser.parse_args()
-    print(push_checkpoint(args.checkpoint, args.repository, private=args.private))
+    with plain_errors():
+        print(push_checkpoint(args.checkpoint, args.repository, private=args.private))

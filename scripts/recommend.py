@@ -10,6 +10,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning th
 import argparse
 
 from hf_bert4rec import pipeline
+from hf_bert4rec.recipe import plain_errors
 from hf_bert4rec.run import recommendation_table
 
 if __name__ == "__main__":
@@ -22,4 +23,5 @@ if __name__ == "__main__":
     parser.add_argument("--keep_history", action="store_true", help="Items of the history may be recommended again.")
     args = parser.parse_args()
     options = {"top_k": args.top_k, "allow": args.allow, "deny": args.deny, "exclude_history": not args.keep_history}
-    print(recommendation_table(pipeline(args.checkpoint), args.history, **options))
+    with plain_errors():
+        print(recommendation_table(pipeline(args.checkpoint), args.history, **options))

@@ -1,5 +1,6 @@
 """Shared by all tests: no network, threads that do not spin, and small hand-written data."""
 
+import logging
 import os
 
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # before torch
@@ -16,6 +17,7 @@ from hypothesis import settings
 from hf_bert4rec import Bert4RecConfig, Bert4RecForMaskedLM, item_tokenizer
 
 disable_progress_bars()
+logging.getLogger("hf_bert4rec").propagate = True  # for caplog
 settings.register_profile("here", deadline=None, derandomize=True)  # the same examples everywhere, at any speed
 settings.load_profile("here")
 

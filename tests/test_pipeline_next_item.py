@@ -294,9 +294,9 @@ def test_top_k_of_more_rows_than_a_small_integer_counts():
 # ---- arguments and loading -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("top_k", [0, -3])
+@pytest.mark.parametrize("top_k", [0, -3, 2.5])
 def test_top_k_below_one_is_refused(recommender, folder, top_k):
-    message = f"top_k of at least 1, found {top_k}"
+    message = f"top_k to be a whole number of at least 1, found {top_k}"
     with pytest.raises(ValueError, match=message):
         recommender([["a"]], top_k=top_k)
     with pytest.raises(ValueError, match=message):
@@ -373,3 +373,14 @@ def test_a_saved_pipeline_asks_for_no_remote_code_and_loads_again(recommender, t
     recommender.save_pretrained(again)
     assert "custom_pipelines" not in json.loads((again / "config.json").read_text())
     assert hf_bert4rec.pipeline(again, device="cpu")(HISTORIES) == expected
+
+
+@pytest.mark.parametrize("histories", [[None], [1.0, 2.0], "260"])
+def test_what_is_no_list_of_histories_is_refused_with_the_cure(recommender, histories):
+    with pytest.raises(ValueError, match="Put it in brackets"):
+        recommender(histories)
+
+
+def test_a_batch_size_below_one_is_refused(recommender):
+    with pytest.raises(ValueError, match="batch_size of at least 1, found -1"):
+        recommender([["a"]], batch_size=-1)

@@ -38,6 +38,10 @@ def test_recommending_comes_by_line_40_and_training_on_own_data_by_line_80():
     assert next(i for i, line in enumerate(lines, 1) if "trainer.save_model()" in line) <= 80
 
 
+def test_nothing_is_left_to_fill_in():
+    assert "PLACEHOLDER" not in README
+
+
 def test_every_file_of_the_package_is_on_the_map():
     files = {path.name for path in (ROOT / "hf_bert4rec").glob("*.py")} - {"__init__.py"}
     assert {name for name in files if f"`{name}`" not in README} == set()

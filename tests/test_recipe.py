@@ -76,7 +76,7 @@ def test_an_option_in_the_file_that_nobody_reads_is_refused_with_the_near_names(
     (tmp_path / "recipe.yaml").write_text("window_steps: 0.1\n")
     with pytest.raises(SystemExit):
         parse_recipe([str(tmp_path / "recipe.yaml")])
-    assert "'window_steps' in " in (message := capsys.readouterr().err)
+    assert "'window_steps'" in (message := capsys.readouterr().err)
     assert "Did you mean window_step" in message
 
 

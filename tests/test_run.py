@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
+from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, Trainer
 
 import hf_bert4rec
 from hf_bert4rec.checkpoint import check_sizes, push_checkpoint, save_checkpoint
 from hf_bert4rec.recipe import parse_recipe
 from hf_bert4rec.run import evaluate, recommendation_table, run, summary
-from tests.test_training import LOG, RECIPE
+from tests.test_training import LOG, RECIPE, StopAt
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
@@ -76,7 +76,7 @@ def test_the_card_holds_the_test_results_as_model_index(trained):
 
 def test_evaluation_of_the_checkpoint_gives_the_same_figures_again(trained):
     facts = json.loads((trained / "run_facts.json").read_text())
-    protocol, metrics = evaluate(trained, parse_recipe([str(trained)]))
+    protocol, metrics = evaluate(parse_recipe([str(trained)]))
     assert protocol == facts["protocol"]
     assert metrics["test"] == pytest.approx(facts["test"]["BERT4Rec"], abs=1e-9)
     assert metrics["validation"] == pytest.approx(facts["validation"]["BERT4Rec"], abs=1e-9)
@@ -108,32 +108,97 @@ def test_validation_folded_into_train_keeps_the_last_checkpoint(tmp_path):
     assert facts["best_checkpoint"] == ""
 
 
+def interrupted(folder: Path, step: int):
+    """A run that was stopped at a step, as by a kill after the last save."""
+    recipe = recipe_for(folder, "--num_train_epochs", "2", "--per_device_train_batch_size", "8")
+    train = Trainer.train
+
+    def stop(self, *args, **kwargs):
+        self.add_callback(StopAt(step))
+        train(self, *args, **kwargs)
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "train", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(recipe)
+    return recipe_for(folder, "--num_train_epochs", "2", "--per_device_train_batch_size", "8")
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped_and_leaves_only_its_result(tmp_path):
+    recipe = interrupted(tmp_path, 2)
+    recipe.training.resume_from_checkpoint = "true"
+    folder = run(recipe)
+    facts = json.loads((folder / "run_facts.json").read_text())
+    assert [entry["step"] for entry in facts["log"] if "loss" in entry] == [2, 4]
+    assert list((tmp_path / "out").glob("checkpoint-*")) == []
+
+
+def test_an_interrupted_run_is_not_written_over(tmp_path):
+    with pytest.raises(ValueError, match="holds checkpoint-2 of an interrupted run"):
+        run(interrupted(tmp_path, 2))
+
+
 def test_resuming_on_changed_data_is_refused_because_items_would_be_renumbered(tmp_path):
-    run(recipe_for(tmp_path, "--num_train_epochs", "1"))
-    recipe = recipe_for(tmp_path, "--num_train_epochs", "2", "--resume_from_checkpoint", "true")
+    recipe = interrupted(tmp_path, 2)
+    recipe.training.resume_from_checkpoint = "true"
     header, first, *rest = LOG.splitlines()
     (tmp_path / "log.csv").write_text("\n".join([header, *rest, first]))
     with pytest.raises(ValueError, match="items would be renumbered"):
         run(recipe)
 
 
-def test_an_unknown_split_is_refused_with_the_near_name(tmp_path):
-    with pytest.raises(ValueError, match=r"leave_one_out or at_time, found 'leave_one'\. Did you mean leave_one_out"):
-        run(recipe_for(tmp_path, "--split", "leave_one"))
+@pytest.mark.parametrize("wanted", ["true", "nowhere/checkpoint-1"])
+def test_resuming_where_there_is_nothing_to_resume_is_refused(tmp_path, wanted):
+    with pytest.raises(ValueError, match=r"Expected a complete checkpoint to resume in .*, found none"):
+        run(recipe_for(tmp_path, "--resume_from_checkpoint", wanted))
+
+
+def test_a_run_can_be_repeated_in_the_same_folder(tmp_path):
+    first = run(recipe_for(tmp_path, "--num_train_epochs", "2"))
+    weights = (first / "model.safetensors").read_bytes()
+    assert (run(recipe_for(tmp_path, "--num_train_epochs", "2")) / "model.safetensors").read_bytes() == weights
+
+
+def test_a_date_in_the_yaml_of_a_recipe_is_a_time(tmp_path):
+    recipe_for(tmp_path)
+    times = "split: at_time\nvalidation_time: 1970-01-01 00:00:04\ntest_time: 5\n"
+    with (tmp_path / "recipe.yaml").open("a") as recipe:
+        recipe.write(times + "num_train_epochs: 1\nexample: i1\n")
+    folder = run(parse_recipe([str(tmp_path / "recipe.yaml"), "--output_dir", str(tmp_path / "out")]))
+    assert json.loads((folder / "run_facts.json").read_text())["recipe"]["example"] == ["i1"]
+
+
+def test_a_checkpoint_without_facts_is_not_judged_on_data_that_nobody_named(tmp_path, model, tokenizer):
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path / "bare")
+    with pytest.raises(ValueError, match="name the log with --data"):
+        evaluate(parse_recipe([str(tmp_path / "bare")]))
+
+
+def test_a_kill_between_the_renames_of_a_save_loses_nothing(tmp_path, model, tokenizer, trained):
+    facts = json.loads((trained / "run_facts.json").read_text())
+    save_checkpoint(tmp_path / "model", model, tokenizer, facts, {})
+    (tmp_path / "model").rename(tmp_path / "model.replaced")
+    model.save_pretrained = full_disk
+    with pytest.raises(OSError, match="No space left"):
+        save_checkpoint(tmp_path / "model", model, tokenizer, facts, {})
+    assert (tmp_path / "model" / "model.safetensors").exists()
+
+
+def full_disk(*args, **kwargs):
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_a_full_disk_while_saving_leaves_the_older_checkpoint_whole(tmp_path, model, tokenizer, trained, monkeypatch):
     facts = json.loads((trained / "run_facts.json").read_text())
-    save_checkpoint(tmp_path / "model", model, tokenizer, facts)
+    save_checkpoint(tmp_path / "model", model, tokenizer, facts, {})
     before = {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
 
-    def full(*args, **kwargs):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(type(tokenizer), "save_pretrained", full)
+    monkeypatch.setattr(type(tokenizer), "save_pretrained", full_disk)
     torch.nn.init.zeros_(model.lm_head.bias)
     with pytest.raises(OSError, match="No space left"):
-        save_checkpoint(tmp_path / "model", model, tokenizer, facts)
+        save_checkpoint(tmp_path / "model", model, tokenizer, facts, {})
     assert {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
@@ -170,3 +235,11 @@ def test_evaluate_and_recommend_work_from_the_command_line(trained, tmp_path):
     assert recommended.returncode == 0, recommended.stderr
     assert "Zero" in recommended.stdout
     assert len(recommended.stdout.split("title):")[1].strip().splitlines()) == 2
+
+
+def test_a_mistake_of_the_user_is_told_by_a_script_in_one_sentence(tmp_path):
+    command = [sys.executable, str(SCRIPTS / "recommend.py"), str(tmp_path), "--history", "1"]
+    finished = subprocess.run(command, capture_output=True, text=True)
+    assert finished.returncode == 1
+    assert finished.stderr.startswith("recommend.py: error:")
+    assert "no config.json" in finished.stderr

@@ -112,6 +112,7 @@ def test_the_best_checkpoint_by_validation_ndcg_is_restored(histories, tmp_path)
     trainer = make_trainer(histories, tmp_path, num_train_epochs=6, learning_rate=0.02)
     trainer.train()
     scores = [entry["eval_ndcg@10"] for entry in trainer.state.log_history if "eval_ndcg@10" in entry]
+    assert scores[-1] < max(scores)
     assert trainer.evaluate()["eval_ndcg@10"] == pytest.approx(max(scores))
 
 
