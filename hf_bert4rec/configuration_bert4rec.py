@@ -23,7 +23,7 @@ class Bert4RecConfig(PreTrainedConfig):
         hidden_dropout_prob: Dropout on the embeddings and on the output of every sublayer.
         attention_probs_dropout_prob: Dropout on the attention probabilities.
         max_position_embeddings: Longest input N, the [MASK] of the query included.
-        initializer_range: Standard deviation of the truncated normal that weights start from.
+        initializer_range: Standard deviation of the normal that weights start from, cut off at twice that.
         layer_norm_eps: Epsilon of the layer normalisations.
         pad_token_id: Row of [PAD], part of the id contract: 0.
         bos_token_id: None: a history has no start token.

@@ -640,3 +640,9 @@ def test_the_defaults_are_the_papers_model_for_movielens():
     assert (config.max_position_embeddings, config.hidden_dropout_prob, config.layer_norm_eps) == (200, 0.2, 1e-12)
     assert config.pad_token_id == 0
     assert config.tie_word_embeddings
+
+
+def test_scores_are_single_precision_under_bfloat16_autocast(model):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = model(torch.tensor([[3, 4, 1]])).logits
+    assert logits.dtype == torch.float32

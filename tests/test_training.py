@@ -18,6 +18,7 @@ from hf_bert4rec import (
     leave_one_out,
 )
 from hf_bert4rec.checkpoint import last_complete_checkpoint
+from hf_bert4rec.training import ranks_of_logits
 from tests.conftest import small_config
 
 USERS = 20  # of 4 to 8 actions on 12 items: 20 training rows, 5 steps an epoch at batches of 4
@@ -195,3 +196,11 @@ def test_two_processes_train_and_evaluate_as_one_does(tmp_path):
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     assert one["test"]["BERT4Rec"] == pytest.approx(two["test"]["BERT4Rec"], abs=1e-6)
     assert one["test"]["Popularity"] == two["test"]["Popularity"]
+
+
+def test_ranks_are_taken_at_the_mask_where_a_compiled_model_scored_every_position():
+    logits = torch.zeros(1, 3, 7)
+    logits[0, 2, 5] = 1
+    labels, history = torch.tensor([[-100, -100, 5]]), torch.tensor([[3, 4]])
+    assert ranks_of_logits(logits, (labels, history)).tolist() == [1]
+    assert ranks_of_logits(logits[:, 2:], (labels, history)).tolist() == [1]
