@@ -29,7 +29,7 @@ def check_folder(model: str | PathLike) -> None:
     """
     folder = Path(model)
     if not folder.is_dir():
-        if folder.is_absolute() or str(model).startswith(".") or len(folder.parts) > 2:
+        if len(folder.parts) != 2 or folder.is_absolute() or folder.parent.is_dir():  # org/name is a Hub id
             raise FileNotFoundError(f"{model}: expected a checkpoint folder or a Hub id, found no such folder.")
         return
     missing = [name for name in NEEDED if not (folder / name).exists()]

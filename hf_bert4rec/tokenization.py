@@ -43,11 +43,17 @@ class ItemTokenizer(PreTrainedTokenizerFast):
         """Load tokenizer and, where the folder or Hub repository has them, titles.
 
         Raises:
+            FileNotFoundError: It was saved with titles, and `items.parquet` is gone.
             ValueError: `items.parquet` has not one row for each item.
         """
         tokenizer = super().from_pretrained(*args, **kwargs)
         if titles_file := tokenizer.init_kwargs.pop("titles_file", None):
             tokenizer.set_titles(pq.read_table(titles_file)["title"].to_pylist(), source=str(titles_file))
+        elif tokenizer.init_kwargs.get("has_titles"):
+            raise FileNotFoundError(
+                f"{args[0]}: expected {TITLES_FILE} beside the tokenizer, found none. Copy it from where it "
+                "was saved; to do without titles, remove has_titles from tokenizer_config.json."
+            )
         return tokenizer
 
     def set_titles(self, titles: list[str | None], source: str = "titles") -> None:
@@ -59,6 +65,7 @@ class ItemTokenizer(PreTrainedTokenizerFast):
                 "Take tokenizer and titles from the same save."
             )
         self.titles = titles
+        self.init_kwargs["has_titles"] = True  # saved in tokenizer_config.json
 
     @cached_property
     def items(self) -> pa.StringArray:

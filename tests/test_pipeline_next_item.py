@@ -384,3 +384,11 @@ def test_what_is_no_list_of_histories_is_refused_with_the_cure(recommender, hist
 def test_a_batch_size_below_one_is_refused(recommender):
     with pytest.raises(ValueError, match="batch_size of at least 1, found -1"):
         recommender([["a"]], batch_size=-1)
+
+
+@pytest.mark.parametrize("place", ["nothing", "./nothing", "here/nothing", "a/b/c"])
+def test_a_folder_that_is_not_there_is_refused_without_asking_the_hub(place, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match="found no such folder"):
+        hf_bert4rec.pipeline(place)

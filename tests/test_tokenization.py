@@ -248,3 +248,10 @@ def test_a_model_resized_for_new_items_scores_the_old_ones_as_before(tokenizer):
     assert after.shape == (1, 4, 15)
     torch.testing.assert_close(after[..., :13], before)
     assert model.config.vocab_size == 15
+
+
+def test_titles_that_went_missing_are_not_done_without_in_silence(tmp_path, tokenizer):
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "items.parquet").unlink()
+    with pytest.raises(FileNotFoundError, match=r"expected items\.parquet beside the tokenizer"):
+        AutoTokenizer.from_pretrained(tmp_path)
