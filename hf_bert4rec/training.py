@@ -28,7 +28,7 @@ class RecommendationTrainingArguments(TrainingArguments):
 
     learning_rate: float = field(default=3e-3, metadata={"help": "Peak learning rate of AdamW."})
     lr_scheduler_type: str = field(default="linear", metadata={"help": "Schedule after the warm-up."})
-    warmup_steps: float = field(default=100, metadata={"help": "Steps of warm-up; below 1, a share of all steps."})
+    warmup_steps: float = field(default=0.05, metadata={"help": "Warm-up: a share of all steps; from 1 on, steps."})
     weight_decay: float = field(default=0.01, metadata={"help": "Decay of weights; none on biases and normalisations."})
     max_grad_norm: float = field(default=5.0, metadata={"help": "Norm at which gradients are clipped."})
     adam_epsilon: float = field(default=1e-6, metadata={"help": "Epsilon of AdamW."})
