@@ -127,7 +127,8 @@ def load_titles(
     log = open_log(source, "titles", format, separator, encoding)
     found = log.find_columns(item=item, title=title)
     if not log.has_names and len(log.columns) > 1:
-        found = {"item": 0, "title": 1} | {role: found[role] for role in found if {"item": item, "title": title}[role]}
+        named = {role for role, column in (("item", item), ("title", title)) if column is not None}
+        found = {"item": 0, "title": 1} | {role: found[role] for role in named}
     if len(found) < 2:
         raise ValueError(f"{log.name}: expected columns for item and title, found {log.shown}. Name them.")
     ids, titles = log.read([found["item"], found["title"]])
@@ -145,8 +146,8 @@ def _as_ids(column: pa.ChunkedArray, what: str) -> pa.ChunkedArray:
     """Ids as strings: 1 and 1.0 become "1" (a column of numbers with gaps is floats in pandas); "" is no id."""
     if pa.types.is_floating(column.type):
         column = pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
-    if pa.types.is_floating(column.type) and pc.all(pc.equal(column, pc.round(column))).as_py() is not False:
-        column = pc.cast(column, pa.int64(), safe=False)
+        if pc.all(pc.equal(column, pc.round(column))).as_py() is not False:
+            column = pc.cast(column, pa.int64(), safe=False)
     try:
         column = pc.cast(column, pa.string())
     except pa.ArrowNotImplementedError:

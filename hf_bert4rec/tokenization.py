@@ -110,10 +110,7 @@ def item_tokenizer(
     """
     if max_length < 2:
         raise ValueError(f"Expected max_length of at least 2, an item and the [MASK] of the query, found {max_length}.")
-    if isinstance(items, str):
-        raise ValueError(f"Expected a list of item ids, found the text {items!r}: put it in brackets.")
-    column = items.with_format("arrow")[:]["item"] if isinstance(items, Dataset) else pa.array(items, pa.string())
-    ids = pc.drop_null(pc.unique(column)).to_pylist()
+    ids = pc.drop_null(pc.unique(_item_column(items))).to_pylist()
     if not ids:
         raise ValueError("Expected at least one item, found none.")
     if taken := set(SPECIAL_TOKENS).intersection(ids):
@@ -148,11 +145,17 @@ def extend_item_tokenizer(
 
     Afterwards `model.resize_token_embeddings(len(tokenizer))` gives the new items their rows.
     """
-    new = items.with_format("arrow")[:]["item"].to_pylist() if isinstance(items, Dataset) else items
-    if isinstance(new, str):
-        raise ValueError(f"Expected a list of item ids, found the text {new!r}: put it in brackets.")
     known = tokenizer.items.to_pylist()
     old_titles = {item: title for item, title in zip(known, tokenizer.titles or [], strict=False) if title is not None}
     return item_tokenizer(
-        [*known, *new], titles={**old_titles, **(titles or {})} or None, max_length=tokenizer.model_max_length
+        [*known, *_item_column(items).to_pylist()],
+        titles={**old_titles, **(titles or {})} or None,
+        max_length=tokenizer.model_max_length,
     )
+
+
+def _item_column(items: Dataset | Iterable[str]) -> pa.Array | pa.ChunkedArray:
+    """The raw ids of interactions, or of a list of them."""
+    if isinstance(items, str):
+        raise ValueError(f"Expected a list of item ids, found the text {items!r}: put it in brackets.")
+    return items.with_format("arrow")[:]["item"] if isinstance(items, Dataset) else pa.array(items, pa.string())

@@ -686,3 +686,7 @@ def test_a_key_that_the_first_json_line_lacks_is_read_all_the_same(write):
     path = write("log.jsonl", '{"user": "u", "item": "a"}\n{"user": "u", "item": "b", "timestamp": 0}\n')
     with pytest.raises(ValueError, match="line 1: expected a number or an ISO date"):
         load_interactions(path)
+
+
+def test_titles_without_a_header_are_read_where_the_positions_say(write):
+    assert load_titles(write("titles.tsv", "Ah\ta\nBe\tb\n"), item=1, title=0) == {"a": "Ah", "b": "Be"}

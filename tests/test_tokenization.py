@@ -255,3 +255,9 @@ def test_titles_that_went_missing_are_not_done_without_in_silence(tmp_path, toke
     (tmp_path / "items.parquet").unlink()
     with pytest.raises(FileNotFoundError, match=r"expected items\.parquet beside the tokenizer"):
         AutoTokenizer.from_pretrained(tmp_path)
+
+
+def test_a_bare_string_is_not_taken_apart_into_items(tokenizer):
+    for build in (item_tokenizer, lambda text: extend_item_tokenizer(tokenizer, text)):
+        with pytest.raises(ValueError, match="found the text 'neu'"):
+            build("neu")
