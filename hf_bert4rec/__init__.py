@@ -17,8 +17,9 @@ from .interactions import load_interactions, load_titles
 from .modeling_bert4rec import Bert4RecForMaskedLM, Bert4RecModel
 from .pipeline_next_item import NextItemRecommendationPipeline, pipeline
 from .ranking import ranking_metrics, target_ranks
+from .resources import estimate_memory
 from .tokenization import ItemTokenizer, extend_item_tokenizer, item_tokenizer
-from .training import ClozeCallback, RecommendationTrainingArguments, cloze_training
+from .training import ClozeCallback, RecommendationTrainingArguments, ResourceCallback, cloze_training
 
 __all__ = [
     "NEXT_ITEM_METRIC",
@@ -32,8 +33,10 @@ __all__ = [
     "NextItemRecommendationPipeline",
     "Popularity",
     "RecommendationTrainingArguments",
+    "ResourceCallback",
     "before",
     "cloze_training",
+    "estimate_memory",
     "extend_item_tokenizer",
     "item_tokenizer",
     "leave_one_out",

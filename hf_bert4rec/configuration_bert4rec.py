@@ -1,5 +1,7 @@
 """The configuration of BERT4Rec, and the one place that says which rows of the item table are not items."""
 
+from typing import Literal
+
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
@@ -29,9 +31,16 @@ class Bert4RecConfig(PreTrainedConfig):
         bos_token_id: None: a history has no start token.
         eos_token_id: None: a history has no end token.
         tie_word_embeddings: Whether the item table is also the output matrix (paper, section 3.5).
+        loss: What training minimises: `softmax` over the whole catalogue, or past some hundred thousand items
+            `sampled_softmax`, `gbce` or `bce` over negatives (`item_loss` says what each is).
+        loss_chunk_size: Positions whose softmax is made at a time; memory grows with this times the catalogue.
+        num_negatives: Negatives of a sampled loss.
+        share_negatives: Whether the positions of a batch share their negatives, which costs far less.
+        gbce_calibration: t of `gbce`, from 0 (plain `bce`) to 1 (scores as calibrated as the full softmax).
 
     Raises:
-        ValueError: A size or probability is out of range, heads do not divide `hidden_size`, or no row is an item's.
+        ValueError: A size or probability is out of range, heads do not divide `hidden_size`, no row is an item's, there
+            is no such loss, or there are fewer other items than negatives.
     """
 
     model_type = "bert4rec"
@@ -51,10 +60,22 @@ class Bert4RecConfig(PreTrainedConfig):
     bos_token_id: int | None = None
     eos_token_id: int | None = None
     tie_word_embeddings: bool = True
+    loss: Literal["softmax", "sampled_softmax", "gbce", "bce"] = "softmax"
+    loss_chunk_size: int = 128
+    num_negatives: int = 256
+    share_negatives: bool = True
+    gbce_calibration: float | int = 0.75
 
     def validate_sizes(self) -> None:
         """Refuse shapes that no model can have; `@strict` calls every `validate_*` method on construction."""
-        for name in ("num_hidden_layers", "num_attention_heads", "intermediate_size", "max_position_embeddings"):
+        for name in (
+            "num_hidden_layers",
+            "num_attention_heads",
+            "intermediate_size",
+            "max_position_embeddings",
+            "loss_chunk_size",
+            "num_negatives",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, found {getattr(self, name)}.")
         if self.hidden_size < 1 or self.hidden_size % self.num_attention_heads:
@@ -70,3 +91,11 @@ class Bert4RecConfig(PreTrainedConfig):
                 f"`vocab_size` counts the {len(SPECIAL_TOKENS)} special rows {', '.join(SPECIAL_TOKENS)} and at least "
                 f"one item, found {self.vocab_size}. Pass `vocab_size=len(tokenizer)`."
             )
+        others = self.vocab_size - len(SPECIAL_TOKENS) - 1
+        if self.loss != "softmax" and self.num_negatives > others:
+            raise ValueError(
+                f"`num_negatives` must be at most {others}, the items other than the target, found "
+                f"{self.num_negatives}. With so few items take loss='softmax'."
+            )
+        if not 0 <= self.gbce_calibration <= 1:
+            raise ValueError(f"`gbce_calibration` must be from 0 to 1, found {self.gbce_calibration}.")

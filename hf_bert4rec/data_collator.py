@@ -96,12 +96,15 @@ class DataCollatorForCloze:
         return np.where(last_only[:, None], last, masked)
 
 
-def pad_rows(rows: Sequence[Sequence[int] | np.ndarray], value: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows in one array, (batch, longest) int64, filled up on the right; and which places are not filling."""
+def pad_rows(
+    rows: Sequence[Sequence[int] | np.ndarray], value: int, length: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows in one array, (batch, longest or `length`) int64, filled up on the right; and what is not filling."""
     lengths = np.fromiter(map(len, rows), np.int64, len(rows))
-    real = np.arange(lengths.max(initial=0)) < lengths[:, None]
+    real = np.arange(length or lengths.max(initial=0)) < lengths[:, None]
     padded = np.full(real.shape, value, np.int64)
-    padded[real] = np.fromiter(chain.from_iterable(rows), np.int64, int(lengths.sum()))
+    arrays = len(rows) > 0 and isinstance(rows[0], np.ndarray)  # from lists numpy is twice as fast by an iterator
+    padded[real] = np.concatenate(rows) if arrays else np.fromiter(chain.from_iterable(rows), np.int64, lengths.sum())
     return padded, real
 
 

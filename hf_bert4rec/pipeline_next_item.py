@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Sequence
-from itertools import chain
+from itertools import chain, islice
 from os import PathLike
 from typing import Any, TypedDict
 
@@ -16,13 +16,16 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from .checkpoint import check_folder, check_sizes
 from .configuration_bert4rec import SPECIAL_TOKENS
 from .data_collator import pad_rows
+from .resources import keep_freed_memory
 from .tokenization import ItemTokenizer
 
 logger = logging.getLogger(__name__)
 
 TASK = "next-item-recommendation"
-DEFAULT_BATCH_SIZE = 256
+DEFAULT_BATCH_SIZE = 64
 BATCHES_WITHOUT_PROGRESS_BAR = 8
+VECTOR = 16
+FEWEST_ROWS = 4
 
 
 class Recommendation(TypedDict):
@@ -47,7 +50,8 @@ class NextItemRecommendationPipeline(Pipeline):
     Args:
         model: A `Bert4RecForMaskedLM`.
         tokenizer: The `ItemTokenizer` of the same checkpoint.
-        batch_size: Histories scored at a time, 256 if not given; the answer does not depend on it.
+        batch_size: Histories scored at a time, 64 if not given. The answer depends neither on it nor on the order of
+            the histories: items in the same order, scores equal to 1e-5 (bit for bit on the processors tried).
         **kwargs: As for `transformers.pipeline`, and defaults for the arguments of a call.
 
     Raises:
@@ -69,6 +73,8 @@ class NextItemRecommendationPipeline(Pipeline):
             )
         check_sizes(self.model, self.tokenizer)
         self.model.eval()
+        if self.device.type == "cpu":
+            keep_freed_memory()
 
     def __call__(self, histories: Sequence[Iterable[str]], **kwargs: Any) -> list[list[Recommendation]]:
         """Recommend for a batch of histories, any number of them.
@@ -130,7 +136,7 @@ class NextItemRecommendationPipeline(Pipeline):
                 f"Expected a list of histories, found a flat list of ids. Put it in brackets: [{histories!r}]"[:300]
             )
         listed = [list(history) for history in histories]
-        ids = [str(item) for item in chain.from_iterable(listed)]
+        ids = list(map(str, chain.from_iterable(listed)))
         rows = self._known(ids, "of the histories")
         splits = np.split(rows, np.cumsum([len(history) for history in listed])[:-1]) if listed else []
         return [history[history != self.tokenizer.unk_token_id] for history in splits]
@@ -145,42 +151,52 @@ class NextItemRecommendationPipeline(Pipeline):
         return rows
 
     def preprocess(self, histories: list[np.ndarray]) -> dict[str, torch.Tensor]:
-        """Histories of rows → a batch whose queries are [MASK], after the newest items that fit."""
-        newest = self.tokenizer.model_max_length - 1
-        queries = [np.append(history[-newest:], self.tokenizer.mask_token_id) for history in histories]
-        input_ids, real = pad_rows(queries, self.tokenizer.pad_token_id)
+        """Histories of rows → a batch whose queries are [MASK], after the newest items that fit.
+
+        A history must get the same scores in any company, or near ties would be decided by the batch size. Matrix
+        products and sums over whole vectors of the processor are the same to the bit, so the length is filled up to
+        `VECTOR` positions, and the batch to `FEWEST_ROWS` rows.
+        """
+        limit = self.tokenizer.model_max_length
+        queries = [np.append(history[1 - limit :], self.tokenizer.mask_token_id) for history in histories]
+        longest = min(limit, -(-max(map(len, queries)) // VECTOR) * VECTOR)
+        missing = [np.empty(0, np.int64)] * (FEWEST_ROWS - len(histories))
+        input_ids, real = pad_rows([*queries, *missing], self.tokenizer.pad_token_id, longest)
         excluded, _ = pad_rows(histories, self.tokenizer.pad_token_id)
+        real[:, 0] = True  # rows of nothing but padding would make NaN
         batch = {"input_ids": input_ids, "attention_mask": real.astype(np.int64), "history": excluded}
         return {name: torch.from_numpy(array) for name, array in batch.items()}
 
     def _forward(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         query = inputs["attention_mask"].sum(dim=1, keepdim=True) - 1
-        logits = self.model(inputs["input_ids"], inputs["attention_mask"], logits_to_keep=query).logits[:, 0]
-        if logits.isnan().any():
-            raise ValueError("The model scores NaN: its weights are broken, or its training diverged.")
-        return {"log_probabilities": logits.float().log_softmax(dim=-1), "history": inputs["history"]}
+        query = query.expand(-1, 2)  # a lone query takes another way through torch's attention, split over threads
+        logits = self.model(inputs["input_ids"], inputs["attention_mask"], logits_to_keep=query).logits
+        logits = logits[: len(inputs["history"]), 0].float()
+        return {"logits": logits, "history": inputs["history"]}
 
     def postprocess(
         self, outputs: dict[str, torch.Tensor], candidates: torch.Tensor, top_k: int = 10, exclude_history: bool = True
     ) -> list[list[Recommendation]]:
-        """Log-probabilities (users, rows) → the best items of each user that may be recommended."""
-        scores = outputs["log_probabilities"]
+        """Logits (users, rows) → the best items of each user that may be recommended."""
+        scores = outputs["logits"]
+        normalizer = scores.logsumexp(dim=1, keepdim=True)
+        if normalizer.isnan().any():
+            raise ValueError("The model scores NaN: its weights are broken, or its training diverged.")
         if exclude_history:
             scores = scores.scatter(1, outputs["history"], -torch.inf)
-        scores[:, ~candidates] = -torch.inf
+        scores = scores.masked_fill(~candidates, -torch.inf)
         values, rows = stable_top_k(scores, min(top_k, scores.shape[1]))
-        items, titles = self.tokenizer.items, self.tokenizer.titles
+        left = values.isfinite().sum(dim=1).tolist()
+        probabilities = (values - normalizer).exp().tolist()
+        places = (rows - len(SPECIAL_TOKENS)).clamp(min=0).numpy()
+        titles = self.tokenizer.titles
+        items = iter(self.tokenizer.items.take(places.ravel()).to_pylist())
+        names = (titles[place] if titles else None for place in places.ravel())
         answers = []
-        for user_values, user_rows in zip(values, rows, strict=True):
-            left = user_values.isfinite()
-            places = (user_rows[left] - len(SPECIAL_TOKENS)).numpy()
-            named = zip(items.take(places).to_pylist(), places, user_values[left].exp().tolist(), strict=True)
-            answers.append(
-                [
-                    Recommendation(item=item, title=titles[place] if titles else None, score=score)
-                    for item, place, score in named
-                ]
-            )
+        for count, user_scores in zip(left, probabilities, strict=True):
+            named = zip(islice(items, len(user_scores)), islice(names, len(user_scores)), user_scores, strict=True)
+            answer = [Recommendation(item=item, title=title, score=score) for item, title, score in named]
+            answers.append(answer[:count])
         return answers
 
     def _candidates(self, allow: Iterable[str] | None, deny: Iterable[str] | None) -> torch.Tensor:
@@ -196,15 +212,17 @@ class NextItemRecommendationPipeline(Pipeline):
 def stable_top_k(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The k largest of each row and their places, largest first; of equal ones the first place first.
 
-    `torch.topk` leaves open which of equal scores it takes, so it only says how large a score must be.
+    `torch.topk` leaves open which of equal scores it takes, so where others equal the smallest that it took, all of
+    them are compared.
     """
-    smallest = scores.topk(k, dim=1).values[:, -1:]
-    rows = []
-    for row, large_enough in zip(scores, scores >= smallest, strict=True):
-        places = large_enough.nonzero()[:, 0]
-        rows.append(places[row[places].sort(descending=True, stable=True).indices[:k]])
-    places = torch.stack(rows)
-    return scores.gather(1, places), places
+    values, places = scores.topk(min(k + 1, scores.shape[1]), dim=1)
+    for row in (values[:, -1] == values[:, k - 1]).nonzero()[:, 0].tolist() if values.shape[1] > k else []:
+        equal = (scores[row] == values[row, k - 1]).nonzero()[:, 0]
+        larger = places[row, : k + 1][values[row] > values[row, k - 1]]
+        places[row, :k] = torch.cat([larger, equal])[:k]
+    places = places[:, :k].sort(dim=1).values
+    values, order = scores.gather(1, places).sort(dim=1, descending=True, stable=True)
+    return values, places.gather(1, order)
 
 
 PIPELINE_REGISTRY.register_pipeline(TASK, NextItemRecommendationPipeline, pt_model=AutoModelForMaskedLM)

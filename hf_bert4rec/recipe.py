@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
+from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 import yaml
@@ -62,8 +63,9 @@ def _options(name: str, documented: Callable, skip: Sequence[str]) -> type:
     for parameter in inspect.signature(documented).parameters.values():
         if parameter.name in words and parameter.name not in skip:
             # argparse takes one type an option: the first of several, which can hold what the others can
-            kinds = [kind for kind in get_args(parameter.annotation) if kind is not type(None)]
-            kind = kinds[0] if kinds and get_origin(parameter.annotation) is not list else parameter.annotation
+            kind, kinds = parameter.annotation, get_args(parameter.annotation)
+            if get_origin(kind) in (Union, UnionType):
+                kind = next(kind for kind in kinds if kind is not type(None))
             default = None if parameter.default is inspect.Parameter.empty else parameter.default
             optional = default is None or type(None) in get_args(parameter.annotation)
             fields.append(
@@ -166,5 +168,5 @@ def plain_errors() -> Iterator[None]:
     """For scripts: what a user can mend is told in one sentence, without a traceback."""
     try:
         yield
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, MemoryError) as error:
         sys.exit(f"{Path(sys.argv[0]).name}: error: {error}")

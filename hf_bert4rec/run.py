@@ -29,6 +29,7 @@ from .interactions import load_interactions, load_titles
 from .modeling_bert4rec import Bert4RecForMaskedLM
 from .pipeline_next_item import NextItemRecommendationPipeline, pipeline
 from .recipe import Recipe
+from .resources import check_memory, estimate_memory
 from .sources import EMBEDDED
 from .tokenization import ItemTokenizer, item_tokenizer
 from .training import RecommendationTrainingArguments, cloze_training
@@ -99,13 +100,13 @@ def run(recipe: Recipe) -> Path | None:
     args = recipe.training
     set_seed(args.seed)
     interactions, tokenizer, histories = prepare(recipe)
-    model = Bert4RecForMaskedLM(
-        Bert4RecConfig(
-            vocab_size=len(tokenizer),
-            max_position_embeddings=tokenizer.model_max_length,
-            **dataclasses.asdict(recipe.model),
-        )
+    config = Bert4RecConfig(
+        vocab_size=len(tokenizer),
+        max_position_embeddings=tokenizer.model_max_length,
+        **dataclasses.asdict(recipe.model),
     )
+    check_memory(estimate_memory(config, args.train_batch_size, tokenizer.model_max_length), args.device)
+    model = Bert4RecForMaskedLM(config)
     validation = histories.get("validation")
     if validation is None:  # folded into train: nothing to choose a checkpoint by
         args.eval_strategy, args.load_best_model_at_end = "no", False

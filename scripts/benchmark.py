@@ -1,0 +1,354 @@
+"""Measure training and recommendation: one JSON line a measurement, a table beside others, and how cost grows.
+
+    python scripts/benchmark.py train --data ml-1m.txt --length 200 --batch 256 --steps 10 >> results.jsonl
+    python scripts/benchmark.py train --data synthetic-1m --length 50 --batch 128 --steps 3 --loss gbce >> results.jsonl
+    python scripts/benchmark.py recommend --data ml-1m.txt --users 2000 --k 10 >> results.jsonl
+    python scripts/benchmark.py table results.jsonl
+    python scripts/benchmark.py scale scaling.jsonl     # over catalogue, length, batch and threads: 20 minutes
+    python scripts/benchmark.py plot scaling.jsonl scaling.png
+
+On a GPU:
+
+    python scripts/benchmark.py train --data ml-1m.txt --device cuda --bf16 --compile --attention sdpa
+    python scripts/benchmark.py train --data ml-1m.txt --device cuda --bf16 --compile --attention flex_attention
+
+A step is timed from the end of one optimiser step to the end of the next, so it holds loading, masking, collating,
+forward, loss, backward and optimiser. Items are real ones, padding not counted. To compare with others, run everything
+on one machine, one after the other, pinned to the same cores, and read the ratios.
+"""
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads make small models much slower
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterable
+from importlib.metadata import version
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import torch
+from datasets import Dataset
+from matplotlib.figure import Figure
+from transformers import Trainer, TrainerCallback, set_seed
+
+import hf_bert4rec as package
+from hf_bert4rec.pipeline_next_item import DEFAULT_BATCH_SIZE
+
+STARTED = time.perf_counter()
+WARMUP = 3  # steps before the timed ones
+SYNTHETIC = {"synthetic-10k": (10_000, 4_000), "synthetic-100k": (100_000, 10_000), "synthetic-1m": (1_000_000, 40_000)}
+OURS = "hf-bert4rec"
+
+
+# ------------------------------------------------------------------------------------------------------- measurements
+
+
+def synthetic(items: int, users: int, length: int, seed: int = 0) -> pa.Table:
+    """Histories of `length` items drawn by Zipf's law; each item of the catalogue occurs at least once."""
+    generator = np.random.default_rng(seed)
+    share = 1 / np.arange(1, items + 1)
+    drawn = generator.choice(items, users * length - items, p=share / share.sum())
+    actions = generator.permutation(np.concatenate([np.arange(items), drawn]))
+    return pa.table(
+        {
+            "user": pa.array(np.repeat(np.arange(users), length)).cast(pa.string()),
+            "item": pa.array(actions).cast(pa.string()),
+            "timestamp": np.arange(len(actions)),
+        }
+    )
+
+
+def read(args: argparse.Namespace) -> Dataset:
+    """The interactions of `--data`: a file, or drawn."""
+    if args.data not in SYNTHETIC:
+        return package.load_interactions(args.data)
+    items, users = SYNTHETIC[args.data]
+    return package.load_interactions(synthetic(items, max(users, -(-items * 2 // args.length)), args.length))
+
+
+def configuration(args: argparse.Namespace, rows: int) -> Any:
+    """The model of all peers: feed-forward 4 d, GELU, item table tied to the output."""
+    return package.Bert4RecConfig(
+        vocab_size=rows,
+        hidden_size=args.hidden,
+        num_hidden_layers=args.layers,
+        num_attention_heads=args.heads,
+        intermediate_size=4 * args.hidden,
+        max_position_embeddings=args.length,
+        hidden_dropout_prob=args.dropout,
+        attention_probs_dropout_prob=args.attention_dropout,
+        loss=args.loss or "softmax",
+    )
+
+
+class StepTimer(TrainerCallback):
+    """Notes wall time, processor time and real items at the end of every optimiser step."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self.items: Any = 0
+        self.marks: list[tuple[float, float, int]] = []
+        model.register_forward_pre_hook(self._count, with_kwargs=True)
+
+    def _count(self, module: Any, args: tuple, kwargs: dict) -> None:
+        self.items = self.items + kwargs["attention_mask"].sum()
+
+    def on_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Note the end of a step."""
+        items, self.items = int(self.items), 0  # waits for a GPU
+        self.marks.append((time.perf_counter(), time.process_time(), items))
+
+    def result(self) -> dict[str, Any]:
+        """Medians over the timed steps."""
+        steps = list(pairwise(self.marks[WARMUP - 1 :]))
+        return {
+            "seconds_per_step": round(statistics.median(b[0] - a[0] for a, b in steps), 4),
+            "cpu_seconds_per_step": round(statistics.median(b[1] - a[1] for a, b in steps), 4),
+            "items_per_second": round(statistics.median(b[2] / (b[0] - a[0]) for a, b in steps)),
+            "seconds_to_first_step": round(self.marks[0][0] - STARTED, 1),
+            "steps": len(steps),
+        }
+
+
+def train(args: argparse.Namespace) -> dict[str, Any]:
+    """Time steps of the stock Trainer."""
+    interactions = read(args)
+    tokenizer = package.item_tokenizer(interactions, max_length=args.length)
+    rows = package.leave_one_out(interactions, tokenizer)["train"]
+    model = package.Bert4RecForMaskedLM._from_config(
+        configuration(args, len(tokenizer)), attn_implementation=args.attention
+    )
+    before = memory()
+    timer = StepTimer(model)
+    with tempfile.TemporaryDirectory() as folder:
+        settings = package.RecommendationTrainingArguments(
+            folder,
+            per_device_train_batch_size=args.batch,
+            max_steps=WARMUP + args.steps,
+            learning_rate=1e-3,
+            eval_strategy="no",
+            save_strategy="no",
+            load_best_model_at_end=False,
+            disable_tqdm=True,
+            use_cpu=args.device == "cpu",
+            bf16=args.bf16,
+            torch_compile=args.compile,
+        )
+        trainer = Trainer(
+            model, settings, train_dataset=rows, **package.cloze_training(tokenizer, mask_probability=args.mask_prob)
+        )
+        trainer.add_callback(timer)
+        trainer.train()
+    estimate = package.estimate_memory(model.config, args.batch, min(args.length, max(rows["length"])), args.mask_prob)
+    result = timer.result() | {"steps_per_epoch": -(-len(rows) // args.batch)}
+    return result | {"estimated_peak_gb": round(before + estimate.total - estimate.parameters, 2)}
+
+
+def recommend(args: argparse.Namespace) -> dict[str, Any]:
+    """Time the pipeline, ids in and titles out, with a model that was not trained: the cost is the same."""
+    interactions = read(args)
+    titles = {item: f"Title of {item}" for item in set(interactions["item"])}
+    tokenizer = package.item_tokenizer(interactions, titles=titles, max_length=args.length)
+    model = package.Bert4RecForMaskedLM(configuration(args, len(tokenizer)))
+    recommender = package.NextItemRecommendationPipeline(model=model, tokenizer=tokenizer, device=args.device)
+    table = interactions.with_format("arrow")[:].select(["user", "item"]).group_by("user", use_threads=False)
+    histories = table.aggregate([("item", "list")])["item_list"].slice(0, args.users).to_pylist()
+
+    def once() -> list:
+        return recommender(histories, top_k=args.k, batch_size=args.batch)
+
+    for history, found in zip(histories, once(), strict=True):
+        items = {row["item"] for row in found}
+        assert len(items) == args.k and not items & set(history), "not k new items"
+    wall, cpu = [], []
+    for _ in range(args.repeats):
+        marks = time.perf_counter(), time.process_time()
+        once()
+        wall.append(time.perf_counter() - marks[0])
+        cpu.append(time.process_time() - marks[1])
+    return {
+        "users_per_second": round(len(histories) / statistics.median(wall), 1),
+        "users_per_cpu_second": round(len(histories) / statistics.median(cpu), 1),
+        "users": len(histories),
+        "k": args.k,
+        "includes": "the pipeline: raw ids in, ids, titles and scores out, history excluded",
+    }
+
+
+def memory() -> float:
+    """Resident memory in GB."""
+    return psutil.Process().memory_info().rss / 1e9
+
+
+def measure(args: argparse.Namespace) -> None:
+    """Run one measurement and print its line, also where it is stopped for memory."""
+    torch.set_num_threads(args.threads)
+    set_seed(0)
+    line: dict[str, Any] = {
+        "peer": OURS,
+        "version": version(OURS),
+        "torch": torch.__version__,
+        "what": args.what,
+        "data": Path(args.data).stem,
+    }
+    line |= {"loss": args.loss} if args.loss else {}
+    line |= {"bf16": True} if args.bf16 else {}
+    for name in ("hidden", "layers", "heads", "length", "batch", "mask_prob", "dropout", "attention_dropout"):
+        line[name] = getattr(args, name)
+
+    def finish(**result: Any) -> None:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+        print(json.dumps({**line, **result, "peak_rss_gb": round(peak, 2), "threads": args.threads}), flush=True)
+
+    def watch() -> None:
+        while memory() < args.max_gb:
+            time.sleep(0.02)
+        finish(error=f"out of memory: stopped at {memory():.1f} GB")
+        os._exit(3)
+
+    threading.Thread(target=watch, daemon=True).start()
+    finish(**(train if args.what == "train" else recommend)(args))
+
+
+# ------------------------------------------------------------------------------------------------- tables and plots
+
+
+def load(path: str) -> list[dict[str, Any]]:
+    """The lines of a file of measurements."""
+    return [json.loads(line) for line in Path(path).read_text().splitlines() if line.startswith("{")]
+
+
+def table(lines: Iterable[dict[str, Any]]) -> str:
+    """Markdown: a table a setting, a row a peer, each figure with its ratio to ours."""
+    settings: dict[tuple, list[dict[str, Any]]] = {}
+    for line in lines:
+        settings.setdefault((line["what"], line["data"], line["length"], line["threads"]), []).append(line)
+    parts = []
+    for (what, data, length, threads), rows in settings.items():
+        speed = "items_per_second" if what == "train" else "users_per_second"
+        unit = speed.replace("_per_second", "/s")
+        ours = next((row for row in rows if row["peer"] == OURS and speed in row), None)
+        parts.append(f"\n**{what}, {data}**, length {length}, {threads} thread{'s' * (threads > 1)}\n")
+        parts.append(f"| | batch | {unit} | ours is | peak GB | ours is |\n|---|---:|---:|---:|---:|---:|")
+        for row in sorted(rows, key=lambda row: -row.get(speed, 0)):
+            name = " ".join([row["peer"], row.get("loss", ""), "bf16" * row.get("bf16", False)]).strip()
+            if speed not in row:
+                parts.append(f"| {name} | {row['batch']} | {row.get('error', '')} | | {row['peak_rss_gb']:.1f} | |")
+                continue
+            faster = f"{ours[speed] / row[speed]:.1f} ×" if ours else ""
+            smaller = f"{ours['peak_rss_gb'] / row['peak_rss_gb']:.2f} ×" if ours else ""
+            parts.append(
+                f"| {name} | {row['batch']} | {row[speed]:,.0f} | {faster} | {row['peak_rss_gb']:.2f} | {smaller} |"
+            )
+    return "\n".join(parts)
+
+
+SCALES: dict[str, list[dict[str, Any]]] = {
+    "catalogue": [
+        {"data": data, "length": 50, "batch": 128, "loss": loss, "steps": steps}
+        for loss in ("softmax", "sampled_softmax")
+        for data, steps in (("synthetic-10k", 10), ("synthetic-100k", 5), ("synthetic-1m", 3))
+    ],
+    "length": [{"data": "synthetic-10k", "length": n, "batch": 6400 // n, "steps": 10} for n in (50, 200, 800)],
+    "batch": [{"data": "synthetic-10k", "length": 50, "batch": n, "steps": 10} for n in (32, 128, 512)],
+    "threads": [{"data": "synthetic-10k", "length": 50, "batch": 128, "threads": n, "steps": 10} for n in (1, 2)],
+}
+
+
+def scale(path: str) -> None:
+    """Run every setting of `SCALES` in a process of its own and append its line."""
+    for axis, settings in SCALES.items():
+        for setting in settings:
+            options = [f"--{name}={value}" for name, value in setting.items()]
+            run = subprocess.run([sys.executable, __file__, "train", *options], capture_output=True, text=True)
+            line = next((line for line in run.stdout.splitlines() if line.startswith("{")), None)
+            if line is None:
+                raise SystemExit(run.stderr)
+            with Path(path).open("a") as file:
+                file.write(json.dumps({"axis": axis, **json.loads(line)}) + "\n")
+            print(line, flush=True)
+
+
+def plot(lines: list[dict[str, Any]], path: str) -> str:
+    """Seconds a step and peak memory along each axis of `SCALES`, with the exponents of fitted power laws."""
+    sizes = {name: items for name, (items, _) in SYNTHETIC.items()}
+    figure = Figure(figsize=(14, 6.5), layout="constrained")
+    axes = figure.subplots(2, len(SCALES))
+    fitted = ["| | seconds a step grow with exponent | peak memory (GB) |", "|---|---:|---|"]
+    for column, axis in enumerate(SCALES):
+        for loss in ("softmax", "sampled_softmax"):
+            rows = [row for row in lines if row["axis"] == axis and row.get("loss", "softmax") == loss]
+            if not rows:
+                continue
+            x = np.array([sizes[row["data"]] if axis == "catalogue" else row[axis] for row in rows], float)
+            seconds, peak = (np.array([row[name] for row in rows]) for name in ("seconds_per_step", "peak_rss_gb"))
+            exponent = np.polyfit(np.log(x), np.log(seconds), 1)[0]
+            axes[0, column].loglog(x, seconds, "o-", label=f"{loss}: exponent {exponent:.2f}")
+            axes[1, column].semilogx(x, peak, "o-", label=loss)
+            fitted.append(f"| {axis}, {loss} | {exponent:.2f} | {', '.join(f'{value:.2f}' for value in peak)} |")
+        axes[0, column].set(title=axis, ylabel="seconds a step")
+        axes[0, column].legend()
+        axes[1, column].set(xlabel=axis, ylabel="peak memory (GB)", ylim=(0, None))
+    figure.savefig(path, dpi=100)
+    return "\n".join(fitted)
+
+
+# --------------------------------------------------------------------------------------------------- command line
+
+
+def parse() -> argparse.Namespace:
+    """The options; those of train and recommend are the same for every package that is compared."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="what", required=True)
+    for what in ("train", "recommend"):
+        command = commands.add_parser(what, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        command.add_argument("--data", required=True, help=f"file of lines `user item`, or {', '.join(SYNTHETIC)}")
+        command.add_argument("--hidden", type=int, default=64)
+        command.add_argument("--layers", type=int, default=2)
+        command.add_argument("--heads", type=int, default=2)
+        command.add_argument("--length", type=int, default=200, help="items kept of a history")
+        command.add_argument("--batch", type=int, default=256 if what == "train" else DEFAULT_BATCH_SIZE)
+        command.add_argument("--mask-prob", type=float, default=0.2)
+        command.add_argument("--steps", type=int, default=30, help=f"timed steps, after {WARMUP} to warm up")
+        command.add_argument("--users", type=int, default=2000)
+        command.add_argument("--k", type=int, default=10)
+        command.add_argument("--repeats", type=int, default=3, help="timed passes, after one to warm up")
+        command.add_argument("--loss", help="softmax (default), sampled_softmax, gbce or bce")
+        command.add_argument("--threads", type=int, default=1)
+        command.add_argument("--max-gb", type=float, default=16.0, help="stop beyond this resident size")
+        command.add_argument("--dropout", type=float, default=0.1)
+        command.add_argument("--attention-dropout", type=float, default=0.0)
+        command.add_argument("--bf16", action="store_true", help="bfloat16 autocast")
+        command.add_argument("--device", default="cpu")
+        command.add_argument("--attention", default="sdpa", help="attn_implementation")
+        command.add_argument("--compile", action="store_true", help="torch.compile")
+    commands.add_parser("table").add_argument("results", nargs="+")
+    commands.add_parser("scale").add_argument("results")
+    command = commands.add_parser("plot")
+    command.add_argument("results")
+    command.add_argument("png")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    args = parse()
+    if args.what == "table":
+        print(table(line for path in args.results for line in load(path)))
+    elif args.what == "scale":
+        scale(args.results)
+    elif args.what == "plot":
+        print(plot(load(args.results), args.png))
+    else:
+        measure(args)
