@@ -306,8 +306,7 @@ class Bert4RecForMaskedLM(Bert4RecPreTrainedModel):
         if labels is None or not self.training:
             with torch.autocast(hidden_states.device.type, enabled=False):  # ties in bfloat16 would decide the ranks
                 logits = self.lm_head(hidden_states.to(self.lm_head.weight.dtype))
-            special = torch.arange(logits.shape[-1], device=logits.device) < len(SPECIAL_TOKENS)
-            logits = logits.masked_fill(special, torch.finfo(logits.dtype).min)
+            logits[..., : len(SPECIAL_TOKENS)] = torch.finfo(logits.dtype).min
         return MaskedLMOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )

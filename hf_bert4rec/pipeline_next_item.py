@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 TASK = "next-item-recommendation"
 DEFAULT_BATCH_SIZE = 64
 BATCHES_WITHOUT_PROGRESS_BAR = 8
+MOST_SCORES = 2**26  # at a time, users × catalogue: a quarter of a gigabyte
 VECTOR = 16
 FEWEST_ROWS = 4
 
@@ -90,11 +91,10 @@ class NextItemRecommendationPipeline(Pipeline):
         Raises:
             ValueError: A flat list of ids instead of a list of histories, or `top_k` below 1.
         """
-        batch_size = kwargs.pop("batch_size", None) or self._batch_size
-        if batch_size is None:  # a quarter of a gigabyte of scores at most
-            batch_size = max(1, min(DEFAULT_BATCH_SIZE, 2**26 // len(self.tokenizer)))
+        batch_size = kwargs.pop("batch_size", None) or self._batch_size or DEFAULT_BATCH_SIZE
         if batch_size < 1:
             raise ValueError(f"Expected batch_size of at least 1, found {batch_size}.")
+        batch_size = max(1, min(batch_size, MOST_SCORES // len(self.tokenizer)))
         _, _, options = self._sanitize_parameters(**kwargs)
         options = {**self._postprocess_params, **options}
         options["candidates"] = self._candidates(options.pop("allow", None), options.pop("deny", None))
@@ -175,7 +175,11 @@ class NextItemRecommendationPipeline(Pipeline):
         return {"logits": logits, "history": inputs["history"]}
 
     def postprocess(
-        self, outputs: dict[str, torch.Tensor], candidates: torch.Tensor, top_k: int = 10, exclude_history: bool = True
+        self,
+        outputs: dict[str, torch.Tensor],
+        candidates: torch.Tensor | None,
+        top_k: int = 10,
+        exclude_history: bool = True,
     ) -> list[list[Recommendation]]:
         """Logits (users, rows) → the best items of each user that may be recommended."""
         scores = outputs["logits"]
@@ -183,8 +187,10 @@ class NextItemRecommendationPipeline(Pipeline):
         if normalizer.isnan().any():
             raise ValueError("The model scores NaN: its weights are broken, or its training diverged.")
         if exclude_history:
-            scores = scores.scatter(1, outputs["history"], -torch.inf)
-        scores = scores.masked_fill(~candidates, -torch.inf)
+            scores.scatter_(1, outputs["history"], -torch.inf)
+        scores[:, : len(SPECIAL_TOKENS)] = -torch.inf
+        if candidates is not None:
+            scores.masked_fill_(~candidates, -torch.inf)
         values, rows = stable_top_k(scores, min(top_k, scores.shape[1]))
         left = values.isfinite().sum(dim=1).tolist()
         probabilities = (values - normalizer).exp().tolist()
@@ -199,13 +205,14 @@ class NextItemRecommendationPipeline(Pipeline):
             answers.append(answer[:count])
         return answers
 
-    def _candidates(self, allow: Iterable[str] | None, deny: Iterable[str] | None) -> torch.Tensor:
-        """Which rows may be recommended, (rows,) bool."""
+    def _candidates(self, allow: Iterable[str] | None, deny: Iterable[str] | None) -> torch.Tensor | None:
+        """Which rows may be recommended, (rows,) bool; None for all items."""
+        if allow is None and deny is None:
+            return None
         candidates = torch.full((len(self.tokenizer),), allow is None)
         for ids, value, name in ((allow, True, "of `allow`"), (deny, False, "of `deny`")):
             if ids is not None:
                 candidates[self._known([str(item) for item in ids], name)] = value
-        candidates[: len(SPECIAL_TOKENS)] = False
         return candidates
 
 

@@ -113,6 +113,7 @@ class ResourceCallback(TrainerCallback):
     """
 
     steps = 0
+    steps_an_epoch = 0
     started = 0.0
 
     def on_train_begin(
@@ -129,7 +130,7 @@ class ResourceCallback(TrainerCallback):
         Raises:
             MemoryError: Gradients and optimiser state alone are larger than what is free.
         """
-        self.steps = 0
+        self.steps, self.steps_an_epoch = 0, -(-len(train_dataloader) // args.gradient_accumulation_steps)
         if args.device.type == "cpu":
             keep_freed_memory()
         collator, rows = train_dataloader.collate_fn, train_dataloader.dataset
@@ -149,7 +150,7 @@ class ResourceCallback(TrainerCallback):
             self.started = time.perf_counter()
         elif self.steps == 2 and state.is_world_process_zero:
             seconds = time.perf_counter() - self.started
-            an_epoch, left = seconds * state.max_steps / state.num_train_epochs, state.max_steps - state.global_step
+            an_epoch, left = seconds * self.steps_an_epoch, state.max_steps - state.global_step
             logger.info(
                 "%.2f s a step: about %s an epoch, %s to the end.",
                 seconds,
