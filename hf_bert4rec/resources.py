@@ -64,8 +64,8 @@ def estimate_memory(
     rows, d, f = config.vocab_size, config.hidden_size, config.intermediate_size
     table = rows * (d + 1)
     layer = 4 * d * (d + 1) + 2 * d * f + d + f + 4 * d
-    encoder = length * d + 2 * d + config.num_hidden_layers * layer + d * (d + 3)
-    parameters = table * (1 if config.tie_word_embeddings else 2) + encoder
+    encoder = config.max_position_embeddings * d + 2 * d + config.num_hidden_layers * layer + d * (d + 3)
+    parameters = table + (0 if config.tie_word_embeddings else rows * d) + encoder
 
     positions = batch_size * length
     scored = positions * min(1, mask_probability)

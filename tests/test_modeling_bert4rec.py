@@ -550,6 +550,11 @@ CHANGES = {
     "initializer_range": 0.5,
     "layer_norm_eps": 0.5,
     "tie_word_embeddings": False,
+    "loss": "sampled_softmax",
+    "loss_chunk_size": 2,
+    "num_negatives": 9,
+    "share_negatives": False,
+    "gbce_calibration": 0.1,
 }
 SHAPE_CHANGES = {"vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size", "max_position_embeddings"}
 
@@ -582,6 +587,27 @@ def test_a_dropout_changes_the_training_loss(batch, field):
     assert (one(**batch).loss - other(**batch).loss).abs() > 1e-3
 
 
+@pytest.mark.parametrize("field", ["loss", "num_negatives", "share_negatives", "gbce_calibration"])
+def test_a_setting_of_the_loss_changes_the_training_loss(batch, field):
+    losses = []
+    for changes in ({}, {}, {field: CHANGES[field]}):
+        model = undropped(**{"loss": "gbce", "num_negatives": 5, **changes}).train()
+        torch.manual_seed(0)
+        losses.append(model(**batch).loss.item())
+    assert losses[0] == losses[1]
+    assert abs(losses[0] - losses[2]) > 1e-2
+
+
+def test_the_chunks_of_the_loss_change_nothing(batch):
+    one, other = (undropped(loss_chunk_size=size).double().train() for size in (128, CHANGES["loss_chunk_size"]))
+    loss, other_loss = one(**batch).loss, other(**batch).loss
+    torch.testing.assert_close(other_loss, loss, atol=1e-10, rtol=0)
+    loss.backward()
+    other_loss.backward()
+    for name, gradient in gradients(other).items():
+        torch.testing.assert_close(gradient, gradients(one)[name], atol=1e-10, rtol=1e-8, msg=name)
+
+
 def test_the_initializer_range_changes_the_weights():
     torch.manual_seed(0)
     one = Bert4RecForMaskedLM(small_config())
@@ -607,6 +633,11 @@ def test_tying_changes_the_number_of_parameters():
         ({"hidden_size": 64, "num_attention_heads": 3}, "multiple of `num_attention_heads`, found 64 and 3"),
         ({"hidden_size": 0}, "`hidden_size` must be a positive multiple"),
         ({"vocab_size": 3}, r"at least one item, found 3. Pass `vocab_size=len\(tokenizer\)`"),
+        ({"loss_chunk_size": 0}, "`loss_chunk_size` must be at least 1, found 0"),
+        ({"loss": "bce", "num_negatives": 0}, "`num_negatives` must be at least 1, found 0"),
+        ({"loss": "bce", "vocab_size": 13, "num_negatives": 10}, "must be at most 9, .* found 10.*loss='softmax'"),
+        ({"gbce_calibration": -0.1}, "`gbce_calibration` must be from 0 to 1, found -0.1"),
+        ({"gbce_calibration": 1.1}, "`gbce_calibration` must be from 0 to 1, found 1.1"),
     ],
 )
 def test_impossible_sizes_are_refused(changes, message):
@@ -614,6 +645,16 @@ def test_impossible_sizes_are_refused(changes, message):
         Bert4RecConfig(**changes)
     assert isinstance(caught.value, ValueError) or isinstance(caught.value.__cause__, ValueError)
     caught.match(message)
+
+
+def test_an_unknown_loss_is_refused_with_those_that_exist():
+    with pytest.raises(StrictDataclassError, match=r"'softmax'.*'sampled_softmax'.*'gbce'.*'bce'.*cross_entropy"):
+        Bert4RecConfig(loss="cross_entropy")
+
+
+def test_as_many_negatives_as_other_items_are_enough_and_the_full_softmax_needs_none():
+    assert Bert4RecConfig(loss="bce", vocab_size=13, num_negatives=9).num_negatives == 9
+    assert Bert4RecConfig(vocab_size=4).loss == "softmax"
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import hf_bert4rec
-from hf_bert4rec import Bert4RecForMaskedLM, NextItemRecommendationPipeline, item_tokenizer
+from hf_bert4rec import Bert4RecConfig, Bert4RecForMaskedLM, NextItemRecommendationPipeline, item_tokenizer
 from hf_bert4rec.pipeline_next_item import stable_top_k
 from tests.conftest import small_config
 
@@ -392,3 +392,35 @@ def test_a_folder_that_is_not_there_is_refused_without_asking_the_hub(place, tmp
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError, match="found no such folder"):
         hf_bert4rec.pipeline(place)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("length", [50, 200])
+def test_near_ties_come_in_the_same_order_in_any_company(threads, length):
+    items = [str(i) for i in range(3000)]
+    tokenizer = item_tokenizer(items, max_length=length)
+    torch.manual_seed(0)  # an untrained model: thousands of scores within a thousandth
+    model = Bert4RecForMaskedLM(Bert4RecConfig(vocab_size=len(tokenizer), max_position_embeddings=length))
+    recommender = NextItemRecommendationPipeline(model=model, tokenizer=tokenizer)
+    generator = torch.Generator().manual_seed(1)
+    lengths = torch.randint(0, 220, (60,), generator=generator).tolist()
+    histories = [[items[i] for i in torch.randint(3000, (n,), generator=generator)] for n in lengths]
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        expected = recommender(histories, top_k=50)
+        for batch_size in (1, 7, 60):
+            answers = recommender(histories[::-1], top_k=50, batch_size=batch_size)[::-1]
+            assert items_of(answers) == items_of(expected)
+            assert scores_of(answers) == pytest.approx(scores_of(expected), rel=1e-5)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_no_more_scores_than_a_quarter_of_a_gigabyte_are_held_at_a_time(recommender, monkeypatch):
+    monkeypatch.setattr("hf_bert4rec.pipeline_next_item.MOST_SCORES", 2 * 13)  # two rows of the catalogue
+    sizes = []
+    recommender.model.lm_head.register_forward_hook(lambda module, args, scores: sizes.append(len(scores)))
+    monkeypatch.setattr("hf_bert4rec.pipeline_next_item.FEWEST_ROWS", 1)
+    assert items_of(recommender(HISTORIES, batch_size=100)) == items_of(recommender(HISTORIES, batch_size=1))
+    assert max(sizes) == 2

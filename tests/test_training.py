@@ -1,18 +1,21 @@
 """Training through the stock Trainer: resumption, workers, processes, ranking, and what is refused."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from datasets import Dataset
-from transformers import Trainer, TrainerCallback, set_seed
+from transformers import Trainer, TrainerCallback, TrainerState, set_seed
 
 from hf_bert4rec import (
     Bert4RecForMaskedLM,
     RecommendationTrainingArguments,
+    ResourceCallback,
     cloze_training,
     item_tokenizer,
     leave_one_out,
@@ -109,11 +112,30 @@ def test_every_row_is_drawn_once_an_epoch_with_fresh_masks_the_same_for_any_numb
     assert seen.epochs == again.epochs
 
 
+class Spoil(TrainerCallback):
+    """Evaluate and save exaggerated scores, and at last reversed and faint ones: the worst ranks, yet the best loss."""
+
+    def on_epoch_end(self, args, state, control, model=None, **kwargs):
+        self.factor = -(2.0**-10) if state.epoch == args.num_train_epochs else 2.0**10
+        self.multiply(model, self.factor)
+
+    def on_epoch_begin(self, args, state, control, model=None, **kwargs):
+        if state.epoch:
+            self.multiply(model, 1 / self.factor)
+
+    @torch.no_grad()
+    def multiply(self, model, factor):
+        for parameter in (*model.prediction_head.norm.parameters(), model.lm_head.bias):
+            parameter *= factor
+
+
 def test_the_best_checkpoint_by_validation_ndcg_is_restored(histories, tmp_path):
-    trainer = make_trainer(histories, tmp_path, num_train_epochs=6, learning_rate=0.02)
+    trainer = make_trainer(histories, tmp_path, [Spoil()], num_train_epochs=6, learning_rate=0.02)
     trainer.train()
-    scores = [entry["eval_ndcg@10"] for entry in trainer.state.log_history if "eval_ndcg@10" in entry]
-    assert scores[-1] < max(scores)
+    evaluations = [entry for entry in trainer.state.log_history if "eval_ndcg@10" in entry]
+    scores, losses = ([entry[name] for entry in evaluations] for name in ("eval_ndcg@10", "eval_loss"))
+    assert scores[-1] == min(scores) < max(scores)
+    assert losses[-1] == min(losses)
     assert trainer.evaluate()["eval_ndcg@10"] == pytest.approx(max(scores))
 
 
@@ -204,3 +226,56 @@ def test_ranks_are_taken_at_the_mask_where_a_compiled_model_scored_every_positio
     labels, history = torch.tensor([[-100, -100, 5]]), torch.tensor([[3, 4]])
     assert ranks_of_logits(logits, (labels, history)).tolist() == [1]
     assert ranks_of_logits(logits[:, 2:], (labels, history)).tolist() == [1]
+
+
+def test_memory_is_told_before_training_and_time_after_two_steps(histories, tmp_path, caplog):
+    trainer = make_trainer(histories, tmp_path, eval_strategy="no", save_strategy="no", load_best_model_at_end=False)
+    seen = []
+
+    class Look(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            seen.append(len([message for message in caplog.messages if "a step" in message]))
+
+    trainer.add_callback(Look())
+    with caplog.at_level("INFO", logger="hf_bert4rec.training"):
+        trainer.train()
+    memory, time = caplog.messages
+    assert re.fullmatch(r"Training takes about 0\.00 GB \(parameters 0\.00, .*\) of memory\.", memory)
+    assert re.fullmatch(r"\d+\.\d\d s a step: about 0:00:\d\d an epoch, 0:00:\d\d to the end\.", time)
+    assert seen == [0] + [1] * 14
+
+
+def test_the_time_of_an_epoch_is_that_of_its_steps(caplog, monkeypatch):
+    clock = iter([10.0, 12.5])
+    monkeypatch.setattr("hf_bert4rec.training.time.perf_counter", lambda: next(clock))
+    callback = ResourceCallback()
+    callback.steps, callback.steps_an_epoch = 0, 40
+    state = TrainerState(global_step=2, max_steps=102)
+    with caplog.at_level("INFO", logger="hf_bert4rec.training"):
+        for _ in range(3):
+            callback.on_step_end(None, state, None)
+    assert caplog.messages == ["2.50 s a step: about 0:01:40 an epoch, 0:04:10 to the end."]
+
+
+def test_a_model_that_cannot_fit_is_refused_before_the_first_step(histories, tmp_path, monkeypatch):
+    trainer = make_trainer(histories, tmp_path)
+    memory = psutil.virtual_memory()._replace(available=10_000)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+    with pytest.raises(MemoryError, match="take a smaller hidden_size"):
+        trainer.train()
+
+
+@pytest.mark.parametrize("loss", ["sampled_softmax", "gbce", "bce"])
+def test_a_run_on_negatives_resumes_bit_equal(histories, tmp_path, loss):
+    def train(folder, callbacks=(), resume=None):
+        trainer = make_trainer(histories, folder, callbacks, save_total_limit=None, save_strategy="no",
+                               eval_strategy="no", load_best_model_at_end=False)  # fmt: skip
+        trainer.model.config.loss, trainer.model.config.num_negatives = loss, 4
+        trainer.train(resume_from_checkpoint=resume)
+        return trainer.model.state_dict()
+
+    straight = train(tmp_path / "straight")
+    train(tmp_path / "cut", [StopAt(7)])
+    resumed = train(tmp_path / "cut", resume=str(tmp_path / "cut" / "checkpoint-7"))
+    for name, value in straight.items():
+        assert torch.equal(value, resumed[name]), name
