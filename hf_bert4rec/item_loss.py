@@ -50,35 +50,50 @@ def item_loss(
     """
     labels, loss = labels.flatten(), loss or config.loss
     scored = labels >= len(SPECIAL_TOKENS)
-    # Under autocast the hidden states have 8 bits: too few for a sum over a catalogue.
     hidden_states = hidden_states.flatten(0, -2).to(item_table.dtype)
-    if loss == "softmax":
-        special = torch.arange(len(item_bias), device=item_bias.device) < len(SPECIAL_TOKENS)
-        total = linear_cross_entropy(
-            hidden_states,
-            item_table,
-            torch.where(scored, labels, -100),
-            linear_bias=item_bias.masked_fill(special, torch.finfo(item_bias.dtype).min),
-            reduction="sum",
-            ignore_index=-100,
-            options=nn.LinearCrossEntropyOptions(
-                batch_chunk_size=config.loss_chunk_size,  # torch's automatic choice takes 10 times as long at 1M items
-                chunking_method=None,
-                allow_retain_graph=True,  # without it torch.compile cannot trace the loss in one graph
-            ),
-        )
-    else:
-        targets = torch.where(scored, labels, len(SPECIAL_TOKENS))  # any item where nothing is scored
-        positive, negative = sampled_scores(config, hidden_states, item_table, item_bias, targets)
-        drawn = config.num_negatives / (len(item_table) - len(SPECIAL_TOKENS) - 1)
-        if loss == "sampled_softmax":
-            every = torch.cat([positive[:, None], negative - math.log(drawn)], dim=1)
-            losses = every.logsumexp(dim=1) - positive
+    with torch.autocast(hidden_states.device.type, enabled=False):  # it would leave the sums over items with 8 bits
+        if loss == "softmax":
+            total = _softmax_loss(config, hidden_states, item_table, item_bias, torch.where(scored, labels, -100))
         else:
-            beta = 1 - (config.gbce_calibration if loss == "gbce" else 0) * (1 - drawn)
-            losses = (beta * softplus(-positive) + softplus(negative).sum(dim=1)) / (1 + config.num_negatives)
-        total = torch.where(scored, losses, 0).sum()
+            targets = torch.where(scored, labels, len(SPECIAL_TOKENS))  # any item where nothing is scored
+            scores = sampled_scores(config, hidden_states, item_table, item_bias, targets)
+            losses = _sampled_losses(config, loss, len(item_table) - len(SPECIAL_TOKENS), *scores)
+            total = torch.where(scored, losses, 0).sum()
     return total / (scored.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch)
+
+
+def _softmax_loss(
+    config: Bert4RecConfig,
+    hidden_states: torch.Tensor,
+    item_table: torch.Tensor,
+    item_bias: torch.Tensor,
+    targets: torch.Tensor,
+) -> torch.Tensor:
+    special = torch.arange(len(item_bias), device=item_bias.device) < len(SPECIAL_TOKENS)
+    return linear_cross_entropy(
+        hidden_states,
+        item_table,
+        targets,
+        linear_bias=item_bias.masked_fill(special, torch.finfo(item_bias.dtype).min),
+        reduction="sum",
+        ignore_index=-100,
+        options=nn.LinearCrossEntropyOptions(
+            batch_chunk_size=config.loss_chunk_size,  # torch's automatic choice takes 10 times as long at 1M items
+            chunking_method=None,
+            allow_retain_graph=True,  # without it torch.compile cannot trace the loss in one graph
+        ),
+    )
+
+
+def _sampled_losses(
+    config: Bert4RecConfig, loss: str, items: int, positive: torch.Tensor, negative: torch.Tensor
+) -> torch.Tensor:
+    drawn = config.num_negatives / (items - 1)  # share of the other items
+    if loss == "sampled_softmax":
+        every = torch.cat([positive[:, None], negative - math.log(drawn)], dim=1)
+        return every.logsumexp(dim=1) - positive
+    beta = 1 - (config.gbce_calibration if loss == "gbce" else 0) * (1 - drawn)
+    return (beta * softplus(-positive) + softplus(negative).sum(dim=1)) / (1 + config.num_negatives)
 
 
 def sampled_scores(

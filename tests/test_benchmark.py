@@ -1,0 +1,96 @@
+"""scripts/benchmark.py: its lines, its table and its plot."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parent.parent / "scripts" / "benchmark.py"
+HARNESS = {"peer", "version", "torch", "what", "data", "hidden", "layers", "heads", "length", "batch", "mask_prob",
+           "peak_rss_gb", "threads"}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def benchmark():
+    spec = importlib.util.spec_from_file_location("benchmark", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def log(tmp_path) -> str:
+    lines = [f"{user} {1 + (user * 7 + t) % 40}" for user in range(60) for t in range(3 + user % 9)]
+    (tmp_path / "tiny.txt").write_text("\n".join(lines))
+    return str(tmp_path / "tiny.txt")
+
+
+def measure(*options) -> dict:
+    run = subprocess.run([sys.executable, SCRIPT, *options], capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr
+    return json.loads([line for line in run.stdout.splitlines() if line.startswith('{"peer"')][-1])
+
+
+def test_training_gives_the_line_of_the_other_harnesses(log):
+    line = measure("train", "--data", log, "--length", "8", "--batch", "16", "--steps", "2", "--hidden", "8",
+                   "--loss", "softmax", "--max-gb", "8")  # fmt: skip
+    timing = {"seconds_per_step", "cpu_seconds_per_step", "items_per_second", "seconds_to_first_step", "steps"}
+    assert set(line) >= HARNESS | timing | {"steps_per_epoch", "loss"}
+    assert (line["data"], line["loss"], line["steps"], line["steps_per_epoch"]) == ("tiny", "softmax", 2, 4)
+    assert 0.5 < line["estimated_peak_gb"] / line["peak_rss_gb"] < 1.25
+
+
+def test_recommending_gives_the_line_of_the_other_harnesses(log):
+    line = measure("recommend", "--data", log, "--length", "8", "--users", "20", "--k", "3", "--hidden", "8")
+    assert set(line) >= HARNESS | {"users_per_second", "users_per_cpu_second", "users", "k", "includes"}
+    assert (line["users"], line["k"]) == (20, 3)
+
+
+def test_drawn_histories_hold_every_item_and_follow_zipfs_law(benchmark):
+    table = benchmark.synthetic(items=100, users=500, length=20)
+    assert table["user"].value_counts().field("counts").to_pylist() == [20] * 500
+    counts = dict(zip(*(table["item"].value_counts().field(i).to_pylist() for i in range(2)), strict=True))
+    assert len(counts) == 100
+    first, tenth = ((9_900 / 5.187) / rank + 1 for rank in (1, 10))  # the 100th harmonic number is 5.187
+    assert counts["0"] == pytest.approx(first, rel=0.1)
+    assert counts["9"] == pytest.approx(tenth, rel=0.25)
+
+
+def line(peer, **changes) -> dict:
+    setting = {"what": "train", "data": "d", "length": 50, "threads": 1, "batch": 8, "peak_rss_gb": 2.0}
+    return {"peer": peer, **setting, **changes}
+
+
+def test_the_table_has_a_row_a_peer_with_medians_and_ratios_to_ours(benchmark):
+    lines = [
+        *(line("hf-bert4rec", items_per_second=n) for n in (900, 1000, 5000)),
+        line("slow", items_per_second=100, peak_rss_gb=4.0),
+        line("fails", error="out of memory"),
+    ]
+    assert benchmark.table(lines).splitlines() == [
+        "",
+        "**train, d**, length 50, 1 thread",
+        "",
+        "| | batch | items/s | ours is | peak GB | ours is |",
+        "|---|---:|---:|---:|---:|---:|",
+        "| hf-bert4rec | 8 | 1,000 | 1.0 × | 2.00 | 1.00 × |",
+        "| slow | 8 | 100 | 10.0 × | 4.00 | 0.50 × |",
+        "| fails | 8 | out of memory | | 2.0 | |",
+    ]
+
+
+def test_the_plot_tells_the_exponent_of_a_power_law(benchmark, tmp_path):
+    lines = [
+        {**line("hf-bert4rec", data=data, length=n), "axis": axis, "seconds_per_step": seconds}
+        for axis, data, n, seconds in [
+            *(("length", "synthetic-10k", n, 1e-3 * n**2) for n in (50, 200, 800)),
+            *(("catalogue", name, 50, 2.0 * size) for name, size in (("synthetic-10k", 1e4), ("synthetic-1m", 1e6))),
+        ]
+    ]
+    fitted = benchmark.plot(lines, str(tmp_path / "plot.png"))
+    assert "| length, softmax | 2.00 | 2.00, 2.00, 2.00 |" in fitted
+    assert "| catalogue, softmax | 1.00 | 2.00, 2.00 |" in fitted
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
