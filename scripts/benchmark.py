@@ -122,6 +122,28 @@ class StepTimer(TrainerCallback):
         }
 
 
+def work_an_item(args: argparse.Namespace, items: int, lengths: np.ndarray) -> float:
+    """Floating-point operations of matrix products that a real item costs in training, three times those of forward."""
+    d, seen = args.hidden, (lengths**2).sum() / lengths.sum()  # positions that a position attends to
+    project, attend, feed_forward = 2 * d * d, 4 * seen * d, 16 * d * d
+    layer = 4 * project + attend + feed_forward
+    scored = args.mask_prob * (2 * project + attend + feed_forward + project + 2 * items * d)
+    return 3 * ((args.layers - 1) * layer + 2 * project + scored)
+
+
+def matrix_rate(args: argparse.Namespace) -> float:
+    """Operations a second of the feed-forward product at the shape and precision of the run."""
+    kind = torch.bfloat16 if args.bf16 else torch.float32
+    positions = torch.randn(args.batch * args.length, args.hidden, dtype=kind)
+    weights = torch.randn(4 * args.hidden, args.hidden, dtype=kind)
+    seconds = []
+    for _ in range(20):
+        start = time.perf_counter()
+        positions @ weights.T
+        seconds.append(time.perf_counter() - start)
+    return 2 * positions.numel() * len(weights) / min(seconds)
+
+
 def train(args: argparse.Namespace) -> dict[str, Any]:
     """Time steps of the stock Trainer."""
     interactions = read(args)
@@ -152,8 +174,18 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
         trainer.add_callback(timer)
         trainer.train()
     estimate = package.estimate_memory(model.config, args.batch, min(args.length, max(rows["length"])), args.mask_prob)
-    result = timer.result() | {"steps_per_epoch": -(-len(rows) // args.batch)}
-    return result | {"estimated_peak_gb": round(before + estimate.total - estimate.parameters, 2)}
+    result = timer.result() | {
+        "steps_per_epoch": -(-len(rows) // args.batch),
+        "estimated_peak_gb": round(before + estimate.total - estimate.parameters, 2),
+    }
+    if args.device == "cpu" and (args.loss or "softmax") == "softmax":
+        work = work_an_item(args, len(tokenizer), np.array(rows["length"][:]))
+        result |= {
+            "mflop_an_item": round(work / 1e6, 2),
+            "gflop_per_second": round(work * result["items_per_second"] / 1e9, 1),
+            "matrix_gflop_per_second": round(matrix_rate(args) / 1e9, 1),
+        }
+    return result
 
 
 def recommend(args: argparse.Namespace) -> dict[str, Any]:
@@ -237,9 +269,9 @@ def table(lines: Iterable[dict[str, Any]]) -> str:
     """Markdown: a table a setting, a row a peer, each figure with its ratio to ours; medians of what was repeated."""
     repeats: dict[tuple, list[dict[str, Any]]] = {}
     for line in lines:
-        setting = [line["what"], line["data"], line["length"], line["threads"]]
-        row = [line.get(name) for name in ("peer", "loss", "bf16", "batch", "dropout", "attention_dropout")]
-        repeats.setdefault((*setting, *row), []).append(line)
+        setting = (line["what"], line["data"], line["length"], line["threads"])
+        kind = (line.get(name) for name in ("peer", "loss", "bf16", "batch", "dropout", "attention_dropout"))
+        repeats.setdefault((*setting, *kind), []).append(line)
     settings: dict[tuple, list[dict[str, Any]]] = {}
     for key, same in repeats.items():
         numbers = {name: [line[name] for line in same if name in line] for name in SHOWN}

@@ -5,7 +5,9 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "benchmark.py"
@@ -94,3 +96,11 @@ def test_the_plot_tells_the_exponent_of_a_power_law(benchmark, tmp_path):
     assert "| length, softmax | 2.00 | 2.00, 2.00, 2.00 |" in fitted
     assert "| catalogue, softmax | 1.00 | 2.00, 2.00 |" in fitted
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_work_of_an_item_is_that_counted_by_hand(benchmark):
+    args = SimpleNamespace(hidden=4, layers=2, mask_prob=0.5)
+    first = 4 * 32 + 4 * 3 * 4 + 256  # projections, attention over 3, feed-forward
+    last = 2 * 32 + 0.5 * (2 * 32 + 4 * 3 * 4 + 256 + 32 + 2 * 10 * 4)
+    lengths = np.array([3, 3])
+    assert benchmark.work_an_item(args, 10, lengths) == pytest.approx(3 * (first + last))

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy, logsigmoid
 from torch.profiler import ProfilerActivity, profile
@@ -249,10 +249,10 @@ def test_sampled_softmax_estimates_the_sum_over_the_catalogue_without_bias(share
         rows = torch.cat([torch.zeros(SPECIALS, 1, dtype=torch.float64), scores[:, None]])
         one, bias = torch.ones(1, 1, dtype=torch.float64), torch.zeros(10, dtype=torch.float64)
         torch.manual_seed(0)
-        sums = [(item_loss(config, one, rows, bias, labels) + rows[labels[0]]).exp() for _ in range(3000)]
+        sums = [(item_loss(config, one, rows, bias, labels) + rows[labels[0]]).exp() for _ in range(1500)]
     sums = torch.stack(sums)
     assert sums.std() > 0.05 * sums.mean()  # it does vary with what is drawn
-    assert sums.mean().item() == pytest.approx(scores.exp().sum().item(), rel=0.015)
+    assert sums.mean().item() == pytest.approx(scores.exp().sum().item(), rel=0.02)
 
 
 # ---- binary cross-entropy --------------------------------------------------------------------------------------------
@@ -293,6 +293,7 @@ def test_gbce_raises_the_likelihood_of_the_target_to_a_power(share, calibration,
 
 
 @every_sharing
+@settings(max_examples=30)
 @given(st.data())
 def test_gbce_is_the_formula_of_its_paper(share, data):
     items = data.draw(st.integers(2, 9), "items")
@@ -322,8 +323,7 @@ def test_gbce_without_calibration_is_bce(share):
 
 
 def drawn_rows(config: Bert4RecConfig, targets: torch.Tensor) -> torch.Tensor:
-    """Rows of the negatives, (positions, drawn), -inf where there is none: every row scores its own number,
-    by the table and the bias together."""
+    """Rows of the negatives, (positions, drawn), or -inf: a row scores its own number, by table and bias together."""
     numbers = torch.arange(config.vocab_size, dtype=torch.float64)
     hidden = torch.ones(len(targets), 1, dtype=torch.float64)
     positive, negative = sampled_scores(config, hidden, 3 * numbers[:, None], -2 * numbers, targets)
@@ -353,11 +353,11 @@ def test_negatives_are_uniform_over_the_other_items(share):
     config = of_items(6, loss="bce", num_negatives=2, share_negatives=share)
     targets = torch.tensor([3, 5, 8])  # the first item, one amid, and the last
     torch.manual_seed(0)
-    rows = torch.stack([drawn_rows(config, targets) for _ in range(4000)], dim=1)
+    rows = torch.stack([drawn_rows(config, targets) for _ in range(2000)], dim=1)
     for target, drawn in zip(targets.tolist(), rows, strict=True):
         others = [row for row in range(SPECIALS, 9) if row != target]
-        shares = [(drawn == row).sum().item() / 4000 for row in others]
-        assert shares == pytest.approx([0.4] * 5, abs=0.04)  # two of five; five standard deviations
+        shares = [(drawn == row).sum().item() / 2000 for row in others]
+        assert shares == pytest.approx([0.4] * 5, abs=0.055)  # two of five; five standard deviations
 
 
 def test_positions_share_their_negatives_only_where_told_to():
@@ -410,10 +410,10 @@ def test_every_model_is_judged_by_the_full_softmax_and_without_chance(loss, shar
 
 @every_way
 def test_every_loss_teaches_the_next_item(loss, share):
-    settings = {"num_negatives": 6, "share_negatives": share, "hidden_size": 48, "initializer_range": 0.1}
-    model = cyclic_model(loss=loss, **settings).train()
+    sizes = {"num_negatives": 6, "share_negatives": share, "hidden_size": 48, "initializer_range": 0.1}
+    model = cyclic_model(loss=loss, **sizes).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
-    for _ in range(100):  # of 36 seeds all pass
+    for _ in range(100):  # all of 36 seeds learn it
         model(QUESTIONS, labels=ANSWERS).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
