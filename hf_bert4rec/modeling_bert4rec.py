@@ -291,7 +291,6 @@ class Bert4RecForMaskedLM(Bert4RecPreTrainedModel):
 
         outputs = self.model(input_ids, attention_mask, inputs_embeds, logits_to_keep, **kwargs)
         hidden_states = self.prediction_head(outputs.last_hidden_state)
-
         loss = logits = None
         if labels is not None:
             loss = item_loss(
@@ -304,9 +303,17 @@ class Bert4RecForMaskedLM(Bert4RecPreTrainedModel):
                 loss=None if self.training else "softmax",  # to judge by the same loss, whatever it was trained with
             )
         if labels is None or not self.training:
-            with torch.autocast(hidden_states.device.type, enabled=False):  # ties in bfloat16 would decide the ranks
-                logits = self.lm_head(hidden_states.to(self.lm_head.weight.dtype))
-            logits[..., : len(SPECIAL_TOKENS)] = torch.finfo(logits.dtype).min
+            logits = self._item_logits(hidden_states)
         return MaskedLMOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
+
+    def score_items(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Logits (…, rows) of all items for last hidden states (…, hidden) of the encoder, as in `forward`."""
+        return self._item_logits(self.prediction_head(hidden_states))
+
+    def _item_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(hidden_states.device.type, enabled=False):  # ties in bfloat16 would decide the ranks
+            logits = self.lm_head(hidden_states.to(self.lm_head.weight.dtype))
+        logits[..., : len(SPECIAL_TOKENS)] = torch.finfo(logits.dtype).min
+        return logits

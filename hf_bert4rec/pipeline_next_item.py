@@ -169,9 +169,11 @@ class NextItemRecommendationPipeline(Pipeline):
 
     def _forward(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         query = inputs["attention_mask"].sum(dim=1, keepdim=True) - 1
-        query = query.expand(-1, 2)  # a lone query takes another way through torch's attention, split over threads
-        logits = self.model(inputs["input_ids"], inputs["attention_mask"], logits_to_keep=query).logits
-        logits = logits[: len(inputs["history"]), 0].float()
+        # Two queries, for a lone one takes another way through torch's attention, which is split over threads.
+        states = self.model.model(
+            inputs["input_ids"], inputs["attention_mask"], logits_to_keep=query.expand(-1, 2)
+        ).last_hidden_state[:, 0]
+        logits = self.model.score_items(states)[: len(inputs["history"])].float()
         return {"logits": logits, "history": inputs["history"]}
 
     def postprocess(

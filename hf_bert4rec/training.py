@@ -58,6 +58,10 @@ class RecommendationTrainingArguments(TrainingArguments):
     dataloader_pin_memory: bool = field(
         default_factory=torch.cuda.is_available, metadata={"help": "Pin batches in memory; where there is a GPU."}
     )
+    use_cpu: bool = field(
+        default_factory=lambda: not torch.accelerator.is_available(),
+        metadata={"help": "Train on the CPU; where there is nothing else, so that bf16 is allowed there."},
+    )
     ddp_find_unused_parameters: bool | None = field(
         default=False, metadata={"help": "Off: a step uses every parameter."}
     )
