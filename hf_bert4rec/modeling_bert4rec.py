@@ -29,7 +29,7 @@ from .item_loss import item_loss
 class Dropout(nn.Dropout):
     """Dropout whose mask is cut from random words of 64 bits, four elements a word.
 
-    On a CPU torch draws every element by itself, which is a tenth of a training step (1.1 times faster with this).
+    On a CPU torch draws every element by itself: a step is 1.04 times faster without, 1.2 times in bfloat16.
     """
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -91,7 +91,7 @@ class Bert4RecAttention(nn.Module):
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
-        # On a CPU attention in bfloat16 takes 2.5 times as long as in float32: autocast stays out of it (1.2 times).
+        # On a CPU attention in bfloat16 is slow, its backward pass above all: autocast stays out of it (1.4 times).
         if torch.is_autocast_enabled("cpu"):
             query, key, value = query.float(), key.float(), value.float()
         with torch.autocast("cpu", enabled=False):
@@ -210,7 +210,7 @@ class Bert4RecModel(Bert4RecPreTrainedModel):
             hidden_states = layer(hidden_states, hidden_states, mask, **kwargs)
 
         queries = hidden_states
-        if logits_to_keep is not None:  # 1.4 times faster to train, 1.6 times faster to recommend, the same numbers
+        if logits_to_keep is not None:  # 2.4 times faster to train (with the head), the same numbers
             queries = hidden_states.take_along_dim(logits_to_keep[..., None], dim=1)  # (batch, kept, hidden)
             mask = create_bidirectional_mask(self.config, queries, attention_mask, encoder_hidden_states=hidden_states)
         return BaseModelOutput(last_hidden_state=self.layers[-1](hidden_states, queries, mask, **kwargs))

@@ -118,8 +118,7 @@ def keep_freed_memory() -> None:
     """Have the C library keep freed memory for the next operation, where it is glibc's; the process does not shrink.
 
     By default it gives blocks past 32 MB back to the system at once, and every operation of the next step gets fresh
-    pages that must be cleared first: training is 1.1 times faster without (1.2 times in bfloat16), recommending 1.2
-    times at batches of 256.
+    pages that must be cleared first: training is 1.1 to 1.2 times faster without.
     """
     if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "mallopt"):
         for option in (-3, -1):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD

@@ -262,7 +262,7 @@ def measure(args: argparse.Namespace) -> None:
 
 def load(path: str) -> list[dict[str, Any]]:
     """The lines of a file of measurements."""
-    return [json.loads(line) for line in Path(path).read_text().splitlines() if line.startswith("{")]
+    return [json.loads(line) for line in Path(path).read_text().splitlines() if line.startswith('{"')]
 
 
 def table(lines: Iterable[dict[str, Any]]) -> str:
@@ -316,7 +316,7 @@ def scale(path: str) -> None:
         for setting in settings:
             options = [f"--{name}={value}" for name, value in setting.items()]
             run = subprocess.run([sys.executable, __file__, "train", *options], capture_output=True, text=True)
-            line = next((line for line in run.stdout.splitlines() if line.startswith("{")), None)
+            line = next((line for line in run.stdout.splitlines() if line.startswith('{"')), None)
             if line is None:
                 raise SystemExit(run.stderr)
             with Path(path).open("a") as file:
