@@ -281,11 +281,13 @@ def table(lines: Iterable[dict[str, Any]]) -> str:
     for (what, data, length, threads), rows in settings.items():
         speed = "items_per_second" if what == "train" else "users_per_second"
         unit = speed.replace("_per_second", "/s")
-        ours = next((row for row in rows if row["peer"] == OURS and speed in row), None)
+        plain = (row for row in rows if row["peer"] == OURS and speed in row and not row.get("bf16"))
+        ours = next(plain, None)
         parts.append(f"\n**{what}, {data}**, length {length}, {threads} thread{'s' * (threads > 1)}\n")
         parts.append(f"| | batch | {unit} | ours is | peak GB | ours is |\n|---|---:|---:|---:|---:|---:|")
         for row in sorted(rows, key=lambda row: -row.get(speed, 0)):
-            name = " ".join(filter(None, [row["peer"], row.get("loss"), "bf16" if row.get("bf16") else None]))
+            marks = [name for name in ("bf16", "attention_dropout") if row.get(name)]
+            name = " ".join(filter(None, [row["peer"], row.get("loss"), *marks]))
             if speed not in row:
                 parts.append(f"| {name} | {row['batch']} | {row.get('error', '')} | | {row['peak_rss_gb']:.1f} | |")
                 continue
