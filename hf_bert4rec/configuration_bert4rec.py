@@ -1,12 +1,15 @@
 """The configuration of BERT4Rec, and the one place that says which rows of the item table are not items."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 SPECIAL_TOKENS = ("[PAD]", "[MASK]", "[UNK]")
 """Rows 0, 1 and 2 of every item table. Items start at row `len(SPECIAL_TOKENS)` and are never renumbered."""
+
+Loss = Literal["softmax", "sampled_softmax", "gbce", "bce"]
+LOSSES = get_args(Loss)
 
 
 @strict
@@ -36,7 +39,7 @@ class Bert4RecConfig(PreTrainedConfig):
         loss_chunk_size: Positions whose softmax is made at a time; memory grows with this times the catalogue.
         num_negatives: Negatives of a sampled loss.
         share_negatives: Whether the positions of a batch share their negatives, which costs far less.
-        gbce_calibration: t of `gbce`, from 0 (plain `bce`) to 1 (scores as calibrated as the full softmax).
+        gbce_calibration: t of `gbce`, from 0 (plain `bce`) to 1 (the sigmoid of a score is the item's probability).
 
     Raises:
         ValueError: A size or probability is out of range, heads do not divide `hidden_size`, no row is an item's, there
@@ -60,7 +63,7 @@ class Bert4RecConfig(PreTrainedConfig):
     bos_token_id: int | None = None
     eos_token_id: int | None = None
     tie_word_embeddings: bool = True
-    loss: Literal["softmax", "sampled_softmax", "gbce", "bce"] = "softmax"
+    loss: Loss = "softmax"
     loss_chunk_size: int = 128
     num_negatives: int = 256
     share_negatives: bool = True

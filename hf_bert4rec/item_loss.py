@@ -1,6 +1,6 @@
 """The loss over items, one function for every model: the full softmax in bounded memory, or one of three on negatives.
 
-Like the model file it imports the configuration only, and travels with the weights as remote code.
+It imports the configuration only, and travels with the weights and the model file as remote code.
 """
 
 import math
@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.functional import embedding, linear_cross_entropy, softplus
 
-from .configuration_bert4rec import SPECIAL_TOKENS, Bert4RecConfig
+from .configuration_bert4rec import LOSSES, SPECIAL_TOKENS, Bert4RecConfig
 
 
 def item_loss(
@@ -27,13 +27,14 @@ def item_loss(
       `config.loss_chunk_size` positions: logits of more than a chunk never exist.
     - `sampled_softmax`: the same over the target and `config.num_negatives` other items, whose share of the sum is
       scaled up to that of all others (the logQ correction of uniform sampling; Bengio and Senécal, 2008). With all
-      others as negatives it is the full softmax.
+      others as shared negatives it is the full softmax.
     - `gbce`: binary cross-entropy on target and negatives with the target's likelihood raised to the power
       β = 1 - t (1 - α), α being the share of the others that is drawn, which cures the overconfidence that negatives
       bring (gSASRec, Petrov and Macdonald, RecSys 2023; t is `config.gbce_calibration`).
-    - `bce`: binary cross-entropy on target and negatives, the word2vec way: `gbce` with t = 0.
+    - `bce`: binary cross-entropy on target and negatives, averaged over them: `gbce` with t = 0.
 
-    Negatives are uniform over all items but the row's own target. The special rows take no part in any loss.
+    Negatives are uniform over all items but the row's own target; unshared ones may repeat. The special rows take no
+    part in any loss.
 
     Args:
         config: Names the loss, see `Bert4RecConfig`.
@@ -46,18 +47,29 @@ def item_loss(
         loss: Another loss than `config.loss`.
 
     Returns:
-        A scalar in nats; 0 where nothing is scored.
+        A scalar in nats, in single precision at least; 0 where nothing is scored.
+
+    Raises:
+        ValueError: There is no such loss, or there are fewer other items than negatives.
     """
     labels, loss = labels.flatten(), loss or config.loss
     scored = labels >= len(SPECIAL_TOKENS)
-    hidden_states = hidden_states.flatten(0, -2).to(item_table.dtype)
-    with torch.autocast(hidden_states.device.type, enabled=False):  # it would leave the sums over items with 8 bits
+    others = len(item_table) - len(SPECIAL_TOKENS) - 1
+    if loss not in LOSSES:
+        raise ValueError(f"Expected a loss among {', '.join(LOSSES)}, found {loss!r}.")
+    if loss != "softmax" and not 0 < config.num_negatives <= others:
+        raise ValueError(f"Expected `num_negatives` from 1 to {others}, the other items, found {config.num_negatives}.")
+    # In half precision a sum over a catalogue, or a batch, is off by a per cent or infinite.
+    precision = torch.promote_types(item_table.dtype, torch.float32)
+    hidden_states = hidden_states.flatten(0, -2).to(precision)
+    item_table, item_bias = item_table.to(precision), item_bias.to(precision)
+    with torch.autocast(hidden_states.device.type, enabled=False):
         if loss == "softmax":
             total = _softmax_loss(config, hidden_states, item_table, item_bias, torch.where(scored, labels, -100))
         else:
             targets = torch.where(scored, labels, len(SPECIAL_TOKENS))  # any item where nothing is scored
             scores = sampled_scores(config, hidden_states, item_table, item_bias, targets)
-            losses = _sampled_losses(config, loss, len(item_table) - len(SPECIAL_TOKENS), *scores)
+            losses = _sampled_losses(config, loss, config.num_negatives / others, *scores)
             total = torch.where(scored, losses, 0).sum()
     return total / (scored.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch)
 
@@ -86,13 +98,13 @@ def _softmax_loss(
 
 
 def _sampled_losses(
-    config: Bert4RecConfig, loss: str, items: int, positive: torch.Tensor, negative: torch.Tensor
+    config: Bert4RecConfig, loss: str, drawn: float, positive: torch.Tensor, negative: torch.Tensor
 ) -> torch.Tensor:
-    drawn = config.num_negatives / (items - 1)  # share of the other items
+    """Loss of each position, (positions,), where a share `drawn` of the other items are negatives."""
     if loss == "sampled_softmax":
         every = torch.cat([positive[:, None], negative - math.log(drawn)], dim=1)
         return every.logsumexp(dim=1) - positive
-    beta = 1 - (config.gbce_calibration if loss == "gbce" else 0) * (1 - drawn)
+    beta = 1 - {"gbce": config.gbce_calibration, "bce": 0}[loss] * (1 - drawn)
     return (beta * softplus(-positive) + softplus(negative).sum(dim=1)) / (1 + config.num_negatives)
 
 

@@ -33,10 +33,11 @@ class Dropout(nn.Dropout):
     """
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        if not self.training or not self.p or hidden_states.device.type != "cpu" or torch.compiler.is_compiling():
-            return super().forward(hidden_states)
-        words = torch.empty(-(-hidden_states.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
         dropped = round(self.p * 2**16)  # of the 2^16 values that a quarter of a word can have
+        device, ours = hidden_states.device, self.training and 0 < dropped < 2**16
+        if not ours or device.type != "cpu" or torch.compiler.is_compiling():
+            return super().forward(hidden_states)
+        words = torch.empty(-(-hidden_states.numel() // 4), dtype=torch.int64, device=device).random_(-(2**63), None)
         kept = words.view(torch.int16)[: hidden_states.numel()].view_as(hidden_states) >= dropped - 2**15
         return hidden_states * kept.to(hidden_states.dtype).mul_(2**16 / (2**16 - dropped))
 

@@ -30,7 +30,10 @@ FEWEST_ROWS = 4
 
 
 class Recommendation(TypedDict):
-    """One recommended item. `score` is the model's probability that it is next, over the whole catalogue."""
+    """One recommended item. `score` is the model's probability that it is next, over the whole catalogue.
+
+    A model trained with `gbce` or `bce` overstates it for likely items; the order is not affected.
+    """
 
     item: str
     title: str | None
@@ -51,8 +54,9 @@ class NextItemRecommendationPipeline(Pipeline):
     Args:
         model: A `Bert4RecForMaskedLM`.
         tokenizer: The `ItemTokenizer` of the same checkpoint.
-        batch_size: Histories scored at a time, 64 if not given. The answer depends neither on it nor on the order of
-            the histories: items in the same order, scores equal to 1e-5 (bit for bit on the processors tried).
+        batch_size: Histories scored at a time, 64 if not given, and fewer where the catalogue is large. The answer
+            depends neither on it nor on the order of the histories: items in the same order, scores equal to 1e-5 (bit
+            for bit on the processors tried).
         **kwargs: As for `transformers.pipeline`, and defaults for the arguments of a call.
 
     Raises:
@@ -158,7 +162,10 @@ class NextItemRecommendationPipeline(Pipeline):
         `VECTOR` positions, and the batch to `FEWEST_ROWS` rows.
         """
         limit = self.tokenizer.model_max_length
-        queries = [np.append(history[1 - limit :], self.tokenizer.mask_token_id) for history in histories]
+        queries = [
+            np.append(history[max(0, len(history) - limit + 1) :], self.tokenizer.mask_token_id)
+            for history in histories
+        ]
         longest = min(limit, -(-max(map(len, queries)) // VECTOR) * VECTOR)
         missing = [np.empty(0, np.int64)] * (FEWEST_ROWS - len(histories))
         input_ids, real = pad_rows([*queries, *missing], self.tokenizer.pad_token_id, longest)
@@ -184,10 +191,10 @@ class NextItemRecommendationPipeline(Pipeline):
         exclude_history: bool = True,
     ) -> list[list[Recommendation]]:
         """Logits (users, rows) → the best items of each user that may be recommended."""
-        scores = outputs["logits"]
+        scores = outputs.pop("logits")  # written over below
         normalizer = scores.logsumexp(dim=1, keepdim=True)
-        if normalizer.isnan().any():
-            raise ValueError("The model scores NaN: its weights are broken, or its training diverged.")
+        if not normalizer.isfinite().all():
+            raise ValueError("The model scores NaN or infinity: its weights are broken, or its training diverged.")
         if exclude_history:
             scores.scatter_(1, outputs["history"], -torch.inf)
         scores[:, : len(SPECIAL_TOKENS)] = -torch.inf

@@ -47,7 +47,7 @@ def estimate_memory(
     mask_probability: float = 0.2,
     gradient_checkpointing: bool = False,
 ) -> MemoryEstimate:
-    """Peak memory of training with AdamW, from the shapes alone: nothing is allocated.
+    """Peak memory of training steps with AdamW, from the shapes alone: nothing is allocated. Evaluation is not counted.
 
     Numbers kept for the backward pass are counted a position: 4 d by the embeddings (sum, normalised, mask and result
     of dropout); 10 d + 2 f by a layer (query, key, value, attention, and twice mask, residual and norm; f twice in the
@@ -74,7 +74,8 @@ def estimate_memory(
     every = 4 * d + (config.num_hidden_layers - 1) * kept + 2 * d + working
     activations = positions * every + scored * (10 * d + 2 * f)
     weights = config.num_attention_heads * positions * length  # where the attention's own are kept or masked
-    activations += weights * (3 * config.num_hidden_layers if config.attention_probs_dropout_prob else 0.5)
+    plain = 1 if gradient_checkpointing else config.num_hidden_layers  # layers whose weights are kept
+    activations += weights * (3 * plain if config.attention_probs_dropout_prob else 0.5)
     if config.loss == "softmax":
         loss = min(config.loss_chunk_size, scored) * rows + 2 * table + scored * 2 * d
     else:
@@ -90,35 +91,35 @@ def estimate_memory(
     return MemoryEstimate(**{name: 4 * count / GB for name, count in numbers.items()})
 
 
-def check_memory(estimate: MemoryEstimate, device: torch.device, allocated: float = 0) -> None:
-    """Compare with what is free on a device, and advise where it may not be enough.
+def check_memory(estimate: MemoryEstimate, device: torch.device) -> None:
+    """Compare with what is free on a device before a model is made, and advise where it may not be enough.
 
     Args:
         estimate: Of the run.
         device: Where it runs.
-        allocated: What of the estimate is allocated already, in GB.
 
     Raises:
         MemoryError: Parameters, gradients and optimiser state alone are larger than what is free.
     """
     on_gpu = device.type == "cuda"
     free = (torch.cuda.mem_get_info(device)[0] if on_gpu else psutil.virtual_memory().available) / GB
-    sure = estimate.parameters + estimate.gradients + estimate.optimizer_state - allocated
+    sure = estimate.parameters + estimate.gradients + estimate.optimizer_state
     if sure > free:
         raise MemoryError(
             f"Parameters, gradients and optimiser state take {sure:.2f} GB, {free:.2f} GB are free: "
             f"{ADVICE['parameters']}."
         )
-    if estimate.total - allocated > free:
+    if estimate.total > free:
         largest = max(("activations", "loss"), key=lambda name: getattr(estimate, name))
-        logger.warning("Training may not fit into the %.2f GB that are free: %s.", free, ADVICE[largest])
+        logger.warning("Training takes about %s, %.2f GB are free: %s.", estimate, free, ADVICE[largest])
 
 
 def keep_freed_memory() -> None:
     """Have the C library keep freed memory for the next operation, where it is glibc's; the process does not shrink.
 
     By default it gives blocks past 32 MB back to the system at once, and every operation of the next step gets fresh
-    pages that must be cleared first: training is 1.1 to 1.2 times faster without.
+    pages that must be cleared first: training is 1.1 to 1.2 times faster without. It holds for the whole process; other
+    allocators (jemalloc, musl) are left as they are.
     """
     if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "mallopt"):
         for option in (-3, -1):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD

@@ -105,7 +105,14 @@ def run(recipe: Recipe) -> Path | None:
         max_position_embeddings=tokenizer.model_max_length,
         **dataclasses.asdict(recipe.model),
     )
-    check_memory(estimate_memory(config, args.train_batch_size, tokenizer.model_max_length), args.device)
+    estimate = estimate_memory(
+        config,
+        args.per_device_train_batch_size,
+        max(histories["train"]["length"][:]),
+        recipe.masking.mask_probability,
+        args.gradient_checkpointing,
+    )
+    check_memory(estimate, args.device)
     model = Bert4RecForMaskedLM(config)
     validation = histories.get("validation")
     if validation is None:  # folded into train: nothing to choose a checkpoint by

@@ -12,11 +12,12 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import EvalPrediction, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.trainer_utils import has_length
 
 from .configuration_bert4rec import Bert4RecConfig
 from .data_collator import DataCollatorForCloze
 from .ranking import ranking_metrics, target_ranks
-from .resources import check_memory, estimate_memory, keep_freed_memory
+from .resources import estimate_memory, keep_freed_memory
 from .tokenization import ItemTokenizer
 
 logger = logging.getLogger(__name__)
@@ -129,23 +130,25 @@ class ResourceCallback(TrainerCallback):
         train_dataloader: Any = None,
         **kwargs: Any,
     ) -> None:
-        """Say what memory is needed; refuse what cannot fit.
-
-        Raises:
-            MemoryError: Gradients and optimiser state alone are larger than what is free.
-        """
-        self.steps, self.steps_an_epoch = 0, -(-len(train_dataloader) // args.gradient_accumulation_steps)
+        """Say what memory a step needs, and what evaluating does."""
         if args.device.type == "cpu":
             keep_freed_memory()
-        collator, rows = train_dataloader.collate_fn, train_dataloader.dataset
-        if isinstance(model.config, Bert4RecConfig) and isinstance(collator, DataCollatorForCloze):
-            longest = max(rows["length"][:]) if "length" in rows.column_names else model.config.max_position_embeddings
-            estimate = estimate_memory(
-                model.config, args.train_batch_size, longest, collator.mask_probability, args.gradient_checkpointing
-            )
-            check_memory(estimate, args.device, allocated=estimate.parameters)
-            if state.is_world_process_zero:
-                logger.info("Training takes about %s of memory.", estimate)
+        batches = len(train_dataloader) if has_length(train_dataloader) else 0
+        self.steps, self.steps_an_epoch = 0, -(-batches // args.gradient_accumulation_steps)
+        config, collator = getattr(model, "config", None), train_dataloader.collate_fn
+        if not isinstance(config, Bert4RecConfig) or not isinstance(collator, DataCollatorForCloze):
+            return
+        rows, longest = train_dataloader.dataset, config.max_position_embeddings
+        if "length" in (getattr(rows, "column_names", None) or ()) and has_length(rows):
+            longest = max(rows["length"][:])
+        estimate = estimate_memory(
+            config, args.per_device_train_batch_size, longest, collator.mask_probability, args.gradient_checkpointing
+        )
+        if state.is_world_process_zero:
+            logger.info("Training takes about %s of memory.", estimate)
+            scores = 4e-9 * args.per_device_eval_batch_size * config.vocab_size
+            if args.eval_strategy != "no" and 3 * scores > estimate.total:
+                logger.info("Evaluating takes up to %.2f GB: see per_device_eval_batch_size.", 3 * scores)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Time the second step; the first is slower."""
@@ -155,8 +158,8 @@ class ResourceCallback(TrainerCallback):
         elif self.steps == 2 and state.is_world_process_zero:
             seconds = time.perf_counter() - self.started
             an_epoch, left = seconds * self.steps_an_epoch, state.max_steps - state.global_step
-            logger.info(
-                "%.2f s a step: about %s an epoch, %s to the end.",
+            logger.info(  # batches by length begin with the longest rows
+                "%.2f s a step: at most about %s an epoch, %s to the end.",
                 seconds,
                 timedelta(seconds=round(an_epoch)),
                 timedelta(seconds=round(seconds * left)),

@@ -176,7 +176,9 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     estimate = package.estimate_memory(model.config, args.batch, min(args.length, max(rows["length"])), args.mask_prob)
     result = timer.result() | {
         "steps_per_epoch": -(-len(rows) // args.batch),
-        "estimated_peak_gb": round(before + estimate.total - estimate.parameters, 2),
+        "estimated_peak_gb": round(
+            before + estimate.total - estimate.parameters if args.device == "cpu" else estimate.total, 2
+        ),
     }
     if args.device == "cpu" and (args.loss or "softmax") == "softmax":
         work = work_an_item(args, len(tokenizer), np.array(rows["length"][:]))
@@ -235,13 +237,15 @@ def measure(args: argparse.Namespace) -> None:
         "what": args.what,
         "data": Path(args.data).stem,
     }
-    line |= {"loss": args.loss} if args.loss else {}
-    line |= {"bf16": True} if args.bf16 else {}
+    usual = {"loss": None, "bf16": False, "compile": False, "device": "cpu", "attention": "sdpa"}
+    line |= {name: getattr(args, name) for name, value in usual.items() if getattr(args, name) != value}
     for name in ("hidden", "layers", "heads", "length", "batch", "mask_prob", "dropout", "attention_dropout"):
         line[name] = getattr(args, name)
 
     def finish(**result: Any) -> None:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+        if args.device == "cuda":
+            result["peak_gpu_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 2)
         print(json.dumps({**line, **result, "peak_rss_gb": round(peak, 2), "threads": args.threads}), flush=True)
 
     done = threading.Event()
@@ -270,7 +274,7 @@ def table(lines: Iterable[dict[str, Any]]) -> str:
     repeats: dict[tuple, list[dict[str, Any]]] = {}
     for line in lines:
         setting = (line["what"], line["data"], line["length"], line["threads"])
-        kind = (line.get(name) for name in ("peer", "loss", "bf16", "batch", "dropout", "attention_dropout"))
+        kind = (line.get(name) for name in ("peer", "batch", *CHOICES))
         repeats.setdefault((*setting, *kind), []).append(line)
     settings: dict[tuple, list[dict[str, Any]]] = {}
     for key, same in repeats.items():
@@ -286,8 +290,9 @@ def table(lines: Iterable[dict[str, Any]]) -> str:
         parts.append(f"\n**{what}, {data}**, length {length}, {threads} thread{'s' * (threads > 1)}\n")
         parts.append(f"| | batch | {unit} | ours is | peak GB | ours is |\n|---|---:|---:|---:|---:|---:|")
         for row in sorted(rows, key=lambda row: -row.get(speed, 0)):
-            marks = [name for name in ("bf16", "attention_dropout") if row.get(name)]
-            name = " ".join(filter(None, [row["peer"], row.get("loss"), *marks]))
+            marks = [row.get("loss"), row.get("device"), row.get("attention")]
+            marks += [name for name in ("bf16", "compile", "attention_dropout") if row.get(name)]
+            name = " ".join(filter(None, [row["peer"], *marks]))
             if speed not in row:
                 parts.append(f"| {name} | {row['batch']} | {row.get('error', '')} | | {row['peak_rss_gb']:.1f} | |")
                 continue
@@ -299,6 +304,19 @@ def table(lines: Iterable[dict[str, Any]]) -> str:
     return "\n".join(parts)
 
 
+CHOICES = (
+    "loss",
+    "bf16",
+    "compile",
+    "device",
+    "attention",
+    "hidden",
+    "layers",
+    "heads",
+    "mask_prob",
+    "dropout",
+    "attention_dropout",
+)
 SHOWN = ("items_per_second", "users_per_second", "peak_rss_gb")
 SCALES: dict[str, list[dict[str, Any]]] = {
     "catalogue": [
@@ -334,16 +352,28 @@ def plot(lines: list[dict[str, Any]], path: str) -> str:
     fitted = ["| | seconds a step grow with exponent | peak memory (GB) |", "|---|---:|---|"]
     for column, axis in enumerate(SCALES):
         for loss in ("softmax", "sampled_softmax"):
-            rows = [row for row in lines if row["axis"] == axis and row.get("loss", "softmax") == loss]
-            if not rows:
+            measured: dict[int, list[tuple[float, float]]] = {}
+            for row in lines:
+                if row["axis"] == axis and row.get("loss", "softmax") == loss and "seconds_per_step" in row:
+                    size = sizes[row["data"]] if axis == "catalogue" else row[axis]
+                    measured.setdefault(size, []).append((row["seconds_per_step"], row["peak_rss_gb"]))
+            if not measured:
                 continue
-            x = np.array([sizes[row["data"]] if axis == "catalogue" else row[axis] for row in rows], float)
-            seconds, peak = (np.array([row[name] for row in rows]) for name in ("seconds_per_step", "peak_rss_gb"))
+            x = np.array(sorted(measured), float)
+            seconds, peak = np.array([np.median(measured[size], axis=0) for size in sorted(measured)]).T
             exponent = np.polyfit(np.log(x), np.log(seconds), 1)[0]
-            axes[0, column].loglog(x, seconds, "o-", label=f"{loss}: exponent {exponent:.2f}")
-            axes[1, column].semilogx(x, peak, "o-", label=loss)
+            axes[0, column].plot(x, seconds, "o-", label=f"{loss}: exponent {exponent:.2f}")
+            axes[1, column].plot(x, peak, "o-", label=loss)
+            for panel in axes[:, column]:
+                panel.set_xscale("log")
+                panel.set_xticks(x, [f"{size:g}" for size in x])
+                panel.set_xticks([], minor=True)
             fitted.append(f"| {axis}, {loss} | {exponent:.2f} | {', '.join(f'{value:.2f}' for value in peak)} |")
         axes[0, column].set(title=axis, ylabel="seconds a step")
+        if axis == "catalogue":
+            axes[0, column].set_yscale("log")
+        else:
+            axes[0, column].set_ylim(0, None)
         axes[0, column].legend()
         axes[1, column].set(xlabel=axis, ylabel="peak memory (GB)", ylim=(0, None))
     figure.savefig(path, dpi=100)
@@ -375,10 +405,12 @@ def parse() -> argparse.Namespace:
         command.add_argument("--max-gb", type=float, default=16.0, help="stop beyond this resident size")
         command.add_argument("--dropout", type=float, default=0.1)
         command.add_argument("--attention-dropout", type=float, default=0.0)
-        command.add_argument("--bf16", action="store_true", help="bfloat16 autocast")
         command.add_argument("--device", default="cpu")
-        command.add_argument("--attention", default="sdpa", help="attn_implementation")
-        command.add_argument("--compile", action="store_true", help="torch.compile")
+        command.set_defaults(bf16=False, compile=False, attention="sdpa")
+        if what == "train":
+            command.add_argument("--bf16", action="store_true", help="bfloat16 autocast")
+            command.add_argument("--attention", default="sdpa", help="attn_implementation")
+            command.add_argument("--compile", action="store_true", help="torch.compile")
     commands.add_parser("table").add_argument("results", nargs="+")
     commands.add_parser("scale").add_argument("results")
     command = commands.add_parser("plot")

@@ -687,3 +687,21 @@ def test_scores_are_single_precision_under_bfloat16_autocast(model):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         logits = model(torch.tensor([[3, 4, 1]])).logits
     assert logits.dtype == torch.float32
+
+
+def test_attention_stays_in_single_precision_under_autocast_on_a_cpu(batch, monkeypatch):
+    seen = []
+    plain = torch.nn.functional.scaled_dot_product_attention
+
+    def look(query, key, value, **options):
+        seen.append({query.dtype, key.dtype, value.dtype})
+        return plain(query, key, value, **options)
+
+    model = lively_model()
+    expected = model(**batch)
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", look)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = model(**batch)
+    assert seen == [{torch.float32}] * 2
+    torch.testing.assert_close(found.logits, expected.logits, atol=0.1, rtol=0.05)
+    torch.testing.assert_close(found.loss, expected.loss, atol=0.02, rtol=0)
