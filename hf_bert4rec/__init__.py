@@ -12,9 +12,10 @@ from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoTokeni
 from .baselines import MarkovChain, Popularity
 from .configuration_bert4rec import Bert4RecConfig
 from .data_collator import DataCollatorForCloze
-from .histories import before, leave_one_out, split_at_time
-from .interactions import load_interactions, load_titles
+from .histories import before, leave_one_out, popularity_candidates, split_at_time
+from .interactions import load_interactions, load_titles, rename_items
 from .modeling_bert4rec import Bert4RecForMaskedLM, Bert4RecModel
+from .optimization import muon
 from .pipeline_next_item import NextItemRecommendationPipeline, pipeline
 from .ranking import ranking_metrics, target_ranks
 from .resources import estimate_memory
@@ -42,8 +43,11 @@ __all__ = [
     "leave_one_out",
     "load_interactions",
     "load_titles",
+    "muon",
     "pipeline",
+    "popularity_candidates",
     "ranking_metrics",
+    "rename_items",
     "split_at_time",
     "target_ranks",
 ]

@@ -27,7 +27,12 @@ class Popularity(nn.Module):
         return self.counts.expand(len(input_ids), -1)
 
     def forward(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor, history: torch.Tensor
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        labels: torch.Tensor,
+        history: torch.Tensor,
+        candidates: torch.Tensor | None = None,
     ) -> MaskedLMOutput:
         """As the models do: (users, 1, rows) logits, and the loss of the distribution that is proportional to them."""
         logits = self.scores(input_ids, attention_mask).clamp(min=1e-9).log()

@@ -153,6 +153,7 @@ def model_card(facts: Mapping[str, Any]) -> ModelCard:
         **{
             **facts,
             "results": results_table(facts["test"]),
+            "sampled_results": sampled_table(facts["test"]),
             "versions": ", ".join(f"{name} {version}" for name, version in facts["versions"].items()),
         },
     )
@@ -166,6 +167,15 @@ def results_table(
     lines = [f"| | {' | '.join(titles)} |", f"|---|{'---:|' * len(columns)}"]
     lines += [f"| {model} | {' | '.join(f'{row[name]:.4f}' for name in columns)} |" for model, row in metrics.items()]
     return "\n".join(lines)
+
+
+def sampled_table(metrics: Mapping[str, Mapping[str, float]]) -> str:
+    """The same for popularity-sampled metrics, by the columns of the paper's Table 2; empty where there are none."""
+    if not all("mrr_popularity_sampled" in row for row in metrics.values()):
+        return ""
+    names = ("hr@1", "hr@5", "hr@10", "ndcg@5", "ndcg@10", "mrr")
+    plain = {model: {name: row[f"{name}_popularity_sampled"] for name in names} for model, row in metrics.items()}
+    return results_table(plain, names)
 
 
 def push_checkpoint(folder: str | PathLike, repository: str, *, private: bool = False) -> str:

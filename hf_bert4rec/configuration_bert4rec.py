@@ -30,6 +30,8 @@ class Bert4RecConfig(PreTrainedConfig):
         max_position_embeddings: Longest input N, the [MASK] of the query included.
         initializer_range: Standard deviation of the normal that weights start from, cut off at twice that.
         layer_norm_eps: Epsilon of the layer normalisations.
+        rope_theta: Base of the wavelengths of rotary position embeddings (Su et al., 2021), which attention adds to the
+            learned positions: it then sees distances from the first step. None, as in the paper: learned ones alone.
         pad_token_id: Row of [PAD], part of the id contract: 0.
         bos_token_id: None: a history has no start token.
         eos_token_id: None: a history has no end token.
@@ -59,6 +61,7 @@ class Bert4RecConfig(PreTrainedConfig):
     max_position_embeddings: int = 200
     initializer_range: float = 0.02
     layer_norm_eps: float = 1e-12
+    rope_theta: float | int | None = None
     pad_token_id: int | None = 0
     bos_token_id: int | None = None
     eos_token_id: int | None = None
@@ -85,6 +88,11 @@ class Bert4RecConfig(PreTrainedConfig):
             raise ValueError(
                 f"`hidden_size` must be a positive multiple of `num_attention_heads`, found {self.hidden_size} "
                 f"and {self.num_attention_heads}."
+            )
+        if self.rope_theta is not None and (self.rope_theta <= 1 or self.hidden_size // self.num_attention_heads % 2):
+            raise ValueError(
+                "`rope_theta` must be above 1 and a head's width even, found "
+                f"{self.rope_theta} and {self.hidden_size // self.num_attention_heads}."
             )
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
             if not 0 <= getattr(self, name) < 1:

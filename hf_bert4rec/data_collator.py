@@ -55,19 +55,20 @@ class DataCollatorForCloze:
 
         Args:
             features: Rows with `input_ids`, and either `row` (their number, to draw masks from) or `labels` (which are
-                only padded, like `history` where there is one).
+                only padded, like `history` and `candidates` where there are any).
 
         Returns:
             `input_ids` (batch, length); `attention_mask` (batch, length), 1 = real item, 0 = padding; `labels`
-            (batch, length), -100 = not scored; and for rows that brought it `history` (batch, longest), padded with
-            -100. All int64.
+            (batch, length), -100 = not scored; and for rows that brought them `history` (batch, longest) and
+            `candidates` (batch, number), padded with -100. All int64.
         """
         input_ids, real = pad_rows([row["input_ids"] for row in features], self.tokenizer.pad_token_id)
         batch = {"input_ids": input_ids, "attention_mask": real.astype(np.int64)}
         if features[0].get("labels") is not None:
             batch["labels"], _ = pad_rows([row["labels"] for row in features], -100)
-            if features[0].get("history") is not None:
-                batch["history"], _ = pad_rows([row["history"] for row in features], -100)
+            for name in ("history", "candidates"):
+                if features[0].get(name) is not None:
+                    batch[name], _ = pad_rows([row[name] for row in features], -100)
         else:
             masked = self._draw_masks(self._row_numbers(features), real)
             batch["labels"] = np.where(masked, input_ids, -100)

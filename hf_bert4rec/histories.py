@@ -8,6 +8,7 @@ Every split has the same columns, so that the `DatasetDict` can be saved and pus
 - `timestamps`: the time of each of them, that of the [MASK] being the time of the target;
 - `labels`: null in train (the collator masks); else -100, and the target at the [MASK];
 - `history`: null in train; else all items before the target, those too old for `input_ids` too: metrics exclude them;
+- `candidates`: only after `popularity_candidates`: the items that sampled metrics rank the target among;
 - `length`: of `input_ids`, so that batches are grouped without reading the rows.
 """
 
@@ -141,6 +142,42 @@ def before(interactions: Dataset, time: str | float) -> Dataset:
     """The interactions before a point in time: what a tokenizer for `split_at_time` may know."""
     table = interactions.with_format("arrow")[:]
     return Dataset(table.filter(pc.less(table["timestamp"], _as_time(time))))
+
+
+def popularity_candidates(rows: Dataset, counts: np.ndarray, number: int = 100, seed: int = 0) -> Dataset:
+    """Draw the items among which the paper ranks each target (section 4.2): popular ones that the user has not had.
+
+    Figures from these candidates never compare with those from the whole catalogue, and differ with the draw.
+
+    Args:
+        rows: A split to evaluate, from `leave_one_out` or `split_at_time`.
+        counts: (rows of the item table,) how often each item occurs; that of the special rows is 0.
+        number: Items to draw for each user, without replacement and in proportion to their counts.
+        seed: Of the draw; a user's candidates depend on nothing else but the user's row.
+
+    Returns:
+        The split with a column `candidates`.
+
+    Raises:
+        ValueError: A user is left with fewer items than `number`.
+    """
+    reach = np.cumsum(counts)
+    table = rows.with_format("arrow")[:]
+    drawn = np.empty((rows.num_rows, number), np.int32)
+    for row, (history, labels) in enumerate(zip(table["history"], table["labels"], strict=True)):
+        had = np.append(np.asarray(history.values), labels.values[-1].as_py())
+        if number > np.count_nonzero(counts) - np.count_nonzero(counts[np.unique(had)]):
+            raise ValueError(f"Expected {number} items that user {table['user'][row]} has not had, found fewer.")
+        generator = np.random.default_rng((seed, row))
+        found = np.empty(0, np.int64)
+        while len(found) < number:  # as drawing one by one and passing over what was drawn or had before
+            more = np.searchsorted(reach, generator.integers(reach[-1], size=3 * number), side="right")
+            found = np.concatenate([found, more[~np.isin(more, had)]])
+            found = found[np.sort(np.unique(found, return_index=True)[1])]
+        drawn[row] = found[:number]
+    return Dataset(
+        table.append_column("candidates", pa.FixedSizeListArray.from_arrays(pa.array(drawn.ravel()), number))
+    )
 
 
 SPLITS: dict[str, Callable[..., DatasetDict]] = {"leave_one_out": leave_one_out, "at_time": split_at_time}

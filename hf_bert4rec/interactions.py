@@ -1,7 +1,7 @@
 """Interactions: one row an action, with user, item and timestamp, read from any raw log and filtered."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -136,6 +136,26 @@ def load_titles(
         _as_ids(ids, f"{log.name}: the item").to_pylist(), pc.cast(titles, pa.string()).to_pylist(), strict=True
     )
     return {item: title for item, title in pairs if item is not None and title}
+
+
+def rename_items(interactions: Dataset, names: Mapping[str, str]) -> Dataset:
+    """Give the items of a log other ids, such as those of the catalogue where the log only numbers them.
+
+    Args:
+        interactions: As from `load_interactions`.
+        names: Id in the log → id to have, as from `load_titles`.
+
+    Raises:
+        ValueError: An item of the log has no new id, or two have the same.
+    """
+    table = interactions.with_format("arrow")[:]
+    old = pc.unique(table["item"])
+    new = [names.get(item) for item in old.to_pylist()]
+    if None in new or len(set(new)) < len(new):
+        wrong = old[new.index(None)] if None in new else old[next(i for i, n in enumerate(new) if n in new[:i])]
+        raise ValueError(f"Expected a new id of its own for every item of the log, found none for {wrong.as_py()!r}.")
+    renamed = pa.array(new, pa.string()).take(pc.index_in(table["item"], value_set=old))
+    return Dataset(table.set_column(table.schema.get_field_index("item"), "item", renamed))
 
 
 def _located(log: RawLog, kept: pa.ChunkedArray) -> Callable[[int], str]:

@@ -53,6 +53,24 @@ def target_ranks(scores: torch.Tensor, targets: torch.Tensor, history: torch.Ten
     return above.float() + level.float() / 2 + 1
 
 
+def candidate_ranks(scores: torch.Tensor, targets: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
+    """Rank of each user's target among a few candidates, as in the paper (section 4.2).
+
+    Args:
+        scores: As for `target_ranks`, like `targets`.
+        targets: (users,).
+        candidates: (users, number) rows of items, the target not among them.
+
+    Returns:
+        (users,) float32 from 1; half a place is a tie. An unknown target comes last.
+    """
+    of_candidates = scores.gather(1, candidates)
+    of_target = torch.where(targets >= len(SPECIAL_TOKENS), scores.gather(1, targets[:, None])[:, 0], -torch.inf)[
+        :, None
+    ]
+    return 1 + (of_candidates > of_target).sum(1).float() + (of_candidates == of_target).sum(1).float() / 2
+
+
 def hit_rate(ranks: Ranks, k: int) -> float:
     """HR@k: the share of users whose target is among the first k. With one target a user, recall@k is the same."""
     return float(np.mean(np.asarray(ranks) <= k))
@@ -68,6 +86,16 @@ def mrr(ranks: Ranks, k: int) -> float:
     """MRR@k: mean of 1 / rank for targets among the first k, 0 for the others."""
     ranks = np.asarray(ranks, float)
     return float(np.mean(np.where(ranks <= k, 1 / ranks, 0.0)))
+
+
+def bootstrap_interval(ranks: Ranks, k: int = 10, draws: int = 1000, seed: int = 0) -> tuple[float, float]:
+    """95 % interval of NDCG@k over users: between which values it falls when the users are drawn anew."""
+    ranks = np.asarray(ranks, float)
+    gains = np.where(ranks <= k, 1 / np.log2(ranks + 1), 0.0)
+    generator = np.random.default_rng(seed)
+    means = [gains[generator.integers(len(gains), size=len(gains))].mean() for _ in range(draws)]
+    low, high = np.quantile(means, (0.025, 0.975))
+    return float(low), float(high)
 
 
 def ranking_metrics(ranks: Ranks, k: Sequence[int] = (1, 5, 10)) -> dict[str, float]:

@@ -23,16 +23,18 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer, PrinterCallback, P
 
 from .baselines import MarkovChain, Popularity
 from .checkpoint import FACTS_FILE, check_folder, check_sizes, last_complete_checkpoint, results_table, save_checkpoint
-from .configuration_bert4rec import Bert4RecConfig
-from .histories import SPLITS, before
-from .interactions import load_interactions, load_titles
+from .configuration_bert4rec import SPECIAL_TOKENS, Bert4RecConfig
+from .histories import SPLITS, before, popularity_candidates
+from .interactions import load_interactions, load_titles, rename_items
 from .modeling_bert4rec import Bert4RecForMaskedLM
+from .optimization import muon
 from .pipeline_next_item import NextItemRecommendationPipeline, pipeline
+from .ranking import bootstrap_interval
 from .recipe import Recipe
 from .resources import check_memory, estimate_memory
 from .sources import EMBEDDED
 from .tokenization import ItemTokenizer, item_tokenizer
-from .training import RecommendationTrainingArguments, cloze_training
+from .training import SAMPLED, RecommendationTrainingArguments, cloze_training
 
 logger = logging.getLogger(__name__)
 
@@ -56,14 +58,24 @@ def prepare(recipe: Recipe, tokenizer: ItemTokenizer | None = None) -> tuple[Dat
     if run.split == "at_time" and None in (splitting.validation_time, splitting.test_time):
         raise ValueError("The split at_time needs validation_time and test_time.")
     interactions = load_interactions(run.data, **dataclasses.asdict(recipe.reading))
+    titles = load_titles(run.titles) if run.titles else None
+    if run.item_ids:
+        names = load_titles(run.item_ids, item=0, title=1)
+        interactions = rename_items(interactions, names)
+        titles = titles and {names[item]: title for item, title in titles.items() if item in names}
     if tokenizer is None:
         past = interactions
         if run.split == "at_time":
             end_of_train = splitting.test_time if splitting.validation_in_train else splitting.validation_time
             past = before(interactions, end_of_train)
-        titles = load_titles(run.titles) if run.titles else None
         tokenizer = item_tokenizer(past, titles=titles, max_length=run.max_length)
     histories = _split(recipe, interactions, tokenizer)
+    if run.popularity_sampled:
+        counts = np.bincount(tokenizer.encode_items(interactions["item"]), minlength=len(tokenizer))
+        counts[: len(SPECIAL_TOKENS)] = 0
+        for name in set(histories) - {"train"}:
+            histories[name] = popularity_candidates(histories[name], counts)
+        recipe.training.label_names = ["labels", "history", "candidates"]
     logger.info("Histories: %s.", ", ".join(f"{rows.num_rows:,} rows to {name}" for name, rows in histories.items()))
     return interactions, tokenizer, histories
 
@@ -118,7 +130,12 @@ def run(recipe: Recipe) -> Path | None:
     if validation is None:  # folded into train: nothing to choose a checkpoint by
         args.eval_strategy, args.load_best_model_at_end = "no", False
     trainer = Trainer(
-        model, args, train_dataset=histories["train"], eval_dataset=validation, **_setup(recipe, tokenizer)
+        model,
+        args,
+        train_dataset=histories["train"],
+        eval_dataset=validation,
+        **_setup(recipe, tokenizer),
+        **({} if recipe.run.muon_learning_rate is None else muon(args, recipe.run.muon_learning_rate)),
     )
     if not args.disable_tqdm:
         trainer.remove_callback(ProgressCallback)
@@ -138,15 +155,17 @@ def run(recipe: Recipe) -> Path | None:
         "BERT4Rec": trainer,
     }
     metrics: dict[str, dict[str, dict[str, float]]] = {split: {} for split in evaluated}
+    intervals: dict[str, dict[str, tuple[float, float]]] = {split: {} for split in evaluated}
     for name, judged in models.items():
         judge = judged if isinstance(judged, Trainer) else evaluator(judged, recipe, tokenizer, evaluated["test"])
         for split, rows in evaluated.items():
-            metrics[split][name] = ranking_of(judge.evaluate(rows))
+            metrics[split][name], intervals[split][name] = judge_on(judge, rows)
     facts = {
         "name": recipe.run.name or Path(args.output_dir).name,
         "data": data,
         "protocol": protocol(recipe, len(tokenizer.items)),
         **metrics,
+        "intervals": intervals,
         "example": ", ".join(f'"{item}"' for item in recipe.run.example or tokenizer.items[:3].to_pylist()),
         "recipe": recipe.options,
         "seconds": round(seconds, 1),
@@ -191,13 +210,15 @@ def evaluate(recipe: Recipe) -> tuple[str, dict[str, dict[str, float]]]:
     recipe.training.output_dir = tempfile.gettempdir()  # nothing is written
     recipe.training.torch_compile = False
     judge = evaluator(model, recipe, tokenizer, histories["test"])
-    metrics = {split: ranking_of(judge.evaluate(rows)) for split, rows in histories.items() if split != "train"}
+    metrics = {split: judge_on(judge, rows)[0] for split, rows in histories.items() if split != "train"}
     return protocol(recipe, len(tokenizer.items)), metrics
 
 
-def ranking_of(metrics: Mapping[str, float]) -> dict[str, float]:
-    """The ranking metrics among all that the Trainer reports, without its prefix."""
-    return {name.removeprefix("eval_"): value for name, value in metrics.items() if "@" in name}
+def judge_on(judge: Trainer, rows: Dataset) -> tuple[dict[str, float], tuple[float, float]]:
+    """The ranking metrics of a split, and the 95 % bootstrap interval of NDCG@10 over its users."""
+    ranks, _, reported = judge.predict(rows, metric_key_prefix="")
+    metrics = {name.removeprefix("_"): value for name, value in reported.items() if "@" in name or SAMPLED in name}
+    return metrics, bootstrap_interval(ranks if ranks.ndim == 1 else ranks[:, 0])
 
 
 def _setup(recipe: Recipe, tokenizer: ItemTokenizer) -> dict[str, Any]:

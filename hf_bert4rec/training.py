@@ -1,6 +1,7 @@
 """What the stock Trainer needs to train and rank a recommender: defaults, two callbacks, three functions."""
 
 import logging
+import sys
 import time
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -16,11 +17,14 @@ from transformers.trainer_utils import has_length
 
 from .configuration_bert4rec import Bert4RecConfig
 from .data_collator import DataCollatorForCloze
-from .ranking import ranking_metrics, target_ranks
+from .ranking import candidate_ranks, mrr, ranking_metrics, target_ranks
 from .resources import estimate_memory, keep_freed_memory
 from .tokenization import ItemTokenizer
 
 logger = logging.getLogger(__name__)
+
+SAMPLED = "popularity_sampled"
+"""Ends the names of the metrics among `popularity_candidates`, so that nobody takes them for those of the catalogue."""
 
 
 @dataclass
@@ -187,26 +191,33 @@ def cloze_training(tokenizer: ItemTokenizer, *, exclude_history: bool = True, **
 
 
 def ranks_of_logits(
-    logits: torch.Tensor, labels: tuple[torch.Tensor, torch.Tensor], exclude_history: bool = True
+    logits: torch.Tensor, labels: tuple[torch.Tensor, ...], exclude_history: bool = True
 ) -> torch.Tensor:
     """`preprocess_logits_for_metrics`: keep one rank a user instead of a row of scores.
 
     Args:
         logits: (users, 1, rows) at the [MASK].
-        labels: `labels` (users, length), -100 but at the [MASK], and `history` (users, longest), filled up with -100.
+        labels: `labels` (users, length), -100 but at the [MASK]; `history` (users, longest), filled up with -100; and
+            `candidates` (users, number) where `label_names` has them too.
         exclude_history: See `cloze_training`.
 
     Returns:
-        (users,) ranks from 1.
+        (users,) ranks from 1; with candidates (users, 2), the second among them.
     """
-    targets, history = labels
+    targets, history, *candidates = labels
     if logits.shape[1] == targets.shape[1]:  # a compiled model scores every position
         logits = logits.take_along_dim((targets != -100).int().argmax(dim=1)[:, None, None], dim=1)
     if logits.shape[1] != 1:
         raise ValueError(f"Expected one target a user to rank, found {logits.shape[1]}.")
-    return target_ranks(logits[:, 0], targets.amax(dim=1), history if exclude_history else None)
+    scores, targets = logits[:, 0], targets.amax(dim=1)
+    ranks = target_ranks(scores, targets, history if exclude_history else None)
+    return torch.stack([ranks, candidate_ranks(scores, targets, candidates[0])], dim=1) if candidates else ranks
 
 
 def metrics_of_ranks(prediction: EvalPrediction) -> dict[str, float]:
-    """`compute_metrics`: HR, NDCG and MRR at 1, 5 and 10."""
-    return ranking_metrics(np.asarray(prediction.predictions))
+    """`compute_metrics`: HR, NDCG and MRR at 1, 5 and 10, with candidates also as `ndcg@10_popularity_sampled`."""
+    ranks = np.asarray(prediction.predictions)
+    if ranks.ndim == 1:
+        return ranking_metrics(ranks)
+    sampled = ranking_metrics(ranks[:, 1]) | {"mrr": mrr(ranks[:, 1], sys.maxsize)}  # the paper's MRR has no cut-off
+    return ranking_metrics(ranks[:, 0]) | {f"{name}_{SAMPLED}": value for name, value in sampled.items()}

@@ -10,7 +10,7 @@ import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads make small models much slower
 
-from hf_bert4rec.checkpoint import results_table
+from hf_bert4rec.checkpoint import results_table, sampled_table
 from hf_bert4rec.recipe import parse_recipe, plain_errors
 from hf_bert4rec.run import evaluate
 
@@ -19,3 +19,5 @@ if __name__ == "__main__":
     with plain_errors():
         protocol, metrics = evaluate(recipe)
         print(f"Protocol: {protocol}\n{results_table(metrics)}")
+        if sampled := sampled_table(metrics):
+            print(f"\nAmong 100 popularity-sampled candidates, as in the paper:\n{sampled}")

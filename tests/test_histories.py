@@ -3,12 +3,13 @@
 import datetime
 import logging
 
+import numpy as np
 import pytest
 from datasets import Dataset, load_from_disk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_bert4rec import before, item_tokenizer, leave_one_out, split_at_time
+from hf_bert4rec import before, item_tokenizer, leave_one_out, popularity_candidates, split_at_time
 
 PAD, MASK, UNK = 0, 1, 2
 A, B, C, D, E = range(3, 8)
@@ -340,3 +341,42 @@ def test_split_at_time_trains_on_the_past_and_asks_for_each_user_s_first_action_
             if first <= time < end:
                 expected.setdefault(user, time)
         assert dict(targets(splits[name])) == expected
+
+
+# ---- candidates of sampled metrics -----------------------------------------------------------------------------------
+
+COUNTS = np.array([0, 0, 0, 4, 8, 0, 2, 2, 1, 1, 1, 1, 1])  # a to j; c never occurs
+
+
+def test_candidates_are_other_items_that_occur_each_once(interactions, tokenizer):
+    test = leave_one_out(interactions, tokenizer)["test"]
+    drawn = popularity_candidates(test, COUNTS, number=4, seed=7)
+    assert drawn.column_names == [*test.column_names, "candidates"]
+    assert drawn.remove_columns("candidates").to_dict() == test.to_dict()
+    for found in drawn:
+        had = {*found["history"], found["labels"][-1]}
+        assert len(set(found["candidates"])) == 4
+        assert not had & set(found["candidates"])
+        assert 5 not in found["candidates"]
+        assert min(found["candidates"]) >= 3
+
+
+def test_a_draw_is_the_same_for_the_same_seed_and_another_for_another(interactions, tokenizer):
+    test = leave_one_out(interactions, tokenizer)["test"]
+    draws = [popularity_candidates(test, COUNTS, number=4, seed=seed)["candidates"][:] for seed in (0, 0, 1)]
+    assert draws[0] == draws[1] != draws[2]
+
+
+def test_candidates_are_drawn_in_proportion_to_their_counts(tokenizer):
+    users = 3000
+    log = log_of(*((f"u{user}", item, time) for user in range(users) for time, item in enumerate("jih")))
+    drawn = popularity_candidates(leave_one_out(log, tokenizer)["test"], COUNTS, number=1)["candidates"][:]
+    shares = np.bincount(np.ravel(drawn), minlength=13) / users
+    expected = COUNTS * ~np.isin(np.arange(13), [10, 11, 12]) / 18  # without h, i and j, which everybody has had
+    np.testing.assert_allclose(shares, expected, atol=0.03)
+
+
+def test_more_candidates_than_items_left_are_refused(interactions, tokenizer):
+    test = leave_one_out(interactions, tokenizer)["test"]
+    with pytest.raises(ValueError, match="Expected 6 items that user u1 has not had, found fewer"):
+        popularity_candidates(test, COUNTS, number=6)

@@ -17,7 +17,7 @@ from datasets import Dataset, DatasetDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_bert4rec import load_interactions, load_titles
+from hf_bert4rec import load_interactions, load_titles, rename_items
 
 
 @pytest.fixture
@@ -690,3 +690,19 @@ def test_a_key_that_the_first_json_line_lacks_is_read_all_the_same(write):
 
 def test_titles_without_a_header_are_read_where_the_positions_say(write):
     assert load_titles(write("titles.tsv", "Ah\ta\nBe\tb\n"), item=1, title=0) == {"a": "Ah", "b": "Be"}
+
+
+# ---- other ids -------------------------------------------------------------------------------------------------------
+
+
+def test_items_get_the_ids_of_the_catalogue():
+    log = Dataset.from_dict({"user": ["u", "u", "v"], "item": ["1", "2", "1"], "timestamp": [1, 2, 3]})
+    renamed = rename_items(log, {"2": "b c", "1": "9", "3": "unused"})
+    assert renamed.to_dict() == {"user": ["u", "u", "v"], "item": ["9", "b c", "9"], "timestamp": [1, 2, 3]}
+
+
+@pytest.mark.parametrize(("names", "wrong"), [({"1": "9"}, "2"), ({"1": "9", "2": "9"}, "2"), ({"2": "9"}, "1")])
+def test_an_item_without_an_id_of_its_own_is_refused(names, wrong):
+    log = Dataset.from_dict({"user": ["u", "u"], "item": ["1", "2"], "timestamp": [1, 2]})
+    with pytest.raises(ValueError, match=f"a new id of its own for every item of the log, found none for '{wrong}'"):
+        rename_items(log, names)

@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, BertConfig, BertForMaskedLM, pipeline
 
 from hf_bert4rec import Bert4RecConfig, Bert4RecForMaskedLM, Bert4RecModel
+from hf_bert4rec.modeling_bert4rec import rotate
 from tests.conftest import small_config
 
 ROWS, LENGTH, SPECIALS = 29, 7, 3
@@ -494,6 +495,36 @@ def test_only_the_last_hidden_state_is_of_the_kept_positions(batch, layers):
     assert [state.shape for state in states] == [(3, LENGTH, 12)] * layers + [(3, 2, 12)]
 
 
+def test_rotary_positions_see_distances_alone():
+    """With the learned positions at 0, items moved to later positions attend to each other as before."""
+    model = lively_model(rope_theta=9)
+    model.model.embeddings.position_embeddings.weight.data.zero_()
+    items = torch.tensor([[4, 9, 28, 3]])
+    moved = torch.tensor([[5, 6, 4, 9, 28, 3]])
+    mask = torch.tensor([[0, 0, 1, 1, 1, 1]])
+    torch.testing.assert_close(model(moved, mask).logits[:, 2:], model(items).logits, atol=1e-4, rtol=0)
+    turned = model(items.flip(1)).logits.flip(1)
+    assert (turned - model(items).logits)[..., SPECIALS:].abs().max() > 1e-2
+
+
+def test_the_rotation_of_a_vector_is_worked_out_by_hand():
+    """A head of width 4 has wavelengths 2π and 2π √θ; 0 turns nothing, and lengths are kept."""
+    states = torch.tensor([1.0, 2.0, 3.0, 4.0]).expand(1, 1, 3, 4)
+    turned = rotate(states, torch.tensor([0, 1, 5]), theta=100.0)[0, 0]
+    torch.testing.assert_close(turned[0], states[0, 0, 0])
+    for place, position in ((1, 1.0), (2, 5.0)):
+        a, b = torch.tensor(position), torch.tensor(position / 10)
+        by_hand = [a.cos() - 3 * a.sin(), 2 * b.cos() - 4 * b.sin(), 3 * a.cos() + a.sin(), 4 * b.cos() + 2 * b.sin()]
+        torch.testing.assert_close(turned[place], torch.stack(by_hand))
+
+
+@pytest.mark.parametrize("rope_theta", [None, 9])
+def test_kept_queries_are_turned_by_their_own_positions(batch, rope_theta):
+    model, kept = lively_model(rope_theta=rope_theta), torch.tensor([[6, 1], [1, 0], [2, 2]])
+    logits = model(**inputs_of(batch)).logits.take_along_dim(kept[..., None], 1)
+    torch.testing.assert_close(model(**inputs_of(batch), logits_to_keep=kept).logits, logits, atol=1e-5, rtol=0)
+
+
 def test_attentions_are_one_a_layer_and_spare_the_padding(batch):
     model = lively_model(attn_implementation="eager")
     attentions = model(**inputs_of(batch), output_attentions=True).attentions
@@ -549,6 +580,7 @@ CHANGES = {
     "max_position_embeddings": 13,
     "initializer_range": 0.5,
     "layer_norm_eps": 0.5,
+    "rope_theta": 7,
     "tie_word_embeddings": False,
     "loss": "sampled_softmax",
     "loss_chunk_size": 2,
@@ -572,7 +604,7 @@ def test_a_size_changes_the_shapes(field):
     assert one != other
 
 
-@pytest.mark.parametrize("field", ["num_attention_heads", "hidden_act", "layer_norm_eps"])
+@pytest.mark.parametrize("field", ["num_attention_heads", "hidden_act", "layer_norm_eps", "rope_theta"])
 def test_a_setting_changes_the_logits(batch, field):
     one, other = (lively_model(**changes) for changes in ({}, {field: CHANGES[field]}))
     difference = (one(**inputs_of(batch)).logits - other(**inputs_of(batch)).logits)[..., SPECIALS:]
@@ -633,6 +665,8 @@ def test_tying_changes_the_number_of_parameters():
         ({"hidden_size": 64, "num_attention_heads": 3}, "multiple of `num_attention_heads`, found 64 and 3"),
         ({"hidden_size": 0}, "`hidden_size` must be a positive multiple"),
         ({"vocab_size": 3}, r"at least one item, found 3. Pass `vocab_size=len\(tokenizer\)`"),
+        ({"rope_theta": 1}, "`rope_theta` must be above 1 and a head's width even, found 1 and 32"),
+        ({"rope_theta": 9, "hidden_size": 6}, "a head's width even, found 9 and 3"),
         ({"loss_chunk_size": 0}, "`loss_chunk_size` must be at least 1, found 0"),
         ({"loss": "bce", "num_negatives": 0}, "`num_negatives` must be at least 1, found 0"),
         ({"loss": "bce", "vocab_size": 13, "num_negatives": 10}, "must be at most 9, .* found 10.*loss='softmax'"),

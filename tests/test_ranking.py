@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_bert4rec import NEXT_ITEM_METRIC, ranking_metrics, target_ranks
-from hf_bert4rec.ranking import hit_rate, mrr, ndcg
+from hf_bert4rec.ranking import bootstrap_interval, candidate_ranks, hit_rate, mrr, ndcg
 
 SPECIALS, UNK = 3, 2
 
@@ -204,3 +204,32 @@ def test_the_module_of_evaluate_takes_batches(tmp_path):
     metric.add_batch(predictions=[1, 2])
     metric.add_batch(predictions=torch.tensor([3.5, 10, 11], dtype=torch.float64))
     assert metric.compute() == ranking_metrics(RANKS)
+
+
+# ---- among candidates, and intervals ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("target", "candidates", "rank"),
+    [
+        (3, [4, 5, 6], 1.0),  # .9 before .5, .5, .1
+        (6, [3, 4, 5], 4.0),
+        (4, [3, 5, 6], 2.5),  # level with 5
+        (4, [5, 5, 5], 2.5),
+        (2, [3, 4, 5], 4.0),  # an item that the model does not know comes last
+    ],
+)
+def test_the_rank_among_candidates_is_counted_by_hand(target, candidates, rank):
+    scores = torch.tensor([[7.0, 7.0, 7.0, 0.9, 0.5, 0.5, 0.1]])
+    assert candidate_ranks(scores, torch.tensor([target]), torch.tensor([candidates])).tolist() == [rank]
+
+
+def test_the_bootstrap_interval_is_that_of_the_standard_error():
+    ranks = np.where(np.random.default_rng(1).random(4000) < 0.3, 1.0, 99.0)  # a gain of 1 or of 0
+    share = float(np.mean(ranks == 1))
+    low, high = bootstrap_interval(ranks)
+    error = np.sqrt(share * (1 - share) / 4000)
+    assert low == pytest.approx(share - 1.96 * error, abs=0.2 * error)
+    assert high == pytest.approx(share + 1.96 * error, abs=0.2 * error)
+    assert bootstrap_interval(ranks) == (low, high)
+    assert bootstrap_interval([1.0] * 5) == (1.0, 1.0)
