@@ -12,6 +12,7 @@ from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
 from torch import nn
 from transformers import PreTrainedModel
 
+from .ranking import SAMPLED
 from .tokenization import TITLES_FILE, ItemTokenizer
 
 FACTS_FILE = "run_facts.json"
@@ -125,12 +126,15 @@ def save_checkpoint(
 
 def model_card(facts: Mapping[str, Any]) -> ModelCard:
     """The card, with the test results as model-index, from the run's facts alone."""
+    number = facts["recipe"].get("popularity_candidates")
+    sampled = f"{facts['protocol'].split(', ranked')[0]}, ranked among {number} popularity-sampled candidates"
     results = [
         EvalResult(
             task_type="fill-mask",
             task_name="Next-item recommendation",
             dataset_type=facts["data"]["name"],
-            dataset_name=f"{facts['data']['name']} ({facts['protocol']})",
+            dataset_name=f"{facts['data']['name']} ({sampled if SAMPLED in name else facts['protocol']})",
+            dataset_config="popularity-sampled" if SAMPLED in name else "whole-catalogue",  # else the card merges them
             dataset_split="test",
             metric_type=name,
             metric_name=name.upper(),
@@ -171,10 +175,10 @@ def results_table(
 
 def sampled_table(metrics: Mapping[str, Mapping[str, float]]) -> str:
     """The same for popularity-sampled metrics, by the columns of the paper's Table 2; empty where there are none."""
-    if not all("mrr_popularity_sampled" in row for row in metrics.values()):
+    if not all(f"mrr_{SAMPLED}" in row for row in metrics.values()):
         return ""
     names = ("hr@1", "hr@5", "hr@10", "ndcg@5", "ndcg@10", "mrr")
-    plain = {model: {name: row[f"{name}_popularity_sampled"] for name in names} for model, row in metrics.items()}
+    plain = {model: {name: row[f"{name}_{SAMPLED}"] for name in names} for model, row in metrics.items()}
     return results_table(plain, names)
 
 

@@ -12,6 +12,9 @@ import torch
 
 from .configuration_bert4rec import SPECIAL_TOKENS
 
+SAMPLED = "popularity_sampled"
+"""Ends the names of the metrics among candidates, so that nobody takes them for those of the whole catalogue."""
+
 Ranks = np.ndarray | Sequence[float]
 
 

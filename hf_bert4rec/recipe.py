@@ -38,8 +38,9 @@ class RunArguments:
     split: Literal["leave_one_out", "at_time"] = field(default="leave_one_out", metadata={"help": "How to hold out."})
     max_length: int = field(default=200, metadata={"help": "Longest input N, the [MASK] of the query included."})
     exclude_history: bool = field(default=True, metadata={"help": "Rank among the items not in the history."})
-    popularity_sampled: bool = field(
-        default=False, metadata={"help": "Rank also among 100 popular items that the user has not had, as the paper."}
+    popularity_candidates: int = field(
+        default=0,
+        metadata={"help": "Rank also among so many popular items that the user has not had; 100 in the paper."},
     )
     muon_learning_rate: float | None = field(
         default=None, metadata={"help": "Peak learning rate of Muon for the matrices; AdamW for all if not given."}

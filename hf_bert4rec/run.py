@@ -29,12 +29,12 @@ from .interactions import load_interactions, load_titles, rename_items
 from .modeling_bert4rec import Bert4RecForMaskedLM
 from .optimization import muon
 from .pipeline_next_item import NextItemRecommendationPipeline, pipeline
-from .ranking import bootstrap_interval
+from .ranking import SAMPLED, bootstrap_interval
 from .recipe import Recipe
 from .resources import check_memory, estimate_memory
 from .sources import EMBEDDED
 from .tokenization import ItemTokenizer, item_tokenizer
-from .training import SAMPLED, RecommendationTrainingArguments, cloze_training
+from .training import RecommendationTrainingArguments, cloze_training
 
 logger = logging.getLogger(__name__)
 
@@ -58,23 +58,26 @@ def prepare(recipe: Recipe, tokenizer: ItemTokenizer | None = None) -> tuple[Dat
     if run.split == "at_time" and None in (splitting.validation_time, splitting.test_time):
         raise ValueError("The split at_time needs validation_time and test_time.")
     interactions = load_interactions(run.data, **dataclasses.asdict(recipe.reading))
-    titles = load_titles(run.titles) if run.titles else None
-    if run.item_ids:
-        names = load_titles(run.item_ids, item=0, title=1)
+    names = load_titles(run.item_ids, item=0, title=1) if run.item_ids else None
+    if names:
         interactions = rename_items(interactions, names)
-        titles = titles and {names[item]: title for item, title in titles.items() if item in names}
     if tokenizer is None:
         past = interactions
         if run.split == "at_time":
             end_of_train = splitting.test_time if splitting.validation_in_train else splitting.validation_time
             past = before(interactions, end_of_train)
+        titles = load_titles(run.titles) if run.titles else None
+        if names and titles:  # both tables name the items as the log does
+            titles = {names[item]: title for item, title in titles.items() if item in names}
         tokenizer = item_tokenizer(past, titles=titles, max_length=run.max_length)
     histories = _split(recipe, interactions, tokenizer)
-    if run.popularity_sampled:
-        counts = np.bincount(tokenizer.encode_items(interactions["item"]), minlength=len(tokenizer))
+    if run.popularity_candidates:
+        counts = np.bincount(
+            tokenizer.encode_items(interactions.with_format("arrow")[:]["item"]), minlength=len(tokenizer)
+        )
         counts[: len(SPECIAL_TOKENS)] = 0
         for name in set(histories) - {"train"}:
-            histories[name] = popularity_candidates(histories[name], counts)
+            histories[name] = popularity_candidates(histories[name], counts, run.popularity_candidates)
         recipe.training.label_names = ["labels", "history", "candidates"]
     logger.info("Histories: %s.", ", ".join(f"{rows.num_rows:,} rows to {name}" for name, rows in histories.items()))
     return interactions, tokenizer, histories
@@ -95,9 +98,9 @@ def protocol(recipe: Recipe, items: int) -> str:
         "leave_one_out": "leave-one-out (every user's last item)",
         "at_time": f"first item of every user from {recipe.splitting.test_time} on",
     }[recipe.run.split]
-    return (
-        f"{held_out}, ranked among all {items:,} items, history {'' if recipe.run.exclude_history else 'not '}excluded"
-    )
+    folded = ", validation items trained on" if recipe.splitting.validation_in_train else ""
+    history = "excluded" if recipe.run.exclude_history else "not excluded"
+    return f"{held_out}{folded}, ranked among all {items:,} items, history {history}"
 
 
 def run(recipe: Recipe) -> Path | None:

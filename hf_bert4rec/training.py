@@ -17,14 +17,11 @@ from transformers.trainer_utils import has_length
 
 from .configuration_bert4rec import Bert4RecConfig
 from .data_collator import DataCollatorForCloze
-from .ranking import candidate_ranks, mrr, ranking_metrics, target_ranks
+from .ranking import SAMPLED, candidate_ranks, mrr, ranking_metrics, target_ranks
 from .resources import estimate_memory, keep_freed_memory
 from .tokenization import ItemTokenizer
 
 logger = logging.getLogger(__name__)
-
-SAMPLED = "popularity_sampled"
-"""Ends the names of the metrics among `popularity_candidates`, so that nobody takes them for those of the catalogue."""
 
 
 @dataclass

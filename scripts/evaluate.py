@@ -20,4 +20,6 @@ if __name__ == "__main__":
         protocol, metrics = evaluate(recipe)
         print(f"Protocol: {protocol}\n{results_table(metrics)}")
         if sampled := sampled_table(metrics):
-            print(f"\nAmong 100 popularity-sampled candidates, as in the paper:\n{sampled}")
+            print(
+                f"\nAmong {recipe.run.popularity_candidates} popularity-sampled candidates, as in the paper:\n{sampled}"
+            )

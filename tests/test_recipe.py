@@ -1,6 +1,9 @@
 """Recipes: YAML and command line, types, and options that nobody reads."""
 
+from pathlib import Path
+
 import pytest
+import yaml
 
 from hf_bert4rec.recipe import parse_recipe
 
@@ -110,3 +113,42 @@ def test_the_help_tells_every_option_with_its_words_and_default(capsys):
         assert option in words
     assert "Width d of the item embeddings" in words
     assert "Share of the rows in which the last item alone is masked" in words
+
+
+# ---- the recipes of the repository -----------------------------------------------------------------------------------
+
+CONFIGS = sorted((Path(__file__).parents[1] / "scripts" / "configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_recipe_of_the_repository_is_read_whole(path):
+    recipe = parse_recipe([str(path)])
+    assert set(yaml.safe_load(path.read_text())) <= set(recipe.options)
+    assert recipe.run.max_length >= 2
+
+
+@pytest.mark.parametrize(
+    ("name", "length", "rho", "most", "step", "dropout", "attention", "steps"),
+    [
+        ("ml-1m", 200, 0.2, 40, 0.5, 0.2, 0.2, 400_000),
+        ("beauty", 50, 0.6, 30, 0.1, 0.5, 0.2, 400_000),
+        ("steam", 50, 0.4, 20, 0.5, 0.1, 0.1, 800_000),
+        ("ml-20m", 200, 0.2, 20, 0.5, 0.1, 0.1, 400_000),
+    ],
+)
+def test_the_paper_s_presets_have_its_hyper_parameters(name, length, rho, most, step, dropout, attention, steps):
+    recipe = parse_recipe([str(CONFIGS[0].with_name(f"paper-{name}.yaml"))])
+    assert (recipe.run.max_length, recipe.splitting.window_step) == (length, step)
+    assert recipe.splitting.validation_in_train
+    assert (recipe.masking.mask_probability, recipe.masking.max_predictions) == (rho, most)
+    assert recipe.masking.last_item_probability == pytest.approx(1 / 11, abs=1e-4)
+    model = recipe.model
+    assert (model.hidden_size, model.num_hidden_layers, model.num_attention_heads, model.intermediate_size) == (
+        64, 2, 2, 256,
+    )  # fmt: skip
+    assert (model.hidden_dropout_prob, model.attention_probs_dropout_prob) == (dropout, attention)
+    assert (model.initializer_range, model.rope_theta, model.loss) == (0.02, None, "softmax")
+    training = recipe.training
+    assert (training.learning_rate, training.warmup_steps, training.max_steps) == (1e-4, 100, steps)
+    assert (training.per_device_train_batch_size, training.weight_decay, training.max_grad_norm) == (256, 0.01, 5)
+    assert recipe.run.muon_learning_rate is None

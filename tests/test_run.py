@@ -94,6 +94,27 @@ def test_an_unknown_item_in_an_example_has_no_title(trained):
     assert "nothing" in recommendation_table(hf_bert4rec.pipeline(trained), ["nothing"], top_k=1)
 
 
+def test_a_run_by_muon_is_judged_among_candidates_too_and_names_its_items(tmp_path):
+    (tmp_path / "ids.tsv").write_text("item\tname\n" + "".join(f"i{i}\tfilm {i}\n" for i in range(12)))
+    options = ["--item_ids", str(tmp_path / "ids.tsv"), "--popularity_candidates", "3", "--num_train_epochs", "1"]
+    folder = run(recipe_for(tmp_path, *options, "--rope_theta", "100", "--muon_learning_rate", "0.01"))
+    facts = json.loads((folder / "run_facts.json").read_text())
+    row = facts["test"]["BERT4Rec"]
+    names = ("hr@1", "hr@5", "hr@10", "ndcg@5", "ndcg@10", "mrr")
+    assert {f"{name}_popularity_sampled" for name in names} <= set(row)
+    assert row["hr@5_popularity_sampled"] == 1  # of 3 candidates and the target
+    low, high = facts["intervals"]["test"]["BERT4Rec"]
+    assert low <= row["ndcg@10"] <= high
+    _, again = evaluate(parse_recipe([str(folder)]))
+    assert again["test"] == pytest.approx(row, abs=1e-9)
+    card = ModelCard.load(folder / "README.md")
+    sampled = [result for result in card.data.eval_results if "sampled" in result.metric_type]
+    assert all("among 3 popularity-sampled candidates" in result.dataset_name for result in sampled)
+    assert len(sampled) == 10
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert tokenizer.titles[tokenizer.items.to_pylist().index("film 1")] == "One"
+
+
 def test_a_split_at_a_point_in_time_trains_on_the_past_alone(tmp_path):
     options = ["--split", "at_time", "--validation_time", "4", "--test_time", "5", "--num_train_epochs", "1"]
     folder = run(recipe_for(tmp_path, *options))
@@ -106,6 +127,7 @@ def test_validation_folded_into_train_keeps_the_last_checkpoint(tmp_path):
     facts = json.loads((folder / "run_facts.json").read_text())
     assert "validation" not in facts
     assert facts["best_checkpoint"] == ""
+    assert "validation items trained on" in facts["protocol"]
 
 
 def interrupted(folder: Path, step: int):
