@@ -126,14 +126,12 @@ def save_checkpoint(
 
 def model_card(facts: Mapping[str, Any]) -> ModelCard:
     """The card, with the test results as model-index, from the run's facts alone."""
-    number = facts["recipe"].get("popularity_candidates")
-    sampled = f"{facts['protocol'].split(', ranked')[0]}, ranked among {number} popularity-sampled candidates"
     results = [
         EvalResult(
             task_type="fill-mask",
             task_name="Next-item recommendation",
             dataset_type=facts["data"]["name"],
-            dataset_name=f"{facts['data']['name']} ({sampled if SAMPLED in name else facts['protocol']})",
+            dataset_name=f"{facts['data']['name']} ({facts['sampled_protocol' if SAMPLED in name else 'protocol']})",
             dataset_config="popularity-sampled" if SAMPLED in name else "whole-catalogue",  # else the card merges them
             dataset_split="test",
             metric_type=name,

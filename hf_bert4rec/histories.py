@@ -8,7 +8,7 @@ Every split has the same columns, so that the `DatasetDict` can be saved and pus
 - `timestamps`: the time of each of them, that of the [MASK] being the time of the target;
 - `labels`: null in train (the collator masks); else -100, and the target at the [MASK];
 - `history`: null in train; else all items before the target, those too old for `input_ids` too: metrics exclude them;
-- `candidates`: only after `popularity_candidates`: the items that sampled metrics rank the target among;
+- `candidates`: not in train, and only after `popularity_candidates`: what sampled metrics rank the target among;
 - `length`: of `input_ids`, so that batches are grouped without reading the rows.
 """
 
@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict
 
+from .configuration_bert4rec import SPECIAL_TOKENS
 from .interactions import as_seconds
 from .tokenization import ItemTokenizer
 
@@ -151,30 +152,35 @@ def popularity_candidates(rows: Dataset, counts: np.ndarray, number: int = 100, 
 
     Args:
         rows: A split to evaluate, from `leave_one_out` or `split_at_time`.
-        counts: (rows of the item table,) how often each item occurs; that of the special rows is 0.
+        counts: (rows of the item table,) how often each item occurs, in the paper over all actions, held-out ones too.
         number: Items to draw for each user, without replacement and in proportion to their counts.
-        seed: Of the draw; a user's candidates depend on nothing else but the user's row.
+        seed: Of the draw, with the number in `row`: no other row of the split matters.
 
     Returns:
         The split with a column `candidates`.
 
     Raises:
-        ValueError: A user is left with fewer items than `number`.
+        ValueError: `number` is below 1, the rows have no targets, or a user is left with fewer items than `number`.
     """
-    reach = np.cumsum(counts)
+    if number < 1:
+        raise ValueError(f"Expected at least one candidate, found {number}.")
+    if rows.with_format("arrow")[:]["labels"].null_count:
+        raise ValueError("Expected rows with targets, the validation or test split, found training rows.")
+    counts = np.where(np.arange(len(counts)) < len(SPECIAL_TOKENS), 0, counts)
+    reach, occurring = np.cumsum(counts), np.count_nonzero(counts)
     table = rows.with_format("arrow")[:]
     drawn = np.empty((rows.num_rows, number), np.int32)
-    for row, (history, labels) in enumerate(zip(table["history"], table["labels"], strict=True)):
+    for place, (row, history, labels) in enumerate(zip(*(table[n] for n in ("row", "history", "labels")), strict=True)):
         had = np.append(np.asarray(history.values), labels.values[-1].as_py())
-        if number > np.count_nonzero(counts) - np.count_nonzero(counts[np.unique(had)]):
-            raise ValueError(f"Expected {number} items that user {table['user'][row]} has not had, found fewer.")
-        generator = np.random.default_rng((seed, row))
+        if number > occurring - np.count_nonzero(counts[np.unique(had)]):
+            raise ValueError(f"Expected {number} items that user {table['user'][place]} has not had, found fewer.")
+        generator = np.random.default_rng((seed, row.as_py()))
         found = np.empty(0, np.int64)
         while len(found) < number:  # as drawing one by one and passing over what was drawn or had before
             more = np.searchsorted(reach, generator.integers(reach[-1], size=3 * number), side="right")
             found = np.concatenate([found, more[~np.isin(more, had)]])
             found = found[np.sort(np.unique(found, return_index=True)[1])]
-        drawn[row] = found[:number]
+        drawn[place] = found[:number]
     return Dataset(
         table.append_column("candidates", pa.FixedSizeListArray.from_arrays(pa.array(drawn.ravel()), number))
     )

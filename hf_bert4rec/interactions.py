@@ -1,6 +1,7 @@
 """Interactions: one row an action, with user, item and timestamp, read from any raw log and filtered."""
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -151,9 +152,14 @@ def rename_items(interactions: Dataset, names: Mapping[str, str]) -> Dataset:
     table = interactions.with_format("arrow")[:]
     old = pc.unique(table["item"])
     new = [names.get(item) for item in old.to_pylist()]
-    if None in new or len(set(new)) < len(new):
-        wrong = old[new.index(None)] if None in new else old[next(i for i, n in enumerate(new) if n in new[:i])]
-        raise ValueError(f"Expected a new id of its own for every item of the log, found none for {wrong.as_py()!r}.")
+    if None in new:
+        raise ValueError(
+            f"Expected a new id for every item of the log, found none for {old[new.index(None)].as_py()!r}."
+        )
+    name, times = Counter(new).most_common(1)[0]
+    if times > 1:
+        merged = [item for item, other in zip(old.to_pylist(), new, strict=True) if other == name]
+        raise ValueError(f"Expected a new id of its own for every item of the log, found {name!r} for {merged}.")
     renamed = pa.array(new, pa.string()).take(pc.index_in(table["item"], value_set=old))
     return Dataset(table.set_column(table.schema.get_field_index("item"), "item", renamed))
 

@@ -69,7 +69,10 @@ def rotate(states: torch.Tensor, positions: torch.Tensor, theta: float) -> torch
     Args:
         states: (batch, heads, positions, head_dim).
         positions: (positions,) or (batch, positions), counted from the oldest item.
-        theta: Longest wavelength, in positions, is 2π times nearly this.
+        theta: Pair i of the numbers of a head turns once in 2π · theta^(2i / head_dim) positions.
+
+    Returns:
+        As `states`.
     """
     half = states.shape[-1] // 2
     steps = torch.arange(half, device=states.device) / half
@@ -107,16 +110,16 @@ class Bert4RecAttention(nn.Module):
             project(states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (batch, heads, positions, head_dim)
             for project, states in ((self.query, queries), (self.key, hidden_states), (self.value, hidden_states))
         )
-        if self.rope_theta is not None:
-            positions = torch.arange(hidden_states.shape[1], device=hidden_states.device)
-            query = rotate(query, positions if kept is None else kept, self.rope_theta)
-            key = rotate(key, positions, self.rope_theta)
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
         # On a CPU attention in bfloat16 is slow, its backward pass above all: autocast stays out of it (1.4 times).
         if torch.is_autocast_enabled("cpu"):
             query, key, value = query.float(), key.float(), value.float()
+        if self.rope_theta is not None:
+            positions = torch.arange(hidden_states.shape[1], device=hidden_states.device)
+            query = rotate(query, positions if kept is None else kept, self.rope_theta)
+            key = rotate(key, positions, self.rope_theta)
         with torch.autocast("cpu", enabled=False):
             attn_output, attn_weights = attention_interface(
                 self,

@@ -22,9 +22,19 @@ class MuonAdamW(Optimizer):
     """
 
     def __init__(self, muon: list[dict[str, Any]], adamw: list[dict[str, Any]]) -> None:
-        self._parts: tuple[Optimizer, ...] = (Muon(muon), AdamW(adamw, fused=True))
-        super().__init__([group for part in self._parts for group in part.param_groups], {})
+        parts = (AdamW(adamw, fused=True), Muon(muon))  # the Trainer logs the learning rate of the first group
+        super().__init__([group for part in parts for group in part.param_groups], {})
+        self._parts: tuple[Optimizer, ...] = parts
         self._share()
+
+    def __getstate__(self) -> dict[str, Any]:  # for copies and pickles; torch's leaves out what it does not know
+        return {**super().__getstate__(), "_parts": self._parts}
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As in torch while it is made; refused afterwards, since neither part would step the new parameters."""
+        if hasattr(self, "_parts"):
+            raise ValueError("Parameters cannot be added to MuonAdamW once it is made: make another.")
+        super().add_param_group(param_group)
 
     def _share(self) -> None:
         """Let both work on the groups and the state of this one, which are what is scheduled and saved."""
@@ -62,8 +72,10 @@ def muon(args: TrainingArguments, learning_rate: float = 1e-2) -> dict[str, Any]
             output get; no decay there.
 
     Raises:
-        ValueError: `learning_rate` is not above 0.
+        ValueError: `learning_rate` is not above 0, or `args.optim` asks for another optimiser.
     """
+    if args.optim != TrainingArguments.default_optim:
+        raise ValueError(f"Expected the default `optim` beside Muon, which replaces it, found {args.optim.value}.")
     if not learning_rate > 0:
         raise ValueError(f"Expected Muon's learning_rate above 0, found {learning_rate}.")
 

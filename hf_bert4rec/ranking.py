@@ -62,12 +62,12 @@ def candidate_ranks(scores: torch.Tensor, targets: torch.Tensor, candidates: tor
     Args:
         scores: As for `target_ranks`, like `targets`.
         targets: (users,).
-        candidates: (users, number) rows of items, the target not among them.
+        candidates: (users, number) rows of items, the target not among them; filled up with -100.
 
     Returns:
         (users,) float32 from 1; half a place is a tie. An unknown target comes last.
     """
-    of_candidates = scores.gather(1, candidates)
+    of_candidates = scores.gather(1, candidates.clamp(min=0)).masked_fill(candidates < 0, torch.nan)  # nan: no rival
     of_target = torch.where(targets >= len(SPECIAL_TOKENS), scores.gather(1, targets[:, None])[:, 0], -torch.inf)[
         :, None
     ]
@@ -81,8 +81,13 @@ def hit_rate(ranks: Ranks, k: int) -> float:
 
 def ndcg(ranks: Ranks, k: int) -> float:
     """NDCG@k with one target a user: mean of 1 / log2(rank + 1) for targets among the first k, 0 for the others."""
+    return float(np.mean(ndcg_gains(ranks, k)))
+
+
+def ndcg_gains(ranks: Ranks, k: int) -> np.ndarray:
+    """(users,) what each adds to NDCG@k."""
     ranks = np.asarray(ranks, float)
-    return float(np.mean(np.where(ranks <= k, 1 / np.log2(ranks + 1), 0.0)))
+    return np.where(ranks <= k, 1 / np.log2(ranks + 1), 0.0)
 
 
 def mrr(ranks: Ranks, k: int) -> float:
@@ -91,12 +96,11 @@ def mrr(ranks: Ranks, k: int) -> float:
     return float(np.mean(np.where(ranks <= k, 1 / ranks, 0.0)))
 
 
-def bootstrap_interval(ranks: Ranks, k: int = 10, draws: int = 1000, seed: int = 0) -> tuple[float, float]:
-    """95 % interval of NDCG@k over users: between which values it falls when the users are drawn anew."""
-    ranks = np.asarray(ranks, float)
-    gains = np.where(ranks <= k, 1 / np.log2(ranks + 1), 0.0)
-    generator = np.random.default_rng(seed)
-    means = [gains[generator.integers(len(gains), size=len(gains))].mean() for _ in range(draws)]
+def bootstrap_interval(ranks: Ranks) -> tuple[float, float]:
+    """95 % interval of NDCG@10 over users: between which values it falls when the users are drawn anew, 1,000 times."""
+    gains = ndcg_gains(ranks, 10)
+    generator = np.random.default_rng(0)
+    means = [gains[generator.integers(len(gains), size=len(gains))].mean() for _ in range(1000)]
     low, high = np.quantile(means, (0.025, 0.975))
     return float(low), float(high)
 

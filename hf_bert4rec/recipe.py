@@ -46,8 +46,12 @@ class RunArguments:
         default=None, metadata={"help": "Peak learning rate of Muon for the matrices; AdamW for all if not given."}
     )
     item_ids: str | None = field(
-        default=None, metadata={"help": "Table whose second column gives the log's ids, in the first, other ids."}
+        default=None,
+        metadata={
+            "help": "Table whose second column renames the log's ids, in its first; `titles` has the log's ids too."
+        },
     )
+    terms: str | None = field(default=None, metadata={"help": "Terms of the data, for the card."})
     name: str | None = field(
         default=None, metadata={"help": "Name of the checkpoint; the output folder's if not given."}
     )

@@ -38,6 +38,10 @@ from .training import RecommendationTrainingArguments, cloze_training
 
 logger = logging.getLogger(__name__)
 
+EMBEDDED_TERMS = (
+    "MovieLens (GroupLens, University of Minnesota): no commercial use without permission, redistribution under the "
+    "same terms, please cite Harper and Konstan, 2015, doi:10.1145/2827872."
+)
 WHOLE_HISTORY = 2**31 - 1  # longer than any
 
 
@@ -59,7 +63,7 @@ def prepare(recipe: Recipe, tokenizer: ItemTokenizer | None = None) -> tuple[Dat
         raise ValueError("The split at_time needs validation_time and test_time.")
     interactions = load_interactions(run.data, **dataclasses.asdict(recipe.reading))
     names = load_titles(run.item_ids, item=0, title=1) if run.item_ids else None
-    if names:
+    if names is not None:
         interactions = rename_items(interactions, names)
     if tokenizer is None:
         past = interactions
@@ -67,7 +71,12 @@ def prepare(recipe: Recipe, tokenizer: ItemTokenizer | None = None) -> tuple[Dat
             end_of_train = splitting.test_time if splitting.validation_in_train else splitting.validation_time
             past = before(interactions, end_of_train)
         titles = load_titles(run.titles) if run.titles else None
-        if names and titles:  # both tables name the items as the log does
+        if names is not None and titles is not None:  # both tables name the items as the log does
+            if untitled := set(names) - set(titles):  # else numbers of the catalogue could be taken for the log's
+                raise ValueError(
+                    f"{run.titles}: with item_ids expected a title for each of the log's own ids, found none for "
+                    f"{len(untitled)}, such as {min(untitled)!r}."
+                )
             titles = {names[item]: title for item, title in titles.items() if item in names}
         tokenizer = item_tokenizer(past, titles=titles, max_length=run.max_length)
     histories = _split(recipe, interactions, tokenizer)
@@ -78,7 +87,6 @@ def prepare(recipe: Recipe, tokenizer: ItemTokenizer | None = None) -> tuple[Dat
         counts[: len(SPECIAL_TOKENS)] = 0
         for name in set(histories) - {"train"}:
             histories[name] = popularity_candidates(histories[name], counts, run.popularity_candidates)
-        recipe.training.label_names = ["labels", "history", "candidates"]
     logger.info("Histories: %s.", ", ".join(f"{rows.num_rows:,} rows to {name}" for name, rows in histories.items()))
     return interactions, tokenizer, histories
 
@@ -92,15 +100,20 @@ def _split(
     return SPLITS[recipe.run.split](interactions, tokenizer, max_length=max_length, **options)
 
 
-def protocol(recipe: Recipe, items: int) -> str:
-    """What every figure of a run must be read with."""
+def protocol(recipe: Recipe, items: int) -> tuple[str, str]:
+    """What every figure of a run must be read with: those of the whole catalogue, and those among candidates."""
     held_out = {
         "leave_one_out": "leave-one-out (every user's last item)",
         "at_time": f"first item of every user from {recipe.splitting.test_time} on",
     }[recipe.run.split]
     folded = ", validation items trained on" if recipe.splitting.validation_in_train else ""
     history = "excluded" if recipe.run.exclude_history else "not excluded"
-    return f"{held_out}{folded}, ranked among all {items:,} items, history {history}"
+    number = recipe.run.popularity_candidates
+    return (
+        f"{held_out}{folded}, ranked among all {items:,} items, history {history}",
+        f"{held_out}{folded}, ranked among {number} items drawn for each user by their popularity in the whole log, "
+        "history excluded",
+    )
 
 
 def run(recipe: Recipe) -> Path | None:
@@ -166,14 +179,14 @@ def run(recipe: Recipe) -> Path | None:
     facts = {
         "name": recipe.run.name or Path(args.output_dir).name,
         "data": data,
-        "protocol": protocol(recipe, len(tokenizer.items)),
+        **dict(zip(("protocol", "sampled_protocol"), protocol(recipe, len(tokenizer.items)), strict=True)),
         **metrics,
         "intervals": intervals,
         "example": ", ".join(f'"{item}"' for item in recipe.run.example or tokenizer.items[:3].to_pylist()),
         "recipe": recipe.options,
         "seconds": round(seconds, 1),
         "best_checkpoint": Path(trainer.state.best_model_checkpoint or "").name,
-        "machine": f"{torch.get_num_threads()} threads of {platform.machine()}, device {args.device}",
+        "machine": f"{args.world_size} × {torch.get_num_threads()} threads of {platform.machine()}, {args.device}",
         "versions": {name: version(name) for name in ("hf-bert4rec", "transformers", "torch", "datasets")},
         "log": log,
     }
@@ -193,11 +206,12 @@ def evaluator(model: torch.nn.Module, recipe: Recipe, tokenizer: ItemTokenizer, 
     return judge
 
 
-def evaluate(recipe: Recipe) -> tuple[str, dict[str, dict[str, float]]]:
+def evaluate(recipe: Recipe) -> tuple[tuple[str, str], dict[str, dict[str, float]], dict[str, tuple[float, float]]]:
     """Judge the checkpoint folder that a recipe comes from again, on the data and by the protocol of the recipe.
 
     Returns:
-        The protocol, and split → metric → value for the splits that are not trained on.
+        The protocols, as from `protocol`; split → metric → value for the splits that are not trained on; and split →
+        95 % interval of NDCG@10.
 
     Raises:
         FileNotFoundError: The folder lacks a file of a checkpoint.
@@ -213,8 +227,9 @@ def evaluate(recipe: Recipe) -> tuple[str, dict[str, dict[str, float]]]:
     recipe.training.output_dir = tempfile.gettempdir()  # nothing is written
     recipe.training.torch_compile = False
     judge = evaluator(model, recipe, tokenizer, histories["test"])
-    metrics = {split: judge_on(judge, rows)[0] for split, rows in histories.items() if split != "train"}
-    return protocol(recipe, len(tokenizer.items)), metrics
+    judged = {split: judge_on(judge, rows) for split, rows in histories.items() if split != "train"}
+    metrics = {split: both[0] for split, both in judged.items()}
+    return protocol(recipe, len(tokenizer.items)), metrics, {split: both[1] for split, both in judged.items()}
 
 
 def judge_on(judge: Trainer, rows: Dataset) -> tuple[dict[str, float], tuple[float, float]]:
@@ -225,6 +240,8 @@ def judge_on(judge: Trainer, rows: Dataset) -> tuple[dict[str, float], tuple[flo
 
 
 def _setup(recipe: Recipe, tokenizer: ItemTokenizer) -> dict[str, Any]:
+    if recipe.run.popularity_candidates:
+        recipe.training.label_names = ["labels", "history", "candidates"]
     return cloze_training(
         tokenizer,
         exclude_history=recipe.run.exclude_history,
@@ -279,10 +296,7 @@ def describe_data(recipe: Recipe, interactions: Dataset) -> dict[str, Any]:
         "users": len(table["user"].unique()),
         "items": len(table["item"].unique()),
         "sha256": hashlib.sha256(lines.getbuffer()).hexdigest(),
-        "terms": "MovieLens (GroupLens, University of Minnesota): no commercial use without permission, redistribution "
-        "under the same terms, please cite Harper and Konstan, 2015, doi:10.1145/2827872."
-        if embedded
-        else None,
+        "terms": recipe.run.terms or (EMBEDDED_TERMS if embedded else None),
     }
 
 

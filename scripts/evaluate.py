@@ -17,9 +17,9 @@ from hf_bert4rec.run import evaluate
 if __name__ == "__main__":
     recipe = parse_recipe(description=__doc__, config="CHECKPOINT")
     with plain_errors():
-        protocol, metrics = evaluate(recipe)
+        (protocol, sampled_protocol), metrics, intervals = evaluate(recipe)
         print(f"Protocol: {protocol}\n{results_table(metrics)}")
+        for split, (low, high) in intervals.items():
+            print(f"95 % interval of NDCG@10 over users (bootstrap), {split}: {low:.4f} to {high:.4f}")
         if sampled := sampled_table(metrics):
-            print(
-                f"\nAmong {recipe.run.popularity_candidates} popularity-sampled candidates, as in the paper:\n{sampled}"
-            )
+            print(f"\nProtocol: {sampled_protocol}\n{sampled}")

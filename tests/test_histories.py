@@ -376,6 +376,23 @@ def test_candidates_are_drawn_in_proportion_to_their_counts(tokenizer):
     np.testing.assert_allclose(shares, expected, atol=0.03)
 
 
+def test_a_user_s_candidates_are_the_same_in_any_company(interactions, tokenizer):
+    test = leave_one_out(interactions, tokenizer)["test"]
+    whole, last = (popularity_candidates(rows, COUNTS, number=4) for rows in (test, test.select([len(test) - 1])))
+    assert whole[len(test) - 1] == last[0]
+
+
+@pytest.mark.parametrize("number", [0, -1])
+def test_fewer_candidates_than_one_are_refused(interactions, tokenizer, number):
+    with pytest.raises(ValueError, match=f"at least one candidate, found {number}"):
+        popularity_candidates(leave_one_out(interactions, tokenizer)["test"], COUNTS, number=number)
+
+
+def test_training_rows_have_no_candidates(interactions, tokenizer):
+    with pytest.raises(ValueError, match="the validation or test split, found training rows"):
+        popularity_candidates(leave_one_out(interactions, tokenizer)["train"], COUNTS, number=1)
+
+
 def test_more_candidates_than_items_left_are_refused(interactions, tokenizer):
     test = leave_one_out(interactions, tokenizer)["test"]
     with pytest.raises(ValueError, match="Expected 6 items that user u1 has not had, found fewer"):

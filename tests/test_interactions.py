@@ -701,8 +701,15 @@ def test_items_get_the_ids_of_the_catalogue():
     assert renamed.to_dict() == {"user": ["u", "u", "v"], "item": ["9", "b c", "9"], "timestamp": [1, 2, 3]}
 
 
-@pytest.mark.parametrize(("names", "wrong"), [({"1": "9"}, "2"), ({"1": "9", "2": "9"}, "2"), ({"2": "9"}, "1")])
-def test_an_item_without_an_id_of_its_own_is_refused(names, wrong):
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ({"1": "9"}, "a new id for every item of the log, found none for '2'"),
+        ({}, "found none for '1'"),
+        ({"1": "9", "2": "9"}, r"a new id of its own for every item of the log, found '9' for \['1', '2'\]"),
+    ],
+)
+def test_an_item_without_an_id_of_its_own_is_refused(names, message):
     log = Dataset.from_dict({"user": ["u", "u"], "item": ["1", "2"], "timestamp": [1, 2]})
-    with pytest.raises(ValueError, match=f"a new id of its own for every item of the log, found none for '{wrong}'"):
+    with pytest.raises(ValueError, match=message):
         rename_items(log, names)

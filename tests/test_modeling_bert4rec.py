@@ -132,7 +132,7 @@ def test_eager_attention_equals_sdpa(batch):
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @torch.no_grad()
 def test_flex_attention_equals_sdpa(batch):
-    sizes = {"hidden_size": 48, "num_attention_heads": 3, "num_hidden_layers": 2}
+    sizes = {"hidden_size": 48, "num_attention_heads": 3, "num_hidden_layers": 2, "rope_theta": 9}
     sdpa, flex = lively_model(**sizes), lively_model(**sizes, attn_implementation="flex_attention")
     with torch.compiler.set_stance("force_eager"):  # compiling it takes 20 s
         logits = flex(**inputs_of(batch)).logits
@@ -353,7 +353,7 @@ def undropped(**changes) -> Bert4RecForMaskedLM:
 
 @pytest.mark.parametrize("use_reentrant", [None, False, True])
 def test_gradient_checkpointing_gives_the_same_gradients(batch, use_reentrant):
-    model = undropped(num_hidden_layers=3).train()
+    model = undropped(num_hidden_layers=3, rope_theta=9).train()
     model(**batch).loss.backward()
     expected = gradients(model)
     model.zero_grad()
@@ -376,7 +376,7 @@ def test_one_compiled_graph_gives_the_same_logits(batch):
 
 
 def test_one_compiled_graph_trains_the_same(batch):
-    model = undropped().train()
+    model = undropped(rope_theta=9).train()
     model(**batch).loss.backward()
     loss, expected = model(**batch).loss, gradients(model)
     model.zero_grad()
@@ -389,7 +389,7 @@ def test_one_compiled_graph_trains_the_same(batch):
 
 
 def test_an_exported_graph_gives_the_same_logits(batch):
-    model = lively_model()
+    model = lively_model(rope_theta=9)
     with torch.no_grad():
         exported = torch.export.export(model, (), inputs_of(batch))
         torch.testing.assert_close(

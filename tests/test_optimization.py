@@ -35,7 +35,7 @@ def small_model():
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_matrices_between_the_layers_are_muons_and_all_else_adamws(tmp_path, tied):
     model = Bert4RecForMaskedLM(small_config(tie_word_embeddings=tied))
-    matrices, decayed, plain = make(model, tmp_path, weight_decay=0.03).param_groups
+    decayed, plain, matrices = make(model, tmp_path, weight_decay=0.03).param_groups
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     found = [{names[id(parameter)] for parameter in group["params"]} for group in (matrices, decayed, plain)]
     layers = (
@@ -103,6 +103,23 @@ def test_a_schedule_drives_both_also_after_a_resumption(small_model, tmp_path):
     before = [parameter.detach().clone() for parameter in small_model.parameters()]
     step(small_model, optimizer, 1)  # at a learning rate of 0
     assert all(torch.equal(one, two) for one, two in zip(before, small_model.parameters(), strict=True))
+
+
+def test_a_copy_goes_on_like_the_original(small_model, tmp_path):
+    optimizer = make(small_model, tmp_path)
+    step(small_model, optimizer, 0)
+    other, copied = copy.deepcopy((small_model, optimizer))
+    assert [step(small_model, optimizer, seed) for seed in (1, 2)] == [step(other, copied, seed) for seed in (1, 2)]
+
+
+def test_parameters_that_nobody_would_step_are_refused(small_model, tmp_path):
+    with pytest.raises(ValueError, match="cannot be added to MuonAdamW once it is made"):
+        make(small_model, tmp_path).add_param_group({"params": [torch.nn.Parameter(torch.ones(2))]})
+
+
+def test_another_optimiser_beside_muon_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"the default `optim` beside Muon, which replaces it, found .*sgd"):
+        make(None, tmp_path, optim="sgd")
 
 
 @pytest.mark.parametrize("rate", [0.0, -1.0])

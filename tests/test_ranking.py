@@ -216,6 +216,7 @@ def test_the_module_of_evaluate_takes_batches(tmp_path):
         (6, [3, 4, 5], 4.0),
         (4, [3, 5, 6], 2.5),  # level with 5
         (4, [5, 5, 5], 2.5),
+        (4, [3, 5, -100], 2.5),  # filling is no rival
         (2, [3, 4, 5], 4.0),  # an item that the model does not know comes last
     ],
 )

@@ -76,8 +76,9 @@ def test_the_card_holds_the_test_results_as_model_index(trained):
 
 def test_evaluation_of_the_checkpoint_gives_the_same_figures_again(trained):
     facts = json.loads((trained / "run_facts.json").read_text())
-    protocol, metrics = evaluate(parse_recipe([str(trained)]))
+    (protocol, _), metrics, intervals = evaluate(parse_recipe([str(trained)]))
     assert protocol == facts["protocol"]
+    assert intervals["test"] == pytest.approx(facts["intervals"]["test"]["BERT4Rec"], abs=1e-9)
     assert metrics["test"] == pytest.approx(facts["test"]["BERT4Rec"], abs=1e-9)
     assert metrics["validation"] == pytest.approx(facts["validation"]["BERT4Rec"], abs=1e-9)
 
@@ -96,7 +97,17 @@ def test_an_unknown_item_in_an_example_has_no_title(trained):
 
 def test_a_run_by_muon_is_judged_among_candidates_too_and_names_its_items(tmp_path):
     (tmp_path / "ids.tsv").write_text("item\tname\n" + "".join(f"i{i}\tfilm {i}\n" for i in range(12)))
-    options = ["--item_ids", str(tmp_path / "ids.tsv"), "--popularity_candidates", "3", "--num_train_epochs", "1"]
+    (tmp_path / "all.csv").write_text("item,title\n" + "".join(f"i{i},Title {i}\n" for i in range(12)))
+    options = [
+        "--item_ids",
+        str(tmp_path / "ids.tsv"),
+        "--titles",
+        str(tmp_path / "all.csv"),
+        "--popularity_candidates",
+        "3",
+        "--num_train_epochs",
+        "1",
+    ]
     folder = run(recipe_for(tmp_path, *options, "--rope_theta", "100", "--muon_learning_rate", "0.01"))
     facts = json.loads((folder / "run_facts.json").read_text())
     row = facts["test"]["BERT4Rec"]
@@ -105,14 +116,22 @@ def test_a_run_by_muon_is_judged_among_candidates_too_and_names_its_items(tmp_pa
     assert row["hr@5_popularity_sampled"] == 1  # of 3 candidates and the target
     low, high = facts["intervals"]["test"]["BERT4Rec"]
     assert low <= row["ndcg@10"] <= high
-    _, again = evaluate(parse_recipe([str(folder)]))
+    _, again, _ = evaluate(parse_recipe([str(folder)]))
     assert again["test"] == pytest.approx(row, abs=1e-9)
     card = ModelCard.load(folder / "README.md")
     sampled = [result for result in card.data.eval_results if "sampled" in result.metric_type]
-    assert all("among 3 popularity-sampled candidates" in result.dataset_name for result in sampled)
+    assert all(
+        "ranked among 3 items drawn for each user by their popularity" in result.dataset_name for result in sampled
+    )
     assert len(sampled) == 10
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    assert tokenizer.titles[tokenizer.items.to_pylist().index("film 1")] == "One"
+    assert tokenizer.titles[tokenizer.items.to_pylist().index("film 1")] == "Title 1"
+
+
+def test_titles_that_do_not_name_the_items_as_the_log_does_are_refused(tmp_path):
+    (tmp_path / "ids.tsv").write_text("item\tname\n" + "".join(f"i{i}\tfilm {i}\n" for i in range(12)))
+    with pytest.raises(ValueError, match="a title for each of the log's own ids, found none for 10, such as 'i10'"):
+        run(recipe_for(tmp_path, "--item_ids", str(tmp_path / "ids.tsv")))
 
 
 def test_a_split_at_a_point_in_time_trains_on_the_past_alone(tmp_path):

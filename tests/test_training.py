@@ -18,6 +18,7 @@ from hf_bert4rec import (
     cloze_training,
     item_tokenizer,
     leave_one_out,
+    muon,
 )
 from hf_bert4rec.checkpoint import last_complete_checkpoint
 from hf_bert4rec.training import ranks_of_logits
@@ -35,7 +36,7 @@ def histories():
     return leave_one_out(log, tokenizer), tokenizer
 
 
-def make_trainer(histories, folder, callbacks=(), masking=None, **options) -> Trainer:
+def make_trainer(histories, folder, callbacks=(), masking=None, by_muon=False, **options) -> Trainer:
     splits, tokenizer = histories
     args = RecommendationTrainingArguments(
         str(folder),
@@ -51,7 +52,7 @@ def make_trainer(histories, folder, callbacks=(), masking=None, **options) -> Tr
     )
     set_seed(args.seed)
     model = Bert4RecForMaskedLM(small_config(len(tokenizer), 8, hidden_dropout_prob=0.1))
-    setup = cloze_training(tokenizer, **(masking or {}))
+    setup = cloze_training(tokenizer, **(masking or {})) | (muon(args) if by_muon else {})
     setup["callbacks"] += callbacks
     return Trainer(model, args, train_dataset=splits["train"], eval_dataset=splits["validation"], **setup)
 
@@ -86,9 +87,14 @@ class Record(TrainerCallback):
             ]
 
 
-@pytest.mark.parametrize(("step", "workers"), [(2, 0), (5, 0), (8, 0), (13, 2)])
-def test_a_run_that_was_interrupted_and_resumed_ends_bit_equal_to_one_that_was_not(histories, tmp_path, step, workers):
+@pytest.mark.parametrize(
+    ("step", "workers", "by_muon"), [(2, 0, False), (5, 0, True), (8, 0, False), (8, 0, True), (13, 2, False)]
+)
+def test_a_run_that_was_interrupted_and_resumed_ends_bit_equal_to_one_that_was_not(
+    histories, tmp_path, step, workers, by_muon
+):
     options = {"dataloader_num_workers": workers, "eval_strategy": "no", "load_best_model_at_end": False}
+    options["by_muon"] = by_muon
     whole = make_trainer(histories, tmp_path / "whole", **options)
     whole.train()
     make_trainer(histories, tmp_path / "cut", callbacks=[StopAt(step)], **options).train()

@@ -1,0 +1,58 @@
+"""The released checkpoints: they load without the data, and weights, tokenizer, facts and card say the same."""
+
+import json
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+from transformers import AutoModel, AutoTokenizer
+
+import hf_bert4rec
+from hf_bert4rec.checkpoint import check_sizes, sampled_table
+from hf_bert4rec.recipe import parse_recipe
+from hf_bert4rec.run import evaluate
+
+CARDS = Path(__file__).parents[1] / "model_cards"
+FOLDERS = sorted(path for path in CARDS.iterdir() if path.is_dir())
+
+
+@pytest.fixture(params=FOLDERS, ids=lambda path: path.name)
+def folder(request):
+    return request.param
+
+
+def test_a_release_is_a_whole_checkpoint_and_no_pickle(folder):
+    names = {path.name for path in folder.iterdir()}
+    assert names >= {"README.md", "config.json", "model.safetensors", "run_facts.json", "tokenizer.json"}
+    assert not [name for name in names if name.endswith((".bin", ".pt", ".pkl"))]
+
+
+def test_a_release_loads_and_the_sizes_agree(folder):
+    check_sizes(AutoModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder))
+
+
+def test_the_card_of_a_release_says_what_its_facts_say(folder):
+    facts = json.loads((folder / "run_facts.json").read_text())
+    card = ModelCard.load(folder / "README.md")
+    results = {result.metric_type: result.metric_value for result in card.data.eval_results}
+    assert results == {name: round(value, 4) for name, value in facts["test"]["BERT4Rec"].items()}
+    assert sampled_table(facts["test"]) in card.text
+    assert (facts["data"]["terms"] or "") in card.text
+
+
+def test_bert4rec_ml1m_recommends_films_by_movielens_ids():
+    recommended = hf_bert4rec.pipeline(CARDS / "bert4rec-ml1m")([["260", "1196"]], top_k=5)[0]
+    titles = {row["title"] for row in recommended}
+    assert any(title.startswith("Star Wars: Episode VI") for title in titles)
+    assert not {"260", "1196"} & {row["item"] for row in recommended}
+
+
+def test_a_release_is_judged_the_same_again(folder, monkeypatch):
+    monkeypatch.chdir(CARDS.parent)
+    recipe = parse_recipe([str(folder)])
+    if not Path(recipe.run.data).exists():
+        pytest.skip(f"{recipe.run.data} is not at hand: MovieLens-1M may not travel with the project")
+    facts = json.loads((folder / "run_facts.json").read_text())
+    _, metrics, _ = evaluate(recipe)
+    for name, value in facts["test"]["BERT4Rec"].items():
+        assert f"{metrics['test'][name]:.4f}" == f"{value:.4f}", name
