@@ -19,6 +19,7 @@ from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 import yaml
+from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser
 
 from .checkpoint import FACTS_FILE
@@ -182,5 +183,5 @@ def plain_errors() -> Iterator[None]:
     """For scripts: what a user can mend is told in one sentence, without a traceback."""
     try:
         yield
-    except (ValueError, OSError, MemoryError) as error:
+    except (ValueError, OSError, MemoryError, StrictDataclassError) as error:
         sys.exit(f"{Path(sys.argv[0]).name}: error: {error}")
