@@ -152,7 +152,8 @@ def popularity_candidates(rows: Dataset, counts: np.ndarray, number: int = 100, 
 
     Args:
         rows: A split to evaluate, from `leave_one_out` or `split_at_time`.
-        counts: (rows of the item table,) how often each item occurs, in the paper over all actions, held-out ones too.
+        counts: (rows of the item table,) how often each item occurs, in the paper over all actions, held-out ones too;
+            those of the special rows are passed over.
         number: Items to draw for each user, without replacement and in proportion to their counts.
         seed: Of the draw, with the number in `row`: no other row of the split matters.
 
@@ -164,11 +165,11 @@ def popularity_candidates(rows: Dataset, counts: np.ndarray, number: int = 100, 
     """
     if number < 1:
         raise ValueError(f"Expected at least one candidate, found {number}.")
-    if rows.with_format("arrow")[:]["labels"].null_count:
+    table = rows.with_format("arrow")[:]
+    if table["labels"].null_count:
         raise ValueError("Expected rows with targets, the validation or test split, found training rows.")
     counts = np.where(np.arange(len(counts)) < len(SPECIAL_TOKENS), 0, counts)
     reach, occurring = np.cumsum(counts), np.count_nonzero(counts)
-    table = rows.with_format("arrow")[:]
     drawn = np.empty((rows.num_rows, number), np.int32)
     for place, (row, history, labels) in enumerate(zip(*(table[n] for n in ("row", "history", "labels")), strict=True)):
         had = np.append(np.asarray(history.values), labels.values[-1].as_py())

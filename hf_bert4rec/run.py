@@ -23,7 +23,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer, PrinterCallback, P
 
 from .baselines import MarkovChain, Popularity
 from .checkpoint import FACTS_FILE, check_folder, check_sizes, last_complete_checkpoint, results_table, save_checkpoint
-from .configuration_bert4rec import SPECIAL_TOKENS, Bert4RecConfig
+from .configuration_bert4rec import Bert4RecConfig
 from .histories import SPLITS, before, popularity_candidates
 from .interactions import load_interactions, load_titles, rename_items
 from .modeling_bert4rec import Bert4RecForMaskedLM
@@ -84,7 +84,6 @@ def prepare(recipe: Recipe, tokenizer: ItemTokenizer | None = None) -> tuple[Dat
         counts = np.bincount(
             tokenizer.encode_items(interactions.with_format("arrow")[:]["item"]), minlength=len(tokenizer)
         )
-        counts[: len(SPECIAL_TOKENS)] = 0
         for name in set(histories) - {"train"}:
             histories[name] = popularity_candidates(histories[name], counts, run.popularity_candidates)
     logger.info("Histories: %s.", ", ".join(f"{rows.num_rows:,} rows to {name}" for name, rows in histories.items()))
