@@ -32,6 +32,11 @@ class Bert4RecConfig(PreTrainedConfig):
         layer_norm_eps: Epsilon of the layer normalisations.
         rope_theta: Base of the wavelengths of rotary position embeddings (Su et al., 2021), which attention adds to the
             learned positions: it then sees distances from the first step. None, as in the paper: learned ones alone.
+        conv_kernel_size: Width of a depthwise convolution over the item embeddings, odd: with 3 each position starts
+            from its two neighbours as well, so that a [MASK] starts from items. None, as in the paper: from itself.
+        prediction_head: Whether a dense layer, the activation and a normalisation stand between the encoder and the
+            item table (paper, equation 7). Without them the encoder's states meet the table directly, as in SASRec:
+            where items have few actions, far more is learnt.
         pad_token_id: Row of [PAD], part of the id contract: 0.
         bos_token_id: None: a history has no start token.
         eos_token_id: None: a history has no end token.
@@ -62,6 +67,8 @@ class Bert4RecConfig(PreTrainedConfig):
     initializer_range: float = 0.02
     layer_norm_eps: float = 1e-12
     rope_theta: float | int | None = None
+    conv_kernel_size: int | None = None
+    prediction_head: bool = True
     pad_token_id: int | None = 0
     bos_token_id: int | None = None
     eos_token_id: int | None = None
@@ -89,11 +96,6 @@ class Bert4RecConfig(PreTrainedConfig):
                 f"`hidden_size` must be a positive multiple of `num_attention_heads`, found {self.hidden_size} "
                 f"and {self.num_attention_heads}."
             )
-        if self.rope_theta is not None and (self.rope_theta <= 1 or self.hidden_size // self.num_attention_heads % 2):
-            raise ValueError(
-                "`rope_theta` must be above 1 and a head's width even, found "
-                f"{self.rope_theta} and {self.hidden_size // self.num_attention_heads}."
-            )
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 0 and below 1, found {getattr(self, name)}.")
@@ -110,3 +112,13 @@ class Bert4RecConfig(PreTrainedConfig):
             )
         if not 0 <= self.gbce_calibration <= 1:
             raise ValueError(f"`gbce_calibration` must be from 0 to 1, found {self.gbce_calibration}.")
+
+    def validate_neighbours(self) -> None:
+        """Refuse rotary positions and convolutions that there cannot be."""
+        if self.rope_theta is not None and (self.rope_theta <= 1 or self.hidden_size // self.num_attention_heads % 2):
+            raise ValueError(
+                "`rope_theta` must be above 1 and a head's width even, found "
+                f"{self.rope_theta} and {self.hidden_size // self.num_attention_heads}."
+            )
+        if self.conv_kernel_size is not None and (self.conv_kernel_size < 3 or self.conv_kernel_size % 2 == 0):
+            raise ValueError(f"`conv_kernel_size` must be odd and at least 3, or None, found {self.conv_kernel_size}.")

@@ -43,16 +43,27 @@ class Dropout(nn.Dropout):
 
 
 class Bert4RecEmbeddings(nn.Module):
-    """Item plus learned absolute position, position 0 being the oldest item (paper, section 3.4)."""
+    """Item plus learned absolute position, position 0 being the oldest item (paper, section 3.4).
+
+    With `conv_kernel_size` each position starts from the items beside it as well: a [MASK] has no item of its own to
+    start from, which the last position of a causal model has.
+    """
 
     def __init__(self, config: Bert4RecConfig) -> None:
         super().__init__()
         self.item_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        size, channels = config.conv_kernel_size, config.hidden_size
+        self.convolution = size and nn.Conv1d(channels, channels, size, padding=size // 2, groups=channels, bias=False)
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = Dropout(config.hidden_dropout_prob)
 
-    def forward(self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None) -> torch.Tensor:
+    def forward(
+        self,
+        input_ids: torch.Tensor | None,
+        inputs_embeds: torch.Tensor | None,
+        attention_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         if inputs_embeds is None:
             inputs_embeds = self.item_embeddings(input_ids)
         length, limit = inputs_embeds.shape[1], self.position_embeddings.num_embeddings
@@ -60,6 +71,10 @@ class Bert4RecEmbeddings(nn.Module):
             raise ValueError(
                 f"Expected at most {limit} positions (max_position_embeddings), found {length}: keep the newest items."
             )
+        if self.convolution is not None:
+            if attention_mask is not None:  # the newest item has no neighbour in the padding
+                inputs_embeds = inputs_embeds * attention_mask.unsqueeze(-1)
+            inputs_embeds = self.convolution(inputs_embeds.transpose(1, 2)).transpose(1, 2)
         return self.dropout(self.norm(inputs_embeds + self.position_embeddings.weight[:length]))
 
 
@@ -192,6 +207,10 @@ class Bert4RecPreTrainedModel(PreTrainedModel):
         if isinstance(module, (nn.Linear, nn.Embedding)):
             std = self.config.initializer_range
             initialization.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
+        if isinstance(module, nn.Conv1d):  # a position starts as its own item, and a quarter of those beside it
+            offsets = (torch.arange(module.weight.shape[-1]) - module.padding[0]).abs()
+            start = torch.where(offsets == 1, 0.25, (offsets == 0).float())
+            initialization.copy_(module.weight, start.expand_as(module.weight))
 
 
 class Bert4RecModel(Bert4RecPreTrainedModel):
@@ -231,7 +250,7 @@ class Bert4RecModel(Bert4RecPreTrainedModel):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Pass exactly one of `input_ids` and `inputs_embeds`.")
-        hidden_states = self.embeddings(input_ids, inputs_embeds)
+        hidden_states = self.embeddings(input_ids, inputs_embeds, attention_mask)
         mask = create_bidirectional_mask(self.config, hidden_states, attention_mask)
         for layer in self.layers[:-1]:
             hidden_states = layer(hidden_states, hidden_states, mask, **kwargs)
@@ -276,7 +295,7 @@ class Bert4RecForMaskedLM(Bert4RecPreTrainedModel):
     def __init__(self, config: Bert4RecConfig) -> None:
         super().__init__(config)
         self.model = Bert4RecModel(config)
-        self.prediction_head = Bert4RecPredictionHead(config)
+        self.prediction_head = Bert4RecPredictionHead(config) if config.prediction_head else nn.Identity()
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
         self.post_init()
         if config.tie_word_embeddings:  # else the Trainer warns of a missing weight when it restores a checkpoint

@@ -64,7 +64,9 @@ def estimate_memory(
     rows, d, f = config.vocab_size, config.hidden_size, config.intermediate_size
     table = rows * (d + 1)
     layer = 4 * d * (d + 1) + 2 * d * f + d + f + 4 * d
-    encoder = config.max_position_embeddings * d + 2 * d + config.num_hidden_layers * layer + d * (d + 3)
+    embeddings = (config.max_position_embeddings + (config.conv_kernel_size or 0) + 2) * d
+    head = d * (d + 3) if config.prediction_head else 0
+    encoder = embeddings + config.num_hidden_layers * layer + head
     parameters = table + (0 if config.tie_word_embeddings else rows * d) + encoder
 
     positions = batch_size * length

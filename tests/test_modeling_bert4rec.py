@@ -143,9 +143,9 @@ def test_flex_attention_equals_sdpa(batch):
     torch.testing.assert_close(kept[:, 0], expected[range(3), [6, 4, 2]], atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_padding_changes_nothing(batch, attention):
-    model = lively_model(attn_implementation=attention)
+@pytest.mark.parametrize("settings", [{}, {"attn_implementation": "eager"}, {"conv_kernel_size": 5}])
+def test_padding_changes_nothing(batch, settings):
+    model = lively_model(**settings)
     inputs = inputs_of(batch)
     real = inputs["attention_mask"].bool()
     other = {**inputs, "input_ids": torch.where(real, inputs["input_ids"], 17)}
@@ -518,9 +518,36 @@ def test_the_rotation_of_a_vector_is_worked_out_by_hand():
         torch.testing.assert_close(turned[place], torch.stack(by_hand))
 
 
-@pytest.mark.parametrize("rope_theta", [None, 9])
-def test_kept_queries_are_turned_by_their_own_positions(batch, rope_theta):
-    model, kept = lively_model(rope_theta=rope_theta), torch.tensor([[6, 1], [1, 0], [2, 2]])
+def test_a_position_starts_from_its_neighbours():
+    """Worked out by hand with a width of 2: oldest to newest 1, 2, 4, and channel 1 is ten times channel 0."""
+    embeddings = Bert4RecModel(small_config(hidden_size=2, num_attention_heads=1, conv_kernel_size=3)).embeddings
+    embeddings.position_embeddings.weight.data.zero_()
+    embeddings.convolution.weight.data = torch.tensor([[[0.5, 1.0, 0.25]], [[0.0, 2.0, 1.0]]])
+    embeddings.norm, embeddings.dropout = nn.Identity(), nn.Identity()
+    items = torch.tensor([[[1.0, 10.0], [2.0, 20.0], [4.0, 40.0], [9.0, 90.0]]])
+    states = embeddings(None, items, torch.tensor([[1, 1, 1, 0]]))
+    assert states[0, :3].tolist() == [[1.5, 40.0], [3.5, 80.0], [5.0, 80.0]]
+    assert embeddings(None, items[:, :3])[0].tolist() == states[0, :3].tolist()
+
+
+def test_the_convolution_starts_as_the_item_and_a_quarter_of_those_beside_it():
+    torch.manual_seed(0)
+    weight = Bert4RecModel(small_config(conv_kernel_size=5)).embeddings.convolution.weight
+    assert weight.tolist() == [[[0, 0.25, 1, 0.25, 0]]] * 12
+
+
+def test_without_a_prediction_head_the_states_meet_the_item_table(batch):
+    model = lively_model(prediction_head=False)
+    states = model.model(**inputs_of(batch)).last_hidden_state
+    by_hand = states @ model.lm_head.weight.T + model.lm_head.bias
+    torch.testing.assert_close(model(**inputs_of(batch)).logits[..., SPECIALS:], by_hand[..., SPECIALS:])
+    torch.testing.assert_close(model.score_items(states)[..., SPECIALS:], by_hand[..., SPECIALS:])
+    assert not any("prediction_head" in name for name, _ in model.named_parameters())
+
+
+@pytest.mark.parametrize("settings", [{}, {"rope_theta": 9}, {"conv_kernel_size": 3}])
+def test_kept_queries_stand_at_their_own_positions(batch, settings):
+    model, kept = lively_model(**settings), torch.tensor([[6, 1], [1, 0], [2, 2]])
     logits = model(**inputs_of(batch)).logits.take_along_dim(kept[..., None], 1)
     torch.testing.assert_close(model(**inputs_of(batch), logits_to_keep=kept).logits, logits, atol=1e-5, rtol=0)
 
@@ -581,6 +608,8 @@ CHANGES = {
     "initializer_range": 0.5,
     "layer_norm_eps": 0.5,
     "rope_theta": 7,
+    "conv_kernel_size": 3,
+    "prediction_head": False,
     "tie_word_embeddings": False,
     "loss": "sampled_softmax",
     "loss_chunk_size": 2,
@@ -604,7 +633,10 @@ def test_a_size_changes_the_shapes(field):
     assert one != other
 
 
-@pytest.mark.parametrize("field", ["num_attention_heads", "hidden_act", "layer_norm_eps", "rope_theta"])
+@pytest.mark.parametrize(
+    "field",
+    ["num_attention_heads", "hidden_act", "layer_norm_eps", "rope_theta", "conv_kernel_size", "prediction_head"],
+)
 def test_a_setting_changes_the_logits(batch, field):
     one, other = (lively_model(**changes) for changes in ({}, {field: CHANGES[field]}))
     difference = (one(**inputs_of(batch)).logits - other(**inputs_of(batch)).logits)[..., SPECIALS:]
@@ -667,6 +699,8 @@ def test_tying_changes_the_number_of_parameters():
         ({"vocab_size": 3}, r"at least one item, found 3. Pass `vocab_size=len\(tokenizer\)`"),
         ({"rope_theta": 1}, "`rope_theta` must be above 1 and a head's width even, found 1 and 32"),
         ({"rope_theta": 9, "hidden_size": 6}, "a head's width even, found 9 and 3"),
+        ({"conv_kernel_size": 4}, "`conv_kernel_size` must be odd and at least 3, or None, found 4"),
+        ({"conv_kernel_size": 1}, "`conv_kernel_size` must be odd and at least 3, or None, found 1"),
         ({"loss_chunk_size": 0}, "`loss_chunk_size` must be at least 1, found 0"),
         ({"loss": "bce", "num_negatives": 0}, "`num_negatives` must be at least 1, found 0"),
         ({"loss": "bce", "vocab_size": 13, "num_negatives": 10}, "must be at most 9, .* found 10.*loss='softmax'"),

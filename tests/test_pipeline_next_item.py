@@ -396,12 +396,13 @@ def test_a_folder_that_is_not_there_is_refused_without_asking_the_hub(place, tmp
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("length", [50, 200])
-def test_near_ties_come_in_the_same_order_in_any_company(threads, length):
+@pytest.mark.parametrize("settings", [{}, {"rope_theta": 200, "conv_kernel_size": 3, "prediction_head": False}])
+def test_near_ties_come_in_the_same_order_in_any_company(threads, length, settings):
     items = [str(i) for i in range(3000)]
     tokenizer = item_tokenizer(items, max_length=length)
     torch.manual_seed(0)  # an untrained model: thousands of scores within a thousandth
-    model = Bert4RecForMaskedLM(Bert4RecConfig(vocab_size=len(tokenizer), max_position_embeddings=length))
-    recommender = NextItemRecommendationPipeline(model=model, tokenizer=tokenizer)
+    config = Bert4RecConfig(vocab_size=len(tokenizer), max_position_embeddings=length, **settings)
+    recommender = NextItemRecommendationPipeline(model=Bert4RecForMaskedLM(config), tokenizer=tokenizer)
     generator = torch.Generator().manual_seed(1)
     lengths = torch.randint(0, 220, (60,), generator=generator).tolist()
     histories = [[items[i] for i in torch.randint(3000, (n,), generator=generator)] for n in lengths]

@@ -151,6 +151,7 @@ def test_the_paper_s_presets_have_its_hyper_parameters(name, length, rho, most, 
     )  # fmt: skip
     assert (model.hidden_dropout_prob, model.attention_probs_dropout_prob) == (dropout, attention)
     assert (model.initializer_range, model.rope_theta, model.loss) == (0.02, None, "softmax")
+    assert (model.conv_kernel_size, model.prediction_head) == (None, True)
     training = recipe.training
     assert (training.learning_rate, training.warmup_steps, training.max_steps) == (1e-4, 100, steps)
     assert (training.per_device_train_batch_size, training.weight_decay, training.max_grad_norm) == (256, 0.01, 5)

@@ -17,9 +17,21 @@ CPU = torch.device("cpu")
 ML_1M = Bert4RecConfig(vocab_size=3419, attention_probs_dropout_prob=0)  # d 64, f 256, 2 layers, 2 heads, N 200
 
 
-@given(st.booleans(), st.integers(1, 4), st.integers(1, 3), st.integers(5, 40), st.integers(1, 30))
-def test_parameters_are_counted_exactly(tie, layers, heads, rows, length):
-    config = small_config(rows, length, tie_word_embeddings=tie, num_hidden_layers=layers, num_attention_heads=heads)
+@given(
+    st.integers(5, 40),
+    st.integers(1, 30),
+    st.fixed_dictionaries(
+        {
+            "tie_word_embeddings": st.booleans(),
+            "num_hidden_layers": st.integers(1, 4),
+            "num_attention_heads": st.integers(1, 3),
+            "conv_kernel_size": st.sampled_from([None, 3, 5]),
+            "prediction_head": st.booleans(),
+        }
+    ),
+)
+def test_parameters_are_counted_exactly(rows, length, settings):
+    config = small_config(rows, length, **settings)
     expected = Bert4RecForMaskedLM(config).num_parameters() * 4e-9
     estimate = estimate_memory(config, 2, length)
     assert estimate.parameters == pytest.approx(expected, rel=1e-12)
