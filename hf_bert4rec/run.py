@@ -115,18 +115,15 @@ def protocol(recipe: Recipe, items: int) -> tuple[str, str]:
     )
 
 
-def run(recipe: Recipe) -> Path | None:
-    """Train by a recipe and save a complete checkpoint, `model/` in the output folder, with the curve beside the card.
-
-    Returns:
-        The folder of the checkpoint; None in all processes but the first.
+def trainer_for(recipe: Recipe, tokenizer: ItemTokenizer, histories: DatasetDict) -> Trainer:
+    """The stock Trainer of a recipe, with a new model in it, ready to train.
 
     Raises:
-        ValueError: An option is out of range, or the data cannot be used as the recipe says.
+        MemoryError: The model cannot fit.
+        ValueError: An option is out of range.
     """
     args = recipe.training
     set_seed(args.seed)
-    interactions, tokenizer, histories = prepare(recipe)
     config = Bert4RecConfig(
         vocab_size=len(tokenizer),
         max_position_embeddings=tokenizer.model_max_length,
@@ -140,12 +137,11 @@ def run(recipe: Recipe) -> Path | None:
         args.gradient_checkpointing,
     )
     check_memory(estimate, args.device)
-    model = Bert4RecForMaskedLM(config)
     validation = histories.get("validation")
     if validation is None:  # folded into train: nothing to choose a checkpoint by
         args.eval_strategy, args.load_best_model_at_end = "no", False
     trainer = Trainer(
-        model,
+        Bert4RecForMaskedLM(config),
         args,
         train_dataset=histories["train"],
         eval_dataset=validation,
@@ -155,6 +151,21 @@ def run(recipe: Recipe) -> Path | None:
     if not args.disable_tqdm:
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(EpochLines)
+    return trainer
+
+
+def run(recipe: Recipe) -> Path | None:
+    """Train by a recipe and save a complete checkpoint, `model/` in the output folder, with the curve beside the card.
+
+    Returns:
+        The folder of the checkpoint; None in all processes but the first.
+
+    Raises:
+        ValueError: An option is out of range, or the data cannot be used as the recipe says.
+    """
+    args = recipe.training
+    interactions, tokenizer, histories = prepare(recipe)
+    trainer = trainer_for(recipe, tokenizer, histories)
 
     data = describe_data(recipe, interactions)
     checkpoint = checkpoint_to_resume(args, data["sha256"])
