@@ -54,7 +54,9 @@ class Bert4RecEmbeddings(nn.Module):
         self.item_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         size, channels = config.conv_kernel_size, config.hidden_size
-        self.convolution = size and nn.Conv1d(channels, channels, size, padding=size // 2, groups=channels, bias=False)
+        self.convolution = None
+        if size is not None:
+            self.convolution = nn.Conv1d(channels, channels, size, padding=size // 2, groups=channels, bias=False)
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = Dropout(config.hidden_dropout_prob)
 
@@ -208,7 +210,8 @@ class Bert4RecPreTrainedModel(PreTrainedModel):
             std = self.config.initializer_range
             initialization.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
         if isinstance(module, nn.Conv1d):  # a position starts as its own item, and a quarter of those beside it
-            offsets = (torch.arange(module.weight.shape[-1]) - module.padding[0]).abs()
+            size = module.weight.shape[-1]
+            offsets = (torch.arange(size) - size // 2).abs()
             start = torch.where(offsets == 1, 0.25, (offsets == 0).float())
             initialization.copy_(module.weight, start.expand_as(module.weight))
 
