@@ -3,7 +3,8 @@
 Read it bottom-up: embeddings, attention, feed-forward, layer, encoder, head. The file imports the configuration and the
 loss only, so that the three can travel with the weights as remote code. What differs from BERT: no token types and no
 pooler; the special rows take no part in the softmax over the items; and the last layer and the head run on the scored
-positions only (`logits_to_keep`), since nothing reads the others.
+positions only (`logits_to_keep`), since nothing reads the others. What differs from the paper where the configuration
+says so: rotary positions, a convolution over neighbouring items, and no prediction head.
 """
 
 from collections.abc import Callable
@@ -75,7 +76,12 @@ class Bert4RecEmbeddings(nn.Module):
             )
         if self.convolution is not None:
             if attention_mask is not None:  # the newest item has no neighbour in the padding
-                inputs_embeds = inputs_embeds * attention_mask.unsqueeze(-1)
+                if attention_mask.ndim != 2:
+                    raise ValueError(
+                        "With `conv_kernel_size` expected an attention_mask of (batch, length), which says what is "
+                        f"padding, found {attention_mask.ndim} dimensions."
+                    )
+                inputs_embeds = inputs_embeds.masked_fill(attention_mask.unsqueeze(-1) == 0, 0)
             inputs_embeds = self.convolution(inputs_embeds.transpose(1, 2)).transpose(1, 2)
         return self.dropout(self.norm(inputs_embeds + self.position_embeddings.weight[:length]))
 
@@ -249,7 +255,8 @@ class Bert4RecModel(Bert4RecPreTrainedModel):
             `BaseModelOutput` whose `last_hidden_state` is (batch, length or kept, hidden).
 
         Raises:
-            ValueError: Not exactly one of `input_ids` and `inputs_embeds`, or more than `max_position_embeddings`.
+            ValueError: Not exactly one of `input_ids` and `inputs_embeds`, more than `max_position_embeddings`, or
+                with `conv_kernel_size` an attention mask of another shape.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Pass exactly one of `input_ids` and `inputs_embeds`.")

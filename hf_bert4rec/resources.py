@@ -73,7 +73,7 @@ def estimate_memory(
     scored = positions * min(1, mask_probability)
     kept = d if gradient_checkpointing else 10 * d + 2 * f
     working = 10 * d + 5 * f if gradient_checkpointing else 3 * f
-    every = 4 * d + (config.num_hidden_layers - 1) * kept + 2 * d + working
+    every = (4 if config.conv_kernel_size is None else 6) * d + (config.num_hidden_layers - 1) * kept + 2 * d + working
     activations = positions * every + scored * (10 * d + 2 * f)
     weights = config.num_attention_heads * positions * length  # where the attention's own are kept or masked
     plain = 1 if gradient_checkpointing else config.num_hidden_layers  # layers whose weights are kept

@@ -161,6 +161,7 @@ def run(recipe: Recipe) -> Path | None:
         The folder of the checkpoint; None in all processes but the first.
 
     Raises:
+        MemoryError: The model cannot fit.
         ValueError: An option is out of range, or the data cannot be used as the recipe says.
     """
     args = recipe.training

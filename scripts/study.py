@@ -1,4 +1,4 @@
-"""Compare recipes that differ in a few options, at equal steps, on validation: what helps, and how much is luck.
+"""Compare recipes that differ in a few options, at equal steps, on validation.
 
     python scripts/study.py run scripts/studies/mask-ratio-ml-1m.yaml scripts/results/mask-ratio.jsonl
     python scripts/study.py table scripts/results/mask-ratio.jsonl
@@ -8,7 +8,8 @@
 A study is a YAML file: `recipe`, the configuration to start from; `options` that hold for all its variants; `seeds`;
 and `variants`, each a name and the options that it changes, where `cumulative: true` adds them to those of the variants
 before it. Each run appends one JSON line, and what has its line already is not run again, so that an interrupted study
-goes on where it stopped; `--seeds` lets two processes share one. The test split is never looked at.
+goes on where it stopped; `--seeds` lets two processes share one, as long as each has a core of its own. The test split
+is never scored. Seconds are those of training: the clock stands still while a model is judged.
 """
 
 import os
@@ -17,16 +18,17 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning th
 
 import argparse
 import json
-import shutil
 import tempfile
 import time
 from collections.abc import Iterator
+from importlib.metadata import version
 from math import nan
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
 import numpy as np
+import torch
 import transformers
 import yaml
 from matplotlib.figure import Figure
@@ -40,7 +42,7 @@ MEASURE = "ndcg@10"
 
 
 class Clock(TrainerCallback):
-    """The curve of a run: step, seconds so far and validation NDCG@10 at each evaluation."""
+    """The curve of a run: step, seconds of training so far and validation NDCG@10 at each evaluation."""
 
     def __init__(self) -> None:
         self.curve: list[tuple[int, float, float]] = []
@@ -50,12 +52,11 @@ class Clock(TrainerCallback):
         self.started = time.perf_counter()
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
-        """Read the clock."""
-        seconds = round(time.perf_counter() - self.started, 1)
-        self.curve.append((state.global_step, seconds, round(metrics[f"eval_{MEASURE}"], 5)))
-        print(
-            f"  step {state.global_step:6d}   {seconds:6.0f} s   {MEASURE} {metrics[f'eval_{MEASURE}']:.4f}", flush=True
-        )
+        """Read the clock, and put it back by what the evaluation took."""
+        self.started += metrics["eval_runtime"]
+        seconds, score = round(time.perf_counter() - self.started, 1), metrics[f"eval_{MEASURE}"]
+        self.curve.append((state.global_step, seconds, round(score, 5)))
+        print(f"  step {state.global_step:6d}   {seconds:6.0f} s   {MEASURE} {score:.4f}", flush=True)
 
 
 def variants(study: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -69,16 +70,27 @@ def variants(study: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def with_options(recipe: str, options: dict[str, Any], seed: int, folder: str) -> Recipe:
-    """The recipe of a run, which saves nothing."""
-    own = {"output_dir": folder, "seed": seed, "save_strategy": "no", "load_best_model_at_end": False}
-    words = {**options, **own, "disable_tqdm": True}
-    return parse_recipe([recipe, *(f"--{name}={value}" for name, value in words.items())])
+    """The recipe of a run that saves nothing and ranks among all items alone.
+
+    Raises:
+        ValueError: It leaves nothing to judge by.
+    """
+    own = {
+        "output_dir": folder,
+        "seed": seed,
+        "save_strategy": "no",
+        "load_best_model_at_end": False,
+        "popularity_candidates": 0,  # their ranks would stand beside those that are averaged here
+        "disable_tqdm": True,
+    }
+    complete = parse_recipe([recipe, *(f"--{name}={value}" for name, value in {**options, **own}.items())])
+    if complete.splitting.validation_in_train or complete.training.eval_strategy == "no":
+        raise ValueError(f"{recipe}: a study needs a validation split and evaluations, found none.")
+    return complete
 
 
-def train(recipe: str, options: dict[str, Any], seed: int) -> dict[str, Any]:
+def train(complete: Recipe) -> dict[str, Any]:
     """Train once, and judge on validation, all users and the halves with short and long histories."""
-    folder = tempfile.mkdtemp()
-    complete = with_options(recipe, options, seed, folder)
     _, tokenizer, histories = prepare(complete)
     trainer = trainer_for(complete, tokenizer, histories)
     trainer.remove_callback(transformers.PrinterCallback)
@@ -88,28 +100,47 @@ def train(recipe: str, options: dict[str, Any], seed: int) -> dict[str, Any]:
     lengths = np.array([len(history) for history in histories["validation"]["history"]])
     gains = ndcg_gains(trainer.predict(histories["validation"]).predictions, 10)
     short = lengths <= np.median(lengths)
-    shutil.rmtree(folder)
+    means = {MEASURE: gains.mean(), "standard_error": gains.std() / len(gains) ** 0.5, "short": gains[short].mean()}
+    if not short.all():
+        means["long"] = gains[~short].mean()
     return {
         "curve": clock.curve,
-        MEASURE: round(float(gains.mean()), 5),
-        "short": round(float(gains[short].mean()), 5),
-        "long": round(float(gains[~short].mean()), 5),
+        **{name: round(float(value), 5) for name, value in means.items()},
         "median_history": float(np.median(lengths)),
+        "threads": torch.get_num_threads(),
+        "versions": {name: version(name) for name in ("hf-bert4rec", "transformers", "torch")},
     }
 
 
-def run(path: str, results: str, seeds: list[int] | None) -> None:
-    """Run what has no line in `results` yet, and append its line."""
+def run(path: str, results: str, seeds: list[int] | None, threads: int) -> None:
+    """Run what has no line in `results` yet, and append its line.
+
+    Raises:
+        ValueError: A line of the same study, variant and seed was made with other options.
+    """
+    torch.set_num_threads(threads)
     study = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     for seed in seeds or study["seeds"]:
         for name, options in variants(study):
-            key = {"study": Path(path).stem, "variant": str(name), "seed": seed}
-            if any(key.items() <= line.items() for line in load(results)):
-                continue
-            print(f"{key['study']}: {name}, seed {seed}", flush=True)
-            line = {**key, "options": options, **train(study["recipe"], options, seed)}
-            with Path(results).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+            key = {
+                "study": Path(path).stem,
+                "variant": str(name),
+                "seed": seed,
+                "cumulative": study.get("cumulative", False),
+            }
+            with tempfile.TemporaryDirectory() as folder:
+                complete = with_options(study["recipe"], options, seed, folder)
+                given = {option: value for option, value in complete.options.items() if option != "output_dir"}
+                same = [line for line in load(results) if key.items() <= line.items()]
+                if any(line["options"] != given for line in same):
+                    raise ValueError(
+                        f"{results} has {key['study']}, {name}, seed {seed} with other options: move it away."
+                    )
+                if not same:
+                    print(f"{key['study']}: {name}, seed {seed}", flush=True)
+                    line = {**key, "cumulative": study.get("cumulative", False), "options": given, **train(complete)}
+                    with Path(results).open("a", encoding="utf-8") as file:
+                        file.write(json.dumps(line) + "\n")
 
 
 def load(path: str) -> list[dict[str, Any]]:
@@ -126,39 +157,42 @@ def grouped(lines: list[dict[str, Any]]) -> dict[str, dict[str, list[dict[str, A
 
 
 def table(lines: list[dict[str, Any]]) -> str:
-    """A Markdown table a study: the mean over seeds, each seed, and the difference from the variant before."""
+    """A Markdown table a study: the mean over seeds and each seed; in a cumulative one what each change adds."""
     text = []
     for study, rows in grouped(lines).items():
-        text += [f"**{study}**", "", "| variant | NDCG@10 | gain | seeds | short | long | minutes |"]
-        text += ["|---|---:|---:|---|---:|---:|---:|"]
-        before, means = None, []
+        text += [f"**{study}**", "", "| variant | NDCG@10 | ± | gain | seeds | short | long | minutes |"]
+        text += ["|---|---:|---:|---:|---|---:|---:|---:|"]
+        means: list[float] = []
         for name, runs in rows.items():
-            score = mean(run[MEASURE] for run in runs)
-            gain = "" if before is None else f"{score - before:+.4f}"
+            means.append(mean(run[MEASURE] for run in runs))
+            gain = f"{means[-1] - means[-2]:+.4f}" if runs[0].get("cumulative") and len(means) > 1 else ""
             each = ", ".join(f"{run[MEASURE]:.4f}" for run in runs)
-            halves = " | ".join(f"{mean(run.get(half, nan) for run in runs):.4f}" for half in ("short", "long"))
+            others = [mean(run.get(part, nan) for run in runs) for part in ("standard_error", "short", "long")]
+            error, short, long = (f"{number:.4f}" for number in others)
             minutes = mean(run["curve"][-1][1] for run in runs) / 60
-            text.append(f"| {name} | {score:.4f} | {gain} | {each} | {halves} | {minutes:.1f} |")
-            before = score
-            means.append(score)
-        text += ["", f"Median {median(means):.4f}, best {max(means):.4f}: {median(means) / max(means):.2f}.", ""]
+            text.append(f"| {name} | {means[-1]:.4f} | {error} | {gain} | {each} | {short} | {long} | {minutes:.1f} |")
+        text += ["", f"±: standard error over users. Median {median(means):.4f}, best {max(means):.4f}.", ""]
     return "\n".join(text)
 
 
 def plot(lines: list[dict[str, Any]], path: str, x: str) -> None:
-    """NDCG@10 against minutes, a line a variant; or against an option, a line for all users and each half of them."""
+    """NDCG@10 against minutes, a line a run; or against an option, a line for all users and each half of them."""
     studies = grouped(lines)
     figure = Figure(figsize=(5.5 * len(studies), 4), layout="constrained")
     for axes, (study, rows) in zip(np.atleast_1d(figure.subplots(1, len(studies))), studies.items(), strict=True):
         if x == "minutes":
-            for name, runs in rows.items():
-                _, seconds, scores = np.array(runs[0]["curve"]).T
-                axes.plot(seconds / 60, scores, marker=".", label=name)
+            for number, (name, runs) in enumerate(rows.items()):
+                for run in runs:
+                    _, seconds, scores = np.array(run["curve"]).T
+                    label = name if run is runs[0] else None
+                    axes.plot(seconds / 60, scores, marker=".", color=f"C{number}", label=label)
         else:
-            places = [float(runs[0]["options"][x]) for runs in rows.values()]
+            points = sorted(rows.values(), key=lambda runs: float(runs[0]["options"][x]))
+            places = [float(runs[0]["options"][x]) for runs in points]
             halves = {MEASURE: "all users", "short": "shorter half of the histories", "long": "longer half"}
             for name, label in halves.items():
-                axes.plot(places, [mean(run[name] for run in runs) for runs in rows.values()], marker="o", label=label)
+                scores = [mean(run.get(name, nan) for run in runs) for runs in points]
+                axes.plot(places, scores, marker="o", label=label)
         axes.set(title=study, xlabel=x, ylabel="validation NDCG@10", ylim=(0, None))
         axes.legend(fontsize=8)
     figure.savefig(path, dpi=120)
@@ -172,6 +206,7 @@ def parse() -> argparse.Namespace:
     running.add_argument("study", help="YAML file of the study")
     running.add_argument("results", help="file of JSON lines to append to")
     running.add_argument("--seeds", type=int, nargs="+", help="instead of the study's")
+    running.add_argument("--threads", type=int, default=1, help="torch's threads (default: 1)")
     showing = commands.add_parser("table", help="print the Markdown tables")
     showing.add_argument("results")
     drawing = commands.add_parser("plot", help="draw a PNG")
@@ -186,7 +221,7 @@ if __name__ == "__main__":
     transformers.logging.disable_progress_bar()
     with plain_errors():
         if args.command == "run":
-            run(args.study, args.results, args.seeds)
+            run(args.study, args.results, args.seeds, args.threads)
         elif args.command == "table":
             print(table(load(args.results)))
         else:

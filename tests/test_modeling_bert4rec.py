@@ -15,6 +15,9 @@ from hf_bert4rec.modeling_bert4rec import rotate
 from tests.conftest import small_config
 
 ROWS, LENGTH, SPECIALS = 29, 7, 3
+KINDS = pytest.mark.parametrize(
+    "settings", [{}, {"rope_theta": 9, "conv_kernel_size": 3, "prediction_head": False}], ids=["paper", "recipe"]
+)
 PAD, MASK, UNK = 0, 1, 2
 
 
@@ -352,8 +355,9 @@ def undropped(**changes) -> Bert4RecForMaskedLM:
 
 
 @pytest.mark.parametrize("use_reentrant", [None, False, True])
-def test_gradient_checkpointing_gives_the_same_gradients(batch, use_reentrant):
-    model = undropped(num_hidden_layers=3, rope_theta=9).train()
+@KINDS
+def test_gradient_checkpointing_gives_the_same_gradients(batch, use_reentrant, settings):
+    model = undropped(num_hidden_layers=3, **settings).train()
     model(**batch).loss.backward()
     expected = gradients(model)
     model.zero_grad()
@@ -366,8 +370,9 @@ def test_gradient_checkpointing_gives_the_same_gradients(batch, use_reentrant):
         torch.testing.assert_close(gradient, expected[name], atol=1e-6, rtol=1e-5, msg=name)
 
 
-def test_one_compiled_graph_gives_the_same_logits(batch):
-    model = lively_model()
+@KINDS
+def test_one_compiled_graph_gives_the_same_logits(batch, settings):
+    model = lively_model(**settings)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     keep = torch.tensor([[6], [4], [2]])
     with torch.no_grad():
@@ -375,8 +380,9 @@ def test_one_compiled_graph_gives_the_same_logits(batch):
             torch.testing.assert_close(compiled(**inputs).logits, model(**inputs).logits, atol=1e-5, rtol=0)
 
 
-def test_one_compiled_graph_trains_the_same(batch):
-    model = undropped(rope_theta=9).train()
+@KINDS
+def test_one_compiled_graph_trains_the_same(batch, settings):
+    model = undropped(**settings).train()
     model(**batch).loss.backward()
     loss, expected = model(**batch).loss, gradients(model)
     model.zero_grad()
@@ -388,8 +394,9 @@ def test_one_compiled_graph_trains_the_same(batch):
         torch.testing.assert_close(gradient, expected[name], atol=1e-5, rtol=1e-4, msg=name)
 
 
-def test_an_exported_graph_gives_the_same_logits(batch):
-    model = lively_model(rope_theta=9)
+@KINDS
+def test_an_exported_graph_gives_the_same_logits(batch, settings):
+    model = lively_model(**settings)
     with torch.no_grad():
         exported = torch.export.export(model, (), inputs_of(batch))
         torch.testing.assert_close(
@@ -397,8 +404,9 @@ def test_an_exported_graph_gives_the_same_logits(batch):
         )
 
 
-def test_half_precision_trains_with_finite_numbers(batch):
-    model = lively_model().bfloat16()
+@KINDS
+def test_half_precision_trains_with_finite_numbers(batch, settings):
+    model = lively_model(**settings).bfloat16()
     outputs = model(**batch)
     outputs.loss.backward()
     assert outputs.logits.dtype == torch.bfloat16
@@ -414,8 +422,9 @@ def test_dropout_acts_in_training_only(batch):
     assert model(**batch).loss != model(**batch).loss
 
 
-def test_a_saved_model_gives_the_same_bits(batch, tmp_path):
-    model = lively_model()
+@KINDS
+def test_a_saved_model_gives_the_same_bits(batch, tmp_path, settings):
+    model = lively_model(**settings)
     model.save_pretrained(tmp_path)
     loaded = Bert4RecForMaskedLM.from_pretrained(tmp_path).eval()
     assert torch.equal(loaded(**inputs_of(batch)).logits, model(**inputs_of(batch)).logits)
@@ -470,8 +479,9 @@ def test_exactly_one_kind_of_input_is_needed():
             model(**inputs)
 
 
-def test_inputs_embeds_are_rows_of_the_item_table(batch):
-    model = lively_model()
+@KINDS
+def test_inputs_embeds_are_rows_of_the_item_table(batch, settings):
+    model = lively_model(**settings)
     embeds = model.get_input_embeddings()(batch["input_ids"])
     with_embeds = model(inputs_embeds=embeds, attention_mask=batch["attention_mask"], labels=batch["labels"])
     with_ids = model(**batch)
@@ -528,6 +538,16 @@ def test_a_position_starts_from_its_neighbours():
     states = embeddings(None, items, torch.tensor([[1, 1, 1, 0]]))
     assert states[0, :3].tolist() == [[1.5, 40.0], [3.5, 80.0], [5.0, 80.0]]
     assert embeddings(None, items[:, :3])[0].tolist() == states[0, :3].tolist()
+
+
+def test_the_convolution_takes_any_kind_of_two_dimensional_mask_and_no_other(batch):
+    model = lively_model(conv_kernel_size=3)
+    expected = model(**inputs_of(batch)).logits
+    for kind in (torch.bool, torch.float64):
+        mask = batch["attention_mask"].to(kind)
+        torch.testing.assert_close(model(batch["input_ids"], mask).logits, expected)
+    with pytest.raises(ValueError, match=r"attention_mask of \(batch, length\).*found 4 dimensions"):
+        model(batch["input_ids"], torch.zeros(3, 1, LENGTH, LENGTH))
 
 
 def test_the_convolution_starts_as_the_item_and_a_quarter_of_those_beside_it():
@@ -699,6 +719,7 @@ def test_tying_changes_the_number_of_parameters():
         ({"vocab_size": 3}, r"at least one item, found 3. Pass `vocab_size=len\(tokenizer\)`"),
         ({"rope_theta": 1}, "`rope_theta` must be above 1 and a head's width even, found 1 and 32"),
         ({"rope_theta": 9, "hidden_size": 6}, "a head's width even, found 9 and 3"),
+        ({"rope_theta": 9, "num_attention_heads": 0}, "`num_attention_heads` must be at least 1, found 0"),
         ({"conv_kernel_size": 4}, "`conv_kernel_size` must be odd and at least 3, or None, found 4"),
         ({"conv_kernel_size": 1}, "`conv_kernel_size` must be odd and at least 3, or None, found 1"),
         ({"loss_chunk_size": 0}, "`loss_chunk_size` must be at least 1, found 0"),

@@ -34,7 +34,7 @@ def small_model():
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_matrices_between_the_layers_are_muons_and_all_else_adamws(tmp_path, tied):
-    model = Bert4RecForMaskedLM(small_config(tie_word_embeddings=tied))
+    model = Bert4RecForMaskedLM(small_config(tie_word_embeddings=tied, conv_kernel_size=3))
     decayed, plain, matrices = make(model, tmp_path, weight_decay=0.03).param_groups
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     found = [{names[id(parameter)] for parameter in group["params"]} for group in (matrices, decayed, plain)]
@@ -49,7 +49,7 @@ def test_the_matrices_between_the_layers_are_muons_and_all_else_adamws(tmp_path,
     assert found[0] == {f"model.layers.{i}.{name}.weight" for i in range(2) for name in layers} | {
         "prediction_head.dense.weight"
     }
-    tables = {"model.embeddings.item_embeddings.weight", "model.embeddings.position_embeddings.weight"}
+    tables = {f"model.embeddings.{name}.weight" for name in ("item_embeddings", "position_embeddings", "convolution")}
     assert found[1] == tables | (set() if tied else {"lm_head.weight"})
     assert set().union(*found) == set(names.values())
     assert sum(map(len, found)) == len(names)

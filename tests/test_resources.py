@@ -47,6 +47,12 @@ def test_activations_of_the_benchmark_are_those_counted_by_hand():
     assert estimate_memory(ML_1M, 256, 200, 0.2).activations == pytest.approx(expected)
 
 
+def test_a_convolution_keeps_its_input_and_its_output():
+    with_convolution = Bert4RecConfig(vocab_size=3419, attention_probs_dropout_prob=0, conv_kernel_size=3)
+    one, other = (estimate_memory(config, 256, 200).activations for config in (ML_1M, with_convolution))
+    assert other - one == pytest.approx(4e-9 * 256 * 200 * 2 * 64)
+
+
 def test_the_full_softmax_takes_a_chunk_of_scores_and_two_tables():
     table, chunk, hidden = 3419 * 65, 128 * 3419, 2 * 64 * 256 * 200 * 0.2
     assert estimate_memory(ML_1M, 256, 200, 0.2).loss == pytest.approx(4e-9 * (chunk + 2 * table + hidden))

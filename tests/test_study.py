@@ -1,18 +1,19 @@
 """scripts/study.py: the options of variants, what is run again, its table and its plot."""
 
 import importlib.util
-import json
 from pathlib import Path
 
 import pytest
 import yaml
 
+from hf_bert4rec.ranking import ndcg_gains as study_gains
+
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 LINES = [
     {"study": "s", "variant": "a", "seed": 0, "options": {"x": 1}, "curve": [[5, 60, 0.1], [9, 120, 0.2]],
-     "ndcg@10": 0.2, "short": 0.1, "long": 0.3},
+     "ndcg@10": 0.2, "short": 0.1, "long": 0.3, "standard_error": 0.01},
     {"study": "s", "variant": "a", "seed": 1, "options": {"x": 1}, "curve": [[9, 240, 0.1]],
-     "ndcg@10": 0.1, "short": 0.1, "long": 0.1},
+     "ndcg@10": 0.1, "short": 0.1, "long": 0.1, "standard_error": 0.03},
     {"study": "s", "variant": "b", "seed": 0, "options": {"x": 2}, "curve": [[9, 60, 0.3]],
      "ndcg@10": 0.3, "short": 0.2, "long": 0.4},
 ]  # fmt: skip
@@ -39,10 +40,12 @@ def test_changes_are_added_up_where_the_study_says_so(study, cumulative, last):
 def test_the_table_gives_means_gains_and_seeds(study):
     rows = study.table(LINES).splitlines()
     assert rows[4:6] == [
-        "| a | 0.1500 |  | 0.2000, 0.1000 | 0.1000 | 0.2000 | 3.0 |",
-        "| b | 0.3000 | +0.1500 | 0.3000 | 0.2000 | 0.4000 | 1.0 |",
+        "| a | 0.1500 | 0.0200 |  | 0.2000, 0.1000 | 0.1000 | 0.2000 | 3.0 |",
+        "| b | 0.3000 | nan |  | 0.3000 | 0.2000 | 0.4000 | 1.0 |",
     ]
-    assert "Median 0.2250, best 0.3000: 0.75." in rows
+    assert "±: standard error over users. Median 0.2250, best 0.3000." in rows
+    rows = study.table([{**line, "cumulative": True} for line in LINES]).splitlines()
+    assert rows[5] == "| b | 0.3000 | nan | +0.1500 | 0.3000 | 0.2000 | 0.4000 | 1.0 |"
 
 
 @pytest.mark.parametrize("x", ["minutes", "x"])
@@ -51,32 +54,58 @@ def test_the_plot_is_a_png(study, x, tmp_path):
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_what_has_its_line_is_not_run_again(study, tmp_path, monkeypatch):
-    (tmp_path / "s.yaml").write_text("{recipe: r.yaml, seeds: [0, 1], variants: {a: {x: 1}, b: {x: 2}}}")
-    (tmp_path / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in LINES))
-    runs = []
-    monkeypatch.setattr(study, "train", lambda *run: runs.append(run) or {"ndcg@10": 0.5})
-    study.run(str(tmp_path / "s.yaml"), str(tmp_path / "results.jsonl"), None)
-    assert runs == [("r.yaml", {"x": 2}, 1)]
-    assert study.load(str(tmp_path / "results.jsonl"))[3:] == [
-        {"study": "s", "variant": "b", "seed": 1, "options": {"x": 2}, "ndcg@10": 0.5}
-    ]
-
-
-def test_a_run_is_judged_on_validation_and_on_both_halves_of_its_histories(study, tmp_path):
+@pytest.fixture
+def recipe(tmp_path) -> str:
     items = [f"{user} {(user * 5 + place) % 9}" for user in range(20) for place in range(4 + user % 5)]
     (tmp_path / "log.txt").write_text("\n".join(items))
-    recipe = {"output_dir": str(tmp_path / "out"), "data": str(tmp_path / "log.txt"), "max_length": 8}
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({**recipe, "hidden_size": 8, "max_steps": 4}))
-    options = {"eval_strategy": "steps", "eval_steps": 2}
-    line = study.train(str(tmp_path / "recipe.yaml"), options, seed=3)
+    options = {"data": str(tmp_path / "log.txt"), "max_length": 8, "hidden_size": 8, "max_steps": 4}
+    options |= {"eval_strategy": "steps", "eval_steps": 2, "output_dir": "unused", "popularity_candidates": 1}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(options))
+    return str(tmp_path / "recipe.yaml")
+
+
+def test_what_has_its_line_is_not_run_again(study, recipe, tmp_path, monkeypatch):
+    describe = {
+        "recipe": recipe,
+        "seeds": [0, 1],
+        "variants": {"a": {"mask_probability": 0.3}, "b": {"window_step": 1}},
+    }
+    path, results = str(tmp_path / "s.yaml"), str(tmp_path / "results.jsonl")
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(describe))
+    runs: list = []
+    monkeypatch.setattr(study, "train", lambda complete: runs.append(complete) or {"ndcg@10": 0.5})
+    study.run(path, results, [0], 1)
+    study.run(path, results, None, 1)
+    assert [(run.training.seed, run.masking.mask_probability) for run in runs] == [
+        (0, 0.3),
+        (0, 0.2),
+        (1, 0.3),
+        (1, 0.2),
+    ]
+    assert [(line["variant"], line["seed"]) for line in study.load(results)] == [("a", 0), ("b", 0), ("a", 1), ("b", 1)]
+    describe["variants"]["b"] = {"window_step": 0.5}
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(describe))
+    with pytest.raises(ValueError, match="has b, seed 0, with other options"):
+        study.run(path, results, None, 1)
+    assert len(runs) == 4
+
+
+def test_a_run_is_judged_on_validation_and_on_both_halves_of_its_histories(study, recipe, tmp_path, monkeypatch):
+    judged = []
+    monkeypatch.setattr(study, "ndcg_gains", lambda ranks, k: judged.append(ranks) or study_gains(ranks, k))
+    line = study.train(study.with_options(recipe, {}, 3, str(tmp_path / "out")))
     assert [step for step, _, _ in line["curve"]] == [2, 4]
-    assert line["curve"][-1][2] == line["ndcg@10"]
+    assert line["curve"][-1][2] == pytest.approx(line["ndcg@10"], abs=1e-5)
+    assert [ranks.shape for ranks in judged] == [(20,)]
     short = [4 + user % 5 - 2 <= line["median_history"] for user in range(20)]
-    assert line["ndcg@10"] == pytest.approx(
-        (sum(short) * line["short"] + (20 - sum(short)) * line["long"]) / 20, abs=1e-4
-    )
-    assert not (tmp_path / "out").exists()
+    halves = sum(short) * line["short"] + (20 - sum(short)) * line["long"]
+    assert line["ndcg@10"] == pytest.approx(halves / 20, abs=1e-4)
+
+
+@pytest.mark.parametrize("options", [{"validation_in_train": True}, {"eval_strategy": "no"}])
+def test_a_study_without_validation_is_refused_before_it_trains(study, recipe, options, tmp_path):
+    with pytest.raises(ValueError, match="a study needs a validation split and evaluations"):
+        study.with_options(recipe, options, 0, str(tmp_path))
 
 
 @pytest.mark.parametrize("path", sorted((SCRIPTS / "studies").glob("*.yaml")), ids=lambda path: path.stem)
