@@ -85,7 +85,7 @@ def test_what_has_its_line_is_not_run_again(study, recipe, tmp_path, monkeypatch
     assert [(line["variant"], line["seed"]) for line in study.load(results)] == [("a", 0), ("b", 0), ("a", 1), ("b", 1)]
     describe["variants"]["b"] = {"window_step": 0.5}
     (tmp_path / "s.yaml").write_text(yaml.safe_dump(describe))
-    with pytest.raises(ValueError, match="has b, seed 0, with other options"):
+    with pytest.raises(ValueError, match="has s, b, seed 0 with other options"):
         study.run(path, results, None, 1)
     assert len(runs) == 4
 
