@@ -38,6 +38,9 @@ def test_the_card_of_a_release_says_what_its_facts_say(folder):
     assert results == {name: round(value, 4) for name, value in facts["test"]["BERT4Rec"].items()}
     assert sampled_table(facts["test"]) in card.text
     assert (facts["data"]["terms"] or "") in card.text
+    for model, row in facts["test"].items():
+        ahead = row["ndcg@10"] > facts["test"]["BERT4Rec"]["ndcg@10"]
+        assert (f"**{model} is ahead of it by NDCG@10**" in card.text) == ahead
 
 
 def test_bert4rec_ml1m_recommends_films_by_movielens_ids():
@@ -51,7 +54,7 @@ def test_a_release_is_judged_the_same_again(folder, monkeypatch):
     monkeypatch.chdir(CARDS.parent)
     recipe = parse_recipe([str(folder)])
     if not Path(recipe.run.data).exists():
-        pytest.skip(f"{recipe.run.data} is not at hand: MovieLens-1M may not travel with the project")
+        pytest.skip(f"{recipe.run.data} is not at hand: the data sets may not travel with the project")
     facts = json.loads((folder / "run_facts.json").read_text())
     _, metrics, _ = evaluate(recipe)
     for name, value in facts["test"]["BERT4Rec"].items():
