@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from itertools import pairwise
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
@@ -128,7 +129,8 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpF
 def parse_recipe(argv: Sequence[str] | None = None, description: str | None = None, config: str = "CONFIG") -> Recipe:
     """`CONFIG [--option value …]` → the recipe of CONFIG with these options put in their place.
 
-    CONFIG is a YAML file, or a checkpoint folder, whose run facts hold its recipe.
+    CONFIG is a YAML file, or a checkpoint folder, whose run facts hold its recipe. `none` takes back an option of CONFIG
+    that is None by default.
 
     Raises:
         SystemExit: There is no such file, or an option that nobody reads, in the file or on the command line; the
@@ -145,6 +147,9 @@ def parse_recipe(argv: Sequence[str] | None = None, description: str | None = No
         "config", help="YAML file, a line an option; or a checkpoint folder, for the recipe that made it."
     )
     argv = list(sys.argv[1:] if argv is None else argv)
+    flags = (parser._option_string_actions.get(word.split("=")[0]) for word in argv)
+    typed = [flag.dest for flag in flags if flag]  # these have the last word
+    argv = _without_none(argv, {f"--{action.dest}" for action in parser._actions if action.default is None})
     folder = parser.parse_known_args(argv)[0].config
     try:
         given = _read_options(Path(folder))
@@ -152,8 +157,6 @@ def parse_recipe(argv: Sequence[str] | None = None, description: str | None = No
         parser.error(f"Expected a YAML file of options or a checkpoint folder, found {folder}: {error}")
     if not isinstance(given, dict):
         parser.error(f"{folder}: expected lines of 'option: value', found a {type(given).__name__}.")
-    flags = (parser._option_string_actions.get(word.split("=")[0]) for word in argv)
-    typed = [flag.dest for flag in flags if flag]  # these have the last word
     for name, value in given.items():
         if name not in typed and value is not None:
             argv += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
@@ -169,6 +172,15 @@ def parse_recipe(argv: Sequence[str] | None = None, description: str | None = No
     values = vars(parser.parse_args(argv))
     as_given = {name: values[name] for name in ("seed", *given, *typed)}
     return Recipe(source=folder, **dict(zip(SECTIONS, sections, strict=True)), options=as_given)
+
+
+def _without_none(argv: list[str], optional: set[str]) -> list[str]:
+    """A command line without `--option none` and `--option=none` where None is the option's default."""
+    left = [word for word in argv if not (word.partition("=")[0] in optional and word.lower().endswith("=none"))]
+    nones = [
+        place for place, (flag, value) in enumerate(pairwise(left)) if flag in optional and value.lower() == "none"
+    ]
+    return [word for place, word in enumerate(left) if place not in nones and place - 1 not in nones]
 
 
 def _read_options(config: Path) -> Any:

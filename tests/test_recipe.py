@@ -53,6 +53,15 @@ def test_the_command_line_has_the_last_word_on_any_option(config):
     assert recipe.options["window_step"] == 0.1
 
 
+@pytest.mark.parametrize("words", [["--rope_theta", "none"], ["--rope_theta=None"]])
+def test_none_takes_an_option_of_the_file_back(words, tmp_path):
+    (tmp_path / "recipe.yaml").write_text("{output_dir: out, rope_theta: 200, example: [a, none], hidden_size: 32}")
+    recipe = parse_recipe([str(tmp_path / "recipe.yaml"), "--seed", "3", *words])
+    assert (recipe.model.rope_theta, recipe.model.hidden_size, recipe.training.seed) == (None, 32, 3)
+    assert recipe.run.example == ["a", "none"]
+    assert recipe.options["rope_theta"] is None
+
+
 def test_the_options_of_a_run_are_a_recipe_that_gives_them_again(config, tmp_path):
     first = parse_recipe([config, "--window_step", "0.1"])
     lines = "\n".join(f"{name}: {value}" for name, value in first.options.items())
