@@ -129,8 +129,8 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpF
 def parse_recipe(argv: Sequence[str] | None = None, description: str | None = None, config: str = "CONFIG") -> Recipe:
     """`CONFIG [--option value …]` → the recipe of CONFIG with these options put in their place.
 
-    CONFIG is a YAML file, or a checkpoint folder, whose run facts hold its recipe. `none` takes back an option of CONFIG
-    that is None by default.
+    CONFIG is a YAML file, or a checkpoint folder, whose run facts hold its recipe. The value `none` takes an option of
+    CONFIG back that is None by default.
 
     Raises:
         SystemExit: There is no such file, or an option that nobody reads, in the file or on the command line; the
