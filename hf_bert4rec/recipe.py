@@ -144,7 +144,9 @@ def parse_recipe(argv: Sequence[str] | None = None, description: str | None = No
         allow_abbrev=False,
     )
     parser.add_argument(
-        "config", help="YAML file, a line an option; or a checkpoint folder, for the recipe that made it."
+        "config",
+        help="YAML file, a line an option; or a checkpoint folder, for the recipe that made it. The value `none` "
+        "takes an option of it back.",
     )
     argv = list(sys.argv[1:] if argv is None else argv)
     flags = (parser._option_string_actions.get(word.split("=")[0]) for word in argv)
@@ -175,11 +177,12 @@ def parse_recipe(argv: Sequence[str] | None = None, description: str | None = No
 
 
 def _without_none(argv: list[str], optional: set[str]) -> list[str]:
-    """A command line without `--option none` and `--option=none` where None is the option's default."""
-    left = [word for word in argv if not (word.partition("=")[0] in optional and word.lower().endswith("=none"))]
-    nones = [
-        place for place, (flag, value) in enumerate(pairwise(left)) if flag in optional and value.lower() == "none"
-    ]
+    """A command line without `--option none` and `--option=none` (or null) where None is the option's default."""
+    empty = ("none", "null")
+    split = [word.partition("=") for word in argv]
+    left = ["".join(parts) for parts in split if not (parts[0] in optional and parts[2].lower() in empty)]
+    pairs = enumerate(pairwise(left))
+    nones = [place for place, (flag, value) in pairs if flag in optional and value.lower() in empty]
     return [word for place, word in enumerate(left) if place not in nones and place - 1 not in nones]
 
 

@@ -59,6 +59,30 @@ class Clock(TrainerCallback):
         print(f"  step {state.global_step:6d}   {seconds:6.0f} s   {MEASURE} {score:.4f}", flush=True)
 
 
+def read(path: str) -> dict[str, Any]:
+    """A study, checked.
+
+    Raises:
+        ValueError: The file does not hold what a study needs, or something else as well.
+    """
+    kinds = {"recipe": str, "seeds": list, "variants": dict, "options": dict, "cumulative": bool}
+    try:
+        study = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: expected YAML: {error}") from error
+    if not isinstance(study, dict) or not {"recipe", "seeds", "variants"} <= set(study) <= set(kinds):
+        found = ", ".join(map(str, study)) if isinstance(study, dict) else type(study).__name__
+        raise ValueError(
+            f"{path}: expected recipe, seeds, variants, and at most options and cumulative, found {found}."
+        )
+    for name, value in study.items():
+        if not isinstance(value, kinds[name]) or (not value and name in ("seeds", "variants")):
+            raise ValueError(
+                f"{path}: expected {name} to be a {kinds[name].__name__} with something in it, found {value}."
+            )
+    return study
+
+
 def variants(study: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Name and options of each variant of a study."""
     options = dict(study.get("options", {}))
@@ -66,7 +90,7 @@ def variants(study: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
         here = {**options, **(changes or {})}
         if study.get("cumulative"):
             options = here
-        yield name, here
+        yield str(name), here
 
 
 def with_options(recipe: str, options: dict[str, Any], seed: int, folder: str) -> Recipe:
@@ -83,7 +107,10 @@ def with_options(recipe: str, options: dict[str, Any], seed: int, folder: str) -
         "popularity_candidates": 0,  # their ranks would stand beside those that are averaged here
         "disable_tqdm": True,
     }
-    complete = parse_recipe([recipe, *(f"--{name}={value}" for name, value in {**options, **own}.items())])
+    words = [recipe]
+    for name, value in {**options, **own}.items():
+        words += [f"--{name}", *map(str, value)] if isinstance(value, list) else [f"--{name}={value}"]
+    complete = parse_recipe(words)
     if complete.splitting.validation_in_train or complete.training.eval_strategy == "no":
         raise ValueError(f"{recipe}: a study needs a validation split and evaluations, found none.")
     return complete
@@ -113,39 +140,46 @@ def train(complete: Recipe) -> dict[str, Any]:
 
 
 def run(path: str, results: str, seeds: list[int] | None, threads: int) -> None:
-    """Run what has no line in `results` yet, and append its line.
+    """Run what has no line in `results` yet, and append its line. All is checked before the first training.
 
     Raises:
-        ValueError: A line of the same study, variant and seed was made with other options.
+        ValueError: The study is not one, or a line of the same variant and seed was made with other options.
+        OSError: `results` cannot be written.
     """
     torch.set_num_threads(threads)
-    study = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    for seed in seeds or study["seeds"]:
-        for name, options in variants(study):
-            key = {
-                "study": Path(path).stem,
-                "variant": str(name),
-                "seed": seed,
-                "cumulative": study.get("cumulative", False),
-            }
-            with tempfile.TemporaryDirectory() as folder:
-                complete = with_options(study["recipe"], options, seed, folder)
+    study, done = read(path), load(results)
+    runs: list[tuple[dict[str, Any], Recipe]] = []
+    with tempfile.TemporaryDirectory() as folder, Path(results).open("a", encoding="utf-8") as file:
+        for seed in seeds or study["seeds"]:
+            for name, options in variants(study):
+                complete = with_options(study["recipe"], options, seed, f"{folder}/{len(runs)}")
+                key = {"study": Path(path).stem, "variant": name, "seed": seed}
+                same = [line for line in done if key.items() <= line.items()]
                 given = {option: value for option, value in complete.options.items() if option != "output_dir"}
-                same = [line for line in load(results) if key.items() <= line.items()]
                 if any(line["options"] != given for line in same):
-                    raise ValueError(
-                        f"{results} has {key['study']}, {name}, seed {seed} with other options: move it away."
-                    )
+                    raise ValueError(f"{results} has {name}, seed {seed}, with other options: move it away.")
                 if not same:
-                    print(f"{key['study']}: {name}, seed {seed}", flush=True)
-                    line = {**key, "cumulative": study.get("cumulative", False), "options": given, **train(complete)}
-                    with Path(results).open("a", encoding="utf-8") as file:
-                        file.write(json.dumps(line) + "\n")
+                    runs.append(({**key, "cumulative": study.get("cumulative", False), "options": given}, complete))
+        for line, complete in runs:
+            print(f"{line['study']}: {line['variant']}, seed {line['seed']}", flush=True)
+            file.write(json.dumps({**line, **train(complete)}) + "\n")
+            file.flush()
 
 
 def load(path: str) -> list[dict[str, Any]]:
     """The lines of a results file, none if there is no such file yet."""
     return list(map(json.loads, Path(path).read_text(encoding="utf-8").splitlines())) if Path(path).exists() else []
+
+
+def some(path: str) -> list[dict[str, Any]]:
+    """The lines of a results file.
+
+    Raises:
+        ValueError: There are none.
+    """
+    if not (lines := load(path)):
+        raise ValueError(f"{path} has no results: make some with study.py run.")
+    return lines
 
 
 def grouped(lines: list[dict[str, Any]]) -> dict[str, dict[str, list[dict[str, Any]]]]:
@@ -177,6 +211,8 @@ def table(lines: list[dict[str, Any]]) -> str:
 
 def plot(lines: list[dict[str, Any]], path: str, x: str) -> None:
     """NDCG@10 against minutes, a line a run; or against an option, a line for all users and each half of them."""
+    if x != "minutes" and not all(isinstance(line["options"].get(x), int | float) for line in lines):
+        raise ValueError(f"Expected --x minutes, or an option that is a number in each line, found {x}.")
     studies = grouped(lines)
     figure = Figure(figsize=(5.5 * len(studies), 4), layout="constrained")
     for axes, (study, rows) in zip(np.atleast_1d(figure.subplots(1, len(studies))), studies.items(), strict=True):
@@ -223,6 +259,6 @@ if __name__ == "__main__":
         if args.command == "run":
             run(args.study, args.results, args.seeds, args.threads)
         elif args.command == "table":
-            print(table(load(args.results)))
+            print(table(some(args.results)))
         else:
-            plot(load(args.results), args.image, args.x)
+            plot(some(args.results), args.image, args.x)

@@ -53,7 +53,7 @@ def test_the_command_line_has_the_last_word_on_any_option(config):
     assert recipe.options["window_step"] == 0.1
 
 
-@pytest.mark.parametrize("words", [["--rope_theta", "none"], ["--rope_theta=None"]])
+@pytest.mark.parametrize("words", [["--rope_theta", "none"], ["--rope_theta=None"], ["--rope_theta", "null"]])
 def test_none_takes_an_option_of_the_file_back(words, tmp_path):
     (tmp_path / "recipe.yaml").write_text("{output_dir: out, rope_theta: 200, example: [a, none], hidden_size: 32}")
     recipe = parse_recipe([str(tmp_path / "recipe.yaml"), "--seed", "3", *words])

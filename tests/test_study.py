@@ -85,7 +85,7 @@ def test_what_has_its_line_is_not_run_again(study, recipe, tmp_path, monkeypatch
     assert [(line["variant"], line["seed"]) for line in study.load(results)] == [("a", 0), ("b", 0), ("a", 1), ("b", 1)]
     describe["variants"]["b"] = {"window_step": 0.5}
     (tmp_path / "s.yaml").write_text(yaml.safe_dump(describe))
-    with pytest.raises(ValueError, match="has s, b, seed 0 with other options"):
+    with pytest.raises(ValueError, match="has b, seed 0, with other options"):
         study.run(path, results, None, 1)
     assert len(runs) == 4
 
@@ -106,6 +106,39 @@ def test_a_run_is_judged_on_validation_and_on_both_halves_of_its_histories(study
 def test_a_study_without_validation_is_refused_before_it_trains(study, recipe, options, tmp_path):
     with pytest.raises(ValueError, match="a study needs a validation split and evaluations"):
         study.with_options(recipe, options, 0, str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "expected recipe, seeds, variants,.* found NoneType"),
+        ("{recipe: r, seeds: [0], variants: {a: {}}, option: {}}", "found recipe, seeds, variants, option"),
+        ("{recipe: r, variants: {a: {}}}", "found recipe, variants"),
+        ("{recipe: r, seeds: 3, variants: {a: {}}}", "expected seeds to be a list with something in it, found 3"),
+        ("{recipe: r, seeds: [0], variants: [a]}", "expected variants to be a dict"),
+        ("{recipe: r, seeds: [], variants: {a: {}}}", "expected seeds to be a list with something"),
+        ("{", "expected YAML"),
+    ],
+)
+def test_what_is_no_study_is_refused_in_one_sentence(study, text, message, tmp_path):
+    (tmp_path / "s.yaml").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        study.run(str(tmp_path / "s.yaml"), str(tmp_path / "results.jsonl"), None, 1)
+
+
+def test_a_misspelt_option_of_the_last_variant_is_found_before_training(study, recipe, tmp_path, monkeypatch):
+    text = {"recipe": recipe, "seeds": [0], "variants": {"a": {}, "b": {"conv_kernal_size": 3}}}
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(text))
+    monkeypatch.setattr(study, "train", lambda complete: pytest.fail("trained"))
+    with pytest.raises(SystemExit):
+        study.run(str(tmp_path / "s.yaml"), str(tmp_path / "results.jsonl"), None, 1)
+
+
+def test_no_results_and_an_option_that_is_no_number_are_told(study, tmp_path):
+    with pytest.raises(ValueError, match="has no results: make some"):
+        study.some(str(tmp_path / "results.jsonl"))
+    with pytest.raises(ValueError, match="an option that is a number in each line, found y"):
+        study.plot(LINES, str(tmp_path / "plot.png"), "y")
 
 
 @pytest.mark.parametrize("path", sorted((SCRIPTS / "studies").glob("*.yaml")), ids=lambda path: path.stem)
