@@ -287,8 +287,8 @@ def checkpoint_to_resume(args: RecommendationTrainingArguments, data: str) -> st
     checkpoint = newest if wanted.lower() == "true" else Path(wanted)
     if checkpoint is None or not (checkpoint / "trainer_state.json").exists():
         raise ValueError(
-            f"Expected a complete checkpoint to resume in {checkpoint or folder}, found none. Give the --output_dir of the "
-            "interrupted run; a finished one is in its model/ and keeps no others."
+            f"Expected a complete checkpoint to resume in {checkpoint or folder}, found none. Give the --output_dir of "
+            "the interrupted run; a finished one is in its model/ and keeps no others."
         )
     if begun.exists() and begun.read_text() != data:
         raise ValueError(
