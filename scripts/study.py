@@ -1,9 +1,9 @@
 """Compare recipes that differ in a few options, at equal steps, on validation.
 
-    python scripts/study.py run scripts/studies/mask-ratio-ml-1m.yaml scripts/results/mask-ratio.jsonl
-    python scripts/study.py table scripts/results/mask-ratio.jsonl
-    python scripts/study.py plot scripts/results/mask-ratio.jsonl scripts/results/mask-ratio.png --x mask_probability
-    python scripts/study.py plot scripts/results/quality.jsonl scripts/results/quality.png --x minutes
+    python scripts/study.py run scripts/studies/mask-ratio-ml-1m.yaml scripts/results/mask-ratio-ml-1m.jsonl
+    python scripts/study.py table scripts/results/mask-ratio-ml-1m.jsonl
+    python scripts/study.py plot scripts/results/mask-ratio-ml-1m.jsonl mask-ratio.png --x mask_probability
+    python scripts/study.py plot scripts/results/quality.jsonl quality.png --x minutes
 
 A study is a YAML file: `recipe`, the configuration to start from; `options` that hold for all its variants; `seeds`;
 and `variants`, each a name and the options that it changes, where `cumulative: true` adds them to those of the variants
