@@ -15,7 +15,7 @@ import argparse
 import unicodedata
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -157,9 +157,9 @@ class Page:
             loader=FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True
         ).get_template("page.html")
 
-    def heading(self, title: str) -> str:
-        """Name and size of the catalogue."""
-        return self._part("heading", title=title, items=len(self.catalogue))
+    def heading(self) -> str:
+        """What this is."""
+        return self._part("heading", items=len(self.catalogue))
 
     def hits(self, state: State, query: str) -> str:
         """What the search found."""
@@ -211,7 +211,7 @@ watch('value', () => {
 """
 
 
-def build(page: Page, title: str) -> "gr.Blocks":
+def build(page: Page) -> "gr.Blocks":
     """The app: a search field and three parts of HTML whose buttons are handled in one place."""
     import gradio as gr  # here, so that the functions above are of use without it
 
@@ -230,9 +230,9 @@ def build(page: Page, title: str) -> "gr.Blocks":
         return gr.HTML(html, js_on_load=PRESS, apply_default_css=False)
 
     start = State()
-    with gr.Blocks(title=title) as app:
+    with gr.Blocks(title="BERT4Rec", fill_width=True) as app:
         state = gr.State(start)
-        part(page.heading(title))
+        part(page.heading())
         with gr.Row():
             with gr.Column(min_width=300):
                 label = "Search the catalogue"
@@ -242,7 +242,7 @@ def build(page: Page, title: str) -> "gr.Blocks":
             with gr.Column(min_width=300):
                 recommendations = part(page.recommendations(start))
         shown = [state, query, hits, history, recommendations]
-        quiet = {"show_progress": "hidden", "api_visibility": "private"}
+        quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         query.change(page.hits, [state, query], hits, trigger_mode="always_last", **quiet)
         query.submit(add_first, [state, query], shown, **quiet)
         for pressed in (hits, history, recommendations):
@@ -257,12 +257,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", default=os.environ.get("MODEL") or str(RELEASED), help="Folder or Hub id.")
     model = parser.parse_args().model
-    app = build(Page(hf_bert4rec.pipeline(model)), title=Path(model).name)
+    app = build(Page(hf_bert4rec.pipeline(model)))
     theme = gr.themes.Base(primary_hue="indigo", font=["system-ui", "sans-serif"]).set(
         body_background_fill="*neutral_50",
         body_background_fill_dark="*neutral_950",
-        body_text_color_subdued="*neutral_500",  # readable, which the default is not
+        body_text_color_subdued="*neutral_500",  # readable, which the defaults are not
         body_text_color_subdued_dark="*neutral_400",
+        input_placeholder_color="*neutral_500",
     )
     app.launch(css_paths=HERE / "style.css", theme=theme, footer_links=[], run_history=False, ssr_mode=False)
 

@@ -45,9 +45,8 @@ def assemble(folder: Path, model: str) -> str:
     (folder / "requirements.txt").write_text("\n".join(project["dependencies"]) + "\n", encoding="utf-8")
     card = SpaceCard.load(HERE / "README.md")
     if Path(model).is_dir():
-        files = {file for pattern in SHARED for file in Path(model).glob(pattern)}
         (folder / BUNDLED).mkdir()
-        for file in files:
+        for file in {file for pattern in SHARED for file in Path(model).glob(pattern)}:
             shutil.copy(file, folder / BUNDLED)
     else:
         card.data.models = [model]  # the Hub links them
@@ -66,8 +65,13 @@ def push(repository: str, model: str, *, private: bool = False) -> str:
         api = HfApi()
         url = api.create_repo(repository, repo_type="space", space_sdk="gradio", private=private, exist_ok=True)
         api.add_space_variable(repository, "MODEL", loaded)
-        # What an earlier push left and this one lacks goes, such as another checkpoint.
-        api.upload_folder(repo_id=repository, repo_type="space", folder_path=folder, delete_patterns="*")
+        api.upload_folder(
+            repo_id=repository,
+            repo_type="space",
+            folder_path=folder,
+            commit_message=f"Show {Path(model).name}",
+            delete_patterns=["hf_bert4rec/*", f"{BUNDLED}/*"],  # what an earlier push left and this one lacks
+        )
     return str(url)
 
 
