@@ -24,6 +24,7 @@ from jinja2 import Environment, FileSystemLoader
 import hf_bert4rec
 from hf_bert4rec import NextItemRecommendationPipeline
 from hf_bert4rec.pipeline_next_item import Recommendation
+from hf_bert4rec.recipe import plain_errors
 
 if TYPE_CHECKING:
     import gradio as gr
@@ -257,7 +258,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", default=os.environ.get("MODEL") or str(RELEASED), help="Folder or Hub id.")
     model = parser.parse_args().model
-    app = build(Page(hf_bert4rec.pipeline(model)))
+    with plain_errors():
+        page = Page(hf_bert4rec.pipeline(model))
     theme = gr.themes.Base(primary_hue="indigo", font=["system-ui", "sans-serif"]).set(
         body_background_fill="*neutral_50",
         body_background_fill_dark="*neutral_950",
@@ -265,7 +267,7 @@ def main() -> None:
         body_text_color_subdued_dark="*neutral_400",
         input_placeholder_color="*neutral_500",
     )
-    app.launch(css_paths=HERE / "style.css", theme=theme, footer_links=[], run_history=False, ssr_mode=False)
+    build(page).launch(css_paths=HERE / "style.css", theme=theme, footer_links=[], run_history=False, ssr_mode=False)
 
 
 if __name__ == "__main__":
