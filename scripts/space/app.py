@@ -169,17 +169,18 @@ class Page:
     def history(self, state: State) -> str:
         """The history with its buttons, what is expected at the masked position, or how to begin."""
         expected: list[Recommendation] = []
+        rank = 0
         if state.masked is not None:
             position = state.history.index(state.masked)
             expected = expect(self.recommender, state.history, position, top_k=len(self.catalogue))
-        rank = next((rank for rank, row in enumerate(expected, 1) if row["item"] == state.masked), 0)
+            rank = 1 + [row["item"] for row in expected].index(state.masked)
         return self._part(
             "history",
             items=[self.catalogue[item] for item in state.history],
             masked=state.masked,
             expected=expected[:EXPECTATIONS],
             rank=rank,
-            score=expected[rank - 1]["score"] if rank else 0,
+            score=expected[rank - 1]["score"] if expected else 0,
             examples=list(self.catalogue.values())[EXAMPLES],
         )
 
@@ -216,16 +217,19 @@ def build(page: Page) -> "gr.Blocks":
     """The app: a search field and three parts of HTML whose buttons are handled in one place."""
     import gradio as gr  # here, so that the functions above are of use without it
 
-    def show(state: State, query: str) -> tuple:
-        return state, query, page.hits(state, query), page.history(state), page.recommendations(state)
+    def show(state: State, query: str, added: bool) -> tuple:
+        """All parts; what was searched for is done with once something is added, else what is being typed stays."""
+        parts = page.hits(state, "" if added else query), page.history(state), page.recommendations(state)
+        return state, "" if added else gr.skip(), *parts
 
     def press(state: State, query: str, event: gr.EventData) -> tuple:
         new = act(state, str(event.action), str(event.item), page.catalogue)
-        return show(new, "" if event.action == "add" else query)
+        return show(new, query, added=event.action == "add")
 
     def add_first(state: State, query: str) -> tuple:
         hits = search(page.catalogue, query, limit=1)
-        return show(act(state, "add", hits[0].id, page.catalogue), "") if hits else show(state, query)
+        new = act(state, "add", hits[0].id, page.catalogue) if hits else state
+        return show(new, query, added=bool(hits))
 
     def part(html: str) -> gr.HTML:
         return gr.HTML(html, js_on_load=PRESS, apply_default_css=False)
