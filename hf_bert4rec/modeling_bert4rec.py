@@ -300,11 +300,12 @@ def scored_positions(labels: torch.Tensor) -> torch.Tensor:
 class Bert4RecForMaskedLM(Bert4RecPreTrainedModel):
     """BERT4Rec with its masked-item head, tied to the item table. Next-item prediction is a [MASK] at the end."""
 
+    base_class: type[Bert4RecPreTrainedModel] = Bert4RecModel  # the encoder, another one in the models to compare with
     _tied_weights_keys = {"lm_head.weight": "model.embeddings.item_embeddings.weight"}
 
     def __init__(self, config: Bert4RecConfig) -> None:
         super().__init__(config)
-        self.model = Bert4RecModel(config)
+        self.model = self.base_class(config)
         self.prediction_head = Bert4RecPredictionHead(config) if config.prediction_head else nn.Identity()
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
         self.post_init()

@@ -16,7 +16,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import has_length
 
 from .configuration_bert4rec import Bert4RecConfig
-from .data_collator import DataCollatorForCloze
+from .data_collator import DataCollatorForCloze, DataCollatorForNextItem
 from .ranking import SAMPLED, candidate_ranks, mrr, ranking_metrics, target_ranks
 from .resources import estimate_memory, keep_freed_memory
 from .tokenization import ItemTokenizer
@@ -101,7 +101,7 @@ class ClozeCallback(TrainerCallback):
         assert train_dataloader is not None
         epoch = int((state.epoch or 0) + 1e-6)
         collator: Any = train_dataloader.collate_fn
-        collator.epoch = epoch
+        collator.epoch = epoch  # cloze masks are drawn from it
         batches: Any = train_dataloader.batch_sampler
         batches = getattr(batches, "batch_sampler", batches)  # accelerate's shard of it, with several processes
         seed = args.seed if args.data_seed is None else args.data_seed
@@ -137,13 +137,13 @@ class ResourceCallback(TrainerCallback):
         batches = len(train_dataloader) if has_length(train_dataloader) else 0
         self.steps, self.steps_an_epoch = 0, -(-batches // args.gradient_accumulation_steps)
         config, collator = getattr(model, "config", None), train_dataloader.collate_fn
-        if not isinstance(config, Bert4RecConfig) or not isinstance(collator, DataCollatorForCloze):
+        if not isinstance(config, Bert4RecConfig) or not isinstance(collator, DataCollatorForNextItem):
             return
         rows, longest = train_dataloader.dataset, config.max_position_embeddings
         if "length" in (getattr(rows, "column_names", None) or ()) and has_length(rows):
             longest = max(rows["length"][:])
         estimate = estimate_memory(
-            config, args.per_device_train_batch_size, longest, collator.mask_probability, args.gradient_checkpointing
+            config, args.per_device_train_batch_size, longest, collator.scored_share, args.gradient_checkpointing
         )
         if state.is_world_process_zero:
             logger.info("Training takes about %s of memory.", estimate)
@@ -185,6 +185,12 @@ def cloze_training(tokenizer: ItemTokenizer, *, exclude_history: bool = True, **
         "compute_metrics": metrics_of_ranks,
         "preprocess_logits_for_metrics": partial(ranks_of_logits, exclude_history=exclude_history),
     }
+
+
+def next_item_training(tokenizer: ItemTokenizer, *, exclude_history: bool = True) -> dict[str, Any]:
+    """As `cloze_training`, for the models that look back only: every item is predicted from those before it."""
+    arguments = cloze_training(tokenizer, exclude_history=exclude_history)
+    return {**arguments, "data_collator": DataCollatorForNextItem(tokenizer)}
 
 
 def ranks_of_logits(
