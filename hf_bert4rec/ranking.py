@@ -18,8 +18,10 @@ SAMPLED = "popularity_sampled"
 Ranks = np.ndarray | Sequence[float]
 
 
-def target_ranks(scores: torch.Tensor, targets: torch.Tensor, history: torch.Tensor | None = None) -> torch.Tensor:
-    """Rank of each user's target over the whole catalogue.
+def target_places(
+    scores: torch.Tensor, targets: torch.Tensor, history: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """How many items of the catalogue stand above each user's target, and how many are level with it.
 
     Args:
         scores: (users, rows) a score for every row of the item table; the special rows are passed over.
@@ -29,15 +31,21 @@ def target_ranks(scores: torch.Tensor, targets: torch.Tensor, history: torch.Ten
             should the user have had it before. Nothing is left out if not given.
 
     Returns:
-        (users,) float32 from 1, exact up to 8 million items; half a place is a tie.
+        Two of (users,) int64.
 
     Raises:
-        ValueError: A score of an item is NaN.
+        ValueError: A score of an item is NaN; or a target or an item of the history has no score.
     """
     specials = len(SPECIAL_TOKENS)
     items = scores[:, specials:]
     if items.isnan().any():
         raise ValueError("Expected a score for every item, found NaN: the model has diverged, lower the learning rate.")
+    last = max([int(rows.max()) for rows in (targets, history) if rows is not None and rows.numel()], default=0)
+    if last >= scores.shape[1]:
+        raise ValueError(
+            f"Row {last} is to be ranked, and there are scores of {scores.shape[1]} rows: history, targets and model "
+            "are of different catalogues. Make the histories with the model's own tokenizer."
+        )
     known = targets >= specials
     of_target = items.gather(1, (targets - specials).clamp(min=0)[:, None])
     of_target = torch.where(known[:, None], of_target, -torch.inf)
@@ -52,7 +60,24 @@ def target_ranks(scores: torch.Tensor, targets: torch.Tensor, history: torch.Ten
         of_history = items.gather(1, (history - specials).clamp(min=0))
         above = above - (excluded & (of_history > of_target)).sum(1)
         level = level - (excluded & (of_history == of_target)).sum(1)
-    level = torch.where(known, level - 1, 2 * level)  # the target is level with itself
+    return above, torch.where(known, level - 1, 2 * level)  # the target is level with itself
+
+
+def target_ranks(scores: torch.Tensor, targets: torch.Tensor, history: torch.Tensor | None = None) -> torch.Tensor:
+    """Rank of each user's target over the whole catalogue.
+
+    Args:
+        scores: As for `target_places`, like the next two.
+        targets: (users,).
+        history: (users, longest), or None.
+
+    Returns:
+        (users,) float32 from 1, exact up to 8 million items; half a place is a tie.
+
+    Raises:
+        ValueError: As for `target_places`.
+    """
+    above, level = target_places(scores, targets, history)
     return above.float() + level.float() / 2 + 1
 
 

@@ -19,7 +19,15 @@ import pyarrow.csv
 import torch
 from datasets import Dataset, DatasetDict
 from matplotlib.figure import Figure
-from transformers import AutoModelForMaskedLM, AutoTokenizer, PrinterCallback, ProgressCallback, Trainer, set_seed
+from transformers import (
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    EvalPrediction,
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    set_seed,
+)
 
 from .baselines import MarkovChain, Popularity
 from .checkpoint import (
@@ -38,12 +46,12 @@ from .modeling_bert4rec import Bert4RecForMaskedLM
 from .modeling_unidirectional import Gru4RecConfig, Gru4RecForMaskedLM, SasRecConfig, SasRecForMaskedLM
 from .optimization import muon
 from .pipeline_next_item import NextItemRecommendationPipeline, pipeline
-from .ranking import SAMPLED, bootstrap_interval
+from .ranking import bootstrap_interval
 from .recipe import Recipe
 from .resources import check_memory, estimate_memory
 from .sources import EMBEDDED
 from .tokenization import ItemTokenizer, item_tokenizer
-from .training import RecommendationTrainingArguments, cloze_training, next_item_training
+from .training import RecommendationTrainingArguments, cloze_training, metrics_of_ranks, next_item_training
 
 logger = logging.getLogger(__name__)
 
@@ -262,9 +270,25 @@ def evaluate(recipe: Recipe) -> tuple[tuple[str, str], dict[str, dict[str, float
 
 def judge_on(judge: Trainer, rows: Dataset) -> tuple[dict[str, float], tuple[float, float]]:
     """The ranking metrics of a split, and the 95 % bootstrap interval of NDCG@10 over its users."""
-    ranks, _, reported = judge.predict(rows, metric_key_prefix="")
-    metrics = {name.removeprefix("_"): value for name, value in reported.items() if "@" in name or SAMPLED in name}
+    ranks = ranks_on(judge, rows)
+    metrics = metrics_of_ranks(EvalPrediction(predictions=ranks, label_ids=None))
     return metrics, bootstrap_interval(ranks if ranks.ndim == 1 else ranks[:, 0])
+
+
+def ranks_on(judge: Trainer, rows: Dataset) -> np.ndarray:
+    """What the Trainer's `preprocess_logits_for_metrics` makes of each row, in the order of the rows.
+
+    The Trainer's own evaluation draws the rows grouped by length, in an order that it tells nobody.
+    """
+    order = np.argsort(rows["length"][:], kind="stable")  # little padding, as there
+    strategy, judge.args.train_sampling_strategy = judge.args.train_sampling_strategy, "random"  # evaluates in order
+    try:
+        drawn = judge.predict(rows.select(order)).predictions
+    finally:
+        judge.args.train_sampling_strategy = strategy
+    ranks = np.empty_like(drawn)
+    ranks[order] = drawn
+    return ranks
 
 
 def _setup(recipe: Recipe, tokenizer: ItemTokenizer) -> dict[str, Any]:

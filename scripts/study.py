@@ -36,7 +36,7 @@ from transformers import TrainerCallback
 
 from hf_bert4rec.ranking import ndcg_gains
 from hf_bert4rec.recipe import Recipe, parse_recipe, plain_errors
-from hf_bert4rec.run import prepare, trainer_for
+from hf_bert4rec.run import prepare, ranks_on, trainer_for
 
 MEASURE = "ndcg@10"
 
@@ -125,7 +125,7 @@ def train(complete: Recipe) -> dict[str, Any]:
     trainer.add_callback(clock)
     trainer.train()
     lengths = np.array([len(history) for history in histories["validation"]["history"]])
-    gains = ndcg_gains(trainer.predict(histories["validation"]).predictions, 10)
+    gains = ndcg_gains(ranks_on(trainer, histories["validation"]), 10)
     short = lengths <= np.median(lengths)
     means = {MEASURE: gains.mean(), "standard_error": gains.std() / len(gains) ** 0.5, "short": gains[short].mean()}
     if not short.all():

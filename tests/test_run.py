@@ -14,7 +14,7 @@ from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, Trainer
 import hf_bert4rec
 from hf_bert4rec.checkpoint import check_sizes, push_checkpoint, save_checkpoint
 from hf_bert4rec.recipe import parse_recipe
-from hf_bert4rec.run import evaluate, recommendation_table, run, summary
+from hf_bert4rec.run import evaluate, evaluator, prepare, ranks_on, recommendation_table, run, summary
 from tests.test_training import LOG, RECIPE, StopAt
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
@@ -81,6 +81,20 @@ def test_evaluation_of_the_checkpoint_gives_the_same_figures_again(trained):
     assert intervals["test"] == pytest.approx(facts["intervals"]["test"]["BERT4Rec"], abs=1e-9)
     assert metrics["test"] == pytest.approx(facts["test"]["BERT4Rec"], abs=1e-9)
     assert metrics["validation"] == pytest.approx(facts["validation"]["BERT4Rec"], abs=1e-9)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_ranks_come_in_the_order_of_the_rows_whatever_their_lengths(trained, batch_size):
+    recipe = parse_recipe([str(trained), f"--per_device_eval_batch_size={batch_size}", "--output_dir=unused"])
+    model, tokenizer = AutoModelForMaskedLM.from_pretrained(trained), AutoTokenizer.from_pretrained(trained)
+    _, _, histories = prepare(recipe, tokenizer)
+    rows = histories["test"]
+    assert list(rows["length"]) != sorted(rows["length"])
+    judge = evaluator(model, recipe, tokenizer, rows)
+    one_by_one = [judge.predict(rows.select([place])).predictions[0] for place in range(rows.num_rows)]
+    assert len(set(one_by_one)) > 3
+    assert ranks_on(judge, rows).tolist() == one_by_one
+    assert judge.args.train_sampling_strategy == "group_by_length"
 
 
 def test_the_summary_names_its_protocol_and_shows_the_titles_of_the_example(trained):
