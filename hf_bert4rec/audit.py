@@ -97,7 +97,7 @@ def _held_out(
     twice = np.setdiff1d(targets.rows, targets.rows[first])
     had = [target in history for target, history in zip(targets.items, rows.with_format("numpy")["history"], strict=True)]
     known = np.isin(targets.items, train.items) & (targets.items >= len(SPECIAL_TOKENS))
-    later = targets.times < train.times.max(initial=-np.inf)
+    later = targets.times < (train.times.max() if len(train.times) else -np.inf)
     looked_for = [
         ("have a target that the user's training rows hold", trained, True),
         ("have an input later than the target", late, True),

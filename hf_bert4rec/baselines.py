@@ -14,10 +14,10 @@ import psutil
 import torch
 from datasets import Dataset
 from torch import nn
-from transformers.modeling_outputs import MaskedLMOutput
 
 from .configuration_bert4rec import SPECIAL_TOKENS
 from .data_collator import DataCollatorForNextItem
+from .modeling_bert4rec import MaskedItemOutput
 
 
 @dataclass
@@ -64,11 +64,12 @@ class Baseline(nn.Module):
         history: torch.Tensor,
         candidates: torch.Tensor | None = None,
         users: torch.Tensor | None = None,
-    ) -> MaskedLMOutput:
+    ) -> MaskedItemOutput:
         """As the models do: (users, 1, rows) logits. The loss, which the Trainer asks for, is NaN: scores have none."""
         users = torch.full(input_ids.shape[:1], -1) if users is None else users
         scores = self.scores(input_ids, attention_mask, history, users)
-        return MaskedLMOutput(loss=torch.full((), torch.nan), logits=scores[:, None])
+        loss = torch.full((), torch.nan)
+        return MaskedItemOutput(loss=loss, logits=scores[:, None], history=history, candidates=candidates)
 
 
 class Popularity(Baseline):

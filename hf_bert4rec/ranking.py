@@ -5,6 +5,7 @@ before. Items with the same score share their places: the rank is the expected o
 model that scores everything the same gains nothing from it.
 """
 
+import sys
 from collections.abc import Sequence
 
 import numpy as np
@@ -121,9 +122,12 @@ def mrr(ranks: Ranks, k: int) -> float:
     return float(np.mean(np.where(ranks <= k, 1 / ranks, 0.0)))
 
 
-def bootstrap_interval(ranks: Ranks) -> tuple[float, float]:
-    """95 % interval of NDCG@10 over users: between which values it falls when the users are drawn anew, 1,000 times."""
-    gains = ndcg_gains(ranks, 10)
+def bootstrap_interval(gains: np.ndarray) -> tuple[float, float]:
+    """95 % interval of a mean over users: between which values it falls when they are drawn anew, 1,000 times.
+
+    Args:
+        gains: (users,) what each adds, such as `ndcg_gains`.
+    """
     generator = np.random.default_rng(0)
     means = [gains[generator.integers(len(gains), size=len(gains))].mean() for _ in range(1000)]
     low, high = np.quantile(means, (0.025, 0.975))
@@ -146,3 +150,8 @@ def ranking_metrics(ranks: Ranks, k: Sequence[int] = (1, 5, 10)) -> dict[str, fl
         raise ValueError(f"Expected cut-offs of at least 1, found {min(k)}.")
     metrics = {"hr": hit_rate, "ndcg": ndcg, "mrr": mrr}
     return {f"{name}@{cutoff}": metric(ranks, cutoff) for cutoff in k for name, metric in metrics.items()}
+
+
+def sampled_metrics(ranks: Ranks) -> dict[str, float]:
+    """As `ranking_metrics`, for ranks among candidates, with the paper's MRR, which has no cut-off."""
+    return ranking_metrics(ranks) | {"mrr": mrr(ranks, sys.maxsize)}

@@ -46,7 +46,7 @@ from .modeling_bert4rec import Bert4RecForMaskedLM
 from .modeling_unidirectional import Gru4RecConfig, Gru4RecForMaskedLM, SasRecConfig, SasRecForMaskedLM
 from .optimization import muon
 from .pipeline_next_item import NextItemRecommendationPipeline, pipeline
-from .ranking import bootstrap_interval
+from .ranking import bootstrap_interval, ndcg_gains
 from .recipe import Recipe
 from .resources import check_memory, estimate_memory
 from .sources import EMBEDDED
@@ -110,6 +110,11 @@ def prepare(recipe: Recipe, tokenizer: ItemTokenizer | None = None) -> tuple[Dat
             histories[name] = popularity_candidates(histories[name], counts, run.popularity_candidates)
     logger.info("Histories: %s.", ", ".join(f"{rows.num_rows:,} rows to {name}" for name, rows in histories.items()))
     return interactions, tokenizer, histories
+
+
+def whole_histories(recipe: Recipe, interactions: Dataset, tokenizer: ItemTokenizer) -> Dataset:
+    """The training split of a recipe with one row a user, whatever its length: for counting."""
+    return _split(recipe, interactions, tokenizer, max_length=WHOLE_HISTORY)["train"]
 
 
 def _split(
@@ -199,7 +204,7 @@ def run(recipe: Recipe) -> Path | None:
     seconds, log = time.perf_counter() - started, list(trainer.state.log_history)
 
     evaluated = {split: rows for split, rows in histories.items() if split != "train"}
-    whole = _split(recipe, interactions, tokenizer, max_length=WHOLE_HISTORY)["train"]
+    whole = whole_histories(recipe, interactions, tokenizer)
     models = {
         "Popularity": Popularity(whole, len(tokenizer)),
         "Markov chain, first order": MarkovChain(whole, len(tokenizer)),
@@ -272,7 +277,7 @@ def judge_on(judge: Trainer, rows: Dataset) -> tuple[dict[str, float], tuple[flo
     """The ranking metrics of a split, and the 95 % bootstrap interval of NDCG@10 over its users."""
     ranks = ranks_on(judge, rows)
     metrics = metrics_of_ranks(EvalPrediction(predictions=ranks, label_ids=None))
-    return metrics, bootstrap_interval(ranks if ranks.ndim == 1 else ranks[:, 0])
+    return metrics, bootstrap_interval(ndcg_gains(ranks if ranks.ndim == 1 else ranks[:, 0], 10))
 
 
 def ranks_on(judge: Trainer, rows: Dataset) -> np.ndarray:
@@ -292,8 +297,6 @@ def ranks_on(judge: Trainer, rows: Dataset) -> np.ndarray:
 
 
 def _setup(recipe: Recipe, tokenizer: ItemTokenizer) -> dict[str, Any]:
-    if recipe.run.popularity_candidates:
-        recipe.training.label_names = ["labels", "history", "candidates"]
     exclude_history = recipe.run.exclude_history
     if recipe.run.architecture != "bert4rec":
         return next_item_training(tokenizer, exclude_history=exclude_history)
