@@ -28,7 +28,13 @@ from .pipeline_next_item import NextItemRecommendationPipeline, pipeline
 from .ranking import ranking_metrics, target_ranks
 from .resources import estimate_memory
 from .tokenization import ItemTokenizer, extend_item_tokenizer, item_tokenizer
-from .training import ClozeCallback, RecommendationTrainingArguments, ResourceCallback, cloze_training, next_item_training
+from .training import (
+    ClozeCallback,
+    RecommendationTrainingArguments,
+    ResourceCallback,
+    cloze_training,
+    next_item_training,
+)
 
 __all__ = [
     "NEXT_ITEM_METRIC",

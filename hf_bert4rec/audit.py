@@ -87,15 +87,15 @@ def audit(histories: DatasetDict) -> list[Finding]:
     return [Finding(own, "train", late, histories["train"].num_rows, leak=True), *findings]
 
 
-def _held_out(
-    name: str, rows: Dataset, train: _Actions, targets: _Actions, numbers: dict[str, int]
-) -> list[Finding]:
+def _held_out(name: str, rows: Dataset, train: _Actions, targets: _Actions, numbers: dict[str, int]) -> list[Finding]:
     trained = _same(targets, train)
     inputs = _actions(rows, numbers, "input_ids")
     late = np.unique(inputs.rows[inputs.times > targets.times[inputs.rows]])
     _, first = np.unique(targets.users, return_index=True)
     twice = np.setdiff1d(targets.rows, targets.rows[first])
-    had = [target in history for target, history in zip(targets.items, rows.with_format("numpy")["history"], strict=True)]
+    had = [
+        target in history for target, history in zip(targets.items, rows.with_format("numpy")["history"], strict=True)
+    ]
     known = np.isin(targets.items, train.items) & (targets.items >= len(SPECIAL_TOKENS))
     later = targets.times < (train.times.max() if len(train.times) else -np.inf)
     looked_for = [

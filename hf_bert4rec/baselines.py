@@ -162,7 +162,7 @@ class Ease(Baseline):
 
 
 class ItemNeighbours(Baseline):
-    """Items that the same people have (`implicit`): similarities of an item to its nearest others, summed over a history.
+    """Items that the same people have (`implicit`): an item's similarities to its nearest others, summed over a history.
 
     Args:
         train: Training rows.
@@ -210,7 +210,10 @@ class BprMf(Baseline):
         )
         model.fit(user_items(train, vocab_size), show_progress=False)
         self.users = {user: row for row, user in enumerate(dict.fromkeys(train["user"][:]))}
-        self.user_factors, self.item_factors = torch.from_numpy(model.user_factors), torch.from_numpy(model.item_factors)
+        self.user_factors, self.item_factors = (
+            torch.from_numpy(model.user_factors),
+            torch.from_numpy(model.item_factors),
+        )
 
     def scores(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, history: torch.Tensor, users: torch.Tensor
@@ -280,7 +283,9 @@ def user_items(train: Dataset, vocab_size: int) -> Any:
         raise ValueError("Expected a row a user, whole histories: split with a max_length longer than any.")
     histories = train.with_format("numpy")["input_ids"][:]
     rows = np.repeat(np.arange(len(histories)), list(map(len, histories)))
-    matrix = csr_matrix((np.ones(len(rows), np.float32), (rows, np.concatenate(histories))), (len(histories), vocab_size))
+    matrix = csr_matrix(
+        (np.ones(len(rows), np.float32), (rows, np.concatenate(histories))), (len(histories), vocab_size)
+    )
     matrix.data[:] = 1  # what somebody has twice was added up
     return matrix
 

@@ -11,7 +11,15 @@ from transformers import Trainer
 
 from .configuration_bert4rec import SPECIAL_TOKENS
 from .pipeline_next_item import stable_top_k
-from .ranking import SAMPLED, bootstrap_interval, candidate_ranks, ndcg_gains, ranking_metrics, sampled_metrics, target_places
+from .ranking import (
+    SAMPLED,
+    bootstrap_interval,
+    candidate_ranks,
+    ndcg_gains,
+    ranking_metrics,
+    sampled_metrics,
+    target_places,
+)
 from .run import ranks_on
 from .training import judged
 
@@ -102,9 +110,9 @@ def figures(judgement: Judgement, targets: np.ndarray, counts: np.ndarray) -> di
 def slices(rows: Dataset, counts: np.ndarray) -> dict[str, np.ndarray]:
     """Users of a split by what their targets and histories are, (users,) bool each; a slice may be empty.
 
-    Head items are the fifth of the catalogue that occurs most often in training, tail items the others that occur there;
-    unseen targets never do, and no model can hit them. Short histories are those of at most the median length. New users
-    have no history at all.
+    Head items are the fifth of the catalogue that occurs most often in training, tail items the others that occur
+    there; unseen targets never do, and no model can hit them. Short histories are those of at most the median length.
+    New users have no history at all.
 
     Args:
         rows: The split.

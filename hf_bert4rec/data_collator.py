@@ -15,8 +15,8 @@ from .tokenization import ItemTokenizer
 class DataCollatorForNextItem:
     """Pad rows of `histories` to a batch; in those without labels of their own every item is to be predicted.
 
-    For models that look back only (`SasRecForMaskedLM`, `Gru4RecForMaskedLM`): each item is its own label, since they do
-    not see it where they predict it.
+    For models that look back only (`SasRecForMaskedLM`, `Gru4RecForMaskedLM`): each item is its own label, since they
+    do not see it where they predict it.
 
     Args:
         tokenizer: Gives the ids of [PAD] and [MASK].

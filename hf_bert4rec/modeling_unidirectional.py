@@ -18,7 +18,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_bert4rec import SPECIAL_TOKENS, Bert4RecConfig
-from .modeling_bert4rec import Bert4RecForMaskedLM, Bert4RecModel, Bert4RecPreTrainedModel, Dropout
+from .modeling_bert4rec import Bert4RecAttention, Bert4RecForMaskedLM, Bert4RecModel, Bert4RecPreTrainedModel, Dropout
 
 
 @strict
@@ -86,8 +86,9 @@ class SasRecModel(Bert4RecModel):
 
     def __init__(self, config: SasRecConfig) -> None:
         super().__init__(config)
-        for layer in self.layers:
-            layer.attention.is_causal = True
+        for module in self.modules():
+            if isinstance(module, Bert4RecAttention):
+                module.is_causal = True
 
     @merge_with_config_defaults
     @capture_outputs

@@ -212,7 +212,7 @@ def ranks_of_logits(
 
 
 def judged(logits: tuple[torch.Tensor, ...], labels: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Scores (users, rows), targets (users,), history and perhaps candidates, from the arguments of `ranks_of_logits`."""
+    """Scores (users, rows), targets (users,), history and perhaps candidates, from what `ranks_of_logits` is given."""
     if torch.is_tensor(logits):
         raise ValueError("Expected rows with a `history`, as leave_one_out makes them, found none.")
     scores, *others = logits

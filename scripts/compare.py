@@ -85,13 +85,18 @@ def train_and_judge(config: dict[str, Any], name: str, split: str, folder: str) 
     options = dict(config["models"][name])
     data, collator, started = describe_data(recipe, interactions), None, time.perf_counter()
     if "baseline" in options:
-        model = BASELINES[options.pop("baseline")](whole_histories(recipe, interactions, tokenizer), len(tokenizer), **options)
+        model = BASELINES[options.pop("baseline")](
+            whole_histories(recipe, interactions, tokenizer), len(tokenizer), **options
+        )
         collator = DataCollatorWithUsers(tokenizer, model.users)
         seconds = time.perf_counter() - started
     else:
         checkpoint = Path(options.get("checkpoint") or trained(options, f"{folder}/{slug(name)}"))
         check_folder(checkpoint)
-        model, its_tokenizer = AutoModelForMaskedLM.from_pretrained(checkpoint), AutoTokenizer.from_pretrained(checkpoint)
+        model, its_tokenizer = (
+            AutoModelForMaskedLM.from_pretrained(checkpoint),
+            AutoTokenizer.from_pretrained(checkpoint),
+        )
         check_sizes(model, its_tokenizer)
         facts = json.loads((checkpoint / FACTS_FILE).read_text(encoding="utf-8"))
         if facts["data"]["sha256"] != data["sha256"] or its_tokenizer.items != tokenizer.items:
@@ -157,16 +162,27 @@ def markdown(header: list[str], lines: list[list[str]]) -> str:
 
 def results(config: dict[str, Any], judged: dict[str, tuple[dict[str, Any], Judgement]]) -> str:
     """The models over the whole catalogue, and their costs."""
-    header = ["model", "HR@10", "NDCG@10", "95 %", "MRR@10", "coverage", "popularity", "ties", "training, s", "users/s", "GB"]
+    header = [
+        "model",
+        "HR@10",
+        "NDCG@10",
+        "95 %",
+        "MRR@10",
+        "coverage",
+        "popularity",
+        "ties",
+        "training, s",
+        "users/s",
+        "GB",
+    ]
     lines = []
     for name, (facts, judgement) in judged.items():
         row = facts["figures"]
         low, high = bootstrap_interval(ndcg_gains(judgement.ranks, 10))
-        lines.append(
-            [name, *(f"{row[column]:.4f}" for column in ("hr@10", "ndcg@10")), f"{low:.4f} to {high:.4f}"]
-            + [f"{row['mrr@10']:.4f}", f"{row['coverage@10']:.3f}", f"{row['popularity@10']:.2f}", f"{row['ties']:.3f}"]
-            + [f"{facts['seconds']:,.0f}", f"{facts['users a second']:,.0f}", f"{facts['peak GB']:.2f}"]
-        )
+        quality = [f"{row['hr@10']:.4f}", f"{row['ndcg@10']:.4f}", f"{low:.4f} to {high:.4f}", f"{row['mrr@10']:.4f}"]
+        beyond = [f"{row['coverage@10']:.3f}", f"{row['popularity@10']:.2f}", f"{row['ties']:.3f}"]
+        cost = [f"{facts['seconds']:,.0f}", f"{facts['users a second']:,.0f}", f"{facts['peak GB']:.2f}"]
+        lines.append([name, *quality, *beyond, *cost])
     return markdown(header, lines)
 
 
@@ -178,7 +194,9 @@ def sampled(config: dict[str, Any], judged: dict[str, tuple[dict[str, Any], Judg
         if f"mrr_{SAMPLED}" in row:
             lines.append([name, *(f"{row[f'{column}_{SAMPLED}']:.4f}" for column in SAMPLED_COLUMNS)])
         for source, figure in config.get("published", {}).get(name, {}).items():
-            lines.append([f"… {source}", *(f"{figure[column]:.4f}" if column in figure else "" for column in SAMPLED_COLUMNS)])
+            lines.append(
+                [f"… {source}", *(f"{figure[column]:.4f}" if column in figure else "" for column in SAMPLED_COLUMNS)]
+            )
     return markdown(["model", *(column.upper() for column in SAMPLED_COLUMNS)], lines) if lines else ""
 
 
@@ -199,7 +217,12 @@ def tested(judged: dict[str, tuple[dict[str, Any], Judgement]]) -> str:
     found = {pair: paired_difference(*(judged[name][1].ranks for name in pair)) for pair in combinations(ranked, 2)}
     corrected = holm({pair: difference.p for pair, difference in found.items()})
     lines = [
-        [f"{first} − {second}", f"{it.mean:+.4f}", f"{it.low:+.4f} to {it.high:+.4f}", f"{corrected[first, second]:.4f}"]
+        [
+            f"{first} − {second}",
+            f"{it.mean:+.4f}",
+            f"{it.low:+.4f} to {it.high:+.4f}",
+            f"{corrected[first, second]:.4f}",
+        ]
         for (first, second), it in found.items()
     ]
     return markdown(["difference of NDCG@10", "", "95 %", f"p, corrected for {len(found)} pairs"], lines)
@@ -258,4 +281,6 @@ if __name__ == "__main__":
     parser.add_argument("--output_dir", help="default: runs/compare-CONFIG-SPLIT")
     args = parser.parse_args()
     with plain_errors():
-        print(compare(args.config, args.split, args.output_dir or f"runs/compare-{Path(args.config).stem}-{args.split}"))
+        print(
+            compare(args.config, args.split, args.output_dir or f"runs/compare-{Path(args.config).stem}-{args.split}")
+        )

@@ -115,5 +115,5 @@ def test_splits_of_ours_never_leak(actions):
 def test_what_cannot_be_looked_at_is_refused():
     with pytest.raises(ValueError, match="Expected a split `train`"):
         audit(DatasetDict(test=CLEAN["test"]))
-    with pytest.raises(ValueError, match="train: expected the columns .*, found no timestamps"):
+    with pytest.raises(ValueError, match=r"train: expected the columns .*, found no timestamps"):
         audit(DatasetDict(CLEAN, train=CLEAN["train"].remove_columns("timestamps")))

@@ -1,4 +1,4 @@
-"""SASRec and GRU4Rec: nobody sees the item to predict, padding changes nothing, and all of the package works with them."""
+"""SASRec and GRU4Rec: nobody sees the item to predict, padding changes nothing, and the package works with them."""
 
 import pytest
 import torch
@@ -110,7 +110,9 @@ def test_the_recurrence_is_that_of_a_cell_step_by_step():
     torch.manual_seed(0)
     model = Gru4RecForMaskedLM(Gru4RecConfig(vocab_size=13, hidden_size=12, num_attention_heads=3)).eval()
     cell = nn.GRUCell(12, 12)
-    cell.load_state_dict({name.removesuffix("_l0"): value for name, value in model.model.recurrence.state_dict().items()})
+    cell.load_state_dict(
+        {name.removesuffix("_l0"): value for name, value in model.model.recurrence.state_dict().items()}
+    )
     table, state = model.get_input_embeddings(), torch.zeros(1, 12)
     for item in (MASK, 5, 7):
         state = cell(table(torch.tensor([item])), state)
@@ -137,11 +139,23 @@ def test_every_item_of_a_training_row_is_its_own_label(tokenizer):
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
 
 
-@pytest.mark.parametrize(("architecture", "name", "kind", "settings"), [
-    ("sasrec", "SASRec", SasRecForMaskedLM, ["--learning_rate=0.03"]), ("gru4rec", "GRU4Rec", Gru4RecForMaskedLM, ["--learning_rate=0.03", "--initializer_range=0.3", "--prediction_head=false"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("architecture", "name", "kind", "settings"),
+    [
+        ("sasrec", "SASRec", SasRecForMaskedLM, []),
+        ("gru4rec", "GRU4Rec", Gru4RecForMaskedLM, ["--initializer_range=0.3", "--prediction_head=false"]),
+    ],
+)
 def test_a_recipe_trains_them_and_the_checkpoint_recommends(tmp_path, architecture, name, kind, settings):
-    options = ["--architecture", architecture, "--num_train_epochs", "60", "--eval_steps=0.5", *settings]
+    options = [
+        "--architecture",
+        architecture,
+        "--num_train_epochs",
+        "60",
+        "--learning_rate=0.03",
+        "--eval_steps=0.5",
+        *settings,
+    ]
     folder = run(recipe_for(tmp_path, *options, "--eval_strategy=steps", "--save_strategy=steps", "--save_steps=0.5"))
     model, tokenizer = AutoModelForMaskedLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     assert isinstance(model, kind)
