@@ -162,7 +162,7 @@ class Ease(Baseline):
 
 
 class ItemNeighbours(Baseline):
-    """Items that the same people have (`implicit`): an item's similarities to its nearest others, summed over a history.
+    """Items that the same people have (`implicit`): similarities to the nearest others, summed over a history.
 
     Args:
         train: Training rows.
