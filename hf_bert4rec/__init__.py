@@ -7,20 +7,34 @@ Importing this registers the classes with AutoConfig, AutoModel, AutoModelForMas
 import logging
 from pathlib import Path
 
-from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel
 
 from .baselines import MarkovChain, Popularity
 from .configuration_bert4rec import Bert4RecConfig
-from .data_collator import DataCollatorForCloze
+from .data_collator import DataCollatorForCloze, DataCollatorForNextItem
 from .histories import before, leave_one_out, popularity_candidates, split_at_time
 from .interactions import load_interactions, load_titles, rename_items
 from .modeling_bert4rec import Bert4RecForMaskedLM, Bert4RecModel
+from .modeling_unidirectional import (
+    Gru4RecConfig,
+    Gru4RecForMaskedLM,
+    Gru4RecModel,
+    SasRecConfig,
+    SasRecForMaskedLM,
+    SasRecModel,
+)
 from .optimization import muon
 from .pipeline_next_item import NextItemRecommendationPipeline, pipeline
 from .ranking import ranking_metrics, target_ranks
 from .resources import estimate_memory
 from .tokenization import ItemTokenizer, extend_item_tokenizer, item_tokenizer
-from .training import ClozeCallback, RecommendationTrainingArguments, ResourceCallback, cloze_training
+from .training import (
+    ClozeCallback,
+    RecommendationTrainingArguments,
+    ResourceCallback,
+    cloze_training,
+    next_item_training,
+)
 
 __all__ = [
     "NEXT_ITEM_METRIC",
@@ -29,12 +43,19 @@ __all__ = [
     "Bert4RecModel",
     "ClozeCallback",
     "DataCollatorForCloze",
+    "DataCollatorForNextItem",
+    "Gru4RecConfig",
+    "Gru4RecForMaskedLM",
+    "Gru4RecModel",
     "ItemTokenizer",
     "MarkovChain",
     "NextItemRecommendationPipeline",
     "Popularity",
     "RecommendationTrainingArguments",
     "ResourceCallback",
+    "SasRecConfig",
+    "SasRecForMaskedLM",
+    "SasRecModel",
     "before",
     "cloze_training",
     "estimate_memory",
@@ -44,6 +65,7 @@ __all__ = [
     "load_interactions",
     "load_titles",
     "muon",
+    "next_item_training",
     "pipeline",
     "popularity_candidates",
     "ranking_metrics",
@@ -55,10 +77,17 @@ __all__ = [
 NEXT_ITEM_METRIC = str(Path(__file__).parent / "metrics" / "next_item")
 """Where `evaluate.load` finds HR@k, NDCG@k and MRR@k."""
 
-AutoConfig.register("bert4rec", Bert4RecConfig, exist_ok=True)
-AutoModel.register(Bert4RecConfig, Bert4RecModel, exist_ok=True)
-AutoModelForMaskedLM.register(Bert4RecConfig, Bert4RecForMaskedLM, exist_ok=True)
-AutoTokenizer.register(Bert4RecConfig, fast_tokenizer_class=ItemTokenizer, exist_ok=True)
+_Model = tuple[type[Bert4RecConfig], type[PreTrainedModel], type[PreTrainedModel]]
+_MODELS: list[_Model] = [
+    (Bert4RecConfig, Bert4RecModel, Bert4RecForMaskedLM),
+    (SasRecConfig, SasRecModel, SasRecForMaskedLM),
+    (Gru4RecConfig, Gru4RecModel, Gru4RecForMaskedLM),
+]
+for _config, _encoder, _model in _MODELS:
+    AutoConfig.register(_config.model_type, _config, exist_ok=True)
+    AutoModel.register(_config, _encoder, exist_ok=True)
+    AutoModelForMaskedLM.register(_config, _model, exist_ok=True)
+    AutoTokenizer.register(_config, fast_tokenizer_class=ItemTokenizer, exist_ok=True)
 
 # What was read and what was dropped is reported on standard error; logging.getLogger("hf_bert4rec") is yours to change.
 if not logging.getLogger(__name__).handlers:

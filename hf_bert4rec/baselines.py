@@ -1,30 +1,60 @@
 """Simple recommenders to beat, as modules that the stock Trainer evaluates like any model.
 
-Each is fitted by counting, on the whole histories of the training split (`leave_one_out(..., max_length=…)["train"]`).
+Each is fitted on the whole histories of the training split (`leave_one_out(..., max_length=…)["train"]`). What it then
+knows of a user are the items of the history to complete, the validation item among them at test. Only BPR-MF, which has
+no way to take in new items, remembers its users from training instead.
 """
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
 import numpy as np
+import psutil
 import torch
 from datasets import Dataset
 from torch import nn
-from transformers.modeling_outputs import MaskedLMOutput
 
 from .configuration_bert4rec import SPECIAL_TOKENS
+from .data_collator import DataCollatorForNextItem
+from .modeling_bert4rec import MaskedItemOutput
 
 
-class Popularity(nn.Module):
-    """Every user gets the items with the most actions."""
+@dataclass
+class DataCollatorWithUsers(DataCollatorForNextItem):
+    """Batches that also tell whose rows they are, for `Baseline.forward`.
 
-    counts: torch.Tensor  # (rows,)
+    Args:
+        tokenizer: As for `DataCollatorForNextItem`.
+        users: Raw id → number; others are -1.
+    """
 
-    def __init__(self, train: Dataset, vocab_size: int) -> None:
-        super().__init__()
-        counts = np.bincount(np.concatenate(train.with_format("numpy")["input_ids"][:]), minlength=vocab_size)
-        self.register_buffer("counts", torch.from_numpy(counts).float())
+    users: Mapping[str, int] = field(default_factory=dict)
 
-    def scores(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """(users, rows) for (users, length) histories that end in [MASK]."""
-        return self.counts.expand(len(input_ids), -1)
+    def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        """As in `DataCollatorForNextItem`, with `users` (batch,)."""
+        users = torch.tensor([self.users.get(row["user"], -1) for row in features])
+        return {**super().__call__(features), "users": users}
+
+
+class Baseline(nn.Module):
+    """What the simple recommenders share: they answer as the models do."""
+
+    users: Mapping[str, int] = {}
+    """Those whom it remembers from training, for `DataCollatorWithUsers`."""
+
+    def scores(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, history: torch.Tensor, users: torch.Tensor
+    ) -> torch.Tensor:
+        """Scores (users, rows), larger is better.
+
+        Args:
+            input_ids: (users, length), the newest items and the [MASK] of the query.
+            attention_mask: (users, length), 1 = real.
+            history: (users, longest) all items of each user before the target, filled up with -100.
+            users: (users,) numbers in `self.users`, -1 for others.
+        """
+        raise NotImplementedError
 
     def forward(
         self,
@@ -33,16 +63,44 @@ class Popularity(nn.Module):
         labels: torch.Tensor,
         history: torch.Tensor,
         candidates: torch.Tensor | None = None,
-    ) -> MaskedLMOutput:
-        """As the models do: (users, 1, rows) logits, and the loss of the distribution that is proportional to them."""
-        logits = self.scores(input_ids, attention_mask).clamp(min=1e-9).log()
-        specials = len(SPECIAL_TOKENS)
-        targets = labels.amax(dim=1) - specials
-        known = targets >= 0
-        loss = nn.functional.cross_entropy(
-            logits[:, specials:], torch.where(known, targets, -100), reduction="sum"
-        ) / known.sum().clamp(min=1)
-        return MaskedLMOutput(loss=loss, logits=logits[:, None])
+        users: torch.Tensor | None = None,
+    ) -> MaskedItemOutput:
+        """As the models do: (users, 1, rows) logits. The loss, which the Trainer asks for, is NaN: scores have none."""
+        users = torch.full(input_ids.shape[:1], -1) if users is None else users
+        scores = self.scores(input_ids, attention_mask, history, users)
+        loss = torch.full((), torch.nan)
+        return MaskedItemOutput(loss=loss, logits=scores[:, None], history=history, candidates=candidates)
+
+
+class Popularity(Baseline):
+    """Every user gets the items with the most actions.
+
+    Args:
+        train: Training rows.
+        vocab_size: Rows of the item table, `len(tokenizer)`.
+        newest: Share of the actions, the newest ones, that count. It needs a log with times.
+
+    Raises:
+        ValueError: `newest` is not above 0 and at most 1.
+    """
+
+    counts: torch.Tensor  # (rows,)
+
+    def __init__(self, train: Dataset, vocab_size: int, newest: float = 1.0) -> None:
+        super().__init__()
+        if not 0 < newest <= 1:
+            raise ValueError(f"Expected newest, a share of the actions, above 0 and at most 1, found {newest}.")
+        items = np.concatenate(train.with_format("numpy")["input_ids"][:])
+        if newest < 1:
+            times = np.concatenate(train.with_format("numpy")["timestamps"][:])
+            items = items[times >= np.quantile(times, 1 - newest)]
+        self.register_buffer("counts", torch.from_numpy(np.bincount(items, minlength=vocab_size)).float())
+
+    def scores(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, history: torch.Tensor, users: torch.Tensor
+    ) -> torch.Tensor:
+        """The counts, for everybody."""
+        return self.counts.expand(len(input_ids), -1)
 
 
 class MarkovChain(Popularity):
@@ -57,9 +115,193 @@ class MarkovChain(Popularity):
         followed = torch.sparse_coo_tensor(torch.from_numpy(pairs), ones, shape, check_invariants=False)
         self.followed = followed.coalesce()  # no buffer: not every device has sparse tensors
 
-    def scores(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """(users, rows): times that an item followed the last one, plus less than one for popularity."""
+    def scores(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, history: torch.Tensor, users: torch.Tensor
+    ) -> torch.Tensor:
+        """Times that an item followed the last one, plus less than one for popularity."""
         before_mask = (attention_mask.sum(dim=1, keepdim=True) - 2).clamp(min=0)
         last = input_ids.take_along_dim(before_mask, dim=1)[:, 0]  # [MASK] itself for an empty history: follows nothing
         followed = self.followed.index_select(0, last.cpu()).to_dense().to(last.device)
         return followed + 0.9 * self.counts / self.counts.max()
+
+
+class Ease(Baseline):
+    """EASE (Steck, WWW 2019): the linear autoencoder over sets of items with an empty diagonal, in closed form.
+
+    Args:
+        train: Training rows.
+        vocab_size: Rows of the item table.
+        regularization: λ, in actions, added to every item's count.
+
+    Raises:
+        MemoryError: A matrix of rows × rows, three times, does not fit.
+        ValueError: `regularization` is not above 0.
+    """
+
+    weights: torch.Tensor  # (rows, rows)
+
+    def __init__(self, train: Dataset, vocab_size: int, regularization: float = 500.0) -> None:
+        super().__init__()
+        if not regularization > 0:
+            raise ValueError(f"Expected a regularization above 0, found {regularization}.")
+        needed, free = 3 * 4e-9 * vocab_size**2, psutil.virtual_memory().available / 1e9
+        if needed > free:
+            raise MemoryError(f"EASE on {vocab_size} rows takes {needed:.1f} GB, {free:.1f} GB are free.")
+        together = torch.from_numpy(counted_together(train, vocab_size))
+        together.diagonal().add_(regularization)
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(together))
+        weights = inverse / -inverse.diagonal()
+        weights.fill_diagonal_(0)
+        self.register_buffer("weights", weights)
+
+    def scores(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, history: torch.Tensor, users: torch.Tensor
+    ) -> torch.Tensor:
+        """The sum over the history of what each of its items says of the others."""
+        return as_sets(history, len(self.weights)) @ self.weights
+
+
+class ItemNeighbours(Baseline):
+    """Items that the same people have (`implicit`): similarities to the nearest others, summed over a history.
+
+    Args:
+        train: Training rows.
+        vocab_size: Rows of the item table.
+        weighting: `cosine`, or `bm25`, which counts items less that many people have.
+        neighbours: Nearest others of an item.
+    """
+
+    def __init__(
+        self, train: Dataset, vocab_size: int, weighting: Literal["cosine", "bm25"] = "cosine", neighbours: int = 100
+    ) -> None:
+        super().__init__()
+        classes = {"cosine": "CosineRecommender", "bm25": "BM25Recommender"}
+        if weighting not in classes:
+            raise ValueError(f"Expected a weighting among {', '.join(classes)}, found {weighting!r}.")
+        model = getattr(implicit("nearest_neighbours"), classes[weighting])(K=neighbours)
+        model.fit(user_items(train, vocab_size), show_progress=False)
+        self.similarity = model.similarity.tocsr()
+
+    def scores(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, history: torch.Tensor, users: torch.Tensor
+    ) -> torch.Tensor:
+        """The sum over the history of similarities."""
+        from scipy.sparse import csr_matrix  # comes with implicit
+
+        sets = csr_matrix(as_sets(history, self.similarity.shape[0]).numpy())
+        return torch.from_numpy((sets @ self.similarity).toarray()).float()
+
+
+class BprMf(Baseline):
+    """Matrix factorisation by pairs (Rendle et al., UAI 2009; `implicit`). It knows its users by their id.
+
+    Args:
+        train: Training rows.
+        vocab_size: Rows of the item table.
+        factors: Width of users and items.
+        seed: Of start and sampling, the same only with one thread.
+        **options: As for `implicit.bpr.BayesianPersonalizedRanking`.
+    """
+
+    def __init__(self, train: Dataset, vocab_size: int, factors: int = 64, seed: int = 0, **options: Any) -> None:
+        super().__init__()
+        model = implicit("cpu.bpr").BayesianPersonalizedRanking(
+            factors=factors, random_state=seed, num_threads=torch.get_num_threads(), **options
+        )
+        model.fit(user_items(train, vocab_size), show_progress=False)
+        self.users = {user: row for row, user in enumerate(dict.fromkeys(train["user"][:]))}
+        self.user_factors, self.item_factors = (
+            torch.from_numpy(model.user_factors),
+            torch.from_numpy(model.item_factors),
+        )
+
+    def scores(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, history: torch.Tensor, users: torch.Tensor
+    ) -> torch.Tensor:
+        """Products of factors; somebody unknown counts as the mean user."""
+        factors = torch.where(users[:, None] >= 0, self.user_factors[users], self.user_factors.mean(dim=0))
+        return factors @ self.item_factors.T
+
+
+class Als(Baseline):
+    """Matrix factorisation of implicit feedback (Hu et al., ICDM 2008; `implicit`), users folded in by their history.
+
+    Args:
+        train: Training rows.
+        vocab_size: Rows of the item table.
+        factors: Width of users and items.
+        seed: Of the start.
+        **options: As for `implicit.als.AlternatingLeastSquares`.
+    """
+
+    def __init__(self, train: Dataset, vocab_size: int, factors: int = 64, seed: int = 0, **options: Any) -> None:
+        super().__init__()
+        self.model = implicit("cpu.als").AlternatingLeastSquares(
+            factors=factors, random_state=seed, num_threads=torch.get_num_threads(), **options
+        )
+        self.model.fit(user_items(train, vocab_size), show_progress=False)
+
+    def scores(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, history: torch.Tensor, users: torch.Tensor
+    ) -> torch.Tensor:
+        """Products of factors, those of the users solved for."""
+        from scipy.sparse import csr_matrix
+
+        sets = csr_matrix(as_sets(history, len(self.model.item_factors)).numpy())
+        factors = self.model.recalculate_user(np.arange(len(history)), sets)
+        return torch.from_numpy(factors @ self.model.item_factors.T).float()
+
+
+BASELINES: dict[str, type[Baseline]] = {
+    "popularity": Popularity,
+    "markov_chain": MarkovChain,
+    "ease": Ease,
+    "item_neighbours": ItemNeighbours,
+    "als": Als,
+    "bpr_mf": BprMf,
+}
+
+
+def implicit(module: str) -> Any:
+    """A module of the library.
+
+    Raises:
+        ImportError: It is not installed.
+    """
+    try:
+        return __import__(f"implicit.{module}", fromlist=["*"])
+    except ImportError as error:
+        raise ImportError("This baseline needs implicit: pip install 'hf-bert4rec[baselines]'.") from error
+
+
+def user_items(train: Dataset, vocab_size: int) -> Any:
+    """Who has what, (users, rows) of 0 and 1 as a scipy matrix, users in the order of their first row."""
+    from scipy.sparse import csr_matrix
+
+    users = np.unique(train["user"][:], return_index=True)[1]
+    if len(users) != train.num_rows:
+        raise ValueError("Expected a row a user, whole histories: split with a max_length longer than any.")
+    histories = train.with_format("numpy")["input_ids"][:]
+    rows = np.repeat(np.arange(len(histories)), list(map(len, histories)))
+    matrix = csr_matrix(
+        (np.ones(len(rows), np.float32), (rows, np.concatenate(histories))), (len(histories), vocab_size)
+    )
+    matrix.data[:] = 1  # what somebody has twice was added up
+    return matrix
+
+
+def counted_together(train: Dataset, vocab_size: int) -> np.ndarray:
+    """How many people have both of two items, (rows, rows) float32."""
+    together = np.zeros((vocab_size, vocab_size), np.float32)
+    for history in train.with_format("numpy")["input_ids"][:]:
+        items = np.unique(history)
+        together[np.ix_(items, items)] += 1
+    return together
+
+
+def as_sets(history: torch.Tensor, rows: int) -> torch.Tensor:
+    """(users, rows) of 0 and 1 from (users, longest) histories that are filled up with -100."""
+    sets = torch.zeros(len(history), rows)
+    users, places = (history >= len(SPECIAL_TOKENS)).nonzero(as_tuple=True)
+    sets[users, history[users, places]] = 1
+    return sets

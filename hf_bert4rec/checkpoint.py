@@ -124,6 +124,11 @@ def save_checkpoint(
     shutil.rmtree(old, ignore_errors=True)
 
 
+def judged_model(facts: Mapping[str, Any]) -> str:
+    """Which row of a run's results is the checkpoint's; before there were others it was not written down."""
+    return facts.get("model", "BERT4Rec")
+
+
 def model_card(facts: Mapping[str, Any]) -> ModelCard:
     """The card, with the test results as model-index, from the run's facts alone."""
     results = [
@@ -138,7 +143,7 @@ def model_card(facts: Mapping[str, Any]) -> ModelCard:
             metric_name=name.upper(),
             metric_value=round(value, 4),
         )
-        for name, value in facts["test"]["BERT4Rec"].items()
+        for name, value in facts["test"][judged_model(facts)].items()
     ]
     data = ModelCardData(
         library_name="transformers",
@@ -154,6 +159,7 @@ def model_card(facts: Mapping[str, Any]) -> ModelCard:
         template_path=str(TEMPLATE),
         **{
             **facts,
+            "model": judged_model(facts),
             "results": results_table(facts["test"]),
             "sampled_results": sampled_table(facts["test"]),
             "versions": ", ".join(f"{name} {version}" for name, version in facts["versions"].items()),

@@ -1,4 +1,4 @@
-"""One collator for the stock Trainer: cloze masking for training rows, padding for rows that bring their labels."""
+"""Collators for the stock Trainer: labels are made for training rows, rows that bring their own are only padded."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,55 @@ from .tokenization import ItemTokenizer
 
 
 @dataclass
-class DataCollatorForCloze:
+class DataCollatorForNextItem:
+    """Pad rows of `histories` to a batch; in those without labels of their own every item is to be predicted.
+
+    For models that look back only (`SasRecForMaskedLM`, `Gru4RecForMaskedLM`): each item is its own label, since they
+    do not see it where they predict it.
+
+    Args:
+        tokenizer: Gives the ids of [PAD] and [MASK].
+    """
+
+    tokenizer: ItemTokenizer
+
+    @property
+    def scored_share(self) -> float:
+        """Share of the positions of a training batch that is scored."""
+        return 1.0
+
+    def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        """Make a batch.
+
+        Args:
+            features: Rows with `input_ids`, and either `row` (their number, which cloze masks are drawn from) or
+                `labels` (which are only padded, like `history` and `candidates` where there are any).
+
+        Returns:
+            `input_ids` (batch, length); `attention_mask` (batch, length), 1 = real item, 0 = padding; `labels`
+            (batch, length), -100 = not scored; and for rows that brought them `history` (batch, longest) and
+            `candidates` (batch, number), padded with -100. All int64.
+        """
+        input_ids, real = pad_rows([row["input_ids"] for row in features], self.tokenizer.pad_token_id)
+        batch = {"input_ids": input_ids, "attention_mask": real.astype(np.int64)}
+        if features[0].get("labels") is not None:
+            batch["labels"], _ = pad_rows([row["labels"] for row in features], -100)
+            for name in ("history", "candidates"):
+                if features[0].get(name) is not None:
+                    batch[name], _ = pad_rows([row[name] for row in features], -100)
+        else:
+            batch["input_ids"], batch["labels"] = self._for_training(features, input_ids, real)
+        return {name: torch.from_numpy(array) for name, array in batch.items()}
+
+    def _for_training(
+        self, features: Sequence[Mapping[str, Any]], input_ids: np.ndarray, real: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Inputs and labels, (batch, length) each, of rows without labels."""
+        return input_ids, np.where(real, input_ids, -100)
+
+
+@dataclass
+class DataCollatorForCloze(DataCollatorForNextItem):
     """Pad rows of `histories` to a batch, and mask those that have no labels of their own (paper, section 3.6).
 
     Of a row of n items, max(1, round(`mask_probability` · n)) distinct positions are replaced by [MASK], never by a
@@ -34,7 +82,6 @@ class DataCollatorForCloze:
         ValueError: A share is out of range.
     """
 
-    tokenizer: ItemTokenizer
     mask_probability: float = 0.2
     last_item_probability: float = 1 / 11
     max_predictions: int | None = None
@@ -50,30 +97,16 @@ class DataCollatorForCloze:
         if self.max_predictions is not None and self.max_predictions < 1:
             raise ValueError(f"Expected max_predictions of at least 1, or None, found {self.max_predictions}.")
 
-    def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        """Make a batch.
+    @property
+    def scored_share(self) -> float:
+        """Share of the positions of a training batch that is scored."""
+        return self.mask_probability
 
-        Args:
-            features: Rows with `input_ids`, and either `row` (their number, to draw masks from) or `labels` (which are
-                only padded, like `history` and `candidates` where there are any).
-
-        Returns:
-            `input_ids` (batch, length); `attention_mask` (batch, length), 1 = real item, 0 = padding; `labels`
-            (batch, length), -100 = not scored; and for rows that brought them `history` (batch, longest) and
-            `candidates` (batch, number), padded with -100. All int64.
-        """
-        input_ids, real = pad_rows([row["input_ids"] for row in features], self.tokenizer.pad_token_id)
-        batch = {"input_ids": input_ids, "attention_mask": real.astype(np.int64)}
-        if features[0].get("labels") is not None:
-            batch["labels"], _ = pad_rows([row["labels"] for row in features], -100)
-            for name in ("history", "candidates"):
-                if features[0].get(name) is not None:
-                    batch[name], _ = pad_rows([row[name] for row in features], -100)
-        else:
-            masked = self._draw_masks(self._row_numbers(features), real)
-            batch["labels"] = np.where(masked, input_ids, -100)
-            batch["input_ids"] = np.where(masked, self.tokenizer.mask_token_id, input_ids)
-        return {name: torch.from_numpy(array) for name, array in batch.items()}
+    def _for_training(
+        self, features: Sequence[Mapping[str, Any]], input_ids: np.ndarray, real: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        masked = self._draw_masks(self._row_numbers(features), real)
+        return np.where(masked, self.tokenizer.mask_token_id, input_ids), np.where(masked, input_ids, -100)
 
     def _row_numbers(self, features: Sequence[Mapping[str, Any]]) -> np.ndarray:
         if "row" not in features[0]:

@@ -8,6 +8,7 @@ says so: rotary positions, a convolution over neighbouring items, and no predict
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -25,6 +26,19 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_bert4rec import SPECIAL_TOKENS, Bert4RecConfig
 from .item_loss import item_loss
+
+
+@dataclass
+class MaskedItemOutput(MaskedLMOutput):
+    """`MaskedLMOutput`, and what rode along in the batch for those who rank the logits, user by user.
+
+    Args:
+        history: (batch, longest) rows that a ranking leaves out, filled up with -100.
+        candidates: (batch, number) rows to rank the target among.
+    """
+
+    history: torch.Tensor | None = None
+    candidates: torch.Tensor | None = None
 
 
 class Dropout(nn.Dropout):
@@ -300,11 +314,12 @@ def scored_positions(labels: torch.Tensor) -> torch.Tensor:
 class Bert4RecForMaskedLM(Bert4RecPreTrainedModel):
     """BERT4Rec with its masked-item head, tied to the item table. Next-item prediction is a [MASK] at the end."""
 
+    base_class: type[Bert4RecPreTrainedModel] = Bert4RecModel  # the encoder, another one in the models to compare with
     _tied_weights_keys = {"lm_head.weight": "model.embeddings.item_embeddings.weight"}
 
     def __init__(self, config: Bert4RecConfig) -> None:
         super().__init__(config)
-        self.model = Bert4RecModel(config)
+        self.model = self.base_class(config)
         self.prediction_head = Bert4RecPredictionHead(config) if config.prediction_head else nn.Identity()
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
         self.post_init()
@@ -323,7 +338,7 @@ class Bert4RecForMaskedLM(Bert4RecPreTrainedModel):
         candidates: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> MaskedLMOutput:
+    ) -> MaskedItemOutput:
         """Score items at the positions of a batch of histories.
 
         Args:
@@ -333,12 +348,13 @@ class Bert4RecForMaskedLM(Bert4RecPreTrainedModel):
             labels: (batch, length) the true item where `input_ids` has [MASK], -100 where nothing is scored.
             logits_to_keep: (batch, kept) positions to score. With `labels` and without this it is found from the
                 labels, except under torch.compile, whose graph cannot depend on a count: there all are scored.
-            history: Passed over. It rides along in the batch for the metrics, which exclude it from the ranking.
-            candidates: Passed over, like `history`: sampled metrics rank the target among them.
+            history: Handed on, with `labels`, to the metrics, which exclude it from the ranking: as a label it would be
+                kept for all users until the end of an evaluation (gigabytes).
+            candidates: Handed on like `history`: sampled metrics rank the target among them.
             num_items_in_batch: Scored positions over all the steps and processes of a batch; the Trainer passes it.
 
         Returns:
-            `MaskedLMOutput`: `loss` with `labels`; `logits` (batch, length or kept, rows), with the special rows at
+            `MaskedItemOutput`: `loss` with `labels`; `logits` (batch, length or kept, rows), with the special rows at
             the lowest finite value. In training with `labels` there are no logits: they would be the largest tensor.
 
         Raises:
@@ -364,8 +380,14 @@ class Bert4RecForMaskedLM(Bert4RecPreTrainedModel):
             )
         if labels is None or not self.training:
             logits = self._item_logits(hidden_states)
-        return MaskedLMOutput(
-            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        judged = labels is not None and not self.training
+        return MaskedItemOutput(
+            loss=loss,
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            history=history if judged else None,
+            candidates=candidates if judged else None,
         )
 
     def score_items(self, hidden_states: torch.Tensor) -> torch.Tensor:

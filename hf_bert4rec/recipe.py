@@ -35,6 +35,9 @@ from .training import RecommendationTrainingArguments
 class RunArguments:
     """What a recipe says besides the options of the functions that it calls."""
 
+    architecture: Literal["bert4rec", "sasrec", "gru4rec"] = field(
+        default="bert4rec", metadata={"help": "Model to train; the last two look back only, to compare with."}
+    )
     data: str = field(default="ml-latest-small", metadata={"help": "Log to read, as for load_interactions."})
     titles: str | None = field(default=None, metadata={"help": "Titles of the items, as for load_titles."})
     split: Literal["leave_one_out", "at_time"] = field(default="leave_one_out", metadata={"help": "How to hold out."})

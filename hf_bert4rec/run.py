@@ -30,19 +30,28 @@ from transformers import (
 )
 
 from .baselines import MarkovChain, Popularity
-from .checkpoint import FACTS_FILE, check_folder, check_sizes, last_complete_checkpoint, results_table, save_checkpoint
+from .checkpoint import (
+    FACTS_FILE,
+    check_folder,
+    check_sizes,
+    judged_model,
+    last_complete_checkpoint,
+    results_table,
+    save_checkpoint,
+)
 from .configuration_bert4rec import Bert4RecConfig
 from .histories import SPLITS, before, popularity_candidates
 from .interactions import load_interactions, load_titles, rename_items
 from .modeling_bert4rec import Bert4RecForMaskedLM
+from .modeling_unidirectional import Gru4RecConfig, Gru4RecForMaskedLM, SasRecConfig, SasRecForMaskedLM
 from .optimization import muon
 from .pipeline_next_item import NextItemRecommendationPipeline, pipeline
-from .ranking import bootstrap_interval
+from .ranking import bootstrap_interval, ndcg_gains
 from .recipe import Recipe
 from .resources import check_memory, estimate_memory
 from .sources import EMBEDDED
 from .tokenization import ItemTokenizer, item_tokenizer
-from .training import RecommendationTrainingArguments, cloze_training, metrics_of_ranks
+from .training import RecommendationTrainingArguments, cloze_training, metrics_of_ranks, next_item_training
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +59,11 @@ EMBEDDED_TERMS = (
     "MovieLens (GroupLens, University of Minnesota): no commercial use without permission, redistribution under the "
     "same terms, please cite Harper and Konstan, 2015, doi:10.1145/2827872."
 )
+ARCHITECTURES: dict[str, tuple[str, type[Bert4RecConfig], type[Bert4RecForMaskedLM]]] = {
+    "bert4rec": ("BERT4Rec", Bert4RecConfig, Bert4RecForMaskedLM),
+    "sasrec": ("SASRec", SasRecConfig, SasRecForMaskedLM),
+    "gru4rec": ("GRU4Rec", Gru4RecConfig, Gru4RecForMaskedLM),
+}
 WHOLE_HISTORY = 2**31 - 1  # longer than any
 
 
@@ -98,6 +112,11 @@ def prepare(recipe: Recipe, tokenizer: ItemTokenizer | None = None) -> tuple[Dat
     return interactions, tokenizer, histories
 
 
+def whole_histories(recipe: Recipe, interactions: Dataset, tokenizer: ItemTokenizer) -> Dataset:
+    """The training split of a recipe with one row a user, whatever its length: for counting."""
+    return _split(recipe, interactions, tokenizer, max_length=WHOLE_HISTORY)["train"]
+
+
 def _split(
     recipe: Recipe, interactions: Dataset, tokenizer: ItemTokenizer, max_length: int | None = None
 ) -> DatasetDict:
@@ -132,16 +151,18 @@ def trainer_for(recipe: Recipe, tokenizer: ItemTokenizer, histories: DatasetDict
     """
     args = recipe.training
     set_seed(args.seed)
-    config = Bert4RecConfig(
+    _, config_class, model_class = ARCHITECTURES[recipe.run.architecture]
+    config = config_class(
         vocab_size=len(tokenizer),
         max_position_embeddings=tokenizer.model_max_length,
         **dataclasses.asdict(recipe.model),
     )
+    setup = _setup(recipe, tokenizer)
     estimate = estimate_memory(
         config,
         args.per_device_train_batch_size,
         max(histories["train"]["length"][:]),
-        recipe.masking.mask_probability,
+        setup["data_collator"].scored_share,
         args.gradient_checkpointing,
     )
     check_memory(estimate, args.device)
@@ -149,11 +170,11 @@ def trainer_for(recipe: Recipe, tokenizer: ItemTokenizer, histories: DatasetDict
     if validation is None:  # folded into train: nothing to choose a checkpoint by
         args.eval_strategy, args.load_best_model_at_end = "no", False
     trainer = Trainer(
-        Bert4RecForMaskedLM(config),
+        model_class(config),
         args,
         train_dataset=histories["train"],
         eval_dataset=validation,
-        **_setup(recipe, tokenizer),
+        **setup,
         **({} if recipe.run.muon_learning_rate is None else muon(args, recipe.run.muon_learning_rate)),
     )
     if not args.disable_tqdm:
@@ -183,11 +204,11 @@ def run(recipe: Recipe) -> Path | None:
     seconds, log = time.perf_counter() - started, list(trainer.state.log_history)
 
     evaluated = {split: rows for split, rows in histories.items() if split != "train"}
-    whole = _split(recipe, interactions, tokenizer, max_length=WHOLE_HISTORY)["train"]
+    whole = whole_histories(recipe, interactions, tokenizer)
     models = {
         "Popularity": Popularity(whole, len(tokenizer)),
         "Markov chain, first order": MarkovChain(whole, len(tokenizer)),
-        "BERT4Rec": trainer,
+        ARCHITECTURES[recipe.run.architecture][0]: trainer,
     }
     metrics: dict[str, dict[str, dict[str, float]]] = {split: {} for split in evaluated}
     intervals: dict[str, dict[str, tuple[float, float]]] = {split: {} for split in evaluated}
@@ -196,6 +217,7 @@ def run(recipe: Recipe) -> Path | None:
         for split, rows in evaluated.items():
             metrics[split][name], intervals[split][name] = judge_on(judge, rows)
     facts = {
+        "model": ARCHITECTURES[recipe.run.architecture][0],
         "name": recipe.run.name or Path(args.output_dir).name,
         "data": data,
         **dict(zip(("protocol", "sampled_protocol"), protocol(recipe, len(tokenizer.items)), strict=True)),
@@ -255,7 +277,7 @@ def judge_on(judge: Trainer, rows: Dataset) -> tuple[dict[str, float], tuple[flo
     """The ranking metrics of a split, and the 95 % bootstrap interval of NDCG@10 over its users."""
     ranks = ranks_on(judge, rows)
     metrics = metrics_of_ranks(EvalPrediction(predictions=ranks, label_ids=None))
-    return metrics, bootstrap_interval(ranks if ranks.ndim == 1 else ranks[:, 0])
+    return metrics, bootstrap_interval(ndcg_gains(ranks if ranks.ndim == 1 else ranks[:, 0], 10))
 
 
 def ranks_on(judge: Trainer, rows: Dataset) -> np.ndarray:
@@ -275,14 +297,11 @@ def ranks_on(judge: Trainer, rows: Dataset) -> np.ndarray:
 
 
 def _setup(recipe: Recipe, tokenizer: ItemTokenizer) -> dict[str, Any]:
-    if recipe.run.popularity_candidates:
-        recipe.training.label_names = ["labels", "history", "candidates"]
-    return cloze_training(
-        tokenizer,
-        exclude_history=recipe.run.exclude_history,
-        seed=recipe.training.seed,
-        **dataclasses.asdict(recipe.masking),
-    )
+    exclude_history = recipe.run.exclude_history
+    if recipe.run.architecture != "bert4rec":
+        return next_item_training(tokenizer, exclude_history=exclude_history)
+    masking = dataclasses.asdict(recipe.masking)
+    return cloze_training(tokenizer, exclude_history=exclude_history, seed=recipe.training.seed, **masking)
 
 
 def checkpoint_to_resume(args: RecommendationTrainingArguments, data: str) -> str | None:
@@ -360,7 +379,7 @@ def draw_curve(facts: Mapping[str, Any]) -> bytes:
     figure.suptitle(f"{facts['name']}, seed {facts['recipe']['seed']}: {facts['protocol']}", fontsize=9)
     for axes, name, label in ((left, "loss", "training loss (nats an item)"), (right, "eval_ndcg@10", "NDCG@10")):
         points = [(entry["epoch"], entry[name]) for entry in facts["log"] if name in entry]
-        axes.plot(*np.array(points).reshape(-1, 2).T, label="BERT4Rec")
+        axes.plot(*np.array(points).reshape(-1, 2).T, label=judged_model(facts))
         axes.set(xlabel="epoch", ylabel=label)
     for (name, row), style in zip(facts.get("validation", {}).items(), ("--", ":"), strict=False):
         right.axhline(row["ndcg@10"], linestyle=style, color="gray", label=name)
@@ -375,7 +394,7 @@ def summary(folder: Path) -> str:
     """What a run found, for people: the test results beside the baselines, and ten recommendations."""
     facts = json.loads((folder / FACTS_FILE).read_text(encoding="utf-8"))
     scores = {name: row["ndcg@10"] for name, row in facts["test"].items()}
-    ours = scores.pop("BERT4Rec")
+    ours = scores.pop(judged_model(facts))
     ratios = [f"{ours / score:.2f} times that of {name}" for name, score in scores.items() if score]
     recommender = pipeline(folder)
     history = [str(item) for item in facts["recipe"].get("example") or recommender.tokenizer.items[:3].to_pylist()]
@@ -383,7 +402,7 @@ def summary(folder: Path) -> str:
         [
             f"\nTest: {facts['protocol']}; seed {facts['recipe']['seed']}",
             results_table(facts["test"]),
-            f"NDCG@10 of BERT4Rec: {', '.join(ratios)}.\n",
+            f"NDCG@10 of {judged_model(facts)}: {', '.join(ratios)}.\n",
             recommendation_table(recommender, history, top_k=10),
             f"\nTrained in {facts['seconds']:.0f} s; checkpoint, card and learning_curve.png in {folder}",
         ]

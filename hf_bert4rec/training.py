@@ -1,7 +1,6 @@
 """What the stock Trainer needs to train and rank a recommender: defaults, two callbacks, three functions."""
 
 import logging
-import sys
 import time
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -16,8 +15,8 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import has_length
 
 from .configuration_bert4rec import Bert4RecConfig
-from .data_collator import DataCollatorForCloze
-from .ranking import SAMPLED, candidate_ranks, mrr, ranking_metrics, target_ranks
+from .data_collator import DataCollatorForCloze, DataCollatorForNextItem
+from .ranking import SAMPLED, candidate_ranks, ranking_metrics, sampled_metrics, target_ranks
 from .resources import estimate_memory, keep_freed_memory
 from .tokenization import ItemTokenizer
 
@@ -53,9 +52,6 @@ class RecommendationTrainingArguments(TrainingArguments):
     greater_is_better: bool | None = field(default=True, metadata={"help": "Whether more of that metric is better."})
     train_sampling_strategy: str = field(
         default="group_by_length", metadata={"help": "How batches are drawn; by length there is little padding."}
-    )
-    label_names: list[str] | None = field(
-        default_factory=lambda: ["labels", "history"], metadata={"help": "What of a batch the metrics get."}
     )
     dataloader_pin_memory: bool = field(
         default_factory=torch.cuda.is_available, metadata={"help": "Pin batches in memory; where there is a GPU."}
@@ -101,7 +97,7 @@ class ClozeCallback(TrainerCallback):
         assert train_dataloader is not None
         epoch = int((state.epoch or 0) + 1e-6)
         collator: Any = train_dataloader.collate_fn
-        collator.epoch = epoch
+        collator.epoch = epoch  # cloze masks are drawn from it
         batches: Any = train_dataloader.batch_sampler
         batches = getattr(batches, "batch_sampler", batches)  # accelerate's shard of it, with several processes
         seed = args.seed if args.data_seed is None else args.data_seed
@@ -137,13 +133,13 @@ class ResourceCallback(TrainerCallback):
         batches = len(train_dataloader) if has_length(train_dataloader) else 0
         self.steps, self.steps_an_epoch = 0, -(-batches // args.gradient_accumulation_steps)
         config, collator = getattr(model, "config", None), train_dataloader.collate_fn
-        if not isinstance(config, Bert4RecConfig) or not isinstance(collator, DataCollatorForCloze):
+        if not isinstance(config, Bert4RecConfig) or not isinstance(collator, DataCollatorForNextItem):
             return
         rows, longest = train_dataloader.dataset, config.max_position_embeddings
         if "length" in (getattr(rows, "column_names", None) or ()) and has_length(rows):
             longest = max(rows["length"][:])
         estimate = estimate_memory(
-            config, args.per_device_train_batch_size, longest, collator.mask_probability, args.gradient_checkpointing
+            config, args.per_device_train_batch_size, longest, collator.scored_share, args.gradient_checkpointing
         )
         if state.is_world_process_zero:
             logger.info("Training takes about %s of memory.", estimate)
@@ -187,28 +183,44 @@ def cloze_training(tokenizer: ItemTokenizer, *, exclude_history: bool = True, **
     }
 
 
+def next_item_training(tokenizer: ItemTokenizer, *, exclude_history: bool = True) -> dict[str, Any]:
+    """As `cloze_training`, for the models that look back only: every item is predicted from those before it."""
+    arguments = cloze_training(tokenizer, exclude_history=exclude_history)
+    return {**arguments, "data_collator": DataCollatorForNextItem(tokenizer)}
+
+
 def ranks_of_logits(
-    logits: torch.Tensor, labels: tuple[torch.Tensor, ...], exclude_history: bool = True
+    logits: tuple[torch.Tensor, ...], labels: torch.Tensor, exclude_history: bool = True
 ) -> torch.Tensor:
     """`preprocess_logits_for_metrics`: keep one rank a user instead of a row of scores.
 
     Args:
-        logits: (users, 1, rows) at the [MASK].
-        labels: `labels` (users, length), -100 but at the [MASK]; `history` (users, longest), filled up with -100; and
-            `candidates` (users, number) where `label_names` has them too.
+        logits: What the model returned but the loss: logits (users, 1, rows) at the [MASK]; `history` (users, longest),
+            filled up with -100; and `candidates` (users, number) where the rows have them.
+        labels: (users, length), -100 but at the [MASK].
         exclude_history: See `cloze_training`.
 
     Returns:
         (users,) ranks from 1; with candidates (users, 2), the second among them.
+
+    Raises:
+        ValueError: The rows have no history, or not one target each; or as for `target_ranks`.
     """
-    targets, history, *candidates = labels
-    if logits.shape[1] == targets.shape[1]:  # a compiled model scores every position
-        logits = logits.take_along_dim((targets != -100).int().argmax(dim=1)[:, None, None], dim=1)
-    if logits.shape[1] != 1:
-        raise ValueError(f"Expected one target a user to rank, found {logits.shape[1]}.")
-    scores, targets = logits[:, 0], targets.amax(dim=1)
+    scores, targets, history, *candidates = judged(logits, labels)
     ranks = target_ranks(scores, targets, history if exclude_history else None)
     return torch.stack([ranks, candidate_ranks(scores, targets, candidates[0])], dim=1) if candidates else ranks
+
+
+def judged(logits: tuple[torch.Tensor, ...], labels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Scores (users, rows), targets (users,), history and perhaps candidates, from what `ranks_of_logits` is given."""
+    if torch.is_tensor(logits):
+        raise ValueError("Expected rows with a `history`, as leave_one_out makes them, found none.")
+    scores, *others = logits
+    if scores.shape[1] == labels.shape[1]:  # a compiled model scores every position
+        scores = scores.take_along_dim((labels != -100).int().argmax(dim=1)[:, None, None], dim=1)
+    if scores.shape[1] != 1:
+        raise ValueError(f"Expected one target a user to rank, found {scores.shape[1]}.")
+    return scores[:, 0], labels.amax(dim=1), *others
 
 
 def metrics_of_ranks(prediction: EvalPrediction) -> dict[str, float]:
@@ -216,5 +228,5 @@ def metrics_of_ranks(prediction: EvalPrediction) -> dict[str, float]:
     ranks = np.asarray(prediction.predictions)
     if ranks.ndim == 1:
         return ranking_metrics(ranks)
-    sampled = ranking_metrics(ranks[:, 1]) | {"mrr": mrr(ranks[:, 1], sys.maxsize)}  # the paper's MRR has no cut-off
+    sampled = sampled_metrics(ranks[:, 1])
     return ranking_metrics(ranks[:, 0]) | {f"{name}_{SAMPLED}": value for name, value in sampled.items()}

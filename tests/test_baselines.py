@@ -1,10 +1,14 @@
-"""Popularity and the Markov chain on tables small enough to count by hand, and their ranks and losses."""
+"""The baselines on tables small enough to count by hand."""
 
+import sys
+
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
 
-from hf_bert4rec import MarkovChain, Popularity, target_ranks
+from hf_bert4rec import MarkovChain, Popularity
+from hf_bert4rec.baselines import BASELINES, Als, BprMf, DataCollatorWithUsers, Ease, ItemNeighbours
 
 VOCAB = 8
 MASK, UNK = 1, 2
@@ -17,19 +21,28 @@ def train() -> Dataset:
     return Dataset.from_dict({"input_ids": [[A, B, C], [B, A, A], [C, A, B], [D]]})
 
 
-def query(*histories: list[int]) -> dict[str, torch.Tensor]:
+@pytest.fixture
+def people() -> Dataset:
+    """Four whole histories; a is had by 3, b by 3, c by 2, d by 1."""
+    return Dataset.from_dict({"user": list("wxyz"), "input_ids": [[A, B, C], [B, A, A], [C, A], [D, B]]})
+
+
+def query(*histories: list[int], users: list[int] | None = None) -> dict[str, torch.Tensor]:
     """Histories as the evaluation split has them: [MASK] after the newest item, padding on the right."""
     longest = max(map(len, histories)) + 1
     rows = [[*history, MASK] + [0] * (longest - 1 - len(history)) for history in histories]
     input_ids = torch.tensor(rows)
-    return {"input_ids": input_ids, "attention_mask": (input_ids != 0).long()}
+    had = torch.where(input_ids > UNK, input_ids, -100)
+    mask = (input_ids != 0).long()
+    users = torch.tensor(users or [-1] * len(histories))
+    return {"input_ids": input_ids, "attention_mask": mask, "history": had, "users": users}
 
 
 def labelled(targets: list[int], *histories: list[int]) -> dict[str, torch.Tensor]:
     batch = query(*histories)
     labels = torch.full_like(batch["input_ids"], -100)
     labels[batch["input_ids"] == MASK] = torch.tensor(targets)
-    return {**batch, "labels": labels, "history": torch.full((len(targets), 1), -100)}
+    return {**batch, "labels": labels}
 
 
 def test_popularity_scores_are_the_counts(train):
@@ -70,31 +83,108 @@ def test_one_observed_step_outweighs_any_popularity():
     assert scores[0, 3:].argmax() == C - 3
 
 
-@pytest.mark.parametrize("kind", [Popularity, MarkovChain])
-def test_logits_keep_the_order_of_the_scores_and_have_the_shape_of_a_model(train, kind):
-    baseline = kind(train, VOCAB)
+@pytest.mark.parametrize("name", BASELINES)
+def test_every_baseline_answers_as_a_model_does(people, name):
+    baseline = BASELINES[name](people, VOCAB)
     batch = labelled([A, C], [B, A], [B])
-    logits = baseline(**batch).logits
-    scores = baseline.scores(batch["input_ids"], batch["attention_mask"])
-    assert logits.shape == (2, 1, VOCAB)
-    assert logits.isfinite().all()
-    targets = torch.tensor([A, C])
-    assert torch.equal(target_ranks(logits[:, 0], targets), target_ranks(scores, targets))
+    outputs = baseline(**batch)
+    assert outputs.logits.shape == (2, 1, VOCAB)
+    assert outputs.logits.isfinite().all()
+    assert torch.equal(outputs.history, batch["history"])
+    assert outputs.loss.isnan()
 
 
-def test_the_loss_of_popularity_is_that_of_its_shares(train):
-    loss = Popularity(train, VOCAB)(**labelled([A, C], [B], [B])).loss
-    expected = -(torch.tensor(4 / 10).log() + torch.tensor(2 / 10).log()) / 2
-    torch.testing.assert_close(loss, expected)
+@pytest.mark.parametrize("name", BASELINES)
+def test_a_score_does_not_depend_on_the_others_in_the_batch(people, name):
+    baseline = BASELINES[name](people, VOCAB)
+    histories = [[A], [C, C, B], [B, D]]
+    together = baseline.scores(**query(*histories))
+    for row, history in enumerate(histories):
+        torch.testing.assert_close(together[row], baseline.scores(**query(history))[0])
 
 
-def test_unknown_targets_are_left_out_of_the_loss(train):
-    popularity = Popularity(train, VOCAB)
-    torch.testing.assert_close(popularity(**labelled([A, UNK], [B], [B])).loss, popularity(**labelled([A], [B])).loss)
+def test_popularity_counts_the_newest_actions_alone():
+    train = Dataset.from_dict({"input_ids": [[A, B], [A, C, C]], "timestamps": [[1, 9], [2, 8, 10]]})
+    assert Popularity(train, VOCAB, newest=0.6).counts.tolist() == [0, 0, 0, 0, 1, 2, 0, 0]
+    with pytest.raises(ValueError, match="above 0 and at most 1, found 0"):
+        Popularity(train, VOCAB, newest=0)
 
 
-def test_a_batch_of_unknown_targets_alone_has_a_finite_loss(train):
-    assert Popularity(train, VOCAB)(**labelled([UNK], [B])).loss.isfinite()
+def test_ease_is_the_closed_form_written_out(people):
+    sets = np.zeros((4, VOCAB))
+    for user, history in enumerate(people["input_ids"]):
+        sets[user, history] = 1
+    inverse = np.linalg.inv(sets.T @ sets + 2 * np.eye(VOCAB))
+    weights = -inverse / np.diag(inverse)
+    np.fill_diagonal(weights, 0)
+    expected = np.array([weights[A] + weights[C], weights[D]])
+    scores = Ease(people, VOCAB, regularization=2).scores(**query([A, C, A], [D]))
+    np.testing.assert_allclose(scores, expected, atol=1e-6)
+
+
+def test_ease_on_a_catalogue_that_does_not_fit_is_refused():
+    train = Dataset.from_dict({"user": ["u"], "input_ids": [[A]]})
+    with pytest.raises(MemoryError, match=r"EASE on 10000000 rows takes 1200000\.0 GB"):
+        Ease(train, 10_000_000)
+    with pytest.raises(ValueError, match="regularization above 0, found 0"):
+        Ease(train, VOCAB, regularization=0)
+
+
+def test_cosine_neighbours_are_counted_by_hand(people):
+    """a is had by 3, b by 3, c by 2, d by 1; a and b together by 2, a and c by 2, b and c by 1."""
+    scores = ItemNeighbours(people, VOCAB).scores(**query([C], [A, B]))
+    of_c = {A: 2 / 6**0.5, B: 1 / 6**0.5, C: 1, D: 0}
+    of_a_and_b = {A: 1 + 2 / 3, B: 1 + 2 / 3, C: 3 / 6**0.5, D: 1 / 3**0.5}
+    for row, expected in enumerate((of_c, of_a_and_b)):
+        assert {item: scores[row, item].item() for item in expected} == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_weighting_that_there_is_not_is_told_with_those_that_there_are(people):
+    with pytest.raises(ValueError, match="among cosine, bm25, found 'tfidf'"):
+        ItemNeighbours(people, VOCAB, weighting="tfidf")
+
+
+def two_groups() -> Dataset:
+    """Thirty people who have some of a, b and c, and thirty who have some of d and e."""
+    histories = [[A, B], [B, C], [C, A]] * 10 + [[D], [E], [D, E]] * 10
+    return Dataset.from_dict({"user": [f"u{number}" for number in range(60)], "input_ids": histories})
+
+
+def test_factors_recommend_what_those_with_the_same_taste_have():
+    train = two_groups()
+    als = Als(train, VOCAB, factors=2)
+    bpr = BprMf(train, VOCAB, factors=4, iterations=200)
+    users = [bpr.users["u0"], bpr.users["u30"]]
+    for model in (als, bpr):
+        of_first, of_second = model.scores(**query([A, B], [D], users=users))
+        assert of_first[C] > of_first[[D, E]].max()
+        assert of_second[E] > of_second[[A, B, C]].max()
+
+
+def test_the_collator_tells_bpr_whose_rows_they_are(tokenizer):
+    collator = DataCollatorWithUsers(tokenizer, {"u1": 0, "u2": 1})
+    rows = [{"user": user, "input_ids": [A, MASK], "labels": [-100, B], "history": [A]} for user in ("u2", "new", "u1")]
+    batch = collator(rows)
+    assert batch["users"].tolist() == [1, -1, 0]
+    assert batch["labels"].tolist() == [[-100, B]] * 3
+
+
+def test_somebody_unknown_to_bpr_is_the_mean_user():
+    bpr = BprMf(two_groups(), VOCAB, factors=4)
+    scores = bpr.scores(**query([A], users=[-1]))
+    torch.testing.assert_close(scores[0], bpr.item_factors @ bpr.user_factors.mean(dim=0))
+
+
+def test_windows_instead_of_whole_histories_are_refused():
+    train = Dataset.from_dict({"user": ["u", "u"], "input_ids": [[A], [B]]})
+    with pytest.raises(ValueError, match="a row a user"):
+        ItemNeighbours(train, VOCAB)
+
+
+def test_without_the_library_the_cure_is_told(monkeypatch, people):
+    monkeypatch.setitem(sys.modules, "implicit.cpu.als", None)
+    with pytest.raises(ImportError, match=r"pip install 'hf-bert4rec\[baselines\]'"):
+        Als(people, VOCAB)
 
 
 @pytest.mark.parametrize("kind", [Popularity, MarkovChain])

@@ -226,11 +226,17 @@ def test_the_rank_among_candidates_is_counted_by_hand(target, candidates, rank):
 
 
 def test_the_bootstrap_interval_is_that_of_the_standard_error():
-    ranks = np.where(np.random.default_rng(1).random(4000) < 0.3, 1.0, 99.0)  # a gain of 1 or of 0
-    share = float(np.mean(ranks == 1))
-    low, high = bootstrap_interval(ranks)
+    gains = np.where(np.random.default_rng(1).random(4000) < 0.3, 1.0, 0.0)
+    share = float(np.mean(gains))
+    low, high = bootstrap_interval(gains)
     error = np.sqrt(share * (1 - share) / 4000)
     assert low == pytest.approx(share - 1.96 * error, abs=0.2 * error)
     assert high == pytest.approx(share + 1.96 * error, abs=0.2 * error)
-    assert bootstrap_interval(ranks) == (low, high)
-    assert bootstrap_interval([1.0] * 5) == (1.0, 1.0)
+    assert bootstrap_interval(gains) == (low, high)
+    assert bootstrap_interval(np.ones(5)) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize(("target", "history"), [(9, [3]), (3, [9])])
+def test_rows_that_have_no_score_are_of_another_catalogue(target, history):
+    with pytest.raises(ValueError, match="Row 9 is to be ranked, and there are scores of 7 rows"):
+        target_ranks(torch.zeros(1, 7), torch.tensor([target]), torch.tensor([history]))

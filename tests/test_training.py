@@ -229,8 +229,13 @@ def test_ranks_are_taken_at_the_mask_where_a_compiled_model_scored_every_positio
     logits = torch.zeros(1, 3, 7)
     logits[0, 2, 5] = 1
     labels, history = torch.tensor([[-100, -100, 5]]), torch.tensor([[3, 4]])
-    assert ranks_of_logits(logits, (labels, history)).tolist() == [1]
-    assert ranks_of_logits(logits[:, 2:], (labels, history)).tolist() == [1]
+    assert ranks_of_logits((logits, history), labels).tolist() == [1]
+    assert ranks_of_logits((logits[:, 2:], history), labels).tolist() == [1]
+
+
+def test_rows_without_a_history_cannot_be_ranked():
+    with pytest.raises(ValueError, match="Expected rows with a `history`"):
+        ranks_of_logits(torch.zeros(1, 1, 7), torch.tensor([[-100, -100, 5]]))
 
 
 def test_memory_is_told_before_training_and_time_after_two_steps(histories, tmp_path, caplog):

@@ -1,0 +1,143 @@
+"""Leaks of a split: what a model could have known of its targets, row by row, and what the protocol lets it know."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from datasets import Dataset, DatasetDict
+
+from .configuration_bert4rec import SPECIAL_TOKENS
+
+SHOWN = 5
+
+
+@dataclass
+class Finding:
+    """One thing that was looked for in a split.
+
+    Attributes:
+        what: In words, as the end of "rows …".
+        split: Whose rows were looked at.
+        rows: Their numbers.
+        of: How many rows the split has.
+        leak: Whether it must not happen. The other findings are how the protocol is, to be told with its figures.
+    """
+
+    what: str
+    split: str
+    rows: np.ndarray
+    of: int
+    leak: bool
+
+    def __str__(self) -> str:
+        shown = f", such as {', '.join(map(str, self.rows[:SHOWN]))}" if self.leak and len(self.rows) else ""
+        share = f"{len(self.rows) / max(1, self.of):.1%}"
+        return f"{self.split}: {len(self.rows):,} of {self.of:,} rows ({share}) {self.what}{shown}"
+
+
+@dataclass
+class _Actions:
+    """Actions of a split, one after the other."""
+
+    rows: np.ndarray  # their row in the split
+    users: np.ndarray  # numbers
+    items: np.ndarray
+    times: np.ndarray
+
+
+def audit(histories: DatasetDict) -> list[Finding]:
+    """Look for leaks in a `DatasetDict`, as from `leave_one_out`, `split_at_time`, or of one's own making.
+
+    Leaks, in the validation and test splits: a target that the same user's training rows hold (same user, item and
+    time); an input later than its target; a user with two rows. In the training split: rows with an action later than
+    an evaluated target of the same user.
+
+    Told with the protocol: targets that follow an action of somebody else which was trained on, although it came later
+    (every leave-one-out split has these; `split_at_time` has none); users who are trained on as well; targets that the
+    user has had before; and targets that never occur in training, which count as missed.
+
+    Args:
+        histories: `train`, and any of `validation` and `test`, with `user`, `input_ids`, `timestamps` and `labels`.
+
+    Returns:
+        All findings, also those without rows.
+
+    Raises:
+        ValueError: There is no training split, or a column is missing.
+    """
+    needed = {"user", "input_ids", "timestamps", "labels", "history"}
+    for name, rows in histories.items():
+        if missing := needed - set(rows.column_names):
+            raise ValueError(f"{name}: expected the columns {', '.join(sorted(needed))}, found no {missing.pop()}.")
+    if "train" not in histories:
+        raise ValueError(f"Expected a split `train` to compare with, found {', '.join(histories)}.")
+    numbers: dict[str, int] = {}
+    for rows in histories.values():
+        for user in rows["user"][:]:
+            numbers.setdefault(user, len(numbers))
+    train = _actions(histories["train"], numbers, "input_ids")
+    findings = []
+    first_target = np.full(len(numbers), np.inf)  # the time of each user's first evaluated target
+    for name in [name for name in ("validation", "test") if name in histories]:
+        targets = _targets(histories[name], numbers)
+        np.minimum.at(first_target, targets.users, targets.times)
+        findings += _held_out(name, histories[name], train, targets, numbers)
+    late = np.unique(train.rows[train.times > first_target[train.users]])
+    own = "hold an action later than an evaluated target of the same user"
+    return [Finding(own, "train", late, histories["train"].num_rows, leak=True), *findings]
+
+
+def _held_out(name: str, rows: Dataset, train: _Actions, targets: _Actions, numbers: dict[str, int]) -> list[Finding]:
+    trained = _same(targets, train)
+    inputs = _actions(rows, numbers, "input_ids")
+    late = np.unique(inputs.rows[inputs.times > targets.times[inputs.rows]])
+    _, first = np.unique(targets.users, return_index=True)
+    twice = np.setdiff1d(targets.rows, targets.rows[first])
+    had = [
+        target in history for target, history in zip(targets.items, rows.with_format("numpy")["history"], strict=True)
+    ]
+    known = np.isin(targets.items, train.items) & (targets.items >= len(SPECIAL_TOKENS))
+    later = targets.times < (train.times.max() if len(train.times) else -np.inf)
+    looked_for = [
+        ("have a target that the user's training rows hold", trained, True),
+        ("have an input later than the target", late, True),
+        ("are a second row of their user", twice, True),
+        ("have a target older than an action, of anybody, that was trained on", np.flatnonzero(later), False),
+        ("are of users who are trained on as well", np.flatnonzero(np.isin(targets.users, train.users)), False),
+        ("have a target that the user has had before", np.flatnonzero(had), False),
+        ("have a target that never occurs in training, and counts as missed", np.flatnonzero(~known), False),
+    ]
+    return [Finding(what, name, np.asarray(found), rows.num_rows, leak) for what, found, leak in looked_for]
+
+
+def _actions(rows: Dataset, numbers: dict[str, int], column: str) -> _Actions:
+    """All items of a split's rows with their times; the [MASK] of a query is none."""
+    table = rows.with_format("arrow")[:]
+    items, times = (_flat(table[name]) for name in (column, "timestamps"))
+    lengths = np.asarray(table[column].combine_chunks().value_lengths())
+    places = np.repeat(np.arange(len(lengths)), lengths)
+    users = np.array([numbers[user] for user in table["user"].to_pylist()], np.int64)
+    real = items >= len(SPECIAL_TOKENS)
+    return _Actions(places[real], users[places[real]], items[real], times[real])
+
+
+def _targets(rows: Dataset, numbers: dict[str, int]) -> _Actions:
+    """The target of each row, with its time: that of the [MASK]."""
+    columns = rows.with_format("numpy")
+    items = np.array([labels.max() for labels in columns["labels"]])
+    times = np.array([times[-1] for times in columns["timestamps"]])
+    users = np.array([numbers[user] for user in rows["user"][:]], np.int64)
+    return _Actions(np.arange(len(items)), users, items, times)
+
+
+def _flat(column: pa.ChunkedArray) -> np.ndarray:
+    return column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
+
+
+def _same(targets: _Actions, train: _Actions) -> np.ndarray:
+    """Rows of targets whose user, item and time are those of a training action."""
+    times, coded = np.unique(np.concatenate([targets.times, train.times]), return_inverse=True)
+    items = max(targets.items.max(initial=0), train.items.max(initial=0)) + 1
+    users, things = (np.concatenate(both) for both in ((targets.users, train.users), (targets.items, train.items)))
+    keys = (users * items + things) * len(times) + coded
+    return np.flatnonzero(np.isin(keys[: len(targets.users)], keys[len(targets.users) :]))

@@ -1,0 +1,286 @@
+"""Train and judge any set of models on one data set, and print and plot the comparison.
+
+    python scripts/compare.py scripts/comparisons/ml-latest-small.yaml
+    python scripts/compare.py scripts/comparisons/ml-1m.yaml --split validation
+
+The file says `recipe`, the configuration whose data, split and protocol hold for all; `models`, each with one of
+`baseline: NAME` and its parameters, `recipe: FILE` and options of it, or `checkpoint: FOLDER`; and perhaps `published`,
+figures of others to print beside. Every model is trained and judged in a process of its own, for its time and memory,
+and kept in `--output_dir`: what is there already is not run again. Differences between models are tested user by user.
+"""
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads make small models much slower
+
+import argparse
+import json
+import re
+import resource
+import time
+from concurrent.futures import ProcessPoolExecutor
+from itertools import combinations
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+import yaml
+from datasets import Dataset
+from matplotlib.figure import Figure
+from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+from hf_bert4rec.audit import audit
+from hf_bert4rec.baselines import BASELINES, DataCollatorWithUsers
+from hf_bert4rec.checkpoint import FACTS_FILE, check_folder, check_sizes
+from hf_bert4rec.comparison import Judgement, figures, holm, judge, paired_difference, slice_figures, slices
+from hf_bert4rec.ranking import SAMPLED, bootstrap_interval, ndcg_gains
+from hf_bert4rec.recipe import Recipe, parse_recipe, plain_errors
+from hf_bert4rec.run import describe_data, evaluator, prepare, protocol, run, whole_histories
+
+KINDS = ("baseline", "recipe", "checkpoint")
+SAMPLED_COLUMNS = ("hr@1", "hr@5", "hr@10", "ndcg@5", "ndcg@10", "mrr")  # of the paper's Table 2
+
+
+def read(path: str) -> dict[str, Any]:
+    """A comparison, checked.
+
+    Raises:
+        ValueError: The file does not hold what a comparison needs, or something else as well.
+    """
+    try:
+        config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: expected YAML: {error}") from error
+    if not isinstance(config, dict) or not {"recipe", "models"} <= set(config) <= {"recipe", "models", "published"}:
+        raise ValueError(f"{path}: expected recipe, models and perhaps published, found {config}."[:300])
+    for name, model in config["models"].items():
+        if not isinstance(model, dict) or sum(kind in model for kind in KINDS) != 1:
+            raise ValueError(f"{path}: expected one of {', '.join(KINDS)} for {name!r}, found {model}.")
+        if model.get("baseline", "popularity") not in BASELINES:
+            raise ValueError(
+                f"{path}: expected a baseline among {', '.join(BASELINES)} for {name!r}, found {model['baseline']!r}."
+            )
+    return config
+
+
+def slug(name: str) -> str:
+    """A name for files."""
+    return re.sub(r"\W+", "-", name.lower()).strip("-")
+
+
+def train_and_judge(config: dict[str, Any], name: str, split: str, folder: str) -> None:
+    """One model of a comparison: its judgement goes into `folder`, the facts last.
+
+    Raises:
+        ValueError: The model is of another catalogue, or was trained on other data.
+    """
+    transformers.logging.disable_progress_bar()
+    recipe = parse_recipe([config["recipe"], f"--output_dir={folder}/unused", "--disable_tqdm=true"])
+    interactions, tokenizer, histories = prepare(recipe)
+    if split not in histories:
+        raise ValueError(f"{config['recipe']} makes no split {split!r}, only {', '.join(histories)}.")
+    options = dict(config["models"][name])
+    data, collator, started = describe_data(recipe, interactions), None, time.perf_counter()
+    if "baseline" in options:
+        model = BASELINES[options.pop("baseline")](
+            whole_histories(recipe, interactions, tokenizer), len(tokenizer), **options
+        )
+        collator = DataCollatorWithUsers(tokenizer, model.users)
+        seconds = time.perf_counter() - started
+    else:
+        checkpoint = Path(options.get("checkpoint") or trained(options, f"{folder}/{slug(name)}"))
+        check_folder(checkpoint)
+        model, its_tokenizer = (
+            AutoModelForMaskedLM.from_pretrained(checkpoint),
+            AutoTokenizer.from_pretrained(checkpoint),
+        )
+        check_sizes(model, its_tokenizer)
+        facts = json.loads((checkpoint / FACTS_FILE).read_text(encoding="utf-8"))
+        if facts["data"]["sha256"] != data["sha256"] or its_tokenizer.items != tokenizer.items:
+            raise ValueError(f"{checkpoint} was trained on other data or items than {config['recipe']} reads.")
+        tokenizer, seconds = its_tokenizer, facts["seconds"]
+        _, _, histories = prepare(recipe, tokenizer)  # a model may read fewer items than another
+    rows, counts = histories[split], item_counts(recipe, interactions, tokenizer)
+    trainer = evaluator(model, recipe, tokenizer, rows)
+    trainer.data_collator = collator or trainer.data_collator
+    started = time.perf_counter()
+    judgement = judge(trainer, rows, recipe.run.exclude_history)
+    scoring = time.perf_counter() - started
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    arrays = {key: value for key, value in vars(judgement).items() if value is not None}
+    np.savez_compressed(f"{folder}/{slug(name)}.npz", **arrays)
+    facts = {
+        "model": config["models"][name],
+        "split": split,
+        "data": data["sha256"],
+        "protocol": protocol(recipe, len(tokenizer.items)),
+        "figures": figures(judgement, target_items(rows), counts),
+        "seconds": round(seconds, 1),
+        "users a second": round(rows.num_rows / scoring, 1),
+        "peak GB": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 2),
+        "threads": torch.get_num_threads(),
+    }
+    Path(f"{folder}/{slug(name)}.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
+
+
+def trained(options: dict[str, Any], folder: str) -> Path:
+    """The checkpoint of a recipe with options, trained where it is not there yet; an interrupted run goes on."""
+    words = [options["recipe"], f"--output_dir={folder}", "--disable_tqdm=true"]
+    words += [f"--{name}={value}" for name, value in options.items() if name != "recipe"]
+    if not (checkpoint := Path(folder, "model")).exists():
+        begun = any(Path(folder).glob("checkpoint-*/trainer_state.json"))
+        run(parse_recipe([*words, "--resume_from_checkpoint=true"] if begun else words))
+    return checkpoint
+
+
+def item_counts(recipe: Recipe, interactions: Dataset, tokenizer: Any) -> np.ndarray:
+    """How often each row of the item table occurs in training, (rows,)."""
+    items = whole_histories(recipe, interactions, tokenizer).with_format("arrow")[:]["input_ids"]
+    return np.bincount(items.combine_chunks().flatten().to_numpy(), minlength=len(tokenizer))
+
+
+def target_items(rows: Dataset) -> np.ndarray:
+    """(users,) rows of the item table."""
+    return np.array([labels.max() for labels in rows.with_format("numpy")["labels"]])
+
+
+def load(folder: str, name: str) -> tuple[dict[str, Any], Judgement]:
+    """What `train_and_judge` kept."""
+    facts = json.loads(Path(f"{folder}/{slug(name)}.json").read_text(encoding="utf-8"))
+    with np.load(f"{folder}/{slug(name)}.npz") as arrays:
+        return facts, Judgement(**arrays)
+
+
+def markdown(header: list[str], lines: list[list[str]]) -> str:
+    """A table."""
+    rule = "|" + "|".join(["---"] + ["---:"] * (len(header) - 1)) + "|"
+    return "\n".join([f"| {' | '.join(header)} |", rule, *(f"| {' | '.join(line)} |" for line in lines)])
+
+
+def results(config: dict[str, Any], judged: dict[str, tuple[dict[str, Any], Judgement]]) -> str:
+    """The models over the whole catalogue, and their costs."""
+    header = [
+        "model",
+        "HR@10",
+        "NDCG@10",
+        "95 %",
+        "MRR@10",
+        "coverage",
+        "popularity",
+        "ties",
+        "training, s",
+        "users/s",
+        "GB",
+    ]
+    lines = []
+    for name, (facts, judgement) in judged.items():
+        row = facts["figures"]
+        low, high = bootstrap_interval(ndcg_gains(judgement.ranks, 10))
+        quality = [f"{row['hr@10']:.4f}", f"{row['ndcg@10']:.4f}", f"{low:.4f} to {high:.4f}", f"{row['mrr@10']:.4f}"]
+        beyond = [f"{row['coverage@10']:.3f}", f"{row['popularity@10']:.2f}", f"{row['ties']:.3f}"]
+        cost = [f"{facts['seconds']:,.0f}", f"{facts['users a second']:,.0f}", f"{facts['peak GB']:.2f}"]
+        lines.append([name, *quality, *beyond, *cost])
+    return markdown(header, lines)
+
+
+def sampled(config: dict[str, Any], judged: dict[str, tuple[dict[str, Any], Judgement]]) -> str:
+    """The popularity-sampled metrics, by the columns of the paper's Table 2, the published ones beside."""
+    lines = []
+    for name, (facts, _) in judged.items():
+        row = facts["figures"]
+        if f"mrr_{SAMPLED}" in row:
+            lines.append([name, *(f"{row[f'{column}_{SAMPLED}']:.4f}" for column in SAMPLED_COLUMNS)])
+        for source, figure in config.get("published", {}).get(name, {}).items():
+            lines.append(
+                [f"… {source}", *(f"{figure[column]:.4f}" if column in figure else "" for column in SAMPLED_COLUMNS)]
+            )
+    return markdown(["model", *(column.upper() for column in SAMPLED_COLUMNS)], lines) if lines else ""
+
+
+def sliced(judged: dict[str, tuple[dict[str, Any], Judgement]], groups: dict[str, np.ndarray]) -> str:
+    """NDCG@10 by kinds of targets and users."""
+    groups = {name: users for name, users in groups.items() if users.any()}
+    header = ["NDCG@10", *(f"{name} ({users.sum():,})" for name, users in groups.items())]
+    lines = [
+        [name, *(f"{slice_figures(judgement, users, group)['ndcg@10']:.4f}" for group, users in groups.items())]
+        for name, (_, judgement) in judged.items()
+    ]
+    return markdown(header, lines)
+
+
+def tested(judged: dict[str, tuple[dict[str, Any], Judgement]]) -> str:
+    """Every pair of models: the difference of NDCG@10, its interval, and p corrected for the number of pairs."""
+    ranked = sorted(judged, key=lambda name: -judged[name][0]["figures"]["ndcg@10"])
+    found = {pair: paired_difference(*(judged[name][1].ranks for name in pair)) for pair in combinations(ranked, 2)}
+    corrected = holm({pair: difference.p for pair, difference in found.items()})
+    lines = [
+        [
+            f"{first} − {second}",
+            f"{it.mean:+.4f}",
+            f"{it.low:+.4f} to {it.high:+.4f}",
+            f"{corrected[first, second]:.4f}",
+        ]
+        for (first, second), it in found.items()
+    ]
+    return markdown(["difference of NDCG@10", "", "95 %", f"p, corrected for {len(found)} pairs"], lines)
+
+
+def plot(judged: dict[str, tuple[dict[str, Any], Judgement]], path: str, title: str) -> None:
+    """NDCG@10 with its intervals, a bar a model, best on top."""
+    ranked = sorted(judged, key=lambda name: judged[name][0]["figures"]["ndcg@10"])
+    gains = [ndcg_gains(judged[name][1].ranks, 10) for name in ranked]
+    means, ends = np.array([gain.mean() for gain in gains]), np.array([bootstrap_interval(gain) for gain in gains]).T
+    figure = Figure(figsize=(8, 0.8 + 0.4 * len(ranked)), layout="constrained")
+    axes = figure.subplots()
+    axes.barh(ranked, means, xerr=np.abs(ends - means), color="C0", ecolor="gray")
+    axes.set_xlabel("NDCG@10, 95 % interval over users")
+    axes.set_title(title, fontsize=8, wrap=True)
+    figure.savefig(path, dpi=120)
+
+
+def compare(path: str, split: str, folder: str) -> str:
+    """Run what is missing, and tell everything."""
+    config = read(path)
+    recipe = parse_recipe([config["recipe"], f"--output_dir={folder}/unused"])
+    interactions, tokenizer, histories = prepare(recipe)
+    findings = audit(histories)
+    if leaks := [str(finding) for finding in findings if finding.leak and len(finding.rows)]:
+        raise ValueError("The split leaks: " + "; ".join(leaks))
+    checksum = describe_data(recipe, interactions)["sha256"]
+    for name, model in config["models"].items():
+        kept = Path(folder, f"{slug(name)}.json")
+        if kept.exists():
+            facts = json.loads(kept.read_text(encoding="utf-8"))
+            if (facts["model"], facts["split"], facts["data"]) != (model, split, checksum):
+                raise ValueError(f"{kept} is of other options, data or another split: move it away.")
+            continue
+        print(f"{name} …", flush=True)
+        with ProcessPoolExecutor(1, get_context("spawn")) as alone:
+            alone.submit(train_and_judge, config, name, split, folder).result()
+    judged = {name: load(folder, name) for name in config["models"]}
+    whole, among = next(iter(judged.values()))[0]["protocol"]
+    groups = slices(histories[split], item_counts(recipe, interactions, tokenizer))
+    text = [f"Protocol: {split}, {whole}.", results(config, judged)]
+    if table := sampled(config, judged):
+        text += [f"Protocol: {split}, {among}; never to be compared with the above.", table]
+    text += [sliced(judged, groups), tested(judged), "What the split lets a model know:"]
+    text += ["\n".join(f"- {finding}" for finding in findings if not finding.leak)]
+    report = "\n\n".join(text) + "\n"
+    Path(folder, "comparison.md").write_text(report, encoding="utf-8")
+    plot(judged, f"{folder}/comparison.png", f"{split}, {whole}")
+    return report + f"\nIn {folder}: comparison.md, comparison.png, and the ranks of every user."
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", help="YAML file of the comparison")
+    parser.add_argument("--split", default="test", choices=("validation", "test"), help="test, once all is chosen")
+    parser.add_argument("--output_dir", help="default: runs/compare-CONFIG-SPLIT")
+    args = parser.parse_args()
+    with plain_errors():
+        print(
+            compare(args.config, args.split, args.output_dir or f"runs/compare-{Path(args.config).stem}-{args.split}")
+        )

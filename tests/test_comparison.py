@@ -1,0 +1,219 @@
+"""Models side by side: their figures, slices and tests by hand, and the script from its file to its table."""
+
+import importlib.util
+import json
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+
+from hf_bert4rec import cloze_training
+from hf_bert4rec.baselines import Popularity
+from hf_bert4rec.comparison import (
+    Judgement,
+    _judge_logits,
+    figures,
+    holm,
+    judge,
+    paired_difference,
+    slice_figures,
+    slices,
+)
+from hf_bert4rec.recipe import parse_recipe
+from hf_bert4rec.run import evaluator, prepare, whole_histories
+from tests.test_training import LOG, RECIPE
+
+SCRIPTS = Path(__file__).parent.parent / "scripts"
+ROWS = 14  # of an item table of 11 items
+
+
+def test_each_user_is_judged_by_hand():
+    """Items 3 to 13 score 11 down to 1. The first user has had item 3, and the target 5 is level with 6."""
+    scores = torch.zeros(2, 1, ROWS)
+    scores[:, 0, 3:] = torch.arange(11, 0, -1.0)
+    scores[0, 0, 6] = scores[0, 0, 5]
+    labels = torch.tensor([[-100, 5], [-100, 13]])
+    history, candidates = torch.tensor([[3], [-100]]), torch.tensor([[4, 6], [3, 4]])
+    judged = _judge_logits((scores, history, candidates), labels, exclude_history=True).tolist()
+    assert judged[0] == [4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 2.5, 1, 2.5]
+    assert judged[1] == [3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 11, 0, 3]
+    judged = _judge_logits((scores, history), labels, exclude_history=False).tolist()
+    assert judged[0] == [3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 3.5, 1]
+
+
+def test_where_fewer_than_ten_items_are_left_the_others_are_no_item():
+    history = torch.tensor([[3, 4, 5]])
+    judged = _judge_logits((torch.arange(ROWS * 1.0).expand(1, 1, -1), history), torch.tensor([[6]]), True)
+    assert judged[0, :10].tolist() == [13, 12, 11, 10, 9, 8, 7, 6, -1, -1]
+
+
+def test_a_target_that_the_model_does_not_know_has_no_ties():
+    judged = _judge_logits((torch.zeros(1, 1, ROWS), torch.tensor([[3]])), torch.tensor([[2]]), True)
+    assert judged[0, 11] == 0
+
+
+def test_a_catalogue_smaller_than_the_cut_off_has_no_such_metric():
+    with pytest.raises(ValueError, match="Metrics at 10 need as many items, the catalogue has 9"):
+        _judge_logits((torch.zeros(1, 1, 12), torch.tensor([[3]])), torch.tensor([[4]]), True)
+
+
+def test_figures_are_counted_by_hand():
+    recommended = np.full((2, 10), -1)
+    recommended[0, :2], recommended[1, 0] = (3, 4), 3
+    judgement = Judgement(np.array([1.0, 11.0]), np.array([0, 2]), recommended, np.array([2.0, 4.0]))
+    counts = np.array([0, 0, 0, 8, 2, 1, 3] + [0] * 7)
+    found = figures(judgement, np.array([3, 5]), counts)
+    assert found["ndcg@10"] == 0.5
+    assert found["hr@10"] == 0.5
+    assert found["coverage@10"] == 2 / 11
+    assert found["popularity@10"] == (8 + 2 + 8) / 3 / ((8 + 1) / 2)
+    assert found["ties"] == 0.5
+    assert found["mrr_popularity_sampled"] == (1 / 2 + 1 / 4) / 2
+
+
+def test_slices_are_counted_by_hand():
+    """Of eleven items the fifth that occurs most are two: 3 and 4."""
+    rows = Dataset.from_dict(
+        {"labels": [[-100, 3], [-100, 5], [-100, 9], [4]], "history": [[3], [3, 4], [3, 4, 5], []]}
+    )
+    counts = np.array([99, 99, 99, 8, 7, 1, 1] + [0] * 7)
+    found = {name: np.flatnonzero(users).tolist() for name, users in slices(rows, counts).items()}
+    assert found == {
+        "head items": [0, 3],
+        "tail items": [1],
+        "unseen items": [2],
+        "short histories": [0, 3],
+        "long histories": [1, 2],
+        "new users": [3],
+    }
+
+
+def test_an_empty_slice_has_no_figures():
+    judgement = Judgement(np.array([1.0, 3.0]), np.zeros(2, int), np.zeros((2, 10), int))
+    assert slice_figures(judgement, np.array([False, True]), "x") == {"users": 1, "ndcg@10": 0.5, "hr@10": 1.0}
+    with pytest.raises(ValueError, match="Nobody is in the slice 'new users'"):
+        slice_figures(judgement, np.array([False, False]), "new users")
+
+
+def test_the_paired_test_is_that_of_all_exchanges():
+    """Eight users: of the 256 ways to exchange the models, those with a difference as large are counted."""
+    first, second = np.array([1.0] * 8), np.array([3.0] * 7 + [1.0])
+    gains = np.array([0.5] * 7 + [0.0])
+    sums = [abs(np.dot(signs, gains)) for signs in product([-1, 1], repeat=8)]
+    expected = np.mean(np.array(sums) >= gains.sum() - 1e-9)  # 2 / 128
+    found = paired_difference(first, second)
+    assert found.mean == 7 / 16
+    assert found.p == pytest.approx(expected, abs=0.004)
+    assert found.low < found.mean < found.high
+    assert paired_difference(second, first).mean == -found.mean
+
+
+def test_a_model_does_not_differ_from_itself():
+    found = paired_difference([1.0, 5.0, 20.0], [1.0, 5.0, 20.0])
+    assert (found.mean, found.low, found.high, found.p) == (0, 0, 0, 1)
+
+
+def test_ranks_of_other_users_are_refused():
+    with pytest.raises(ValueError, match="Expected ranks of the same users, found 2 and 3"):
+        paired_difference([1.0, 2.0], [1.0, 2.0, 3.0])
+
+
+def test_probabilities_are_corrected_step_by_step():
+    """Holm: the smallest times 3, the next times 2, the last once; never smaller than one before."""
+    found = holm({("a", "b"): 0.04, ("a", "c"): 0.01, ("b", "c"): 0.035})
+    assert found == pytest.approx({("a", "b"): 0.07, ("a", "c"): 0.03, ("b", "c"): 0.07})
+    assert holm({("a", "b"): 0.9, ("a", "c"): 0.8})["a", "b"] == 1.0
+
+
+@pytest.fixture
+def recipe_file(tmp_path) -> Path:
+    (tmp_path / "log.csv").write_text(LOG)
+    (tmp_path / "recipe.yaml").write_text(RECIPE.format(log=tmp_path / "log.csv") + "popularity_candidates: 2\n")
+    return tmp_path / "recipe.yaml"
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 64])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_judgement_is_the_same_for_any_batch_size_and_number_of_workers(recipe_file, tmp_path, batch_size, workers):
+    def judged(*options):
+        recipe = parse_recipe([str(recipe_file), f"--output_dir={tmp_path}/out", *options])
+        interactions, tokenizer, histories = prepare(recipe)
+        model = Popularity(whole_histories(recipe, interactions, tokenizer), len(tokenizer))
+        return judge(evaluator(model, recipe, tokenizer, histories["test"]), histories["test"])
+
+    one = judged()
+    other = judged(f"--per_device_eval_batch_size={batch_size}", f"--dataloader_num_workers={workers}")
+    for name, value in vars(one).items():
+        np.testing.assert_array_equal(value, vars(other)[name], err_msg=name)
+
+
+def test_the_trainer_is_left_as_it_was(recipe_file, tmp_path):
+    recipe = parse_recipe([str(recipe_file), f"--output_dir={tmp_path}/out"])
+    interactions, tokenizer, histories = prepare(recipe)
+    model = Popularity(whole_histories(recipe, interactions, tokenizer), len(tokenizer))
+    trainer = evaluator(model, recipe, tokenizer, histories["test"])
+    before = trainer.evaluate()
+    judge(trainer, histories["test"])
+    after = trainer.evaluate()
+    assert after["eval_ndcg@10"] == before["eval_ndcg@10"]
+    assert set(cloze_training(tokenizer)) >= {"compute_metrics", "preprocess_logits_for_metrics"}
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("compare", SCRIPTS / "compare.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def comparison(folder: Path, recipe: Path, **models) -> str:
+    text = json.dumps({"recipe": str(recipe), "models": models})  # JSON is YAML
+    (folder / "comparison.yaml").write_text(text)
+    return str(folder / "comparison.yaml")
+
+
+def test_a_comparison_trains_judges_and_keeps(script, recipe_file, tmp_path):
+    models = {
+        "Popularity": {"baseline": "popularity"},
+        "SASRec": {"recipe": str(recipe_file), "architecture": "sasrec", "num_train_epochs": 1},
+    }
+    path, folder = comparison(tmp_path, recipe_file, **models), str(tmp_path / "kept")
+    config = script.read(path)
+    for name in models:
+        script.train_and_judge(config, name, "validation", folder)
+    kept = {file.name: file.stat().st_mtime_ns for file in Path(folder).glob("*.*")}
+    assert set(kept) == {"popularity.json", "popularity.npz", "sasrec.json", "sasrec.npz"}
+    report = script.compare(path, "validation", folder)  # nothing is run again
+    assert {name: Path(folder, name).stat().st_mtime_ns for name in kept} == kept
+    assert "Protocol: validation, leave-one-out (every user's last item), ranked among all 12 items" in report
+    assert "never to be compared with the above" in report
+    assert "| SASRec − Popularity |" in report or "| Popularity − SASRec |" in report
+    assert "- validation: 16 of 16 rows (100.0%) are of users who are trained on as well" in report
+    assert Path(folder, "comparison.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(ValueError, match="is of other options, data or another split"):
+        script.compare(path, "test", folder)
+
+
+def test_a_checkpoint_of_other_data_is_refused(script, recipe_file, tmp_path):
+    trained = script.trained({"recipe": str(recipe_file), "num_train_epochs": 1}, str(tmp_path / "out"))
+    (tmp_path / "log.csv").write_text(LOG.replace("u3,i9,0", "u3,i8,0"))
+    config = script.read(comparison(tmp_path, recipe_file, Ours={"checkpoint": str(trained)}))
+    with pytest.raises(ValueError, match="was trained on other data or items"):
+        script.train_and_judge(config, "Ours", "test", str(tmp_path / "kept"))
+
+
+@pytest.mark.parametrize(
+    ("models", "words"),
+    [
+        ({"X": {"baseline": "popular"}}, "expected a baseline among popularity, .* for 'X', found 'popular'"),
+        ({"X": {}}, "expected one of baseline, recipe, checkpoint for 'X'"),
+        ({"X": {"baseline": "ease", "checkpoint": "y"}}, "expected one of baseline, recipe, checkpoint for 'X'"),
+    ],
+)
+def test_what_is_no_model_is_refused_before_anything_runs(script, recipe_file, tmp_path, models, words):
+    with pytest.raises(ValueError, match=words):
+        script.read(comparison(tmp_path, recipe_file, **models))
