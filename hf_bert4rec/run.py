@@ -23,6 +23,7 @@ from transformers import (
     AutoModelForMaskedLM,
     AutoTokenizer,
     EvalPrediction,
+    PreTrainedModel,
     PrinterCallback,
     ProgressCallback,
     Trainer,
@@ -52,6 +53,7 @@ from .resources import check_memory, estimate_memory
 from .sources import EMBEDDED
 from .tokenization import ItemTokenizer, item_tokenizer
 from .training import RecommendationTrainingArguments, cloze_training, metrics_of_ranks, next_item_training
+from .transfer import transfer
 
 logger = logging.getLogger(__name__)
 
@@ -152,11 +154,13 @@ def trainer_for(recipe: Recipe, tokenizer: ItemTokenizer, histories: DatasetDict
     args = recipe.training
     set_seed(args.seed)
     _, config_class, model_class = ARCHITECTURES[recipe.run.architecture]
-    config = config_class(
-        vocab_size=len(tokenizer),
-        max_position_embeddings=tokenizer.model_max_length,
-        **dataclasses.asdict(recipe.model),
-    )
+    options, model = dataclasses.asdict(recipe.model), None
+    if recipe.run.start_from is not None:
+        model = started_from(recipe, tokenizer)
+        config = model.config
+    else:
+        sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": tokenizer.model_max_length}
+        config = config_class(**sizes, **options)
     setup = _setup(recipe, tokenizer)
     estimate = estimate_memory(
         config,
@@ -170,7 +174,7 @@ def trainer_for(recipe: Recipe, tokenizer: ItemTokenizer, histories: DatasetDict
     if validation is None:  # folded into train: nothing to choose a checkpoint by
         args.eval_strategy, args.load_best_model_at_end = "no", False
     trainer = Trainer(
-        model_class(config),
+        model or model_class(config),
         args,
         train_dataset=histories["train"],
         eval_dataset=validation,
@@ -181,6 +185,23 @@ def trainer_for(recipe: Recipe, tokenizer: ItemTokenizer, histories: DatasetDict
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(EpochLines)
     return trainer
+
+
+def started_from(recipe: Recipe, tokenizer: ItemTokenizer) -> PreTrainedModel:
+    """The model of `start_from` for the catalogue of `tokenizer`, with the options that the recipe gives by name.
+
+    Raises:
+        ValueError: It is of another architecture, or nothing can be taken over.
+    """
+    source = recipe.run.start_from or ""
+    check_folder(source)
+    model, its_tokenizer = AutoModelForMaskedLM.from_pretrained(source), AutoTokenizer.from_pretrained(source)
+    if model.config.model_type != recipe.run.architecture:
+        raise ValueError(
+            f"{source} is a {model.config.model_type}, the recipe's architecture {recipe.run.architecture}."
+        )
+    given = {name: value for name, value in dataclasses.asdict(recipe.model).items() if name in recipe.options}
+    return transfer(model, its_tokenizer, tokenizer, recipe.run.match_items, **given)
 
 
 def run(recipe: Recipe) -> Path | None:
