@@ -113,7 +113,5 @@ def _copy_encoder(old: Mapping[str, torch.Tensor], new: Mapping[str, torch.Tenso
                 "the sizes of the model as they are, and max_length at most as long."
             )
         if "position_embeddings" not in name and len(old[name]) != len(weight):
-            raise ValueError(
-                f"Expected {name} of shape {list(weight.shape)} to start from, found {list(old[name].shape)}."
-            )
+            raise ValueError(f"Expected {name} of shape {list(weight.shape)}, found {list(old[name].shape)}.")
         weight.copy_(old[name][: len(weight)])

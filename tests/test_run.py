@@ -97,6 +97,31 @@ def test_ranks_come_in_the_order_of_the_rows_whatever_their_lengths(trained, bat
     assert judge.args.train_sampling_strategy == "group_by_length"
 
 
+def test_a_run_can_start_from_the_checkpoint_of_another_catalogue(trained, tmp_path, caplog):
+    options = [
+        "--start_from",
+        str(trained),
+        "--hidden_dropout_prob=0.1",
+        "--num_train_epochs=1",
+        "--learning_rate=1e-9",
+    ]
+    recipe = recipe_for(tmp_path, *options)
+    (tmp_path / "log.csv").write_text(LOG.replace("i3,", "new,"))
+    folder = run(recipe)
+    assert "11 of 12 items keep what they had learnt elsewhere, 1 are new." in caplog.text
+    old, new = (AutoModelForMaskedLM.from_pretrained(path) for path in (trained, folder))
+    tokenizers = [AutoTokenizer.from_pretrained(path) for path in (trained, folder)]
+    for item in ("i0", "i11"):
+        before, after = (
+            model.get_input_embeddings().weight[tokenizer.encode_items([item])[0]]
+            for model, tokenizer in zip((old, new), tokenizers, strict=True)
+        )
+        torch.testing.assert_close(before, after, atol=1e-6, rtol=0)
+    assert new.config.hidden_dropout_prob == 0.1
+    with pytest.raises(ValueError, match="is a bert4rec, the recipe's architecture sasrec"):
+        run(recipe_for(tmp_path, *options, "--architecture=sasrec", f"--output_dir={tmp_path}/other"))
+
+
 def test_the_summary_names_its_protocol_and_shows_the_titles_of_the_example(trained):
     text = summary(trained)
     assert "ranked among all 12 items, history excluded; seed 42" in text
