@@ -109,8 +109,8 @@ def _copy_encoder(old: Mapping[str, torch.Tensor], new: Mapping[str, torch.Tenso
         if name not in old or old[name].shape[1:] != weight.shape[1:] or len(old[name]) < len(weight):
             found = "none" if name not in old else list(old[name].shape)
             raise ValueError(
-                f"The model to start from has no weights for {name} of shape {list(weight.shape)}, found {found}: leave "
-                "the sizes of the model as they are, and max_length at most as long."
+                f"The model to start from has no weights for {name} of shape {list(weight.shape)}, found {found}: "
+                "leave the sizes of the model as they are, and max_length at most as long."
             )
         if "position_embeddings" not in name and len(old[name]) != len(weight):
             raise ValueError(f"Expected {name} of shape {list(weight.shape)}, found {list(old[name].shape)}.")
