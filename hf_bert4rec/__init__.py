@@ -60,6 +60,13 @@ AutoModel.register(Bert4RecConfig, Bert4RecModel, exist_ok=True)
 AutoModelForMaskedLM.register(Bert4RecConfig, Bert4RecForMaskedLM, exist_ok=True)
 AutoTokenizer.register(Bert4RecConfig, fast_tokenizer_class=ItemTokenizer, exist_ok=True)
 
+# The code of the model is put beside the weights whenever they are saved, not when they are pushed: then any way to the
+# Hub takes it along (Trainer.push_to_hub, model.push_to_hub, `hf upload`), and it is the code that made the weights.
+# Without this package `trust_remote_code=True` runs it; with it the installed classes are taken and nobody is asked.
+Bert4RecConfig.register_for_auto_class("AutoConfig")
+Bert4RecModel.register_for_auto_class("AutoModel")
+Bert4RecForMaskedLM.register_for_auto_class("AutoModelForMaskedLM")
+
 # What was read and what was dropped is reported on standard error; logging.getLogger("hf_bert4rec") is yours to change.
 if not logging.getLogger(__name__).handlers:
     logging.getLogger(__name__).addHandler(logging.StreamHandler())

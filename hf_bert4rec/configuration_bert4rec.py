@@ -1,12 +1,20 @@
 """The configuration of BERT4Rec, and the one place that says which rows of the item table are not items."""
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 SPECIAL_TOKENS = ("[PAD]", "[MASK]", "[UNK]")
 """Rows 0, 1 and 2 of every item table. Items start at row `len(SPECIAL_TOKENS)` and are never renumbered."""
+
+# Every saved config.json names the code that lies beside it (`__init__.py` says how it gets there): transformers itself
+# would name the saved class alone, and AutoModel would not find what AutoModelForMaskedLM finds.
+AUTO_MAP = {
+    "AutoConfig": "configuration_bert4rec.Bert4RecConfig",
+    "AutoModel": "modeling_bert4rec.Bert4RecModel",
+    "AutoModelForMaskedLM": "modeling_bert4rec.Bert4RecForMaskedLM",
+}
 
 Loss = Literal["softmax", "sampled_softmax", "gbce", "bce"]
 LOSSES = get_args(Loss)
@@ -78,6 +86,10 @@ class Bert4RecConfig(PreTrainedConfig):
     num_negatives: int = 256
     share_negatives: bool = True
     gbce_calibration: float | int = 0.75
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        self.auto_map = dict(AUTO_MAP)
 
     def validate_sizes(self) -> None:
         """Refuse shapes that no model can have; `@strict` calls every `validate_*` method on construction."""
