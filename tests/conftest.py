@@ -2,7 +2,12 @@
 
 import logging
 import os
+import socket
 
+with socket.socket() as free:  # where tests/hub_server.py listens when a test wants it; nothing else can be reached
+    free.bind(("127.0.0.1", 0))
+    os.environ["HF_ENDPOINT"] = f"http://127.0.0.1:{free.getsockname()[1]}"
+os.environ["HF_HUB_DISABLE_XET"] = "1"
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # before torch
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"

@@ -46,9 +46,9 @@ class Hub(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server_port}"
+    def __init__(self, url: str) -> None:
+        super().__init__(("127.0.0.1", urlparse(url).port), Handler)
+        self.url = url
         self.repositories: dict[str, Repository] = {}
         self.objects: dict[str, bytes] = {}  # of LFS, by sha256
         self.requests: list[str] = []
@@ -78,7 +78,7 @@ class Handler(BaseHTTPRequestHandler):
                 return answer(self, body, bool(token), *found.groups())
         return self.refuse(404, message=f"No such route: {path}")
 
-    do_HEAD = do_POST = do_PUT = do_DELETE = do_GET
+    do_HEAD = do_POST = do_PUT = do_GET  # noqa: N815
 
     def chunk(self) -> bytes:
         content = self.rfile.read(int(self.rfile.readline(), 16))
@@ -285,9 +285,9 @@ ROUTES = [
 
 
 @contextmanager
-def running_hub():
+def running_hub(url: str):
     """A Hub in a thread, until the block ends."""
-    hub = Hub()
+    hub = Hub(url)
     thread = threading.Thread(target=hub.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     try:
