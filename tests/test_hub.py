@@ -3,16 +3,21 @@
 import os
 import subprocess
 import sys
+from importlib.metadata import distribution
 from pathlib import Path
 
 import huggingface_hub
 import pytest
 import torch
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
 import hf_bert4rec
-from hf_bert4rec import item_tokenizer
+from hf_bert4rec import Bert4RecForMaskedLM, item_tokenizer
 from hf_bert4rec.checkpoint import check_folder, push_checkpoint
+from tests.conftest import small_config
 from tests.hub_server import OWNER, TOKEN, running_hub
 
 ROOT = Path(__file__).parents[1]
@@ -145,3 +150,74 @@ def test_the_command_line_of_the_hub_uploads_and_downloads_a_checkpoint(hub, tmp
     for path in release.iterdir():
         assert (tmp_path / "there" / path.name).read_bytes() == path.read_bytes(), path.name
     check_folder(tmp_path / "there")
+
+
+# ----------------------------------------------------------------------------------------- without the package
+
+WITHOUT_US = """
+import sys
+sys.path.append(sys.argv[1])
+name, folder = sys.argv[2:]
+import importlib.util
+assert not [package for package in ("hf_bert4rec", "datasets", "pyarrow") if importlib.util.find_spec(package)]
+import torch
+from safetensors.torch import save_file
+from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
+
+try:
+    AutoModelForMaskedLM.from_pretrained(name, trust_remote_code=False)
+except ValueError as error:
+    print(error)
+tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=True)
+batch = tokenizer([["a", "c", "d"], ["b"]], is_split_into_words=True, padding=True, return_tensors="pt")
+found = dict(batch)
+model = AutoModelForMaskedLM.from_pretrained(name, trust_remote_code=True)
+found["logits"] = model(**batch).logits
+found["states"] = AutoModel.from_pretrained(name, trust_remote_code=True)(**batch).last_hidden_state
+model.save_pretrained(folder + "/again")
+again = AutoModelForMaskedLM.from_pretrained(folder + "/again", trust_remote_code=True)
+found["again"] = again(**batch).logits
+found["states again"] = AutoModel.from_pretrained(folder + "/again", trust_remote_code=True)(**batch).last_hidden_state
+save_file(found, folder + "/found.safetensors")
+"""
+
+
+def site_of(folder: Path, *packages: str) -> Path:
+    """A folder that holds nothing but the installed packages and what they require."""
+    folder.mkdir()
+    wanted, done = list(packages), set()
+    while wanted:
+        name = canonicalize_name(wanted.pop())
+        if name in done:
+            continue
+        done.add(name)
+        for path in {file.parts[0] for file in distribution(name).files or ()} - {"..", "__pycache__"}:
+            if not (folder / path).exists():  # a namespace can be shared
+                (folder / path).symlink_to(distribution(name).locate_file(path))
+        needed = map(Requirement, distribution(name).requires or ())
+        wanted += [need.name for need in needed if need.marker is None or need.marker.evaluate({"extra": ""})]
+    return folder
+
+
+@pytest.mark.parametrize("settings", [{}, {"rope_theta": 200, "conv_kernel_size": 3, "prediction_head": False}])
+def test_torch_and_transformers_alone_give_the_same_logits_to_the_bit(hub, tokenizer, tmp_path, settings):
+    torch.manual_seed(0)
+    model = Bert4RecForMaskedLM(small_config(len(tokenizer), 5, **settings)).eval()
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path / "model")
+    push_checkpoint(tmp_path / "model", NAME)
+    site = site_of(tmp_path / "site", "torch", "transformers")
+    command = [sys.executable, "-I", "-S", "-c", WITHOUT_US, str(site), NAME, str(tmp_path)]
+    environment = child_environment(HF_HOME=str(tmp_path / "home"))
+    finished = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    assert "contains custom code which must be executed" in finished.stdout
+    found = load_file(tmp_path / "found.safetensors")
+    assert found["input_ids"].tolist() == [[3, 5, 6], [4, 0, 0]]
+    batch = {name: found[name] for name in ("input_ids", "attention_mask")}
+    for name in ("logits", "again"):
+        assert torch.equal(found[name], model(**batch).logits)
+    for name in ("states", "states again"):
+        assert torch.equal(found[name], model.model(**batch).last_hidden_state)
+    assert {path.name for path in (tmp_path / "again").iterdir()} == {"config.json", "model.safetensors", *CODE}
+    assert isinstance(AutoModelForMaskedLM.from_pretrained(tmp_path / "again"), Bert4RecForMaskedLM)
