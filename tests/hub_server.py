@@ -1,7 +1,7 @@
 """A small Hugging Face Hub on the loopback address: what the real client asks of it to push and load models.
 
 It keeps repositories, branches and commits in memory, and takes safetensors as LFS objects, as the Hub does. A fault
-that a test sets (`cut_downloads_at`, `refuse_uploads`, `lose_commits`) stays until the test takes it back.
+that a test sets (`cut_downloads`, `refuse_uploads`, `lose_commits`) stays until the test takes it back.
 """
 
 import base64
@@ -52,7 +52,7 @@ class Hub(ThreadingHTTPServer):
         self.repositories: dict[str, Repository] = {}
         self.objects: dict[str, bytes] = {}  # of LFS, by sha256
         self.requests: list[str] = []
-        self.cut_downloads_at: int | None = None  # bytes of a file after which the connection drops
+        self.cut_downloads = 0.0  # so many more end in the middle
         self.refuse_uploads = False  # the connection drops in the midst of an LFS object
         self.lose_commits = False  # the connection drops before a commit is taken
 
@@ -85,13 +85,13 @@ class Handler(BaseHTTPRequestHandler):
         self.rfile.readline()
         return content
 
-    def send(self, content: bytes, status: int = 200, **headers: str) -> None:
+    def send(self, content: bytes, status: int = 200, end: int | None = None, **headers: str) -> None:
         self.send_response(status)
         for name, value in {"Content-Length": str(len(content)), **headers}.items():
             self.send_header(name.replace("_", "-"), value)
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(content)
+            self.wfile.write(content[:end])
 
     def reply(self, answer: object, status: int = 200) -> None:
         self.send(json.dumps(answer).encode(), status, Content_Type="application/json")
@@ -229,15 +229,10 @@ class Handler(BaseHTTPRequestHandler):
         start = int((re.match(r"bytes=(\d+)-", self.headers.get("Range", "")) or [0, 0])[1])
         if start:
             headers["Content_Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
-        cut = self.server.cut_downloads_at
-        if cut is not None and len(content) - start > cut and self.command == "GET":
-            self.send_response(206 if start else 200)
-            for key, value in {**headers, "Content_Length": str(len(content) - start)}.items():
-                self.send_header(key.replace("_", "-"), value)
-            self.end_headers()
-            self.wfile.write(content[start : start + cut])
-            return self.drop()
-        return self.send(content[start:], 206 if start else 200, **headers)
+        content, cut = content[start:], self.server.cut_downloads > 0 and self.command == "GET"
+        self.server.cut_downloads -= cut
+        self.send(content, 206 if start else 200, end=len(content) // 2 if cut else None, **headers)
+        return self.drop() if cut else None
 
     def readable(self, name: str, known: bool, revision: str) -> tuple[int, dict[str, bytes]] | None:
         """Number and files of a commit, or None after an answer that says why not."""

@@ -18,7 +18,7 @@ import hf_bert4rec
 from hf_bert4rec import Bert4RecForMaskedLM, item_tokenizer
 from hf_bert4rec.checkpoint import check_folder, push_checkpoint
 from tests.conftest import small_config
-from tests.hub_server import OWNER, TOKEN, running_hub
+from tests.hub_server import OWNER, TOKEN, commit_id, running_hub
 
 ROOT = Path(__file__).parents[1]
 NAME = f"{OWNER}/bert4rec-small"
@@ -66,7 +66,7 @@ def hf(*arguments: str, offline: str = "0", **environment: str) -> subprocess.Co
     return subprocess.run(command, capture_output=True, text=True, env=child_environment(offline, **environment))
 
 
-def child_environment(offline: str = "0", **environment: str) -> dict[str, str]:
+def child_environment(offline: str, **environment: str) -> dict[str, str]:
     return {**os.environ, "HF_HUB_OFFLINE": offline, "HF_TOKEN": TOKEN, "NO_COLOR": "1", **environment}
 
 
@@ -208,7 +208,7 @@ def test_torch_and_transformers_alone_give_the_same_logits_to_the_bit(hub, token
     push_checkpoint(tmp_path / "model", NAME)
     site = site_of(tmp_path / "site", "torch", "transformers")
     command = [sys.executable, "-I", "-S", "-c", WITHOUT_US, str(site), NAME, str(tmp_path)]
-    environment = child_environment(HF_HOME=str(tmp_path / "home"))
+    environment = child_environment("0", HF_HOME=str(tmp_path / "home"))
     finished = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
     assert finished.returncode == 0, finished.stderr
     assert "contains custom code which must be executed" in finished.stdout
@@ -221,3 +221,117 @@ def test_torch_and_transformers_alone_give_the_same_logits_to_the_bit(hub, token
         assert torch.equal(found[name], model.model(**batch).last_hidden_state)
     assert {path.name for path in (tmp_path / "again").iterdir()} == {"config.json", "model.safetensors", *CODE}
     assert isinstance(AutoModelForMaskedLM.from_pretrained(tmp_path / "again"), Bert4RecForMaskedLM)
+
+
+# ------------------------------------------------------------------------------------------------- what goes wrong
+
+
+def test_an_interrupted_upload_changes_nothing_and_can_be_repeated(hub, folder, model):
+    push_checkpoint(folder, NAME)
+    before = dict(hub.repositories[NAME].files)
+    torch.nn.init.ones_(model.lm_head.bias[3:5].data)
+    model.save_pretrained(folder)
+    for fault in ("refuse_uploads", "lose_commits"):
+        setattr(hub, fault, True)
+        with pytest.raises(ConnectionError, match=r"the connection to the Hub failed.*Nothing was changed there"):
+            push_checkpoint(folder, NAME)
+        setattr(hub, fault, False)
+        assert hub.repositories[NAME].files == before
+        assert len(hub.repositories[NAME].commits) == 2
+    push_checkpoint(folder, NAME)
+    assert hub.repositories[NAME].files["model.safetensors"] == (folder / "model.safetensors").read_bytes()
+
+
+def test_an_interrupted_download_is_told_and_goes_on_later(hub, folder, tmp_path, monkeypatch):
+    expected = hf_bert4rec.pipeline(folder)(HISTORIES)
+    push_checkpoint(folder, NAME)
+    hub.cut_downloads = float("inf")
+    with pytest.raises(ConnectionError, match="the connection to the Hub failed"):
+        hf_bert4rec.pipeline(NAME)
+    hub.cut_downloads = 0
+    assert not [path for path in (tmp_path / "cache").rglob("snapshots/*/*") if not path.stat().st_size]
+    go_offline(monkeypatch)
+    with pytest.raises(OSError, match=r"the cache does not hold all of it|found no"):
+        hf_bert4rec.pipeline(NAME)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    assert hf_bert4rec.pipeline(NAME)(HISTORIES) == expected
+
+
+def test_a_connection_that_drops_now_and_then_only_costs_time(hub, folder, monkeypatch):
+    push_checkpoint(folder, NAME)
+    monkeypatch.setattr(huggingface_hub.constants, "DOWNLOAD_CHUNK_SIZE", 1000)  # else it starts small files again
+    hub.cut_downloads = 3
+    assert hf_bert4rec.pipeline(NAME)(HISTORIES) == hf_bert4rec.pipeline(folder)(HISTORIES)
+
+
+def test_a_wrong_token_is_named_as_the_cause(hub, folder, monkeypatch):
+    push_checkpoint(folder, NAME)
+    for attempt in (
+        lambda: push_checkpoint(folder, NAME, token="hf_no"),
+        lambda: hf_bert4rec.pipeline(NAME, token="hf_no"),
+    ):
+        with pytest.raises(PermissionError, match="the Hub does not know the token: log in again"):
+            attempt()
+    monkeypatch.delenv("HF_TOKEN")
+    with pytest.raises(PermissionError, match="the Hub does not know the token: log in"):
+        push_checkpoint(folder, f"{OWNER}/new")
+    assert set(hub.repositories) == {NAME}
+
+
+def test_a_name_in_the_hands_of_others_is_refused(hub, folder):
+    with pytest.raises(PermissionError, match="the Hub does not let you write there: take a name of your own"):
+        push_checkpoint(folder, "others/bert4rec")
+    huggingface_hub.create_repo(NAME)
+    huggingface_hub.upload_file(path_or_fileobj=b'{"model_type": "bert"}', path_in_repo="config.json", repo_id=NAME)
+    with pytest.raises(FileExistsError, match="org/bert4rec-small is taken: it holds a model of type 'bert'"):
+        push_checkpoint(folder, NAME)
+    assert hub.repositories[NAME].files == {"config.json": b'{"model_type": "bert"}'}
+    with pytest.raises(ValueError, match="no name"):
+        push_checkpoint(folder, "no name/at all")
+
+
+@pytest.mark.parametrize("missing", ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"])
+def test_a_repository_that_lacks_a_file_is_refused(hub, folder, missing):
+    push_checkpoint(folder, NAME)
+    del hub.repositories[NAME].files[missing]
+    with pytest.raises(FileNotFoundError, match=f"{NAME}: expected a complete checkpoint, found no {missing}"):
+        hf_bert4rec.pipeline(NAME)
+
+
+def test_a_repository_with_a_pickle_alone_is_refused_and_not_downloaded(hub, folder):
+    push_checkpoint(folder, NAME)
+    hub.repositories[NAME].files["pytorch_model.bin"] = hub.repositories[NAME].files.pop("model.safetensors")
+    with pytest.raises(FileNotFoundError, match=r"a pickle, which can run code"):
+        hf_bert4rec.pipeline(NAME)
+    with pytest.raises(OSError, match=r"a pickle, which can run code"):
+        AutoModel.from_pretrained(NAME)
+    assert not [request for request in hub.requests if "resolve" in request and request.endswith(".bin")]
+
+
+def test_a_revision_or_repository_that_does_not_exist_is_named(hub, folder):
+    push_checkpoint(folder, NAME)
+    with pytest.raises(FileNotFoundError, match="org/bert4rec-small has no such revision"):
+        hf_bert4rec.pipeline(NAME, revision="v9")
+    with pytest.raises(FileNotFoundError, match=r"org/nothing: found no such repository on the Hub\. Check the name"):
+        hf_bert4rec.pipeline("org/nothing")
+
+
+def push_script(folder: Path, *options: str, offline: str = "0", **environment: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(ROOT / "scripts" / "push_to_hub.py"), str(folder), NAME, *options]
+    return subprocess.run(command, capture_output=True, text=True, env=child_environment(offline, **environment))
+
+
+def test_the_script_pushes_and_prints_the_address(hub, folder):
+    finished = push_script(folder, "--private")
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.strip() == f"{hub.url}/{NAME}/commit/{commit_id(1)}"
+    assert hub.repositories[NAME].private
+
+
+@pytest.mark.parametrize("offline", ["0", "1"])  # nobody listens where the Hub should be; or HF_HUB_OFFLINE is set
+def test_the_script_without_a_network_ends_in_one_sentence(folder, offline):
+    finished = push_script(folder, offline=offline)
+    assert finished.returncode == 1
+    assert finished.stderr.startswith("push_to_hub.py: error: org/bert4rec-small: the ")
+    assert len(finished.stderr.splitlines()) == 1
+    assert "check the network" in finished.stderr.lower()
