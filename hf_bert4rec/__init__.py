@@ -20,6 +20,7 @@ from .pipeline_next_item import NextItemRecommendationPipeline, pipeline
 from .ranking import ranking_metrics, target_ranks
 from .resources import estimate_memory
 from .tokenization import ItemTokenizer, extend_item_tokenizer, item_tokenizer
+from .trainer import RecommendationTrainer
 from .training import ClozeCallback, RecommendationTrainingArguments, ResourceCallback, cloze_training
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "MarkovChain",
     "NextItemRecommendationPipeline",
     "Popularity",
+    "RecommendationTrainer",
     "RecommendationTrainingArguments",
     "ResourceCallback",
     "before",

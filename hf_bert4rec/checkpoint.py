@@ -242,37 +242,47 @@ def save_checkpoint(
 
 
 def model_card(facts: Mapping[str, Any]) -> ModelCard:
-    """The card, with the test results as model-index, from the run's facts alone."""
+    """The card, with the results as model-index, from a run's facts alone: of the test split, else of validation.
+
+    Args:
+        facts: What `run.run` found out, or the fewer things that a Trainer knows (`RecommendationTrainer.facts`): then
+            `data` has a name alone, and there are no baselines, no intervals and perhaps no results.
+    """
+    split = "test" if "test" in facts else "validation"
+    data, metrics = facts["data"], facts.get(split, {})
     results = [
         EvalResult(
             task_type="fill-mask",
             task_name="Next-item recommendation",
-            dataset_type=facts["data"]["name"],
-            dataset_name=f"{facts['data']['name']} ({facts['sampled_protocol' if SAMPLED in name else 'protocol']})",
+            dataset_type=data["name"],
+            dataset_name=f"{data['name']} ({facts['sampled_protocol' if SAMPLED in name else 'protocol']})",
             dataset_config="popularity-sampled" if SAMPLED in name else "whole-catalogue",  # else the card merges them
-            dataset_split="test",
+            dataset_split=split,
             metric_type=name,
             metric_name=name.upper(),
             metric_value=round(value, 4),
         )
-        for name, value in facts["test"]["BERT4Rec"].items()
+        for name, value in metrics.get("BERT4Rec", {}).items()
+        if not name.startswith(("ndcg@1_", "mrr@1_")) and name not in ("ndcg@1", "mrr@1")  # these repeat hr@1
     ]
-    data = ModelCardData(
+    card_data = ModelCardData(
         library_name="transformers",
         pipeline_tag="fill-mask",
         tags=["bert4rec", "recommender-system", "sequential-recommendation"],
         model_name=facts["name"],
-        eval_results=results,
-        license="other" if facts["data"].get("terms") else None,
-        license_name="terms-of-the-data" if facts["data"].get("terms") else None,
+        eval_results=results or None,
+        license="other" if data.get("terms") else None,
+        license_name="terms-of-the-data" if data.get("terms") else None,
     )
     return ModelCard.from_template(
-        data,
+        card_data,
         template_path=str(TEMPLATE),
         **{
+            "test": {},
+            "titles": facts["recipe"].get("titles"),
             **facts,
-            "results": results_table(facts["test"]),
-            "sampled_results": sampled_table(facts["test"]),
+            "results": results_table(metrics) if metrics else "",
+            "sampled_results": sampled_table(metrics),
             "versions": ", ".join(f"{name} {version}" for name, version in facts["versions"].items()),
         },
     )
@@ -290,7 +300,7 @@ def results_table(
 
 def sampled_table(metrics: Mapping[str, Mapping[str, float]]) -> str:
     """The same for popularity-sampled metrics, by the columns of the paper's Table 2; empty where there are none."""
-    if not all(f"mrr_{SAMPLED}" in row for row in metrics.values()):
+    if not metrics or not all(f"mrr_{SAMPLED}" in row for row in metrics.values()):
         return ""
     names = ("hr@1", "hr@5", "hr@10", "ndcg@5", "ndcg@10", "mrr")
     plain = {model: {name: row[f"{name}_{SAMPLED}"] for name in names} for model, row in metrics.items()}
@@ -298,11 +308,25 @@ def sampled_table(metrics: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def push_checkpoint(
-    folder: str | PathLike, repository: str, *, private: bool = False, token: str | bool | None = None
+    folder: str | PathLike,
+    repository: str,
+    *,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    revision: str | None = None,
+    commit_message: str | None = None,
 ) -> str:
     """Put a checkpoint on the Hub in one commit: its own files only, none of the Trainer's, no pickle.
 
     The commit replaces an older checkpoint of the repository, whose files stay in the history.
+
+    Args:
+        folder: A checkpoint.
+        repository: Hub id; without an owner it is yours. Created if there is none.
+        private: Whether to create it private; as its owner has set if not given.
+        token: That of `hf auth login` or HF_TOKEN if not given.
+        revision: Branch to push to; `main` if not given.
+        commit_message: Names the folder if not given.
 
     Returns:
         The address of the commit.
@@ -321,15 +345,16 @@ def push_checkpoint(
         logger.warning("%s has no README.md: the repository gets no card.", folder)
     api = HfApi(token=token)
     with hub_errors(repository):
-        api.create_repo(repository, private=private, exist_ok=True)
+        repository = api.create_repo(repository, private=private, exist_ok=True).repo_id
         try:
-            there = json.loads(Path(api.hf_hub_download(repository, "config.json")).read_text(encoding="utf-8"))
+            config = api.hf_hub_download(repository, "config.json", revision=revision)
+            there = json.loads(Path(config).read_text(encoding="utf-8")).get("model_type")
         except RemoteEntryNotFoundError:
             there = None
-        ours = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        if there is not None and there.get("model_type") != ours["model_type"]:
+        ours = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
+        if there not in (None, ours):
             raise FileExistsError(
-                f"{repository} is taken: it holds a model of type {there.get('model_type')!r}. Push to another name."
+                f"{repository} is taken: it holds a model of type {there!r}, not {ours!r}. Push to another name."
             )
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*data file.*")  # items.parquet belongs to the tokenizer
@@ -338,6 +363,7 @@ def push_checkpoint(
                 folder_path=folder,
                 allow_patterns=SHARED,
                 delete_patterns=[*LOADED, FACTS_FILE],  # what the older checkpoint had and this one has not
-                commit_message=f"Upload {folder.name}",
+                revision=revision,
+                commit_message=commit_message or f"Upload {folder.name}",
             )
     return str(commit.commit_url)

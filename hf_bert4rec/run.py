@@ -5,12 +5,10 @@ import hashlib
 import io
 import json
 import logging
-import platform
 import shutil
 import tempfile
 import time
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,15 @@ from matplotlib.figure import Figure
 from transformers import AutoModelForMaskedLM, AutoTokenizer, PrinterCallback, ProgressCallback, Trainer, set_seed
 
 from .baselines import MarkovChain, Popularity
-from .checkpoint import FACTS_FILE, check_folder, check_sizes, last_complete_checkpoint, results_table, save_checkpoint
+from .checkpoint import (
+    FACTS_FILE,
+    check_folder,
+    check_sizes,
+    last_complete_checkpoint,
+    push_checkpoint,
+    results_table,
+    save_checkpoint,
+)
 from .configuration_bert4rec import Bert4RecConfig
 from .histories import SPLITS, before, popularity_candidates
 from .interactions import load_interactions, load_titles, rename_items
@@ -34,6 +40,7 @@ from .recipe import Recipe
 from .resources import check_memory, estimate_memory
 from .sources import EMBEDDED
 from .tokenization import ItemTokenizer, item_tokenizer
+from .trainer import RecommendationTrainer, machine, versions
 from .training import RecommendationTrainingArguments, cloze_training
 
 logger = logging.getLogger(__name__)
@@ -140,7 +147,7 @@ def trainer_for(recipe: Recipe, tokenizer: ItemTokenizer, histories: DatasetDict
     validation = histories.get("validation")
     if validation is None:  # folded into train: nothing to choose a checkpoint by
         args.eval_strategy, args.load_best_model_at_end = "no", False
-    trainer = Trainer(
+    trainer = RecommendationTrainer(
         Bert4RecForMaskedLM(config),
         args,
         train_dataset=histories["train"],
@@ -197,8 +204,8 @@ def run(recipe: Recipe) -> Path | None:
         "recipe": recipe.options,
         "seconds": round(seconds, 1),
         "best_checkpoint": Path(trainer.state.best_model_checkpoint or "").name,
-        "machine": f"{args.world_size} × {torch.get_num_threads()} threads of {platform.machine()}, {args.device}",
-        "versions": {name: version(name) for name in ("hf-bert4rec", "transformers", "torch", "datasets")},
+        "machine": machine(args),
+        "versions": versions(),
         "log": log,
     }
     if not trainer.is_world_process_zero():
@@ -207,6 +214,9 @@ def run(recipe: Recipe) -> Path | None:
     save_checkpoint(folder, trainer.model, tokenizer, facts, {"learning_curve.png": draw_curve(facts)})
     for intermediate in Path(args.output_dir).glob("checkpoint-*"):  # only an interrupted run has a use for them
         shutil.rmtree(intermediate)
+    if args.push_to_hub:
+        address = push_checkpoint(folder, trainer.hub_model_id, private=args.hub_private_repo, token=args.hub_token)
+        logger.info("Pushed: %s", address)
     return folder
 
 

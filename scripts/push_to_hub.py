@@ -16,4 +16,4 @@ if __name__ == "__main__":
     parser.add_argument("--private", action="store_true", help="Create a private repository.")
     args = parser.parse_args()
     with plain_errors():
-        print(push_checkpoint(args.checkpoint, args.repository, private=args.private))
+        print(push_checkpoint(args.checkpoint, args.repository, private=args.private or None))
