@@ -41,6 +41,7 @@ WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 CODE = ("configuration_bert4rec.py", "item_loss.py", "modeling_bert4rec.py")  # put there by save_pretrained
 LOADED = [*NEEDED, "*.safetensors", WEIGHTS[1], TITLES_FILE]
 SHARED = [*LOADED, *CODE, FACTS_FILE, "README.md", "*.png"]
+SUBFOLDERS = "*/*"  # such as the Trainer's checkpoints, whose files have the same names
 TEMPLATE = Path(__file__).parent / "model_card_template.md"
 
 
@@ -98,7 +99,8 @@ def fetch_checkpoint(model: str | PathLike, revision: str | None = None, token: 
         if len(folder.parts) != 2 or folder.is_absolute() or folder.parent.is_dir():  # org/name is a Hub id
             raise FileNotFoundError(f"{model}: expected a checkpoint folder or a Hub id, found no such folder.")
         with hub_errors(str(model)):
-            folder = Path(snapshot_download(str(model), revision=revision, token=token, allow_patterns=LOADED))
+            where = {"revision": revision, "token": token, "allow_patterns": LOADED, "ignore_patterns": SUBFOLDERS}
+            folder = Path(snapshot_download(str(model), **where))
     check_folder(folder, str(model))
     return folder
 
@@ -119,13 +121,10 @@ def check_folder(folder: str | PathLike, name: str | None = None) -> PreTrainedM
     """
     folder, name = Path(folder), name or str(folder)
     missing = [needed for needed in NEEDED if not (folder / needed).exists()]
-    files = sorted(folder.glob("*.safetensors"))
-    if (folder / WEIGHTS[1]).exists():
-        shards = set(json.loads((folder / WEIGHTS[1]).read_text(encoding="utf-8"))["weight_map"].values())
-        missing += sorted(shards - {file.name for file in files})
-        files = [folder / shard for shard in sorted(shards)]
-    elif not (folder / WEIGHTS[0]).exists():
-        missing.append(WEIGHTS[0])
+    files = [WEIGHTS[0]]
+    if not (folder / WEIGHTS[0]).exists() and (folder / WEIGHTS[1]).exists():
+        files = sorted(set(json.loads((folder / WEIGHTS[1]).read_text(encoding="utf-8"))["weight_map"].values()))
+    missing += [file for file in files if not (folder / file).exists()]
     if missing:
         raise FileNotFoundError(
             f"{name}: expected a complete checkpoint, found no {', no '.join(missing)}. Copy the missing files from "
@@ -141,10 +140,10 @@ def check_folder(folder: str | PathLike, name: str | None = None) -> PreTrainedM
     found: dict[str, list[int]] = {}
     for file in files:
         try:
-            with safe_open(file, framework="pt") as weights:  # reads the header alone
+            with safe_open(folder / file, framework="pt") as weights:  # reads the header alone
                 found |= {key: weights.get_slice(key).get_shape() for key in weights.keys() if key not in unsaved}  # noqa: SIM118
         except SafetensorError as error:
-            raise ValueError(f"{name}: {file.name} is damaged or cut off ({error}). Load it again.") from error
+            raise ValueError(f"{name}: {file} is damaged or cut off ({error}). Load it again.") from error
     for key in sorted(expected.keys() | found):
         if expected.get(key) != found.get(key):
             shapes = (shapes.get(key, "none") for shapes in (expected, found))
@@ -362,6 +361,7 @@ def push_checkpoint(
                 repo_id=repository,
                 folder_path=folder,
                 allow_patterns=SHARED,
+                ignore_patterns=SUBFOLDERS,
                 delete_patterns=[*LOADED, FACTS_FILE],  # what the older checkpoint had and this one has not
                 revision=revision,
                 commit_message=commit_message or f"Upload {folder.name}",

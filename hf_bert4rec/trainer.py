@@ -11,7 +11,7 @@ import torch
 from transformers import Trainer, TrainingArguments
 from transformers.trainer import TRAINING_ARGS_NAME
 
-from .checkpoint import FACTS_FILE, model_card, push_checkpoint
+from .checkpoint import FACTS_FILE, hub_errors, model_card, push_checkpoint
 from .ranking import SAMPLED
 from .tokenization import ItemTokenizer
 from .training import ranks_of_logits
@@ -122,6 +122,15 @@ class RecommendationTrainer(Trainer):
             evaluated = [entry for entry in evaluated if entry["step"] == self.state.best_global_step]
         last = {name.removeprefix("eval_"): value for name, value in (evaluated or [{}])[-1].items()}
         return {name: value for name, value in last.items() if "@" in name or SAMPLED in name}
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """Create the repository, before training where `push_to_hub=True`.
+
+        Raises:
+            OSError: The Hub refuses it or cannot be reached.
+        """
+        with hub_errors(self.args.hub_model_id or Path(self.args.output_dir).name):
+            super().init_hf_repo(token, private)
 
     def push_to_hub(
         self,

@@ -18,25 +18,13 @@ import hf_bert4rec
 from hf_bert4rec import Bert4RecForMaskedLM, item_tokenizer
 from hf_bert4rec.checkpoint import check_folder, push_checkpoint
 from tests.conftest import small_config
-from tests.hub_server import OWNER, TOKEN, commit_id, running_hub
+from tests.hub_server import OWNER, TOKEN, commit_id
 
 ROOT = Path(__file__).parents[1]
 NAME = f"{OWNER}/bert4rec-small"
 CODE = {"configuration_bert4rec.py", "item_loss.py", "modeling_bert4rec.py"}
 LOADED = {"config.json", "items.parquet", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
 HISTORIES = [["a", "c", "d"], ["b"]]
-
-
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
-    """A Hub with nobody's repositories; the client is logged in to it, and its cache is empty."""
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)  # between tries
-    another_machine(monkeypatch, tmp_path / "cache")
-    with running_hub(os.environ["HF_ENDPOINT"]) as hub:
-        yield hub
-        huggingface_hub.close_session()  # its connections lead to this server
 
 
 def another_machine(monkeypatch, cache: Path) -> None:
