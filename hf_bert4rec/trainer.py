@@ -123,14 +123,14 @@ class RecommendationTrainer(Trainer):
         last = {name.removeprefix("eval_"): value for name, value in (evaluated or [{}])[-1].items()}
         return {name: value for name, value in last.items() if "@" in name or SAMPLED in name}
 
-    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+    def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
         """Create the repository, before training where `push_to_hub=True`.
 
         Raises:
             OSError: The Hub refuses it or cannot be reached.
         """
         with hub_errors(self.args.hub_model_id or Path(self.args.output_dir).name):
-            super().init_hf_repo(token, private)
+            super().init_hf_repo(*args, **kwargs)
 
     def push_to_hub(
         self,

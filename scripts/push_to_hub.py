@@ -1,4 +1,4 @@
-"""Put a checkpoint on the Hugging Face Hub in one commit: weights, config, tokenizer, titles, card and run facts.
+"""Put a checkpoint on the Hugging Face Hub in one commit: weights, config, tokenizer, titles, code, card and run facts.
 
 hf auth login
 python scripts/push_to_hub.py runs/ml-latest-small/model your-name/bert4rec-ml-latest-small

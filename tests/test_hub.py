@@ -285,6 +285,14 @@ def test_a_name_in_the_hands_of_others_is_refused(hub, folder):
         push_checkpoint(folder, "no name/at all")
 
 
+def test_a_card_that_the_hub_does_not_accept_is_told_and_nothing_uploaded(hub, folder):
+    (folder / "README.md").write_text("---\nlicense: other\n---\n# Small\n")
+    with pytest.raises(ValueError, match=r'Invalid metadata in README\.md\.\n- "license_name" is required'):
+        push_checkpoint(folder, NAME)
+    assert hub.repositories[NAME].files == {}
+    assert not hub.objects
+
+
 @pytest.mark.parametrize("missing", ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"])
 def test_a_repository_that_lacks_a_file_is_refused(hub, folder, missing):
     push_checkpoint(folder, NAME)

@@ -112,8 +112,8 @@ def test_it_pushes_a_checkpoint_in_one_commit_that_loads_and_has_a_valid_card(tr
     assert hub.repositories[name].messages == ["initial commit", "End of training"]
     assert set(hub.repositories[name].files) == SAVED | CODE
     assert len(hf_bert4rec.pipeline(name)([["i1"]], top_k=3)[0]) == 3
+    assert "POST /api/validate-yaml" in hub.requests
     card = ModelCard.load(name)
-    card.validate()
     assert card.data.license == "mit"
     assert card.data.tags == ["bert4rec", "recommender-system", "sequential-recommendation", "films"]
     assert card.data.eval_results[0].dataset_type == "my log"
