@@ -78,7 +78,7 @@ def hub_errors(repository: str) -> Iterator[None]:
         raise (PermissionError if status in causes else OSError)(f"{repository}: the Hub {cause}.") from error
     except (HTTPError, RuntimeError) as error:  # the client turns what breaks an upload into a RuntimeError
         reason = error if isinstance(error, HTTPError) else error.__cause__
-        if not isinstance(reason, HTTPError):
+        if not isinstance(reason, (HTTPError, OSError)):
             raise
         raise ConnectionError(
             f"{repository}: the connection to the Hub failed ({reason}). Nothing was changed there, and no file is "
