@@ -28,6 +28,7 @@ from .pipeline_next_item import NextItemRecommendationPipeline, pipeline
 from .ranking import ranking_metrics, target_ranks
 from .resources import estimate_memory
 from .tokenization import ItemTokenizer, extend_item_tokenizer, item_tokenizer
+from .trainer import RecommendationTrainer
 from .training import (
     ClozeCallback,
     RecommendationTrainingArguments,
@@ -35,6 +36,7 @@ from .training import (
     cloze_training,
     next_item_training,
 )
+from .transfer import transfer
 
 __all__ = [
     "NEXT_ITEM_METRIC",
@@ -51,6 +53,7 @@ __all__ = [
     "MarkovChain",
     "NextItemRecommendationPipeline",
     "Popularity",
+    "RecommendationTrainer",
     "RecommendationTrainingArguments",
     "ResourceCallback",
     "SasRecConfig",
@@ -72,6 +75,7 @@ __all__ = [
     "rename_items",
     "split_at_time",
     "target_ranks",
+    "transfer",
 ]
 
 NEXT_ITEM_METRIC = str(Path(__file__).parent / "metrics" / "next_item")
@@ -88,6 +92,14 @@ for _config, _encoder, _model in _MODELS:
     AutoModel.register(_config, _encoder, exist_ok=True)
     AutoModelForMaskedLM.register(_config, _model, exist_ok=True)
     AutoTokenizer.register(_config, fast_tokenizer_class=ItemTokenizer, exist_ok=True)
+
+# The code of the model is put beside the weights whenever they are saved, not when they are pushed: then any way to the
+# Hub takes it along (Trainer.push_to_hub, model.push_to_hub, `hf upload`), and it is the code that made the weights.
+# Without this package `trust_remote_code=True` runs it; with it the installed classes are taken and nobody is asked.
+for _config, _encoder, _model in _MODELS:
+    _config.register_for_auto_class("AutoConfig")
+    _encoder.register_for_auto_class("AutoModel")
+    _model.register_for_auto_class("AutoModelForMaskedLM")
 
 # What was read and what was dropped is reported on standard error; logging.getLogger("hf_bert4rec") is yours to change.
 if not logging.getLogger(__name__).handlers:

@@ -5,6 +5,7 @@ knows of a user are the items of the history to complete, the validation item am
 no way to take in new items, remembers its users from training instead.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -179,7 +180,9 @@ class ItemNeighbours(Baseline):
         if weighting not in classes:
             raise ValueError(f"Expected a weighting among {', '.join(classes)}, found {weighting!r}.")
         model = getattr(implicit("nearest_neighbours"), classes[weighting])(K=neighbours)
-        model.fit(user_items(train, vocab_size), show_progress=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # implicit warns of a conversion that it makes itself
+            model.fit(user_items(train, vocab_size), show_progress=False)
         self.similarity = model.similarity.tocsr()
 
     def scores(

@@ -1,46 +1,164 @@
-"""A checkpoint folder: weights, config, tokenizer, titles, card and run facts, saved together or not at all."""
+"""A checkpoint: weights, config, tokenizer, titles, card and run facts, saved, pushed and loaded as one or not at all.
+
+No pickle is written to a repository or read from one, and nothing that a repository holds is executed.
+"""
 
 import json
+import logging
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
+import torch
+from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData, snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RemoteEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel
 
 from .ranking import SAMPLED
 from .tokenization import TITLES_FILE, ItemTokenizer
 
+logger = logging.getLogger(__name__)
+
 FACTS_FILE = "run_facts.json"
 NEEDED = ("config.json", "tokenizer.json", "tokenizer_config.json")
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
-SHARED = [*NEEDED, "*.safetensors", "model.safetensors.index.json", TITLES_FILE, FACTS_FILE, "README.md", "*.png"]
+CODE = tuple(
+    f"{module}.py" for module in ("configuration_bert4rec", "item_loss", "modeling_bert4rec", "modeling_unidirectional")
+)  # put there by save_pretrained
+LOADED = [*NEEDED, "*.safetensors", WEIGHTS[1], TITLES_FILE]
+SHARED = [*LOADED, *CODE, FACTS_FILE, "README.md", "*.png"]
+SUBFOLDERS = "*/*"  # such as the Trainer's checkpoints, whose files have the same names
 TEMPLATE = Path(__file__).parent / "model_card_template.md"
 
 
-def check_folder(model: str | PathLike) -> None:
-    """Refuse a local folder that lacks a file of a checkpoint; anything that is no folder may be a Hub id.
+@contextmanager
+def hub_errors(repository: str) -> Iterator[None]:
+    """Say what the Hub, or the way to it, refused in one sentence with the cure, always as an OSError."""
+    try:
+        yield
+    except RevisionNotFoundError as error:
+        raise FileNotFoundError(
+            f"{repository} has no such revision: name a branch, a tag or a whole commit."
+        ) from error
+    except GatedRepoError as error:
+        raise PermissionError(f"{repository} is gated: ask for access on its page, then log in.") from error
+    except RepositoryNotFoundError as error:
+        raise FileNotFoundError(
+            f"{repository}: found no such repository on the Hub. Check the name; if it is private, log in with "
+            "`hf auth login`, or pass a token that may read it."
+        ) from error
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+        raise ConnectionError(
+            f"{repository}: the Hub cannot be reached, and the cache does not hold all of it. Check the network, and "
+            "that HF_HUB_OFFLINE is not set."
+        ) from error
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        causes = {
+            401: "does not know the token: log in again with `hf auth login`, or mend HF_TOKEN",
+            403: "does not let you write there: take a name of your own, or a token that may write",
+        }
+        cause = causes.get(status, f"answered {status}: {error.server_message or 'try again later'}")
+        raise (PermissionError if status in causes else OSError)(f"{repository}: the Hub {cause}.") from error
+    except (HTTPError, RuntimeError) as error:  # the client turns what breaks an upload into a RuntimeError
+        reason = error if isinstance(error, HTTPError) else error.__cause__
+        if not isinstance(reason, (HTTPError, OSError)):
+            raise
+        raise ConnectionError(
+            f"{repository}: the connection to the Hub failed ({reason}). Nothing was changed there, and no file is "
+            "half loaded: check the network, then run the same again."
+        ) from error
+
+
+def fetch_checkpoint(model: str | PathLike, revision: str | None = None, token: str | bool | None = None) -> Path:
+    """The folder of a checkpoint: itself, or one commit of a Hub repository, downloaded or out of the cache.
+
+    Weights, tokenizer and titles are then of the same commit, and are checked before anything is built from them. The
+    code of the repository is not even downloaded.
 
     Raises:
-        FileNotFoundError: Names what is missing.
+        OSError: It is not there, cannot be reached, or lacks a file of a checkpoint.
+        ValueError: Its parts disagree, see `check_folder`.
     """
     folder = Path(model)
     if not folder.is_dir():
         if len(folder.parts) != 2 or folder.is_absolute() or folder.parent.is_dir():  # org/name is a Hub id
             raise FileNotFoundError(f"{model}: expected a checkpoint folder or a Hub id, found no such folder.")
-        return
-    missing = [name for name in NEEDED if not (folder / name).exists()]
-    if not any((folder / name).exists() for name in WEIGHTS):
-        missing.append(WEIGHTS[0])
+        with hub_errors(str(model)):
+            where = {"revision": revision, "token": token, "allow_patterns": LOADED, "ignore_patterns": SUBFOLDERS}
+            folder = Path(snapshot_download(str(model), **where))
+    check_folder(folder, str(model))
+    return folder
+
+
+def check_folder(folder: str | PathLike, name: str | None = None) -> PreTrainedModel:
+    """Refuse a folder that lacks a file of a checkpoint, or whose weights are not those of its config.
+
+    Args:
+        folder: A checkpoint.
+        name: What it is called in errors, where not its path.
+
+    Returns:
+        The model on the meta device, without its weights.
+
+    Raises:
+        FileNotFoundError: Names what is missing.
+        ValueError: Names the first weights that disagree with the config.
+    """
+    folder, name = Path(folder), name or str(folder)
+    missing = [needed for needed in NEEDED if not (folder / needed).exists()]
+    files = [WEIGHTS[0]]
+    if not (folder / WEIGHTS[0]).exists() and (folder / WEIGHTS[1]).exists():
+        files = sorted(set(json.loads((folder / WEIGHTS[1]).read_text(encoding="utf-8"))["weight_map"].values()))
+    missing += [file for file in files if not (folder / file).exists()]
     if missing:
         raise FileNotFoundError(
-            f"{folder}: expected a complete checkpoint, found no {', no '.join(missing)}. Copy the missing files from "
+            f"{name}: expected a complete checkpoint, found no {', no '.join(missing)}. Copy the missing files from "
             "where the checkpoint was saved, or save it again."
+            + " A pytorch_model.bin is never read: it is a pickle, which can run code."
+            * (WEIGHTS[0] in missing)
         )
+    with torch.device("meta"):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        model = AutoModelForMaskedLM.from_config(config, trust_remote_code=False)
+    unsaved = model._keys_to_ignore_on_save or ()  # tied to the item table
+    expected = {name: list(weight.shape) for name, weight in model.state_dict().items() if name not in unsaved}
+    found: dict[str, list[int]] = {}
+    for file in files:
+        try:
+            with safe_open(folder / file, framework="pt") as weights:  # reads the header alone
+                found |= {key: weights.get_slice(key).get_shape() for key in weights.keys() if key not in unsaved}  # noqa: SIM118
+        except SafetensorError as error:
+            raise ValueError(f"{name}: {file} is damaged or cut off ({error}). Load it again.") from error
+    for key in sorted(expected.keys() | found):
+        if expected.get(key) != found.get(key):
+            shapes = (shapes.get(key, "none") for shapes in (expected, found))
+            raise ValueError(
+                "{}: config.json and weights disagree: expected for {} the shape {}, found {}. Take both from the same "
+                "checkpoint.".format(name, key, *shapes)
+            )
+    return model
+
+
+def check_checkpoint(folder: str | PathLike) -> None:
+    """`check_folder`, and the tokenizer and its titles against the model, as the pipeline does once it has them."""
+    check_sizes(check_folder(folder), AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
 
 
 def check_sizes(model: nn.Module, tokenizer: ItemTokenizer) -> None:
@@ -124,44 +242,58 @@ def save_checkpoint(
     shutil.rmtree(old, ignore_errors=True)
 
 
+NAMES = {"bert4rec": "BERT4Rec", "sasrec": "SASRec", "gru4rec": "GRU4Rec"}
+"""Model type → what results call it."""
+
+
 def judged_model(facts: Mapping[str, Any]) -> str:
     """Which row of a run's results is the checkpoint's; before there were others it was not written down."""
     return facts.get("model", "BERT4Rec")
 
 
 def model_card(facts: Mapping[str, Any]) -> ModelCard:
-    """The card, with the test results as model-index, from the run's facts alone."""
+    """The card, with the results as model-index, from a run's facts alone: of the test split, else of validation.
+
+    Args:
+        facts: What `run.run` found out, or the fewer things that a Trainer knows (`RecommendationTrainer.facts`): then
+            `data` has a name alone, and there are no baselines, no intervals and perhaps no results.
+    """
+    split = "test" if "test" in facts else "validation"
+    data, metrics = facts["data"], facts.get(split, {})
     results = [
         EvalResult(
             task_type="fill-mask",
             task_name="Next-item recommendation",
-            dataset_type=facts["data"]["name"],
-            dataset_name=f"{facts['data']['name']} ({facts['sampled_protocol' if SAMPLED in name else 'protocol']})",
+            dataset_type=data["name"],
+            dataset_name=f"{data['name']} ({facts['sampled_protocol' if SAMPLED in name else 'protocol']})",
             dataset_config="popularity-sampled" if SAMPLED in name else "whole-catalogue",  # else the card merges them
-            dataset_split="test",
+            dataset_split=split,
             metric_type=name,
             metric_name=name.upper(),
             metric_value=round(value, 4),
         )
-        for name, value in facts["test"][judged_model(facts)].items()
+        for name, value in metrics.get(judged_model(facts), {}).items()
+        if not name.startswith(("ndcg@1_", "mrr@1_")) and name not in ("ndcg@1", "mrr@1")  # these repeat hr@1
     ]
-    data = ModelCardData(
+    card_data = ModelCardData(
         library_name="transformers",
         pipeline_tag="fill-mask",
         tags=["bert4rec", "recommender-system", "sequential-recommendation"],
         model_name=facts["name"],
-        eval_results=results,
-        license="other" if facts["data"].get("terms") else None,
-        license_name="terms-of-the-data" if facts["data"].get("terms") else None,
+        eval_results=results or None,
+        license="other" if data.get("terms") else None,
+        license_name="terms-of-the-data" if data.get("terms") else None,
     )
     return ModelCard.from_template(
-        data,
+        card_data,
         template_path=str(TEMPLATE),
         **{
+            "test": {},
+            "titles": facts["recipe"].get("titles"),
             **facts,
             "model": judged_model(facts),
-            "results": results_table(facts["test"]),
-            "sampled_results": sampled_table(facts["test"]),
+            "results": results_table(metrics) if metrics else "",
+            "sampled_results": sampled_table(metrics),
             "versions": ", ".join(f"{name} {version}" for name, version in facts["versions"].items()),
         },
     )
@@ -179,31 +311,71 @@ def results_table(
 
 def sampled_table(metrics: Mapping[str, Mapping[str, float]]) -> str:
     """The same for popularity-sampled metrics, by the columns of the paper's Table 2; empty where there are none."""
-    if not all(f"mrr_{SAMPLED}" in row for row in metrics.values()):
+    if not metrics or not all(f"mrr_{SAMPLED}" in row for row in metrics.values()):
         return ""
     names = ("hr@1", "hr@5", "hr@10", "ndcg@5", "ndcg@10", "mrr")
     plain = {model: {name: row[f"{name}_{SAMPLED}"] for name in names} for model, row in metrics.items()}
     return results_table(plain, names)
 
 
-def push_checkpoint(folder: str | PathLike, repository: str, *, private: bool = False) -> str:
+def push_checkpoint(
+    folder: str | PathLike,
+    repository: str,
+    *,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    revision: str | None = None,
+    commit_message: str | None = None,
+) -> str:
     """Put a checkpoint on the Hub in one commit: its own files only, none of the Trainer's, no pickle.
+
+    The commit replaces an older checkpoint of the repository, whose files stay in the history.
+
+    Args:
+        folder: A checkpoint.
+        repository: Hub id; without an owner it is yours. Created if there is none.
+        private: Whether to create it private; as its owner has set if not given.
+        token: That of `hf auth login` or HF_TOKEN if not given.
+        revision: Branch to push to; `main` if not given.
+        commit_message: Names the folder if not given.
 
     Returns:
         The address of the commit.
 
     Raises:
-        FileNotFoundError: The folder lacks a file of a checkpoint.
+        FileExistsError: The repository holds a model of another kind.
+        OSError: The folder lacks a file of a checkpoint, or the Hub refuses it or cannot be reached: then no file of
+            the repository has changed.
+        ValueError: The parts of the checkpoint disagree, or the name is none that a repository can have.
     """
-    if not Path(folder).is_dir():
+    folder = Path(folder)
+    if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: expected a checkpoint folder, found none.")
-    check_folder(folder)
-    api = HfApi()
-    api.create_repo(repository, private=private, exist_ok=True)
-    commit = api.upload_folder(
-        repo_id=repository,
-        folder_path=Path(folder),
-        allow_patterns=SHARED,
-        commit_message=f"Upload {Path(folder).name}",
-    )
+    check_checkpoint(folder)
+    if not (folder / "README.md").exists():
+        logger.warning("%s has no README.md: the repository gets no card.", folder)
+    api = HfApi(token=token)
+    with hub_errors(repository):
+        repository = api.create_repo(repository, private=private, exist_ok=True).repo_id
+        try:
+            config = api.hf_hub_download(repository, "config.json", revision=revision)
+            there = json.loads(Path(config).read_text(encoding="utf-8")).get("model_type")
+        except RemoteEntryNotFoundError:
+            there = None
+        ours = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
+        if there not in (None, ours):
+            raise FileExistsError(
+                f"{repository} is taken: it holds a model of type {there!r}, not {ours!r}. Push to another name."
+            )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*data file.*")  # items.parquet belongs to the tokenizer
+            commit = api.upload_folder(
+                repo_id=repository,
+                folder_path=folder,
+                allow_patterns=SHARED,
+                ignore_patterns=SUBFOLDERS,
+                delete_patterns=[*LOADED, FACTS_FILE],  # what the older checkpoint had and this one has not
+                revision=revision,
+                commit_message=commit_message or f"Upload {folder.name}",
+            )
     return str(commit.commit_url)

@@ -1,6 +1,6 @@
 """The configuration of BERT4Rec, and the one place that says which rows of the item table are not items."""
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
@@ -54,6 +54,7 @@ class Bert4RecConfig(PreTrainedConfig):
     """
 
     model_type = "bert4rec"
+    code_files = ("configuration_bert4rec", "modeling_bert4rec")
 
     vocab_size: int = 3419
     hidden_size: int = 64
@@ -78,6 +79,17 @@ class Bert4RecConfig(PreTrainedConfig):
     num_negatives: int = 256
     share_negatives: bool = True
     gbce_calibration: float | int = 0.75
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        # Every saved config.json names the code beside it (`__init__.py` says how it gets there): transformers itself
+        # would name the saved class alone, and AutoModel would not find what AutoModelForMaskedLM finds.
+        kind, (config_file, model_file) = type(self).__name__.removesuffix("Config"), self.code_files
+        self.auto_map = {
+            "AutoConfig": f"{config_file}.{kind}Config",
+            "AutoModel": f"{model_file}.{kind}Model",
+            "AutoModelForMaskedLM": f"{model_file}.{kind}ForMaskedLM",
+        }
 
     def validate_sizes(self) -> None:
         """Refuse shapes that no model can have; `@strict` calls every `validate_*` method on construction."""

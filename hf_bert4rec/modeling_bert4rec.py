@@ -9,6 +9,7 @@ says so: rotary positions, a convolution over neighbouring items, and no predict
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -222,6 +223,24 @@ class Bert4RecPreTrainedModel(PreTrainedModel):
     # the trimmed last layer would break without a word.
     _supports_attention_backend = True
     _can_record_outputs = {"hidden_states": Bert4RecLayer, "attentions": Bert4RecAttention}
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """As for any model of transformers, but a pickle of weights, which can run code, is not read.
+
+        Raises:
+            OSError: There is no `model.safetensors`, among other reasons.
+        """
+        kwargs.setdefault("use_safetensors", True)
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        except OSError as error:
+            if "named model.safetensors" not in str(error):
+                raise
+            raise OSError(
+                f"{pretrained_model_name_or_path}: expected the weights in model.safetensors, found none. A "
+                "pytorch_model.bin is a pickle, which can run code, and is not read: have it saved as safetensors."
+            ) from error
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

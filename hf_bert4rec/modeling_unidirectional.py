@@ -30,6 +30,7 @@ class SasRecConfig(Bert4RecConfig):
     """
 
     model_type = "sasrec"
+    code_files = ("modeling_unidirectional", "modeling_unidirectional")
 
     prediction_head: bool = False
 
@@ -48,6 +49,7 @@ class Gru4RecConfig(Bert4RecConfig):
     """
 
     model_type = "gru4rec"
+    code_files = ("modeling_unidirectional", "modeling_unidirectional")
 
     num_hidden_layers: int = 1
     prediction_head: bool = False

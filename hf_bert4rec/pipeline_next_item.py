@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from transformers import AutoModelForMaskedLM, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from .checkpoint import check_folder, check_sizes
+from .checkpoint import check_sizes, fetch_checkpoint
 from .configuration_bert4rec import SPECIAL_TOKENS
 from .data_collator import pad_rows
 from .resources import keep_freed_memory
@@ -247,17 +247,21 @@ PIPELINE_REGISTRY.register_pipeline(TASK, NextItemRecommendationPipeline, pt_mod
 del NextItemRecommendationPipeline._registered_impl
 
 
-def pipeline(model: str | PathLike, **kwargs: Any) -> NextItemRecommendationPipeline:
+def pipeline(
+    model: str | PathLike, *, revision: str | None = None, token: str | bool | None = None, **kwargs: Any
+) -> NextItemRecommendationPipeline:
     """Load a recommender from a checkpoint folder or a Hub id.
 
     Args:
-        model: Folder or Hub id.
-        **kwargs: As for `transformers.pipeline` (`device`, `revision`, `token`, `batch_size` …), and defaults for the
-            arguments of a call (`top_k`, `exclude_history`, `allow`, `deny`).
+        model: Folder or Hub id. What was downloaded once is there offline too.
+        revision: Branch, tag or commit of a Hub id; `main` if not given.
+        token: For a private repository; that of `hf auth login` or HF_TOKEN if not given.
+        **kwargs: As for `transformers.pipeline` (`device`, `dtype`, `batch_size` …), and defaults for the arguments of
+            a call (`top_k`, `exclude_history`, `allow`, `deny`).
 
     Raises:
-        FileNotFoundError: The folder lacks a file of a checkpoint.
-        ValueError: Weights and tokenizer are of different catalogues.
+        OSError: It is not there, cannot be reached, or lacks a file of a checkpoint; weights that are a pickle count
+            for nothing.
+        ValueError: Weights, config, tokenizer and titles do not belong together.
     """
-    check_folder(model)
-    return transformers.pipeline(TASK, model=str(model), **kwargs)
+    return transformers.pipeline(TASK, model=str(fetch_checkpoint(model, revision, token)), **kwargs)

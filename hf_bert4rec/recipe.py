@@ -56,6 +56,13 @@ class RunArguments:
             "help": "Table whose second column renames the log's ids, in its first; `titles` has the log's ids too."
         },
     )
+    start_from: str | None = field(
+        default=None,
+        metadata={"help": "Checkpoint of another catalogue to start from: its encoder, its sizes, the items of both."},
+    )
+    match_items: Literal["id", "title"] = field(
+        default="id", metadata={"help": "By what items of `start_from` are the same."}
+    )
     terms: str | None = field(default=None, metadata={"help": "Terms of the data, for the card."})
     name: str | None = field(
         default=None, metadata={"help": "Name of the checkpoint; the output folder's if not given."}

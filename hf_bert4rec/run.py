@@ -5,12 +5,10 @@ import hashlib
 import io
 import json
 import logging
-import platform
 import shutil
 import tempfile
 import time
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ from transformers import (
     AutoModelForMaskedLM,
     AutoTokenizer,
     EvalPrediction,
+    PreTrainedModel,
     PrinterCallback,
     ProgressCallback,
     Trainer,
@@ -32,10 +31,12 @@ from transformers import (
 from .baselines import MarkovChain, Popularity
 from .checkpoint import (
     FACTS_FILE,
+    NAMES,
     check_folder,
     check_sizes,
     judged_model,
     last_complete_checkpoint,
+    push_checkpoint,
     results_table,
     save_checkpoint,
 )
@@ -51,7 +52,9 @@ from .recipe import Recipe
 from .resources import check_memory, estimate_memory
 from .sources import EMBEDDED
 from .tokenization import ItemTokenizer, item_tokenizer
+from .trainer import RecommendationTrainer, machine, versions
 from .training import RecommendationTrainingArguments, cloze_training, metrics_of_ranks, next_item_training
+from .transfer import transfer
 
 logger = logging.getLogger(__name__)
 
@@ -59,10 +62,10 @@ EMBEDDED_TERMS = (
     "MovieLens (GroupLens, University of Minnesota): no commercial use without permission, redistribution under the "
     "same terms, please cite Harper and Konstan, 2015, doi:10.1145/2827872."
 )
-ARCHITECTURES: dict[str, tuple[str, type[Bert4RecConfig], type[Bert4RecForMaskedLM]]] = {
-    "bert4rec": ("BERT4Rec", Bert4RecConfig, Bert4RecForMaskedLM),
-    "sasrec": ("SASRec", SasRecConfig, SasRecForMaskedLM),
-    "gru4rec": ("GRU4Rec", Gru4RecConfig, Gru4RecForMaskedLM),
+ARCHITECTURES: dict[str, tuple[type[Bert4RecConfig], type[Bert4RecForMaskedLM]]] = {
+    "bert4rec": (Bert4RecConfig, Bert4RecForMaskedLM),
+    "sasrec": (SasRecConfig, SasRecForMaskedLM),
+    "gru4rec": (Gru4RecConfig, Gru4RecForMaskedLM),
 }
 WHOLE_HISTORY = 2**31 - 1  # longer than any
 
@@ -151,12 +154,14 @@ def trainer_for(recipe: Recipe, tokenizer: ItemTokenizer, histories: DatasetDict
     """
     args = recipe.training
     set_seed(args.seed)
-    _, config_class, model_class = ARCHITECTURES[recipe.run.architecture]
-    config = config_class(
-        vocab_size=len(tokenizer),
-        max_position_embeddings=tokenizer.model_max_length,
-        **dataclasses.asdict(recipe.model),
-    )
+    config_class, model_class = ARCHITECTURES[recipe.run.architecture]
+    options, model = dataclasses.asdict(recipe.model), None
+    if recipe.run.start_from is not None:
+        model = started_from(recipe, tokenizer)
+        config = model.config
+    else:
+        sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": tokenizer.model_max_length}
+        config = config_class(**sizes, **options)
     setup = _setup(recipe, tokenizer)
     estimate = estimate_memory(
         config,
@@ -169,8 +174,8 @@ def trainer_for(recipe: Recipe, tokenizer: ItemTokenizer, histories: DatasetDict
     validation = histories.get("validation")
     if validation is None:  # folded into train: nothing to choose a checkpoint by
         args.eval_strategy, args.load_best_model_at_end = "no", False
-    trainer = Trainer(
-        model_class(config),
+    trainer = RecommendationTrainer(
+        model or model_class(config),
         args,
         train_dataset=histories["train"],
         eval_dataset=validation,
@@ -181,6 +186,23 @@ def trainer_for(recipe: Recipe, tokenizer: ItemTokenizer, histories: DatasetDict
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(EpochLines)
     return trainer
+
+
+def started_from(recipe: Recipe, tokenizer: ItemTokenizer) -> PreTrainedModel:
+    """The model of `start_from` for the catalogue of `tokenizer`, with the options that the recipe gives by name.
+
+    Raises:
+        ValueError: It is of another architecture, or nothing can be taken over.
+    """
+    source = recipe.run.start_from or ""
+    check_folder(source)
+    model, its_tokenizer = AutoModelForMaskedLM.from_pretrained(source), AutoTokenizer.from_pretrained(source)
+    if model.config.model_type != recipe.run.architecture:
+        raise ValueError(
+            f"{source} is a {model.config.model_type}, the recipe's architecture {recipe.run.architecture}."
+        )
+    given = {name: value for name, value in dataclasses.asdict(recipe.model).items() if name in recipe.options}
+    return transfer(model, its_tokenizer, tokenizer, recipe.run.match_items, **given)
 
 
 def run(recipe: Recipe) -> Path | None:
@@ -208,7 +230,7 @@ def run(recipe: Recipe) -> Path | None:
     models = {
         "Popularity": Popularity(whole, len(tokenizer)),
         "Markov chain, first order": MarkovChain(whole, len(tokenizer)),
-        ARCHITECTURES[recipe.run.architecture][0]: trainer,
+        NAMES[recipe.run.architecture]: trainer,
     }
     metrics: dict[str, dict[str, dict[str, float]]] = {split: {} for split in evaluated}
     intervals: dict[str, dict[str, tuple[float, float]]] = {split: {} for split in evaluated}
@@ -217,7 +239,7 @@ def run(recipe: Recipe) -> Path | None:
         for split, rows in evaluated.items():
             metrics[split][name], intervals[split][name] = judge_on(judge, rows)
     facts = {
-        "model": ARCHITECTURES[recipe.run.architecture][0],
+        "model": NAMES[recipe.run.architecture],
         "name": recipe.run.name or Path(args.output_dir).name,
         "data": data,
         **dict(zip(("protocol", "sampled_protocol"), protocol(recipe, len(tokenizer.items)), strict=True)),
@@ -227,8 +249,8 @@ def run(recipe: Recipe) -> Path | None:
         "recipe": recipe.options,
         "seconds": round(seconds, 1),
         "best_checkpoint": Path(trainer.state.best_model_checkpoint or "").name,
-        "machine": f"{args.world_size} × {torch.get_num_threads()} threads of {platform.machine()}, {args.device}",
-        "versions": {name: version(name) for name in ("hf-bert4rec", "transformers", "torch", "datasets")},
+        "machine": machine(args),
+        "versions": versions(),
         "log": log,
     }
     if not trainer.is_world_process_zero():
@@ -237,6 +259,9 @@ def run(recipe: Recipe) -> Path | None:
     save_checkpoint(folder, trainer.model, tokenizer, facts, {"learning_curve.png": draw_curve(facts)})
     for intermediate in Path(args.output_dir).glob("checkpoint-*"):  # only an interrupted run has a use for them
         shutil.rmtree(intermediate)
+    if args.push_to_hub:
+        address = push_checkpoint(folder, trainer.hub_model_id, private=args.hub_private_repo, token=args.hub_token)
+        logger.info("Pushed: %s", address)
     return folder
 
 

@@ -31,7 +31,8 @@ class RecommendationTrainingArguments(TrainingArguments):
     end of training. Without a validation split pass `eval_strategy="no", load_best_model_at_end=False`.
 
     Raises:
-        ValueError: `dataloader_persistent_workers` is set: such workers would never see a new epoch, nor new masks.
+        ValueError: `dataloader_persistent_workers` is set: such workers would never see a new epoch, nor new masks. Or
+            `push_to_hub` with another `hub_strategy` than `end`, which would upload pickles.
     """
 
     learning_rate: float = field(default=3e-3, metadata={"help": "Peak learning rate of AdamW."})
@@ -66,6 +67,9 @@ class RecommendationTrainingArguments(TrainingArguments):
     resume_from_checkpoint: str | None = field(
         default=None, metadata={"help": "true: go on from the newest complete checkpoint; or the path of one."}
     )
+    hub_strategy: str = field(
+        default="end", metadata={"help": "Must stay end: checkpoints on the way hold the optimiser's state in pickles."}
+    )
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off: the collator reads them."})
 
     def __post_init__(self) -> None:
@@ -74,6 +78,10 @@ class RecommendationTrainingArguments(TrainingArguments):
             raise ValueError(
                 "dataloader_persistent_workers keeps the masks of the first epoch for ever: leave it off (masks are a "
                 "function of the epoch, which is sent to new workers)."
+            )
+        if self.push_to_hub and self.hub_strategy != "end":
+            raise ValueError(
+                "This hub_strategy would upload the optimiser's state on the way, which is a pickle: leave it at 'end'."
             )
 
 

@@ -1,8 +1,9 @@
-"""Measure training and recommendation: one JSON line a measurement, a table beside others, and how cost grows.
+"""Measure training, recommending and evaluating: a JSON line a measurement, a table beside others, how cost grows.
 
     python scripts/benchmark.py train --data ml-1m.txt --length 200 --batch 256 --steps 10 >> results.jsonl
     python scripts/benchmark.py train --data synthetic-1m --length 50 --batch 128 --steps 3 --loss gbce >> results.jsonl
     python scripts/benchmark.py recommend --data ml-1m.txt --users 2000 --k 10 >> results.jsonl
+    python scripts/benchmark.py evaluate --data ml-1m.txt --users 6040 --threads 2 >> results.jsonl
     python scripts/benchmark.py table results.jsonl
     python scripts/benchmark.py scale scaling.jsonl     # over catalogue, length, batch and threads: 20 minutes
     python scripts/benchmark.py plot scaling.jsonl scaling.png
@@ -46,6 +47,7 @@ from transformers import Trainer, TrainerCallback, set_seed
 
 import hf_bert4rec as package
 from hf_bert4rec.pipeline_next_item import DEFAULT_BATCH_SIZE
+from hf_bert4rec.run import ranks_on
 
 STARTED = time.perf_counter()
 WARMUP = 3  # steps before the timed ones
@@ -221,6 +223,30 @@ def recommend(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def evaluate(args: argparse.Namespace) -> dict[str, Any]:
+    """Time the full ranking of test targets, histories excluded, by the stock Trainer and a model as in `recommend`."""
+    interactions = read(args)
+    tokenizer = package.item_tokenizer(interactions, max_length=args.length)
+    rows = package.leave_one_out(interactions, tokenizer)["test"].select(range(args.users))
+    model = package.Bert4RecForMaskedLM(configuration(args, len(tokenizer)))
+    wall = []
+    with tempfile.TemporaryDirectory() as folder:
+        settings = package.RecommendationTrainingArguments(
+            folder, per_device_eval_batch_size=args.batch, disable_tqdm=True, use_cpu=args.device == "cpu"
+        )
+        trainer = Trainer(model, settings, eval_dataset=rows, **package.cloze_training(tokenizer))
+        for _ in range(1 + args.repeats):
+            mark = time.perf_counter()
+            ranks_on(trainer, rows)
+            wall.append(time.perf_counter() - mark)
+    return {
+        "users_per_second": round(rows.num_rows / statistics.median(wall[1:]), 1),
+        "seconds": round(statistics.median(wall[1:]), 2),
+        "users": rows.num_rows,
+        "includes": "batches from the test rows, the model, its loss and the rank of each target in the catalogue",
+    }
+
+
 def memory() -> float:
     """Resident memory in GB."""
     return psutil.Process().memory_info().rss / 1e9
@@ -257,7 +283,7 @@ def measure(args: argparse.Namespace) -> None:
                 os._exit(3)
 
     threading.Thread(target=watch, daemon=True).start()
-    finish(**(train if args.what == "train" else recommend)(args))
+    finish(**{"train": train, "recommend": recommend, "evaluate": evaluate}[args.what](args))
     done.set()
 
 
@@ -387,14 +413,14 @@ def parse() -> argparse.Namespace:
     """The options; those of train and recommend are the same for every package that is compared."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="what", required=True)
-    for what in ("train", "recommend"):
+    for what in ("train", "recommend", "evaluate"):
         command = commands.add_parser(what, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
         command.add_argument("--data", required=True, help=f"file of lines `user item`, or {', '.join(SYNTHETIC)}")
         command.add_argument("--hidden", type=int, default=64)
         command.add_argument("--layers", type=int, default=2)
         command.add_argument("--heads", type=int, default=2)
         command.add_argument("--length", type=int, default=200, help="items kept of a history")
-        command.add_argument("--batch", type=int, default=256 if what == "train" else DEFAULT_BATCH_SIZE)
+        command.add_argument("--batch", type=int, default=DEFAULT_BATCH_SIZE if what == "recommend" else 256)
         command.add_argument("--mask-prob", type=float, default=0.2)
         command.add_argument("--steps", type=int, default=30, help=f"timed steps, after {WARMUP} to warm up")
         command.add_argument("--users", type=int, default=2000)

@@ -189,14 +189,13 @@ def results(config: dict[str, Any], judged: dict[str, tuple[dict[str, Any], Judg
 def sampled(config: dict[str, Any], judged: dict[str, tuple[dict[str, Any], Judgement]]) -> str:
     """The popularity-sampled metrics, by the columns of the paper's Table 2, the published ones beside."""
     lines = []
-    for name, (facts, _) in judged.items():
-        row = facts["figures"]
+    for name in dict.fromkeys([*judged, *config.get("published", {})]):
+        row = judged[name][0]["figures"] if name in judged else {}
         if f"mrr_{SAMPLED}" in row:
             lines.append([name, *(f"{row[f'{column}_{SAMPLED}']:.4f}" for column in SAMPLED_COLUMNS)])
         for source, figure in config.get("published", {}).get(name, {}).items():
-            lines.append(
-                [f"… {source}", *(f"{figure[column]:.4f}" if column in figure else "" for column in SAMPLED_COLUMNS)]
-            )
+            known = (f"{figure[column]:.4f}" if column in figure else "" for column in SAMPLED_COLUMNS)
+            lines.append([f"{name} in {source}", *known])
     return markdown(["model", *(column.upper() for column in SAMPLED_COLUMNS)], lines) if lines else ""
 
 

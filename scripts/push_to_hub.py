@@ -1,4 +1,4 @@
-"""Put a checkpoint on the Hugging Face Hub in one commit: weights, config, tokenizer, titles, card and run facts.
+"""Put a checkpoint on the Hugging Face Hub in one commit: weights, config, tokenizer, titles, code, card and run facts.
 
 hf auth login
 python scripts/push_to_hub.py runs/ml-latest-small/model your-name/bert4rec-ml-latest-small
@@ -16,4 +16,4 @@ if __name__ == "__main__":
     parser.add_argument("--private", action="store_true", help="Create a private repository.")
     args = parser.parse_args()
     with plain_errors():
-        print(push_checkpoint(args.checkpoint, args.repository, private=args.private))
+        print(push_checkpoint(args.checkpoint, args.repository, private=args.private or None))

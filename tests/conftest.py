@@ -2,19 +2,26 @@
 
 import logging
 import os
+import socket
 
+with socket.socket() as free:  # where tests/hub_server.py listens when a test wants it; nothing else can be reached
+    free.bind(("127.0.0.1", 0))
+    os.environ["HF_ENDPOINT"] = f"http://127.0.0.1:{free.getsockname()[1]}"
+os.environ["HF_HUB_DISABLE_XET"] = "1"
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # before torch
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["HF_UPDATE_DOWNLOAD_COUNTS"] = "0"
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
+import huggingface_hub
 import pytest
 import torch
 from datasets import Dataset, disable_progress_bars
 from hypothesis import settings
 
 from hf_bert4rec import Bert4RecConfig, Bert4RecForMaskedLM, item_tokenizer
+from tests.hub_server import TOKEN, running_hub
 
 disable_progress_bars()
 logging.getLogger("hf_bert4rec").propagate = True  # for caplog
@@ -45,6 +52,18 @@ def model(tokenizer) -> Bert4RecForMaskedLM:
     """A small model for `tokenizer` whose sizes all differ; seeded, in evaluation mode."""
     torch.manual_seed(0)
     return Bert4RecForMaskedLM(small_config(len(tokenizer), 5)).eval()
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A Hub with nobody's repositories; the client is logged in to it, and its cache is empty."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)  # between tries
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    with running_hub(os.environ["HF_ENDPOINT"]) as hub:
+        yield hub
+        huggingface_hub.close_session()  # its connections lead to this server
 
 
 def small_config(vocab_size: int = 29, max_position_embeddings: int = 11, **changes) -> Bert4RecConfig:

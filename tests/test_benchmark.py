@@ -51,6 +51,12 @@ def test_recommending_gives_the_line_of_the_other_harnesses(log):
     assert (line["users"], line["k"]) == (20, 3)
 
 
+def test_evaluating_gives_a_line_too(log):
+    line = measure("evaluate", "--data", log, "--length", "8", "--users", "20", "--hidden", "8", "--batch", "7")
+    assert set(line) >= HARNESS | {"users_per_second", "seconds", "users", "includes"}
+    assert line["users"] == 20
+
+
 def test_drawn_histories_hold_every_item_and_follow_zipfs_law(benchmark):
     table = benchmark.synthetic(items=100, users=500, length=20)
     assert table["user"].value_counts().field("counts").to_pylist() == [20] * 500

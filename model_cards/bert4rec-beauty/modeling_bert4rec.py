@@ -1,0 +1,398 @@
+"""BERT4Rec: a bidirectional Transformer encoder over a user's history, with a masked-item head.
+
+Read it bottom-up: embeddings, attention, feed-forward, layer, encoder, head. The file imports the configuration and the
+loss only, so that the three can travel with the weights as remote code. What differs from BERT: no token types and no
+pooler; the special rows take no part in the softmax over the items; and the last layer and the head run on the scored
+positions only (`logits_to_keep`), since nothing reads the others. What differs from the paper where the configuration
+says so: rotary positions, a convolution over neighbouring items, and no prediction head.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, initialization
+from transformers.activations import ACT2FN
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutput, MaskedLMOutput
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.bert.modeling_bert import eager_attention_forward
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_bert4rec import SPECIAL_TOKENS, Bert4RecConfig
+from .item_loss import item_loss
+
+
+class Dropout(nn.Dropout):
+    """Dropout whose mask is cut from random words of 64 bits, four elements a word.
+
+    On a CPU torch draws every element by itself: a step is 1.04 times faster without, 1.2 times in bfloat16.
+    """
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        dropped = round(self.p * 2**16)  # of the 2^16 values that a quarter of a word can have
+        device, ours = hidden_states.device, self.training and 0 < dropped < 2**16
+        if not ours or device.type != "cpu" or torch.compiler.is_compiling():
+            return super().forward(hidden_states)
+        words = torch.empty(-(-hidden_states.numel() // 4), dtype=torch.int64, device=device).random_(-(2**63), None)
+        kept = words.view(torch.int16)[: hidden_states.numel()].view_as(hidden_states) >= dropped - 2**15
+        return hidden_states * kept.to(hidden_states.dtype).mul_(2**16 / (2**16 - dropped))
+
+
+class Bert4RecEmbeddings(nn.Module):
+    """Item plus learned absolute position, position 0 being the oldest item (paper, section 3.4).
+
+    With `conv_kernel_size` each position starts from the items beside it as well: a [MASK] has no item of its own to
+    start from, which the last position of a causal model has.
+    """
+
+    def __init__(self, config: Bert4RecConfig) -> None:
+        super().__init__()
+        self.item_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        size, channels = config.conv_kernel_size, config.hidden_size
+        self.convolution = None
+        if size is not None:
+            self.convolution = nn.Conv1d(channels, channels, size, padding=size // 2, groups=channels, bias=False)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = Dropout(config.hidden_dropout_prob)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None,
+        inputs_embeds: torch.Tensor | None,
+        attention_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        if inputs_embeds is None:
+            inputs_embeds = self.item_embeddings(input_ids)
+        length, limit = inputs_embeds.shape[1], self.position_embeddings.num_embeddings
+        if length > limit:
+            raise ValueError(
+                f"Expected at most {limit} positions (max_position_embeddings), found {length}: keep the newest items."
+            )
+        if self.convolution is not None:
+            if attention_mask is not None:  # the newest item has no neighbour in the padding
+                if attention_mask.ndim != 2:
+                    raise ValueError(
+                        "With `conv_kernel_size` expected an attention_mask of (batch, length), which says what is "
+                        f"padding, found {attention_mask.ndim} dimensions."
+                    )
+                inputs_embeds = inputs_embeds.masked_fill(attention_mask.unsqueeze(-1) == 0, 0)
+            inputs_embeds = self.convolution(inputs_embeds.transpose(1, 2)).transpose(1, 2)
+        return self.dropout(self.norm(inputs_embeds + self.position_embeddings.weight[:length]))
+
+
+def rotate(states: torch.Tensor, positions: torch.Tensor, theta: float) -> torch.Tensor:
+    """Turn query or key vectors by their positions, so that their products depend on distances (Su et al., 2021).
+
+    Args:
+        states: (batch, heads, positions, head_dim).
+        positions: (positions,) or (batch, positions), counted from the oldest item.
+        theta: Pair i of the numbers of a head turns once in 2π · theta^(2i / head_dim) positions.
+
+    Returns:
+        As `states`.
+    """
+    half = states.shape[-1] // 2
+    steps = torch.arange(half, device=states.device) / half
+    angles = positions.unsqueeze(-1) / theta**steps  # ([batch,] positions, half)
+    cos, sin = (wave.unsqueeze(-3).to(states.dtype) for wave in (angles.cos(), angles.sin()))
+    first, second = states.split(half, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+
+class Bert4RecAttention(nn.Module):
+    """Multi-head attention from some positions, the queries, to all positions of a history (paper, equation 2)."""
+
+    def __init__(self, config: Bert4RecConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.scaling = self.head_dim**-0.5
+        self.attention_dropout = config.attention_probs_dropout_prob
+        self.is_causal = False
+        self.rope_theta = config.rope_theta
+        self.query = nn.Linear(config.hidden_size, config.hidden_size)
+        self.key = nn.Linear(config.hidden_size, config.hidden_size)
+        self.value = nn.Linear(config.hidden_size, config.hidden_size)
+        self.output = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,  # (batch, length, hidden)
+        queries: torch.Tensor,  # (batch, kept, hidden)
+        attention_mask: torch.Tensor | None = None,
+        kept: torch.Tensor | None = None,  # (batch, kept) positions of the queries; all if None
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        query, key, value = (
+            project(states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (batch, heads, positions, head_dim)
+            for project, states in ((self.query, queries), (self.key, hidden_states), (self.value, hidden_states))
+        )
+        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        # On a CPU attention in bfloat16 is slow, its backward pass above all: autocast stays out of it (1.4 times).
+        if torch.is_autocast_enabled("cpu"):
+            query, key, value = query.float(), key.float(), value.float()
+        if self.rope_theta is not None:
+            positions = torch.arange(hidden_states.shape[1], device=hidden_states.device)
+            query = rotate(query, positions if kept is None else kept, self.rope_theta)
+            key = rotate(key, positions, self.rope_theta)
+        with torch.autocast("cpu", enabled=False):
+            attn_output, attn_weights = attention_interface(
+                self,
+                query,
+                key,
+                value,
+                attention_mask,
+                dropout=self.attention_dropout if self.training else 0.0,
+                scaling=self.scaling,
+                **kwargs,
+            )
+        return self.output(attn_output.flatten(2)), attn_weights
+
+
+class Bert4RecMLP(nn.Module):
+    """Position-wise feed-forward network (paper, equation 3)."""
+
+    def __init__(self, config: Bert4RecConfig) -> None:
+        super().__init__()
+        self.intermediate = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.act = ACT2FN[config.hidden_act]
+        self.output = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.output(self.act(self.intermediate(hidden_states)))
+
+
+class Bert4RecLayer(GradientCheckpointingLayer):
+    """Attention and feed-forward, each with dropout, residual and layer normalisation after it (paper, section 3.3)."""
+
+    def __init__(self, config: Bert4RecConfig) -> None:
+        super().__init__()
+        self.attention = Bert4RecAttention(config)
+        self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = Bert4RecMLP(config)
+        self.mlp_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = Dropout(config.hidden_dropout_prob)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        queries: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        kept: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
+        attn_output, _ = self.attention(hidden_states, queries, attention_mask, kept, **kwargs)
+        queries = self.attention_norm(queries + self.dropout(attn_output))
+        return self.mlp_norm(queries + self.dropout(self.mlp(queries)))
+
+
+class Bert4RecPreTrainedModel(PreTrainedModel):
+    """What every BERT4Rec model shares: configuration, initialisation, and which backends it supports."""
+
+    config: Bert4RecConfig
+    base_model_prefix = "model"
+    _input_embed_layer = "item_embeddings"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["Bert4RecEmbeddings", "Bert4RecLayer"]
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    # Flash attention is left out: transformers' unpadding assumes left padding where queries are fewer than keys, which
+    # the trimmed last layer would break without a word.
+    _supports_attention_backend = True
+    _can_record_outputs = {"hidden_states": Bert4RecLayer, "attentions": Bert4RecAttention}
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """As for any model of transformers, but a pickle of weights, which can run code, is not read.
+
+        Raises:
+            OSError: There is no `model.safetensors`, among other reasons.
+        """
+        kwargs.setdefault("use_safetensors", True)
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        except OSError as error:
+            if "named model.safetensors" not in str(error):
+                raise
+            raise OSError(
+                f"{pretrained_model_name_or_path}: expected the weights in model.safetensors, found none. A "
+                "pytorch_model.bin is a pickle, which can run code, and is not read: have it saved as safetensors."
+            ) from error
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)  # biases 0, layer normalisations 1
+        if isinstance(module, (nn.Linear, nn.Embedding)):
+            std = self.config.initializer_range
+            initialization.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
+        if isinstance(module, nn.Conv1d):  # a position starts as its own item, and a quarter of those beside it
+            size = module.weight.shape[-1]
+            offsets = (torch.arange(size) - size // 2).abs()
+            start = torch.where(offsets == 1, 0.25, (offsets == 0).float())
+            initialization.copy_(module.weight, start.expand_as(module.weight))
+
+
+class Bert4RecModel(Bert4RecPreTrainedModel):
+    """The bidirectional encoder: a history in, one hidden state a position out."""
+
+    def __init__(self, config: Bert4RecConfig) -> None:
+        super().__init__(config)
+        self.embeddings = Bert4RecEmbeddings(config)
+        self.layers = nn.ModuleList(Bert4RecLayer(config) for _ in range(config.num_hidden_layers))
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        logits_to_keep: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutput:
+        """Encode a batch of histories.
+
+        Args:
+            input_ids: (batch, length) rows of the item table, oldest item first, padding on the right.
+            attention_mask: (batch, length), 1 = real item, 0 = padding. All real if not given.
+            inputs_embeds: (batch, length, hidden) instead of `input_ids`.
+            logits_to_keep: (batch, kept) positions to encode. The last layer runs on these alone, so the last hidden
+                state, and with it the last of `hidden_states`, is (batch, kept, hidden). All positions if not given.
+
+        Returns:
+            `BaseModelOutput` whose `last_hidden_state` is (batch, length or kept, hidden).
+
+        Raises:
+            ValueError: Not exactly one of `input_ids` and `inputs_embeds`, more than `max_position_embeddings`, or
+                with `conv_kernel_size` an attention mask of another shape.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Pass exactly one of `input_ids` and `inputs_embeds`.")
+        hidden_states = self.embeddings(input_ids, inputs_embeds, attention_mask)
+        mask = create_bidirectional_mask(self.config, hidden_states, attention_mask)
+        for layer in self.layers[:-1]:
+            hidden_states = layer(hidden_states, hidden_states, mask, **kwargs)
+
+        queries = hidden_states
+        if logits_to_keep is not None:  # 2.4 times faster to train (with the head), the same numbers
+            queries = hidden_states.take_along_dim(logits_to_keep[..., None], dim=1)  # (batch, kept, hidden)
+            mask = create_bidirectional_mask(self.config, queries, attention_mask, encoder_hidden_states=hidden_states)
+        return BaseModelOutput(
+            last_hidden_state=self.layers[-1](hidden_states, queries, mask, logits_to_keep, **kwargs)
+        )
+
+
+class Bert4RecPredictionHead(nn.Module):
+    """Dense, activation and layer normalisation before the item table (the published code; equation 7 has no norm)."""
+
+    def __init__(self, config: Bert4RecConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.act = ACT2FN[config.hidden_act]
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.act(self.dense(hidden_states)))
+
+
+def scored_positions(labels: torch.Tensor) -> torch.Tensor:
+    """Positions with a label, (batch, kept), `kept` being the most of any row; shorter rows are filled up with others.
+
+    The others keep their label of -100, so each label is still counted once.
+    """
+    unscored = labels == -100
+    kept = max(1, int((~unscored).sum(dim=-1).max()))
+    return unscored.int().argsort(dim=-1, stable=True)[:, :kept]
+
+
+class Bert4RecForMaskedLM(Bert4RecPreTrainedModel):
+    """BERT4Rec with its masked-item head, tied to the item table. Next-item prediction is a [MASK] at the end."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.embeddings.item_embeddings.weight"}
+
+    def __init__(self, config: Bert4RecConfig) -> None:
+        super().__init__(config)
+        self.model = Bert4RecModel(config)
+        self.prediction_head = Bert4RecPredictionHead(config) if config.prediction_head else nn.Identity()
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
+        self.post_init()
+        if config.tie_word_embeddings:  # else the Trainer warns of a missing weight when it restores a checkpoint
+            self._keys_to_ignore_on_save.add("lm_head.weight")
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        logits_to_keep: torch.Tensor | None = None,
+        history: torch.Tensor | None = None,
+        candidates: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> MaskedLMOutput:
+        """Score items at the positions of a batch of histories.
+
+        Args:
+            input_ids: As for `Bert4RecModel`, like the next two.
+            attention_mask: 1 = real item, 0 = padding.
+            inputs_embeds: Instead of `input_ids`.
+            labels: (batch, length) the true item where `input_ids` has [MASK], -100 where nothing is scored.
+            logits_to_keep: (batch, kept) positions to score. With `labels` and without this it is found from the
+                labels, except under torch.compile, whose graph cannot depend on a count: there all are scored.
+            history: Passed over. It rides along in the batch for the metrics, which exclude it from the ranking.
+            candidates: Passed over, like `history`: sampled metrics rank the target among them.
+            num_items_in_batch: Scored positions over all the steps and processes of a batch; the Trainer passes it.
+
+        Returns:
+            `MaskedLMOutput`: `loss` with `labels`; `logits` (batch, length or kept, rows), with the special rows at
+            the lowest finite value. In training with `labels` there are no logits: they would be the largest tensor.
+
+        Raises:
+            ValueError: As for `Bert4RecModel`.
+        """
+        if labels is not None and logits_to_keep is None and not torch.compiler.is_compiling():
+            logits_to_keep = scored_positions(labels)
+        if labels is not None and logits_to_keep is not None:
+            labels = labels.take_along_dim(logits_to_keep, dim=1)
+
+        outputs = self.model(input_ids, attention_mask, inputs_embeds, logits_to_keep, **kwargs)
+        hidden_states = self.prediction_head(outputs.last_hidden_state)
+        loss = logits = None
+        if labels is not None:
+            loss = item_loss(
+                self.config,
+                hidden_states,
+                self.lm_head.weight,
+                self.lm_head.bias,
+                labels,
+                num_items_in_batch,
+                loss=None if self.training else "softmax",  # to judge by the same loss, whatever it was trained with
+            )
+        if labels is None or not self.training:
+            logits = self._item_logits(hidden_states)
+        return MaskedLMOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+    def score_items(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Logits (…, rows) of all items for last hidden states (…, hidden) of the encoder, as in `forward`."""
+        return self._item_logits(self.prediction_head(hidden_states))
+
+    def _item_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(hidden_states.device.type, enabled=False):  # ties in bfloat16 would decide the ranks
+            logits = self.lm_head(hidden_states.to(self.lm_head.weight.dtype))
+        logits[..., : len(SPECIAL_TOKENS)] = torch.finfo(logits.dtype).min
+        return logits
