@@ -67,6 +67,17 @@ ARCHITECTURES: dict[str, tuple[type[Bert4RecConfig], type[Bert4RecForMaskedLM]]]
     "sasrec": (SasRecConfig, SasRecForMaskedLM),
     "gru4rec": (Gru4RecConfig, Gru4RecForMaskedLM),
 }
+WITHOUT_WEIGHTS = (
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "loss",
+    "loss_chunk_size",
+    "num_negatives",
+    "share_negatives",
+    "gbce_calibration",
+)
+"""Options of a model that one may change when it goes on from a checkpoint."""
+
 WHOLE_HISTORY = 2**31 - 1  # longer than any
 
 
@@ -189,7 +200,9 @@ def trainer_for(recipe: Recipe, tokenizer: ItemTokenizer, histories: DatasetDict
 
 
 def started_from(recipe: Recipe, tokenizer: ItemTokenizer) -> PreTrainedModel:
-    """The model of `start_from` for the catalogue of `tokenizer`, with the options that the recipe gives by name.
+    """The model of `start_from` for the catalogue of `tokenizer`, with dropout and loss as the recipe names them.
+
+    What decides about weights is the checkpoint's; where the recipe says otherwise it is told, and mended.
 
     Raises:
         ValueError: It is of another architecture, or nothing can be taken over.
@@ -202,7 +215,13 @@ def started_from(recipe: Recipe, tokenizer: ItemTokenizer) -> PreTrainedModel:
             f"{source} is a {model.config.model_type}, the recipe's architecture {recipe.run.architecture}."
         )
     given = {name: value for name, value in dataclasses.asdict(recipe.model).items() if name in recipe.options}
-    return transfer(model, its_tokenizer, tokenizer, recipe.run.match_items, **given)
+    changes = {name: value for name, value in given.items() if name in WITHOUT_WEIGHTS}
+    overruled = [name for name in given.keys() - changes if given[name] != getattr(model.config, name)]
+    if overruled:
+        recipe.options |= {name: getattr(model.config, name) for name in overruled}
+        told = ", ".join(f"{name} {recipe.options[name]}" for name in sorted(overruled))
+        logger.warning("%s decides about the weights, not the recipe: %s.", source, told)
+    return transfer(model, its_tokenizer, tokenizer, recipe.run.match_items, **changes)
 
 
 def run(recipe: Recipe) -> Path | None:

@@ -99,13 +99,8 @@ def test_ranks_come_in_the_order_of_the_rows_whatever_their_lengths(trained, bat
 
 
 def test_a_run_can_start_from_the_checkpoint_of_another_catalogue(trained, tmp_path, caplog):
-    options = [
-        "--start_from",
-        str(trained),
-        "--hidden_dropout_prob=0.1",
-        "--num_train_epochs=1",
-        "--learning_rate=1e-9",
-    ]
+    options = ["--start_from", str(trained), "--hidden_dropout_prob=0.1", "--conv_kernel_size=3"]
+    options += ["--num_train_epochs=1", "--learning_rate=1e-9"]
     recipe = recipe_for(tmp_path, *options)
     (tmp_path / "log.csv").write_text(LOG.replace("i3,", "new,"))
     folder = run(recipe)
@@ -119,6 +114,8 @@ def test_a_run_can_start_from_the_checkpoint_of_another_catalogue(trained, tmp_p
         )
         torch.testing.assert_close(before, after, atol=1e-6, rtol=0)
     assert new.config.hidden_dropout_prob == 0.1
+    assert "decides about the weights, not the recipe: conv_kernel_size None." in caplog.text
+    assert json.loads((folder / "run_facts.json").read_text())["recipe"]["conv_kernel_size"] is None
     with pytest.raises(ValueError, match="is a bert4rec, the recipe's architecture sasrec"):
         run(recipe_for(tmp_path, *options, "--architecture=sasrec", f"--output_dir={tmp_path}/other"))
 
