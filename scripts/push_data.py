@@ -27,8 +27,4 @@ if __name__ == "__main__":
     args, options = parser.parse_known_args()
     recipe = parse_recipe([args.config, *options])
     with plain_errors():
-        print(
-            push_data(
-                recipe, args.repository, may_share=args.i_may_share_this_data, private=args.private or None
-            )
-        )
+        print(push_data(recipe, args.repository, may_share=args.i_may_share_this_data, private=args.private or None))

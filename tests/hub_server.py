@@ -1,7 +1,8 @@
 """A small Hugging Face Hub on the loopback address: what the real client asks of it to push and load.
 
 It keeps repositories and commits in memory, those of data and Spaces under the names `datasets/org/name` and
-`spaces/org/name`, and takes safetensors and Parquet as LFS objects, as the Hub does. A fault that a test sets (`cut_downloads`, `refuse_uploads`, `lose_commits`) stays until the test takes it back.
+`spaces/org/name`, and takes safetensors and Parquet as LFS objects, as the Hub does. A fault that a test sets
+(`cut_downloads`, `refuse_uploads`, `lose_commits`) stays until the test takes it back.
 """
 
 import base64

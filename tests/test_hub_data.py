@@ -1,7 +1,7 @@
 """Histories and the metric, pushed to a Hub and loaded from it through the real clients and command lines."""
 
 import re
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from hf_bert4rec.hub_data import push_data
 from hf_bert4rec.recipe import parse_recipe
 from hf_bert4rec.run import prepare
 from tests.hub_server import OWNER, commit_id
-from tests.test_hub import ROOT, child_environment, hf
+from tests.test_hub import ROOT, hf
 
 NAME = f"{OWNER}/histories"
 FILES = {
@@ -41,7 +41,7 @@ def config(interactions, tmp_path) -> Path:
     """A recipe of one's own log, in which u1 has a history longer than what the model takes."""
     interactions.to_csv(tmp_path / "mine.csv")
     (tmp_path / "titles.csv").write_text("item,title\na,Alpha\nc,Gamma\n")
-    options = {"data": str(tmp_path / "mine.csv"), "titles": str(tmp_path / "titles.csv"), "max_length": 3}
+    options = {"data": str(tmp_path / "mine.csv"), "titles": str(tmp_path / "titles.csv"), "max_length": 2}
     path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump({**options, "output_dir": str(tmp_path / "run"), "terms": "Ours, CC BY 4.0."}))
     return path
@@ -68,8 +68,8 @@ def test_the_same_rows_and_columns_come_back_nulls_and_lists_too(hub, config, tm
         assert found[split].to_list() == rows.to_list()
     assert {"labels": None, "history": None}.items() <= found["train"][0].items()
     assert found["test"][0] == {
-        "row": 0, "user": "u1", "input_ids": [5, 6, 1], "timestamps": [30, 40, 50], "labels": [-100, -100, 7],
-        "history": [3, 4, 5, 6], "length": 3,
+        "row": 0, "user": "u1", "input_ids": [6, 1], "timestamps": [40, 50], "labels": [-100, 7],
+        "history": [3, 4, 5, 6], "length": 2,
     }  # fmt: skip
 
 
@@ -78,14 +78,14 @@ def test_the_tokenizer_of_the_repository_names_the_items(hub, config):
     tokenizer = AutoTokenizer.from_pretrained(snapshot_download(NAME, repo_type="dataset") + "/tokenizer")
     assert tokenizer.decode_items([3, 4, 5, 6, 7]) == ["a", "b", "c", "d", "e"]
     assert tokenizer.titles == ["Alpha", None, "Gamma", None, None]
-    assert tokenizer.model_max_length == 3
+    assert tokenizer.model_max_length == 2
 
 
 def test_the_python_of_the_card_runs_as_it_is_printed(hub, config, tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
     push_data(parse_recipe([str(config)]), NAME, may_share=True)
     card = DatasetCard.load(NAME)
-    names = {"datasets": datasets, "AutoTokenizer": AutoTokenizer, "snapshot_download": snapshot_download}
+    names: dict = {}
     exec(re.findall(r"```python\n(.*?)```", card.text, re.DOTALL)[0], names)
     assert names["histories"]["test"].num_rows == 3
     assert len(names["tokenizer"]) == 8
@@ -101,13 +101,13 @@ def test_the_card_is_valid_and_tells_what_is_known(hub, config):
     ]  # fmt: skip
     for words in (
         "14 actions of\n4 users on 5 items. Made from mine.csv",
-        "| train | 6 |\n| validation | 3 |\n| test | 3 |",
+        "| train | 5 |\n| validation | 3 |\n| test | 3 |",
         "Protocol: leave-one-out (every user's last item), ranked among all 5 items, history excluded.",
-        "max_length: 3",
+        "max_length: 2",
         "- `user`: raw id\n",
         "- `labels`: null in train (the collator masks); else -100, and the target at the [MASK]\n",
         "those of [PAD], [MASK], [UNK] are 0 to 2.",
-        "What must not happen was looked for and not found:\n\n- train: 0 of 6 rows (0.0%) hold an action later than",
+        "What must not happen was looked for and not found:\n\n- train: 0 of 5 rows (0.0%) hold an action later than",
         "- test: 0 of 3 rows (0.0%) have an input later than the target\n",
         "- test: 3 of 3 rows (100.0%) are of users who are trained on as well\n",
         "sha256 `",
@@ -154,24 +154,24 @@ def test_the_embedded_data_go_up_unasked_with_their_terms(hub, config):
 
 
 def test_other_data_are_not_pushed_by_accident(hub, config):
-    with pytest.raises(PermissionError, match=r"mine\.csv does not travel.* Its terms: Ours, CC BY 4\.0\..*--i_may_share"):
+    with pytest.raises(
+        PermissionError, match=r"mine\.csv does not travel.* Its terms: Ours, CC BY 4\.0\..*--i_may_share"
+    ):
         push_data(parse_recipe([str(config)]), NAME)
     with pytest.raises(PermissionError, match=r"titles\.csv does not travel.* Nothing is recorded of its terms\."):
         push_data(parse_recipe([str(config), "--data=ml-latest-small", "--terms=none"]), NAME)
     assert hub.requests == []
 
 
-def test_the_script_asks_too_and_prints_the_address(hub, config):
-    command = [sys.executable, str(ROOT / "scripts" / "push_data.py"), str(config), NAME, "--max_length", "4"]
-    refused = subprocess.run(command, capture_output=True, text=True, env=child_environment())
-    assert refused.returncode == 1
-    assert refused.stderr.startswith("push_data.py: error: ")
-    assert refused.stderr.endswith("If you may share all that, say so: --i_may_share_this_data\n")
+def test_the_script_asks_too_and_prints_the_address(hub, config, monkeypatch, capsys):
+    script, options = ROOT / "scripts" / "push_data.py", [str(config), NAME, "--max_length", "4"]
+    monkeypatch.setattr(sys, "argv", [str(script), *options])
+    with pytest.raises(SystemExit, match=r"^push_data\.py: error: .*say so: --i_may_share_this_data$"):
+        runpy.run_path(str(script), run_name="__main__")
     assert hub.repositories == {}
-    command += ["--private", "--i_may_share_this_data"]
-    finished = subprocess.run(command, capture_output=True, text=True, env=child_environment())
-    assert finished.returncode == 0, finished.stderr
-    assert finished.stdout.strip() == f"{hub.url}/datasets/{NAME}/commit/{commit_id(1)}"
+    monkeypatch.setattr(sys, "argv", [str(script), *options, "--private", "--i_may_share_this_data"])
+    runpy.run_path(str(script), run_name="__main__")
+    assert capsys.readouterr().out.strip() == f"{hub.url}/datasets/{NAME}/commit/{commit_id(1)}"
     assert hub.repositories[f"datasets/{NAME}"].private
     assert "max_length: 4" in DatasetCard.load(NAME).text
 
@@ -207,8 +207,8 @@ def test_candidates_which_training_rows_lack_are_refused_before_anything_is_read
 
 def test_the_line_of_the_readme_pushes_the_metric_and_evaluate_loads_it_from_there(hub, tmp_path):
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    line = re.search(r"^hf upload your-name/next_item (\S+) \. --repo-type space", readme, re.MULTILINE)
-    pushed = hf("upload", f"{OWNER}/next_item", str(ROOT / line[1]), ".", "--repo-type", "space")
+    line = re.search(r"^hf (upload your-name/next_item .+?)  #", readme, re.MULTILINE)[1]
+    pushed = hf(*line.replace("your-name", OWNER).replace("hf_bert4rec", str(ROOT / "hf_bert4rec")).split())
     assert pushed.returncode == 0, pushed.stderr
     assert set(hub.repositories[f"spaces/{OWNER}/next_item"].files) == {"README.md", "next_item.py"}
     hub.requests.clear()
