@@ -104,7 +104,7 @@ def check_terms(recipe: Recipe, may_share: bool) -> None:
     if foreign and not may_share:
         known = f"Its terms: {recipe.run.terms}" if recipe.run.terms else "Nothing is recorded of its terms."
         raise PermissionError(
-            f"{foreign[0]} does not travel with this package, so whether it may be redistributed is not known here; and "
+            f"{foreign[0]} does not travel with this package: whether it may be redistributed is not known here, and "
             f"what is pushed holds the id, items and times of every user. {known} If you may share all that, say so: "
             "--i_may_share_this_data"
         )
