@@ -50,7 +50,7 @@ from .pipeline_next_item import NextItemRecommendationPipeline, pipeline
 from .ranking import bootstrap_interval, ndcg_gains
 from .recipe import Recipe
 from .resources import check_memory, estimate_memory
-from .sources import EMBEDDED
+from .sources import is_embedded
 from .tokenization import ItemTokenizer, item_tokenizer
 from .trainer import RecommendationTrainer, machine, versions
 from .training import RecommendationTrainingArguments, cloze_training, metrics_of_ranks, next_item_training
@@ -390,14 +390,13 @@ def describe_data(recipe: Recipe, interactions: Dataset) -> dict[str, Any]:
     table = interactions.with_format("arrow")[:]
     lines = io.BytesIO()
     pyarrow.csv.write_csv(table.select(["user", "item", "timestamp"]), lines)
-    embedded = not Path(recipe.run.data).exists() and (EMBEDDED / recipe.run.data).is_dir()
     return {
         "name": Path(recipe.run.data).name,
         "interactions": table.num_rows,
         "users": len(table["user"].unique()),
         "items": len(table["item"].unique()),
         "sha256": hashlib.sha256(lines.getbuffer()).hexdigest(),
-        "terms": recipe.run.terms or (EMBEDDED_TERMS if embedded else None),
+        "terms": recipe.run.terms or (EMBEDDED_TERMS if is_embedded(recipe.run.data) else None),
     }
 
 

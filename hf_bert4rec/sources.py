@@ -99,7 +99,7 @@ def open_log(source: Any, kind: str, format: str | None, separator: str | None, 
     if not isinstance(source, str | PathLike):
         return _open_table(source, type(source).__name__)
     path = Path(source)
-    if not path.exists() and (EMBEDDED / path).is_dir():
+    if is_embedded(path):
         path = EMBEDDED / path
     if any((path / name).exists() for name in ("dataset_info.json", "dataset_dict.json")):
         return _open_table(load_from_disk(path), path.name)
@@ -123,6 +123,11 @@ def open_log(source: Any, kind: str, format: str | None, separator: str | None, 
             f"format={near[0]!r}."
         )
     return FORMATS[name](path, separator, encoding)
+
+
+def is_embedded(source: str | PathLike) -> bool:
+    """Whether a name means data that travel with this package; what is on the disk by that name goes first."""
+    return not Path(source).exists() and (EMBEDDED / source).is_dir()
 
 
 def _plain(name: str) -> str:

@@ -1,7 +1,8 @@
-"""A small Hugging Face Hub on the loopback address: what the real client asks of it to push and load models.
+"""A small Hugging Face Hub on the loopback address: what the real client asks of it to push and load.
 
-It keeps repositories and commits in memory, and takes safetensors as LFS objects, as the Hub does. A fault that a test
-sets (`cut_downloads`, `refuse_uploads`, `lose_commits`) stays until the test takes it back.
+It keeps repositories and commits in memory, those of data and Spaces under the names `datasets/org/name` and
+`spaces/org/name`, and takes safetensors and Parquet as LFS objects, as the Hub does. A fault that a test sets
+(`cut_downloads`, `refuse_uploads`, `lose_commits`) stays until the test takes it back.
 """
 
 import base64
@@ -17,7 +18,8 @@ from typing import Any
 from urllib.parse import unquote, urlparse
 
 TOKEN, OWNER = "hf_ours", "org"
-LFS = ".safetensors"
+LFS = (".safetensors", ".parquet")
+REPOSITORY = r"((?:datasets/|spaces/)?[\w.-]+/[\w.-]+?)"
 ROUTES: list[tuple[str, Callable]] = []
 
 
@@ -74,7 +76,7 @@ class Dropped(Exception):  # noqa: N818
 
 def route(pattern: str) -> Callable:
     """Answer requests of a method and path such as `POST /api/repos/create`; groups become arguments."""
-    return lambda answer: ROUTES.append((pattern.replace("MODEL", r"([\w.-]+/[\w.-]+?)"), answer))
+    return lambda answer: ROUTES.append((pattern.replace("REPOSITORY", REPOSITORY), answer))
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -143,7 +145,7 @@ class Handler(BaseHTTPRequestHandler):
         raise Refused(404, "RevisionNotFound", f"Invalid rev id: {revision}")
 
     def writable(self, name: str) -> Repository:
-        if not self.known or name.split("/")[0] != OWNER:
+        if not self.known or name.split("/")[-2] != OWNER:
             raise Refused(403 if self.known else 401, "", f"You may not write to {name}")
         self.readable(name)
         return self.server.repositories[name]
@@ -151,8 +153,9 @@ class Handler(BaseHTTPRequestHandler):
     @route("POST /api/repos/create")
     def create(self) -> None:
         wanted = json.loads(self.body)
-        name = f"{wanted.get('organization') or OWNER}/{wanted['name']}"
-        if not self.known or name.split("/")[0] != OWNER:
+        folder = f"{wanted['type']}s/" if wanted.get("type", "model") != "model" else ""
+        name = f"{folder}{wanted.get('organization') or OWNER}/{wanted['name']}"
+        if not self.known or name.split("/")[-2] != OWNER:
             raise Refused(403 if self.known else 401, "", f"You may not create {name}")
         taken, private = name in self.server.repositories, wanted.get("visibility") == "private"
         self.server.repositories.setdefault(name, Repository(private or wanted.get("private", False)))
@@ -167,7 +170,7 @@ class Handler(BaseHTTPRequestHandler):
             errors.append('"license_name" is required with "license: other"')
         self.reply({"errors": [{"message": error} for error in errors], "warnings": []}, 400 if errors else 200)
 
-    @route("POST /api/models/MODEL/preupload/(.+)")
+    @route("POST /api/(?:models/)?REPOSITORY/preupload/(.+)")
     def preupload(self, name: str, revision: str) -> None:
         self.writable(name)
         paths = [file["path"] for file in json.loads(self.body)["files"]]
@@ -175,7 +178,7 @@ class Handler(BaseHTTPRequestHandler):
         files = zip(paths, modes, strict=True)
         self.reply({"files": [{"path": path, "uploadMode": mode, "shouldIgnore": False} for path, mode in files]})
 
-    @route("POST /MODEL[.]git/info/lfs/objects/batch")
+    @route("POST /REPOSITORY[.]git/info/lfs/objects/batch")
     def batch(self, name: str) -> None:
         self.writable(name)
         objects = json.loads(self.body)["objects"]
@@ -189,7 +192,7 @@ class Handler(BaseHTTPRequestHandler):
         self.server.objects[oid] = self.body
         self.reply({})
 
-    @route("POST /api/models/MODEL/commit/main")
+    @route("POST /api/(?:models/)?REPOSITORY/commit/main")
     def commit(self, name: str) -> None:
         if self.server.lose_commits:
             raise Dropped
@@ -210,18 +213,26 @@ class Handler(BaseHTTPRequestHandler):
         oid = commit_id(len(repository.commits) - 1)
         self.reply({"success": True, "commitOid": oid, "commitUrl": f"{self.server.url}/{name}/commit/{oid}"})
 
-    @route("GET /api/models/MODEL(?:/revision/(.+))?")
+    @route("GET /api/(?:models/)?REPOSITORY(?:/revision/(.+))?")
     def info(self, name: str, revision: str | None) -> None:
         commit, files = self.readable(name, revision or "main")
         private = self.server.repositories[name].private
         self.reply({"id": name, "sha": commit, "private": private, "siblings": [{"rfilename": path} for path in files]})
 
-    @route("GET /api/models/MODEL/tree/([^/]+)")
-    def tree(self, name: str, revision: str) -> None:
-        files = self.readable(name, revision)[1].items()
-        self.reply([{"type": "file", "path": path, "size": len(it), **names_of(path, it)} for path, it in files])
+    @route("GET /api/(?:models/)?REPOSITORY/tree/([^/]+)(?:/(.+))?")
+    def tree(self, name: str, revision: str, folder: str | None) -> None:
+        """What lies in a folder: with `recursive` all files below it, else those right in it and its folders."""
+        start = f"{folder}/" if folder else ""
+        files = {path: it for path, it in self.readable(name, revision)[1].items() if path.startswith(start)}
+        folders: list[str] = []
+        if "recursive=true" not in self.path.lower():
+            folders = sorted({start + path.removeprefix(start).split("/")[0] for path in files} - set(files))
+            files = {path: it for path, it in files.items() if "/" not in path.removeprefix(start)}
+        listed = [{"type": "directory", "path": path, "oid": commit_id(0), "size": 0} for path in folders]
+        named = [{"type": "file", "path": path, "size": len(it), **names_of(path, it)} for path, it in files.items()]
+        self.reply([*listed, *named])
 
-    @route("GET /MODEL/resolve/([^/]+)/(.+)")
+    @route("GET /REPOSITORY/resolve/([^/]+)/(.+)")
     def resolve(self, name: str, revision: str, path: str) -> None:
         commit, files = self.readable(name, revision)
         if path not in files:
