@@ -9,6 +9,7 @@ from datasets import Dataset, DatasetDict
 from .configuration_bert4rec import SPECIAL_TOKENS
 
 SHOWN = 5
+OF_ANYBODY = "have a target older than an action, of anybody, that was trained on"
 
 
 @dataclass
@@ -45,19 +46,23 @@ class _Actions:
     times: np.ndarray
 
 
-def audit(histories: DatasetDict) -> list[Finding]:
+def audit(histories: DatasetDict, has_times: bool = True) -> list[Finding]:
     """Look for leaks in a `DatasetDict`, as from `leave_one_out`, `split_at_time`, or of one's own making.
 
-    Leaks, in the validation and test splits: a target that the same user's training rows hold (same user, item and
-    time); an input later than its target; a user with two rows. In the training split: rows with an action later than
-    an evaluated target of the same user.
+    Leaks, in the validation and test splits: a target that the same user's training rows or its own inputs hold (same
+    user, item and time; somebody who acted twice on an item at one time looks the same); an input later than its
+    target; a user with two rows. In the training split: rows with an action later than an evaluated target of the same
+    user.
 
     Told with the protocol: targets that follow an action of somebody else which was trained on, although it came later
     (every leave-one-out split has these; `split_at_time` has none); users who are trained on as well; targets that the
-    user has had before; and targets that never occur in training, which count as missed.
+    user has had before; targets that never occur in training, of which nothing is learnt; and those that the tokenizer
+    does not know, which count as missed.
 
     Args:
         histories: `train`, and any of `validation` and `test`, with `user`, `input_ids`, `timestamps` and `labels`.
+        has_times: Whether times of different users can be compared. In a log that has only an order they cannot, and
+            nothing is told of actions of others.
 
     Returns:
         All findings, also those without rows.
@@ -81,32 +86,39 @@ def audit(histories: DatasetDict) -> list[Finding]:
     for name in [name for name in ("validation", "test") if name in histories]:
         targets = _targets(histories[name], numbers)
         np.minimum.at(first_target, targets.users, targets.times)
-        findings += _held_out(name, histories[name], train, targets, numbers)
+        findings += _held_out(name, histories[name], train, targets, numbers, has_times)
     late = np.unique(train.rows[train.times > first_target[train.users]])
     own = "hold an action later than an evaluated target of the same user"
     return [Finding(own, "train", late, histories["train"].num_rows, leak=True), *findings]
 
 
-def _held_out(name: str, rows: Dataset, train: _Actions, targets: _Actions, numbers: dict[str, int]) -> list[Finding]:
-    trained = _same(targets, train)
+def _held_out(
+    name: str, rows: Dataset, train: _Actions, targets: _Actions, numbers: dict[str, int], has_times: bool
+) -> list[Finding]:
     inputs = _actions(rows, numbers, "input_ids")
+    trained, read = _same(targets, train), _same(targets, inputs)
     late = np.unique(inputs.rows[inputs.times > targets.times[inputs.rows]])
     _, first = np.unique(targets.users, return_index=True)
     twice = np.setdiff1d(targets.rows, targets.rows[first])
     had = [
         target in history for target, history in zip(targets.items, rows.with_format("numpy")["history"], strict=True)
     ]
-    known = np.isin(targets.items, train.items) & (targets.items >= len(SPECIAL_TOKENS))
+    known = targets.items >= len(SPECIAL_TOKENS)
+    learnt = np.isin(targets.items, train.items)
     later = targets.times < (train.times.max() if len(train.times) else -np.inf)
     looked_for = [
         ("have a target that the user's training rows hold", trained, True),
+        ("have their target among their inputs", read, True),
         ("have an input later than the target", late, True),
         ("are a second row of their user", twice, True),
-        ("have a target older than an action, of anybody, that was trained on", np.flatnonzero(later), False),
+        (OF_ANYBODY, np.flatnonzero(later), False),
         ("are of users who are trained on as well", np.flatnonzero(np.isin(targets.users, train.users)), False),
         ("have a target that the user has had before", np.flatnonzero(had), False),
-        ("have a target that never occurs in training, and counts as missed", np.flatnonzero(~known), False),
+        ("have a target that never occurs in training", np.flatnonzero(known & ~learnt), False),
+        ("have a target that the tokenizer does not know, and count as missed", np.flatnonzero(~known), False),
     ]
+    if not has_times:
+        looked_for = [entry for entry in looked_for if entry[0] != OF_ANYBODY]
     return [Finding(what, name, np.asarray(found), rows.num_rows, leak) for what, found, leak in looked_for]
 
 

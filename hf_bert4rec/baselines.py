@@ -39,7 +39,7 @@ class DataCollatorWithUsers(DataCollatorForNextItem):
 
 
 class Baseline(nn.Module):
-    """What the simple recommenders share: they answer as the models do."""
+    """What the simple recommenders share: they answer as the models do, and are computed on the CPU."""
 
     users: Mapping[str, int] = {}
     """Those whom it remembers from training, for `DataCollatorWithUsers`."""
@@ -68,7 +68,7 @@ class Baseline(nn.Module):
     ) -> MaskedItemOutput:
         """As the models do: (users, 1, rows) logits. The loss, which the Trainer asks for, is NaN: scores have none."""
         users = torch.full(input_ids.shape[:1], -1) if users is None else users
-        scores = self.scores(input_ids, attention_mask, history, users)
+        scores = self.scores(input_ids.cpu(), attention_mask.cpu(), history.cpu(), users.cpu()).to(input_ids.device)
         loss = torch.full((), torch.nan)
         return MaskedItemOutput(loss=loss, logits=scores[:, None], history=history, candidates=candidates)
 
@@ -95,7 +95,7 @@ class Popularity(Baseline):
         if newest < 1:
             times = np.concatenate(train.with_format("numpy")["timestamps"][:])
             items = items[times >= np.quantile(times, 1 - newest)]
-        self.register_buffer("counts", torch.from_numpy(np.bincount(items, minlength=vocab_size)).float())
+        self.counts = torch.from_numpy(np.bincount(items, minlength=vocab_size)).float()  # no buffer: stays on the CPU
 
     def scores(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, history: torch.Tensor, users: torch.Tensor
@@ -114,7 +114,7 @@ class MarkovChain(Popularity):
         )
         ones, shape = torch.ones(pairs.shape[1]), (vocab_size, vocab_size)
         followed = torch.sparse_coo_tensor(torch.from_numpy(pairs), ones, shape, check_invariants=False)
-        self.followed = followed.coalesce()  # no buffer: not every device has sparse tensors
+        self.followed = followed.coalesce()
 
     def scores(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, history: torch.Tensor, users: torch.Tensor
@@ -122,8 +122,7 @@ class MarkovChain(Popularity):
         """Times that an item followed the last one, plus less than one for popularity."""
         before_mask = (attention_mask.sum(dim=1, keepdim=True) - 2).clamp(min=0)
         last = input_ids.take_along_dim(before_mask, dim=1)[:, 0]  # [MASK] itself for an empty history: follows nothing
-        followed = self.followed.index_select(0, last.cpu()).to_dense().to(last.device)
-        return followed + 0.9 * self.counts / self.counts.max()
+        return self.followed.index_select(0, last).to_dense() + 0.9 * self.counts / self.counts.max()
 
 
 class Ease(Baseline):
@@ -153,7 +152,7 @@ class Ease(Baseline):
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(together))
         weights = inverse / -inverse.diagonal()
         weights.fill_diagonal_(0)
-        self.register_buffer("weights", weights)
+        self.weights = weights
 
     def scores(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, history: torch.Tensor, users: torch.Tensor
@@ -169,7 +168,7 @@ class ItemNeighbours(Baseline):
         train: Training rows.
         vocab_size: Rows of the item table.
         weighting: `cosine`, or `bm25`, which counts items less that many people have.
-        neighbours: Nearest others of an item.
+        neighbours: Nearest items of an item, itself among them, as `implicit` counts.
     """
 
     def __init__(

@@ -278,7 +278,7 @@ def model_card(facts: Mapping[str, Any]) -> ModelCard:
     card_data = ModelCardData(
         library_name="transformers",
         pipeline_tag="fill-mask",
-        tags=["bert4rec", "recommender-system", "sequential-recommendation"],
+        tags=[judged_model(facts).lower(), "recommender-system", "sequential-recommendation"],
         model_name=facts["name"],
         eval_results=results or None,
         license="other" if data.get("terms") else None,

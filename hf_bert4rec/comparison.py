@@ -35,8 +35,8 @@ class Judgement:
     Attributes:
         ranks: (users,) ranks of the targets over the catalogue, from 1; half a place is a tie.
         ties: (users,) items whose score equals the target's; 0 for targets that the model does not know.
-        recommended: (users, K) rows of the best items, best first, the history left out as in the ranking; -1 where
-            fewer are left.
+        recommended: (users, K) rows of the best items, best first, without any of the history where the ranking leaves
+            it out; -1 where fewer are left.
         sampled_ranks: (users,) ranks among the candidates, where the rows have them.
     """
 
@@ -95,14 +95,14 @@ def figures(judgement: Judgement, targets: np.ndarray, counts: np.ndarray) -> di
         targets: (users,) rows of the item table.
         counts: (rows,) how often each item occurs in training.
     """
-    recommended = judgement.recommended[judgement.recommended >= 0]
+    recommended, taken = judgement.recommended[judgement.recommended >= 0], counts[targets].mean()
     items = len(counts) - len(SPECIAL_TOKENS)
     sampled = {} if judgement.sampled_ranks is None else sampled_metrics(judgement.sampled_ranks)
     return {
         **ranking_metrics(judgement.ranks),
         **{f"{name}_{SAMPLED}": value for name, value in sampled.items()},
         "coverage@10": len(np.unique(recommended)) / items,
-        "popularity@10": float(counts[recommended].mean() / counts[targets].mean()),
+        "popularity@10": float(counts[recommended].mean() / taken) if taken else np.nan,
         "ties": float((judgement.ties > 0).mean()),
     }
 
@@ -111,7 +111,7 @@ def slices(rows: Dataset, counts: np.ndarray) -> dict[str, np.ndarray]:
     """Users of a split by what their targets and histories are, (users,) bool each; a slice may be empty.
 
     Head items are the fifth of the catalogue that occurs most often in training, tail items the others that occur
-    there; unseen targets never do, and no model can hit them. Short histories are those of at most the median length.
+    there; unseen targets never do, so that nothing is learnt of them. Short histories are those of at most the median length.
     New users have no history at all.
 
     Args:

@@ -3,7 +3,8 @@
 Both answer as BERT4Rec does: the state at a position is the prediction of the item there. So that it has not seen that
 item, the inputs are moved one place to the right: position t reads item t - 1, and the first one [MASK], a history of
 nothing. Training scores every position (`DataCollatorForNextItem`); the [MASK] after a history is never read. SASRec is
-BERT4Rec's encoder with a causal mask, and shares everything else, so that a comparison changes one thing only.
+BERT4Rec's encoder with a causal mask, the same loss and the same training, so that a comparison can change this alone:
+what is scored, and the convolution, which would look ahead, follow from it.
 """
 
 import torch
@@ -62,13 +63,18 @@ class Gru4RecConfig(Bert4RecConfig):
 
 
 def shift_right(
-    table: nn.Embedding, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None
+    table: nn.Embedding,
+    input_ids: torch.Tensor | None,
+    inputs_embeds: torch.Tensor | None,
+    attention_mask: torch.Tensor | None,
 ) -> torch.Tensor:
     """Embeddings (batch, length, hidden) of the item before each position, [MASK] before the first.
 
     Raises:
-        ValueError: Not exactly one of `input_ids` and `inputs_embeds`.
+        ValueError: Not exactly one of `input_ids` and `inputs_embeds`, or padding on the left.
     """
+    if attention_mask is not None and not torch.compiler.is_compiling() and not attention_mask[:, 0].all():
+        raise ValueError("Expected padding on the right, as ItemTokenizer makes it, found some on the left.")
     if (input_ids is None) == (inputs_embeds is None):
         raise ValueError("Pass exactly one of `input_ids` and `inputs_embeds`.")
     embedded = table(input_ids) if inputs_embeds is None else inputs_embeds
@@ -106,7 +112,7 @@ class SasRecModel(Bert4RecModel):
 
         Padding on the right needs no mask: what comes later is not seen.
         """
-        embedded = shift_right(self.embeddings.item_embeddings, input_ids, inputs_embeds)
+        embedded = shift_right(self.embeddings.item_embeddings, input_ids, inputs_embeds, attention_mask)
         hidden_states = self.embeddings(None, embedded)
         mask = create_causal_mask(self.config, hidden_states, None, None)
         for layer in self.layers:
@@ -155,7 +161,8 @@ class Gru4RecModel(Bert4RecPreTrainedModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutput:
         """As `SasRecModel`."""
-        hidden_states, _ = self.recurrence(self.dropout(shift_right(self.item_embeddings, input_ids, inputs_embeds)))
+        embedded = shift_right(self.item_embeddings, input_ids, inputs_embeds, attention_mask)
+        hidden_states, _ = self.recurrence(self.dropout(embedded))
         return BaseModelOutput(last_hidden_state=self.dropout(keep(hidden_states, logits_to_keep)))
 
 

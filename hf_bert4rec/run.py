@@ -34,6 +34,7 @@ from .checkpoint import (
     NAMES,
     check_folder,
     check_sizes,
+    fetch_checkpoint,
     judged_model,
     last_complete_checkpoint,
     push_checkpoint,
@@ -166,7 +167,9 @@ def trainer_for(recipe: Recipe, tokenizer: ItemTokenizer, histories: DatasetDict
     args = recipe.training
     set_seed(args.seed)
     config_class, model_class = ARCHITECTURES[recipe.run.architecture]
-    options, model = dataclasses.asdict(recipe.model), None
+    # Only what the recipe names: the others are the defaults of the model's own configuration.
+    options = {name: value for name, value in dataclasses.asdict(recipe.model).items() if name in recipe.options}
+    model = None
     if recipe.run.start_from is not None:
         model = started_from(recipe, tokenizer)
         config = model.config
@@ -208,7 +211,7 @@ def started_from(recipe: Recipe, tokenizer: ItemTokenizer) -> PreTrainedModel:
         ValueError: It is of another architecture, or nothing can be taken over.
     """
     source = recipe.run.start_from or ""
-    check_folder(source)
+    source = str(fetch_checkpoint(source))
     model, its_tokenizer = AutoModelForMaskedLM.from_pretrained(source), AutoTokenizer.from_pretrained(source)
     if model.config.model_type != recipe.run.architecture:
         raise ValueError(
@@ -330,11 +333,13 @@ def ranks_on(judge: Trainer, rows: Dataset) -> np.ndarray:
     The Trainer's own evaluation draws the rows grouped by length, in an order that it tells nobody.
     """
     order = np.argsort(rows["length"][:], kind="stable")  # little padding, as there
-    strategy, judge.args.train_sampling_strategy = judge.args.train_sampling_strategy, "random"  # evaluates in order
+    args = judge.args
+    usual = args.train_sampling_strategy, args.dataloader_drop_last
+    args.train_sampling_strategy, args.dataloader_drop_last = "random", False  # evaluates in order, and everybody
     try:
         drawn = judge.predict(rows.select(order)).predictions
     finally:
-        judge.args.train_sampling_strategy = strategy
+        args.train_sampling_strategy, args.dataloader_drop_last = usual
     ranks = np.empty_like(drawn)
     ranks[order] = drawn
     return ranks
@@ -343,6 +348,8 @@ def ranks_on(judge: Trainer, rows: Dataset) -> np.ndarray:
 def _setup(recipe: Recipe, tokenizer: ItemTokenizer) -> dict[str, Any]:
     exclude_history = recipe.run.exclude_history
     if recipe.run.architecture != "bert4rec":
+        if unread := [name for name in dataclasses.asdict(recipe.masking) if name in recipe.options]:
+            logger.warning("%s masks nothing and does not read %s.", NAMES[recipe.run.architecture], ", ".join(unread))
         return next_item_training(tokenizer, exclude_history=exclude_history)
     masking = dataclasses.asdict(recipe.masking)
     return cloze_training(tokenizer, exclude_history=exclude_history, seed=recipe.training.seed, **masking)

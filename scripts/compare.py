@@ -5,8 +5,8 @@
 
 The file says `recipe`, the configuration whose data, split and protocol hold for all; `models`, each with one of
 `baseline: NAME` and its parameters, `recipe: FILE` and options of it, or `checkpoint: FOLDER`; and perhaps `published`,
-figures of others to print beside. Every model is trained and judged in a process of its own, for its time and memory,
-and kept in `--output_dir`: what is there already is not run again. Differences between models are tested user by user.
+figures of others to print beside. Every model is judged in a process of its own, which trains it where it is not there
+yet, and kept in `--output_dir`: what is there already is not run again. Differences between models are tested user by user.
 """
 
 import os
@@ -41,6 +41,7 @@ from hf_bert4rec.recipe import Recipe, parse_recipe, plain_errors
 from hf_bert4rec.run import describe_data, evaluator, prepare, protocol, run, whole_histories
 
 KINDS = ("baseline", "recipe", "checkpoint")
+SAME_MODEL = ("output_dir", "disable_tqdm", "resume_from_checkpoint", "use_cpu")  # options that change no weight
 SAMPLED_COLUMNS = ("hr@1", "hr@5", "hr@10", "ndcg@5", "ndcg@10", "mrr")  # of the paper's Table 2
 
 
@@ -56,6 +57,8 @@ def read(path: str) -> dict[str, Any]:
         raise ValueError(f"{path}: expected YAML: {error}") from error
     if not isinstance(config, dict) or not {"recipe", "models"} <= set(config) <= {"recipe", "models", "published"}:
         raise ValueError(f"{path}: expected recipe, models and perhaps published, found {config}."[:300])
+    if not isinstance(config["models"], dict) or not config["models"]:
+        raise ValueError(f"{path}: expected names of models under `models`, found {config['models']}.")
     for name, model in config["models"].items():
         if not isinstance(model, dict) or sum(kind in model for kind in KINDS) != 1:
             raise ValueError(f"{path}: expected one of {', '.join(KINDS)} for {name!r}, found {model}.")
@@ -89,7 +92,7 @@ def train_and_judge(config: dict[str, Any], name: str, split: str, folder: str) 
             whole_histories(recipe, interactions, tokenizer), len(tokenizer), **options
         )
         collator = DataCollatorWithUsers(tokenizer, model.users)
-        seconds = time.perf_counter() - started
+        seconds, machine = time.perf_counter() - started, f"1 × {torch.get_num_threads()} threads"
     else:
         checkpoint = Path(options.get("checkpoint") or trained(options, f"{folder}/{slug(name)}"))
         check_folder(checkpoint)
@@ -101,7 +104,7 @@ def train_and_judge(config: dict[str, Any], name: str, split: str, folder: str) 
         facts = json.loads((checkpoint / FACTS_FILE).read_text(encoding="utf-8"))
         if facts["data"]["sha256"] != data["sha256"] or its_tokenizer.items != tokenizer.items:
             raise ValueError(f"{checkpoint} was trained on other data or items than {config['recipe']} reads.")
-        tokenizer, seconds = its_tokenizer, facts["seconds"]
+        tokenizer, seconds, machine = its_tokenizer, facts["seconds"], facts["machine"]
         _, _, histories = prepare(recipe, tokenizer)  # a model may read fewer items than another
     rows, counts = histories[split], item_counts(recipe, interactions, tokenizer)
     trainer = evaluator(model, recipe, tokenizer, rows)
@@ -119,6 +122,7 @@ def train_and_judge(config: dict[str, Any], name: str, split: str, folder: str) 
         "protocol": protocol(recipe, len(tokenizer.items)),
         "figures": figures(judgement, target_items(rows), counts),
         "seconds": round(seconds, 1),
+        "machine": machine,
         "users a second": round(rows.num_rows / scoring, 1),
         "peak GB": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 2),
         "threads": torch.get_num_threads(),
@@ -130,9 +134,15 @@ def trained(options: dict[str, Any], folder: str) -> Path:
     """The checkpoint of a recipe with options, trained where it is not there yet; an interrupted run goes on."""
     words = [options["recipe"], f"--output_dir={folder}", "--disable_tqdm=true"]
     words += [f"--{name}={value}" for name, value in options.items() if name != "recipe"]
-    if not (checkpoint := Path(folder, "model")).exists():
+    checkpoint, complete = Path(folder, "model"), parse_recipe(words)
+    if not checkpoint.exists():
         begun = any(Path(folder).glob("checkpoint-*/trainer_state.json"))
-        run(parse_recipe([*words, "--resume_from_checkpoint=true"] if begun else words))
+        run(parse_recipe([*words, "--resume_from_checkpoint=true"]) if begun else complete)
+        return checkpoint
+    made_by = json.loads((checkpoint / FACTS_FILE).read_text(encoding="utf-8"))["recipe"]
+    wanted = {name: value for name, value in complete.options.items() if name not in SAME_MODEL}
+    if wanted != {name: value for name, value in made_by.items() if name not in SAME_MODEL}:
+        raise ValueError(f"{checkpoint} was trained with other options: move it away, or name it as a checkpoint.")
     return checkpoint
 
 
@@ -160,8 +170,10 @@ def markdown(header: list[str], lines: list[list[str]]) -> str:
     return "\n".join([f"| {' | '.join(header)} |", rule, *(f"| {' | '.join(line)} |" for line in lines)])
 
 
-def results(config: dict[str, Any], judged: dict[str, tuple[dict[str, Any], Judgement]]) -> str:
-    """The models over the whole catalogue, and their costs."""
+def results(judged: dict[str, tuple[dict[str, Any], Judgement]]) -> str:
+    """The models over the whole catalogue, and their costs: processes × threads of training; GB is the peak of the
+    process that judged a model, which trained it too where it was not there yet.
+    """
     header = [
         "model",
         "HR@10",
@@ -181,7 +193,8 @@ def results(config: dict[str, Any], judged: dict[str, tuple[dict[str, Any], Judg
         low, high = bootstrap_interval(ndcg_gains(judgement.ranks, 10))
         quality = [f"{row['hr@10']:.4f}", f"{row['ndcg@10']:.4f}", f"{low:.4f} to {high:.4f}", f"{row['mrr@10']:.4f}"]
         beyond = [f"{row['coverage@10']:.3f}", f"{row['popularity@10']:.2f}", f"{row['ties']:.3f}"]
-        cost = [f"{facts['seconds']:,.0f}", f"{facts['users a second']:,.0f}", f"{facts['peak GB']:.2f}"]
+        threads = facts["machine"].split(" threads")[0]
+        cost = [f"{facts['seconds']:,.0f} s on {threads}", f"{facts['users a second']:,.0f}", f"{facts['peak GB']:.2f}"]
         lines.append([name, *quality, *beyond, *cost])
     return markdown(header, lines)
 
@@ -245,7 +258,8 @@ def compare(path: str, split: str, folder: str) -> str:
     config = read(path)
     recipe = parse_recipe([config["recipe"], f"--output_dir={folder}/unused"])
     interactions, tokenizer, histories = prepare(recipe)
-    findings = audit(histories)
+    has_times = not np.array_equal(interactions["timestamp"][:], np.arange(interactions.num_rows))  # else rows' numbers
+    findings = audit(histories, has_times)
     if leaks := [str(finding) for finding in findings if finding.leak and len(finding.rows)]:
         raise ValueError("The split leaks: " + "; ".join(leaks))
     checksum = describe_data(recipe, interactions)["sha256"]
@@ -253,8 +267,9 @@ def compare(path: str, split: str, folder: str) -> str:
         kept = Path(folder, f"{slug(name)}.json")
         if kept.exists():
             facts = json.loads(kept.read_text(encoding="utf-8"))
-            if (facts["model"], facts["split"], facts["data"]) != (model, split, checksum):
-                raise ValueError(f"{kept} is of other options, data or another split: move it away.")
+            known = [facts[part] for part in ("model", "split", "data", "protocol")]
+            if known != [model, split, checksum, list(protocol(recipe, len(tokenizer.items)))]:
+                raise ValueError(f"{kept} is of other options, data, protocol or another split: move it away.")
             continue
         print(f"{name} …", flush=True)
         with ProcessPoolExecutor(1, get_context("spawn")) as alone:
@@ -262,7 +277,7 @@ def compare(path: str, split: str, folder: str) -> str:
     judged = {name: load(folder, name) for name in config["models"]}
     whole, among = next(iter(judged.values()))[0]["protocol"]
     groups = slices(histories[split], item_counts(recipe, interactions, tokenizer))
-    text = [f"Protocol: {split}, {whole}.", results(config, judged)]
+    text = [f"Protocol: {split}, {whole}.", results(judged)]
     if table := sampled(config, judged):
         text += [f"Protocol: {split}, {among}; never to be compared with the above.", table]
     text += [sliced(judged, groups), tested(judged), "What the split lets a model know:"]
