@@ -80,7 +80,7 @@ def audit(histories: DatasetDict, has_times: bool = True) -> list[Finding]:
     for rows in histories.values():
         for user in rows["user"][:]:
             numbers.setdefault(user, len(numbers))
-    train = _actions(histories["train"], numbers, "input_ids")
+    train = _trained_on(histories["train"], numbers)
     findings = []
     first_target = np.full(len(numbers), np.inf)  # the time of each user's first evaluated target
     for name in [name for name in ("validation", "test") if name in histories]:
@@ -131,6 +131,17 @@ def _actions(rows: Dataset, numbers: dict[str, int], column: str) -> _Actions:
     users = np.array([numbers[user] for user in table["user"].to_pylist()], np.int64)
     real = items >= len(SPECIAL_TOKENS)
     return _Actions(places[real], users[places[real]], items[real], times[real])
+
+
+def _trained_on(rows: Dataset, numbers: dict[str, int]) -> _Actions:
+    """What training rows show or ask for: their items, and the labels of those that bring their own."""
+    shown = _actions(rows, numbers, "input_ids")
+    places = np.array([place for place, labels in enumerate(rows["labels"][:]) if labels], np.int64)
+    if not len(places):
+        return shown
+    asked = _actions(rows.select(places), numbers, "labels")
+    both = zip(vars(shown).values(), (places[asked.rows], asked.users, asked.items, asked.times), strict=True)
+    return _Actions(*(np.concatenate(pair) for pair in both))
 
 
 def _targets(rows: Dataset, numbers: dict[str, int]) -> _Actions:

@@ -86,6 +86,18 @@ def hub_errors(repository: str) -> Iterator[None]:
         ) from error
 
 
+def is_folder(model: str | PathLike) -> bool:
+    """Whether a checkpoint is named by its folder; else it is by a Hub id, org/name.
+
+    Raises:
+        FileNotFoundError: It is named like a folder, and there is none.
+    """
+    folder = Path(model)
+    if not folder.is_dir() and (len(folder.parts) != 2 or folder.is_absolute() or folder.parent.is_dir()):
+        raise FileNotFoundError(f"{model}: expected a checkpoint folder or a Hub id, found no such folder.")
+    return folder.is_dir()
+
+
 def fetch_checkpoint(model: str | PathLike, revision: str | None = None, token: str | bool | None = None) -> Path:
     """The folder of a checkpoint: itself, or one commit of a Hub repository, downloaded or out of the cache.
 
@@ -97,9 +109,7 @@ def fetch_checkpoint(model: str | PathLike, revision: str | None = None, token: 
         ValueError: Its parts disagree, see `check_folder`.
     """
     folder = Path(model)
-    if not folder.is_dir():
-        if len(folder.parts) != 2 or folder.is_absolute() or folder.parent.is_dir():  # org/name is a Hub id
-            raise FileNotFoundError(f"{model}: expected a checkpoint folder or a Hub id, found no such folder.")
+    if not is_folder(model):
         with hub_errors(str(model)):
             where = {"revision": revision, "token": token, "allow_patterns": LOADED, "ignore_patterns": SUBFOLDERS}
             folder = Path(snapshot_download(str(model), **where))

@@ -111,8 +111,8 @@ def slices(rows: Dataset, counts: np.ndarray) -> dict[str, np.ndarray]:
     """Users of a split by what their targets and histories are, (users,) bool each; a slice may be empty.
 
     Head items are the fifth of the catalogue that occurs most often in training, tail items the others that occur
-    there; unseen targets never do, so that nothing is learnt of them. Short histories are those of at most the median length.
-    New users have no history at all.
+    there; unseen targets never do, so that nothing is learnt of them. Short histories are those of at most the median
+    length. New users have no history at all.
 
     Args:
         rows: The split.

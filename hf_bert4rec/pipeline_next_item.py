@@ -122,7 +122,12 @@ class NextItemRecommendationPipeline(Pipeline):
         exclude_history: bool | None = None,
         allow: Iterable[str] | None = None,
         deny: Iterable[str] | None = None,
+        **unknown: Any,
     ) -> tuple[dict, dict, dict]:
+        if unknown:
+            raise ValueError(
+                f"Nobody reads {min(unknown)!r}: there are top_k, exclude_history, allow, deny and batch_size."
+            )
         if top_k is not None and (not isinstance(top_k, int) or top_k < 1):
             raise ValueError(f"Expected top_k to be a whole number of at least 1, found {top_k}.")
         for name, ids in (("allow", allow), ("deny", deny)):

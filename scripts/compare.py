@@ -6,7 +6,7 @@
 The file says `recipe`, the configuration whose data, split and protocol hold for all; `models`, each with one of
 `baseline: NAME` and its parameters, `recipe: FILE` and options of it, or `checkpoint: FOLDER`; and perhaps `published`,
 figures of others to print beside. Every model is judged in a process of its own, which trains it where it is not there
-yet, and kept in `--output_dir`: what is there already is not run again. Differences between models are tested user by user.
+yet, and kept in `--output_dir`: what is there already is not run again. Differences are tested user by user.
 """
 
 import os
@@ -14,9 +14,11 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads make small models much slower
 
 import argparse
+import inspect
 import json
 import re
 import resource
+import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from itertools import combinations
@@ -34,7 +36,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from hf_bert4rec.audit import audit
 from hf_bert4rec.baselines import BASELINES, DataCollatorWithUsers
-from hf_bert4rec.checkpoint import FACTS_FILE, check_folder, check_sizes
+from hf_bert4rec.checkpoint import FACTS_FILE, check_sizes, fetch_checkpoint
 from hf_bert4rec.comparison import Judgement, figures, holm, judge, paired_difference, slice_figures, slices
 from hf_bert4rec.ranking import SAMPLED, bootstrap_interval, ndcg_gains
 from hf_bert4rec.recipe import Recipe, parse_recipe, plain_errors
@@ -94,8 +96,7 @@ def train_and_judge(config: dict[str, Any], name: str, split: str, folder: str) 
         collator = DataCollatorWithUsers(tokenizer, model.users)
         seconds, machine = time.perf_counter() - started, f"1 × {torch.get_num_threads()} threads"
     else:
-        checkpoint = Path(options.get("checkpoint") or trained(options, f"{folder}/{slug(name)}"))
-        check_folder(checkpoint)
+        checkpoint = fetch_checkpoint(options.get("checkpoint") or trained(options, f"{folder}/{slug(name)}"))
         model, its_tokenizer = (
             AutoModelForMaskedLM.from_pretrained(checkpoint),
             AutoTokenizer.from_pretrained(checkpoint),
@@ -130,10 +131,39 @@ def train_and_judge(config: dict[str, Any], name: str, split: str, folder: str) 
     Path(f"{folder}/{slug(name)}.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
 
 
+def check(path: str, name: str, model: dict[str, Any], folder: str) -> None:
+    """Find the mistakes of a model's line before any model is trained.
+
+    Raises:
+        ValueError: A parameter of a baseline that it has not.
+        OSError: There is no such checkpoint.
+        SystemExit: An option of a recipe that nobody reads.
+    """
+    if "baseline" in model:
+        options = {option: value for option, value in model.items() if option != "baseline"}
+        try:
+            inspect.signature(BASELINES[model["baseline"]]).bind(None, 0, **options)
+        except TypeError as error:
+            raise ValueError(f"{path}: {name}: {error}.") from error
+    elif "checkpoint" in model:
+        fetch_checkpoint(model["checkpoint"])
+    else:
+        try:
+            parse_recipe(recipe_words(model, folder))
+        except SystemExit:
+            print(f"{path}: that was {name}.", file=sys.stderr)
+            raise
+
+
+def recipe_words(options: dict[str, Any], folder: str) -> list[str]:
+    """A model's recipe and options, as a command line."""
+    given = [f"--{name}={value}" for name, value in options.items() if name != "recipe"]
+    return [options["recipe"], f"--output_dir={folder}", "--disable_tqdm=true", *given]
+
+
 def trained(options: dict[str, Any], folder: str) -> Path:
     """The checkpoint of a recipe with options, trained where it is not there yet; an interrupted run goes on."""
-    words = [options["recipe"], f"--output_dir={folder}", "--disable_tqdm=true"]
-    words += [f"--{name}={value}" for name, value in options.items() if name != "recipe"]
+    words = recipe_words(options, folder)
     checkpoint, complete = Path(folder, "model"), parse_recipe(words)
     if not checkpoint.exists():
         begun = any(Path(folder).glob("checkpoint-*/trainer_state.json"))
@@ -183,7 +213,7 @@ def results(judged: dict[str, tuple[dict[str, Any], Judgement]]) -> str:
         "coverage",
         "popularity",
         "ties",
-        "training, s",
+        "training",
         "users/s",
         "GB",
     ]
@@ -260,9 +290,9 @@ def compare(path: str, split: str, folder: str) -> str:
     interactions, tokenizer, histories = prepare(recipe)
     has_times = not np.array_equal(interactions["timestamp"][:], np.arange(interactions.num_rows))  # else rows' numbers
     findings = audit(histories, has_times)
-    if leaks := [str(finding) for finding in findings if finding.leak and len(finding.rows)]:
-        raise ValueError("The split leaks: " + "; ".join(leaks))
     checksum = describe_data(recipe, interactions)["sha256"]
+    for name, model in config["models"].items():
+        check(path, name, model, folder)
     for name, model in config["models"].items():
         kept = Path(folder, f"{slug(name)}.json")
         if kept.exists():
@@ -280,7 +310,10 @@ def compare(path: str, split: str, folder: str) -> str:
     text = [f"Protocol: {split}, {whole}.", results(judged)]
     if table := sampled(config, judged):
         text += [f"Protocol: {split}, {among}; never to be compared with the above.", table]
-    text += [sliced(judged, groups), tested(judged), "What the split lets a model know:"]
+    text += [sliced(judged, groups), tested(judged)]
+    if leaks := [f"- {finding}" for finding in findings if finding.leak and len(finding.rows)]:
+        text += ["**Leaks**, or actions that somebody repeated at one time:", "\n".join(leaks)]
+    text += ["What the split lets a model know:"]
     text += ["\n".join(f"- {finding}" for finding in findings if not finding.leak)]
     report = "\n\n".join(text) + "\n"
     Path(folder, "comparison.md").write_text(report, encoding="utf-8")

@@ -80,8 +80,23 @@ def test_what_the_protocol_lets_a_model_know_is_told():
     assert found(CLEAN, "never occurs") == [1]  # e
     again = DatasetDict(CLEAN, test=held_out(("u", [A, B], [1, 2, 5], A), ("x", [], [6], UNK)))
     assert found(again, "had before") == [0]
-    assert found(again, "never occurs") == [1]
+    assert found(again, "never occurs") == []
+    assert found(again, "does not know") == [1]
     assert found(again, "trained on as well") == [0]
+
+
+def test_training_on_the_labels_of_targets_is_found():
+    assert found(DatasetDict(train=CLEAN["test"], test=CLEAN["test"]), "training rows hold") == [0, 1]
+
+
+def test_a_target_among_its_own_inputs_is_found():
+    histories = DatasetDict(CLEAN, test=held_out(("u", [A, B, C], [1, 2, 5, 5], C), ("v", [B, C], [3, 4, 6], E)))
+    assert found(histories, "among their inputs") == [0]
+
+
+def test_of_a_log_that_has_only_an_order_nothing_is_told_of_others():
+    assert not [finding for finding in audit(CLEAN, has_times=False) if "of anybody" in finding.what]
+    assert [finding for finding in audit(CLEAN) if "of anybody" in finding.what]
 
 
 def test_a_finding_tells_its_rows_and_shares():

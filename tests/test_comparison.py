@@ -194,7 +194,23 @@ def test_a_comparison_trains_judges_and_keeps(script, recipe_file, tmp_path):
     assert "| SASRec − Popularity |" in report or "| Popularity − SASRec |" in report
     assert "- validation: 16 of 16 rows (100.0%) are of users who are trained on as well" in report
     assert Path(folder, "comparison.png").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(ValueError, match="is of other options, data or another split"):
+    with pytest.raises(ValueError, match="is of other options, data, protocol or another split"):
+        script.compare(path, "test", folder)
+
+
+def test_a_checkpoint_that_was_trained_with_other_options_is_not_taken_for_it(script, recipe_file, tmp_path):
+    options = {"recipe": str(recipe_file), "num_train_epochs": 1}
+    first = script.trained(options, str(tmp_path / "out"))
+    assert script.trained(options, str(tmp_path / "out")) == first
+    with pytest.raises(ValueError, match="was trained with other options: move it away"):
+        script.trained({**options, "hidden_size": 24}, str(tmp_path / "out"))
+
+
+def test_results_of_another_protocol_are_not_mixed(script, recipe_file, tmp_path):
+    path, folder = comparison(tmp_path, recipe_file, Popularity={"baseline": "popularity"}), str(tmp_path / "kept")
+    script.train_and_judge(script.read(path), "Popularity", "test", folder)
+    recipe_file.write_text(recipe_file.read_text() + "exclude_history: false\n")
+    with pytest.raises(ValueError, match="is of other options, data, protocol"):
         script.compare(path, "test", folder)
 
 
@@ -204,6 +220,17 @@ def test_a_checkpoint_of_other_data_is_refused(script, recipe_file, tmp_path):
     config = script.read(comparison(tmp_path, recipe_file, Ours={"checkpoint": str(trained)}))
     with pytest.raises(ValueError, match="was trained on other data or items"):
         script.train_and_judge(config, "Ours", "test", str(tmp_path / "kept"))
+
+
+def test_mistakes_are_found_before_anything_is_trained(script, recipe_file, tmp_path, capsys):
+    models = {"First": {"recipe": str(recipe_file)}, "Second": {"baseline": "ease", "regularisation": 50}}
+    with pytest.raises(ValueError, match="Second: got an unexpected keyword argument 'regularisation'"):
+        script.compare(comparison(tmp_path, recipe_file, **models), "test", str(tmp_path / "kept"))
+    models["Second"] = {"recipe": str(recipe_file), "num_train_epoch": 1}
+    with pytest.raises(SystemExit):
+        script.compare(comparison(tmp_path, recipe_file, **models), "test", str(tmp_path / "kept"))
+    assert "that was Second" in capsys.readouterr().err
+    assert not (tmp_path / "kept" / "first").exists()
 
 
 @pytest.mark.parametrize(

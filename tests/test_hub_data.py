@@ -32,7 +32,6 @@ def hub(hub, monkeypatch, tmp_path):
     """The Hub, which `datasets` and `evaluate` ask too, from a machine where they have kept nothing."""
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(evaluate.config, "DOWNLOADED_EVALUATE_PATH", tmp_path / "evaluate")
-    monkeypatch.setattr(evaluate.config, "HF_MODULES_CACHE", tmp_path / "modules")
     return hub
 
 

@@ -142,7 +142,7 @@ def test_every_item_of_a_training_row_is_its_own_label(tokenizer):
 @pytest.mark.parametrize(
     ("architecture", "name", "kind", "settings"),
     [
-        ("sasrec", "SASRec", SasRecForMaskedLM, []),
+        ("sasrec", "SASRec", SasRecForMaskedLM, ["--prediction_head=true"]),
         ("gru4rec", "GRU4Rec", Gru4RecForMaskedLM, ["--initializer_range=0.3", "--prediction_head=false"]),
     ],
 )

@@ -304,7 +304,7 @@ def test_top_k_below_one_is_refused(recommender, folder, top_k):
 
 
 def test_an_unknown_argument_is_refused(recommender):
-    with pytest.raises(TypeError, match="topk"):
+    with pytest.raises(ValueError, match="Nobody reads"):
         recommender([["a"]], topk=3)
 
 

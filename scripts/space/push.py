@@ -16,7 +16,7 @@ from pathlib import Path
 
 from huggingface_hub import HfApi, SpaceCard
 
-from hf_bert4rec.checkpoint import SHARED, check_folder
+from hf_bert4rec.checkpoint import SHARED, check_folder, is_folder
 from hf_bert4rec.recipe import plain_errors
 
 HERE = Path(__file__).resolve().parent
@@ -36,7 +36,8 @@ def assemble(folder: Path, model: str) -> str:
     Raises:
         FileNotFoundError: The checkpoint is neither a whole folder nor a Hub id.
     """
-    check_folder(model)
+    if is_folder(model):
+        check_folder(model)
     for name in APP:
         shutil.copy(HERE / name, folder)
     shutil.copy(ROOT / "LICENSE", folder)
