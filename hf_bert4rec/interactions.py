@@ -66,6 +66,14 @@ def load_interactions(
                 f"{log.name}: expected a column for the {role}, found {log.shown}. Name it: "
                 f"{role}='…'" + ("" if len(log.columns) > 1 else ", or the separator: separator=';'.")
             )
+    unread = [column for place, column in enumerate(log.columns) if place not in found.values()]
+    if log.has_names and "timestamp" not in found and unread:
+        logger.warning(
+            "%s: no column is known to hold times, so the rows are taken to be in order. If one of %s does, name it: "
+            "timestamp=…",
+            log.name,
+            ", ".join(map(str, unread)),
+        )
     if min_rating is not None and "rating" not in found:
         raise ValueError(f"{log.name}: min_rating needs a rating, found {log.shown}. Name it: rating='…'")
     if min_rating is None:

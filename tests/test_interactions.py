@@ -373,6 +373,13 @@ def test_without_timestamps_the_row_numbers_are_the_times(write, caplog):
     with caplog.at_level(logging.INFO, "hf_bert4rec.interactions"):
         assert rows(load_interactions(write("log.csv", "user,item\nv,b\nu,a\n"))) == [("v", "b", 0), ("u", "a", 1)]
     assert "no timestamps: the order of the rows is the order in time" in caplog.text
+    assert "no column is known to hold times" not in caplog.text
+
+
+def test_a_column_that_may_hold_times_is_named(write, caplog):
+    with caplog.at_level(logging.INFO, "hf_bert4rec.interactions"):
+        load_interactions(write("log.csv", "user_id,item_id,rating,bought\nv,b,3,2\nu,a,1,1\n"))
+    assert "If one of bought does, name it: timestamp=…" in caplog.text
 
 
 # ------------------------------------------------------------------------------------------------------------ filters
