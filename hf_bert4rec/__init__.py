@@ -92,11 +92,10 @@ for _config, _encoder, _model in _MODELS:
     AutoModel.register(_config, _encoder, exist_ok=True)
     AutoModelForMaskedLM.register(_config, _model, exist_ok=True)
     AutoTokenizer.register(_config, fast_tokenizer_class=ItemTokenizer, exist_ok=True)
-
-# The code of the model is put beside the weights whenever they are saved, not when they are pushed: then any way to the
-# Hub takes it along (Trainer.push_to_hub, model.push_to_hub, `hf upload`), and it is the code that made the weights.
-# Without this package `trust_remote_code=True` runs it; with it the installed classes are taken and nobody is asked.
-for _config, _encoder, _model in _MODELS:
+    # The code of the model is put beside the weights whenever they are saved, not when they are pushed: then any way to
+    # the Hub takes it along (Trainer.push_to_hub, model.push_to_hub, `hf upload`), and it is the code that made the
+    # weights. Without this package `trust_remote_code=True` runs it; with it the installed classes are taken and nobody
+    # is asked.
     _config.register_for_auto_class("AutoConfig")
     _encoder.register_for_auto_class("AutoModel")
     _model.register_for_auto_class("AutoModelForMaskedLM")

@@ -7,9 +7,9 @@ import pyarrow as pa
 from datasets import Dataset, DatasetDict
 
 from .configuration_bert4rec import SPECIAL_TOKENS
+from .histories import target_items
 
 SHOWN = 5
-OF_ANYBODY = "have a target older than an action, of anybody, that was trained on"
 
 
 @dataclass
@@ -111,14 +111,14 @@ def _held_out(
         ("have their target among their inputs", read, True),
         ("have an input later than the target", late, True),
         ("are a second row of their user", twice, True),
-        (OF_ANYBODY, np.flatnonzero(later), False),
         ("are of users who are trained on as well", np.flatnonzero(np.isin(targets.users, train.users)), False),
         ("have a target that the user has had before", np.flatnonzero(had), False),
         ("have a target that never occurs in training", np.flatnonzero(known & ~learnt), False),
         ("have a target that the tokenizer does not know, and count as missed", np.flatnonzero(~known), False),
     ]
-    if not has_times:
-        looked_for = [entry for entry in looked_for if entry[0] != OF_ANYBODY]
+    if has_times:
+        of_anybody = "have a target older than an action, of anybody, that was trained on"
+        looked_for.append((of_anybody, np.flatnonzero(later), False))
     return [Finding(what, name, np.asarray(found), rows.num_rows, leak) for what, found, leak in looked_for]
 
 
@@ -146,9 +146,8 @@ def _trained_on(rows: Dataset, numbers: dict[str, int]) -> _Actions:
 
 def _targets(rows: Dataset, numbers: dict[str, int]) -> _Actions:
     """The target of each row, with its time: that of the [MASK]."""
-    columns = rows.with_format("numpy")
-    items = np.array([labels.max() for labels in columns["labels"]])
-    times = np.array([times[-1] for times in columns["timestamps"]])
+    items = target_items(rows)
+    times = np.array([times[-1] for times in rows.with_format("numpy")["timestamps"]])
     users = np.array([numbers[user] for user in rows["user"][:]], np.int64)
     return _Actions(np.arange(len(items)), users, items, times)
 

@@ -85,8 +85,6 @@ class Popularity(Baseline):
         ValueError: `newest` is not above 0 and at most 1.
     """
 
-    counts: torch.Tensor  # (rows,)
-
     def __init__(self, train: Dataset, vocab_size: int, newest: float = 1.0) -> None:
         super().__init__()
         if not 0 < newest <= 1:
@@ -137,8 +135,6 @@ class Ease(Baseline):
         MemoryError: A matrix of rows × rows, three times, does not fit.
         ValueError: `regularization` is not above 0.
     """
-
-    weights: torch.Tensor  # (rows, rows)
 
     def __init__(self, train: Dataset, vocab_size: int, regularization: float = 500.0) -> None:
         super().__init__()

@@ -8,7 +8,7 @@ import logging
 import re
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
@@ -30,7 +30,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel
 
-from .ranking import SAMPLED
+from .ranking import SAMPLED, SAMPLED_METRICS
 from .tokenization import TITLES_FILE, ItemTokenizer
 
 logger = logging.getLogger(__name__)
@@ -313,19 +313,23 @@ def results_table(
     metrics: Mapping[str, Mapping[str, float]], columns: Sequence[str] = ("hr@10", "ndcg@10", "mrr@10")
 ) -> str:
     """A Markdown table, a row a model."""
-    titles = [name.upper() for name in columns]
-    lines = [f"| | {' | '.join(titles)} |", f"|---|{'---:|' * len(columns)}"]
-    lines += [f"| {model} | {' | '.join(f'{row[name]:.4f}' for name in columns)} |" for model, row in metrics.items()]
-    return "\n".join(lines)
+    lines = [[model, *(f"{row[name]:.4f}" for name in columns)] for model, row in metrics.items()]
+    return markdown_table(["", *map(str.upper, columns)], lines)
+
+
+def markdown_table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """A Markdown table of names on the left and figures."""
+    rule = f"|---|{'---:|' * (len(header) - 1)}"
+    first, *others = (f"| {' | '.join(line)} |".replace("|  |", "| |") for line in (header, *lines))
+    return "\n".join([first, rule, *others])
 
 
 def sampled_table(metrics: Mapping[str, Mapping[str, float]]) -> str:
     """The same for popularity-sampled metrics, by the columns of the paper's Table 2; empty where there are none."""
     if not metrics or not all(f"mrr_{SAMPLED}" in row for row in metrics.values()):
         return ""
-    names = ("hr@1", "hr@5", "hr@10", "ndcg@5", "ndcg@10", "mrr")
-    plain = {model: {name: row[f"{name}_{SAMPLED}"] for name in names} for model, row in metrics.items()}
-    return results_table(plain, names)
+    plain = {model: {name: row[f"{name}_{SAMPLED}"] for name in SAMPLED_METRICS} for model, row in metrics.items()}
+    return results_table(plain, SAMPLED_METRICS)
 
 
 def push_checkpoint(

@@ -10,6 +10,7 @@ from datasets import Dataset
 from transformers import Trainer
 
 from .configuration_bert4rec import SPECIAL_TOKENS
+from .histories import target_items
 from .pipeline_next_item import stable_top_k
 from .ranking import (
     SAMPLED,
@@ -118,9 +119,8 @@ def slices(rows: Dataset, counts: np.ndarray) -> dict[str, np.ndarray]:
         rows: The split.
         counts: (rows of the item table,) how often each item occurs in training; those of special rows are passed over.
     """
-    columns = rows.with_format("numpy")
-    targets = np.array([labels.max() for labels in columns["labels"]])
-    lengths = np.array([len(history) for history in columns["history"]])
+    targets = target_items(rows)
+    lengths = np.array([len(history) for history in rows.with_format("numpy")["history"]])
     counts = np.where(np.arange(len(counts)) < len(SPECIAL_TOKENS), 0, counts)
     most = np.argsort(-counts, kind="stable")[: int(HEAD * (len(counts) - len(SPECIAL_TOKENS)))]
     seen, head = counts[targets] > 0, np.isin(targets, most)

@@ -187,6 +187,11 @@ def popularity_candidates(rows: Dataset, counts: np.ndarray, number: int = 100, 
     )
 
 
+def target_items(rows: Dataset) -> np.ndarray:
+    """(users,) the target of each row of a validation or test split, a row of the item table."""
+    return np.array([labels.max() for labels in rows.with_format("numpy")["labels"]], np.int64)
+
+
 SPLITS: dict[str, Callable[..., DatasetDict]] = {"leave_one_out": leave_one_out, "at_time": split_at_time}
 
 

@@ -16,6 +16,9 @@ from .configuration_bert4rec import SPECIAL_TOKENS
 SAMPLED = "popularity_sampled"
 """Ends the names of the metrics among candidates, so that nobody takes them for those of the whole catalogue."""
 
+SAMPLED_METRICS = ("hr@1", "hr@5", "hr@10", "ndcg@5", "ndcg@10", "mrr")
+"""Those of the paper's Table 2, in its order."""
+
 IN_CACHE = 2**19
 """Scores that are compared at a time."""
 

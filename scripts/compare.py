@@ -36,15 +36,15 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from hf_bert4rec.audit import audit
 from hf_bert4rec.baselines import BASELINES, DataCollatorWithUsers
-from hf_bert4rec.checkpoint import FACTS_FILE, check_sizes, fetch_checkpoint
+from hf_bert4rec.checkpoint import FACTS_FILE, check_sizes, fetch_checkpoint, markdown_table
 from hf_bert4rec.comparison import Judgement, figures, holm, judge, paired_difference, slice_figures, slices
-from hf_bert4rec.ranking import SAMPLED, bootstrap_interval, ndcg_gains
+from hf_bert4rec.histories import target_items
+from hf_bert4rec.ranking import SAMPLED, SAMPLED_METRICS, bootstrap_interval, ndcg_gains
 from hf_bert4rec.recipe import Recipe, parse_recipe, plain_errors
 from hf_bert4rec.run import describe_data, evaluator, prepare, protocol, run, whole_histories
 
 KINDS = ("baseline", "recipe", "checkpoint")
 SAME_MODEL = ("output_dir", "disable_tqdm", "resume_from_checkpoint", "use_cpu")  # options that change no weight
-SAMPLED_COLUMNS = ("hr@1", "hr@5", "hr@10", "ndcg@5", "ndcg@10", "mrr")  # of the paper's Table 2
 
 
 def read(path: str) -> dict[str, Any]:
@@ -182,22 +182,11 @@ def item_counts(recipe: Recipe, interactions: Dataset, tokenizer: Any) -> np.nda
     return np.bincount(items.combine_chunks().flatten().to_numpy(), minlength=len(tokenizer))
 
 
-def target_items(rows: Dataset) -> np.ndarray:
-    """(users,) rows of the item table."""
-    return np.array([labels.max() for labels in rows.with_format("numpy")["labels"]])
-
-
 def load(folder: str, name: str) -> tuple[dict[str, Any], Judgement]:
     """What `train_and_judge` kept."""
     facts = json.loads(Path(f"{folder}/{slug(name)}.json").read_text(encoding="utf-8"))
     with np.load(f"{folder}/{slug(name)}.npz") as arrays:
         return facts, Judgement(**arrays)
-
-
-def markdown(header: list[str], lines: list[list[str]]) -> str:
-    """A table."""
-    rule = "|" + "|".join(["---"] + ["---:"] * (len(header) - 1)) + "|"
-    return "\n".join([f"| {' | '.join(header)} |", rule, *(f"| {' | '.join(line)} |" for line in lines)])
 
 
 def results(judged: dict[str, tuple[dict[str, Any], Judgement]]) -> str:
@@ -226,7 +215,7 @@ def results(judged: dict[str, tuple[dict[str, Any], Judgement]]) -> str:
         threads = facts["machine"].split(" threads")[0]
         cost = [f"{facts['seconds']:,.0f} s on {threads}", f"{facts['users a second']:,.0f}", f"{facts['peak GB']:.2f}"]
         lines.append([name, *quality, *beyond, *cost])
-    return markdown(header, lines)
+    return markdown_table(header, lines)
 
 
 def sampled(config: dict[str, Any], judged: dict[str, tuple[dict[str, Any], Judgement]]) -> str:
@@ -235,11 +224,11 @@ def sampled(config: dict[str, Any], judged: dict[str, tuple[dict[str, Any], Judg
     for name in dict.fromkeys([*judged, *config.get("published", {})]):
         row = judged[name][0]["figures"] if name in judged else {}
         if f"mrr_{SAMPLED}" in row:
-            lines.append([name, *(f"{row[f'{column}_{SAMPLED}']:.4f}" for column in SAMPLED_COLUMNS)])
+            lines.append([name, *(f"{row[f'{column}_{SAMPLED}']:.4f}" for column in SAMPLED_METRICS)])
         for source, figure in config.get("published", {}).get(name, {}).items():
-            known = (f"{figure[column]:.4f}" if column in figure else "" for column in SAMPLED_COLUMNS)
+            known = (f"{figure[column]:.4f}" if column in figure else "" for column in SAMPLED_METRICS)
             lines.append([f"{name} in {source}", *known])
-    return markdown(["model", *(column.upper() for column in SAMPLED_COLUMNS)], lines) if lines else ""
+    return markdown_table(["model", *(column.upper() for column in SAMPLED_METRICS)], lines) if lines else ""
 
 
 def sliced(judged: dict[str, tuple[dict[str, Any], Judgement]], groups: dict[str, np.ndarray]) -> str:
@@ -250,7 +239,7 @@ def sliced(judged: dict[str, tuple[dict[str, Any], Judgement]], groups: dict[str
         [name, *(f"{slice_figures(judgement, users, group)['ndcg@10']:.4f}" for group, users in groups.items())]
         for name, (_, judgement) in judged.items()
     ]
-    return markdown(header, lines)
+    return markdown_table(header, lines)
 
 
 def tested(judged: dict[str, tuple[dict[str, Any], Judgement]]) -> str:
@@ -267,7 +256,7 @@ def tested(judged: dict[str, tuple[dict[str, Any], Judgement]]) -> str:
         ]
         for (first, second), it in found.items()
     ]
-    return markdown(["difference of NDCG@10", "", "95 %", f"p, corrected for {len(found)} pairs"], lines)
+    return markdown_table(["difference of NDCG@10", "", "95 %", f"p, corrected for {len(found)} pairs"], lines)
 
 
 def plot(judged: dict[str, tuple[dict[str, Any], Judgement]], path: str, title: str) -> None:

@@ -34,6 +34,7 @@ import yaml
 from matplotlib.figure import Figure
 from transformers import TrainerCallback
 
+from hf_bert4rec.checkpoint import markdown_table
 from hf_bert4rec.ranking import ndcg_gains
 from hf_bert4rec.recipe import Recipe, parse_recipe, plain_errors
 from hf_bert4rec.run import prepare, ranks_on, trainer_for
@@ -194,8 +195,7 @@ def table(lines: list[dict[str, Any]]) -> str:
     """A Markdown table a study: the mean over seeds and each seed; in a cumulative one what each change adds."""
     text = []
     for study, rows in grouped(lines).items():
-        text += [f"**{study}**", "", "| variant | NDCG@10 | ± | gain | seeds | short | long | minutes |"]
-        text += ["|---|---:|---:|---:|---|---:|---:|---:|"]
+        cells: list[list[str]] = []
         means: list[float] = []
         for name, runs in rows.items():
             means.append(mean(run[MEASURE] for run in runs))
@@ -204,7 +204,9 @@ def table(lines: list[dict[str, Any]]) -> str:
             others = [mean(run.get(part, nan) for run in runs) for part in ("standard_error", "short", "long")]
             error, short, long = (f"{number:.4f}" for number in others)
             minutes = mean(run["curve"][-1][1] for run in runs) / 60
-            text.append(f"| {name} | {means[-1]:.4f} | {error} | {gain} | {each} | {short} | {long} | {minutes:.1f} |")
+            cells.append([name, f"{means[-1]:.4f}", error, gain, each, short, long, f"{minutes:.1f}"])
+        header = ["variant", "NDCG@10", "±", "gain", "seeds", "short", "long", "minutes"]
+        text += [f"**{study}**", "", markdown_table(header, cells)]
         text += ["", f"±: standard error over users. Median {median(means):.4f}, best {max(means):.4f}.", ""]
     return "\n".join(text)
 

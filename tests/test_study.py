@@ -40,8 +40,8 @@ def test_changes_are_added_up_where_the_study_says_so(study, cumulative, last):
 def test_the_table_gives_means_gains_and_seeds(study):
     rows = study.table(LINES).splitlines()
     assert rows[4:6] == [
-        "| a | 0.1500 | 0.0200 |  | 0.2000, 0.1000 | 0.1000 | 0.2000 | 3.0 |",
-        "| b | 0.3000 | nan |  | 0.3000 | 0.2000 | 0.4000 | 1.0 |",
+        "| a | 0.1500 | 0.0200 | | 0.2000, 0.1000 | 0.1000 | 0.2000 | 3.0 |",
+        "| b | 0.3000 | nan | | 0.3000 | 0.2000 | 0.4000 | 1.0 |",
     ]
     assert "±: standard error over users. Median 0.2250, best 0.3000." in rows
     rows = study.table([{**line, "cumulative": True} for line in LINES]).splitlines()
