@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoTokeni
 from .baselines import MarkovChain, Popularity
 from .configuration_bert4rec import Bert4RecConfig
 from .data_collator import DataCollatorForCloze, DataCollatorForNextItem
-from .histories import before, leave_one_out, popularity_candidates, split_at_time
+from .histories import before, leave_one_out, popularity_candidates, split_at_time, uniform_candidates
 from .interactions import load_interactions, load_titles, rename_items
 from .modeling_bert4rec import Bert4RecForMaskedLM, Bert4RecModel
 from .modeling_unidirectional import (
@@ -76,6 +76,7 @@ __all__ = [
     "split_at_time",
     "target_ranks",
     "transfer",
+    "uniform_candidates",
 ]
 
 NEXT_ITEM_METRIC = str(Path(__file__).parent / "metrics" / "next_item")

@@ -30,7 +30,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel
 
-from .ranking import SAMPLED, SAMPLED_METRICS
+from .ranking import SAMPLED_METRICS, how_sampled
 from .tokenization import TITLES_FILE, ItemTokenizer
 
 logger = logging.getLogger(__name__)
@@ -270,19 +270,21 @@ def model_card(facts: Mapping[str, Any]) -> ModelCard:
     """
     split = "test" if "test" in facts else "validation"
     data, metrics = facts["data"], facts.get(split, {})
+    ours = metrics.get(judged_model(facts), {})
+    among = f"_{how_sampled(ours)}"
     results = [
         EvalResult(
             task_type="fill-mask",
             task_name="Next-item recommendation",
             dataset_type=data["name"],
-            dataset_name=f"{data['name']} ({facts['sampled_protocol' if SAMPLED in name else 'protocol']})",
-            dataset_config="popularity-sampled" if SAMPLED in name else "whole-catalogue",  # else the card merges them
+            dataset_name=f"{data['name']} ({facts['sampled_protocol' if name.endswith(among) else 'protocol']})",
+            dataset_config=among[1:].replace("_", "-") if name.endswith(among) else "whole-catalogue",  # else one entry
             dataset_split=split,
             metric_type=name,
             metric_name=name.upper(),
             metric_value=round(value, 4),
         )
-        for name, value in metrics.get(judged_model(facts), {}).items()
+        for name, value in ours.items()
         if not name.startswith(("ndcg@1_", "mrr@1_")) and name not in ("ndcg@1", "mrr@1")  # these repeat hr@1
     ]
     card_data = ModelCardData(
@@ -325,10 +327,12 @@ def markdown_table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str
 
 
 def sampled_table(metrics: Mapping[str, Mapping[str, float]]) -> str:
-    """The same for popularity-sampled metrics, by the columns of the paper's Table 2; empty where there are none."""
-    if not metrics or not all(f"mrr_{SAMPLED}" in row for row in metrics.values()):
+    """The same for metrics among candidates, by the columns of the paper's Table 2; empty where there are none."""
+    kinds = {how_sampled(row) for row in metrics.values()}
+    if len(kinds) != 1 or None in kinds:
         return ""
-    plain = {model: {name: row[f"{name}_{SAMPLED}"] for name in SAMPLED_METRICS} for model, row in metrics.items()}
+    sampled = kinds.pop()
+    plain = {model: {name: row[f"{name}_{sampled}"] for name in SAMPLED_METRICS} for model, row in metrics.items()}
     return results_table(plain, SAMPLED_METRICS)
 
 

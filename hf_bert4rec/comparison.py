@@ -13,7 +13,7 @@ from .configuration_bert4rec import SPECIAL_TOKENS
 from .histories import target_items
 from .pipeline_next_item import stable_top_k
 from .ranking import (
-    SAMPLED,
+    Sampled,
     bootstrap_interval,
     candidate_ranks,
     ndcg_gains,
@@ -82,7 +82,9 @@ def _judge_logits(logits: tuple[torch.Tensor, ...], labels: torch.Tensor, exclud
     return torch.cat([torch.where(values > -torch.inf, best, -1), torch.stack(columns, dim=1)], dim=1)
 
 
-def figures(judgement: Judgement, targets: np.ndarray, counts: np.ndarray) -> dict[str, float]:
+def figures(
+    judgement: Judgement, targets: np.ndarray, counts: np.ndarray, sampled: Sampled = "popularity_sampled"
+) -> dict[str, float]:
     """All figures of a model on a split.
 
     - `hr@k`, `ndcg@k`, `mrr@k`, over the catalogue, and with candidates under names that say so;
@@ -95,13 +97,13 @@ def figures(judgement: Judgement, targets: np.ndarray, counts: np.ndarray) -> di
         judgement: Of the split.
         targets: (users,) rows of the item table.
         counts: (rows,) how often each item occurs in training.
+        sampled: How the candidates were drawn, where there are any.
     """
     recommended, taken = judgement.recommended[judgement.recommended >= 0], counts[targets].mean()
     items = len(counts) - len(SPECIAL_TOKENS)
-    sampled = {} if judgement.sampled_ranks is None else sampled_metrics(judgement.sampled_ranks)
     return {
         **ranking_metrics(judgement.ranks),
-        **{f"{name}_{SAMPLED}": value for name, value in sampled.items()},
+        **({} if judgement.sampled_ranks is None else sampled_metrics(judgement.sampled_ranks, sampled)),
         "coverage@10": len(np.unique(recommended)) / items,
         "popularity@10": float(counts[recommended].mean() / taken) if taken else np.nan,
         "ties": float((judgement.ties > 0).mean()),

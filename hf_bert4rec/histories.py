@@ -8,7 +8,8 @@ Every split has the same columns, so that the `DatasetDict` can be saved and pus
 - `timestamps`: the time of each of them, that of the [MASK] being the time of the target;
 - `labels`: null in train (the collator masks); else -100, and the target at the [MASK];
 - `history`: null in train; else all items before the target, those too old for `input_ids` too: metrics exclude them;
-- `candidates`: not in train, and only after `popularity_candidates`: what sampled metrics rank the target among;
+- `candidates`: not in train, and only after `popularity_candidates` or `uniform_candidates`: what sampled metrics rank
+  the target among;
 - `length`: of `input_ids`, so that batches are grouped without reading the rows.
 """
 
@@ -185,6 +186,11 @@ def popularity_candidates(rows: Dataset, counts: np.ndarray, number: int = 100, 
     return Dataset(
         table.append_column("candidates", pa.FixedSizeListArray.from_arrays(pa.array(drawn.ravel()), number))
     )
+
+
+def uniform_candidates(rows: Dataset, vocab_size: int, number: int = 100, seed: int = 0) -> Dataset:
+    """As `popularity_candidates`, every item of the catalogue, `vocab_size` rows with the special ones, as likely."""
+    return popularity_candidates(rows, np.ones(vocab_size, np.int64), number, seed)
 
 
 def target_items(rows: Dataset) -> np.ndarray:

@@ -54,10 +54,10 @@ def push_data(
         ValueError: The data cannot be used as the recipe says, or the splits have not the same columns.
     """
     check_terms(recipe, may_share)
-    if recipe.run.popularity_candidates:
+    if recipe.run.popularity_candidates or recipe.run.uniform_candidates:
         raise ValueError(
-            "Expected splits with the same columns, found popularity_candidates, which training rows have not: take "
-            "--popularity_candidates 0, and draw them again with popularity_candidates where they are wanted."
+            "Expected splits with the same columns, found candidates, which training rows have not: take "
+            "--popularity_candidates 0 (or --uniform_candidates 0), and draw them again where they are wanted."
         )
     interactions, tokenizer, histories = prepare(recipe)
     facts = {

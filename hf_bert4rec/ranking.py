@@ -6,14 +6,15 @@ model that scores everything the same gains nothing from it.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 
 from .configuration_bert4rec import SPECIAL_TOKENS
 
-SAMPLED = "popularity_sampled"
+Sampled = Literal["popularity_sampled", "uniform_sampled"]
 """Ends the names of the metrics among candidates, so that nobody takes them for those of the whole catalogue."""
 
 SAMPLED_METRICS = ("hr@1", "hr@5", "hr@10", "ndcg@5", "ndcg@10", "mrr")
@@ -162,6 +163,20 @@ def ranking_metrics(ranks: Ranks, k: Sequence[int] = (1, 5, 10)) -> dict[str, fl
     return {f"{name}@{cutoff}": metric(ranks, cutoff) for cutoff in k for name, metric in metrics.items()}
 
 
-def sampled_metrics(ranks: Ranks) -> dict[str, float]:
-    """As `ranking_metrics`, for ranks among candidates, with the paper's MRR, which has no cut-off."""
-    return ranking_metrics(ranks) | {"mrr": mrr(ranks, sys.maxsize)}
+def sampled_metrics(ranks: Ranks, sampled: Sampled) -> dict[str, float]:
+    """As `ranking_metrics`, for ranks among candidates, with the paper's MRR, which has no cut-off: `ndcg@10_…`.
+
+    Args:
+        ranks: (users,) from 1.
+        sampled: How the candidates were drawn.
+
+    Raises:
+        ValueError: As for `ranking_metrics`.
+    """
+    metrics = ranking_metrics(ranks) | {"mrr": mrr(ranks, sys.maxsize)}
+    return {f"{name}_{sampled}": value for name, value in metrics.items()}
+
+
+def how_sampled(metrics: Mapping[str, float]) -> Sampled | None:
+    """How the candidates were drawn that metrics are among, beside the whole catalogue; None where there are none."""
+    return next((sampled for sampled in get_args(Sampled) if f"mrr_{sampled}" in metrics), None)

@@ -47,6 +47,9 @@ class RunArguments:
         default=0,
         metadata={"help": "Rank also among so many popular items that the user has not had; 100 in the paper."},
     )
+    uniform_candidates: int = field(
+        default=0, metadata={"help": "Rank also among so many items that the user has not had, all as likely."}
+    )
     muon_learning_rate: float | None = field(
         default=None, metadata={"help": "Peak learning rate of Muon for the matrices; AdamW for all if not given."}
     )

@@ -42,19 +42,19 @@ from .checkpoint import (
     save_checkpoint,
 )
 from .configuration_bert4rec import Bert4RecConfig
-from .histories import SPLITS, before, popularity_candidates
+from .histories import SPLITS, before, popularity_candidates, uniform_candidates
 from .interactions import load_interactions, load_titles, rename_items
 from .modeling_bert4rec import Bert4RecForMaskedLM
 from .modeling_unidirectional import Gru4RecConfig, Gru4RecForMaskedLM, SasRecConfig, SasRecForMaskedLM
 from .optimization import muon
 from .pipeline_next_item import NextItemRecommendationPipeline, pipeline
-from .ranking import bootstrap_interval, ndcg_gains
+from .ranking import Sampled, bootstrap_interval, ndcg_gains
 from .recipe import Recipe
 from .resources import check_memory, estimate_memory
 from .sources import is_embedded
 from .tokenization import ItemTokenizer, item_tokenizer
 from .trainer import RecommendationTrainer, machine, versions
-from .training import RecommendationTrainingArguments, cloze_training, metrics_of_ranks, next_item_training
+from .training import RecommendationTrainingArguments, cloze_training, next_item_training
 from .transfer import transfer
 
 logger = logging.getLogger(__name__)
@@ -117,14 +117,20 @@ def prepare(recipe: Recipe, tokenizer: ItemTokenizer | None = None) -> tuple[Dat
             titles = {names[item]: title for item, title in titles.items() if item in names}
         tokenizer = item_tokenizer(past, titles=titles, max_length=run.max_length)
     histories = _split(recipe, interactions, tokenizer)
-    if run.popularity_candidates:
-        counts = np.bincount(
-            tokenizer.encode_items(interactions.with_format("arrow")[:]["item"]), minlength=len(tokenizer)
-        )
-        for name in set(histories) - {"train"}:
-            histories[name] = popularity_candidates(histories[name], counts, run.popularity_candidates)
+    for name in set(histories) - {"train"}:
+        histories[name] = _with_candidates(recipe, interactions, tokenizer, histories[name])
     logger.info("Histories: %s.", ", ".join(f"{rows.num_rows:,} rows to {name}" for name, rows in histories.items()))
     return interactions, tokenizer, histories
+
+
+def _with_candidates(recipe: Recipe, interactions: Dataset, tokenizer: ItemTokenizer, rows: Dataset) -> Dataset:
+    by_popularity, uniformly = recipe.run.popularity_candidates, recipe.run.uniform_candidates
+    if by_popularity and uniformly:
+        raise ValueError("Expected popularity_candidates or uniform_candidates, found both: one of them must be 0.")
+    if by_popularity:
+        items = tokenizer.encode_items(interactions.with_format("arrow")[:]["item"])
+        return popularity_candidates(rows, np.bincount(items, minlength=len(tokenizer)), by_popularity)
+    return uniform_candidates(rows, len(tokenizer), uniformly) if uniformly else rows
 
 
 def whole_histories(recipe: Recipe, interactions: Dataset, tokenizer: ItemTokenizer) -> Dataset:
@@ -149,12 +155,18 @@ def protocol(recipe: Recipe, items: int) -> tuple[str, str]:
     }[recipe.run.split]
     folded = ", validation items trained on" if recipe.splitting.validation_in_train else ""
     history = "excluded" if recipe.run.exclude_history else "not excluded"
-    number = recipe.run.popularity_candidates
+    number = recipe.run.popularity_candidates or recipe.run.uniform_candidates
+    drawn = {"uniform_sampled": "uniformly", "popularity_sampled": "by their popularity in the whole log"}
     return (
         f"{held_out}{folded}, ranked among all {items:,} items, history {history}",
-        f"{held_out}{folded}, ranked among {number} items drawn for each user by their popularity in the whole log, "
+        f"{held_out}{folded}, ranked among {number} items drawn for each user {drawn[sampled_by(recipe)]}, "
         "history excluded",
     )
+
+
+def sampled_by(recipe: Recipe) -> Sampled:
+    """How the candidates of a recipe are drawn, where it has any."""
+    return "uniform_sampled" if recipe.run.uniform_candidates else "popularity_sampled"
 
 
 def trainer_for(recipe: Recipe, tokenizer: ItemTokenizer, histories: DatasetDict) -> Trainer:
@@ -323,7 +335,7 @@ def evaluate(recipe: Recipe) -> tuple[tuple[str, str], dict[str, dict[str, float
 def judge_on(judge: Trainer, rows: Dataset) -> tuple[dict[str, float], tuple[float, float]]:
     """The ranking metrics of a split, and the 95 % bootstrap interval of NDCG@10 over its users."""
     ranks = ranks_on(judge, rows)
-    metrics = metrics_of_ranks(EvalPrediction(predictions=ranks, label_ids=None))
+    metrics = judge.compute_metrics(EvalPrediction(predictions=ranks, label_ids=None))
     return metrics, bootstrap_interval(ndcg_gains(ranks if ranks.ndim == 1 else ranks[:, 0], 10))
 
 
@@ -346,13 +358,12 @@ def ranks_on(judge: Trainer, rows: Dataset) -> np.ndarray:
 
 
 def _setup(recipe: Recipe, tokenizer: ItemTokenizer) -> dict[str, Any]:
-    exclude_history = recipe.run.exclude_history
+    ranking: dict[str, Any] = {"exclude_history": recipe.run.exclude_history, "sampled": sampled_by(recipe)}
     if recipe.run.architecture != "bert4rec":
         if unread := [name for name in dataclasses.asdict(recipe.masking) if name in recipe.options]:
             logger.warning("%s masks nothing and does not read %s.", NAMES[recipe.run.architecture], ", ".join(unread))
-        return next_item_training(tokenizer, exclude_history=exclude_history)
-    masking = dataclasses.asdict(recipe.masking)
-    return cloze_training(tokenizer, exclude_history=exclude_history, seed=recipe.training.seed, **masking)
+        return next_item_training(tokenizer, **ranking)
+    return cloze_training(tokenizer, seed=recipe.training.seed, **ranking, **dataclasses.asdict(recipe.masking))
 
 
 def checkpoint_to_resume(args: RecommendationTrainingArguments, data: str) -> str | None:

@@ -12,7 +12,7 @@ from transformers import Trainer, TrainingArguments
 from transformers.trainer import TRAINING_ARGS_NAME
 
 from .checkpoint import FACTS_FILE, NAMES, hub_errors, model_card, push_checkpoint
-from .ranking import SAMPLED
+from .ranking import how_sampled
 from .tokenization import ItemTokenizer
 from .training import ranks_of_logits
 
@@ -84,13 +84,14 @@ class RecommendationTrainer(Trainer):
         history = "excluded" if excluded else "not excluded"
         chosen = self.args.load_best_model_at_end and self.state.best_model_checkpoint
         metrics = self._validation_metrics() if ours else {}
+        drawn = "uniformly" if how_sampled(metrics) == "uniform_sampled" else "by their popularity"
         held_out = "the item held out for each user of the validation split"
         return {
             "model": NAMES[self.model.config.model_type],
             "name": model_name or Path(self.args.hub_model_id or self.args.output_dir).name,
             "data": {"name": dataset or "interactions of its author", "items": len(items)},
             "protocol": f"{held_out}, ranked among all {len(items):,} items, history {history}",
-            "sampled_protocol": f"{held_out}, ranked among candidates drawn for each user by their popularity",
+            "sampled_protocol": f"{held_out}, ranked among candidates drawn for each user {drawn}",
             **({"validation": {NAMES[self.model.config.model_type]: metrics}} if metrics else {}),
             "example": ", ".join(json.dumps(item, ensure_ascii=False) for item in items[:3].to_pylist()),
             "titles": self.processing_class.titles is not None,
@@ -122,7 +123,7 @@ class RecommendationTrainer(Trainer):
         if self.args.load_best_model_at_end:
             evaluated = [entry for entry in evaluated if entry["step"] == self.state.best_global_step]
         last = {name.removeprefix("eval_"): value for name, value in (evaluated or [{}])[-1].items()}
-        return {name: value for name, value in last.items() if "@" in name or SAMPLED in name}
+        return {name: value for name, value in last.items() if "@" in name or name.startswith("mrr_")}
 
     def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
         """Create the repository, before training where `push_to_hub=True`.

@@ -16,7 +16,7 @@ from transformers.trainer_utils import has_length
 
 from .configuration_bert4rec import Bert4RecConfig
 from .data_collator import DataCollatorForCloze, DataCollatorForNextItem
-from .ranking import SAMPLED, candidate_ranks, ranking_metrics, sampled_metrics, target_ranks
+from .ranking import Sampled, candidate_ranks, ranking_metrics, sampled_metrics, target_ranks
 from .resources import estimate_memory, keep_freed_memory
 from .tokenization import ItemTokenizer
 
@@ -171,7 +171,9 @@ class ResourceCallback(TrainerCallback):
             )
 
 
-def cloze_training(tokenizer: ItemTokenizer, *, exclude_history: bool = True, **masking: Any) -> dict[str, Any]:
+def cloze_training(
+    tokenizer: ItemTokenizer, *, exclude_history: bool = True, sampled: Sampled = "popularity_sampled", **masking: Any
+) -> dict[str, Any]:
     """The arguments of the stock `Trainer` that make it train by cloze and evaluate by ranking.
 
         Trainer(model, args, train_dataset=…, eval_dataset=…, **cloze_training(tokenizer, mask_probability=0.2))
@@ -180,20 +182,26 @@ def cloze_training(tokenizer: ItemTokenizer, *, exclude_history: bool = True, **
         tokenizer: Saved with every checkpoint.
         exclude_history: Rank the target among the items that the user has not had. Off for data in which people
             repeat themselves: music, groceries.
+        sampled: How the `candidates` of the rows were drawn, where there are any: the names of their metrics say it.
         **masking: Arguments of `DataCollatorForCloze`.
     """
     return {
         "processing_class": tokenizer,
         "data_collator": DataCollatorForCloze(tokenizer, **masking),
         "callbacks": [ClozeCallback(), ResourceCallback()],
-        "compute_metrics": metrics_of_ranks,
+        "compute_metrics": partial(metrics_of_ranks, sampled=sampled),
         "preprocess_logits_for_metrics": partial(ranks_of_logits, exclude_history=exclude_history),
     }
 
 
-def next_item_training(tokenizer: ItemTokenizer, *, exclude_history: bool = True) -> dict[str, Any]:
-    """As `cloze_training`, for the models that look back only: every item is predicted from those before it."""
-    arguments = cloze_training(tokenizer, exclude_history=exclude_history)
+def next_item_training(tokenizer: ItemTokenizer, **ranking: Any) -> dict[str, Any]:
+    """As `cloze_training`, for the models that look back only: every item is predicted from those before it.
+
+    Args:
+        tokenizer: Saved with every checkpoint.
+        **ranking: `exclude_history` and `sampled`, as for `cloze_training`.
+    """
+    arguments = cloze_training(tokenizer, **ranking)
     return {**arguments, "data_collator": DataCollatorForNextItem(tokenizer)}
 
 
@@ -231,10 +239,14 @@ def judged(logits: tuple[torch.Tensor, ...], labels: torch.Tensor) -> tuple[torc
     return scores[:, 0], labels.amax(dim=1), *others
 
 
-def metrics_of_ranks(prediction: EvalPrediction) -> dict[str, float]:
-    """`compute_metrics`: HR, NDCG and MRR at 1, 5 and 10, with candidates also as `ndcg@10_popularity_sampled`."""
+def metrics_of_ranks(prediction: EvalPrediction, sampled: Sampled) -> dict[str, float]:
+    """`compute_metrics`: HR, NDCG and MRR at 1, 5 and 10, with candidates also as `ndcg@10_popularity_sampled`.
+
+    Args:
+        prediction: Ranks, as from `ranks_of_logits`.
+        sampled: How the candidates were drawn.
+    """
     ranks = np.asarray(prediction.predictions)
     if ranks.ndim == 1:
         return ranking_metrics(ranks)
-    sampled = sampled_metrics(ranks[:, 1])
-    return ranking_metrics(ranks[:, 0]) | {f"{name}_{SAMPLED}": value for name, value in sampled.items()}
+    return ranking_metrics(ranks[:, 0]) | sampled_metrics(ranks[:, 1], sampled)

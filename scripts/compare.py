@@ -39,9 +39,9 @@ from hf_bert4rec.baselines import BASELINES, DataCollatorWithUsers
 from hf_bert4rec.checkpoint import FACTS_FILE, check_sizes, fetch_checkpoint, markdown_table
 from hf_bert4rec.comparison import Judgement, figures, holm, judge, paired_difference, slice_figures, slices
 from hf_bert4rec.histories import target_items
-from hf_bert4rec.ranking import SAMPLED, SAMPLED_METRICS, bootstrap_interval, ndcg_gains
+from hf_bert4rec.ranking import SAMPLED_METRICS, bootstrap_interval, how_sampled, ndcg_gains
 from hf_bert4rec.recipe import Recipe, parse_recipe, plain_errors
-from hf_bert4rec.run import describe_data, evaluator, prepare, protocol, run, whole_histories
+from hf_bert4rec.run import describe_data, evaluator, prepare, protocol, run, sampled_by, whole_histories
 
 KINDS = ("baseline", "recipe", "checkpoint")
 SAME_MODEL = ("output_dir", "disable_tqdm", "resume_from_checkpoint", "use_cpu")  # options that change no weight
@@ -121,7 +121,7 @@ def train_and_judge(config: dict[str, Any], name: str, split: str, folder: str) 
         "split": split,
         "data": data["sha256"],
         "protocol": protocol(recipe, len(tokenizer.items)),
-        "figures": figures(judgement, target_items(rows), counts),
+        "figures": figures(judgement, target_items(rows), counts, sampled_by(recipe)),
         "seconds": round(seconds, 1),
         "machine": machine,
         "users a second": round(rows.num_rows / scoring, 1),
@@ -219,12 +219,12 @@ def results(judged: dict[str, tuple[dict[str, Any], Judgement]]) -> str:
 
 
 def sampled(config: dict[str, Any], judged: dict[str, tuple[dict[str, Any], Judgement]]) -> str:
-    """The popularity-sampled metrics, by the columns of the paper's Table 2, the published ones beside."""
+    """The metrics among candidates, by the columns of the paper's Table 2, the published ones beside."""
     lines = []
     for name in dict.fromkeys([*judged, *config.get("published", {})]):
         row = judged[name][0]["figures"] if name in judged else {}
-        if f"mrr_{SAMPLED}" in row:
-            lines.append([name, *(f"{row[f'{column}_{SAMPLED}']:.4f}" for column in SAMPLED_METRICS)])
+        if among := how_sampled(row):
+            lines.append([name, *(f"{row[f'{column}_{among}']:.4f}" for column in SAMPLED_METRICS)])
         for source, figure in config.get("published", {}).get(name, {}).items():
             known = (f"{figure[column]:.4f}" if column in figure else "" for column in SAMPLED_METRICS)
             lines.append([f"{name} in {source}", *known])

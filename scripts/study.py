@@ -106,6 +106,7 @@ def with_options(recipe: str, options: dict[str, Any], seed: int, folder: str) -
         "save_strategy": "no",
         "load_best_model_at_end": False,
         "popularity_candidates": 0,  # their ranks would stand beside those that are averaged here
+        "uniform_candidates": 0,
         "disable_tqdm": True,
     }
     words = [recipe]

@@ -9,7 +9,7 @@ from datasets import Dataset, load_from_disk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_bert4rec import before, item_tokenizer, leave_one_out, popularity_candidates, split_at_time
+from hf_bert4rec import before, item_tokenizer, leave_one_out, popularity_candidates, split_at_time, uniform_candidates
 
 PAD, MASK, UNK = 0, 1, 2
 A, B, C, D, E = range(3, 8)
@@ -374,6 +374,14 @@ def test_candidates_are_drawn_in_proportion_to_their_counts(tokenizer):
     shares = np.bincount(np.ravel(drawn), minlength=13) / users
     expected = COUNTS * ~np.isin(np.arange(13), [10, 11, 12]) / 18  # without h, i and j, which everybody has had
     np.testing.assert_allclose(shares, expected, atol=0.03)
+
+
+def test_uniform_candidates_are_any_other_items_of_the_catalogue_as_likely(tokenizer):
+    users = 3000
+    log = log_of(*((f"u{user}", item, time) for user in range(users) for time, item in enumerate("jih")))
+    drawn = uniform_candidates(leave_one_out(log, tokenizer)["test"], len(tokenizer), number=1)["candidates"][:]
+    shares = np.bincount(np.ravel(drawn), minlength=13) / users
+    np.testing.assert_allclose(shares, [0, 0, 0, *[1 / 7] * 7, 0, 0, 0], atol=0.03)  # all but the special rows, h, i, j
 
 
 def test_a_user_s_candidates_are_the_same_in_any_company(interactions, tokenizer):

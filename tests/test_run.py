@@ -132,6 +132,21 @@ def test_an_unknown_item_in_an_example_has_no_title(trained):
     assert "nothing" in recommendation_table(hf_bert4rec.pipeline(trained), ["nothing"], top_k=1)
 
 
+def test_metrics_among_uniform_candidates_say_so_in_name_protocol_and_card(tmp_path):
+    folder = run(recipe_for(tmp_path, "--uniform_candidates", "3", "--num_train_epochs", "1"))
+    facts = json.loads((folder / "run_facts.json").read_text())
+    row = facts["test"]["BERT4Rec"]
+    assert row["hr@5_uniform_sampled"] == 1  # of 3 candidates and the target
+    assert not [name for name in row if "popularity" in name]
+    assert "ranked among 3 items drawn for each user uniformly, history excluded" in facts["sampled_protocol"]
+    card = (folder / "README.md").read_text()
+    assert "uniformly" in card
+    results = ModelCard.load(folder / "README.md").data.eval_results
+    assert {result.dataset_config for result in results} == {"whole-catalogue", "uniform-sampled"}
+    with pytest.raises(ValueError, match="popularity_candidates or uniform_candidates, found both"):
+        evaluate(parse_recipe([str(folder), "--popularity_candidates=2"]))
+
+
 def test_a_run_by_muon_is_judged_among_candidates_too_and_names_its_items(tmp_path):
     (tmp_path / "ids.tsv").write_text("item\tname\n" + "".join(f"i{i}\tfilm {i}\n" for i in range(12)))
     (tmp_path / "all.csv").write_text("item,title\n" + "".join(f"i{i},Title {i}\n" for i in range(12)))
