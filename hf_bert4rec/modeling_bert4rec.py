@@ -120,6 +120,19 @@ def rotate(states: torch.Tensor, positions: torch.Tensor, theta: float) -> torch
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
 
+def padding_mask(
+    config: Bert4RecConfig, queries: torch.Tensor, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None
+) -> Any:
+    """Which positions may be seen, in the form that the attention takes; None for all.
+
+    Every query sees the same ones. Where the attention can broadcast a single row it gets no more: on a CPU it is 1.1
+    to 1.6 times faster so, forward, and 1.1 to 1.25 times in training.
+    """
+    if config._attn_implementation in ("eager", "sdpa"):
+        queries = queries[:, :1]
+    return create_bidirectional_mask(config, queries, attention_mask, encoder_hidden_states=hidden_states)
+
+
 class Bert4RecAttention(nn.Module):
     """Multi-head attention from some positions, the queries, to all positions of a history (paper, equation 2)."""
 
@@ -294,14 +307,14 @@ class Bert4RecModel(Bert4RecPreTrainedModel):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Pass exactly one of `input_ids` and `inputs_embeds`.")
         hidden_states = self.embeddings(input_ids, inputs_embeds, attention_mask)
-        mask = create_bidirectional_mask(self.config, hidden_states, attention_mask)
+        mask = padding_mask(self.config, hidden_states, hidden_states, attention_mask)
         for layer in self.layers[:-1]:
             hidden_states = layer(hidden_states, hidden_states, mask, **kwargs)
 
         queries = hidden_states
         if logits_to_keep is not None:  # 2.4 times faster to train (with the head), the same numbers
             queries = hidden_states.take_along_dim(logits_to_keep[..., None], dim=1)  # (batch, kept, hidden)
-            mask = create_bidirectional_mask(self.config, queries, attention_mask, encoder_hidden_states=hidden_states)
+            mask = padding_mask(self.config, queries, hidden_states, attention_mask)
         return BaseModelOutput(
             last_hidden_state=self.layers[-1](hidden_states, queries, mask, logits_to_keep, **kwargs)
         )

@@ -147,8 +147,9 @@ class NextItemRecommendationPipeline(Pipeline):
         listed = [list(history) for history in histories]
         ids = list(map(str, chain.from_iterable(listed)))
         rows = self._known(ids, "of the histories")
-        splits = np.split(rows, np.cumsum([len(history) for history in listed])[:-1]) if listed else []
-        return [history[history != self.tokenizer.unk_token_id] for history in splits]
+        known = rows != self.tokenizer.unk_token_id
+        ends = np.append(0, np.cumsum(known))[np.cumsum(list(map(len, listed)), dtype=np.int64)]
+        return np.split(rows[known], ends[:-1]) if listed else []
 
     def _known(self, ids: list[str], where: str) -> np.ndarray:
         """Rows for ids, [UNK] for those that the model does not know, which are reported."""
@@ -167,15 +168,13 @@ class NextItemRecommendationPipeline(Pipeline):
         `VECTOR` positions, and the batch to `FEWEST_ROWS` rows.
         """
         limit = self.tokenizer.model_max_length
-        queries = [
-            np.append(history[max(0, len(history) - limit + 1) :], self.tokenizer.mask_token_id)
-            for history in histories
-        ]
-        longest = min(limit, -(-max(map(len, queries)) // VECTOR) * VECTOR)
+        kept = [history[max(0, len(history) - limit + 1) :] for history in histories]
+        longest = min(limit, -(-(1 + max(map(len, kept))) // VECTOR) * VECTOR)
         missing = [np.empty(0, np.int64)] * (FEWEST_ROWS - len(histories))
-        input_ids, real = pad_rows([*queries, *missing], self.tokenizer.pad_token_id, longest)
+        input_ids, real = pad_rows([*kept, *missing], self.tokenizer.pad_token_id, longest)
+        queries = np.arange(len(real)), real.sum(axis=1)
+        input_ids[queries], real[queries] = self.tokenizer.mask_token_id, True
         excluded, _ = pad_rows(histories, self.tokenizer.pad_token_id)
-        real[:, 0] = True  # rows of nothing but padding would make NaN
         batch = {"input_ids": input_ids, "attention_mask": real.astype(np.int64), "history": excluded}
         return {name: torch.from_numpy(array) for name, array in batch.items()}
 

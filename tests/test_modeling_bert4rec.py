@@ -9,8 +9,9 @@ from safetensors import safe_open
 from torch import nn
 from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, BertConfig, BertForMaskedLM, pipeline
+from transformers.masking_utils import create_bidirectional_mask
 
-from hf_bert4rec import Bert4RecConfig, Bert4RecForMaskedLM, Bert4RecModel
+from hf_bert4rec import Bert4RecConfig, Bert4RecForMaskedLM, Bert4RecModel, modeling_bert4rec
 from hf_bert4rec.modeling_bert4rec import rotate
 from tests.conftest import small_config
 
@@ -155,6 +156,23 @@ def test_padding_changes_nothing(batch, settings):
     torch.testing.assert_close(model(**other).logits[real], model(**inputs).logits[real], atol=1e-5, rtol=0)
     alone = model(inputs["input_ids"][2:, :3]).logits[0]
     torch.testing.assert_close(model(**inputs).logits[2, :3], alone, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_one_row_of_the_mask_is_as_good_as_a_row_a_query(batch, implementation, monkeypatch):
+    def whole(config, queries, hidden_states, attention_mask):
+        return create_bidirectional_mask(config, queries, attention_mask, encoder_hidden_states=hidden_states)
+
+    losses, slopes = [], []
+    for mask in (modeling_bert4rec.padding_mask, whole):
+        monkeypatch.setattr(modeling_bert4rec, "padding_mask", mask)
+        model = lively_model(attn_implementation=implementation)
+        loss = model(**batch).loss
+        loss.backward()
+        losses.append(loss.detach())
+        slopes.append(gradients(model))
+    torch.testing.assert_close(losses[0], losses[1], atol=1e-6, rtol=0)
+    torch.testing.assert_close(slopes[0], slopes[1], atol=1e-6, rtol=1e-5)
 
 
 def test_the_attention_mask_is_used(batch):
