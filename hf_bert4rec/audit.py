@@ -7,7 +7,7 @@ import pyarrow as pa
 from datasets import Dataset, DatasetDict
 
 from .configuration_bert4rec import SPECIAL_TOKENS
-from .histories import target_items
+from .histories import target_items, times_are_comparable
 
 SHOWN = 5
 
@@ -46,7 +46,7 @@ class _Actions:
     times: np.ndarray
 
 
-def audit(histories: DatasetDict, has_times: bool = True) -> list[Finding]:
+def audit(histories: DatasetDict) -> list[Finding]:
     """Look for leaks in a `DatasetDict`, as from `leave_one_out`, `split_at_time`, or of one's own making.
 
     Leaks, in the validation and test splits: a target that the same user's training rows or its own inputs hold (same
@@ -55,14 +55,13 @@ def audit(histories: DatasetDict, has_times: bool = True) -> list[Finding]:
     user.
 
     Told with the protocol: targets that follow an action of somebody else which was trained on, although it came later
-    (every leave-one-out split has these; `split_at_time` has none); users who are trained on as well; targets that the
+    (every leave-one-out split has these; `split_at_time` has none; where times of different users cannot be compared,
+    `times_are_comparable`, nobody can tell); users who are trained on as well; targets that the
     user has had before; targets that never occur in training, of which nothing is learnt; and those that the tokenizer
     does not know, which count as missed.
 
     Args:
         histories: `train`, and any of `validation` and `test`, with `user`, `input_ids`, `timestamps` and `labels`.
-        has_times: Whether times of different users can be compared. In a log that has only an order they cannot, and
-            nothing is told of actions of others.
 
     Returns:
         All findings, also those without rows.
@@ -81,19 +80,21 @@ def audit(histories: DatasetDict, has_times: bool = True) -> list[Finding]:
         for user in rows["user"][:]:
             numbers.setdefault(user, len(numbers))
     train = _trained_on(histories["train"], numbers)
+    held_out = {name: _targets(histories[name], numbers) for name in ("validation", "test") if name in histories}
+    every = [train, *held_out.values()]
+    comparable = times_are_comparable(*(np.concatenate([getattr(it, of) for it in every]) for of in ("users", "times")))
     findings = []
     first_target = np.full(len(numbers), np.inf)  # the time of each user's first evaluated target
-    for name in [name for name in ("validation", "test") if name in histories]:
-        targets = _targets(histories[name], numbers)
+    for name, targets in held_out.items():
         np.minimum.at(first_target, targets.users, targets.times)
-        findings += _held_out(name, histories[name], train, targets, numbers, has_times)
+        findings += _held_out(name, histories[name], train, targets, numbers, comparable)
     late = np.unique(train.rows[train.times > first_target[train.users]])
     own = "hold an action later than an evaluated target of the same user"
     return [Finding(own, "train", late, histories["train"].num_rows, leak=True), *findings]
 
 
 def _held_out(
-    name: str, rows: Dataset, train: _Actions, targets: _Actions, numbers: dict[str, int], has_times: bool
+    name: str, rows: Dataset, train: _Actions, targets: _Actions, numbers: dict[str, int], comparable: bool
 ) -> list[Finding]:
     inputs = _actions(rows, numbers, "input_ids")
     trained, read = _same(targets, train), _same(targets, inputs)
@@ -116,7 +117,7 @@ def _held_out(
         ("have a target that never occurs in training", np.flatnonzero(known & ~learnt), False),
         ("have a target that the tokenizer does not know, and count as missed", np.flatnonzero(~known), False),
     ]
-    if has_times:
+    if comparable:
         of_anybody = "have a target older than an action, of anybody, that was trained on"
         looked_for.append((of_anybody, np.flatnonzero(later), False))
     return [Finding(what, name, np.asarray(found), rows.num_rows, leak) for what, found, leak in looked_for]

@@ -1,6 +1,7 @@
 """Simple recommenders to beat, as modules that the stock Trainer evaluates like any model.
 
-Each is fitted on the whole histories of the training split (`leave_one_out(..., max_length=…)["train"]`). What it then
+Each is fitted on the whole histories of the training split, a row a user (`leave_one_out(..., max_length=…)["train"]`
+with a length that none exceeds); windows that overlap, whose actions would count twice, are refused. What it then
 knows of a user are the items of the history to complete, the validation item among them at test. Only BPR-MF, which has
 no way to take in new items, remembers its users from training instead.
 """
@@ -18,6 +19,7 @@ from torch import nn
 
 from .configuration_bert4rec import SPECIAL_TOKENS
 from .data_collator import DataCollatorForNextItem
+from .histories import times_are_comparable
 from .modeling_bert4rec import MaskedItemOutput
 
 
@@ -82,16 +84,20 @@ class Popularity(Baseline):
         newest: Share of the actions, the newest ones, that count. It needs a log with times.
 
     Raises:
-        ValueError: `newest` is not above 0 and at most 1.
+        ValueError: `newest` is not above 0 and at most 1, or below 1 where times of different users cannot be compared;
+            or a user has two rows.
     """
 
     def __init__(self, train: Dataset, vocab_size: int, newest: float = 1.0) -> None:
         super().__init__()
         if not 0 < newest <= 1:
             raise ValueError(f"Expected newest, a share of the actions, above 0 and at most 1, found {newest}.")
-        items = np.concatenate(train.with_format("numpy")["input_ids"][:])
+        histories = whole_rows(train)
+        items = np.concatenate(histories)
         if newest < 1:
             times = np.concatenate(train.with_format("numpy")["timestamps"][:])
+            if not times_are_comparable(np.repeat(np.arange(len(histories)), list(map(len, histories))), times):
+                raise ValueError("Expected a log with times for `newest`, found one that has only an order.")
             items = items[times >= np.quantile(times, 1 - newest)]
         self.counts = torch.from_numpy(np.bincount(items, minlength=vocab_size)).float()  # no buffer: stays on the CPU
 
@@ -107,9 +113,7 @@ class MarkovChain(Popularity):
 
     def __init__(self, train: Dataset, vocab_size: int) -> None:
         super().__init__(train, vocab_size)
-        pairs = np.concatenate(
-            [np.stack([history[:-1], history[1:]]) for history in train.with_format("numpy")["input_ids"][:]], axis=1
-        )
+        pairs = np.concatenate([np.stack([history[:-1], history[1:]]) for history in whole_rows(train)], axis=1)
         ones, shape = torch.ones(pairs.shape[1]), (vocab_size, vocab_size)
         followed = torch.sparse_coo_tensor(torch.from_numpy(pairs), ones, shape, check_invariants=False)
         self.followed = followed.coalesce()
@@ -207,7 +211,7 @@ class BprMf(Baseline):
             factors=factors, random_state=seed, num_threads=torch.get_num_threads(), **options
         )
         model.fit(user_items(train, vocab_size), show_progress=False)
-        self.users = {user: row for row, user in enumerate(dict.fromkeys(train["user"][:]))}
+        self.users = {user: row for row, user in enumerate(train["user"][:])}
         self.user_factors, self.item_factors = (
             torch.from_numpy(model.user_factors),
             torch.from_numpy(model.item_factors),
@@ -272,14 +276,22 @@ def implicit(module: str) -> Any:
         raise ImportError("This baseline needs implicit: pip install 'hf-bert4rec[baselines]'.") from error
 
 
+def whole_rows(train: Dataset) -> list[np.ndarray]:
+    """The history of each user.
+
+    Raises:
+        ValueError: A user has two rows.
+    """
+    if len(set(train["user"][:])) != train.num_rows:
+        raise ValueError("Expected a row a user, whole histories: split with a max_length longer than any.")
+    return train.with_format("numpy")["input_ids"][:]
+
+
 def user_items(train: Dataset, vocab_size: int) -> Any:
     """Who has what, (users, rows) of 0 and 1 as a scipy matrix, users in the order of their first row."""
     from scipy.sparse import csr_matrix
 
-    users = np.unique(train["user"][:], return_index=True)[1]
-    if len(users) != train.num_rows:
-        raise ValueError("Expected a row a user, whole histories: split with a max_length longer than any.")
-    histories = train.with_format("numpy")["input_ids"][:]
+    histories = whole_rows(train)
     rows = np.repeat(np.arange(len(histories)), list(map(len, histories)))
     matrix = csr_matrix(
         (np.ones(len(rows), np.float32), (rows, np.concatenate(histories))), (len(histories), vocab_size)
@@ -291,7 +303,7 @@ def user_items(train: Dataset, vocab_size: int) -> Any:
 def counted_together(train: Dataset, vocab_size: int) -> np.ndarray:
     """How many people have both of two items, (rows, rows) float32."""
     together = np.zeros((vocab_size, vocab_size), np.float32)
-    for history in train.with_format("numpy")["input_ids"][:]:
+    for history in whole_rows(train):
         items = np.unique(history)
         together[np.ix_(items, items)] += 1
     return together

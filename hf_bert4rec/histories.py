@@ -198,6 +198,23 @@ def target_items(rows: Dataset) -> np.ndarray:
     return np.array([labels.max() for labels in rows.with_format("numpy")["labels"]], np.int64)
 
 
+def times_are_comparable(users: np.ndarray, times: np.ndarray) -> bool:
+    """Whether times tell which of two users acted first.
+
+    They do not in a log without timestamps that is written user by user: the numbers of its rows stand for times, and
+    each user's begin when another's have ended.
+
+    Args:
+        users: (actions,) numbers from 0, in any order.
+        times: (actions,).
+    """
+    first, last = (np.full(users.max(initial=0) + 1, limit) for limit in (np.inf, -np.inf))
+    np.minimum.at(first, users, times)
+    np.maximum.at(last, users, times)
+    order = np.argsort(first)[: np.isfinite(first).sum()]
+    return len(order) < 2 or bool((first[order[1:]] <= last[order[:-1]]).any())
+
+
 SPLITS: dict[str, Callable[..., DatasetDict]] = {"leave_one_out": leave_one_out, "at_time": split_at_time}
 
 

@@ -277,8 +277,7 @@ def compare(path: str, split: str, folder: str) -> str:
     config = read(path)
     recipe = parse_recipe([config["recipe"], f"--output_dir={folder}/unused"])
     interactions, tokenizer, histories = prepare(recipe)
-    has_times = not np.array_equal(interactions["timestamp"][:], np.arange(interactions.num_rows))  # else rows' numbers
-    findings = audit(histories, has_times)
+    findings = audit(histories)
     checksum = describe_data(recipe, interactions)["sha256"]
     for name, model in config["models"].items():
         check(path, name, model, folder)

@@ -18,7 +18,7 @@ A, B, C, D, E = 3, 4, 5, 6, 7
 @pytest.fixture
 def train() -> Dataset:
     """Actions: a 4, b 3, c 2, d 1, e none. Steps: a→b twice, b→a, b→c, c→a, a→a."""
-    return Dataset.from_dict({"input_ids": [[A, B, C], [B, A, A], [C, A, B], [D]]})
+    return Dataset.from_dict({"user": list("wxyz"), "input_ids": [[A, B, C], [B, A, A], [C, A, B], [D]]})
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def test_padding_does_not_hide_the_last_item(train):
 
 
 def test_one_observed_step_outweighs_any_popularity():
-    train = Dataset.from_dict({"input_ids": [[A] * 50, [B, C]]})
+    train = Dataset.from_dict({"user": ["u", "v"], "input_ids": [[A] * 50, [B, C]]})
     scores = MarkovChain(train, VOCAB).scores(**query([B]))
     assert scores[0, 3:].argmax() == C - 3
 
@@ -104,8 +104,11 @@ def test_a_score_does_not_depend_on_the_others_in_the_batch(people, name):
 
 
 def test_popularity_counts_the_newest_actions_alone():
-    train = Dataset.from_dict({"input_ids": [[A, B], [A, C, C]], "timestamps": [[1, 9], [2, 8, 10]]})
+    columns = {"user": ["u", "v"], "input_ids": [[A, B], [A, C, C]]}
+    train = Dataset.from_dict({**columns, "timestamps": [[1, 9], [2, 8, 10]]})
     assert Popularity(train, VOCAB, newest=0.6).counts.tolist() == [0, 0, 0, 0, 1, 2, 0, 0]
+    with pytest.raises(ValueError, match="a log with times for `newest`, found one that has only an order"):
+        Popularity(Dataset.from_dict({**columns, "timestamps": [[0, 1], [2, 3, 4]]}), VOCAB, newest=0.6)
     with pytest.raises(ValueError, match="above 0 and at most 1, found 0"):
         Popularity(train, VOCAB, newest=0)
 
@@ -175,10 +178,11 @@ def test_somebody_unknown_to_bpr_is_the_mean_user():
     torch.testing.assert_close(scores[0], bpr.item_factors @ bpr.user_factors.mean(dim=0))
 
 
-def test_windows_instead_of_whole_histories_are_refused():
+@pytest.mark.parametrize("name", BASELINES)
+def test_windows_instead_of_whole_histories_are_refused(name):
     train = Dataset.from_dict({"user": ["u", "u"], "input_ids": [[A], [B]]})
     with pytest.raises(ValueError, match="a row a user"):
-        ItemNeighbours(train, VOCAB)
+        BASELINES[name](train, VOCAB)
 
 
 def test_without_the_library_the_cure_is_told(monkeypatch, people):
@@ -189,7 +193,7 @@ def test_without_the_library_the_cure_is_told(monkeypatch, people):
 
 @pytest.mark.parametrize("kind", [Popularity, MarkovChain])
 def test_histories_of_equal_length_are_counted_alike(kind):
-    even = Dataset.from_dict({"input_ids": [[A, B], [B, C], [A, C]]})
-    uneven = Dataset.from_dict({"input_ids": [[A, B], [B, C], [A, C], [D]]})
+    even = Dataset.from_dict({"user": list("xyz"), "input_ids": [[A, B], [B, C], [A, C]]})
+    uneven = Dataset.from_dict({"user": list("wxyz"), "input_ids": [[A, B], [B, C], [A, C], [D]]})
     one, other = (kind(train, VOCAB).scores(**query([A], [B])) for train in (even, uneven))
     torch.testing.assert_close(one[:, [A, B, C, E]], other[:, [A, B, C, E]])
