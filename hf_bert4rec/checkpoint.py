@@ -86,6 +86,12 @@ def hub_errors(repository: str) -> Iterator[None]:
         ) from error
 
 
+def _is_repository(model: str | PathLike) -> bool:
+    """Whether it can be a Hub id, org/name, and is no folder here."""
+    folder = Path(model)
+    return len(folder.parts) == 2 and not folder.is_absolute() and not folder.is_dir()
+
+
 def is_folder(model: str | PathLike) -> bool:
     """Whether a checkpoint is named by its folder; else it is by a Hub id, org/name.
 
@@ -93,7 +99,7 @@ def is_folder(model: str | PathLike) -> bool:
         FileNotFoundError: It is named like a folder, and there is none.
     """
     folder = Path(model)
-    if not folder.is_dir() and (len(folder.parts) != 2 or folder.is_absolute() or folder.parent.is_dir()):
+    if not folder.is_dir() and (not _is_repository(model) or folder.parent.is_dir()):
         raise FileNotFoundError(f"{model}: expected a checkpoint folder or a Hub id, found no such folder.")
     return folder.is_dir()
 
@@ -271,6 +277,7 @@ def model_card(facts: Mapping[str, Any]) -> ModelCard:
     split = "test" if "test" in facts else "validation"
     data, metrics = facts["data"], facts.get(split, {})
     ours = metrics.get(judged_model(facts), {})
+    source = facts["recipe"].get("start_from")
     among = f"_{how_sampled(ours)}"
     results = [
         EvalResult(
@@ -292,6 +299,7 @@ def model_card(facts: Mapping[str, Any]) -> ModelCard:
         pipeline_tag="fill-mask",
         tags=[judged_model(facts).lower(), "recommender-system", "sequential-recommendation"],
         model_name=facts["name"],
+        base_model=source if source and _is_repository(source) else None,
         eval_results=results or None,
         license="other" if data.get("terms") else None,
         license_name="terms-of-the-data" if data.get("terms") else None,

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
 import hf_bert4rec
-from hf_bert4rec import Bert4RecForMaskedLM, item_tokenizer
+from hf_bert4rec import Bert4RecForMaskedLM, Gru4RecForMaskedLM, SasRecForMaskedLM, item_tokenizer
 from hf_bert4rec.checkpoint import check_folder, push_checkpoint
 from tests.conftest import small_config
 from tests.hub_server import OWNER, TOKEN, commit_id
@@ -173,7 +173,7 @@ model.save_pretrained(folder + "/again")
 again = AutoModelForMaskedLM.from_pretrained(folder + "/again", trust_remote_code=True)
 found["again"] = again(**batch).logits
 found["states again"] = AutoModel.from_pretrained(folder + "/again", trust_remote_code=True)(**batch).last_hidden_state
-save_file(found, folder + "/found.safetensors")
+save_file({name: tensor.contiguous() for name, tensor in found.items()}, folder + "/found.safetensors")
 """
 
 
@@ -194,10 +194,23 @@ def site_of(folder: Path, *packages: str) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("settings", [{}, {"rope_theta": 200, "conv_kernel_size": 3, "prediction_head": False}])
-def test_torch_and_transformers_alone_give_the_same_logits_to_the_bit(hub, tokenizer, tmp_path, settings):
+RECIPE = {"rope_theta": 200, "conv_kernel_size": 3, "prediction_head": False}
+UNIDIRECTIONAL = CODE | {"modeling_unidirectional.py"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "code"),
+    [
+        (Bert4RecForMaskedLM, {}, CODE),
+        (Bert4RecForMaskedLM, RECIPE, CODE),
+        (SasRecForMaskedLM, {}, UNIDIRECTIONAL),
+        (Gru4RecForMaskedLM, {}, UNIDIRECTIONAL),
+    ],
+)
+def test_torch_and_transformers_alone_give_the_same_logits_to_the_bit(hub, tokenizer, tmp_path, kind, settings, code):
     torch.manual_seed(0)
-    model = Bert4RecForMaskedLM(small_config(len(tokenizer), 5, **settings)).eval()
+    sizes = small_config(len(tokenizer), 5, **settings).to_diff_dict()
+    model = kind(kind.config_class(**{name: value for name, value in sizes.items() if name != "auto_map"})).eval()
     for part in (model, tokenizer):
         part.save_pretrained(tmp_path / "model")
     push_checkpoint(tmp_path / "model", NAME)
@@ -214,8 +227,8 @@ def test_torch_and_transformers_alone_give_the_same_logits_to_the_bit(hub, token
         assert torch.equal(found[name], model(**batch).logits)
     for name in ("states", "states again"):
         assert torch.equal(found[name], model.model(**batch).last_hidden_state)
-    assert {path.name for path in (tmp_path / "again").iterdir()} == {"config.json", "model.safetensors", *CODE}
-    assert isinstance(AutoModelForMaskedLM.from_pretrained(tmp_path / "again"), Bert4RecForMaskedLM)
+    assert {path.name for path in (tmp_path / "again").iterdir()} == {"config.json", "model.safetensors", *code}
+    assert isinstance(AutoModelForMaskedLM.from_pretrained(tmp_path / "again"), kind)
 
 
 # ------------------------------------------------------------------------------------------------- what goes wrong

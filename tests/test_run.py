@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, Trainer
 
 import hf_bert4rec
-from hf_bert4rec.checkpoint import check_sizes, push_checkpoint, save_checkpoint
+from hf_bert4rec.checkpoint import check_sizes, model_card, push_checkpoint, save_checkpoint
 from hf_bert4rec.recipe import parse_recipe
 from hf_bert4rec.run import evaluate, evaluator, prepare, ranks_on, recommendation_table, run, summary
 from tests.test_training import LOG, RECIPE, StopAt
@@ -118,6 +118,13 @@ def test_a_run_can_start_from_the_checkpoint_of_another_catalogue(trained, tmp_p
     assert json.loads((folder / "run_facts.json").read_text())["recipe"]["conv_kernel_size"] is None
     with pytest.raises(ValueError, match="is a bert4rec, the recipe's architecture sasrec"):
         run(recipe_for(tmp_path, *options, "--architecture=sasrec", f"--output_dir={tmp_path}/other"))
+
+
+@pytest.mark.parametrize(("start", "base"), [("org/bert4rec-ml1m", "org/bert4rec-ml1m"), ("model", None), (None, None)])
+def test_a_card_names_the_repository_that_the_model_started_from(trained, start, base):
+    facts = json.loads((trained / "run_facts.json").read_text())
+    facts["recipe"]["start_from"] = str(trained) if start == "model" else start
+    assert model_card(facts).data.base_model == base
 
 
 def test_the_summary_names_its_protocol_and_shows_the_titles_of_the_example(trained):
