@@ -295,10 +295,21 @@ def load(path: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in Path(path).read_text().splitlines() if line.startswith('{"')]
 
 
+def by_processor(line: dict[str, Any]) -> dict[str, Any]:
+    """A measurement on one thread with its speed by processor seconds, which other work on the core does not touch."""
+    if line["threads"] > 1 or line.get("device", "cpu") != "cpu":
+        return line
+    speeds = {"users_per_second": line["users_per_cpu_second"]} if "users_per_cpu_second" in line else {}
+    if "cpu_seconds_per_step" in line:
+        stolen = line["seconds_per_step"] / line["cpu_seconds_per_step"]
+        speeds["items_per_second"] = line["items_per_second"] * stolen
+    return line | speeds
+
+
 def table(lines: Iterable[dict[str, Any]]) -> str:
     """Markdown: a table a setting, a row a peer, each figure with its ratio to ours; medians of what was repeated."""
     repeats: dict[tuple, list[dict[str, Any]]] = {}
-    for line in lines:
+    for line in map(by_processor, lines):
         setting = (line["what"], line["data"], line["length"], line["threads"])
         kind = (line.get(name) for name in ("peer", "batch", *CHOICES))
         repeats.setdefault((*setting, *kind), []).append(line)

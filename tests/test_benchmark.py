@@ -90,6 +90,16 @@ def test_the_table_has_a_row_a_peer_with_medians_and_ratios_to_ours(benchmark):
     ]
 
 
+def test_the_table_does_not_count_what_other_work_took_of_a_core(benchmark):
+    lines = [
+        line("hf-bert4rec", items_per_second=100, seconds_per_step=2.0, cpu_seconds_per_step=0.5),
+        line("both", items_per_second=100, seconds_per_step=2.0, cpu_seconds_per_step=0.5, threads=2),
+        line("hf-bert4rec", what="recommend", users_per_second=10, users_per_cpu_second=30),
+    ]
+    rows = [row.split(" | ")[2] for row in benchmark.table(lines).splitlines() if "| 8 |" in row]
+    assert rows == ["400", "100", "30"]
+
+
 def test_the_plot_tells_the_exponent_of_a_power_law(benchmark, tmp_path):
     lines = [
         {**line("hf-bert4rec", data=data, length=n), "axis": axis, "seconds_per_step": seconds}
