@@ -256,9 +256,10 @@ def _open_text(
         if max(widths) > 3 and 2 * max(widths.values()) <= widths.total():  # lines of all lengths
             return _open_sequences(path, data)
     rows = _Rows(path, data, separator or usual_separator, quoted=usual_separator == ",")
-    line, fields = next(rows.by_line())
+    (line, fields), *others = islice(rows.by_line(), 21)
     first = [field.strip() for field in fields]
     has_names = any(_plain(name) in usual for usual in USUAL_NAMES.values() for name in first)
+    has_names = has_names or _is_header(first, [fields for _, fields in others])
     columns = first if has_names or len(first) == 1 else [str(position) for position in range(len(first))]
     # user item, or user item rating timestamp, as MovieLens and Amazon write them
     if not has_names and (len(first) == 2 or (len(first) == 4 and re.fullmatch(r"[\d.]+", first[3]))):
@@ -274,6 +275,13 @@ def _open_text(
         first,
     )
     return log
+
+
+def _is_header(first: list[str], others: list[list[str]]) -> bool:
+    """Whether a row names columns in words of its own: it has no number, and all rows after it do, in some column."""
+    number = re.compile(r"\s*-?[\d.]+\s*").fullmatch
+    columns = zip(*(fields for fields in others if len(fields) == len(first)), strict=True)
+    return len(others) > 2 and not any(map(number, first)) and any(all(map(number, column)) for column in columns)
 
 
 def _open_sequences(path: Path, data: bytes) -> RawLog:

@@ -103,6 +103,20 @@ ORIGINAL_FORMS = {
 }
 
 
+@pytest.mark.parametrize("header", ["who,what", "who,what,likes,when"])
+def test_a_header_in_words_of_its_own_is_no_action(write, header):
+    width = header.count(",") + 1
+    path = write("log.csv", header + "\n" + "".join(f"u{n},{'7,5,9'[: 2 * width - 3]}\n" for n in range(3)))
+    with pytest.raises(ValueError, match=f"a column for the user, found {header.replace(',', ', ')}. Name it"):
+        load_interactions(path)
+    assert rows(load_interactions(path, user="who", item=1)) == [(f"u{n}", "7", n) for n in range(3)]
+
+
+def test_ids_of_letters_before_ids_of_digits_are_no_header(write):
+    path = write("pairs.csv", "ann,7\nu1,8\nu2,9\n")
+    assert rows(load_interactions(path)) == [("ann", "7", 0), ("u1", "8", 1), ("u2", "9", 2)]
+
+
 @pytest.mark.parametrize("name", ORIGINAL_FORMS)
 def test_a_file_in_its_original_form_is_read(write, name):
     content, expected = ORIGINAL_FORMS[name]
