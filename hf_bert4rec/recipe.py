@@ -211,5 +211,7 @@ def plain_errors() -> Iterator[None]:
     """For scripts: what a user can mend is told in one sentence, without a traceback."""
     try:
         yield
-    except (ValueError, OSError, MemoryError, StrictDataclassError) as error:
+    except (ValueError, OSError, MemoryError) as error:
         sys.exit(f"{Path(sys.argv[0]).name}: error: {error}")
+    except StrictDataclassError as error:  # which check of a configuration it was that failed is of no help
+        sys.exit(f"{Path(sys.argv[0]).name}: error: {error.__cause__ or error}")

@@ -54,7 +54,7 @@ from .resources import check_memory, estimate_memory
 from .sources import is_embedded
 from .tokenization import ItemTokenizer, item_tokenizer
 from .trainer import RecommendationTrainer, machine, versions
-from .training import RecommendationTrainingArguments, cloze_training, next_item_training
+from .training import cloze_training, next_item_training
 from .transfer import transfer
 
 logger = logging.getLogger(__name__)
@@ -254,7 +254,7 @@ def run(recipe: Recipe) -> Path | None:
     trainer = trainer_for(recipe, tokenizer, histories)
 
     data = describe_data(recipe, interactions)
-    checkpoint = checkpoint_to_resume(args, data["sha256"])
+    checkpoint = checkpoint_to_resume(recipe, data["sha256"])
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=checkpoint)
     seconds, log = time.perf_counter() - started, list(trainer.state.log_history)
@@ -366,19 +366,24 @@ def _setup(recipe: Recipe, tokenizer: ItemTokenizer) -> dict[str, Any]:
     return cloze_training(tokenizer, seed=recipe.training.seed, **ranking, **dataclasses.asdict(recipe.masking))
 
 
-def checkpoint_to_resume(args: RecommendationTrainingArguments, data: str) -> str | None:
+def checkpoint_to_resume(recipe: Recipe, data: str) -> str | None:
     """The checkpoint that `resume_from_checkpoint` means (true: the newest complete one), or None for a fresh run.
 
     Args:
-        args: Of the run.
-        data: Checksum of its interactions, kept in the output folder: a run goes on with the data it began with.
+        recipe: Of the run. What its model and its rows are made by is kept in the output folder, with the next one: a
+            run goes on as it began. Options of the training itself may change, as for any `Trainer`.
+        data: Checksum of its interactions.
 
     Raises:
-        ValueError: There is nothing to resume, or the data has changed; or an interrupted run would be lost.
+        ValueError: There is nothing to resume, or data or options have changed; or an interrupted run would be lost.
     """
+    args = recipe.training
+    options: dict[str, Any] = {name: getattr(recipe.run, name) for name in ("architecture", "split", "max_length")}
+    for section in (recipe.splitting, recipe.model, recipe.masking):
+        options |= dataclasses.asdict(section)
     wanted = str(args.resume_from_checkpoint or False)
     folder = Path(args.output_dir or "")
-    newest, begun = last_complete_checkpoint(folder), folder / "data.sha256"
+    newest, begun = last_complete_checkpoint(folder), folder / "begun.json"
     if wanted.lower() == "false":
         if newest is not None:
             raise ValueError(
@@ -387,7 +392,7 @@ def checkpoint_to_resume(args: RecommendationTrainingArguments, data: str) -> st
             )
         if args.process_index == 0:
             folder.mkdir(parents=True, exist_ok=True)
-            begun.write_text(data)
+            begun.write_text(json.dumps({"data": data, "options": options}))
         return None
     checkpoint = newest if wanted.lower() == "true" else Path(wanted)
     if checkpoint is None or not (checkpoint / "trainer_state.json").exists():
@@ -395,11 +400,16 @@ def checkpoint_to_resume(args: RecommendationTrainingArguments, data: str) -> st
             f"Expected a complete checkpoint to resume in {checkpoint or folder}, found none. Give the --output_dir of "
             "the interrupted run; a finished one is in its model/ and keeps no others."
         )
-    if begun.exists() and begun.read_text() != data:
+    before: dict[str, Any] = json.loads(begun.read_text()) if begun.exists() else {"data": data, "options": options}
+    if before["data"] != data:
         raise ValueError(
             f"{checkpoint}: the data has changed since this run began, its items would be renumbered. Go on with the "
             "same data and filters, or start anew in another --output_dir."
         )
+    changed = [name for name, value in before["options"].items() if options.get(name) != value]
+    if changed:
+        told = ", ".join(f"{name} was {before['options'][name]} and is {options.get(name)}" for name in changed)
+        raise ValueError(f"{checkpoint}: {told}. Go on as this run began, or start anew in another --output_dir.")
     return str(checkpoint)
 
 

@@ -248,6 +248,14 @@ def test_resuming_on_changed_data_is_refused_because_items_would_be_renumbered(t
         run(recipe)
 
 
+def test_resuming_with_another_model_is_refused_with_what_has_changed(tmp_path):
+    recipe = interrupted(tmp_path, 2)
+    recipe.training.resume_from_checkpoint = "true"
+    recipe.model.hidden_size, recipe.masking.mask_probability = 32, 0.5
+    with pytest.raises(ValueError, match=r"hidden_size was \d+ and is 32, mask_probability was 0.2 and is 0.5\."):
+        run(recipe)
+
+
 @pytest.mark.parametrize("wanted", ["true", "nowhere/checkpoint-1"])
 def test_resuming_where_there_is_nothing_to_resume_is_refused(tmp_path, wanted):
     with pytest.raises(ValueError, match=r"Expected a complete checkpoint to resume in .*, found none"):
