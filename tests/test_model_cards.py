@@ -90,6 +90,8 @@ def test_a_release_is_judged_the_same_again(folder, monkeypatch):
     if not Path(recipe.run.data).exists():
         pytest.skip(f"{recipe.run.data} is not at hand: the data sets may not travel with the project")
     facts = json.loads((folder / "run_facts.json").read_text())
-    _, metrics, _ = evaluate(recipe)
+    _, metrics, intervals = evaluate(recipe)
+    card = (folder / "README.md").read_text()
+    assert "{:.4f} to {:.4f}".format(*intervals["test"]) in card
     for name, value in facts["test"]["BERT4Rec"].items():
         assert f"{metrics['test'][name]:.4f}" == f"{value:.4f}", name
