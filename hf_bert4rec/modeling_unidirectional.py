@@ -132,16 +132,16 @@ class Gru4RecModel(Bert4RecPreTrainedModel):
 
     config: Gru4RecConfig
     _no_split_modules = []
-    _can_record_outputs = {}
+    _can_record_outputs = {"hidden_states": nn.GRU}
     supports_gradient_checkpointing = False
 
     def __init__(self, config: Gru4RecConfig) -> None:
         super().__init__(config)
-        between = config.hidden_dropout_prob if config.num_hidden_layers > 1 else 0.0
-        sizes = {"input_size": config.hidden_size, "hidden_size": config.hidden_size}
         self.item_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
         self.dropout = Dropout(config.hidden_dropout_prob)
-        self.recurrence = nn.GRU(**sizes, num_layers=config.num_hidden_layers, dropout=between, batch_first=True)
+        self.layers = nn.ModuleList(
+            nn.GRU(config.hidden_size, config.hidden_size, batch_first=True) for _ in range(config.num_hidden_layers)
+        )
         self.post_init()
 
     @torch.no_grad()
@@ -152,6 +152,7 @@ class Gru4RecModel(Bert4RecPreTrainedModel):
                 initialization.uniform_(weight, -(module.hidden_size**-0.5), module.hidden_size**-0.5)
 
     @merge_with_config_defaults
+    @capture_outputs
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
@@ -162,8 +163,11 @@ class Gru4RecModel(Bert4RecPreTrainedModel):
     ) -> BaseModelOutput:
         """As `SasRecModel`."""
         embedded = shift_right(self.item_embeddings, input_ids, inputs_embeds, attention_mask)
-        hidden_states, _ = self.recurrence(self.dropout(embedded))
-        return BaseModelOutput(last_hidden_state=self.dropout(keep(hidden_states, logits_to_keep)))
+        hidden_states = self.dropout(embedded)
+        for layer in self.layers:
+            hidden_states, _ = layer(hidden_states)
+            hidden_states = self.dropout(hidden_states)
+        return BaseModelOutput(last_hidden_state=keep(hidden_states, logits_to_keep))
 
 
 class Gru4RecForMaskedLM(Bert4RecForMaskedLM):

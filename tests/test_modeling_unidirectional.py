@@ -64,6 +64,13 @@ def test_kept_positions_are_those_of_all(model):
     torch.testing.assert_close(model(input_ids, logits_to_keep=kept).logits, every.take_along_dim(kept[..., None], 1))
 
 
+def test_hidden_states_are_the_embeddings_and_one_a_layer(model):
+    states = model(torch.tensor([[3, 4, MASK]]), output_hidden_states=True).hidden_states
+    assert [tuple(state.shape) for state in states] == [(1, 3, 12)] * 3
+    first = model(torch.tensor([[MASK]]), output_hidden_states=True).hidden_states[0]
+    torch.testing.assert_close(states[0][:, :1], first)
+
+
 def test_embeddings_can_be_given_instead_of_items(model):
     input_ids = torch.tensor([[3, 4, MASK]])
     embedded = model.get_input_embeddings()(input_ids)
@@ -79,7 +86,6 @@ def test_the_loss_is_that_of_every_item_given_those_before_it(model):
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        module.dropout = 0.0 if isinstance(module, nn.GRU) else getattr(module, "dropout", None)
         module.attention_dropout = 0.0
     loss = model(rows, (rows != 0).long(), labels=labels).loss
     model.eval()
@@ -111,7 +117,7 @@ def test_the_recurrence_is_that_of_a_cell_step_by_step():
     model = Gru4RecForMaskedLM(Gru4RecConfig(vocab_size=13, hidden_size=12, num_attention_heads=3)).eval()
     cell = nn.GRUCell(12, 12)
     cell.load_state_dict(
-        {name.removesuffix("_l0"): value for name, value in model.model.recurrence.state_dict().items()}
+        {name.removesuffix("_l0"): value for name, value in model.model.layers[0].state_dict().items()}
     )
     table, state = model.get_input_embeddings(), torch.zeros(1, 12)
     for item in (MASK, 5, 7):
