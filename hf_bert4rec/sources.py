@@ -278,8 +278,8 @@ def _open_text(
 
 
 def _is_header(first: list[str], others: list[list[str]]) -> bool:
-    """Whether a row names columns in words of its own: it has no number, and all rows after it do, in some column."""
-    number = re.compile(r"\s*-?[\d.]+\s*").fullmatch
+    """Whether a row names columns in words of its own: it has no number or date; below it a column is all of these."""
+    number = re.compile(r"\s*-?\d[\d.:TZ /+-]*").fullmatch
     columns = zip(*(fields for fields in others if len(fields) == len(first)), strict=True)
     return len(others) > 2 and not any(map(number, first)) and any(all(map(number, column)) for column in columns)
 

@@ -112,6 +112,12 @@ def test_a_header_in_words_of_its_own_is_no_action(write, header):
     assert rows(load_interactions(path, user="who", item=1)) == [(f"u{n}", "7", n) for n in range(3)]
 
 
+def test_a_column_of_dates_tells_a_header_too(write):
+    path = write("log.csv", "who,what,when\n" + "".join(f"u{n},i{n},2020-01-0{n} 10:00:00\n" for n in range(1, 4)))
+    with pytest.raises(ValueError, match=r"a column for the user, found who, what, when\. Name it"):
+        load_interactions(path)
+
+
 def test_ids_of_letters_before_ids_of_digits_are_no_header(write):
     path = write("pairs.csv", "ann,7\nu1,8\nu2,9\n")
     assert rows(load_interactions(path)) == [("ann", "7", 0), ("u1", "8", 1), ("u2", "9", 2)]
