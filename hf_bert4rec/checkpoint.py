@@ -314,6 +314,7 @@ def model_card(facts: Mapping[str, Any]) -> ModelCard:
             "model": judged_model(facts),
             "results": results_table(metrics) if metrics else "",
             "sampled_results": sampled_table(metrics),
+            "processes": int(facts["machine"].split(" × ")[0]),
             "versions": ", ".join(f"{name} {version}" for name, version in facts["versions"].items()),
         },
     )

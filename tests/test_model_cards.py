@@ -62,6 +62,9 @@ def test_the_card_of_a_release_says_what_its_facts_say(folder):
     assert model_card(facts).content == card.content
     assert sampled_table(facts["test"]) in card.text
     assert (facts["data"]["terms"] or "") in card.text
+    alone = facts["machine"].startswith("1 × ")
+    launcher = "python" if alone else f"accelerate launch --multi_gpu --num_processes {facts['machine'][0]}"
+    assert f"\n{launcher} scripts/train.py path/to/this/folder --output_dir runs/again\n" in card.text
     for model, row in facts["test"].items():
         ahead = row["ndcg@10"] > facts["test"]["BERT4Rec"]["ndcg@10"]
         assert (f"**{model} is ahead of it by NDCG@10**" in card.text) == ahead
