@@ -19,7 +19,14 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_bert4rec import SPECIAL_TOKENS, Bert4RecConfig
-from .modeling_bert4rec import Bert4RecAttention, Bert4RecForMaskedLM, Bert4RecModel, Bert4RecPreTrainedModel, Dropout
+from .modeling_bert4rec import (
+    Bert4RecAttention,
+    Bert4RecForMaskedLM,
+    Bert4RecModel,
+    Bert4RecPreTrainedModel,
+    Dropout,
+    keep,
+)
 
 
 @strict
@@ -80,11 +87,6 @@ def shift_right(
     embedded = table(input_ids) if inputs_embeds is None else inputs_embeds
     start = table.weight[SPECIAL_TOKENS.index("[MASK]")].expand_as(embedded[:, :1])
     return torch.cat([start, embedded[:, :-1]], dim=1)
-
-
-def keep(hidden_states: torch.Tensor, logits_to_keep: torch.Tensor | None) -> torch.Tensor:
-    """The states at the positions (batch, kept), or all of them."""
-    return hidden_states if logits_to_keep is None else hidden_states.take_along_dim(logits_to_keep[..., None], dim=1)
 
 
 class SasRecModel(Bert4RecModel):

@@ -12,6 +12,7 @@ On a GPU:
 
     python scripts/benchmark.py train --data ml-1m.txt --device cuda --bf16 --compile --attention sdpa
     python scripts/benchmark.py train --data ml-1m.txt --device cuda --bf16 --compile --attention flex_attention
+    python scripts/benchmark.py train --data ml-1m.txt --device cuda --bf16 --attention flash_attention_2
 
 A step is timed from the end of one optimiser step to the end of the next, so it holds loading, masking, collating,
 forward, loss, backward and optimiser. Items are real ones, padding not counted. To compare with others, run everything

@@ -7,12 +7,14 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import safe_open
 from torch import nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, BertConfig, BertForMaskedLM, pipeline
+from transformers import modeling_flash_attention_utils as flash_utils
 from transformers.masking_utils import create_bidirectional_mask
 
 from hf_bert4rec import Bert4RecConfig, Bert4RecForMaskedLM, Bert4RecModel, modeling_bert4rec
 from hf_bert4rec.modeling_bert4rec import rotate
+from hf_bert4rec.modeling_unidirectional import SasRecForMaskedLM
 from tests.conftest import small_config
 
 ROWS, LENGTH, SPECIALS = 29, 7, 3
@@ -145,6 +147,52 @@ def test_flex_attention_equals_sdpa(batch):
     real = batch["attention_mask"].bool()
     torch.testing.assert_close(logits[real], expected[real], atol=1e-4, rtol=0)
     torch.testing.assert_close(kept[:, 0], expected[range(3), [6, 4, 2]], atol=1e-4, rtol=0)
+
+
+def flash_attention(
+    q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, dropout_p=0.0, softmax_scale=None, causal=False
+):
+    """What flash-attn's function for packed rows computes (total, heads, head_dim), which runs on a GPU alone."""
+    parts = []
+    for number in range(len(cu_seqlens_q) - 1):
+        rows, seen = slice(*cu_seqlens_q[number : number + 2]), slice(*cu_seqlens_k[number : number + 2])
+        states = (state.transpose(0, 1) for state in (q[rows], k[seen], v[seen]))
+        parts.append(scaled_dot_product_attention(*states, scale=softmax_scale, is_causal=causal).transpose(0, 1))
+    return torch.cat(parts)
+
+
+def whole_rows(q, k, v, dropout_p=0.0, softmax_scale=None, causal=False):
+    """The same for rows without padding (batch, length, heads, head_dim)."""
+    states = (state.transpose(1, 2) for state in (q, k, v))
+    return scaled_dot_product_attention(*states, scale=softmax_scale, is_causal=causal).transpose(1, 2)
+
+
+@pytest.fixture
+def flash(monkeypatch):
+    """Transformers' own path to flash attention, with the above in place of the kernels."""
+    functions = whole_rows, flash_attention, None, flash_utils._pad_input, flash_utils._unpad_input
+    monkeypatch.setattr(flash_utils, "_lazy_imports", lambda *args, **kwargs: functions)
+    monkeypatch.setattr(flash_utils, "_loaded_implementation", None)
+
+
+@pytest.mark.parametrize("architecture", [Bert4RecForMaskedLM, SasRecForMaskedLM])
+@pytest.mark.parametrize("kept", [[[6], [4], [2]], [[1, 6], [4, 1], [2, 0]], [[6, 5, 4, 3, 2, 1, 0]] * 3])
+def test_flash_attention_equals_sdpa(batch, flash, architecture, kept):
+    assert architecture._supports_flash_attn
+    config = architecture.config_class(**small_config(rope_theta=9).to_diff_dict())
+    model = lively(architecture(config))
+    kept = torch.tensor(kept)
+    expected = model(**inputs_of(batch), logits_to_keep=kept).logits
+    everywhere = model(**inputs_of(batch)).logits
+    loss = model(**batch).loss
+    model.config._attn_implementation = "flash_attention_2"  # the public way asks for a GPU
+    real = batch["attention_mask"].bool()
+    torch.testing.assert_close(model(**inputs_of(batch)).logits[real], everywhere[real], atol=1e-4, rtol=0)
+    theirs = model(**inputs_of(batch), logits_to_keep=kept).logits
+    scored = real.take_along_dim(kept, dim=1)
+    torch.testing.assert_close(theirs[scored], expected[scored], atol=1e-4, rtol=0)
+    torch.testing.assert_close(model(**batch).loss, loss, atol=1e-5, rtol=0)
+    assert flash_utils._loaded_implementation == "flash_attention_2"
 
 
 @pytest.mark.parametrize("settings", [{}, {"attn_implementation": "eager"}, {"conv_kernel_size": 5}])
