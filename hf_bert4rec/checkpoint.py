@@ -15,7 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData, snapshot_download
+from huggingface_hub import (
+    CommitOperationAdd,
+    CommitOperationDelete,
+    EvalResult,
+    HfApi,
+    ModelCard,
+    ModelCardData,
+    snapshot_download,
+)
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -26,6 +34,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import filter_repo_objects
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel
@@ -43,6 +52,7 @@ CODE = tuple(
 )  # put there by save_pretrained
 LOADED = [*NEEDED, "*.safetensors", WEIGHTS[1], TITLES_FILE]
 SHARED = [*LOADED, *CODE, FACTS_FILE, "README.md", "*.png"]
+REPLACED = [*LOADED, FACTS_FILE]  # what an older checkpoint had and a new one has not is taken out of a repository
 SUBFOLDERS = "*/*"  # such as the Trainer's checkpoints, whose files have the same names
 TEMPLATE = Path(__file__).parent / "model_card_template.md"
 
@@ -245,7 +255,7 @@ def save_checkpoint(
     try:
         model.save_pretrained(new)
         tokenizer.save_pretrained(new)
-        (new / FACTS_FILE).write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        (new / FACTS_FILE).write_text(facts_text(facts), encoding="utf-8")
         model_card(facts).save(new / "README.md")
         for name, content in others.items():
             (new / name).write_bytes(content)
@@ -277,7 +287,8 @@ def model_card(facts: Mapping[str, Any]) -> ModelCard:
     split = "test" if "test" in facts else "validation"
     data, metrics = facts["data"], facts.get(split, {})
     ours = metrics.get(judged_model(facts), {})
-    source = facts["recipe"].get("start_from")
+    recipe = public_recipe(facts["recipe"])
+    source = recipe.get("start_from")
     among = f"_{how_sampled(ours)}"
     results = [
         EvalResult(
@@ -309,8 +320,9 @@ def model_card(facts: Mapping[str, Any]) -> ModelCard:
         template_path=str(TEMPLATE),
         **{
             "test": {},
-            "titles": facts["recipe"].get("titles"),
+            "titles": recipe.get("titles"),
             **facts,
+            "recipe": recipe,
             "model": judged_model(facts),
             "results": results_table(metrics) if metrics else "",
             "sampled_results": sampled_table(metrics),
@@ -318,6 +330,17 @@ def model_card(facts: Mapping[str, Any]) -> ModelCard:
             "versions": ", ".join(f"{name} {version}" for name, version in facts["versions"].items()),
         },
     )
+
+
+def facts_text(facts: Mapping[str, Any]) -> str:
+    """What stands in `run_facts.json`."""
+    return json.dumps(facts, indent=2, ensure_ascii=False) + "\n"
+
+
+def public_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe for others: of a path from the root of this machine it has the name alone."""
+    paths = {name: Path(value) for name, value in recipe.items() if isinstance(value, str)}
+    return {**recipe, **{name: path.name for name, path in paths.items() if path.is_absolute()}}
 
 
 def results_table(
@@ -356,7 +379,8 @@ def push_checkpoint(
 ) -> str:
     """Put a checkpoint on the Hub in one commit: its own files only, none of the Trainer's, no pickle.
 
-    The commit replaces an older checkpoint of the repository, whose files stay in the history.
+    The commit replaces an older checkpoint of the repository, whose files stay in the history. The run facts go up
+    without the folders of this machine (`public_recipe`).
 
     Args:
         folder: A checkpoint.
@@ -381,6 +405,14 @@ def push_checkpoint(
     check_checkpoint(folder)
     if not (folder / "README.md").exists():
         logger.warning("%s has no README.md: the repository gets no card.", folder)
+    names = list(filter_repo_objects((path.name for path in folder.iterdir()), allow_patterns=SHARED))
+    content: dict[str, Path | bytes] = {name: folder / name for name in names}
+    if FACTS_FILE in names:
+        facts = json.loads((folder / FACTS_FILE).read_text(encoding="utf-8"))
+        recipe = facts.get("recipe", {})
+        if (public := public_recipe(recipe)) != recipe:
+            content[FACTS_FILE] = facts_text(facts | {"recipe": public}).encode()
+    additions = [CommitOperationAdd(name, source) for name, source in content.items()]
     api = HfApi(token=token)
     with hub_errors(repository):
         repository = api.create_repo(repository, private=private, exist_ok=True).repo_id
@@ -394,14 +426,12 @@ def push_checkpoint(
             raise FileExistsError(
                 f"{repository} is taken: it holds a model of type {there!r}, not {ours!r}. Push to another name."
             )
+        stale = filter_repo_objects(api.list_repo_files(repository, revision=revision), allow_patterns=REPLACED)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*data file.*")  # items.parquet belongs to the tokenizer
-            commit = api.upload_folder(
-                repo_id=repository,
-                folder_path=folder,
-                allow_patterns=SHARED,
-                ignore_patterns=SUBFOLDERS,
-                delete_patterns=[*LOADED, FACTS_FILE],  # what the older checkpoint had and this one has not
+            commit = api.create_commit(
+                repository,
+                [*additions, *(CommitOperationDelete(name) for name in stale if name not in names)],
                 revision=revision,
                 commit_message=commit_message or f"Upload {folder.name}",
             )

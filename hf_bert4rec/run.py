@@ -79,6 +79,9 @@ WITHOUT_WEIGHTS = (
 )
 """Options of a model that one may change when it goes on from a checkpoint."""
 
+UNRECORDED = ("hub_", "push_to_hub", "resume_from_checkpoint")
+"""Options that say nothing of what a run computes; a token is among them, and run facts are published."""
+
 WHOLE_HISTORY = 2**31 - 1  # longer than any
 
 
@@ -280,7 +283,7 @@ def run(recipe: Recipe) -> Path | None:
         **metrics,
         "intervals": intervals,
         "example": ", ".join(f'"{item}"' for item in recipe.run.example or tokenizer.items[:3].to_pylist()),
-        "recipe": recipe.options,
+        "recipe": {name: value for name, value in recipe.options.items() if not name.startswith(UNRECORDED)},
         "seconds": round(seconds, 1),
         "best_checkpoint": Path(trainer.state.best_model_checkpoint or "").name,
         "machine": machine(args),

@@ -11,7 +11,7 @@ import torch
 from transformers import Trainer, TrainingArguments
 from transformers.trainer import TRAINING_ARGS_NAME
 
-from .checkpoint import FACTS_FILE, NAMES, hub_errors, model_card, push_checkpoint
+from .checkpoint import FACTS_FILE, NAMES, facts_text, hub_errors, model_card, push_checkpoint
 from .ranking import how_sampled
 from .tokenization import ItemTokenizer
 from .training import ranks_of_logits
@@ -72,7 +72,7 @@ class RecommendationTrainer(Trainer):
         card = model_card(facts)
         card.data.language, card.data.license = language, license
         card.data.tags += [tags] if isinstance(tags, str) else list(tags or ())
-        (folder / FACTS_FILE).write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        (folder / FACTS_FILE).write_text(facts_text(facts), encoding="utf-8")
         card.save(folder / "README.md")
 
     def facts(self, model_name: str | None = None, dataset: str | None = None) -> dict[str, Any]:

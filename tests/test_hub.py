@@ -1,5 +1,6 @@
 """Pushed to a Hub and loaded from it through the real client and command line, with this package and without it."""
 
+import json
 import os
 import subprocess
 import sys
@@ -75,6 +76,17 @@ def test_a_checkpoint_goes_up_in_one_commit_and_nothing_else_of_its_folder(hub, 
     assert repository.messages == ["initial commit", "Upload bert4rec-small"]
     assert set(repository.files) == LOADED | CODE | {"run_facts.json", "README.md"}
     assert all(content == (folder / path).read_bytes() for path, content in repository.files.items())
+
+
+def test_run_facts_go_up_without_the_folders_of_this_machine_and_stay_as_they_are_here(hub, folder):
+    recipe = {"seed": 1, "data": str(folder / "log.csv"), "titles": "data/titles.csv", "example": ["/a/b"]}
+    (folder / "run_facts.json").write_text(json.dumps({"name": "small", "recipe": recipe}))
+    push_checkpoint(folder, NAME)
+    assert json.loads(hub.repositories[NAME].files["run_facts.json"]) == {
+        "name": "small",
+        "recipe": {"seed": 1, "data": "log.csv", "titles": "data/titles.csv", "example": ["/a/b"]},
+    }
+    assert json.loads((folder / "run_facts.json").read_text())["recipe"] == recipe
 
 
 def test_on_another_machine_the_auto_classes_and_the_pipeline_give_the_same(hub, folder, model, tmp_path, monkeypatch):

@@ -31,7 +31,8 @@ def recipe_for(folder: Path, *options: str):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
-    return run(recipe_for(folder, "--example", "i0", "i1", "--name", "bert4rec-test"))
+    token = ["--hub_token", "hf_never_publish_me"]
+    return run(recipe_for(folder, "--example", "i0", "i1", "--name", "bert4rec-test", *token))
 
 
 def test_a_run_saves_a_complete_checkpoint_and_no_pickle(trained):
@@ -73,6 +74,13 @@ def test_the_card_holds_the_test_results_as_model_index(trained):
     assert all("history excluded" in result.dataset_name for result in card.data.eval_results)
     assert 'recommender([["i0", "i1"]], top_k=10)' in card.text
     assert f"{facts['test']['BERT4Rec']['ndcg@10']:.4f}" in card.text
+
+
+def test_no_token_and_no_folder_of_this_machine_is_in_what_is_published(trained):
+    assert "hf_never_publish_me" not in "".join(path.read_text(errors="replace") for path in trained.iterdir())
+    card = (trained / "README.md").read_text()
+    assert 'titles: "titles.csv"' in card
+    assert str(trained.parents[1]) not in card
 
 
 def test_evaluation_of_the_checkpoint_gives_the_same_figures_again(trained):
@@ -314,7 +322,11 @@ def test_a_full_disk_while_saving_leaves_the_older_checkpoint_whole(tmp_path, mo
 def test_a_run_pushes_its_checkpoint_when_told_to(tmp_path, hub):
     options = ["--push_to_hub", "true", "--hub_model_id", "org/mine", "--hub_private_repo", "true"]
     folder = run(recipe_for(tmp_path, *options, "--num_train_epochs", "1"))
-    assert hub.repositories["org/mine"].files == {path.name: path.read_bytes() for path in folder.iterdir()}
+    there, here = hub.repositories["org/mine"].files, {path.name: path.read_bytes() for path in folder.iterdir()}
+    for published in (there.pop("run_facts.json"), there["README.md"]):
+        assert str(tmp_path).encode() not in published
+    assert str(tmp_path).encode() in here.pop("run_facts.json")  # to be evaluated here
+    assert there == here
     assert hub.repositories["org/mine"].private
 
 
