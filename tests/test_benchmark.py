@@ -42,7 +42,9 @@ def test_training_gives_the_line_of_the_other_harnesses(log):
     timing = {"seconds_per_step", "cpu_seconds_per_step", "items_per_second", "seconds_to_first_step", "steps"}
     assert set(line) >= HARNESS | timing | {"steps_per_epoch", "loss"}
     assert (line["data"], line["loss"], line["steps"], line["steps_per_epoch"]) == ("tiny", "softmax", 2, 5)
-    assert 0.5 < line["estimated_peak_gb"] / line["peak_rss_gb"] < 1.25
+    assert line["before_gb"] <= line["estimated_peak_gb"] < line["before_gb"] + 0.01
+    assert line["before_gb"] < line["training_peak_gb"] <= line["peak_rss_gb"]
+    assert (line["rows"], line["longest"], line["scored_share"]) == (43, 8, 0.2)
 
 
 def test_recommending_gives_the_line_of_the_other_harnesses(log):
@@ -68,7 +70,7 @@ def test_drawn_histories_hold_every_item_and_follow_zipfs_law(benchmark):
 
 
 def line(peer, **changes) -> dict:
-    setting = {"what": "train", "data": "d", "length": 50, "threads": 1, "batch": 8, "peak_rss_gb": 2.0}
+    setting = {"what": "train", "data": "d", "length": 50, "threads": 1, "hidden": 64, "batch": 8, "peak_rss_gb": 2.0}
     return {"peer": peer, **setting, **changes}
 
 
@@ -80,7 +82,7 @@ def test_the_table_has_a_row_a_peer_with_medians_and_ratios_to_ours(benchmark):
     ]
     assert benchmark.table(lines).splitlines() == [
         "",
-        "**train, d**, length 50, 1 thread",
+        "**train, d**, length 50, hidden 64, 1 thread",
         "",
         "| | batch | items/s | ours is | peak GB | ours is |",
         "|---|---:|---:|---:|---:|---:|",
@@ -88,6 +90,22 @@ def test_the_table_has_a_row_a_peer_with_medians_and_ratios_to_ours(benchmark):
         "| slow | 8 | 100 | 10.0 × | 4.00 | 0.50 × |",
         "| fails | 8 | out of memory | | 2.0 | |",
     ]
+
+
+def test_the_table_compares_like_with_like(benchmark):
+    lines = [
+        line("hf-bert4rec", items_per_second=4000, hidden=8),
+        line("hf-bert4rec", items_per_second=9000, loss="bce"),
+        line("hf-bert4rec", items_per_second=2000, bf16=True),
+        line("hf-bert4rec", items_per_second=1000),
+        line("hf-bert4rec", items_per_second=7000, batch=32),
+        line("other", items_per_second=100),
+        line("other", items_per_second=100, hidden=8),
+        line("other", items_per_second=100, batch=32),
+    ]
+    rows = [row.split(" | ") for row in benchmark.table(lines).splitlines() if row.startswith("| other")]
+    assert [row[3] for row in rows] == ["40.0 ×", "10.0 ×", "70.0 ×"]
+    assert "| hf-bert4rec bce | 8 | 9,000 | 0.1 × |" in benchmark.table(lines)
 
 
 def test_the_table_does_not_count_what_other_work_took_of_a_core(benchmark):

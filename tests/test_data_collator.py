@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from hf_bert4rec import DataCollatorForCloze, item_tokenizer
+from hf_bert4rec.data_collator import DataCollatorForNextItem
 
 PAD, MASK, FIRST_ITEM = 0, 1, 3
 TOKENIZER = item_tokenizer([str(item) for item in range(50)], max_length=50)
@@ -205,3 +206,18 @@ def test_workers_of_a_data_loader_change_nothing():
     for one, two in zip(*by_workers, strict=True):
         assert one.keys() == two.keys()
         assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_special_rows_are_no_labels():
+    rows = [{"input_ids": [2, 4, 2, 5], "row": 0}]
+    cloze = DataCollatorForCloze(TOKENIZER, mask_probability=0.99)  # all but one
+    drawn = [cloze([{**rows[0], "row": row}])["labels"][0].tolist() for row in range(30)]
+    assert {label for labels in drawn for label in labels} == {-100, 4, 5}
+    assert DataCollatorForNextItem(TOKENIZER)(rows)["labels"].tolist() == [[-100, 4, -100, 5]]
+
+
+@pytest.mark.parametrize("make", [DataCollatorForCloze, DataCollatorForNextItem])
+@pytest.mark.parametrize("lengths", [[0], [3, 0, 2]])
+def test_training_rows_without_items_are_refused(make, lengths):
+    with pytest.raises(ValueError, match="at least one item each, found one with none"):
+        make(TOKENIZER)(rows_of(lengths))

@@ -20,6 +20,7 @@ EVERY_WAY = [("softmax", True), *((loss, share) for loss in SAMPLED for share in
 
 every_loss = pytest.mark.parametrize("loss", LOSSES)
 every_sharing = pytest.mark.parametrize("share", [True, False])
+every_count_of_nothing = pytest.mark.parametrize("count", [None, 0, torch.tensor(0)])  # the last is the Trainer's
 every_way = pytest.mark.parametrize(("loss", "share"), EVERY_WAY)
 
 
@@ -87,18 +88,30 @@ def test_the_loss_is_a_mean_over_scored_positions_or_those_of_the_whole_batch(lo
 
 @every_loss
 @every_sharing
+@every_count_of_nothing
 @pytest.mark.parametrize("label", [-100, PAD, MASK, UNK])
-def test_nothing_scored_loses_nothing(loss, share, label):
+def test_nothing_scored_loses_nothing(loss, share, label, count):
     config = of_items(11, loss=loss, num_negatives=4, share_negatives=share)
     inputs, labels = problem(8, 11)
-    assert all((number == 0).all() for number in loss_and_gradients(config, inputs, labels.fill_(label)))
+    found = loss_and_gradients(config, inputs, labels.fill_(label), num_items_in_batch=count)
+    assert all((number == 0).all() for number in found)
 
 
 @every_loss
 @every_sharing
-def test_no_position_at_all_loses_nothing(loss, share):
+@every_count_of_nothing
+def test_no_position_at_all_loses_nothing(loss, share, count):
     config = of_items(11, loss=loss, num_negatives=4, share_negatives=share)
-    assert all((number == 0).all() for number in loss_and_gradients(config, *problem(0, 11)))
+    found = loss_and_gradients(config, *problem(0, 11), num_items_in_batch=count)
+    assert all((number == 0).all() for number in found)
+
+
+@every_way
+def test_labels_can_be_of_any_integer_type(loss, share):
+    config = of_items(11, loss=loss, num_negatives=4, share_negatives=share)
+    inputs, labels = problem(8, 11)
+    expected = loss_and_gradients(config, inputs, labels)
+    assert_same(loss_and_gradients(config, inputs, labels.to(torch.int32)), expected)
 
 
 @every_way

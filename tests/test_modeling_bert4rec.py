@@ -583,6 +583,17 @@ def test_rotary_positions_see_distances_alone():
     assert (turned - model(items).logits)[..., SPECIALS:].abs().max() > 1e-2
 
 
+def test_rotary_positions_are_told_apart_whatever_the_default_precision():
+    states = torch.ones(1, 1, 200, 8)
+    expected = rotate(states, torch.arange(200), theta=100.0)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        found = rotate(states, torch.arange(200), theta=100.0)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(found, expected)
+
+
 def test_the_rotation_of_a_vector_is_worked_out_by_hand():
     """A head of width 4 has wavelengths 2π and 2π √θ; 0 turns nothing, and lengths are kept."""
     states = torch.tensor([1.0, 2.0, 3.0, 4.0]).expand(1, 1, 3, 4)
@@ -791,6 +802,9 @@ def test_tying_changes_the_number_of_parameters():
         ({"loss_chunk_size": 0}, "`loss_chunk_size` must be at least 1, found 0"),
         ({"loss": "bce", "num_negatives": 0}, "`num_negatives` must be at least 1, found 0"),
         ({"loss": "bce", "vocab_size": 13, "num_negatives": 10}, "must be at most 9, .* found 10.*loss='softmax'"),
+        ({"initializer_range": 0.0}, "`initializer_range` must be above 0, found 0.0"),
+        ({"layer_norm_eps": -1.0}, "`layer_norm_eps` must be above 0, found -1.0"),
+        ({"pad_token_id": 7}, "`pad_token_id` must be 0, the row of .PAD., found 7"),
         ({"gbce_calibration": -0.1}, "`gbce_calibration` must be from 0 to 1, found -0.1"),
         ({"gbce_calibration": 1.1}, "`gbce_calibration` must be from 0 to 1, found 1.1"),
     ],

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,9 +14,11 @@ from transformers import Trainer, TrainerCallback, TrainerState, set_seed
 
 from hf_bert4rec import (
     Bert4RecForMaskedLM,
+    DataCollatorForCloze,
     RecommendationTrainingArguments,
     ResourceCallback,
     cloze_training,
+    estimate_memory,
     item_tokenizer,
     leave_one_out,
     muon,
@@ -255,16 +258,82 @@ def test_memory_is_told_before_training_and_time_after_two_steps(histories, tmp_
     assert seen == [0] + [1] * 14
 
 
-def test_the_time_of_an_epoch_is_that_of_its_steps(caplog, monkeypatch):
+@pytest.mark.parametrize(
+    ("strategy", "sampling_pays", "expected"),
+    [
+        ("group_by_length", False, "2.50 s a step: at most about 0:01:40 an epoch, 0:04:10 to the end."),
+        (
+            "random",
+            True,
+            "2.50 s a step: about 0:01:40 an epoch, 0:04:10 to the end; with so many items loss='sampled_softmax' "
+            "takes less.",
+        ),
+    ],
+)
+def test_the_time_of_an_epoch_is_that_of_its_steps(caplog, monkeypatch, strategy, sampling_pays, expected):
     clock = iter([10.0, 12.5])
     monkeypatch.setattr("hf_bert4rec.training.time.perf_counter", lambda: next(clock))
     callback = ResourceCallback()
-    callback.steps, callback.steps_an_epoch = 0, 40
-    state = TrainerState(global_step=2, max_steps=102)
+    callback.steps, callback.steps_an_epoch, callback.sampling_pays = 0, 40, sampling_pays
+    state, args = TrainerState(global_step=2, max_steps=102), SimpleNamespace(train_sampling_strategy=strategy)
     with caplog.at_level("INFO", logger="hf_bert4rec.training"):
         for _ in range(3):
-            callback.on_step_end(None, state, None)
-    assert caplog.messages == ["2.50 s a step: at most about 0:01:40 an epoch, 0:04:10 to the end."]
+            callback.on_step_end(args, state, None)
+    assert caplog.messages == [expected]
+
+
+@pytest.mark.parametrize(("items", "loss", "expected"), [(100_000, "softmax", True), (99_996, "softmax", False),
+                                                         (100_000, "gbce", False)])  # fmt: skip
+def test_a_sampled_loss_is_advised_where_it_pays(tmp_path, items, loss, expected):
+    config = small_config(items + 3, 8, hidden_size=3, loss=loss)
+    with torch.device("meta"):
+        model = Bert4RecForMaskedLM(config)
+    callback, loader = ResourceCallback(), torch.utils.data.DataLoader([], collate_fn=DataCollatorForCloze(None))
+    callback.on_train_begin(RecommendationTrainingArguments(str(tmp_path)), TrainerState(), None, model, loader)
+    assert callback.sampling_pays is expected
+
+
+@pytest.fixture
+def free(monkeypatch):
+    """Pretend that so many GB are free."""
+    return lambda gigabytes: monkeypatch.setattr("hf_bert4rec.training.free_memory", lambda device: gigabytes)
+
+
+def test_a_model_that_cannot_be_trained_is_refused_before_the_first_step(histories, tmp_path, free):
+    free(1e-6)
+    trainer = make_trainer(histories, tmp_path)
+    with pytest.raises(MemoryError, match="are free: take a smaller hidden_size"):
+        trainer.train()
+    assert trainer.state.global_step == 0
+
+
+def test_what_may_not_fit_is_said_with_advice_and_tried(histories, tmp_path, free, caplog):
+    estimate = estimate_memory(make_trainer(histories, tmp_path).model, 4, 6)
+    for there in (estimate.total + 1e-9, estimate.total - estimate.parameters - 1e-9):
+        free(there)
+        make_trainer(histories, tmp_path, num_train_epochs=1).train()
+    said = [message for message in caplog.messages if "That is more than" in message]
+    assert said == [f"That is more than the 0.00 GB that are free: {estimate.advice}."]
+
+
+def test_freed_memory_is_kept_but_with_checkpointing(histories, tmp_path, monkeypatch):
+    kept = []
+    monkeypatch.setattr("hf_bert4rec.training.keep_freed_memory", kept.append)
+    for checkpointing in (False, True):
+        make_trainer(histories, tmp_path, num_train_epochs=1, gradient_checkpointing=checkpointing).train()
+    assert kept == [True, False]
+
+
+def test_rows_in_which_nothing_is_scored_change_nothing(histories, tmp_path):
+    splits, tokenizer = histories
+    rows = splits["train"].select_columns(["input_ids", "length"])
+    rows = rows.add_column("labels", [[-100] * len(row) for row in rows["input_ids"]])
+    options = {"weight_decay": 0.0, "eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
+    trainer = make_trainer(({**splits, "train": rows}, tokenizer), tmp_path, num_train_epochs=1, **options)
+    before = {name: weight.clone() for name, weight in trainer.model.state_dict().items()}
+    assert trainer.train().training_loss == 0
+    for name, weight in trainer.model.state_dict().items():
+        assert torch.equal(weight, before[name]), name
 
 
 def test_rows_that_are_no_dataset_of_ours_are_trained_on_all_the_same(histories, tmp_path):
