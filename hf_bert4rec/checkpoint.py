@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import (
+    CommitInfo,
     CommitOperationAdd,
     CommitOperationDelete,
     EvalResult,
@@ -30,7 +31,6 @@ from huggingface_hub.errors import (
     HTTPError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
-    RemoteEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
@@ -50,9 +50,12 @@ WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 CODE = tuple(
     f"{module}.py" for module in ("configuration_bert4rec", "item_loss", "modeling_bert4rec", "modeling_unidirectional")
 )  # put there by save_pretrained
+CARD, CURVE = "README.md", "learning_curve.png"
 LOADED = [*NEEDED, "*.safetensors", WEIGHTS[1], TITLES_FILE]
-SHARED = [*LOADED, *CODE, FACTS_FILE, "README.md", "*.png"]
-REPLACED = [*LOADED, FACTS_FILE]  # what an older checkpoint had and a new one has not is taken out of a repository
+REPLACED = [*LOADED, FACTS_FILE, CARD, CURVE, "*.bin"]
+"""What an older checkpoint had and a new one has not is taken out of a repository, and pickles with it."""
+
+PLAIN = (".gitattributes", CARD, "LICENSE")  # a repository that holds nothing else is free to be taken
 SUBFOLDERS = "*/*"  # such as the Trainer's checkpoints, whose files have the same names
 TEMPLATE = Path(__file__).parent / "model_card_template.md"
 
@@ -83,6 +86,7 @@ def hub_errors(repository: str) -> Iterator[None]:
         causes = {
             401: "does not know the token: log in again with `hf auth login`, or mend HF_TOKEN",
             403: "does not let you write there: take a name of your own, or a token that may write",
+            412: "has got another commit there meanwhile: look at it, then push again if yours is to replace it",
         }
         cause = causes.get(status, f"answered {status}: {error.server_message or 'try again later'}")
         raise (PermissionError if status in causes else OSError)(f"{repository}: the Hub {cause}.") from error
@@ -91,7 +95,7 @@ def hub_errors(repository: str) -> Iterator[None]:
         if not isinstance(reason, (HTTPError, OSError)):
             raise
         raise ConnectionError(
-            f"{repository}: the connection to the Hub failed ({reason}). Nothing was changed there, and no file is "
+            f"{repository}: the connection to the Hub failed ({reason}). No commit is half made there, and no file is "
             "half loaded: check the network, then run the same again."
         ) from error
 
@@ -149,9 +153,10 @@ def check_folder(folder: str | PathLike, name: str | None = None) -> PreTrainedM
     """
     folder, name = Path(folder), name or str(folder)
     missing = [needed for needed in NEEDED if not (folder / needed).exists()]
-    files = [WEIGHTS[0]]
-    if not (folder / WEIGHTS[0]).exists() and (folder / WEIGHTS[1]).exists():
-        files = sorted(set(json.loads((folder / WEIGHTS[1]).read_text(encoding="utf-8"))["weight_map"].values()))
+    for file in (*NEEDED, WEIGHTS[1], FACTS_FILE):
+        if (folder / file).exists():
+            _check_json(folder / file, name)
+    files = weight_files(folder)
     missing += [file for file in files if not (folder / file).exists()]
     if missing:
         raise FileNotFoundError(
@@ -180,6 +185,20 @@ def check_folder(folder: str | PathLike, name: str | None = None) -> PreTrainedM
                 "checkpoint.".format(name, key, *shapes)
             )
     return model
+
+
+def _check_json(file: Path, name: str) -> None:
+    try:
+        json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{name}: {file.name} is damaged or cut off ({error}). Load it again.") from error
+
+
+def weight_files(folder: Path) -> list[str]:
+    """Names of the files that hold the weights of a checkpoint: one, or those that an index lists."""
+    if (folder / WEIGHTS[0]).exists() or not (folder / WEIGHTS[1]).exists():
+        return [WEIGHTS[0]]
+    return sorted(set(json.loads((folder / WEIGHTS[1]).read_text(encoding="utf-8"))["weight_map"].values()))
 
 
 def check_checkpoint(folder: str | PathLike) -> None:
@@ -256,7 +275,7 @@ def save_checkpoint(
         model.save_pretrained(new)
         tokenizer.save_pretrained(new)
         (new / FACTS_FILE).write_text(facts_text(facts), encoding="utf-8")
-        model_card(facts).save(new / "README.md")
+        model_card(facts).save(new / CARD)
         for name, content in others.items():
             (new / name).write_bytes(content)
     except BaseException:
@@ -321,6 +340,7 @@ def model_card(facts: Mapping[str, Any]) -> ModelCard:
         **{
             "test": {},
             "titles": recipe.get("titles"),
+            "chosen_by": "NDCG@10",  # not written down before there was a choice
             **facts,
             "recipe": recipe,
             "model": judged_model(facts),
@@ -338,9 +358,22 @@ def facts_text(facts: Mapping[str, Any]) -> str:
 
 
 def public_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe for others: of a path from the root of this machine it has the name alone."""
+    """A recipe for others: of a path that leads out of the folder of the run it has the name alone."""
     paths = {name: Path(value) for name, value in recipe.items() if isinstance(value, str)}
-    return {**recipe, **{name: path.name for name, path in paths.items() if path.is_absolute()}}
+    return {**recipe, **{name: path.name for name, path in paths.items() if path.is_absolute() or ".." in path.parts}}
+
+
+def published_files(folder: Path) -> dict[str, Path | bytes]:
+    """Name → content of what others get of a checkpoint: its own files, and its facts as `public_recipe` has them."""
+    index = () if WEIGHTS[0] in (weights := weight_files(folder)) else WEIGHTS[1:]
+    names = (*NEEDED, *weights, *index, TITLES_FILE, *CODE, CARD, CURVE, FACTS_FILE)
+    content: dict[str, Path | bytes] = {name: folder / name for name in names if (folder / name).exists()}
+    if FACTS_FILE in content:
+        facts = json.loads((folder / FACTS_FILE).read_text(encoding="utf-8"))
+        recipe = facts.get("recipe", {})
+        if (public := public_recipe(recipe)) != recipe:
+            content[FACTS_FILE] = facts_text(facts | {"recipe": public}).encode()
+    return content
 
 
 def results_table(
@@ -376,11 +409,11 @@ def push_checkpoint(
     token: str | bool | None = None,
     revision: str | None = None,
     commit_message: str | None = None,
-) -> str:
+) -> CommitInfo:
     """Put a checkpoint on the Hub in one commit: its own files only, none of the Trainer's, no pickle.
 
-    The commit replaces an older checkpoint of the repository, whose files stay in the history. The run facts go up
-    without the folders of this machine (`public_recipe`).
+    The commit replaces an older checkpoint of the repository, whose files stay in the history; two that are pushed at
+    once never mix. The run facts go up without the folders of this machine (`public_recipe`).
 
     Args:
         folder: A checkpoint.
@@ -391,48 +424,53 @@ def push_checkpoint(
         commit_message: Names the folder if not given.
 
     Returns:
-        The address of the commit.
+        The commit, a string too: its address.
 
     Raises:
-        FileExistsError: The repository holds a model of another kind.
-        OSError: The folder lacks a file of a checkpoint, or the Hub refuses it or cannot be reached: then no file of
-            the repository has changed.
+        FileExistsError: The repository holds a model of another kind, or something else.
+        OSError: The folder lacks a file of a checkpoint, or the Hub refuses it or cannot be reached: then the
+            repository is as it was, or, if only the answer was lost, has the whole commit.
         ValueError: The parts of the checkpoint disagree, or the name is none that a repository can have.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: expected a checkpoint folder, found none.")
     check_checkpoint(folder)
-    if not (folder / "README.md").exists():
+    content = published_files(folder)
+    if CARD not in content:
         logger.warning("%s has no README.md: the repository gets no card.", folder)
-    names = list(filter_repo_objects((path.name for path in folder.iterdir()), allow_patterns=SHARED))
-    content: dict[str, Path | bytes] = {name: folder / name for name in names}
-    if FACTS_FILE in names:
-        facts = json.loads((folder / FACTS_FILE).read_text(encoding="utf-8"))
-        recipe = facts.get("recipe", {})
-        if (public := public_recipe(recipe)) != recipe:
-            content[FACTS_FILE] = facts_text(facts | {"recipe": public}).encode()
-    additions = [CommitOperationAdd(name, source) for name, source in content.items()]
     api = HfApi(token=token)
     with hub_errors(repository):
         repository = api.create_repo(repository, private=private, exist_ok=True).repo_id
-        try:
-            config = api.hf_hub_download(repository, "config.json", revision=revision)
-            there = json.loads(Path(config).read_text(encoding="utf-8")).get("model_type")
-        except RemoteEntryNotFoundError:
-            there = None
+        there = api.repo_info(repository, revision=revision)
+        files = [file.rfilename for file in there.siblings or ()]
+        _check_not_taken(api, repository, str(there.sha), files, folder)
+        older = filter_repo_objects(files, allow_patterns=REPLACED, ignore_patterns=SUBFOLDERS)
+        stale = [name for name in older if name not in content]
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*data file.*")  # items.parquet belongs to the tokenizer
+            return api.create_commit(
+                repository,
+                [
+                    *(CommitOperationAdd(name, source) for name, source in content.items()),
+                    *(CommitOperationDelete(name) for name in stale),
+                ],
+                revision=revision,
+                parent_commit=there.sha,  # what was looked at: else two pushes at once could mix
+                commit_message=commit_message or f"Upload {folder.name}",
+            )
+
+
+def _check_not_taken(api: HfApi, repository: str, revision: str, files: Sequence[str], folder: Path) -> None:
+    if "config.json" in files:
+        config = api.hf_hub_download(repository, "config.json", revision=revision)
+        there = json.loads(Path(config).read_text(encoding="utf-8")).get("model_type")
         ours = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
-        if there not in (None, ours):
+        if there != ours:
             raise FileExistsError(
                 f"{repository} is taken: it holds a model of type {there!r}, not {ours!r}. Push to another name."
             )
-        stale = filter_repo_objects(api.list_repo_files(repository, revision=revision), allow_patterns=REPLACED)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*data file.*")  # items.parquet belongs to the tokenizer
-            commit = api.create_commit(
-                repository,
-                [*additions, *(CommitOperationDelete(name) for name in stale if name not in names)],
-                revision=revision,
-                commit_message=commit_message or f"Upload {folder.name}",
-            )
-    return str(commit.commit_url)
+    elif others := sorted(set(files) - set(PLAIN)):
+        raise FileExistsError(
+            f"{repository} is taken: it holds other files, such as {others[0]}. Push to another name."
+        )

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterable, Sequence
 from itertools import chain, islice
+from numbers import Integral
 from os import PathLike
 from typing import Any, TypedDict
 
@@ -128,7 +129,7 @@ class NextItemRecommendationPipeline(Pipeline):
             raise ValueError(
                 f"Nobody reads {min(unknown)!r}: there are top_k, exclude_history, allow, deny and batch_size."
             )
-        if top_k is not None and (not isinstance(top_k, int) or top_k < 1):
+        if top_k is not None and (not isinstance(top_k, Integral) or top_k < 1):
             raise ValueError(f"Expected top_k to be a whole number of at least 1, found {top_k}.")
         for name, ids in (("allow", allow), ("deny", deny)):
             if isinstance(ids, str):

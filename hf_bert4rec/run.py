@@ -31,6 +31,7 @@ from transformers import (
 
 from .baselines import MarkovChain, Popularity
 from .checkpoint import (
+    CURVE,
     FACTS_FILE,
     NAMES,
     check_folder,
@@ -51,7 +52,7 @@ from .recipe import Recipe
 from .resources import check_memory, estimate_memory, free_memory
 from .sources import is_embedded
 from .tokenization import ItemTokenizer, item_tokenizer
-from .trainer import RecommendationTrainer, machine, versions
+from .trainer import RecommendationTrainer, chosen_checkpoint, machine, versions
 from .training import cloze_training, next_item_training
 from .transfer import transfer
 
@@ -211,6 +212,7 @@ def started_from(recipe: Recipe, source: Path, tokenizer: ItemTokenizer) -> PreT
         ValueError: It is of another architecture, or nothing can be taken over.
     """
     model, its_tokenizer = AutoModelForMaskedLM.from_pretrained(source), AutoTokenizer.from_pretrained(source)
+    check_sizes(model, its_tokenizer)
     if model.config.model_type != recipe.run.architecture:
         raise ValueError(
             f"{source} is a {model.config.model_type}, the recipe's architecture {recipe.run.architecture}."
@@ -268,7 +270,7 @@ def run(recipe: Recipe) -> Path | None:
         "example": ", ".join(f'"{item}"' for item in recipe.run.example or tokenizer.items[:3].to_pylist()),
         "recipe": {name: value for name, value in recipe.options.items() if not name.startswith(UNRECORDED)},
         "seconds": round(seconds, 1),
-        "best_checkpoint": Path(trainer.state.best_model_checkpoint or "").name,
+        **chosen_checkpoint(trainer),
         "machine": machine(args),
         "versions": versions(),
         "log": log,
@@ -276,12 +278,12 @@ def run(recipe: Recipe) -> Path | None:
     if not trainer.is_world_process_zero():
         return None
     folder = Path(args.output_dir, "model")
-    save_checkpoint(folder, trainer.model, tokenizer, facts, {"learning_curve.png": draw_curve(facts)})
+    save_checkpoint(folder, trainer.model, tokenizer, facts, {CURVE: draw_curve(facts)})
     for intermediate in Path(args.output_dir).glob("checkpoint-*"):  # only an interrupted run has a use for them
         shutil.rmtree(intermediate)
     if args.push_to_hub:
-        address = push_checkpoint(folder, trainer.hub_model_id, private=args.hub_private_repo, token=args.hub_token)
-        logger.info("Pushed: %s", address)
+        where = {"private": args.hub_private_repo, "token": args.hub_token, "revision": args.hub_revision}
+        logger.info("Pushed: %s", push_checkpoint(folder, trainer.hub_model_id, **where))
     return folder
 
 
@@ -461,7 +463,7 @@ def summary(folder: Path) -> str:
             results_table(facts["test"]),
             f"NDCG@10 of {judged_model(facts)}: {', '.join(ratios)}.\n",
             recommendation_table(recommender, history, top_k=10),
-            f"\nTrained in {facts['seconds']:.0f} s; checkpoint, card and learning_curve.png in {folder}",
+            f"\nTrained in {facts['seconds']:.0f} s; checkpoint, card and {CURVE} in {folder}",
         ]
     )
 

@@ -86,13 +86,13 @@ class ItemTokenizer(PreTrainedTokenizerFast):
 
     def save_pretrained(self, save_directory: str | PathLike, **kwargs: Any) -> tuple[str, ...]:
         """Write the files of a stock tokenizer and, where there are titles, `items.parquet`."""
-        files = super().save_pretrained(save_directory, **kwargs)
         titles_file = Path(save_directory, TITLES_FILE)
-        if self.titles is None:
-            titles_file.unlink(missing_ok=True)  # those of another tokenizer, saved here before
-            return files
-        pq.write_table(pa.table({"title": pa.array(self.titles, pa.string())}), titles_file)
-        return (*files, str(titles_file))
+        titles_file.parent.mkdir(parents=True, exist_ok=True)
+        titles_file.unlink(missing_ok=True)  # those of another tokenizer, saved here before
+        if self.titles is not None:  # before the others, which `push_to_hub` uploads from there
+            pq.write_table(pa.table({"title": pa.array(self.titles, pa.string())}), titles_file)
+        files = super().save_pretrained(save_directory, **kwargs)
+        return files if self.titles is None else (*files, str(titles_file))
 
 
 def item_tokenizer(

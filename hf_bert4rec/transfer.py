@@ -41,6 +41,11 @@ def transfer(
     Raises:
         ValueError: The catalogues share no item, titles to match by are missing, or a changed size has no weights.
     """
+    if len(tokenizer) != model.config.vocab_size:
+        raise ValueError(
+            f"The model has {model.config.vocab_size} rows in its item table and its tokenizer {len(tokenizer)} "
+            "tokens: take both from the same checkpoint."
+        )
     places, rows = shared_items(tokenizer, new_tokenizer, match)
     if not len(rows):
         raise ValueError(
@@ -49,7 +54,7 @@ def transfer(
         )
     settings = {**changes, "vocab_size": len(new_tokenizer), "max_position_embeddings": new_tokenizer.model_max_length}
     config = copy.deepcopy(model.config)
-    new = type(model)(type(config)(**{**config.to_dict(), **settings}))
+    new = type(model)(type(config)(**{**config.to_dict(), **settings})).to(model.dtype)
     input_weight = model.get_input_embeddings().weight
     table = input_weight.detach()
     specials = len(SPECIAL_TOKENS)
@@ -78,6 +83,8 @@ def shared_items(
 
     A title that two items of a catalogue have is no way to tell them apart, and matches neither.
     """
+    if match not in ("id", "title"):
+        raise ValueError(f"Expected items to match by id or title, found {match!r}.")
     if match == "id":
         rows = tokenizer.encode_items(new_tokenizer.items)
         known = np.flatnonzero(rows != tokenizer.unk_token_id)

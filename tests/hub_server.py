@@ -2,7 +2,7 @@
 
 It keeps repositories and commits in memory, those of data and Spaces under the names `datasets/org/name` and
 `spaces/org/name`, and takes safetensors and Parquet as LFS objects, as the Hub does. A fault that a test sets
-(`cut_downloads`, `refuse_uploads`, `lose_commits`) stays until the test takes it back.
+(`cut_downloads`, `refuse_uploads`, `lose_commits`, `lose_answers`, `meanwhile`) stays until the test takes it back.
 """
 
 import base64
@@ -61,6 +61,9 @@ class Hub(ThreadingHTTPServer):
         self.cut_downloads = 0.0  # so many more end in the middle
         self.refuse_uploads = False  # the connection drops in the midst of an LFS object
         self.lose_commits = False  # the connection drops before a commit is taken
+        self.lose_answers = False  # … after it was taken
+        self.meanwhile: Callable[[], None] = lambda: None  # what others do just before a commit
+        self.variables: dict[str, dict[str, str]] = {}  # of Spaces
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Say nothing of dropped connections, which a test asked for."""
@@ -196,12 +199,15 @@ class Handler(BaseHTTPRequestHandler):
     def commit(self, name: str) -> None:
         if self.server.lose_commits:
             raise Dropped
+        self.server.meanwhile()
         repository = self.writable(name)
         files = dict(repository.files)
         for line in map(json.loads, self.body.splitlines()):
             key, value = line["key"], line["value"]
             if key == "header":
                 message = value["summary"]
+                if value.get("parentCommit") not in (None, commit_id(len(repository.commits) - 1)):
+                    raise Refused(412, "", "A commit has happened since")
             elif key == "file":
                 files[value["path"]] = base64.b64decode(value["content"])
             elif key == "lfsFile":
@@ -210,8 +216,17 @@ class Handler(BaseHTTPRequestHandler):
                 del files[value["path"]]
         repository.commits.append(files)
         repository.messages.append(message)
+        if self.server.lose_answers:
+            raise Dropped
         oid = commit_id(len(repository.commits) - 1)
         self.reply({"success": True, "commitOid": oid, "commitUrl": f"{self.server.url}/{name}/commit/{oid}"})
+
+    @route("POST /api/REPOSITORY/variables")
+    def variable(self, name: str) -> None:
+        self.writable(name)
+        wanted = json.loads(self.body)
+        self.server.variables.setdefault(name, {})[wanted["key"]] = wanted["value"]
+        self.reply({})
 
     @route("GET /api/(?:models/)?REPOSITORY(?:/revision/(.+))?")
     def info(self, name: str, revision: str | None) -> None:

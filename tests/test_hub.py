@@ -19,7 +19,7 @@ import hf_bert4rec
 from hf_bert4rec import Bert4RecForMaskedLM, Gru4RecForMaskedLM, SasRecForMaskedLM, item_tokenizer
 from hf_bert4rec.checkpoint import check_folder, push_checkpoint
 from tests.conftest import small_config
-from tests.hub_server import OWNER, TOKEN, commit_id
+from tests.hub_server import OWNER, TOKEN, Handler, Refused, commit_id
 
 ROOT = Path(__file__).parents[1]
 NAME = f"{OWNER}/bert4rec-small"
@@ -148,6 +148,59 @@ def test_what_an_older_checkpoint_had_and_the_new_one_has_not_is_gone(hub, folde
     assert hf_bert4rec.pipeline(NAME)(HISTORIES)[0][0]["title"] is None
 
 
+def test_what_is_published_are_the_files_of_a_checkpoint_alone(hub, folder):
+    for name in ("private.png", "optimizer.safetensors", "notes.md", "model-00009-of-00009.safetensors"):
+        (folder / name).write_bytes(b"private")
+    (folder / "learning_curve.png").write_bytes(b"curve")
+    push_checkpoint(folder, NAME)
+    assert set(hub.repositories[NAME].files) == {*CODE, *LOADED, "run_facts.json", "README.md", "learning_curve.png"}
+
+
+def test_shards_go_up_with_the_index_that_lists_them(hub, folder, model):
+    (folder / "model.safetensors").unlink()
+    model.save_pretrained(folder, max_shard_size="2KB")
+    push_checkpoint(folder, NAME)
+    shards = {path.name for path in folder.glob("model-*.safetensors")}
+    assert len(shards) > 1
+    assert set(hub.repositories[NAME].files) >= {*shards, "model.safetensors.index.json"}
+    assert hf_bert4rec.pipeline(NAME)(HISTORIES) == hf_bert4rec.pipeline(folder)(HISTORIES)
+
+
+def test_a_card_of_an_older_checkpoint_and_pickles_go_too(hub, folder):
+    push_checkpoint(folder, NAME)
+    hub.repositories[NAME].files["training_args.bin"] = b"pickle"
+    (folder / "README.md").unlink()
+    push_checkpoint(folder, NAME)
+    assert not {"README.md", "training_args.bin"} & set(hub.repositories[NAME].files)
+
+
+def test_two_that_push_at_once_do_not_mix(hub, folder):
+    push_checkpoint(folder, NAME)
+    repository = hub.repositories[NAME]
+
+    def push_first():
+        repository.commits.append({**repository.files, "items.parquet": b"of another checkpoint"})
+
+    hub.meanwhile = push_first
+    with pytest.raises(OSError, match="the Hub has got another commit there meanwhile: look at it, then push again"):
+        push_checkpoint(folder, NAME)
+    assert repository.files["items.parquet"] == b"of another checkpoint"
+    assert len(repository.commits) == 3
+
+
+def test_an_answer_that_is_lost_is_not_told_as_nothing(hub, folder):
+    hub.lose_answers = True
+    with pytest.raises(ConnectionError, match="No commit is half made there"):
+        push_checkpoint(folder, NAME)
+    assert set(hub.repositories[NAME].files) >= LOADED
+
+
+def test_a_token_that_is_passed_is_used(hub, folder, monkeypatch):
+    monkeypatch.delenv("HF_TOKEN")
+    push_checkpoint(folder, NAME, token=TOKEN)
+    assert set(hub.repositories[NAME].files) >= LOADED
+
+
 def test_the_command_line_of_the_hub_uploads_and_downloads_a_checkpoint(hub, tmp_path):
     release = ROOT / "model_cards" / "bert4rec-ml1m"
     uploaded = hf("upload", NAME, str(release))
@@ -253,7 +306,7 @@ def test_an_interrupted_upload_changes_nothing_and_can_be_repeated(hub, folder, 
     model.save_pretrained(folder)
     for fault in ("refuse_uploads", "lose_commits"):
         setattr(hub, fault, True)
-        with pytest.raises(ConnectionError, match=r"the connection to the Hub failed.*Nothing was changed there"):
+        with pytest.raises(ConnectionError, match=r"the connection to the Hub failed.*No commit is half made there"):
             push_checkpoint(folder, NAME)
         setattr(hub, fault, False)
         assert hub.repositories[NAME].files == before
@@ -306,8 +359,19 @@ def test_a_name_in_the_hands_of_others_is_refused(hub, folder):
     with pytest.raises(FileExistsError, match="org/bert4rec-small is taken: it holds a model of type 'bert'"):
         push_checkpoint(folder, NAME)
     assert hub.repositories[NAME].files == {"config.json": b'{"model_type": "bert"}'}
+    huggingface_hub.create_repo(f"{OWNER}/images")
+    huggingface_hub.upload_file(path_or_fileobj=b"{}", path_in_repo="model_index.json", repo_id=f"{OWNER}/images")
+    with pytest.raises(FileExistsError, match=r"org/images is taken: it holds other files, such as model_index\.json"):
+        push_checkpoint(folder, f"{OWNER}/images")
     with pytest.raises(ValueError, match="no name"):
         push_checkpoint(folder, "no name/at all")
+
+
+def test_a_gated_repository_is_named(hub, folder, monkeypatch):
+    push_checkpoint(folder, NAME)
+    monkeypatch.setattr(Handler, "readable", lambda *_: (_ for _ in ()).throw(Refused(403, "GatedRepo", "ask first")))
+    with pytest.raises(PermissionError, match="org/bert4rec-small is gated: ask for access on its page"):
+        hf_bert4rec.pipeline(NAME)
 
 
 def test_a_card_that_the_hub_does_not_accept_is_told_and_nothing_uploaded(hub, folder):

@@ -319,6 +319,38 @@ def test_a_full_disk_while_saving_leaves_the_older_checkpoint_whole(tmp_path, mo
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
+def test_a_run_pushes_to_the_branch_it_was_told(tmp_path, hub):
+    options = [
+        "--push_to_hub",
+        "true",
+        "--hub_model_id",
+        "org/mine",
+        "--hub_revision",
+        "dev",
+        "--num_train_epochs",
+        "1",
+    ]
+    with pytest.raises(FileNotFoundError, match="org/mine has no such revision"):
+        run(recipe_for(tmp_path, *options))
+    assert hub.repositories["org/mine"].files == {}
+
+
+@pytest.mark.parametrize(
+    ("options", "told", "best"),
+    [
+        ([], "was chosen by validation NDCG@10.", True),
+        (["--metric_for_best_model", "eval_loss", "--greater_is_better", "false"], "chosen by validation loss.", True),
+        (["--load_best_model_at_end", "false"], None, False),
+    ],
+)
+def test_the_card_says_how_the_checkpoint_was_chosen(tmp_path, options, told, best):
+    folder = run(recipe_for(tmp_path, "--num_train_epochs", "2", *options))
+    card, facts = (folder / "README.md").read_text(), json.loads((folder / "run_facts.json").read_text())
+    assert ("chosen by" in card) is best
+    assert bool(facts["best_checkpoint"]) is best
+    assert told is None or told in card
+
+
 def test_a_run_pushes_its_checkpoint_when_told_to(tmp_path, hub):
     options = ["--push_to_hub", "true", "--hub_model_id", "org/mine", "--hub_private_repo", "true"]
     folder = run(recipe_for(tmp_path, *options, "--num_train_epochs", "1"))

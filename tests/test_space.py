@@ -1,6 +1,7 @@
 """The Space: its functions, what it shows, what is pushed, and a walk through it in a browser at phone width."""
 
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -11,12 +12,12 @@ import time
 import tomllib
 from pathlib import Path
 from types import ModuleType
-from unittest.mock import create_autospec
 from urllib.request import urlopen
 
+import huggingface_hub
 import pytest
 import torch
-from huggingface_hub import HfApi, SpaceCard
+from huggingface_hub import SpaceCard
 from packaging.requirements import Requirement
 
 import hf_bert4rec
@@ -285,21 +286,53 @@ def test_the_card_asks_for_a_gradio_and_a_python_that_the_project_takes(push):
     assert len(card.short_description) <= 60  # the Hub refuses more
 
 
-def test_a_push_makes_the_space_names_its_model_and_uploads_once(push, folder, monkeypatch):
-    hub = create_autospec(HfApi, instance=True)
-    hub.create_repo.return_value = "the address"
-    uploaded = []
-    hub.upload_folder.side_effect = lambda folder_path, **_: uploaded.extend(
-        path.name for path in Path(folder_path).iterdir()
+def test_a_push_makes_the_space_and_names_its_model(push, folder, hub, tmp_path):
+    private = tmp_path / "mine"
+    shutil.copytree(folder, private)
+    (private / "diary.png").write_bytes(b"private")
+    facts = {"recipe": {"data": "/home/me/client/log.csv", "titles": "../../client/titles.csv", "seed": 1}}
+    (private / "run_facts.json").write_text(json.dumps(facts))
+    assert push.push("org/demo", str(private)) == f"{hub.url}/spaces/org/demo"
+    space = hub.repositories["spaces/org/demo"]
+    assert not space.private
+    assert {"app.py", "model/config.json", "hf_bert4rec/__init__.py"} <= set(space.files)
+    assert json.loads(space.files["model/run_facts.json"])["recipe"] == {
+        "data": "log.csv", "titles": "titles.csv", "seed": 1
+    }  # fmt: skip
+    assert "model/diary.png" not in space.files
+    assert hub.variables == {"spaces/org/demo": {"MODEL": "model"}}
+
+    push.push("org/demo", "org/bert4rec")  # what was bundled goes
+    assert not [name for name in space.files if name.startswith("model/")]
+    assert hub.variables == {"spaces/org/demo": {"MODEL": "org/bert4rec"}}
+    push.push("org/hidden", "org/bert4rec", private=True)
+    assert hub.repositories["spaces/org/hidden"].private
+
+
+def test_a_push_that_fails_leaves_the_space_as_it_is_and_says_why(push, folder, hub):
+    push.push("org/demo", "org/bert4rec")
+    before = dict(hub.repositories["spaces/org/demo"].files)
+    hub.lose_commits = True
+    with pytest.raises(ConnectionError, match="org/demo: the connection to the Hub failed"):
+        push.push("org/demo", str(folder))
+    assert hub.repositories["spaces/org/demo"].files == before
+    assert hub.variables == {"spaces/org/demo": {"MODEL": "org/bert4rec"}}
+
+
+def test_another_app_is_not_replaced(push, hub):
+    huggingface_hub.create_repo("org/demo", repo_type="space", space_sdk="gradio")
+    huggingface_hub.upload_file(
+        path_or_fileobj=b"print()", path_in_repo="app.py", repo_id="org/demo", repo_type="space"
     )
-    monkeypatch.setattr(push, "HfApi", lambda: hub)
-    assert push.push("org/demo", str(folder), private=True) == "the address"
-    assert [name for name, _, _ in hub.method_calls] == ["create_repo", "add_space_variable", "upload_folder"]
-    hub.create_repo.assert_called_with("org/demo", repo_type="space", space_sdk="gradio", private=True, exist_ok=True)
-    hub.add_space_variable.assert_called_with("org/demo", "MODEL", "model")
-    where = hub.upload_folder.call_args.kwargs
-    assert (where["repo_id"], where["repo_type"]) == ("org/demo", "space")
-    assert {"app.py", "model", "hf_bert4rec"} <= set(uploaded)
+    with pytest.raises(FileExistsError, match=r"org/demo is taken: it holds another app \(app\.py\)"):
+        push.push("org/demo", "org/bert4rec")
+
+
+def test_a_space_of_parts_that_disagree_is_refused(push, folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "mixed")
+    item_tokenizer(["a"], max_length=LIMIT).save_pretrained(tmp_path / "mixed")
+    with pytest.raises(ValueError, match="they belong to different catalogues"):
+        push.assemble(tmp_path, str(tmp_path / "mixed"))
 
 
 # ---- in a browser ----------------------------------------------------------------------------------------------------

@@ -6,13 +6,13 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
-from transformers import Trainer, set_seed
+from transformers import Trainer, TrainerCallback, set_seed
 
 import hf_bert4rec
 from hf_bert4rec import Bert4RecForMaskedLM, RecommendationTrainer, RecommendationTrainingArguments, cloze_training
 from hf_bert4rec.checkpoint import check_checkpoint
 from tests.conftest import small_config
-from tests.hub_server import OWNER
+from tests.hub_server import OWNER, TOKEN
 from tests.test_hub import CODE
 from tests.test_training import histories  # noqa: F401
 
@@ -72,7 +72,7 @@ def test_the_card_says_what_the_trainer_knows_and_no_more(trained, tmp_path):
     assert set(results) == {"hr@1", "hr@5", "hr@10", "ndcg@5", "ndcg@10", "mrr@5", "mrr@10"}
     assert results == {name: round(best[f"eval_{name}"], 4) for name in results}
     assert {result.dataset_split for result in card.data.eval_results} == {"validation"}
-    assert "Of the validation split, by which the checkpoint was chosen" in card.text
+    assert "Of the validation split, by whose NDCG@10 the checkpoint was chosen" in card.text
     assert "ranked among all 12 items, history excluded" in card.text
     assert f"({facts['seconds']:,.0f} s) of training on 1 × " in card.text
     assert 'recommender([["i0", "i1", "i2"]], top_k=10)  # ids and scores' in card.text
@@ -117,6 +117,51 @@ def test_it_pushes_a_checkpoint_in_one_commit_that_loads_and_has_a_valid_card(tr
     assert card.data.license == "mit"
     assert card.data.tags == ["bert4rec", "recommender-system", "sequential-recommendation", "films"]
     assert card.data.eval_results[0].dataset_type == "my log"
+
+
+def test_everything_that_the_stock_one_takes_for_a_card_is_written(trained, tmp_path):
+    trained.model.add_model_tags("of-the-model")
+    trained.create_model_card(
+        language="en", license="mit", tags="films", model_name="Named", finetuned_from="org/older", tasks=["next-item"],
+        dataset_tags="org/data", dataset=["log", "other log"], dataset_args="2026",
+    )  # fmt: skip
+    written = ModelCard.load(tmp_path / "bert4rec-mine" / "README.md")
+    trained.save_model()  # a later card says the same
+    for card in (written, ModelCard.load(tmp_path / "bert4rec-mine" / "README.md")):
+        data = card.data
+        assert (data.language, data.license, data.base_model, data.datasets) == ("en", "mit", "org/older", ["org/data"])
+        assert data.tags[3:] == ["films", "next-item", "of-the-model"]
+        assert data.eval_results[0].dataset_type == "log other log 2026"
+        assert "\n# Named\n" in card.content
+
+
+def test_a_card_that_somebody_wrote_or_changed_is_kept_until_another_is_asked_for(trained, tmp_path, caplog):
+    card = tmp_path / "bert4rec-mine" / "README.md"
+    card.write_text("# By hand\n")
+    trained.save_model()
+    assert card.read_text() == "# By hand\n"
+    assert caplog.messages == [f"{card} is kept: it was not written here. create_model_card() replaces it."]
+    trained.create_model_card()
+    written = card.read_text()
+    assert "# bert4rec-mine" in written
+    trained.state.log_history = []
+    trained.save_model()  # this one is its own
+    assert card.read_text() != written
+    card.write_text(written + "One more line.\n")
+    for _ in range(2):
+        trained.save_model()
+        assert card.read_text().endswith("One more line.\n")
+
+
+def test_the_token_and_the_branch_of_a_push_are_those_passed(trained, hub, monkeypatch):
+    monkeypatch.delenv("HF_TOKEN")
+    begun = []
+    trained.add_callback(type("Begin", (TrainerCallback,), {"on_push_begin": lambda *_, **__: begun.append(1)}))
+    commit = trained.push_to_hub(token=TOKEN)
+    assert commit.commit_url == str(commit)
+    with pytest.raises(FileNotFoundError, match="bert4rec-mine has no such revision"):
+        trained.push_to_hub(token=TOKEN, revision="dev")
+    assert len(begun) == 2
 
 
 def test_push_to_hub_while_training_uploads_the_model_once_it_is_saved(histories, hub, tmp_path):  # noqa: F811

@@ -71,6 +71,19 @@ def test_nothing_in_common_is_told(model):
         transfer(model, OLD, item_tokenizer(["a"], max_length=5), match="title")
 
 
+def test_a_tokenizer_of_another_catalogue_is_refused(model):
+    for other in (["a"], list("abcdefghijklmnop")):
+        with pytest.raises(ValueError, match=r"rows in its item table and its tokenizer \d+ tokens: take both from"):
+            transfer(model, item_tokenizer(other, max_length=5), NEW)
+    with pytest.raises(ValueError, match="Expected items to match by id or title, found 'name'"):
+        transfer(model, OLD, NEW, match="name")
+
+
+def test_a_model_keeps_its_precision(model):
+    new = transfer(model.bfloat16(), OLD, NEW)
+    assert {parameter.dtype for parameter in new.parameters()} == {torch.bfloat16}
+
+
 def test_the_models_to_compare_with_can_be_started_from_too():
     torch.manual_seed(0)
     model = Gru4RecForMaskedLM(Gru4RecConfig(vocab_size=len(OLD), hidden_size=12, num_attention_heads=3)).eval()

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from huggingface_hub import HfApi, SpaceCard
 
-from hf_bert4rec.checkpoint import SHARED, check_folder, is_folder
+from hf_bert4rec.checkpoint import check_checkpoint, hub_errors, is_folder, published_files
 from hf_bert4rec.recipe import plain_errors
 
 HERE = Path(__file__).resolve().parent
@@ -35,9 +35,10 @@ def assemble(folder: Path, model: str) -> str:
 
     Raises:
         FileNotFoundError: The checkpoint is neither a whole folder nor a Hub id.
+        ValueError: Its parts disagree.
     """
     if is_folder(model):
-        check_folder(model)
+        check_checkpoint(model)
     for name in APP:
         shutil.copy(HERE / name, folder)
     shutil.copy(ROOT / "LICENSE", folder)
@@ -47,32 +48,42 @@ def assemble(folder: Path, model: str) -> str:
     card = SpaceCard.load(HERE / "README.md")
     if Path(model).is_dir():
         (folder / BUNDLED).mkdir()
-        for file in {file for pattern in SHARED for file in Path(model).glob(pattern)}:
-            shutil.copy(file, folder / BUNDLED)
+        for name, content in published_files(Path(model)).items():
+            data = content if isinstance(content, bytes) else content.read_bytes()
+            (folder / BUNDLED / name).write_bytes(data)
     else:
         card.data.models = [model]  # the Hub links them
     card.save(folder / "README.md")
     return BUNDLED if Path(model).is_dir() else model
 
 
-def push(repository: str, model: str, *, private: bool = False) -> str:
-    """Create or update a Space in one commit.
+def push(repository: str, model: str, *, private: bool | None = None) -> str:
+    """Create or update a Space in one commit; `private` as its owner has set if not given.
 
     Returns:
         Its address.
+
+    Raises:
+        FileExistsError: The Space holds another app.
+        OSError: The Hub refuses it or cannot be reached.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, hub_errors(repository):
         loaded = assemble(Path(folder), model)
         api = HfApi()
         url = api.create_repo(repository, repo_type="space", space_sdk="gradio", private=private, exist_ok=True)
-        api.add_space_variable(repository, "MODEL", loaded)
+        there = api.repo_info(url.repo_id, repo_type="space")
+        files = {file.rfilename for file in there.siblings or ()} - {".gitattributes", "README.md"}
+        if files and not files.issuperset(APP):
+            raise FileExistsError(f"{repository} is taken: it holds another app ({min(files)}). Push to another name.")
         api.upload_folder(
-            repo_id=repository,
+            repo_id=url.repo_id,
             repo_type="space",
             folder_path=folder,
+            parent_commit=there.sha,
             commit_message=f"Show {Path(model).name}",
             delete_patterns=["hf_bert4rec/*", f"{BUNDLED}/*"],  # what an earlier push left and this one lacks
         )
+        api.add_space_variable(url.repo_id, "MODEL", loaded)  # starts it again
     return str(url)
 
 
@@ -80,7 +91,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("repository", help="Id of the Space: org/name.")
     parser.add_argument("--model", default=str(ROOT / "model_cards" / "bert4rec-ml1m"), help="Folder or Hub id.")
-    parser.add_argument("--private", action="store_true", help="Create a private Space.")
+    parser.add_argument("--private", action="store_true", default=None, help="Create a private Space.")
     args = parser.parse_args()
     with plain_errors():
         print(push(args.repository, args.model, private=args.private))
