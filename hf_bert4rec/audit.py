@@ -50,9 +50,9 @@ def audit(histories: DatasetDict) -> list[Finding]:
     """Look for leaks in a `DatasetDict`, as from `leave_one_out`, `split_at_time`, or of one's own making.
 
     Leaks, in the validation and test splits: a target that the same user's training rows or its own inputs hold (same
-    user, item and time; somebody who acted twice on an item at one time looks the same); an input later than its
-    target; a user with two rows. In the training split: rows with an action later than an evaluated target of the same
-    user.
+    user, item and time; somebody who acted twice on an item at one time looks the same), at test also what validation
+    holds of that user; a target among its own candidates; an input later than its target; a user with two rows. In the
+    training split: rows with an action later than an evaluated target of the same user.
 
     Told with the protocol: targets that follow an action of somebody else which was trained on, although it came later
     (every leave-one-out split has these; `split_at_time` has none; where times of different users cannot be compared,
@@ -61,18 +61,21 @@ def audit(histories: DatasetDict) -> list[Finding]:
     does not know, which count as missed.
 
     Args:
-        histories: `train`, and any of `validation` and `test`, with `user`, `input_ids`, `timestamps` and `labels`.
+        histories: `train`, and any of `validation` and `test`, with `user`, `input_ids`, `timestamps`, `labels` and
+            `history`; perhaps `candidates`.
 
     Returns:
         All findings, also those without rows.
 
     Raises:
-        ValueError: There is no training split, or a column is missing.
+        ValueError: There is no training split, a column is missing, or a row to evaluate has no labels.
     """
     needed = {"user", "input_ids", "timestamps", "labels", "history"}
     for name, rows in histories.items():
         if missing := needed - set(rows.column_names):
             raise ValueError(f"{name}: expected the columns {', '.join(sorted(needed))}, found no {missing.pop()}.")
+        if name != "train" and None in (labels := rows["labels"][:]):
+            raise ValueError(f"{name}: expected labels in every row, found none in row {labels.index(None)}.")
     if "train" not in histories:
         raise ValueError(f"Expected a split `train` to compare with, found {', '.join(histories)}.")
     numbers: dict[str, int] = {}
@@ -88,6 +91,10 @@ def audit(histories: DatasetDict) -> list[Finding]:
     for name, targets in held_out.items():
         np.minimum.at(first_target, targets.users, targets.times)
         findings += _held_out(name, histories[name], train, targets, numbers, comparable)
+    if "validation" in held_out and "test" in held_out:  # what chose the model, and what judges it
+        chosen = _joined(held_out["validation"], _actions(histories["validation"], numbers, "input_ids"))
+        seen, what = _same(held_out["test"], chosen), "have a target that the user's validation row holds"
+        findings.append(Finding(what, "test", seen, histories["test"].num_rows, leak=True))
     late = np.unique(train.rows[train.times > first_target[train.users]])
     own = "hold an action later than an evaluated target of the same user"
     return [Finding(own, "train", late, histories["train"].num_rows, leak=True), *findings]
@@ -117,6 +124,9 @@ def _held_out(
         ("have a target that never occurs in training", np.flatnonzero(known & ~learnt), False),
         ("have a target that the tokenizer does not know, and count as missed", np.flatnonzero(~known), False),
     ]
+    if "candidates" in rows.column_names:
+        among = [target in drawn for target, drawn in zip(targets.items, rows["candidates"][:], strict=True)]
+        looked_for.insert(2, ("have their target among their candidates", np.flatnonzero(among), True))
     if comparable:
         of_anybody = "have a target older than an action, of anybody, that was trained on"
         looked_for.append((of_anybody, np.flatnonzero(later), False))
@@ -141,8 +151,11 @@ def _trained_on(rows: Dataset, numbers: dict[str, int]) -> _Actions:
     if not len(places):
         return shown
     asked = _actions(rows.select(places), numbers, "labels")
-    both = zip(vars(shown).values(), (places[asked.rows], asked.users, asked.items, asked.times), strict=True)
-    return _Actions(*(np.concatenate(pair) for pair in both))
+    return _joined(shown, _Actions(places[asked.rows], asked.users, asked.items, asked.times))
+
+
+def _joined(*actions: _Actions) -> _Actions:
+    return _Actions(*(np.concatenate(parts) for parts in zip(*(vars(it).values() for it in actions), strict=True)))
 
 
 def _targets(rows: Dataset, numbers: dict[str, int]) -> _Actions:

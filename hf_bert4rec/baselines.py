@@ -127,7 +127,22 @@ class MarkovChain(Popularity):
         return self.followed.index_select(0, last).to_dense() + 0.9 * self.counts / self.counts.max()
 
 
-class Ease(Baseline):
+class FromHistory(Popularity):
+    """A baseline that knows a user by the items of the history alone; who has none gets what is popular."""
+
+    def scores(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, history: torch.Tensor, users: torch.Tensor
+    ) -> torch.Tensor:
+        """Those of `scores_of_sets`, or the counts."""
+        sets = as_sets(history, len(self.counts))
+        return torch.where(sets.any(dim=1, keepdim=True), self.scores_of_sets(sets), self.counts)
+
+    def scores_of_sets(self, sets: torch.Tensor) -> torch.Tensor:
+        """Scores (users, rows) for (users, rows) of 0 and 1, what each has had."""
+        raise NotImplementedError
+
+
+class Ease(FromHistory):
     """EASE (Steck, WWW 2019): the linear autoencoder over sets of items with an empty diagonal, in closed form.
 
     Args:
@@ -141,12 +156,12 @@ class Ease(Baseline):
     """
 
     def __init__(self, train: Dataset, vocab_size: int, regularization: float = 500.0) -> None:
-        super().__init__()
         if not regularization > 0:
             raise ValueError(f"Expected a regularization above 0, found {regularization}.")
         needed, free = 3 * 4e-9 * vocab_size**2, psutil.virtual_memory().available / 1e9
         if needed > free:
             raise MemoryError(f"EASE on {vocab_size} rows takes {needed:.1f} GB, {free:.1f} GB are free.")
+        super().__init__(train, vocab_size)
         together = torch.from_numpy(counted_together(train, vocab_size))
         together.diagonal().add_(regularization)
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(together))
@@ -154,14 +169,12 @@ class Ease(Baseline):
         weights.fill_diagonal_(0)
         self.weights = weights
 
-    def scores(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, history: torch.Tensor, users: torch.Tensor
-    ) -> torch.Tensor:
+    def scores_of_sets(self, sets: torch.Tensor) -> torch.Tensor:
         """The sum over the history of what each of its items says of the others."""
-        return as_sets(history, len(self.weights)) @ self.weights
+        return sets @ self.weights
 
 
-class ItemNeighbours(Baseline):
+class ItemNeighbours(FromHistory):
     """Items that the same people have (`implicit`): similarities to the nearest others, summed over a history.
 
     Args:
@@ -169,12 +182,16 @@ class ItemNeighbours(Baseline):
         vocab_size: Rows of the item table.
         weighting: `cosine`, or `bm25`, which counts items less that many people have.
         neighbours: Nearest items of an item, itself among them, as `implicit` counts.
+
+    Raises:
+        ValueError: There is no such weighting, or `neighbours` is no whole number from 1.
     """
 
     def __init__(
         self, train: Dataset, vocab_size: int, weighting: Literal["cosine", "bm25"] = "cosine", neighbours: int = 100
     ) -> None:
-        super().__init__()
+        super().__init__(train, vocab_size)
+        whole_numbers(neighbours=neighbours)
         classes = {"cosine": "CosineRecommender", "bm25": "BM25Recommender"}
         if weighting not in classes:
             raise ValueError(f"Expected a weighting among {', '.join(classes)}, found {weighting!r}.")
@@ -184,14 +201,11 @@ class ItemNeighbours(Baseline):
             model.fit(user_items(train, vocab_size), show_progress=False)
         self.similarity = model.similarity.tocsr()
 
-    def scores(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, history: torch.Tensor, users: torch.Tensor
-    ) -> torch.Tensor:
+    def scores_of_sets(self, sets: torch.Tensor) -> torch.Tensor:
         """The sum over the history of similarities."""
         from scipy.sparse import csr_matrix  # comes with implicit
 
-        sets = csr_matrix(as_sets(history, self.similarity.shape[0]).numpy())
-        return torch.from_numpy((sets @ self.similarity).toarray()).float()
+        return torch.from_numpy((csr_matrix(sets.numpy()) @ self.similarity).toarray()).float()
 
 
 class BprMf(Baseline):
@@ -201,14 +215,34 @@ class BprMf(Baseline):
         train: Training rows.
         vocab_size: Rows of the item table.
         factors: Width of users and items.
+        learning_rate: Of the steps.
+        regularization: Of the factors.
+        iterations: Passes over the actions.
         seed: Of start and sampling, the same only with one thread.
-        **options: As for `implicit.bpr.BayesianPersonalizedRanking`.
+
+    Raises:
+        ValueError: `factors` or `iterations` is no whole number from 1.
     """
 
-    def __init__(self, train: Dataset, vocab_size: int, factors: int = 64, seed: int = 0, **options: Any) -> None:
+    def __init__(
+        self,
+        train: Dataset,
+        vocab_size: int,
+        factors: int = 64,
+        learning_rate: float = 0.01,
+        regularization: float = 0.01,
+        iterations: int = 100,
+        seed: int = 0,
+    ) -> None:
         super().__init__()
+        whole_numbers(factors=factors, iterations=iterations)
         model = implicit("cpu.bpr").BayesianPersonalizedRanking(
-            factors=factors, random_state=seed, num_threads=torch.get_num_threads(), **options
+            factors=factors,
+            learning_rate=learning_rate,
+            regularization=regularization,
+            iterations=iterations,
+            random_state=seed,
+            num_threads=torch.get_num_threads(),
         )
         model.fit(user_items(train, vocab_size), show_progress=False)
         self.users = {user: row for row, user in enumerate(train["user"][:])}
@@ -225,32 +259,49 @@ class BprMf(Baseline):
         return factors @ self.item_factors.T
 
 
-class Als(Baseline):
+class Als(FromHistory):
     """Matrix factorisation of implicit feedback (Hu et al., ICDM 2008; `implicit`), users folded in by their history.
 
     Args:
         train: Training rows.
         vocab_size: Rows of the item table.
         factors: Width of users and items.
+        regularization: Of the factors.
+        alpha: Weight of what somebody has, beside 1 for what not.
+        iterations: Times that users and items are solved for in turn.
         seed: Of the start.
-        **options: As for `implicit.als.AlternatingLeastSquares`.
+
+    Raises:
+        ValueError: `factors` or `iterations` is no whole number from 1.
     """
 
-    def __init__(self, train: Dataset, vocab_size: int, factors: int = 64, seed: int = 0, **options: Any) -> None:
-        super().__init__()
+    def __init__(
+        self,
+        train: Dataset,
+        vocab_size: int,
+        factors: int = 64,
+        regularization: float = 0.01,
+        alpha: float = 1.0,
+        iterations: int = 15,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(train, vocab_size)
+        whole_numbers(factors=factors, iterations=iterations)
         self.model = implicit("cpu.als").AlternatingLeastSquares(
-            factors=factors, random_state=seed, num_threads=torch.get_num_threads(), **options
+            factors=factors,
+            regularization=regularization,
+            alpha=alpha,
+            iterations=iterations,
+            random_state=seed,
+            num_threads=torch.get_num_threads(),
         )
         self.model.fit(user_items(train, vocab_size), show_progress=False)
 
-    def scores(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, history: torch.Tensor, users: torch.Tensor
-    ) -> torch.Tensor:
+    def scores_of_sets(self, sets: torch.Tensor) -> torch.Tensor:
         """Products of factors, those of the users solved for."""
         from scipy.sparse import csr_matrix
 
-        sets = csr_matrix(as_sets(history, len(self.model.item_factors)).numpy())
-        factors = self.model.recalculate_user(np.arange(len(history)), sets)
+        factors = self.model.recalculate_user(np.arange(len(sets)), csr_matrix(sets.numpy()))
         return torch.from_numpy(factors @ self.model.item_factors.T).float()
 
 
@@ -274,6 +325,13 @@ def implicit(module: str) -> Any:
         return __import__(f"implicit.{module}", fromlist=["*"])
     except ImportError as error:
         raise ImportError("This baseline needs implicit: pip install 'hf-bert4rec[baselines]'.") from error
+
+
+def whole_numbers(**options: Any) -> None:
+    """Refuse options that are no whole numbers from 1: `implicit` takes some of them and fails later, or crashes."""
+    for name, value in options.items():
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"Expected {name}, a whole number from 1, found {value}.")
 
 
 def whole_rows(train: Dataset) -> list[np.ndarray]:

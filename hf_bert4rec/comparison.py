@@ -89,8 +89,8 @@ def figures(
 
     - `hr@k`, `ndcg@k`, `mrr@k`, over the catalogue, and with candidates under names that say so;
     - `coverage@10`: the share of the catalogue that anybody is recommended;
-    - `popularity@10`: how often a recommended item occurs in training, as a multiple of how often a target does. Above
-      1, the model recommends more popular items than people take;
+    - `popularity@10`: how often a recommended item occurs in training, as a multiple of how often a target does,
+      those that the tokenizer knows. Above 1, the model recommends more popular items than people take;
     - `ties`: the share of users whose target has the score of another item.
 
     Args:
@@ -99,7 +99,8 @@ def figures(
         counts: (rows,) how often each item occurs in training.
         sampled: How the candidates were drawn, where there are any.
     """
-    recommended, taken = judgement.recommended[judgement.recommended >= 0], counts[targets].mean()
+    recommended, known = judgement.recommended[judgement.recommended >= 0], targets[targets >= len(SPECIAL_TOKENS)]
+    taken = counts[known].mean() if len(known) else 0
     items = len(counts) - len(SPECIAL_TOKENS)
     return {
         **ranking_metrics(judgement.ranks),

@@ -60,6 +60,7 @@ class Gru4RecConfig(Bert4RecConfig):
     code_files = ("modeling_unidirectional", "modeling_unidirectional")
 
     num_hidden_layers: int = 1
+    num_attention_heads: int = 1  # not read: any width will do
     prediction_head: bool = False
 
     def validate_direction(self) -> None:

@@ -42,8 +42,11 @@ def target_places(
         Two of (users,) int64.
 
     Raises:
-        ValueError: A score of an item is NaN; or a target or an item of the history has no score.
+        ValueError: A score of an item is NaN; a target or an item of the history has no score; or there is not one
+            target a user.
     """
+    if len({len(rows) for rows in (scores, targets, *(() if history is None else (history,)))}) > 1:
+        raise ValueError(f"Expected a target a user, found {len(targets)} for scores of {len(scores)} users.")
     specials = len(SPECIAL_TOKENS)
     items = scores[:, specials:]
     if items.sum(dim=1).isnan().any() and items.isnan().any():  # the sum takes a sixth of the time

@@ -5,8 +5,9 @@
 
 The file says `recipe`, the configuration whose data, split and protocol hold for all; `models`, each with one of
 `baseline: NAME` and its parameters, `recipe: FILE` and options of it, or `checkpoint: FOLDER`; and perhaps `published`,
-figures of others to print beside. Every model is judged in a process of its own, which trains it where it is not there
-yet, and kept in `--output_dir`: what is there already is not run again. Differences are tested user by user.
+figures of others among candidates, by the columns of the paper's Table 2, to print beside. Every model is judged in a
+process of its own, which trains it where it is not there yet, and kept in `--output_dir`: what is there already is not
+run again, and refused where it is of other options, data or weights. Differences are tested user by user.
 """
 
 import os
@@ -14,7 +15,8 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads make small models much slower
 
 import argparse
-import inspect
+import dataclasses
+import hashlib
 import json
 import re
 import resource
@@ -36,14 +38,18 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from hf_bert4rec.audit import audit
 from hf_bert4rec.baselines import BASELINES, DataCollatorWithUsers
-from hf_bert4rec.checkpoint import FACTS_FILE, check_sizes, fetch_checkpoint, markdown_table
+from hf_bert4rec.checkpoint import FACTS_FILE, check_sizes, fetch_checkpoint, markdown_table, weight_files
 from hf_bert4rec.comparison import Judgement, figures, holm, judge, paired_difference, slice_figures, slices
+from hf_bert4rec.configuration_bert4rec import SPECIAL_TOKENS
 from hf_bert4rec.histories import target_items
 from hf_bert4rec.ranking import SAMPLED_METRICS, bootstrap_interval, how_sampled, ndcg_gains
 from hf_bert4rec.recipe import Recipe, parse_recipe, plain_errors
 from hf_bert4rec.run import describe_data, evaluator, prepare, protocol, run, sampled_by, whole_histories
 
 KINDS = ("baseline", "recipe", "checkpoint")
+READ = ("split", "max_length", "exclude_history", "popularity_candidates", "uniform_candidates")
+"""Options of a recipe, beside its reading and splitting, that decide what a model is fitted on and judged by."""
+
 SAME_MODEL = ("output_dir", "disable_tqdm", "resume_from_checkpoint", "use_cpu")  # options that change no weight
 
 
@@ -68,7 +74,23 @@ def read(path: str) -> dict[str, Any]:
             raise ValueError(
                 f"{path}: expected a baseline among {', '.join(BASELINES)} for {name!r}, found {model['baseline']!r}."
             )
+    check_names(path, config)
     return config
+
+
+def check_names(path: str, config: dict[str, Any]) -> None:
+    """Refuse models that would share a file, and published figures that no table shows."""
+    slugs = [slug(name) for name in config["models"]]
+    for name in config["models"]:
+        if slugs.count(slug(name)) > 1:
+            raise ValueError(f"{path}: {name!r} and another model would have the same file, {slug(name)}: rename one.")
+    for name, figures_of in config.get("published", {}).items():
+        columns = {column for figure in figures_of.values() for column in figure}
+        if unknown := columns - set(SAMPLED_METRICS):
+            raise ValueError(
+                f"{path}: expected figures among {', '.join(SAMPLED_METRICS)} for {name!r} under `published`, found "
+                f"{min(unknown)}."
+            )
 
 
 def slug(name: str) -> str:
@@ -117,9 +139,7 @@ def train_and_judge(config: dict[str, Any], name: str, split: str, folder: str) 
     arrays = {key: value for key, value in vars(judgement).items() if value is not None}
     np.savez_compressed(f"{folder}/{slug(name)}.npz", **arrays)
     facts = {
-        "model": config["models"][name],
-        "split": split,
-        "data": data["sha256"],
+        "made by": made_by(config, name, split, data["sha256"], folder),
         "protocol": protocol(recipe, len(tokenizer.items)),
         "figures": figures(judgement, target_items(rows), counts, sampled_by(recipe)),
         "seconds": round(seconds, 1),
@@ -131,20 +151,42 @@ def train_and_judge(config: dict[str, Any], name: str, split: str, folder: str) 
     Path(f"{folder}/{slug(name)}.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
 
 
+def made_by(config: dict[str, Any], name: str, split: str, data: str, folder: str) -> dict[str, Any]:
+    """All that decides about a model's judgement, as JSON keeps it: with other options it is another."""
+    model, shared = config["models"][name], parse_recipe([config["recipe"], f"--output_dir={folder}/unused"])
+    parts: dict[str, Any] = {"model": model, "split": split, "data": data}
+    parts["judged by"] = {option: getattr(shared.run, option) for option in READ}
+    parts["judged by"] |= dataclasses.asdict(shared.reading) | dataclasses.asdict(shared.splitting)
+    if "recipe" in model:
+        parts["recipe"] = deciding(parse_recipe(recipe_words(model, folder)).options)
+    if "checkpoint" in model:
+        checkpoint = fetch_checkpoint(model["checkpoint"])
+        weights = [(checkpoint / file).read_bytes() for file in weight_files(checkpoint)]
+        parts["weights"] = [hashlib.sha256(content).hexdigest() for content in weights]
+    return json.loads(json.dumps(parts, default=str))
+
+
+def deciding(options: dict[str, Any]) -> dict[str, Any]:
+    """The options of a recipe that decide about weights."""
+    return {name: value for name, value in options.items() if name not in SAME_MODEL}
+
+
 def check(path: str, name: str, model: dict[str, Any], folder: str) -> None:
     """Find the mistakes of a model's line before any model is trained.
 
     Raises:
-        ValueError: A parameter of a baseline that it has not.
+        ValueError: A parameter that the baseline has not, or a value of it that it cannot have.
         OSError: There is no such checkpoint.
         SystemExit: An option of a recipe that nobody reads.
     """
     if "baseline" in model:
         options = {option: value for option, value in model.items() if option != "baseline"}
+        first = len(SPECIAL_TOKENS)
+        two_items = {"user": ["u", "v"], "input_ids": [[first, first + 1], [first + 1]], "timestamps": [[0, 2], [1]]}
         try:
-            inspect.signature(BASELINES[model["baseline"]]).bind(None, 0, **options)
-        except TypeError as error:
-            raise ValueError(f"{path}: {name}: {error}.") from error
+            BASELINES[model["baseline"]](Dataset.from_dict(two_items), first + 2, **options)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path}: {name}: {error}") from error
     elif "checkpoint" in model:
         fetch_checkpoint(model["checkpoint"])
     else:
@@ -169,9 +211,8 @@ def trained(options: dict[str, Any], folder: str) -> Path:
         begun = any(Path(folder).glob("checkpoint-*/trainer_state.json"))
         run(parse_recipe([*words, "--resume_from_checkpoint=true"]) if begun else complete)
         return checkpoint
-    made_by = json.loads((checkpoint / FACTS_FILE).read_text(encoding="utf-8"))["recipe"]
-    wanted = {name: value for name, value in complete.options.items() if name not in SAME_MODEL}
-    if wanted != {name: value for name, value in made_by.items() if name not in SAME_MODEL}:
+    recorded = json.loads((checkpoint / FACTS_FILE).read_text(encoding="utf-8"))["recipe"]
+    if deciding(complete.options) != deciding(recorded):
         raise ValueError(f"{checkpoint} was trained with other options: move it away, or name it as a checkpoint.")
     return checkpoint
 
@@ -221,11 +262,12 @@ def results(judged: dict[str, tuple[dict[str, Any], Judgement]]) -> str:
 def sampled(config: dict[str, Any], judged: dict[str, tuple[dict[str, Any], Judgement]]) -> str:
     """The metrics among candidates, by the columns of the paper's Table 2, the published ones beside."""
     lines = []
+    any_sampled = any(how_sampled(facts["figures"]) for facts, _ in judged.values())
     for name in dict.fromkeys([*judged, *config.get("published", {})]):
         row = judged[name][0]["figures"] if name in judged else {}
         if among := how_sampled(row):
             lines.append([name, *(f"{row[f'{column}_{among}']:.4f}" for column in SAMPLED_METRICS)])
-        for source, figure in config.get("published", {}).get(name, {}).items():
+        for source, figure in config.get("published", {}).get(name, {}).items() if any_sampled else ():
             known = (f"{figure[column]:.4f}" if column in figure else "" for column in SAMPLED_METRICS)
             lines.append([f"{name} in {source}", *known])
     return markdown_table(["model", *(column.upper() for column in SAMPLED_METRICS)], lines) if lines else ""
@@ -281,13 +323,13 @@ def compare(path: str, split: str, folder: str) -> str:
     checksum = describe_data(recipe, interactions)["sha256"]
     for name, model in config["models"].items():
         check(path, name, model, folder)
-    for name, model in config["models"].items():
+    for name in config["models"]:
         kept = Path(folder, f"{slug(name)}.json")
         if kept.exists():
-            facts = json.loads(kept.read_text(encoding="utf-8"))
-            known = [facts[part] for part in ("model", "split", "data", "protocol")]
-            if known != [model, split, checksum, list(protocol(recipe, len(tokenizer.items)))]:
-                raise ValueError(f"{kept} is of other options, data, protocol or another split: move it away.")
+            known = json.loads(kept.read_text(encoding="utf-8")).get("made by", {})
+            wanted = made_by(config, name, split, checksum, folder)
+            if differ := [part for part in {**wanted, **known} if wanted.get(part) != known.get(part)]:
+                raise ValueError(f"{kept} differs by {', '.join(differ)} from what is asked for: move it away.")
             continue
         print(f"{name} …", flush=True)
         with ProcessPoolExecutor(1, get_context("spawn")) as alone:

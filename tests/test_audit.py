@@ -44,8 +44,55 @@ CLEAN = DatasetDict(
 )
 
 
+def leaks(histories: DatasetDict) -> list[str]:
+    return [f"{finding.split}: {finding.what}" for finding in audit(histories) if finding.leak and len(finding.rows)]
+
+
 def test_a_clean_split_has_no_leak():
-    assert [str(finding) for finding in audit(CLEAN) if finding.leak and len(finding.rows)] == []
+    assert leaks(CLEAN) == []
+
+
+def test_every_leak_is_called_one():
+    assert leaks(DatasetDict(CLEAN, train=train(("u", [A, D], [1, 7])))) == [
+        "train: hold an action later than an evaluated target of the same user"
+    ]
+    assert leaks(DatasetDict(CLEAN, train=train(("u", [A, C], [1, 5])))) == [
+        "test: have a target that the user's training rows hold"
+    ]
+    assert leaks(DatasetDict(CLEAN, test=held_out(("u", [A, C], [1, 5, 5], C)))) == [
+        "test: have their target among their inputs"
+    ]
+    assert leaks(DatasetDict(CLEAN, test=held_out(("u", [A], [6, 5], C)))) == [
+        "test: have an input later than the target"
+    ]
+    assert leaks(DatasetDict(CLEAN, test=held_out(("u", [A], [1, 5], C), ("u", [A], [1, 6], D)))) == [
+        "test: are a second row of their user"
+    ]
+
+
+def test_choosing_a_model_by_the_test_targets_is_found():
+    assert leaks(DatasetDict(CLEAN, validation=CLEAN["test"])) == [
+        "test: have a target that the user's validation row holds"
+    ]
+    seen = held_out(("v", [E], [6, 7], D), ("u", [A], [1, 2], B))  # v's test target among the inputs of validation
+    assert found(DatasetDict(CLEAN, validation=seen), "validation row holds") == [1]
+    clean = held_out(("u", [A], [1, 2], B), ("v", [B], [3, 4], C))
+    assert found(DatasetDict(CLEAN, validation=clean), "validation row holds") == []
+
+
+def test_training_between_validation_and_test_is_training_on_the_future():
+    histories = DatasetDict(
+        train=train(("u", [A, D], [1, 4])),
+        validation=held_out(("u", [A], [1, 3], B)),
+        test=held_out(("u", [A, B], [1, 3, 5], C)),
+    )
+    assert found(histories, "later than an evaluated target") == [0]
+
+
+def test_a_target_among_its_candidates_is_found():
+    test = CLEAN["test"].add_column("candidates", [[A, D], [D, E]])
+    assert found(DatasetDict(CLEAN, test=test), "among their candidates") == [1]
+    assert not [finding for finding in audit(CLEAN) if "candidates" in finding.what]
 
 
 def test_a_target_that_was_trained_on_is_found_with_its_row():
@@ -132,6 +179,9 @@ def test_splits_of_ours_never_leak(actions):
 
 
 def test_what_cannot_be_looked_at_is_refused():
+    nothing = CLEAN["test"].remove_columns("labels").add_column("labels", [[-100, -100, C], None])
+    with pytest.raises(ValueError, match="test: expected labels in every row, found none in row 1"):
+        audit(DatasetDict(CLEAN, test=nothing))
     with pytest.raises(ValueError, match="Expected a split `train`"):
         audit(DatasetDict(test=CLEAN["test"]))
     with pytest.raises(ValueError, match=r"train: expected the columns .*, found no timestamps"):

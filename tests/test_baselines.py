@@ -3,6 +3,7 @@
 import sys
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from datasets import Dataset
@@ -125,6 +126,18 @@ def test_ease_is_the_closed_form_written_out(people):
     np.testing.assert_allclose(scores, expected, atol=1e-6)
 
 
+def test_the_memory_of_ease_is_that_of_three_matrices(people, monkeypatch):
+    needed = 3 * 4 * VOCAB**2
+    for free, fits in ((needed + 1, True), (needed - 1, False)):
+        memory = psutil.virtual_memory()._replace(available=free)
+        monkeypatch.setattr(psutil, "virtual_memory", lambda memory=memory: memory)
+        if fits:
+            Ease(people, VOCAB)
+        else:
+            with pytest.raises(MemoryError):
+                Ease(people, VOCAB)
+
+
 def test_ease_on_a_catalogue_that_does_not_fit_is_refused():
     train = Dataset.from_dict({"user": ["u"], "input_ids": [[A]]})
     with pytest.raises(MemoryError, match=r"EASE on 10000000 rows takes 1200000\.0 GB"):
@@ -140,6 +153,76 @@ def test_cosine_neighbours_are_counted_by_hand(people):
     of_a_and_b = {A: 1 + 2 / 3, B: 1 + 2 / 3, C: 3 / 6**0.5, D: 1 / 3**0.5}
     for row, expected in enumerate((of_c, of_a_and_b)):
         assert {item: scores[row, item].item() for item in expected} == pytest.approx(expected, abs=1e-6)
+
+
+def test_only_the_nearest_neighbours_of_an_item_count(people):
+    scores = ItemNeighbours(people, VOCAB, neighbours=1).scores(**query([A], [B, C]))
+    assert scores.tolist() == [[0, 0, 0, 1, 0, 0, 0, 0], [0, 0, 0, 0, 1, 1, 0, 0]]
+
+
+def test_bm25_is_written_out(people):
+    """Robertson and Walker's weights, K1 1.2 and B .75 as `implicit` sets them: items are documents, people terms."""
+    sets = np.zeros((VOCAB, 4))
+    for user, history in enumerate(people["input_ids"]):
+        sets[history, user] = 1
+    lengths = sets.sum(axis=1, keepdims=True)
+    rarity = np.log(VOCAB) - np.log1p(sets.sum(axis=0))
+    norm = (1 - 0.75) + 0.75 * lengths / lengths.mean()
+    weights = sets * 2.2 / (1.2 * norm + sets) * rarity
+    similarity = weights @ weights.T
+    scores = ItemNeighbours(people, VOCAB, weighting="bm25").scores(**query([C], [A, B]))
+    np.testing.assert_allclose(scores, [similarity[C], similarity[A] + similarity[B]], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (ItemNeighbours, {"neighbours": 0}),
+        (ItemNeighbours, {"neighbours": 2.5}),
+        (Als, {"factors": 0}),
+        (Als, {"iterations": -3}),
+        (BprMf, {"factors": -1}),
+        (BprMf, {"iterations": 0}),
+    ],
+)
+def test_numbers_that_cannot_be_are_refused(people, kind, options):
+    (name, value), *_ = options.items()
+    with pytest.raises(ValueError, match=f"Expected {name}, a whole number from 1, found {value}"):
+        kind(people, VOCAB, **options)
+
+
+@pytest.mark.parametrize("name", set(BASELINES) - {"bpr_mf"})
+def test_who_has_no_history_gets_what_is_popular(people, name):
+    scores = BASELINES[name](people, VOCAB).scores(**query([A], [], [UNK]))
+    popular = Popularity(people, VOCAB).scores(**query([], []))
+    for row in (1, 2):
+        torch.testing.assert_close(scores[row].argsort(stable=True), popular[0].argsort(stable=True))
+
+
+def test_als_solves_for_a_new_user(people):
+    """x = (Yᵀ Y + Yᵀ (C − 1) Y + λ)⁻¹ Yᵀ C p (Hu et al., equation 4), C being `alpha` for what the user has."""
+    als = Als(people, VOCAB, factors=3, alpha=5.0, regularization=0.2)
+    factors = als.model.item_factors.astype(float)
+    has = np.zeros(VOCAB)
+    has[[A, C]] = 1
+    confidence = np.where(has, 5.0, 1.0)
+    left = factors.T @ (confidence[:, None] * factors) + 0.2 * np.eye(3)
+    user = np.linalg.solve(left, factors.T @ (confidence * has))
+    np.testing.assert_allclose(als.scores(**query([A, C]))[0], factors @ user, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [Als, BprMf])
+def test_the_seed_decides_where_factors_start(kind):
+    one, same, other = (kind(two_groups(), VOCAB, factors=3, iterations=1, seed=seed) for seed in (1, 1, 2))
+    scores = [model.scores(**query([A], [D], users=[0, 31])) for model in (one, same, other)]
+    assert torch.equal(scores[0], scores[1])
+    assert not torch.allclose(scores[0], scores[2])
+
+
+def test_bpr_scores_each_user_by_the_own_factors():
+    bpr = BprMf(two_groups(), VOCAB, factors=4)
+    scores = bpr.scores(**query([A], [B], [D], users=[1, 2, 59]))
+    torch.testing.assert_close(scores, bpr.user_factors[[1, 2, 59]] @ bpr.item_factors.T)
 
 
 def test_a_weighting_that_there_is_not_is_told_with_those_that_there_are(people):

@@ -74,6 +74,13 @@ def test_figures_are_counted_by_hand():
     assert found["mrr_popularity_sampled"] == (1 / 2 + 1 / 4) / 2
 
 
+def test_targets_that_nobody_knows_do_not_make_the_recommended_more_popular():
+    judgement = Judgement(np.array([1.0, 12.0]), np.zeros(2, int), np.full((2, 10), 3))
+    counts = np.array([0, 0, 0, 8, 2] + [0] * 9)
+    assert figures(judgement, np.array([3, 2]), counts)["popularity@10"] == 1
+    assert np.isnan(figures(judgement, np.array([2, 2]), counts)["popularity@10"])
+
+
 def test_slices_are_counted_by_hand():
     """Of eleven items the fifth that occurs most are two: 3 and 4."""
     rows = Dataset.from_dict(
@@ -109,6 +116,20 @@ def test_the_paired_test_is_that_of_all_exchanges():
     assert found.p == pytest.approx(expected, abs=0.004)
     assert found.low < found.mean < found.high
     assert paired_difference(second, first).mean == -found.mean
+
+
+def test_the_paired_test_weighs_how_far_the_models_differ():
+    """Six users, six different gains: of the 64 exchanges half have a difference as large. By signs it would be .22."""
+    first, second = np.array([9.0, 1, 2, 6, 7, 5]), np.array([2.0, 3, 4, 9, 10, 8])
+    gains = 1 / np.log2(first + 1) - 1 / np.log2(second + 1)
+    sums = [abs(np.dot(signs, gains)) for signs in product([-1, 1], repeat=6)]
+    expected = np.mean(np.array(sums) >= abs(gains.sum()) - 1e-9)
+    assert expected == 0.5
+    assert paired_difference(first, second).p == pytest.approx(expected, abs=0.02)
+
+
+def test_no_probability_is_smaller_than_the_number_of_draws_can_tell():
+    assert paired_difference(np.ones(60), np.full(60, 3.0)).p == 1 / 10_001
 
 
 def test_a_model_does_not_differ_from_itself():
@@ -194,7 +215,7 @@ def test_a_comparison_trains_judges_and_keeps(script, recipe_file, tmp_path):
     assert "| SASRec − Popularity |" in report or "| Popularity − SASRec |" in report
     assert "- validation: 16 of 16 rows (100.0%) are of users who are trained on as well" in report
     assert Path(folder, "comparison.png").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(ValueError, match="is of other options, data, protocol or another split"):
+    with pytest.raises(ValueError, match=r"popularity\.json differs by split from what is asked for: move it away"):
         script.compare(path, "test", folder)
 
 
@@ -210,7 +231,27 @@ def test_results_of_another_protocol_are_not_mixed(script, recipe_file, tmp_path
     path, folder = comparison(tmp_path, recipe_file, Popularity={"baseline": "popularity"}), str(tmp_path / "kept")
     script.train_and_judge(script.read(path), "Popularity", "test", folder)
     recipe_file.write_text(recipe_file.read_text() + "exclude_history: false\n")
-    with pytest.raises(ValueError, match="is of other options, data, protocol"):
+    with pytest.raises(ValueError, match=r"popularity\.json differs by judged by from what is asked for"):
+        script.compare(path, "test", folder)
+
+
+def test_results_of_other_options_or_weights_are_not_taken_for_those(script, recipe_file, tmp_path):
+    checkpoint = script.trained({"recipe": str(recipe_file), "num_train_epochs": 1}, str(tmp_path / "out"))
+    other = tmp_path / "sasrec.yaml"
+    other.write_text(recipe_file.read_text() + "architecture: sasrec\nnum_train_epochs: 1\n")
+    models = {"SASRec": {"recipe": str(other)}, "Ours": {"checkpoint": str(checkpoint)}}
+    path, folder = comparison(tmp_path, recipe_file, **models), str(tmp_path / "kept")
+    for name in models:
+        script.train_and_judge(script.read(path), name, "test", folder)
+    script.compare(path, "test", folder)
+    kept = other.read_text()
+    other.write_text(kept.replace("num_train_epochs: 1", "num_train_epochs: 2"))
+    with pytest.raises(ValueError, match=r"sasrec\.json differs by recipe from what is asked for"):
+        script.compare(path, "test", folder)
+    other.write_text(kept)
+    weights = checkpoint / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\1")
+    with pytest.raises(ValueError, match=r"ours\.json differs by weights from what is asked for"):
         script.compare(path, "test", folder)
 
 
@@ -224,8 +265,16 @@ def test_a_checkpoint_of_other_data_is_refused(script, recipe_file, tmp_path):
 
 def test_mistakes_are_found_before_anything_is_trained(script, recipe_file, tmp_path, capsys):
     models = {"First": {"recipe": str(recipe_file)}, "Second": {"baseline": "ease", "regularisation": 50}}
-    with pytest.raises(ValueError, match="Second: got an unexpected keyword argument 'regularisation'"):
+    with pytest.raises(ValueError, match=r"Second: .*got an unexpected keyword argument 'regularisation'"):
         script.compare(comparison(tmp_path, recipe_file, **models), "test", str(tmp_path / "kept"))
+    for wrong, told in (
+        ({"baseline": "als", "regularisation": 1}, "unexpected keyword argument 'regularisation'"),
+        ({"baseline": "item_neighbours", "weighting": "tfidf"}, "among cosine, bm25, found 'tfidf'"),
+        ({"baseline": "item_neighbours", "neighbours": 0}, "a whole number from 1, found 0"),
+    ):
+        models["Second"] = wrong
+        with pytest.raises(ValueError, match=f"Second: .*{told}"):
+            script.compare(comparison(tmp_path, recipe_file, **models), "test", str(tmp_path / "kept"))
     models["Second"] = {"recipe": str(recipe_file), "num_train_epoch": 1}
     with pytest.raises(SystemExit):
         script.compare(comparison(tmp_path, recipe_file, **models), "test", str(tmp_path / "kept"))
@@ -237,6 +286,10 @@ def test_mistakes_are_found_before_anything_is_trained(script, recipe_file, tmp_
     ("models", "words"),
     [
         ({"X": {"baseline": "popular"}}, "expected a baseline among popularity, .* for 'X', found 'popular'"),
+        (
+            {"BPR-MF": {"baseline": "bpr_mf"}, "BPR MF": {"baseline": "bpr_mf"}},
+            "'BPR-MF' and another model would have the same file, bpr-mf: rename one",
+        ),
         ({"X": {}}, "expected one of baseline, recipe, checkpoint for 'X'"),
         ({"X": {"baseline": "ease", "checkpoint": "y"}}, "expected one of baseline, recipe, checkpoint for 'X'"),
     ],
@@ -244,3 +297,126 @@ def test_mistakes_are_found_before_anything_is_trained(script, recipe_file, tmp_
 def test_what_is_no_model_is_refused_before_anything_runs(script, recipe_file, tmp_path, models, words):
     with pytest.raises(ValueError, match=words):
         script.read(comparison(tmp_path, recipe_file, **models))
+
+
+def test_published_figures_that_no_table_shows_are_refused(script, recipe_file, tmp_path):
+    path = Path(comparison(tmp_path, recipe_file, Popularity={"baseline": "popularity"}))
+    config = json.loads(path.read_text()) | {"published": {"Popularity": {"the paper": {"hit@10": 0.1, "mrr": 0.1}}}}
+    path.write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"expected figures among hr@1, .*mrr for 'Popularity' .*found hit@10"):
+        script.read(str(path))
+
+
+# Two users, eleven items. One: first and third of the catalogue, one of them level with another item, the first of its
+# candidates and the second. Other: eleventh and second; second and fourth.
+JUDGED = {"One": ([1.0, 3.0], [0, 1], [3, 4], [1.0, 2.0]), "Other": ([11.0, 2.0], [0, 0], [3, 3], [2.0, 4.0])}
+
+
+@pytest.fixture
+def judged():
+    counts = np.array([0, 0, 0, 6, 2] + [0] * 9)
+    models = {}
+    for name, (ranks, ties, best, sampled) in JUDGED.items():
+        recommended = np.full((2, 10), -1)
+        recommended[:, 0] = best
+        judgement = Judgement(np.array(ranks), np.array(ties), recommended, np.array(sampled))
+        facts = {
+            "figures": figures(judgement, np.array([3, 4]), counts),
+            "seconds": 12.3,
+            "machine": "2 × 1 threads of x86_64, cpu",
+            "users a second": 1234.5,
+            "peak GB": 0.456,
+        }
+        models[name] = (facts, judgement)
+    return models
+
+
+def cells(table: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if "---" not in line]
+
+
+def test_the_table_of_results_is_that_written_by_hand(script, judged):
+    header, one, other = cells(script.results(judged))
+    assert header == ["model", "HR@10", "NDCG@10", "95 %", "MRR@10", "coverage", "popularity", "ties", "training",
+                      "users/s", "GB"]  # fmt: skip
+    # NDCG 1 and 1 / log2(4); MRR 1 and 1/3; two of eleven items; 6 and 2 of a mean target of 4; one of two has a tie
+    assert one == ["One", "1.0000", "0.7500", "0.5000 to 1.0000", "0.6667", "0.182", "1.00", "0.500", "12 s on 2 × 1",
+                   "1,234", "0.46"]  # fmt: skip
+    # NDCG 0 and 1 / log2(3); MRR 0 and 1/2; one of eleven items; 6 and 6
+    assert other == ["Other", "0.5000", "0.3155", "0.0000 to 0.6309", "0.2500", "0.091", "1.50", "0.000",
+                     "12 s on 2 × 1", "1,234", "0.46"]  # fmt: skip
+
+
+def test_the_table_among_candidates_is_that_written_by_hand(script, judged):
+    published = {"One": {"the paper": {"hr@1": 0.25, "mrr": 0.5}}}
+    assert cells(script.sampled({"published": published}, judged)) == [
+        ["model", "HR@1", "HR@5", "HR@10", "NDCG@5", "NDCG@10", "MRR"],
+        ["One", "0.5000", "1.0000", "1.0000", "0.8155", "0.8155", "0.7500"],
+        ["One in the paper", "0.2500", "", "", "", "", "0.5000"],
+        ["Other", "0.0000", "1.0000", "1.0000", "0.5308", "0.5308", "0.3750"],
+    ]
+    for _, judgement in judged.values():
+        judgement.sampled_ranks = None
+    whole = {name: ({"figures": {"hr@10": 1.0}}, judgement) for name, (_, judgement) in judged.items()}
+    assert script.sampled({"published": published}, whole) == ""
+
+
+def test_the_table_of_slices_is_that_written_by_hand(script, judged):
+    groups = {"head": np.array([True, False]), "tail": np.array([False, True]), "none": np.array([False, False])}
+    assert cells(script.sliced(judged, groups)) == [
+        ["NDCG@10", "head (1)", "tail (1)"], ["One", "1.0000", "0.5000"], ["Other", "0.0000", "0.6309"]
+    ]  # fmt: skip
+
+
+def test_the_table_of_differences_is_corrected(script):
+    def judged(rank):
+        judgement = Judgement(np.full(12, rank), np.zeros(12, int), np.full((12, 10), 3))
+        return {"figures": figures(judgement, np.full(12, 3), np.ones(ROWS))}, judgement
+
+    header, *lines = cells(script.tested({"Third": judged(7.0), "First": judged(1.0), "Second": judged(3.0)}))
+    assert header == ["difference of NDCG@10", "", "95 %", "p, corrected for 3 pairs"]
+    assert [line[:3] for line in lines] == [
+        ["First − Second", "+0.5000", "+0.5000 to +0.5000"],
+        ["First − Third", "+0.6667", "+0.6667 to +0.6667"],
+        ["Second − Third", "+0.1667", "+0.1667 to +0.1667"],
+    ]
+    alone = paired_difference(np.ones(12), np.full(12, 3.0)).p
+    assert 0 < alone < 0.002  # 2 of 4,096 exchanges
+    assert [line[3] for line in lines] == [f"{3 * alone:.4f}"] * 3
+
+
+def test_what_the_file_says_reaches_the_models(script, recipe_file, tmp_path):
+    """λ decides about EASE, BPR-MF knows its users, the history is left in where the recipe says so."""
+    recipe_file.write_text(recipe_file.read_text().replace("popularity_candidates", "uniform_candidates"))
+    again = recipe_file.with_name("again.yaml")
+    again.write_text(recipe_file.read_text().replace("uniform_candidates: 2", "exclude_history: false"))
+
+    def judged(recipe, **model):
+        folder = str(tmp_path / f"kept-{len(list(tmp_path.iterdir()))}")
+        config = {"recipe": str(recipe), "models": {"It": model}}
+        script.train_and_judge(config, "It", "test", folder)
+        return script.load(folder, "It")
+
+    (weak, _), (strong, _) = (judged(recipe_file, baseline="ease", regularization=value) for value in (0.1, 1e6))
+    assert weak["figures"] != strong["figures"]
+    assert "mrr_uniform_sampled" in weak["figures"]
+    _, without = judged(recipe_file, baseline="bpr_mf")
+    assert len({tuple(row) for row in without.recommended.tolist()}) > 1  # not the mean user for everybody
+    recipe = parse_recipe([str(again), f"--output_dir={tmp_path}/out"])
+    histories = prepare(recipe)[2]["test"]["history"]
+    _, kept_in = judged(again, baseline="popularity")
+    hits = [set(best) & set(history) for best, history in zip(kept_in.recommended.tolist(), histories, strict=True)]
+    assert any(hits)
+    _, left_out = judged(recipe_file, baseline="popularity")
+    hits = [set(best) & set(history) for best, history in zip(left_out.recommended.tolist(), histories, strict=True)]
+    assert not any(hits)
+
+
+def test_leaks_stand_in_the_report(script, recipe_file, tmp_path):
+    log = tmp_path / "log.csv"
+    user, item, time = log.read_text().splitlines()[-1].split(",")
+    log.write_text(log.read_text().rstrip() + f"\n{user},{item},{time}\n")  # twice at one time
+    path = comparison(tmp_path, recipe_file, Popularity={"baseline": "popularity"})
+    script.train_and_judge(script.read(path), "Popularity", "test", str(tmp_path / "kept"))
+    report = script.compare(path, "test", str(tmp_path / "kept"))
+    assert "**Leaks**, or actions that somebody repeated at one time:\n\n- test: 1 of 16 rows" in report

@@ -172,3 +172,15 @@ def test_a_recipe_trains_them_and_the_checkpoint_recommends(tmp_path, architectu
     card = (folder / "README.md").read_text()
     assert f"A {name} sequential recommender" in card
     assert f"| {name} |" in card
+
+
+def test_any_width_will_do_for_gru4rec():
+    assert Gru4RecConfig(hidden_size=9).hidden_size == 9
+
+
+def test_gru4rec_drops_inputs_and_outputs_in_training():
+    config = Gru4RecConfig(vocab_size=12, hidden_size=8, hidden_dropout_prob=0.5, num_hidden_layers=1)
+    model, dropped = Gru4RecForMaskedLM(config).train(), []
+    model.model.dropout.register_forward_hook(lambda module, inputs, output: dropped.append(tuple(output.shape)))
+    model(torch.tensor([[3, 4, 5]]), labels=torch.tensor([[3, 4, 5]]))
+    assert dropped == [(1, 3, 8)] * 2

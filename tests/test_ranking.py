@@ -240,3 +240,10 @@ def test_the_bootstrap_interval_is_that_of_the_standard_error():
 def test_rows_that_have_no_score_are_of_another_catalogue(target, history):
     with pytest.raises(ValueError, match="Row 9 is to be ranked, and there are scores of 7 rows"):
         target_ranks(torch.zeros(1, 7), torch.tensor([target]), torch.tensor([history]))
+
+
+def test_one_target_for_several_users_is_refused():
+    with pytest.raises(ValueError, match="Expected a target a user, found 1 for scores of 3 users"):
+        target_ranks(torch.rand(3, 9), torch.tensor([4]))
+    with pytest.raises(ValueError, match="Expected a target a user"):
+        target_ranks(torch.rand(3, 9), torch.tensor([4, 4, 5]), torch.tensor([[4]]))
