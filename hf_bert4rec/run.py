@@ -379,6 +379,8 @@ def checkpoint_to_resume(recipe: Recipe, data: str) -> str | None:
                 "it, or name another --output_dir."
             )
         if args.process_index == 0:
+            if (folder / "model").exists():
+                logger.warning("%s is there already, and will be replaced at the end of this run.", folder / "model")
             folder.mkdir(parents=True, exist_ok=True)
             begun.write_text(json.dumps({"data": data, "options": options}))
         return None

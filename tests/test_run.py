@@ -242,6 +242,15 @@ def test_an_interrupted_run_goes_on_where_it_stopped_and_leaves_only_its_result(
     assert list((tmp_path / "out").glob("checkpoint-*")) == []
 
 
+def test_a_finished_run_in_the_way_is_told_before_it_is_replaced(tmp_path, caplog):
+    for _ in range(2):
+        folder = run(recipe_for(tmp_path, "--num_train_epochs", "1"))
+    said = [record for record in caplog.records if "will be replaced" in record.message]
+    assert [record.message for record in said] == [
+        f"{folder} is there already, and will be replaced at the end of this run."
+    ]
+
+
 def test_an_interrupted_run_is_not_written_over(tmp_path):
     with pytest.raises(ValueError, match="holds checkpoint-2 of an interrupted run"):
         run(interrupted(tmp_path, 2))
