@@ -76,7 +76,9 @@ def hub_errors(repository: str) -> Iterator[None]:
             f"{repository}: found no such repository on the Hub. Check the name; if it is private, log in with "
             "`hf auth login`, or pass a token that may read it."
         ) from error
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+    except OfflineModeIsEnabled as error:
+        raise ConnectionError(f"{repository}: the client is set to be offline. Unset HF_HUB_OFFLINE.") from error
+    except LocalEntryNotFoundError as error:
         raise ConnectionError(
             f"{repository}: the Hub cannot be reached, and the cache does not hold all of it. Check the network, and "
             "that HF_HUB_OFFLINE is not set."
@@ -160,10 +162,13 @@ def check_folder(folder: str | PathLike, name: str | None = None) -> PreTrainedM
     missing += [file for file in files if not (folder / file).exists()]
     if missing:
         raise FileNotFoundError(
-            f"{name}: expected a complete checkpoint, found no {', no '.join(missing)}. Copy the missing files from "
-            "where the checkpoint was saved, or save it again."
-            + " A pytorch_model.bin is never read: it is a pickle, which can run code."
-            * (WEIGHTS[0] in missing)
+            f"{name}: expected a complete checkpoint, found no {', no '.join(missing)}. "
+            + (
+                f"Did you mean {folder / 'model'}?"
+                if (folder / "model" / NEEDED[0]).exists()
+                else "Copy the missing files from where the checkpoint was saved, or save it again."
+            )
+            + " A pytorch_model.bin is never read: it is a pickle, which can run code." * (WEIGHTS[0] in missing)
         )
     with torch.device("meta"):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)

@@ -1,5 +1,6 @@
 """The configuration of BERT4Rec, and the one place that says which rows of the item table are not items."""
 
+from difflib import get_close_matches
 from typing import Any, Literal, get_args
 
 from huggingface_hub.dataclasses import strict
@@ -50,7 +51,7 @@ class Bert4RecConfig(PreTrainedConfig):
 
     Raises:
         ValueError: A size or probability is out of range, heads do not divide `hidden_size`, no row is an item's, there
-            is no such loss, or there are fewer other items than negatives.
+            is no such loss, there are fewer other items than negatives, or a name is nearly one of these.
     """
 
     model_type = "bert4rec"
@@ -81,6 +82,10 @@ class Bert4RecConfig(PreTrainedConfig):
     gbce_calibration: float | int = 0.75
 
     def __post_init__(self, **kwargs: Any) -> None:
+        names = [name for name in Bert4RecConfig.__annotations__ if not name.endswith("token_id")]
+        for name in kwargs:  # a configuration keeps what it does not know, so a slip of the pen would do nothing
+            if near := get_close_matches(name, names, 1, cutoff=0.8):
+                raise ValueError(f"Nobody reads {name!r}. Did you mean {near[0]!r}?")
         super().__post_init__(**kwargs)
         # Every saved config.json names the code beside it (`__init__.py` says how it gets there): transformers itself
         # would name the saved class alone, and AutoModel would not find what AutoModelForMaskedLM finds.
@@ -128,7 +133,7 @@ class Bert4RecConfig(PreTrainedConfig):
         if self.loss != "softmax" and self.num_negatives > others:
             raise ValueError(
                 f"`num_negatives` must be at most {others}, the items other than the target, found "
-                f"{self.num_negatives}. With so few items take loss='softmax'."
+                f"{self.num_negatives}. Lower it, or with so few items take loss='softmax'."
             )
         if not 0 <= self.gbce_calibration <= 1:
             raise ValueError(f"`gbce_calibration` must be from 0 to 1, found {self.gbce_calibration}.")

@@ -106,6 +106,8 @@ def load_interactions(
         raise ValueError(
             f"{log.name}: expected interactions, found none after dropping {_listed(dropped) or 'nothing'}."
         )
+    for role in ("user", "item"):
+        _tell_of_blanks(table[role], f"{log.name}: %s ids of the {role}")
     logger.info(
         "%s: %s interactions of %s users with %s items%s; dropped: %s.",
         log.name,
@@ -174,6 +176,14 @@ def rename_items(interactions: Dataset, names: Mapping[str, str]) -> Dataset:
 
 def _located(log: RawLog, kept: pa.ChunkedArray) -> Callable[[int], str]:
     return lambda row: log.locate(int(np.flatnonzero(np.asarray(kept))[row]))
+
+
+def _tell_of_blanks(ids: pa.ChunkedArray, subject: str) -> None:
+    ids = pc.unique(ids)
+    padded = ids.filter(pc.not_equal(ids, pc.utf8_trim_whitespace(ids)))
+    if len(padded):
+        told = f"{subject} begin or end with a blank, such as %r: they are not those without."
+        logger.warning(told, f"{len(padded):,}", padded[0].as_py())
 
 
 def _as_ids(column: pa.ChunkedArray, what: str) -> pa.ChunkedArray:

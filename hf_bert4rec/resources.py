@@ -42,8 +42,13 @@ class MemoryEstimate:
         return self.parameters + self.gradients + self.optimizer_state
 
     def __str__(self) -> str:
-        parts = ", ".join(f"{part.replace('_', ' ')} {getattr(self, part):.2f}" for part in PARTS)
-        return f"{self.total:.2f} GB ({parts})"
+        parts = ", ".join(f"{part.replace('_', ' ')} {shown(getattr(self, part))}" for part in PARTS)
+        return f"{shown(self.total)} ({parts})"
+
+
+def shown(gigabytes: float) -> str:
+    """An amount of memory for people."""
+    return f"{gigabytes:.2f} GB" if gigabytes >= 0.1 else f"{1000 * gigabytes:.1f} MB"
 
 
 def estimate_memory(

@@ -76,6 +76,9 @@ WITHOUT_WEIGHTS = (
 UNRECORDED = ("hub_", "push_to_hub", "resume_from_checkpoint")
 """Options that say nothing of what a run computes; a token is among them, and run facts are published."""
 
+RESTORED = ("seed", "learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon")
+"""Options of the training that a run cannot change half-way: the state of its optimiser has them, and its rows."""
+
 WHOLE_HISTORY = 2**31 - 1  # longer than any
 
 
@@ -308,7 +311,7 @@ def evaluate(recipe: Recipe) -> tuple[tuple[str, str], dict[str, dict[str, float
     folder = recipe.source
     check_folder(folder)
     if "data" not in recipe.options:
-        raise ValueError(f"{folder} has no {FACTS_FILE} to say what it was trained on: name the log with --data.")
+        raise ValueError(f"{folder} does not say which log it was trained on: name it with --data.")
     model, tokenizer = AutoModelForMaskedLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     check_sizes(model, tokenizer)
     _, _, histories = prepare(recipe, tokenizer)
@@ -359,7 +362,8 @@ def checkpoint_to_resume(recipe: Recipe, data: str) -> str | None:
 
     Args:
         recipe: Of the run. What its model and its rows are made by is kept in the output folder, with the next one: a
-            run goes on as it began. Options of the training itself may change, as for any `Trainer`.
+            run goes on as it began. So is what a checkpoint of the optimiser would overrule. Other options of the
+            training may change, as for any `Trainer`.
         data: Checksum of its interactions.
 
     Raises:
@@ -367,6 +371,7 @@ def checkpoint_to_resume(recipe: Recipe, data: str) -> str | None:
     """
     args = recipe.training
     options: dict[str, Any] = {name: getattr(recipe.run, name) for name in ("architecture", "split", "max_length")}
+    options |= {"muon_learning_rate": recipe.run.muon_learning_rate, **{name: getattr(args, name) for name in RESTORED}}
     for section in (recipe.splitting, recipe.model, recipe.masking):
         options |= dataclasses.asdict(section)
     wanted = str(args.resume_from_checkpoint or False)

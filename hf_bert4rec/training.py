@@ -17,7 +17,7 @@ from transformers.trainer_utils import has_length
 from .data_collator import DataCollatorForCloze, DataCollatorForNextItem
 from .modeling_bert4rec import Bert4RecForMaskedLM
 from .ranking import Sampled, candidate_ranks, ranking_metrics, sampled_metrics, target_ranks
-from .resources import MANY_ITEMS, check_memory, estimate_memory, free_memory, keep_freed_memory
+from .resources import MANY_ITEMS, check_memory, estimate_memory, free_memory, keep_freed_memory, shown
 from .tokenization import ItemTokenizer
 
 logger = logging.getLogger(__name__)
@@ -160,12 +160,12 @@ class ResourceCallback(TrainerCallback):
         taken = estimate.parameters + (estimate.optimizer_state if state.global_step else 0)
         free = free_memory(args.device) + taken
         if state.is_world_process_zero:
-            logger.info("Training takes about %s of memory.", estimate)
+            logger.info("Training takes about %s of memory, beside what the process holds already.", estimate)
             scores = 4e-9 * args.per_device_eval_batch_size * config.vocab_size
             if args.eval_strategy != "no" and 3 * scores > estimate.total:
-                logger.info("Evaluating takes up to %.2f GB: see per_device_eval_batch_size.", 3 * scores)
+                logger.info("Evaluating takes up to %s: see per_device_eval_batch_size.", shown(3 * scores))
             if estimate.total > free:
-                logger.warning("That is more than the %.2f GB that are free: %s.", free, estimate.advice)
+                logger.warning("That is more than the %s that are free: %s.", shown(free), estimate.advice)
         check_memory(estimate, free)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -178,11 +178,10 @@ class ResourceCallback(TrainerCallback):
             an_epoch, left = seconds * self.steps_an_epoch, state.max_steps - state.global_step
             longest_first = args.train_sampling_strategy == "group_by_length"
             logger.info(
-                "%.2f s a step: %sabout %s an epoch, %s to the end%s.",
+                "%.2f s a step: %sabout %s an epoch, %s to the end, without evaluations%s.",
                 seconds,
                 "at most " if longest_first else "",
-                timedelta(seconds=round(an_epoch)),
-                timedelta(seconds=round(seconds * left)),
+                *(timedelta(seconds=round(it)) if it >= 60 else f"{it:.1f} s" for it in (an_epoch, seconds * left)),
                 "; with so many items loss='sampled_softmax' takes less" if self.sampling_pays else "",
             )
 

@@ -51,6 +51,7 @@ import hf_bert4rec as package
 from hf_bert4rec.checkpoint import NAMES
 from hf_bert4rec.configuration_bert4rec import LOSSES
 from hf_bert4rec.pipeline_next_item import DEFAULT_BATCH_SIZE
+from hf_bert4rec.recipe import plain_errors
 from hf_bert4rec.run import ranks_on
 
 STARTED = time.perf_counter()
@@ -176,6 +177,7 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     model = AutoModelForMaskedLM.from_config(configuration(args, len(tokenizer)), attn_implementation=args.attention)
     before, args.highest = memory(), 0.0
     timer = StepTimer(model)
+    more: dict[str, Any] = {"gradient_checkpointing": True} if args.gradient_checkpointing else {}
     with tempfile.TemporaryDirectory() as folder:
         settings = package.RecommendationTrainingArguments(
             folder,
@@ -189,7 +191,7 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
             use_cpu=args.device == "cpu",
             bf16=args.bf16,
             torch_compile=args.compile,
-            gradient_checkpointing=args.gradient_checkpointing,
+            **more,
         )
         cloze = args.architecture == "bert4rec"
         setup = (
@@ -328,9 +330,15 @@ def load(path: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in Path(path).read_text().splitlines() if line.startswith('{"')]
 
 
+def has_processor_time(line: dict[str, Any]) -> bool:
+    """Whether a line tells the seconds of its processor, and they are the ones to compare."""
+    told = "users_per_cpu_second" in line or "cpu_seconds_per_step" in line
+    return told and line["threads"] == 1 and line.get("device", "cpu") == "cpu"
+
+
 def by_processor(line: dict[str, Any]) -> dict[str, Any]:
     """A measurement on one thread with its speed by processor seconds, which other work on the core does not touch."""
-    if line["threads"] > 1 or line.get("device", "cpu") != "cpu":
+    if not has_processor_time(line):
         return line
     speeds = {"users_per_second": line["users_per_cpu_second"]} if "users_per_cpu_second" in line else {}
     if "cpu_seconds_per_step" in line:
@@ -360,7 +368,8 @@ def table(lines: Iterable[dict[str, Any]]) -> str:
         ours = next(plain, None)
         shape = ", ".join(f"{name} {first[name]}" for name in SETTING[4:] if name in first)
         threads = f"{first['threads']} thread{'s' * (first['threads'] > 1)}"
-        parts.append(f"\n**{first['what']}, {first['data']}**, length {first['length']}, {shape}, {threads}\n")
+        clock = ", by processor seconds" if any(map(has_processor_time, rows)) else ""
+        parts.append(f"\n**{first['what']}, {first['data']}**, length {first['length']}, {shape}, {threads}{clock}\n")
         parts.append(f"| | batch | {unit} | ours is | peak GB | ours is |\n|---|---:|---:|---:|---:|---:|")
         for row in sorted(rows, key=lambda row: -row.get(speed, 0)):
             marks = [row.get(name) for name in ("architecture", "loss", "attention")]
@@ -514,14 +523,17 @@ def parse() -> argparse.Namespace:
 
 if __name__ == "__main__":
     args = parse()
-    if args.what == "table":
-        print(table(line for path in args.results for line in load(path)))
-    elif args.what == "scale":
-        for axis, settings in SCALES.items():
-            run_all(settings, args.results, axis=axis)
-    elif args.what == "memory":
-        run_all(({"data": "synthetic-10k", "steps": 2, **setting} for setting in MEMORY), args.results)
-    elif args.what == "plot":
-        print(plot(load(args.results), args.png))
-    else:
-        measure(args)
+    with plain_errors():
+        if getattr(args, "device", "cpu") == "cuda" and not torch.cuda.is_available():
+            raise ValueError("There is no GPU here that torch can use: leave --device at cpu.")
+        if args.what == "table":
+            print(table(line for path in args.results for line in load(path)))
+        elif args.what == "scale":
+            for axis, settings in SCALES.items():
+                run_all(settings, args.results, axis=axis)
+        elif args.what == "memory":
+            run_all(({"data": "synthetic-10k", "steps": 2, **setting} for setting in MEMORY), args.results)
+        elif args.what == "plot":
+            print(plot(load(args.results), args.png))
+        else:
+            measure(args)

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -138,3 +139,23 @@ def test_the_work_of_an_item_is_that_counted_by_hand(benchmark):
     last = 2 * 32 + 0.5 * (2 * 32 + 4 * 3 * 4 + 256 + 32 + 2 * 10 * 4)
     lengths = np.array([3, 3])
     assert benchmark.work_an_item(args, 10, lengths) == pytest.approx(3 * (first + last))
+
+
+def test_the_table_says_where_it_counts_processor_seconds(benchmark):
+    with_clock = line("hf-bert4rec", items_per_second=100, seconds_per_step=2.0, cpu_seconds_per_step=0.5)
+    assert "1 thread, by processor seconds" in benchmark.table([with_clock])
+    assert "processor" not in benchmark.table([{**with_clock, "threads": 2}])
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["train", "--data", "nothing.txt"], r"nothing\.txt"),
+        (["table", "nothing.jsonl"], r"nothing\.jsonl"),
+        (["train", "--data", "nothing.txt", "--device", "cuda"], "There is no GPU here"),
+    ],
+)
+def test_what_a_user_can_mend_is_told_in_one_sentence(options, told):
+    run = subprocess.run([sys.executable, SCRIPT, *options], capture_output=True, text=True, timeout=300)
+    assert run.returncode == 1
+    assert re.fullmatch(f"benchmark\\.py: error: .*{told}.*\n", run.stderr)

@@ -131,3 +131,20 @@ def test_a_repository_that_wants_code_executed_for_its_config_is_refused(folder,
     with pytest.raises(ValueError, match="custom code"):
         hf_bert4rec.pipeline(folder)
     assert not Path("executed").exists()
+
+
+def test_the_folder_of_a_run_points_to_its_checkpoint(tmp_path, model, tokenizer):
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path / "runs" / "model")
+    with pytest.raises(FileNotFoundError, match=rf"Did you mean {tmp_path}/runs/model\?"):
+        check_folder(tmp_path / "runs")
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer.json", "tokenizer_config.json", "run_facts.json"])
+def test_a_file_that_is_cut_off_is_named(tmp_path, model, tokenizer, file):
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path)
+    (tmp_path / "run_facts.json").write_text('{"name": "x"}')
+    (tmp_path / file).write_text((tmp_path / file).read_text()[:-3])
+    with pytest.raises(ValueError, match=rf"{file} is damaged or cut off .*Load it again"):
+        check_folder(tmp_path)

@@ -740,3 +740,13 @@ def test_an_item_without_an_id_of_its_own_is_refused(names, message):
     log = Dataset.from_dict({"user": ["u", "u"], "item": ["1", "2"], "timestamp": [1, 2]})
     with pytest.raises(ValueError, match=message):
         rename_items(log, names)
+
+
+def test_ids_with_blanks_around_them_are_told(tmp_path, caplog):
+    (tmp_path / "log.csv").write_text("user,item,timestamp\nu1,a,1\nu1,a ,2\n u2,b,3\nu2,b c,4\n")
+    items = load_interactions(tmp_path / "log.csv")["item"][:]
+    assert items == ["a", "a ", "b", "b c"]
+    assert caplog.messages[:2] == [
+        "log.csv: 1 ids of the user begin or end with a blank, such as ' u2': they are not those without.",
+        "log.csv: 1 ids of the item begin or end with a blank, such as 'a ': they are not those without.",
+    ]

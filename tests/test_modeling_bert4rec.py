@@ -721,6 +721,12 @@ def test_every_field_of_the_configuration_is_tried():
     assert set(Bert4RecConfig.__annotations__) - {"model_type"} == set(CHANGES) | CONTRACT
 
 
+def test_a_slip_of_the_pen_in_an_option_is_told():
+    with pytest.raises(ValueError, match=r"Nobody reads 'rope_thta'\. Did you mean 'rope_theta'\?"):
+        Bert4RecConfig(rope_thta=200)
+    assert Bert4RecConfig(output_hidden_states=True, my_own_remark="kept").my_own_remark == "kept"
+
+
 @pytest.mark.parametrize("field", sorted(SHAPE_CHANGES))
 def test_a_size_changes_the_shapes(field):
     one, other = (

@@ -265,6 +265,15 @@ def test_resuming_on_changed_data_is_refused_because_items_would_be_renumbered(t
         run(recipe)
 
 
+@pytest.mark.parametrize("name", ["seed", "learning_rate", "weight_decay", "muon_learning_rate"])
+def test_resuming_with_what_the_optimiser_would_overrule_is_refused(tmp_path, name):
+    recipe = interrupted(tmp_path, 2)
+    recipe.training.resume_from_checkpoint = "true"
+    setattr(recipe.run if name == "muon_learning_rate" else recipe.training, name, 7)
+    with pytest.raises(ValueError, match=rf"{name} was \S+ and is 7\. Go on as this run began"):
+        run(recipe)
+
+
 def test_resuming_with_another_model_is_refused_with_what_has_changed(tmp_path):
     recipe = interrupted(tmp_path, 2)
     recipe.training.resume_from_checkpoint = "true"
@@ -297,7 +306,7 @@ def test_a_date_in_the_yaml_of_a_recipe_is_a_time(tmp_path):
 def test_a_checkpoint_without_facts_is_not_judged_on_data_that_nobody_named(tmp_path, model, tokenizer):
     for part in (model, tokenizer):
         part.save_pretrained(tmp_path / "bare")
-    with pytest.raises(ValueError, match="name the log with --data"):
+    with pytest.raises(ValueError, match="does not say which log it was trained on: name it with --data"):
         evaluate(parse_recipe([str(tmp_path / "bare")]))
 
 

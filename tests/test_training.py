@@ -24,6 +24,7 @@ from hf_bert4rec import (
     muon,
 )
 from hf_bert4rec.checkpoint import last_complete_checkpoint
+from hf_bert4rec.resources import shown
 from hf_bert4rec.training import ranks_of_logits
 from tests.conftest import small_config
 
@@ -253,20 +254,28 @@ def test_memory_is_told_before_training_and_time_after_two_steps(histories, tmp_
     with caplog.at_level("INFO", logger="hf_bert4rec.training"):
         trainer.train()
     memory, time = caplog.messages
-    assert re.fullmatch(r"Training takes about 0\.00 GB \(parameters 0\.00, .*\) of memory\.", memory)
-    assert re.fullmatch(r"\d+\.\d\d s a step: at most about 0:00:\d\d an epoch, 0:00:\d\d to the end\.", time)
+    assert re.fullmatch(
+        r"Training takes about \S+ MB \(parameters 0\.0 MB, .*\) of memory, beside what .* already\.", memory
+    )
+    assert re.fullmatch(
+        r"\d+\.\d\d s a step: at most about \S+ s an epoch, \S+ s to the end, without evaluations\.", time
+    )
     assert seen == [0] + [1] * 14
 
 
 @pytest.mark.parametrize(
     ("strategy", "sampling_pays", "expected"),
     [
-        ("group_by_length", False, "2.50 s a step: at most about 0:01:40 an epoch, 0:04:10 to the end."),
+        (
+            "group_by_length",
+            False,
+            "2.50 s a step: at most about 0:01:40 an epoch, 0:04:10 to the end, without evaluations.",
+        ),
         (
             "random",
             True,
-            "2.50 s a step: about 0:01:40 an epoch, 0:04:10 to the end; with so many items loss='sampled_softmax' "
-            "takes less.",
+            "2.50 s a step: about 0:01:40 an epoch, 0:04:10 to the end, without evaluations; with so many items "
+            "loss='sampled_softmax' takes less.",
         ),
     ],
 )
@@ -313,7 +322,7 @@ def test_what_may_not_fit_is_said_with_advice_and_tried(histories, tmp_path, fre
         free(there)
         make_trainer(histories, tmp_path, num_train_epochs=1).train()
     said = [message for message in caplog.messages if "That is more than" in message]
-    assert said == [f"That is more than the 0.00 GB that are free: {estimate.advice}."]
+    assert said == [f"That is more than the {shown(estimate.total)} that are free: {estimate.advice}."]
 
 
 def test_freed_memory_is_kept_but_with_checkpointing(histories, tmp_path, monkeypatch):
