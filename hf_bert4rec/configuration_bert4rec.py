@@ -5,6 +5,9 @@ from typing import Any, Literal, get_args
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
 
 SPECIAL_TOKENS = ("[PAD]", "[MASK]", "[UNK]")
 """Rows 0, 1 and 2 of every item table. Items start at row `len(SPECIAL_TOKENS)` and are never renumbered."""
@@ -51,7 +54,7 @@ class Bert4RecConfig(PreTrainedConfig):
 
     Raises:
         ValueError: A size or probability is out of range, heads do not divide `hidden_size`, no row is an item's, there
-            is no such loss, there are fewer other items than negatives, or a name is nearly one of these.
+            is no such loss, or there are fewer other items than negatives.
     """
 
     model_type = "bert4rec"
@@ -85,7 +88,7 @@ class Bert4RecConfig(PreTrainedConfig):
         names = [name for name in Bert4RecConfig.__annotations__ if not name.endswith("token_id")]
         for name in kwargs:  # a configuration keeps what it does not know, so a slip of the pen would do nothing
             if near := get_close_matches(name, names, 1, cutoff=0.8):
-                raise ValueError(f"Nobody reads {name!r}. Did you mean {near[0]!r}?")
+                logger.warning("Nobody reads %r. Did you mean %r?", name, near[0])
         super().__post_init__(**kwargs)
         # Every saved config.json names the code beside it (`__init__.py` says how it gets there): transformers itself
         # would name the saved class alone, and AutoModel would not find what AutoModelForMaskedLM finds.
