@@ -1,5 +1,6 @@
 """Leaks of a split: what a model could have known of its targets, row by row, and what the protocol lets it know."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,8 +69,12 @@ def audit(histories: DatasetDict) -> list[Finding]:
         All findings, also those without rows.
 
     Raises:
-        ValueError: There is no training split, a column is missing, or a row to evaluate has no labels.
+        ValueError: There is no training split, or one that is none of these; a column is missing, or a row to evaluate
+            has no labels.
     """
+    if not isinstance(histories, Mapping) or (others := set(histories) - {"train", "validation", "test"}):
+        found = ", ".join(others) if isinstance(histories, Mapping) else type(histories).__name__
+        raise ValueError(f"Expected the splits train, validation and test, found {found}.")
     needed = {"user", "input_ids", "timestamps", "labels", "history"}
     for name, rows in histories.items():
         if missing := needed - set(rows.column_names):

@@ -69,6 +69,10 @@ class Baseline(nn.Module):
         users: torch.Tensor | None = None,
     ) -> MaskedItemOutput:
         """As the models do: (users, 1, rows) logits. The loss, which the Trainer asks for, is NaN: scores have none."""
+        if users is None and self.users:
+            raise ValueError(
+                "It knows its users by their id: collate with DataCollatorWithUsers(tokenizer, model.users)."
+            )
         users = torch.full(input_ids.shape[:1], -1) if users is None else users
         scores = self.scores(input_ids.cpu(), attention_mask.cpu(), history.cpu(), users.cpu()).to(input_ids.device)
         loss = torch.full((), torch.nan)

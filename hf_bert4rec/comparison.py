@@ -27,6 +27,7 @@ from .training import judged
 K = 10
 HEAD = 0.2
 DRAWS = 10_000
+LEAST = 1 / (1 + DRAWS)  # no smaller p can be told by so many
 
 
 @dataclass

@@ -17,6 +17,7 @@ import pyarrow.csv
 import torch
 from datasets import Dataset, DatasetDict
 from matplotlib.figure import Figure
+from tqdm.auto import tqdm
 from transformers import (
     AutoConfig,
     AutoModelForMaskedLM,
@@ -26,6 +27,7 @@ from transformers import (
     PrinterCallback,
     ProgressCallback,
     Trainer,
+    TrainerCallback,
     set_seed,
 )
 
@@ -43,7 +45,7 @@ from .checkpoint import (
     results_table,
     save_checkpoint,
 )
-from .histories import SPLITS, before, popularity_candidates, uniform_candidates
+from .histories import SPLITS, before, popularity_candidates, target_items, uniform_candidates
 from .interactions import load_interactions, load_titles, rename_items
 from .optimization import muon
 from .pipeline_next_item import NextItemRecommendationPipeline, pipeline
@@ -78,6 +80,8 @@ UNRECORDED = ("hub_", "push_to_hub", "resume_from_checkpoint")
 
 RESTORED = ("seed", "learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon")
 """Options of the training that a run cannot change half-way: the state of its optimiser has them, and its rows."""
+
+REPEATS = 0.05  # of the test targets: from here on people come back to what they had
 
 WHOLE_HISTORY = 2**31 - 1  # longer than any
 
@@ -119,8 +123,22 @@ def prepare(recipe: Recipe, tokenizer: ItemTokenizer | None = None) -> tuple[Dat
     histories = _split(recipe, interactions, tokenizer)
     for name in set(histories) - {"train"}:
         histories[name] = _with_candidates(recipe, interactions, tokenizer, histories[name])
+    if recipe.run.exclude_history and "test" in histories:
+        _tell_of_repeats(histories["test"])
     logger.info("Histories: %s.", ", ".join(f"{rows.num_rows:,} rows to {name}" for name, rows in histories.items()))
     return interactions, tokenizer, histories
+
+
+def _tell_of_repeats(rows: Dataset) -> None:
+    """Warn where people come back to what they had: a recommender that leaves it out cannot be right for them."""
+    histories = rows.with_format("numpy")["history"][:]
+    again = sum(target in history for target, history in zip(target_items(rows), histories, strict=True))
+    if again > REPEATS * rows.num_rows:
+        logger.warning(
+            "%.0f %% of the test targets are items that their user has had before. They stay in the ranking, but with "
+            "the history excluded nobody is recommended them: where people come back, take exclude_history=false.",
+            100 * again / rows.num_rows,
+        )
 
 
 def _with_candidates(recipe: Recipe, interactions: Dataset, tokenizer: ItemTokenizer, rows: Dataset) -> Dataset:
@@ -200,9 +218,8 @@ def trainer_for(recipe: Recipe, tokenizer: ItemTokenizer, histories: DatasetDict
         **_setup(recipe, tokenizer),
         **({} if recipe.run.muon_learning_rate is None else muon(args, recipe.run.muon_learning_rate)),
     )
-    if not args.disable_tqdm:
-        trainer.remove_callback(ProgressCallback)
-        trainer.add_callback(EpochLines)
+    trainer.remove_callback(PrinterCallback if args.disable_tqdm else ProgressCallback)
+    trainer.add_callback(EpochLines if args.disable_tqdm else EpochLinesWithBar)
     return trainer
 
 
@@ -291,7 +308,13 @@ def run(recipe: Recipe) -> Path | None:
 
 
 def evaluator(model: torch.nn.Module, recipe: Recipe, tokenizer: ItemTokenizer, rows: Dataset) -> Trainer:
-    """A stock Trainer that only evaluates `model`, the way a run does."""
+    """A stock Trainer that only evaluates `model`, the way a run does.
+
+    Raises:
+        ValueError: Model and tokenizer are of different catalogues.
+    """
+    if hasattr(model, "config"):
+        check_sizes(model, tokenizer)
     judge = Trainer(model, recipe.training, eval_dataset=rows, **_setup(recipe, tokenizer))
     judge.remove_callback(PrinterCallback)
     return judge
@@ -335,7 +358,8 @@ def ranks_on(judge: Trainer, rows: Dataset) -> np.ndarray:
 
     The Trainer's own evaluation draws the rows grouped by length, in an order that it tells nobody.
     """
-    order = np.argsort(rows["length"][:], kind="stable")  # little padding, as there
+    lengths = rows["length"][:] if "length" in rows.column_names else list(map(len, rows["input_ids"][:]))
+    order = np.argsort(lengths, kind="stable")  # little padding, as there
     args = judge.args
     usual = args.train_sampling_strategy, args.dataloader_drop_last
     args.train_sampling_strategy, args.dataloader_drop_last = "random", False  # evaluates in order, and everybody
@@ -423,19 +447,32 @@ def describe_data(recipe: Recipe, interactions: Dataset) -> dict[str, Any]:
     }
 
 
-class EpochLines(ProgressCallback):
-    """The stock progress bar, with one short line an evaluation instead of the Trainer's dictionaries."""
+class EpochLines(TrainerCallback):
+    """One short line an evaluation instead of the Trainer's dictionaries."""
 
     loss: float = float("nan")
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """Write the line above the bar."""
+        """Write the line."""
         self.loss = logs.get("loss", self.loss)
-        if state.is_world_process_zero and self.training_bar is not None and "eval_ndcg@10" in logs:
-            self.training_bar.write(
+        if state.is_world_process_zero and "eval_ndcg@10" in logs:
+            self.write(
                 f"epoch {state.epoch:5.1f}   loss {self.loss:6.3f}   validation HR@10 {logs['eval_hr@10']:.4f}   "
                 f"NDCG@10 {logs['eval_ndcg@10']:.4f}"
             )
+
+    def write(self, line: str) -> None:
+        """Onto the standard output."""
+        tqdm.write(line)
+
+
+class EpochLinesWithBar(EpochLines, ProgressCallback):
+    """The same, above the stock progress bar."""
+
+    def write(self, line: str) -> None:
+        """Above the bar, while there is one."""
+        if self.training_bar is not None:
+            self.training_bar.write(line)
 
 
 def draw_curve(facts: Mapping[str, Any]) -> bytes:

@@ -21,6 +21,7 @@ import json
 import re
 import resource
 import sys
+import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
 from itertools import combinations
@@ -39,7 +40,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 from hf_bert4rec.audit import audit
 from hf_bert4rec.baselines import BASELINES, DataCollatorWithUsers
 from hf_bert4rec.checkpoint import FACTS_FILE, check_sizes, fetch_checkpoint, markdown_table, weight_files
-from hf_bert4rec.comparison import Judgement, figures, holm, judge, paired_difference, slice_figures, slices
+from hf_bert4rec.comparison import LEAST, Judgement, figures, holm, judge, paired_difference, slice_figures, slices
 from hf_bert4rec.configuration_bert4rec import SPECIAL_TOKENS
 from hf_bert4rec.histories import target_items
 from hf_bert4rec.ranking import SAMPLED_METRICS, bootstrap_interval, how_sampled, ndcg_gains
@@ -50,7 +51,17 @@ KINDS = ("baseline", "recipe", "checkpoint")
 READ = ("split", "max_length", "exclude_history", "popularity_candidates", "uniform_candidates")
 """Options of a recipe, beside its reading and splitting, that decide what a model is fitted on and judged by."""
 
+SAME_SPLIT = ("validation_time", "test_time", "validation_in_train")
+"""Options that say, with `split` and `exclude_history`, what a model may know of its targets: the same for all."""
+
 SAME_MODEL = ("output_dir", "disable_tqdm", "resume_from_checkpoint", "use_cpu")  # options that change no weight
+
+
+COLUMNS = (
+    "95 %: interval of NDCG@10 over users (bootstrap). Coverage: share of the items that anybody is recommended. "
+    "Popularity: how often a recommended item occurs in training, as a multiple of a target. Ties: share of the users "
+    "whose target has the score of another item. Training: seconds on processes × threads. GB: peak of the process."
+)
 
 
 def read(path: str) -> dict[str, Any]:
@@ -74,6 +85,8 @@ def read(path: str) -> dict[str, Any]:
             raise ValueError(
                 f"{path}: expected a baseline among {', '.join(BASELINES)} for {name!r}, found {model['baseline']!r}."
             )
+        if "checkpoint" in model and len(model) > 1:
+            raise ValueError(f"{path}: a checkpoint takes no options, found {model} for {name!r}.")
     check_names(path, config)
     return config
 
@@ -84,13 +97,18 @@ def check_names(path: str, config: dict[str, Any]) -> None:
     for name in config["models"]:
         if slugs.count(slug(name)) > 1:
             raise ValueError(f"{path}: {name!r} and another model would have the same file, {slug(name)}: rename one.")
-    for name, figures_of in config.get("published", {}).items():
-        columns = {column for figure in figures_of.values() for column in figure}
-        if unknown := columns - set(SAMPLED_METRICS):
-            raise ValueError(
-                f"{path}: expected figures among {', '.join(SAMPLED_METRICS)} for {name!r} under `published`, found "
-                f"{min(unknown)}."
-            )
+        if "|" in name:
+            raise ValueError(f"{path}: a name with | in it breaks the tables: rename {name!r}.")
+    for name, figures_of in (config.get("published") or {}).items():
+        given = figures_of.values() if isinstance(figures_of, dict) else [figures_of]
+        for figure in given:
+            if not isinstance(figure, dict) or not all(isinstance(value, (int, float)) for value in figure.values()):
+                raise ValueError(f"{path}: expected SOURCE: {{metric: figure, …}} for {name!r} under `published`.")
+            if unknown := set(figure) - set(SAMPLED_METRICS):
+                raise ValueError(
+                    f"{path}: expected figures among candidates, {', '.join(SAMPLED_METRICS)}, for {name!r} under "
+                    f"`published`, found {min(unknown)}."
+                )
 
 
 def slug(name: str) -> str:
@@ -105,10 +123,8 @@ def train_and_judge(config: dict[str, Any], name: str, split: str, folder: str) 
         ValueError: The model is of another catalogue, or was trained on other data.
     """
     transformers.logging.disable_progress_bar()
-    recipe = parse_recipe([config["recipe"], f"--output_dir={folder}/unused", "--disable_tqdm=true"])
+    recipe = parse_recipe([config["recipe"], f"--output_dir={tempfile.gettempdir()}", "--disable_tqdm=true"])
     interactions, tokenizer, histories = prepare(recipe)
-    if split not in histories:
-        raise ValueError(f"{config['recipe']} makes no split {split!r}, only {', '.join(histories)}.")
     options = dict(config["models"][name])
     data, collator, started = describe_data(recipe, interactions), None, time.perf_counter()
     if "baseline" in options:
@@ -125,6 +141,7 @@ def train_and_judge(config: dict[str, Any], name: str, split: str, folder: str) 
         )
         check_sizes(model, its_tokenizer)
         facts = json.loads((checkpoint / FACTS_FILE).read_text(encoding="utf-8"))
+        check_split(name, recipe, parse_recipe([str(checkpoint)]))
         if facts["data"]["sha256"] != data["sha256"] or its_tokenizer.items != tokenizer.items:
             raise ValueError(f"{checkpoint} was trained on other data or items than {config['recipe']} reads.")
         tokenizer, seconds, machine = its_tokenizer, facts["seconds"], facts["machine"]
@@ -153,7 +170,7 @@ def train_and_judge(config: dict[str, Any], name: str, split: str, folder: str) 
 
 def made_by(config: dict[str, Any], name: str, split: str, data: str, folder: str) -> dict[str, Any]:
     """All that decides about a model's judgement, as JSON keeps it: with other options it is another."""
-    model, shared = config["models"][name], parse_recipe([config["recipe"], f"--output_dir={folder}/unused"])
+    model, shared = config["models"][name], parse_recipe([config["recipe"], f"--output_dir={tempfile.gettempdir()}"])
     parts: dict[str, Any] = {"model": model, "split": split, "data": data}
     parts["judged by"] = {option: getattr(shared.run, option) for option in READ}
     parts["judged by"] |= dataclasses.asdict(shared.reading) | dataclasses.asdict(shared.splitting)
@@ -171,11 +188,28 @@ def deciding(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if name not in SAME_MODEL}
 
 
-def check(path: str, name: str, model: dict[str, Any], folder: str) -> None:
+def check_split(name: str, shared: Recipe, other: Recipe) -> None:
+    """Refuse a model that was trained, or chosen, by another split than all are judged by.
+
+    Raises:
+        ValueError: Names what differs.
+    """
+    both = [(shared.run, other.run, ("split", "exclude_history")), (shared.splitting, other.splitting, SAME_SPLIT)]
+    for ours, its, options in both:
+        for option in options:
+            wanted, found = getattr(ours, option), getattr(its, option)
+            if wanted != found:
+                raise ValueError(
+                    f"{name}: {option} is {found}, where the comparison has {wanted}: it may know targets that it is "
+                    "judged by. Say the same for all, in the recipe of the comparison."
+                )
+
+
+def check(path: str, name: str, model: dict[str, Any], folder: str, shared: Recipe) -> None:
     """Find the mistakes of a model's line before any model is trained.
 
     Raises:
-        ValueError: A parameter that the baseline has not, or a value of it that it cannot have.
+        ValueError: A parameter that the baseline has not, or a value of it that it cannot have; or another split.
         OSError: There is no such checkpoint.
         SystemExit: An option of a recipe that nobody reads.
     """
@@ -188,10 +222,10 @@ def check(path: str, name: str, model: dict[str, Any], folder: str) -> None:
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path}: {name}: {error}") from error
     elif "checkpoint" in model:
-        fetch_checkpoint(model["checkpoint"])
+        check_split(name, shared, parse_recipe([str(fetch_checkpoint(model["checkpoint"]))]))
     else:
         try:
-            parse_recipe(recipe_words(model, folder))
+            check_split(name, shared, parse_recipe(recipe_words(model, folder)))
         except SystemExit:
             print(f"{path}: that was {name}.", file=sys.stderr)
             raise
@@ -263,11 +297,11 @@ def sampled(config: dict[str, Any], judged: dict[str, tuple[dict[str, Any], Judg
     """The metrics among candidates, by the columns of the paper's Table 2, the published ones beside."""
     lines = []
     any_sampled = any(how_sampled(facts["figures"]) for facts, _ in judged.values())
-    for name in dict.fromkeys([*judged, *config.get("published", {})]):
+    for name in dict.fromkeys([*judged, *(config.get("published") or {})]):
         row = judged[name][0]["figures"] if name in judged else {}
         if among := how_sampled(row):
             lines.append([name, *(f"{row[f'{column}_{among}']:.4f}" for column in SAMPLED_METRICS)])
-        for source, figure in config.get("published", {}).get(name, {}).items() if any_sampled else ():
+        for source, figure in (config.get("published") or {}).get(name, {}).items() if any_sampled else ():
             known = (f"{figure[column]:.4f}" if column in figure else "" for column in SAMPLED_METRICS)
             lines.append([f"{name} in {source}", *known])
     return markdown_table(["model", *(column.upper() for column in SAMPLED_METRICS)], lines) if lines else ""
@@ -294,11 +328,13 @@ def tested(judged: dict[str, tuple[dict[str, Any], Judgement]]) -> str:
             f"{first} − {second}",
             f"{it.mean:+.4f}",
             f"{it.low:+.4f} to {it.high:+.4f}",
-            f"{corrected[first, second]:.4f}",
+            f"{'≤ ' if it.p == LEAST else ''}{corrected[first, second]:.4f}",
         ]
         for (first, second), it in found.items()
     ]
-    return markdown_table(["difference of NDCG@10", "", "95 %", f"p, corrected for {len(found)} pairs"], lines)
+    return markdown_table(
+        ["difference of NDCG@10", "", "95 %, this pair", f"p, corrected for {len(found)} pairs"], lines
+    )
 
 
 def plot(judged: dict[str, tuple[dict[str, Any], Judgement]], path: str, title: str) -> None:
@@ -314,22 +350,48 @@ def plot(judged: dict[str, tuple[dict[str, Any], Judgement]], path: str, title: 
     figure.savefig(path, dpi=120)
 
 
+def other_than_asked(config: dict[str, Any], split: str, data: str, folder: str) -> list[str]:
+    """What differs between the judgements that are kept and those asked for, a line a file."""
+    lines = []
+    for name in config["models"]:
+        kept = Path(folder, f"{slug(name)}.json")
+        if kept.exists():
+            was = json.loads(kept.read_text(encoding="utf-8")).get("made by", {})
+            wanted = made_by(config, name, split, data, folder)
+            if differ := differences(was, wanted):
+                lines.append(f"{kept}: {', '.join(differ)}")
+    return lines
+
+
+def differences(was: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    """What differs between two tables, as `name was → is`."""
+    found = []
+    for name in {**wanted, **was}:
+        old, new = was.get(name), wanted.get(name)
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += differences(old, new)
+        elif old != new:
+            found.append(f"{name} {old} → {new}")
+    return list(dict.fromkeys(found))
+
+
 def compare(path: str, split: str, folder: str) -> str:
     """Run what is missing, and tell everything."""
     config = read(path)
-    recipe = parse_recipe([config["recipe"], f"--output_dir={folder}/unused"])
+    recipe = parse_recipe([config["recipe"], f"--output_dir={tempfile.gettempdir()}"])
     interactions, tokenizer, histories = prepare(recipe)
     findings = audit(histories)
     checksum = describe_data(recipe, interactions)["sha256"]
     for name, model in config["models"].items():
-        check(path, name, model, folder)
+        check(path, name, model, folder, recipe)
+    if split not in histories:
+        raise ValueError(f"{config['recipe']} makes no split {split!r}, only {', '.join(histories)}.")
+    if config.get("published") and "candidates" not in histories[split].column_names:
+        raise ValueError(f"{path}: what is published are figures among candidates, and {config['recipe']} draws none.")
+    if others := other_than_asked(config, split, checksum, folder):
+        raise ValueError("\n".join(["what is kept is not what is asked for. Move it away:", *others]))
     for name in config["models"]:
-        kept = Path(folder, f"{slug(name)}.json")
-        if kept.exists():
-            known = json.loads(kept.read_text(encoding="utf-8")).get("made by", {})
-            wanted = made_by(config, name, split, checksum, folder)
-            if differ := [part for part in {**wanted, **known} if wanted.get(part) != known.get(part)]:
-                raise ValueError(f"{kept} differs by {', '.join(differ)} from what is asked for: move it away.")
+        if Path(folder, f"{slug(name)}.json").exists():
             continue
         print(f"{name} …", flush=True)
         with ProcessPoolExecutor(1, get_context("spawn")) as alone:
@@ -337,12 +399,15 @@ def compare(path: str, split: str, folder: str) -> str:
     judged = {name: load(folder, name) for name in config["models"]}
     whole, among = next(iter(judged.values()))[0]["protocol"]
     groups = slices(histories[split], item_counts(recipe, interactions, tokenizer))
-    text = [f"Protocol: {split}, {whole}.", results(judged)]
+    users = f"{histories[split].num_rows:,} users"
+    text = [f"Protocol: {split}, {whole}; {users}.", results(judged), COLUMNS]
     if table := sampled(config, judged):
-        text += [f"Protocol: {split}, {among}; never to be compared with the above.", table]
+        text += [f"Protocol: {split}, {among}; {users}; never to be compared with the above.", table]
     text += [sliced(judged, groups), tested(judged)]
     if leaks := [f"- {finding}" for finding in findings if finding.leak and len(finding.rows)]:
         text += ["**Leaks**, or actions that somebody repeated at one time:", "\n".join(leaks)]
+    else:
+        text += ["Leaks were looked for, and none found."]
     text += ["What the split lets a model know:"]
     text += ["\n".join(f"- {finding}" for finding in findings if not finding.leak)]
     report = "\n\n".join(text) + "\n"
@@ -357,7 +422,9 @@ if __name__ == "__main__":
     parser.add_argument("--split", default="test", choices=("validation", "test"), help="test, once all is chosen")
     parser.add_argument("--output_dir", help="default: runs/compare-CONFIG-SPLIT")
     args = parser.parse_args()
-    with plain_errors():
-        print(
-            compare(args.config, args.split, args.output_dir or f"runs/compare-{Path(args.config).stem}-{args.split}")
-        )
+    folder = args.output_dir or f"runs/compare-{Path(args.config).stem}-{args.split}"
+    try:
+        with plain_errors():
+            print(compare(args.config, args.split, folder))
+    except KeyboardInterrupt:
+        sys.exit(f"compare.py: stopped. The same again goes on with what is in {folder}.")

@@ -179,6 +179,10 @@ def test_splits_of_ours_never_leak(actions):
 
 
 def test_what_cannot_be_looked_at_is_refused():
+    with pytest.raises(ValueError, match="Expected the splits train, validation and test, found val"):
+        audit(DatasetDict(CLEAN, val=CLEAN["test"]))
+    with pytest.raises(ValueError, match="Expected the splits train, validation and test, found Dataset"):
+        audit(CLEAN["test"])
     nothing = CLEAN["test"].remove_columns("labels").add_column("labels", [[-100, -100, C], None])
     with pytest.raises(ValueError, match="test: expected labels in every row, found none in row 1"):
         audit(DatasetDict(CLEAN, test=nothing))

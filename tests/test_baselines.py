@@ -255,6 +255,12 @@ def test_the_collator_tells_bpr_whose_rows_they_are(tokenizer):
     assert batch["labels"].tolist() == [[-100, B]] * 3
 
 
+def test_bpr_without_its_users_is_refused():
+    bpr, batch = BprMf(two_groups(), VOCAB, factors=4), labelled([B], [A])
+    with pytest.raises(ValueError, match=r"collate with DataCollatorWithUsers\(tokenizer, model\.users\)"):
+        bpr(**{name: value for name, value in batch.items() if name != "users"})
+
+
 def test_somebody_unknown_to_bpr_is_the_mean_user():
     bpr = BprMf(two_groups(), VOCAB, factors=4)
     scores = bpr.scores(**query([A], users=[-1]))

@@ -2,6 +2,11 @@
 
 import importlib.util
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from itertools import product
 from pathlib import Path
 
@@ -215,7 +220,9 @@ def test_a_comparison_trains_judges_and_keeps(script, recipe_file, tmp_path):
     assert "| SASRec − Popularity |" in report or "| Popularity − SASRec |" in report
     assert "- validation: 16 of 16 rows (100.0%) are of users who are trained on as well" in report
     assert Path(folder, "comparison.png").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(ValueError, match=r"popularity\.json differs by split from what is asked for: move it away"):
+    with pytest.raises(
+        ValueError, match=r"Move it away:\n\S+popularity\.json: split validation → test\n\S+sasrec\.json: split"
+    ):
         script.compare(path, "test", folder)
 
 
@@ -231,7 +238,7 @@ def test_results_of_another_protocol_are_not_mixed(script, recipe_file, tmp_path
     path, folder = comparison(tmp_path, recipe_file, Popularity={"baseline": "popularity"}), str(tmp_path / "kept")
     script.train_and_judge(script.read(path), "Popularity", "test", folder)
     recipe_file.write_text(recipe_file.read_text() + "exclude_history: false\n")
-    with pytest.raises(ValueError, match=r"popularity\.json differs by judged by from what is asked for"):
+    with pytest.raises(ValueError, match=r"popularity\.json: exclude_history True → False$"):
         script.compare(path, "test", folder)
 
 
@@ -246,12 +253,12 @@ def test_results_of_other_options_or_weights_are_not_taken_for_those(script, rec
     script.compare(path, "test", folder)
     kept = other.read_text()
     other.write_text(kept.replace("num_train_epochs: 1", "num_train_epochs: 2"))
-    with pytest.raises(ValueError, match=r"sasrec\.json differs by recipe from what is asked for"):
+    with pytest.raises(ValueError, match=r"sasrec\.json: num_train_epochs 1\S* → 2\S*$"):
         script.compare(path, "test", folder)
     other.write_text(kept)
     weights = checkpoint / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\1")
-    with pytest.raises(ValueError, match=r"ours\.json differs by weights from what is asked for"):
+    with pytest.raises(ValueError, match=r"ours\.json: weights \['\w+'\] → "):
         script.compare(path, "test", folder)
 
 
@@ -290,6 +297,8 @@ def test_mistakes_are_found_before_anything_is_trained(script, recipe_file, tmp_
             {"BPR-MF": {"baseline": "bpr_mf"}, "BPR MF": {"baseline": "bpr_mf"}},
             "'BPR-MF' and another model would have the same file, bpr-mf: rename one",
         ),
+        ({"a|b": {"baseline": "ease"}}, r"a name with \| in it breaks the tables: rename 'a\|b'"),
+        ({"X": {"checkpoint": "y", "max_length": 5}}, "a checkpoint takes no options, found .* for 'X'"),
         ({"X": {}}, "expected one of baseline, recipe, checkpoint for 'X'"),
         ({"X": {"baseline": "ease", "checkpoint": "y"}}, "expected one of baseline, recipe, checkpoint for 'X'"),
     ],
@@ -299,12 +308,63 @@ def test_what_is_no_model_is_refused_before_anything_runs(script, recipe_file, t
         script.read(comparison(tmp_path, recipe_file, **models))
 
 
-def test_published_figures_that_no_table_shows_are_refused(script, recipe_file, tmp_path):
+@pytest.mark.parametrize(
+    ("published", "told"),
+    [
+        ({"Popularity": {"the paper": {"hit@10": 0.1, "mrr": 0.1}}}, "found hit@10"),
+        ({"Popularity": {"the paper": {"hr@10": "abc"}}}, r"expected SOURCE: \{metric: figure"),
+        ({"Popularity": {"hr@10": 0.1}}, r"expected SOURCE: \{metric: figure"),
+    ],
+)
+def test_published_figures_that_no_table_shows_are_refused(script, recipe_file, tmp_path, published, told):
     path = Path(comparison(tmp_path, recipe_file, Popularity={"baseline": "popularity"}))
-    config = json.loads(path.read_text()) | {"published": {"Popularity": {"the paper": {"hit@10": 0.1, "mrr": 0.1}}}}
-    path.write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=r"expected figures among hr@1, .*mrr for 'Popularity' .*found hit@10"):
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"published": published}))
+    with pytest.raises(ValueError, match=told):
         script.read(str(path))
+
+
+def test_published_figures_need_candidates_to_stand_beside(script, recipe_file, tmp_path):
+    recipe_file.write_text(recipe_file.read_text().replace("popularity_candidates: 2", ""))
+    path = Path(comparison(tmp_path, recipe_file, Popularity={"baseline": "popularity"}))
+    published = {"Popularity": {"the paper": {"hr@10": 0.1}}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"published": published}))
+    with pytest.raises(ValueError, match=r"are figures among candidates, and .* draws none"):
+        script.compare(str(path), "test", str(tmp_path / "kept"))
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "told"),
+    [
+        ("validation_in_train", True, "validation_in_train is True, where the comparison has False"),
+        ("exclude_history", False, "exclude_history is False, where the comparison has True"),
+        ("split", "at_time", "split is at_time, where the comparison has leave_one_out"),
+    ],
+)
+def test_a_model_of_another_split_is_refused(script, recipe_file, tmp_path, option, value, told):
+    models = {"Other": {"recipe": str(recipe_file), option: value}}
+    with pytest.raises(ValueError, match=f"Other: {told}: it may know targets"):
+        script.compare(comparison(tmp_path, recipe_file, **models), "test", str(tmp_path / "kept"))
+    if option == "validation_in_train":
+        words = {"recipe": str(recipe_file), option: value, "num_train_epochs": 1}
+        checkpoint = script.trained(words, str(tmp_path / "out"))
+        path = comparison(tmp_path, recipe_file, Other={"checkpoint": str(checkpoint)})
+        with pytest.raises(ValueError, match=f"Other: {told}"):
+            script.compare(path, "test", str(tmp_path / "kept"))
+
+
+def test_a_stop_says_how_to_go_on(recipe_file, tmp_path):
+    path = comparison(tmp_path, recipe_file, Ours={"recipe": str(recipe_file), "num_train_epochs": 10_000})
+    command = [sys.executable, str(SCRIPTS / "compare.py"), path, "--output_dir", str(tmp_path / "kept")]
+    running = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    while not list((tmp_path / "kept" / "ours").glob("checkpoint-*")):
+        assert running.poll() is None
+        time.sleep(0.1)
+    os.killpg(running.pid, signal.SIGINT)
+    _, errors = running.communicate(timeout=60)
+    assert f"compare.py: stopped. The same again goes on with what is in {tmp_path / 'kept'}." in errors
+    assert not (tmp_path / "kept" / "unused").exists()
 
 
 # Two users, eleven items. One: first and third of the catalogue, one of them level with another item, the first of its
@@ -374,7 +434,7 @@ def test_the_table_of_differences_is_corrected(script):
         return {"figures": figures(judgement, np.full(12, 3), np.ones(ROWS))}, judgement
 
     header, *lines = cells(script.tested({"Third": judged(7.0), "First": judged(1.0), "Second": judged(3.0)}))
-    assert header == ["difference of NDCG@10", "", "95 %", "p, corrected for 3 pairs"]
+    assert header == ["difference of NDCG@10", "", "95 %, this pair", "p, corrected for 3 pairs"]
     assert [line[:3] for line in lines] == [
         ["First − Second", "+0.5000", "+0.5000 to +0.5000"],
         ["First − Third", "+0.6667", "+0.6667 to +0.6667"],

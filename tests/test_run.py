@@ -12,9 +12,10 @@ from huggingface_hub import ModelCard
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, Trainer
 
 import hf_bert4rec
+from hf_bert4rec.baselines import Popularity
 from hf_bert4rec.checkpoint import check_sizes, model_card, push_checkpoint, save_checkpoint
 from hf_bert4rec.recipe import parse_recipe
-from hf_bert4rec.run import evaluate, evaluator, prepare, ranks_on, recommendation_table, run, summary
+from hf_bert4rec.run import evaluate, evaluator, prepare, ranks_on, recommendation_table, run, summary, whole_histories
 from tests.test_training import LOG, RECIPE, StopAt
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
@@ -420,3 +421,39 @@ def test_a_mistake_of_the_user_is_told_by_a_script_in_one_sentence(tmp_path):
     assert finished.returncode == 1
     assert finished.stderr.startswith("recommend.py: error:")
     assert "no config.json" in finished.stderr
+
+
+def test_an_evaluator_of_another_catalogue_is_refused(tmp_path, model):
+    recipe = recipe_for(tmp_path)
+    _, tokenizer, histories = prepare(recipe)
+    with pytest.raises(ValueError, match="they belong to different catalogues"):
+        evaluator(model, recipe, tokenizer, histories["test"])
+
+
+def test_rows_of_ones_own_need_no_lengths(tmp_path):
+    recipe = recipe_for(tmp_path)
+    interactions, tokenizer, histories = prepare(recipe)
+    popularity = Popularity(whole_histories(recipe, interactions, tokenizer), len(tokenizer))
+    judge = evaluator(popularity, recipe, tokenizer, histories["test"])
+    expected = ranks_on(judge, histories["test"])
+    assert (ranks_on(judge, histories["test"].remove_columns("length")) == expected).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "told"), [([], True), (["--exclude_history=false"], False), (["--keep_repeats=false"], False)]
+)
+def test_people_who_come_back_to_what_they_had_are_told_of(tmp_path, caplog, options, told):
+    log = "user,item,timestamp\n" + "".join(f"u{u},i{(u + t) % 3},{t}\n" for u in range(9) for t in range(6))
+    recipe = recipe_for(tmp_path, *options)
+    (tmp_path / "log.csv").write_text(log + "v,i0,1\nv,i1,2\nv,i4,3\n")
+    prepare(recipe)
+    assert (
+        any("90 % of the test targets are items that their user has had before" in it for it in caplog.messages) is told
+    )
+
+
+def test_without_a_bar_an_evaluation_is_one_line(tmp_path, capsys):
+    run(recipe_for(tmp_path, "--num_train_epochs=2", "--disable_tqdm=true"))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line[:13] for line in lines if "NDCG@10" in line] == ["epoch   1.0  ", "epoch   2.0  "]
+    assert not [line for line in lines if "eval_" in line]

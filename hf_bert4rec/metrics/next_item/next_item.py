@@ -11,7 +11,7 @@ DESCRIPTION = "Hit rate, NDCG and MRR of next-item recommendation, from the rank
 INPUTS = """
 Args:
     predictions: rank of each user's held-out item, from 1; half a place is a tie.
-    k: cut-offs; 1, 5 and 10 if not given.
+    k: a cut-off, or several; 1, 5 and 10 if not given.
 Returns:
     A value between 0 and 1 for each of hr@k, ndcg@k and mrr@k.
 Examples:
@@ -38,5 +38,5 @@ class NextItem(evaluate.Metric):
             features=datasets.Features({"predictions": datasets.Value("float64")}),
         )
 
-    def _compute(self, predictions: Sequence[float], k: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
-        return ranking_metrics(predictions, k)
+    def _compute(self, predictions: Sequence[float], k: int | Sequence[int] = (1, 5, 10)) -> dict[str, float]:
+        return ranking_metrics(predictions, [k] if isinstance(k, int) else k)
