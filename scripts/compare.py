@@ -18,6 +18,7 @@ import argparse
 import dataclasses
 import hashlib
 import json
+import logging
 import re
 import resource
 import sys
@@ -123,6 +124,8 @@ def train_and_judge(config: dict[str, Any], name: str, split: str, folder: str) 
         ValueError: The model is of another catalogue, or was trained on other data.
     """
     transformers.logging.disable_progress_bar()
+    for module in ("interactions", "run"):  # the data are the same for all, and were told of once
+        logging.getLogger(f"hf_bert4rec.{module}").setLevel(logging.WARNING)
     recipe = parse_recipe([config["recipe"], f"--output_dir={tempfile.gettempdir()}", "--disable_tqdm=true"])
     interactions, tokenizer, histories = prepare(recipe)
     options = dict(config["models"][name])
