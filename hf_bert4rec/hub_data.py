@@ -49,7 +49,7 @@ def push_data(
 
     Raises:
         FileExistsError: The repository holds other data.
-        OSError: The Hub refuses it or cannot be reached: then no file of the repository has changed.
+        OSError: The Hub refuses it or cannot be reached, see `push_checkpoint`.
         PermissionError: The data are not embedded, and nobody said that they may be shared.
         ValueError: The data cannot be used as the recipe says, or the splits have not the same columns.
     """
@@ -75,10 +75,11 @@ def push_data(
         if is_embedded(recipe.run.data):  # its terms ask to travel with it
             shutil.copy(EMBEDDED / recipe.run.data / "README.txt", folder / LICENSE)
         repository = api.create_repo(repository, repo_type="dataset", private=private, exist_ok=True).repo_id
-        there = set(api.list_repo_files(repository, repo_type="dataset")) - {".gitattributes", "README.md"}
-        if there and f"{TOKENIZER}/tokenizer.json" not in there:
+        there = api.repo_info(repository, repo_type="dataset")
+        files = {file.rfilename for file in there.siblings or ()} - {".gitattributes", "README.md"}
+        if files and f"{TOKENIZER}/tokenizer.json" not in files:
             raise FileExistsError(
-                f"{repository} is taken: it holds other data, such as {min(there)}. Push to another name."
+                f"{repository} is taken: it holds other data, such as {min(files)}. Push to another name."
             )
         data_card(repository, facts, histories, (folder / LICENSE).exists()).save(folder / "README.md")
         with warnings.catch_warnings():
@@ -87,6 +88,7 @@ def push_data(
                 repo_id=repository,
                 repo_type="dataset",
                 folder_path=folder,
+                parent_commit=there.sha,  # what was looked at: else two pushes at once could mix
                 delete_patterns=["data/*", f"{TOKENIZER}/*", LICENSE],  # what older histories had and these have not
                 commit_message=f"Upload the histories of {facts['name']}",
             )

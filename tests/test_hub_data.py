@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 from hf_bert4rec.hub_data import push_data
 from hf_bert4rec.recipe import parse_recipe
 from hf_bert4rec.run import prepare
-from tests.hub_server import OWNER, commit_id
+from tests.hub_server import OWNER, TOKEN, commit_id
 from tests.test_hub import ROOT, hf
 
 NAME = f"{OWNER}/histories"
@@ -149,6 +149,28 @@ def test_the_embedded_data_go_up_unasked_with_their_terms(hub, config):
     assert "min_user_interactions: 500" in card.text
 
 
+def test_a_token_that_is_passed_is_used(hub, config, monkeypatch):
+    monkeypatch.delenv("HF_TOKEN")
+    push_data(parse_recipe([str(config)]), NAME, may_share=True, token=TOKEN)
+    assert "tokenizer/tokenizer.json" in hub.repositories[f"datasets/{NAME}"].files
+
+
+def test_the_terms_of_older_data_do_not_stay(hub, config):
+    embedded = ["--data=ml-latest-small", "--titles=ml-latest-small", "--terms=none", "--min_user_interactions=500"]
+    push_data(parse_recipe([str(config), *embedded]), NAME)
+    push_data(parse_recipe([str(config)]), NAME, may_share=True)
+    assert "LICENSE" not in hub.repositories[f"datasets/{NAME}"].files
+
+
+def test_two_that_push_at_once_do_not_mix(hub, config):
+    push_data(parse_recipe([str(config)]), NAME, may_share=True)
+    repository = hub.repositories[f"datasets/{NAME}"]
+    hub.meanwhile = lambda: repository.commits.append({**repository.files, "data/train.parquet": b"of others"})
+    with pytest.raises(OSError, match="the Hub has got another commit there meanwhile"):
+        push_data(parse_recipe([str(config)]), NAME, may_share=True)
+    assert repository.files["data/train.parquet"] == b"of others"
+
+
 # ----------------------------------------------------------------------------------------------- what is refused
 
 
@@ -157,6 +179,9 @@ def test_other_data_are_not_pushed_by_accident(hub, config):
         PermissionError, match=r"mine\.csv does not travel.* Its terms: Ours, CC BY 4\.0\..*--i_may_share"
     ):
         push_data(parse_recipe([str(config)]), NAME)
+    names = ["--data=ml-latest-small", "--titles=none", f"--item_ids={config}", "--terms=none"]
+    with pytest.raises(PermissionError, match=rf"{config.name} does not travel"):
+        push_data(parse_recipe([str(config), *names]), NAME)
     with pytest.raises(PermissionError, match=r"titles\.csv does not travel.* Nothing is recorded of its terms\."):
         push_data(parse_recipe([str(config), "--data=ml-latest-small", "--terms=none"]), NAME)
     assert hub.requests == []

@@ -79,6 +79,19 @@ def test_a_tokenizer_of_another_catalogue_is_refused(model):
         transfer(model, OLD, NEW, match="name")
 
 
+def test_new_items_of_an_untied_output_start_at_the_mean_of_the_old():
+    torch.manual_seed(0)
+    model = Bert4RecForMaskedLM(small_config(len(OLD), 6, tie_word_embeddings=False)).eval()
+    new = transfer(model, OLD, NEW)
+    shared = set(OLD.items.to_pylist())
+    added = [row for row, item in enumerate(NEW.items.to_pylist(), 3) if item not in shared]
+    mean, spread = model.lm_head.weight[3:].mean(dim=0), model.config.initializer_range
+    assert added
+    for row in added:
+        assert ((new.lm_head.weight[row] - mean).abs() <= 2 * spread + 1e-6).all()
+    assert not torch.equal(new.lm_head.weight[added[0]], new.get_input_embeddings().weight[added[0]])
+
+
 def test_a_model_keeps_its_precision(model):
     new = transfer(model.bfloat16(), OLD, NEW)
     assert {parameter.dtype for parameter in new.parameters()} == {torch.bfloat16}
