@@ -239,16 +239,9 @@ class BprMf(Baseline):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        whole_numbers(factors=factors, iterations=iterations)
-        model = implicit("cpu.bpr").BayesianPersonalizedRanking(
-            factors=factors,
-            learning_rate=learning_rate,
-            regularization=regularization,
-            iterations=iterations,
-            random_state=seed,
-            num_threads=torch.get_num_threads(),
-        )
-        model.fit(user_items(train, vocab_size), show_progress=False)
+        options = {"learning_rate": learning_rate, "regularization": regularization}
+        kind = ("cpu.bpr", "BayesianPersonalizedRanking")
+        model = factorised(kind, user_items(train, vocab_size), factors, iterations, seed, **options)
         self.users = {user: row for row, user in enumerate(train["user"][:])}
         self.user_factors, self.item_factors = (
             torch.from_numpy(model.user_factors),
@@ -290,16 +283,9 @@ class Als(FromHistory):
         seed: int = 0,
     ) -> None:
         super().__init__(train, vocab_size)
-        whole_numbers(factors=factors, iterations=iterations)
-        self.model = implicit("cpu.als").AlternatingLeastSquares(
-            factors=factors,
-            regularization=regularization,
-            alpha=alpha,
-            iterations=iterations,
-            random_state=seed,
-            num_threads=torch.get_num_threads(),
-        )
-        self.model.fit(user_items(train, vocab_size), show_progress=False)
+        options = {"regularization": regularization, "alpha": alpha}
+        kind = ("cpu.als", "AlternatingLeastSquares")
+        self.model = factorised(kind, user_items(train, vocab_size), factors, iterations, seed, **options)
 
     def scores_of_sets(self, sets: torch.Tensor) -> torch.Tensor:
         """Products of factors, those of the users solved for."""
@@ -329,6 +315,16 @@ def implicit(module: str) -> Any:
         return __import__(f"implicit.{module}", fromlist=["*"])
     except ImportError as error:
         raise ImportError("This baseline needs implicit: pip install 'hf-bert4rec[baselines]'.") from error
+
+
+def factorised(kind: tuple[str, str], sets: Any, factors: int, iterations: int, seed: int, **options: float) -> Any:
+    """A matrix factorisation of `implicit`, by its module and class, fitted to who has what."""
+    whole_numbers(factors=factors, iterations=iterations)
+    model = getattr(implicit(kind[0]), kind[1])(
+        factors=factors, iterations=iterations, random_state=seed, num_threads=torch.get_num_threads(), **options
+    )
+    model.fit(sets, show_progress=False)
+    return model
 
 
 def whole_numbers(**options: Any) -> None:

@@ -193,6 +193,12 @@ def uniform_candidates(rows: Dataset, vocab_size: int, number: int = 100, seed: 
     return popularity_candidates(rows, np.ones(vocab_size, np.int64), number, seed)
 
 
+def are_repeats(rows: Dataset) -> np.ndarray:
+    """(rows,) whether the target of each row is an item that its user has had before."""
+    histories = rows.with_format("numpy")["history"][:]
+    return np.array([target in history for target, history in zip(target_items(rows), histories, strict=True)], bool)
+
+
 def target_items(rows: Dataset) -> np.ndarray:
     """(users,) the target of each row of a validation or test split, a row of the item table."""
     return np.array([labels.max() for labels in rows.with_format("numpy")["labels"]], np.int64)

@@ -17,6 +17,7 @@ logger = logging.getLogger(__name__)
 GB = 10**9
 GAPS = 1.25  # what an allocator holds of what it is asked for, when it keeps what is freed
 MANY_ITEMS = 100_000  # here a step with the full softmax takes 15 times as long as one with a sampled one
+FEWER = "a smaller hidden_size, or leave out rare items (min_item_interactions)"
 PARTS = ("parameters", "gradients", "optimizer_state", "activations", "loss")
 
 
@@ -102,7 +103,7 @@ def estimate_memory(
         lower = "share_negatives=True, or fewer num_negatives"
     gaps = 1 if gradient_checkpointing else GAPS
     if 4 * parameters > gaps * max(activations, loss):
-        lower = "a smaller hidden_size, or leave out rare items (min_item_interactions)"
+        lower = FEWER
     elif activations > loss:
         more = model.supports_gradient_checkpointing and not gradient_checkpointing
         lower = "a smaller per_device_train_batch_size" + (", or gradient_checkpointing" if more else "")
@@ -126,8 +127,8 @@ def check_memory(estimate: MemoryEstimate, free: float) -> None:
     """
     if estimate.fixed > free:
         raise MemoryError(
-            f"Parameters, gradients and optimiser state take {estimate.fixed:.2f} GB, {free:.2f} GB are free: take a "
-            "smaller hidden_size, or leave out rare items (min_item_interactions)."
+            f"Parameters, gradients and optimiser state take {estimate.fixed:.2f} GB, {free:.2f} GB are free: take "
+            f"{FEWER}."
         )
 
 

@@ -45,7 +45,7 @@ from .checkpoint import (
     results_table,
     save_checkpoint,
 )
-from .histories import SPLITS, before, popularity_candidates, target_items, uniform_candidates
+from .histories import SPLITS, are_repeats, before, popularity_candidates, uniform_candidates
 from .interactions import load_interactions, load_titles, rename_items
 from .optimization import muon
 from .pipeline_next_item import NextItemRecommendationPipeline, pipeline
@@ -131,8 +131,7 @@ def prepare(recipe: Recipe, tokenizer: ItemTokenizer | None = None) -> tuple[Dat
 
 def _tell_of_repeats(rows: Dataset) -> None:
     """Warn where people come back to what they had: a recommender that leaves it out cannot be right for them."""
-    histories = rows.with_format("numpy")["history"][:]
-    again = sum(target in history for target, history in zip(target_items(rows), histories, strict=True))
+    again = are_repeats(rows).sum()
     if again > REPEATS * rows.num_rows:
         logger.warning(
             "%.0f %% of the test targets are items that their user has had before. They stay in the ranking, but with "
@@ -199,8 +198,8 @@ def trainer_for(recipe: Recipe, tokenizer: ItemTokenizer, histories: DatasetDict
     source = None if recipe.run.start_from is None else fetch_checkpoint(recipe.run.start_from)
     if source is not None:
         config = AutoConfig.from_pretrained(source, vocab_size=len(tokenizer))
-    else:  # only what the recipe names: the others are the defaults of the model's own configuration
-        options = {name: value for name, value in dataclasses.asdict(recipe.model).items() if name in recipe.options}
+    else:
+        options = named_options(recipe)
         sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": tokenizer.model_max_length}
         config = AutoConfig.for_model(recipe.run.architecture, **sizes, **options)
     with torch.device("meta"):  # nothing is allocated
@@ -223,6 +222,11 @@ def trainer_for(recipe: Recipe, tokenizer: ItemTokenizer, histories: DatasetDict
     return trainer
 
 
+def named_options(recipe: Recipe) -> dict[str, Any]:
+    """The options of the model that a recipe names; the others are the defaults of the model's own configuration."""
+    return {name: value for name, value in dataclasses.asdict(recipe.model).items() if name in recipe.options}
+
+
 def started_from(recipe: Recipe, source: Path, tokenizer: ItemTokenizer) -> PreTrainedModel:
     """The model of a checkpoint for the catalogue of `tokenizer`, with dropout and loss as the recipe names them.
 
@@ -237,7 +241,7 @@ def started_from(recipe: Recipe, source: Path, tokenizer: ItemTokenizer) -> PreT
         raise ValueError(
             f"{source} is a {model.config.model_type}, the recipe's architecture {recipe.run.architecture}."
         )
-    given = {name: value for name, value in dataclasses.asdict(recipe.model).items() if name in recipe.options}
+    given = named_options(recipe)
     changes = {name: value for name, value in given.items() if name in WITHOUT_WEIGHTS}
     overruled = [name for name in given.keys() - changes if given[name] != getattr(model.config, name)]
     if overruled:

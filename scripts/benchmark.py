@@ -110,13 +110,10 @@ def configuration(args: argparse.Namespace, rows: int) -> Any:
         max_position_embeddings=args.length,
         hidden_dropout_prob=args.dropout,
         attention_probs_dropout_prob=args.attention_dropout,
-        **loss_options(args),
+        loss=args.loss or "softmax",
+        num_negatives=args.num_negatives,
+        share_negatives=not args.unshared,
     )
-
-
-def loss_options(args: argparse.Namespace) -> dict[str, Any]:
-    """What is said of the loss."""
-    return {"loss": args.loss or "softmax", "num_negatives": args.num_negatives, "share_negatives": not args.unshared}
 
 
 class StepTimer(TrainerCallback):
@@ -267,8 +264,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         settings = package.RecommendationTrainingArguments(
             folder, per_device_eval_batch_size=args.batch, disable_tqdm=True, use_cpu=args.device == "cpu"
         )
-        setup = package.cloze_training(tokenizer)  # evaluates any of them
-        trainer = Trainer(model, settings, eval_dataset=rows, **setup)
+        trainer = Trainer(model, settings, eval_dataset=rows, **package.cloze_training(tokenizer))
         for _ in range(1 + args.repeats):
             mark = time.perf_counter()
             ranks_on(trainer, rows)
@@ -351,7 +347,7 @@ def table(lines: Iterable[dict[str, Any]]) -> str:
     """Markdown: a table a setting, a row a peer, each figure with its ratio to ours; medians of what was repeated."""
     repeats: dict[tuple, list[dict[str, Any]]] = {}
     for line in map(by_processor, lines):
-        repeats.setdefault(tuple(line.get(name) for name in (*SETTING, *CHOICES)), []).append(line)
+        repeats.setdefault(tuple(line.get(name) for name in (*SETTING, "peer", "batch", *CHOICES)), []).append(line)
     settings: dict[tuple, list[dict[str, Any]]] = {}
     for same in repeats.values():
         numbers = {name: [line[name] for line in same if name in line] for name in SHOWN}
@@ -364,7 +360,7 @@ def table(lines: Iterable[dict[str, Any]]) -> str:
         first = rows[0]
         speed = "items_per_second" if first["what"] == "train" else "users_per_second"
         unit = speed.replace("_per_second", "/s")
-        plain = (row for row in rows if row["peer"] == OURS and speed in row and not any(map(row.get, CHOICES[2:])))
+        plain = (row for row in rows if row["peer"] == OURS and speed in row and not any(map(row.get, CHOICES)))
         ours = next(plain, None)
         shape = ", ".join(f"{name} {first[name]}" for name in SETTING[4:] if name in first)
         threads = f"{first['threads']} thread{'s' * (first['threads'] > 1)}"
@@ -372,8 +368,8 @@ def table(lines: Iterable[dict[str, Any]]) -> str:
         parts.append(f"\n**{first['what']}, {first['data']}**, length {first['length']}, {shape}, {threads}{clock}\n")
         parts.append(f"| | batch | {unit} | ours is | peak GB | ours is |\n|---|---:|---:|---:|---:|---:|")
         for row in sorted(rows, key=lambda row: -row.get(speed, 0)):
-            marks = [row.get(name) for name in ("architecture", "loss", "attention")]
-            marks += [name for name in CHOICES[5:] if row.get(name)]
+            marks = [row.get(name) for name in NAMED]
+            marks += [name for name in FLAGS if row.get(name)]
             name = " ".join(filter(None, [row["peer"], *marks]))
             if speed not in row:
                 parts.append(f"| {name} | {row['batch']} | {row.get('error', '')} | | {row['peak_rss_gb']:.1f} | |")
@@ -389,8 +385,14 @@ def table(lines: Iterable[dict[str, Any]]) -> str:
 SETTING = ("what", "data", "length", "threads", "hidden", "layers", "heads", "mask_prob", "device")
 """What is the same for all rows of a table."""
 
-CHOICES = ("peer", "batch", *(name for name in USUAL if name != "device"), "attention_dropout")
-"""What makes a row of its own."""
+NAMED = ("architecture", "loss", "attention")
+"""Choices that a row is called by."""
+
+FLAGS = ("unshared", "gradient_checkpointing", "bf16", "compile", "attention_dropout")
+"""Those of which it tells that they were made."""
+
+CHOICES = (*NAMED, *FLAGS, "num_negatives")
+"""What makes, with peer and batch, a row of its own."""
 
 SHOWN = ("items_per_second", "users_per_second", "peak_rss_gb")
 SCALES: dict[str, list[dict[str, Any]]] = {

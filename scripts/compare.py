@@ -88,6 +88,7 @@ def read(path: str) -> dict[str, Any]:
             )
         if "checkpoint" in model and len(model) > 1:
             raise ValueError(f"{path}: a checkpoint takes no options, found {model} for {name!r}.")
+    config["published"] = config.get("published") or {}
     check_names(path, config)
     return config
 
@@ -100,7 +101,7 @@ def check_names(path: str, config: dict[str, Any]) -> None:
             raise ValueError(f"{path}: {name!r} and another model would have the same file, {slug(name)}: rename one.")
         if "|" in name:
             raise ValueError(f"{path}: a name with | in it breaks the tables: rename {name!r}.")
-    for name, figures_of in (config.get("published") or {}).items():
+    for name, figures_of in config["published"].items():
         given = figures_of.values() if isinstance(figures_of, dict) else [figures_of]
         for figure in given:
             if not isinstance(figure, dict) or not all(isinstance(value, (int, float)) for value in figure.values()):
@@ -300,11 +301,11 @@ def sampled(config: dict[str, Any], judged: dict[str, tuple[dict[str, Any], Judg
     """The metrics among candidates, by the columns of the paper's Table 2, the published ones beside."""
     lines = []
     any_sampled = any(how_sampled(facts["figures"]) for facts, _ in judged.values())
-    for name in dict.fromkeys([*judged, *(config.get("published") or {})]):
+    for name in dict.fromkeys([*judged, *config["published"]]):
         row = judged[name][0]["figures"] if name in judged else {}
         if among := how_sampled(row):
             lines.append([name, *(f"{row[f'{column}_{among}']:.4f}" for column in SAMPLED_METRICS)])
-        for source, figure in (config.get("published") or {}).get(name, {}).items() if any_sampled else ():
+        for source, figure in config["published"].get(name, {}).items() if any_sampled else ():
             known = (f"{figure[column]:.4f}" if column in figure else "" for column in SAMPLED_METRICS)
             lines.append([f"{name} in {source}", *known])
     return markdown_table(["model", *(column.upper() for column in SAMPLED_METRICS)], lines) if lines else ""
@@ -389,7 +390,7 @@ def compare(path: str, split: str, folder: str) -> str:
         check(path, name, model, folder, recipe)
     if split not in histories:
         raise ValueError(f"{config['recipe']} makes no split {split!r}, only {', '.join(histories)}.")
-    if config.get("published") and "candidates" not in histories[split].column_names:
+    if config["published"] and "candidates" not in histories[split].column_names:
         raise ValueError(f"{path}: what is published are figures among candidates, and {config['recipe']} draws none.")
     if others := other_than_asked(config, split, checksum, folder):
         raise ValueError("\n".join(["what is kept is not what is asked for. Move it away:", *others]))

@@ -107,6 +107,8 @@ def test_the_table_compares_like_with_like(benchmark):
     rows = [row.split(" | ") for row in benchmark.table(lines).splitlines() if row.startswith("| other")]
     assert [row[3] for row in rows] == ["40.0 ×", "10.0 ×", "70.0 ×"]
     assert "| hf-bert4rec bce | 8 | 9,000 | 0.1 × |" in benchmark.table(lines)
+    flex = line("hf-bert4rec", items_per_second=1, attention="flex_attention", compile=True)
+    assert "| hf-bert4rec flex_attention compile | 8 | 1 | 1000.0 × |" in benchmark.table([*lines, flex])
 
 
 def test_the_table_does_not_count_what_other_work_took_of_a_core(benchmark):
