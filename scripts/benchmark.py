@@ -302,7 +302,7 @@ def measure(args: argparse.Namespace) -> None:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
         if args.device == "cuda":
             result["peak_gpu_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 2)
-        print(json.dumps({**line, **result, "peak_rss_gb": round(peak, 2), "threads": args.threads}), flush=True)
+        print(json.dumps({**line, **result, "peak_rss_gb": round(peak, 3), "threads": args.threads}), flush=True)
 
     done = threading.Event()
 
