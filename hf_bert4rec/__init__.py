@@ -9,13 +9,16 @@ from pathlib import Path
 
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel
 
-from .baselines import MarkovChain, Popularity
-from .configuration_bert4rec import Bert4RecConfig
-from .data_collator import DataCollatorForCloze, DataCollatorForNextItem
-from .histories import before, leave_one_out, popularity_candidates, split_at_time, uniform_candidates
-from .interactions import load_interactions, load_titles, rename_items
-from .modeling_bert4rec import Bert4RecForMaskedLM, Bert4RecModel
-from .modeling_unidirectional import (
+from .data.data_collator import DataCollatorForCloze, DataCollatorForNextItem
+from .data.histories import before, leave_one_out, popularity_candidates, split_at_time, uniform_candidates
+from .data.interactions import load_interactions, load_titles, rename_items
+from .data.tokenization import ItemTokenizer, extend_item_tokenizer, item_tokenizer
+from .evaluation.baselines import MarkovChain, Popularity
+from .evaluation.ranking import ranking_metrics, target_ranks
+from .inference.pipeline import NextItemRecommendationPipeline, pipeline
+from .models.configuration_bert4rec import Bert4RecConfig
+from .models.modeling_bert4rec import Bert4RecForMaskedLM, Bert4RecModel
+from .models.modeling_unidirectional import (
     Gru4RecConfig,
     Gru4RecForMaskedLM,
     Gru4RecModel,
@@ -23,20 +26,17 @@ from .modeling_unidirectional import (
     SasRecForMaskedLM,
     SasRecModel,
 )
-from .optimization import muon
-from .pipeline_next_item import NextItemRecommendationPipeline, pipeline
-from .ranking import ranking_metrics, target_ranks
-from .resources import estimate_memory
-from .tokenization import ItemTokenizer, extend_item_tokenizer, item_tokenizer
-from .trainer import RecommendationTrainer
-from .training import (
+from .training.optimizer import muon
+from .training.resources import estimate_memory
+from .training.trainer import RecommendationTrainer
+from .training.training import (
     ClozeCallback,
     RecommendationTrainingArguments,
     ResourceCallback,
     cloze_training,
     next_item_training,
 )
-from .transfer import transfer
+from .training.transfer import transfer
 
 __all__ = [
     "NEXT_ITEM_METRIC",
@@ -79,7 +79,7 @@ __all__ = [
     "uniform_candidates",
 ]
 
-NEXT_ITEM_METRIC = str(Path(__file__).parent / "metrics" / "next_item")
+NEXT_ITEM_METRIC = str(Path(__file__).parent / "evaluation" / "metrics" / "next_item")
 """Where `evaluate.load` finds HR@k, NDCG@k and MRR@k."""
 
 _Model = tuple[type[Bert4RecConfig], type[PreTrainedModel], type[PreTrainedModel]]

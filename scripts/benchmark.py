@@ -48,11 +48,11 @@ from matplotlib.figure import Figure
 from transformers import AutoConfig, AutoModelForMaskedLM, Trainer, TrainerCallback, set_seed
 
 import hf_bert4rec as package
-from hf_bert4rec.checkpoint import NAMES
-from hf_bert4rec.configuration_bert4rec import LOSSES
-from hf_bert4rec.pipeline_next_item import DEFAULT_BATCH_SIZE
-from hf_bert4rec.recipe import plain_errors
-from hf_bert4rec.run import ranks_on
+from hf_bert4rec.cli.recipe import plain_errors
+from hf_bert4rec.cli.run import ranks_on
+from hf_bert4rec.hub.checkpoint import NAMES
+from hf_bert4rec.inference.pipeline import DEFAULT_BATCH_SIZE
+from hf_bert4rec.models.configuration_bert4rec import LOSSES
 
 STARTED = time.perf_counter()
 WARMUP = 3  # steps before the timed ones

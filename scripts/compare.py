@@ -38,15 +38,24 @@ from datasets import Dataset
 from matplotlib.figure import Figure
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-from hf_bert4rec.audit import audit
-from hf_bert4rec.baselines import BASELINES, DataCollatorWithUsers
-from hf_bert4rec.checkpoint import FACTS_FILE, check_sizes, fetch_checkpoint, markdown_table, weight_files
-from hf_bert4rec.comparison import LEAST, Judgement, figures, holm, judge, paired_difference, slice_figures, slices
-from hf_bert4rec.configuration_bert4rec import SPECIAL_TOKENS
-from hf_bert4rec.histories import target_items
-from hf_bert4rec.ranking import SAMPLED_METRICS, bootstrap_interval, how_sampled, ndcg_gains
-from hf_bert4rec.recipe import Recipe, parse_recipe, plain_errors
-from hf_bert4rec.run import describe_data, evaluator, prepare, protocol, run, sampled_by, whole_histories
+from hf_bert4rec.cli.recipe import Recipe, parse_recipe, plain_errors
+from hf_bert4rec.cli.run import describe_data, evaluator, prepare, protocol, run, sampled_by, whole_histories
+from hf_bert4rec.data.audit import audit
+from hf_bert4rec.data.histories import target_items
+from hf_bert4rec.evaluation.baselines import BASELINES, DataCollatorWithUsers
+from hf_bert4rec.evaluation.comparison import (
+    LEAST,
+    Judgement,
+    figures,
+    holm,
+    judge,
+    paired_difference,
+    slice_figures,
+    slices,
+)
+from hf_bert4rec.evaluation.ranking import SAMPLED_METRICS, bootstrap_interval, how_sampled, ndcg_gains
+from hf_bert4rec.hub.checkpoint import FACTS_FILE, check_sizes, fetch_checkpoint, markdown_table, weight_files
+from hf_bert4rec.models.configuration_bert4rec import SPECIAL_TOKENS
 
 KINDS = ("baseline", "recipe", "checkpoint")
 READ = ("split", "max_length", "exclude_history", "popularity_candidates", "uniform_candidates")

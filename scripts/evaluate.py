@@ -10,9 +10,9 @@ import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads make small models much slower
 
-from hf_bert4rec.checkpoint import results_table, sampled_table
-from hf_bert4rec.recipe import parse_recipe, plain_errors
-from hf_bert4rec.run import evaluate
+from hf_bert4rec.cli.recipe import parse_recipe, plain_errors
+from hf_bert4rec.cli.run import evaluate
+from hf_bert4rec.hub.checkpoint import results_table, sampled_table
 
 if __name__ == "__main__":
     recipe = parse_recipe(description=__doc__, config="CHECKPOINT")

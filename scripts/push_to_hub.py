@@ -6,8 +6,8 @@ python scripts/push_to_hub.py runs/ml-latest-small/model your-name/bert4rec-ml-l
 
 import argparse
 
-from hf_bert4rec.checkpoint import push_checkpoint
-from hf_bert4rec.recipe import plain_errors
+from hf_bert4rec.cli.recipe import plain_errors
+from hf_bert4rec.hub.checkpoint import push_checkpoint
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

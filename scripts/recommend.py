@@ -10,8 +10,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning th
 import argparse
 
 from hf_bert4rec import pipeline
-from hf_bert4rec.recipe import plain_errors
-from hf_bert4rec.run import recommendation_table
+from hf_bert4rec.cli.recipe import plain_errors
+from hf_bert4rec.cli.run import recommendation_table
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -34,10 +34,10 @@ import yaml
 from matplotlib.figure import Figure
 from transformers import TrainerCallback
 
-from hf_bert4rec.checkpoint import markdown_table
-from hf_bert4rec.ranking import ndcg_gains
-from hf_bert4rec.recipe import Recipe, parse_recipe, plain_errors
-from hf_bert4rec.run import prepare, ranks_on, trainer_for
+from hf_bert4rec.cli.recipe import Recipe, parse_recipe, plain_errors
+from hf_bert4rec.cli.run import prepare, ranks_on, trainer_for
+from hf_bert4rec.evaluation.ranking import ndcg_gains
+from hf_bert4rec.hub.checkpoint import markdown_table
 
 MEASURE = "ndcg@10"
 

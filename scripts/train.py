@@ -15,8 +15,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning th
 
 import transformers
 
-from hf_bert4rec.recipe import parse_recipe, plain_errors
-from hf_bert4rec.run import run, summary
+from hf_bert4rec.cli.recipe import parse_recipe, plain_errors
+from hf_bert4rec.cli.run import run, summary
 
 if __name__ == "__main__":
     recipe = parse_recipe(description=__doc__)

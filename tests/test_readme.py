@@ -7,7 +7,7 @@ import torch
 
 from hf_bert4rec import Bert4RecForMaskedLM, item_tokenizer, load_titles
 from tests.conftest import small_config
-from tests.test_training import LOG
+from tests.training.test_training import LOG
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -23,8 +23,8 @@ from jinja2 import Environment, FileSystemLoader
 
 import hf_bert4rec
 from hf_bert4rec import NextItemRecommendationPipeline
-from hf_bert4rec.pipeline_next_item import Recommendation
-from hf_bert4rec.recipe import plain_errors
+from hf_bert4rec.cli.recipe import plain_errors
+from hf_bert4rec.inference.pipeline import Recommendation
 
 if TYPE_CHECKING:
     import gradio as gr

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from huggingface_hub import HfApi, SpaceCard
 
-from hf_bert4rec.checkpoint import check_checkpoint, hub_errors, is_folder, published_files
-from hf_bert4rec.recipe import plain_errors
+from hf_bert4rec.cli.recipe import plain_errors
+from hf_bert4rec.hub.checkpoint import check_checkpoint, hub_errors, is_folder, published_files
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -42,7 +42,7 @@ def assemble(folder: Path, model: str) -> str:
     for name in APP:
         shutil.copy(HERE / name, folder)
     shutil.copy(ROOT / "LICENSE", folder)
-    shutil.copytree(ROOT / "hf_bert4rec", folder / "hf_bert4rec", ignore=shutil.ignore_patterns("data", "__pycache__"))
+    shutil.copytree(ROOT / "hf_bert4rec", folder / "hf_bert4rec", ignore=shutil.ignore_patterns("embedded", "__pycache__"))
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     (folder / "requirements.txt").write_text("\n".join(project["dependencies"]) + "\n", encoding="utf-8")
     card = SpaceCard.load(HERE / "README.md")

@@ -1,0 +1,1 @@
+"""Ranks and metrics of next-item recommendation, baselines, and the comparison of models."""

@@ -1,0 +1,1 @@
+"""Checkpoints: saved, checked, described by a card, and shared on the Hub."""

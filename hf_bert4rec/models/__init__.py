@@ -1,0 +1,1 @@
+"""The models, their configurations and their loss: the code that travels with the weights."""

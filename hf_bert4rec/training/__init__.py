@@ -1,0 +1,1 @@
+"""What the stock Trainer needs to train a recommender."""

@@ -1,0 +1,192 @@
+"""Leaks that were put in by hand are found, with their rows; splits of ours have none."""
+
+import pytest
+from datasets import Dataset, DatasetDict
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hf_bert4rec import before, item_tokenizer, leave_one_out, split_at_time
+from hf_bert4rec.data.audit import audit
+
+A, B, C, D, E = 3, 4, 5, 6, 7
+MASK, UNK = 1, 2
+
+
+def train(*rows: tuple[str, list[int], list[int]]) -> Dataset:
+    users, input_ids, timestamps = zip(*rows, strict=True)
+    nothing = [None] * len(rows)
+    columns = {"user": users, "input_ids": input_ids, "timestamps": timestamps, "labels": nothing, "history": nothing}
+    return Dataset.from_dict(columns)
+
+
+def held_out(*rows: tuple[str, list[int], list[int], int]) -> Dataset:
+    users, histories, timestamps, targets = zip(*rows, strict=True)
+    columns = {
+        "user": users,
+        "input_ids": [[*history, MASK] for history in histories],
+        "timestamps": timestamps,
+        "labels": [[-100] * len(history) + [target] for history, target in zip(histories, targets, strict=True)],
+        "history": histories,
+    }
+    return Dataset.from_dict(columns)
+
+
+def found(histories: DatasetDict, words: str) -> list[int]:
+    """Rows of the one finding whose words these are."""
+    findings = [finding for finding in audit(histories) if words in finding.what]
+    assert len(findings) == 1
+    return findings[0].rows.tolist()
+
+
+CLEAN = DatasetDict(
+    train=train(("u", [A, B], [1, 2]), ("v", [B, C], [3, 4]), ("w", [D], [9])),
+    test=held_out(("u", [A, B], [1, 2, 5], C), ("v", [B, C], [3, 4, 6], E)),
+)
+
+
+def leaks(histories: DatasetDict) -> list[str]:
+    return [f"{finding.split}: {finding.what}" for finding in audit(histories) if finding.leak and len(finding.rows)]
+
+
+def test_a_clean_split_has_no_leak():
+    assert leaks(CLEAN) == []
+
+
+def test_every_leak_is_called_one():
+    assert leaks(DatasetDict(CLEAN, train=train(("u", [A, D], [1, 7])))) == [
+        "train: hold an action later than an evaluated target of the same user"
+    ]
+    assert leaks(DatasetDict(CLEAN, train=train(("u", [A, C], [1, 5])))) == [
+        "test: have a target that the user's training rows hold"
+    ]
+    assert leaks(DatasetDict(CLEAN, test=held_out(("u", [A, C], [1, 5, 5], C)))) == [
+        "test: have their target among their inputs"
+    ]
+    assert leaks(DatasetDict(CLEAN, test=held_out(("u", [A], [6, 5], C)))) == [
+        "test: have an input later than the target"
+    ]
+    assert leaks(DatasetDict(CLEAN, test=held_out(("u", [A], [1, 5], C), ("u", [A], [1, 6], D)))) == [
+        "test: are a second row of their user"
+    ]
+
+
+def test_choosing_a_model_by_the_test_targets_is_found():
+    assert leaks(DatasetDict(CLEAN, validation=CLEAN["test"])) == [
+        "test: have a target that the user's validation row holds"
+    ]
+    seen = held_out(("v", [E], [6, 7], D), ("u", [A], [1, 2], B))  # v's test target among the inputs of validation
+    assert found(DatasetDict(CLEAN, validation=seen), "validation row holds") == [1]
+    clean = held_out(("u", [A], [1, 2], B), ("v", [B], [3, 4], C))
+    assert found(DatasetDict(CLEAN, validation=clean), "validation row holds") == []
+
+
+def test_training_between_validation_and_test_is_training_on_the_future():
+    histories = DatasetDict(
+        train=train(("u", [A, D], [1, 4])),
+        validation=held_out(("u", [A], [1, 3], B)),
+        test=held_out(("u", [A, B], [1, 3, 5], C)),
+    )
+    assert found(histories, "later than an evaluated target") == [0]
+
+
+def test_a_target_among_its_candidates_is_found():
+    test = CLEAN["test"].add_column("candidates", [[A, D], [D, E]])
+    assert found(DatasetDict(CLEAN, test=test), "among their candidates") == [1]
+    assert not [finding for finding in audit(CLEAN) if "candidates" in finding.what]
+
+
+def test_a_target_that_was_trained_on_is_found_with_its_row():
+    histories = DatasetDict(CLEAN, train=train(("u", [A, B], [1, 2]), ("v", [B, C, E], [3, 4, 6])))
+    assert found(histories, "training rows hold") == [1]
+    assert found(histories, "later than an evaluated target") == []
+
+
+def test_the_same_item_at_another_time_or_of_another_user_is_no_leak():
+    histories = DatasetDict(CLEAN, train=train(("u", [C, B], [1, 2]), ("v", [C, E], [5, 5])))
+    assert found(histories, "training rows hold") == []
+
+
+def test_training_on_a_users_future_is_found_in_the_training_rows():
+    histories = DatasetDict(CLEAN, train=train(("w", [D], [9]), ("u", [A, D], [1, 7]), ("v", [B], [3])))
+    assert found(histories, "later than an evaluated target") == [1]
+
+
+def test_an_input_from_after_the_target_is_found():
+    histories = DatasetDict(CLEAN, test=held_out(("u", [A], [1, 5], C), ("v", [B, C], [3, 8, 6], E)))
+    assert found(histories, "an input later") == [1]
+
+
+def test_a_second_row_of_a_user_is_found():
+    histories = DatasetDict(CLEAN, test=held_out(("u", [A], [1, 5], C), ("v", [B], [3, 6], E), ("u", [A], [1, 6], D)))
+    assert found(histories, "second row") == [2]
+
+
+def test_what_the_protocol_lets_a_model_know_is_told():
+    assert found(CLEAN, "older than an action") == [0, 1]  # w's action at 9 was trained on
+    assert found(CLEAN, "trained on as well") == [0, 1]
+    assert found(CLEAN, "never occurs") == [1]  # e
+    again = DatasetDict(CLEAN, test=held_out(("u", [A, B], [1, 2, 5], A), ("x", [], [6], UNK)))
+    assert found(again, "had before") == [0]
+    assert found(again, "never occurs") == []
+    assert found(again, "does not know") == [1]
+    assert found(again, "trained on as well") == [0]
+
+
+def test_training_on_the_labels_of_targets_is_found():
+    assert found(DatasetDict(train=CLEAN["test"], test=CLEAN["test"]), "training rows hold") == [0, 1]
+
+
+def test_a_target_among_its_own_inputs_is_found():
+    histories = DatasetDict(CLEAN, test=held_out(("u", [A, B, C], [1, 2, 5, 5], C), ("v", [B, C], [3, 4, 6], E)))
+    assert found(histories, "among their inputs") == [0]
+
+
+def test_of_a_log_that_has_only_an_order_nothing_is_told_of_others():
+    by_rows = DatasetDict(
+        train=train(("u", [A, B], [0, 1]), ("v", [B, C], [3, 4]), ("w", [D], [6])),
+        test=held_out(("u", [A, B], [0, 1, 2], C), ("v", [B, C], [3, 4, 5], E)),
+    )
+    assert not [finding for finding in audit(by_rows) if "of anybody" in finding.what]
+    assert [finding for finding in audit(CLEAN) if "of anybody" in finding.what]
+
+
+def test_a_finding_tells_its_rows_and_shares():
+    histories = DatasetDict(CLEAN, train=train(("u", [A, B], [1, 2]), ("v", [B, C, E], [3, 4, 6])))
+    lines = [str(finding) for finding in audit(histories)]
+    assert "test: 1 of 2 rows (50.0%) have a target that the user's training rows hold, such as 1" in lines
+    assert "test: 2 of 2 rows (100.0%) are of users who are trained on as well" in lines
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from("uvw"), st.sampled_from("abcd"), st.integers(0, 9)), min_size=12, max_size=30,
+        unique=True,
+    )
+)  # fmt: skip
+def test_splits_of_ours_never_leak(actions):
+    users, items, timestamps = zip(*actions, strict=True)
+    interactions = Dataset.from_dict({"user": users, "item": items, "timestamp": timestamps})
+    tokenizer = item_tokenizer(interactions, max_length=4)
+    splits = [leave_one_out(interactions, tokenizer)]
+    if min(timestamps) < 4 and any(4 <= time < 7 for time in timestamps) and max(timestamps) >= 7:
+        past = item_tokenizer(before(interactions, 4), max_length=4)
+        splits.append(split_at_time(interactions, past, validation_time=4, test_time=7))
+        late = [finding for finding in audit(splits[1]) if "older than an action" in finding.what]
+        assert not any(len(finding.rows) for finding in late)
+    for histories in splits:
+        for finding in audit(histories):
+            assert not (finding.leak and len(finding.rows)), finding
+
+
+def test_what_cannot_be_looked_at_is_refused():
+    with pytest.raises(ValueError, match="Expected the splits train, validation and test, found val"):
+        audit(DatasetDict(CLEAN, val=CLEAN["test"]))
+    with pytest.raises(ValueError, match="Expected the splits train, validation and test, found Dataset"):
+        audit(CLEAN["test"])
+    nothing = CLEAN["test"].remove_columns("labels").add_column("labels", [[-100, -100, C], None])
+    with pytest.raises(ValueError, match="test: expected labels in every row, found none in row 1"):
+        audit(DatasetDict(CLEAN, test=nothing))
+    with pytest.raises(ValueError, match="Expected a split `train`"):
+        audit(DatasetDict(test=CLEAN["test"]))
+    with pytest.raises(ValueError, match=r"train: expected the columns .*, found no timestamps"):
+        audit(DatasetDict(CLEAN, train=CLEAN["train"].remove_columns("timestamps")))

@@ -1,0 +1,427 @@
+"""The recommendation pipeline: against brute force over the model's logits, and what it does with odd histories."""
+
+import json
+import logging
+
+import pytest
+import torch
+import transformers
+from hypothesis import given
+from hypothesis import strategies as st
+
+import hf_bert4rec
+from hf_bert4rec import Bert4RecConfig, Bert4RecForMaskedLM, NextItemRecommendationPipeline, item_tokenizer
+from hf_bert4rec.inference.pipeline import stable_top_k
+from tests.conftest import small_config
+
+ITEMS = "abcdefghij"
+MASK, FIRST_ITEM = 1, 3
+LOGGER = "hf_bert4rec.inference.pipeline"
+HISTORIES = [["a", "b"], [], ["c"], list("abcdefg"), ["j", "j", "d"], ["e", "f", "g", "h"], ["b", "a"]]
+
+
+@pytest.fixture
+def model(model) -> Bert4RecForMaskedLM:
+    """As in conftest, with weights far from their small initial values, so that histories matter."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.4)
+            if name.endswith("norm.weight"):
+                parameter += 1
+    return model
+
+
+@pytest.fixture
+def folder(model, tokenizer, tmp_path) -> str:
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    return str(tmp_path)
+
+
+@pytest.fixture
+def recommender(folder) -> NextItemRecommendationPipeline:
+    return hf_bert4rec.pipeline(folder, device="cpu")
+
+
+@torch.no_grad()
+def probabilities(model: Bert4RecForMaskedLM, history: list[str]) -> dict[str, float]:
+    """What the model gives each item after the newest four of the history, one user alone, unpadded."""
+    rows = [FIRST_ITEM + ITEMS.index(item) for item in history][-4:]
+    logits = model(torch.tensor([[*rows, MASK]])).logits[0, -1, FIRST_ITEM:]
+    return dict(zip(ITEMS, logits.softmax(dim=0).tolist(), strict=True))
+
+
+def items_of(answers: list[list[dict]]) -> list[list[str]]:
+    return [[answer["item"] for answer in answered] for answered in answers]
+
+
+def scores_of(answers: list[list[dict]]) -> list[float]:
+    return [answer["score"] for answered in answers for answer in answered]
+
+
+def level(model: Bert4RecForMaskedLM) -> Bert4RecForMaskedLM:
+    """The model with the same logit for every item."""
+    with torch.no_grad():
+        model.lm_head.weight.zero_()
+        model.lm_head.bias.zero_()
+    return model
+
+
+# ---- the answer ------------------------------------------------------------------------------------------------------
+
+
+def test_the_answer_is_a_list_of_items_with_title_and_score_for_each_history(recommender):
+    answers = recommender([["c"], ["d", "e"]], top_k=9)
+    assert isinstance(answers, list)
+    assert [len(answered) for answered in answers] == [9, 8]
+    for answered in answers:
+        for answer in answered:
+            assert list(answer) == ["item", "title", "score"]
+            assert answer["title"] == {"a": "Alpha", "b": "Beta"}.get(answer["item"])
+            assert type(answer["item"]) is str
+            assert type(answer["score"]) is float
+        assert [answer["score"] for answer in answered] == sorted(scores_of([answered]), reverse=True)
+    assert json.loads(json.dumps(answers)) == answers
+
+
+def test_the_answer_is_that_of_brute_force(recommender, model):
+    for history, answered in zip(HISTORIES, recommender(HISTORIES), strict=True):
+        expected = {item: score for item, score in probabilities(model, history).items() if item not in history}
+        assert items_of([answered]) == [sorted(expected, key=expected.get, reverse=True)]
+        assert scores_of([answered]) == pytest.approx(sorted(expected.values(), reverse=True), abs=1e-5)
+
+
+def test_scores_are_probabilities_over_the_whole_catalogue(recommender, model):
+    (answered,) = recommender([["a", "b"]], exclude_history=False, top_k=10)
+    assert {answer["item"] for answer in answered} == set(ITEMS)
+    assert sum(scores_of([answered])) == pytest.approx(1, abs=1e-5)
+    fewer = recommender([["a", "b"]], top_k=3, deny=["c"])
+    expected = probabilities(model, ["a", "b"])
+    assert scores_of(fewer) == pytest.approx([expected[item] for item in items_of(fewer)[0]], abs=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 7, 100])
+def test_the_answer_does_not_depend_on_the_batch(recommender, batch_size):
+    expected = recommender(HISTORIES)
+    order = [3, 0, 6, 1, 5, 2, 4]
+    for answers in (
+        recommender(HISTORIES, batch_size=batch_size),
+        [
+            dict(zip(order, recommender([HISTORIES[i] for i in order], batch_size=batch_size), strict=True))[i]
+            for i in range(7)
+        ],
+        [recommender([history], batch_size=batch_size)[0] for history in HISTORIES],
+    ):
+        assert items_of(answers) == items_of(expected)
+        assert scores_of(answers) == pytest.approx(scores_of(expected), abs=1e-5)
+
+
+def test_the_order_of_a_history_matters(recommender):
+    one, other = recommender([["a", "b"], ["b", "a"]])
+    assert scores_of([one]) != pytest.approx(scores_of([other]), abs=1e-4)
+
+
+def test_more_than_the_catalogue_gives_all_that_is_left(recommender):
+    assert [len(answered) for answered in recommender(HISTORIES, top_k=1000)] == [8, 10, 9, 3, 8, 6, 8]
+    assert recommender([list(ITEMS)]) == [[]]
+
+
+def test_no_history_gives_no_answer(recommender):
+    assert recommender([]) == []
+
+
+# ---- histories -------------------------------------------------------------------------------------------------------
+
+
+def test_the_history_is_excluded_unless_told_otherwise(recommender):
+    assert not {"a", "b"} & set(items_of(recommender([["a", "b"]]))[0])
+    assert set(items_of(recommender([["a", "b"]], exclude_history=False))[0]) == set(ITEMS)
+
+
+def test_all_of_a_history_is_excluded_although_only_the_newest_items_are_read(recommender):
+    (answered,) = recommender([list("abcdefghi")])
+    assert items_of([answered]) == [["j"]]
+
+
+def test_only_the_newest_items_of_a_long_history_are_read(recommender, model):
+    long, short = recommender([list("ghiabcd"), list("abcd")], exclude_history=False)
+    assert items_of([long]) == items_of([short])
+    assert scores_of([long]) == pytest.approx(scores_of([short]), abs=1e-5)
+    by_item = {answer["item"]: answer["score"] for answer in long}
+    assert by_item == pytest.approx(probabilities(model, list("abcd")), abs=1e-5)
+
+
+def test_unknown_ids_are_skipped_and_reported_once(recommender, caplog):
+    with caplog.at_level(logging.WARNING, LOGGER):
+        answers = recommender([["a", "x1", "b"], ["[PAD]", "c"], ["[MASK]"], ["d"]], batch_size=1)
+    assert answers == recommender([["a", "b"], ["c"], [], ["d"]], batch_size=1)
+    (record,) = caplog.records
+    assert record.name == LOGGER
+    assert record.getMessage() == (
+        "3 of 7 ids of the histories are unknown and skipped, such as 'x1', '[PAD]', '[MASK]'."
+    )
+
+
+def test_known_ids_are_not_reported(recommender, caplog):
+    with caplog.at_level(logging.INFO, LOGGER):
+        recommender(HISTORIES, allow=["a"], deny=["b"])
+    assert caplog.records == []
+
+
+def test_unknown_ids_alone_and_an_empty_history_are_answered_by_the_prior(recommender, model):
+    unknown, empty = recommender([["x", "y"], []])
+    assert items_of([unknown]) == items_of([empty])
+    assert scores_of([unknown]) == pytest.approx(scores_of([empty]), abs=1e-5)
+    assert {answer["item"]: answer["score"] for answer in empty} == pytest.approx(probabilities(model, []), abs=1e-5)
+
+
+def test_a_flat_list_is_refused_with_the_cure(recommender):
+    with pytest.raises(ValueError, match=r"found a flat list of ids. Put it in brackets: \[\['a', 'b'\]\]"):
+        recommender(["a", "b"])
+    with pytest.raises(ValueError, match=r"Put it in brackets: \[\[1, 2\]\]"):
+        recommender([1, 2])
+    with pytest.raises(ValueError, match="list of histories"):
+        recommender([["a"], "b"])
+
+
+def test_a_bare_string_is_refused(recommender):
+    with pytest.raises(ValueError, match="list of histories"):
+        recommender("a")
+
+
+def test_integers_are_taken_as_ids(tmp_path):
+    Bert4RecForMaskedLM(small_config(8, 5)).save_pretrained(tmp_path)
+    item_tokenizer(["10", "20", "30", "40", "50"], max_length=5).save_pretrained(tmp_path)
+    recommender = hf_bert4rec.pipeline(tmp_path, device="cpu")
+    expected = recommender([["10", "20"]])
+    assert recommender([[10, 20]]) == expected
+    assert {answer["item"] for answer in expected[0]} == {"30", "40", "50"}
+    assert all(answer["title"] is None for answer in expected[0])
+    assert items_of(recommender([[]], allow=[30, "40"], deny=[40])) == [["30"]]
+
+
+def test_histories_may_be_tuples_and_generators(recommender):
+    expected = recommender([["a", "b"], ["c"]])
+    assert recommender([("a", "b"), (item for item in "c")]) == expected
+    assert recommender((iter("ab"), {"c": 1})) == expected
+
+
+def test_a_generator_of_histories_is_not_lost(recommender):
+    assert recommender(history for history in HISTORIES) == recommender(HISTORIES)
+
+
+# ---- which items may be recommended ----------------------------------------------------------------------------------
+
+
+def test_only_allowed_items_are_recommended(recommender, caplog):
+    full = {answer["item"]: answer["score"] for answer in recommender([["a"]])[0]}
+    with caplog.at_level(logging.WARNING, LOGGER):
+        (answered,) = recommender([["a"]], allow=["c", "a", "zz", "e", "[UNK]"])
+    assert {answer["item"]: answer["score"] for answer in answered} == {item: full[item] for item in "ce"}
+    assert "2 of 5 ids of `allow` are unknown" in caplog.text
+
+
+def test_denied_items_are_not_recommended(recommender, caplog):
+    with caplog.at_level(logging.WARNING, LOGGER):
+        (answered,) = recommender([["a"]], deny=["c", "zz"])
+    assert {answer["item"] for answer in answered} == set("bdefghij")
+    assert "1 of 2 ids of `deny` are unknown" in caplog.text
+
+
+def test_what_is_both_allowed_and_denied_is_not_recommended(recommender):
+    answers = recommender([["a"], []], allow=["a", "b", "c"], deny=["c", "d"])
+    assert [set(items) for items in items_of(answers)] == [{"b"}, {"a", "b"}]
+
+
+def test_nothing_allowed_gives_nothing(recommender):
+    assert recommender([["a"], []], allow=[]) == [[], []]
+    assert recommender([["a"]], allow=["zz"]) == [[]]
+
+
+def test_allowed_and_denied_items_may_be_generators(recommender):
+    for given_ids in ({"allow": "cde"}, {"deny": "abc"}):
+        ((name, ids),) = given_ids.items()
+        expected = recommender(HISTORIES, batch_size=2, **{name: list(ids)})
+        assert recommender(HISTORIES, batch_size=2, **{name: (item for item in ids)}) == expected
+
+
+def test_unknown_allowed_ids_are_reported_once_a_call(recommender, caplog):
+    with caplog.at_level(logging.WARNING, LOGGER):
+        recommender(HISTORIES, batch_size=1, allow=["a", "zz"])
+    assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize("name", ["allow", "deny"])
+def test_a_bare_string_of_allowed_items_is_refused(recommender, name):
+    with pytest.raises(ValueError, match=name):
+        recommender([["a"]], **{name: "bc"})
+
+
+# ---- ties ------------------------------------------------------------------------------------------------------------
+
+
+def test_equal_scores_come_in_the_order_of_the_item_table(model, tokenizer):
+    recommender = NextItemRecommendationPipeline(model=level(model), tokenizer=tokenizer, device="cpu")
+    answers = recommender([["b"], [], ["a", "d"]], top_k=3)
+    assert items_of(answers) == [["a", "c", "d"], ["a", "b", "c"], ["b", "c", "e"]]
+    assert scores_of(answers) == pytest.approx([0.1] * 9)
+
+
+numbers = st.one_of(
+    st.sampled_from([0.0, -0.0, 1.0, -1.0, -2.5]), st.floats(width=32, allow_nan=False), st.just(float("-inf"))
+)
+tables = st.integers(1, 12).flatmap(
+    lambda columns: st.lists(st.lists(numbers, min_size=columns, max_size=columns), min_size=1, max_size=4)
+)
+
+
+@given(tables, st.data())
+def test_top_k_is_sorted_by_score_then_place(table, data):
+    k = data.draw(st.integers(1, len(table[0])))
+    values, places = stable_top_k(torch.tensor(table), k)
+    expected = [sorted(range(len(row)), key=lambda i, row=row: (-row[i], i))[:k] for row in table]
+    assert places.tolist() == expected
+    assert values.tolist() == [[row[i] for i in chosen] for row, chosen in zip(table, expected, strict=True)]
+
+
+def test_top_k_of_more_rows_than_a_small_integer_counts():
+    scores = torch.zeros(1, 70_000)
+    scores[0, 69_999] = 1
+    assert stable_top_k(scores, 3)[1].tolist() == [[69_999, 0, 1]]
+
+
+# ---- arguments and loading -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("top_k", [0, -3, 2.5])
+def test_top_k_below_one_is_refused(recommender, folder, top_k):
+    message = f"top_k to be a whole number of at least 1, found {top_k}"
+    with pytest.raises(ValueError, match=message):
+        recommender([["a"]], top_k=top_k)
+    with pytest.raises(ValueError, match=message):
+        hf_bert4rec.pipeline(folder, device="cpu", top_k=top_k)
+
+
+def test_an_unknown_argument_is_refused(recommender):
+    with pytest.raises(ValueError, match="Nobody reads"):
+        recommender([["a"]], topk=3)
+
+
+def test_defaults_of_a_call_are_given_on_construction(folder):
+    recommender = hf_bert4rec.pipeline(
+        folder, device="cpu", top_k=3, exclude_history=False, allow=list("abcd"), batch_size=2
+    )
+    answers = recommender(HISTORIES)
+    assert [len(answered) for answered in answers] == [3] * 7
+    assert set().union(*items_of(answers)) <= set("abcd")
+    assert {"a", "b"} & set(items_of(answers)[0])
+    assert [len(answered) for answered in recommender(HISTORIES, top_k=1)] == [1] * 7
+    assert items_of(recommender(HISTORIES)) == items_of(answers)
+
+
+def test_ten_items_are_recommended_by_default(tmp_path):
+    Bert4RecForMaskedLM(small_config(29, 5)).save_pretrained(tmp_path)
+    item_tokenizer([str(item) for item in range(26)], max_length=5).save_pretrained(tmp_path)
+    assert len(hf_bert4rec.pipeline(tmp_path, device="cpu")([["1"]])[0]) == 10
+
+
+def test_the_task_is_known_to_transformers(folder, recommender):
+    stock = transformers.pipeline("next-item-recommendation", model=folder, device="cpu")
+    assert type(stock) is NextItemRecommendationPipeline
+    assert stock(HISTORIES) == recommender(HISTORIES)
+
+
+def test_the_model_is_put_into_evaluation_mode(model, tokenizer):
+    recommender = NextItemRecommendationPipeline(model=model.train(), tokenizer=tokenizer, device="cpu")
+    assert recommender([["a", "b"]]) == recommender([["a", "b"]])
+
+
+@pytest.mark.parametrize("missing", ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"])
+def test_a_folder_that_lacks_a_file_is_refused(folder, tmp_path, missing):
+    (tmp_path / missing).unlink()
+    with pytest.raises(FileNotFoundError, match=f"found no {missing}. Copy"):
+        hf_bert4rec.pipeline(folder, device="cpu")
+
+
+def test_a_folder_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere: expected a checkpoint folder or a Hub id"):
+        hf_bert4rec.pipeline(tmp_path / "nowhere")
+
+
+def test_model_and_tokenizer_of_different_catalogues_are_refused(folder, tmp_path):
+    item_tokenizer(list("abc"), max_length=5).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="model has 13 rows in its item table and the tokenizer 6 tokens"):
+        hf_bert4rec.pipeline(folder, device="cpu")
+
+
+def test_a_tokenizer_of_longer_inputs_than_the_model_takes_is_refused(folder, tmp_path):
+    item_tokenizer(list(ITEMS), max_length=6).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"tokenizer keeps 6 items .* the model has 5 positions"):
+        hf_bert4rec.pipeline(folder, device="cpu")
+
+
+def test_another_kind_of_tokenizer_is_refused(model, tokenizer):
+    stock = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer)
+    with pytest.raises(ValueError, match="Expected an ItemTokenizer, found"):
+        NextItemRecommendationPipeline(model=model, tokenizer=stock, device="cpu")
+
+
+def test_a_saved_pipeline_asks_for_no_remote_code_and_loads_again(recommender, tmp_path):
+    expected = recommender(HISTORIES)
+    again = tmp_path / "again"
+    recommender.save_pretrained(again)
+    assert "custom_pipelines" not in json.loads((again / "config.json").read_text())
+    assert hf_bert4rec.pipeline(again, device="cpu")(HISTORIES) == expected
+
+
+@pytest.mark.parametrize("histories", [[None], [1.0, 2.0], "260"])
+def test_what_is_no_list_of_histories_is_refused_with_the_cure(recommender, histories):
+    with pytest.raises(ValueError, match="Put it in brackets"):
+        recommender(histories)
+
+
+def test_a_batch_size_below_one_is_refused(recommender):
+    with pytest.raises(ValueError, match="batch_size of at least 1, found -1"):
+        recommender([["a"]], batch_size=-1)
+
+
+@pytest.mark.parametrize("place", ["nothing", "./nothing", "here/nothing", "a/b/c"])
+def test_a_folder_that_is_not_there_is_refused_without_asking_the_hub(place, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match="found no such folder"):
+        hf_bert4rec.pipeline(place)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("length", [50, 200])
+@pytest.mark.parametrize("settings", [{}, {"rope_theta": 200, "conv_kernel_size": 3, "prediction_head": False}])
+def test_near_ties_come_in_the_same_order_in_any_company(threads, length, settings):
+    items = [str(i) for i in range(3000)]
+    tokenizer = item_tokenizer(items, max_length=length)
+    torch.manual_seed(0)  # an untrained model: thousands of scores within a thousandth
+    config = Bert4RecConfig(vocab_size=len(tokenizer), max_position_embeddings=length, **settings)
+    recommender = NextItemRecommendationPipeline(model=Bert4RecForMaskedLM(config), tokenizer=tokenizer)
+    generator = torch.Generator().manual_seed(1)
+    lengths = torch.randint(0, 220, (60,), generator=generator).tolist()
+    histories = [[items[i] for i in torch.randint(3000, (n,), generator=generator)] for n in lengths]
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        expected = recommender(histories, top_k=50)
+        for batch_size in (1, 7, 60):
+            answers = recommender(histories[::-1], top_k=50, batch_size=batch_size)[::-1]
+            assert items_of(answers) == items_of(expected)
+            assert scores_of(answers) == pytest.approx(scores_of(expected), rel=1e-5)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_no_more_scores_than_a_quarter_of_a_gigabyte_are_held_at_a_time(recommender, monkeypatch):
+    monkeypatch.setattr("hf_bert4rec.inference.pipeline.MOST_SCORES", 2 * 13)  # two rows of the catalogue
+    sizes = []
+    recommender.model.lm_head.register_forward_hook(lambda module, args, scores: sizes.append(len(scores)))
+    monkeypatch.setattr("hf_bert4rec.inference.pipeline.FEWEST_ROWS", 1)
+    assert items_of(recommender(HISTORIES, batch_size=100)) == items_of(recommender(HISTORIES, batch_size=1))
+    assert max(sizes) == 2

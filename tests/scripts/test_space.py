@@ -1,0 +1,460 @@
+"""The Space: its functions, what it shows, what is pushed, and a walk through it in a browser at phone width."""
+
+import importlib.util
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+from types import ModuleType
+from urllib.request import urlopen
+
+import huggingface_hub
+import pytest
+import torch
+from huggingface_hub import SpaceCard
+from packaging.requirements import Requirement
+
+import hf_bert4rec
+from hf_bert4rec import Bert4RecForMaskedLM, NextItemRecommendationPipeline, item_tokenizer
+from tests.conftest import small_config
+
+ROOT = Path(__file__).parents[2]
+SPACE = ROOT / "scripts" / "space"
+TITLES = {
+    "a": "Matrix, The (1999)",
+    "b": "The Thing (1982)",
+    "c": "Amélie",
+    "d": "Something's Gotta Give",
+    "e": "<b>${1 + 1} {{value}}</b>",
+    "f": "In the Mood for Love",
+    "g": "E.T. the Extra-Terrestrial",
+    "h": "Thingvellir",
+    "i": "A film with a long name, as the names of films are in the days of subtitles: the second part",
+}  # j has none
+ITEMS = "abcdefghij"
+MASK, FIRST_ITEM, LIMIT = 1, 3, 5
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"space_{name}", SPACE / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def app() -> ModuleType:
+    return load("app")
+
+
+@pytest.fixture(scope="module")
+def push() -> ModuleType:
+    return load("push")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A checkpoint of 10 items and 5 positions, with weights so large that every history matters."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    tokenizer = item_tokenizer(list(ITEMS), titles=TITLES, max_length=LIMIT)
+    model = Bert4RecForMaskedLM(small_config(len(tokenizer), LIMIT))
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.4)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def recommender(folder) -> NextItemRecommendationPipeline:
+    return hf_bert4rec.pipeline(folder, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def page(app, recommender):
+    return app.Page(recommender)
+
+
+@pytest.fixture(scope="module")
+def catalogue(app) -> dict:
+    """In the order of the ids, which stands for that of a model."""
+    return {item: app.Item(item, name, app.fold(name)) for item, name in {**TITLES, "j": "j"}.items()}
+
+
+# ---- search ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("query", "found"),
+    [
+        ("the matrix", "a"),  # words in any order
+        ("  MATRIX ", "a"),
+        ("amelie", "c"),
+        ("somethings", "d"),
+        ("et extraterrestrial", "g"),
+        ("thing", "hbd"),  # begins with it, then a word of it, then a part
+        ("the", "bafgi"),
+        ("j", "j"),  # no title: found by its id
+        ("matrix love", ""),
+        ("zzz", ""),
+        ("", ""),
+        (" .", ""),
+    ],
+)
+def test_search_finds_every_word_and_the_best_match_comes_first(app, catalogue, query, found):
+    assert "".join(item.id for item in app.search(catalogue, query)) == found
+
+
+def test_a_search_gives_no_more_than_asked_for(app, catalogue):
+    assert "".join(item.id for item in app.search(catalogue, "the", limit=2)) == "ba"
+
+
+def test_the_catalogue_holds_every_item_the_likeliest_first(app, recommender):
+    catalogue = app.load_catalogue(recommender)
+    assert list(catalogue) == [row["item"] for row in recommender([[]], top_k=10)[0]]
+    assert {item: row.name for item, row in catalogue.items()} == {**TITLES, "j": "j"}
+
+
+def test_a_catalogue_without_titles_shows_raw_ids_and_is_searched_by_them(app, folder, tmp_path):
+    tokenizer = item_tokenizer([f"B00{item}" for item in ITEMS], max_length=LIMIT)
+    shutil.copytree(folder, tmp_path / "raw")
+    tokenizer.save_pretrained(tmp_path / "raw")
+    page = app.Page(hf_bert4rec.pipeline(tmp_path / "raw", device="cpu"))
+    assert [item.name for item in app.search(page.catalogue, "b00C")] == ["B00c"]
+    assert 'aria-label="Add B00c"' in page.hits(app.State(), "b00c")
+
+
+# ---- the history -----------------------------------------------------------------------------------------------------
+
+
+def test_items_are_added_moved_and_removed(app):
+    assert app.add((), "a") == ("a",)
+    assert app.add(("a", "b"), "c") == ("a", "b", "c")
+    assert app.add(("a", "b"), "a") == ("a", "b")
+    assert app.remove(("a", "b", "c"), "b") == ("a", "c")
+    assert app.move(("a", "b", "c"), "c", -1) == ("a", "c", "b")
+    assert app.move(("a", "b", "c"), "a", 1) == ("b", "a", "c")
+    assert app.move(("a", "b", "c"), "a", -1) == app.move(("a", "b", "c"), "c", 1) == ("a", "b", "c")
+
+
+@pytest.mark.parametrize(
+    ("action", "item", "history", "masked"),
+    [
+        ("add", "d", "abcd", "b"),
+        ("remove", "c", "ab", "b"),
+        ("remove", "b", "ac", None),  # the mask goes with its item
+        ("earlier", "b", "bac", "b"),  # and moves with it
+        ("later", "b", "acb", "b"),
+        ("mask", "a", "abc", "a"),
+        ("mask", "b", "abc", None),  # pressed again
+        ("clear", "", "", None),
+        ("add", "unheard of", "abc", "b"),  # what no button sends is passed over
+        ("remove", "d", "abc", "b"),
+        ("mask", "d", "abc", "b"),
+        ("fly", "a", "abc", "b"),
+    ],
+)
+def test_what_a_button_does(app, catalogue, action, item, history, masked):
+    before = app.State(("a", "b", "c"), "b")
+    assert app.act(before, action, item, catalogue) == app.State(tuple(history), masked)
+    assert before == app.State(("a", "b", "c"), "b")
+
+
+# ---- the model -------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def brute_force(recommender, history: str, position: int) -> dict[str, float]:
+    """Probabilities of every item at a position of a history, from the whole of the model's logits."""
+    rows = [FIRST_ITEM + ITEMS.index(item) for item in history]
+    rows[position] = MASK
+    logits = recommender.model(torch.tensor([rows])).logits[0, position, FIRST_ITEM:]
+    return dict(zip(ITEMS, logits.softmax(dim=0).tolist(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("history", "position", "read", "at"),
+    [
+        ("a", 0, "a", 0),
+        ("abcd", 0, "abcd", 0),
+        ("abcd", 2, "abcd", 2),
+        ("abcd", 3, "abcd", 3),
+        ("abcdefgh", 0, "abcde", 0),  # longer than the model takes: what is around the position
+        ("abcdefgh", 3, "bcdef", 2),
+        ("abcdefgh", 6, "defgh", 3),
+    ],
+)
+def test_what_is_expected_at_a_position_is_that_of_brute_force(app, recommender, history, position, read, at):
+    answer = app.expect(recommender, history, position, top_k=10)
+    probabilities = brute_force(recommender, read, at)
+    others = set(history) - {history[position]}
+    expected = sorted(set(ITEMS) - others, key=probabilities.get, reverse=True)
+    assert [row["item"] for row in answer] == expected  # the masked item among them
+    assert [row["score"] for row in answer] == pytest.approx([probabilities[item] for item in expected], abs=1e-5)
+
+
+def test_masking_the_last_item_is_recommending_after_the_others(app, recommender):
+    answer = app.expect(recommender, ("a", "b", "c"), 2, top_k=3)
+    expected = app.recommend(recommender, ("a", "b"), top_k=3)
+    assert [row["item"] for row in answer] == [row["item"] for row in expected]
+    assert [row["score"] for row in answer] == pytest.approx([row["score"] for row in expected], abs=1e-5)
+
+
+# ---- what is shown ---------------------------------------------------------------------------------------------------
+
+
+def labels(html: str) -> list[str]:
+    return re.findall(r'aria-label="([^"]*)"', html)
+
+
+def test_an_empty_history_offers_items_to_begin_with(app, page):
+    html = page.history(app.State())
+    first = list(page.catalogue.values())
+    assert "Nothing here yet" in html
+    assert labels(html) == [f"Add {item.name}" for item in (first[0], first[5])]
+    assert len(labels(page.recommendations(app.State()))) == 10
+
+
+def test_a_search_without_hits_says_so(app, page):
+    assert "Nothing in the catalogue is called “&lt;zzz&gt;”" in page.hits(app.State(), "<zzz>")
+    assert "Nothing in the catalogue" not in page.hits(app.State(), " ")
+
+
+def test_a_title_is_text_whatever_it_holds(app, page):
+    state = app.State(("e",), "e")
+    for html in (page.hits(state, "value"), page.history(state), page.recommendations(app.State())):
+        assert "&lt;b&gt;${1 + 1} {{value}}&lt;/b&gt;" in html
+        assert "<b>$" not in html
+
+
+def test_the_masked_item_is_told_its_rank(app, page, recommender):
+    html = page.history(app.State(("a", "c", "b"), "c"))
+    answer = app.expect(recommender, ("a", "c", "b"), 1, top_k=10)
+    rank = [row["item"] for row in answer].index("c") + 1
+    assert f"Amélie itself is number <b>{rank}</b>" in html
+    assert html.count('<span class="score">') == 5
+
+
+def test_a_history_of_the_whole_catalogue_leaves_nothing_to_recommend(app, page):
+    html = page.recommendations(app.State(tuple(ITEMS)))
+    assert "Nothing is left to recommend" in html
+    assert labels(html) == []
+
+
+# ---- what is pushed --------------------------------------------------------------------------------------------------
+
+
+def test_a_space_holds_the_app_the_package_and_the_checkpoint(push, folder, tmp_path):
+    assert push.assemble(tmp_path, str(folder)) == "model"
+    files = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    model = {f"model/{name}" for name in ("config.json", "model.safetensors", "tokenizer.json", "items.parquet")}
+    app = {"app.py", "page.html", "style.css", "README.md", "requirements.txt", "LICENSE", "hf_bert4rec/__init__.py"}
+    assert files >= app | model
+    assert not [name for name in files if "__pycache__" in name or name.startswith("hf_bert4rec/data/embedded/")]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert (tmp_path / "requirements.txt").read_text().splitlines() == project["dependencies"]
+
+
+def test_a_space_of_a_hub_id_names_the_model(push, tmp_path):
+    assert push.assemble(tmp_path, "org/bert4rec") == "org/bert4rec"
+    assert SpaceCard.load(tmp_path / "README.md").data.models == ["org/bert4rec"]
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_folder_that_is_no_checkpoint_is_refused_before_anything_is_made(push, tmp_path, monkeypatch):
+    monkeypatch.setattr(push, "HfApi", lambda: pytest.fail("the Hub was asked"))
+    with pytest.raises(FileNotFoundError, match=r"found no config\.json"):
+        push.push("org/demo", str(tmp_path))
+
+
+def test_the_card_asks_for_a_gradio_and_a_python_that_the_project_takes(push):
+    card = SpaceCard.load(SPACE / "README.md").data
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (gradio,) = (Requirement(line) for line in project["optional-dependencies"]["space"])
+    assert (card.sdk, gradio.name) == ("gradio", "gradio")
+    assert card.sdk_version in gradio.specifier
+    assert card.python_version in Requirement(f"python{project['requires-python']}").specifier
+    assert (SPACE / card.app_file).exists()
+    assert len(card.short_description) <= 60  # the Hub refuses more
+
+
+def test_a_push_makes_the_space_and_names_its_model(push, folder, hub, tmp_path):
+    private = tmp_path / "mine"
+    shutil.copytree(folder, private)
+    (private / "diary.png").write_bytes(b"private")
+    facts = {"recipe": {"data": "/home/me/client/log.csv", "titles": "../../client/titles.csv", "seed": 1}}
+    (private / "run_facts.json").write_text(json.dumps(facts))
+    assert push.push("org/demo", str(private)) == f"{hub.url}/spaces/org/demo"
+    space = hub.repositories["spaces/org/demo"]
+    assert not space.private
+    assert {"app.py", "model/config.json", "hf_bert4rec/__init__.py"} <= set(space.files)
+    assert json.loads(space.files["model/run_facts.json"])["recipe"] == {
+        "data": "log.csv", "titles": "titles.csv", "seed": 1
+    }  # fmt: skip
+    assert "model/diary.png" not in space.files
+    assert hub.variables == {"spaces/org/demo": {"MODEL": "model"}}
+
+    push.push("org/demo", "org/bert4rec")  # what was bundled goes
+    assert not [name for name in space.files if name.startswith("model/")]
+    assert hub.variables == {"spaces/org/demo": {"MODEL": "org/bert4rec"}}
+    push.push("org/hidden", "org/bert4rec", private=True)
+    assert hub.repositories["spaces/org/hidden"].private
+
+
+def test_a_push_that_fails_leaves_the_space_as_it_is_and_says_why(push, folder, hub):
+    push.push("org/demo", "org/bert4rec")
+    before = dict(hub.repositories["spaces/org/demo"].files)
+    hub.lose_commits = True
+    with pytest.raises(ConnectionError, match="org/demo: the connection to the Hub failed"):
+        push.push("org/demo", str(folder))
+    assert hub.repositories["spaces/org/demo"].files == before
+    assert hub.variables == {"spaces/org/demo": {"MODEL": "org/bert4rec"}}
+
+
+def test_another_app_is_not_replaced(push, hub):
+    huggingface_hub.create_repo("org/demo", repo_type="space", space_sdk="gradio")
+    huggingface_hub.upload_file(
+        path_or_fileobj=b"print()", path_in_repo="app.py", repo_id="org/demo", repo_type="space"
+    )
+    with pytest.raises(FileExistsError, match=r"org/demo is taken: it holds another app \(app\.py\)"):
+        push.push("org/demo", "org/bert4rec")
+
+
+def test_a_space_of_parts_that_disagree_is_refused(push, folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "mixed")
+    item_tokenizer(["a"], max_length=LIMIT).save_pretrained(tmp_path / "mixed")
+    with pytest.raises(ValueError, match="they belong to different catalogues"):
+        push.assemble(tmp_path, str(tmp_path / "mixed"))
+
+
+# ---- in a browser ----------------------------------------------------------------------------------------------------
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
+
+
+@pytest.fixture
+def address(push, folder, tmp_path):
+    """A Space as it is pushed, served on this machine."""
+    pytest.importorskip("gradio", reason="gradio is not installed: pip install -e '.[space]'")
+    loaded = push.assemble(tmp_path, str(folder))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    settings = {"MODEL": loaded, "GRADIO_SERVER_PORT": str(port), "GRADIO_ANALYTICS_ENABLED": "False"}
+    with (tmp_path / "log.txt").open("w") as log:
+        server = subprocess.Popen(
+            [sys.executable, "app.py"], cwd=tmp_path, env={**os.environ, **settings}, stdout=log, stderr=log
+        )
+    try:
+        for _ in range(240):
+            assert server.poll() is None, (tmp_path / "log.txt").read_text()
+            try:
+                urlopen(f"http://127.0.0.1:{port}", timeout=5).close()
+                break
+            except OSError:
+                time.sleep(0.5)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.kill()
+        server.wait()
+
+
+@pytest.fixture
+def phone():
+    """A page 375 pixels wide that reaches this machine alone; `outside` lists what else it asked for."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if CHROMIUM is None:
+        pytest.skip("chromium is not installed: apt-get install chromium")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        phone = browser.new_page(viewport={"width": 375, "height": 812}, has_touch=True)
+        phone.outside = []
+        phone.route(
+            lambda url: not url.startswith(("http://127.0.0.1", "data:", "blob:")),
+            lambda route: (phone.outside.append(route.request.url), route.abort()),
+        )
+        yield phone
+        browser.close()
+
+
+def test_a_walk_through_the_space_on_a_phone(phone, address, app, recommender):
+    from playwright.sync_api import expect
+
+    history, hits = phone.locator(".entry > .name"), phone.locator(".hits")
+    following = phone.locator("section:has(#next-title) .line .name")
+    search = phone.get_by_placeholder("Search the catalogue")
+    names = {**TITLES, "j": "j"}
+
+    def press(label: str, way: str = "tap") -> None:
+        button = phone.get_by_role("button", name=label, exact=True)
+        button.press("Enter") if way == "keyboard" else button.tap()
+
+    def shows(*items: str, masked: str | None = None) -> None:
+        """The history, and what is recommended after it; all of it within the width, every button large enough."""
+        expect(history).to_have_text([f"[MASK] {names[item]}" if item == masked else names[item] for item in items])
+        expect(following).to_have_text([names[row["item"]] for row in app.recommend(recommender, items)])
+        assert phone.evaluate("document.documentElement.scrollWidth") == 375
+        sizes = phone.evaluate(
+            "[...document.querySelectorAll('button[data-action]')].map(b => b.getBoundingClientRect())"
+            ".map(box => [box.width, box.height, box.left, box.right])"
+        )
+        assert sizes
+        assert min(min(width, height) for width, height, _, _ in sizes) >= 44
+        assert all(0 <= left < right <= 375 for _, _, left, right in sizes)
+
+    phone.goto(address)
+    expect(phone.get_by_text("Nothing here yet")).to_be_visible()
+    shows()
+
+    search.press_sequentially("zzz")
+    expect(phone.get_by_text("Nothing in the catalogue is called “zzz”")).to_be_visible()
+    search.fill("matr")  # as pasted
+    press("Add Matrix, The (1999)")
+    expect(search).to_have_value("")
+    expect(hits).to_have_text("")
+    shows("a")
+    search.press_sequentially("amelie")
+    expect(hits).to_contain_text("Amélie")
+    search.press("Enter")
+    shows("a", "c")
+    first = app.recommend(recommender, ("a", "c"))[0]["item"]
+    following.first.tap()
+    shows("a", "c", first)
+
+    press("Move Amélie earlier")
+    shows("c", "a", first)
+    press("Move Amélie later", "keyboard")
+    shows("a", "c", first)
+    expect(phone.get_by_role("button", name="Move Amélie later")).to_be_focused()  # the focus went with the item
+    phone.keyboard.press("Enter")
+    shows("a", first, "c")
+
+    press(f"Mask {names[first]}")
+    shows("a", first, "c", masked=first)
+    expected = [names[row["item"]] for row in app.expect(recommender, ("a", first, "c"), 1)]
+    expect(phone.locator(".expected .name")).to_have_text(expected)
+    press("Remove Matrix, The (1999)")
+    shows(first, "c", masked=first)
+    expected = [names[row["item"]] for row in app.expect(recommender, (first, "c"), 0)]
+    expect(phone.locator(".expected .name")).to_have_text(expected)
+    press(f"Mask {names[first]}", "keyboard")
+    expect(phone.locator(".expected")).to_have_count(0)
+
+    search.fill("value")
+    press("Add <b>${1 + 1} {{value}}</b>")
+    shows(first, "c", "e")
+    search.fill("long name")
+    press(f"Add {names['i']}")
+    shows(first, "c", "e", "i")
+    press("Start over")
+    shows()
+    assert phone.outside == []

@@ -1,0 +1,194 @@
+"""RecommendationTrainer: trains as the stock one; what it saves and uploads is a recommender with its own card."""
+
+import json
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from safetensors.torch import load_file
+from transformers import Trainer, TrainerCallback, set_seed
+
+import hf_bert4rec
+from hf_bert4rec import Bert4RecForMaskedLM, RecommendationTrainer, RecommendationTrainingArguments, cloze_training
+from hf_bert4rec.hub.checkpoint import check_checkpoint
+from tests.conftest import small_config
+from tests.hub.test_push import CODE
+from tests.hub_server import OWNER, TOKEN
+from tests.training.test_training import histories  # noqa: F401
+
+SAVED = {"README.md", "config.json", "model.safetensors", "run_facts.json", "tokenizer.json", "tokenizer_config.json"}
+
+
+def make_trainer(histories, folder, kind=RecommendationTrainer, setup=(), **options):  # noqa: F811
+    splits, tokenizer = histories
+    options = {"num_train_epochs": 3, "per_device_train_batch_size": 4, "use_cpu": True, "disable_tqdm": True} | options
+    args = RecommendationTrainingArguments(str(folder), **options)
+    set_seed(args.seed)
+    model = Bert4RecForMaskedLM(small_config(len(tokenizer), 8))
+    arguments = cloze_training(tokenizer) | dict(setup)
+    return kind(model, args, train_dataset=splits["train"], eval_dataset=splits["validation"], **arguments)
+
+
+@pytest.fixture
+def trained(histories, tmp_path):  # noqa: F811
+    trainer = make_trainer(histories, tmp_path / "bert4rec-mine")
+    trainer.train()
+    trainer.evaluate(histories[0]["test"])  # has the names of validation in the log
+    return trainer
+
+
+def test_it_trains_as_the_stock_one_does(histories, tmp_path, trained):  # noqa: F811
+    stock = make_trainer(histories, tmp_path / "stock", Trainer)
+    stock.train()
+    pairs = zip(stock.model.parameters(), trained.model.parameters(), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
+
+
+def test_what_it_saves_is_a_checkpoint_with_a_card_and_no_pickle(trained, tmp_path):
+    for folder in (tmp_path / "bert4rec-mine", tmp_path / "elsewhere"):
+        trained.save_model(str(folder) if folder.name == "elsewhere" else None)
+        assert {path.name for path in folder.iterdir() if path.is_file()} == SAVED | CODE
+        check_checkpoint(folder)
+    assert not list((tmp_path / "bert4rec-mine").glob("checkpoint-*/training_args.bin"))
+
+
+def test_training_goes_on_from_what_it_saves(histories, tmp_path, trained):  # noqa: F811
+    longer = make_trainer(histories, tmp_path / "bert4rec-mine")
+    longer.train(resume_from_checkpoint=True)
+    assert longer.state.global_step == trained.state.global_step
+
+
+def test_the_card_says_what_the_trainer_knows_and_no_more(trained, tmp_path):
+    trained.save_model()
+    card = ModelCard.load(tmp_path / "bert4rec-mine" / "README.md")
+    facts = json.loads((tmp_path / "bert4rec-mine" / "run_facts.json").read_text())
+    best = next(
+        entry
+        for entry in trained.state.log_history
+        if entry["step"] == trained.state.best_global_step and "eval_ndcg@10" in entry
+    )
+    assert facts["validation"]["BERT4Rec"]["ndcg@10"] == best["eval_ndcg@10"] == trained.state.best_metric
+    results = {result.metric_type: result.metric_value for result in card.data.eval_results}
+    assert set(results) == {"hr@1", "hr@5", "hr@10", "ndcg@5", "ndcg@10", "mrr@5", "mrr@10"}
+    assert results == {name: round(best[f"eval_{name}"], 4) for name in results}
+    assert {result.dataset_split for result in card.data.eval_results} == {"validation"}
+    assert "Of the validation split, by whose NDCG@10 the checkpoint was chosen" in card.text
+    assert "ranked among all 12 items, history excluded" in card.text
+    assert f"({facts['seconds']:,.0f} s) of training on 1 × " in card.text
+    assert 'recommender([["i0", "i1", "i2"]], top_k=10)  # ids and scores' in card.text
+    assert "Nothing is recorded of the terms of the data" in card.text
+    assert "learning_curve.png" not in card.text
+
+
+def test_without_a_best_checkpoint_the_last_validation_before_the_end_counts(histories, tmp_path):  # noqa: F811
+    trainer = make_trainer(histories, tmp_path / "last", load_best_model_at_end=False)
+    trainer.train()
+    trainer.evaluate(histories[0]["test"])
+    last = [entry for entry in trainer.state.log_history if "eval_ndcg@10" in entry][-2]
+    assert trainer.facts()["validation"]["BERT4Rec"]["ndcg@10"] == last["eval_ndcg@10"]
+    assert trainer.facts()["best_checkpoint"] == ""
+
+
+def test_a_model_that_was_not_trained_here_has_no_results(histories, tmp_path):  # noqa: F811
+    trainer = make_trainer(histories, tmp_path / "new", setup=cloze_training(histories[1], exclude_history=False))
+    trainer.save_model()
+    card = ModelCard.load(tmp_path / "new" / "README.md")
+    assert card.data.eval_results is None
+    assert "None were recorded." in card.text
+    assert trainer.facts()["protocol"].endswith("history not excluded")
+
+
+def test_metrics_of_another_making_are_not_taken_for_ours(trained):
+    trained.preprocess_logits_for_metrics = None
+    assert "validation" not in trained.facts()
+
+
+def test_it_pushes_a_checkpoint_in_one_commit_that_loads_and_has_a_valid_card(trained, hub, tmp_path):
+    for name in ("optimizer.pt", "notes.txt"):
+        (tmp_path / "bert4rec-mine" / name).write_bytes(b"private")
+    address = trained.push_to_hub(license="mit", tags="films", dataset="my log")
+    name = f"{OWNER}/bert4rec-mine"
+    assert address.startswith(f"{hub.url}/{name}/commit/")
+    assert hub.repositories[name].messages == ["initial commit", "End of training"]
+    assert set(hub.repositories[name].files) == SAVED | CODE
+    assert len(hf_bert4rec.pipeline(name)([["i1"]], top_k=3)[0]) == 3
+    assert "POST /api/validate-yaml" in hub.requests
+    card = ModelCard.load(name)
+    assert card.data.license == "mit"
+    assert card.data.tags == ["bert4rec", "recommender-system", "sequential-recommendation", "films"]
+    assert card.data.eval_results[0].dataset_type == "my log"
+
+
+def test_everything_that_the_stock_one_takes_for_a_card_is_written(trained, tmp_path):
+    trained.model.add_model_tags("of-the-model")
+    trained.create_model_card(
+        language="en", license="mit", tags="films", model_name="Named", finetuned_from="org/older", tasks=["next-item"],
+        dataset_tags="org/data", dataset=["log", "other log"], dataset_args="2026",
+    )  # fmt: skip
+    written = ModelCard.load(tmp_path / "bert4rec-mine" / "README.md")
+    trained.save_model()  # a later card says the same
+    for card in (written, ModelCard.load(tmp_path / "bert4rec-mine" / "README.md")):
+        data = card.data
+        assert (data.language, data.license, data.base_model, data.datasets) == ("en", "mit", "org/older", ["org/data"])
+        assert data.tags[3:] == ["films", "next-item", "of-the-model"]
+        assert data.eval_results[0].dataset_type == "log other log 2026"
+        assert "\n# Named\n" in card.content
+
+
+def test_a_card_that_somebody_wrote_or_changed_is_kept_until_another_is_asked_for(trained, tmp_path, caplog):
+    card = tmp_path / "bert4rec-mine" / "README.md"
+    card.write_text("# By hand\n")
+    trained.save_model()
+    assert card.read_text() == "# By hand\n"
+    assert caplog.messages == [f"{card} is kept: it was not written here. create_model_card() replaces it."]
+    trained.create_model_card()
+    written = card.read_text()
+    assert "# bert4rec-mine" in written
+    trained.state.log_history = []
+    trained.save_model()  # this one is its own
+    assert card.read_text() != written
+    card.write_text(written + "One more line.\n")
+    for _ in range(2):
+        trained.save_model()
+        assert card.read_text().endswith("One more line.\n")
+
+
+def test_the_token_and_the_branch_of_a_push_are_those_passed(trained, hub, monkeypatch):
+    monkeypatch.delenv("HF_TOKEN")
+    begun = []
+    trained.add_callback(type("Begin", (TrainerCallback,), {"on_push_begin": lambda *_, **__: begun.append(1)}))
+    commit = trained.push_to_hub(token=TOKEN)
+    assert commit.commit_url == str(commit)
+    with pytest.raises(FileNotFoundError, match="bert4rec-mine has no such revision"):
+        trained.push_to_hub(token=TOKEN, revision="dev")
+    assert len(begun) == 2
+
+
+def test_push_to_hub_while_training_uploads_the_model_once_it_is_saved(histories, hub, tmp_path):  # noqa: F811
+    name = f"{OWNER}/named"
+    trainer = make_trainer(histories, tmp_path / "out", push_to_hub=True, hub_model_id=name, hub_private_repo=True)
+    trainer.train()
+    assert hub.repositories[name].files == {}
+    trainer.save_model()
+    assert hub.repositories[name].private
+    assert set(hub.repositories[name].files) == SAVED | CODE
+    assert load_file(tmp_path / "out" / "model.safetensors").keys()
+    assert hub.repositories[name].files["README.md"] == (tmp_path / "out" / "README.md").read_bytes()
+
+
+def test_without_a_network_one_who_wants_to_push_is_told_before_training(histories, hub, tmp_path):  # noqa: F811
+    hub.shutdown()
+    hub.server_close()
+    with pytest.raises(ConnectionError, match="org/named: the connection to the Hub failed"):
+        make_trainer(histories, tmp_path / "out", push_to_hub=True, hub_model_id=f"{OWNER}/named")
+
+
+def test_uploads_on_the_way_are_refused_since_they_hold_pickles(tmp_path):
+    with pytest.raises(ValueError, match="hub_strategy would upload the optimiser's state"):
+        RecommendationTrainingArguments(str(tmp_path), push_to_hub=True, hub_strategy="checkpoint")
+
+
+def test_without_the_items_nothing_is_called_a_recommender(histories, tmp_path):  # noqa: F811
+    trainer = make_trainer(histories, tmp_path / "out", setup={"processing_class": None})
+    with pytest.raises(ValueError, match="pass processing_class, as `cloze_training` does"):
+        trainer.save_model()

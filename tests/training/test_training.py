@@ -1,0 +1,375 @@
+"""Training through the stock Trainer: resumption, workers, processes, ranking, and what is refused."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import Trainer, TrainerCallback, TrainerState, set_seed
+
+from hf_bert4rec import (
+    Bert4RecForMaskedLM,
+    DataCollatorForCloze,
+    RecommendationTrainingArguments,
+    ResourceCallback,
+    cloze_training,
+    estimate_memory,
+    item_tokenizer,
+    leave_one_out,
+    muon,
+)
+from hf_bert4rec.hub.checkpoint import last_complete_checkpoint
+from hf_bert4rec.training.resources import shown
+from hf_bert4rec.training.training import ranks_of_logits
+from tests.conftest import small_config
+
+USERS = 20  # of 4 to 8 actions on 12 items: 20 training rows, 5 steps an epoch at batches of 4
+
+
+@pytest.fixture
+def histories():
+    rows = [(f"u{u}", f"i{(3 * u + t) % 12}", t) for u in range(USERS) for t in range(4 + u % 5)]
+    users, items, timestamps = zip(*rows, strict=True)
+    log = Dataset.from_dict({"user": users, "item": items, "timestamp": timestamps})
+    tokenizer = item_tokenizer(log, max_length=8)
+    return leave_one_out(log, tokenizer), tokenizer
+
+
+def make_trainer(histories, folder, callbacks=(), masking=None, by_muon=False, **options) -> Trainer:
+    splits, tokenizer = histories
+    args = RecommendationTrainingArguments(
+        str(folder),
+        **{
+            "num_train_epochs": 3,
+            "per_device_train_batch_size": 4,
+            "warmup_steps": 2,
+            "use_cpu": True,
+            "report_to": "none",
+            "disable_tqdm": True,
+            **options,
+        },
+    )
+    set_seed(args.seed)
+    model = Bert4RecForMaskedLM(small_config(len(tokenizer), 8, hidden_dropout_prob=0.1))
+    setup = cloze_training(tokenizer, **(masking or {})) | (muon(args) if by_muon else {})
+    setup["callbacks"] += callbacks
+    return Trainer(model, args, train_dataset=splits["train"], eval_dataset=splits["validation"], **setup)
+
+
+class StopAt(TrainerCallback):
+    """Save and stop at a step, as a kill would after the last save."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            control.should_save = control.should_training_stop = True
+
+
+class Record(TrainerCallback):
+    """Which rows and masks each epoch drew, through the batches that reach the model."""
+
+    def __init__(self):
+        self.epochs = []
+
+    def on_epoch_begin(self, args, state, control, train_dataloader=None, model=None, **kwargs):
+        self.epochs.append([])
+        if len(self.epochs) == 1:
+            model.register_forward_pre_hook(self.see, with_kwargs=True)
+
+    def see(self, model, args, batch):
+        if model.training:
+            self.epochs[-1] += [
+                (tuple(torch.where(labels == -100, ids, labels)[real == 1].tolist()), tuple((labels != -100).tolist()))
+                for ids, labels, real in zip(batch["input_ids"], batch["labels"], batch["attention_mask"], strict=True)
+            ]
+
+
+@pytest.mark.parametrize(
+    ("step", "workers", "by_muon"), [(2, 0, False), (5, 0, True), (8, 0, False), (8, 0, True), (13, 2, False)]
+)
+def test_a_run_that_was_interrupted_and_resumed_ends_bit_equal_to_one_that_was_not(
+    histories, tmp_path, step, workers, by_muon
+):
+    options = {"dataloader_num_workers": workers, "eval_strategy": "no", "load_best_model_at_end": False}
+    options["by_muon"] = by_muon
+    whole = make_trainer(histories, tmp_path / "whole", **options)
+    whole.train()
+    make_trainer(histories, tmp_path / "cut", callbacks=[StopAt(step)], **options).train()
+    resumed = make_trainer(histories, tmp_path / "cut", **options)
+    resumed.train(resume_from_checkpoint=str(last_complete_checkpoint(tmp_path / "cut")))
+    for expected, found in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(expected, found)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_every_row_is_drawn_once_an_epoch_with_fresh_masks_the_same_for_any_number_of_workers(
+    histories, tmp_path, workers
+):
+    seen, again = Record(), Record()
+    make_trainer(histories, tmp_path, callbacks=[seen], dataloader_num_workers=workers).train()
+    make_trainer(histories, tmp_path, callbacks=[again]).train()
+    expected = sorted(tuple(row) for row in histories[0]["train"]["input_ids"])
+    assert [sorted(row for row, _ in epoch) for epoch in seen.epochs] == [expected] * 3
+    assert sorted(seen.epochs[0]) != sorted(seen.epochs[1]) != sorted(seen.epochs[2])
+    assert seen.epochs == again.epochs
+
+
+class Spoil(TrainerCallback):
+    """Evaluate and save exaggerated scores, and at last reversed and faint ones: the worst ranks, yet the best loss."""
+
+    def on_epoch_end(self, args, state, control, model=None, **kwargs):
+        self.factor = -(2.0**-10) if state.epoch == args.num_train_epochs else 2.0**10
+        self.multiply(model, self.factor)
+
+    def on_epoch_begin(self, args, state, control, model=None, **kwargs):
+        if state.epoch:
+            self.multiply(model, 1 / self.factor)
+
+    @torch.no_grad()
+    def multiply(self, model, factor):
+        for parameter in (*model.prediction_head.norm.parameters(), model.lm_head.bias):
+            parameter *= factor
+
+
+def test_the_best_checkpoint_by_validation_ndcg_is_restored(histories, tmp_path):
+    trainer = make_trainer(histories, tmp_path, [Spoil()], num_train_epochs=6, learning_rate=0.02)
+    trainer.train()
+    evaluations = [entry for entry in trainer.state.log_history if "eval_ndcg@10" in entry]
+    scores, losses = ([entry[name] for entry in evaluations] for name in ("eval_ndcg@10", "eval_loss"))
+    assert scores[-1] == min(scores) < max(scores)
+    assert losses[-1] == min(losses)
+    assert trainer.evaluate()["eval_ndcg@10"] == pytest.approx(max(scores))
+
+
+def test_gradient_accumulation_changes_nothing(histories, tmp_path):
+    options = {"num_train_epochs": 2, "train_sampling_strategy": "random", "logging_steps": 1}
+    options |= {"logging_strategy": "steps", "eval_strategy": "no", "load_best_model_at_end": False}
+    losses = []
+    for batch, accumulation in ((4, 1), (2, 2)):
+        trainer = make_trainer(
+            histories, tmp_path, per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation, **options
+        )
+        trainer.model.apply(lambda module: setattr(module, "p", 0.0) if isinstance(module, torch.nn.Dropout) else None)
+        for layer in trainer.model.model.layers:
+            layer.attention.attention_dropout = 0.0
+        trainer.train()
+        losses.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_history_is_excluded_from_the_ranking_unless_told_otherwise(histories, tmp_path):
+    excluded = make_trainer(histories, tmp_path).evaluate()
+    included = make_trainer(histories, tmp_path, masking={"exclude_history": False}).evaluate()
+    assert excluded["eval_mrr@10"] > included["eval_mrr@10"]
+
+
+def test_persistent_workers_are_refused_because_their_masks_would_never_change(tmp_path):
+    with pytest.raises(ValueError, match="masks of the first epoch"):
+        RecommendationTrainingArguments(str(tmp_path), dataloader_num_workers=1, dataloader_persistent_workers=True)
+
+
+def test_resumption_passes_over_checkpoints_that_were_cut_off(histories, tmp_path):
+    assert last_complete_checkpoint(tmp_path) is None
+    make_trainer(histories, tmp_path, save_total_limit=None).train()
+    assert last_complete_checkpoint(tmp_path).name == "checkpoint-15"
+    (tmp_path / "checkpoint-15" / "trainer_state.json").write_text('{"epoch": 3')
+    (tmp_path / "checkpoint-10" / "trainer_state.json").unlink()
+    assert last_complete_checkpoint(tmp_path).name == "checkpoint-5"
+
+
+LOG = "user,item,timestamp\n" + "".join(
+    f"u{u},i{(3 * u + t) % 12},{t}\n" for u in range(16) for t in range(4 + u % 5)
+)  # 16 training rows: two steps of eight
+RECIPE = """
+data: {log}
+max_length: 8
+hidden_size: 12
+intermediate_size: 20
+hidden_dropout_prob: 0.0
+attention_probs_dropout_prob: 0.0
+num_train_epochs: 3
+warmup_steps: 2
+use_cpu: true
+logging_strategy: steps
+logging_steps: 1
+"""
+
+
+def test_two_processes_train_and_evaluate_as_one_does(tmp_path):
+    (tmp_path / "log.csv").write_text(LOG)
+    (tmp_path / "recipe.yaml").write_text(RECIPE.format(log=tmp_path / "log.csv"))
+    script = Path(__file__).parents[2] / "scripts" / "train.py"
+    facts = []
+    for processes, batch in ((1, 8), (2, 4)):
+        folder = tmp_path / str(processes)
+        launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--main_process_port=0"]
+        options = ["--output_dir", str(folder), "--per_device_train_batch_size", str(batch)]
+        command = [
+            sys.executable,
+            *(launcher if processes > 1 else []),
+            str(script),
+            str(tmp_path / "recipe.yaml"),
+            *options,
+        ]
+        finished = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
+        assert finished.returncode == 0, finished.stderr[-2000:]
+        facts.append(json.loads((folder / "model" / "run_facts.json").read_text()))
+    one, two = facts
+    losses = [[entry["loss"] for entry in run["log"] if "loss" in entry] for run in facts]
+    assert len(losses[0]) == 6
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert one["test"]["BERT4Rec"] == pytest.approx(two["test"]["BERT4Rec"], abs=1e-6)
+    assert one["test"]["Popularity"] == two["test"]["Popularity"]
+
+
+def test_ranks_are_taken_at_the_mask_where_a_compiled_model_scored_every_position():
+    logits = torch.zeros(1, 3, 7)
+    logits[0, 2, 5] = 1
+    labels, history = torch.tensor([[-100, -100, 5]]), torch.tensor([[3, 4]])
+    assert ranks_of_logits((logits, history), labels).tolist() == [1]
+    assert ranks_of_logits((logits[:, 2:], history), labels).tolist() == [1]
+
+
+def test_rows_without_a_history_cannot_be_ranked():
+    with pytest.raises(ValueError, match="Expected rows with a `history`"):
+        ranks_of_logits(torch.zeros(1, 1, 7), torch.tensor([[-100, -100, 5]]))
+
+
+def test_memory_is_told_before_training_and_time_after_two_steps(histories, tmp_path, caplog):
+    trainer = make_trainer(histories, tmp_path, eval_strategy="no", save_strategy="no", load_best_model_at_end=False)
+    seen = []
+
+    class Look(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            seen.append(len([message for message in caplog.messages if "a step" in message]))
+
+    trainer.add_callback(Look())
+    with caplog.at_level("INFO", logger="hf_bert4rec.training.training"):
+        trainer.train()
+    memory, time = caplog.messages
+    assert re.fullmatch(
+        r"Training takes about \S+ MB \(parameters 0\.0 MB, .*\) of memory, beside what .* already\.", memory
+    )
+    assert re.fullmatch(
+        r"\d+\.\d\d s a step: at most about \S+ s an epoch, \S+ s to the end, without evaluations\.", time
+    )
+    assert seen == [0] + [1] * 14
+
+
+@pytest.mark.parametrize(
+    ("strategy", "sampling_pays", "expected"),
+    [
+        (
+            "group_by_length",
+            False,
+            "2.50 s a step: at most about 0:01:40 an epoch, 0:04:10 to the end, without evaluations.",
+        ),
+        (
+            "random",
+            True,
+            "2.50 s a step: about 0:01:40 an epoch, 0:04:10 to the end, without evaluations; with so many items "
+            "loss='sampled_softmax' takes less.",
+        ),
+    ],
+)
+def test_the_time_of_an_epoch_is_that_of_its_steps(caplog, monkeypatch, strategy, sampling_pays, expected):
+    clock = iter([10.0, 12.5])
+    monkeypatch.setattr("hf_bert4rec.training.training.time.perf_counter", lambda: next(clock))
+    callback = ResourceCallback()
+    callback.steps, callback.steps_an_epoch, callback.sampling_pays = 0, 40, sampling_pays
+    state, args = TrainerState(global_step=2, max_steps=102), SimpleNamespace(train_sampling_strategy=strategy)
+    with caplog.at_level("INFO", logger="hf_bert4rec.training.training"):
+        for _ in range(3):
+            callback.on_step_end(args, state, None)
+    assert caplog.messages == [expected]
+
+
+@pytest.mark.parametrize(("items", "loss", "expected"), [(100_000, "softmax", True), (99_996, "softmax", False),
+                                                         (100_000, "gbce", False)])  # fmt: skip
+def test_a_sampled_loss_is_advised_where_it_pays(tmp_path, items, loss, expected):
+    config = small_config(items + 3, 8, hidden_size=3, loss=loss)
+    with torch.device("meta"):
+        model = Bert4RecForMaskedLM(config)
+    callback, loader = ResourceCallback(), torch.utils.data.DataLoader([], collate_fn=DataCollatorForCloze(None))
+    callback.on_train_begin(RecommendationTrainingArguments(str(tmp_path)), TrainerState(), None, model, loader)
+    assert callback.sampling_pays is expected
+
+
+@pytest.fixture
+def free(monkeypatch):
+    """Pretend that so many GB are free."""
+    return lambda gigabytes: monkeypatch.setattr("hf_bert4rec.training.training.free_memory", lambda device: gigabytes)
+
+
+def test_a_model_that_cannot_be_trained_is_refused_before_the_first_step(histories, tmp_path, free):
+    free(1e-6)
+    trainer = make_trainer(histories, tmp_path)
+    with pytest.raises(MemoryError, match="are free: take a smaller hidden_size"):
+        trainer.train()
+    assert trainer.state.global_step == 0
+
+
+def test_what_may_not_fit_is_said_with_advice_and_tried(histories, tmp_path, free, caplog):
+    estimate = estimate_memory(make_trainer(histories, tmp_path).model, 4, 6)
+    for there in (estimate.total + 1e-9, estimate.total - estimate.parameters - 1e-9):
+        free(there)
+        make_trainer(histories, tmp_path, num_train_epochs=1).train()
+    said = [message for message in caplog.messages if "That is more than" in message]
+    assert said == [f"That is more than the {shown(estimate.total)} that are free: {estimate.advice}."]
+
+
+def test_freed_memory_is_kept_but_with_checkpointing(histories, tmp_path, monkeypatch):
+    kept = []
+    monkeypatch.setattr("hf_bert4rec.training.training.keep_freed_memory", kept.append)
+    for checkpointing in (False, True):
+        make_trainer(histories, tmp_path, num_train_epochs=1, gradient_checkpointing=checkpointing).train()
+    assert kept == [True, False]
+
+
+def test_rows_in_which_nothing_is_scored_change_nothing(histories, tmp_path):
+    splits, tokenizer = histories
+    rows = splits["train"].select_columns(["input_ids", "length"])
+    rows = rows.add_column("labels", [[-100] * len(row) for row in rows["input_ids"]])
+    options = {"weight_decay": 0.0, "eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
+    trainer = make_trainer(({**splits, "train": rows}, tokenizer), tmp_path, num_train_epochs=1, **options)
+    before = {name: weight.clone() for name, weight in trainer.model.state_dict().items()}
+    assert trainer.train().training_loss == 0
+    for name, weight in trainer.model.state_dict().items():
+        assert torch.equal(weight, before[name]), name
+
+
+def test_rows_that_are_no_dataset_of_ours_are_trained_on_all_the_same(histories, tmp_path):
+    splits, tokenizer = histories
+    trainer = make_trainer(({**splits, "train": list(splits["train"])}, tokenizer), tmp_path, num_train_epochs=1)
+    trainer.train()
+    assert trainer.state.global_step == 5
+
+
+def test_memory_for_evaluating_is_told_where_it_is_more_than_for_training(histories, tmp_path, caplog):
+    trainer = make_trainer(histories, tmp_path, num_train_epochs=1, per_device_eval_batch_size=20_000_000)
+    with caplog.at_level("INFO", logger="hf_bert4rec.training.training"):
+        trainer.train()
+    assert caplog.messages[1] == "Evaluating takes up to 3.60 GB: see per_device_eval_batch_size."
+
+
+@pytest.mark.parametrize("loss", ["sampled_softmax", "gbce", "bce"])
+def test_a_run_on_negatives_resumes_bit_equal(histories, tmp_path, loss):
+    def train(folder, callbacks=(), resume=None):
+        trainer = make_trainer(histories, folder, callbacks, save_total_limit=None, save_strategy="no",
+                               eval_strategy="no", load_best_model_at_end=False)  # fmt: skip
+        trainer.model.config.loss, trainer.model.config.num_negatives = loss, 4
+        trainer.train(resume_from_checkpoint=resume)
+        return trainer.model.state_dict()
+
+    straight = train(tmp_path / "straight")
+    train(tmp_path / "cut", [StopAt(7)])
+    resumed = train(tmp_path / "cut", resume=str(tmp_path / "cut" / "checkpoint-7"))
+    for name, value in straight.items():
+        assert torch.equal(value, resumed[name]), name

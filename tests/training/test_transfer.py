@@ -1,0 +1,107 @@
+"""A model that starts from another: which rows it keeps, what new items start from, and what cannot be started from."""
+
+import pytest
+import torch
+
+from hf_bert4rec import Bert4RecForMaskedLM, Gru4RecConfig, Gru4RecForMaskedLM, item_tokenizer
+from hf_bert4rec.training.transfer import shared_items, transfer
+from tests.conftest import small_config
+
+OLD = item_tokenizer(["a", "b", "c", "d"], titles={"a": "Alpha", "b": "Beta", "c": "Twin", "d": "Twin"}, max_length=6)
+NEW = item_tokenizer(["x", "c", "a"], titles={"x": "Beta", "c": "Twin", "a": "Alpha"}, max_length=5)
+
+
+@pytest.fixture
+def model() -> Bert4RecForMaskedLM:
+    torch.manual_seed(0)
+    model = Bert4RecForMaskedLM(small_config(len(OLD), 6, conv_kernel_size=3)).eval()
+    torch.nn.init.normal_(model.lm_head.bias)
+    return model
+
+
+def test_items_are_matched_by_id_or_by_titles_that_are_one_items_alone():
+    assert [rows.tolist() for rows in shared_items(OLD, NEW, "id")] == [[4, 5], [5, 3]]  # c and a
+    assert [rows.tolist() for rows in shared_items(OLD, NEW, "title")] == [[3, 5], [4, 3]]  # Beta and Alpha
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_shared_items_keep_their_rows_and_new_ones_start_near_the_mean(tied):
+    torch.manual_seed(0)
+    model = Bert4RecForMaskedLM(small_config(len(OLD), 6, tie_word_embeddings=tied))
+    torch.nn.init.normal_(model.lm_head.bias)
+    new = transfer(model, OLD, NEW)
+    for old_table, table in (
+        (model.get_input_embeddings().weight, new.get_input_embeddings().weight),
+        (model.lm_head.weight, new.lm_head.weight),
+        (model.lm_head.bias, new.lm_head.bias),
+    ):
+        assert len(table) == 6
+        assert torch.equal(table[:3], old_table[:3])
+        assert torch.equal(table[4], old_table[5])
+        assert torch.equal(table[5], old_table[3])
+    mean = model.get_input_embeddings().weight[3:].mean(dim=0)
+    apart = (new.get_input_embeddings().weight[3] - mean).abs()
+    assert 0 < apart.max() <= 2 * model.config.initializer_range
+    assert new.lm_head.bias[3] == model.lm_head.bias[3:].min()
+
+
+def test_a_history_of_shared_items_is_read_as_before(model):
+    new = transfer(model, OLD, NEW).eval()
+    before = model.model(torch.tensor([[3, 5, 1]])).last_hidden_state
+    after = new.model(torch.tensor([[5, 4, 1]])).last_hidden_state
+    assert torch.equal(before, after)
+    assert model.config.vocab_size == len(OLD)
+
+
+def test_settings_can_change_and_sizes_cannot(model):
+    assert transfer(model, OLD, NEW, hidden_dropout_prob=0.4).config.hidden_dropout_prob == 0.4
+    with pytest.raises(ValueError, match=r"has no weights for model\.layers\.2"):
+        transfer(model, OLD, NEW, num_hidden_layers=3)
+    with pytest.raises(ValueError, match=r"intermediate\S+ of shape \[24, 12\]"):
+        transfer(model, OLD, NEW, intermediate_size=24)
+    longer = item_tokenizer(["a"], max_length=7)
+    with pytest.raises(ValueError, match="max_length at most as long"):
+        transfer(model, OLD, longer)
+
+
+def test_nothing_in_common_is_told(model):
+    with pytest.raises(ValueError, match="share no item by id"):
+        transfer(model, OLD, item_tokenizer(["y", "z"], max_length=5))
+    with pytest.raises(ValueError, match="needs titles of both"):
+        transfer(model, OLD, item_tokenizer(["a"], max_length=5), match="title")
+
+
+def test_a_tokenizer_of_another_catalogue_is_refused(model):
+    for other in (["a"], list("abcdefghijklmnop")):
+        with pytest.raises(ValueError, match=r"rows in its item table and its tokenizer \d+ tokens: take both from"):
+            transfer(model, item_tokenizer(other, max_length=5), NEW)
+    with pytest.raises(ValueError, match="Expected items to match by id or title, found 'name'"):
+        transfer(model, OLD, NEW, match="name")
+
+
+def test_new_items_of_an_untied_output_start_at_the_mean_of_the_old():
+    torch.manual_seed(0)
+    model = Bert4RecForMaskedLM(small_config(len(OLD), 6, tie_word_embeddings=False)).eval()
+    new = transfer(model, OLD, NEW)
+    shared = set(OLD.items.to_pylist())
+    added = [row for row, item in enumerate(NEW.items.to_pylist(), 3) if item not in shared]
+    mean, spread = model.lm_head.weight[3:].mean(dim=0), model.config.initializer_range
+    assert added
+    for row in added:
+        assert ((new.lm_head.weight[row] - mean).abs() <= 2 * spread + 1e-6).all()
+    assert not torch.equal(new.lm_head.weight[added[0]], new.get_input_embeddings().weight[added[0]])
+
+
+def test_a_model_keeps_its_precision(model):
+    new = transfer(model.bfloat16(), OLD, NEW)
+    assert {parameter.dtype for parameter in new.parameters()} == {torch.bfloat16}
+
+
+def test_the_models_to_compare_with_can_be_started_from_too():
+    torch.manual_seed(0)
+    model = Gru4RecForMaskedLM(Gru4RecConfig(vocab_size=len(OLD), hidden_size=12, num_attention_heads=3)).eval()
+    new = transfer(model, OLD, NEW).eval()
+    before, after = (
+        it.model(torch.tensor([row])).last_hidden_state for it, row in ((model, [3, 5, 1]), (new, [5, 4, 1]))
+    )
+    assert torch.equal(before, after)
