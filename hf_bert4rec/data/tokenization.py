@@ -73,10 +73,10 @@ class ItemTokenizer(PreTrainedTokenizerFast):
         vocab = self.get_vocab()
         return pa.array(sorted(vocab, key=vocab.__getitem__)[len(SPECIAL_TOKENS) :], pa.string())
 
-    def encode_items(self, items: pa.Array | pa.ChunkedArray | Iterable[str]) -> np.ndarray:
+    def encode_items(self, items: pa.Array | pa.ChunkedArray | Iterable[str | float]) -> np.ndarray:
         """Rows of the item table, (n,) int32, for raw ids; an id that is not known becomes [UNK]."""
         if not isinstance(items, pa.Array | pa.ChunkedArray):
-            items = pa.array(items, pa.string())
+            items = as_item_ids(items)
         rows = pc.add(pc.index_in(items, value_set=self.items), len(SPECIAL_TOKENS))
         return pc.fill_null(rows, self.unk_token_id).to_numpy().astype(np.int32, copy=False)
 
@@ -159,3 +159,36 @@ def _item_column(items: Dataset | Iterable[str]) -> pa.Array | pa.ChunkedArray:
     if isinstance(items, str):
         raise ValueError(f"Expected a list of item ids, found the text {items!r}: put it in brackets.")
     return items.with_format("arrow")[:]["item"] if isinstance(items, Dataset) else pa.array(items, pa.string())
+
+
+def as_item_ids(values: Iterable[Any], name: str = "item IDs") -> pa.StringArray:
+    """Convert raw item IDs to text in the way `load_interactions` does: 1 and 1.0 become "1".
+
+    Args:
+        values: Text or numbers; also numpy scalars and tensors of one number.
+        name: What the values are called in errors.
+
+    Raises:
+        ValueError: A value is neither text nor a finite number, or a float too large to be exact.
+    """
+    ids = list(values)
+    if not {str}.issuperset(map(type, ids)):
+        ids = [_as_item_id(value, name) for value in ids]
+    try:
+        return pa.array(ids, pa.string())
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{name}: {error.object!r} is not valid Unicode text. Fix or remove this ID.") from None
+
+
+def _as_item_id(value: Any, name: str) -> str:
+    scalar = value.item() if getattr(value, "ndim", None) == 0 else value  # numpy scalars, tensors
+    if isinstance(scalar, str):
+        return str(scalar)
+    if isinstance(scalar, (int, float)) and not isinstance(scalar, bool):
+        if isinstance(scalar, int) or abs(scalar) <= 2**53:  # False for NaN
+            return str(int(scalar)) if scalar == int(scalar) else str(scalar)
+    inexact = isinstance(scalar, float) and abs(scalar) > 2**53
+    raise ValueError(
+        f"{name}: expected text or numbers, found {repr(value)[:100]} ({type(value).__name__}). "
+        + ("Floats above 2^53 are not exact: read IDs as text." if inexact else "Convert it to text or remove it.")
+    )

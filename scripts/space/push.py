@@ -42,7 +42,9 @@ def assemble(folder: Path, model: str) -> str:
     for name in APP:
         shutil.copy(HERE / name, folder)
     shutil.copy(ROOT / "LICENSE", folder)
-    shutil.copytree(ROOT / "hf_bert4rec", folder / "hf_bert4rec", ignore=shutil.ignore_patterns("embedded", "__pycache__"))
+    shutil.copytree(
+        ROOT / "hf_bert4rec", folder / "hf_bert4rec", ignore=shutil.ignore_patterns("embedded", "__pycache__")
+    )
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     (folder / "requirements.txt").write_text("\n".join(project["dependencies"]) + "\n", encoding="utf-8")
     card = SpaceCard.load(HERE / "README.md")

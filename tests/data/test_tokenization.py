@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from hf_bert4rec import Bert4RecForMaskedLM, ItemTokenizer, extend_item_tokenizer, item_tokenizer
-
 from tests.conftest import small_config
 
 AWKWARD = [
