@@ -184,9 +184,9 @@ def _as_item_id(value: Any, name: str) -> str:
     scalar = value.item() if getattr(value, "ndim", None) == 0 else value  # numpy scalars, tensors
     if isinstance(scalar, str):
         return str(scalar)
-    if isinstance(scalar, (int, float)) and not isinstance(scalar, bool):
-        if isinstance(scalar, int) or abs(scalar) <= 2**53:  # False for NaN
-            return str(int(scalar)) if scalar == int(scalar) else str(scalar)
+    exact = isinstance(scalar, int) or (isinstance(scalar, float) and abs(scalar) <= 2**53)  # False for NaN
+    if exact and not isinstance(scalar, bool):
+        return str(int(scalar) if scalar == int(scalar) else scalar)
     inexact = isinstance(scalar, float) and abs(scalar) > 2**53
     raise ValueError(
         f"{name}: expected text or numbers, found {repr(value)[:100]} ({type(value).__name__}). "
