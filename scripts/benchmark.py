@@ -48,7 +48,7 @@ from matplotlib.figure import Figure
 from transformers import AutoConfig, AutoModelForMaskedLM, Trainer, TrainerCallback, set_seed
 
 import hf_bert4rec as package
-from hf_bert4rec.cli.recipe import plain_errors
+from hf_bert4rec.cli.main import plain_errors
 from hf_bert4rec.cli.run import ranks_on
 from hf_bert4rec.hub.checkpoint import NAMES
 from hf_bert4rec.inference.pipeline import DEFAULT_BATCH_SIZE

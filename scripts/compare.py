@@ -38,7 +38,8 @@ from datasets import Dataset
 from matplotlib.figure import Figure
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-from hf_bert4rec.cli.recipe import Recipe, parse_recipe, plain_errors
+from hf_bert4rec.cli.main import plain_errors
+from hf_bert4rec.cli.recipe import Recipe, parse_recipe
 from hf_bert4rec.cli.run import describe_data, evaluator, prepare, protocol, run, sampled_by, whole_histories
 from hf_bert4rec.data.audit import audit
 from hf_bert4rec.data.histories import target_items

@@ -9,8 +9,9 @@ Further options are those of the recipe (`scripts/train.py --help`), after the t
 
 import argparse
 
+from hf_bert4rec.cli.main import plain_errors
 from hf_bert4rec.cli.push_data import push_data
-from hf_bert4rec.cli.recipe import parse_recipe, plain_errors
+from hf_bert4rec.cli.recipe import parse_recipe
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(

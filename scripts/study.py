@@ -34,7 +34,8 @@ import yaml
 from matplotlib.figure import Figure
 from transformers import TrainerCallback
 
-from hf_bert4rec.cli.recipe import Recipe, parse_recipe, plain_errors
+from hf_bert4rec.cli.main import plain_errors
+from hf_bert4rec.cli.recipe import Recipe, parse_recipe
 from hf_bert4rec.cli.run import prepare, ranks_on, trainer_for
 from hf_bert4rec.evaluation.ranking import ndcg_gains
 from hf_bert4rec.hub.checkpoint import markdown_table

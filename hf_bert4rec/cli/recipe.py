@@ -10,8 +10,7 @@ import inspect
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from itertools import pairwise
@@ -20,7 +19,6 @@ from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 import yaml
-from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser
 
 from ..data.data_collator import DataCollatorForCloze
@@ -204,14 +202,3 @@ def _read_options(config: Path) -> Any:
         return yaml.safe_load(config.read_text(encoding="utf-8")) or {}
     facts = config / FACTS_FILE
     return json.loads(facts.read_text(encoding="utf-8"))["recipe"] if facts.exists() else {}
-
-
-@contextmanager
-def plain_errors() -> Iterator[None]:
-    """For scripts: what a user can mend is told in one sentence, without a traceback."""
-    try:
-        yield
-    except (ValueError, OSError, MemoryError) as error:
-        sys.exit(f"{Path(sys.argv[0]).name}: error: {error}")
-    except StrictDataclassError as error:  # which check of a configuration it was that failed is of no help
-        sys.exit(f"{Path(sys.argv[0]).name}: error: {error.__cause__ or error}")

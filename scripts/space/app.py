@@ -23,7 +23,7 @@ from jinja2 import Environment, FileSystemLoader
 
 import hf_bert4rec
 from hf_bert4rec import NextItemRecommendationPipeline
-from hf_bert4rec.cli.recipe import plain_errors
+from hf_bert4rec.cli.main import plain_errors
 from hf_bert4rec.inference.pipeline import Recommendation
 
 if TYPE_CHECKING:

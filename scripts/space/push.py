@@ -16,7 +16,7 @@ from pathlib import Path
 
 from huggingface_hub import HfApi, SpaceCard
 
-from hf_bert4rec.cli.recipe import plain_errors
+from hf_bert4rec.cli.main import plain_errors
 from hf_bert4rec.hub.checkpoint import check_checkpoint, hub_errors, is_folder, published_files
 
 HERE = Path(__file__).resolve().parent
