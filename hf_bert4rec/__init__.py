@@ -9,9 +9,11 @@ from pathlib import Path
 
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel
 
+from .data.candidates import popularity_candidates, uniform_candidates
 from .data.data_collator import DataCollatorForCloze, DataCollatorForNextItem
-from .data.histories import before, leave_one_out, popularity_candidates, split_at_time, uniform_candidates
+from .data.histories import build_histories, sort_by_user
 from .data.interactions import load_interactions, load_titles, rename_items
+from .data.splits import SPLITS, Split, before, leave_one_out, split_at_time, train_on_all
 from .data.tokenization import ItemTokenizer, extend_item_tokenizer, item_tokenizer
 from .evaluation.baselines import MarkovChain, Popularity
 from .evaluation.ranking import ranking_metrics, target_ranks
@@ -40,6 +42,7 @@ from .training.transfer import transfer
 
 __all__ = [
     "NEXT_ITEM_METRIC",
+    "SPLITS",
     "Bert4RecConfig",
     "Bert4RecForMaskedLM",
     "Bert4RecModel",
@@ -59,7 +62,9 @@ __all__ = [
     "SasRecConfig",
     "SasRecForMaskedLM",
     "SasRecModel",
+    "Split",
     "before",
+    "build_histories",
     "cloze_training",
     "estimate_memory",
     "extend_item_tokenizer",
@@ -73,8 +78,10 @@ __all__ = [
     "popularity_candidates",
     "ranking_metrics",
     "rename_items",
+    "sort_by_user",
     "split_at_time",
     "target_ranks",
+    "train_on_all",
     "transfer",
     "uniform_candidates",
 ]

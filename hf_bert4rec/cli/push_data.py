@@ -1,7 +1,6 @@
 """Histories on the Hub: the splits as Parquet, the tokenizer that numbers their items, and a card, pushed as one."""
 
 import dataclasses
-import re
 import shutil
 import tempfile
 import warnings
@@ -12,8 +11,8 @@ from typing import Any
 from datasets import DatasetDict
 from huggingface_hub import DatasetCard, DatasetCardData, HfApi
 
-from ..data import histories as histories_module
 from ..data.audit import audit
+from ..data.histories import COLUMNS
 from ..data.sources import EMBEDDED, is_embedded
 from ..hub.checkpoint import hub_errors
 from ..models.configuration_bert4rec import SPECIAL_TOKENS
@@ -136,16 +135,10 @@ def data_card(repository: str, facts: Mapping[str, Any], histories: DatasetDict,
         special_tokens=SPECIAL_TOKENS,
         has_license=has_license,
         splits={name: rows.num_rows for name, rows in histories.items()},
-        columns=_columns(histories["train"].column_names),
+        columns={name: COLUMNS[name] for name in histories["train"].column_names},
         leaks=[finding for finding in findings if finding.leak],
         told=[finding for finding in findings if not finding.leak],
     )
-
-
-def _columns(names: list[str]) -> dict[str, str]:
-    """Column → its meaning, in the words of `histories`."""
-    words = dict(re.findall(r"^- `(\w+)`: (.+)[;.]$", histories_module.__doc__ or "", re.MULTILINE))
-    return {name: words[name] for name in names}
 
 
 def _data_options(recipe: Recipe) -> dict[str, Any]:

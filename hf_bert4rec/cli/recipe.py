@@ -22,8 +22,8 @@ import yaml
 from transformers import HfArgumentParser
 
 from ..data.data_collator import DataCollatorForCloze
-from ..data.histories import split_at_time
 from ..data.interactions import load_interactions
+from ..data.splits import SPLITS, split_at_time
 from ..hub.checkpoint import FACTS_FILE
 from ..models.configuration_bert4rec import Bert4RecConfig
 from ..training.training import RecommendationTrainingArguments
@@ -38,7 +38,7 @@ class RunArguments:
     )
     data: str = field(default="ml-latest-small", metadata={"help": "Log to read, as for load_interactions."})
     titles: str | None = field(default=None, metadata={"help": "Titles of the items, as for load_titles."})
-    split: Literal["leave_one_out", "at_time"] = field(default="leave_one_out", metadata={"help": "How to hold out."})
+    split: str = field(default="leave_one_out", metadata={"help": "How to split the data.", "choices": SPLITS})
     max_length: int = field(default=200, metadata={"help": "Longest input N, the [MASK] of the query included."})
     exclude_history: bool = field(default=True, metadata={"help": "Rank among the items not in the history."})
     popularity_candidates: int = field(

@@ -31,9 +31,10 @@ from transformers import (
     set_seed,
 )
 
-from ..data.histories import SPLITS, are_repeats, before, popularity_candidates, uniform_candidates
+from ..data.candidates import popularity_candidates, uniform_candidates
 from ..data.interactions import load_interactions, load_titles, rename_items
 from ..data.sources import is_embedded
+from ..data.splits import SPLITS
 from ..data.tokenization import ItemTokenizer, item_tokenizer
 from ..evaluation.baselines import MarkovChain, Popularity
 from ..evaluation.ranking import Sampled, bootstrap_interval, ndcg_gains
@@ -82,8 +83,6 @@ UNRECORDED = ("hub_", "push_to_hub", "resume_from_checkpoint")
 RESTORED = ("seed", "learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon")
 """Options of the training that a run cannot change half-way: the state of its optimiser has them, and its rows."""
 
-REPEATS = 0.05  # of the test targets: from here on people come back to what they had
-
 WHOLE_HISTORY = 2**31 - 1  # longer than any
 
 
@@ -100,18 +99,14 @@ def prepare(recipe: Recipe, tokenizer: ItemTokenizer | None = None) -> tuple[Dat
     Raises:
         ValueError: A time is missing, or the data cannot be used as the recipe says.
     """
-    run, splitting = recipe.run, recipe.splitting
-    if run.split == "at_time" and None in (splitting.validation_time, splitting.test_time):
-        raise ValueError("The split at_time needs validation_time and test_time.")
+    run = recipe.run
+    split, options = SPLITS[run.split], dataclasses.asdict(recipe.splitting)
+    split.resolve(options)
     interactions = load_interactions(run.data, **dataclasses.asdict(recipe.reading))
     names = load_titles(run.item_ids, item=0, title=1) if run.item_ids else None
     if names is not None:
         interactions = rename_items(interactions, names)
     if tokenizer is None:
-        past = interactions
-        if run.split == "at_time":
-            end_of_train = splitting.test_time if splitting.validation_in_train else splitting.validation_time
-            past = before(interactions, end_of_train)
         titles = load_titles(run.titles) if run.titles else None
         if names is not None and titles is not None:  # both tables name the items as the log does
             if untitled := set(names) - set(titles):  # else numbers of the catalogue could be taken for the log's
@@ -120,25 +115,12 @@ def prepare(recipe: Recipe, tokenizer: ItemTokenizer | None = None) -> tuple[Dat
                     f"{len(untitled)}, such as {min(untitled)!r}."
                 )
             titles = {names[item]: title for item, title in titles.items() if item in names}
-        tokenizer = item_tokenizer(past, titles=titles, max_length=run.max_length)
+        tokenizer = item_tokenizer(split.past_of(interactions, options), titles=titles, max_length=run.max_length)
     histories = _split(recipe, interactions, tokenizer)
     for name in set(histories) - {"train"}:
         histories[name] = _with_candidates(recipe, interactions, tokenizer, histories[name])
-    if recipe.run.exclude_history and "test" in histories:
-        _tell_of_repeats(histories["test"])
     logger.info("Histories: %s.", ", ".join(f"{rows.num_rows:,} rows to {name}" for name, rows in histories.items()))
     return interactions, tokenizer, histories
-
-
-def _tell_of_repeats(rows: Dataset) -> None:
-    """Warn where people come back to what they had: a recommender that leaves it out cannot be right for them."""
-    again = are_repeats(rows).sum()
-    if again > REPEATS * rows.num_rows:
-        logger.warning(
-            "%.0f %% of the test targets are items that their user has had before. They stay in the ranking, but with "
-            "the history excluded nobody is recommended them: where people come back, take exclude_history=false.",
-            100 * again / rows.num_rows,
-        )
 
 
 def _with_candidates(recipe: Recipe, interactions: Dataset, tokenizer: ItemTokenizer, rows: Dataset) -> Dataset:
@@ -159,26 +141,20 @@ def whole_histories(recipe: Recipe, interactions: Dataset, tokenizer: ItemTokeni
 def _split(
     recipe: Recipe, interactions: Dataset, tokenizer: ItemTokenizer, max_length: int | None = None
 ) -> DatasetDict:
-    options = dataclasses.asdict(recipe.splitting)
-    if recipe.run.split == "leave_one_out":
-        del options["validation_time"], options["test_time"]
-    return SPLITS[recipe.run.split](interactions, tokenizer, max_length=max_length, **options)
+    split = SPLITS[recipe.run.split]
+    options = split.resolve(dataclasses.asdict(recipe.splitting))
+    return split.function(interactions, tokenizer, max_length=max_length, **options)
 
 
 def protocol(recipe: Recipe, items: int) -> tuple[str, str]:
     """What every figure of a run must be read with: those of the whole catalogue, and those among candidates."""
-    held_out = {
-        "leave_one_out": "leave-one-out (every user's last item)",
-        "at_time": f"first item of every user from {recipe.splitting.test_time} on",
-    }[recipe.run.split]
-    folded = ", validation items trained on" if recipe.splitting.validation_in_train else ""
+    held_out = SPLITS[recipe.run.split].describe(dataclasses.asdict(recipe.splitting))
     history = "excluded" if recipe.run.exclude_history else "not excluded"
     number = recipe.run.popularity_candidates or recipe.run.uniform_candidates
     drawn = {"uniform_sampled": "uniformly", "popularity_sampled": "by their popularity in the whole log"}
     return (
-        f"{held_out}{folded}, ranked among all {items:,} items, history {history}",
-        f"{held_out}{folded}, ranked among {number} items drawn for each user {drawn[sampled_by(recipe)]}, "
-        "history excluded",
+        f"{held_out}, ranked among all {items:,} items, history {history}",
+        f"{held_out}, ranked among {number} items drawn for each user {drawn[sampled_by(recipe)]}, history excluded",
     )
 
 

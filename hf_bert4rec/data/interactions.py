@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset
 
+from .ids import as_ids
 from .sources import Column, RawLog, open_log
 
 logger = logging.getLogger(__name__)
@@ -80,7 +81,7 @@ def load_interactions(
         found.pop("rating", None)
 
     columns = dict(zip(found, log.read(list(found.values())), strict=True))
-    table = pa.table({role: _as_ids(columns[role], f"{log.name}: the {role}") for role in ("user", "item")})
+    table = pa.table({role: as_ids(columns[role], f"{log.name}: the {role}") for role in ("user", "item")})
     present = pc.and_(pc.is_valid(table["user"]), pc.is_valid(table["item"]))
     if "timestamp" in columns:
         times = _as_times(columns["timestamp"].filter(present), _located(log, present))
@@ -143,9 +144,7 @@ def load_titles(
     if len(found) < 2:
         raise ValueError(f"{log.name}: expected columns for item and title, found {log.shown}. Name them.")
     ids, titles = log.read([found["item"], found["title"]])
-    pairs = zip(
-        _as_ids(ids, f"{log.name}: the item").to_pylist(), pc.cast(titles, pa.string()).to_pylist(), strict=True
-    )
+    pairs = zip(as_ids(ids, f"{log.name}: the item").to_pylist(), pc.cast(titles, pa.string()).to_pylist(), strict=True)
     return {item: title for item, title in pairs if item is not None and title}
 
 
@@ -184,19 +183,6 @@ def _tell_of_blanks(ids: pa.ChunkedArray, subject: str) -> None:
     if len(padded):
         told = f"{subject} begin or end with a blank, such as %r: they are not those without."
         logger.warning(told, f"{len(padded):,}", padded[0].as_py())
-
-
-def _as_ids(column: pa.ChunkedArray, what: str) -> pa.ChunkedArray:
-    """Ids as strings: 1 and 1.0 become "1" (a column of numbers with gaps is floats in pandas); "" is no id."""
-    if pa.types.is_floating(column.type):
-        column = pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
-        if pc.all(pc.equal(column, pc.round(column))).as_py() is not False:
-            column = pc.cast(column, pa.int64(), safe=False)
-    try:
-        column = pc.cast(column, pa.string())
-    except pa.ArrowNotImplementedError:
-        raise ValueError(f"{what}: expected text or numbers, found a column of {column.type}.") from None
-    return pc.if_else(pc.equal(column, ""), pa.scalar(None, pa.string()), column)
 
 
 def _as_times(column: pa.ChunkedArray, locate: Callable[[int], str]) -> pa.ChunkedArray:

@@ -448,19 +448,6 @@ def test_rows_of_ones_own_need_no_lengths(tmp_path):
     assert (ranks_on(judge, histories["test"].remove_columns("length")) == expected).all()
 
 
-@pytest.mark.parametrize(
-    ("options", "told"), [([], True), (["--exclude_history=false"], False), (["--keep_repeats=false"], False)]
-)
-def test_people_who_come_back_to_what_they_had_are_told_of(tmp_path, caplog, options, told):
-    log = "user,item,timestamp\n" + "".join(f"u{u},i{(u + t) % 3},{t}\n" for u in range(9) for t in range(6))
-    recipe = recipe_for(tmp_path, *options)
-    (tmp_path / "log.csv").write_text(log + "v,i0,1\nv,i1,2\nv,i4,3\n")
-    prepare(recipe)
-    assert (
-        any("90 % of the test targets are items that their user has had before" in it for it in caplog.messages) is told
-    )
-
-
 def test_without_a_bar_an_evaluation_is_one_line(tmp_path, capsys):
     run(recipe_for(tmp_path, "--num_train_epochs=2", "--disable_tqdm=true"))
     lines = capsys.readouterr().out.splitlines()

@@ -405,3 +405,14 @@ def test_more_candidates_than_items_left_are_refused(interactions, tokenizer):
     test = leave_one_out(interactions, tokenizer)["test"]
     with pytest.raises(ValueError, match="Expected 6 items that user u1 has not had, found fewer"):
         popularity_candidates(test, COUNTS, number=6)
+
+
+@pytest.mark.parametrize("keep_repeats", [True, False])
+def test_repeats_among_the_test_targets_are_reported(tokenizer, caplog, keep_repeats):
+    rows = [
+        (f"u{user}", "abc"[(user + time) % 3], time) for user in range(9) for time in range(6 if keep_repeats else 3)
+    ]
+    leave_one_out(log_of(*rows, ("v", "a", 1), ("v", "b", 2), ("v", "e", 3)), tokenizer)
+    warned = [message for message in caplog.messages if "items that the user has had before" in message]
+    assert [message[:27] for message in warned] == ["90% of the test targets are"] * keep_repeats
+    assert all("exclude_history=False" in message for message in warned)

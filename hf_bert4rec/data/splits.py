@@ -1,0 +1,216 @@
+"""Splits: functions that divide interactions into histories for training, validation and test, and their registry."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+from datasets import Dataset, DatasetDict
+
+from .histories import SortedLog, build_histories, check_interactions, sort_by_user
+from .interactions import as_seconds
+from .tokenization import ItemTokenizer
+
+
+def leave_one_out(
+    interactions: Dataset,
+    tokenizer: ItemTokenizer,
+    *,
+    max_length: int | None = None,
+    window_step: float = 0.5,
+    validation_in_train: bool = False,
+) -> DatasetDict:
+    """Hold out every user's last item for test and the one before for validation; train on the rest (paper, 4.2).
+
+    Users with fewer than three actions are in train only. No held-out item is trained on, and every target counts.
+
+    Args:
+        interactions: Columns `user`, `item` and `timestamp`, as from `load_interactions`.
+        tokenizer: Maps items to rows of the item table. Items that it does not contain are dropped from histories; as
+            targets they count as missed.
+        max_length: Longest input N, including the [MASK] of the query. Default: `tokenizer.model_max_length`.
+        window_step: Step between the training windows of a history longer than N, as a share of N.
+        validation_in_train: Train on the validation items too, as in the paper's final runs. There is no validation
+            split then.
+
+    Returns:
+        `DatasetDict` with `train`, `validation` (unless `validation_in_train`) and `test`; columns: `COLUMNS`.
+
+    Raises:
+        ValueError: No user has three actions, or the interactions do not come from `load_interactions`.
+    """
+    log = sort_by_user(interactions, tokenizer)
+    lengths = np.diff(log.starts)
+    held_out = lengths >= 3
+    if not held_out.any():
+        raise ValueError(
+            f"Leave-one-out needs users with at least 3 actions (train, validation, test); the longest of "
+            f"{len(lengths)} histories has {lengths.max(initial=0)}."
+        )
+    train_ends = np.where(held_out, log.ends - (1 if validation_in_train else 2), log.ends)
+    targets = {} if validation_in_train else {"validation": np.where(held_out, log.ends - 2, -1)}
+    targets["test"] = np.where(held_out, log.ends - 1, -1)
+    return build_histories(log, tokenizer, train_ends, targets, max_length=max_length, window_step=window_step)
+
+
+def split_at_time(
+    interactions: Dataset,
+    tokenizer: ItemTokenizer,
+    *,
+    validation_time: str | float,
+    test_time: str | float,
+    max_length: int | None = None,
+    window_step: float = 0.5,
+    validation_in_train: bool = False,
+) -> DatasetDict:
+    """Train on all actions before a point in time; test on each user's first action from that time on.
+
+    No action, user or item of the future is trained on. Build the tokenizer from the past too:
+    `item_tokenizer(before(interactions, validation_time))`. Users who first appear later have an empty history. Targets
+    that the tokenizer does not contain count as missed.
+
+    Args:
+        interactions: Columns `user`, `item` and `timestamp`, as from `load_interactions`.
+        tokenizer: As for `leave_one_out`.
+        validation_time: Validation targets are the first actions from here to before `test_time`; in the unit of the
+            timestamps, or an ISO date where these are seconds.
+        test_time: Test targets are the first actions from here on.
+        max_length: Longest input N. Default: `tokenizer.model_max_length`.
+        window_step: Step between the training windows of a history longer than N, as a share of N.
+        validation_in_train: Train on all actions before `test_time`, without a validation split.
+
+    Raises:
+        ValueError: The times are not in order, a split would be empty, the tokenizer contains items of the future, or
+            the interactions do not come from `load_interactions`.
+    """
+    validation_from, test_from = _as_time(validation_time), _as_time(test_time)
+    if not validation_from < test_from:
+        raise ValueError(f"Expected validation_time before test_time, found {validation_time} and {test_time}.")
+    log = sort_by_user(interactions, tokenizer)
+    past = log.timestamps < (test_from if validation_in_train else validation_from)
+    leaked = np.setdiff1d(log.items[~past], [*np.unique(log.items[past]), tokenizer.unk_token_id])
+    if len(leaked):
+        raise ValueError(
+            f"The tokenizer contains {len(leaked)} items that first occur after training ends, such as "
+            f"{tokenizer.decode_items(leaked[:1])[0]!r}. Build it from the past: "
+            f"item_tokenizer(before(interactions, {test_time if validation_in_train else validation_time!r}))."
+        )
+    # The first action of each user from each point on, or the start of the next user if there is none.
+    first_of_validation = log.starts[:-1] + _count_by_user(log, log.timestamps < validation_from)
+    first_of_test = log.starts[:-1] + _count_by_user(log, log.timestamps < test_from)
+    targets = {"test": np.where(first_of_test < log.ends, first_of_test, -1)}
+    if not validation_in_train:
+        validation = np.where(first_of_validation < first_of_test, first_of_validation, -1)
+        targets = {"validation": validation, **targets}
+    sizes = {"train": past.sum(), **{name: (rows >= 0).sum() for name, rows in targets.items()}}
+    if empty := [name for name, size in sizes.items() if not size]:
+        raise ValueError(
+            f"No action falls into the {empty[0]} split; the log runs from {log.timestamps.min()} to "
+            f"{log.timestamps.max()}."
+        )
+    train_ends = first_of_test if validation_in_train else first_of_validation
+    return build_histories(log, tokenizer, train_ends, targets, max_length=max_length, window_step=window_step)
+
+
+def train_on_all(
+    interactions: Dataset, tokenizer: ItemTokenizer, *, max_length: int | None = None, window_step: float = 0.5
+) -> DatasetDict:
+    """Put all interactions into train, without validation or test: for the final training before deployment.
+
+    Choose the number of epochs with another split first.
+
+    Args:
+        interactions: Columns `user`, `item` and `timestamp`, as from `load_interactions`.
+        tokenizer: As for `leave_one_out`.
+        max_length: Longest input N. Default: `tokenizer.model_max_length`.
+        window_step: Step between the training windows of a history longer than N, as a share of N.
+
+    Raises:
+        ValueError: The interactions do not come from `load_interactions`.
+    """
+    log = sort_by_user(interactions, tokenizer)
+    return build_histories(log, tokenizer, log.ends, {}, max_length=max_length, window_step=window_step)
+
+
+def before(interactions: Dataset, time: str | float) -> Dataset:
+    """Return the interactions before a point in time, from which the tokenizer for `split_at_time` may be built."""
+    table = check_interactions(interactions)
+    return Dataset(table.filter(pc.less(table["timestamp"], _as_time(time))))
+
+
+@dataclass(frozen=True)
+class Split:
+    """One way to divide interactions. An entry in `SPLITS` makes it available to recipes.
+
+    Attributes:
+        function: Called as `function(interactions, tokenizer, max_length=..., **options)`; returns a `DatasetDict` with
+            `train` and perhaps `validation` and `test`. `sort_by_user` and `build_histories` do most of the work. Its
+            other keyword parameters are options of a recipe.
+        protocol: Description in results and cards; `{option}` stands for the value of an option.
+        past: Called as `past(interactions, **options)` with the options that it has parameters for; returns the
+            interactions that the tokenizer may be built from. None: all.
+    """
+
+    function: Callable[..., DatasetDict]
+    protocol: str
+    past: Callable[..., Dataset] | None = None
+
+    @property
+    def options(self) -> dict[str, inspect.Parameter]:
+        """Options by name: the parameters of `function` after interactions and tokenizer, except `max_length`."""
+        parameters = list(inspect.signature(self.function, eval_str=True).parameters.items())[2:]
+        return {name: parameter for name, parameter in parameters if name != "max_length"}
+
+    def resolve(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the value of every option: from `given` unless it is None or missing there, else the default.
+
+        Raises:
+            ValueError: An option without a default is not given.
+        """
+        values = {name: given.get(name) for name in self.options}
+        values = {name: self.options[name].default if value is None else value for name, value in values.items()}
+        if missing := [name for name, value in values.items() if value is inspect.Parameter.empty]:
+            name = next((name for name, split in SPLITS.items() if split is self), self.function.__name__)
+            raise ValueError(f"The split {name} needs {' and '.join(missing)}.")
+        return values
+
+    def past_of(self, interactions: Dataset, given: Mapping[str, Any]) -> Dataset:
+        """Return the interactions that the tokenizer may be built from."""
+        if self.past is None:
+            return interactions
+        parameters = inspect.signature(self.past).parameters
+        return self.past(interactions, **{k: v for k, v in self.resolve(given).items() if k in parameters})
+
+    def describe(self, given: Mapping[str, Any]) -> str:
+        """Return the protocol with the values of its options."""
+        values = self.resolve(given)
+        return self.protocol.format(**values) + ", validation items trained on" * bool(
+            values.get("validation_in_train")
+        )
+
+
+def _past_of_time(
+    interactions: Dataset, validation_time: str | float, test_time: str | float, validation_in_train: bool
+) -> Dataset:
+    return before(interactions, test_time if validation_in_train else validation_time)
+
+
+SPLITS: dict[str, Split] = {
+    "leave_one_out": Split(leave_one_out, "leave-one-out (every user's last item)"),
+    "at_time": Split(split_at_time, "first item of every user from {test_time} on", _past_of_time),
+    "train_on_all": Split(train_on_all, "trained on all interactions, nothing held out"),
+}
+"""Name in a recipe → split. Add an entry for a split of your own before the recipe is parsed."""
+
+
+def _as_time(time: str | float) -> float:
+    try:
+        return as_seconds(time)
+    except ValueError:
+        raise ValueError(f"Expected a number or an ISO date such as 2016-01-31, found {time!r}.") from None
+
+
+def _count_by_user(log: SortedLog, chosen: np.ndarray) -> np.ndarray:
+    return np.diff(np.concatenate([[0], np.cumsum(chosen)])[log.starts])
