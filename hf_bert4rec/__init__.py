@@ -7,7 +7,7 @@ Importing this registers the classes with AutoConfig, AutoModel, AutoModelForMas
 import logging
 from pathlib import Path
 
-from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoTokenizer
 
 from .data.candidates import popularity_candidates, uniform_candidates
 from .data.data_collator import DataCollatorForCloze, DataCollatorForNextItem
@@ -20,14 +20,11 @@ from .evaluation.ranking import ranking_metrics, target_ranks
 from .inference.pipeline import NextItemRecommendationPipeline, pipeline
 from .models.configuration_bert4rec import Bert4RecConfig
 from .models.modeling_bert4rec import Bert4RecForMaskedLM, Bert4RecModel
-from .models.modeling_unidirectional import (
-    Gru4RecConfig,
-    Gru4RecForMaskedLM,
-    Gru4RecModel,
-    SasRecConfig,
-    SasRecForMaskedLM,
-    SasRecModel,
-)
+from .models.configuration_gru4rec import Gru4RecConfig
+from .models.configuration_sasrec import SasRecConfig
+from .models.modeling_gru4rec import Gru4RecForMaskedLM, Gru4RecModel
+from .models.modeling_sasrec import SasRecForMaskedLM, SasRecModel
+from .models.registry import ARCHITECTURES, register_architecture, register_configs, register_models
 from .training.optimizer import muon
 from .training.resources import estimate_memory
 from .training.trainer import RecommendationTrainer
@@ -77,6 +74,7 @@ __all__ = [
     "pipeline",
     "popularity_candidates",
     "ranking_metrics",
+    "register_architecture",
     "rename_items",
     "sort_by_user",
     "split_at_time",
@@ -89,24 +87,10 @@ __all__ = [
 NEXT_ITEM_METRIC = str(Path(__file__).parent / "evaluation" / "metrics" / "next_item")
 """Where `evaluate.load` finds HR@k, NDCG@k and MRR@k."""
 
-_Model = tuple[type[Bert4RecConfig], type[PreTrainedModel], type[PreTrainedModel]]
-_MODELS: list[_Model] = [
-    (Bert4RecConfig, Bert4RecModel, Bert4RecForMaskedLM),
-    (SasRecConfig, SasRecModel, SasRecForMaskedLM),
-    (Gru4RecConfig, Gru4RecModel, Gru4RecForMaskedLM),
-]
-for _config, _encoder, _model in _MODELS:
-    AutoConfig.register(_config.model_type, _config, exist_ok=True)
-    AutoModel.register(_config, _encoder, exist_ok=True)
-    AutoModelForMaskedLM.register(_config, _model, exist_ok=True)
-    AutoTokenizer.register(_config, fast_tokenizer_class=ItemTokenizer, exist_ok=True)
-    # The code of the model is put beside the weights whenever they are saved, not when they are pushed: then any way to
-    # the Hub takes it along (Trainer.push_to_hub, model.push_to_hub, `hf upload`), and it is the code that made the
-    # weights. Without this package `trust_remote_code=True` runs it; with it the installed classes are taken and nobody
-    # is asked.
-    _config.register_for_auto_class("AutoConfig")
-    _encoder.register_for_auto_class("AutoModel")
-    _model.register_for_auto_class("AutoModelForMaskedLM")
+register_configs()
+register_models()
+for _architecture in ARCHITECTURES.values():
+    AutoTokenizer.register(_architecture.config_class, fast_tokenizer_class=ItemTokenizer, exist_ok=True)
 
 # What was read and what was dropped is reported on standard error; logging.getLogger("hf_bert4rec") is yours to change.
 if not logging.getLogger(__name__).handlers:

@@ -1,20 +1,25 @@
-"""BERT4Rec: a bidirectional Transformer encoder over a user's history, with a masked-item head.
+"""BERT4Rec: a bidirectional Transformer encoder of a user's history, with a masked-item head.
 
-Read it bottom-up: embeddings, attention, feed-forward, layer, encoder, head. The file imports the configuration and the
-loss only, so that the three can travel with the weights as remote code. What differs from BERT: no token types and no
-pooler; the special rows take no part in the softmax over the items; and the last layer and the head run on the scored
-positions only (`logits_to_keep`), since nothing reads the others. What differs from the paper where the configuration
-says so: rotary positions, a convolution over neighbouring items, and no prediction head.
+Read the classes in order: embeddings, attention, feed-forward, layer, encoder, head. Differences from BERT:
+
+- There are no token types and no pooler.
+- The special rows take no part in the softmax over the items.
+- The last layer and the head run on the scored positions only (`kept_positions`).
+- Options of the configuration that the paper does not have: rotary positions, a convolution over neighboring items, and
+  no prediction head.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel, initialization
 from transformers.activations import ACT2FN
+from transformers.dynamic_module_utils import custom_object_save
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput, MaskedLMOutput
@@ -23,6 +28,7 @@ from transformers.models.bert.modeling_bert import eager_attention_forward
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple, is_flash_attention_requested, merge_with_config_defaults
+from transformers.utils.import_utils import is_tracing
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_bert4rec import SPECIAL_TOKENS, Bert4RecConfig
@@ -31,15 +37,15 @@ from .item_loss import item_loss
 
 @dataclass
 class MaskedItemOutput(MaskedLMOutput):
-    """`MaskedLMOutput`, and what rode along in the batch for those who rank the logits, user by user.
+    """`MaskedLMOutput` with the inputs that are needed to rank the target among the other items.
 
     Args:
-        history: (batch, longest) rows that a ranking leaves out, filled up with -100.
-        candidates: (batch, number) rows to rank the target among.
+        ranking: In evaluation with `labels`, None otherwise. `history` (batch, longest), filled up with -100: rows of
+            the item table that the ranking excludes; with `config.exclude_history=False` it is (batch, 0).
+            `candidates` (batch, number), if the batch has them: rows among which sampled metrics rank the target.
     """
 
-    history: torch.Tensor | None = None
-    candidates: torch.Tensor | None = None
+    ranking: dict[str, torch.Tensor] | None = None
 
 
 class Dropout(nn.Dropout):
@@ -226,6 +232,7 @@ class Bert4RecPreTrainedModel(PreTrainedModel):
     """What every BERT4Rec model shares: configuration, initialisation, and which backends it supports."""
 
     config: Bert4RecConfig
+    _auto_class = "AutoModel"  # `save_pretrained` copies the code of the class next to the weights
     base_model_prefix = "model"
     _input_embed_layer = "item_embeddings"
     supports_gradient_checkpointing = True
@@ -267,13 +274,13 @@ class Bert4RecPreTrainedModel(PreTrainedModel):
             initialization.copy_(module.weight, start.expand_as(module.weight))
 
 
-def keep(hidden_states: torch.Tensor, logits_to_keep: torch.Tensor | None) -> torch.Tensor:
-    """The states (batch, kept, hidden) at the positions (batch, kept), or all of them."""
-    return hidden_states if logits_to_keep is None else hidden_states.take_along_dim(logits_to_keep[..., None], dim=1)
+def keep(hidden_states: torch.Tensor, kept_positions: torch.Tensor | None) -> torch.Tensor:
+    """Return the states (batch, kept, hidden) at the positions (batch, kept), or all states for None."""
+    return hidden_states if kept_positions is None else hidden_states.take_along_dim(kept_positions[..., None], dim=1)
 
 
 class Bert4RecModel(Bert4RecPreTrainedModel):
-    """The bidirectional encoder: a history in, one hidden state a position out."""
+    """Bidirectional encoder: one hidden state per position of a history."""
 
     def __init__(self, config: Bert4RecConfig) -> None:
         super().__init__(config)
@@ -289,7 +296,7 @@ class Bert4RecModel(Bert4RecPreTrainedModel):
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
-        logits_to_keep: torch.Tensor | None = None,
+        kept_positions: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutput:
         """Encode a batch of histories.
@@ -298,8 +305,8 @@ class Bert4RecModel(Bert4RecPreTrainedModel):
             input_ids: (batch, length) rows of the item table, oldest item first, padding on the right.
             attention_mask: (batch, length), 1 = real item, 0 = padding. All real if not given.
             inputs_embeds: (batch, length, hidden) instead of `input_ids`.
-            logits_to_keep: (batch, kept) positions to encode. The last layer runs on these alone, so the last hidden
-                state, and with it the last of `hidden_states`, is (batch, kept, hidden). All positions if not given.
+            kept_positions: (batch, kept) positions to encode, all if not given. The last layer runs on these only, so
+                that the last hidden state, which is also the last of `hidden_states`, is (batch, kept, hidden).
 
         Returns:
             `BaseModelOutput` whose `last_hidden_state` is (batch, length or kept, hidden).
@@ -318,12 +325,12 @@ class Bert4RecModel(Bert4RecPreTrainedModel):
         # The last layer on the kept positions alone: 2.4 times faster to train (with the head), the same numbers. Not
         # with flash attention, where transformers would take the queries, being fewer than the keys, for the last ones.
         late = is_flash_attention_requested(self.config)
-        kept = None if late else logits_to_keep
+        kept = None if late else kept_positions
         queries = keep(hidden_states, kept)
         if kept is not None:
             mask = padding_mask(self.config, queries, hidden_states, attention_mask)
         hidden_states = self.layers[-1](hidden_states, queries, mask, kept, **kwargs)
-        return BaseModelOutput(last_hidden_state=keep(hidden_states, logits_to_keep if late else None))
+        return BaseModelOutput(last_hidden_state=keep(hidden_states, kept_positions if late else None))
 
 
 class Bert4RecPredictionHead(nn.Module):
@@ -349,10 +356,28 @@ def scored_positions(labels: torch.Tensor) -> torch.Tensor:
     return unscored.int().argsort(dim=-1, stable=True)[:, :kept]
 
 
-class Bert4RecForMaskedLM(Bert4RecPreTrainedModel):
-    """BERT4Rec with its masked-item head, tied to the item table. Next-item prediction is a [MASK] at the end."""
+def shared_positions(logits_to_keep: int | torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
+    """Return the positions (batch, kept) that transformers' `logits_to_keep` means for inputs (batch, length, ...)."""
+    batch, length = inputs.shape[:2]
+    if torch.is_tensor(logits_to_keep):
+        if logits_to_keep.ndim != 1:
+            raise ValueError(
+                "`logits_to_keep` must be an integer or positions of shape (kept,), found shape "
+                f"{tuple(logits_to_keep.shape)}. Pass positions of each row, (batch, kept), as `kept_positions`."
+            )
+        kept = logits_to_keep
+    elif logits_to_keep < 0:
+        raise ValueError(f"`logits_to_keep` must be at least 0, found {logits_to_keep}.")
+    else:
+        kept = slice(-logits_to_keep, None)
+    return torch.arange(length, device=inputs.device)[kept].expand(batch, -1)
 
-    base_class: type[Bert4RecPreTrainedModel] = Bert4RecModel  # the encoder, another one in the models to compare with
+
+class Bert4RecForMaskedLM(Bert4RecPreTrainedModel):
+    """BERT4Rec with a masked-item head. The next item is predicted at a [MASK] at the end of the history."""
+
+    _auto_class = "AutoModelForMaskedLM"
+    base_class: type[Bert4RecPreTrainedModel] = Bert4RecModel  # the encoder; subclasses may have another one
     _tied_weights_keys = {"lm_head.weight": "model.embeddings.item_embeddings.weight"}
 
     def __init__(self, config: Bert4RecConfig) -> None:
@@ -361,7 +386,7 @@ class Bert4RecForMaskedLM(Bert4RecPreTrainedModel):
         self.prediction_head = Bert4RecPredictionHead(config) if config.prediction_head else nn.Identity()
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
         self.post_init()
-        if config.tie_word_embeddings:  # else the Trainer warns of a missing weight when it restores a checkpoint
+        if config.tie_word_embeddings:  # otherwise the Trainer warns of a missing weight when it loads a checkpoint
             self._keys_to_ignore_on_save.add("lm_head.weight")
 
     @can_return_tuple
@@ -371,41 +396,50 @@ class Bert4RecForMaskedLM(Bert4RecPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
-        logits_to_keep: torch.Tensor | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        kept_positions: torch.Tensor | None = None,
         history: torch.Tensor | None = None,
         candidates: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MaskedItemOutput:
-        """Score items at the positions of a batch of histories.
+        """Score all items at the positions of a batch of histories.
 
         Args:
             input_ids: As for `Bert4RecModel`, like the next two.
             attention_mask: 1 = real item, 0 = padding.
             inputs_embeds: Instead of `input_ids`.
             labels: (batch, length) the true item where `input_ids` has [MASK], -100 where nothing is scored.
-            logits_to_keep: (batch, kept) positions to score. With `labels` and without this it is found from the
-                labels, except under torch.compile, whose graph cannot depend on a count: there all are scored.
-            history: Handed on, with `labels`, to the metrics, which exclude it from the ranking: as a label it would be
-                kept for all users until the end of an evaluation (gigabytes).
-            candidates: Handed on like `history`: sampled metrics rank the target among them.
-            num_items_in_batch: Scored positions over all the steps and processes of a batch; the Trainer passes it.
+            logits_to_keep: As in transformers: score the last so many positions, 0 for all, or positions (kept,) that
+                are the same in every row.
+            kept_positions: (batch, kept) positions to score in each row. With `labels` they are found from the labels
+                if neither is given. A graph of torch.compile scores all positions instead.
+            history: (batch, longest) rows of the user's items, filled up with -100. In evaluation it is returned in
+                `ranking` and not used otherwise. A Trainer that received it as a label would keep it for all users.
+            candidates: (batch, number) rows to rank the target among, returned in the same way.
+            num_items_in_batch: Number of scored positions in all steps and processes of a batch, from the Trainer.
 
         Returns:
             `MaskedItemOutput`: `loss` with `labels`; `logits` (batch, length or kept, rows), with the special rows at
-            the lowest finite value. In training with `labels` there are no logits: they would be the largest tensor.
+            the lowest finite value; `ranking` in evaluation with `labels`. Training with `labels` returns no logits,
+            which would be the largest tensor.
 
         Raises:
-            ValueError: As for `Bert4RecModel`.
+            ValueError: As for `Bert4RecModel`, or both or an unusable one of `logits_to_keep` and `kept_positions`.
         """
-        if labels is not None and logits_to_keep is None and not torch.compiler.is_compiling():
-            logits_to_keep = scored_positions(labels)
-        if labels is not None and logits_to_keep is not None:
-            labels = labels.take_along_dim(logits_to_keep, dim=1)
+        inputs = input_ids if inputs_embeds is None else inputs_embeds
+        if inputs is not None and (torch.is_tensor(logits_to_keep) or logits_to_keep != 0):
+            if kept_positions is not None:
+                raise ValueError("Pass at most one of `logits_to_keep` and `kept_positions`.")
+            kept_positions = shared_positions(logits_to_keep, inputs)
+        if labels is not None and kept_positions is None and not torch.compiler.is_compiling():
+            kept_positions = scored_positions(labels)
+        if labels is not None and kept_positions is not None:
+            labels = labels.take_along_dim(kept_positions, dim=1)
 
-        outputs = self.model(input_ids, attention_mask, inputs_embeds, logits_to_keep, **kwargs)
+        outputs = self.model(input_ids, attention_mask, inputs_embeds, kept_positions, **kwargs)
         hidden_states = self.prediction_head(outputs.last_hidden_state)
-        loss = logits = None
+        loss = logits = ranking = None
         if labels is not None:
             loss = item_loss(
                 self.config,
@@ -414,19 +448,28 @@ class Bert4RecForMaskedLM(Bert4RecPreTrainedModel):
                 self.lm_head.bias,
                 labels,
                 num_items_in_batch,
-                loss=None if self.training else "softmax",  # to judge by the same loss, whatever it was trained with
+                loss=None if self.training else "softmax",  # the evaluation loss is the same for all training losses
             )
         if labels is None or not self.training:
             logits = self._item_logits(hidden_states)
-        judged = labels is not None and not self.training
+        if labels is not None and not self.training:
+            excluded = history if self.config.exclude_history else labels[:, :0]
+            given = {"history": excluded, "candidates": candidates}
+            ranking = {name: rows for name, rows in given.items() if rows is not None} or None
         return MaskedItemOutput(
             loss=loss,
             logits=logits,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
-            history=history if judged else None,
-            candidates=candidates if judged else None,
+            ranking=ranking,
         )
+
+    def save_pretrained(self, save_directory: str | PathLike, is_main_process: bool = True, **kwargs: Any) -> None:
+        """Save as any model of transformers does, with the code of the encoder, so that AutoModel can load it too."""
+        if is_main_process and type(self.model).__module__ != "__main__":
+            Path(save_directory).mkdir(parents=True, exist_ok=True)
+            custom_object_save(self.model, save_directory, config=self.config)
+        super().save_pretrained(save_directory, is_main_process, **kwargs)
 
     def score_items(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Logits (…, rows) of all items for last hidden states (…, hidden) of the encoder, as in `forward`."""
