@@ -50,9 +50,9 @@ from transformers import AutoConfig, AutoModelForMaskedLM, Trainer, TrainerCallb
 import hf_bert4rec as package
 from hf_bert4rec.cli.main import plain_errors
 from hf_bert4rec.cli.run import ranks_on
-from hf_bert4rec.hub.checkpoint import NAMES
 from hf_bert4rec.inference.pipeline import DEFAULT_BATCH_SIZE
 from hf_bert4rec.models.configuration_bert4rec import LOSSES
+from hf_bert4rec.models.registry import ARCHITECTURES
 
 STARTED = time.perf_counter()
 WARMUP = 3  # steps before the timed ones
@@ -190,7 +190,7 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
             torch_compile=args.compile,
             **more,
         )
-        cloze = args.architecture == "bert4rec"
+        cloze = ARCHITECTURES[args.architecture].objective == "cloze"
         setup = (
             package.cloze_training(tokenizer, mask_probability=args.mask_prob)
             if cloze
@@ -498,7 +498,7 @@ def parse() -> argparse.Namespace:
         command.add_argument("--dropout", type=float, default=0.1)
         command.add_argument("--attention-dropout", type=float, default=0.0)
         command.add_argument("--device", default="cpu")
-        command.add_argument("--architecture", choices=tuple(NAMES), default="bert4rec")
+        command.add_argument("--architecture", choices=tuple(ARCHITECTURES), default="bert4rec")
         command.set_defaults(**{name: USUAL[name] for name in USUAL if name not in ("device", "architecture")})
         if what == "train":
             command.add_argument("--steps", type=int, default=30, help=f"timed steps, after {WARMUP} to warm up")

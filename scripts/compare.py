@@ -59,7 +59,7 @@ from hf_bert4rec.hub.checkpoint import FACTS_FILE, check_sizes, fetch_checkpoint
 from hf_bert4rec.models.configuration_bert4rec import SPECIAL_TOKENS
 
 KINDS = ("baseline", "recipe", "checkpoint")
-READ = ("split", "max_length", "exclude_history", "popularity_candidates", "uniform_candidates")
+READ = ("split", "max_length", "popularity_candidates", "uniform_candidates")
 """Options of a recipe, beside its reading and splitting, that decide what a model is fitted on and judged by."""
 
 SAME_SPLIT = ("validation_time", "test_time", "validation_in_train")
@@ -164,7 +164,7 @@ def train_and_judge(config: dict[str, Any], name: str, split: str, folder: str) 
     trainer = evaluator(model, recipe, tokenizer, rows)
     trainer.data_collator = collator or trainer.data_collator
     started = time.perf_counter()
-    judgement = judge(trainer, rows, recipe.run.exclude_history)
+    judgement = judge(trainer, rows)
     scoring = time.perf_counter() - started
     Path(folder).mkdir(parents=True, exist_ok=True)
     arrays = {key: value for key, value in vars(judgement).items() if value is not None}
@@ -187,6 +187,7 @@ def made_by(config: dict[str, Any], name: str, split: str, data: str, folder: st
     model, shared = config["models"][name], parse_recipe([config["recipe"], f"--output_dir={tempfile.gettempdir()}"])
     parts: dict[str, Any] = {"model": model, "split": split, "data": data}
     parts["judged by"] = {option: getattr(shared.run, option) for option in READ}
+    parts["judged by"]["exclude_history"] = shared.model.exclude_history
     parts["judged by"] |= dataclasses.asdict(shared.reading) | dataclasses.asdict(shared.splitting)
     if "recipe" in model:
         parts["recipe"] = deciding(parse_recipe(recipe_words(model, folder)).options)
@@ -208,7 +209,11 @@ def check_split(name: str, shared: Recipe, other: Recipe) -> None:
     Raises:
         ValueError: Names what differs.
     """
-    both = [(shared.run, other.run, ("split", "exclude_history")), (shared.splitting, other.splitting, SAME_SPLIT)]
+    both = [
+        (shared.run, other.run, ("split",)),
+        (shared.model, other.model, ("exclude_history",)),
+        (shared.splitting, other.splitting, SAME_SPLIT),
+    ]
     for ours, its, options in both:
         for option in options:
             wanted, found = getattr(ours, option), getattr(its, option)

@@ -69,6 +69,6 @@ def hub(monkeypatch, tmp_path):
 def small_config(vocab_size: int = 29, max_position_embeddings: int = 11, **changes) -> Bert4RecConfig:
     """Sizes that all differ, so that no two axes can be swapped unnoticed."""
     sizes = {"hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 20}
-    return Bert4RecConfig(
+    return Bert4RecConfig.paper(
         vocab_size=vocab_size, max_position_embeddings=max_position_embeddings, **{**sizes, **changes}
     )

@@ -26,6 +26,7 @@ from ..data.interactions import load_interactions
 from ..data.splits import SPLITS, split_at_time
 from ..hub.checkpoint import FACTS_FILE
 from ..models.configuration_bert4rec import Bert4RecConfig
+from ..models.registry import ARCHITECTURES
 from ..training.training import RecommendationTrainingArguments
 
 
@@ -33,14 +34,13 @@ from ..training.training import RecommendationTrainingArguments
 class RunArguments:
     """What a recipe says besides the options of the functions that it calls."""
 
-    architecture: Literal["bert4rec", "sasrec", "gru4rec"] = field(
-        default="bert4rec", metadata={"help": "Model to train; the last two look back only, to compare with."}
+    architecture: str = field(
+        default="bert4rec", metadata={"help": f"Architecture to train: {', '.join(ARCHITECTURES)}."}
     )
     data: str = field(default="ml-latest-small", metadata={"help": "Log to read, as for load_interactions."})
     titles: str | None = field(default=None, metadata={"help": "Titles of the items, as for load_titles."})
     split: str = field(default="leave_one_out", metadata={"help": "How to split the data.", "choices": SPLITS})
     max_length: int = field(default=200, metadata={"help": "Longest input N, the [MASK] of the query included."})
-    exclude_history: bool = field(default=True, metadata={"help": "Rank among the items not in the history."})
     popularity_candidates: int = field(
         default=0,
         metadata={"help": "Rank also among so many popular items that the user has not had; 100 in the paper."},

@@ -42,7 +42,6 @@ from ..evaluation.trainer_evaluation import ranks_on
 from ..hub.checkpoint import (
     CURVE,
     FACTS_FILE,
-    NAMES,
     check_folder,
     check_sizes,
     fetch_checkpoint,
@@ -53,6 +52,7 @@ from ..hub.checkpoint import (
     save_checkpoint,
 )
 from ..inference.pipeline import NextItemRecommendationPipeline, pipeline
+from ..models.registry import ARCHITECTURES
 from ..training.optimizer import muon
 from ..training.resources import check_memory, estimate_memory, free_memory
 from ..training.trainer import RecommendationTrainer, chosen_checkpoint, machine, versions
@@ -73,6 +73,7 @@ WITHOUT_WEIGHTS = (
     "loss_chunk_size",
     "num_negatives",
     "share_negatives",
+    "exclude_history",
     "gbce_calibration",
 )
 """Options of a model that one may change when it goes on from a checkpoint."""
@@ -149,7 +150,7 @@ def _split(
 def protocol(recipe: Recipe, items: int) -> tuple[str, str]:
     """What every figure of a run must be read with: those of the whole catalogue, and those among candidates."""
     held_out = SPLITS[recipe.run.split].describe(dataclasses.asdict(recipe.splitting))
-    history = "excluded" if recipe.run.exclude_history else "not excluded"
+    history = "excluded" if recipe.model.exclude_history else "not excluded"
     number = recipe.run.popularity_candidates or recipe.run.uniform_candidates
     drawn = {"uniform_sampled": "uniformly", "popularity_sampled": "by their popularity in the whole log"}
     return (
@@ -253,7 +254,7 @@ def run(recipe: Recipe) -> Path | None:
     models = {
         "Popularity": Popularity(whole, len(tokenizer)),
         "Markov chain, first order": MarkovChain(whole, len(tokenizer)),
-        NAMES[recipe.run.architecture]: trainer,
+        ARCHITECTURES[recipe.run.architecture].name: trainer,
     }
     metrics: dict[str, dict[str, dict[str, float]]] = {split: {} for split in evaluated}
     intervals: dict[str, dict[str, tuple[float, float]]] = {split: {} for split in evaluated}
@@ -262,7 +263,7 @@ def run(recipe: Recipe) -> Path | None:
         for split, rows in evaluated.items():
             metrics[split][name], intervals[split][name] = judge_on(judge, rows)
     facts = {
-        "model": NAMES[recipe.run.architecture],
+        "model": ARCHITECTURES[recipe.run.architecture].name,
         "name": recipe.run.name or Path(args.output_dir).name,
         "data": data,
         **dict(zip(("protocol", "sampled_protocol"), protocol(recipe, len(tokenizer.items)), strict=True)),
@@ -294,8 +295,12 @@ def evaluator(model: torch.nn.Module, recipe: Recipe, tokenizer: ItemTokenizer, 
     Raises:
         ValueError: Model and tokenizer are of different catalogues.
     """
-    if hasattr(model, "config"):
+    if isinstance(model, PreTrainedModel):
         check_sizes(model, tokenizer)
+        if "exclude_history" in recipe.options:
+            model.config.exclude_history = recipe.model.exclude_history
+    else:
+        model.exclude_history = recipe.model.exclude_history
     judge = Trainer(model, recipe.training, eval_dataset=rows, **_setup(recipe, tokenizer))
     judge.remove_callback(PrinterCallback)
     return judge
@@ -335,10 +340,12 @@ def judge_on(judge: Trainer, rows: Dataset) -> tuple[dict[str, float], tuple[flo
 
 
 def _setup(recipe: Recipe, tokenizer: ItemTokenizer) -> dict[str, Any]:
-    ranking: dict[str, Any] = {"exclude_history": recipe.run.exclude_history, "sampled": sampled_by(recipe)}
-    if recipe.run.architecture != "bert4rec":
+    ranking: dict[str, Any] = {"sampled": sampled_by(recipe)}
+    if ARCHITECTURES[recipe.run.architecture].objective != "cloze":
         if unread := [name for name in dataclasses.asdict(recipe.masking) if name in recipe.options]:
-            logger.warning("%s masks nothing and does not read %s.", NAMES[recipe.run.architecture], ", ".join(unread))
+            logger.warning(
+                "%s masks nothing and does not read %s.", ARCHITECTURES[recipe.run.architecture].name, ", ".join(unread)
+            )
         return next_item_training(tokenizer, **ranking)
     return cloze_training(tokenizer, seed=recipe.training.seed, **ranking, **dataclasses.asdict(recipe.masking))
 

@@ -46,6 +46,9 @@ class Baseline(nn.Module):
     users: Mapping[str, int] = {}
     """Those whom it remembers from training, for `DataCollatorWithUsers`."""
 
+    exclude_history = True
+    """As for `Bert4RecConfig`."""
+
     def scores(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, history: torch.Tensor, users: torch.Tensor
     ) -> torch.Tensor:
@@ -76,7 +79,9 @@ class Baseline(nn.Module):
         users = torch.full(input_ids.shape[:1], -1) if users is None else users
         scores = self.scores(input_ids.cpu(), attention_mask.cpu(), history.cpu(), users.cpu()).to(input_ids.device)
         loss = torch.full((), torch.nan)
-        return MaskedItemOutput(loss=loss, logits=scores[:, None], history=history, candidates=candidates)
+        ranking = {"history": history if self.exclude_history else history[:, :0]}
+        ranking |= {} if candidates is None else {"candidates": candidates}
+        return MaskedItemOutput(loss=loss, logits=scores[:, None], ranking=ranking)
 
 
 class Popularity(Baseline):

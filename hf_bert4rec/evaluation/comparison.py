@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from .ranking import (
     stable_top_k,
     target_places,
 )
-from .trainer_evaluation import judged, ranks_on
+from .trainer_evaluation import ranking_inputs, ranks_on
 
 K = 10
 HEAD = 0.2
@@ -47,14 +47,14 @@ class Judgement:
     sampled_ranks: np.ndarray | None = None
 
 
-def judge(trainer: Trainer, rows: Dataset, exclude_history: bool = True) -> Judgement:
+def judge(trainer: Trainer, rows: Dataset) -> Judgement:
     """Let a Trainer that evaluates, as `run.evaluator` makes it, judge its model on a split.
 
     Raises:
         ValueError: The catalogue has fewer than K items, a score is NaN, or rows and model are of different catalogues.
     """
     usual = trainer.preprocess_logits_for_metrics, trainer.compute_metrics
-    trainer.preprocess_logits_for_metrics = partial(_judge_logits, exclude_history=exclude_history)
+    trainer.preprocess_logits_for_metrics = _judge_logits
     trainer.compute_metrics = None
     try:
         columns = ranks_on(trainer, rows)
@@ -64,20 +64,19 @@ def judge(trainer: Trainer, rows: Dataset, exclude_history: bool = True) -> Judg
     return Judgement(ranks, ties.astype(int), columns[:, :K].astype(int), sampled[0] if sampled else None)
 
 
-def _judge_logits(logits: tuple[torch.Tensor, ...], labels: torch.Tensor, exclude_history: bool) -> torch.Tensor:
+def _judge_logits(logits: tuple[Any, ...], labels: torch.Tensor) -> torch.Tensor:
     """(users, K + 2 or 3): the best rows, the target's rank, its ties, and its rank among candidates. Exact to 2^24."""
-    scores, targets, history, *candidates = judged(logits, labels)
+    scores, targets, history, candidates = ranking_inputs(logits, labels)
     specials = len(SPECIAL_TOKENS)
     if scores.shape[1] - specials < K:
         raise ValueError(f"Metrics at {K} need as many items, the catalogue has {scores.shape[1] - specials}.")
-    above, level = target_places(scores, targets, history if exclude_history else None)
+    above, level = target_places(scores, targets, history)
     columns = [above.float() + level.float() / 2 + 1, torch.where(targets >= specials, level, 0).float()]
-    if candidates:
-        columns.append(candidate_ranks(scores, targets, candidates[0]))
+    if candidates is not None:
+        columns.append(candidate_ranks(scores, targets, candidates))
     left = scores.clone()
     left[:, :specials] = -torch.inf
-    if exclude_history:
-        left.scatter_(1, history.clamp(min=0), -torch.inf)  # the filling lands on a special row
+    left.scatter_(1, history.clamp(min=0), -torch.inf)  # the filling lands on a special row
     values, best = stable_top_k(left, K)
     return torch.cat([torch.where(values > -torch.inf, best, -1), torch.stack(columns, dim=1)], dim=1)
 

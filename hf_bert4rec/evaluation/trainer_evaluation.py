@@ -1,5 +1,8 @@
 """Evaluate a model with the stock Trainer: one rank per user instead of a row of scores, and metrics from the ranks."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import torch
 from datasets import Dataset
@@ -8,16 +11,13 @@ from transformers import EvalPrediction, Trainer
 from .ranking import Sampled, candidate_ranks, ranking_metrics, sampled_metrics, target_ranks
 
 
-def ranks_of_logits(
-    logits: tuple[torch.Tensor, ...], labels: torch.Tensor, exclude_history: bool = True
-) -> torch.Tensor:
+def ranks_of_logits(logits: tuple[Any, ...], labels: torch.Tensor) -> torch.Tensor:
     """`preprocess_logits_for_metrics`: keep one rank a user instead of a row of scores.
 
     Args:
-        logits: What the model returned but the loss: logits (users, 1, rows) at the [MASK]; `history` (users, longest),
-            filled up with -100; and `candidates` (users, number) where the rows have them.
+        logits: Output of the model without the loss: logits (users, 1, rows) at the [MASK] first, and among the others
+            the mapping `ranking` (`MaskedItemOutput`).
         labels: (users, length), -100 but at the [MASK].
-        exclude_history: See `cloze_training`.
 
     Returns:
         (users,) ranks from 1; with candidates (users, 2), the second among them.
@@ -25,21 +25,28 @@ def ranks_of_logits(
     Raises:
         ValueError: The rows have no history, or not one target each; or as for `target_ranks`.
     """
-    scores, targets, history, *candidates = judged(logits, labels)
-    ranks = target_ranks(scores, targets, history if exclude_history else None)
-    return torch.stack([ranks, candidate_ranks(scores, targets, candidates[0])], dim=1) if candidates else ranks
+    scores, targets, history, candidates = ranking_inputs(logits, labels)
+    ranks = target_ranks(scores, targets, history)
+    return ranks if candidates is None else torch.stack([ranks, candidate_ranks(scores, targets, candidates)], dim=1)
 
 
-def judged(logits: tuple[torch.Tensor, ...], labels: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Scores (users, rows), targets (users,), history and perhaps candidates, from what `ranks_of_logits` is given."""
-    if torch.is_tensor(logits):
-        raise ValueError("Expected rows with a `history`, as leave_one_out makes them, found none.")
-    scores, *others = logits
+def ranking_inputs(
+    logits: tuple[Any, ...], labels: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Return scores (users, rows), targets (users,), history and candidates from the arguments of `ranks_of_logits`."""
+    parts = (logits,) if torch.is_tensor(logits) else tuple(logits)
+    ranking: Mapping[str, torch.Tensor] = next((part for part in parts if isinstance(part, Mapping)), {})
+    if "history" not in ranking:
+        raise ValueError(
+            "Expected rows with a `history`, as leave_one_out makes them, found none. Add it, or evaluate a model with "
+            "`exclude_history=False`."
+        )
+    scores: torch.Tensor = parts[0]
     if scores.shape[1] == labels.shape[1]:  # a compiled model scores every position
         scores = scores.take_along_dim((labels != -100).int().argmax(dim=1)[:, None, None], dim=1)
     if scores.shape[1] != 1:
         raise ValueError(f"Expected one target a user to rank, found {scores.shape[1]}.")
-    return scores[:, 0], labels.amax(dim=1), *others
+    return scores[:, 0], labels.amax(dim=1), ranking["history"], ranking.get("candidates")
 
 
 def metrics_of_ranks(prediction: EvalPrediction, sampled: Sampled) -> dict[str, float]:

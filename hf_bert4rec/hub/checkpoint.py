@@ -38,6 +38,7 @@ from huggingface_hub.utils import filter_repo_objects
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel
+from transformers.dynamic_module_utils import get_relative_import_files
 
 from ..data.tokenization import TITLES_FILE, ItemTokenizer
 from ..evaluation.ranking import SAMPLED_METRICS, how_sampled
@@ -47,9 +48,6 @@ logger = logging.getLogger(__name__)
 FACTS_FILE = "run_facts.json"
 NEEDED = ("config.json", "tokenizer.json", "tokenizer_config.json")
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
-CODE = tuple(
-    f"{module}.py" for module in ("configuration_bert4rec", "item_loss", "modeling_bert4rec", "modeling_unidirectional")
-)  # put there by save_pretrained
 CARD, CURVE = "README.md", "learning_curve.png"
 LOADED = [*NEEDED, "*.safetensors", WEIGHTS[1], TITLES_FILE]
 REPLACED = [*LOADED, FACTS_FILE, CARD, CURVE, "*.bin"]
@@ -292,7 +290,6 @@ def save_checkpoint(
     shutil.rmtree(old, ignore_errors=True)
 
 
-NAMES = {"bert4rec": "BERT4Rec", "sasrec": "SASRec", "gru4rec": "GRU4Rec"}
 """Model type → what results call it."""
 
 
@@ -368,10 +365,19 @@ def public_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
     return {**recipe, **{name: path.name for name, path in paths.items() if path.is_absolute() or ".." in path.parts}}
 
 
+def code_files(folder: Path) -> list[str]:
+    """Return the names of the files that the `auto_map` of a checkpoint refers to, and of those that they import."""
+    auto_map = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("auto_map") or {}
+    modules = {str(reference).rpartition("--")[2].partition(".")[0] for reference in auto_map.values()}
+    files = {folder / f"{module}.py" for module in modules}
+    files |= {Path(needed) for file in files if file.exists() for needed in get_relative_import_files(file)}
+    return sorted(file.name for file in files if file.parent == folder)
+
+
 def published_files(folder: Path) -> dict[str, Path | bytes]:
     """Name → content of what others get of a checkpoint: its own files, and its facts as `public_recipe` has them."""
     index = () if WEIGHTS[0] in (weights := weight_files(folder)) else WEIGHTS[1:]
-    names = (*NEEDED, *weights, *index, TITLES_FILE, *CODE, CARD, CURVE, FACTS_FILE)
+    names = (*NEEDED, *weights, *index, TITLES_FILE, *code_files(folder), CARD, CURVE, FACTS_FILE)
     content: dict[str, Path | bytes] = {name: folder / name for name in names if (folder / name).exists()}
     if FACTS_FILE in content:
         facts = json.loads((folder / FACTS_FILE).read_text(encoding="utf-8"))

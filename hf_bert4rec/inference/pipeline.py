@@ -184,7 +184,7 @@ class NextItemRecommendationPipeline(Pipeline):
         query = inputs["attention_mask"].sum(dim=1, keepdim=True) - 1
         # Two queries, for a lone one takes another way through torch's attention, which is split over threads.
         states = self.model.model(
-            inputs["input_ids"], inputs["attention_mask"], logits_to_keep=query.expand(-1, 2)
+            inputs["input_ids"], inputs["attention_mask"], kept_positions=query.expand(-1, 2)
         ).last_hidden_state[:, 0]
         logits = self.model.score_items(states)[: len(inputs["history"])].float()
         return {"logits": logits, "history": inputs["history"]}
@@ -194,14 +194,14 @@ class NextItemRecommendationPipeline(Pipeline):
         outputs: dict[str, torch.Tensor],
         candidates: torch.Tensor | None,
         top_k: int = 10,
-        exclude_history: bool = True,
+        exclude_history: bool | None = None,
     ) -> list[list[Recommendation]]:
         """Logits (users, rows) → the best items of each user that may be recommended."""
         scores = outputs.pop("logits")  # written over below
         normalizer = scores.logsumexp(dim=1, keepdim=True)
         if not normalizer.isfinite().all():
             raise ValueError("The model scores NaN or infinity: its weights are broken, or its training diverged.")
-        if exclude_history:
+        if self.model.config.exclude_history if exclude_history is None else exclude_history:
             scores.scatter_(1, outputs["history"], -torch.inf)
         scores[:, : len(SPECIAL_TOKENS)] = -torch.inf
         if candidates is not None:

@@ -146,8 +146,6 @@ class Bert4RecConfig(PreTrainedConfig):
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, found {getattr(self, name)}.")
-        if self.num_hidden_layers > MOST_LAYERS:
-            raise ValueError(f"`num_hidden_layers` must be at most {MOST_LAYERS}, found {self.num_hidden_layers}.")
         if self.hidden_size < 1 or self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"`hidden_size` must be a positive multiple of `num_attention_heads`, found {self.hidden_size} "
@@ -166,6 +164,11 @@ class Bert4RecConfig(PreTrainedConfig):
                 raise ValueError(f"`{name}` must be above 0, found {getattr(self, name)}.")
         if self.pad_token_id != SPECIAL_TOKENS.index("[PAD]"):
             raise ValueError(f"`pad_token_id` must be 0, the row of [PAD], found {self.pad_token_id}.")
+
+    def validate_depth(self) -> None:
+        """Check the number of layers, whose modules take seconds to create when there are many."""
+        if self.num_hidden_layers > MOST_LAYERS:
+            raise ValueError(f"`num_hidden_layers` must be at most {MOST_LAYERS}, found {self.num_hidden_layers}.")
 
     def validate_activation(self) -> None:
         """Check the name of the activation."""

@@ -28,7 +28,6 @@ from transformers.models.bert.modeling_bert import eager_attention_forward
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple, is_flash_attention_requested, merge_with_config_defaults
-from transformers.utils.import_utils import is_tracing
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_bert4rec import SPECIAL_TOKENS, Bert4RecConfig
@@ -365,7 +364,7 @@ def shared_positions(logits_to_keep: int | torch.Tensor, inputs: torch.Tensor) -
                 "`logits_to_keep` must be an integer or positions of shape (kept,), found shape "
                 f"{tuple(logits_to_keep.shape)}. Pass positions of each row, (batch, kept), as `kept_positions`."
             )
-        kept = logits_to_keep
+        kept: Any = logits_to_keep
     elif logits_to_keep < 0:
         raise ValueError(f"`logits_to_keep` must be at least 0, found {logits_to_keep}.")
     else:

@@ -10,7 +10,7 @@ import psutil
 import torch
 from transformers import PreTrainedModel
 
-from ..models.modeling_unidirectional import Gru4RecConfig
+from ..models.configuration_gru4rec import Gru4RecConfig
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,8 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from ..data.tokenization import ItemTokenizer
 from ..evaluation.ranking import how_sampled
 from ..evaluation.trainer_evaluation import ranks_of_logits
-from ..hub.checkpoint import CARD, FACTS_FILE, NAMES, facts_text, hub_errors, model_card, push_checkpoint
+from ..hub.checkpoint import CARD, FACTS_FILE, facts_text, hub_errors, model_card, push_checkpoint
+from ..models.registry import architecture_of
 
 logger = logging.getLogger(__name__)
 
@@ -105,25 +106,25 @@ class RecommendationTrainer(Trainer):
         """What the Trainer knows of its run, in the form of `run.run`; test results it cannot tell from others."""
         items, log = self.processing_class.items, self.state.log_history
         ranked: Any = self.preprocess_logits_for_metrics
-        ours = getattr(ranked, "func", None) is ranks_of_logits
-        excluded = ours and ranked.keywords["exclude_history"]
+        ours = ranked is ranks_of_logits
+        excluded = self.model.config.exclude_history
         history = "excluded" if excluded else "not excluded"
         metrics = self._validation_metrics() if ours else {}
         drawn = "uniformly" if how_sampled(metrics) == "uniform_sampled" else "by their popularity"
         held_out = "the item held out for each user of the validation split"
         return {
-            "model": NAMES[self.model.config.model_type],
+            "model": architecture_of(self.model.config).name,
             "name": model_name or Path(self.args.hub_model_id or self.args.output_dir).absolute().name,
             "data": {"name": dataset or "interactions of its author", "items": len(items)},
             "protocol": f"{held_out}, ranked among all {len(items):,} items, history {history}",
             "sampled_protocol": f"{held_out}, ranked among candidates drawn for each user {drawn}",
-            **({"validation": {NAMES[self.model.config.model_type]: metrics}} if metrics else {}),
+            **({"validation": {architecture_of(self.model.config).name: metrics}} if metrics else {}),
             "example": ", ".join(json.dumps(item, ensure_ascii=False) for item in items[:3].to_pylist()),
             "titles": self.processing_class.titles is not None,
             "recipe": {
                 "seed": self.args.seed,
                 "max_length": self.processing_class.model_max_length,
-                **({"exclude_history": excluded} if ours else {}),
+                "exclude_history": excluded,
                 "mask_probability": getattr(self.data_collator, "mask_probability", None),
                 **{
                     name: getattr(self.args, name)

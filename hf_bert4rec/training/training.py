@@ -187,7 +187,7 @@ class ResourceCallback(TrainerCallback):
 
 
 def cloze_training(
-    tokenizer: ItemTokenizer, *, exclude_history: bool = True, sampled: Sampled = "popularity_sampled", **masking: Any
+    tokenizer: ItemTokenizer, *, sampled: Sampled = "popularity_sampled", **masking: Any
 ) -> dict[str, Any]:
     """The arguments of the stock `Trainer` that make it train by cloze and evaluate by ranking.
 
@@ -195,8 +195,6 @@ def cloze_training(
 
     Args:
         tokenizer: Saved with every checkpoint.
-        exclude_history: Rank the target among the items that the user has not had. Off for data in which people
-            repeat themselves: music, groceries.
         sampled: How the `candidates` of the rows were drawn, where there are any: the names of their metrics say it.
         **masking: Arguments of `DataCollatorForCloze`.
     """
@@ -205,7 +203,7 @@ def cloze_training(
         "data_collator": DataCollatorForCloze(tokenizer, **masking),
         "callbacks": [ClozeCallback(), ResourceCallback()],
         "compute_metrics": partial(metrics_of_ranks, sampled=sampled),
-        "preprocess_logits_for_metrics": partial(ranks_of_logits, exclude_history=exclude_history),
+        "preprocess_logits_for_metrics": ranks_of_logits,
     }
 
 
@@ -214,7 +212,7 @@ def next_item_training(tokenizer: ItemTokenizer, **ranking: Any) -> dict[str, An
 
     Args:
         tokenizer: Saved with every checkpoint.
-        **ranking: `exclude_history` and `sampled`, as for `cloze_training`.
+        **ranking: `sampled`, as for `cloze_training`.
     """
     arguments = cloze_training(tokenizer, **ranking)
     return {**arguments, "data_collator": DataCollatorForNextItem(tokenizer)}

@@ -143,7 +143,7 @@ def expect(
     start = max(0, min(position - limit // 2, len(rows) - limit))
     batch = torch.from_numpy(rows[None, start : start + limit]).to(recommender.device)
     mask = torch.tensor([[position - start]], device=recommender.device)
-    logits = recommender.model(batch, logits_to_keep=mask).logits[:, 0].float().cpu()
+    logits = recommender.model(batch, kept_positions=mask).logits[:, 0].float().cpu()
     outputs = {"logits": logits, "history": torch.from_numpy(others[None])}
     return recommender.postprocess(outputs, candidates=None, top_k=top_k)[0]
 

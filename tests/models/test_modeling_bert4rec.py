@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from hf_bert4rec.models.modeling_sasrec import SasRecForMaskedLM
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import safe_open
 from torch import nn
@@ -15,7 +16,6 @@ from transformers.masking_utils import create_bidirectional_mask
 from hf_bert4rec import Bert4RecConfig, Bert4RecForMaskedLM, Bert4RecModel
 from hf_bert4rec.models import modeling_bert4rec
 from hf_bert4rec.models.modeling_bert4rec import rotate
-from hf_bert4rec.models.modeling_unidirectional import SasRecForMaskedLM
 from tests.conftest import small_config
 
 ROWS, LENGTH, SPECIALS = 29, 7, 3
@@ -132,7 +132,7 @@ def test_gradients_of_the_loss_are_those_of_bert(batch):
 def test_eager_attention_equals_sdpa(batch):
     keep = torch.tensor([[1, 6], [1, 4], [0, 2]])
     sdpa, eager = lively_model(), lively_model(attn_implementation="eager")
-    for inputs in (inputs_of(batch), {**inputs_of(batch), "logits_to_keep": keep}):
+    for inputs in (inputs_of(batch), {**inputs_of(batch), "kept_positions": keep}):
         torch.testing.assert_close(eager(**inputs).logits, sdpa(**inputs).logits, atol=1e-4, rtol=0)
 
 
@@ -143,7 +143,7 @@ def test_flex_attention_equals_sdpa(batch):
     sdpa, flex = lively_model(**sizes), lively_model(**sizes, attn_implementation="flex_attention")
     with torch.compiler.set_stance("force_eager"):  # compiling it takes 20 s
         logits = flex(**inputs_of(batch)).logits
-        kept = flex(**inputs_of(batch), logits_to_keep=torch.tensor([[6], [4], [2]])).logits
+        kept = flex(**inputs_of(batch), kept_positions=torch.tensor([[6], [4], [2]])).logits
     expected = sdpa(**inputs_of(batch)).logits
     real = batch["attention_mask"].bool()
     torch.testing.assert_close(logits[real], expected[real], atol=1e-4, rtol=0)
@@ -183,13 +183,13 @@ def test_flash_attention_equals_sdpa(batch, flash, architecture, kept):
     config = architecture.config_class(**small_config(rope_theta=9).to_diff_dict())
     model = lively(architecture(config))
     kept = torch.tensor(kept)
-    expected = model(**inputs_of(batch), logits_to_keep=kept).logits
+    expected = model(**inputs_of(batch), kept_positions=kept).logits
     everywhere = model(**inputs_of(batch)).logits
     loss = model(**batch).loss
     model.config._attn_implementation = "flash_attention_2"  # the public way asks for a GPU
     real = batch["attention_mask"].bool()
     torch.testing.assert_close(model(**inputs_of(batch)).logits[real], everywhere[real], atol=1e-4, rtol=0)
-    theirs = model(**inputs_of(batch), logits_to_keep=kept).logits
+    theirs = model(**inputs_of(batch), kept_positions=kept).logits
     scored = real.take_along_dim(kept, dim=1)
     torch.testing.assert_close(theirs[scored], expected[scored], atol=1e-4, rtol=0)
     torch.testing.assert_close(model(**batch).loss, loss, atol=1e-5, rtol=0)
@@ -227,7 +227,7 @@ def test_one_row_of_the_mask_is_as_good_as_a_row_a_query(batch, implementation, 
 def test_the_attention_mask_is_used(batch):
     model = lively_model()
     keep = torch.tensor([[6], [4], [2]])
-    for extra, query in (({}, 2), ({"logits_to_keep": keep}, 0)):
+    for extra, query in (({}, 2), ({"kept_positions": keep}, 0)):
         masked, unmasked = model(**inputs_of(batch), **extra).logits, model(batch["input_ids"], **extra).logits
         assert (masked - unmasked)[2, query, SPECIALS:].abs().max() > 1e-2
         torch.testing.assert_close(masked[0], unmasked[0], atol=1e-5, rtol=0)  # has no padding
@@ -329,14 +329,14 @@ def test_loss_is_the_same_whichever_positions_are_kept(batch):
     everything = torch.arange(LENGTH).expand(3, -1)
     shuffled = torch.tensor([[6, 3, 1, 0], [1, 0, 2, 3], [2, 0, 1, 5]])
     for keep in (everything, shuffled):
-        torch.testing.assert_close(model(**batch, logits_to_keep=keep).loss, expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(model(**batch, kept_positions=keep).loss, expected, atol=1e-5, rtol=0)
 
 
 def test_kept_logits_are_those_of_all_positions(batch):
     model = lively_model()
     keep = torch.tensor([[6, 0], [4, 4], [0, 2]])
     everything = model(**inputs_of(batch)).logits
-    kept = model(**inputs_of(batch), logits_to_keep=keep).logits
+    kept = model(**inputs_of(batch), kept_positions=keep).logits
     assert kept.shape == (3, 2, ROWS)
     torch.testing.assert_close(kept, everything.take_along_dim(keep[..., None], dim=1), atol=1e-5, rtol=0)
 
@@ -443,7 +443,7 @@ def test_one_compiled_graph_gives_the_same_logits(batch, settings):
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     keep = torch.tensor([[6], [4], [2]])
     with torch.no_grad():
-        for inputs in (inputs_of(batch), {**inputs_of(batch), "logits_to_keep": keep}):
+        for inputs in (inputs_of(batch), {**inputs_of(batch), "kept_positions": keep}):
             torch.testing.assert_close(compiled(**inputs).logits, model(**inputs).logits, atol=1e-5, rtol=0)
 
 
@@ -568,7 +568,7 @@ def test_hidden_states_are_the_embeddings_and_one_a_layer(batch):
 def test_only_the_last_hidden_state_is_of_the_kept_positions(batch, layers):
     model = lively_model(num_hidden_layers=layers)
     keep = torch.tensor([[6, 0], [4, 1], [0, 2]])
-    states = model(**inputs_of(batch), logits_to_keep=keep, output_hidden_states=True).hidden_states
+    states = model(**inputs_of(batch), kept_positions=keep, output_hidden_states=True).hidden_states
     assert [state.shape for state in states] == [(3, LENGTH, 12)] * layers + [(3, 2, 12)]
 
 
@@ -647,7 +647,7 @@ def test_without_a_prediction_head_the_states_meet_the_item_table(batch):
 def test_kept_queries_stand_at_their_own_positions(batch, settings):
     model, kept = lively_model(**settings), torch.tensor([[6, 1], [1, 0], [2, 2]])
     logits = model(**inputs_of(batch)).logits.take_along_dim(kept[..., None], 1)
-    torch.testing.assert_close(model(**inputs_of(batch), logits_to_keep=kept).logits, logits, atol=1e-5, rtol=0)
+    torch.testing.assert_close(model(**inputs_of(batch), kept_positions=kept).logits, logits, atol=1e-5, rtol=0)
 
 
 def test_attentions_are_one_a_layer_and_spare_the_padding(batch):
@@ -657,7 +657,7 @@ def test_attentions_are_one_a_layer_and_spare_the_padding(batch):
     for weights in attentions:
         torch.testing.assert_close(weights.sum(dim=-1), torch.ones(3, 3, LENGTH))
         assert (weights[2, :, :3, 3:] == 0).all()
-    kept = model(**inputs_of(batch), output_attentions=True, logits_to_keep=torch.tensor([[6], [4], [2]])).attentions
+    kept = model(**inputs_of(batch), output_attentions=True, kept_positions=torch.tensor([[6], [4], [2]])).attentions
     torch.testing.assert_close(kept[1][2, :, 0], attentions[1][2, :, 2])
 
 

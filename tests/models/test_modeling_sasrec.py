@@ -61,7 +61,7 @@ def test_padding_changes_nothing(model):
 def test_kept_positions_are_those_of_all(model):
     input_ids, kept = torch.tensor([[3, 4, 5, MASK], [6, 7, 8, MASK]]), torch.tensor([[3, 0], [1, 3]])
     every = model(input_ids).logits
-    torch.testing.assert_close(model(input_ids, logits_to_keep=kept).logits, every.take_along_dim(kept[..., None], 1))
+    torch.testing.assert_close(model(input_ids, kept_positions=kept).logits, every.take_along_dim(kept[..., None], 1))
 
 
 def test_hidden_states_are_the_embeddings_and_one_a_layer(model):
