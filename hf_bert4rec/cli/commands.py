@@ -45,7 +45,12 @@ def recommend(argv: Sequence[str]) -> None:
     from ..inference.pipeline import pipeline
     from .run import recommendation_table
 
-    options = {"top_k": args.top_k, "allow": args.allow, "deny": args.deny, "exclude_history": not args.keep_history}
+    options = {
+        "top_k": args.top_k,
+        "allow": args.allow,
+        "deny": args.deny,
+        "exclude_history": False if args.keep_history else None,
+    }
     print(recommendation_table(pipeline(args.checkpoint), args.history, **options))
 
 

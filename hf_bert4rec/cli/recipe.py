@@ -183,6 +183,11 @@ def parse_recipe(argv: Sequence[str] | None = None, description: str | None = No
         near = get_close_matches(name, options, n=3, cutoff=0.5)
         parser.error(f"Nobody reads the option {name!r}." + (f" Did you mean {' or '.join(near)}?" if near else ""))
     values = vars(parser.parse_args(argv))
+    for name in (name for name, value in given.items() if value is None and name not in typed):
+        for section in sections:
+            if name in vars(section):
+                setattr(section, name, None)
+        values[name] = None
     as_given = {name: values[name] for name in ("seed", *given, *typed)}
     return Recipe(source=folder, **dict(zip(SECTIONS, sections, strict=True)), options=as_given)
 
