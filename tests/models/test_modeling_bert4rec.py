@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-from hf_bert4rec.models.modeling_sasrec import SasRecForMaskedLM
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import safe_open
 from torch import nn
@@ -16,6 +15,7 @@ from transformers.masking_utils import create_bidirectional_mask
 from hf_bert4rec import Bert4RecConfig, Bert4RecForMaskedLM, Bert4RecModel
 from hf_bert4rec.models import modeling_bert4rec
 from hf_bert4rec.models.modeling_bert4rec import rotate
+from hf_bert4rec.models.modeling_sasrec import SasRecForMaskedLM
 from tests.conftest import small_config
 
 ROWS, LENGTH, SPECIALS = 29, 7, 3
