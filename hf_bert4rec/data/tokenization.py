@@ -1,11 +1,12 @@
-"""The item tokenizer: raw item id ↔ row of the item table, and the titles that travel with it.
+"""The item tokenizer: raw item ID ↔ row of the item table, and the titles that are saved with it.
 
-An item id is one token, whatever Unicode it holds. The saved files are those of any fast tokenizer, so AutoTokenizer
-loads them without this package; with it, the titles come back too.
+An item ID is one token, whatever Unicode it contains. The saved files are those of any fast tokenizer, so AutoTokenizer
+loads them without this package; with it, the titles are loaded too.
 """
 
-from collections.abc import Iterable, Mapping
-from functools import cached_property
+import copy
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -15,180 +16,273 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets import Dataset
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from ..models.configuration_bert4rec import SPECIAL_TOKENS
+from .ids import READ_FIRST, as_ids, as_item_ids
 
+logger = logging.getLogger(__name__)
+
+PAD, MASK, UNK = SPECIAL_TOKENS
 TITLES_FILE = "items.parquet"
+TITLE_BYTES = 10_000  # of the longest title that is read
+NO_TITLE = ("None", "nan", "<NA>", "NaT")  # missing values of Python and pandas, as text
 
 
 class ItemTokenizer(PreTrainedTokenizerFast):
-    """A stock word-level tokenizer whose words are item ids, plus a title an item.
+    """A stock word-level tokenizer whose words are item IDs, with an optional title per item.
 
-    Build one with `item_tokenizer`, load one with `AutoTokenizer.from_pretrained`. Called like any tokenizer it takes a
-    history as a list of words, `tokenizer(["1", "a b"], is_split_into_words=True)`; in bulk use `encode_items`, which
-    is some ten times faster.
+    Build one with `item_tokenizer`, load one with `AutoTokenizer.from_pretrained`. Like any tokenizer it encodes a
+    history given as a list of words: `tokenizer(["1", "a b"], is_split_into_words=True)`. For many items use
+    `encode_items`, which is about ten times faster. `add_tokens` appends items, as `extend_item_tokenizer` does.
 
     Attributes:
-        titles: The title of every item (None = unknown) in the order of `items`, or None where there are no titles.
+        titles: Title of each item (None: unknown) in the order of `items`, or None if there are no titles.
     """
 
     vocab_files_names = {"tokenizer_file": "tokenizer.json", "titles_file": TITLES_FILE}
     titles: list[str | None] | None = None
+    _items: pa.StringArray | None = None
 
-    # Not in `__init__`: transformers rebuilds the vocabulary of a class that has one, and loses the pre-tokenizer.
+    # Not in `__init__`: for a class that has one, transformers rebuilds the vocabulary and loses the pre-tokenizer.
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> "ItemTokenizer":
-        """Load tokenizer and, where the folder or Hub repository has them, titles.
+        """Load the tokenizer and, if the folder or Hub repository has them, the titles.
 
         Raises:
-            FileNotFoundError: It was saved with titles, and `items.parquet` is gone.
-            ValueError: `items.parquet` has not one row for each item.
+            FileNotFoundError: The tokenizer was saved with titles, and `items.parquet` is missing.
+            ValueError: A file is damaged, or its rows are not those of an `ItemTokenizer`, see `check_tokenizer`.
         """
-        tokenizer = super().from_pretrained(*args, **kwargs)
+        source = str(args[0] if args else kwargs.get("pretrained_model_name_or_path"))
+        try:
+            tokenizer = super().from_pretrained(*args, **kwargs)
+        except (OSError, MemoryError):
+            raise
+        except Exception as error:  # the class that the tokenizers library raises
+            raise ValueError(f"{source}: cannot load the tokenizer ({error}). Build or copy it again.") from error
+        check_tokenizer(tokenizer, source)
         if titles_file := tokenizer.init_kwargs.pop("titles_file", None):
-            tokenizer.set_titles(pq.read_table(titles_file)["title"].to_pylist(), source=str(titles_file))
+            tokenizer.set_titles(_read_titles(titles_file, len(tokenizer.items)), source=titles_file)
         elif tokenizer.init_kwargs.get("has_titles"):
             raise FileNotFoundError(
-                f"{args[0]}: expected {TITLES_FILE} beside the tokenizer, found none. Copy it from where it "
-                "was saved; to do without titles, remove has_titles from tokenizer_config.json."
+                f"{source}: expected {TITLES_FILE} next to the tokenizer, found none. Copy it from where the tokenizer "
+                "was saved; to load without titles, remove has_titles from tokenizer_config.json."
             )
         return tokenizer
 
-    def set_titles(self, titles: list[str | None], source: str = "titles") -> None:
-        """Give every item its title (None = unknown), in the order of `items`."""
+    def set_titles(self, titles: Iterable[Any], source: str = "titles") -> None:
+        """Set the title of every item, in the order of `items`: text, numbers (become text), None or NaN (unknown).
+
+        Raises:
+            ValueError: The number of titles is not that of the items, or a title is of another type.
+        """
+        titles = list(titles)
         if len(titles) != len(self.items):
-            raise ValueError(
-                f"{source}: expected {len(self.items)} titles, one for each item of the tokenizer, found "
-                f"{len(titles)}. "
-                "Take tokenizer and titles from the same save."
-            )
-        self.titles = titles
+            raise ValueError(f"{source}: {_wrong_number(len(self.items), len(titles))}.")
+        given = [row for row, title in enumerate(titles) if isinstance(title, str) or str(title) not in NO_TITLE]
+        texts = dict(zip(given, as_item_ids([titles[row] for row in given], source).to_pylist(), strict=True))
+        self.titles = [texts.get(row) for row in range(len(titles))]
         self.init_kwargs["has_titles"] = True  # saved in tokenizer_config.json
 
-    @cached_property
+    @property
     def items(self) -> pa.StringArray:
-        """Raw ids in the order of the item table, without the special rows."""
-        vocab = self.get_vocab()
-        return pa.array(sorted(vocab, key=vocab.__getitem__)[len(SPECIAL_TOKENS) :], pa.string())
+        """Raw IDs in the order of the item table, without the special rows.
+
+        Raises:
+            ValueError: The rows are not 0 to n-1, one per token, beginning with the special tokens.
+        """
+        if self._items is None or len(self._items) + len(SPECIAL_TOKENS) != len(self):  # items have been added
+            vocab = self.get_vocab()
+            tokens = sorted(vocab, key=vocab.__getitem__)
+            if (*SPECIAL_TOKENS,) != (*tokens[:3],) or sorted(vocab.values()) != list(range(len(self))):
+                found = ", ".join(f"{vocab[token]}: {token!r}" for token in (*tokens[:4], tokens[-1]))
+                raise ValueError(
+                    f"Expected {', '.join(SPECIAL_TOKENS)} in rows 0, 1, 2 of the tokenizer and one item in each row "
+                    f"from 3 to {len(self) - 1}, found {found}. Build it with item_tokenizer."
+                )
+            self._items = pa.array(tokens[len(SPECIAL_TOKENS) :], pa.string())
+        return self._items
 
     def encode_items(self, items: pa.Array | pa.ChunkedArray | Iterable[str | float]) -> np.ndarray:
-        """Rows of the item table, (n,) int32, for raw ids; an id that is not known becomes [UNK]."""
-        if not isinstance(items, pa.Array | pa.ChunkedArray):
-            items = as_item_ids(items)
-        rows = pc.add(pc.index_in(items, value_set=self.items), len(SPECIAL_TOKENS))
+        """Return rows of the item table, (n,) int32, for raw IDs; numbers become text, unknown IDs become [UNK].
+
+        Raises:
+            ValueError: An ID is neither text nor a number.
+        """
+        rows = pc.add(pc.index_in(_as_text(items), value_set=self.items), len(SPECIAL_TOKENS))
         return pc.fill_null(rows, self.unk_token_id).to_numpy().astype(np.int32, copy=False)
 
     def decode_items(self, rows: Iterable[int]) -> list[str]:
-        """Raw ids for rows of the item table; the inverse of `encode_items`. Special rows are refused by IndexError."""
+        """Return raw IDs for rows of the item table: the inverse of `encode_items`.
+
+        Raises:
+            IndexError: A row is that of a special token, or out of range.
+        """
         return self.items.take(pa.array(np.asarray(rows, np.int64) - len(SPECIAL_TOKENS))).to_pylist()
 
     def save_pretrained(self, save_directory: str | PathLike, **kwargs: Any) -> tuple[str, ...]:
-        """Write the files of a stock tokenizer and, where there are titles, `items.parquet`."""
+        """Write the files of a stock tokenizer and, if there are titles, `items.parquet`."""
         titles_file = Path(save_directory, TITLES_FILE)
         titles_file.parent.mkdir(parents=True, exist_ok=True)
-        titles_file.unlink(missing_ok=True)  # those of another tokenizer, saved here before
-        if self.titles is not None:  # before the others, which `push_to_hub` uploads from there
+        titles_file.unlink(missing_ok=True)  # of another tokenizer that was saved here before
+        if self.titles is not None:  # before the other files, because super() may upload the folder
             pq.write_table(pa.table({"title": pa.array(self.titles, pa.string())}), titles_file)
         files = super().save_pretrained(save_directory, **kwargs)
         return files if self.titles is None else (*files, str(titles_file))
 
+    def _add_tokens(self, new_tokens: Sequence[str | AddedToken], special_tokens: bool = False) -> int:
+        """Append items to the vocabulary. Stock added tokens would also be cut out of longer IDs."""
+        special = [token for token in new_tokens if special_tokens or getattr(token, "special", False)]
+        if others := [str(token) for token in special if str(token) not in SPECIAL_TOKENS]:
+            raise ValueError(f"Expected no special tokens but {', '.join(SPECIAL_TOKENS)}, found {', '.join(others)}")
+        super()._add_tokens(special, special_tokens)
+        vocab = self.get_vocab()
+        new = list(dict.fromkeys(str(token) for token in new_tokens if str(token) not in vocab))
+        if new:
+            _set_vocabulary(self.backend_tokenizer, [*sorted(vocab, key=vocab.__getitem__), *new])
+            self.titles = self.titles and [*self.titles, *[None] * len(new)]
+        return len(new)
 
-def item_tokenizer(
-    items: Dataset | Iterable[str], *, titles: Mapping[str, str] | None = None, max_length: int = 200
-) -> ItemTokenizer:
-    """Build the tokenizer of a catalogue: one row an item, in order of first appearance.
 
-    Args:
-        items: Interactions with a column `item`, or raw item ids; repeated ids count once.
-        titles: Raw id → title; ids that are not in the catalogue are passed over.
-        max_length: Positions of the model, the [MASK] of the query included (the paper's N).
+def check_tokenizer(tokenizer: Any, source: str = "tokenizer") -> None:
+    """Check what a loaded tokenizer must be: an `ItemTokenizer` whose rows are those of an item table.
 
     Raises:
-        ValueError: No item at all, an id equal to a special token, or a `max_length` below 2.
+        ValueError: With what was expected and found.
+    """
+    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
+    model: Any = getattr(backend, "model", None)
+    if not isinstance(tokenizer, ItemTokenizer) or not isinstance(model, models.WordLevel) or backend.normalizer:
+        found = f"{type(tokenizer).__name__} with {type(model).__name__}"
+        raise ValueError(f"{source}: expected an ItemTokenizer with WordLevel and no normalizer, found {found}.")
+    special = (tokenizer.pad_token, tokenizer.mask_token, tokenizer.unk_token, model.unk_token)
+    if special != (PAD, MASK, UNK, UNK):
+        expected = f"pad_token {PAD}, mask_token {MASK}, unk_token {UNK}, and {UNK} in tokenizer.json"
+        raise ValueError(f"{source}: expected {expected}, found {', '.join(map(str, special))}.")
+    if not isinstance(tokenizer.model_max_length, int):
+        raise ValueError(f"{source}: expected a number as model_max_length, found {tokenizer.model_max_length!r}.")
+    try:
+        if len(tokenizer.items) + len(SPECIAL_TOKENS) != backend.get_vocab_size(with_added_tokens=False):
+            raise ValueError("tokenizer.json has added_tokens that are no items. Build it with extend_item_tokenizer.")
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
+
+
+def item_tokenizer(
+    items: Dataset | Iterable[str | float], *, titles: Mapping[Any, Any] | None = None, max_length: int = 200
+) -> ItemTokenizer:
+    """Build the tokenizer of a catalog: one row per item, in order of first appearance.
+
+    Args:
+        items: Interactions with a column `item`, or raw item IDs. Repeated IDs count once; numbers become text.
+        titles: Raw ID → title; those of other items are ignored.
+        max_length: Longest input N, including the [MASK] of the query.
+
+    Raises:
+        ValueError: No item at all, an ID that is neither text nor a number or is a special token, a title of the wrong
+            type, or a `max_length` below 2.
     """
     if max_length < 2:
         raise ValueError(f"Expected max_length of at least 2, an item and the [MASK] of the query, found {max_length}.")
-    ids = pc.drop_null(pc.unique(_item_column(items))).to_pylist()
+    ids = _distinct_ids(items)
     if not ids:
         raise ValueError("Expected at least one item, found none.")
-    if taken := set(SPECIAL_TOKENS).intersection(ids):
-        raise ValueError(
-            f"The item id {', '.join(sorted(taken))} is the name of a special token: rename the item in your data."
-        )
-    vocab = {token: row for row, token in enumerate((*SPECIAL_TOKENS, *ids))}
-    backend = Tokenizer(models.WordLevel(vocab, unk_token="[UNK]"))
-    if not any(character.isspace() for character in "".join(ids)):
-        backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # so that text works too: "1 6 [MASK]"
+    backend = Tokenizer(models.WordLevel({UNK: 0}, unk_token=UNK))
+    _set_vocabulary(backend, [*SPECIAL_TOKENS, *ids])
     tokenizer = ItemTokenizer(
         tokenizer_object=backend,
-        pad_token="[PAD]",
-        mask_token="[MASK]",
-        unk_token="[UNK]",
+        pad_token=PAD,
+        mask_token=MASK,
+        unk_token=UNK,
         model_max_length=max_length,
         truncation_side="left",  # the newest items are the ones to keep
         padding_side="right",
-        split_special_tokens=True,  # an id may contain "[MASK]" without being cut there
+        split_special_tokens=True,  # an ID may contain "[MASK]" and stay whole
         clean_up_tokenization_spaces=False,
         model_input_names=["input_ids", "attention_mask"],
     )
     if titles is not None:
-        tokenizer.set_titles([titles.get(item) for item in ids])
+        tokenizer.set_titles(_titles_in_order(ids, titles))
     return tokenizer
 
 
 def extend_item_tokenizer(
-    tokenizer: ItemTokenizer, items: Dataset | Iterable[str], *, titles: Mapping[str, str] | None = None
+    tokenizer: ItemTokenizer, items: Dataset | Iterable[str | float], *, titles: Mapping[Any, Any] | None = None
 ) -> ItemTokenizer:
-    """Append the items that `tokenizer` does not know; every known item keeps its row.
+    """Return a copy of a tokenizer with new items appended; every known item keeps its row.
 
-    Afterwards `model.resize_token_embeddings(len(tokenizer))` gives the new items their rows.
-    """
-    known = tokenizer.items.to_pylist()
-    old_titles = {item: title for item, title in zip(known, tokenizer.titles or [], strict=False) if title is not None}
-    return item_tokenizer(
-        [*known, *_item_column(items).to_pylist()],
-        titles={**old_titles, **(titles or {})} or None,
-        max_length=tokenizer.model_max_length,
-    )
-
-
-def _item_column(items: Dataset | Iterable[str]) -> pa.Array | pa.ChunkedArray:
-    """The raw ids of interactions, or of a list of them."""
-    if isinstance(items, str):
-        raise ValueError(f"Expected a list of item ids, found the text {items!r}: put it in brackets.")
-    return items.with_format("arrow")[:]["item"] if isinstance(items, Dataset) else pa.array(items, pa.string())
-
-
-def as_item_ids(values: Iterable[Any], name: str = "item IDs") -> pa.StringArray:
-    """Convert raw item IDs to text in the way `load_interactions` does: 1 and 1.0 become "1".
+    Afterwards `model.resize_token_embeddings(len(tokenizer))` gives the new items their rows in the model.
 
     Args:
-        values: Text or numbers; also numpy scalars and tensors of one number.
-        name: What the values are called in errors.
+        tokenizer: The tokenizer to copy.
+        items: As for `item_tokenizer`; known items are ignored.
+        titles: Raw ID → title, of known items too.
 
     Raises:
-        ValueError: A value is neither text nor a finite number, or a float too large to be exact.
+        ValueError: As for `item_tokenizer`.
     """
-    ids = list(values)
-    if not {str}.issuperset(map(type, ids)):
-        ids = [_as_item_id(value, name) for value in ids]
+    extended = copy.deepcopy(tokenizer)
+    extended.add_tokens(_distinct_ids(items))
+    if titles is not None:
+        new, old = _titles_in_order(extended.items.to_pylist(), titles), extended.titles or [None] * len(extended.items)
+        extended.set_titles([known if title is None else title for title, known in zip(new, old, strict=True)])
+    return extended
+
+
+def _as_text(items: Any) -> pa.Array | pa.ChunkedArray:
+    if isinstance(items, Dataset):
+        if "item" not in items.column_names:
+            raise ValueError(f"Expected a column item, found {', '.join(items.column_names)}. {READ_FIRST}")
+        items = items.with_format("arrow")[:]["item"]
+    return as_ids(items, "the item") if isinstance(items, pa.Array | pa.ChunkedArray) else as_item_ids(items)
+
+
+def _distinct_ids(items: Any) -> list[str]:
+    ids = pc.drop_null(pc.unique(_as_text(items))).to_pylist()
+    if taken := set(SPECIAL_TOKENS).intersection(ids):
+        raise ValueError(f"The item ID {', '.join(sorted(taken))} is a special token: rename the item in your data.")
+    return ids
+
+
+def _set_vocabulary(backend: Tokenizer, tokens: Sequence[str]) -> None:
+    """Number the tokens in their order. Text can be encoded too, split at blanks, if no token contains any."""
+    backend.model = models.WordLevel({token: row for row, token in enumerate(tokens)}, unk_token=UNK)
+    blanks = any(character.isspace() for character in "".join(tokens))
+    backend.pre_tokenizer = None if blanks else pre_tokenizers.WhitespaceSplit()
+
+
+def _titles_in_order(ids: list[str], titles: Mapping[Any, Any]) -> list[Any]:
+    """The title of each ID, with a warning if all titles belong to other IDs."""
+    if not isinstance(titles, Mapping):
+        raise ValueError(f"Expected titles as a mapping from item ID to title, found {type(titles).__name__}.")
+    by_id = dict(zip(as_item_ids(list(titles), "keys of titles").to_pylist(), titles.values(), strict=True))
+    if by_id and by_id.keys().isdisjoint(ids):
+        examples = [", ".join(map(repr, some[:3])) for some in (list(by_id), ids)]
+        logger.warning(
+            "None of the titles belongs to an item: the IDs of the titles are %s, of the items %s.", *examples
+        )
+    return [by_id.get(item) for item in ids]
+
+
+def _read_titles(file: str, number: int) -> list[str | None]:
+    """Read titles from Parquet. Sizes are checked before anything is expanded: a small file can hold gigabytes."""
+    problem = f"expected Parquet with a column title of text, at most {TITLE_BYTES:,} bytes each"
     try:
-        return pa.array(ids, pa.string())
-    except UnicodeEncodeError as error:
-        raise ValueError(f"{name}: {error.object!r} is not valid Unicode text. Fix or remove this ID.") from None
+        with pq.ParquetFile(file, read_dictionary=["title"]) as parquet:
+            groups = [parquet.metadata.row_group(group) for group in range(parquet.num_row_groups)]
+            if parquet.metadata.num_rows != number:
+                problem = _wrong_number(number, parquet.metadata.num_rows)
+            elif sum(group.total_byte_size for group in groups) < TITLE_BYTES * (number + 1):
+                titles = parquet.read(["title"])["title"]
+                if titles.type == pa.dictionary(pa.int32(), pa.string()):
+                    lengths = [pc.max(pc.binary_length(chunk.dictionary)).as_py() or 0 for chunk in titles.chunks]
+                    if max(lengths, default=0) <= TITLE_BYTES:
+                        return titles.to_pylist()
+    except (KeyError, pa.ArrowException, OSError) as error:  # KeyError: no such column, or a nested one
+        logger.debug("%s: %s", file, error)
+    raise ValueError(f"{file}: {problem}. Copy it again from where the tokenizer was saved.")
 
 
-def _as_item_id(value: Any, name: str) -> str:
-    scalar = value.item() if getattr(value, "ndim", None) == 0 else value  # numpy scalars, tensors
-    if isinstance(scalar, str):
-        return str(scalar)
-    exact = isinstance(scalar, int) or (isinstance(scalar, float) and abs(scalar) <= 2**53)  # False for NaN
-    if exact and not isinstance(scalar, bool):
-        return str(int(scalar) if scalar == int(scalar) else scalar)
-    inexact = isinstance(scalar, float) and abs(scalar) > 2**53
-    raise ValueError(
-        f"{name}: expected text or numbers, found {repr(value)[:100]} ({type(value).__name__}). "
-        + ("Floats above 2^53 are not exact: read IDs as text." if inexact else "Convert it to text or remove it.")
-    )
+def _wrong_number(expected: int, found: int) -> str:
+    return f"expected {expected} titles, one per item of the tokenizer, found {found}"

@@ -252,11 +252,11 @@ def test_a_model_resized_for_new_items_scores_the_old_ones_as_before(tokenizer):
 def test_titles_that_went_missing_are_not_done_without_in_silence(tmp_path, tokenizer):
     tokenizer.save_pretrained(tmp_path)
     (tmp_path / "items.parquet").unlink()
-    with pytest.raises(FileNotFoundError, match=r"expected items\.parquet beside the tokenizer"):
+    with pytest.raises(FileNotFoundError, match=r"expected items\.parquet next to the tokenizer"):
         AutoTokenizer.from_pretrained(tmp_path)
 
 
 def test_a_bare_string_is_not_taken_apart_into_items(tokenizer):
     for build in (item_tokenizer, lambda text: extend_item_tokenizer(tokenizer, text)):
-        with pytest.raises(ValueError, match="found the text 'neu'"):
+        with pytest.raises(ValueError, match="expected a list, found the str 'neu'"):
             build("neu")
