@@ -55,7 +55,8 @@ from hf_bert4rec.evaluation.comparison import (
     slices,
 )
 from hf_bert4rec.evaluation.ranking import SAMPLED_METRICS, bootstrap_interval, how_sampled, ndcg_gains
-from hf_bert4rec.hub.checkpoint import FACTS_FILE, check_sizes, fetch_checkpoint, markdown_table, weight_files
+from hf_bert4rec.hub.checkpoint import check_sizes, fetch_checkpoint, markdown_table, weight_files
+from hf_bert4rec.hub.run_facts import UNPUBLISHED_OPTIONS, RunFacts
 from hf_bert4rec.models.configuration_bert4rec import SPECIAL_TOKENS
 
 KINDS = ("baseline", "recipe", "checkpoint")
@@ -154,11 +155,11 @@ def train_and_judge(config: dict[str, Any], name: str, split: str, folder: str) 
             AutoTokenizer.from_pretrained(checkpoint),
         )
         check_sizes(model, its_tokenizer)
-        facts = json.loads((checkpoint / FACTS_FILE).read_text(encoding="utf-8"))
+        trained_facts = RunFacts.load(checkpoint)
         check_split(name, recipe, parse_recipe([str(checkpoint)]))
-        if facts["data"]["sha256"] != data["sha256"] or its_tokenizer.items != tokenizer.items:
+        if trained_facts.data.sha256 != data.sha256 or its_tokenizer.items != tokenizer.items:
             raise ValueError(f"{checkpoint} was trained on other data or items than {config['recipe']} reads.")
-        tokenizer, seconds, machine = its_tokenizer, facts["seconds"], facts["machine"]
+        tokenizer, seconds, machine = its_tokenizer, trained_facts.seconds or 0, str(trained_facts.machine)
         _, _, histories = prepare(recipe, tokenizer)  # a model may read fewer items than another
     rows, counts = histories[split], item_counts(recipe, interactions, tokenizer)
     trainer = evaluator(model, recipe, tokenizer, rows)
@@ -170,7 +171,7 @@ def train_and_judge(config: dict[str, Any], name: str, split: str, folder: str) 
     arrays = {key: value for key, value in vars(judgement).items() if value is not None}
     np.savez_compressed(f"{folder}/{slug(name)}.npz", **arrays)
     facts = {
-        "made by": made_by(config, name, split, data["sha256"], folder),
+        "made by": made_by(config, name, split, str(data.sha256), folder),
         "protocol": protocol(recipe, len(tokenizer.items)),
         "figures": figures(judgement, target_items(rows), counts, sampled_by(recipe)),
         "seconds": round(seconds, 1),
@@ -200,7 +201,7 @@ def made_by(config: dict[str, Any], name: str, split: str, data: str, folder: st
 
 def deciding(options: dict[str, Any]) -> dict[str, Any]:
     """The options of a recipe that decide about weights."""
-    return {name: value for name, value in options.items() if name not in SAME_MODEL}
+    return {name: value for name, value in options.items() if not name.startswith((*SAME_MODEL, *UNPUBLISHED_OPTIONS))}
 
 
 def check_split(name: str, shared: Recipe, other: Recipe) -> None:
@@ -264,7 +265,7 @@ def trained(options: dict[str, Any], folder: str) -> Path:
         begun = any(Path(folder).glob("checkpoint-*/trainer_state.json"))
         run(parse_recipe([*words, "--resume_from_checkpoint=true"]) if begun else complete)
         return checkpoint
-    recorded = json.loads((checkpoint / FACTS_FILE).read_text(encoding="utf-8"))["recipe"]
+    recorded = RunFacts.load(checkpoint).recipe
     if deciding(complete.options) != deciding(recorded):
         raise ValueError(f"{checkpoint} was trained with other options: move it away, or name it as a checkpoint.")
     return checkpoint
@@ -400,7 +401,7 @@ def compare(path: str, split: str, folder: str) -> str:
     recipe = parse_recipe([config["recipe"], f"--output_dir={tempfile.gettempdir()}"])
     interactions, tokenizer, histories = prepare(recipe)
     findings = audit(histories)
-    checksum = describe_data(recipe, interactions)["sha256"]
+    checksum = str(describe_data(recipe, interactions).sha256)
     for name, model in config["models"].items():
         check(path, name, model, folder, recipe)
     if split not in histories:

@@ -21,6 +21,7 @@ from datasets import Dataset, disable_progress_bars
 from hypothesis import settings
 
 from hf_bert4rec import Bert4RecConfig, Bert4RecForMaskedLM, item_tokenizer
+from hf_bert4rec.hub.run_facts import DataFacts, MachineFacts, RunFacts
 from tests.hub_server import TOKEN, running_hub
 
 disable_progress_bars()
@@ -72,3 +73,16 @@ def small_config(vocab_size: int = 29, max_position_embeddings: int = 11, **chan
     return Bert4RecConfig.paper(
         vocab_size=vocab_size, max_position_embeddings=max_position_embeddings, **{**sizes, **changes}
     )
+
+
+def small_facts(**changes) -> RunFacts:
+    """Run facts with the required values alone, and `changes`."""
+    values = {
+        "name": "small",
+        "model": "BERT4Rec",
+        "data": DataFacts(name="log.csv", items=10),
+        "protocol": "leave-one-out, ranked among all 10 items, history excluded",
+        "recipe": {"seed": 1},
+        "machine": MachineFacts(processes=1, threads=2, processor="x86_64", device="cpu"),
+    }
+    return RunFacts(**{**values, **changes})

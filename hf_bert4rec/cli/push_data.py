@@ -60,7 +60,7 @@ def push_data(
         )
     interactions, tokenizer, histories = prepare(recipe)
     facts = {
-        **describe_data(recipe, interactions),
+        **dataclasses.asdict(describe_data(recipe, interactions)),
         "protocol": protocol(recipe, len(tokenizer.items))[0],
         "options": _data_options(recipe),
         "tokenizer": tokenizer,

@@ -7,7 +7,6 @@ is written down a second time here.
 import argparse
 import dataclasses
 import inspect
-import json
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -24,7 +23,7 @@ from transformers import HfArgumentParser
 from ..data.data_collator import DataCollatorForCloze
 from ..data.interactions import load_interactions
 from ..data.splits import SPLITS, split_at_time
-from ..hub.checkpoint import FACTS_FILE
+from ..hub.run_facts import FACTS_FILE, RunFacts
 from ..models.configuration_bert4rec import Bert4RecConfig
 from ..models.registry import ARCHITECTURES
 from ..training.training import RecommendationTrainingArguments
@@ -205,5 +204,4 @@ def _without_none(argv: list[str], optional: set[str]) -> list[str]:
 def _read_options(config: Path) -> Any:
     if not config.is_dir():
         return yaml.safe_load(config.read_text(encoding="utf-8")) or {}
-    facts = config / FACTS_FILE
-    return json.loads(facts.read_text(encoding="utf-8"))["recipe"] if facts.exists() else {}
+    return RunFacts.load(config).recipe if (config / FACTS_FILE).exists() else {}

@@ -8,7 +8,6 @@ import logging
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,16 +40,15 @@ from ..evaluation.ranking import Sampled, bootstrap_interval, ndcg_gains
 from ..evaluation.trainer_evaluation import ranks_on
 from ..hub.checkpoint import (
     CURVE,
-    FACTS_FILE,
     check_folder,
     check_sizes,
     fetch_checkpoint,
-    judged_model,
     last_complete_checkpoint,
     push_checkpoint,
     results_table,
     save_checkpoint,
 )
+from ..hub.run_facts import DataFacts, RunFacts
 from ..inference.pipeline import NextItemRecommendationPipeline, pipeline
 from ..models.registry import ARCHITECTURES
 from ..training.optimizer import muon
@@ -77,9 +75,6 @@ WITHOUT_WEIGHTS = (
     "gbce_calibration",
 )
 """Options of a model that one may change when it goes on from a checkpoint."""
-
-UNRECORDED = ("hub_", "push_to_hub", "resume_from_checkpoint")
-"""Options that say nothing of what a run computes; a token is among them, and run facts are published."""
 
 RESTORED = ("seed", "learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon")
 """Options of the training that a run cannot change half-way: the state of its optimiser has them, and its rows."""
@@ -147,15 +142,17 @@ def _split(
     return split.function(interactions, tokenizer, max_length=max_length, **options)
 
 
-def protocol(recipe: Recipe, items: int) -> tuple[str, str]:
-    """What every figure of a run must be read with: those of the whole catalogue, and those among candidates."""
+def protocol(recipe: Recipe, items: int) -> tuple[str, str | None]:
+    """What every figure of a run must be read with: of the whole catalogue, and, if any, those among candidates."""
     held_out = SPLITS[recipe.run.split].describe(dataclasses.asdict(recipe.splitting))
     history = "excluded" if recipe.model.exclude_history else "not excluded"
     number = recipe.run.popularity_candidates or recipe.run.uniform_candidates
     drawn = {"uniform_sampled": "uniformly", "popularity_sampled": "by their popularity in the whole log"}
     return (
         f"{held_out}, ranked among all {items:,} items, history {history}",
-        f"{held_out}, ranked among {number} items drawn for each user {drawn[sampled_by(recipe)]}, history excluded",
+        f"{held_out}, ranked among {number} items drawn for each user {drawn[sampled_by(recipe)]}, history excluded"
+        if number
+        else None,
     )
 
 
@@ -244,7 +241,7 @@ def run(recipe: Recipe) -> Path | None:
     trainer = trainer_for(recipe, tokenizer, histories)
 
     data = describe_data(recipe, interactions)
-    checkpoint = checkpoint_to_resume(recipe, data["sha256"])
+    checkpoint = checkpoint_to_resume(recipe, str(data.sha256))
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=checkpoint)
     seconds, log = time.perf_counter() - started, list(trainer.state.log_history)
@@ -257,26 +254,31 @@ def run(recipe: Recipe) -> Path | None:
         ARCHITECTURES[recipe.run.architecture].name: trainer,
     }
     metrics: dict[str, dict[str, dict[str, float]]] = {split: {} for split in evaluated}
-    intervals: dict[str, dict[str, tuple[float, float]]] = {split: {} for split in evaluated}
+    intervals: dict[str, dict[str, Any]] = {split: {} for split in evaluated}
     for name, judged in models.items():
         judge = judged if isinstance(judged, Trainer) else evaluator(judged, recipe, tokenizer, evaluated["test"])
         for split, rows in evaluated.items():
             metrics[split][name], intervals[split][name] = judge_on(judge, rows)
-    facts = {
-        "model": ARCHITECTURES[recipe.run.architecture].name,
-        "name": recipe.run.name or Path(args.output_dir).name,
-        "data": data,
-        **dict(zip(("protocol", "sampled_protocol"), protocol(recipe, len(tokenizer.items)), strict=True)),
-        **metrics,
-        "intervals": intervals,
-        "example": ", ".join(f'"{item}"' for item in recipe.run.example or tokenizer.items[:3].to_pylist()),
-        "recipe": {name: value for name, value in recipe.options.items() if not name.startswith(UNRECORDED)},
-        "seconds": round(seconds, 1),
+    whole_catalog, among_candidates = protocol(recipe, len(tokenizer.items))
+    facts = RunFacts(
+        model=ARCHITECTURES[recipe.run.architecture].name,
+        name=recipe.run.name or Path(args.output_dir).name,
+        data=data,
+        protocol=whole_catalog,
+        sampled_protocol=among_candidates,
+        exclude_history=trainer.model.config.exclude_history,
+        results=metrics,
+        intervals=intervals,
+        example=[str(item) for item in recipe.run.example or tokenizer.items[:3].to_pylist()],
+        titles=tokenizer.titles is not None,
+        recipe=recipe.options,
+        reproducible=True,
+        seconds=round(seconds, 1),
         **chosen_checkpoint(trainer),
-        "machine": machine(args),
-        "versions": versions(),
-        "log": log,
-    }
+        machine=machine(args),
+        versions=versions(),
+        log=log,
+    )
     if not trainer.is_world_process_zero():
         return None
     folder = Path(args.output_dir, "model")
@@ -306,7 +308,9 @@ def evaluator(model: torch.nn.Module, recipe: Recipe, tokenizer: ItemTokenizer, 
     return judge
 
 
-def evaluate(recipe: Recipe) -> tuple[tuple[str, str], dict[str, dict[str, float]], dict[str, tuple[float, float]]]:
+def evaluate(
+    recipe: Recipe,
+) -> tuple[tuple[str, str | None], dict[str, dict[str, float]], dict[str, tuple[float, float]]]:
     """Judge the checkpoint folder that a recipe comes from again, on the data and by the protocol of the recipe.
 
     Returns:
@@ -401,19 +405,19 @@ def checkpoint_to_resume(recipe: Recipe, data: str) -> str | None:
     return str(checkpoint)
 
 
-def describe_data(recipe: Recipe, interactions: Dataset) -> dict[str, Any]:
+def describe_data(recipe: Recipe, interactions: Dataset) -> DataFacts:
     """Name, size and checksum of the interactions, and the terms that travel with embedded data."""
     table = interactions.with_format("arrow")[:]
     lines = io.BytesIO()
     pyarrow.csv.write_csv(table.select(["user", "item", "timestamp"]), lines)
-    return {
-        "name": Path(recipe.run.data).name,
-        "interactions": table.num_rows,
-        "users": len(table["user"].unique()),
-        "items": len(table["item"].unique()),
-        "sha256": hashlib.sha256(lines.getbuffer()).hexdigest(),
-        "terms": recipe.run.terms or (EMBEDDED_TERMS if is_embedded(recipe.run.data) else None),
-    }
+    return DataFacts(
+        name=Path(recipe.run.data).name,
+        interactions=table.num_rows,
+        users=len(table["user"].unique()),
+        items=len(table["item"].unique()),
+        sha256=hashlib.sha256(lines.getbuffer()).hexdigest(),
+        terms=recipe.run.terms or (EMBEDDED_TERMS if is_embedded(recipe.run.data) else None),
+    )
 
 
 class EpochLines(TrainerCallback):
@@ -444,16 +448,16 @@ class EpochLinesWithBar(EpochLines, ProgressCallback):
             self.training_bar.write(line)
 
 
-def draw_curve(facts: Mapping[str, Any]) -> bytes:
+def draw_curve(facts: RunFacts) -> bytes:
     """Training loss and validation NDCG@10 over epochs, beside the baselines, as a PNG."""
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    figure.suptitle(f"{facts['name']}, seed {facts['recipe']['seed']}: {facts['protocol']}", fontsize=9)
+    figure.suptitle(f"{facts.name}, seed {facts.recipe['seed']}: {facts.protocol}", fontsize=9)
     for axes, name, label in ((left, "loss", "training loss (nats an item)"), (right, "eval_ndcg@10", "NDCG@10")):
-        points = [(entry["epoch"], entry[name]) for entry in facts["log"] if name in entry]
-        axes.plot(*np.array(points).reshape(-1, 2).T, label=judged_model(facts))
+        points = [(entry["epoch"], entry[name]) for entry in facts.log if name in entry]
+        axes.plot(*np.array(points).reshape(-1, 2).T, label=facts.model)
         axes.set(xlabel="epoch", ylabel=label)
-    for (name, row), style in zip(facts.get("validation", {}).items(), ("--", ":"), strict=False):
+    for (name, row), style in zip(facts.results.get("validation", {}).items(), ("--", ":"), strict=False):
         right.axhline(row["ndcg@10"], linestyle=style, color="gray", label=name)
     right.set(ylabel="validation NDCG@10", ylim=(0, None))
     right.legend()
@@ -464,19 +468,19 @@ def draw_curve(facts: Mapping[str, Any]) -> bytes:
 
 def summary(folder: Path) -> str:
     """What a run found, for people: the test results beside the baselines, and ten recommendations."""
-    facts = json.loads((folder / FACTS_FILE).read_text(encoding="utf-8"))
-    scores = {name: row["ndcg@10"] for name, row in facts["test"].items()}
-    ours = scores.pop(judged_model(facts))
+    facts = RunFacts.load(folder)
+    scores = {name: row["ndcg@10"] for name, row in facts.results["test"].items()}
+    ours = scores.pop(facts.model)
     ratios = [f"{ours / score:.2f} times that of {name}" for name, score in scores.items() if score]
     recommender = pipeline(folder)
-    history = [str(item) for item in facts["recipe"].get("example") or recommender.tokenizer.items[:3].to_pylist()]
+    history = [str(item) for item in facts.recipe.get("example") or recommender.tokenizer.items[:3].to_pylist()]
     return "\n".join(
         [
-            f"\nTest: {facts['protocol']}; seed {facts['recipe']['seed']}",
-            results_table(facts["test"]),
-            f"NDCG@10 of {judged_model(facts)}: {', '.join(ratios)}.\n",
+            f"\nTest: {facts.protocol}; seed {facts.recipe['seed']}",
+            results_table(facts.results["test"]),
+            f"NDCG@10 of {facts.model}: {', '.join(ratios)}.\n",
             recommendation_table(recommender, history, top_k=10),
-            f"\nTrained in {facts['seconds']:.0f} s; checkpoint, card and {CURVE} in {folder}",
+            f"\nTrained in {facts.seconds:.0f} s; checkpoint, card and {CURVE} in {folder}",
         ]
     )
 

@@ -42,10 +42,10 @@ from transformers.dynamic_module_utils import get_relative_import_files
 
 from ..data.tokenization import TITLES_FILE, ItemTokenizer
 from ..evaluation.ranking import SAMPLED_METRICS, how_sampled
+from .run_facts import FACTS_FILE, RunFacts
 
 logger = logging.getLogger(__name__)
 
-FACTS_FILE = "run_facts.json"
 NEEDED = ("config.json", "tokenizer.json", "tokenizer_config.json")
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 CARD, CURVE = "README.md", "learning_curve.png"
@@ -251,7 +251,7 @@ def save_checkpoint(
     folder: str | PathLike,
     model: PreTrainedModel,
     tokenizer: ItemTokenizer,
-    facts: Mapping[str, Any],
+    facts: RunFacts,
     others: Mapping[str, bytes],
 ) -> None:
     """Save all that a recommender is made of into `folder`, which is replaced only when everything is written.
@@ -277,7 +277,7 @@ def save_checkpoint(
     try:
         model.save_pretrained(new)
         tokenizer.save_pretrained(new)
-        (new / FACTS_FILE).write_text(facts_text(facts), encoding="utf-8")
+        facts.save(new)
         model_card(facts).save(new / CARD)
         for name, content in others.items():
             (new / name).write_bytes(content)
@@ -293,30 +293,19 @@ def save_checkpoint(
 """Model type → what results call it."""
 
 
-def judged_model(facts: Mapping[str, Any]) -> str:
-    """Which row of a run's results is the checkpoint's; before there were others it was not written down."""
-    return facts.get("model", "BERT4Rec")
-
-
-def model_card(facts: Mapping[str, Any]) -> ModelCard:
-    """The card, with the results as model-index, from a run's facts alone: of the test split, else of validation.
-
-    Args:
-        facts: What `run.run` found out, or the fewer things that a Trainer knows (`RecommendationTrainer.facts`): then
-            `data` has a name alone, and there are no baselines, no intervals and perhaps no results.
-    """
-    split = "test" if "test" in facts else "validation"
-    data, metrics = facts["data"], facts.get(split, {})
-    ours = metrics.get(judged_model(facts), {})
-    recipe = public_recipe(facts["recipe"])
-    source = recipe.get("start_from")
+def model_card(facts: RunFacts) -> ModelCard:
+    """The card, with the results as model-index: of the test split, else of validation."""
+    split, facts = "test" if "test" in facts.results else "validation", facts.published()
+    metrics = facts.results.get(split, {})
+    ours = metrics.get(facts.model, {})
+    source = facts.recipe.get("start_from")
     among = f"_{how_sampled(ours)}"
     results = [
         EvalResult(
             task_type="fill-mask",
             task_name="Next-item recommendation",
-            dataset_type=data["name"],
-            dataset_name=f"{data['name']} ({facts['sampled_protocol' if name.endswith(among) else 'protocol']})",
+            dataset_type=facts.data.name,
+            dataset_name=f"{facts.data.name} ({facts.sampled_protocol if name.endswith(among) else facts.protocol})",
             dataset_config=among[1:].replace("_", "-") if name.endswith(among) else "whole-catalogue",  # else one entry
             dataset_split=split,
             metric_type=name,
@@ -329,40 +318,23 @@ def model_card(facts: Mapping[str, Any]) -> ModelCard:
     card_data = ModelCardData(
         library_name="transformers",
         pipeline_tag="fill-mask",
-        tags=[judged_model(facts).lower(), "recommender-system", "sequential-recommendation"],
-        model_name=facts["name"],
+        tags=[facts.model.lower(), "recommender-system", "sequential-recommendation"],
+        model_name=facts.name,
         base_model=source if source and _is_repository(source) else None,
         eval_results=results or None,
-        license="other" if data.get("terms") else None,
-        license_name="terms-of-the-data" if data.get("terms") else None,
+        license="other" if facts.data.terms else None,
+        license_name="terms-of-the-data" if facts.data.terms else None,
     )
     return ModelCard.from_template(
         card_data,
         template_path=str(TEMPLATE),
-        **{
-            "test": {},
-            "titles": recipe.get("titles"),
-            "chosen_by": "NDCG@10",  # not written down before there was a choice
-            **facts,
-            "recipe": recipe,
-            "model": judged_model(facts),
-            "results": results_table(metrics) if metrics else "",
-            "sampled_results": sampled_table(metrics),
-            "processes": int(facts["machine"].split(" × ")[0]),
-            "versions": ", ".join(f"{name} {version}" for name, version in facts["versions"].items()),
-        },
+        facts=facts,
+        test=facts.results.get("test", {}),
+        example=json.dumps(facts.example, ensure_ascii=False),
+        results=results_table(metrics) if metrics else "",
+        sampled_results=sampled_table(metrics),
+        versions=", ".join(f"{name} {version}" for name, version in facts.versions.items()),
     )
-
-
-def facts_text(facts: Mapping[str, Any]) -> str:
-    """What stands in `run_facts.json`."""
-    return json.dumps(facts, indent=2, ensure_ascii=False) + "\n"
-
-
-def public_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe for others: of a path that leads out of the folder of the run it has the name alone."""
-    paths = {name: Path(value) for name, value in recipe.items() if isinstance(value, str)}
-    return {**recipe, **{name: path.name for name, path in paths.items() if path.is_absolute() or ".." in path.parts}}
 
 
 def code_files(folder: Path) -> list[str]:
@@ -375,15 +347,12 @@ def code_files(folder: Path) -> list[str]:
 
 
 def published_files(folder: Path) -> dict[str, Path | bytes]:
-    """Name → content of what others get of a checkpoint: its own files, and its facts as `public_recipe` has them."""
+    """Return name → content of the files of a checkpoint that are published."""
     index = () if WEIGHTS[0] in (weights := weight_files(folder)) else WEIGHTS[1:]
     names = (*NEEDED, *weights, *index, TITLES_FILE, *code_files(folder), CARD, CURVE, FACTS_FILE)
     content: dict[str, Path | bytes] = {name: folder / name for name in names if (folder / name).exists()}
     if FACTS_FILE in content:
-        facts = json.loads((folder / FACTS_FILE).read_text(encoding="utf-8"))
-        recipe = facts.get("recipe", {})
-        if (public := public_recipe(recipe)) != recipe:
-            content[FACTS_FILE] = facts_text(facts | {"recipe": public}).encode()
+        content[FACTS_FILE] = RunFacts.load(folder).published().to_json()
     return content
 
 
@@ -424,7 +393,7 @@ def push_checkpoint(
     """Put a checkpoint on the Hub in one commit: its own files only, none of the Trainer's, no pickle.
 
     The commit replaces an older checkpoint of the repository, whose files stay in the history; two that are pushed at
-    once never mix. The run facts go up without the folders of this machine (`public_recipe`).
+    once never mix. The run facts go up without the folders of this machine (`RunFacts.published`).
 
     Args:
         folder: A checkpoint.

@@ -1,5 +1,6 @@
 """The stock Trainer with the card of a recommender and without pickles; nothing of training is changed."""
 
+import dataclasses
 import hashlib
 import json
 import logging
@@ -16,7 +17,8 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from ..data.tokenization import ItemTokenizer
 from ..evaluation.ranking import how_sampled
 from ..evaluation.trainer_evaluation import ranks_of_logits
-from ..hub.checkpoint import CARD, FACTS_FILE, facts_text, hub_errors, model_card, push_checkpoint
+from ..hub.checkpoint import CARD, hub_errors, model_card, push_checkpoint
+from ..hub.run_facts import FACTS_FILE, DataFacts, MachineFacts, RunFacts
 from ..models.registry import architecture_of
 
 logger = logging.getLogger(__name__)
@@ -100,28 +102,30 @@ class RecommendationTrainer(Trainer):
         else:
             card.save(file)
             older = _checksum(file.read_bytes())
-        (folder / FACTS_FILE).write_text(facts_text({**facts, "card": older}), encoding="utf-8")
+        dataclasses.replace(facts, card=older).save(folder)
 
-    def facts(self, model_name: str | None = None, dataset: str | None = None) -> dict[str, Any]:
-        """What the Trainer knows of its run, in the form of `run.run`; test results it cannot tell from others."""
+    def facts(self, model_name: str | None = None, dataset: str | None = None) -> RunFacts:
+        """What the Trainer knows of its run; test results it cannot tell from others."""
         items, log = self.processing_class.items, self.state.log_history
         ranked: Any = self.preprocess_logits_for_metrics
         ours = ranked is ranks_of_logits
         excluded = self.model.config.exclude_history
         history = "excluded" if excluded else "not excluded"
         metrics = self._validation_metrics() if ours else {}
-        drawn = "uniformly" if how_sampled(metrics) == "uniform_sampled" else "by their popularity"
+        sampled, model = how_sampled(metrics), architecture_of(self.model.config).name
+        drawn = "uniformly" if sampled == "uniform_sampled" else "by their popularity"
         held_out = "the item held out for each user of the validation split"
-        return {
-            "model": architecture_of(self.model.config).name,
-            "name": model_name or Path(self.args.hub_model_id or self.args.output_dir).absolute().name,
-            "data": {"name": dataset or "interactions of its author", "items": len(items)},
-            "protocol": f"{held_out}, ranked among all {len(items):,} items, history {history}",
-            "sampled_protocol": f"{held_out}, ranked among candidates drawn for each user {drawn}",
-            **({"validation": {architecture_of(self.model.config).name: metrics}} if metrics else {}),
-            "example": ", ".join(json.dumps(item, ensure_ascii=False) for item in items[:3].to_pylist()),
-            "titles": self.processing_class.titles is not None,
-            "recipe": {
+        return RunFacts(
+            model=model,
+            name=model_name or Path(self.args.hub_model_id or self.args.output_dir).absolute().name,
+            data=DataFacts(name=dataset or "interactions of its author", items=len(items)),
+            protocol=f"{held_out}, ranked among all {len(items):,} items, history {history}",
+            sampled_protocol=f"{held_out}, ranked among candidates drawn for each user {drawn}" if sampled else None,
+            exclude_history=excluded,
+            results={"validation": {model: metrics}} if metrics else {},
+            example=items[:3].to_pylist(),
+            titles=self.processing_class.titles is not None,
+            recipe={
                 "seed": self.args.seed,
                 "max_length": self.processing_class.model_max_length,
                 "exclude_history": excluded,
@@ -131,12 +135,12 @@ class RecommendationTrainer(Trainer):
                     for name in ("num_train_epochs", "per_device_train_batch_size", "learning_rate")
                 },
             },
-            "seconds": next((entry["train_runtime"] for entry in reversed(log) if "train_runtime" in entry), None),
+            seconds=next((entry["train_runtime"] for entry in reversed(log) if "train_runtime" in entry), None),
             **chosen_checkpoint(self),
-            "machine": machine(self.args),
-            "versions": versions(),
-            "log": log,
-        }
+            machine=machine(self.args),
+            versions=versions(),
+            log=log,
+        )
 
     def _validation_metrics(self) -> dict[str, float]:
         """Those of the model that is in the Trainer now, as they were logged during training.
@@ -211,16 +215,21 @@ def _checksum(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def chosen_checkpoint(trainer: Trainer) -> dict[str, str]:
+def chosen_checkpoint(trainer: Trainer) -> dict[str, Any]:
     """Which of a run's checkpoints its model is, "" for the last one, and what it was chosen by on validation."""
     best = trainer.state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
     metric = str(trainer.args.metric_for_best_model).removeprefix("eval_")
     return {"best_checkpoint": Path(best or "").name, "chosen_by": metric.upper() if "@" in metric else metric}
 
 
-def machine(args: TrainingArguments) -> str:
-    """What a run was made on: processes, threads of each, processor, device."""
-    return f"{args.world_size} × {torch.get_num_threads()} threads of {platform.machine()}, {args.device}"
+def machine(args: TrainingArguments) -> MachineFacts:
+    """The machine of a run."""
+    return MachineFacts(
+        processes=args.world_size,
+        threads=torch.get_num_threads(),
+        processor=platform.machine(),
+        device=str(args.device),
+    )
 
 
 def versions() -> dict[str, str]:

@@ -1,7 +1,6 @@
 """A whole run on a small log: what it saves, prints and refuses, and the scripts around it."""
 
 import errno
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +24,7 @@ from hf_bert4rec.cli.run import (
 )
 from hf_bert4rec.evaluation.baselines import Popularity
 from hf_bert4rec.hub.checkpoint import check_sizes, model_card, push_checkpoint, save_checkpoint
+from hf_bert4rec.hub.run_facts import RunFacts
 from tests.training.test_training import LOG, RECIPE, StopAt
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
@@ -65,25 +65,25 @@ def test_the_checkpoint_loads_through_the_auto_classes_and_the_pipeline(trained)
 
 
 def test_the_facts_are_enough_to_make_the_run_again(trained):
-    facts = json.loads((trained / "run_facts.json").read_text())
-    assert facts["protocol"] == "leave-one-out (every user's last item), ranked among all 12 items, history excluded"
-    assert facts["data"] | {"sha256": None} == {
+    facts = RunFacts.load(trained)
+    assert facts.protocol == "leave-one-out (every user's last item), ranked among all 12 items, history excluded"
+    assert vars(facts.data) | {"sha256": None} == {
         "name": "log.csv", "interactions": 94, "users": 16, "items": 12, "sha256": None, "terms": None,
     }  # fmt: skip
-    assert len(facts["data"]["sha256"]) == 64
-    assert set(facts["test"]) == {"Popularity", "Markov chain, first order", "BERT4Rec"}
+    assert len(facts.data.sha256) == 64
+    assert set(facts.results["test"]) == {"Popularity", "Markov chain, first order", "BERT4Rec"}
     assert parse_recipe([str(trained)]).model.hidden_size == 12
 
 
 def test_the_card_holds_the_test_results_as_model_index(trained):
-    facts = json.loads((trained / "run_facts.json").read_text())
+    facts = RunFacts.load(trained)
     card = ModelCard.load(trained / "README.md")
     results = {result.metric_type: result.metric_value for result in card.data.eval_results}
     assert set(results) == {"hr@1", "hr@5", "hr@10", "ndcg@5", "ndcg@10", "mrr@5", "mrr@10"}  # at 1 all are the same
-    assert results == {name: round(facts["test"]["BERT4Rec"][name], 4) for name in results}
+    assert results == {name: round(facts.results["test"]["BERT4Rec"][name], 4) for name in results}
     assert all("history excluded" in result.dataset_name for result in card.data.eval_results)
     assert 'recommender([["i0", "i1"]], top_k=10)' in card.text
-    assert f"{facts['test']['BERT4Rec']['ndcg@10']:.4f}" in card.text
+    assert f"{facts.results['test']['BERT4Rec']['ndcg@10']:.4f}" in card.text
 
 
 def test_no_token_and_no_folder_of_this_machine_is_in_what_is_published(trained):
@@ -94,12 +94,12 @@ def test_no_token_and_no_folder_of_this_machine_is_in_what_is_published(trained)
 
 
 def test_evaluation_of_the_checkpoint_gives_the_same_figures_again(trained):
-    facts = json.loads((trained / "run_facts.json").read_text())
+    facts = RunFacts.load(trained)
     (protocol, _), metrics, intervals = evaluate(parse_recipe([str(trained)]))
-    assert protocol == facts["protocol"]
-    assert intervals["test"] == pytest.approx(facts["intervals"]["test"]["BERT4Rec"], abs=1e-9)
-    assert metrics["test"] == pytest.approx(facts["test"]["BERT4Rec"], abs=1e-9)
-    assert metrics["validation"] == pytest.approx(facts["validation"]["BERT4Rec"], abs=1e-9)
+    assert protocol == facts.protocol
+    assert intervals["test"] == pytest.approx(facts.intervals["test"]["BERT4Rec"], abs=1e-9)
+    assert metrics["test"] == pytest.approx(facts.results["test"]["BERT4Rec"], abs=1e-9)
+    assert metrics["validation"] == pytest.approx(facts.results["validation"]["BERT4Rec"], abs=1e-9)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
@@ -133,15 +133,15 @@ def test_a_run_can_start_from_the_checkpoint_of_another_catalogue(trained, tmp_p
         torch.testing.assert_close(before, after, atol=1e-6, rtol=0)
     assert new.config.hidden_dropout_prob == 0.1
     assert "decides about the weights, not the recipe: conv_kernel_size None." in caplog.text
-    assert json.loads((folder / "run_facts.json").read_text())["recipe"]["conv_kernel_size"] is None
+    assert RunFacts.load(folder).recipe["conv_kernel_size"] is None
     with pytest.raises(ValueError, match="is a bert4rec, the recipe's architecture sasrec"):
         run(recipe_for(tmp_path, *options, "--architecture=sasrec", f"--output_dir={tmp_path}/other"))
 
 
 @pytest.mark.parametrize(("start", "base"), [("org/bert4rec-ml1m", "org/bert4rec-ml1m"), ("model", None), (None, None)])
 def test_a_card_names_the_repository_that_the_model_started_from(trained, start, base):
-    facts = json.loads((trained / "run_facts.json").read_text())
-    facts["recipe"]["start_from"] = str(trained) if start == "model" else start
+    facts = RunFacts.load(trained)
+    facts.recipe["start_from"] = str(trained) if start == "model" else start
     assert model_card(facts).data.base_model == base
 
 
@@ -159,11 +159,11 @@ def test_an_unknown_item_in_an_example_has_no_title(trained):
 
 def test_metrics_among_uniform_candidates_say_so_in_name_protocol_and_card(tmp_path):
     folder = run(recipe_for(tmp_path, "--uniform_candidates", "3", "--num_train_epochs", "1"))
-    facts = json.loads((folder / "run_facts.json").read_text())
-    row = facts["test"]["BERT4Rec"]
+    facts = RunFacts.load(folder)
+    row = facts.results["test"]["BERT4Rec"]
     assert row["hr@5_uniform_sampled"] == 1  # of 3 candidates and the target
     assert not [name for name in row if "popularity" in name]
-    assert "ranked among 3 items drawn for each user uniformly, history excluded" in facts["sampled_protocol"]
+    assert "ranked among 3 items drawn for each user uniformly, history excluded" in facts.sampled_protocol
     card = (folder / "README.md").read_text()
     assert "uniformly" in card
     results = ModelCard.load(folder / "README.md").data.eval_results
@@ -186,12 +186,12 @@ def test_a_run_by_muon_is_judged_among_candidates_too_and_names_its_items(tmp_pa
         "1",
     ]
     folder = run(recipe_for(tmp_path, *options, "--rope_theta", "100", "--muon_learning_rate", "0.01"))
-    facts = json.loads((folder / "run_facts.json").read_text())
-    row = facts["test"]["BERT4Rec"]
+    facts = RunFacts.load(folder)
+    row = facts.results["test"]["BERT4Rec"]
     names = ("hr@1", "hr@5", "hr@10", "ndcg@5", "ndcg@10", "mrr")
     assert {f"{name}_popularity_sampled" for name in names} <= set(row)
     assert row["hr@5_popularity_sampled"] == 1  # of 3 candidates and the target
-    low, high = facts["intervals"]["test"]["BERT4Rec"]
+    low, high = facts.intervals["test"]["BERT4Rec"]
     assert low <= row["ndcg@10"] <= high
     _, again, _ = evaluate(parse_recipe([str(folder)]))
     assert again["test"] == pytest.approx(row, abs=1e-9)
@@ -214,16 +214,16 @@ def test_titles_that_do_not_name_the_items_as_the_log_does_are_refused(tmp_path)
 def test_a_split_at_a_point_in_time_trains_on_the_past_alone(tmp_path):
     options = ["--split", "at_time", "--validation_time", "4", "--test_time", "5", "--num_train_epochs", "1"]
     folder = run(recipe_for(tmp_path, *options))
-    facts = json.loads((folder / "run_facts.json").read_text())
-    assert facts["protocol"].startswith("first item of every user from 5 on")
+    facts = RunFacts.load(folder)
+    assert facts.protocol.startswith("first item of every user from 5 on")
 
 
 def test_validation_folded_into_train_keeps_the_last_checkpoint(tmp_path):
     folder = run(recipe_for(tmp_path, "--validation_in_train", "true", "--num_train_epochs", "1"))
-    facts = json.loads((folder / "run_facts.json").read_text())
-    assert "validation" not in facts
-    assert facts["best_checkpoint"] == ""
-    assert "validation items trained on" in facts["protocol"]
+    facts = RunFacts.load(folder)
+    assert "validation" not in facts.results
+    assert facts.best_checkpoint == ""
+    assert "validation items trained on" in facts.protocol
 
 
 def interrupted(folder: Path, step: int):
@@ -247,8 +247,8 @@ def test_an_interrupted_run_goes_on_where_it_stopped_and_leaves_only_its_result(
     recipe = interrupted(tmp_path, 2)
     recipe.training.resume_from_checkpoint = "true"
     folder = run(recipe)
-    facts = json.loads((folder / "run_facts.json").read_text())
-    assert [entry["step"] for entry in facts["log"] if "loss" in entry] == [2, 4]
+    facts = RunFacts.load(folder)
+    assert [entry["step"] for entry in facts.log if "loss" in entry] == [2, 4]
     assert list((tmp_path / "out").glob("checkpoint-*")) == []
 
 
@@ -310,7 +310,7 @@ def test_a_date_in_the_yaml_of_a_recipe_is_a_time(tmp_path):
     with (tmp_path / "recipe.yaml").open("a") as recipe:
         recipe.write(times + "num_train_epochs: 1\nexample: i1\n")
     folder = run(parse_recipe([str(tmp_path / "recipe.yaml"), "--output_dir", str(tmp_path / "out")]))
-    assert json.loads((folder / "run_facts.json").read_text())["recipe"]["example"] == ["i1"]
+    assert RunFacts.load(folder).recipe["example"] == ["i1"]
 
 
 def test_a_checkpoint_without_facts_is_not_judged_on_data_that_nobody_named(tmp_path, model, tokenizer):
@@ -321,7 +321,7 @@ def test_a_checkpoint_without_facts_is_not_judged_on_data_that_nobody_named(tmp_
 
 
 def test_a_kill_between_the_renames_of_a_save_loses_nothing(tmp_path, model, tokenizer, trained):
-    facts = json.loads((trained / "run_facts.json").read_text())
+    facts = RunFacts.load(trained)
     save_checkpoint(tmp_path / "model", model, tokenizer, facts, {})
     (tmp_path / "model").rename(tmp_path / "model.replaced")
     model.save_pretrained = full_disk
@@ -335,7 +335,7 @@ def full_disk(*args, **kwargs):
 
 
 def test_a_full_disk_while_saving_leaves_the_older_checkpoint_whole(tmp_path, model, tokenizer, trained, monkeypatch):
-    facts = json.loads((trained / "run_facts.json").read_text())
+    facts = RunFacts.load(trained)
     save_checkpoint(tmp_path / "model", model, tokenizer, facts, {})
     before = {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
 
@@ -373,9 +373,9 @@ def test_a_run_pushes_to_the_branch_it_was_told(tmp_path, hub):
 )
 def test_the_card_says_how_the_checkpoint_was_chosen(tmp_path, options, told, best):
     folder = run(recipe_for(tmp_path, "--num_train_epochs", "2", *options))
-    card, facts = (folder / "README.md").read_text(), json.loads((folder / "run_facts.json").read_text())
+    card, facts = (folder / "README.md").read_text(), RunFacts.load(folder)
     assert ("chosen by" in card) is best
-    assert bool(facts["best_checkpoint"]) is best
+    assert bool(facts.best_checkpoint) is best
     assert told is None or told in card
 
 

@@ -1,6 +1,5 @@
 """The released checkpoints: they load without the data, and weights, tokenizer, facts and card say the same."""
 
-import json
 import sys
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import hf_bert4rec
 from hf_bert4rec.cli.recipe import parse_recipe
 from hf_bert4rec.cli.run import evaluate
 from hf_bert4rec.hub.checkpoint import check_checkpoint, model_card, push_checkpoint, sampled_table
+from hf_bert4rec.hub.run_facts import RunFacts
 
 CARDS = Path(__file__).parents[2] / "model_cards"
 FOLDERS = sorted(path for path in CARDS.iterdir() if path.is_dir())
@@ -51,22 +51,22 @@ def test_the_code_of_a_release_gives_the_same_logits_as_the_package(folder, tmp_
 
 
 def test_the_card_of_a_release_says_what_its_facts_say(folder):
-    facts = json.loads((folder / "run_facts.json").read_text())
+    facts = RunFacts.load(folder)
     card = ModelCard.load(folder / "README.md")
     results = {result.metric_type: result.metric_value for result in card.data.eval_results}
     assert results == {
         name: round(value, 4)
-        for name, value in facts["test"]["BERT4Rec"].items()
+        for name, value in facts.results["test"]["BERT4Rec"].items()
         if name.removesuffix("_popularity_sampled") not in ("ndcg@1", "mrr@1")  # they repeat hr@1
     }
     assert model_card(facts).content == card.content
-    assert sampled_table(facts["test"]) in card.text
-    assert (facts["data"]["terms"] or "") in card.text
-    alone = facts["machine"].startswith("1 × ")
-    launcher = "python" if alone else f"accelerate launch --multi_gpu --num_processes {facts['machine'][0]}"
+    assert sampled_table(facts.results["test"]) in card.text
+    assert (facts.data.terms or "") in card.text
+    processes = facts.machine.processes
+    launcher = "python" if processes == 1 else f"accelerate launch --multi_gpu --num_processes {processes}"
     assert f"\n{launcher} scripts/train.py path/to/this/folder --output_dir runs/again\n" in card.text
-    for model, row in facts["test"].items():
-        ahead = row["ndcg@10"] > facts["test"]["BERT4Rec"]["ndcg@10"]
+    for model, row in facts.results["test"].items():
+        ahead = row["ndcg@10"] > facts.results["test"]["BERT4Rec"]["ndcg@10"]
         assert (f"**{model} is ahead of it by NDCG@10**" in card.text) == ahead
 
 
@@ -92,9 +92,9 @@ def test_a_release_is_judged_the_same_again(folder, monkeypatch):
     recipe = parse_recipe([str(folder)])
     if not Path(recipe.run.data).exists():
         pytest.skip(f"{recipe.run.data} is not at hand: the data sets may not travel with the project")
-    facts = json.loads((folder / "run_facts.json").read_text())
+    facts = RunFacts.load(folder)
     _, metrics, intervals = evaluate(recipe)
     card = (folder / "README.md").read_text()
     assert "{:.4f} to {:.4f}".format(*intervals["test"]) in card
-    for name, value in facts["test"]["BERT4Rec"].items():
+    for name, value in facts.results["test"]["BERT4Rec"].items():
         assert f"{metrics['test'][name]:.4f}" == f"{value:.4f}", name

@@ -18,7 +18,8 @@ from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 import hf_bert4rec
 from hf_bert4rec import Bert4RecForMaskedLM, Gru4RecForMaskedLM, SasRecForMaskedLM, item_tokenizer
 from hf_bert4rec.hub.checkpoint import check_folder, push_checkpoint
-from tests.conftest import small_config
+from hf_bert4rec.hub.run_facts import RunFacts
+from tests.conftest import small_config, small_facts
 from tests.hub_server import OWNER, TOKEN, Handler, Refused, commit_id
 
 ROOT = Path(__file__).parents[2]
@@ -42,7 +43,7 @@ def folder(tmp_path, model, tokenizer) -> Path:
     folder = tmp_path / "bert4rec-small"
     for part in (model, tokenizer):
         part.save_pretrained(folder)
-    (folder / "run_facts.json").write_text("{}")
+    small_facts().save(folder)
     (folder / "README.md").write_text("---\nlibrary_name: transformers\n---\n# Small\n")
     for name in ("training_args.bin", "optimizer.pt", "pytorch_model.bin", "notes.py", ".env"):
         (folder / name).write_bytes(b"private")
@@ -80,13 +81,12 @@ def test_a_checkpoint_goes_up_in_one_commit_and_nothing_else_of_its_folder(hub, 
 
 def test_run_facts_go_up_without_the_folders_of_this_machine_and_stay_as_they_are_here(hub, folder):
     recipe = {"seed": 1, "data": str(folder / "log.csv"), "titles": "data/titles.csv", "example": ["/a/b"]}
-    (folder / "run_facts.json").write_text(json.dumps({"name": "small", "recipe": recipe}))
+    small_facts(recipe=recipe).save(folder)
     push_checkpoint(folder, NAME)
-    assert json.loads(hub.repositories[NAME].files["run_facts.json"]) == {
-        "name": "small",
-        "recipe": {"seed": 1, "data": "log.csv", "titles": "data/titles.csv", "example": ["/a/b"]},
-    }
-    assert json.loads((folder / "run_facts.json").read_text())["recipe"] == recipe
+    assert json.loads(hub.repositories[NAME].files["run_facts.json"])["recipe"] == {
+        "seed": 1, "data": "log.csv", "titles": "data/titles.csv", "example": ["/a/b"]
+    }  # fmt: skip
+    assert RunFacts.load(folder).recipe == recipe
 
 
 def test_on_another_machine_the_auto_classes_and_the_pipeline_give_the_same(hub, folder, model, tmp_path, monkeypatch):

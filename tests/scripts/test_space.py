@@ -22,7 +22,7 @@ from packaging.requirements import Requirement
 
 import hf_bert4rec
 from hf_bert4rec import Bert4RecForMaskedLM, NextItemRecommendationPipeline, item_tokenizer
-from tests.conftest import small_config
+from tests.conftest import small_config, small_facts
 
 ROOT = Path(__file__).parents[2]
 SPACE = ROOT / "scripts" / "space"
@@ -290,8 +290,8 @@ def test_a_push_makes_the_space_and_names_its_model(push, folder, hub, tmp_path)
     private = tmp_path / "mine"
     shutil.copytree(folder, private)
     (private / "diary.png").write_bytes(b"private")
-    facts = {"recipe": {"data": "/home/me/client/log.csv", "titles": "../../client/titles.csv", "seed": 1}}
-    (private / "run_facts.json").write_text(json.dumps(facts))
+    recipe = {"data": "/home/me/client/log.csv", "titles": "../../client/titles.csv", "seed": 1}
+    small_facts(recipe=recipe).save(private)
     assert push.push("org/demo", str(private)) == f"{hub.url}/spaces/org/demo"
     space = hub.repositories["spaces/org/demo"]
     assert not space.private

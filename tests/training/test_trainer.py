@@ -1,7 +1,5 @@
 """RecommendationTrainer: trains as the stock one; what it saves and uploads is a recommender with its own card."""
 
-import json
-
 import pytest
 import torch
 from huggingface_hub import ModelCard
@@ -11,6 +9,7 @@ from transformers import Trainer, TrainerCallback, set_seed
 import hf_bert4rec
 from hf_bert4rec import Bert4RecForMaskedLM, RecommendationTrainer, RecommendationTrainingArguments, cloze_training
 from hf_bert4rec.hub.checkpoint import check_checkpoint
+from hf_bert4rec.hub.run_facts import RunFacts
 from tests.conftest import small_config
 from tests.hub.test_push import CODE
 from tests.hub_server import OWNER, TOKEN
@@ -61,20 +60,20 @@ def test_training_goes_on_from_what_it_saves(histories, tmp_path, trained):  # n
 def test_the_card_says_what_the_trainer_knows_and_no_more(trained, tmp_path):
     trained.save_model()
     card = ModelCard.load(tmp_path / "bert4rec-mine" / "README.md")
-    facts = json.loads((tmp_path / "bert4rec-mine" / "run_facts.json").read_text())
+    facts = RunFacts.load(tmp_path / "bert4rec-mine")
     best = next(
         entry
         for entry in trained.state.log_history
         if entry["step"] == trained.state.best_global_step and "eval_ndcg@10" in entry
     )
-    assert facts["validation"]["BERT4Rec"]["ndcg@10"] == best["eval_ndcg@10"] == trained.state.best_metric
+    assert facts.results["validation"]["BERT4Rec"]["ndcg@10"] == best["eval_ndcg@10"] == trained.state.best_metric
     results = {result.metric_type: result.metric_value for result in card.data.eval_results}
     assert set(results) == {"hr@1", "hr@5", "hr@10", "ndcg@5", "ndcg@10", "mrr@5", "mrr@10"}
     assert results == {name: round(best[f"eval_{name}"], 4) for name in results}
     assert {result.dataset_split for result in card.data.eval_results} == {"validation"}
     assert "Of the validation split, by whose NDCG@10 the checkpoint was chosen" in card.text
     assert "ranked among all 12 items, history excluded" in card.text
-    assert f"({facts['seconds']:,.0f} s) of training on 1 × " in card.text
+    assert f"({facts.seconds:,.0f} s) of training on 1 × " in card.text
     assert 'recommender([["i0", "i1", "i2"]], top_k=10)  # ids and scores' in card.text
     assert "Nothing is recorded of the terms of the data" in card.text
     assert "learning_curve.png" not in card.text
@@ -85,8 +84,8 @@ def test_without_a_best_checkpoint_the_last_validation_before_the_end_counts(his
     trainer.train()
     trainer.evaluate(histories[0]["test"])
     last = [entry for entry in trainer.state.log_history if "eval_ndcg@10" in entry][-2]
-    assert trainer.facts()["validation"]["BERT4Rec"]["ndcg@10"] == last["eval_ndcg@10"]
-    assert trainer.facts()["best_checkpoint"] == ""
+    assert trainer.facts().results["validation"]["BERT4Rec"]["ndcg@10"] == last["eval_ndcg@10"]
+    assert trainer.facts().best_checkpoint == ""
 
 
 def test_a_model_that_was_not_trained_here_has_no_results(histories, tmp_path):  # noqa: F811
@@ -95,12 +94,12 @@ def test_a_model_that_was_not_trained_here_has_no_results(histories, tmp_path): 
     card = ModelCard.load(tmp_path / "new" / "README.md")
     assert card.data.eval_results is None
     assert "None were recorded." in card.text
-    assert trainer.facts()["protocol"].endswith("history not excluded")
+    assert trainer.facts().protocol.endswith("history not excluded")
 
 
 def test_metrics_of_another_making_are_not_taken_for_ours(trained):
     trained.preprocess_logits_for_metrics = None
-    assert "validation" not in trained.facts()
+    assert "validation" not in trained.facts().results
 
 
 def test_it_pushes_a_checkpoint_in_one_commit_that_loads_and_has_a_valid_card(trained, hub, tmp_path):

@@ -1,6 +1,5 @@
 """Training through the stock Trainer: resumption, workers, processes, ranking, and what is refused."""
 
-import json
 import re
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from hf_bert4rec import (
     muon,
 )
 from hf_bert4rec.hub.checkpoint import last_complete_checkpoint
+from hf_bert4rec.hub.run_facts import RunFacts
 from hf_bert4rec.training.resources import shown
 from hf_bert4rec.training.training import ranks_of_logits
 from tests.conftest import small_config
@@ -220,13 +220,13 @@ def test_two_processes_train_and_evaluate_as_one_does(tmp_path):
         ]
         finished = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
         assert finished.returncode == 0, finished.stderr[-2000:]
-        facts.append(json.loads((folder / "model" / "run_facts.json").read_text()))
+        facts.append(RunFacts.load(folder / "model"))
     one, two = facts
-    losses = [[entry["loss"] for entry in run["log"] if "loss" in entry] for run in facts]
+    losses = [[entry["loss"] for entry in run.log if "loss" in entry] for run in facts]
     assert len(losses[0]) == 6
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
-    assert one["test"]["BERT4Rec"] == pytest.approx(two["test"]["BERT4Rec"], abs=1e-6)
-    assert one["test"]["Popularity"] == two["test"]["Popularity"]
+    assert one.results["test"]["BERT4Rec"] == pytest.approx(two.results["test"]["BERT4Rec"], abs=1e-6)
+    assert one.results["test"]["Popularity"] == two.results["test"]["Popularity"]
 
 
 def test_ranks_are_taken_at_the_mask_where_a_compiled_model_scored_every_position():

@@ -1,0 +1,197 @@
+"""Run facts: what is recorded about the training of a checkpoint, as a dataclass and as `run_facts.json`."""
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any, Self
+
+from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
+
+FACTS_FILE = "run_facts.json"
+FORMAT_VERSION = 2
+
+UNPUBLISHED_OPTIONS = (
+    "output_dir", "hub_", "push_to_hub", "resume_from_checkpoint", "report_to", "trackio_", "run_name", "project",
+    "deepspeed", "accelerator_config", "parallelism_config", "fsdp", "local_rank",
+)  # fmt: skip
+"""Prefixes of options that say where a run is computed, logged or uploaded.
+
+They do not affect results, may contain a token, and would act on the machine of whoever loads the checkpoint. Run facts
+therefore drop them from the recipe, both when they are written and when they are read.
+"""
+
+Number = float | int
+Metrics = Mapping[str, Mapping[str, Number]]  # model name -> metric -> value
+
+
+@strict
+@dataclass(kw_only=True)
+class DataFacts:
+    """The interactions a model was trained on.
+
+    Args:
+        name: Name of the log.
+        items: Number of items.
+        users: Number of users, if known.
+        interactions: Number of interactions, if known.
+        sha256: Checksum of the interactions, if known.
+        terms: Terms of use, if known.
+    """
+
+    name: str
+    items: int
+    users: int | None = None
+    interactions: int | None = None
+    sha256: str | None = None
+    terms: str | None = None
+
+
+@strict
+@dataclass(kw_only=True)
+class MachineFacts:
+    """The machine of a run: number of processes, threads of each process, processor architecture and torch device."""
+
+    processes: int
+    threads: int
+    processor: str
+    device: str
+
+    def __str__(self) -> str:
+        return f"{self.processes} × {self.threads} threads of {self.processor}, {self.device}"
+
+
+@strict
+@dataclass(kw_only=True)
+class RunFacts:
+    """What is recorded about the training and evaluation of a checkpoint. The model card is written from these facts.
+
+    Args:
+        name: Name of the checkpoint.
+        model: Display name of the evaluated model in `results`, such as "BERT4Rec".
+        data: The interactions.
+        protocol: How the model was evaluated, for metrics over the whole catalog.
+        sampled_protocol: The same for metrics among sampled candidates; None if there are none.
+        exclude_history: Whether items of the history are excluded from rankings and recommendations.
+        results: Split -> model name -> metric -> value.
+        intervals: Split -> model name -> 95 % interval of NDCG@10 over users.
+        recipe: Options as given, without `UNPUBLISHED_OPTIONS`.
+        reproducible: Whether `recipe` holds all options and the random generators were seeded before the model was
+            built, as `hf-bert4rec train` does.
+        seconds: Duration of the training; None if unknown.
+        best_checkpoint: Folder name of the checkpoint with the best validation metric; "" if the last one was kept.
+        chosen_by: The metric it was chosen by.
+        machine: The machine of the training.
+        versions: Package -> version.
+        log: Entries of the Trainer's `log_history`.
+        example: A history of raw item ids, for the card.
+        titles: Whether the tokenizer has titles.
+        card: SHA-256 of the card as written by this package; None if unknown.
+        format_version: Version of the file format.
+    """
+
+    name: str
+    model: str
+    data: DataFacts
+    protocol: str
+    sampled_protocol: str | None = None
+    exclude_history: bool = True
+    results: dict[str, dict[str, dict[str, Number]]] = field(default_factory=dict)
+    intervals: dict[str, dict[str, Sequence[Number]]] = field(default_factory=dict)
+    recipe: dict[str, Any] = field(default_factory=dict)
+    reproducible: bool = False
+    seconds: Number | None = None
+    best_checkpoint: str = ""
+    chosen_by: str = ""
+    machine: MachineFacts
+    versions: dict[str, str] = field(default_factory=dict)
+    log: list[dict] = field(default_factory=list)
+    example: list[str] = field(default_factory=list)
+    titles: bool = False
+    card: str | None = None
+    format_version: int = FORMAT_VERSION
+
+    def __post_init__(self) -> None:
+        self.recipe = {name: value for name, value in self.recipe.items() if not name.startswith(UNPUBLISHED_OPTIONS)}
+
+    @classmethod
+    def load(cls, folder: str | PathLike) -> Self:
+        """Read the run facts of a checkpoint folder, also those of format version 1.
+
+        Raises:
+            FileNotFoundError: The folder has no `run_facts.json`.
+            ValueError: The file is damaged, or of a newer format version.
+        """
+        file = Path(folder, FACTS_FILE)
+        if not file.exists():
+            raise FileNotFoundError(f"{folder}: found no {FACTS_FILE}. Copy it from where the checkpoint was saved.")
+        try:
+            values = json.loads(file.read_text(encoding="utf-8"))
+            version = values.get("format_version", 1)
+            if version == 1:
+                values = _from_version_1(values)
+            elif version != FORMAT_VERSION:
+                raise ValueError(f"format_version is {version}, this version of hf-bert4rec reads {FORMAT_VERSION}")
+            parts = {"data": _known(DataFacts, values["data"]), "machine": _known(MachineFacts, values["machine"])}
+            return _known(cls, {**values, **parts})
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, StrictDataclassError) as error:
+            reason = f"{error.__cause__ or error}" if isinstance(error, StrictDataclassError) else repr(error)
+            raise ValueError(f"{file}: expected run facts of hf-bert4rec ({reason}). Load or save it again.") from error
+
+    def save(self, folder: str | PathLike) -> None:
+        """Write `run_facts.json` into a folder."""
+        Path(folder, FACTS_FILE).write_bytes(self.to_json())
+
+    def to_json(self) -> bytes:
+        """Return the content of `run_facts.json`."""
+        text = json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
+        return text.encode("utf-8", "backslashreplace")  # a lone surrogate of a file name becomes a JSON escape
+
+    def published(self) -> Self:
+        """Return the facts for other readers: paths outside the working folder are reduced to their last part."""
+        return dataclasses.replace(self, recipe={name: _public(value) for name, value in self.recipe.items()})
+
+
+def _public(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    posix, windows = PurePosixPath(value), PureWindowsPath(value)
+    if posix.is_absolute() or ".." in posix.parts:
+        return posix.name
+    return windows.name if windows.is_absolute() or ".." in windows.parts else value
+
+
+def _known(kind: type, values: Mapping[str, Any]) -> Any:
+    """Build a dataclass from the values of its fields; other values are ignored."""
+    return kind(**{field.name: values[field.name] for field in dataclasses.fields(kind) if field.name in values})
+
+
+def _from_version_1(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Convert facts of version 1: splits at the top level, the machine and the example as text."""
+    recipe = values["recipe"]
+    processes, threads, processor, device = re.fullmatch(
+        r"(\d+) × (\d+) threads of (\S+), (.+)", values["machine"]
+    ).groups()  # type: ignore[union-attr]
+    try:
+        example = json.loads(f"[{values['example']}]")
+    except ValueError:  # ids with a quotation mark were not escaped
+        example = recipe.get("example") or []
+    results = {split: values[split] for split in ("validation", "test") if split in values}
+    sampled = any("_sampled" in metric for split in results.values() for row in split.values() for metric in row)
+    return {
+        "model": "BERT4Rec",  # was recorded when other architectures were added
+        "chosen_by": "NDCG@10",  # was recorded when it could be chosen
+        "titles": bool(recipe.get("titles")),
+        **values,
+        "sampled_protocol": values["sampled_protocol"] if sampled else None,
+        "exclude_history": recipe.get("exclude_history", True),
+        "results": results,
+        "reproducible": "sha256" in values["data"],  # these facts are of a recipe, the others of a Trainer
+        "machine": {"processes": int(processes), "threads": int(threads), "processor": processor, "device": device},
+        "example": example,
+        "format_version": FORMAT_VERSION,
+    }
