@@ -20,7 +20,7 @@ seeds = st.integers(0, 2**32)
 
 
 def collator(**settings) -> DataCollatorForCloze:
-    return DataCollatorForCloze(TOKENIZER, **{"last_item_probability": 0.0, **settings})
+    return DataCollatorForCloze(TOKENIZER, **{"last_item_probability": 0.0, "epoch": 0, **settings})
 
 
 def rows_of(lengths: list[int], first_row: int = 0) -> list[dict]:
@@ -199,13 +199,60 @@ def test_the_format_of_the_dataset_does_not_matter(form):
 def test_workers_of_a_data_loader_change_nothing():
     rows = rows_of([3, 8, 1, 20, 5, 9, 30])
     by_workers = [
-        list(DataLoader(rows, batch_size=3, collate_fn=DataCollatorForCloze(TOKENIZER, seed=4), num_workers=workers))
-        for workers in (0, 2)
+        list(DataLoader(rows, batch_size=3, collate_fn=collator(seed=4), num_workers=workers)) for workers in (0, 2)
     ]
     assert len(by_workers[0]) == 3
     for one, two in zip(*by_workers, strict=True):
         assert one.keys() == two.keys()
         assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def loop(workers: int, seed: int) -> list[list[list[int]]]:
+    """Masked positions of each epoch of a loop without the Trainer."""
+    torch.manual_seed(seed)
+    rows = [{"input_ids": row["input_ids"]} for row in rows_of([40] * 6)]
+    collate = DataCollatorForCloze(TOKENIZER, last_item_probability=0)
+    loader = DataLoader(rows, batch_size=3, collate_fn=collate, num_workers=workers)
+    return [[masked for batch in loader for masked in masked_positions(batch)] for _ in range(2)]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_loop_without_the_trainer_gets_fresh_masks_in_every_epoch(workers):
+    first, second = loop(workers, seed=0)
+    assert len({tuple(masked) for masked in first + second}) == 12
+    assert loop(workers, seed=0) == [first, second]
+    assert loop(workers, seed=1)[0] != first
+
+
+def test_a_set_epoch_repeats_its_masks():
+    first, second = (masked_positions(collator(epoch=3)(rows_of([40] * 6))) for _ in range(2))
+    assert first == second
+
+
+def test_rows_with_and_without_labels_may_share_a_batch():
+    evaluated = {"input_ids": [3, 4, 1], "labels": [-100, -100, 5], "history": [9, 3, 4], "candidates": [6, 7]}
+    training = {"input_ids": [5, 6, 7, 8, 9], "labels": None, "history": None, "row": 0}
+    alone = {name: tensor.tolist()[0] for name, tensor in collator()([training]).items()}
+    for rows, place in (([evaluated, training], 0), ([training, evaluated], 1)):
+        batch = {name: tensor.tolist() for name, tensor in collator()(rows).items()}
+        assert batch["input_ids"][place] == [3, 4, 1, 0, 0]
+        assert batch["labels"][place] == [-100, -100, 5, -100, -100]
+        assert {name: batch[name][1 - place] for name in alone} == alone
+        assert (batch["history"][place], batch["history"][1 - place]) == ([9, 3, 4], [-100, -100, -100])
+        assert (batch["candidates"][place], batch["candidates"][1 - place]) == ([6, 7], [-100, -100])
+
+
+@pytest.mark.parametrize("column", ["history", "candidates"])
+def test_a_column_of_some_evaluated_rows_only_is_refused(column):
+    rows = [{"input_ids": [1], "labels": [5], column: [6]}, {"input_ids": [1], "labels": [5], column: None}]
+    with pytest.raises(ValueError, match=f"Expected `{column}` in all rows with labels or in none"):
+        collator()(rows)
+
+
+@pytest.mark.parametrize("labels", [[5], [-100, -100, 5]])
+def test_labels_that_do_not_match_the_inputs_are_refused(labels):
+    with pytest.raises(ValueError, match="Expected one label for each of the `input_ids`"):
+        collator()([{"input_ids": [3, 1], "labels": labels}])
 
 
 def test_special_rows_are_no_labels():
@@ -219,5 +266,5 @@ def test_special_rows_are_no_labels():
 @pytest.mark.parametrize("make", [DataCollatorForCloze, DataCollatorForNextItem])
 @pytest.mark.parametrize("lengths", [[0], [3, 0, 2]])
 def test_training_rows_without_items_are_refused(make, lengths):
-    with pytest.raises(ValueError, match="at least one item each, found one with none"):
+    with pytest.raises(ValueError, match="at least one item in each training row, found a row without any"):
         make(TOKENIZER)(rows_of(lengths))
