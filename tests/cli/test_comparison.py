@@ -42,27 +42,27 @@ def test_each_user_is_judged_by_hand():
     scores[0, 0, 6] = scores[0, 0, 5]
     labels = torch.tensor([[-100, 5], [-100, 13]])
     history, candidates = torch.tensor([[3], [-100]]), torch.tensor([[4, 6], [3, 4]])
-    judged = _judge_logits((scores, history, candidates), labels, exclude_history=True).tolist()
+    judged = _judge_logits((scores, {"history": history, "candidates": candidates}), labels).tolist()
     assert judged[0] == [4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 2.5, 1, 2.5]
     assert judged[1] == [3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 11, 0, 3]
-    judged = _judge_logits((scores, history), labels, exclude_history=False).tolist()
+    judged = _judge_logits((scores, {"history": history[:, :0]}), labels).tolist()
     assert judged[0] == [3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 3.5, 1]
 
 
 def test_where_fewer_than_ten_items_are_left_the_others_are_no_item():
     history = torch.tensor([[3, 4, 5]])
-    judged = _judge_logits((torch.arange(ROWS * 1.0).expand(1, 1, -1), history), torch.tensor([[6]]), True)
+    judged = _judge_logits((torch.arange(ROWS * 1.0).expand(1, 1, -1), {"history": history}), torch.tensor([[6]]))
     assert judged[0, :10].tolist() == [13, 12, 11, 10, 9, 8, 7, 6, -1, -1]
 
 
 def test_a_target_that_the_model_does_not_know_has_no_ties():
-    judged = _judge_logits((torch.zeros(1, 1, ROWS), torch.tensor([[3]])), torch.tensor([[2]]), True)
+    judged = _judge_logits((torch.zeros(1, 1, ROWS), {"history": torch.tensor([[3]])}), torch.tensor([[2]]))
     assert judged[0, 11] == 0
 
 
 def test_a_catalogue_smaller_than_the_cut_off_has_no_such_metric():
     with pytest.raises(ValueError, match="Metrics at 10 need as many items, the catalogue has 9"):
-        _judge_logits((torch.zeros(1, 1, 12), torch.tensor([[3]])), torch.tensor([[4]]), True)
+        _judge_logits((torch.zeros(1, 1, 12), {"history": torch.tensor([[3]])}), torch.tensor([[4]]))
 
 
 def test_figures_are_counted_by_hand():

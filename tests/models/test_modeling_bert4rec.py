@@ -693,6 +693,7 @@ def test_weights_start_from_a_truncated_normal_and_biases_from_zero():
 # The ids of special tokens are left out: [PAD] is row 0 by contract and bos and eos are None, for other code to read;
 # the model itself has the attention mask.
 CONTRACT = {"pad_token_id", "bos_token_id", "eos_token_id"}
+RANKING = {"exclude_history"}  # tried below, with the output `ranking`
 CHANGES = {
     "vocab_size": 37,
     "hidden_size": 24,
@@ -715,18 +716,19 @@ CHANGES = {
     "share_negatives": False,
     "gbce_calibration": 0.1,
 }
+PRIVATE = {"model_type", "_auto_class", "_paper_settings"}
 SHAPE_CHANGES = {"vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size", "max_position_embeddings"}
 
 
 def test_every_field_of_the_configuration_is_tried():
-    assert set(Bert4RecConfig.__annotations__) - {"model_type"} == set(CHANGES) | CONTRACT
+    assert set(Bert4RecConfig.__annotations__) - PRIVATE == set(CHANGES) | CONTRACT | RANKING
 
 
-def test_a_slip_of_the_pen_in_an_option_is_told(caplog):
+def test_a_typo_in_an_option_is_reported_with_the_near_name(caplog):
     assert Bert4RecConfig(output_hidden_states=True, my_own_remark="kept").my_own_remark == "kept"
     assert not caplog.messages
     Bert4RecConfig(rope_thta=200)
-    assert caplog.messages == ["Nobody reads 'rope_thta'. Did you mean 'rope_theta'?"]
+    assert caplog.messages == ["Unknown option 'rope_thta' of Bert4RecConfig. Did you mean 'rope_theta'?"]
 
 
 @pytest.mark.parametrize("field", sorted(SHAPE_CHANGES))
@@ -802,8 +804,8 @@ def test_tying_changes_the_number_of_parameters():
         ({"hidden_size": 64, "num_attention_heads": 3}, "multiple of `num_attention_heads`, found 64 and 3"),
         ({"hidden_size": 0}, "`hidden_size` must be a positive multiple"),
         ({"vocab_size": 3}, r"at least one item, found 3. Pass `vocab_size=len\(tokenizer\)`"),
-        ({"rope_theta": 1}, "`rope_theta` must be above 1 and a head's width even, found 1 and 32"),
-        ({"rope_theta": 9, "hidden_size": 6}, "a head's width even, found 9 and 3"),
+        ({"rope_theta": 1}, "`rope_theta` must be above 1 and the width of a head even, found 1 and 32"),
+        ({"rope_theta": 9, "hidden_size": 6}, "the width of a head even, found 9 and 3"),
         ({"rope_theta": 9, "num_attention_heads": 0}, "`num_attention_heads` must be at least 1, found 0"),
         ({"conv_kernel_size": 4}, "`conv_kernel_size` must be odd and at least 3, or None, found 4"),
         ({"conv_kernel_size": 1}, "`conv_kernel_size` must be odd and at least 3, or None, found 1"),
@@ -851,8 +853,10 @@ def test_a_configuration_survives_json(tmp_path):
         assert getattr(loaded, field) == getattr(config, field), field
 
 
-def test_the_defaults_are_the_papers_model_for_movielens():
-    config = Bert4RecConfig()
+def test_the_paper_settings_are_those_of_the_published_model_for_movielens():
+    config = Bert4RecConfig.paper(3419)
+    assert (config.rope_theta, config.conv_kernel_size, config.prediction_head) == (None, None, True)
+    assert (config.attention_probs_dropout_prob, config.initializer_range) == (0.2, 0.02)
     shape = (config.hidden_size, config.num_hidden_layers, config.num_attention_heads, config.intermediate_size)
     assert shape == (64, 2, 2, 256)
     assert (config.max_position_embeddings, config.hidden_dropout_prob, config.layer_norm_eps) == (200, 0.2, 1e-12)

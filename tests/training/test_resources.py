@@ -10,9 +10,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoConfig, AutoModelForMaskedLM
+from transformers import AutoModelForMaskedLM
 
 from hf_bert4rec import estimate_memory
+from hf_bert4rec.models.registry import ARCHITECTURES
 from hf_bert4rec.training.resources import check_memory, free_memory, keep_freed_memory
 
 CPU = torch.device("cpu")
@@ -24,7 +25,7 @@ def shapes(architecture="bert4rec", attention="sdpa", **settings):
     """A model without weights, by default the paper's: d 64, f 256, 2 layers, 2 heads, N 200, here without dropout."""
     settings = {"vocab_size": 3419, "attention_probs_dropout_prob": 0, **settings}
     with torch.device("meta"):
-        config = AutoConfig.for_model(architecture, **settings)
+        config = ARCHITECTURES[architecture].config_class.paper(**settings)
         return AutoModelForMaskedLM.from_config(config, attn_implementation=attention)
 
 

@@ -89,7 +89,8 @@ def test_without_a_best_checkpoint_the_last_validation_before_the_end_counts(his
 
 
 def test_a_model_that_was_not_trained_here_has_no_results(histories, tmp_path):  # noqa: F811
-    trainer = make_trainer(histories, tmp_path / "new", setup=cloze_training(histories[1], exclude_history=False))
+    trainer = make_trainer(histories, tmp_path / "new")
+    trainer.model.config.exclude_history = False
     trainer.save_model()
     card = ModelCard.load(tmp_path / "new" / "README.md")
     assert card.data.eval_results is None

@@ -166,8 +166,9 @@ def test_gradient_accumulation_changes_nothing(histories, tmp_path):
 
 def test_history_is_excluded_from_the_ranking_unless_told_otherwise(histories, tmp_path):
     excluded = make_trainer(histories, tmp_path).evaluate()
-    included = make_trainer(histories, tmp_path, masking={"exclude_history": False}).evaluate()
-    assert excluded["eval_mrr@10"] > included["eval_mrr@10"]
+    trainer = make_trainer(histories, tmp_path)
+    trainer.model.config.exclude_history = False
+    assert excluded["eval_mrr@10"] > trainer.evaluate()["eval_mrr@10"]
 
 
 def test_persistent_workers_are_refused_because_their_masks_would_never_change(tmp_path):
@@ -233,8 +234,8 @@ def test_ranks_are_taken_at_the_mask_where_a_compiled_model_scored_every_positio
     logits = torch.zeros(1, 3, 7)
     logits[0, 2, 5] = 1
     labels, history = torch.tensor([[-100, -100, 5]]), torch.tensor([[3, 4]])
-    assert ranks_of_logits((logits, history), labels).tolist() == [1]
-    assert ranks_of_logits((logits[:, 2:], history), labels).tolist() == [1]
+    assert ranks_of_logits((logits, {"history": history}), labels).tolist() == [1]
+    assert ranks_of_logits((logits[:, 2:], {"history": history}), labels).tolist() == [1]
 
 
 def test_rows_without_a_history_cannot_be_ranked():
