@@ -260,7 +260,8 @@ def site_of(folder: Path, *packages: str) -> Path:
 
 
 RECIPE = {"rope_theta": 200, "conv_kernel_size": 3, "prediction_head": False}
-UNIDIRECTIONAL = CODE | {"modeling_unidirectional.py"}
+SASREC = CODE | {"configuration_sasrec.py", "modeling_sasrec.py"}
+GRU4REC = SASREC | {"configuration_gru4rec.py", "modeling_gru4rec.py"}
 
 
 @pytest.mark.parametrize(
@@ -268,8 +269,8 @@ UNIDIRECTIONAL = CODE | {"modeling_unidirectional.py"}
     [
         (Bert4RecForMaskedLM, {}, CODE),
         (Bert4RecForMaskedLM, RECIPE, CODE),
-        (SasRecForMaskedLM, {}, UNIDIRECTIONAL),
-        (Gru4RecForMaskedLM, {}, UNIDIRECTIONAL),
+        (SasRecForMaskedLM, {}, SASREC),
+        (Gru4RecForMaskedLM, {}, GRU4REC),
     ],
 )
 def test_torch_and_transformers_alone_give_the_same_logits_to_the_bit(hub, tokenizer, tmp_path, kind, settings, code):
