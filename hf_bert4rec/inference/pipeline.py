@@ -1,13 +1,13 @@
-"""Next-item recommendation: histories of raw item ids in; ids, titles and scores out, best first."""
+"""Next-item recommendation: histories of raw item IDs in; IDs, titles and scores out, best first."""
 
 import logging
 from collections.abc import Iterable, Sequence
-from itertools import chain, islice
-from numbers import Integral
+from itertools import chain
 from os import PathLike
 from typing import Any, TypedDict
 
 import numpy as np
+import pyarrow as pa
 import torch
 import transformers
 from tqdm.auto import tqdm
@@ -15,24 +15,27 @@ from transformers import AutoModelForMaskedLM, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from ..data.data_collator import pad_rows
-from ..data.tokenization import ItemTokenizer
+from ..data.tokenization import ItemTokenizer, as_item_ids
 from ..evaluation.ranking import stable_top_k
 from ..hub.checkpoint import check_sizes, fetch_checkpoint
 from ..models.configuration_bert4rec import SPECIAL_TOKENS
-from ..training.resources import keep_freed_memory
+from .arguments import check_option, read_histories, read_item_lists, read_list
 
 logger = logging.getLogger(__name__)
 
 TASK = "next-item-recommendation"
 DEFAULT_BATCH_SIZE = 64
 BATCHES_WITHOUT_PROGRESS_BAR = 8
-MOST_SCORES = 2**26  # at a time, users × catalogue: a quarter of a gigabyte
-VECTOR = 16
-FEWEST_ROWS = 4
+MAX_SCORES = 2**26  # per batch, users × catalog: a quarter of a gigabyte
+LENGTH_MULTIPLE = 16
+MIN_ROWS = 4
+MAX_REPORTED = 100_000
+ITEM_LISTS = {"allow", "deny"}
+OPTIONS = ("top_k", "exclude_history", "allow", "deny")
 
 
 class Recommendation(TypedDict):
-    """One recommended item. `score` is the model's probability that it is next, over the whole catalogue.
+    """One recommended item. `score` is the model's probability that it is next, over the whole catalog.
 
     A model trained with `gbce` or `bce` overstates it for likely items; the order is not affected.
     """
@@ -43,26 +46,25 @@ class Recommendation(TypedDict):
 
 
 class NextItemRecommendationPipeline(Pipeline):
-    """Recommend the next item for histories of raw item ids.
+    """Recommend the next item for histories of raw item IDs.
 
         recommender = hf_bert4rec.pipeline("org/bert4rec-ml1m")
         recommender([["1", "6", "2571"]], top_k=10)
 
-    What happens to a history that is not plain: ids that the model does not know are skipped, and reported in one
-    warning; an empty history (or one of unknown ids) is answered by the model's own prior, its prediction for a lone
-    [MASK]; of a history longer than the model takes the newest items are read, while all of it is excluded; and items
-    with exactly equal scores come in the order of the item table, so that the answer never flips.
+    - Unknown IDs are skipped. A warning reports how many; the same ID is not reported again.
+    - An empty history, or one of unknown IDs only, returns the model's unconditional recommendations.
+    - Of a history longer than the model's input, the model reads the newest items. All of them are excluded.
+    - Items with the same score are in the order of the item table.
 
     Args:
         model: A `Bert4RecForMaskedLM`.
         tokenizer: The `ItemTokenizer` of the same checkpoint.
-        batch_size: Histories scored at a time, 64 if not given, and fewer where the catalogue is large. The answer
-            depends neither on it nor on the order of the histories: items in the same order, scores equal to 1e-5 (bit
-            for bit on the processors tried).
-        **kwargs: As for `transformers.pipeline`, and defaults for the arguments of a call.
+        batch_size: Histories per batch, by default 64, and fewer with a large catalog. The result depends neither on
+            it nor on the order of the histories: items are in the same order, and scores are equal to 1e-5.
+        **kwargs: As for `transformers.pipeline`, and defaults for the options of a call.
 
     Raises:
-        ValueError: Model and tokenizer are of different catalogues.
+        ValueError: Model and tokenizer have different catalogs.
     """
 
     _load_tokenizer = True
@@ -75,38 +77,44 @@ class NextItemRecommendationPipeline(Pipeline):
         super().__init__(*args, **kwargs)
         if not isinstance(self.tokenizer, ItemTokenizer):
             raise ValueError(
-                f"Expected an ItemTokenizer, found {type(self.tokenizer).__name__}: load it with AutoTokenizer after "
-                "`import hf_bert4rec`, from a folder that was saved with one."
+                f"Expected an ItemTokenizer, found {type(self.tokenizer).__name__}. Load it with AutoTokenizer after "
+                "`import hf_bert4rec`, from a folder saved with one."
             )
         check_sizes(self.model, self.tokenizer)
+        if self._batch_size is not None:
+            check_option("batch_size", self._batch_size)
         self.model.eval()
-        if self.device.type == "cpu":
-            keep_freed_memory()
+        self._reported: set[str] = set()
 
-    def __call__(self, histories: Sequence[Iterable[str]], **kwargs: Any) -> list[list[Recommendation]]:
-        """Recommend for a batch of histories, any number of them.
+    def __call__(self, histories: Iterable[Iterable[str | float]], **kwargs: Any) -> list[list[Recommendation]]:
+        """Recommend items for any number of histories.
 
         Args:
-            histories: One list of raw item ids a user, oldest first; also for a single user: `[["1", "6"]]`.
-            **kwargs: `top_k` (10), items for each user; `exclude_history` (True), whether items of the history are left
-                out; `allow`, the ids to choose among, all if not given; `deny`, ids to leave out; `batch_size`.
+            histories: One list of raw item IDs per user, oldest first; also for a single user: `[["1", "6"]]`. Numbers
+                are converted as `load_interactions` does: 1 and 1.0 are "1".
+            **kwargs: `top_k` (10): number of items per user. `exclude_history`: whether to exclude the items of the
+                history, as in the model's evaluation (`model.config.exclude_history`) if not given. `allow`: IDs of
+                the only items to recommend. `deny`: IDs of items not to recommend. Both are one list for all
+                histories, or one list per history. `batch_size`: see the class.
 
         Returns:
-            For each history, in the same order, its items, best first: fewer than `top_k` where fewer are left.
+            The items for each history, in the same order, best first; fewer than `top_k` if fewer are left.
 
         Raises:
-            ValueError: A flat list of ids instead of a list of histories, or `top_k` below 1.
+            ValueError: An argument has another form, or the model's scores are not finite.
         """
-        batch_size = kwargs.pop("batch_size", None) or self._batch_size or DEFAULT_BATCH_SIZE
-        if batch_size < 1:
-            raise ValueError(f"Expected batch_size of at least 1, found {batch_size}.")
-        batch_size = max(1, min(batch_size, MOST_SCORES // len(self.tokenizer)))
-        _, _, options = self._sanitize_parameters(**kwargs)
-        options = {**self._postprocess_params, **options}
-        options["candidates"] = self._candidates(options.pop("allow", None), options.pop("deny", None))
-        rows = self._encode(histories)
+        batch_size = kwargs.pop("batch_size", None)
+        batch_size = (self._batch_size or DEFAULT_BATCH_SIZE) if batch_size is None else batch_size
+        check_option("batch_size", batch_size)
+        batch_size = max(1, min(batch_size, MAX_SCORES // len(self.tokenizer)))
+        options = {**self._postprocess_params, **self._sanitize_parameters(**kwargs)[2]}
+        rows = self._encode(read_histories(histories), "histories")
+        lists = {
+            name: self._encode(read_item_lists(options.pop(name), name, len(rows)), name)
+            for name in ITEM_LISTS & options.keys()
+        }
 
-        # Like lengths together, so that little is padding; each answer goes back to where its history stood.
+        # Histories of similar length form a batch, so that there is little padding.
         order = np.argsort([-len(history) for history in rows], kind="stable")
         answers: list[list[Recommendation]] = [[] for _ in rows]
         starts = range(0, len(rows), batch_size)
@@ -114,65 +122,50 @@ class NextItemRecommendationPipeline(Pipeline):
         for start in tqdm(starts, desc="Recommending", unit="batch", disable=quiet, leave=False):
             chosen = order[start : start + batch_size]
             outputs = self.forward(self.preprocess([rows[i] for i in chosen]))
+            for name, items in lists.items():
+                items = items if len(items) == 1 else [items[i] for i in chosen]
+                outputs[name] = torch.from_numpy(pad_rows(items, self.tokenizer.pad_token_id)[0])
             for i, answer in zip(chosen, self.postprocess(outputs, **options), strict=True):
                 answers[i] = answer
         return answers
 
-    def _sanitize_parameters(
-        self,
-        top_k: int | None = None,
-        exclude_history: bool | None = None,
-        allow: Iterable[str] | None = None,
-        deny: Iterable[str] | None = None,
-        **unknown: Any,
-    ) -> tuple[dict, dict, dict]:
-        if unknown:
-            raise ValueError(
-                f"Nobody reads {min(unknown)!r}: there are top_k, exclude_history, allow, deny and batch_size."
-            )
-        if top_k is not None and (not isinstance(top_k, Integral) or top_k < 1):
-            raise ValueError(f"Expected top_k to be a whole number of at least 1, found {top_k}.")
-        for name, ids in (("allow", allow), ("deny", deny)):
-            if isinstance(ids, str):
-                raise ValueError(f"Expected a list of ids for `{name}`, found {ids!r}.")
-        allow, deny = (None if ids is None else list(ids) for ids in (allow, deny))
-        options = {"top_k": top_k, "exclude_history": exclude_history, "allow": allow, "deny": deny}
-        return {}, {}, {name: value for name, value in options.items() if value is not None}
+    def _sanitize_parameters(self, **options: Any) -> tuple[dict, dict, dict]:
+        if unknown := sorted(options.keys() - OPTIONS):
+            raise ValueError(f"Unknown option {unknown[0]!r}. The options are {', '.join(OPTIONS)} and batch_size.")
+        given = {name: value for name, value in options.items() if value is not None}
+        for name, value in given.items():
+            if name in ITEM_LISTS:
+                given[name] = read_list(value, name)
+            else:
+                check_option(name, value)
+        return {}, {}, given
 
-    def _encode(self, histories: Sequence[Iterable[str]]) -> list[np.ndarray]:
-        """Raw histories → known rows of the item table, one array a user."""
-        histories = [histories] if isinstance(histories, str) else list(histories)
-        if any(isinstance(history, str) or not isinstance(history, Iterable) for history in histories):
-            raise ValueError(
-                f"Expected a list of histories, found a flat list of ids. Put it in brackets: [{histories!r}]"[:300]
-            )
-        listed = [list(history) for history in histories]
-        ids = list(map(str, chain.from_iterable(listed)))
-        rows = self._known(ids, "of the histories")
-        known = rows != self.tokenizer.unk_token_id
-        ends = np.append(0, np.cumsum(known))[np.cumsum(list(map(len, listed)), dtype=np.int64)]
-        return np.split(rows[known], ends[:-1]) if listed else []
-
-    def _known(self, ids: list[str], where: str) -> np.ndarray:
-        """Rows for ids, [UNK] for those that the model does not know, which are reported."""
+    def _encode(self, lists: Sequence[list[Any]], name: str) -> list[np.ndarray]:
+        """Return the rows of the item table for each list of raw IDs, without unknown IDs, which are reported."""
+        ids = as_item_ids(chain.from_iterable(lists), name)
         rows = self.tokenizer.encode_items(ids)
-        unknown = np.flatnonzero(rows == self.tokenizer.unk_token_id)
-        if len(unknown):
-            shown = ", ".join(repr(ids[i]) for i in unknown[:3])
-            logger.warning("%d of %d ids %s are unknown and skipped, such as %s.", len(unknown), len(ids), where, shown)
-        return rows
+        known = rows != self.tokenizer.unk_token_id
+        unknown = ids.filter(pa.array(~known)).to_pylist()
+        if not self._reported.issuperset(unknown):
+            examples = ", ".join(map(repr, unknown[:3]))
+            logger.warning(
+                "%s: %d of %d IDs are unknown and skipped, such as %s.", name, len(unknown), len(ids), examples
+            )
+            self._reported.update(unknown if len(self._reported) < MAX_REPORTED else ())
+        ends = np.append(0, np.cumsum(known))[np.cumsum(list(map(len, lists)), dtype=np.int64)]
+        return np.split(rows[known], ends[:-1]) if lists else []
 
     def preprocess(self, histories: list[np.ndarray]) -> dict[str, torch.Tensor]:
-        """Histories of rows → a batch whose queries are [MASK], after the newest items that fit.
+        """Make a batch from histories of rows: the newest items that fit, then [MASK].
 
-        A history must get the same scores in any company, or near ties would be decided by the batch size. Matrix
-        products and sums over whole vectors of the processor are the same to the bit, so the length is filled up to
-        `VECTOR` positions, and the batch to `FEWEST_ROWS` rows.
+        A history must get the same scores in any batch; otherwise the batch size would decide near ties. Matrix
+        products and sums over whole vectors of the processor are bit-equal, so the length is padded to a multiple of
+        `LENGTH_MULTIPLE`, and the batch to at least `MIN_ROWS` rows.
         """
         limit = self.tokenizer.model_max_length
         kept = [history[max(0, len(history) - limit + 1) :] for history in histories]
-        longest = min(limit, -(-(1 + max(map(len, kept))) // VECTOR) * VECTOR)
-        missing = [np.empty(0, np.int64)] * (FEWEST_ROWS - len(histories))
+        longest = min(limit, -(-(1 + max(map(len, kept))) // LENGTH_MULTIPLE) * LENGTH_MULTIPLE)
+        missing = [np.empty(0, np.int64)] * (MIN_ROWS - len(histories))
         input_ids, real = pad_rows([*kept, *missing], self.tokenizer.pad_token_id, longest)
         queries = np.arange(len(real)), real.sum(axis=1)
         input_ids[queries], real[queries] = self.tokenizer.mask_token_id, True
@@ -182,7 +175,7 @@ class NextItemRecommendationPipeline(Pipeline):
 
     def _forward(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         query = inputs["attention_mask"].sum(dim=1, keepdim=True) - 1
-        # Two queries, for a lone one takes another way through torch's attention, which is split over threads.
+        # Two queries, because torch computes attention for a single query differently, split over threads.
         states = self.model.model(
             inputs["input_ids"], inputs["attention_mask"], kept_positions=query.expand(-1, 2)
         ).last_hidden_state[:, 0]
@@ -190,49 +183,45 @@ class NextItemRecommendationPipeline(Pipeline):
         return {"logits": logits, "history": inputs["history"]}
 
     def postprocess(
-        self,
-        outputs: dict[str, torch.Tensor],
-        candidates: torch.Tensor | None,
-        top_k: int = 10,
-        exclude_history: bool | None = None,
+        self, outputs: dict[str, torch.Tensor], top_k: int = 10, exclude_history: bool | None = None
     ) -> list[list[Recommendation]]:
-        """Logits (users, rows) → the best items of each user that may be recommended."""
-        scores = outputs.pop("logits")  # written over below
+        """Return the best items for each user.
+
+        Args:
+            outputs: `logits` (users, rows), which are overwritten; `history` (users, longest) rows; and optionally
+                `allow` and `deny` (users or 1, longest) rows, padded with [PAD].
+            top_k: Number of items per user.
+            exclude_history: Whether to exclude the items of `history`; as in `model.config` if None.
+
+        Raises:
+            ValueError: The scores are not finite.
+        """
+        scores = outputs["logits"]
         normalizer = scores.logsumexp(dim=1, keepdim=True)
         if not normalizer.isfinite().all():
-            raise ValueError("The model scores NaN or infinity: its weights are broken, or its training diverged.")
+            raise ValueError(
+                "The model's scores are NaN or infinite: its weights are damaged or its training diverged."
+            )
         if self.model.config.exclude_history if exclude_history is None else exclude_history:
             scores.scatter_(1, outputs["history"], -torch.inf)
         scores[:, : len(SPECIAL_TOKENS)] = -torch.inf
-        if candidates is not None:
-            scores.masked_fill_(~candidates, -torch.inf)
+        for name in ITEM_LISTS & outputs.keys():
+            listed = torch.zeros(len(outputs[name]), scores.shape[1], dtype=torch.bool).scatter_(1, outputs[name], True)
+            scores.masked_fill_(~listed if name == "allow" else listed, -torch.inf)
         values, rows = stable_top_k(scores, min(top_k, scores.shape[1]))
+        places = (rows - len(SPECIAL_TOKENS)).clamp(min=0).flatten().tolist()
+        items, titles = self.tokenizer.items.take(places).to_pylist(), self.tokenizer.titles
+        names = [titles[place] for place in places] if titles else [None] * len(items)
+        probabilities = (values - normalizer).exp().flatten().tolist()
+        fields = zip(items, names, probabilities, strict=True)
+        answers = [Recommendation(item=item, title=title, score=score) for item, title, score in fields]
+        starts = range(0, len(answers), values.shape[1])
         left = values.isfinite().sum(dim=1).tolist()
-        probabilities = (values - normalizer).exp().tolist()
-        places = (rows - len(SPECIAL_TOKENS)).clamp(min=0).numpy()
-        titles = self.tokenizer.titles
-        items = iter(self.tokenizer.items.take(places.ravel()).to_pylist())
-        names = (titles[place] if titles else None for place in places.ravel())
-        answers = []
-        for count, user_scores in zip(left, probabilities, strict=True):
-            named = zip(islice(items, len(user_scores)), islice(names, len(user_scores)), user_scores, strict=True)
-            answer = [Recommendation(item=item, title=title, score=score) for item, title, score in named]
-            answers.append(answer[:count])
-        return answers
-
-    def _candidates(self, allow: Iterable[str] | None, deny: Iterable[str] | None) -> torch.Tensor | None:
-        """Which rows may be recommended, (rows,) bool; None for all items."""
-        if allow is None and deny is None:
-            return None
-        candidates = torch.full((len(self.tokenizer),), allow is None)
-        for ids, value, name in ((allow, True, "of `allow`"), (deny, False, "of `deny`")):
-            if ids is not None:
-                candidates[self._known([str(item) for item in ids], name)] = value
-        return candidates
+        return [answers[start : start + count] for start, count in zip(starts, left, strict=True)]
 
 
 PIPELINE_REGISTRY.register_pipeline(TASK, NextItemRecommendationPipeline, pt_model=AutoModelForMaskedLM)
-# Else pipeline.save_pretrained writes the class into the configuration, and everybody who loads it is asked for
+# Otherwise pipeline.save_pretrained writes the class into the configuration, and loading it requires
 # trust_remote_code, although the class is installed.
 del NextItemRecommendationPipeline._registered_impl
 
@@ -240,18 +229,22 @@ del NextItemRecommendationPipeline._registered_impl
 def pipeline(
     model: str | PathLike, *, revision: str | None = None, token: str | bool | None = None, **kwargs: Any
 ) -> NextItemRecommendationPipeline:
-    """Load a recommender from a checkpoint folder or a Hub id.
+    """Load a recommender from a checkpoint folder or a Hub ID.
 
     Args:
-        model: Folder or Hub id. What was downloaded once is there offline too.
-        revision: Branch, tag or commit of a Hub id; `main` if not given.
+        model: Folder or Hub ID. A downloaded checkpoint is also available offline.
+        revision: Branch, tag or commit of a Hub ID; `main` if not given.
         token: For a private repository; that of `hf auth login` or HF_TOKEN if not given.
-        **kwargs: As for `transformers.pipeline` (`device`, `dtype`, `batch_size` …), and defaults for the arguments of
-            a call (`top_k`, `exclude_history`, `allow`, `deny`).
+        **kwargs: As for `transformers.pipeline` (`device`, `dtype`, `batch_size` …), and defaults for the options of a
+            call (`top_k`, `exclude_history`, `allow`, `deny`).
 
     Raises:
-        OSError: It is not there, cannot be reached, or lacks a file of a checkpoint; weights that are a pickle count
-            for nothing.
+        OSError: The checkpoint is missing, incomplete or cannot be reached. Pickled weights are never read.
         ValueError: Weights, config, tokenizer and titles do not belong together.
     """
+    if not isinstance(model, str | PathLike):
+        raise ValueError(
+            f"`model` must be a checkpoint folder or a Hub ID, found {type(model).__name__}. For objects use "
+            "NextItemRecommendationPipeline(model=…, tokenizer=…)."
+        )
     return transformers.pipeline(TASK, model=str(fetch_checkpoint(model, revision, token)), **kwargs)

@@ -145,7 +145,7 @@ def expect(
     mask = torch.tensor([[position - start]], device=recommender.device)
     logits = recommender.model(batch, kept_positions=mask).logits[:, 0].float().cpu()
     outputs = {"logits": logits, "history": torch.from_numpy(others[None])}
-    return recommender.postprocess(outputs, candidates=None, top_k=top_k)[0]
+    return recommender.postprocess(outputs, top_k=top_k)[0]
 
 
 class Page:

@@ -1,0 +1,76 @@
+"""Read what users pass to the pipeline: histories, lists of items and options."""
+
+from collections.abc import Iterable, Mapping
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+
+
+def read_histories(values: Any) -> list[list[Any]]:
+    """Return one list of IDs per history, from lists, iterators, arrays, tensors or columns of tables.
+
+    Raises:
+        ValueError: Another form, such as a flat list, a whole table, or sets, which have no order.
+    """
+    histories = read_list(values, "histories", ordered=True)
+    if not all(map(_is_collection, histories)):
+        raise ValueError(
+            f"histories: expected one list of item IDs per user, found {histories!r:.200}. Put a single history in "
+            "brackets: [['1', '6']]."
+        )
+    return [read_list(history, "histories", ordered=True) for history in histories]
+
+
+def read_item_lists(values: Any, name: str, histories: int) -> list[list[Any]]:
+    """Return the IDs of `allow` or `deny`: a single list that holds for all histories, or one list per history.
+
+    Raises:
+        ValueError: Another form, or another number of lists.
+    """
+    lists = read_list(values, name)
+    nested = set(map(_is_collection, lists))
+    if True not in nested:
+        return [lists]
+    if False in nested or len(lists) != histories:
+        raise ValueError(
+            f"{name}: expected a list of item IDs, or one list for each of the {histories} histories, found "
+            f"{len(lists)} elements: {lists!r:.200}"
+        )
+    return [read_list(ids, name) for ids in lists]
+
+
+def read_list(values: Any, name: str, ordered: bool = False) -> list[Any]:
+    """Return the elements of a list, an iterator, an array, a tensor or a column of a table."""
+    if type(values) is list:
+        return values
+    if isinstance(values, Mapping) or hasattr(values, "column_names") or hasattr(values, "columns"):
+        raise ValueError(
+            f"{name}: expected a list, found {type(values).__name__}. Pass one of its columns, such as data['history']."
+        )
+    elements = values
+    for method in ("tolist", "to_pylist", "to_list"):  # NumPy, PyTorch and pandas; Arrow; Polars
+        if hasattr(values, method):
+            elements = getattr(values, method)()
+            break
+    unordered = ordered and isinstance(values, set | frozenset)
+    if unordered or isinstance(elements, str | bytes | bytearray | memoryview) or not isinstance(elements, Iterable):
+        reason = ", because a set has no order" if unordered else ""
+        raise ValueError(
+            f"{name}: expected a list, found {type(values).__name__} {values!r:.100}. Pass a list{reason}."
+        )
+    return list(elements)
+
+
+def check_option(name: str, value: Any) -> None:
+    """Raise ValueError unless `exclude_history` is a bool and any other option a whole number of at least 1."""
+    flag = isinstance(value, bool | np.bool_)
+    if name == "exclude_history" and not flag:
+        raise ValueError(f"`{name}` must be True or False, found {value!r}.")
+    if name != "exclude_history" and (flag or not isinstance(value, Integral) or value < 1):
+        raise ValueError(f"`{name}` must be a whole number of at least 1, found {value!r}.")
+
+
+def _is_collection(value: Any) -> bool:
+    """Whether a value is more than a single ID; a tensor without dimensions is a single ID."""
+    return isinstance(value, Iterable) and not isinstance(value, str | bytes) and getattr(value, "ndim", 1) > 0
