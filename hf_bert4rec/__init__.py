@@ -28,16 +28,12 @@ if TYPE_CHECKING:  # the public names, for type checkers and for `__getattr__`
     from .models.modeling_gru4rec import Gru4RecForMaskedLM, Gru4RecModel
     from .models.modeling_sasrec import SasRecForMaskedLM, SasRecModel
     from .models.registry import ARCHITECTURES, register_architecture
+    from .training.arguments import RecommendationTrainingArguments
+    from .training.callbacks import ClozeCallback, ResourceCallback
+    from .training.objectives import cloze_training, next_item_training
     from .training.optimizer import muon
     from .training.resources import estimate_memory
     from .training.trainer import RecommendationTrainer
-    from .training.training import (
-        ClozeCallback,
-        RecommendationTrainingArguments,
-        ResourceCallback,
-        cloze_training,
-        next_item_training,
-    )
     from .training.transfer import transfer
 
 NEXT_ITEM_METRIC = str(Path(__file__).parent / "evaluation" / "metrics" / "next_item")

@@ -49,7 +49,7 @@ from transformers import AutoConfig, AutoModelForMaskedLM, Trainer, TrainerCallb
 
 import hf_bert4rec as package
 from hf_bert4rec.cli.main import plain_errors
-from hf_bert4rec.cli.run import ranks_on
+from hf_bert4rec.cli.run import rank_rows
 from hf_bert4rec.inference.pipeline import DEFAULT_BATCH_SIZE
 from hf_bert4rec.models.configuration_bert4rec import LOSSES
 from hf_bert4rec.models.registry import ARCHITECTURES
@@ -267,7 +267,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         trainer = Trainer(model, settings, eval_dataset=rows, **package.cloze_training(tokenizer))
         for _ in range(1 + args.repeats):
             mark = time.perf_counter()
-            ranks_on(trainer, rows)
+            rank_rows(trainer, rows)
             wall.append(time.perf_counter() - mark)
     return {
         "users_per_second": round(rows.num_rows / statistics.median(wall[1:]), 1),

@@ -36,7 +36,7 @@ from transformers import TrainerCallback
 
 from hf_bert4rec.cli.main import plain_errors
 from hf_bert4rec.cli.recipe import Recipe, parse_recipe
-from hf_bert4rec.cli.run import prepare, ranks_on, trainer_for
+from hf_bert4rec.cli.run import prepare, rank_rows, trainer_for
 from hf_bert4rec.evaluation.ranking import ndcg_gains
 from hf_bert4rec.hub.checkpoint import markdown_table
 
@@ -128,7 +128,7 @@ def train(complete: Recipe) -> dict[str, Any]:
     trainer.add_callback(clock)
     trainer.train()
     lengths = np.array([len(history) for history in histories["validation"]["history"]])
-    gains = ndcg_gains(ranks_on(trainer, histories["validation"]), 10)
+    gains = ndcg_gains(rank_rows(trainer, histories["validation"]), 10)
     short = lengths <= np.median(lengths)
     means = {MEASURE: gains.mean(), "standard_error": gains.std() / len(gains) ** 0.5, "short": gains[short].mean()}
     if not short.all():

@@ -26,7 +26,7 @@ from ..data.splits import SPLITS, split_at_time
 from ..hub.run_facts import FACTS_FILE, RunFacts
 from ..models.configuration_bert4rec import Bert4RecConfig
 from ..models.registry import ARCHITECTURES
-from ..training.training import RecommendationTrainingArguments
+from ..training.arguments import RecommendationTrainingArguments
 
 
 @dataclass
@@ -46,9 +46,6 @@ class RunArguments:
     )
     uniform_candidates: int = field(
         default=0, metadata={"help": "Rank also among so many items that the user has not had, all as likely."}
-    )
-    muon_learning_rate: float | None = field(
-        default=None, metadata={"help": "Peak learning rate of Muon for the matrices; AdamW for all if not given."}
     )
     item_ids: str | None = field(
         default=None,

@@ -37,7 +37,7 @@ from ..data.splits import SPLITS
 from ..data.tokenization import ItemTokenizer, item_tokenizer
 from ..evaluation.baselines import MarkovChain, Popularity
 from ..evaluation.ranking import Sampled, bootstrap_interval, ndcg_gains
-from ..evaluation.trainer_evaluation import ranks_on
+from ..evaluation.trainer_evaluation import rank_rows
 from ..hub.checkpoint import (
     CURVE,
     check_folder,
@@ -51,10 +51,9 @@ from ..hub.checkpoint import (
 from ..hub.run_facts import DataFacts, RunFacts
 from ..inference.pipeline import NextItemRecommendationPipeline, pipeline
 from ..models.registry import ARCHITECTURES
-from ..training.optimizer import muon
-from ..training.resources import check_memory, estimate_memory, free_memory
+from ..training.objectives import cloze_training, next_item_training
+from ..training.resources import check_memory, estimate_memory
 from ..training.trainer import RecommendationTrainer, chosen_checkpoint, machine, versions
-from ..training.training import cloze_training, next_item_training
 from ..training.transfer import transfer
 from .recipe import Recipe
 
@@ -179,18 +178,13 @@ def trainer_for(recipe: Recipe, tokenizer: ItemTokenizer, histories: DatasetDict
         config = AutoConfig.for_model(recipe.run.architecture, **sizes, **options)
     with torch.device("meta"):  # nothing is allocated
         shapes = AutoModelForMaskedLM.from_config(config)
-    check_memory(estimate_memory(shapes, args.per_device_train_batch_size, 1), free_memory(args.device))
+    check_memory(estimate_memory(shapes, args.per_device_train_batch_size, 1))
     model = AutoModelForMaskedLM.from_config(config) if source is None else started_from(recipe, source, tokenizer)
     validation = histories.get("validation")
     if validation is None:  # folded into train: nothing to choose a checkpoint by
         args.eval_strategy, args.load_best_model_at_end = "no", False
     trainer = RecommendationTrainer(
-        model,
-        args,
-        train_dataset=histories["train"],
-        eval_dataset=validation,
-        **_setup(recipe, tokenizer),
-        **({} if recipe.run.muon_learning_rate is None else muon(args, recipe.run.muon_learning_rate)),
+        model, args, train_dataset=histories["train"], eval_dataset=validation, **_setup(recipe, tokenizer)
     )
     trainer.remove_callback(PrinterCallback if args.disable_tqdm else ProgressCallback)
     trainer.add_callback(EpochLines if args.disable_tqdm else EpochLinesWithBar)
@@ -338,7 +332,7 @@ def evaluate(
 
 def judge_on(judge: Trainer, rows: Dataset) -> tuple[dict[str, float], tuple[float, float]]:
     """The ranking metrics of a split, and the 95 % bootstrap interval of NDCG@10 over its users."""
-    ranks = ranks_on(judge, rows)
+    ranks = rank_rows(judge, rows)
     metrics = judge.compute_metrics(EvalPrediction(predictions=ranks, label_ids=None))
     return metrics, bootstrap_interval(ndcg_gains(ranks if ranks.ndim == 1 else ranks[:, 0], 10))
 
@@ -368,7 +362,7 @@ def checkpoint_to_resume(recipe: Recipe, data: str) -> str | None:
     """
     args = recipe.training
     options: dict[str, Any] = {name: getattr(recipe.run, name) for name in ("architecture", "split", "max_length")}
-    options |= {"muon_learning_rate": recipe.run.muon_learning_rate, **{name: getattr(args, name) for name in RESTORED}}
+    options |= {"muon_learning_rate": args.muon_learning_rate, **{name: getattr(args, name) for name in RESTORED}}
     for section in (recipe.splitting, recipe.model, recipe.masking):
         options |= dataclasses.asdict(section)
     wanted = str(args.resume_from_checkpoint or False)

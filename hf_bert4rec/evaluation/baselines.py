@@ -183,28 +183,28 @@ class Ease(FromHistory):
         return sets @ self.weights
 
 
-class ItemNeighbours(FromHistory):
+class ItemNeighbors(FromHistory):
     """Items that the same people have (`implicit`): similarities to the nearest others, summed over a history.
 
     Args:
         train: Training rows.
         vocab_size: Rows of the item table.
         weighting: `cosine`, or `bm25`, which counts items less that many people have.
-        neighbours: Nearest items of an item, itself among them, as `implicit` counts.
+        neighbors: Nearest items of an item, itself among them, as `implicit` counts.
 
     Raises:
-        ValueError: There is no such weighting, or `neighbours` is no whole number from 1.
+        ValueError: There is no such weighting, or `neighbors` is no whole number from 1.
     """
 
     def __init__(
-        self, train: Dataset, vocab_size: int, weighting: Literal["cosine", "bm25"] = "cosine", neighbours: int = 100
+        self, train: Dataset, vocab_size: int, weighting: Literal["cosine", "bm25"] = "cosine", neighbors: int = 100
     ) -> None:
         super().__init__(train, vocab_size)
-        whole_numbers(neighbours=neighbours)
+        whole_numbers(neighbors=neighbors)
         classes = {"cosine": "CosineRecommender", "bm25": "BM25Recommender"}
         if weighting not in classes:
             raise ValueError(f"Expected a weighting among {', '.join(classes)}, found {weighting!r}.")
-        model = getattr(implicit("nearest_neighbours"), classes[weighting])(K=neighbours)
+        model = getattr(implicit("nearest_neighbours"), classes[weighting])(K=neighbors)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # implicit warns of a conversion that it makes itself
             model.fit(user_items(train, vocab_size), show_progress=False)
@@ -304,7 +304,7 @@ BASELINES: dict[str, type[Baseline]] = {
     "popularity": Popularity,
     "markov_chain": MarkovChain,
     "ease": Ease,
-    "item_neighbours": ItemNeighbours,
+    "item_neighbors": ItemNeighbors,
     "als": Als,
     "bpr_mf": BprMf,
 }

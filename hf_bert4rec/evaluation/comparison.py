@@ -21,7 +21,7 @@ from .ranking import (
     stable_top_k,
     target_places,
 )
-from .trainer_evaluation import ranking_inputs, ranks_on
+from .trainer_evaluation import rank_rows, ranking_inputs
 
 K = 10
 HEAD = 0.2
@@ -57,7 +57,7 @@ def judge(trainer: Trainer, rows: Dataset) -> Judgement:
     trainer.preprocess_logits_for_metrics = _judge_logits
     trainer.compute_metrics = None
     try:
-        columns = ranks_on(trainer, rows)
+        columns = rank_rows(trainer, rows)
     finally:
         trainer.preprocess_logits_for_metrics, trainer.compute_metrics = usual
     ranks, ties, *sampled = columns[:, K:].T

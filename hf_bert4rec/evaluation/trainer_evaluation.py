@@ -62,7 +62,7 @@ def metrics_of_ranks(prediction: EvalPrediction, sampled: Sampled) -> dict[str, 
     return ranking_metrics(ranks[:, 0]) | sampled_metrics(ranks[:, 1], sampled)
 
 
-def ranks_on(judge: Trainer, rows: Dataset) -> np.ndarray:
+def rank_rows(judge: Trainer, rows: Dataset) -> np.ndarray:
     """What the Trainer's `preprocess_logits_for_metrics` makes of each row, in the order of the rows.
 
     The Trainer's own evaluation draws the rows grouped by length, in an order that it tells nobody.

@@ -1,10 +1,11 @@
-"""What a run needs of the machine: memory, told before it is taken, and what becomes of memory between steps."""
+"""Resources of a training run: an estimate of its memory, and settings of the C library and of threads."""
 
 import ctypes
 import logging
 import os
 import sys
 from dataclasses import dataclass
+from functools import cache
 
 import psutil
 import torch
@@ -15,15 +16,17 @@ from ..models.configuration_gru4rec import Gru4RecConfig
 logger = logging.getLogger(__name__)
 
 GB = 10**9
-GAPS = 1.25  # what an allocator holds of what it is asked for, when it keeps what is freed
-MANY_ITEMS = 100_000  # here a step with the full softmax takes 15 times as long as one with a sampled one
-FEWER = "a smaller hidden_size, or leave out rare items (min_item_interactions)"
+FRAGMENTATION = 1.25  # memory that an allocator holds when it keeps freed blocks, as a multiple of what is in use
+MANY_ITEMS = 100_000  # from here on a step with the full softmax takes 15 times as long as with a sampled one
 PARTS = ("parameters", "gradients", "optimizer_state", "activations", "loss")
 
 
 @dataclass
 class MemoryEstimate:
-    """Memory of a training run in GB, by what needs it, in float32; and what to do where it is too much."""
+    """Peak memory of training in GB (10^9 bytes) by part, and advice on how to reduce it.
+
+    Memory that the process uses before training (libraries, data) is not included.
+    """
 
     parameters: float
     gradients: float
@@ -34,21 +37,16 @@ class MemoryEstimate:
 
     @property
     def total(self) -> float:
-        """The sum, in GB. What the process holds before (libraries, data) comes on top."""
+        """Sum of the parts in GB."""
         return sum(getattr(self, part) for part in PARTS)
 
-    @property
-    def fixed(self) -> float:
-        """What is needed whatever the batch and the loss, in GB."""
-        return self.parameters + self.gradients + self.optimizer_state
-
     def __str__(self) -> str:
-        parts = ", ".join(f"{part.replace('_', ' ')} {shown(getattr(self, part))}" for part in PARTS)
-        return f"{shown(self.total)} ({parts})"
+        parts = ", ".join(f"{part.replace('_', ' ')} {format_memory(getattr(self, part))}" for part in PARTS)
+        return f"{format_memory(self.total)} ({parts})"
 
 
-def shown(gigabytes: float) -> str:
-    """An amount of memory for people."""
+def format_memory(gigabytes: float) -> str:
+    """Format an amount of memory with its unit."""
     return f"{gigabytes:.2f} GB" if gigabytes >= 0.1 else f"{1000 * gigabytes:.1f} MB"
 
 
@@ -59,34 +57,33 @@ def estimate_memory(
     scored_share: float = 0.2,
     gradient_checkpointing: bool = False,
 ) -> MemoryEstimate:
-    """Peak memory of training steps with AdamW, from the shapes alone. Evaluation is not counted.
+    """Estimate the peak memory of float32 training steps with AdamW from the shapes alone.
 
-    Numbers kept for the backward pass are counted a position: 4 d by the embeddings (sum, normalised, mask and result
-    of dropout; 2 d more with a convolution); 10 d + 2 f by a layer (query, key, value, attention, and twice mask,
-    residual and norm; f twice in the feed-forward), and the attention weights, once where they are made in full, three
-    times with dropout on them; by the last layer 2 d (key, value) and the rest at the scored positions only. The layer
-    that is just worked on holds 3 f more. With checkpointing the layers before the last keep their input, and one of
-    them is made again at a time. A GRU keeps 9 d. All of it is held with gaps of a quarter, but with checkpointing,
-    where freed memory goes back to the system.
+    Counted per position, with width d and feed-forward width f, are the values that the backward pass needs: 4 d for
+    the embeddings, 6 d with a convolution; 10 d + 2 f and the attention weights for each layer; 2 d for keys and values
+    of the last layer, whose other values exist at the scored positions only; and 3 f for the layer at work. With
+    gradient checkpointing the layers before the last keep their input alone. A GRU keeps 9 d.
+
+    Sharding (FSDP), other optimizers, half precision and frozen weights are not taken into account.
 
     Args:
-        model: Any of the package; on the meta device it takes no memory itself.
-        batch_size: Rows of a step and device.
-        length: Longest row.
-        scored_share: Share of the positions that is scored, for the cloze task its mask probability.
-        gradient_checkpointing: Whether layers are computed again in the backward pass.
+        model: A model of the package; on the meta device it needs no memory itself.
+        batch_size: Rows per step and device.
+        length: Length of the longest row.
+        scored_share: Share of the positions that is scored: the mask probability of the cloze objective.
+        gradient_checkpointing: Whether activations are computed again in the backward pass.
     """
     config = model.config
     parameters = sum(parameter.numel() for parameter in model.parameters())
     rows, d, f, layers = config.vocab_size, config.hidden_size, config.intermediate_size, config.num_hidden_layers
-    positions, table = batch_size * length, rows * (config.hidden_size + 1)
+    positions, table = batch_size * length, rows * (d + 1)
     scored = positions * min(1, scored_share)
     if isinstance(config, Gru4RecConfig):
         activations = positions * d * (4 + 9 * layers)
     else:
-        full = config._attn_implementation == "eager"
-        weights = config.num_attention_heads * length * (3 if config.attention_probs_dropout_prob else int(full))
-        layer = 10 * d + 2 * f + weights
+        # Attention weights exist with eager attention, and three times with dropout on them.
+        copies = 3 if config.attention_probs_dropout_prob else int(config._attn_implementation == "eager")
+        layer = 10 * d + 2 * f + config.num_attention_heads * length * copies
         embeddings = (4 if config.conv_kernel_size is None else 6) * d
         if gradient_checkpointing:
             activations = positions * (embeddings + (layers - 1) * d + layer + f)
@@ -94,53 +91,71 @@ def estimate_memory(
             activations = positions * (embeddings + (layers - 1) * layer + 2 * d + 3 * f) + scored * layer
     if config.loss == "softmax":
         loss = min(config.loss_chunk_size, scored) * rows + 2 * table + scored * 2 * d
-        lower = "loss='sampled_softmax', or a smaller loss_chunk_size"
+        advice = "`loss='sampled_softmax'`, or a smaller `loss_chunk_size`"
     elif config.share_negatives:
         loss = 4 * scored * config.num_negatives + table
-        lower = "fewer num_negatives"
+        advice = "fewer `num_negatives`"
     else:
         loss = 2 * scored * config.num_negatives * d + table
-        lower = "share_negatives=True, or fewer num_negatives"
-    gaps = 1 if gradient_checkpointing else GAPS
-    if 4 * parameters > gaps * max(activations, loss):
-        lower = FEWER
+        advice = "`share_negatives=True`, or fewer `num_negatives`"
+    held = 1 if gradient_checkpointing else FRAGMENTATION  # with checkpointing freed memory is returned
+    if 4 * parameters > held * max(activations, loss):
+        advice = "a smaller `hidden_size`, or exclude rare items (`min_item_interactions`)"
     elif activations > loss:
-        more = model.supports_gradient_checkpointing and not gradient_checkpointing
-        lower = "a smaller per_device_train_batch_size" + (", or gradient_checkpointing" if more else "")
-    numbers = (parameters, parameters, 2 * parameters, gaps * activations, gaps * loss)
-    sizes = {part: 4 * count / GB for part, count in zip(PARTS, numbers, strict=True)}
-    return MemoryEstimate(**sizes, advice=f"take {lower}")
+        possible = model.supports_gradient_checkpointing and not gradient_checkpointing
+        advice = "a smaller `per_device_train_batch_size`" + (", or `gradient_checkpointing`" if possible else "")
+    numbers = (parameters, parameters, 2 * parameters, held * activations, held * loss)
+    gigabytes = {part: 4 * number / GB for part, number in zip(PARTS, numbers, strict=True)}
+    return MemoryEstimate(**gigabytes, advice=advice)
 
 
 def free_memory(device: torch.device) -> float:
-    """GB that a process can take of a device; processes on the processor share what there is."""
+    """Free memory of a device in GB; on a CPU the share of each process of this machine."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] / GB
     return psutil.virtual_memory().available / GB / int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
-def check_memory(estimate: MemoryEstimate, free: float) -> None:
-    """Refuse a model that cannot be trained with `free` GB.
+def check_memory(estimate: MemoryEstimate) -> None:
+    """Check that the parameters of a model that is about to be built can exist on this machine.
 
     Raises:
-        MemoryError: Parameters, gradients and optimiser state alone are larger.
+        MemoryError: The parameters alone need more than all memory of the machine, swap included.
     """
-    if estimate.fixed > free:
+    available = (psutil.virtual_memory().total + psutil.swap_memory().total) / GB
+    if estimate.parameters > available:
         raise MemoryError(
-            f"Parameters, gradients and optimiser state take {estimate.fixed:.2f} GB, {free:.2f} GB are free: take "
-            f"{FEWER}."
+            f"The parameters of the model need {format_memory(estimate.parameters)}, this machine has "
+            f"{format_memory(available)} of memory. Use a smaller `hidden_size`, or exclude rare items "
+            "(`min_item_interactions`)."
         )
 
 
 def keep_freed_memory(keep: bool = True) -> None:
-    """Have the C library keep freed memory for the next operation, or none of it, where it is glibc's.
+    """Let glibc keep freed memory for later operations, or return it to the system at once.
 
-    By default it gives blocks past 32 MB back to the system at once, and every operation of the next step gets fresh
-    pages that must be cleared first: training is 1.1 to 1.2 times faster when all are kept. Then the process does not
-    shrink, and what is kept has gaps: with gradient checkpointing these would be larger than what it saves (12 layers,
-    128 rows of 200: 1.16 GB instead of .26), so there everything past 1 MB goes back. It holds for the whole process;
-    other allocators (jemalloc, musl) are left as they are.
+    By default glibc returns blocks above 32 MB at once, and the next step gets new pages that must be cleared first.
+    Training is 1.1 to 1.2 times faster when freed blocks are kept; the process then does not shrink. With gradient
+    checkpointing the gaps between kept blocks would be larger than its savings (12 layers, 128 rows of 200 items:
+    1.16 GB instead of 0.26 GB), so that blocks above 1 MB are returned. The setting holds for the whole process. Other
+    C libraries and allocators are not affected.
+
+    Args:
+        keep: Whether freed memory is kept.
     """
     if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "mallopt"):
         for option in (-3, -1):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
             library.mallopt(option, 2**31 - 1 if keep else 2**20)
+
+
+@cache
+def warn_about_spinning_threads() -> None:
+    """Warn, once per process, if the threads of torch spin while they wait for work.
+
+    Spinning threads make small models up to 30 times slower where other processes use the same cores.
+    """
+    if torch.get_num_threads() > 1 and os.environ.get("OMP_WAIT_POLICY", "").lower() != "passive":
+        logger.warning(
+            "OMP_WAIT_POLICY is not PASSIVE: on a busy machine, waiting threads make small models much slower. "
+            'Set the environment variable before torch is imported: os.environ["OMP_WAIT_POLICY"] = "PASSIVE".'
+        )

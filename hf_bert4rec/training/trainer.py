@@ -5,21 +5,26 @@ import hashlib
 import json
 import logging
 import platform
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import CommitInfo
-from transformers import Trainer, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer_utils import TrainOutput
 
 from ..data.tokenization import ItemTokenizer
 from ..evaluation.ranking import how_sampled
 from ..evaluation.trainer_evaluation import ranks_of_logits
-from ..hub.checkpoint import CARD, hub_errors, model_card, push_checkpoint
+from ..hub.checkpoint import CARD, check_sizes, hub_errors, last_complete_checkpoint, model_card, push_checkpoint
 from ..hub.run_facts import FACTS_FILE, DataFacts, MachineFacts, RunFacts
 from ..models.registry import architecture_of
+from .arguments import RecommendationTrainingArguments
+from .callbacks import EarlyStopping, with_package_callbacks
+from .optimizer import muon
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +38,48 @@ class RecommendationTrainer(Trainer):
     """
 
     card_arguments: dict[str, Any] = {}  # what `create_model_card` was given; replaced, never changed
+
+    def __init__(
+        self,
+        model: PreTrainedModel | None = None,
+        args: TrainingArguments | None = None,
+        *,
+        callbacks: Sequence[TrainerCallback] = (),
+        **options: Any,
+    ) -> None:
+        if not isinstance(options.get("processing_class"), ItemTokenizer):
+            raise ValueError(
+                "`RecommendationTrainer` needs `processing_class=tokenizer`; `cloze_training(tokenizer)` passes it for "
+                "you."
+            )
+        args = RecommendationTrainingArguments("runs") if args is None else args
+        callbacks = with_package_callbacks(callbacks)
+        if isinstance(args, RecommendationTrainingArguments):
+            own_optimizer = options.get("optimizers", (None, None))[0] or options.get("optimizer_cls_and_kwargs")
+            if args.muon_learning_rate is not None and not own_optimizer:
+                options |= muon(args, args.muon_learning_rate)
+            if args.early_stopping_patience and args.eval_strategy != "no" and args.metric_for_best_model:
+                callbacks.append(EarlyStopping(args.early_stopping_patience))
+        super().__init__(model, args, callbacks=callbacks, **options)
+        check_sizes(self.model, self.processing_class)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+        """Train as the stock Trainer does.
+
+        Args:
+            resume_from_checkpoint: True for the newest complete checkpoint in the output folder, or the path of one.
+            *args: As for the stock `Trainer.train`.
+            **kwargs: As for the stock `Trainer.train`.
+
+        Raises:
+            ValueError: There is no complete checkpoint to resume from.
+        """
+        if resume_from_checkpoint is True:
+            newest = last_complete_checkpoint(self.args.output_dir or "")
+            if newest is None:
+                raise ValueError(f"Found no complete checkpoint to resume from in {self.args.output_dir}.")
+            resume_from_checkpoint = str(newest)
+        return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
@@ -82,8 +129,6 @@ class RecommendationTrainer(Trainer):
     def _write_card(self, folder: Path, overwrite: bool = True) -> None:
         if not self.is_world_process_zero():
             return
-        if not isinstance(self.processing_class, ItemTokenizer):
-            raise ValueError("A recommender is saved with its items: pass processing_class, as `cloze_training` does.")
         given = {
             name: [value] if isinstance(value, str) else list(value) for name, value in self.card_arguments.items()
         }

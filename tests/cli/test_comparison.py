@@ -276,8 +276,8 @@ def test_mistakes_are_found_before_anything_is_trained(script, recipe_file, tmp_
         script.compare(comparison(tmp_path, recipe_file, **models), "test", str(tmp_path / "kept"))
     for wrong, told in (
         ({"baseline": "als", "regularisation": 1}, "unexpected keyword argument 'regularisation'"),
-        ({"baseline": "item_neighbours", "weighting": "tfidf"}, "among cosine, bm25, found 'tfidf'"),
-        ({"baseline": "item_neighbours", "neighbours": 0}, "a whole number from 1, found 0"),
+        ({"baseline": "item_neighbors", "weighting": "tfidf"}, "among cosine, bm25, found 'tfidf'"),
+        ({"baseline": "item_neighbors", "neighbours": 0}, "a whole number from 1, found 0"),
     ):
         models["Second"] = wrong
         with pytest.raises(ValueError, match=f"Second: .*{told}"):

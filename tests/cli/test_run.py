@@ -16,7 +16,7 @@ from hf_bert4rec.cli.run import (
     evaluate,
     evaluator,
     prepare,
-    ranks_on,
+    rank_rows,
     recommendation_table,
     run,
     summary,
@@ -112,7 +112,7 @@ def test_ranks_come_in_the_order_of_the_rows_whatever_their_lengths(trained, bat
     judge = evaluator(model, recipe, tokenizer, rows)
     one_by_one = [judge.predict(rows.select([place])).predictions[0] for place in range(rows.num_rows)]
     assert len(set(one_by_one)) > 3
-    assert ranks_on(judge, rows).tolist() == one_by_one
+    assert rank_rows(judge, rows).tolist() == one_by_one
     assert judge.args.train_sampling_strategy == "group_by_length"
 
 
@@ -444,8 +444,8 @@ def test_rows_of_ones_own_need_no_lengths(tmp_path):
     interactions, tokenizer, histories = prepare(recipe)
     popularity = Popularity(whole_histories(recipe, interactions, tokenizer), len(tokenizer))
     judge = evaluator(popularity, recipe, tokenizer, histories["test"])
-    expected = ranks_on(judge, histories["test"])
-    assert (ranks_on(judge, histories["test"].remove_columns("length")) == expected).all()
+    expected = rank_rows(judge, histories["test"])
+    assert (rank_rows(judge, histories["test"].remove_columns("length")) == expected).all()
 
 
 def test_without_a_bar_an_evaluation_is_one_line(tmp_path, capsys):

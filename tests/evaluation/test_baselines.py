@@ -9,7 +9,7 @@ import torch
 from datasets import Dataset
 
 from hf_bert4rec import MarkovChain, Popularity
-from hf_bert4rec.evaluation.baselines import BASELINES, Als, BprMf, DataCollatorWithUsers, Ease, ItemNeighbours
+from hf_bert4rec.evaluation.baselines import BASELINES, Als, BprMf, DataCollatorWithUsers, Ease, ItemNeighbors
 
 VOCAB = 8
 MASK, UNK = 1, 2
@@ -148,7 +148,7 @@ def test_ease_on_a_catalogue_that_does_not_fit_is_refused():
 
 def test_cosine_neighbours_are_counted_by_hand(people):
     """a is had by 3, b by 3, c by 2, d by 1; a and b together by 2, a and c by 2, b and c by 1."""
-    scores = ItemNeighbours(people, VOCAB).scores(**query([C], [A, B]))
+    scores = ItemNeighbors(people, VOCAB).scores(**query([C], [A, B]))
     of_c = {A: 2 / 6**0.5, B: 1 / 6**0.5, C: 1, D: 0}
     of_a_and_b = {A: 1 + 2 / 3, B: 1 + 2 / 3, C: 3 / 6**0.5, D: 1 / 3**0.5}
     for row, expected in enumerate((of_c, of_a_and_b)):
@@ -156,7 +156,7 @@ def test_cosine_neighbours_are_counted_by_hand(people):
 
 
 def test_only_the_nearest_neighbours_of_an_item_count(people):
-    scores = ItemNeighbours(people, VOCAB, neighbours=1).scores(**query([A], [B, C]))
+    scores = ItemNeighbors(people, VOCAB, neighbors=1).scores(**query([A], [B, C]))
     assert scores.tolist() == [[0, 0, 0, 1, 0, 0, 0, 0], [0, 0, 0, 0, 1, 1, 0, 0]]
 
 
@@ -170,15 +170,15 @@ def test_bm25_is_written_out(people):
     norm = (1 - 0.75) + 0.75 * lengths / lengths.mean()
     weights = sets * 2.2 / (1.2 * norm + sets) * rarity
     similarity = weights @ weights.T
-    scores = ItemNeighbours(people, VOCAB, weighting="bm25").scores(**query([C], [A, B]))
+    scores = ItemNeighbors(people, VOCAB, weighting="bm25").scores(**query([C], [A, B]))
     np.testing.assert_allclose(scores, [similarity[C], similarity[A] + similarity[B]], rtol=1e-5)
 
 
 @pytest.mark.parametrize(
     ("kind", "options"),
     [
-        (ItemNeighbours, {"neighbours": 0}),
-        (ItemNeighbours, {"neighbours": 2.5}),
+        (ItemNeighbors, {"neighbors": 0}),
+        (ItemNeighbors, {"neighbors": 2.5}),
         (Als, {"factors": 0}),
         (Als, {"iterations": -3}),
         (BprMf, {"factors": -1}),
@@ -191,7 +191,7 @@ def test_numbers_that_cannot_be_are_refused(people, kind, options):
         kind(people, VOCAB, **options)
 
 
-@pytest.mark.parametrize("name", set(BASELINES) - {"bpr_mf"})
+@pytest.mark.parametrize("name", sorted(set(BASELINES) - {"bpr_mf"}))
 def test_who_has_no_history_gets_what_is_popular(people, name):
     scores = BASELINES[name](people, VOCAB).scores(**query([A], [], [UNK]))
     popular = Popularity(people, VOCAB).scores(**query([], []))
@@ -227,7 +227,7 @@ def test_bpr_scores_each_user_by_the_own_factors():
 
 def test_a_weighting_that_there_is_not_is_told_with_those_that_there_are(people):
     with pytest.raises(ValueError, match="among cosine, bm25, found 'tfidf'"):
-        ItemNeighbours(people, VOCAB, weighting="tfidf")
+        ItemNeighbors(people, VOCAB, weighting="tfidf")
 
 
 def two_groups() -> Dataset:

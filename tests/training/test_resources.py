@@ -23,7 +23,15 @@ MB = 1e-3  # of a GB
 
 def shapes(architecture="bert4rec", attention="sdpa", **settings):
     """A model without weights, by default the paper's: d 64, f 256, 2 layers, 2 heads, N 200, here without dropout."""
-    settings = {"vocab_size": 3419, "attention_probs_dropout_prob": 0, **settings}
+    settings = {
+        "vocab_size": 3419,
+        "attention_probs_dropout_prob": 0,
+        "conv_kernel_size": None,
+        "rope_theta": None,
+        **settings,
+    }
+    settings.setdefault("max_position_embeddings", 200)
+    settings.setdefault("prediction_head", architecture == "bert4rec")
     with torch.device("meta"):
         config = ARCHITECTURES[architecture].config_class.paper(**settings)
         return AutoModelForMaskedLM.from_config(config, attn_implementation=attention)
@@ -53,7 +61,6 @@ def test_parameters_are_counted_exactly(rows, length, settings):
     assert estimate.parameters == pytest.approx(count * 4e-9, rel=1e-12)
     assert estimate.gradients == estimate.parameters
     assert estimate.optimizer_state == 2 * estimate.parameters
-    assert estimate.fixed == pytest.approx(4 * estimate.parameters)
 
 
 # Batch 256 × 200: 51,200 positions, a number at each of them is .2048 MB; .2 of them scored. A layer is
@@ -161,16 +168,15 @@ def test_what_is_advised_lowers_the_estimate(settings, lowered):
 
 
 def test_what_cannot_be_done_is_not_advised():
-    assert estimate_memory(shapes("gru4rec"), 256, 200, 1.0).advice == "take a smaller per_device_train_batch_size"
+    assert estimate_memory(shapes("gru4rec"), 256, 200, 1.0).advice == "a smaller `per_device_train_batch_size`"
     again = estimate_memory(shapes(num_hidden_layers=6), 256, 200, gradient_checkpointing=True)
-    assert again.advice == "take a smaller per_device_train_batch_size"
+    assert again.advice == "a smaller `per_device_train_batch_size`"
 
 
 def test_a_catalogue_that_cannot_fit_is_refused_before_anything_is_allocated():
     estimate = estimate_memory(shapes(vocab_size=100_000_003), 8, 50)
-    check_memory(estimate, 104.1)
-    with pytest.raises(MemoryError, match=re.escape("take 104.00 GB, 103.90 GB are free: take a smaller hidden_size")):
-        check_memory(estimate, 103.9)
+    with pytest.raises(MemoryError, match=re.escape("need 26.00 GB, this machine has")):
+        check_memory(estimate)
 
 
 def test_processes_on_the_processor_share_its_memory(monkeypatch):

@@ -22,10 +22,10 @@ from hf_bert4rec import (
     leave_one_out,
     muon,
 )
+from hf_bert4rec.evaluation.trainer_evaluation import ranks_of_logits
 from hf_bert4rec.hub.checkpoint import last_complete_checkpoint
 from hf_bert4rec.hub.run_facts import RunFacts
-from hf_bert4rec.training.resources import shown
-from hf_bert4rec.training.training import ranks_of_logits
+from hf_bert4rec.training.resources import format_memory
 from tests.conftest import small_config
 
 USERS = 20  # of 4 to 8 actions on 12 items: 20 training rows, 5 steps an epoch at batches of 4
@@ -56,8 +56,7 @@ def make_trainer(histories, folder, callbacks=(), masking=None, by_muon=False, *
     )
     set_seed(args.seed)
     model = Bert4RecForMaskedLM(small_config(len(tokenizer), 8, hidden_dropout_prob=0.1))
-    setup = cloze_training(tokenizer, **(masking or {})) | (muon(args) if by_muon else {})
-    setup["callbacks"] += callbacks
+    setup = cloze_training(tokenizer, callbacks=callbacks, **(masking or {})) | (muon(args) if by_muon else {})
     return Trainer(model, args, train_dataset=splits["train"], eval_dataset=splits["validation"], **setup)
 
 
@@ -249,17 +248,17 @@ def test_memory_is_told_before_training_and_time_after_two_steps(histories, tmp_
 
     class Look(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
-            seen.append(len([message for message in caplog.messages if "a step" in message]))
+            seen.append(len([message for message in caplog.messages if "per step" in message]))
 
     trainer.add_callback(Look())
-    with caplog.at_level("INFO", logger="hf_bert4rec.training.training"):
+    with caplog.at_level("INFO", logger="hf_bert4rec.training.callbacks"):
         trainer.train()
     memory, time = caplog.messages
     assert re.fullmatch(
-        r"Training takes about \S+ MB \(parameters 0\.0 MB, .*\) of memory, beside what .* already\.", memory
+        r"Training needs about \S+ MB \(parameters 0\.0 MB, .*\) of memory, in addition to libraries and data\.", memory
     )
     assert re.fullmatch(
-        r"\d+\.\d\d s a step: at most about \S+ s an epoch, \S+ s to the end, without evaluations\.", time
+        r"\d+\.\d\d s per step: at most about \S+ s per epoch, \S+ s to the end, without evaluations\.", time
     )
     assert seen == [0] + [1] * 14
 
@@ -270,23 +269,23 @@ def test_memory_is_told_before_training_and_time_after_two_steps(histories, tmp_
         (
             "group_by_length",
             False,
-            "2.50 s a step: at most about 0:01:40 an epoch, 0:04:10 to the end, without evaluations.",
+            "2.50 s per step: at most about 0:01:40 per epoch, 0:04:10 to the end, without evaluations.",
         ),
         (
             "random",
             True,
-            "2.50 s a step: about 0:01:40 an epoch, 0:04:10 to the end, without evaluations; with so many items "
-            "loss='sampled_softmax' takes less.",
+            "2.50 s per step: about 0:01:40 per epoch, 0:04:10 to the end, without evaluations; with so many items "
+            "`loss='sampled_softmax'` is faster.",
         ),
     ],
 )
 def test_the_time_of_an_epoch_is_that_of_its_steps(caplog, monkeypatch, strategy, sampling_pays, expected):
     clock = iter([10.0, 12.5])
-    monkeypatch.setattr("hf_bert4rec.training.training.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("hf_bert4rec.training.callbacks.time.perf_counter", lambda: next(clock))
     callback = ResourceCallback()
-    callback.steps, callback.steps_an_epoch, callback.sampling_pays = 0, 40, sampling_pays
+    callback.steps, callback.steps_per_epoch, callback.sampling_pays = 0, 40, sampling_pays
     state, args = TrainerState(global_step=2, max_steps=102), SimpleNamespace(train_sampling_strategy=strategy)
-    with caplog.at_level("INFO", logger="hf_bert4rec.training.training"):
+    with caplog.at_level("INFO", logger="hf_bert4rec.training.callbacks"):
         for _ in range(3):
             callback.on_step_end(args, state, None)
     assert caplog.messages == [expected]
@@ -306,15 +305,7 @@ def test_a_sampled_loss_is_advised_where_it_pays(tmp_path, items, loss, expected
 @pytest.fixture
 def free(monkeypatch):
     """Pretend that so many GB are free."""
-    return lambda gigabytes: monkeypatch.setattr("hf_bert4rec.training.training.free_memory", lambda device: gigabytes)
-
-
-def test_a_model_that_cannot_be_trained_is_refused_before_the_first_step(histories, tmp_path, free):
-    free(1e-6)
-    trainer = make_trainer(histories, tmp_path)
-    with pytest.raises(MemoryError, match="are free: take a smaller hidden_size"):
-        trainer.train()
-    assert trainer.state.global_step == 0
+    return lambda gigabytes: monkeypatch.setattr("hf_bert4rec.training.callbacks.free_memory", lambda device: gigabytes)
 
 
 def test_what_may_not_fit_is_said_with_advice_and_tried(histories, tmp_path, free, caplog):
@@ -322,13 +313,16 @@ def test_what_may_not_fit_is_said_with_advice_and_tried(histories, tmp_path, fre
     for there in (estimate.total + 1e-9, estimate.total - estimate.parameters - 1e-9):
         free(there)
         make_trainer(histories, tmp_path, num_train_epochs=1).train()
-    said = [message for message in caplog.messages if "That is more than" in message]
-    assert said == [f"That is more than the {shown(estimate.total)} that are free: {estimate.advice}."]
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    needed = format_memory(estimate.total)
+    assert warnings == [
+        f"Training may not fit into the free memory: it needs about {needed}, {needed} are free. Use {estimate.advice}."
+    ]
 
 
 def test_freed_memory_is_kept_but_with_checkpointing(histories, tmp_path, monkeypatch):
     kept = []
-    monkeypatch.setattr("hf_bert4rec.training.training.keep_freed_memory", kept.append)
+    monkeypatch.setattr("hf_bert4rec.training.callbacks.keep_freed_memory", kept.append)
     for checkpointing in (False, True):
         make_trainer(histories, tmp_path, num_train_epochs=1, gradient_checkpointing=checkpointing).train()
     assert kept == [True, False]
@@ -355,9 +349,9 @@ def test_rows_that_are_no_dataset_of_ours_are_trained_on_all_the_same(histories,
 
 def test_memory_for_evaluating_is_told_where_it_is_more_than_for_training(histories, tmp_path, caplog):
     trainer = make_trainer(histories, tmp_path, num_train_epochs=1, per_device_eval_batch_size=20_000_000)
-    with caplog.at_level("INFO", logger="hf_bert4rec.training.training"):
+    with caplog.at_level("INFO", logger="hf_bert4rec.training.callbacks"):
         trainer.train()
-    assert caplog.messages[1] == "Evaluating takes up to 3.60 GB: see per_device_eval_batch_size."
+    assert caplog.messages[1] == "Evaluation needs up to 3.60 GB. A smaller `per_device_eval_batch_size` needs less."
 
 
 @pytest.mark.parametrize("loss", ["sampled_softmax", "gbce", "bce"])

@@ -1,0 +1,51 @@
+"""Arguments of the Trainer for the two objectives: cloze (masked items) and next-item prediction."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from transformers import TrainerCallback
+
+from ..data.data_collator import DataCollatorForCloze, DataCollatorForNextItem
+from ..data.tokenization import ItemTokenizer
+from ..evaluation.ranking import Sampled
+from ..evaluation.trainer_evaluation import metrics_of_ranks, ranks_of_logits
+from .callbacks import with_package_callbacks
+
+
+def cloze_training(
+    tokenizer: ItemTokenizer,
+    *,
+    callbacks: Sequence[TrainerCallback] | None = None,
+    sampled: Sampled = "popularity_sampled",
+    **masking: Any,
+) -> dict[str, Any]:
+    """Return the arguments of `RecommendationTrainer` for cloze training and evaluation by ranking.
+
+        RecommendationTrainer(model, args, train_dataset=…, eval_dataset=…, **cloze_training(tokenizer))
+
+    Args:
+        tokenizer: Saved with every checkpoint.
+        callbacks: Your own callbacks; the result then has `callbacks`, with those of the package first. The stock
+            `Trainer` needs them: pass an empty list. `RecommendationTrainer` adds those of the package itself, so that
+            its own argument `callbacks` can be used as well.
+        sampled: How the `candidates` of the rows were drawn, if they have any; it ends the names of their metrics.
+        **masking: Arguments of `DataCollatorForCloze`.
+    """
+    return {
+        **({} if callbacks is None else {"callbacks": with_package_callbacks(callbacks)}),
+        "processing_class": tokenizer,
+        "data_collator": DataCollatorForCloze(tokenizer, **masking),
+        "compute_metrics": partial(metrics_of_ranks, sampled=sampled),
+        "preprocess_logits_for_metrics": ranks_of_logits,
+    }
+
+
+def next_item_training(tokenizer: ItemTokenizer, **ranking: Any) -> dict[str, Any]:
+    """Return the arguments of `Trainer` for models that predict each item from the items before it.
+
+    Args:
+        tokenizer: Saved with every checkpoint.
+        **ranking: `callbacks` and `sampled`, as for `cloze_training`.
+    """
+    return {**cloze_training(tokenizer, **ranking), "data_collator": DataCollatorForNextItem(tokenizer)}
