@@ -55,7 +55,8 @@ from hf_bert4rec.evaluation.comparison import (
     slices,
 )
 from hf_bert4rec.evaluation.ranking import SAMPLED_METRICS, bootstrap_interval, how_sampled, ndcg_gains
-from hf_bert4rec.hub.checkpoint import check_sizes, fetch_checkpoint, markdown_table, weight_files
+from hf_bert4rec.hub.checkpoint import check_sizes, fetch_checkpoint, weight_files
+from hf_bert4rec.hub.model_card import markdown_table
 from hf_bert4rec.hub.run_facts import UNPUBLISHED_OPTIONS, RunFacts
 from hf_bert4rec.models.configuration_bert4rec import SPECIAL_TOKENS
 

@@ -38,7 +38,7 @@ from hf_bert4rec.cli.main import plain_errors
 from hf_bert4rec.cli.recipe import Recipe, parse_recipe
 from hf_bert4rec.cli.run import prepare, rank_rows, trainer_for
 from hf_bert4rec.evaluation.ranking import ndcg_gains
-from hf_bert4rec.hub.checkpoint import markdown_table
+from hf_bert4rec.hub.model_card import markdown_table
 
 MEASURE = "ndcg@10"
 

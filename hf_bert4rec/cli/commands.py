@@ -20,7 +20,7 @@ def train(argv: Sequence[str]) -> None:
 
 def evaluate(argv: Sequence[str]) -> None:
     """Evaluate a checkpoint and print its results."""
-    from ..hub.checkpoint import results_table, sampled_table
+    from ..hub.model_card import results_table, sampled_table
     from .recipe import parse_recipe
     from .run import evaluate
 
@@ -61,6 +61,6 @@ def push(argv: Sequence[str]) -> None:
     parser.add_argument("repository", help="Hub id: org/name.")
     parser.add_argument("--private", action="store_true", help="Create a private repository.")
     args = parser.parse_args(argv)
-    from ..hub.checkpoint import push_checkpoint
+    from ..hub.push import push_checkpoint
 
     print(push_checkpoint(args.checkpoint, args.repository, private=args.private or None))

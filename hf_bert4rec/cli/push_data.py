@@ -3,18 +3,17 @@
 import dataclasses
 import shutil
 import tempfile
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from datasets import DatasetDict
-from huggingface_hub import DatasetCard, DatasetCardData, HfApi
+from huggingface_hub import DatasetCard, DatasetCardData
 
 from ..data.audit import audit
 from ..data.histories import COLUMNS
 from ..data.sources import EMBEDDED, is_embedded
-from ..hub.checkpoint import hub_errors
+from ..hub.push import create_repository, files_in, push_files
 from ..models.configuration_bert4rec import SPECIAL_TOKENS
 from .recipe import Recipe
 from .run import describe_data, prepare, protocol
@@ -48,7 +47,7 @@ def push_data(
 
     Raises:
         FileExistsError: The repository holds other data.
-        OSError: The Hub refuses it or cannot be reached, see `push_checkpoint`.
+        OSError: The Hub refuses it or cannot be reached, see `push_files`.
         PermissionError: The data are not embedded, and nobody said that they may be shared.
         ValueError: The data cannot be used as the recipe says, or the splits have not the same columns.
     """
@@ -65,33 +64,25 @@ def push_data(
         "options": _data_options(recipe),
         "tokenizer": tokenizer,
     }
-    api = HfApi(token=token)
-    with tempfile.TemporaryDirectory() as temporary, hub_errors(repository):
+    where: dict[str, Any] = {"repo_type": "dataset", "private": private, "token": token}
+    repository = create_repository(repository, **where)
+    with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         for name, rows in histories.items():
             rows.to_parquet(folder / "data" / f"{name}.parquet")
         tokenizer.save_pretrained(folder / TOKENIZER)
         if is_embedded(recipe.run.data):  # its terms ask to travel with it
             shutil.copy(EMBEDDED / recipe.run.data / "README.txt", folder / LICENSE)
-        repository = api.create_repo(repository, repo_type="dataset", private=private, exist_ok=True).repo_id
-        there = api.repo_info(repository, repo_type="dataset")
-        files = {file.rfilename for file in there.siblings or ()} - {".gitattributes", "README.md"}
-        if files and f"{TOKENIZER}/tokenizer.json" not in files:
-            raise FileExistsError(
-                f"{repository} is taken: it holds other data, such as {min(files)}. Push to another name."
-            )
         data_card(repository, facts, histories, (folder / LICENSE).exists()).save(folder / "README.md")
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*data file.*")  # items.parquet belongs to the tokenizer
-            commit = api.upload_folder(
-                repo_id=repository,
-                repo_type="dataset",
-                folder_path=folder,
-                parent_commit=there.sha,  # what was looked at: else two pushes at once could mix
-                delete_patterns=["data/*", f"{TOKENIZER}/*", LICENSE],  # what older histories had and these have not
-                commit_message=f"Upload the histories of {facts['name']}",
-            )
-    return str(commit.commit_url)
+        commit = push_files(
+            repository,
+            files_in(folder),
+            marker=f"{TOKENIZER}/tokenizer.json",
+            replaced=["data/*", f"{TOKENIZER}/*", LICENSE],
+            commit_message=f"Upload the histories of {facts['name']}",
+            **where,
+        )
+    return str(commit)
 
 
 def check_terms(recipe: Recipe, may_share: bool) -> None:

@@ -44,10 +44,10 @@ from ..hub.checkpoint import (
     check_sizes,
     fetch_checkpoint,
     last_complete_checkpoint,
-    push_checkpoint,
-    results_table,
     save_checkpoint,
 )
+from ..hub.model_card import results_table
+from ..hub.push import push_checkpoint
 from ..hub.run_facts import DataFacts, RunFacts
 from ..inference.pipeline import NextItemRecommendationPipeline, pipeline
 from ..models.registry import ARCHITECTURES

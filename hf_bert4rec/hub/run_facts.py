@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -11,6 +11,8 @@ from typing import Any, Self
 
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
+
+from .errors import read_json
 
 FACTS_FILE = "run_facts.json"
 FORMAT_VERSION = 2
@@ -26,7 +28,6 @@ therefore drop them from the recipe, both when they are written and when they ar
 """
 
 Number = float | int
-Metrics = Mapping[str, Mapping[str, Number]]  # model name -> metric -> value
 
 
 @strict
@@ -79,6 +80,8 @@ class RunFacts:
         exclude_history: Whether items of the history are excluded from rankings and recommendations.
         results: Split -> model name -> metric -> value.
         intervals: Split -> model name -> 95 % interval of NDCG@10 over users.
+        differences: Split -> name of another model -> 95 % interval of the NDCG@10 of `model` minus that of the other
+            model, paired over users.
         recipe: Options as given, without `UNPUBLISHED_OPTIONS`.
         reproducible: Whether `recipe` holds all options and the random generators were seeded before the model was
             built, as `hf-bert4rec train` does.
@@ -101,7 +104,8 @@ class RunFacts:
     sampled_protocol: str | None = None
     exclude_history: bool = True
     results: dict[str, dict[str, dict[str, Number]]] = field(default_factory=dict)
-    intervals: dict[str, dict[str, Sequence[Number]]] = field(default_factory=dict)
+    intervals: dict[str, dict[str, tuple[Number, Number]]] = field(default_factory=dict)
+    differences: dict[str, dict[str, tuple[Number, Number]]] = field(default_factory=dict)
     recipe: dict[str, Any] = field(default_factory=dict)
     reproducible: bool = False
     seconds: Number | None = None
@@ -116,7 +120,11 @@ class RunFacts:
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
-        self.recipe = {name: value for name, value in self.recipe.items() if not name.startswith(UNPUBLISHED_OPTIONS)}
+        self.recipe = {
+            name: value
+            for name, value in self.recipe.items()
+            if name.isidentifier() and not name.startswith(UNPUBLISHED_OPTIONS)
+        }
 
     @classmethod
     def load(cls, folder: str | PathLike) -> Self:
@@ -129,18 +137,27 @@ class RunFacts:
         file = Path(folder, FACTS_FILE)
         if not file.exists():
             raise FileNotFoundError(f"{folder}: found no {FACTS_FILE}. Copy it from where the checkpoint was saved.")
+        values = read_json(file, folder, limit=None)
+        version = values.get("format_version", 1)
+        if version not in (1, FORMAT_VERSION):
+            raise ValueError(
+                f"{file}: format_version is {version}, this version of hf-bert4rec reads {FORMAT_VERSION}."
+            )
         try:
-            values = json.loads(file.read_text(encoding="utf-8"))
-            version = values.get("format_version", 1)
-            if version == 1:
-                values = _from_version_1(values)
-            elif version != FORMAT_VERSION:
-                raise ValueError(f"format_version is {version}, this version of hf-bert4rec reads {FORMAT_VERSION}")
-            parts = {"data": _known(DataFacts, values["data"]), "machine": _known(MachineFacts, values["machine"])}
-            return _known(cls, {**values, **parts})
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, StrictDataclassError) as error:
-            reason = f"{error.__cause__ or error}" if isinstance(error, StrictDataclassError) else repr(error)
-            raise ValueError(f"{file}: expected run facts of hf-bert4rec ({reason}). Load or save it again.") from error
+            values = _from_version_1(values) if version == 1 else dict(values)
+            for kind, name in ((DataFacts, "data"), (MachineFacts, "machine")):
+                values[name] = _known(kind, values[name])
+            for name in ("intervals", "differences"):
+                values[name] = {
+                    split: {model: tuple(interval) for model, interval in row.items()}
+                    for split, row in values.get(name, {}).items()
+                }
+            return _known(cls, values)
+        except (ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
+            reason = error.__cause__ if isinstance(error, StrictDataclassError) else error
+            raise ValueError(
+                f"{file}: expected run facts of hf-bert4rec ({reason!r}). Load or save it again."
+            ) from error
 
     def save(self, folder: str | PathLike) -> None:
         """Write `run_facts.json` into a folder."""
@@ -173,9 +190,9 @@ def _known(kind: type, values: Mapping[str, Any]) -> Any:
 def _from_version_1(values: Mapping[str, Any]) -> dict[str, Any]:
     """Convert facts of version 1: splits at the top level, the machine and the example as text."""
     recipe = values["recipe"]
-    processes, threads, processor, device = re.fullmatch(
-        r"(\d+) × (\d+) threads of (\S+), (.+)", values["machine"]
-    ).groups()  # type: ignore[union-attr]
+    ((processes, threads, processor, device),) = re.findall(
+        r"^(\d+) × (\d+) threads of (\S+), (.+)$", values["machine"]
+    )
     try:
         example = json.loads(f"[{values['example']}]")
     except ValueError:  # ids with a quotation mark were not escaped

@@ -19,7 +19,10 @@ from transformers.trainer_utils import TrainOutput
 from ..data.tokenization import ItemTokenizer
 from ..evaluation.ranking import how_sampled
 from ..evaluation.trainer_evaluation import ranks_of_logits
-from ..hub.checkpoint import CARD, check_sizes, hub_errors, last_complete_checkpoint, model_card, push_checkpoint
+from ..hub.checkpoint import check_sizes, last_complete_checkpoint
+from ..hub.errors import hub_errors
+from ..hub.model_card import CARD, model_card
+from ..hub.push import push_checkpoint
 from ..hub.run_facts import FACTS_FILE, DataFacts, MachineFacts, RunFacts
 from ..models.registry import architecture_of
 from .arguments import RecommendationTrainingArguments

@@ -1,11 +1,11 @@
-"""Make a Space of the app: anybody can try a checkpoint in the browser.
+"""Create a Space in which a checkpoint can be tried in the browser.
 
     hf auth login
     python scripts/space/push.py your-name/bert4rec-demo                                # the released bert4rec-ml1m
-    python scripts/space/push.py your-name/bert4rec-demo --model runs/mine/model        # any folder: travels with it
-    python scripts/space/push.py your-name/bert4rec-demo --model your-name/bert4rec     # any Hub id: loaded from there
+    python scripts/space/push.py your-name/bert4rec-demo --model runs/mine/model        # a folder: copied there
+    python scripts/space/push.py your-name/bert4rec-demo --model your-name/bert4rec     # a Hub ID: loaded from there
 
-Pushing again updates it.
+Pushing again updates the Space.
 """
 
 import argparse
@@ -17,25 +17,28 @@ from pathlib import Path
 from huggingface_hub import HfApi, SpaceCard
 
 from hf_bert4rec.cli.main import plain_errors
-from hf_bert4rec.hub.checkpoint import check_checkpoint, hub_errors, is_folder, published_files
+from hf_bert4rec.hub.checkpoint import check_checkpoint, is_folder
+from hf_bert4rec.hub.errors import hub_errors
+from hf_bert4rec.hub.push import create_repository, files_in, published_files, push_files
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 APP = ("app.py", "page.html", "style.css")
 BUNDLED = "model"
+MARKER = "hf_bert4rec/__init__.py"  # other apps do not contain it
 
 
 def assemble(folder: Path, model: str) -> str:
-    """Write what the Space holds into `folder`: app, package, requirements, card, and the checkpoint if it is a folder.
+    """Write the files of the Space into `folder`: app, package, requirements, card, and perhaps the checkpoint.
 
-    The package goes along as source, so that the Space runs the code that its checkpoint was made with.
+    The Space contains the source of the package, so it runs the code that its checkpoint was made with.
 
     Returns:
-        What the app loads: the checkpoint's place in the Space, or its Hub id.
+        What the app loads: the folder of the checkpoint in the Space, or its Hub ID.
 
     Raises:
-        FileNotFoundError: The checkpoint is neither a whole folder nor a Hub id.
-        ValueError: Its parts disagree.
+        FileNotFoundError: The checkpoint is neither a complete folder nor a Hub ID.
+        ValueError: The parts of the checkpoint do not belong together.
     """
     if is_folder(model):
         check_checkpoint(model)
@@ -60,33 +63,35 @@ def assemble(folder: Path, model: str) -> str:
 
 
 def push(repository: str, model: str, *, private: bool | None = None) -> str:
-    """Create or update a Space in one commit; `private` as its owner has set if not given.
+    """Create or update a Space in one commit.
+
+    Args:
+        repository: ID of the Space.
+        model: Checkpoint folder, which is copied into the Space, or Hub ID.
+        private: Whether to create a private Space; the owner's default if not given.
 
     Returns:
-        Its address.
+        The address of the Space.
 
     Raises:
-        FileExistsError: The Space holds another app.
-        OSError: The Hub refuses it or cannot be reached.
+        OSError: The checkpoint is incomplete, or the push fails, see `push_files`.
+        ValueError: The parts of the checkpoint do not belong together.
     """
-    with tempfile.TemporaryDirectory() as folder, hub_errors(repository):
+    with tempfile.TemporaryDirectory() as folder:
         loaded = assemble(Path(folder), model)
-        api = HfApi()
-        url = api.create_repo(repository, repo_type="space", space_sdk="gradio", private=private, exist_ok=True)
-        there = api.repo_info(url.repo_id, repo_type="space")
-        files = {file.rfilename for file in there.siblings or ()} - {".gitattributes", "README.md"}
-        if files and not files.issuperset(APP):
-            raise FileExistsError(f"{repository} is taken: it holds another app ({min(files)}). Push to another name.")
-        api.upload_folder(
-            repo_id=url.repo_id,
+        repository = create_repository(repository, repo_type="space", private=private, space_sdk="gradio")
+        push_files(
+            repository,
+            files_in(Path(folder)),
             repo_type="space",
-            folder_path=folder,
-            parent_commit=there.sha,
+            marker=MARKER,
+            replaced=["hf_bert4rec/*", f"{BUNDLED}/*"],
             commit_message=f"Show {Path(model).name}",
-            delete_patterns=["hf_bert4rec/*", f"{BUNDLED}/*"],  # what an earlier push left and this one lacks
         )
-        api.add_space_variable(url.repo_id, "MODEL", loaded)  # starts it again
-    return str(url)
+        with hub_errors(repository):
+            api = HfApi()
+            api.add_space_variable(repository, "MODEL", loaded)  # also restarts the Space
+    return f"{api.endpoint}/spaces/{repository}"
 
 
 if __name__ == "__main__":

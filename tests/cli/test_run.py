@@ -23,7 +23,9 @@ from hf_bert4rec.cli.run import (
     whole_histories,
 )
 from hf_bert4rec.evaluation.baselines import Popularity
-from hf_bert4rec.hub.checkpoint import check_sizes, model_card, push_checkpoint, save_checkpoint
+from hf_bert4rec.hub.checkpoint import check_sizes, save_checkpoint
+from hf_bert4rec.hub.model_card import model_card
+from hf_bert4rec.hub.push import push_checkpoint
 from hf_bert4rec.hub.run_facts import RunFacts
 from tests.training.test_training import LOG, RECIPE, StopAt
 

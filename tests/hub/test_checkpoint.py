@@ -13,7 +13,8 @@ from transformers import AutoModel, AutoModelForMaskedLM
 
 import hf_bert4rec
 from hf_bert4rec import item_tokenizer
-from hf_bert4rec.hub.checkpoint import check_checkpoint, check_folder, push_checkpoint
+from hf_bert4rec.hub.checkpoint import check_checkpoint, check_folder
+from hf_bert4rec.hub.push import push_checkpoint
 
 
 @pytest.fixture
@@ -77,29 +78,31 @@ def test_another_error_of_loading_keeps_its_words():
 @pytest.mark.parametrize(
     ("changes", "found"),
     [
-        ({"vocab_size": 14}, r"lm_head\.bias the shape \[14\], found \[13\]"),
-        ({"hidden_size": 15}, r"the shape .*15.*, found .*12"),
-        ({"num_hidden_layers": 3}, r"model\.layers\.2\S+ the shape \S+, found none"),
-        ({"num_hidden_layers": 1}, r"model\.layers\.1\S+ the shape none, found"),
-        ({"prediction_head": False}, r"prediction_head\.dense\.bias the shape none, found \[12\]"),
-        ({"conv_kernel_size": 3}, r"convolution\.weight the shape \[12, 1, 3\], found none"),
+        ({"vocab_size": 14}, r"expected shape \[14\] for lm_head\.bias, found \[13\]"),
+        ({"hidden_size": 15}, r"expected shape .*15.* for \S+, found .*12"),
+        ({"num_hidden_layers": 3}, r"expected shape \S+ for model\.layers\.2\S+, found none"),
+        ({"num_hidden_layers": 1}, r"expected shape none for model\.layers\.1\S+, found"),
+        ({"prediction_head": False}, r"expected shape none for prediction_head\.dense\.bias, found \[12\]"),
+        ({"conv_kernel_size": 3}, r"expected shape \[12, 1, 3\] for \S+convolution\.weight, found none"),
     ],
 )
 def test_a_config_that_is_not_that_of_the_weights_is_refused(folder, changes, found):
     change_config(folder, **changes)
-    with pytest.raises(ValueError, match=f"config.json and weights disagree: expected for .*{found}"):
+    with pytest.raises(ValueError, match=f"config.json and weights do not belong together: {found}"):
         hf_bert4rec.pipeline(folder)
 
 
 def test_an_encoder_without_its_head_is_refused(folder, model):
     model.model.save_pretrained(folder)
-    with pytest.raises(ValueError, match=r"embeddings\.item_embeddings\.weight the shape none, found \[13, 12\]"):
+    with pytest.raises(
+        ValueError, match=r"shape none for embeddings\.item_embeddings\.weight, found \[13, 12\]"
+    ):
         hf_bert4rec.pipeline(folder)
 
 
 def test_untied_weights_are_expected_where_the_config_says_so(folder):
     change_config(folder, tie_word_embeddings=False)
-    with pytest.raises(ValueError, match=r"lm_head\.weight the shape \[13, 12\], found none"):
+    with pytest.raises(ValueError, match=r"expected shape \[13, 12\] for lm_head\.weight, found none"):
         check_folder(folder)
     weights = load_file(folder / "model.safetensors")
     weights["lm_head.weight"] = torch.zeros(13, 12)
@@ -119,7 +122,7 @@ def test_a_tokenizer_or_titles_of_another_catalogue_are_not_pushed(folder):
     with pytest.raises(ValueError, match=r"items\.parquet: expected 10 titles.*found 2"):
         push_checkpoint(folder, "org/name")
     item_tokenizer(list("abc"), max_length=5).save_pretrained(folder)
-    with pytest.raises(ValueError, match="model has 13 rows in its item table and the tokenizer 6 tokens"):
+    with pytest.raises(ValueError, match="model has 13 rows in its item table, the tokenizer 6 tokens"):
         push_checkpoint(folder, "org/name")
 
 
@@ -146,5 +149,5 @@ def test_a_file_that_is_cut_off_is_named(tmp_path, model, tokenizer, file):
         part.save_pretrained(tmp_path)
     (tmp_path / "run_facts.json").write_text('{"name": "x"}')
     (tmp_path / file).write_text((tmp_path / file).read_text()[:-3])
-    with pytest.raises(ValueError, match=rf"{file} is damaged or cut off .*Load it again"):
+    with pytest.raises(ValueError, match=rf"{file} is damaged or cut off .*Load or save it again"):
         check_folder(tmp_path)

@@ -17,7 +17,8 @@ from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
 import hf_bert4rec
 from hf_bert4rec import Bert4RecForMaskedLM, Gru4RecForMaskedLM, SasRecForMaskedLM, item_tokenizer
-from hf_bert4rec.hub.checkpoint import check_folder, push_checkpoint
+from hf_bert4rec.hub.checkpoint import check_folder
+from hf_bert4rec.hub.push import push_checkpoint
 from hf_bert4rec.hub.run_facts import RunFacts
 from tests.conftest import small_config, small_facts
 from tests.hub_server import OWNER, TOKEN, Handler, Refused, commit_id
@@ -39,7 +40,7 @@ def go_offline(monkeypatch) -> None:
 
 @pytest.fixture
 def folder(tmp_path, model, tokenizer) -> Path:
-    """A checkpoint with all its files, and some that are nobody's business."""
+    """A checkpoint with all its files, and some that must not be published."""
     folder = tmp_path / "bert4rec-small"
     for part in (model, tokenizer):
         part.save_pretrained(folder)
@@ -135,12 +136,12 @@ def test_a_private_repository_opens_with_the_token_alone(hub, folder, monkeypatc
     push_checkpoint(folder, NAME, private=True)
     assert hub.repositories[NAME].private
     monkeypatch.delenv("HF_TOKEN")
-    with pytest.raises(FileNotFoundError, match=r"no such repository on the Hub.*if it is private, log in"):
+    with pytest.raises(FileNotFoundError, match=r"no such repository on the Hub.*If the repository is private, log in"):
         hf_bert4rec.pipeline(NAME)
     assert len(hf_bert4rec.pipeline(NAME, token=TOKEN)(HISTORIES)) == 2
 
 
-def test_what_an_older_checkpoint_had_and_the_new_one_has_not_is_gone(hub, folder, tokenizer):
+def test_files_that_only_an_older_checkpoint_had_are_deleted(hub, folder, tokenizer):
     push_checkpoint(folder, NAME)
     item_tokenizer(list("abcdefghij"), max_length=5).save_pretrained(folder)
     push_checkpoint(folder, NAME)
@@ -148,7 +149,7 @@ def test_what_an_older_checkpoint_had_and_the_new_one_has_not_is_gone(hub, folde
     assert hf_bert4rec.pipeline(NAME)(HISTORIES)[0][0]["title"] is None
 
 
-def test_what_is_published_are_the_files_of_a_checkpoint_alone(hub, folder):
+def test_only_the_files_of_a_checkpoint_are_published(hub, folder):
     for name in ("private.png", "optimizer.safetensors", "notes.md", "model-00009-of-00009.safetensors"):
         (folder / name).write_bytes(b"private")
     (folder / "learning_curve.png").write_bytes(b"curve")
@@ -182,15 +183,15 @@ def test_two_that_push_at_once_do_not_mix(hub, folder):
         repository.commits.append({**repository.files, "items.parquet": b"of another checkpoint"})
 
     hub.meanwhile = push_first
-    with pytest.raises(OSError, match="the Hub has got another commit there meanwhile: look at it, then push again"):
+    with pytest.raises(OSError, match="the Hub received another commit in the meantime. Look at it, then push again"):
         push_checkpoint(folder, NAME)
     assert repository.files["items.parquet"] == b"of another checkpoint"
     assert len(repository.commits) == 3
 
 
-def test_an_answer_that_is_lost_is_not_told_as_nothing(hub, folder):
+def test_a_lost_answer_does_not_claim_that_nothing_was_pushed(hub, folder):
     hub.lose_answers = True
-    with pytest.raises(ConnectionError, match="No commit is half made there"):
+    with pytest.raises(ConnectionError, match="transferred as a whole or not at all"):
         push_checkpoint(folder, NAME)
     assert set(hub.repositories[NAME].files) >= LOADED
 
@@ -307,7 +308,7 @@ def test_an_interrupted_upload_changes_nothing_and_can_be_repeated(hub, folder, 
     model.save_pretrained(folder)
     for fault in ("refuse_uploads", "lose_commits"):
         setattr(hub, fault, True)
-        with pytest.raises(ConnectionError, match=r"the connection to the Hub failed.*No commit is half made there"):
+        with pytest.raises(ConnectionError, match=r"the connection to the Hub failed.*transferred as a whole or not at all"):
             push_checkpoint(folder, NAME)
         setattr(hub, fault, False)
         assert hub.repositories[NAME].files == before
@@ -316,7 +317,7 @@ def test_an_interrupted_upload_changes_nothing_and_can_be_repeated(hub, folder, 
     assert hub.repositories[NAME].files["model.safetensors"] == (folder / "model.safetensors").read_bytes()
 
 
-def test_an_interrupted_download_is_told_and_goes_on_later(hub, folder, tmp_path, monkeypatch):
+def test_an_interrupted_download_is_reported_and_continues_later(hub, folder, tmp_path, monkeypatch):
     expected = hf_bert4rec.pipeline(folder)(HISTORIES)
     push_checkpoint(folder, NAME)
     hub.cut_downloads = float("inf")
@@ -325,7 +326,7 @@ def test_an_interrupted_download_is_told_and_goes_on_later(hub, folder, tmp_path
     hub.cut_downloads = 0
     assert not [path for path in (tmp_path / "cache").rglob("snapshots/*/*") if not path.stat().st_size]
     go_offline(monkeypatch)
-    with pytest.raises(OSError, match=r"the cache does not hold all of it|found no"):
+    with pytest.raises(OSError, match=r"the cache does not contain all files|found no"):
         hf_bert4rec.pipeline(NAME)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     assert hf_bert4rec.pipeline(NAME)(HISTORIES) == expected
@@ -344,25 +345,25 @@ def test_a_wrong_token_is_named_as_the_cause(hub, folder, monkeypatch):
         lambda: push_checkpoint(folder, NAME, token="hf_no"),
         lambda: hf_bert4rec.pipeline(NAME, token="hf_no"),
     ):
-        with pytest.raises(PermissionError, match="the Hub does not know the token: log in again"):
+        with pytest.raises(PermissionError, match="the Hub does not accept the token. Log in again"):
             attempt()
     monkeypatch.delenv("HF_TOKEN")
-    with pytest.raises(PermissionError, match="the Hub does not know the token: log in"):
+    with pytest.raises(PermissionError, match="the Hub does not accept the token. Log in"):
         push_checkpoint(folder, f"{OWNER}/new")
     assert set(hub.repositories) == {NAME}
 
 
-def test_a_name_in_the_hands_of_others_is_refused(hub, folder):
-    with pytest.raises(PermissionError, match="the Hub does not let you write there: take a name of your own"):
+def test_a_name_that_belongs_to_others_is_refused(hub, folder):
+    with pytest.raises(PermissionError, match="the Hub does not allow you to write there. Choose a name under your own account"):
         push_checkpoint(folder, "others/bert4rec")
     huggingface_hub.create_repo(NAME)
     huggingface_hub.upload_file(path_or_fileobj=b'{"model_type": "bert"}', path_in_repo="config.json", repo_id=NAME)
-    with pytest.raises(FileExistsError, match="org/bert4rec-small is taken: it holds a model of type 'bert'"):
+    with pytest.raises(FileExistsError, match="org/bert4rec-small is taken: it contains a model of type 'bert'"):
         push_checkpoint(folder, NAME)
     assert hub.repositories[NAME].files == {"config.json": b'{"model_type": "bert"}'}
     huggingface_hub.create_repo(f"{OWNER}/images")
     huggingface_hub.upload_file(path_or_fileobj=b"{}", path_in_repo="model_index.json", repo_id=f"{OWNER}/images")
-    with pytest.raises(FileExistsError, match=r"org/images is taken: it holds other files, such as model_index\.json"):
+    with pytest.raises(FileExistsError, match=r"org/images is taken: it contains other files, such as model_index\.json"):
         push_checkpoint(folder, f"{OWNER}/images")
     with pytest.raises(ValueError, match="no name"):
         push_checkpoint(folder, "no name/at all")
@@ -371,11 +372,11 @@ def test_a_name_in_the_hands_of_others_is_refused(hub, folder):
 def test_a_gated_repository_is_named(hub, folder, monkeypatch):
     push_checkpoint(folder, NAME)
     monkeypatch.setattr(Handler, "readable", lambda *_: (_ for _ in ()).throw(Refused(403, "GatedRepo", "ask first")))
-    with pytest.raises(PermissionError, match="org/bert4rec-small is gated: ask for access on its page"):
+    with pytest.raises(PermissionError, match="org/bert4rec-small is gated. Ask for access on its page"):
         hf_bert4rec.pipeline(NAME)
 
 
-def test_a_card_that_the_hub_does_not_accept_is_told_and_nothing_uploaded(hub, folder):
+def test_a_card_that_the_hub_refuses_is_reported_and_nothing_is_uploaded(hub, folder):
     (folder / "README.md").write_text("---\nlicense: other\n---\n# Small\n")
     with pytest.raises(ValueError, match=r'Invalid metadata in README\.md\.\n- "license_name" is required'):
         push_checkpoint(folder, NAME)
@@ -387,7 +388,7 @@ def test_a_card_that_the_hub_does_not_accept_is_told_and_nothing_uploaded(hub, f
 def test_a_repository_that_lacks_a_file_is_refused(hub, folder, missing):
     push_checkpoint(folder, NAME)
     del hub.repositories[NAME].files[missing]
-    with pytest.raises(FileNotFoundError, match=f"{NAME}: expected a complete checkpoint, found no {missing}"):
+    with pytest.raises(FileNotFoundError, match=f"{NAME}: the checkpoint is incomplete, found no {missing}"):
         hf_bert4rec.pipeline(NAME)
 
 
@@ -405,7 +406,7 @@ def test_a_revision_or_repository_that_does_not_exist_is_named(hub, folder):
     push_checkpoint(folder, NAME)
     with pytest.raises(FileNotFoundError, match="org/bert4rec-small has no such revision"):
         hf_bert4rec.pipeline(NAME, revision="v9")
-    with pytest.raises(FileNotFoundError, match=r"org/nothing: found no such repository on the Hub\. Check the name"):
+    with pytest.raises(FileNotFoundError, match=r"org/nothing: found no such folder, and no such repository on the Hub\. Check the name"):
         hf_bert4rec.pipeline("org/nothing")
 
 
@@ -429,5 +430,5 @@ def test_the_script_without_a_network_ends_in_one_sentence(folder):  # nobody li
 
 
 def test_pushing_while_the_client_is_set_to_be_offline_says_so(folder):
-    with pytest.raises(ConnectionError, match=r"the client is set to be offline. Unset HF_HUB_OFFLINE"):
+    with pytest.raises(ConnectionError, match=r"offline mode is enabled. Unset HF_HUB_OFFLINE"):
         push_checkpoint(folder, NAME)

@@ -1,0 +1,170 @@
+"""Push checkpoints, data and Spaces to the Hub, each in one commit."""
+
+import json
+import logging
+import warnings
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatch
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
+from transformers.dynamic_module_utils import get_relative_import_files
+
+from ..data.tokenization import TITLES_FILE
+from .checkpoint import CURVE, LOADED, NEEDED, WEIGHTS, check_checkpoint, weight_files
+from .errors import hub_errors, read_json
+from .model_card import CARD
+from .run_facts import FACTS_FILE, RunFacts
+
+logger = logging.getLogger(__name__)
+
+PLAIN = (".gitattributes", CARD, "LICENSE")  # a repository with no other files can be used for anything
+
+
+def create_repository(repository: str, *, token: str | bool | None = None, **options: Any) -> str:
+    """Create a repository with the options of `HfApi.create_repo` if it does not exist, and return its full name."""
+    with hub_errors(repository):
+        return HfApi(token=token).create_repo(repository, exist_ok=True, **options).repo_id
+
+
+def files_in(folder: Path) -> dict[str, Path]:
+    """Return path in the folder -> file, for all files of a folder."""
+    return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def push_files(
+    repository: str,
+    files: Mapping[str, Path | bytes],
+    *,
+    marker: str,
+    replaced: Sequence[str],
+    commit_message: str,
+    repo_type: str = "model",
+    private: bool | None = None,
+    token: str | bool | None = None,
+    revision: str | None = None,
+) -> CommitInfo:
+    """Push files to a repository of the Hub in one commit, which is made as a whole or not at all.
+
+    Args:
+        repository: Hub ID; created if it does not exist. Without an owner it is yours.
+        files: Name in the repository -> content.
+        marker: A file that every repository of this kind contains. A repository with other files and without it is
+            refused, as is a model repository whose `model_type`, in the marker config.json, is another one.
+        replaced: Patterns of files that are deleted if they are not among `files`. A pattern without "/" applies to the
+            top level of the repository.
+        commit_message: Message of the commit.
+        repo_type: `model`, `dataset` or `space`.
+        private: Whether to create a private repository; the owner's default if not given.
+        token: That of `hf auth login` or HF_TOKEN if not given.
+        revision: Branch to push to; `main` if not given.
+
+    Returns:
+        The commit. As a string, it is the address of the commit.
+
+    Raises:
+        FileExistsError: The repository contains something else.
+        OSError: The Hub refuses the push or cannot be reached. The repository is unchanged or, if only the answer was
+            lost, contains the whole commit.
+        ValueError: The name is invalid, or the Hub refuses the card.
+    """
+    api = HfApi(token=token)
+    repository = create_repository(repository, repo_type=repo_type, private=private, token=token)
+    with hub_errors(repository):
+        current = api.repo_info(repository, repo_type=repo_type, revision=revision)
+        existing = {file.rfilename for file in current.siblings or ()}
+        taken = f"{repository} is taken: it contains"
+        if (others := sorted(existing - set(PLAIN))) and marker not in others:
+            raise FileExistsError(f"{taken} other files, such as {others[0]}. Push to another name.")
+        if others and repo_type == "model":
+            config = api.hf_hub_download(repository, marker, revision=current.sha)
+            found, ours = (read_json(Path(file), repository).get("model_type") for file in (config, str(files[marker])))
+            if found != ours:
+                raise FileExistsError(f"{taken} a model of type {found!r}, not {ours!r}. Push to another name.")
+        stale = [
+            name
+            for name in sorted(existing - set(files))
+            if any(fnmatch(name, pattern) and ("/" in pattern or "/" not in name) for pattern in replaced)
+        ]
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*data file.*")  # items.parquet belongs to the tokenizer
+            return api.create_commit(
+                repository,
+                [
+                    *(CommitOperationAdd(name, content) for name, content in files.items()),
+                    *(CommitOperationDelete(name) for name in stale),
+                ],
+                repo_type=repo_type,
+                revision=revision,
+                parent_commit=current.sha,  # so that simultaneous pushes are never mixed
+                commit_message=commit_message,
+            )
+
+
+def push_checkpoint(
+    folder: str | PathLike,
+    repository: str,
+    *,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    revision: str | None = None,
+    commit_message: str | None = None,
+) -> CommitInfo:
+    """Push a checkpoint to the Hub in one commit, without other files of the folder and without pickles.
+
+    An older checkpoint in the repository is replaced and stays in the history. Paths of this machine in the run facts
+    are reduced to names (`RunFacts.published`).
+
+    Args:
+        folder: A checkpoint.
+        repository: Hub ID; created if it does not exist. Without an owner it is yours.
+        private: Whether to create a private repository; the owner's default if not given.
+        token: That of `hf auth login` or HF_TOKEN if not given.
+        revision: Branch to push to; `main` if not given.
+        commit_message: Message of the commit; names the folder if not given.
+
+    Returns:
+        The commit. As a string, it is the address of the commit.
+
+    Raises:
+        OSError: The checkpoint is incomplete, or as for `push_files`.
+        ValueError: The parts of the checkpoint do not belong together, or as for `push_files`.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: found no such folder. Pass a checkpoint folder.")
+    check_checkpoint(folder)
+    files = published_files(folder)
+    if CARD not in files:
+        logger.warning("%s has no README.md: the repository will have no card.", folder)
+    return push_files(
+        repository,
+        files,
+        marker=NEEDED[0],
+        replaced=(*LOADED, FACTS_FILE, CARD, CURVE, "*.bin"),
+        commit_message=commit_message or f"Upload {folder.name}",
+        private=private,
+        token=token,
+        revision=revision,
+    )
+
+
+def published_files(folder: Path) -> dict[str, Path | bytes]:
+    """Return name -> content of the files of a checkpoint that are published."""
+    index = () if WEIGHTS[0] in (weights := weight_files(folder)) else WEIGHTS[1:]
+    names = (*NEEDED, *weights, *index, TITLES_FILE, *_code_files(folder), CARD, CURVE, FACTS_FILE)
+    content: dict[str, Path | bytes] = {name: folder / name for name in names if (folder / name).exists()}
+    if FACTS_FILE in content:
+        content[FACTS_FILE] = RunFacts.load(folder).published().to_json()
+    return content
+
+
+def _code_files(folder: Path) -> list[str]:
+    """Names of the files that the `auto_map` of a checkpoint refers to, and of those that they import."""
+    auto_map = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("auto_map") or {}
+    modules = {str(reference).rpartition("--")[2].partition(".")[0] for reference in auto_map.values()}
+    files = {folder / f"{module}.py" for module in modules}
+    files |= {Path(needed) for file in files if file.exists() for needed in get_relative_import_files(file)}
+    return sorted(file.name for file in files if file.parent == folder)
