@@ -1,28 +1,27 @@
-"""Leaks of a split: what a model could have known of its targets, row by row, and what the protocol lets it know."""
+"""Audit of a split: leaks of evaluated targets into training, and what the protocol lets a model learn from."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow as pa
 from datasets import Dataset, DatasetDict
 
 from ..models.configuration_bert4rec import SPECIAL_TOKENS
-from .histories import are_repeats, target_items, times_are_comparable
+from .histories import are_repeats, flatten, target_items, times_are_comparable
 
-SHOWN = 5
+NEEDED = ("user", "input_ids", "timestamps", "labels", "history")
 
 
-@dataclass
+@dataclass(frozen=True)
 class Finding:
-    """One thing that was looked for in a split.
+    """One property of the rows of a split.
 
     Attributes:
-        what: In words, as the end of "rows …".
-        split: Whose rows were looked at.
-        rows: Their numbers.
-        of: How many rows the split has.
-        leak: Whether it must not happen. The other findings are how the protocol is, to be told with its figures.
+        what: The property, as the predicate of a sentence about the rows.
+        split: Name of the split.
+        rows: Numbers of the rows that have the property.
+        of: Number of rows in the split.
+        leak: Whether no row may have it. Other findings describe the protocol and belong next to its results.
     """
 
     what: str
@@ -32,150 +31,138 @@ class Finding:
     leak: bool
 
     def __str__(self) -> str:
-        shown = f", such as {', '.join(map(str, self.rows[:SHOWN]))}" if self.leak and len(self.rows) else ""
-        share = f"{len(self.rows) / max(1, self.of):.1%}"
-        return f"{self.split}: {len(self.rows):,} of {self.of:,} rows ({share}) {self.what}{shown}"
+        examples = f", such as {', '.join(map(str, self.rows[:5]))}" if self.leak and len(self.rows) else ""
+        share = len(self.rows) / max(1, self.of)
+        return f"{self.split}: {len(self.rows):,} of {self.of:,} rows ({share:.1%}) {self.what}{examples}"
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Actions:
-    """Actions of a split, one after the other."""
+    """Actions as columns: row of the split, number of the user, row of the item table, time."""
 
-    rows: np.ndarray  # their row in the split
-    users: np.ndarray  # numbers
+    rows: np.ndarray
+    users: np.ndarray
     items: np.ndarray
     times: np.ndarray
 
 
 def audit(histories: DatasetDict) -> list[Finding]:
-    """Look for leaks in a `DatasetDict`, as from `leave_one_out`, `split_at_time`, or of one's own making.
+    """Look for leaks in histories, whether from a function in `SPLITS` or from elsewhere.
 
-    Leaks, in the validation and test splits: a target that the same user's training rows or its own inputs hold (same
-    user, item and time; somebody who acted twice on an item at one time looks the same), at test also what validation
-    holds of that user; a target among its own candidates; an input later than its target; a user with two rows. In the
-    training split: rows with an action later than an evaluated target of the same user.
+    Leaks are, in validation and test: a target in the training rows or the inputs of the same user (same user, item and
+    time; a user with the same item twice at one time looks the same) or, in test, in the user's validation row; a
+    target among its candidates; an input later than its target; a second row of a user. In train: an action later than
+    an evaluated target of the same user.
 
-    Told with the protocol: targets that follow an action of somebody else which was trained on, although it came later
-    (every leave-one-out split has these; `split_at_time` has none; where times of different users cannot be compared,
-    `times_are_comparable`, nobody can tell); users who are trained on as well; targets that the
-    user has had before; targets that never occur in training, of which nothing is learnt; and those that the tokenizer
-    does not know, which count as missed.
+    The other findings describe the protocol: targets of users who are in train; repeats; targets that never occur in
+    train; targets that are not in the tokenizer; and targets older than a training action of any user. Every
+    leave-one-out split has the last, `split_at_time` has none; without comparable times (`times_are_comparable`) it is
+    not reported.
 
     Args:
-        histories: `train`, and any of `validation` and `test`, with `user`, `input_ids`, `timestamps`, `labels` and
-            `history`; perhaps `candidates`.
+        histories: `train` and perhaps `validation` and `test`, with the columns `user`, `input_ids`, `timestamps`,
+            `labels` and `history`, and perhaps `candidates`.
 
     Returns:
-        All findings, also those without rows.
+        All findings, including those without rows.
 
     Raises:
-        ValueError: There is no training split, or one that is none of these; a column is missing, or a row to evaluate
-            has no labels.
+        ValueError: There is no training split, a split of another name, a missing column, or a row to evaluate without
+            labels.
     """
-    if not isinstance(histories, Mapping) or (others := set(histories) - {"train", "validation", "test"}):
-        found = ", ".join(others) if isinstance(histories, Mapping) else type(histories).__name__
-        raise ValueError(f"Expected the splits train, validation and test, found {found}.")
-    needed = {"user", "input_ids", "timestamps", "labels", "history"}
-    for name, rows in histories.items():
-        if missing := needed - set(rows.column_names):
-            raise ValueError(f"{name}: expected the columns {', '.join(sorted(needed))}, found no {missing.pop()}.")
-        if name != "train" and None in (labels := rows["labels"][:]):
-            raise ValueError(f"{name}: expected labels in every row, found none in row {labels.index(None)}.")
-    if "train" not in histories:
-        raise ValueError(f"Expected a split `train` to compare with, found {', '.join(histories)}.")
+    _check(histories)
     numbers: dict[str, int] = {}
     for rows in histories.values():
         for user in rows["user"][:]:
             numbers.setdefault(user, len(numbers))
-    train = _trained_on(histories["train"], numbers)
-    held_out = {name: _targets(histories[name], numbers) for name in ("validation", "test") if name in histories}
-    every = [train, *held_out.values()]
-    comparable = times_are_comparable(*(np.concatenate([getattr(it, of) for it in every]) for of in ("users", "times")))
-    findings = []
-    first_target = np.full(len(numbers), np.inf)  # the time of each user's first evaluated target
-    for name, targets in held_out.items():
-        np.minimum.at(first_target, targets.users, targets.times)
-        findings += _held_out(name, histories[name], train, targets, numbers, comparable)
-    if "validation" in held_out and "test" in held_out:  # what chose the model, and what judges it
-        chosen = _joined(held_out["validation"], _actions(histories["validation"], numbers, "input_ids"))
-        seen, what = _same(held_out["test"], chosen), "have a target that the user's validation row holds"
-        findings.append(Finding(what, "test", seen, histories["test"].num_rows, leak=True))
+    inputs = {name: _actions(rows, numbers, "input_ids") for name, rows in histories.items()}
+    targets = {name: _targets(rows, numbers) for name, rows in histories.items() if name != "train"}
+    train = _join(inputs["train"], _actions(histories["train"], numbers, "labels"))
+    every = _join(train, *targets.values())
+    comparable = times_are_comparable(every.users, every.times)
+    first_target = np.full(len(numbers), np.inf)
+    for target in targets.values():
+        np.minimum.at(first_target, target.users, target.times)
     late = np.unique(train.rows[train.times > first_target[train.users]])
-    own = "hold an action later than an evaluated target of the same user"
-    return [Finding(own, "train", late, histories["train"].num_rows, leak=True), *findings]
+    what = "contain an action later than an evaluated target of the same user"
+    findings = [Finding(what, "train", late, histories["train"].num_rows, leak=True)]
+    for name, target in targets.items():
+        found = _evaluated(histories[name], train, inputs[name], target)
+        if name == "test" and "validation" in targets:
+            chosen_by = _join(targets["validation"], inputs["validation"])
+            found.append(("have a target that is in the user's validation row", _in(target, chosen_by), True))
+        if comparable:
+            older = np.flatnonzero(target.times < (train.times.max() if len(train.times) else -np.inf))
+            found.append(("have a target older than a training action of any user", older, False))
+        findings += [Finding(what, name, rows, histories[name].num_rows, leak) for what, rows, leak in found]
+    return findings
 
 
-def _held_out(
-    name: str, rows: Dataset, train: _Actions, targets: _Actions, numbers: dict[str, int], comparable: bool
-) -> list[Finding]:
-    inputs = _actions(rows, numbers, "input_ids")
-    trained, read = _same(targets, train), _same(targets, inputs)
-    late = np.unique(inputs.rows[inputs.times > targets.times[inputs.rows]])
-    _, first = np.unique(targets.users, return_index=True)
-    twice = np.setdiff1d(targets.rows, targets.rows[first])
-    known = targets.items >= len(SPECIAL_TOKENS)
-    learnt = np.isin(targets.items, train.items)
-    later = targets.times < (train.times.max() if len(train.times) else -np.inf)
-    looked_for = [
-        ("have a target that the user's training rows hold", trained, True),
-        ("have their target among their inputs", read, True),
+def _check(histories: DatasetDict) -> None:
+    names = list(histories) if isinstance(histories, Mapping) else [type(histories).__name__]
+    if not {"train"} <= set(names) <= {"train", "validation", "test"}:
+        raise ValueError(f"Expected the splits train, validation and test (train at least), found {', '.join(names)}.")
+    for name, rows in histories.items():
+        if missing := set(NEEDED) - set(rows.column_names):
+            raise ValueError(f"{name}: expected the columns {', '.join(NEEDED)}, found no {min(missing)}.")
+        if name != "train" and None in (labels := rows["labels"][:]):
+            raise ValueError(f"{name}: expected labels in every row, found none in row {labels.index(None)}.")
+
+
+def _evaluated(
+    rows: Dataset, train: _Actions, inputs: _Actions, target: _Actions
+) -> list[tuple[str, np.ndarray, bool]]:
+    """Findings in a validation or test split: text, rows, and whether it is a leak."""
+    late = np.unique(inputs.rows[inputs.times > target.times[inputs.rows]])
+    second = np.setdiff1d(target.rows, np.unique(target.users, return_index=True)[1])
+    known = target.items >= len(SPECIAL_TOKENS)
+    unlearned = known & ~np.isin(target.items, train.items)
+    found = [
+        ("have a target that is in the user's training rows", _in(target, train), True),
+        ("have a target that is among their inputs", _in(target, inputs), True),
         ("have an input later than the target", late, True),
-        ("are a second row of their user", twice, True),
-        ("are of users who are trained on as well", np.flatnonzero(np.isin(targets.users, train.users)), False),
+        ("are a second row of their user", second, True),
+        ("are of users who are in train too", np.flatnonzero(np.isin(target.users, train.users)), False),
         ("have a target that the user has had before", np.flatnonzero(are_repeats(rows)), False),
-        ("have a target that never occurs in training", np.flatnonzero(known & ~learnt), False),
-        ("have a target that the tokenizer does not know, and count as missed", np.flatnonzero(~known), False),
+        ("have a target that never occurs in train", np.flatnonzero(unlearned), False),
+        ("have a target that is not in the tokenizer and counts as missed", np.flatnonzero(~known), False),
     ]
     if "candidates" in rows.column_names:
-        among = [target in drawn for target, drawn in zip(targets.items, rows["candidates"][:], strict=True)]
-        looked_for.insert(2, ("have their target among their candidates", np.flatnonzero(among), True))
-    if comparable:
-        of_anybody = "have a target older than an action, of anybody, that was trained on"
-        looked_for.append((of_anybody, np.flatnonzero(later), False))
-    return [Finding(what, name, np.asarray(found), rows.num_rows, leak) for what, found, leak in looked_for]
+        drawn = zip(target.items, rows["candidates"][:], strict=True)
+        among = np.flatnonzero([item in candidates for item, candidates in drawn])
+        found.insert(2, ("have a target that is among their candidates", among, True))
+    return found
 
 
-def _actions(rows: Dataset, numbers: dict[str, int], column: str) -> _Actions:
-    """All items of a split's rows with their times; the [MASK] of a query is none."""
-    table = rows.with_format("arrow")[:]
-    items, times = (_flat(table[name]) for name in (column, "timestamps"))
-    lengths = np.asarray(table[column].combine_chunks().value_lengths())
-    places = np.repeat(np.arange(len(lengths)), lengths)
-    users = np.array([numbers[user] for user in table["user"].to_pylist()], np.int64)
+def _actions(rows: Dataset, numbers: Mapping[str, int], column: str) -> _Actions:
+    """Actions on the items in a column, which is null in some rows; special tokens are not items."""
+    table = rows.select_columns(["user", "timestamps", column]).with_format("arrow")[:]
+    given = np.flatnonzero(table[column].is_valid())
+    if not len(given):
+        return _Actions(*np.zeros((4, 0), np.int64))
+    table = table.take(given)
+    (items, places), (times, _) = flatten(table[column]), flatten(table["timestamps"])
+    users = np.array([numbers[user] for user in table["user"].to_pylist()])
     real = items >= len(SPECIAL_TOKENS)
-    return _Actions(places[real], users[places[real]], items[real], times[real])
+    return _Actions(*(values[real] for values in (given[places], users[places], items, times)))
 
 
-def _trained_on(rows: Dataset, numbers: dict[str, int]) -> _Actions:
-    """What training rows show or ask for: their items, and the labels of those that bring their own."""
-    shown = _actions(rows, numbers, "input_ids")
-    places = np.array([place for place, labels in enumerate(rows["labels"][:]) if labels], np.int64)
-    if not len(places):
-        return shown
-    asked = _actions(rows.select(places), numbers, "labels")
-    return _joined(shown, _Actions(places[asked.rows], asked.users, asked.items, asked.times))
-
-
-def _joined(*actions: _Actions) -> _Actions:
-    return _Actions(*(np.concatenate(parts) for parts in zip(*(vars(it).values() for it in actions), strict=True)))
-
-
-def _targets(rows: Dataset, numbers: dict[str, int]) -> _Actions:
-    """The target of each row, with its time: that of the [MASK]."""
-    items = target_items(rows)
-    times = np.array([times[-1] for times in rows.with_format("numpy")["timestamps"]])
+def _targets(rows: Dataset, numbers: Mapping[str, int]) -> _Actions:
+    """The target of each row; its time is that of the [MASK], the last one."""
     users = np.array([numbers[user] for user in rows["user"][:]], np.int64)
-    return _Actions(np.arange(len(items)), users, items, times)
+    times = np.array([times[-1] for times in rows["timestamps"][:]])
+    return _Actions(np.arange(rows.num_rows), users, target_items(rows), times)
 
 
-def _flat(column: pa.ChunkedArray) -> np.ndarray:
-    return column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
+def _join(*actions: _Actions) -> _Actions:
+    return _Actions(*map(np.concatenate, zip(*(vars(one).values() for one in actions), strict=True)))
 
 
-def _same(targets: _Actions, train: _Actions) -> np.ndarray:
-    """Rows of targets whose user, item and time are those of a training action."""
-    times, coded = np.unique(np.concatenate([targets.times, train.times]), return_inverse=True)
-    items = max(targets.items.max(initial=0), train.items.max(initial=0)) + 1
-    users, things = (np.concatenate(both) for both in ((targets.users, train.users), (targets.items, train.items)))
-    keys = (users * items + things) * len(times) + coded
-    return np.flatnonzero(np.isin(keys[: len(targets.users)], keys[len(targets.users) :]))
+def _in(targets: _Actions, actions: _Actions) -> np.ndarray:
+    """Rows of the targets whose user, item and time are those of an action."""
+    both = _join(targets, actions)
+    keys = np.zeros(len(both.rows), np.int64)
+    for values in (both.users, both.items, both.times):
+        codes = np.unique(values, return_inverse=True)[1]
+        keys = np.unique(keys * (codes.max(initial=0) + 1) + codes, return_inverse=True)[1]
+    return np.flatnonzero(np.isin(keys[: len(targets.rows)], keys[len(targets.rows) :]))

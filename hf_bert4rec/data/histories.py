@@ -10,19 +10,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict
 
-from .ids import as_ids
+from .ids import READ_FIRST, as_ids
 from .tokenization import ItemTokenizer
 
 logger = logging.getLogger(__name__)
 
 COLUMNS = {
     "row": "number of the row within its split; the collator draws masks from it",
-    "user": "raw id",
+    "user": "raw ID",
     "input_ids": "rows of the item table, oldest first; validation and test end in the [MASK] of the query",
     "timestamps": "time of each input; for the [MASK] the time of the target",
     "labels": "null in train (the collator masks); else -100, and the target at the [MASK]",
-    "history": "null in train; else all items before the target, including those too old for `input_ids`: "
-    "rankings exclude them",
+    "history": "null in train; else all items before the target, including those too old for `input_ids`: rankings "
+    "exclude them",
     "candidates": "only after `popularity_candidates` or `uniform_candidates`, not in train: the items that sampled "
     "metrics rank the target among",
     "length": "number of `input_ids`, so that batches can be grouped by length without reading the rows",
@@ -38,38 +38,41 @@ class SortedLog:
     """All actions, sorted by user and then by time. The actions of user u are `starts[u]` to before `ends[u]`.
 
     Attributes:
-        users: (users,) raw ids.
-        starts: (users + 1,) number of each user's first action; the last entry is the number of actions.
+        users: (users,) raw IDs.
+        starts: (users,) number of each user's first action.
+        ends: (users,) number of each user's last action, plus 1.
         items: (actions,) rows of the item table.
         timestamps: (actions,) times.
     """
 
     users: pa.Array
     starts: np.ndarray
+    ends: np.ndarray
     items: np.ndarray
     timestamps: np.ndarray
 
-    @property
-    def ends(self) -> np.ndarray:
-        """(users,) number of the action after each user's last one."""
-        return self.starts[1:]
-
 
 def check_interactions(interactions: Dataset) -> pa.Table:
-    """Return interactions as a table, with ids as text.
+    """Return interactions as a table, with numeric IDs as text.
 
     Raises:
-        ValueError: It is not a `Dataset` with the columns and types that `load_interactions` returns.
+        ValueError: They do not have the columns and types that `load_interactions` returns.
     """
-    missing = {"user", "item", "timestamp"} - set(interactions.column_names)
-    if missing:
-        raise ValueError(
-            f"Expected the columns user, item and timestamp, found {', '.join(interactions.column_names)}. "
-            "Read the log with load_interactions."
-        )
+    columns = interactions.column_names if isinstance(interactions, Dataset) else [type(interactions).__name__]
+    if not {"user", "item", "timestamp"} <= set(columns):
+        raise ValueError(f"Expected the columns user, item and timestamp, found {', '.join(columns)}. {READ_FIRST}")
     table = interactions.with_format("arrow")[:]
     for name in ("user", "item"):
-        table = table.set_column(table.column_names.index(name), name, as_ids(table[name], f"the {name}"))
+        table = table.set_column(columns.index(name), name, as_ids(table[name], f"the {name}"))
+        if table[name].null_count:
+            raise ValueError(
+                f"Expected an ID in every row, found {table[name].null_count} without {name}. {READ_FIRST}"
+            )
+    times = table["timestamp"]
+    numbers = pa.types.is_integer(times.type) or pa.types.is_floating(times.type)
+    if not numbers or times.null_count or pc.all(pc.is_finite(times)).as_py() is False:
+        found = "missing values or NaN" if numbers else f"a column of {times.type}"
+        raise ValueError(f"Expected a finite number as timestamp in every row, found {found}. {READ_FIRST}")
     return table
 
 
@@ -83,8 +86,10 @@ def sort_by_user(interactions: Dataset, tokenizer: ItemTokenizer) -> SortedLog:
     users = table["user"].combine_chunks().dictionary_encode()
     codes, timestamps = users.indices.to_numpy(), table["timestamp"].to_numpy()
     order = np.lexsort((timestamps, codes))  # stable
-    starts = np.concatenate([[0], np.cumsum(np.bincount(codes, minlength=len(users.dictionary)))])
-    return SortedLog(users.dictionary, starts, tokenizer.encode_items(table["item"])[order], timestamps[order])
+    counts = np.bincount(codes, minlength=len(users.dictionary))
+    ends = np.cumsum(counts)
+    items = tokenizer.encode_items(table["item"])[order]
+    return SortedLog(users.dictionary, ends - counts, ends, items, timestamps[order])
 
 
 def build_histories(
@@ -101,11 +106,12 @@ def build_histories(
     Logs a warning if more than `REPEATS` of the test targets are items that the user has had before.
 
     Args:
-        log: Actions, as from `sort_by_user`.
-        tokenizer: Items that it does not contain are dropped from histories.
-        train_ends: (users,) training windows end before this action; `log.starts[:-1]` for users without any.
-        targets: "validation" or "test" → (users,) number of the action to predict; -1 for users without a row. The
-            history of a row is all actions of the user before its target.
+        log: As from `sort_by_user`.
+        tokenizer: Items that it does not contain are dropped from histories; as targets they count as missed.
+        train_ends: (users,) number of the action before which each user's training history ends; `log.starts` for users
+            who are not trained on.
+        targets: "validation" or "test" → (users,) number of the action to predict, -1 for users without a row. The
+            history of a row is all actions of the user before the target.
         max_length: Longest input N, including the [MASK] of the query. Default: `tokenizer.model_max_length`.
         window_step: Step between the training windows of a history longer than N, as a share of N.
 
@@ -113,28 +119,29 @@ def build_histories(
         `DatasetDict` with `train` and the splits of `targets`; columns: `COLUMNS`.
 
     Raises:
-        ValueError: `max_length` or `window_step` is out of range.
+        ValueError: `max_length` or `window_step` is out of range, or a number in `train_ends` or `targets` is not of an
+            action of its user.
     """
     max_length = tokenizer.model_max_length if max_length is None else max_length
     if max_length < 2:
         raise ValueError(f"Expected max_length of at least 2, an item and the [MASK] of the query, found {max_length}.")
     if not 0 < window_step <= 1:
         raise ValueError(f"Expected window_step above 0 and at most 1, a share of the length, found {window_step}.")
+    for name, actions in {"train_ends": train_ends, **targets}.items():
+        last = log.ends - (name != "train_ends")
+        none = (actions == -1) & (name != "train_ends")
+        if np.shape(actions) != (len(log.users),) or not (none | (log.starts <= actions) & (actions <= last)).all():
+            raise ValueError(f"{name}: expected one number per user, of an action of that user.")
     # From here on only items in the tokenizer count: `position[i]` of them precede action i.
     known = log.items != tokenizer.unk_token_id
     position = np.concatenate([[0], np.cumsum(known)])
     items, timestamps = log.items[known], log.timestamps[known]
-    starts, ends = position[log.starts[:-1]], position[train_ends]
+    starts = position[log.starts]
 
-    splits = {}
-    users, firsts, lasts = _windows(starts, ends, max_length, max(1, int(window_step * max_length)))
-    splits["train"] = _split(
-        user=log.users.take(users),
-        input_ids=_lists(items, firsts, lasts),
-        timestamps=_lists(timestamps, firsts, lasts),
-        labels=pa.nulls(len(users), pa.list_(pa.int32())),
-        history=pa.nulls(len(users), pa.list_(pa.int32())),
-    )
+    users, firsts, lasts = _windows(starts, position[train_ends], max_length, max(1, int(window_step * max_length)))
+    nothing = pa.nulls(len(users), pa.list_(pa.int32()))
+    windows = _lists(items, firsts, lasts), _lists(timestamps, firsts, lasts)
+    splits = {"train": _split(log.users.take(users), *windows, nothing, nothing)}
     for name, target in targets.items():
         users = np.flatnonzero(target >= 0)
         target = target[users]
@@ -142,38 +149,49 @@ def build_histories(
         inputs = np.maximum(firsts, lasts - (max_length - 1))
         lengths = lasts - inputs
         splits[name] = _split(
-            user=log.users.take(users),
-            input_ids=_lists(items, inputs, lasts, np.full(len(users), tokenizer.mask_token_id)),
-            timestamps=_lists(timestamps, inputs, lasts, log.timestamps[target]),
-            labels=_lists(np.full(lengths.max(initial=0), -100), 0 * lengths, lengths, log.items[target]),
-            history=_lists(items, firsts, lasts),
+            log.users.take(users),
+            _lists(items, inputs, lasts, np.full(len(users), tokenizer.mask_token_id)),
+            _lists(timestamps, inputs, lasts, log.timestamps[target]),
+            _lists(np.full(lengths.max(initial=0), -100), 0 * lengths, lengths, log.items[target]),
+            _lists(items, firsts, lasts),
         )
     if not known.all():
         _warn_once(f"Dropped {(~known).sum():,} actions on items that the tokenizer does not contain.")
-    if "test" in splits and (repeats := are_repeats(splits["test"]).sum()) > REPEATS * len(splits["test"]):
+    repeats = are_repeats(splits["test"]).sum() / max(1, len(splits["test"])) if "test" in splits else 0
+    if repeats > REPEATS:
         _warn_once(
-            f"{repeats / len(splits['test']):.0%} of the test targets are items that the user has had before. Such "
-            "items are only recommended if exclude_history=False is set in the model's config."
+            f"{repeats:.0%} of the test targets are items that the user has had before. They are only recommended with "
+            "exclude_history=False in the model's config."
         )
     return DatasetDict(splits)
 
 
+def flatten(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the values of a column of lists, and for each value the number of its row."""
+    lists = column.combine_chunks()
+    lengths = pc.fill_null(pc.list_value_length(lists), 0)
+    return lists.flatten().to_numpy(zero_copy_only=False), np.repeat(np.arange(len(lists)), lengths)
+
+
 def target_items(rows: Dataset) -> np.ndarray:
     """Return the target of each row of a validation or test split, (rows,) rows of the item table."""
-    return np.array([labels.max() for labels in rows.with_format("numpy")["labels"]], np.int64)
+    labels, places = flatten(rows.with_format("arrow")[:]["labels"])
+    targets = np.full(rows.num_rows, -100)
+    np.maximum.at(targets, places, labels)
+    return targets
 
 
 def are_repeats(rows: Dataset) -> np.ndarray:
     """Return whether the target of each row is in the history of its user, (rows,) bool."""
-    histories = rows.with_format("numpy")["history"][:]
-    return np.array([target in history for target, history in zip(target_items(rows), histories, strict=True)], bool)
+    items, places = flatten(rows.with_format("arrow")[:]["history"])
+    return np.isin(np.arange(rows.num_rows), places[items == target_items(rows)[places]])
 
 
 def times_are_comparable(users: np.ndarray, times: np.ndarray) -> bool:
     """Return whether timestamps tell which of two users acted first.
 
-    In a log without timestamps the row numbers stand for times. If such a log is written user by user, each user begins
-    after the one before has ended, and the times of two users cannot be compared.
+    In a log without timestamps, row numbers stand for times. If such a log is written user by user, each user begins
+    after the one before has ended, and times of different users cannot be compared.
 
     Args:
         users: (actions,) numbers from 0, in any order.
@@ -209,10 +227,9 @@ def _windows(
 
 
 def _lists(values: np.ndarray, firsts: np.ndarray, lasts: np.ndarray, last: np.ndarray | None = None) -> pa.ListArray:
-    """`values[first:last]` for each pair, with `last[i]` appended to the i-th if given."""
+    """`values[first:last]` for each pair, with `last[i]` appended to the i-th list if given."""
     lengths = lasts - firsts
-    extra = 0 if last is None else 1
-    offsets = np.concatenate([[0], np.cumsum(lengths + extra)])
+    offsets = np.concatenate([[0], np.cumsum(lengths + (last is not None))])
     flat = np.empty(offsets[-1], values.dtype)
     place = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     flat[np.repeat(offsets[:-1], lengths) + place] = values[np.repeat(firsts, lengths) + place]
@@ -221,9 +238,10 @@ def _lists(values: np.ndarray, firsts: np.ndarray, lasts: np.ndarray, last: np.n
     return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), flat)
 
 
-def _split(**columns: pa.Array) -> Dataset:
-    rows = pa.array(np.arange(len(columns["user"])))
-    lengths = pc.cast(pc.list_value_length(columns["input_ids"]), pa.int32())
-    for name in ("input_ids", "labels", "history"):
-        columns[name] = pc.cast(columns[name], pa.list_(pa.int32()))
-    return Dataset(pa.table({"row": rows, **columns, "length": lengths}))
+def _split(user: pa.Array, input_ids: pa.Array, timestamps: pa.Array, labels: pa.Array, history: pa.Array) -> Dataset:
+    lists = {"input_ids": input_ids, "timestamps": timestamps, "labels": labels, "history": history}
+    lists = {
+        name: array if name == "timestamps" else pc.cast(array, pa.list_(pa.int32())) for name, array in lists.items()
+    }
+    lengths = pc.cast(pc.list_value_length(input_ids), pa.int32())
+    return Dataset(pa.table({"row": pa.array(np.arange(len(user))), "user": user, **lists, "length": lengths}))

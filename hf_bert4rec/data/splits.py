@@ -42,7 +42,7 @@ def leave_one_out(
         ValueError: No user has three actions, or the interactions do not come from `load_interactions`.
     """
     log = sort_by_user(interactions, tokenizer)
-    lengths = np.diff(log.starts)
+    lengths = log.ends - log.starts
     held_out = lengths >= 3
     if not held_out.any():
         raise ValueError(
@@ -98,8 +98,8 @@ def split_at_time(
             f"item_tokenizer(before(interactions, {test_time if validation_in_train else validation_time!r}))."
         )
     # The first action of each user from each point on, or the start of the next user if there is none.
-    first_of_validation = log.starts[:-1] + _count_by_user(log, log.timestamps < validation_from)
-    first_of_test = log.starts[:-1] + _count_by_user(log, log.timestamps < test_from)
+    first_of_validation = log.starts + _count_by_user(log, log.timestamps < validation_from)
+    first_of_test = log.starts + _count_by_user(log, log.timestamps < test_from)
     targets = {"test": np.where(first_of_test < log.ends, first_of_test, -1)}
     if not validation_in_train:
         validation = np.where(first_of_validation < first_of_test, first_of_validation, -1)
@@ -213,4 +213,5 @@ def _as_time(time: str | float) -> float:
 
 
 def _count_by_user(log: SortedLog, chosen: np.ndarray) -> np.ndarray:
-    return np.diff(np.concatenate([[0], np.cumsum(chosen)])[log.starts])
+    counts = np.concatenate([[0], np.cumsum(chosen)])
+    return counts[log.ends] - counts[log.starts]

@@ -218,7 +218,7 @@ def test_a_comparison_trains_judges_and_keeps(script, recipe_file, tmp_path):
     assert "Protocol: validation, leave-one-out (every user's last item), ranked among all 12 items" in report
     assert "never to be compared with the above" in report
     assert "| SASRec − Popularity |" in report or "| Popularity − SASRec |" in report
-    assert "- validation: 16 of 16 rows (100.0%) are of users who are trained on as well" in report
+    assert "- validation: 16 of 16 rows (100.0%) are of users who are in train too" in report
     assert Path(folder, "comparison.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(
         ValueError, match=r"Move it away:\n\S+popularity\.json: split validation → test\n\S+sasrec\.json: split"

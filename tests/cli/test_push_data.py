@@ -108,7 +108,7 @@ def test_the_card_is_valid_and_tells_what_is_known(hub, config):
         "those of [PAD], [MASK], [UNK] are 0 to 2.",
         "What must not happen was looked for and not found:\n\n- train: 0 of 5 rows (0.0%) hold an action later than",
         "- test: 0 of 3 rows (0.0%) have an input later than the target\n",
-        "- test: 3 of 3 rows (100.0%) are of users who are trained on as well\n",
+        "- test: 3 of 3 rows (100.0%) are of users who are in train too\n",
         "sha256 `",
         "Ours, CC BY 4.0.",
     ):
@@ -121,12 +121,12 @@ def test_leaks_that_the_audit_finds_are_told_as_such(hub, config):
     log.write_text("user,item,timestamp\n" + "".join(f"u,a,{time}\n" for time in (1, 2, 3, 3)))
     push_data(parse_recipe([str(config)]), NAME, may_share=True)
     text = DatasetCard.load(NAME).text
-    assert "- validation: 0 of 1 rows (0.0%) have a target that the user's training rows hold\n" in text
+    assert "- validation: 0 of 1 rows (0.0%) have a target that is in the user's training rows\n" in text
     log.write_text("user,item,timestamp\n" + "".join(f"u,a,{time}\n" for time in (1, 3, 3, 3)))
     push_data(parse_recipe([str(config)]), NAME, may_share=True)
     text = DatasetCard.load(NAME).text
     assert "What must not happen was looked for, **and found**:" in text
-    assert "- validation: 1 of 1 rows (100.0%) have a target that the user's training rows hold, such as 0\n" in text
+    assert "- validation: 1 of 1 rows (100.0%) have a target that is in the user's training rows, such as 0\n" in text
 
 
 def test_pushed_again_the_newer_histories_replace_the_older(hub, config, tmp_path):

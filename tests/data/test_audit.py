@@ -54,13 +54,13 @@ def test_a_clean_split_has_no_leak():
 
 def test_every_leak_is_called_one():
     assert leaks(DatasetDict(CLEAN, train=train(("u", [A, D], [1, 7])))) == [
-        "train: hold an action later than an evaluated target of the same user"
+        "train: contain an action later than an evaluated target of the same user"
     ]
     assert leaks(DatasetDict(CLEAN, train=train(("u", [A, C], [1, 5])))) == [
-        "test: have a target that the user's training rows hold"
+        "test: have a target that is in the user's training rows"
     ]
     assert leaks(DatasetDict(CLEAN, test=held_out(("u", [A, C], [1, 5, 5], C)))) == [
-        "test: have their target among their inputs"
+        "test: have a target that is among their inputs"
     ]
     assert leaks(DatasetDict(CLEAN, test=held_out(("u", [A], [6, 5], C)))) == [
         "test: have an input later than the target"
@@ -72,12 +72,12 @@ def test_every_leak_is_called_one():
 
 def test_choosing_a_model_by_the_test_targets_is_found():
     assert leaks(DatasetDict(CLEAN, validation=CLEAN["test"])) == [
-        "test: have a target that the user's validation row holds"
+        "test: have a target that is in the user's validation row"
     ]
     seen = held_out(("v", [E], [6, 7], D), ("u", [A], [1, 2], B))  # v's test target among the inputs of validation
-    assert found(DatasetDict(CLEAN, validation=seen), "validation row holds") == [1]
+    assert found(DatasetDict(CLEAN, validation=seen), "in the user's validation row") == [1]
     clean = held_out(("u", [A], [1, 2], B), ("v", [B], [3, 4], C))
-    assert found(DatasetDict(CLEAN, validation=clean), "validation row holds") == []
+    assert found(DatasetDict(CLEAN, validation=clean), "in the user's validation row") == []
 
 
 def test_training_between_validation_and_test_is_training_on_the_future():
@@ -97,13 +97,13 @@ def test_a_target_among_its_candidates_is_found():
 
 def test_a_target_that_was_trained_on_is_found_with_its_row():
     histories = DatasetDict(CLEAN, train=train(("u", [A, B], [1, 2]), ("v", [B, C, E], [3, 4, 6])))
-    assert found(histories, "training rows hold") == [1]
+    assert found(histories, "in the user's training rows") == [1]
     assert found(histories, "later than an evaluated target") == []
 
 
 def test_the_same_item_at_another_time_or_of_another_user_is_no_leak():
     histories = DatasetDict(CLEAN, train=train(("u", [C, B], [1, 2]), ("v", [C, E], [5, 5])))
-    assert found(histories, "training rows hold") == []
+    assert found(histories, "in the user's training rows") == []
 
 
 def test_training_on_a_users_future_is_found_in_the_training_rows():
@@ -122,18 +122,18 @@ def test_a_second_row_of_a_user_is_found():
 
 
 def test_what_the_protocol_lets_a_model_know_is_told():
-    assert found(CLEAN, "older than an action") == [0, 1]  # w's action at 9 was trained on
-    assert found(CLEAN, "trained on as well") == [0, 1]
+    assert found(CLEAN, "older than a training action") == [0, 1]  # w's action at 9 was trained on
+    assert found(CLEAN, "who are in train too") == [0, 1]
     assert found(CLEAN, "never occurs") == [1]  # e
     again = DatasetDict(CLEAN, test=held_out(("u", [A, B], [1, 2, 5], A), ("x", [], [6], UNK)))
     assert found(again, "had before") == [0]
     assert found(again, "never occurs") == []
-    assert found(again, "does not know") == [1]
-    assert found(again, "trained on as well") == [0]
+    assert found(again, "not in the tokenizer") == [1]
+    assert found(again, "who are in train too") == [0]
 
 
 def test_training_on_the_labels_of_targets_is_found():
-    assert found(DatasetDict(train=CLEAN["test"], test=CLEAN["test"]), "training rows hold") == [0, 1]
+    assert found(DatasetDict(train=CLEAN["test"], test=CLEAN["test"]), "in the user's training rows") == [0, 1]
 
 
 def test_a_target_among_its_own_inputs_is_found():
@@ -146,15 +146,15 @@ def test_of_a_log_that_has_only_an_order_nothing_is_told_of_others():
         train=train(("u", [A, B], [0, 1]), ("v", [B, C], [3, 4]), ("w", [D], [6])),
         test=held_out(("u", [A, B], [0, 1, 2], C), ("v", [B, C], [3, 4, 5], E)),
     )
-    assert not [finding for finding in audit(by_rows) if "of anybody" in finding.what]
-    assert [finding for finding in audit(CLEAN) if "of anybody" in finding.what]
+    assert not [finding for finding in audit(by_rows) if "of any user" in finding.what]
+    assert [finding for finding in audit(CLEAN) if "of any user" in finding.what]
 
 
 def test_a_finding_tells_its_rows_and_shares():
     histories = DatasetDict(CLEAN, train=train(("u", [A, B], [1, 2]), ("v", [B, C, E], [3, 4, 6])))
     lines = [str(finding) for finding in audit(histories)]
-    assert "test: 1 of 2 rows (50.0%) have a target that the user's training rows hold, such as 1" in lines
-    assert "test: 2 of 2 rows (100.0%) are of users who are trained on as well" in lines
+    assert "test: 1 of 2 rows (50.0%) have a target that is in the user's training rows, such as 1" in lines
+    assert "test: 2 of 2 rows (100.0%) are of users who are in train too" in lines
 
 
 @given(
@@ -171,7 +171,7 @@ def test_splits_of_ours_never_leak(actions):
     if min(timestamps) < 4 and any(4 <= time < 7 for time in timestamps) and max(timestamps) >= 7:
         past = item_tokenizer(before(interactions, 4), max_length=4)
         splits.append(split_at_time(interactions, past, validation_time=4, test_time=7))
-        late = [finding for finding in audit(splits[1]) if "older than an action" in finding.what]
+        late = [finding for finding in audit(splits[1]) if "older than a training action" in finding.what]
         assert not any(len(finding.rows) for finding in late)
     for histories in splits:
         for finding in audit(histories):
@@ -179,14 +179,14 @@ def test_splits_of_ours_never_leak(actions):
 
 
 def test_what_cannot_be_looked_at_is_refused():
-    with pytest.raises(ValueError, match="Expected the splits train, validation and test, found val"):
+    with pytest.raises(ValueError, match=r"Expected the splits train, validation and test .*, found train, test, val"):
         audit(DatasetDict(CLEAN, val=CLEAN["test"]))
-    with pytest.raises(ValueError, match="Expected the splits train, validation and test, found Dataset"):
+    with pytest.raises(ValueError, match=r"Expected the splits train, validation and test .*, found Dataset"):
         audit(CLEAN["test"])
     nothing = CLEAN["test"].remove_columns("labels").add_column("labels", [[-100, -100, C], None])
     with pytest.raises(ValueError, match="test: expected labels in every row, found none in row 1"):
         audit(DatasetDict(CLEAN, test=nothing))
-    with pytest.raises(ValueError, match="Expected a split `train`"):
+    with pytest.raises(ValueError, match=r"train at least.*, found test"):
         audit(DatasetDict(test=CLEAN["test"]))
     with pytest.raises(ValueError, match=r"train: expected the columns .*, found no timestamps"):
         audit(DatasetDict(CLEAN, train=CLEAN["train"].remove_columns("timestamps")))
