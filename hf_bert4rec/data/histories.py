@@ -135,25 +135,24 @@ def build_histories(
     # From here on only items in the tokenizer count: `position[i]` of them precede action i.
     known = log.items != tokenizer.unk_token_id
     position = np.concatenate([[0], np.cumsum(known)])
-    items, timestamps = log.items[known], log.timestamps[known]
+    items, times = log.items[known], log.timestamps[known]
     starts = position[log.starts]
 
     users, firsts, lasts = _windows(starts, position[train_ends], max_length, max(1, int(window_step * max_length)))
-    nothing = pa.nulls(len(users), pa.list_(pa.int32()))
-    windows = _lists(items, firsts, lasts), _lists(timestamps, firsts, lasts)
-    splits = {"train": _split(log.users.take(users), *windows, nothing, nothing)}
-    for name, target in targets.items():
-        users = np.flatnonzero(target >= 0)
-        target = target[users]
-        firsts, lasts = starts[users], position[target]
-        inputs = np.maximum(firsts, lasts - (max_length - 1))
-        lengths = lasts - inputs
-        splits[name] = _split(
+    empty = pa.nulls(len(users), pa.list_(pa.int32()))
+    inputs, input_times = _lists(items, firsts, lasts), _lists(times, firsts, lasts)
+    splits = {"train": _rows(log.users.take(users), inputs, input_times, labels=empty, history=empty)}
+    for name, actions in targets.items():
+        users = np.flatnonzero(actions >= 0)
+        target = actions[users]
+        lasts = position[target]
+        firsts = np.maximum(starts[users], lasts - (max_length - 1))
+        splits[name] = _rows(
             log.users.take(users),
-            _lists(items, inputs, lasts, np.full(len(users), tokenizer.mask_token_id)),
-            _lists(timestamps, inputs, lasts, log.timestamps[target]),
-            _lists(np.full(lengths.max(initial=0), -100), 0 * lengths, lengths, log.items[target]),
-            _lists(items, firsts, lasts),
+            _lists(items, firsts, lasts, np.full(len(users), tokenizer.mask_token_id)),
+            _lists(times, firsts, lasts, log.timestamps[target]),
+            labels=_lists(np.full_like(items, -100), firsts, lasts, log.items[target]),
+            history=_lists(items, starts[users], lasts),
         )
     if not known.all():
         _warn_once(f"Dropped {(~known).sum():,} actions on items that the tokenizer does not contain.")
@@ -228,20 +227,17 @@ def _windows(
 
 def _lists(values: np.ndarray, firsts: np.ndarray, lasts: np.ndarray, last: np.ndarray | None = None) -> pa.ListArray:
     """`values[first:last]` for each pair, with `last[i]` appended to the i-th list if given."""
-    lengths = lasts - firsts
-    offsets = np.concatenate([[0], np.cumsum(lengths + (last is not None))])
-    flat = np.empty(offsets[-1], values.dtype)
-    place = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    flat[np.repeat(offsets[:-1], lengths) + place] = values[np.repeat(firsts, lengths) + place]
+    lengths = lasts - firsts + (last is not None)
+    ends = np.cumsum(lengths)
+    places = np.arange(lengths.sum()) + np.repeat(firsts - (ends - lengths), lengths)
+    flat = np.pad(values, (0, 1))[places]  # the place of an appended value may be one past the end
     if last is not None:
-        flat[offsets[1:] - 1] = last
-    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), flat)
+        flat[ends - 1] = last
+    return pa.ListArray.from_arrays(pa.array(np.concatenate([[0], ends]), pa.int32()), flat)
 
 
-def _split(user: pa.Array, input_ids: pa.Array, timestamps: pa.Array, labels: pa.Array, history: pa.Array) -> Dataset:
-    lists = {"input_ids": input_ids, "timestamps": timestamps, "labels": labels, "history": history}
-    lists = {
-        name: array if name == "timestamps" else pc.cast(array, pa.list_(pa.int32())) for name, array in lists.items()
-    }
+def _rows(user: pa.Array, input_ids: pa.Array, timestamps: pa.Array, **lists: pa.Array) -> Dataset:
+    lists = {name: pc.cast(values, pa.list_(pa.int32())) for name, values in lists.items()}
     lengths = pc.cast(pc.list_value_length(input_ids), pa.int32())
-    return Dataset(pa.table({"row": pa.array(np.arange(len(user))), "user": user, **lists, "length": lengths}))
+    columns = {"user": user, "input_ids": pc.cast(input_ids, pa.list_(pa.int32())), "timestamps": timestamps, **lists}
+    return Dataset(pa.table({"row": pa.array(np.arange(len(user))), **columns, "length": lengths}))

@@ -28,8 +28,7 @@ def leave_one_out(
 
     Args:
         interactions: Columns `user`, `item` and `timestamp`, as from `load_interactions`.
-        tokenizer: Maps items to rows of the item table. Items that it does not contain are dropped from histories; as
-            targets they count as missed.
+        tokenizer: Items that it does not contain are dropped from histories; as targets they count as missed.
         max_length: Longest input N, including the [MASK] of the query. Default: `tokenizer.model_max_length`.
         window_step: Step between the training windows of a history longer than N, as a share of N.
         validation_in_train: Train on the validation items too, as in the paper's final runs. There is no validation
@@ -39,7 +38,8 @@ def leave_one_out(
         `DatasetDict` with `train`, `validation` (unless `validation_in_train`) and `test`; columns: `COLUMNS`.
 
     Raises:
-        ValueError: No user has three actions, or the interactions do not come from `load_interactions`.
+        ValueError: No user has three actions, an option is out of range, or the interactions do not come from
+            `load_interactions`.
     """
     log = sort_by_user(interactions, tokenizer)
     lengths = log.ends - log.starts
@@ -67,23 +67,22 @@ def split_at_time(
 ) -> DatasetDict:
     """Train on all actions before a point in time; test on each user's first action from that time on.
 
-    No action, user or item of the future is trained on. Build the tokenizer from the past too:
-    `item_tokenizer(before(interactions, validation_time))`. Users who first appear later have an empty history. Targets
-    that the tokenizer does not contain count as missed.
+    No action, user or item of the future is trained on. The tokenizer must be built from the past too:
+    `item_tokenizer(before(interactions, validation_time))`. Users who first appear later have an empty history.
 
     Args:
-        interactions: Columns `user`, `item` and `timestamp`, as from `load_interactions`.
+        interactions: As for `leave_one_out`.
         tokenizer: As for `leave_one_out`.
         validation_time: Validation targets are the first actions from here to before `test_time`; in the unit of the
-            timestamps, or an ISO date where these are seconds.
+            timestamps, or an ISO date if these are seconds.
         test_time: Test targets are the first actions from here on.
-        max_length: Longest input N. Default: `tokenizer.model_max_length`.
-        window_step: Step between the training windows of a history longer than N, as a share of N.
+        max_length: As for `leave_one_out`.
+        window_step: As for `leave_one_out`.
         validation_in_train: Train on all actions before `test_time`, without a validation split.
 
     Raises:
         ValueError: The times are not in order, a split would be empty, the tokenizer contains items of the future, or
-            the interactions do not come from `load_interactions`.
+            as for `leave_one_out`.
     """
     validation_from, test_from = _as_time(validation_time), _as_time(test_time)
     if not validation_from < test_from:
@@ -97,19 +96,16 @@ def split_at_time(
             f"{tokenizer.decode_items(leaked[:1])[0]!r}. Build it from the past: "
             f"item_tokenizer(before(interactions, {test_time if validation_in_train else validation_time!r}))."
         )
-    # The first action of each user from each point on, or the start of the next user if there is none.
-    first_of_validation = log.starts + _count_by_user(log, log.timestamps < validation_from)
-    first_of_test = log.starts + _count_by_user(log, log.timestamps < test_from)
+    # Number of each user's first action from each time on; that of the next user's first action if there is none.
+    first_of_validation, first_of_test = (_first_from(log, time) for time in (validation_from, test_from))
     targets = {"test": np.where(first_of_test < log.ends, first_of_test, -1)}
     if not validation_in_train:
         validation = np.where(first_of_validation < first_of_test, first_of_validation, -1)
         targets = {"validation": validation, **targets}
     sizes = {"train": past.sum(), **{name: (rows >= 0).sum() for name, rows in targets.items()}}
     if empty := [name for name, size in sizes.items() if not size]:
-        raise ValueError(
-            f"No action falls into the {empty[0]} split; the log runs from {log.timestamps.min()} to "
-            f"{log.timestamps.max()}."
-        )
+        times = f"; the log runs from {log.timestamps.min()} to {log.timestamps.max()}" if len(log.timestamps) else ""
+        raise ValueError(f"No action falls into the {empty[0]} split{times}.")
     train_ends = first_of_test if validation_in_train else first_of_validation
     return build_histories(log, tokenizer, train_ends, targets, max_length=max_length, window_step=window_step)
 
@@ -117,18 +113,9 @@ def split_at_time(
 def train_on_all(
     interactions: Dataset, tokenizer: ItemTokenizer, *, max_length: int | None = None, window_step: float = 0.5
 ) -> DatasetDict:
-    """Put all interactions into train, without validation or test: for the final training before deployment.
+    """Put all interactions into train, without validation or test: for the last training before deployment.
 
-    Choose the number of epochs with another split first.
-
-    Args:
-        interactions: Columns `user`, `item` and `timestamp`, as from `load_interactions`.
-        tokenizer: As for `leave_one_out`.
-        max_length: Longest input N. Default: `tokenizer.model_max_length`.
-        window_step: Step between the training windows of a history longer than N, as a share of N.
-
-    Raises:
-        ValueError: The interactions do not come from `load_interactions`.
+    Arguments are those of `leave_one_out`. Find the number of epochs with another split first.
     """
     log = sort_by_user(interactions, tokenizer)
     return build_histories(log, tokenizer, log.ends, {}, max_length=max_length, window_step=window_step)
@@ -145,12 +132,11 @@ class Split:
     """One way to divide interactions. An entry in `SPLITS` makes it available to recipes.
 
     Attributes:
-        function: Called as `function(interactions, tokenizer, max_length=..., **options)`; returns a `DatasetDict` with
-            `train` and perhaps `validation` and `test`. `sort_by_user` and `build_histories` do most of the work. Its
-            other keyword parameters are options of a recipe.
-        protocol: Description in results and cards; `{option}` stands for the value of an option.
-        past: Called as `past(interactions, **options)` with the options that it has parameters for; returns the
-            interactions that the tokenizer may be built from. None: all.
+        function: `function(interactions, tokenizer, *, max_length, **options)` returns a `DatasetDict` with `train` and
+            perhaps `validation` and `test`; `sort_by_user` and `build_histories` do most of the work.
+        protocol: Description in results and cards; `{name}` stands for the value of an option.
+        past: `past(interactions, **options)` returns the interactions that the tokenizer may be built from. It is given
+            the options that it has parameters for. None: all interactions.
     """
 
     function: Callable[..., DatasetDict]
@@ -159,36 +145,35 @@ class Split:
 
     @property
     def options(self) -> dict[str, inspect.Parameter]:
-        """Options by name: the parameters of `function` after interactions and tokenizer, except `max_length`."""
+        """Options of a recipe: the parameters of `function` after the first two, except `max_length`."""
         parameters = list(inspect.signature(self.function, eval_str=True).parameters.items())[2:]
         return {name: parameter for name, parameter in parameters if name != "max_length"}
 
     def resolve(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the value of every option: from `given` unless it is None or missing there, else the default.
+        """Return the value of every option: from `given` or, if it is None or missing there, the default.
 
         Raises:
-            ValueError: An option without a default is not given.
+            ValueError: An option without a default is missing.
         """
-        values = {name: given.get(name) for name in self.options}
-        values = {name: self.options[name].default if value is None else value for name, value in values.items()}
+        defaults = {name: parameter.default for name, parameter in self.options.items()}
+        values = {name: value if given.get(name) is None else given[name] for name, value in defaults.items()}
         if missing := [name for name, value in values.items() if value is inspect.Parameter.empty]:
             name = next((name for name, split in SPLITS.items() if split is self), self.function.__name__)
             raise ValueError(f"The split {name} needs {' and '.join(missing)}.")
         return values
 
     def past_of(self, interactions: Dataset, given: Mapping[str, Any]) -> Dataset:
-        """Return the interactions that the tokenizer may be built from."""
+        """Return the interactions that the tokenizer may be built from, with the given options."""
         if self.past is None:
             return interactions
-        parameters = inspect.signature(self.past).parameters
-        return self.past(interactions, **{k: v for k, v in self.resolve(given).items() if k in parameters})
+        names = inspect.signature(self.past).parameters
+        return self.past(interactions, **{name: value for name, value in self.resolve(given).items() if name in names})
 
     def describe(self, given: Mapping[str, Any]) -> str:
-        """Return the protocol with the values of its options."""
+        """Return the protocol with the given options."""
         values = self.resolve(given)
-        return self.protocol.format(**values) + ", validation items trained on" * bool(
-            values.get("validation_in_train")
-        )
+        merged = ", validation items trained on" if values.get("validation_in_train") else ""
+        return self.protocol.format(**values) + merged
 
 
 def _past_of_time(
@@ -202,7 +187,7 @@ SPLITS: dict[str, Split] = {
     "at_time": Split(split_at_time, "first item of every user from {test_time} on", _past_of_time),
     "train_on_all": Split(train_on_all, "trained on all interactions, nothing held out"),
 }
-"""Name in a recipe → split. Add an entry for a split of your own before the recipe is parsed."""
+"""Name in a recipe → split. Add an entry for a split of your own before a recipe is parsed."""
 
 
 def _as_time(time: str | float) -> float:
@@ -212,6 +197,7 @@ def _as_time(time: str | float) -> float:
         raise ValueError(f"Expected a number or an ISO date such as 2016-01-31, found {time!r}.") from None
 
 
-def _count_by_user(log: SortedLog, chosen: np.ndarray) -> np.ndarray:
-    counts = np.concatenate([[0], np.cumsum(chosen)])
-    return counts[log.ends] - counts[log.starts]
+def _first_from(log: SortedLog, time: float) -> np.ndarray:
+    """Number of each user's first action from `time` on, (users,)."""
+    earlier = np.concatenate([[0], np.cumsum(log.timestamps < time)])
+    return log.starts + earlier[log.ends] - earlier[log.starts]
