@@ -45,14 +45,14 @@ from hf_bert4rec.data.audit import audit
 from hf_bert4rec.data.histories import target_items
 from hf_bert4rec.evaluation.baselines import BASELINES, DataCollatorWithUsers
 from hf_bert4rec.evaluation.comparison import (
-    LEAST,
-    Judgement,
-    figures,
+    SMALLEST_P,
+    UserResults,
+    evaluate_users,
+    group_metrics,
     holm,
-    judge,
     paired_difference,
-    slice_figures,
-    slices,
+    split_metrics,
+    user_groups,
 )
 from hf_bert4rec.evaluation.ranking import SAMPLED_METRICS, bootstrap_interval, how_sampled, ndcg_gains
 from hf_bert4rec.hub.checkpoint import check_sizes, fetch_checkpoint, weight_files
@@ -166,7 +166,7 @@ def train_and_judge(config: dict[str, Any], name: str, split: str, folder: str) 
     trainer = evaluator(model, recipe, tokenizer, rows)
     trainer.data_collator = collator or trainer.data_collator
     started = time.perf_counter()
-    judgement = judge(trainer, rows)
+    judgement = evaluate_users(trainer, rows)
     scoring = time.perf_counter() - started
     Path(folder).mkdir(parents=True, exist_ok=True)
     arrays = {key: value for key, value in vars(judgement).items() if value is not None}
@@ -174,7 +174,7 @@ def train_and_judge(config: dict[str, Any], name: str, split: str, folder: str) 
     facts = {
         "made by": made_by(config, name, split, str(data.sha256), folder),
         "protocol": protocol(recipe, len(tokenizer.items)),
-        "figures": figures(judgement, target_items(rows), counts, sampled_by(recipe)),
+        "figures": split_metrics(judgement, target_items(rows), counts, sampled_by(recipe)),
         "seconds": round(seconds, 1),
         "machine": machine,
         "users a second": round(rows.num_rows / scoring, 1),
@@ -278,14 +278,14 @@ def item_counts(recipe: Recipe, interactions: Dataset, tokenizer: Any) -> np.nda
     return np.bincount(items.combine_chunks().flatten().to_numpy(), minlength=len(tokenizer))
 
 
-def load(folder: str, name: str) -> tuple[dict[str, Any], Judgement]:
+def load(folder: str, name: str) -> tuple[dict[str, Any], UserResults]:
     """What `train_and_judge` kept."""
     facts = json.loads(Path(f"{folder}/{slug(name)}.json").read_text(encoding="utf-8"))
     with np.load(f"{folder}/{slug(name)}.npz") as arrays:
-        return facts, Judgement(**arrays)
+        return facts, UserResults(**arrays)
 
 
-def results(judged: dict[str, tuple[dict[str, Any], Judgement]]) -> str:
+def results(judged: dict[str, tuple[dict[str, Any], UserResults]]) -> str:
     """The models over the whole catalogue, and their costs: processes × threads of training; GB is the peak of the
     process that judged a model, which trained it too where it was not there yet.
     """
@@ -314,7 +314,7 @@ def results(judged: dict[str, tuple[dict[str, Any], Judgement]]) -> str:
     return markdown_table(header, lines)
 
 
-def sampled(config: dict[str, Any], judged: dict[str, tuple[dict[str, Any], Judgement]]) -> str:
+def sampled(config: dict[str, Any], judged: dict[str, tuple[dict[str, Any], UserResults]]) -> str:
     """The metrics among candidates, by the columns of the paper's Table 2, the published ones beside."""
     lines = []
     any_sampled = any(how_sampled(facts["figures"]) for facts, _ in judged.values())
@@ -328,18 +328,18 @@ def sampled(config: dict[str, Any], judged: dict[str, tuple[dict[str, Any], Judg
     return markdown_table(["model", *(column.upper() for column in SAMPLED_METRICS)], lines) if lines else ""
 
 
-def sliced(judged: dict[str, tuple[dict[str, Any], Judgement]], groups: dict[str, np.ndarray]) -> str:
+def sliced(judged: dict[str, tuple[dict[str, Any], UserResults]], groups: dict[str, np.ndarray]) -> str:
     """NDCG@10 by kinds of targets and users."""
     groups = {name: users for name, users in groups.items() if users.any()}
     header = ["NDCG@10", *(f"{name} ({users.sum():,})" for name, users in groups.items())]
     lines = [
-        [name, *(f"{slice_figures(judgement, users, group)['ndcg@10']:.4f}" for group, users in groups.items())]
+        [name, *(f"{group_metrics(judgement, users, group)['ndcg@10']:.4f}" for group, users in groups.items())]
         for name, (_, judgement) in judged.items()
     ]
     return markdown_table(header, lines)
 
 
-def tested(judged: dict[str, tuple[dict[str, Any], Judgement]]) -> str:
+def tested(judged: dict[str, tuple[dict[str, Any], UserResults]]) -> str:
     """Every pair of models: the difference of NDCG@10, its interval, and p corrected for the number of pairs."""
     ranked = sorted(judged, key=lambda name: -judged[name][0]["figures"]["ndcg@10"])
     found = {pair: paired_difference(*(judged[name][1].ranks for name in pair)) for pair in combinations(ranked, 2)}
@@ -349,7 +349,7 @@ def tested(judged: dict[str, tuple[dict[str, Any], Judgement]]) -> str:
             f"{first} − {second}",
             f"{it.mean:+.4f}",
             f"{it.low:+.4f} to {it.high:+.4f}",
-            f"{'≤ ' if it.p == LEAST else ''}{corrected[first, second]:.4f}",
+            f"{'≤ ' if it.p == SMALLEST_P else ''}{corrected[first, second]:.4f}",
         ]
         for (first, second), it in found.items()
     ]
@@ -358,7 +358,7 @@ def tested(judged: dict[str, tuple[dict[str, Any], Judgement]]) -> str:
     )
 
 
-def plot(judged: dict[str, tuple[dict[str, Any], Judgement]], path: str, title: str) -> None:
+def plot(judged: dict[str, tuple[dict[str, Any], UserResults]], path: str, title: str) -> None:
     """NDCG@10 with its intervals, a bar a model, best on top."""
     ranked = sorted(judged, key=lambda name: judged[name][0]["figures"]["ndcg@10"])
     gains = [ndcg_gains(judged[name][1].ranks, 10) for name in ranked]
@@ -419,7 +419,7 @@ def compare(path: str, split: str, folder: str) -> str:
             alone.submit(train_and_judge, config, name, split, folder).result()
     judged = {name: load(folder, name) for name in config["models"]}
     whole, among = next(iter(judged.values()))[0]["protocol"]
-    groups = slices(histories[split], item_counts(recipe, interactions, tokenizer))
+    groups = user_groups(histories[split], item_counts(recipe, interactions, tokenizer))
     users = f"{histories[split].num_rows:,} users"
     text = [f"Protocol: {split}, {whole}; {users}.", results(judged), COLUMNS]
     if table := sampled(config, judged):

@@ -1,4 +1,4 @@
-"""Models beside one another, user by user: what each recommends, for whom it works, and which differences are real."""
+"""Comparison of models user by user: recommendations, metrics of groups of users, and paired tests."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,35 +10,36 @@ from datasets import Dataset
 from transformers import Trainer
 
 from ..data.histories import target_items
-from ..models.configuration_bert4rec import SPECIAL_TOKENS
 from .ranking import (
+    SPECIALS,
     Sampled,
     bootstrap_interval,
     candidate_ranks,
+    check_cutoffs,
+    count_better_and_tied,
     ndcg_gains,
     ranking_metrics,
     sampled_metrics,
     stable_top_k,
-    target_places,
 )
-from .trainer_evaluation import rank_rows, ranking_inputs
+from .trainer_evaluation import rank_rows, unpack_ranking
 
-K = 10
-HEAD = 0.2
-DRAWS = 10_000
-LEAST = 1 / (1 + DRAWS)  # no smaller p can be told by so many
+TOP_K = 10
+HEAD_SHARE = 0.2
+RANDOMIZATIONS = 10_000
+SMALLEST_P = 1 / (1 + RANDOMIZATIONS)  # the smallest p-value that the test can return
 
 
 @dataclass
-class Judgement:
-    """What a model did for each user of a split, in the order of its rows.
+class UserResults:
+    """Results of a model for each user of a split, in the order of its rows.
 
     Attributes:
-        ranks: (users,) ranks of the targets over the catalogue, from 1; half a place is a tie.
-        ties: (users,) items whose score equals the target's; 0 for targets that the model does not know.
-        recommended: (users, K) rows of the best items, best first, without any of the history where the ranking leaves
-            it out; -1 where fewer are left.
-        sampled_ranks: (users,) ranks among the candidates, where the rows have them.
+        ranks: (users,) ranks of the targets over the catalog, from 1; a tie counts half a place.
+        ties: (users,) number of items with the score of the target; 0 for targets that the model does not contain.
+        recommended: (users, TOP_K) rows of the best items, best first, without the history if the ranking excludes it;
+            -1 where fewer items are left.
+        sampled_ranks: (users,) ranks among the candidates, if the rows have any.
     """
 
     ranks: np.ndarray
@@ -47,85 +48,83 @@ class Judgement:
     sampled_ranks: np.ndarray | None = None
 
 
-def judge(trainer: Trainer, rows: Dataset) -> Judgement:
-    """Let a Trainer that evaluates, as `run.evaluator` makes it, judge its model on a split.
+def evaluate_users(trainer: Trainer, rows: Dataset) -> UserResults:
+    """Evaluate the model of a Trainer on a split, user by user.
 
     Raises:
-        ValueError: The catalogue has fewer than K items, a score is NaN, or rows and model are of different catalogues.
+        ValueError: As for `ranks_of_logits`.
     """
-    usual = trainer.preprocess_logits_for_metrics, trainer.compute_metrics
-    trainer.preprocess_logits_for_metrics = _judge_logits
-    trainer.compute_metrics = None
+    functions = trainer.preprocess_logits_for_metrics, trainer.compute_metrics
+    trainer.preprocess_logits_for_metrics, trainer.compute_metrics = results_of_logits, None
     try:
         columns = rank_rows(trainer, rows)
     finally:
-        trainer.preprocess_logits_for_metrics, trainer.compute_metrics = usual
-    ranks, ties, *sampled = columns[:, K:].T
-    return Judgement(ranks, ties.astype(int), columns[:, :K].astype(int), sampled[0] if sampled else None)
+        trainer.preprocess_logits_for_metrics, trainer.compute_metrics = functions
+    ranks, ties, *sampled = columns[:, TOP_K:].T
+    return UserResults(ranks, ties.astype(int), columns[:, :TOP_K].astype(int), sampled[0] if sampled else None)
 
 
-def _judge_logits(logits: tuple[Any, ...], labels: torch.Tensor) -> torch.Tensor:
-    """(users, K + 2 or 3): the best rows, the target's rank, its ties, and its rank among candidates. Exact to 2^24."""
-    scores, targets, history, candidates = ranking_inputs(logits, labels)
-    specials = len(SPECIAL_TOKENS)
-    if scores.shape[1] - specials < K:
-        raise ValueError(f"Metrics at {K} need as many items, the catalogue has {scores.shape[1] - specials}.")
-    above, level = target_places(scores, targets, history)
-    columns = [above.float() + level.float() / 2 + 1, torch.where(targets >= specials, level, 0).float()]
+def results_of_logits(logits: Any, labels: torch.Tensor) -> torch.Tensor:
+    """Return `UserResults` as columns, (users, TOP_K + 2 or 3) float32: best rows, rank, ties, rank among candidates.
+
+    Rows of the item table are exact up to 2^24.
+    """
+    scores, targets, history, candidates = unpack_ranking(logits, labels)
+    check_cutoffs(scores.shape[1] - SPECIALS)
+    better, tied = count_better_and_tied(scores, targets, history)
+    columns = [better.float() + tied.float() / 2 + 1, torch.where(targets >= SPECIALS, tied, 0).float()]
     if candidates is not None:
         columns.append(candidate_ranks(scores, targets, candidates))
-    left = scores.clone()
-    left[:, :specials] = -torch.inf
-    left.scatter_(1, history.clamp(min=0), -torch.inf)  # the filling lands on a special row
-    values, best = stable_top_k(left, K)
+    remaining = scores.clone()
+    remaining[:, :SPECIALS] = -torch.inf
+    remaining.scatter_(1, history.clamp(min=0), -torch.inf)  # padding becomes a special row
+    values, best = stable_top_k(remaining, TOP_K)
     return torch.cat([torch.where(values > -torch.inf, best, -1), torch.stack(columns, dim=1)], dim=1)
 
 
-def figures(
-    judgement: Judgement, targets: np.ndarray, counts: np.ndarray, sampled: Sampled = "popularity_sampled"
+def split_metrics(
+    results: UserResults, targets: np.ndarray, counts: np.ndarray, sampled: Sampled = "popularity_sampled"
 ) -> dict[str, float]:
-    """All figures of a model on a split.
+    """Return all metrics of a model on a split.
 
-    - `hr@k`, `ndcg@k`, `mrr@k`, over the catalogue, and with candidates under names that say so;
-    - `coverage@10`: the share of the catalogue that anybody is recommended;
-    - `popularity@10`: how often a recommended item occurs in training, as a multiple of how often a target does,
-      those that the tokenizer knows. Above 1, the model recommends more popular items than people take;
-    - `ties`: the share of users whose target has the score of another item.
+    - `hr@k`, `ndcg@k`, `mrr@k` over the catalog, and among candidates under their own names;
+    - `coverage@10`: share of the catalog that is recommended to at least one user;
+    - `popularity@10`: mean training count of the recommended items, divided by that of the known targets. Above 1 the
+      model recommends more popular items than users choose;
+    - `ties`: share of users whose target has the same score as another item.
 
     Args:
-        judgement: Of the split.
+        results: Results of the model.
         targets: (users,) rows of the item table.
-        counts: (rows,) how often each item occurs in training.
-        sampled: How the candidates were drawn, where there are any.
+        counts: (vocab_size,) number of interactions of each item in training.
+        sampled: How the candidates were drawn, if there are any.
     """
-    recommended, known = judgement.recommended[judgement.recommended >= 0], targets[targets >= len(SPECIAL_TOKENS)]
-    taken = counts[known].mean() if len(known) else 0
-    items = len(counts) - len(SPECIAL_TOKENS)
+    recommended, known = results.recommended[results.recommended >= 0], targets[targets >= SPECIALS]
+    target_count = counts[known].mean() if len(known) else 0
     return {
-        **ranking_metrics(judgement.ranks),
-        **({} if judgement.sampled_ranks is None else sampled_metrics(judgement.sampled_ranks, sampled)),
-        "coverage@10": len(np.unique(recommended)) / items,
-        "popularity@10": float(counts[recommended].mean() / taken) if taken else np.nan,
-        "ties": float((judgement.ties > 0).mean()),
+        **ranking_metrics(results.ranks),
+        **({} if results.sampled_ranks is None else sampled_metrics(results.sampled_ranks, sampled)),
+        "coverage@10": len(np.unique(recommended)) / (len(counts) - SPECIALS),
+        "popularity@10": float(counts[recommended].mean() / target_count) if target_count else np.nan,
+        "ties": float((results.ties > 0).mean()),
     }
 
 
-def slices(rows: Dataset, counts: np.ndarray) -> dict[str, np.ndarray]:
-    """Users of a split by what their targets and histories are, (users,) bool each; a slice may be empty.
+def user_groups(rows: Dataset, counts: np.ndarray) -> dict[str, np.ndarray]:
+    """Return groups of users by their targets and histories, each as a mask (users,); a group may be empty.
 
-    Head items are the fifth of the catalogue that occurs most often in training, tail items the others that occur
-    there; unseen targets never do, so that nothing is learnt of them. Short histories are those of at most the median
-    length. New users have no history at all.
+    Head items are the 20 % of the catalog with the most interactions in training, tail items the other items with
+    interactions, unseen items have none. Short histories are those up to the median length. New users have no history.
 
     Args:
         rows: The split.
-        counts: (rows of the item table,) how often each item occurs in training; those of special rows are passed over.
+        counts: (vocab_size,) number of interactions of each item in training; special rows are ignored.
     """
     targets = target_items(rows)
     lengths = np.array([len(history) for history in rows.with_format("numpy")["history"]])
-    counts = np.where(np.arange(len(counts)) < len(SPECIAL_TOKENS), 0, counts)
-    most = np.argsort(-counts, kind="stable")[: int(HEAD * (len(counts) - len(SPECIAL_TOKENS)))]
-    seen, head = counts[targets] > 0, np.isin(targets, most)
+    counts = np.where(np.arange(len(counts)) < SPECIALS, 0, counts)
+    most_popular = np.argsort(-counts, kind="stable")[: int(HEAD_SHARE * (len(counts) - SPECIALS))]
+    seen, head = counts[targets] > 0, np.isin(targets, most_popular)
     return {
         "head items": seen & head,
         "tail items": seen & ~head,
@@ -136,27 +135,27 @@ def slices(rows: Dataset, counts: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
-def slice_figures(judgement: Judgement, users: np.ndarray, name: str) -> dict[str, float]:
-    """NDCG@10, HR@10 and the number of the users in a slice.
+def group_metrics(results: UserResults, users: np.ndarray, name: str) -> dict[str, float]:
+    """Return NDCG@10, HR@10 and the number of users of a group.
 
     Raises:
-        ValueError: Nobody is in it: there is no such figure.
+        ValueError: The group is empty.
     """
     if not users.any():
-        raise ValueError(f"Nobody is in the slice {name!r}: it has no figures.")
-    metrics = ranking_metrics(judgement.ranks[users])
+        raise ValueError(f"The group {name!r} has no users and therefore no metrics.")
+    metrics = ranking_metrics(results.ranks[users])
     return {"users": int(users.sum()), "ndcg@10": metrics["ndcg@10"], "hr@10": metrics["hr@10"]}
 
 
 @dataclass
 class Difference:
-    """Of two models' NDCG@10 over the same users: first minus second.
+    """Difference of NDCG@10 of two models over the same users: first minus second.
 
     Attributes:
         mean: The difference.
         low: Lower end of its 95 % interval (bootstrap over users).
-        high: Upper end.
-        p: Two-sided probability of a difference as large, if for each user the two were exchanged by lot.
+        high: Upper end of the interval.
+        p: p-value of a two-sided paired randomization test over users.
     """
 
     mean: float
@@ -166,29 +165,29 @@ class Difference:
 
 
 def paired_difference(first: Sequence[float] | np.ndarray, second: Sequence[float] | np.ndarray) -> Difference:
-    """Compare the ranks (users,) that two models gave the same targets, by a randomisation test (Smucker et al., 2007).
+    """Compare the ranks (users,) of the same targets by two models, with a randomization test (Smucker et al., 2007).
 
     Raises:
-        ValueError: They are not of the same users.
+        ValueError: The numbers of users differ, or are 0.
     """
     first, second = (np.asarray(ranks, float) for ranks in (first, second))
     if first.shape != second.shape or not first.size:
         raise ValueError(f"Expected ranks of the same users, found {first.size} and {second.size}.")
-    gains = ndcg_gains(first, K) - ndcg_gains(second, K)
-    differ = gains[gains != 0].astype(np.float32)
+    gains = ndcg_gains(first, TOP_K) - ndcg_gains(second, TOP_K)
+    nonzero = gains[gains != 0].astype(np.float32)
     generator = np.random.default_rng(0)
     extreme = 0
-    for _ in range(DRAWS // 100):
-        signs = 2 * generator.integers(2, size=(100, len(differ)), dtype=np.int8) - 1
-        extreme += int((np.abs(signs @ differ) >= np.abs(differ.sum()) - 1e-4).sum())
+    for _ in range(RANDOMIZATIONS // 100):
+        signs = 2 * generator.integers(2, size=(100, len(nonzero)), dtype=np.int8) - 1
+        extreme += int((np.abs(signs @ nonzero) >= np.abs(nonzero.sum()) - 1e-4).sum())
     low, high = bootstrap_interval(gains)
-    return Difference(float(gains.mean()), low, high, (1 + extreme) / (1 + DRAWS))
+    return Difference(float(gains.mean()), low, high, (1 + extreme) / (1 + RANDOMIZATIONS))
 
 
-def holm(probabilities: Mapping[tuple[str, str], float]) -> dict[tuple[str, str], float]:
-    """Probabilities of a number of tests, made larger by their number (Holm, 1979): below .05 any is a finding."""
-    adjusted, so_far = {}, 0.0
-    for place, (pair, p) in enumerate(sorted(probabilities.items(), key=lambda entry: entry[1])):
-        so_far = max(so_far, min(1.0, p * (len(probabilities) - place)))
-        adjusted[pair] = so_far
-    return {pair: adjusted[pair] for pair in probabilities}
+def holm(p_values: Mapping[tuple[str, str], float]) -> dict[tuple[str, str], float]:
+    """Return p-values of several tests corrected for their number (Holm, 1979): below 0.05 a difference is real."""
+    corrected, largest = {}, 0.0
+    for place, (pair, p) in enumerate(sorted(p_values.items(), key=lambda entry: entry[1])):
+        largest = max(largest, min(1.0, p * (len(p_values) - place)))
+        corrected[pair] = largest
+    return {pair: corrected[pair] for pair in p_values}

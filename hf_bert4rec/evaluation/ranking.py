@@ -1,8 +1,8 @@
-"""Metrics of next-item recommendation: one rank a user, and what follows from ranks.
+"""Ranks of held-out items, and the metrics of next-item recommendation that follow from ranks.
 
-A rank is the place of the held-out item, counted from 1, among all items of the catalogue that the user has not had
-before. Items with the same score share their places: the rank is the expected one, as if ties were broken by lot, so a
-model that scores everything the same gains nothing from it.
+A rank is the place of the held-out item, counted from 1, among the items of the catalog that are not in the user's
+history. Items with the same score share their places: the rank is the expected one under random tie-breaking, so that a
+model that gives every item the same score gains nothing.
 """
 
 import sys
@@ -15,110 +15,112 @@ import torch
 from ..models.configuration_bert4rec import SPECIAL_TOKENS
 
 Sampled = Literal["popularity_sampled", "uniform_sampled"]
-"""Ends the names of the metrics among candidates, so that nobody takes them for those of the whole catalogue."""
+"""Suffixes of the names of metrics among sampled candidates, which cannot be compared with those of the catalog."""
+
+CUTOFFS = (1, 5, 10)
+"""The k of HR@k, NDCG@k and MRR@k."""
 
 SAMPLED_METRICS = ("hr@1", "hr@5", "hr@10", "ndcg@5", "ndcg@10", "mrr")
-"""Those of the paper's Table 2, in its order."""
+"""Metrics of the paper's Table 2, in its order."""
 
-IN_CACHE = 2**19
-"""Scores that are compared at a time."""
+BLOCK_SIZE = 2**19
+"""Number of scores that are compared at a time, so that they stay in the processor's cache."""
+
+SPECIALS = len(SPECIAL_TOKENS)
 
 Ranks = np.ndarray | Sequence[float]
 
 
-def target_places(
+def count_better_and_tied(
     scores: torch.Tensor, targets: torch.Tensor, history: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """How many items of the catalogue stand above each user's target, and how many are level with it.
+    """Count the items with a higher score than each user's target, and those with the same score.
 
     Args:
-        scores: (users, rows) a score for every row of the item table; the special rows are passed over.
-        targets: (users,) rows of the item table. A target that is a special row, [UNK] for an item that the model
-            does not know, comes last.
-        history: (users, longest) rows to leave out of the ranking, filled up with -100. The target itself stays in,
-            should the user have had it before. Nothing is left out if not given.
+        scores: (users, vocab_size) scores of all rows of the item table; those of special rows are ignored.
+        targets: (users,) rows of the item table. A special row, such as [UNK] for an item that the model does not
+            contain, ranks last.
+        history: (users, longest) rows to exclude from the ranking, padded with -100. The target itself stays in the
+            ranking, even if it is in the history. Nothing is excluded if not given.
 
     Returns:
-        Two of (users,) int64.
+        Two int64 tensors of shape (users,).
 
     Raises:
-        ValueError: A score of an item is NaN; a target or an item of the history has no score; or there is not one
-            target a user.
+        ValueError: A score is NaN, a target or an item of the history has no score, or the numbers of users differ.
     """
     if len({len(rows) for rows in (scores, targets, *(() if history is None else (history,)))}) > 1:
-        raise ValueError(f"Expected a target a user, found {len(targets)} for scores of {len(scores)} users.")
-    specials = len(SPECIAL_TOKENS)
-    items = scores[:, specials:]
+        raise ValueError(f"Expected one target per user, found {len(targets)} for scores of {len(scores)} users.")
+    items = scores[:, SPECIALS:]
     if items.sum(dim=1).isnan().any() and items.isnan().any():  # the sum takes a sixth of the time
-        raise ValueError("Expected a score for every item, found NaN: the model has diverged, lower the learning rate.")
+        raise ValueError("Expected a score for every item, found NaN: the model diverged. Lower the learning rate.")
     last = max([int(rows.max()) for rows in (targets, history) if rows is not None and rows.numel()], default=0)
     if last >= scores.shape[1]:
         raise ValueError(
-            f"Row {last} is to be ranked, and there are scores of {scores.shape[1]} rows: history, targets and model "
-            "are of different catalogues. Make the histories with the model's own tokenizer."
+            f"Row {last} is to be ranked, but there are scores for {scores.shape[1]} rows only: histories and model "
+            "have different catalogs. Build the histories with the tokenizer of the model."
         )
-    known = targets >= specials
-    of_target = items.gather(1, (targets - specials).clamp(min=0)[:, None])
-    of_target = torch.where(known[:, None], of_target, -torch.inf)
-    # Items are counted, then the history's share is taken back, rather than a copy of the scores made with holes in it.
-    # An item that stands in the history twice is taken back once: its repetition in a sorted row is passed over.
-    # A few users at a time, so that what is compared stays in the processor's cache: 4 times faster at 50,000 items.
-    users = max(1, IN_CACHE // items.shape[1])
-    blocks = list(zip(items.split(users), of_target.split(users), strict=True))
-    above = torch.cat([(scored > level).sum(1) for scored, level in blocks])
-    level = torch.cat([(scored == level).sum(1) for scored, level in blocks])
+    known = targets >= SPECIALS
+    target_scores = items.gather(1, (targets - SPECIALS).clamp(min=0)[:, None])
+    target_scores = torch.where(known[:, None], target_scores, -torch.inf)
+    # All items are counted and the items of the history are subtracted, which avoids a copy of the scores. Repetitions
+    # in a history, which follow each other in a sorted row, are subtracted once. Blocks of users that fit the cache
+    # make this 4 times faster with 50,000 items.
+    users = max(1, BLOCK_SIZE // items.shape[1])
+    blocks = list(zip(items.split(users), target_scores.split(users), strict=True))
+    better = torch.cat([(block > target).sum(1) for block, target in blocks])
+    tied = torch.cat([(block == target).sum(1) for block, target in blocks])
     if history is not None:
         history = history.sort(dim=1).values
         repeated = torch.zeros_like(history, dtype=torch.bool)
         repeated[:, 1:] = history[:, 1:] == history[:, :-1]
-        excluded = (history >= specials) & ~repeated & (history != targets[:, None])
-        of_history = items.gather(1, (history - specials).clamp(min=0))
-        above = above - (excluded & (of_history > of_target)).sum(1)
-        level = level - (excluded & (of_history == of_target)).sum(1)
-    return above, torch.where(known, level - 1, 2 * level)  # the target is level with itself
+        excluded = (history >= SPECIALS) & ~repeated & (history != targets[:, None])
+        history_scores = items.gather(1, (history - SPECIALS).clamp(min=0))
+        better = better - (excluded & (history_scores > target_scores)).sum(1)
+        tied = tied - (excluded & (history_scores == target_scores)).sum(1)
+    return better, torch.where(known, tied - 1, 2 * tied)  # without the target itself; an unknown one ranks below all
 
 
 def target_ranks(scores: torch.Tensor, targets: torch.Tensor, history: torch.Tensor | None = None) -> torch.Tensor:
-    """Rank of each user's target over the whole catalogue.
+    """Return the rank of each user's target over the whole catalog.
 
     Args:
-        scores: As for `target_places`, like the next two.
+        scores: As for `count_better_and_tied`, like the next two.
         targets: (users,).
         history: (users, longest), or None.
 
     Returns:
-        (users,) float32 from 1, exact up to 8 million items; half a place is a tie.
+        (users,) float32 ranks from 1, exact for up to 8 million items. A tie counts half a place.
 
     Raises:
-        ValueError: As for `target_places`.
+        ValueError: As for `count_better_and_tied`.
     """
-    above, level = target_places(scores, targets, history)
-    return above.float() + level.float() / 2 + 1
+    better, tied = count_better_and_tied(scores, targets, history)
+    return better.float() + tied.float() / 2 + 1
 
 
 def candidate_ranks(scores: torch.Tensor, targets: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
-    """Rank of each user's target among a few candidates, as in the paper (section 4.2).
+    """Return the rank of each user's target among sampled candidates (paper, section 4.2).
 
     Args:
         scores: As for `target_ranks`, like `targets`.
         targets: (users,).
-        candidates: (users, number) rows of items, the target not among them; filled up with -100.
+        candidates: (users, number) rows of items without the target, padded with -100.
 
     Returns:
-        (users,) float32 from 1; half a place is a tie. An unknown target comes last.
+        (users,) float32 ranks from 1. A tie counts half a place. An unknown target ranks last.
     """
-    of_candidates = scores.gather(1, candidates.clamp(min=0)).masked_fill(candidates < 0, torch.nan)  # nan: no rival
-    of_target = torch.where(targets >= len(SPECIAL_TOKENS), scores.gather(1, targets[:, None])[:, 0], -torch.inf)[
-        :, None
-    ]
-    return 1 + (of_candidates > of_target).sum(1).float() + (of_candidates == of_target).sum(1).float() / 2
+    candidate_scores = scores.gather(1, candidates.clamp(min=0)).masked_fill(candidates < 0, torch.nan)  # never counted
+    target_scores = torch.where(targets >= SPECIALS, scores.gather(1, targets[:, None])[:, 0], -torch.inf)[:, None]
+    better, tied = (candidate_scores > target_scores).sum(1), (candidate_scores == target_scores).sum(1)
+    return 1 + better.float() + tied.float() / 2
 
 
 def stable_top_k(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The k largest of each row and their places, largest first; of equal ones the first place first.
+    """Return the k largest values of each row and their places, largest first; equal values in the order of places.
 
-    `torch.topk` leaves open which of equal scores it takes, so where others equal the smallest that it took, all of
-    them are compared.
+    `torch.topk` does not define which of equal values it returns. Where values outside equal the smallest one inside,
+    all of them are compared.
     """
     values, places = scores.topk(min(k + 1, scores.shape[1]), dim=1)
     for row in (values[:, -1] == values[:, k - 1]).nonzero()[:, 0].tolist() if values.shape[1] > k else []:
@@ -131,32 +133,32 @@ def stable_top_k(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tens
 
 
 def hit_rate(ranks: Ranks, k: int) -> float:
-    """HR@k: the share of users whose target is among the first k. With one target a user, recall@k is the same."""
+    """Return HR@k, the share of users whose target is among the first k. With one target per user it equals recall."""
     return float(np.mean(np.asarray(ranks) <= k))
 
 
 def ndcg(ranks: Ranks, k: int) -> float:
-    """NDCG@k with one target a user: mean of 1 / log2(rank + 1) for targets among the first k, 0 for the others."""
+    """Return NDCG@k with one target per user: the mean of 1 / log2(rank + 1), or 0 for ranks above k."""
     return float(np.mean(ndcg_gains(ranks, k)))
 
 
 def ndcg_gains(ranks: Ranks, k: int) -> np.ndarray:
-    """(users,) what each adds to NDCG@k."""
+    """Return the contribution of each user to NDCG@k, shape (users,)."""
     ranks = np.asarray(ranks, float)
     return np.where(ranks <= k, 1 / np.log2(ranks + 1), 0.0)
 
 
 def mrr(ranks: Ranks, k: int) -> float:
-    """MRR@k: mean of 1 / rank for targets among the first k, 0 for the others."""
+    """Return MRR@k: the mean of 1 / rank, or 0 for ranks above k."""
     ranks = np.asarray(ranks, float)
     return float(np.mean(np.where(ranks <= k, 1 / ranks, 0.0)))
 
 
 def bootstrap_interval(gains: np.ndarray) -> tuple[float, float]:
-    """95 % interval of a mean over users: between which values it falls when they are drawn anew, 1,000 times.
+    """Return the 95 % bootstrap interval of a mean over users (1,000 draws).
 
     Args:
-        gains: (users,) what each adds, such as `ndcg_gains`.
+        gains: (users,) contribution of each user, such as `ndcg_gains`.
     """
     generator = np.random.default_rng(0)
     means = [gains[generator.integers(len(gains), size=len(gains))].mean() for _ in range(1000)]
@@ -164,11 +166,13 @@ def bootstrap_interval(gains: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def ranking_metrics(ranks: Ranks, k: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
-    """All metrics at all cut-offs: `hr@10`, `ndcg@10`, `mrr@10` and so on.
+def ranking_metrics(ranks: Ranks, k: Sequence[int] = CUTOFFS) -> dict[str, float]:
+    """Return HR, NDCG and MRR at all cut-offs: `hr@10`, `ndcg@10`, `mrr@10` and so on.
+
+    A metric at k is meaningful only if more than k items are ranked (`check_cutoffs`).
 
     Raises:
-        ValueError: There is no rank, one is not a number from 1, or a cut-off is below 1.
+        ValueError: There are no ranks, a rank is not a number from 1, or a cut-off is below 1.
     """
     ranks = np.asarray(ranks, float)
     if not ranks.size or not (ranks >= 1).all():
@@ -183,10 +187,10 @@ def ranking_metrics(ranks: Ranks, k: Sequence[int] = (1, 5, 10)) -> dict[str, fl
 
 
 def sampled_metrics(ranks: Ranks, sampled: Sampled) -> dict[str, float]:
-    """As `ranking_metrics`, for ranks among candidates, with the paper's MRR, which has no cut-off: `ndcg@10_…`.
+    """Return the metrics of ranks among candidates, and the paper's MRR without cut-off, as `ndcg@10_…` and `mrr_…`.
 
     Args:
-        ranks: (users,) from 1.
+        ranks: (users,) ranks from 1.
         sampled: How the candidates were drawn.
 
     Raises:
@@ -197,5 +201,22 @@ def sampled_metrics(ranks: Ranks, sampled: Sampled) -> dict[str, float]:
 
 
 def how_sampled(metrics: Mapping[str, float]) -> Sampled | None:
-    """How the candidates were drawn that metrics are among, beside the whole catalogue; None where there are none."""
+    """Return how the candidates of sampled metrics were drawn; None if there are no sampled metrics."""
     return next((sampled for sampled in get_args(Sampled) if f"mrr_{sampled}" in metrics), None)
+
+
+def check_cutoffs(items: int, candidates: int | None = None) -> None:
+    """Check that more items are ranked than the largest cut-off: otherwise every target is a hit.
+
+    Args:
+        items: Number of items of the catalog.
+        candidates: Number of sampled candidates per user, if any.
+
+    Raises:
+        ValueError: There are too few items or candidates.
+    """
+    k = max(CUTOFFS)
+    if items <= k:
+        raise ValueError(f"Metrics at {k} need a catalog of more than {k} items, found {items}.")
+    if candidates is not None and candidates < k:
+        raise ValueError(f"Metrics at {k} need at least {k} sampled candidates per user, found {candidates}.")

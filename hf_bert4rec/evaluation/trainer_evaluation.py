@@ -1,4 +1,4 @@
-"""Evaluate a model with the stock Trainer: one rank per user instead of a row of scores, and metrics from the ranks."""
+"""Evaluation with the Trainer: one rank per user instead of a row of scores, and metrics from the ranks."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,76 +6,88 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from transformers import EvalPrediction, Trainer
+from transformers import EvalPrediction, ProgressCallback, Trainer
 
-from .ranking import Sampled, candidate_ranks, ranking_metrics, sampled_metrics, target_ranks
+from .ranking import SPECIALS, Sampled, candidate_ranks, check_cutoffs, ranking_metrics, sampled_metrics, target_ranks
+
+FEW_BATCHES = 50
+"""Evaluations of fewer batches show no progress bar."""
 
 
-def ranks_of_logits(logits: tuple[Any, ...], labels: torch.Tensor) -> torch.Tensor:
-    """`preprocess_logits_for_metrics`: keep one rank a user instead of a row of scores.
+def ranks_of_logits(logits: Any, labels: torch.Tensor) -> torch.Tensor:
+    """Return one rank per user: `preprocess_logits_for_metrics` of the Trainer.
 
     Args:
-        logits: Output of the model without the loss: logits (users, 1, rows) at the [MASK] first, and among the others
-            the mapping `ranking` (`MaskedItemOutput`).
-        labels: (users, length), -100 but at the [MASK].
+        logits: Output of the model without the loss: first the logits (users, 1 or length, vocab_size), and among the
+            others the mapping `ranking` of `MaskedItemOutput`.
+        labels: (users, length) the target at the [MASK], -100 elsewhere.
 
     Returns:
-        (users,) ranks from 1; with candidates (users, 2), the second among them.
+        (users,) ranks from 1; if there are candidates, (users, 2) with the rank among them in the second column.
 
     Raises:
-        ValueError: The rows have no history, or not one target each; or as for `target_ranks`.
+        ValueError: The output has no history, there is not one target per user, or the catalog or the candidates are
+            too few; or as for `target_ranks`.
     """
-    scores, targets, history, candidates = ranking_inputs(logits, labels)
+    scores, targets, history, candidates = unpack_ranking(logits, labels)
+    check_cutoffs(scores.shape[1] - SPECIALS)
     ranks = target_ranks(scores, targets, history)
     return ranks if candidates is None else torch.stack([ranks, candidate_ranks(scores, targets, candidates)], dim=1)
 
 
-def ranking_inputs(
-    logits: tuple[Any, ...], labels: torch.Tensor
+def unpack_ranking(
+    logits: Any, labels: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Return scores (users, rows), targets (users,), history and candidates from the arguments of `ranks_of_logits`."""
-    parts = (logits,) if torch.is_tensor(logits) else tuple(logits)
-    ranking: Mapping[str, torch.Tensor] = next((part for part in parts if isinstance(part, Mapping)), {})
+    """Return scores (users, vocab_size), targets (users,), history and candidates from what the Trainer passes on."""
+    outputs = (logits,) if torch.is_tensor(logits) else tuple(logits)
+    ranking: Mapping[str, torch.Tensor] = next((part for part in outputs if isinstance(part, Mapping)), {})
     if "history" not in ranking:
         raise ValueError(
-            "Expected rows with a `history`, as leave_one_out makes them, found none. Add it, or evaluate a model with "
-            "`exclude_history=False`."
+            "The output of the model has no `history` to exclude from the ranking. Rows to evaluate need a column "
+            "`history`, which `leave_one_out` and `split_at_time` create, unless the model has `exclude_history=False`."
         )
-    scores: torch.Tensor = parts[0]
-    if scores.shape[1] == labels.shape[1]:  # a compiled model scores every position
+    scores: torch.Tensor = outputs[0]
+    if scores.shape[1] == labels.shape[1]:  # every position is scored, for instance by a compiled model
         scores = scores.take_along_dim((labels != -100).int().argmax(dim=1)[:, None, None], dim=1)
     if scores.shape[1] != 1:
-        raise ValueError(f"Expected one target a user to rank, found {scores.shape[1]}.")
+        raise ValueError(f"Expected one target per user, found {scores.shape[1]}.")
     return scores[:, 0], labels.amax(dim=1), ranking["history"], ranking.get("candidates")
 
 
-def metrics_of_ranks(prediction: EvalPrediction, sampled: Sampled) -> dict[str, float]:
-    """`compute_metrics`: HR, NDCG and MRR at 1, 5 and 10, with candidates also as `ndcg@10_popularity_sampled`.
+def metrics_of_ranks(prediction: EvalPrediction, sampled: Sampled = "popularity_sampled") -> dict[str, float]:
+    """Return HR, NDCG and MRR at 1, 5 and 10: `compute_metrics` of the Trainer.
 
     Args:
-        prediction: Ranks, as from `ranks_of_logits`.
-        sampled: How the candidates were drawn.
+        prediction: Ranks, as from `ranks_of_logits`; a list of batches with `eval_do_concat_batches=False`.
+        sampled: How the candidates were drawn; their metrics are named `ndcg@10_popularity_sampled` and so on.
     """
-    ranks = np.asarray(prediction.predictions)
+    ranks: Any = prediction.predictions
+    ranks = np.concatenate(ranks) if isinstance(ranks, (list, tuple)) else np.asarray(ranks)
     if ranks.ndim == 1:
         return ranking_metrics(ranks)
     return ranking_metrics(ranks[:, 0]) | sampled_metrics(ranks[:, 1], sampled)
 
 
-def rank_rows(judge: Trainer, rows: Dataset) -> np.ndarray:
-    """What the Trainer's `preprocess_logits_for_metrics` makes of each row, in the order of the rows.
+def rank_rows(trainer: Trainer, rows: Dataset) -> np.ndarray:
+    """Return what `preprocess_logits_for_metrics` of a Trainer returns for each row, in the order of the rows.
 
-    The Trainer's own evaluation draws the rows grouped by length, in an order that it tells nobody.
+    `Trainer.predict` would return the rows in the order in which they were drawn, grouped by length.
     """
     lengths = rows["length"][:] if "length" in rows.column_names else list(map(len, rows["input_ids"][:]))
-    order = np.argsort(lengths, kind="stable")  # little padding, as there
-    args = judge.args
-    usual = args.train_sampling_strategy, args.dataloader_drop_last
-    args.train_sampling_strategy, args.dataloader_drop_last = "random", False  # evaluates in order, and everybody
+    order = np.argsort(lengths, kind="stable")  # reduces padding
+    handler, args = trainer.callback_handler, trainer.args
+    options = args.train_sampling_strategy, args.dataloader_drop_last, args.eval_do_concat_batches
+    bars = [callback for callback in handler.callbacks if isinstance(callback, ProgressCallback)]
+    bars = bars if len(order) <= FEW_BATCHES * args.eval_batch_size * args.world_size else []
+    # All rows in the given order, as one array
+    args.train_sampling_strategy, args.dataloader_drop_last, args.eval_do_concat_batches = "random", False, True
+    for bar in bars:
+        handler.callbacks.remove(bar)
     try:
-        drawn = judge.predict(rows.select(order)).predictions
+        drawn = trainer.predict(rows.select(order)).predictions
     finally:
-        args.train_sampling_strategy, args.dataloader_drop_last = usual
+        handler.callbacks += bars
+        args.train_sampling_strategy, args.dataloader_drop_last, args.eval_do_concat_batches = options
     ranks = np.empty_like(drawn)
     ranks[order] = drawn
     return ranks

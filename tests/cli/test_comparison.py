@@ -7,151 +7,20 @@ import signal
 import subprocess
 import sys
 import time
-from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from datasets import Dataset
 
 from hf_bert4rec import cloze_training
 from hf_bert4rec.cli.recipe import parse_recipe
 from hf_bert4rec.cli.run import evaluator, prepare, whole_histories
 from hf_bert4rec.evaluation.baselines import Popularity
-from hf_bert4rec.evaluation.comparison import (
-    Judgement,
-    _judge_logits,
-    figures,
-    holm,
-    judge,
-    paired_difference,
-    slice_figures,
-    slices,
-)
+from hf_bert4rec.evaluation.comparison import UserResults, evaluate_users, paired_difference, split_metrics
 from tests.training.test_training import LOG, RECIPE
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 ROWS = 14  # of an item table of 11 items
-
-
-def test_each_user_is_judged_by_hand():
-    """Items 3 to 13 score 11 down to 1. The first user has had item 3, and the target 5 is level with 6."""
-    scores = torch.zeros(2, 1, ROWS)
-    scores[:, 0, 3:] = torch.arange(11, 0, -1.0)
-    scores[0, 0, 6] = scores[0, 0, 5]
-    labels = torch.tensor([[-100, 5], [-100, 13]])
-    history, candidates = torch.tensor([[3], [-100]]), torch.tensor([[4, 6], [3, 4]])
-    judged = _judge_logits((scores, {"history": history, "candidates": candidates}), labels).tolist()
-    assert judged[0] == [4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 2.5, 1, 2.5]
-    assert judged[1] == [3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 11, 0, 3]
-    judged = _judge_logits((scores, {"history": history[:, :0]}), labels).tolist()
-    assert judged[0] == [3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 3.5, 1]
-
-
-def test_where_fewer_than_ten_items_are_left_the_others_are_no_item():
-    history = torch.tensor([[3, 4, 5]])
-    judged = _judge_logits((torch.arange(ROWS * 1.0).expand(1, 1, -1), {"history": history}), torch.tensor([[6]]))
-    assert judged[0, :10].tolist() == [13, 12, 11, 10, 9, 8, 7, 6, -1, -1]
-
-
-def test_a_target_that_the_model_does_not_know_has_no_ties():
-    judged = _judge_logits((torch.zeros(1, 1, ROWS), {"history": torch.tensor([[3]])}), torch.tensor([[2]]))
-    assert judged[0, 11] == 0
-
-
-def test_a_catalogue_smaller_than_the_cut_off_has_no_such_metric():
-    with pytest.raises(ValueError, match="Metrics at 10 need as many items, the catalogue has 9"):
-        _judge_logits((torch.zeros(1, 1, 12), {"history": torch.tensor([[3]])}), torch.tensor([[4]]))
-
-
-def test_figures_are_counted_by_hand():
-    recommended = np.full((2, 10), -1)
-    recommended[0, :2], recommended[1, 0] = (3, 4), 3
-    judgement = Judgement(np.array([1.0, 11.0]), np.array([0, 2]), recommended, np.array([2.0, 4.0]))
-    counts = np.array([0, 0, 0, 8, 2, 1, 3] + [0] * 7)
-    found = figures(judgement, np.array([3, 5]), counts)
-    assert found["ndcg@10"] == 0.5
-    assert found["hr@10"] == 0.5
-    assert found["coverage@10"] == 2 / 11
-    assert found["popularity@10"] == (8 + 2 + 8) / 3 / ((8 + 1) / 2)
-    assert found["ties"] == 0.5
-    assert found["mrr_popularity_sampled"] == (1 / 2 + 1 / 4) / 2
-
-
-def test_targets_that_nobody_knows_do_not_make_the_recommended_more_popular():
-    judgement = Judgement(np.array([1.0, 12.0]), np.zeros(2, int), np.full((2, 10), 3))
-    counts = np.array([0, 0, 0, 8, 2] + [0] * 9)
-    assert figures(judgement, np.array([3, 2]), counts)["popularity@10"] == 1
-    assert np.isnan(figures(judgement, np.array([2, 2]), counts)["popularity@10"])
-
-
-def test_slices_are_counted_by_hand():
-    """Of eleven items the fifth that occurs most are two: 3 and 4."""
-    rows = Dataset.from_dict(
-        {"labels": [[-100, 3], [-100, 5], [-100, 9], [4]], "history": [[3], [3, 4], [3, 4, 5], []]}
-    )
-    counts = np.array([99, 99, 99, 8, 7, 1, 1] + [0] * 7)
-    found = {name: np.flatnonzero(users).tolist() for name, users in slices(rows, counts).items()}
-    assert found == {
-        "head items": [0, 3],
-        "tail items": [1],
-        "unseen items": [2],
-        "short histories": [0, 3],
-        "long histories": [1, 2],
-        "new users": [3],
-    }
-
-
-def test_an_empty_slice_has_no_figures():
-    judgement = Judgement(np.array([1.0, 3.0]), np.zeros(2, int), np.zeros((2, 10), int))
-    assert slice_figures(judgement, np.array([False, True]), "x") == {"users": 1, "ndcg@10": 0.5, "hr@10": 1.0}
-    with pytest.raises(ValueError, match="Nobody is in the slice 'new users'"):
-        slice_figures(judgement, np.array([False, False]), "new users")
-
-
-def test_the_paired_test_is_that_of_all_exchanges():
-    """Eight users: of the 256 ways to exchange the models, those with a difference as large are counted."""
-    first, second = np.array([1.0] * 8), np.array([3.0] * 7 + [1.0])
-    gains = np.array([0.5] * 7 + [0.0])
-    sums = [abs(np.dot(signs, gains)) for signs in product([-1, 1], repeat=8)]
-    expected = np.mean(np.array(sums) >= gains.sum() - 1e-9)  # 2 / 128
-    found = paired_difference(first, second)
-    assert found.mean == 7 / 16
-    assert found.p == pytest.approx(expected, abs=0.004)
-    assert found.low < found.mean < found.high
-    assert paired_difference(second, first).mean == -found.mean
-
-
-def test_the_paired_test_weighs_how_far_the_models_differ():
-    """Six users, six different gains: of the 64 exchanges half have a difference as large. By signs it would be .22."""
-    first, second = np.array([9.0, 1, 2, 6, 7, 5]), np.array([2.0, 3, 4, 9, 10, 8])
-    gains = 1 / np.log2(first + 1) - 1 / np.log2(second + 1)
-    sums = [abs(np.dot(signs, gains)) for signs in product([-1, 1], repeat=6)]
-    expected = np.mean(np.array(sums) >= abs(gains.sum()) - 1e-9)
-    assert expected == 0.5
-    assert paired_difference(first, second).p == pytest.approx(expected, abs=0.02)
-
-
-def test_no_probability_is_smaller_than_the_number_of_draws_can_tell():
-    assert paired_difference(np.ones(60), np.full(60, 3.0)).p == 1 / 10_001
-
-
-def test_a_model_does_not_differ_from_itself():
-    found = paired_difference([1.0, 5.0, 20.0], [1.0, 5.0, 20.0])
-    assert (found.mean, found.low, found.high, found.p) == (0, 0, 0, 1)
-
-
-def test_ranks_of_other_users_are_refused():
-    with pytest.raises(ValueError, match="Expected ranks of the same users, found 2 and 3"):
-        paired_difference([1.0, 2.0], [1.0, 2.0, 3.0])
-
-
-def test_probabilities_are_corrected_step_by_step():
-    """Holm: the smallest times 3, the next times 2, the last once; never smaller than one before."""
-    found = holm({("a", "b"): 0.04, ("a", "c"): 0.01, ("b", "c"): 0.035})
-    assert found == pytest.approx({("a", "b"): 0.07, ("a", "c"): 0.03, ("b", "c"): 0.07})
-    assert holm({("a", "b"): 0.9, ("a", "c"): 0.8})["a", "b"] == 1.0
 
 
 @pytest.fixture
@@ -168,7 +37,7 @@ def test_a_judgement_is_the_same_for_any_batch_size_and_number_of_workers(recipe
         recipe = parse_recipe([str(recipe_file), f"--output_dir={tmp_path}/out", *options])
         interactions, tokenizer, histories = prepare(recipe)
         model = Popularity(whole_histories(recipe, interactions, tokenizer), len(tokenizer))
-        return judge(evaluator(model, recipe, tokenizer, histories["test"]), histories["test"])
+        return evaluate_users(evaluator(model, recipe, tokenizer, histories["test"]), histories["test"])
 
     one = judged()
     other = judged(f"--per_device_eval_batch_size={batch_size}", f"--dataloader_num_workers={workers}")
@@ -182,7 +51,7 @@ def test_the_trainer_is_left_as_it_was(recipe_file, tmp_path):
     model = Popularity(whole_histories(recipe, interactions, tokenizer), len(tokenizer))
     trainer = evaluator(model, recipe, tokenizer, histories["test"])
     before = trainer.evaluate()
-    judge(trainer, histories["test"])
+    evaluate_users(trainer, histories["test"])
     after = trainer.evaluate()
     assert after["eval_ndcg@10"] == before["eval_ndcg@10"]
     assert set(cloze_training(tokenizer)) >= {"compute_metrics", "preprocess_logits_for_metrics"}
@@ -276,7 +145,7 @@ def test_mistakes_are_found_before_anything_is_trained(script, recipe_file, tmp_
         script.compare(comparison(tmp_path, recipe_file, **models), "test", str(tmp_path / "kept"))
     for wrong, told in (
         ({"baseline": "als", "regularisation": 1}, "unexpected keyword argument 'regularisation'"),
-        ({"baseline": "item_neighbors", "weighting": "tfidf"}, "among cosine, bm25, found 'tfidf'"),
+        ({"baseline": "item_neighbors", "weighting": "tfidf"}, "must be cosine or bm25, found 'tfidf'"),
         ({"baseline": "item_neighbors", "neighbours": 0}, "a whole number from 1, found 0"),
     ):
         models["Second"] = wrong
@@ -379,9 +248,9 @@ def judged():
     for name, (ranks, ties, best, sampled) in JUDGED.items():
         recommended = np.full((2, 10), -1)
         recommended[:, 0] = best
-        judgement = Judgement(np.array(ranks), np.array(ties), recommended, np.array(sampled))
+        judgement = UserResults(np.array(ranks), np.array(ties), recommended, np.array(sampled))
         facts = {
-            "figures": figures(judgement, np.array([3, 4]), counts),
+            "figures": split_metrics(judgement, np.array([3, 4]), counts),
             "seconds": 12.3,
             "machine": "2 × 1 threads of x86_64, cpu",
             "users a second": 1234.5,
@@ -430,8 +299,8 @@ def test_the_table_of_slices_is_that_written_by_hand(script, judged):
 
 def test_the_table_of_differences_is_corrected(script):
     def judged(rank):
-        judgement = Judgement(np.full(12, rank), np.zeros(12, int), np.full((12, 10), 3))
-        return {"figures": figures(judgement, np.full(12, 3), np.ones(ROWS))}, judgement
+        judgement = UserResults(np.full(12, rank), np.zeros(12, int), np.full((12, 10), 3))
+        return {"figures": split_metrics(judgement, np.full(12, 3), np.ones(ROWS))}, judgement
 
     header, *lines = cells(script.tested({"Third": judged(7.0), "First": judged(1.0), "Second": judged(3.0)}))
     assert header == ["difference of NDCG@10", "", "95 %, this pair", "p, corrected for 3 pairs"]

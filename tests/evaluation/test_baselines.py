@@ -47,12 +47,12 @@ def labelled(targets: list[int], *histories: list[int]) -> dict[str, torch.Tenso
 
 
 def test_popularity_scores_are_the_counts(train):
-    scores = Popularity(train, VOCAB).scores(**query([A], [E, D], []))
+    scores = Popularity(train, VOCAB).scores(query([A], [E, D], []))
     assert scores.tolist() == [[0, 0, 0, 4, 3, 2, 1, 0]] * 3
 
 
 def test_the_markov_chain_scores_what_followed_the_last_item_then_popularity(train):
-    scores = MarkovChain(train, VOCAB).scores(**query([C, B], [B, A]))
+    scores = MarkovChain(train, VOCAB).scores(query([C, B], [B, A]))
     #                      a                      b                      c             d            e
     after_b = [0, 0, 0, 1 + 0.9 * 4 / 4, 0 + 0.9 * 3 / 4, 1 + 0.9 * 2 / 4, 0.9 * 1 / 4, 0]
     after_a = [0, 0, 0, 1 + 0.9 * 4 / 4, 2 + 0.9 * 3 / 4, 0 + 0.9 * 2 / 4, 0.9 * 1 / 4, 0]
@@ -60,7 +60,7 @@ def test_the_markov_chain_scores_what_followed_the_last_item_then_popularity(tra
 
 
 def test_the_order_of_the_markov_chain_is_counted_by_hand(train):
-    scores = MarkovChain(train, VOCAB).scores(**query([B], [A], [C], [D], [E]))
+    scores = MarkovChain(train, VOCAB).scores(query([B], [A], [C], [D], [E]))
     orders = scores[:, 3:].argsort(dim=1, descending=True, stable=True).add(3).tolist()
     assert orders == [[A, C, B, D, E], [B, A, C, D, E], [A, B, C, D, E], [A, B, C, D, E], [A, B, C, D, E]]
 
@@ -68,19 +68,19 @@ def test_the_order_of_the_markov_chain_is_counted_by_hand(train):
 @pytest.mark.parametrize("history", [[], [D], [E], [UNK]])
 def test_where_nothing_followed_the_markov_chain_falls_back_on_popularity(train, history):
     chain, popularity = MarkovChain(train, VOCAB), Popularity(train, VOCAB)
-    torch.testing.assert_close(chain.scores(**query(history)), 0.9 / 4 * popularity.scores(**query(history)))
+    torch.testing.assert_close(chain.scores(query(history)), 0.9 / 4 * popularity.scores(query(history)))
 
 
 def test_padding_does_not_hide_the_last_item(train):
     chain = MarkovChain(train, VOCAB)
-    together = chain.scores(**query([A], [C, C, B], []))
+    together = chain.scores(query([A], [C, C, B], []))
     for row, history in enumerate([[A], [C, C, B], []]):
-        assert torch.equal(together[row], chain.scores(**query(history))[0])
+        assert torch.equal(together[row], chain.scores(query(history))[0])
 
 
 def test_one_observed_step_outweighs_any_popularity():
     train = Dataset.from_dict({"user": ["u", "v"], "input_ids": [[A] * 50, [B, C]]})
-    scores = MarkovChain(train, VOCAB).scores(**query([B]))
+    scores = MarkovChain(train, VOCAB).scores(query([B]))
     assert scores[0, 3:].argmax() == C - 3
 
 
@@ -99,19 +99,19 @@ def test_every_baseline_answers_as_a_model_does(people, name):
 def test_a_score_does_not_depend_on_the_others_in_the_batch(people, name):
     baseline = BASELINES[name](people, VOCAB)
     histories = [[A], [C, C, B], [B, D]]
-    together = baseline.scores(**query(*histories))
+    together = baseline.scores(query(*histories))
     for row, history in enumerate(histories):
-        torch.testing.assert_close(together[row], baseline.scores(**query(history))[0])
+        torch.testing.assert_close(together[row], baseline.scores(query(history))[0])
 
 
 def test_popularity_counts_the_newest_actions_alone():
     columns = {"user": ["u", "v"], "input_ids": [[A, B], [A, C, C]]}
     train = Dataset.from_dict({**columns, "timestamps": [[1, 9], [2, 8, 10]]})
-    assert Popularity(train, VOCAB, newest=0.6).counts.tolist() == [0, 0, 0, 0, 1, 2, 0, 0]
-    with pytest.raises(ValueError, match="a log with times for `newest`, found one that has only an order"):
-        Popularity(Dataset.from_dict({**columns, "timestamps": [[0, 1], [2, 3, 4]]}), VOCAB, newest=0.6)
-    with pytest.raises(ValueError, match="above 0 and at most 1, found 0"):
-        Popularity(train, VOCAB, newest=0)
+    assert Popularity(train, VOCAB, recent_share=0.6).counts.tolist() == [0, 0, 0, 0, 1, 2, 0, 0]
+    with pytest.raises(ValueError, match="`recent_share` needs a log with times, found one with an order only"):
+        Popularity(Dataset.from_dict({**columns, "timestamps": [[0, 1], [2, 3, 4]]}), VOCAB, recent_share=0.6)
+    with pytest.raises(ValueError, match="`recent_share` must be above 0 and at most 1, found 0"):
+        Popularity(train, VOCAB, recent_share=0)
 
 
 def test_ease_is_the_closed_form_written_out(people):
@@ -122,7 +122,7 @@ def test_ease_is_the_closed_form_written_out(people):
     weights = -inverse / np.diag(inverse)
     np.fill_diagonal(weights, 0)
     expected = np.array([weights[A] + weights[C], weights[D]])
-    scores = Ease(people, VOCAB, regularization=2).scores(**query([A, C, A], [D]))
+    scores = Ease(people, VOCAB, regularization=2).scores(query([A, C, A], [D]))
     np.testing.assert_allclose(scores, expected, atol=1e-6)
 
 
@@ -140,15 +140,15 @@ def test_the_memory_of_ease_is_that_of_three_matrices(people, monkeypatch):
 
 def test_ease_on_a_catalogue_that_does_not_fit_is_refused():
     train = Dataset.from_dict({"user": ["u"], "input_ids": [[A]]})
-    with pytest.raises(MemoryError, match=r"EASE on 10000000 rows takes 1200000\.0 GB"):
+    with pytest.raises(MemoryError, match=r"EASE on 10000000 rows needs 1200000\.0 GB"):
         Ease(train, 10_000_000)
-    with pytest.raises(ValueError, match="regularization above 0, found 0"):
+    with pytest.raises(ValueError, match="`regularization` must be above 0, found 0"):
         Ease(train, VOCAB, regularization=0)
 
 
 def test_cosine_neighbours_are_counted_by_hand(people):
     """a is had by 3, b by 3, c by 2, d by 1; a and b together by 2, a and c by 2, b and c by 1."""
-    scores = ItemNeighbors(people, VOCAB).scores(**query([C], [A, B]))
+    scores = ItemNeighbors(people, VOCAB).scores(query([C], [A, B]))
     of_c = {A: 2 / 6**0.5, B: 1 / 6**0.5, C: 1, D: 0}
     of_a_and_b = {A: 1 + 2 / 3, B: 1 + 2 / 3, C: 3 / 6**0.5, D: 1 / 3**0.5}
     for row, expected in enumerate((of_c, of_a_and_b)):
@@ -156,7 +156,7 @@ def test_cosine_neighbours_are_counted_by_hand(people):
 
 
 def test_only_the_nearest_neighbours_of_an_item_count(people):
-    scores = ItemNeighbors(people, VOCAB, neighbors=1).scores(**query([A], [B, C]))
+    scores = ItemNeighbors(people, VOCAB, neighbors=1).scores(query([A], [B, C]))
     assert scores.tolist() == [[0, 0, 0, 1, 0, 0, 0, 0], [0, 0, 0, 0, 1, 1, 0, 0]]
 
 
@@ -170,7 +170,7 @@ def test_bm25_is_written_out(people):
     norm = (1 - 0.75) + 0.75 * lengths / lengths.mean()
     weights = sets * 2.2 / (1.2 * norm + sets) * rarity
     similarity = weights @ weights.T
-    scores = ItemNeighbors(people, VOCAB, weighting="bm25").scores(**query([C], [A, B]))
+    scores = ItemNeighbors(people, VOCAB, weighting="bm25").scores(query([C], [A, B]))
     np.testing.assert_allclose(scores, [similarity[C], similarity[A] + similarity[B]], rtol=1e-5)
 
 
@@ -187,14 +187,14 @@ def test_bm25_is_written_out(people):
 )
 def test_numbers_that_cannot_be_are_refused(people, kind, options):
     (name, value), *_ = options.items()
-    with pytest.raises(ValueError, match=f"Expected {name}, a whole number from 1, found {value}"):
+    with pytest.raises(ValueError, match=f"`{name}` must be a whole number from 1, found {value}"):
         kind(people, VOCAB, **options)
 
 
 @pytest.mark.parametrize("name", sorted(set(BASELINES) - {"bpr_mf"}))
 def test_who_has_no_history_gets_what_is_popular(people, name):
-    scores = BASELINES[name](people, VOCAB).scores(**query([A], [], [UNK]))
-    popular = Popularity(people, VOCAB).scores(**query([], []))
+    scores = BASELINES[name](people, VOCAB).scores(query([A], [], [UNK]))
+    popular = Popularity(people, VOCAB).scores(query([], []))
     for row in (1, 2):
         torch.testing.assert_close(scores[row].argsort(stable=True), popular[0].argsort(stable=True))
 
@@ -208,25 +208,25 @@ def test_als_solves_for_a_new_user(people):
     confidence = np.where(has, 5.0, 1.0)
     left = factors.T @ (confidence[:, None] * factors) + 0.2 * np.eye(3)
     user = np.linalg.solve(left, factors.T @ (confidence * has))
-    np.testing.assert_allclose(als.scores(**query([A, C]))[0], factors @ user, atol=1e-4)
+    np.testing.assert_allclose(als.scores(query([A, C]))[0], factors @ user, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", [Als, BprMf])
 def test_the_seed_decides_where_factors_start(kind):
     one, same, other = (kind(two_groups(), VOCAB, factors=3, iterations=1, seed=seed) for seed in (1, 1, 2))
-    scores = [model.scores(**query([A], [D], users=[0, 31])) for model in (one, same, other)]
+    scores = [model.scores(query([A], [D], users=[0, 31])) for model in (one, same, other)]
     assert torch.equal(scores[0], scores[1])
     assert not torch.allclose(scores[0], scores[2])
 
 
 def test_bpr_scores_each_user_by_the_own_factors():
     bpr = BprMf(two_groups(), VOCAB, factors=4)
-    scores = bpr.scores(**query([A], [B], [D], users=[1, 2, 59]))
+    scores = bpr.scores(query([A], [B], [D], users=[1, 2, 59]))
     torch.testing.assert_close(scores, bpr.user_factors[[1, 2, 59]] @ bpr.item_factors.T)
 
 
 def test_a_weighting_that_there_is_not_is_told_with_those_that_there_are(people):
-    with pytest.raises(ValueError, match="among cosine, bm25, found 'tfidf'"):
+    with pytest.raises(ValueError, match="`weighting` must be cosine or bm25, found 'tfidf'"):
         ItemNeighbors(people, VOCAB, weighting="tfidf")
 
 
@@ -242,7 +242,7 @@ def test_factors_recommend_what_those_with_the_same_taste_have():
     bpr = BprMf(train, VOCAB, factors=4, iterations=200)
     users = [bpr.users["u0"], bpr.users["u30"]]
     for model in (als, bpr):
-        of_first, of_second = model.scores(**query([A, B], [D], users=users))
+        of_first, of_second = model.scores(query([A, B], [D], users=users))
         assert of_first[C] > of_first[[D, E]].max()
         assert of_second[E] > of_second[[A, B, C]].max()
 
@@ -257,20 +257,20 @@ def test_the_collator_tells_bpr_whose_rows_they_are(tokenizer):
 
 def test_bpr_without_its_users_is_refused():
     bpr, batch = BprMf(two_groups(), VOCAB, factors=4), labelled([B], [A])
-    with pytest.raises(ValueError, match=r"collate with DataCollatorWithUsers\(tokenizer, model\.users\)"):
+    with pytest.raises(ValueError, match=r"`DataCollatorWithUsers\(tokenizer, model\.users\)`"):
         bpr(**{name: value for name, value in batch.items() if name != "users"})
 
 
 def test_somebody_unknown_to_bpr_is_the_mean_user():
     bpr = BprMf(two_groups(), VOCAB, factors=4)
-    scores = bpr.scores(**query([A], users=[-1]))
+    scores = bpr.scores(query([A], users=[-1]))
     torch.testing.assert_close(scores[0], bpr.item_factors @ bpr.user_factors.mean(dim=0))
 
 
 @pytest.mark.parametrize("name", BASELINES)
 def test_windows_instead_of_whole_histories_are_refused(name):
     train = Dataset.from_dict({"user": ["u", "u"], "input_ids": [[A], [B]]})
-    with pytest.raises(ValueError, match="a row a user"):
+    with pytest.raises(ValueError, match="one row per user"):
         BASELINES[name](train, VOCAB)
 
 
@@ -284,5 +284,5 @@ def test_without_the_library_the_cure_is_told(monkeypatch, people):
 def test_histories_of_equal_length_are_counted_alike(kind):
     even = Dataset.from_dict({"user": list("xyz"), "input_ids": [[A, B], [B, C], [A, C]]})
     uneven = Dataset.from_dict({"user": list("wxyz"), "input_ids": [[A, B], [B, C], [A, C], [D]]})
-    one, other = (kind(train, VOCAB).scores(**query([A], [B])) for train in (even, uneven))
+    one, other = (kind(train, VOCAB).scores(query([A], [B])) for train in (even, uneven))
     torch.testing.assert_close(one[:, [A, B, C, E]], other[:, [A, B, C, E]])

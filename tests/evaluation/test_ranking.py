@@ -103,7 +103,7 @@ def test_an_unknown_target_comes_last_whatever_the_scores():
 def test_a_score_that_is_not_a_number_is_refused():
     scores = SCORES.clone()
     scores[0, 6] = torch.nan
-    with pytest.raises(ValueError, match="found NaN: the model has diverged"):
+    with pytest.raises(ValueError, match="found NaN: the model diverged"):
         target_ranks(scores, torch.tensor([3]))
 
 
@@ -238,12 +238,12 @@ def test_the_bootstrap_interval_is_that_of_the_standard_error():
 
 @pytest.mark.parametrize(("target", "history"), [(9, [3]), (3, [9])])
 def test_rows_that_have_no_score_are_of_another_catalogue(target, history):
-    with pytest.raises(ValueError, match="Row 9 is to be ranked, and there are scores of 7 rows"):
+    with pytest.raises(ValueError, match="Row 9 is to be ranked, but there are scores for 7 rows only"):
         target_ranks(torch.zeros(1, 7), torch.tensor([target]), torch.tensor([history]))
 
 
 def test_one_target_for_several_users_is_refused():
-    with pytest.raises(ValueError, match="Expected a target a user, found 1 for scores of 3 users"):
+    with pytest.raises(ValueError, match="Expected one target per user, found 1 for scores of 3 users"):
         target_ranks(torch.rand(3, 9), torch.tensor([4]))
-    with pytest.raises(ValueError, match="Expected a target a user"):
+    with pytest.raises(ValueError, match="Expected one target per user"):
         target_ranks(torch.rand(3, 9), torch.tensor([4, 4, 5]), torch.tensor([[4]]))

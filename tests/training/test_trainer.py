@@ -78,11 +78,11 @@ def test_the_card_says_what_the_trainer_knows_and_no_more(trained, tmp_path):
     assert set(results) == {"hr@1", "hr@5", "hr@10", "ndcg@5", "ndcg@10", "mrr@5", "mrr@10"}
     assert results == {name: round(best[f"eval_{name}"], 4) for name in results}
     assert {result.dataset_split for result in card.data.eval_results} == {"validation"}
-    assert "Of the validation split, by whose NDCG@10 the checkpoint was chosen" in card.text
+    assert "The checkpoint was chosen on this split, so they are too optimistic." in card.text
     assert "ranked among all 12 items, history excluded" in card.text
     assert f"({facts.seconds:,.0f} s) of training on 1 × " in card.text
-    assert 'recommender([["i0", "i1", "i2"]], top_k=10)  # ids and scores' in card.text
-    assert "Nothing is recorded of the terms of the data" in card.text
+    assert 'recommender([["i0", "i1", "i2"]], top_k=10)' in card.text
+    assert "The terms of the training data are not recorded." in card.text
     assert "learning_curve.png" not in card.text
 
 
@@ -101,7 +101,7 @@ def test_a_model_that_was_not_trained_here_has_no_results(histories, tmp_path): 
     trainer.save_model()
     card = ModelCard.load(tmp_path / "new" / "README.md")
     assert card.data.eval_results is None
-    assert "None were recorded." in card.text
+    assert "No results were recorded." in card.text
     assert trainer.facts().protocol.endswith("history not excluded")
 
 

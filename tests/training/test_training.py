@@ -22,7 +22,6 @@ from hf_bert4rec import (
     leave_one_out,
     muon,
 )
-from hf_bert4rec.evaluation.trainer_evaluation import ranks_of_logits
 from hf_bert4rec.hub.checkpoint import last_complete_checkpoint
 from hf_bert4rec.hub.run_facts import RunFacts
 from hf_bert4rec.training.resources import format_memory
@@ -227,19 +226,6 @@ def test_two_processes_train_and_evaluate_as_one_does(tmp_path):
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     assert one.results["test"]["BERT4Rec"] == pytest.approx(two.results["test"]["BERT4Rec"], abs=1e-6)
     assert one.results["test"]["Popularity"] == two.results["test"]["Popularity"]
-
-
-def test_ranks_are_taken_at_the_mask_where_a_compiled_model_scored_every_position():
-    logits = torch.zeros(1, 3, 7)
-    logits[0, 2, 5] = 1
-    labels, history = torch.tensor([[-100, -100, 5]]), torch.tensor([[3, 4]])
-    assert ranks_of_logits((logits, {"history": history}), labels).tolist() == [1]
-    assert ranks_of_logits((logits[:, 2:], {"history": history}), labels).tolist() == [1]
-
-
-def test_rows_without_a_history_cannot_be_ranked():
-    with pytest.raises(ValueError, match="Expected rows with a `history`"):
-        ranks_of_logits(torch.zeros(1, 1, 7), torch.tensor([[-100, -100, 5]]))
 
 
 def test_memory_is_told_before_training_and_time_after_two_steps(histories, tmp_path, caplog):
