@@ -64,8 +64,7 @@ def push_data(
         "options": _data_options(recipe),
         "tokenizer": tokenizer,
     }
-    where: dict[str, Any] = {"repo_type": "dataset", "private": private, "token": token}
-    repository = create_repository(repository, **where)
+    repository = create_repository(repository, repo_type="dataset", private=private, token=token)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         for name, rows in histories.items():
@@ -80,7 +79,8 @@ def push_data(
             marker=f"{TOKENIZER}/tokenizer.json",
             replaced=["data/*", f"{TOKENIZER}/*", LICENSE],
             commit_message=f"Upload the histories of {facts['name']}",
-            **where,
+            repo_type="dataset",
+            token=token,
         )
     return str(commit)
 

@@ -7,6 +7,7 @@ import re
 import shutil
 import zipfile
 from collections.abc import Mapping
+from math import inf
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, PreTra
 
 from ..data.tokenization import TITLES_FILE, ItemTokenizer, check_tokenizer
 from ..models.registry import architecture_of
-from .errors import disk_errors, hub_errors, is_repository, read_json
+from .errors import JSON_BYTES, disk_errors, hub_errors, is_repository, read_json
 from .model_card import CARD, model_card
 from .run_facts import FACTS_FILE, RunFacts
 
@@ -37,6 +38,8 @@ REDIRECTING_OPTIONS = (
 
 REDIRECTING_FILES = ("adapter_config.json", "shard-*.safetensors")
 """Files that transformers loads instead of, or on top of, the weights that are checked here."""
+
+FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 def is_folder(model: str | PathLike) -> bool:
@@ -81,7 +84,7 @@ def fetch_checkpoint(model: str | PathLike, revision: str | None = None, token: 
 
 
 def check_folder(folder: str | PathLike, name: str | None = None) -> PreTrainedModel:
-    """Check that a checkpoint is complete, and that its weights belong to its config, from the headers of the files.
+    """Check that a checkpoint is complete and that its weights belong to its config, by the headers of its files.
 
     Args:
         folder: The checkpoint.
@@ -95,11 +98,11 @@ def check_folder(folder: str | PathLike, name: str | None = None) -> PreTrainedM
         ValueError: A file is damaged, or weights and config do not belong together.
     """
     folder, name = Path(folder), name or str(folder)
-    for file in ("config.json", "tokenizer_config.json", "tokenizer.json", FACTS_FILE):
-        if (folder / file).exists():
-            large = file in ("tokenizer.json", FACTS_FILE)
-            _check_options(file, read_json(folder / file, name, **({"limit": None} if large else {})), name)
-    files = weight_files(folder, name)
+    limits = {"config.json": JSON_BYTES, "tokenizer_config.json": JSON_BYTES, "tokenizer.json": inf, FACTS_FILE: inf}
+    options = {
+        file: read_json(folder / file, name, limit) for file, limit in limits.items() if (folder / file).exists()
+    }
+    files = weight_files(folder)
     if missing := [file for file in (*NEEDED, *files) if not (folder / file).exists()]:
         near = (folder / "model" / NEEDED[0]).exists()
         raise FileNotFoundError(
@@ -107,16 +110,29 @@ def check_folder(folder: str | PathLike, name: str | None = None) -> PreTrainedM
             + (f"Did you mean {folder / 'model'}?" if near else "Copy the missing files, or save it again.")
             + " A pytorch_model.bin is never read: it is a pickle, which can run code." * (WEIGHTS[0] in missing)
         )
-    if redirecting := [file.name for pattern in REDIRECTING_FILES for file in folder.glob(pattern)]:
-        raise ValueError(f"{name}: {redirecting[0]} would change or replace the checked weights. Remove this file.")
-    found: dict[str, list[int]] = {}
-    for file in files:
-        found |= _shapes(folder / file, name)
-    model = _build_empty(folder, name, len(found))
-    tied = model._keys_to_ignore_on_save or ()  # weights that are not saved because they are the item table
-    expected = {key: list(weight.shape) for key, weight in model.state_dict().items() if key not in tied}
-    found = {key: shape for key, shape in found.items() if key not in tied}
-    for key in sorted(expected.keys() | found):
+    found = {key: shape for file in files for key, shape in _shapes(folder / file, name).items()}
+    redirecting = [f"{option} in config.json" for option in REDIRECTING_OPTIONS if options["config.json"].get(option)]
+    redirecting += [file.name for pattern in REDIRECTING_FILES for file in folder.glob(pattern)]
+    if redirecting:
+        raise ValueError(f"{name}: {redirecting[0]} would load other weights or code than the checked ones. Remove it.")
+    if (kind := options["tokenizer_config.json"].get("tokenizer_class")) != ItemTokenizer.__name__:
+        raise ValueError(f"{name}: expected an ItemTokenizer, found {kind!r}. Save the tokenizer with the model again.")
+    for option in ("num_hidden_layers", "num_labels"):  # each layer has weights, and no model has labels
+        if isinstance(number := options["config.json"].get(option), int) and number > max(len(found), 2):
+            raise ValueError(
+                f"{name}: {option} in config.json is {number:,}, but the weights are {len(found)} tensors."
+            )
+    try:
+        with torch.device("meta"):
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+            architecture_of(config)
+            model = AutoModelForMaskedLM.from_config(config, trust_remote_code=False)
+    except Exception as error:  # whatever transformers and torch raise for values that no model can have
+        reason = error.__cause__ or error
+        raise ValueError(f"{name}: config.json does not describe a model of hf-bert4rec ({reason}).") from error
+    tied = model._keys_to_ignore_on_save or ()  # not saved, because they are the item table
+    expected = {key: list(weight.shape) for key, weight in model.state_dict().items()}
+    for key in sorted((expected.keys() | found) - set(tied)):
         if expected.get(key) != found.get(key):
             raise ValueError(
                 f"{name}: config.json and weights do not belong together: expected shape {expected.get(key, 'none')} "
@@ -125,18 +141,7 @@ def check_folder(folder: str | PathLike, name: str | None = None) -> PreTrainedM
     return model
 
 
-def _check_options(file: str, values: Mapping[str, Any], name: str) -> None:
-    """Check what decides which files and classes transformers loads."""
-    if file == "config.json" and (given := [option for option in REDIRECTING_OPTIONS if values.get(option)]):
-        raise ValueError(f"{name}: {given[0]} in config.json would load other weights or code. Remove this option.")
-    if file == "tokenizer_config.json" and values.get("tokenizer_class") != ItemTokenizer.__name__:
-        raise ValueError(
-            f"{name}: expected an ItemTokenizer, found {values.get('tokenizer_class')!r} as tokenizer_class in "
-            "tokenizer_config.json. Save the tokenizer of hf-bert4rec with the model."
-        )
-
-
-def weight_files(folder: Path, name: str | None = None) -> list[str]:
+def weight_files(folder: Path) -> list[str]:
     """Return the names of the files with the weights: one file, or those in the index of a sharded checkpoint.
 
     Raises:
@@ -144,43 +149,23 @@ def weight_files(folder: Path, name: str | None = None) -> list[str]:
     """
     if (folder / WEIGHTS[0]).exists() or not (folder / WEIGHTS[1]).exists():
         return [WEIGHTS[0]]
-    weight_map = read_json(folder / WEIGHTS[1], name or folder).get("weight_map")
+    weight_map = read_json(folder / WEIGHTS[1], folder).get("weight_map")
     files = list(weight_map.values()) if isinstance(weight_map, dict) else []
     if not files or not all(isinstance(file, str) and re.fullmatch(r"[\w-]+\.safetensors", file) for file in files):
-        raise ValueError(f"{name or folder}: {WEIGHTS[1]} must list names of .safetensors files in the same folder.")
+        raise ValueError(f"{folder}: {WEIGHTS[1]} must list names of .safetensors files in the same folder.")
     return sorted(set(files))
 
 
 def _shapes(file: Path, name: str) -> dict[str, list[int]]:
-    """Tensor -> shape, from the header of a file."""
+    """Tensor -> shape, from the header of a file of floating-point weights."""
     try:
         with safe_open(file, framework="pt") as weights:
-            slices = {key: weights.get_slice(key) for key in weights.keys()}  # noqa: SIM118
-            if other := [
-                key for key, piece in slices.items() if piece.get_dtype() not in ("F64", "F32", "F16", "BF16")
-            ]:
-                raise ValueError(f"{name}: expected floating-point weights, found {other[0]} in {file.name}.")
-            return {key: piece.get_shape() for key, piece in slices.items()}
+            tensors = {key: weights.get_slice(key) for key in weights.keys()}  # noqa: SIM118
+            if others := [key for key, tensor in tensors.items() if tensor.get_dtype() not in FLOATS]:
+                raise ValueError(f"{name}: expected floating-point weights, found {others[0]} in {file.name}.")
+            return {key: tensor.get_shape() for key, tensor in tensors.items()}
     except SafetensorError as error:
         raise ValueError(f"{name}: {file.name} is damaged or cut off ({error}). Load or save it again.") from error
-
-
-def _build_empty(folder: Path, name: str, tensors: int) -> PreTrainedModel:
-    """Build the model of a config on the meta device, after its numbers are compared with the number of tensors."""
-    values = read_json(folder / "config.json", name)
-    for option in ("num_hidden_layers", "num_labels"):
-        if isinstance(values.get(option), int) and values[option] > max(tensors, 2):
-            raise ValueError(
-                f"{name}: {option} in config.json is {values[option]:,}, the weights are {tensors} tensors."
-            )
-    try:
-        with torch.device("meta"):
-            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-            architecture_of(config)
-            return AutoModelForMaskedLM.from_config(config, trust_remote_code=False)
-    except Exception as error:  # whatever transformers and torch raise for values that no model can have
-        reason = error.__cause__ or error
-        raise ValueError(f"{name}: config.json does not describe a model of hf-bert4rec ({reason}).") from error
 
 
 def check_checkpoint(folder: str | PathLike) -> None:
@@ -234,7 +219,7 @@ def is_complete(checkpoint: str | PathLike) -> bool:
     """
     folder = Path(checkpoint)
     try:
-        read_json(folder / "trainer_state.json", folder, limit=None)
+        read_json(folder / "trainer_state.json", folder, inf)
         distributed = any(folder.glob("*/"))  # FSDP and DeepSpeed save weights and optimizer in folders of their own
         for file in () if distributed else weight_files(folder):
             _shapes(folder / file, str(folder))

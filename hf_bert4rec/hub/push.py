@@ -1,6 +1,5 @@
 """Push checkpoints, data and Spaces to the Hub, each in one commit."""
 
-import json
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
@@ -42,22 +41,19 @@ def push_files(
     replaced: Sequence[str],
     commit_message: str,
     repo_type: str = "model",
-    private: bool | None = None,
     token: str | bool | None = None,
     revision: str | None = None,
 ) -> CommitInfo:
     """Push files to a repository of the Hub in one commit, which is made as a whole or not at all.
 
     Args:
-        repository: Hub ID; created if it does not exist. Without an owner it is yours.
+        repository: Full name of the repository, as `create_repository` returns it.
         files: Name in the repository -> content.
-        marker: A file that every repository of this kind contains. A repository with other files and without it is
-            refused, as is a model repository whose `model_type`, in the marker config.json, is another one.
-        replaced: Patterns of files that are deleted if they are not among `files`. A pattern without "/" applies to the
-            top level of the repository.
+        marker: A file that every repository of this kind contains. A repository that contains other files without it,
+            or for models a config.json of another `model_type`, is refused.
+        replaced: Patterns of files that are deleted if they are not among `files`; without "/" at the top level only.
         commit_message: Message of the commit.
         repo_type: `model`, `dataset` or `space`.
-        private: Whether to create a private repository; the owner's default if not given.
         token: That of `hf auth login` or HF_TOKEN if not given.
         revision: Branch to push to; `main` if not given.
 
@@ -68,10 +64,9 @@ def push_files(
         FileExistsError: The repository contains something else.
         OSError: The Hub refuses the push or cannot be reached. The repository is unchanged or, if only the answer was
             lost, contains the whole commit.
-        ValueError: The name is invalid, or the Hub refuses the card.
+        ValueError: The Hub refuses the card.
     """
     api = HfApi(token=token)
-    repository = create_repository(repository, repo_type=repo_type, private=private, token=token)
     with hub_errors(repository):
         current = api.repo_info(repository, repo_type=repo_type, revision=revision)
         existing = {file.rfilename for file in current.siblings or ()}
@@ -112,7 +107,7 @@ def push_checkpoint(
     revision: str | None = None,
     commit_message: str | None = None,
 ) -> CommitInfo:
-    """Push a checkpoint to the Hub in one commit, without other files of the folder and without pickles.
+    """Push a checkpoint to the Hub in one commit: its own files without pickles, and nothing else of the folder.
 
     An older checkpoint in the repository is replaced and stays in the history. Paths of this machine in the run facts
     are reduced to names (`RunFacts.published`).
@@ -130,7 +125,7 @@ def push_checkpoint(
 
     Raises:
         OSError: The checkpoint is incomplete, or as for `push_files`.
-        ValueError: The parts of the checkpoint do not belong together, or as for `push_files`.
+        ValueError: The parts of the checkpoint do not belong together, or the Hub refuses the name or card.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -140,12 +135,11 @@ def push_checkpoint(
     if CARD not in files:
         logger.warning("%s has no README.md: the repository will have no card.", folder)
     return push_files(
-        repository,
+        create_repository(repository, private=private, token=token),
         files,
         marker=NEEDED[0],
         replaced=(*LOADED, FACTS_FILE, CARD, CURVE, "*.bin"),
         commit_message=commit_message or f"Upload {folder.name}",
-        private=private,
         token=token,
         revision=revision,
     )
@@ -154,17 +148,17 @@ def push_checkpoint(
 def published_files(folder: Path) -> dict[str, Path | bytes]:
     """Return name -> content of the files of a checkpoint that are published."""
     index = () if WEIGHTS[0] in (weights := weight_files(folder)) else WEIGHTS[1:]
-    names = (*NEEDED, *weights, *index, TITLES_FILE, *_code_files(folder), CARD, CURVE, FACTS_FILE)
-    content: dict[str, Path | bytes] = {name: folder / name for name in names if (folder / name).exists()}
-    if FACTS_FILE in content:
-        content[FACTS_FILE] = RunFacts.load(folder).published().to_json()
-    return content
+    names = (*NEEDED, *weights, *index, TITLES_FILE, *_code_files(folder), CARD, CURVE)
+    files: dict[str, Path | bytes] = {name: folder / name for name in names if (folder / name).exists()}
+    if (folder / FACTS_FILE).exists():
+        files[FACTS_FILE] = RunFacts.load(folder).published().to_json()
+    return files
 
 
 def _code_files(folder: Path) -> list[str]:
     """Names of the files that the `auto_map` of a checkpoint refers to, and of those that they import."""
-    auto_map = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("auto_map") or {}
+    auto_map = read_json(folder / NEEDED[0], folder).get("auto_map") or {}
     modules = {str(reference).rpartition("--")[2].partition(".")[0] for reference in auto_map.values()}
-    files = {folder / f"{module}.py" for module in modules}
+    files = {folder / f"{module}.py" for module in modules if module.isidentifier()}
     files |= {Path(needed) for file in files if file.exists() for needed in get_relative_import_files(file)}
     return sorted(file.name for file in files if file.parent == folder)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,11 +22,21 @@ UNPUBLISHED_OPTIONS = (
     "output_dir", "hub_", "push_to_hub", "resume_from_checkpoint", "report_to", "trackio_", "run_name", "project",
     "deepspeed", "accelerator_config", "parallelism_config", "fsdp", "local_rank",
 )  # fmt: skip
-"""Prefixes of options that say where a run is computed, logged or uploaded.
+"""Prefixes of options that say where a run is computed, logged or uploaded, and may contain a token.
 
-They do not affect results, may contain a token, and would act on the machine of whoever loads the checkpoint. Run facts
-therefore drop them from the recipe, both when they are written and when they are read.
+Run facts drop them from the recipe when they are written and when they are read, so that a downloaded checkpoint cannot
+upload anything.
 """
+
+OLD_DEFAULTS: dict[str, dict[str, Any]] = {
+    "": {
+        "max_length": 200, "hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.2, "initializer_range": 0.02,
+        "learning_rate": 0.003, "muon_learning_rate": None, "early_stopping_patience": None,
+    },
+    "bert4rec": {"rope_theta": None, "conv_kernel_size": None, "prediction_head": True},
+    "sasrec": {"rope_theta": None},
+}  # fmt: skip
+"""Architecture ("" = all) -> defaults of recipes in format version 1 that are others today."""
 
 Number = float | int
 
@@ -33,16 +44,7 @@ Number = float | int
 @strict
 @dataclass(kw_only=True)
 class DataFacts:
-    """The interactions a model was trained on.
-
-    Args:
-        name: Name of the log.
-        items: Number of items.
-        users: Number of users, if known.
-        interactions: Number of interactions, if known.
-        sha256: Checksum of the interactions, if known.
-        terms: Terms of use, if known.
-    """
+    """The interactions of a run: name of the log, sizes, checksum and terms of use; None if unknown."""
 
     name: str
     items: int
@@ -137,27 +139,20 @@ class RunFacts:
         file = Path(folder, FACTS_FILE)
         if not file.exists():
             raise FileNotFoundError(f"{folder}: found no {FACTS_FILE}. Copy it from where the checkpoint was saved.")
-        values = read_json(file, folder, limit=None)
+        values = read_json(file, folder, math.inf)
         version = values.get("format_version", 1)
         if version not in (1, FORMAT_VERSION):
-            raise ValueError(
-                f"{file}: format_version is {version}, this version of hf-bert4rec reads {FORMAT_VERSION}."
-            )
+            raise ValueError(f"{file}: format_version is {version}. Update hf-bert4rec, which reads {FORMAT_VERSION}.")
         try:
-            values = _from_version_1(values) if version == 1 else dict(values)
-            for kind, name in ((DataFacts, "data"), (MachineFacts, "machine")):
-                values[name] = _known(kind, values[name])
+            values = _from_version_1(values) if version == 1 else values
+            values |= {"data": _build(DataFacts, values["data"]), "machine": _build(MachineFacts, values["machine"])}
             for name in ("intervals", "differences"):
-                values[name] = {
-                    split: {model: tuple(interval) for model, interval in row.items()}
-                    for split, row in values.get(name, {}).items()
-                }
-            return _known(cls, values)
+                splits = values.get(name, {}).items()
+                values[name] = {split: {key: tuple(ends) for key, ends in row.items()} for split, row in splits}
+            return _build(cls, values)
         except (ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
             reason = error.__cause__ if isinstance(error, StrictDataclassError) else error
-            raise ValueError(
-                f"{file}: expected run facts of hf-bert4rec ({reason!r}). Load or save it again."
-            ) from error
+            raise ValueError(f"{file}: these are no run facts of hf-bert4rec ({reason!r}). Load it again.") from error
 
     def save(self, folder: str | PathLike) -> None:
         """Write `run_facts.json` into a folder."""
@@ -174,40 +169,39 @@ class RunFacts:
 
 
 def _public(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    posix, windows = PurePosixPath(value), PureWindowsPath(value)
-    if posix.is_absolute() or ".." in posix.parts:
-        return posix.name
-    return windows.name if windows.is_absolute() or ".." in windows.parts else value
+    for path in (PurePosixPath(value), PureWindowsPath(value)) if isinstance(value, str) else ():
+        if path.is_absolute() or ".." in path.parts:
+            return path.name
+    return value
 
 
-def _known(kind: type, values: Mapping[str, Any]) -> Any:
+def _build(kind: type, values: Mapping[str, Any]) -> Any:
     """Build a dataclass from the values of its fields; other values are ignored."""
     return kind(**{field.name: values[field.name] for field in dataclasses.fields(kind) if field.name in values})
 
 
 def _from_version_1(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert facts of version 1: splits at the top level, the machine and the example as text."""
-    recipe = values["recipe"]
-    ((processes, threads, processor, device),) = re.findall(
-        r"^(\d+) × (\d+) threads of (\S+), (.+)$", values["machine"]
-    )
+    """Convert facts of version 1: splits at the top level, machine and example as text, options without defaults."""
+    recipe, of_recipe = values["recipe"], "sha256" in values["data"]  # the others were written by a Trainer
     try:
         example = json.loads(f"[{values['example']}]")
-    except ValueError:  # ids with a quotation mark were not escaped
+    except ValueError:  # IDs with a quotation mark were not escaped
         example = recipe.get("example") or []
+    if of_recipe and "start_from" not in recipe:
+        recipe = {**OLD_DEFAULTS[""], **OLD_DEFAULTS.get(recipe.get("architecture", "bert4rec"), {}), **recipe}
     results = {split: values[split] for split in ("validation", "test") if split in values}
     sampled = any("_sampled" in metric for split in results.values() for row in split.values() for metric in row)
+    ((processes, threads, processor, device),) = re.findall(r"^(\d+) × (\d+) threads of (.+), (.+)$", values["machine"])
     return {
-        "model": "BERT4Rec",  # was recorded when other architectures were added
-        "chosen_by": "NDCG@10",  # was recorded when it could be chosen
+        "model": "BERT4Rec",  # not recorded before there were other architectures
+        "chosen_by": "NDCG@10",  # not recorded before it was an option
         "titles": bool(recipe.get("titles")),
         **values,
+        "recipe": recipe,
+        "reproducible": of_recipe,
         "sampled_protocol": values["sampled_protocol"] if sampled else None,
         "exclude_history": recipe.get("exclude_history", True),
         "results": results,
-        "reproducible": "sha256" in values["data"],  # these facts are of a recipe, the others of a Trainer
         "machine": {"processes": int(processes), "threads": int(threads), "processor": processor, "device": device},
         "example": example,
         "format_version": FORMAT_VERSION,
