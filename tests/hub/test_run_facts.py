@@ -59,7 +59,7 @@ def test_a_checkpoint_of_version_1_loads_with_its_facts_and_card():
     )  # fmt: skip
     assert facts.machine.processes == 1
     assert facts.machine.processor == "x86_64"
-    assert facts.example == ["i0", "i3", "i6"]
+    assert facts.example == ["i0", "i1", "i2"]
     assert facts.titles
     assert facts.reproducible
     assert facts.exclude_history
