@@ -105,7 +105,7 @@ class Bert4RecConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         names = [name for name in self.__dataclass_fields__ if not name.endswith("token_id")]
         for name in kwargs:  # transformers keeps unknown options, so a typo would have no effect
-            if near := get_close_matches(name, names, 1, cutoff=0.8):
+            if name not in names and (near := get_close_matches(name, names, 1, cutoff=0.8)):
                 logger.warning("Unknown option %r of %s. Did you mean %r?", name, type(self).__name__, near[0])
         labels = kwargs.get("num_labels")  # transformers makes a name for each
         if labels is not None and not (isinstance(labels, int) and 0 <= labels <= MOST_LABELS):

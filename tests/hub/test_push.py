@@ -372,7 +372,7 @@ def test_a_name_that_belongs_to_others_is_refused(hub, folder):
 def test_a_gated_repository_is_named(hub, folder, monkeypatch):
     push_checkpoint(folder, NAME)
     monkeypatch.setattr(Handler, "readable", lambda *_: (_ for _ in ()).throw(Refused(403, "GatedRepo", "ask first")))
-    with pytest.raises(PermissionError, match=r"org/bert4rec-small is gated\. Ask for access on its page"):
+    with pytest.raises(PermissionError, match=r"org/bert4rec-small: the repository is gated\. Ask for access"):
         hf_bert4rec.pipeline(NAME)
 
 
@@ -404,7 +404,7 @@ def test_a_repository_with_a_pickle_alone_is_refused_and_not_downloaded(hub, fol
 
 def test_a_revision_or_repository_that_does_not_exist_is_named(hub, folder):
     push_checkpoint(folder, NAME)
-    with pytest.raises(FileNotFoundError, match="org/bert4rec-small has no such revision"):
+    with pytest.raises(FileNotFoundError, match="org/bert4rec-small: found no such revision"):
         hf_bert4rec.pipeline(NAME, revision="v9")
     with pytest.raises(FileNotFoundError, match=r"org/nothing: found no such folder, and no such repository"):
         hf_bert4rec.pipeline("org/nothing")
