@@ -208,8 +208,9 @@ def check_sizes(model: nn.Module, tokenizer: ItemTokenizer) -> None:
 
 def last_complete_checkpoint(output_dir: str | PathLike) -> Path | None:
     """Return the newest complete checkpoint of a Trainer's output folder, or None."""
-    folders = {int(folder.name.rpartition("-")[2]): folder for folder in Path(output_dir).glob("checkpoint-[0-9]*")}
-    return next((folders[step] for step in sorted(folders, reverse=True) if is_complete(folders[step])), None)
+    names = (re.fullmatch(r"checkpoint-(\d+)", folder.name) for folder in Path(output_dir).glob("checkpoint-*"))
+    newest_first = sorted((name for name in names if name), key=lambda name: -int(name[1]))
+    return next((folder for name in newest_first if is_complete(folder := Path(output_dir, name[0]))), None)
 
 
 def is_complete(checkpoint: str | PathLike) -> bool:

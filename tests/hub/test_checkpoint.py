@@ -1,20 +1,33 @@
-"""Checkpoint folders: what does not belong together is refused, and no pickle is read."""
+"""Checkpoint folders: parts that do not belong together are refused cheaply, and no pickle is read."""
 
+import errno
 import json
 import pickle
+import shutil
+import time
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForMaskedLM
 
 import hf_bert4rec
 from hf_bert4rec import item_tokenizer
-from hf_bert4rec.hub.checkpoint import check_checkpoint, check_folder
+from hf_bert4rec.hub.checkpoint import (
+    check_checkpoint,
+    check_folder,
+    is_complete,
+    is_folder,
+    last_complete_checkpoint,
+    save_checkpoint,
+)
 from hf_bert4rec.hub.push import push_checkpoint
+from tests.conftest import small_facts
 
 
 @pytest.fixture
@@ -149,3 +162,224 @@ def test_a_file_that_is_cut_off_is_named(tmp_path, model, tokenizer, file):
     (tmp_path / file).write_text((tmp_path / file).read_text()[:-3])
     with pytest.raises(ValueError, match=rf"{file} is damaged or cut off .*Load or save it again"):
         check_folder(tmp_path)
+
+
+# ---------------------------------------------------------------------------------------------- hostile checkpoints
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"transformers_weights": "other.safetensors"},
+        {"attn_implementation": "org/kernel"},
+        {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}},
+        {"custom_pipelines": {"next-item-recommendation": {"impl": "code.Pipeline"}}},
+    ],
+)
+def test_options_that_load_other_weights_or_code_are_refused(folder, changes):
+    other = {name: torch.zeros_like(weight) for name, weight in load_file(folder / "model.safetensors").items()}
+    save_file(other, folder / "other.safetensors", metadata={"format": "pt"})
+    change_config(folder, **changes)
+    with pytest.raises(ValueError, match=f"{next(iter(changes))} in config.json would load other weights or code"):
+        hf_bert4rec.pipeline(folder)
+
+
+@pytest.mark.parametrize("file", ["adapter_config.json", "shard-00000-model-00001-of-00001.safetensors"])
+def test_files_that_replace_the_checked_weights_are_refused(folder, file):
+    shutil.copy(folder / "model.safetensors", folder / file)
+    with pytest.raises(ValueError, match=f"{file} would load other weights or code"):
+        hf_bert4rec.pipeline(folder)
+
+
+@pytest.mark.parametrize(
+    "target", ["../model.safetensors", "/etc/passwd", "sub/model.safetensors", "model.bin", 5, None]
+)
+def test_an_index_names_files_of_its_own_folder_only(folder, target):
+    (folder / "model.safetensors").rename(folder.parent / "model.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"lm_head.bias": target}}))
+    with pytest.raises(ValueError, match=r"must list names of \.safetensors files in the same folder"):
+        hf_bert4rec.pipeline(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({"num_hidden_layers": 10**6}, "num_hidden_layers in config.json is 1,000,000, found"),
+        ({"num_labels": 2_000_000}, "num_labels in config.json is 2,000,000, found"),
+        ({"hidden_size": 10**30, "num_attention_heads": 1}, "does not describe a model"),
+        ({"vocab_size": -5}, "does not describe a model"),
+        ({"intermediate_size": "20"}, "does not describe a model"),
+        ({"hidden_act": "gleu"}, "does not describe a model"),
+        ({"model_type": "bert", "architectures": ["BertForMaskedLM"]}, "does not describe a model of hf-bert4rec"),
+        ({"model_type": None}, "does not describe a model"),
+        ({"vocab_size": 10**12}, r"expected shape \[1000000000000"),
+        ({"max_position_embeddings": 10**12}, r"expected shape \[1000000000000"),
+    ],
+)
+def test_a_config_that_no_model_can_have_is_refused_within_seconds(folder, changes, found):
+    change_config(folder, **changes)
+    started = time.monotonic()
+    with pytest.raises(ValueError, match=found):
+        hf_bert4rec.pipeline(folder)
+    assert time.monotonic() - started < 20  # would be minutes or gigabytes
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer.json", "tokenizer_config.json", "run_facts.json"])
+@pytest.mark.parametrize("content", ["[" * 200_000, '{"a":' * 100 + "1" + "}" * 100, "[]", '"text"', "null", "\x00"])
+def test_json_that_is_deep_or_no_object_is_refused(folder, file, content):
+    (folder / file).write_text(content)
+    with pytest.raises(ValueError, match=rf"{file} is damaged or cut off"):
+        hf_bert4rec.pipeline(folder)
+
+
+def test_a_config_of_many_megabytes_is_refused_before_it_is_read(folder):
+    (folder / "config.json").write_text(" " * 2**24 + "{}")
+    with pytest.raises(ValueError, match=r"config\.json is damaged or cut off \(larger than 16,777,216 bytes\)"):
+        check_folder(folder)
+
+
+def test_a_header_that_claims_terabytes_is_refused(folder):
+    header = json.dumps({"lm_head.bias": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}}).encode()
+    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(ValueError, match=r"model\.safetensors is damaged or cut off"):
+        check_folder(folder)
+    (folder / "model.safetensors").write_bytes((2**62).to_bytes(8, "little") + header)
+    with pytest.raises(ValueError, match=r"model\.safetensors is damaged or cut off"):
+        check_folder(folder)
+
+
+def test_weights_of_whole_numbers_are_refused(folder):
+    weights = load_file(folder / "model.safetensors")
+    weights["lm_head.bias"] = weights["lm_head.bias"].to(torch.int8)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"expected floating-point weights, found lm_head\.bias"):
+        check_folder(folder)
+
+
+def test_millions_of_titles_are_refused_by_their_number(folder):
+    titles = pa.DictionaryArray.from_arrays(pa.array(np.zeros(3_000_000, np.int32)), pa.array(["x"]))
+    pq.write_table(pa.table({"title": titles}), folder / "items.parquet")
+    with pytest.raises(ValueError, match=r"items\.parquet: expected 10 titles.*found 3000000"):
+        check_checkpoint(folder)
+
+
+@pytest.mark.parametrize("titles", [[["a"]] * 10, [b"\xff"] * 10])
+def test_titles_that_are_lists_or_bytes_are_refused(folder, titles):
+    pq.write_table(pa.table({"title": titles}), folder / "items.parquet")
+    with pytest.raises(ValueError, match=r"items\.parquet"):
+        check_checkpoint(folder)
+
+
+@pytest.mark.parametrize("kind", ["BertTokenizer", "PreTrainedTokenizerFast", "", None, 5])
+def test_a_tokenizer_of_another_class_is_refused(folder, kind):
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**config, "tokenizer_class": kind}))
+    with pytest.raises(ValueError, match=f"expected an ItemTokenizer, found {kind!r}"):
+        check_checkpoint(folder)
+
+
+def test_a_tokenizer_whose_rows_are_not_those_of_items_is_refused(folder):
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    vocab = tokenizer["model"]["vocab"]
+    vocab["a"], vocab["[PAD]"] = vocab["[PAD]"], vocab["a"]
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(ValueError, match=r"Expected \[PAD\], \[MASK\], \[UNK\] in rows 0, 1, 2"):
+        check_checkpoint(folder)
+
+
+# ------------------------------------------------------------------------------------------------- names and disks
+
+
+def test_a_local_folder_of_the_owners_name_does_not_shadow_a_hub_id(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "alice").mkdir()
+    assert not is_folder("alice/bert4rec-mine")
+    (tmp_path / "alice" / "bert4rec-mine").mkdir()
+    assert is_folder("alice/bert4rec-mine")
+
+
+@pytest.mark.parametrize(
+    "name", ["nothing", "runs/mine/model", "/nothing/here", "./runs/mine", "../model", "a b/c", ""]
+)
+def test_a_path_without_a_folder_is_named(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if name:
+        with pytest.raises(
+            FileNotFoundError, match=f"{name}: found no such folder. Pass a checkpoint folder or a Hub ID"
+        ):
+            is_folder(name)
+    else:
+        assert is_folder(name)  # pathlib reads it as the working folder
+
+
+@pytest.mark.parametrize(
+    "full",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        Exception("No space left on device (os error 28)"),
+    ],
+)
+def test_a_full_disk_is_reported_in_one_sentence_and_the_older_checkpoint_stays(
+    folder, model, tokenizer, monkeypatch, full
+):
+    def save_pretrained(*args, **kwargs):
+        raise full
+
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    monkeypatch.setattr(type(model), "save_pretrained", save_pretrained)
+    with pytest.raises(OSError, match=rf"^{folder}: the disk is full\. Free some space, then try again\.$"):
+        save_checkpoint(folder, model, tokenizer, small_facts(), {})
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+# -------------------------------------------------------------------------------------------- the Trainer's checkpoints
+
+
+@pytest.fixture
+def trainer_checkpoint(tmp_path, model):
+    """`save(step)` writes a checkpoint with the files that the Trainer writes."""
+
+    def save(step: int) -> Path:
+        checkpoint = tmp_path / "run" / f"checkpoint-{step}"
+        model.save_pretrained(checkpoint)
+        for file in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+            torch.save({"step": torch.tensor(step)}, checkpoint / file)
+        (checkpoint / "trainer_state.json").write_text(json.dumps({"global_step": step}))
+        return checkpoint
+
+    return save
+
+
+def test_the_newest_complete_checkpoint_is_found_by_its_number(trainer_checkpoint, tmp_path):
+    assert last_complete_checkpoint(tmp_path / "run") is None
+    for step in (20, 100, 3):
+        trainer_checkpoint(step)
+    (tmp_path / "run" / "checkpoint-best").mkdir()
+    (tmp_path / "run" / "checkpoint-200x").mkdir()
+    assert last_complete_checkpoint(tmp_path / "run").name == "checkpoint-100"
+
+
+FILES = ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"]
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("damage", ["gone", "empty", "half"])
+def test_a_checkpoint_without_a_readable_file_is_passed_over(trainer_checkpoint, tmp_path, file, damage):
+    older, newer = trainer_checkpoint(1), trainer_checkpoint(2)
+    content = (newer / file).read_bytes()
+    (newer / file).write_bytes(content[: {"gone": 0, "empty": 0, "half": len(content) // 2}[damage]])
+    if damage == "gone":
+        (newer / file).unlink()
+    assert not is_complete(newer)
+    assert last_complete_checkpoint(tmp_path / "run") == older
+
+
+def test_a_checkpoint_of_several_processes_has_a_random_state_for_each(trainer_checkpoint):
+    checkpoint = trainer_checkpoint(1)
+    (checkpoint / "rng_state.pth").rename(checkpoint / "rng_state_0.pth")
+    shutil.copy(checkpoint / "rng_state_0.pth", checkpoint / "rng_state_1.pth")
+    assert is_complete(checkpoint)
+    (checkpoint / "rng_state_1.pth").write_bytes(b"")
+    assert not is_complete(checkpoint)

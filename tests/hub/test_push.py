@@ -425,7 +425,7 @@ def test_the_script_pushes_and_prints_the_address(hub, folder):
 def test_the_script_without_a_network_ends_in_one_sentence(folder):  # nobody listens where the Hub should be
     finished = push_script(folder)
     assert finished.returncode == 1
-    assert finished.stderr.startswith("push_to_hub.py: error: org/bert4rec-small: the connection to the Hub failed")
+    assert finished.stderr.startswith("hf-bert4rec push: error: org/bert4rec-small: the connection to the Hub failed")
     assert len(finished.stderr.splitlines()) == 1
 
 
