@@ -204,8 +204,8 @@ def test_an_index_names_files_of_its_own_folder_only(folder, target):
 @pytest.mark.parametrize(
     ("changes", "found"),
     [
-        ({"num_hidden_layers": 10**6}, "num_hidden_layers in config.json is 1,000,000, found"),
-        ({"num_labels": 2_000_000}, "num_labels in config.json is 2,000,000, found"),
+        ({"num_hidden_layers": 10**6}, "num_hidden_layers in config.json is 1,000,000, but"),
+        ({"num_labels": 2_000_000}, "num_labels in config.json is 2,000,000, but"),
         ({"hidden_size": 10**30, "num_attention_heads": 1}, "does not describe a model"),
         ({"vocab_size": -5}, "does not describe a model"),
         ({"intermediate_size": "20"}, "does not describe a model"),
@@ -298,18 +298,11 @@ def test_a_local_folder_of_the_owners_name_does_not_shadow_a_hub_id(tmp_path, mo
     assert is_folder("alice/bert4rec-mine")
 
 
-@pytest.mark.parametrize(
-    "name", ["nothing", "runs/mine/model", "/nothing/here", "./runs/mine", "../model", "a b/c", ""]
-)
+@pytest.mark.parametrize("name", ["nothing", "runs/mine/model", "/nothing/here", "./runs/mine", "../model", "a b/c"])
 def test_a_path_without_a_folder_is_named(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    if name:
-        with pytest.raises(
-            FileNotFoundError, match=f"{name}: found no such folder. Pass a checkpoint folder or a Hub ID"
-        ):
-            is_folder(name)
-    else:
-        assert is_folder(name)  # pathlib reads it as the working folder
+    with pytest.raises(FileNotFoundError, match=f"{name}: found no such folder. Pass a checkpoint folder or a Hub"):
+        is_folder(name)
 
 
 @pytest.mark.parametrize(
