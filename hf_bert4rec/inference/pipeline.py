@@ -19,6 +19,7 @@ from ..data.tokenization import ItemTokenizer, as_item_ids
 from ..evaluation.ranking import stable_top_k
 from ..hub.checkpoint import check_sizes, fetch_checkpoint
 from ..models.configuration_bert4rec import SPECIAL_TOKENS
+from ..training.resources import warn_about_spinning_threads
 from .arguments import check_option, read_histories, read_item_lists, read_list
 
 logger = logging.getLogger(__name__)
@@ -83,6 +84,8 @@ class NextItemRecommendationPipeline(Pipeline):
         check_sizes(self.model, self.tokenizer)
         if self._batch_size is not None:
             check_option("batch_size", self._batch_size)
+        if self.device.type == "cpu":
+            warn_about_spinning_threads()
         self.model.eval()
         self._reported: set[str] = set()
 

@@ -297,13 +297,13 @@ def test_a_folder_without_one_of_the_files_is_refused(folder, tmp_path, missing)
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="nowhere: expected a checkpoint folder or a Hub id"):
+    with pytest.raises(FileNotFoundError, match="nowhere: found no such folder. Pass a checkpoint folder or a Hub ID"):
         hf_bert4rec.pipeline(tmp_path / "nowhere")
 
 
 def test_model_and_tokenizer_of_different_catalogs_are_refused(folder, tmp_path):
     item_tokenizer(list("abc"), max_length=5).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="model has 13 rows in its item table and the tokenizer 6 tokens"):
+    with pytest.raises(ValueError, match="model has 13 rows in its item table, the tokenizer 6 tokens"):
         hf_bert4rec.pipeline(folder, device="cpu")
 
 
@@ -327,12 +327,18 @@ def test_a_saved_pipeline_needs_no_remote_code_and_loads_again(recommender, tmp_
     assert hf_bert4rec.pipeline(again, device="cpu")(HISTORIES) == expected
 
 
-@pytest.mark.parametrize("place", ["nothing", "./nothing", "here/nothing", "a/b/c"])
+@pytest.mark.parametrize("place", ["nothing", "./nothing", "a/b/c"])
 def test_a_folder_that_is_not_there_is_refused_without_asking_the_hub(place, tmp_path, monkeypatch):
-    (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError, match="found no such folder"):
         hf_bert4rec.pipeline(place)
+
+
+def test_a_folder_does_not_shadow_the_repositories_of_an_owner_with_its_name(tmp_path, monkeypatch):
+    (tmp_path / "alice").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConnectionError, match="alice/mine: found no such folder, and the Hub cannot be reached"):
+        hf_bert4rec.pipeline("alice/mine")
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -366,3 +372,36 @@ def test_no_more_scores_than_a_quarter_of_a_gigabyte_are_held_at_a_time(recommen
     monkeypatch.setattr("hf_bert4rec.inference.pipeline.MIN_ROWS", 1)
     assert items_of(recommender(HISTORIES, batch_size=100)) == items_of(recommender(HISTORIES, batch_size=1))
     assert max(sizes) == 2
+
+
+def test_a_pipeline_warns_about_spinning_threads_and_leaves_the_allocator_alone(model, tokenizer, monkeypatch):
+    calls = []
+    monkeypatch.setattr("hf_bert4rec.inference.pipeline.warn_about_spinning_threads", lambda: calls.append("threads"))
+    monkeypatch.setattr("hf_bert4rec.training.resources.ctypes.CDLL", lambda name: pytest.fail("malloc settings"))
+    NextItemRecommendationPipeline(model=model, tokenizer=tokenizer, device="cpu")([["a"]])
+    assert calls == ["threads"]
+
+
+@pytest.mark.parametrize("excluded", [True, False])
+def test_the_history_is_excluded_as_in_the_evaluation_of_the_model(model, tokenizer, tmp_path, excluded):
+    model.config.exclude_history = excluded
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    recommender = hf_bert4rec.pipeline(tmp_path, device="cpu")
+    assert recommender([["a", "b"]]) == recommender([["a", "b"]], exclude_history=excluded)
+    assert len(recommender([["a", "b"]])[0]) == (8 if excluded else 10)
+    assert len(recommender([["a", "b"]], exclude_history=not excluded)[0]) == (10 if excluded else 8)
+
+
+def test_an_added_token_is_recommended_once_the_model_is_resized(model, tokenizer, tmp_path):
+    tokenizer.add_tokens(["new"])
+    model.resize_token_embeddings(len(tokenizer))
+    with torch.no_grad():
+        model.lm_head.bias[-1] = 50
+    recommender = NextItemRecommendationPipeline(model=model, tokenizer=tokenizer, device="cpu")
+    (answer,) = recommender([["a"]], top_k=1)[0]
+    assert answer == {"item": "new", "title": None, "score": pytest.approx(1)}
+    assert "new" not in items_of(recommender([["new"]], top_k=20))[0]
+    recommender.save_pretrained(tmp_path)
+    again = hf_bert4rec.pipeline(tmp_path, device="cpu")
+    assert again([["new", "a"]], top_k=20) == recommender([["new", "a"]], top_k=20)
