@@ -1,4 +1,4 @@
-"""Candidates for sampled metrics: items drawn for each evaluated user, among which the target is ranked."""
+"""Candidates of sampled metrics: items drawn for each evaluated user, among which the target is ranked."""
 
 import numpy as np
 import pyarrow as pa
@@ -8,29 +8,32 @@ from ..models.configuration_bert4rec import SPECIAL_TOKENS
 
 
 def popularity_candidates(rows: Dataset, counts: np.ndarray, number: int = 100, seed: int = 0) -> Dataset:
-    """Draw the items among which the paper ranks each target (section 4.2): popular ones that the user has not had.
+    """Draw popular items that the user has not had; the paper ranks each target among such items (section 4.2).
 
-    Figures from these candidates never compare with those from the whole catalogue, and differ with the draw.
+    Results depend on the draw and are not comparable with a ranking among the whole catalog.
 
     Args:
-        rows: A split to evaluate, from `leave_one_out` or `split_at_time`.
-        counts: (rows of the item table,) how often each item occurs, in the paper over all actions, held-out ones too;
-            those of the special rows are passed over.
-        number: Items to draw for each user, without replacement and in proportion to their counts.
-        seed: Of the draw, with the number in `row`: no other row of the split matters.
+        rows: A validation or test split.
+        counts: (rows of the item table,) number of actions on each item, in the paper of the whole log; the values of
+            special rows are ignored.
+        number: Number of items per user, drawn without replacement and in proportion to their counts.
+        seed: Seed of the draw, together with the column `row`: the draw of a user does not depend on the other users.
 
     Returns:
         The split with a column `candidates`.
 
     Raises:
-        ValueError: `number` is below 1, the rows have no targets, or a user is left with fewer items than `number`.
+        ValueError: `number` is below 1, a count is not an integer from 0 on, the rows have no targets, or a user has
+            fewer than `number` items left.
     """
     if number < 1:
         raise ValueError(f"Expected at least one candidate, found {number}.")
+    counts = np.where(np.arange(len(counts)) < len(SPECIAL_TOKENS), 0, counts)
+    if counts.dtype.kind not in "iu" or (counts < 0).any():
+        raise ValueError("Expected integers from 0 on as counts, one per row of the item table.")
     table = rows.with_format("arrow")[:]
     if table["labels"].null_count:
         raise ValueError("Expected rows with targets, the validation or test split, found training rows.")
-    counts = np.where(np.arange(len(counts)) < len(SPECIAL_TOKENS), 0, counts)
     reach, occurring = np.cumsum(counts), np.count_nonzero(counts)
     drawn = np.empty((rows.num_rows, number), np.int32)
     for place, (row, history, labels) in enumerate(zip(*(table[n] for n in ("row", "history", "labels")), strict=True)):
@@ -39,16 +42,22 @@ def popularity_candidates(rows: Dataset, counts: np.ndarray, number: int = 100, 
             raise ValueError(f"Expected {number} items that user {table['user'][place]} has not had, found fewer.")
         generator = np.random.default_rng((seed, row.as_py()))
         found = np.empty(0, np.int64)
-        while len(found) < number:  # as drawing one by one and passing over what was drawn or had before
+        while len(found) < number:  # the same as to draw one by one and reject what was drawn or had before
             more = np.searchsorted(reach, generator.integers(reach[-1], size=3 * number), side="right")
             found = np.concatenate([found, more[~np.isin(more, had)]])
             found = found[np.sort(np.unique(found, return_index=True)[1])]
         drawn[place] = found[:number]
-    return Dataset(
-        table.append_column("candidates", pa.FixedSizeListArray.from_arrays(pa.array(drawn.ravel()), number))
-    )
+    if "candidates" in table.column_names:
+        table = table.drop_columns("candidates")
+    lists = pa.FixedSizeListArray.from_arrays(pa.array(drawn.ravel()), number)
+    return Dataset(table.append_column("candidates", lists))
 
 
 def uniform_candidates(rows: Dataset, vocab_size: int, number: int = 100, seed: int = 0) -> Dataset:
-    """As `popularity_candidates`, every item of the catalogue, `vocab_size` rows with the special ones, as likely."""
+    """Draw items that the user has not had, each with the same probability.
+
+    Args:
+        rows: As for `popularity_candidates`, like `number` and `seed`.
+        vocab_size: Rows of the item table, including the special rows.
+    """
     return popularity_candidates(rows, np.ones(vocab_size, np.int64), number, seed)

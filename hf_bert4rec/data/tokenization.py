@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 PAD, MASK, UNK = SPECIAL_TOKENS
 TITLES_FILE = "items.parquet"
 TITLE_BYTES = 10_000  # of the longest title that is read
-NO_TITLE = ("None", "nan", "<NA>", "NaT")  # missing values of Python and pandas, as text
+NO_TITLE = ("None", "nan", "<NA>", "NaT")  # missing values of Python, numpy and pandas, as text
 
 
 class ItemTokenizer(PreTrainedTokenizerFast):
@@ -54,14 +54,14 @@ class ItemTokenizer(PreTrainedTokenizerFast):
             FileNotFoundError: The tokenizer was saved with titles, and `items.parquet` is missing.
             ValueError: A file is damaged, or its rows are not those of an `ItemTokenizer`, see `check_tokenizer`.
         """
-        source = str(args[0] if args else kwargs.get("pretrained_model_name_or_path"))
+        source = args[0] if args else kwargs.get("pretrained_model_name_or_path")
         try:
             tokenizer = super().from_pretrained(*args, **kwargs)
+            check_tokenizer(tokenizer)
         except (OSError, MemoryError):
             raise
         except Exception as error:  # the class that the tokenizers library raises
-            raise ValueError(f"{source}: cannot load the tokenizer ({error}). Build or copy it again.") from error
-        check_tokenizer(tokenizer, source)
+            raise ValueError(f"{source}: the tokenizer cannot be loaded; save or copy it again. {error}") from error
         if titles_file := tokenizer.init_kwargs.pop("titles_file", None):
             tokenizer.set_titles(_read_titles(titles_file, len(tokenizer.items)), source=titles_file)
         elif tokenizer.init_kwargs.get("has_titles"):
@@ -77,12 +77,11 @@ class ItemTokenizer(PreTrainedTokenizerFast):
         Raises:
             ValueError: The number of titles is not that of the items, or a title is of another type.
         """
-        titles = list(titles)
+        titles = [title if isinstance(title, str) or str(title) not in NO_TITLE else None for title in titles]
         if len(titles) != len(self.items):
             raise ValueError(f"{source}: {_wrong_number(len(self.items), len(titles))}.")
-        given = [row for row, title in enumerate(titles) if isinstance(title, str) or str(title) not in NO_TITLE]
-        texts = dict(zip(given, as_item_ids([titles[row] for row in given], source).to_pylist(), strict=True))
-        self.titles = [texts.get(row) for row in range(len(titles))]
+        texts = iter(as_item_ids([title for title in titles if title is not None], source).to_pylist())
+        self.titles = [None if title is None else next(texts) for title in titles]
         self.init_kwargs["has_titles"] = True  # saved in tokenizer_config.json
 
     @property
@@ -135,7 +134,7 @@ class ItemTokenizer(PreTrainedTokenizerFast):
         """Append items to the vocabulary. Stock added tokens would also be cut out of longer IDs."""
         special = [token for token in new_tokens if special_tokens or getattr(token, "special", False)]
         if others := [str(token) for token in special if str(token) not in SPECIAL_TOKENS]:
-            raise ValueError(f"Expected no special tokens but {', '.join(SPECIAL_TOKENS)}, found {', '.join(others)}")
+            raise ValueError(f"Expected no special tokens but {', '.join(SPECIAL_TOKENS)}, found {', '.join(others)}.")
         super()._add_tokens(special, special_tokens)
         vocab = self.get_vocab()
         new = list(dict.fromkeys(str(token) for token in new_tokens if str(token) not in vocab))
@@ -145,28 +144,29 @@ class ItemTokenizer(PreTrainedTokenizerFast):
         return len(new)
 
 
-def check_tokenizer(tokenizer: Any, source: str = "tokenizer") -> None:
-    """Check what a loaded tokenizer must be: an `ItemTokenizer` whose rows are those of an item table.
+def check_tokenizer(tokenizer: Any) -> None:
+    """Check that a tokenizer is an `ItemTokenizer` whose rows are those of an item table.
 
     Raises:
-        ValueError: With what was expected and found.
+        ValueError: States what was expected and found.
     """
-    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
-    model: Any = getattr(backend, "model", None)
-    if not isinstance(tokenizer, ItemTokenizer) or not isinstance(model, models.WordLevel) or backend.normalizer:
-        found = f"{type(tokenizer).__name__} with {type(model).__name__}"
-        raise ValueError(f"{source}: expected an ItemTokenizer with WordLevel and no normalizer, found {found}.")
-    special = (tokenizer.pad_token, tokenizer.mask_token, tokenizer.unk_token, model.unk_token)
-    if special != (PAD, MASK, UNK, UNK):
-        expected = f"pad_token {PAD}, mask_token {MASK}, unk_token {UNK}, and {UNK} in tokenizer.json"
-        raise ValueError(f"{source}: expected {expected}, found {', '.join(map(str, special))}.")
-    if not isinstance(tokenizer.model_max_length, int):
-        raise ValueError(f"{source}: expected a number as model_max_length, found {tokenizer.model_max_length!r}.")
-    try:
-        if len(tokenizer.items) + len(SPECIAL_TOKENS) != backend.get_vocab_size(with_added_tokens=False):
-            raise ValueError("tokenizer.json has added_tokens that are no items. Build it with extend_item_tokenizer.")
-    except ValueError as error:
-        raise ValueError(f"{source}: {error}") from None
+    if not isinstance(tokenizer, ItemTokenizer):
+        found = type(tokenizer).__name__
+        raise ValueError(f"Expected an ItemTokenizer, found {found}: check tokenizer_class in tokenizer_config.json.")
+    backend, number = tokenizer.backend_tokenizer, len(tokenizer.items) + len(SPECIAL_TOKENS)
+    properties = {
+        "pad_token": (tokenizer.pad_token, PAD),
+        "mask_token": (tokenizer.mask_token, MASK),
+        "unk_token": (tokenizer.unk_token, UNK),
+        "model in tokenizer.json": (type(backend.model).__name__, "WordLevel"),
+        "unk_token in tokenizer.json": (getattr(backend.model, "unk_token", None), UNK),
+        "normalizer in tokenizer.json": (backend.normalizer, None),
+        "number of tokens without added_tokens": (backend.get_vocab_size(with_added_tokens=False), number),
+        "type of model_max_length": (type(tokenizer.model_max_length), int),
+    }
+    for name, (found, expected) in properties.items():
+        if found != expected:
+            raise ValueError(f"Expected {expected} as {name}, found {found}. Build the tokenizer with item_tokenizer.")
 
 
 def item_tokenizer(

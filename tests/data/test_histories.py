@@ -1,4 +1,4 @@
-"""Histories: both splits row by row, the windows of the paper, and no future in the past."""
+"""Histories: the windows of the paper, inputs, unknown items, and what is checked."""
 
 import datetime
 import logging
@@ -9,82 +9,24 @@ from datasets import Dataset, load_from_disk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_bert4rec import before, item_tokenizer, leave_one_out, popularity_candidates, split_at_time, uniform_candidates
-
-PAD, MASK, UNK = 0, 1, 2
-A, B, C, D, E = range(3, 8)
-
-
-def log_of(*rows):
-    """Interactions from (user, item, timestamp)."""
-    users, items, timestamps = zip(*rows, strict=True)
-    return Dataset.from_dict({"user": users, "item": items, "timestamp": timestamps})
-
-
-def row(number, user, input_ids, timestamps, labels=None, history=None):
-    """A row as the splits should have it."""
-    return {
-        "row": number,
-        "user": user,
-        "input_ids": input_ids,
-        "timestamps": timestamps,
-        "labels": labels,
-        "history": history,
-        "length": len(input_ids),
-    }
+from hf_bert4rec import (
+    before,
+    build_histories,
+    item_tokenizer,
+    leave_one_out,
+    popularity_candidates,
+    sort_by_user,
+    split_at_time,
+    train_on_all,
+)
+from hf_bert4rec.data import histories
+from hf_bert4rec.data.histories import COLUMNS, are_repeats, target_items
+from tests.data.logs import MASK, UNK, A, B, C, D, E, log_of, logs, row
 
 
-@st.composite
-def logs(draw):
-    """Up to 6 users whose actions each have a timestamp of their own, in any order of the rows."""
-    users = draw(st.lists(st.integers(0, 5), min_size=3, max_size=40))
-    users += users[:1] * 3
-    timestamps = draw(st.permutations(range(len(users))))
-    items = draw(st.lists(st.sampled_from("abcdefgh"), min_size=len(users), max_size=len(users)))
-    return log_of(*zip(map(str, users), items, timestamps, strict=True))
-
-
-def actions(split):
-    """Multiset of (user, time), without the query's own of validation and test."""
-    return [
-        (user, time)
-        for user, times, labels in zip(split["user"], split["timestamps"], split["labels"], strict=True)
-        for time in (times if labels is None else times[:-1])
-    ]
-
-
-def targets(split):
-    return [(user, times[-1]) for user, times in zip(split["user"], split["timestamps"], strict=True)]
-
-
-def test_leave_one_out_gives_exactly_these_rows(interactions, tokenizer):
-    splits = leave_one_out(interactions, tokenizer)
-    assert list(splits) == ["train", "validation", "test"]
-    assert splits["train"].to_list() == [
-        row(0, "u1", [A, B, C], [10, 20, 30]),
-        row(1, "u2", [B, C], [11, 21]),
-        row(2, "u3", [C], [12]),
-        row(3, "u4", [A, B], [13, 23]),
-    ]
-    assert splits["validation"].to_list() == [
-        row(0, "u1", [A, B, C, MASK], [10, 20, 30, 40], [-100, -100, -100, D], [A, B, C]),
-        row(1, "u2", [B, C, MASK], [11, 21, 31], [-100, -100, D], [B, C]),
-        row(2, "u3", [C, MASK], [12, 22], [-100, A], [C]),
-    ]
-    assert splits["test"].to_list() == [
-        row(0, "u1", [A, B, C, D, MASK], [10, 20, 30, 40, 50], [-100] * 4 + [E], [A, B, C, D]),
-        row(1, "u2", [B, C, D, MASK], [11, 21, 31, 41], [-100] * 3 + [A], [B, C, D]),
-        row(2, "u3", [C, A, MASK], [12, 22, 32], [-100, -100, E], [C, A]),
-    ]
-
-
-def test_users_with_fewer_than_three_actions_are_in_train_only(tokenizer):
-    log = log_of(("1", "a", 1), ("2", "b", 1), ("2", "c", 2), ("3", "a", 1), ("3", "b", 2), ("3", "c", 3))
-    splits = leave_one_out(log, tokenizer)
-    assert splits["train"]["user"][:] == ["1", "2", "3"]
-    assert splits["train"]["input_ids"][:] == [[A], [B, C], [A]]
-    assert splits["validation"]["user"][:] == ["3"]
-    assert splits["test"]["user"][:] == ["3"]
+@pytest.fixture(autouse=True)
+def no_earlier_warnings():
+    histories._warn_once.cache_clear()
 
 
 def test_equal_timestamps_keep_the_order_of_the_log(tokenizer):
@@ -98,13 +40,6 @@ def test_equal_timestamps_keep_the_order_of_the_log(tokenizer):
 def test_timestamps_with_fractions_are_kept(tokenizer):
     splits = leave_one_out(log_of(("u", "a", 1.75), ("u", "b", 1.5), ("u", "c", 2.25)), tokenizer)
     assert splits["test"]["timestamps"][:] == [[1.5, 1.75, 2.25]]
-
-
-def test_validation_folded_into_train_is_trained_on_and_not_evaluated(interactions, tokenizer):
-    splits = leave_one_out(interactions, tokenizer, validation_in_train=True)
-    assert list(splits) == ["train", "test"]
-    assert splits["train"]["input_ids"][:] == [[A, B, C, D], [B, C, D], [C, A], [A, B]]
-    assert splits["test"].to_list() == leave_one_out(interactions, tokenizer)["test"].to_list()
 
 
 @settings(max_examples=20, deadline=None)
@@ -137,7 +72,7 @@ def test_max_length_of_the_call_goes_before_that_of_the_tokenizer(interactions, 
     assert splits["test"]["input_ids"][:] == [[C, D, MASK], [C, D, MASK], [C, A, MASK]]
 
 
-def test_unknown_items_are_left_out_of_histories_and_count_as_missed_as_targets(caplog):
+def test_unknown_items_are_dropped_from_histories_and_count_as_missed_as_targets(caplog):
     tokenizer = item_tokenizer(["a", "b", "c"], max_length=5)
     with caplog.at_level(logging.WARNING, "hf_bert4rec.data.histories"):
         splits = leave_one_out(
@@ -159,25 +94,6 @@ def test_a_user_whose_train_items_are_all_unknown_has_no_window():
 
 
 @settings(max_examples=20, deadline=None)
-@given(log=logs(), max_length=st.integers(2, 6), share=st.sampled_from([0.3, 0.5, 1.0]))
-def test_no_held_out_action_is_trained_on(log, max_length, share):
-    splits = leave_one_out(log, item_tokenizer(log, max_length=max_length), window_step=share)
-    train = set(actions(splits["train"]))
-    assert train.isdisjoint(targets(splits["validation"]))
-    assert train.isdisjoint(targets(splits["test"]))
-    assert set(targets(splits["validation"])).isdisjoint(targets(splits["test"]))
-    assert not set(targets(splits["test"])) & set(actions(splits["validation"]))
-
-
-@settings(max_examples=20, deadline=None)
-@given(log=logs())
-def test_every_action_is_in_exactly_one_split(log):
-    splits = leave_one_out(log, item_tokenizer(log, max_length=100))
-    everything = actions(splits["train"]) + targets(splits["validation"]) + targets(splits["test"])
-    assert sorted(everything) == sorted(zip(log["user"], log["timestamp"], strict=True))
-
-
-@settings(max_examples=20, deadline=None)
 @given(log=logs(), max_length=st.integers(2, 6))
 def test_inputs_are_the_end_of_the_history_and_agree_with_the_log(log, max_length):
     tokenizer = item_tokenizer(log, max_length=max_length)
@@ -193,11 +109,6 @@ def test_inputs_are_the_end_of_the_history_and_agree_with_the_log(log, max_lengt
             assert line["input_ids"] == [*line["history"][-(max_length - 1) :], MASK]
             assert line["input_ids"][:-1] == [item_at[time] for time in times[:-1]]
             assert line["labels"] == [-100] * (len(times) - 1) + [item_at[times[-1]]]
-
-
-def test_a_log_where_no_user_has_three_actions_is_refused(tokenizer):
-    with pytest.raises(ValueError, match=r"at least 3 actions.*2 histories has 2"):
-        leave_one_out(log_of(("u", "a", 1), ("u", "b", 2), ("v", "a", 1)), tokenizer)
 
 
 @pytest.mark.parametrize("step", [0, -0.5, 1.5])
@@ -235,184 +146,87 @@ def test_saved_splits_come_back_the_same(interactions, tokenizer, tmp_path):
         assert loaded[name].to_list() == splits[name].to_list()
 
 
-TIMED = [
-    ("u1", "a", 1), ("u2", "b", 2), ("u1", "b", 3), ("u2", "a", 4), ("u1", "c", 10), ("u2", "c", 11),
-    ("u1", "a", 12), ("new", "b", 20), ("u1", "d", 21), ("new", "a", 22),
-]  # fmt: skip
-
-
-def past_tokenizer(max_length=5):
-    return item_tokenizer(["a", "b"], max_length=max_length)
-
-
-def test_split_at_time_gives_exactly_these_rows():
-    splits = split_at_time(log_of(*TIMED), past_tokenizer(), validation_time=10, test_time=20)
-    assert list(splits) == ["train", "validation", "test"]
-    assert splits["train"].to_list() == [row(0, "u1", [A, B], [1, 3]), row(1, "u2", [B, A], [2, 4])]
-    assert splits["validation"].to_list() == [
-        row(0, "u1", [A, B, MASK], [1, 3, 10], [-100, -100, UNK], [A, B]),
-        row(1, "u2", [B, A, MASK], [2, 4, 11], [-100, -100, UNK], [B, A]),
+@pytest.mark.parametrize(("times", "warnings"), [(3, 0), (6, 1)])
+def test_repeats_among_the_test_targets_are_reported_once(tokenizer, caplog, times, warnings):
+    rows = [(f"u{user}", "abc"[(user + time) % 3], time) for user in range(9) for time in range(times)]
+    log = log_of(*rows, ("v", "a", 1), ("v", "b", 2), ("v", "e", 3))
+    for max_length in (3, 5):
+        leave_one_out(log, tokenizer, max_length=max_length)
+    assert caplog.messages == warnings * [
+        "90% of the test targets are items that the user has had before. They are only recommended with "
+        "exclude_history=False in the model's config."
     ]
-    assert splits["test"].to_list() == [
-        row(0, "u1", [A, B, A, MASK], [1, 3, 12, 21], [-100] * 3 + [UNK], [A, B, A]),
-        row(1, "new", [MASK], [20], [B], []),
-    ]
-
-
-def test_split_at_time_with_validation_in_train_trains_on_all_before_the_test_time():
-    tokenizer = item_tokenizer(["a", "b", "c"], max_length=5)
-    splits = split_at_time(log_of(*TIMED), tokenizer, validation_time=10, test_time=20, validation_in_train=True)
-    assert list(splits) == ["train", "test"]
-    assert splits["train"]["input_ids"][:] == [[A, B, C, A], [B, A, C]]
-    assert splits["test"]["user"][:] == ["u1", "new"]
-    assert splits["test"]["history"][:] == [[A, B, C, A], []]
-
-
-def test_a_tokenizer_that_knows_the_future_is_refused():
-    with pytest.raises(ValueError, match=r"1 items that first occur after training ends, such as 'c'.*before\("):
-        split_at_time(log_of(*TIMED), item_tokenizer(["a", "b", "c"]), validation_time=10, test_time=20)
-
-
-def test_before_gives_what_the_tokenizer_may_know():
-    log = log_of(*TIMED)
-    assert before(log, 10).to_list() == log.select(range(4)).to_list()
-    split_at_time(log, item_tokenizer(before(log, 10)), validation_time=10, test_time=20)
-
-
-def test_times_out_of_order_are_refused():
-    for times in ((20, 10), (10, 10)):
-        with pytest.raises(ValueError, match=f"validation_time before test_time, found {times[0]} and {times[1]}"):
-            split_at_time(log_of(*TIMED), past_tokenizer(), validation_time=times[0], test_time=times[1])
 
 
 @pytest.mark.parametrize(
-    ("validation_time", "test_time", "empty"), [(0, 20, "train"), (13, 20, "validation"), (10, 30, "test")]
+    ("user", "item"), [([7, 7, 7, 8], list("abcd")), ([7.0, 7.0, 7.0, 8.0], list("abcd")), (list("7778"), [1, 2, 3, 4])]
 )
-def test_an_empty_split_is_refused_and_the_log_s_times_are_named(validation_time, test_time, empty):
-    tokenizer = item_tokenizer(["stranger"])
-    with pytest.raises(ValueError, match=f"{empty} split; the log runs from 1 to 22"):
-        split_at_time(log_of(*TIMED), tokenizer, validation_time=validation_time, test_time=test_time)
+def test_numbers_as_ids_become_text_as_in_a_log_that_is_read(user, item):
+    log = Dataset.from_dict({"user": user, "item": item, "timestamp": [1, 2, 3, 4]})
+    test = leave_one_out(log, item_tokenizer(log))["test"]
+    assert test.to_list() == [row(0, "7", [A, B, MASK], [1, 2, 3], [-100, -100, C], [A, B])]
 
 
-def test_a_time_that_is_no_time_is_refused():
-    with pytest.raises(ValueError, match="number or an ISO date such as 2016-01-31, found 'yesterday'"):
-        split_at_time(log_of(*TIMED), past_tokenizer(), validation_time="yesterday", test_time=20)
-    with pytest.raises(ValueError, match="number or an ISO date"):
-        before(log_of(*TIMED), "yesterday")
+@pytest.mark.parametrize(
+    ("column", "values", "found"),
+    [
+        ("timestamp", ["9", "10", "11", "100"], "found a column of string"),
+        ("timestamp", [1.0, float("nan"), 3.0, 4.0], "found missing values or NaN"),
+        ("timestamp", [1.0, float("inf"), 3.0, 4.0], "found missing values or NaN"),
+        ("timestamp", [1, None, 3, 4], "found missing values or NaN"),
+        ("timestamp", [datetime.datetime(2020, 1, day) for day in (1, 2, 3, 4)], "found a column of timestamp"),
+        ("timestamp", [True, False, True, True], "found a column of bool"),
+        ("item", ["a", None, "b", "c"], "found 1 without item"),
+        ("user", ["", "u", "u", "u"], "found 1 without user"),
+        ("item", [["a"], ["b"], ["c"], ["d"]], "the item: expected text or numbers, found a column of list"),
+    ],
+)
+@pytest.mark.parametrize(
+    "use",
+    [
+        leave_one_out,
+        train_on_all,
+        lambda log, tokenizer: split_at_time(log, tokenizer, validation_time=2, test_time=3),
+        lambda log, tokenizer: before(log, 2),
+    ],
+)
+def test_columns_of_other_types_are_refused(tokenizer, column, values, found, use):
+    columns = {"user": ["u"] * 4, "item": list("abcd"), "timestamp": [1, 2, 3, 4], column: values}
+    with pytest.raises(ValueError, match=found) as error:
+        use(Dataset.from_dict(columns), tokenizer)
+    assert "load_interactions(dataset)" in str(error.value) or "expected text or numbers" in str(error.value)
 
 
-@pytest.mark.parametrize("nonsense", [float("nan"), None])
-def test_a_time_that_compares_with_nothing_is_refused(nonsense):
-    with pytest.raises(ValueError, match="number or an ISO date"):
-        before(log_of(*TIMED), nonsense)
+def test_a_table_that_is_not_a_dataset_is_refused(interactions, tokenizer):
+    with pytest.raises(ValueError, match=r"found DataFrame.*load_interactions"):
+        leave_one_out(interactions.to_pandas(), tokenizer)
 
 
-def test_a_date_as_yaml_reads_it_is_a_time():
-    log = log_of(("u", "a", 0), ("u", "b", 86_399), ("u", "a", 86_400))
-    assert before(log, datetime.date(1970, 1, 2))["timestamp"][:] == [0, 86_399]
+@pytest.mark.parametrize(
+    ("train_ends", "targets", "name"),
+    [
+        ([3, 1], {"test": [-1, 3]}, "train_ends"),
+        ([2, 5], {}, "train_ends"),
+        ([2], {}, "train_ends"),
+        ([2, 4], {"test": [-1, 4]}, "test"),
+        ([2, 4], {"test": [-2, 3]}, "test"),
+        ([2, 4], {"validation": [2, -1]}, "validation"),
+    ],
+)
+def test_numbers_that_are_not_of_an_action_of_the_user_are_refused(tokenizer, train_ends, targets, name):
+    log = sort_by_user(log_of(("u", "a", 1), ("u", "b", 2), ("v", "a", 1), ("v", "c", 2)), tokenizer)
+    targets = {split: np.array(numbers) for split, numbers in targets.items()}
+    with pytest.raises(ValueError, match=f"{name}: expected one number per user, of an action of that user"):
+        build_histories(log, tokenizer, np.array(train_ends), targets)
 
 
-def test_an_iso_date_is_a_time_in_utc_seconds():
-    day = 86_400
-    log = log_of(("u", "a", 0), ("u", "b", day - 1), ("u", "a", day), ("u", "b", 2 * day))
-    splits = split_at_time(log, past_tokenizer(), validation_time="1970-01-02", test_time="1970-01-03T00:00:00+00:00")
-    assert targets(splits["validation"]) == [("u", day)]
-    assert targets(splits["test"]) == [("u", 2 * day)]
-    assert before(log, "1970-01-02")["timestamp"][:] == [0, day - 1]
+def test_every_column_has_a_description(interactions, tokenizer):
+    test = popularity_candidates(leave_one_out(interactions, tokenizer)["test"], np.ones(13, int), number=1)
+    assert set(test.column_names) == set(COLUMNS)
 
 
-@settings(max_examples=20, deadline=None)
-@given(log=logs(), times=st.tuples(st.integers(1, 40), st.integers(1, 40)))
-def test_split_at_time_trains_on_the_past_and_asks_for_each_user_s_first_action_of_the_future(log, times):
-    validation_time, test_time = min(times), max(times)
-    every = sorted(log["timestamp"])
-    if validation_time == test_time or test_time > every[-1]:
-        return
-    splits = split_at_time(
-        log,
-        item_tokenizer(before(log, validation_time), max_length=100),
-        validation_time=validation_time,
-        test_time=test_time,
-    )
-    assert sorted(time for _, time in actions(splits["train"])) == list(range(validation_time))
-    for name, first, end in (("validation", validation_time, test_time), ("test", test_time, every[-1] + 1)):
-        expected = {}
-        for user, time in sorted(zip(log["user"], log["timestamp"], strict=True), key=lambda pair: pair[1]):
-            if first <= time < end:
-                expected.setdefault(user, time)
-        assert dict(targets(splits[name])) == expected
-
-
-# ---- candidates of sampled metrics -----------------------------------------------------------------------------------
-
-COUNTS = np.array([0, 0, 0, 4, 8, 0, 2, 2, 1, 1, 1, 1, 1])  # a to j; c never occurs
-
-
-def test_candidates_are_other_items_that_occur_each_once(interactions, tokenizer):
-    test = leave_one_out(interactions, tokenizer)["test"]
-    drawn = popularity_candidates(test, COUNTS, number=4, seed=7)
-    assert drawn.column_names == [*test.column_names, "candidates"]
-    assert drawn.remove_columns("candidates").to_dict() == test.to_dict()
-    for found in drawn:
-        had = {*found["history"], found["labels"][-1]}
-        assert len(set(found["candidates"])) == 4
-        assert not had & set(found["candidates"])
-        assert 5 not in found["candidates"]
-        assert min(found["candidates"]) >= 3
-
-
-def test_a_draw_is_the_same_for_the_same_seed_and_another_for_another(interactions, tokenizer):
-    test = leave_one_out(interactions, tokenizer)["test"]
-    draws = [popularity_candidates(test, COUNTS, number=4, seed=seed)["candidates"][:] for seed in (0, 0, 1)]
-    assert draws[0] == draws[1] != draws[2]
-
-
-def test_candidates_are_drawn_in_proportion_to_their_counts(tokenizer):
-    users = 3000
-    log = log_of(*((f"u{user}", item, time) for user in range(users) for time, item in enumerate("jih")))
-    drawn = popularity_candidates(leave_one_out(log, tokenizer)["test"], COUNTS, number=1)["candidates"][:]
-    shares = np.bincount(np.ravel(drawn), minlength=13) / users
-    expected = COUNTS * ~np.isin(np.arange(13), [10, 11, 12]) / 18  # without h, i and j, which everybody has had
-    np.testing.assert_allclose(shares, expected, atol=0.03)
-
-
-def test_uniform_candidates_are_any_other_items_of_the_catalogue_as_likely(tokenizer):
-    users = 3000
-    log = log_of(*((f"u{user}", item, time) for user in range(users) for time, item in enumerate("jih")))
-    drawn = uniform_candidates(leave_one_out(log, tokenizer)["test"], len(tokenizer), number=1)["candidates"][:]
-    shares = np.bincount(np.ravel(drawn), minlength=13) / users
-    np.testing.assert_allclose(shares, [0, 0, 0, *[1 / 7] * 7, 0, 0, 0], atol=0.03)  # all but the special rows, h, i, j
-
-
-def test_a_user_s_candidates_are_the_same_in_any_company(interactions, tokenizer):
-    test = leave_one_out(interactions, tokenizer)["test"]
-    whole, last = (popularity_candidates(rows, COUNTS, number=4) for rows in (test, test.select([len(test) - 1])))
-    assert whole[len(test) - 1] == last[0]
-
-
-@pytest.mark.parametrize("number", [0, -1])
-def test_fewer_candidates_than_one_are_refused(interactions, tokenizer, number):
-    with pytest.raises(ValueError, match=f"at least one candidate, found {number}"):
-        popularity_candidates(leave_one_out(interactions, tokenizer)["test"], COUNTS, number=number)
-
-
-def test_training_rows_have_no_candidates(interactions, tokenizer):
-    with pytest.raises(ValueError, match="the validation or test split, found training rows"):
-        popularity_candidates(leave_one_out(interactions, tokenizer)["train"], COUNTS, number=1)
-
-
-def test_more_candidates_than_items_left_are_refused(interactions, tokenizer):
-    test = leave_one_out(interactions, tokenizer)["test"]
-    with pytest.raises(ValueError, match="Expected 6 items that user u1 has not had, found fewer"):
-        popularity_candidates(test, COUNTS, number=6)
-
-
-@pytest.mark.parametrize("keep_repeats", [True, False])
-def test_repeats_among_the_test_targets_are_reported(tokenizer, caplog, keep_repeats):
-    rows = [
-        (f"u{user}", "abc"[(user + time) % 3], time) for user in range(9) for time in range(6 if keep_repeats else 3)
-    ]
-    leave_one_out(log_of(*rows, ("v", "a", 1), ("v", "b", 2), ("v", "e", 3)), tokenizer)
-    warned = [message for message in caplog.messages if "items that the user has had before" in message]
-    assert [message[:27] for message in warned] == ["90% of the test targets are"] * keep_repeats
-    assert all("exclude_history=False" in message for message in warned)
+def test_repeats_and_targets_are_found_row_by_row(tokenizer):
+    log = log_of(*(("u", item, time) for time, item in enumerate("abca")), *(("v", i, t) for t, i in enumerate("abc")))
+    test = leave_one_out(log, tokenizer)["test"]
+    assert target_items(test).tolist() == [A, C]
+    assert are_repeats(test).tolist() == [True, False]
