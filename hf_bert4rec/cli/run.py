@@ -7,7 +7,6 @@ import json
 import logging
 import shutil
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +52,7 @@ from ..inference.pipeline import NextItemRecommendationPipeline, pipeline
 from ..models.registry import ARCHITECTURES
 from ..training.objectives import cloze_training, next_item_training
 from ..training.resources import check_memory, estimate_memory
-from ..training.trainer import RecommendationTrainer, chosen_checkpoint, machine, versions
+from ..training.trainer import RecommendationTrainer
 from ..training.transfer import transfer
 from .recipe import Recipe
 
@@ -236,9 +235,8 @@ def run(recipe: Recipe) -> Path | None:
 
     data = describe_data(recipe, interactions)
     checkpoint = checkpoint_to_resume(recipe, str(data.sha256))
-    started = time.perf_counter()
     trainer.train(resume_from_checkpoint=checkpoint)
-    seconds, log = time.perf_counter() - started, list(trainer.state.log_history)
+    known = trainer.run_facts()
 
     evaluated = {split: rows for split, rows in histories.items() if split != "train"}
     whole = whole_histories(recipe, interactions, tokenizer)
@@ -267,11 +265,12 @@ def run(recipe: Recipe) -> Path | None:
         titles=tokenizer.titles is not None,
         recipe=recipe.options,
         reproducible=True,
-        seconds=round(seconds, 1),
-        **chosen_checkpoint(trainer),
-        machine=machine(args),
-        versions=versions(),
-        log=log,
+        seconds=known.seconds,
+        best_checkpoint=known.best_checkpoint,
+        chosen_by=known.chosen_by,
+        machine=known.machine,
+        versions=known.versions,
+        log=known.log,
     )
     if not trainer.is_world_process_zero():
         return None

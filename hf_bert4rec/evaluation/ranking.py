@@ -5,14 +5,18 @@ history. Items with the same score share their places: the rank is the expected 
 model that gives every item the same score gains nothing.
 """
 
+import logging
 import sys
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Literal, get_args
 
 import numpy as np
 import torch
 
 from ..models.configuration_bert4rec import SPECIAL_TOKENS
+
+logger = logging.getLogger(__name__)
 
 Sampled = Literal["popularity_sampled", "uniform_sampled"]
 """Suffixes of the names of metrics among sampled candidates, which cannot be compared with those of the catalog."""
@@ -205,18 +209,23 @@ def how_sampled(metrics: Mapping[str, float]) -> Sampled | None:
     return next((sampled for sampled in get_args(Sampled) if f"mrr_{sampled}" in metrics), None)
 
 
-def check_cutoffs(items: int, candidates: int | None = None) -> None:
-    """Check that more items are ranked than the largest cut-off: otherwise every target is a hit.
-
-    Args:
-        items: Number of items of the catalog.
-        candidates: Number of sampled candidates per user, if any.
+def check_cutoffs(items: int) -> None:
+    """Check that the catalog has more items than the largest cut-off: otherwise every target is a hit.
 
     Raises:
-        ValueError: There are too few items or candidates.
+        ValueError: There are too few items.
     """
-    k = max(CUTOFFS)
-    if items <= k:
-        raise ValueError(f"Metrics at {k} need a catalog of more than {k} items, found {items}.")
-    if candidates is not None and candidates < k:
-        raise ValueError(f"Metrics at {k} need at least {k} sampled candidates per user, found {candidates}.")
+    if items <= max(CUTOFFS):
+        raise ValueError(f"Metrics at {max(CUTOFFS)} need a catalog of more than {max(CUTOFFS)} items, found {items}.")
+
+
+@cache
+def warn_about_few_candidates(number: int) -> None:
+    """Warn, once per number, if every target is a hit among so few sampled candidates."""
+    if number < max(CUTOFFS):
+        logger.warning(
+            "Among %d sampled candidates HR@%d is always 1. Draw at least %d candidates per user.",
+            number,
+            max(CUTOFFS),
+            max(CUTOFFS),
+        )

@@ -8,7 +8,16 @@ import torch
 from datasets import Dataset
 from transformers import EvalPrediction, ProgressCallback, Trainer
 
-from .ranking import SPECIALS, Sampled, candidate_ranks, check_cutoffs, ranking_metrics, sampled_metrics, target_ranks
+from .ranking import (
+    SPECIALS,
+    Sampled,
+    candidate_ranks,
+    check_cutoffs,
+    ranking_metrics,
+    sampled_metrics,
+    target_ranks,
+    warn_about_few_candidates,
+)
 
 FEW_BATCHES = 50
 """Evaluations of fewer batches show no progress bar."""
@@ -31,6 +40,8 @@ def ranks_of_logits(logits: Any, labels: torch.Tensor) -> torch.Tensor:
     """
     scores, targets, history, candidates = unpack_ranking(logits, labels)
     check_cutoffs(scores.shape[1] - SPECIALS)
+    if candidates is not None:
+        warn_about_few_candidates(candidates.shape[1])
     ranks = target_ranks(scores, targets, history)
     return ranks if candidates is None else torch.stack([ranks, candidate_ranks(scores, targets, candidates)], dim=1)
 

@@ -57,6 +57,19 @@ class ClozeCallback(TrainerCallback):
             batches.sampler.batch_size = step
             batches.sampler.lengths = list(batches.sampler.lengths[:])  # sorting a lazy column is 100 times slower
 
+    def on_train_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        train_dataloader: DataLoader | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Let a collator that is used after the training draw fresh masks."""
+        collator: Any = getattr(train_dataloader, "collate_fn", None)
+        if hasattr(collator, "epoch"):
+            collator.epoch = None
+
 
 class ResourceCallback(TrainerCallback, ExportableState):
     """Log the memory that training needs at its start, and the time of an epoch after two steps.

@@ -1,9 +1,10 @@
-"""The optimiser: Muon for the matrices between the layers, AdamW for the item table and all the rest.
+"""The optimizer: Muon for the matrices of the layers, AdamW for all other weights.
 
-With AdamW alone a masked-item model spends its first epochs near the popularity of items, until attention has learnt
-where to look. Muon gets it over that in a fraction of the steps (EXPERIMENTS.md has the numbers).
+With AdamW alone a masked-item model spends its first epochs near the popularity of the items, until attention has found
+the relevant positions. Muon shortens this phase to a fraction of the steps (EXPERIMENTS.md has the numbers).
 """
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -12,32 +13,34 @@ from torch import nn
 from torch.optim import AdamW, Muon, Optimizer
 from transformers import PreTrainedModel, TrainingArguments
 
+logger = logging.getLogger(__name__)
+
 
 class MuonAdamW(Optimizer):
-    """torch's Muon and AdamW as one optimiser, which the Trainer schedules, saves and resumes as any other.
+    """Muon and AdamW of torch as one optimizer, which the Trainer schedules, saves and resumes like any other.
 
     Args:
-        muon: Parameter groups of matrices.
-        adamw: Parameter groups of everything else.
+        muon: Parameters and options of `torch.optim.Muon`.
+        adamw: Parameters and options of `torch.optim.AdamW`.
     """
 
-    def __init__(self, muon: list[dict[str, Any]], adamw: list[dict[str, Any]]) -> None:
-        parts = (AdamW(adamw, fused=True), Muon(muon))  # the Trainer logs the learning rate of the first group
+    def __init__(self, muon: dict[str, Any], adamw: dict[str, Any]) -> None:
+        parts = (AdamW(**adamw), Muon(**muon))  # the Trainer logs the learning rate of the first group
         super().__init__([group for part in parts for group in part.param_groups], {})
         self._parts: tuple[Optimizer, ...] = parts
         self._share()
 
-    def __getstate__(self) -> dict[str, Any]:  # for copies and pickles; torch's leaves out what it does not know
+    def __getstate__(self) -> dict[str, Any]:  # for copies and pickles; that of torch omits other attributes
         return {**super().__getstate__(), "_parts": self._parts}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As in torch while it is made; refused afterwards, since neither part would step the new parameters."""
+        """Add a group during construction; later neither part would update its parameters, and it raises."""
         if hasattr(self, "_parts"):
-            raise ValueError("Parameters cannot be added to MuonAdamW once it is made: make another.")
+            raise ValueError("MuonAdamW does not accept new parameters. Create a new optimizer with all parameters.")
         super().add_param_group(param_group)
 
     def _share(self) -> None:
-        """Let both work on the groups and the state of this one, which are what is scheduled and saved."""
+        """Let both parts use the groups and the state of this optimizer, which are scheduled and saved."""
         first = 0
         for part in self._parts:
             last = first + len(part.param_groups)
@@ -45,12 +48,12 @@ class MuonAdamW(Optimizer):
             first = last
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As in torch; it puts new groups and a new state in place."""
+        """Load a state as in torch, which replaces groups and state."""
         super().load_state_dict(state_dict)
         self._share()
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step of both."""
+        """Take one step with both parts."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -61,37 +64,52 @@ class MuonAdamW(Optimizer):
 
 
 def muon(args: TrainingArguments, learning_rate: float = 1e-2) -> dict[str, Any]:
-    """The argument of the stock `Trainer` that makes it train by Muon and AdamW.
+    """Return the argument of the stock `Trainer` that makes it train with Muon and AdamW.
 
-        Trainer(model, args, …, **cloze_training(tokenizer), **muon(args))
+        Trainer(model, args, ..., **cloze_training(tokenizer, callbacks=[]), **muon(args))
+
+    `RecommendationTrainer` does this for `RecommendationTrainingArguments.muon_learning_rate`.
 
     Args:
-        args: `learning_rate`, `weight_decay` (none on biases and normalisations), `adam_beta1`, `adam_beta2` and
-            `adam_epsilon` are AdamW's; the schedule is that of both.
-        learning_rate: Peak learning rate of Muon (Jordan et al., 2024), which the weights of all linear layers but the
-            output get; no decay there.
+        args: `learning_rate`, `weight_decay` (0 for biases and normalizations), `adam_beta1`, `adam_beta2` and
+            `adam_epsilon` are those of AdamW; the schedule is that of both optimizers.
+        learning_rate: Peak learning rate of Muon (Jordan et al., 2024) for the weights of all linear layers except the
+            output, without weight decay.
 
     Raises:
-        ValueError: `learning_rate` is not above 0, or `args.optim` asks for another optimiser.
+        ValueError: A learning rate is out of range, or `args.optim` is another optimizer.
     """
     if args.optim != TrainingArguments.default_optim:
-        raise ValueError(f"Expected the default `optim` beside Muon, which replaces it, found {args.optim.value}.")
+        raise ValueError(f"Muon replaces the default optimizer and cannot be combined with `optim={args.optim.value}`.")
     if not learning_rate > 0:
-        raise ValueError(f"Expected Muon's learning_rate above 0, found {learning_rate}.")
+        raise ValueError(f"The learning rate of Muon must be above 0, found {learning_rate}.")
+    if not args.learning_rate >= 0:
+        raise ValueError(f"`learning_rate` must be at least 0, found {args.learning_rate}.")
 
-    def make(model: PreTrainedModel) -> MuonAdamW:
+    def build(model: PreTrainedModel) -> Optimizer:
         output = getattr(model, "module", model).get_output_embeddings()
         linear = [module for module in model.modules() if isinstance(module, nn.Linear) and module is not output]
         matrices = [module.weight for module in linear if module.weight.requires_grad]
-        taken = set(matrices)  # lists keep the order of the model, by which a saved state finds its parameters again
-        others = [weight for weight in model.parameters() if weight.requires_grad and weight not in taken]
-        common = {"lr": args.learning_rate, "betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
-        return MuonAdamW(
-            [{"params": matrices, "lr": learning_rate, "weight_decay": 0.0}],
-            [
-                {"params": [w for w in others if w.ndim > 1], "weight_decay": args.weight_decay, **common},
-                {"params": [w for w in others if w.ndim < 2], "weight_decay": 0.0, **common},
-            ],
-        )
+        if not matrices:
+            logger.warning(
+                "%s has no linear layers to train with Muon: `muon_learning_rate` has no effect, and AdamW trains all "
+                "weights.",
+                type(getattr(model, "module", model)).__name__,
+            )
+        chosen = set(matrices)  # lists keep the order of the model, by which a saved state finds its parameters
+        others = [weight for weight in model.parameters() if weight.requires_grad and weight not in chosen]
+        groups = [
+            {"params": [weight for weight in others if weight.ndim > 1]},
+            {"params": [weight for weight in others if weight.ndim < 2], "weight_decay": 0.0},
+        ]
+        adamw = {
+            "params": groups,
+            "lr": args.learning_rate,
+            "betas": (args.adam_beta1, args.adam_beta2),
+            "eps": args.adam_epsilon,
+            "weight_decay": args.weight_decay,
+            "fused": True,
+        }
+        return MuonAdamW({"params": [{"params": matrices}], "lr": learning_rate, "weight_decay": 0.0}, adamw)
 
-    return {"optimizer_cls_and_kwargs": (lambda: make, {})}  # the Trainer calls what a factory returns with the model
+    return {"optimizer_cls_and_kwargs": (lambda: build, {})}  # the Trainer calls the result of a factory with the model

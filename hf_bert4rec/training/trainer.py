@@ -1,8 +1,7 @@
-"""The stock Trainer with the card of a recommender and without pickles; nothing of training is changed."""
+"""The stock Trainer with the defaults, the checks and the card of a recommender, and without pickles."""
 
 import dataclasses
 import hashlib
-import json
 import logging
 import platform
 from collections.abc import Sequence
@@ -16,58 +15,83 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArgu
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import TrainOutput
 
+from ..data.data_collator import DataCollatorForNextItem
 from ..data.tokenization import ItemTokenizer
-from ..evaluation.ranking import how_sampled
+from ..evaluation.ranking import check_cutoffs, how_sampled
 from ..evaluation.trainer_evaluation import ranks_of_logits
-from ..hub.checkpoint import check_sizes, last_complete_checkpoint
+from ..hub.checkpoint import check_sizes, is_complete, last_complete_checkpoint
 from ..hub.errors import hub_errors
 from ..hub.model_card import CARD, model_card
 from ..hub.push import push_checkpoint
 from ..hub.run_facts import FACTS_FILE, DataFacts, MachineFacts, RunFacts
 from ..models.registry import architecture_of
 from .arguments import RecommendationTrainingArguments
-from .callbacks import EarlyStopping, with_package_callbacks
+from .callbacks import EarlyStopping, ResourceCallback, with_package_callbacks
 from .optimizer import muon
 
 logger = logging.getLogger(__name__)
 
 
 class RecommendationTrainer(Trainer):
-    """The stock `Trainer`, whose model goes to the Hub as a recommender: everything that is said of `Trainer` holds.
+    """The stock `Trainer` for recommenders.
 
-    What differs: `save_model` leaves a card beside the model, and no `training_args.bin`, which is a pickle; the card
-    is that of a recommender, written with `run_facts.json` from what the Trainer knows; and `push_to_hub` uploads what
-    belongs to a checkpoint, checked, in one commit. Training and evaluation are the stock ones.
+    It applies `muon_learning_rate` and `early_stopping_patience` of `RecommendationTrainingArguments`, adds the
+    callbacks of the package, checks that model and tokenizer fit, and resumes from complete checkpoints only.
+    `save_model` also writes a model card and run facts, and no `training_args.bin`, which is a pickle; `push_to_hub`
+    uploads the files of a checkpoint in one commit. Everything else is the stock Trainer.
+
+    Args:
+        model: `Bert4RecForMaskedLM` or another model of the package; or None with `model_init`. To get the same initial
+            weights again, call `transformers.set_seed` before you build a model, or pass `model_init`.
+        args: `RecommendationTrainingArguments`.
+        callbacks: Your own callbacks.
+        **options: Other arguments of the stock `Trainer`; most of them come from `cloze_training(tokenizer)`.
+
+    Raises:
+        ValueError: The tokenizer is missing or does not fit the model, the catalog is too small for the metrics, or an
+            argument does not work with recommenders.
     """
 
-    card_arguments: dict[str, Any] = {}  # what `create_model_card` was given; replaced, never changed
+    _card_arguments: dict[str, Any] = {}  # as passed to `create_model_card`; replaced, never changed
+    _muon_learning_rate: float | None = None
 
     def __init__(
         self,
         model: PreTrainedModel | None = None,
         args: TrainingArguments | None = None,
         *,
-        callbacks: Sequence[TrainerCallback] = (),
+        callbacks: Sequence[TrainerCallback] | None = None,
         **options: Any,
     ) -> None:
-        if not isinstance(options.get("processing_class"), ItemTokenizer):
+        tokenizer = options.get("processing_class")
+        if not isinstance(tokenizer, ItemTokenizer):
             raise ValueError(
                 "`RecommendationTrainer` needs `processing_class=tokenizer`; `cloze_training(tokenizer)` passes it for "
                 "you."
             )
         args = RecommendationTrainingArguments("runs") if args is None else args
-        callbacks = with_package_callbacks(callbacks)
+        if args.label_smoothing_factor:
+            raise ValueError("`label_smoothing_factor` is not supported for recommenders. Set it to 0.")
+        if args.eval_strategy != "no" and options.get("preprocess_logits_for_metrics") is ranks_of_logits:
+            check_cutoffs(len(tokenizer.items))
+        callbacks = with_package_callbacks(callbacks or ())
         if isinstance(args, RecommendationTrainingArguments):
-            own_optimizer = options.get("optimizers", (None, None))[0] or options.get("optimizer_cls_and_kwargs")
-            if args.muon_learning_rate is not None and not own_optimizer:
+            own = options.get("optimizers", (None, None))[0] or options.get("optimizer_cls_and_kwargs")
+            if args.muon_learning_rate is not None and not own:
+                self._muon_learning_rate = args.muon_learning_rate
                 options |= muon(args, args.muon_learning_rate)
-            if args.early_stopping_patience and args.eval_strategy != "no" and args.metric_for_best_model:
+            if args.early_stopping_patience is not None and args.eval_strategy != "no" and args.metric_for_best_model:
                 callbacks.append(EarlyStopping(args.early_stopping_patience))
         super().__init__(model, args, callbacks=callbacks, **options)
-        check_sizes(self.model, self.processing_class)
+        check_sizes(self.model, tokenizer)
+        architecture = architecture_of(self.model.config)
+        if architecture.objective == "cloze" and type(self.data_collator) is DataCollatorForNextItem:
+            raise ValueError(
+                f"{architecture.name} would see the items that it has to predict. Use `cloze_training(tokenizer)`."
+            )
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
-        """Train as the stock Trainer does.
+        """Train as the stock Trainer does, but resume from complete checkpoints only.
 
         Args:
             resume_from_checkpoint: True for the newest complete checkpoint in the output folder, or the path of one.
@@ -77,12 +101,17 @@ class RecommendationTrainer(Trainer):
         Raises:
             ValueError: There is no complete checkpoint to resume from.
         """
-        if resume_from_checkpoint is True:
-            newest = last_complete_checkpoint(self.args.output_dir or "")
-            if newest is None:
+        checkpoint: Any = resume_from_checkpoint or None
+        if checkpoint is True:
+            checkpoint = last_complete_checkpoint(str(self.args.output_dir))
+            if checkpoint is None:
                 raise ValueError(f"Found no complete checkpoint to resume from in {self.args.output_dir}.")
-            resume_from_checkpoint = str(newest)
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+        elif checkpoint is not None and not is_complete(checkpoint):
+            raise ValueError(
+                f"{checkpoint} is not a complete checkpoint to resume from: a file is missing or damaged, such as the "
+                "state of the optimizer. Use `resume_from_checkpoint=True` for the newest complete one."
+            )
+        return super().train(None if checkpoint is None else str(checkpoint), *args, **kwargs)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
@@ -90,9 +119,9 @@ class RecommendationTrainer(Trainer):
             Path(output_dir or self.args.output_dir, TRAINING_ARGS_NAME).unlink(missing_ok=True)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save model, tokenizer, card and facts; also to the Hub with `push_to_hub=True`, as the stock one does.
+        """Save model, tokenizer, card and run facts; with `push_to_hub=True` also to the Hub.
 
-        A README.md that somebody has written, or changed, is left as it is.
+        A README.md that was not written by this package, or was changed, is kept.
         """
         super().save_model(output_dir, _internal_call)
         if not _internal_call:
@@ -112,31 +141,32 @@ class RecommendationTrainer(Trainer):
     ) -> None:
         """Write `README.md` and `run_facts.json` into the output folder.
 
-        What is given here is kept for the cards that are written later.
+        The arguments also apply to cards that are written later.
 
         Args:
-            language: Of the titles, for instance.
-            license: Of the model.
-            tags: More of them.
-            model_name: The name of the repository, else of the output folder, if not given.
-            finetuned_from: Hub id of the model that it started from.
+            language: Language of the titles.
+            license: License of the model.
+            tags: Further tags.
+            model_name: Name of the model; by default that of the repository, or of the output folder.
+            finetuned_from: Hub ID of the model from which the training started.
             tasks: Further tags.
-            dataset_tags: Hub ids of the data.
-            dataset: What the interactions are called.
-            dataset_args: Which part of them.
+            dataset_tags: Hub IDs of the data.
+            dataset: Name of the interactions.
+            dataset_args: Subset of the interactions.
         """
         given = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
-        self.card_arguments = self.card_arguments | {name: value for name, value in given.items() if value is not None}
+        given = {name: value for name, value in given.items() if value is not None}
+        self._card_arguments = self._card_arguments | given
         self._write_card(Path(self.args.output_dir))
 
     def _write_card(self, folder: Path, overwrite: bool = True) -> None:
         if not self.is_world_process_zero():
             return
         given = {
-            name: [value] if isinstance(value, str) else list(value) for name, value in self.card_arguments.items()
+            name: [value] if isinstance(value, str) else list(value) for name, value in self._card_arguments.items()
         }
         data = " ".join(given.get("dataset", []) + given.get("dataset_args", []))
-        facts = self.facts(self.card_arguments.get("model_name"), data or None)
+        facts = self.run_facts(self._card_arguments.get("model_name"), data or None)
         card = model_card(facts)
         for name, field in (("language", "language"), ("license", "license"), ("finetuned_from", "base_model")):
             if name in given:
@@ -144,57 +174,70 @@ class RecommendationTrainer(Trainer):
         card.data.datasets = given.get("dataset_tags")
         more = (*given.get("tags", ()), *given.get("tasks", ()), *(self.model.model_tags or ()))
         card.data.tags = list(dict.fromkeys((*card.data.tags, *more)))
-        file, older = folder / CARD, _card_of(folder)
-        if not overwrite and file.exists() and _checksum(file.read_bytes()) != older:
-            logger.warning("%s is kept: it was not written here. create_model_card() replaces it.", file)
+        file = folder / CARD
+        checksum = RunFacts.load(folder).card if (folder / FACTS_FILE).exists() else None
+        if not overwrite and file.exists() and _checksum(file) != checksum:
+            logger.warning("%s is kept: it was not written by this package. create_model_card() replaces it.", file)
         else:
             card.save(file)
-            older = _checksum(file.read_bytes())
-        dataclasses.replace(facts, card=older).save(folder)
+            checksum = _checksum(file)
+        dataclasses.replace(facts, card=checksum).save(folder)
 
-    def facts(self, model_name: str | None = None, dataset: str | None = None) -> RunFacts:
-        """What the Trainer knows of its run; test results it cannot tell from others."""
-        items, log = self.processing_class.items, self.state.log_history
-        ranked: Any = self.preprocess_logits_for_metrics
-        ours = ranked is ranks_of_logits
-        excluded = self.model.config.exclude_history
-        history = "excluded" if excluded else "not excluded"
+    def run_facts(self, name: str | None = None, data: str | None = None) -> RunFacts:
+        """Return the facts of this training that the Trainer knows.
+
+        The results are those of the validation split during training. Test results are not among them, because the
+        Trainer cannot tell which split was evaluated after training.
+
+        Args:
+            name: Name of the model; by default that of the repository, or of the output folder.
+            data: Name of the interactions.
+        """
+        args, config, items = self.args, self.model.config, self.processing_class.items
+        ours = self.preprocess_logits_for_metrics is ranks_of_logits
         metrics = self._validation_metrics() if ours else {}
-        sampled, model = how_sampled(metrics), architecture_of(self.model.config).name
+        sampled, model = how_sampled(metrics), architecture_of(config).name
         drawn = "uniformly" if sampled == "uniform_sampled" else "by their popularity"
-        held_out = "the item held out for each user of the validation split"
+        history = "excluded" if config.exclude_history else "not excluded"
+        protocol = "the item held out for each user of the validation split, ranked among "
+        best = self.state.best_model_checkpoint if args.load_best_model_at_end else None
+        metric = str(args.metric_for_best_model).removeprefix("eval_")
+        seconds = [it.seconds for it in self.callback_handler.callbacks if isinstance(it, ResourceCallback)]
+        recorded = ("seed", "num_train_epochs", "per_device_train_batch_size", "learning_rate", "weight_decay")
         return RunFacts(
+            name=name or Path(args.hub_model_id or args.output_dir).absolute().name,
             model=model,
-            name=model_name or Path(self.args.hub_model_id or self.args.output_dir).absolute().name,
-            data=DataFacts(name=dataset or "interactions of its author", items=len(items)),
-            protocol=f"{held_out}, ranked among all {len(items):,} items, history {history}",
-            sampled_protocol=f"{held_out}, ranked among candidates drawn for each user {drawn}" if sampled else None,
-            exclude_history=excluded,
+            data=DataFacts(name=data or "interactions of its author", items=len(items)),
+            protocol=f"{protocol}all {len(items):,} items, history {history}",
+            sampled_protocol=f"{protocol}candidates drawn for each user {drawn}" if sampled else None,
+            exclude_history=config.exclude_history,
             results={"validation": {model: metrics}} if metrics else {},
+            recipe={
+                **{name: getattr(args, name) for name in recorded},
+                "muon_learning_rate": self._muon_learning_rate,
+                "max_length": self.processing_class.model_max_length,
+                "exclude_history": config.exclude_history,
+                "mask_probability": getattr(self.data_collator, "mask_probability", None),
+            },
+            seconds=round(sum(seconds), 1) or None,
+            best_checkpoint=Path(best or "").name,
+            chosen_by=metric.upper() if "@" in metric else metric,
+            machine=MachineFacts(
+                processes=args.world_size,
+                threads=torch.get_num_threads(),
+                processor=platform.machine(),
+                device=str(args.device),
+            ),
+            versions={name: version(name) for name in ("hf-bert4rec", "transformers", "torch", "datasets")},
+            log=list(self.state.log_history),
             example=items[:3].to_pylist(),
             titles=self.processing_class.titles is not None,
-            recipe={
-                "seed": self.args.seed,
-                "max_length": self.processing_class.model_max_length,
-                "exclude_history": excluded,
-                "mask_probability": getattr(self.data_collator, "mask_probability", None),
-                **{
-                    name: getattr(self.args, name)
-                    for name in ("num_train_epochs", "per_device_train_batch_size", "learning_rate")
-                },
-            },
-            seconds=next((entry["train_runtime"] for entry in reversed(log) if "train_runtime" in entry), None),
-            **chosen_checkpoint(self),
-            machine=machine(self.args),
-            versions=versions(),
-            log=log,
         )
 
-    def _validation_metrics(self) -> dict[str, float]:
-        """Those of the model that is in the Trainer now, as they were logged during training.
+    facts = run_facts
 
-        What was evaluated after it has the same names in the log, and may be any split.
-        """
+    def _validation_metrics(self) -> dict[str, float]:
+        """Metrics of the current model, as logged during training; a later evaluation may be of any split."""
         log = self.state.log_history
         end = max((i for i, entry in enumerate(log) if "train_runtime" in entry), default=0)
         evaluated = [entry for entry in log[:end] if "eval_ndcg@10" in entry]
@@ -204,10 +247,10 @@ class RecommendationTrainer(Trainer):
         return {name: value for name, value in last.items() if "@" in name or name.startswith("mrr_")}
 
     def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
-        """Create the repository, before training where `push_to_hub=True`.
+        """Create the repository; with `push_to_hub=True` the Trainer does so before training.
 
         Raises:
-            OSError: The Hub refuses it or cannot be reached.
+            OSError: The Hub cannot be reached or does not accept the request.
         """
         with hub_errors(self.args.hub_model_id or Path(self.args.output_dir).name):
             super().init_hf_repo(*args, **kwargs)
@@ -221,22 +264,22 @@ class RecommendationTrainer(Trainer):
         private: bool | None = None,
         **card: Any,
     ) -> CommitInfo | None:
-        """Save, and put the checkpoint on the Hub in one commit (`push_checkpoint`), with its card.
+        """Save the checkpoint and upload it with its card in one commit (`push_checkpoint`).
 
         Args:
-            commit_message: Of the commit.
-            blocking: There is no other way: the upload is over when this returns.
-            token: With write access; `hub_token` if not given.
-            revision: Branch; `hub_revision`, then `main`, if not given.
-            private: Whether to create the repository private; `hub_private_repo` if not given.
+            commit_message: Message of the commit.
+            blocking: Not used: the upload has finished when this method returns.
+            token: Token with write access; by default `hub_token`.
+            revision: Branch; by default `hub_revision`, then `main`.
+            private: Whether a new repository is private; by default `hub_private_repo`.
             **card: Arguments of `create_model_card`.
 
         Returns:
             The commit; None in all processes but the first.
 
         Raises:
-            OSError: The Hub refuses it or cannot be reached, see `push_checkpoint`.
-            ValueError: Model and tokenizer are of different catalogues.
+            OSError: The Hub cannot be reached or does not accept the request.
+            ValueError: Model and tokenizer have different catalogs.
         """
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         self.save_model(_internal_call=True)
@@ -253,33 +296,5 @@ class RecommendationTrainer(Trainer):
         )
 
 
-def _card_of(folder: Path) -> str | None:
-    """Checksum of the card that was last written into a folder."""
-    facts = folder / FACTS_FILE
-    return json.loads(facts.read_text(encoding="utf-8")).get("card") if facts.exists() else None
-
-
-def _checksum(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
-def chosen_checkpoint(trainer: Trainer) -> dict[str, Any]:
-    """Which of a run's checkpoints its model is, "" for the last one, and what it was chosen by on validation."""
-    best = trainer.state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
-    metric = str(trainer.args.metric_for_best_model).removeprefix("eval_")
-    return {"best_checkpoint": Path(best or "").name, "chosen_by": metric.upper() if "@" in metric else metric}
-
-
-def machine(args: TrainingArguments) -> MachineFacts:
-    """The machine of a run."""
-    return MachineFacts(
-        processes=args.world_size,
-        threads=torch.get_num_threads(),
-        processor=platform.machine(),
-        device=str(args.device),
-    )
-
-
-def versions() -> dict[str, str]:
-    """Package → version, of those that decide what a run computes."""
-    return {name: version(name) for name in ("hf-bert4rec", "transformers", "torch", "datasets")}
+def _checksum(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()

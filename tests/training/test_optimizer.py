@@ -113,7 +113,7 @@ def test_a_copy_goes_on_like_the_original(small_model, tmp_path):
 
 
 def test_parameters_that_nobody_would_step_are_refused(small_model, tmp_path):
-    with pytest.raises(ValueError, match="cannot be added to MuonAdamW once it is made"):
+    with pytest.raises(ValueError, match="MuonAdamW does not accept new parameters"):
         make(small_model, tmp_path).add_param_group({"params": [torch.nn.Parameter(torch.ones(2))]})
 
 
@@ -125,5 +125,5 @@ def test_another_optimiser_beside_muon_is_refused(tmp_path):
 @pytest.mark.parametrize("rate", [0.0, -1.0])
 def test_a_learning_rate_that_is_none_is_refused(tmp_path, rate):
     args = RecommendationTrainingArguments(str(tmp_path), use_cpu=True)
-    with pytest.raises(ValueError, match=f"learning_rate above 0, found {rate}"):
+    with pytest.raises(ValueError, match=f"learning rate of Muon must be above 0, found {rate}"):
         muon(args, rate)

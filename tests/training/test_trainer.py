@@ -91,8 +91,8 @@ def test_without_a_best_checkpoint_the_last_validation_before_the_end_counts(his
     trainer.train()
     trainer.evaluate(histories[0]["test"])
     last = [entry for entry in trainer.state.log_history if "eval_ndcg@10" in entry][-2]
-    assert trainer.facts().results["validation"]["BERT4Rec"]["ndcg@10"] == last["eval_ndcg@10"]
-    assert trainer.facts().best_checkpoint == ""
+    assert trainer.run_facts().results["validation"]["BERT4Rec"]["ndcg@10"] == last["eval_ndcg@10"]
+    assert trainer.run_facts().best_checkpoint == ""
 
 
 def test_a_model_that_was_not_trained_here_has_no_results(histories, tmp_path):  # noqa: F811
@@ -102,12 +102,12 @@ def test_a_model_that_was_not_trained_here_has_no_results(histories, tmp_path): 
     card = ModelCard.load(tmp_path / "new" / "README.md")
     assert card.data.eval_results is None
     assert "No results were recorded." in card.text
-    assert trainer.facts().protocol.endswith("history not excluded")
+    assert trainer.run_facts().protocol.endswith("history not excluded")
 
 
 def test_metrics_of_another_making_are_not_taken_for_ours(trained):
     trained.preprocess_logits_for_metrics = None
-    assert "validation" not in trained.facts().results
+    assert "validation" not in trained.run_facts().results
 
 
 def test_it_pushes_a_checkpoint_in_one_commit_that_loads_and_has_a_valid_card(trained, hub, tmp_path):
@@ -147,7 +147,7 @@ def test_a_card_that_somebody_wrote_or_changed_is_kept_until_another_is_asked_fo
     card.write_text("# By hand\n")
     trained.save_model()
     assert card.read_text() == "# By hand\n"
-    assert caplog.messages == [f"{card} is kept: it was not written here. create_model_card() replaces it."]
+    assert caplog.messages == [f"{card} is kept: it was not written by this package. create_model_card() replaces it."]
     trained.create_model_card()
     written = card.read_text()
     assert "# bert4rec-mine" in written
