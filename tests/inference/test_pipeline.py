@@ -297,7 +297,7 @@ def test_a_folder_without_one_of_the_files_is_refused(folder, tmp_path, missing)
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"nowhere: found no such folder\. Pass a checkpoint folder or a Hub ID"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere: found no such folder\. Pass a checkpoint folder"):
         hf_bert4rec.pipeline(tmp_path / "nowhere")
 
 
