@@ -117,11 +117,12 @@ def check_folder(folder: str | PathLike, name: str | None = None) -> PreTrainedM
         raise ValueError(f"{name}: {redirecting[0]} would load other weights or code than the checked ones. Remove it.")
     if (kind := options["tokenizer_config.json"].get("tokenizer_class")) != ItemTokenizer.__name__:
         raise ValueError(f"{name}: expected an ItemTokenizer, found {kind!r}. Save the tokenizer with the model again.")
-    for option in ("num_hidden_layers", "num_labels"):  # each layer has weights, and no model has labels
-        if isinstance(number := options["config.json"].get(option), int) and number > max(len(found), 2):
-            raise ValueError(
-                f"{name}: {option} in config.json is {number:,}, but the weights are {len(found)} tensors."
-            )
+    for option, value in options["config.json"].items():
+        if option in ("auto_map", "architectures") and not isinstance(value, dict if option == "auto_map" else list):
+            raise ValueError(f"{name}: {option} in config.json is {value!r:.50}. Save the model again.")
+        limit = max(len(found), 2) if option in ("num_hidden_layers", "num_labels") else 2**63
+        if isinstance(value, int) and abs(value) > limit:  # each layer has weights, and no model has labels
+            raise ValueError(f"{name}: {option} in config.json is {value}, but the weights are {len(found)} tensors.")
     try:
         with torch.device("meta"):
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
@@ -149,10 +150,11 @@ def weight_files(folder: Path) -> list[str]:
     """
     if (folder / WEIGHTS[0]).exists() or not (folder / WEIGHTS[1]).exists():
         return [WEIGHTS[0]]
-    weight_map = read_json(folder / WEIGHTS[1], folder).get("weight_map")
-    files = list(weight_map.values()) if isinstance(weight_map, dict) else []
+    index = read_json(folder / WEIGHTS[1], folder)
+    weight_map, metadata = index.get("weight_map"), index.get("metadata")
+    files = list(weight_map.values()) if isinstance(weight_map, dict) and isinstance(metadata, dict) else []
     if not files or not all(isinstance(file, str) and re.fullmatch(r"[\w-]+\.safetensors", file) for file in files):
-        raise ValueError(f"{folder}: {WEIGHTS[1]} must list names of .safetensors files in the same folder.")
+        raise ValueError(f"{folder}: {WEIGHTS[1]} must have metadata, and list .safetensors files in the same folder.")
     return sorted(set(files))
 
 

@@ -196,22 +196,27 @@ def test_files_that_replace_the_checked_weights_are_refused(folder, file):
 )
 def test_an_index_names_files_of_its_own_folder_only(folder, target):
     (folder / "model.safetensors").rename(folder.parent / "model.safetensors")
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"lm_head.bias": target}}))
-    with pytest.raises(ValueError, match=r"must list names of \.safetensors files in the same folder"):
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": {"lm_head.bias": target}})
+    )
+    with pytest.raises(ValueError, match=r"list \.safetensors files in the same folder"):
         hf_bert4rec.pipeline(folder)
 
 
 @pytest.mark.parametrize(
     ("changes", "found"),
     [
-        ({"num_hidden_layers": 10**6}, "num_hidden_layers in config.json is 1,000,000, but"),
-        ({"num_labels": 2_000_000}, "num_labels in config.json is 2,000,000, but"),
-        ({"hidden_size": 10**30, "num_attention_heads": 1}, "does not describe a model"),
+        ({"num_hidden_layers": 10**6}, "num_hidden_layers in config.json is 1000000, but"),
+        ({"num_labels": 2_000_000}, "num_labels in config.json is 2000000, but"),
+        ({"hidden_size": 10**30, "num_attention_heads": 1}, "hidden_size in config.json is 1000000"),
         ({"vocab_size": -5}, "does not describe a model"),
         ({"intermediate_size": "20"}, "does not describe a model"),
         ({"hidden_act": "gleu"}, "does not describe a model"),
         ({"model_type": "bert", "architectures": ["BertForMaskedLM"]}, "does not describe a model of hf-bert4rec"),
         ({"model_type": None}, "does not describe a model"),
+        ({"layer_norm_eps": 10**30}, "layer_norm_eps in config.json is 1000000"),
+        ({"auto_map": 5}, "auto_map in config.json is 5"),
+        ({"architectures": "x"}, "architectures in config.json is 'x'"),
         ({"vocab_size": 10**12}, r"expected shape \[1000000000000"),
         ({"max_position_embeddings": 10**12}, r"expected shape \[1000000000000"),
     ],
