@@ -38,9 +38,11 @@ from datasets import Dataset
 from matplotlib.figure import Figure
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
+from hf_bert4rec.cli.evaluate import evaluator
 from hf_bert4rec.cli.main import plain_errors
+from hf_bert4rec.cli.prepare import describe_data, prepare, protocol, sampled_by, whole_histories
 from hf_bert4rec.cli.recipe import Recipe, parse_recipe
-from hf_bert4rec.cli.run import describe_data, evaluator, prepare, protocol, run, sampled_by, whole_histories
+from hf_bert4rec.cli.run import run
 from hf_bert4rec.data.audit import audit
 from hf_bert4rec.data.histories import target_items
 from hf_bert4rec.evaluation.baselines import BASELINES, DataCollatorWithUsers
@@ -163,7 +165,7 @@ def train_and_judge(config: dict[str, Any], name: str, split: str, folder: str) 
         tokenizer, seconds, machine = its_tokenizer, trained_facts.seconds or 0, str(trained_facts.machine)
         _, _, histories = prepare(recipe, tokenizer)  # a model may read fewer items than another
     rows, counts = histories[split], item_counts(recipe, interactions, tokenizer)
-    trainer = evaluator(model, recipe, tokenizer, rows)
+    trainer = evaluator(model, recipe, tokenizer)
     trainer.data_collator = collator or trainer.data_collator
     started = time.perf_counter()
     judgement = evaluate_users(trainer, rows)
@@ -192,7 +194,7 @@ def made_by(config: dict[str, Any], name: str, split: str, data: str, folder: st
     parts["judged by"]["exclude_history"] = shared.model.exclude_history
     parts["judged by"] |= dataclasses.asdict(shared.reading) | dataclasses.asdict(shared.splitting)
     if "recipe" in model:
-        parts["recipe"] = deciding(parse_recipe(recipe_words(model, folder)).options)
+        parts["recipe"] = deciding(parse_recipe(recipe_words(model, folder)).given)
     if "checkpoint" in model:
         checkpoint = fetch_checkpoint(model["checkpoint"])
         weights = [(checkpoint / file).read_bytes() for file in weight_files(checkpoint)]
@@ -232,7 +234,6 @@ def check(path: str, name: str, model: dict[str, Any], folder: str, shared: Reci
     Raises:
         ValueError: A parameter that the baseline has not, or a value of it that it cannot have; or another split.
         OSError: There is no such checkpoint.
-        SystemExit: An option of a recipe that nobody reads.
     """
     if "baseline" in model:
         options = {option: value for option, value in model.items() if option != "baseline"}
@@ -247,9 +248,8 @@ def check(path: str, name: str, model: dict[str, Any], folder: str, shared: Reci
     else:
         try:
             check_split(name, shared, parse_recipe(recipe_words(model, folder)))
-        except SystemExit:
-            print(f"{path}: that was {name}.", file=sys.stderr)
-            raise
+        except ValueError as error:
+            raise ValueError(f"{path}: {name}: {error}") from error
 
 
 def recipe_words(options: dict[str, Any], folder: str) -> list[str]:
@@ -267,7 +267,7 @@ def trained(options: dict[str, Any], folder: str) -> Path:
         run(parse_recipe([*words, "--resume_from_checkpoint=true"]) if begun else complete)
         return checkpoint
     recorded = RunFacts.load(checkpoint).recipe
-    if deciding(complete.options) != deciding(recorded):
+    if deciding(complete.given) != deciding(recorded):
         raise ValueError(f"{checkpoint} was trained with other options: move it away, or name it as a checkpoint.")
     return checkpoint
 

@@ -34,10 +34,12 @@ import yaml
 from matplotlib.figure import Figure
 from transformers import TrainerCallback
 
+from hf_bert4rec.cli.build import build_trainer
 from hf_bert4rec.cli.main import plain_errors
+from hf_bert4rec.cli.prepare import prepare
 from hf_bert4rec.cli.recipe import Recipe, parse_recipe
-from hf_bert4rec.cli.run import prepare, rank_rows, trainer_for
 from hf_bert4rec.evaluation.ranking import ndcg_gains
+from hf_bert4rec.evaluation.trainer_evaluation import rank_rows
 from hf_bert4rec.hub.model_card import markdown_table
 
 MEASURE = "ndcg@10"
@@ -122,7 +124,7 @@ def with_options(recipe: str, options: dict[str, Any], seed: int, folder: str) -
 def train(complete: Recipe) -> dict[str, Any]:
     """Train once, and judge on validation, all users and the halves with short and long histories."""
     _, tokenizer, histories = prepare(complete)
-    trainer = trainer_for(complete, tokenizer, histories)
+    trainer = build_trainer(complete, tokenizer, histories)
     trainer.remove_callback(transformers.PrinterCallback)
     clock = Clock()
     trainer.add_callback(clock)
@@ -158,7 +160,7 @@ def run(path: str, results: str, seeds: list[int] | None, threads: int) -> None:
                 complete = with_options(study["recipe"], options, seed, f"{folder}/{len(runs)}")
                 key = {"study": Path(path).stem, "variant": name, "seed": seed}
                 same = [line for line in done if key.items() <= line.items()]
-                given = {option: value for option, value in complete.options.items() if option != "output_dir"}
+                given = {option: value for option, value in complete.given.items() if option != "output_dir"}
                 if any(line["options"] != given for line in same):
                     raise ValueError(f"{results} has {name}, seed {seed}, with other options: move it away.")
                 if not same:

@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     logger = logging.getLogger("hf_bert4rec")
     if not logger.handlers:
         logger.addHandler(logging.StreamHandler())
-    logger.setLevel(logging.INFO)
+    logger.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR)  # once, by the first process
     with plain_errors(f"hf-bert4rec {name}"):
         run: Callable[[list[str]], None] = getattr(import_module(module), function)
         run(rest)
@@ -61,15 +61,18 @@ def plain_errors(program: str | None = None) -> Iterator[None]:
     program = program or Path(sys.argv[0]).name
     try:
         yield
-    except ModuleNotFoundError as error:
-        if error.name not in EXTRAS:
+    except KeyboardInterrupt:
+        sys.exit(f"{program}: interrupted")
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
+            reason = f"{error.name} is not installed. Run pip install 'hf-bert4rec[{EXTRAS[error.name]}]'."
+        elif isinstance(error, StrictDataclassError):  # which check of a configuration has failed is of no help
+            reason = str(error.__cause__ or error)
+        elif isinstance(error, (ValueError, OSError, MemoryError)):
+            reason = str(error)
+        else:
             raise
-        extra = EXTRAS[error.name]
-        sys.exit(f"{program}: error: {error.name} is not installed. Run pip install 'hf-bert4rec[{extra}]'.")
-    except (ValueError, OSError, MemoryError) as error:
-        sys.exit(f"{program}: error: {error}")
-    except StrictDataclassError as error:  # a configuration; which of its checks failed is of no help
-        sys.exit(f"{program}: error: {error.__cause__ or error}")
+        sys.exit(f"{program}: error: {reason}")
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ from ..data.histories import COLUMNS
 from ..data.sources import EMBEDDED, is_embedded
 from ..hub.push import create_repository, files_in, push_files
 from ..models.configuration_bert4rec import SPECIAL_TOKENS
+from .prepare import describe_data, prepare, protocol
 from .recipe import Recipe
-from .run import describe_data, prepare, protocol
 
 TOKENIZER = "tokenizer"  # folder of a data repository
 LICENSE = "LICENSE"
@@ -135,4 +135,4 @@ def data_card(repository: str, facts: Mapping[str, Any], histories: DatasetDict,
 def _data_options(recipe: Recipe) -> dict[str, Any]:
     """The options of a recipe that shape its histories, as given; where the log lies is nobody's business."""
     fields = [field.name for section in (recipe.reading, recipe.splitting) for field in dataclasses.fields(section)]
-    return {name: value for name, value in recipe.options.items() if name in {*fields, "split", "max_length"}}
+    return {name: value for name, value in recipe.given.items() if name in {*fields, "split", "max_length"}}

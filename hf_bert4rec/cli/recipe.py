@@ -1,204 +1,237 @@
-"""A recipe: all options of a run, from one YAML file and the command line.
+"""A recipe: all options of a run, from a YAML file or a checkpoint folder and from the command line.
 
-Every option is a parameter of the function or a field of the class that reads it, with its default and its words; none
-is written down a second time here.
+As with TRL's `TrlParser`, dataclasses define the options, the file sets them, and the command line overrides the file.
+Values in the file are converted like words of the command line: `eval_strategy: no` and `1e-3` need no quotes.
 """
 
 import argparse
 import dataclasses
 import inspect
-import re
+import json
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
-from itertools import pairwise
+from importlib import import_module
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import yaml
-from transformers import HfArgumentParser
+from transformers import HfArgumentParser, PreTrainedConfig
 
 from ..data.data_collator import DataCollatorForCloze
 from ..data.interactions import load_interactions
-from ..data.splits import SPLITS, split_at_time
+from ..data.splits import SPLITS, Split, split_at_time
 from ..hub.run_facts import FACTS_FILE, RunFacts
 from ..models.configuration_bert4rec import Bert4RecConfig
 from ..models.registry import ARCHITECTURES
 from ..training.arguments import RecommendationTrainingArguments
+from .arguments import MaskingArguments, ModelArguments, ReadingArguments, RunArguments, SplittingArguments, option
+
+FROM_DATA = ("vocab_size", "max_position_embeddings", "pad_token_id", "bos_token_id", "eos_token_id")
+"""Fields of a configuration that the tokenizer determines."""
+
+OWN_CODE = ("split", "architecture")
+"""Options that can name code to import, `package.module:name`."""
 
 
-@dataclass
-class RunArguments:
-    """What a recipe says besides the options of the functions that it calls."""
-
-    architecture: str = field(
-        default="bert4rec", metadata={"help": f"Architecture to train: {', '.join(ARCHITECTURES)}."}
-    )
-    data: str = field(default="ml-latest-small", metadata={"help": "Log to read, as for load_interactions."})
-    titles: str | None = field(default=None, metadata={"help": "Titles of the items, as for load_titles."})
-    split: str = field(default="leave_one_out", metadata={"help": "How to split the data.", "choices": SPLITS})
-    max_length: int = field(default=200, metadata={"help": "Longest input N, the [MASK] of the query included."})
-    popularity_candidates: int = field(
-        default=0,
-        metadata={"help": "Rank also among so many popular items that the user has not had; 100 in the paper."},
-    )
-    uniform_candidates: int = field(
-        default=0, metadata={"help": "Rank also among so many items that the user has not had, all as likely."}
-    )
-    item_ids: str | None = field(
-        default=None,
-        metadata={
-            "help": "Table whose second column renames the log's ids, in its first; `titles` has the log's ids too."
-        },
-    )
-    start_from: str | None = field(
-        default=None,
-        metadata={"help": "Checkpoint of another catalogue to start from: its encoder, its sizes, the items of both."},
-    )
-    match_items: Literal["id", "title"] = field(
-        default="id", metadata={"help": "By what items of `start_from` are the same."}
-    )
-    terms: str | None = field(default=None, metadata={"help": "Terms of the data, for the card."})
-    name: str | None = field(
-        default=None, metadata={"help": "Name of the checkpoint; the output folder's if not given."}
-    )
-    example: list[str] | None = field(
-        default=None, metadata={"help": "History of item ids to recommend for at the end."}
-    )
-
-
-# --------------------------------------------------------------------------------------------- options of a recipe
-
-
-def _words(documented: Any) -> dict[str, str]:
-    """Parameter → its words, from the Args of a docstring."""
-    section = re.split(r"\n\s*(?:Args|Returns|Raises):\n", inspect.getdoc(documented) or "")
-    words = re.findall(r"^ {4}(\w+): (.+(?:\n {6,}.+)*)", section[1] if len(section) > 1 else "", re.MULTILINE)
-    return {name: re.sub(r"\s+", " ", text).replace("%", "%%") for name, text in words}
-
-
-def _options(name: str, documented: Callable, skip: Sequence[str]) -> type:
-    """A dataclass of the parameters of a function or the fields of a class, for HfArgumentParser."""
-    words = _words(documented)
-    fields: list[tuple] = []
-    for parameter in inspect.signature(documented).parameters.values():
-        if parameter.name in words and parameter.name not in skip:
-            # argparse takes one type an option: the first of several, which can hold what the others can
-            kind, kinds = parameter.annotation, get_args(parameter.annotation)
-            if get_origin(kind) in (Union, UnionType):
-                kind = next(kind for kind in kinds if kind is not type(None))
-            default = None if parameter.default is inspect.Parameter.empty else parameter.default
-            optional = default is None or type(None) in get_args(parameter.annotation)
-            fields.append(
-                (
-                    parameter.name,
-                    Union[kind, None] if optional else kind,  # noqa: UP007
-                    field(default=default, metadata={"help": words[parameter.name]}),
-                )
-            )
-    return dataclasses.make_dataclass(name, fields)
-
-
-SECTIONS: dict[str, type] = {
-    "run": RunArguments,
-    "reading": _options("ReadingArguments", load_interactions, skip=["source"]),
-    "splitting": _options("SplittingArguments", split_at_time, skip=["interactions", "tokenizer", "max_length"]),
-    "model": _options(
-        "ModelArguments",
-        Bert4RecConfig,
-        skip=["vocab_size", "max_position_embeddings", "pad_token_id", "bos_token_id", "eos_token_id"],
-    ),
-    "masking": _options("MaskingArguments", DataCollatorForCloze, skip=["tokenizer", "seed", "epoch"]),
-    "training": RecommendationTrainingArguments,
-}
-
-
-@dataclass
+@dataclass(frozen=True)
 class Recipe:
-    """All options of a run, by what reads them: `SECTIONS`."""
+    """All options of a run, by what they are passed to. Nothing changes them after parsing."""
 
-    source: str  # the YAML file or checkpoint folder
+    source: str | None  # the YAML file or checkpoint folder
     run: RunArguments
-    reading: Any
-    splitting: Any
-    model: Any
-    masking: Any
+    reading: ReadingArguments
+    splitting: SplittingArguments
+    model: ModelArguments
+    masking: MaskingArguments
     training: RecommendationTrainingArguments
-    options: dict[str, Any]  # as they were given: a YAML file that makes this run again
+    given: dict[str, Any]  # the options that were given, and the seed: a file of these makes the same run again
+
+    def options(self, section: str) -> dict[str, Any]:
+        """Return the given options of a section, to pass on. The others keep the defaults of what reads them."""
+        names = [field.name for field in dataclasses.fields(getattr(self, section))]
+        return {name: self.given[name] for name in names if name in self.given}
 
 
-class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Defaults beside the options, and a script's docstring as it is written."""
+def parse_recipe(argv: Sequence[str]) -> Recipe:
+    """Parse `[CONFIG] [--option value …]`.
 
-
-def parse_recipe(argv: Sequence[str] | None = None, description: str | None = None, config: str = "CONFIG") -> Recipe:
-    """`CONFIG [--option value …]` → the recipe of CONFIG with these options put in their place.
-
-    CONFIG is a YAML file, or a checkpoint folder, whose run facts hold its recipe. The value `none` takes an option of
-    CONFIG back that is None by default.
+    CONFIG is a YAML file, or a checkpoint folder, whose run facts contain its recipe. The value `none` unsets an option
+    that can be None.
 
     Raises:
-        SystemExit: There is no such file, or an option that nobody reads, in the file or on the command line; the
-            message lists the near names.
+        ValueError: CONFIG cannot be read, an option is unknown, or a value has the wrong type.
     """
-    parser = HfArgumentParser(
-        list(SECTIONS.values()),
-        usage=f"%(prog)s {config} [--option value …]",
-        description=description,
-        formatter_class=_Help,
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "config",
-        help="YAML file, a line an option; or a checkpoint folder, for the recipe that made it. The value `none` "
-        "takes an option of it back.",
-    )
-    argv = list(sys.argv[1:] if argv is None else argv)
-    flags = (parser._option_string_actions.get(word.split("=")[0]) for word in argv)
-    typed = [flag.dest for flag in flags if flag]  # these have the last word
-    argv = _without_none(argv, {f"--{action.dest}" for action in parser._actions if action.default is None})
-    folder = parser.parse_known_args(argv)[0].config
+    words = list(argv)
+    source = words.pop(0) if words and not words[0].startswith("-") else None
+    from_file = {} if source is None else _read_options(Path(source))
+    chosen, _ = _parse(_parser([RunArguments]), words)
+    if source is not None and Path(source).is_dir():  # it may be downloaded, and must not choose what is imported
+        for name in OWN_CODE:
+            if ":" in str(from_file.get(name)) and name not in chosen:
+                raise ValueError(f"{source} needs code of its own. Add --{name} {from_file[name]} to import it.")
+    sections = _sections({**from_file, **chosen})
+    parser = _parser(sections.values())
+    given, _ = _parse(parser, _words(from_file, parser, f"{source}: "), f"{source}: ")
+    typed, others = _parse(parser, words)
+    if others and others[0].startswith("--"):
+        raise ValueError(_unknown(others[0].split("=")[0], [f"--{action.dest}" for action in parser._actions]))
+    if others:
+        raise ValueError(f"Unexpected argument {others[0]!r}. CONFIG is one file or folder, before all options.")
+    given |= typed
+    values = {
+        section: fields(**{f.name: given[f.name] for f in dataclasses.fields(fields) if f.name in given})
+        for section, fields in sections.items()
+    }
+    return Recipe(source=source, given={"seed": values["training"].seed, **given}, **values)
+
+
+def format_help(usage: str) -> str:
+    """Return the help of all options."""
+    parser = HfArgumentParser(_sections({}).values(), usage=usage, add_help=False)
+    for reader in (load_interactions, split_at_time, Bert4RecConfig, DataCollatorForCloze):
+        for name, parameter in inspect.signature(reader).parameters.items():
+            if parser.get_default(name) is None and parameter.default is not parameter.empty:
+                parser.set_defaults(**{name: parameter.default})
+    return parser.format_help()
+
+
+def find_split(name: str) -> Split:
+    """Return an entry of `SPLITS`, or a split of the user's own, `package.module:function`."""
+    found = _find("split", name, SPLITS)
+    return found if isinstance(found, Split) else Split(found, protocol=name)
+
+
+def find_configuration(name: str) -> type[PreTrainedConfig]:
+    """Return the configuration class of a registered architecture, or `package.module:ConfigClass`."""
+    return _find("architecture", name, {key: row.config_class for key, row in ARCHITECTURES.items()})
+
+
+def _find(kind: str, name: str, registry: Mapping[str, Any]) -> Any:
+    if ":" not in name:
+        if name not in registry:
+            known = ", ".join(registry)
+            raise ValueError(f"Unknown {kind} {name}. Choose from {known}, or name package.module:object.")
+        return registry[name]
+    if "" not in sys.path:
+        sys.path.append("")  # the working directory, which an installed command lacks
+    module, _, attribute = name.partition(":")
     try:
-        given = _read_options(Path(folder))
-    except (OSError, yaml.YAMLError) as error:
-        parser.error(f"Expected a YAML file of options or a checkpoint folder, found {folder}: {error}")
-    if not isinstance(given, dict):
-        parser.error(f"{folder}: expected lines of 'option: value', found a {type(given).__name__}.")
-    for name, value in given.items():
-        if name not in typed and value is not None:
-            argv += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+        return getattr(import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"--{kind} {name} cannot be imported: {error}.") from error
+
+
+class _TextLoader(yaml.SafeLoader):
+    """Read every scalar as text, except null."""
+
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag == "tag:yaml.org,2002:null"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+def _read_options(config: Path) -> dict[str, Any]:
+    if config.is_dir():
+        return RunFacts.load(config).recipe if (config / FACTS_FILE).exists() else {}
     try:
-        *sections, _, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
-    except ValueError as error:
-        parser.error(f"{folder}: {error}")
-    if unknown:
-        options = [action.dest for action in parser._actions]
-        name = unknown[0].lstrip("-").split("=")[0]
-        near = get_close_matches(name, options, n=3, cutoff=0.5)
-        parser.error(f"Nobody reads the option {name!r}." + (f" Did you mean {' or '.join(near)}?" if near else ""))
-    values = vars(parser.parse_args(argv))
-    for name in (name for name, value in given.items() if value is None and name not in typed):
-        for section in sections:
-            if name in vars(section):
-                setattr(section, name, None)
-        values[name] = None
-    as_given = {name: values[name] for name in ("seed", *given, *typed)}
-    return Recipe(source=folder, **dict(zip(SECTIONS, sections, strict=True)), options=as_given)
+        text = config.read_text(encoding="utf-8")
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
+            raise ValueError("aliases (*name) are not supported")
+        options = yaml.load(text, _TextLoader) or {}
+        node = yaml.compose(text)
+        names = [key.value for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []
+        if len(names) > len(options):
+            raise ValueError(f"{max(names, key=names.count)} is given twice")
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{config}: expected a YAML file of options or a checkpoint folder: {reason}") from None
+    if not isinstance(options, dict):
+        raise ValueError(f"{config}: expected lines of `option: value`, found a {type(options).__name__}.")
+    return options
 
 
-def _without_none(argv: list[str], optional: set[str]) -> list[str]:
-    """A command line without `--option none` and `--option=none` (or null) where None is the option's default."""
-    empty = ("none", "null")
-    split = [word.partition("=") for word in argv]
-    left = ["".join(parts) for parts in split if not (parts[0] in optional and parts[2].lower() in empty)]
-    pairs = enumerate(pairwise(left))
-    nones = [place for place, (flag, value) in pairs if flag in optional and value.lower() in empty]
-    return [word for place, word in enumerate(left) if place not in nones and place - 1 not in nones]
+def _sections(run: Mapping[str, Any]) -> dict[str, type]:
+    """Return section → dataclass, for the split and architecture of a run."""
+    split, architecture = (str(run.get(name, getattr(RunArguments, name))) for name in OWN_CODE)
+    configuration = find_configuration(architecture)
+    own = {field.name for field in dataclasses.fields(configuration)} - {*FROM_DATA}
+    own -= {field.name for field in dataclasses.fields(PreTrainedConfig)}
+    annotations: dict[str, Any] = {}
+    for kind in configuration.__mro__[: configuration.__mro__.index(PreTrainedConfig)]:
+        annotations |= {k: v for k, v in inspect.get_annotations(kind, eval_str=True).items() if k in own}
+    parameters = {name: parameter.annotation for name, parameter in find_split(split).options.items()}
+    return {
+        "run": RunArguments,
+        "reading": ReadingArguments,
+        "splitting": _extend(SplittingArguments, parameters, split),
+        "model": _extend(ModelArguments, annotations, architecture),
+        "masking": MaskingArguments,
+        "training": RecommendationTrainingArguments,
+    }
 
 
-def _read_options(config: Path) -> Any:
-    if not config.is_dir():
-        return yaml.safe_load(config.read_text(encoding="utf-8")) or {}
-    return RunFacts.load(config).recipe if (config / FACTS_FILE).exists() else {}
+def _extend(section: type, parameters: Mapping[str, Any], reader: str) -> type:
+    """Return a section with the parameters (name → annotation) of its reader that it lacks."""
+    known, more = {field.name for field in dataclasses.fields(section)}, []
+    for name, annotation in parameters.items():
+        if name not in known:
+            union = get_origin(annotation) in (Union, UnionType)
+            kinds = [kind for kind in (get_args(annotation) if union else [annotation]) if kind is not type(None)]
+            kind: Any = str if {str, inspect.Parameter.empty} & {*kinds} else kinds[0]  # argparse takes one type
+            more.append((name, kind | None, option(f"Option of {reader}.")))
+    return dataclasses.make_dataclass(section.__name__, more, bases=(section,), frozen=True) if more else section
+
+
+def _parser(sections: Iterable[Any]) -> HfArgumentParser:
+    """Return a parser whose result contains only what was given: defaults are left to the dataclasses."""
+    parser = HfArgumentParser(sections, add_help=False, allow_abbrev=False, exit_on_error=False)
+    hints = {name: hint for section in sections for name, hint in get_type_hints(section).items()}
+    for action in parser._actions:
+        action.default = argparse.SUPPRESS
+        if action.nargs == "+":
+            action.nargs = "*"
+        elif type(None) in get_args(hints[action.dest]):
+            action.type = _or_none(action.type or str)
+        if hints[action.dest] in (bool, bool | None) and action.nargs is None:
+            action.nargs, action.const = "?", True  # `--bf16` alone is true
+    return parser
+
+
+def _or_none(convert: Any) -> Callable[[str], Any]:
+    def convert_or_none(text: str) -> Any:
+        return None if text.lower() in ("none", "null") else convert(text)
+
+    convert_or_none.__name__ = getattr(convert, "__name__", "value")  # for the message of argparse
+    return convert_or_none
+
+
+def _words(options: Mapping[str, Any], parser: HfArgumentParser, place: str) -> list[str]:
+    """Return the options of a file as words of a command line."""
+    words, actions = [], {action.dest: action for action in parser._actions}
+    for name, value in options.items():
+        if name not in actions:
+            raise ValueError(place + _unknown(str(name), actions))
+        if isinstance(value, list):
+            if actions[name].nargs != "*":
+                raise ValueError(f"{place}{name}: expected one value, found a list.")
+            words += [f"--{name}", *map(str, value)]
+        else:
+            words.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")
+    return words
+
+
+def _parse(parser: HfArgumentParser, words: list[str], place: str = "") -> tuple[dict[str, Any], list[str]]:
+    """Return option → value for the words of a command line, and the words that belong to no option."""
+    try:
+        given, others = parser.parse_known_args(words)
+    except argparse.ArgumentError as error:
+        raise ValueError(f"{place}{str(error.argument_name).split('/')[0]}: {error.message}") from None
+    return vars(given), others
+
+
+def _unknown(name: str, actions: Iterable[str]) -> str:
+    near = get_close_matches(name, actions, n=3, cutoff=0.6)
+    return f"Unknown option {name}." + (f" Did you mean {' or '.join(near)}?" if near else "")

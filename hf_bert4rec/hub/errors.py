@@ -73,7 +73,8 @@ def disk_errors(path: str | PathLike) -> Iterator[None]:
     except Exception as error:  # safetensors and tokenizers raise classes of their own, with the number in the text
         full = (errno.ENOSPC, errno.EDQUOT)
         numbers = [getattr(reason, "errno", None) for reason in (error, error.__cause__, error.__context__)]
-        if set(full).intersection(numbers) or any(f"os error {number}" in str(error) for number in full):
+        texts = [*(f"os error {number}" for number in full), "inline_container"]  # the last is of torch.save
+        if set(full).intersection(numbers) or any(text in str(error) for text in texts):
             raise OSError(f"{path}: the disk is full. Free some space, then try again.") from error
         raise
 

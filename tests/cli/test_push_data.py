@@ -14,9 +14,9 @@ from datasets import load_dataset
 from huggingface_hub import DatasetCard, snapshot_download
 from transformers import AutoTokenizer
 
+from hf_bert4rec.cli.prepare import prepare
 from hf_bert4rec.cli.push_data import push_data
 from hf_bert4rec.cli.recipe import parse_recipe
-from hf_bert4rec.cli.run import prepare
 from tests.hub.test_push import ROOT, hf
 from tests.hub_server import OWNER, TOKEN, commit_id
 

@@ -1,11 +1,21 @@
-"""Recipes: YAML and command line, types, and options that nobody reads."""
+"""Recipes: YAML and command line, types, and unknown options."""
 
+import dataclasses
+import inspect
+import json
+import re
 from pathlib import Path
 
 import pytest
 import yaml
+from transformers import TrainingArguments
 
-from hf_bert4rec.cli.recipe import parse_recipe
+from hf_bert4rec.cli.arguments import MaskingArguments, ModelArguments, ReadingArguments
+from hf_bert4rec.cli.recipe import find_configuration, find_split, format_help, parse_recipe
+from hf_bert4rec.data.data_collator import DataCollatorForCloze
+from hf_bert4rec.data.interactions import load_interactions
+from hf_bert4rec.data.splits import SPLITS, Split, leave_one_out
+from hf_bert4rec.models.registry import ARCHITECTURES
 
 RECIPE = """
 data: log.csv
@@ -26,102 +36,277 @@ def config(tmp_path):
     return str(tmp_path / "recipe.yaml")
 
 
-def test_every_option_of_the_file_reaches_what_reads_it_with_its_type(config):
+@pytest.fixture
+def parse(tmp_path):
+    """Parse a recipe from the text of a YAML file and further words."""
+
+    def parse_text(text: str, *words: str):
+        (tmp_path / "recipe.yaml").write_text(text)
+        return parse_recipe([str(tmp_path / "recipe.yaml"), *words])
+
+    return parse_text
+
+
+def test_every_option_of_the_file_reaches_its_section_with_its_type(config):
     recipe = parse_recipe([config])
-    assert (recipe.run.data, recipe.run.max_length) == ("log.csv", 7)
-    assert recipe.training.learning_rate == 0.001  # YAML takes 1e-3 for a word
-    assert recipe.model.hidden_size == 12
-    assert recipe.masking.mask_probability == 0.3
-    assert recipe.reading.min_rating == 4.0
-    assert recipe.reading.keep_repeats is False
+    assert (recipe.run.data, recipe.run.max_length, recipe.run.example) == ("log.csv", 7, ["1", "2"])
+    assert recipe.training.learning_rate == 0.001  # YAML 1.1 takes 1e-3 for text
+    assert recipe.options("model") == {"hidden_size": 12}
+    assert recipe.options("masking") == {"mask_probability": 0.3}
+    assert recipe.options("reading") == {"min_rating": 4.0, "keep_repeats": False}
+    assert recipe.options("splitting") == {}
 
 
-def test_what_is_not_given_has_the_default_of_what_reads_it(config):
-    recipe = parse_recipe([config])
-    assert recipe.masking.last_item_probability == 1 / 11
-    assert recipe.splitting.window_step == 0.5
-    assert recipe.model.hidden_act == "gelu"
-    assert recipe.reading.min_user_interactions == 1
-
-
-def test_the_command_line_has_the_last_word_on_any_option(config):
-    recipe = parse_recipe([config, "--learning_rate", "2e-3", "--window_step", "0.1", "--user", "who", "--seed", "5"])
+def test_the_command_line_overrides_the_file(config):
+    recipe = parse_recipe([config, "--learning_rate", "2e-3", "--window-step", "0.1", "--user", "who", "--seed", "5"])
     assert recipe.training.learning_rate == 0.002
-    assert recipe.splitting.window_step == 0.1
+    assert recipe.options("splitting") == {"window_step": 0.1}
     assert recipe.reading.user == "who"
-    assert recipe.options["seed"] == 5
-    assert recipe.options["window_step"] == 0.1
+    assert (recipe.given["seed"], recipe.given["hidden_size"]) == (5, 12)
+
+
+def test_a_recipe_needs_no_file():
+    recipe = parse_recipe(["--data", "ratings.csv", "--output_dir", "runs/mine"])
+    assert recipe.given == {"seed": 42, "data": "ratings.csv", "output_dir": "runs/mine"}
+    training = recipe.training
+    assert (training.learning_rate, training.muon_learning_rate, training.num_train_epochs) == (6e-3, 1e-2, 50)
+    assert (training.early_stopping_patience, training.metric_for_best_model) == (10, "ndcg@10")
+
+
+def test_a_recipe_cannot_be_changed(config):
+    recipe = parse_recipe([config])
+    for part, name in [(recipe, "source"), (recipe.run, "data"), (recipe.model, "hidden_size")]:
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(part, name, None)
 
 
 @pytest.mark.parametrize("words", [["--rope_theta", "none"], ["--rope_theta=None"], ["--rope_theta", "null"]])
-def test_none_takes_an_option_of_the_file_back(words, tmp_path):
-    (tmp_path / "recipe.yaml").write_text("{output_dir: out, rope_theta: 200, example: [a, none], hidden_size: 32}")
-    recipe = parse_recipe([str(tmp_path / "recipe.yaml"), "--seed", "3", *words])
-    assert (recipe.model.rope_theta, recipe.model.hidden_size, recipe.training.seed) == (None, 32, 3)
+def test_none_unsets_an_option(parse, words):
+    recipe = parse("{output_dir: out, rope_theta: 200, example: [a, none], hidden_size: 32}", "--seed", "3", *words)
+    assert recipe.options("model") == {"rope_theta": None, "hidden_size": 32}
     assert recipe.run.example == ["a", "none"]
-    assert recipe.options["rope_theta"] is None
+    assert recipe.training.seed == 3
 
 
-def test_the_options_of_a_run_are_a_recipe_that_gives_them_again(config, tmp_path):
-    first = parse_recipe([config, "--window_step", "0.1"])
-    lines = "\n".join(f"{name}: {value}" for name, value in first.options.items())
-    (tmp_path / "again.yaml").write_text(lines)
-    again = parse_recipe([str(tmp_path / "again.yaml")])
-    assert again.splitting == first.splitting
-    assert again.run.max_length == first.run.max_length
-    assert again.training.learning_rate == first.training.learning_rate
+def test_null_in_the_file_unsets_a_default_that_is_not_none(parse):
+    training = parse("{muon_learning_rate: null, early_stopping_patience: none}").training
+    assert (training.muon_learning_rate, training.early_stopping_patience) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "value"),
+    [
+        ("eval_strategy: no\nload_best_model_at_end: false\nsave_strategy: no", "eval_strategy", "no"),
+        ("lr_scheduler_kwargs: {num_cycles: 0.5}", "lr_scheduler_kwargs", {"num_cycles": 0.5}),
+        ("lr_scheduler_kwargs: {}", "lr_scheduler_kwargs", {}),
+        ("bf16: true", "bf16", True),
+        ("max_grad_norm: 1e0", "max_grad_norm", 1.0),
+        ("num_train_epochs: 3", "num_train_epochs", 3.0),
+    ],
+)
+def test_values_of_training_options_in_the_file_have_their_types(parse, text, name, value):
+    found = getattr(parse(text).training, name)
+    assert found == value
+    assert isinstance(found, type(value))
+
+
+@pytest.mark.parametrize(
+    ("text", "section", "name", "value"),
+    [
+        ("example: []", "run", "example", []),
+        ("example: [007, 1_0, 12:30, yes]", "run", "example", ["007", "1_0", "12:30", "yes"]),
+        ("example: i1", "run", "example", ["i1"]),
+        ("validation_time: 1970-01-01 00:00:04", "splitting", "validation_time", "1970-01-01 00:00:04"),
+        ("user: 0", "reading", "user", "0"),
+        ("separator: '~'", "reading", "separator", "~"),
+        ("prediction_head: no", "model", "prediction_head", False),
+    ],
+)
+def test_values_of_other_options_in_the_file_have_their_types(parse, text, section, name, value):
+    assert getattr(getattr(parse(text), section), name) == value
+
+
+def test_bf16_works_on_a_cpu_from_the_command_line():
+    training = parse_recipe(["--bf16", "--use_cpu"]).training
+    assert (training.bf16, training.use_cpu) == (True, True)
+    assert parse_recipe(["--bf16", "true"]).training.bf16  # this machine has no accelerator, so use_cpu is the default
+
+
+def test_the_options_of_a_run_are_a_recipe_that_makes_it_again(config, parse):
+    first = parse_recipe([config, "--window_step", "0.1", "--rope_theta", "none"])
+    again = parse(json.dumps(first.given))
+    assert again.given == first.given
+    for section in ("run", "reading", "splitting", "model", "masking"):
+        assert getattr(again, section) == getattr(first, section)
 
 
 @pytest.mark.parametrize(
     ("argument", "near"),
-    [("--learning_rat=1", "learning_rate"), ("--mask_probabilty", "mask_probability"), ("--hidden", "hidden_size")],
+    [("--learning_rat=1", "--learning_rate"), ("--mask_probabilty", "--mask_probability"), ("--hidden", "--hidden_")],
 )
-def test_an_option_on_the_command_line_that_nobody_reads_is_refused_with_the_near_names(config, argument, near, capsys):
-    with pytest.raises(SystemExit):
+def test_an_unknown_option_on_the_command_line_is_refused_with_the_near_names(config, argument, near):
+    name = argument.split("=")[0]
+    with pytest.raises(ValueError, match=rf"^Unknown option {name}\. Did you mean .*{near}"):
         parse_recipe([config, argument])
-    message = capsys.readouterr().err
-    assert "Nobody reads the option" in message
-    assert near in message
 
 
-def test_an_option_in_the_file_that_nobody_reads_is_refused_with_the_near_names(tmp_path, capsys):
-    (tmp_path / "recipe.yaml").write_text("window_steps: 0.1\n")
-    with pytest.raises(SystemExit):
-        parse_recipe([str(tmp_path / "recipe.yaml")])
-    assert "'window_steps'" in (message := capsys.readouterr().err)
-    assert "Did you mean window_step" in message
+def test_an_unknown_option_in_the_file_is_refused_with_the_near_names(parse):
+    with pytest.raises(ValueError, match=r"recipe.yaml: Unknown option window_steps\. Did you mean window_step"):
+        parse("window_steps: 0.1")
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("- a list", "expected lines of 'option: value', found a list"),
-        ("a: [", "Expected a YAML file of options"),
-        ("learning_rate: fast", "invalid float value: 'fast'"),
+        ("- a list", "expected lines of `option: value`, found a list"),
+        ("a: [", "expected a YAML file of options or a checkpoint folder: while parsing"),
+        ("a: &x [1]\nb: [*x, *x]", r"aliases \(\*name\) are not supported"),
+        ("[" * 5000, "expected a YAML file of options or a checkpoint folder"),
+        ("learning_rate: fast", "--learning_rate: invalid float value: 'fast'"),
+        ("learning_rate:", "--learning_rate: invalid float value: 'None'"),
+        ("hidden_size: [1, 2]", "hidden_size: expected one value, found a list"),
+        ("hidden_size: {a: 1}", "--hidden_size: invalid int value"),
+        ("hidden_size: 1.5", "--hidden_size: invalid int value: '1.5'"),
+        ("bf16: maybe", "--bf16: .* got maybe but expected one of yes/no, true/false"),
+        ("match_items: x", "--match_items: invalid choice: 'x'"),
+        ("seed: 1\nseed: 2", "seed is given twice"),
         ("eval_strategy: sometimes", "sometimes"),
     ],
 )
-def test_a_file_that_is_no_recipe_is_refused(tmp_path, capsys, text, message):
-    (tmp_path / "recipe.yaml").write_text(text)
-    with pytest.raises(SystemExit):
-        parse_recipe([str(tmp_path / "recipe.yaml")])
-    assert message in capsys.readouterr().err
+def test_a_file_that_is_no_recipe_is_refused_in_one_line(parse, text, message):
+    with pytest.raises(ValueError, match=message) as error:
+        parse(text)
+    assert "\n" not in str(error.value)
 
 
-def test_a_missing_file_is_refused_by_name(capsys):
-    with pytest.raises(SystemExit):
+def test_a_missing_file_and_a_second_argument_are_refused_by_name(config):
+    with pytest.raises(ValueError, match=r"nothing\.yaml: .* No such file"):
         parse_recipe(["nothing.yaml"])
-    assert "nothing.yaml" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"Unexpected argument 'other.yaml'"):
+        parse_recipe([config, "other.yaml"])
 
 
-def test_the_help_tells_every_option_with_its_words_and_default(capsys):
-    with pytest.raises(SystemExit):
-        parse_recipe(["--help"])
-    words = " ".join(capsys.readouterr().out.split())
+def test_options_that_are_never_published_are_ignored_in_a_checkpoint(trained_facts):
+    recipe = parse_recipe([trained_facts(push_to_hub=True, hub_model_id="org/evil", hub_token="x", hidden_size=12)])
+    assert (recipe.training.push_to_hub, recipe.training.hub_model_id) == (False, None)
+    assert recipe.given == {"seed": 42, "hidden_size": 12}
+
+
+@pytest.mark.parametrize("name", ["split", "architecture"])
+def test_a_checkpoint_does_not_choose_the_code_that_is_imported(trained_facts, name):
+    folder = trained_facts(**{name: "antigravity:module"})
+    with pytest.raises(ValueError, match=f"Add --{name} antigravity:module to import it"):
+        parse_recipe([folder])
+
+
+@pytest.fixture
+def trained_facts(tmp_path):
+    """Folder with run facts of version 1, whose recipe has the given options."""
+
+    def write(**recipe):
+        facts = {
+            "model": "BERT4Rec", "name": "m", "data": {"name": "log", "items": 3, "sha256": "0"}, "protocol": "p",
+            "sampled_protocol": "s", "example": '"a"', "recipe": recipe, "seconds": 1.0, "best_checkpoint": "",
+            "chosen_by": "NDCG@10", "machine": "1 × 1 threads of x86_64, cpu", "versions": {}, "log": [],
+        }  # fmt: skip
+        (tmp_path / "run_facts.json").write_text(json.dumps(facts))
+        return str(tmp_path)
+
+    return write
+
+
+# ---- one place for each default and for each option ------------------------------------------------------------------
+
+
+def names(section: type) -> set[str]:
+    return {field.name for field in dataclasses.fields(section)}
+
+
+def test_every_option_of_a_section_is_read_and_every_parameter_is_an_option():
+    assert names(ReadingArguments) == {*inspect.signature(load_interactions).parameters} - {"source"}
+    masking = {*inspect.signature(DataCollatorForCloze).parameters} - {"tokenizer", "seed", "epoch"}
+    assert names(MaskingArguments) == masking
+    for architecture in ARCHITECTURES.values():
+        assert names(ModelArguments) <= names(architecture.config_class)
+    recipe = parse_recipe([])
+    assert names(type(recipe.splitting)) == {option for split in SPLITS.values() for option in split.options}
+
+
+def test_no_option_is_in_two_sections():
+    recipe = parse_recipe([])
+    sections = [
+        names(type(getattr(recipe, section))) for section in ("run", "reading", "splitting", "model", "masking")
+    ]
+    sections.append(names(TrainingArguments))
+    assert len(set.union(*sections)) == sum(map(len, sections))
+
+
+def test_the_help_of_all_options_shows_their_texts_and_the_defaults_of_what_reads_them():
+    words = " ".join(format_help("hf-bert4rec train").split())
     for option in ("--data", "--min_rating", "--validation_time", "--hidden_size", "--mask_probability", "--seed"):
         assert option in words
-    assert "Width d of the item embeddings" in words
-    assert "Share of the rows in which the last item alone is masked" in words
+    assert "Width of the item embeddings and of every layer. (default: 64)" in words
+    assert "Step between training windows, as a share of the maximum length. (default: 0.5)" in words
+
+
+# ---- splits and architectures of the user's own ----------------------------------------------------------------------
+
+OWN_SPLIT = """
+from __future__ import annotations
+
+from hf_bert4rec.data.splits import leave_one_out
+
+
+def half(interactions, tokenizer, *, share: float = 0.5, max_length: int | None = None, words: list[str] | None = None):
+    return leave_one_out(interactions, tokenizer, max_length=max_length)
+
+
+split = leave_one_out
+"""
+
+
+def test_a_split_of_the_users_own_is_one_function_in_the_working_directory(tmp_path, monkeypatch):
+    (tmp_path / "own_split_module.py").write_text(OWN_SPLIT)
+    monkeypatch.chdir(tmp_path)
+    recipe = parse_recipe(["--split", "own_split_module:half", "--share", "0.25", "--words", "a", "b"])
+    assert recipe.options("splitting") == {"share": 0.25, "words": ["a", "b"]}
+    assert find_split(recipe.run.split).describe(recipe.options("splitting")) == "own_split_module:half"
+    with pytest.raises(ValueError, match="Unknown option --share"):
+        parse_recipe(["--share", "0.25"])
+
+
+def test_one_entry_in_the_registry_is_enough_for_a_split(monkeypatch):
+    def own(interactions, tokenizer, *, max_length=None, newest: int = 3):
+        return leave_one_out(interactions, tokenizer, max_length=max_length)
+
+    monkeypatch.setitem(SPLITS, "own", Split(own, "the {newest} newest"))
+    recipe = parse_recipe(["--split", "own", "--newest", "2"])
+    assert find_split("own").describe(recipe.options("splitting")) == "the 2 newest"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--split", "leave_on_out"], "Unknown split leave_on_out. Choose from leave_one_out, at_time, train_on_all"),
+        (["--split", "os:nothing"], "--split os:nothing cannot be imported"),
+        (["--architecture", "gru"], "Unknown architecture gru. Choose from bert4rec, sasrec, gru4rec"),
+        (["--architecture", "no_such_module:Config"], "No module named 'no_such_module'"),
+    ],
+)
+def test_a_split_or_architecture_that_does_not_exist_is_refused(words, message):
+    with pytest.raises(ValueError, match=message):
+        parse_recipe(words)
+
+
+def test_options_of_an_architecture_of_the_users_own_are_read_from_its_class(tmp_path, monkeypatch):
+    (tmp_path / "own_model_module.py").write_text(
+        "from hf_bert4rec import Bert4RecConfig\n\n"
+        "class OwnConfig(Bert4RecConfig):\n    model_type = 'own'\n    width_factor: float | int = 1.5\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    recipe = parse_recipe(["--architecture", "own_model_module:OwnConfig", "--width_factor", "2", "--hidden_size", "8"])
+    assert recipe.options("model") == {"hidden_size": 8, "width_factor": 2.0}
+    assert find_configuration(recipe.run.architecture).__name__ == "OwnConfig"
 
 
 # ---- the recipes of the repository -----------------------------------------------------------------------------------
@@ -132,10 +317,20 @@ CONFIGS = sorted((Path(__file__).parents[2] / "scripts" / "configs").glob("*.yam
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_recipe_of_the_repository_is_read_whole(path):
     recipe = parse_recipe([str(path)])
-    sections = (recipe.run, recipe.reading, recipe.splitting, recipe.model, recipe.masking, recipe.training)
-    for name, value in yaml.safe_load(path.read_text()).items():
-        found = next(getattr(section, name) for section in sections if hasattr(section, name))
-        assert getattr(found, "value", found) == value, name
+    for name, value in (yaml.safe_load(path.read_text()) or {}).items():
+        assert recipe.given[name] == (None if value == "none" else value), name
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_recorded_recipes_are_not_stopped_early(path):
+    assert (parse_recipe([str(path)]).training.early_stopping_patience is None) == (path.stem != "own-data")
+
+
+def test_the_template_for_own_data_has_lines_that_can_be_used(parse):
+    text = next(path for path in CONFIGS if path.stem == "own-data").read_text()
+    options = re.findall(r"^# (\w+: .+)", text, re.MULTILINE)
+    assert len(options) > 8
+    assert parse("\n".join(options)).given["loss"] == "sampled_softmax"
 
 
 @pytest.mark.parametrize(
@@ -148,20 +343,20 @@ def test_every_recipe_of_the_repository_is_read_whole(path):
         ("ml-20m", 200, 0.2, 20, 0.5, 0.1, 0.1, 400_000),
     ],
 )
-def test_the_paper_s_presets_have_its_hyper_parameters(name, length, rho, most, step, dropout, attention, steps):
+def test_the_presets_of_the_paper_have_its_hyperparameters(name, length, rho, most, step, dropout, attention, steps):
     recipe = parse_recipe([str(CONFIGS[0].with_name(f"paper-{name}.yaml"))])
     assert (recipe.run.max_length, recipe.splitting.window_step) == (length, step)
     assert recipe.splitting.validation_in_train
     assert (recipe.masking.mask_probability, recipe.masking.max_predictions) == (rho, most)
     assert recipe.masking.last_item_probability == pytest.approx(1 / 11, abs=1e-4)
-    model = recipe.model
-    assert (model.hidden_size, model.num_hidden_layers, model.num_attention_heads, model.intermediate_size) == (
+    config = find_configuration(recipe.run.architecture)(vocab_size=100, **recipe.options("model"))
+    assert (config.hidden_size, config.num_hidden_layers, config.num_attention_heads, config.intermediate_size) == (
         64, 2, 2, 256,
     )  # fmt: skip
-    assert (model.hidden_dropout_prob, model.attention_probs_dropout_prob) == (dropout, attention)
-    assert (model.initializer_range, model.rope_theta, model.loss) == (0.02, None, "softmax")
-    assert (model.conv_kernel_size, model.prediction_head) == (None, True)
+    assert (config.hidden_dropout_prob, config.attention_probs_dropout_prob) == (dropout, attention)
+    assert (config.initializer_range, config.rope_theta, config.loss) == (0.02, None, "softmax")
+    assert (config.conv_kernel_size, config.prediction_head) == (None, True)
     training = recipe.training
     assert (training.learning_rate, training.warmup_steps, training.max_steps) == (1e-4, 100, steps)
     assert (training.per_device_train_batch_size, training.weight_decay, training.max_grad_norm) == (256, 0.01, 5)
-    assert recipe.run.muon_learning_rate is None
+    assert training.muon_learning_rate is None

@@ -1,8 +1,8 @@
-"""A whole run on a small log: what it saves, prints and refuses, and the scripts around it."""
+"""A whole run on a small log: what it saves and shows, what it refuses, and how it is resumed after a kill."""
 
 import errno
-import subprocess
-import sys
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,32 +11,30 @@ from huggingface_hub import ModelCard
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, Trainer
 
 import hf_bert4rec
+from hf_bert4rec.cli import resume
+from hf_bert4rec.cli import run as run_module
+from hf_bert4rec.cli.evaluate import evaluate, evaluator
+from hf_bert4rec.cli.prepare import describe_data, prepare, whole_histories
 from hf_bert4rec.cli.recipe import parse_recipe
-from hf_bert4rec.cli.run import (
-    evaluate,
-    evaluator,
-    prepare,
-    rank_rows,
-    recommendation_table,
-    run,
-    summary,
-    whole_histories,
-)
+from hf_bert4rec.cli.report import recommendation_table, summary
+from hf_bert4rec.cli.run import run
 from hf_bert4rec.evaluation.baselines import Popularity
+from hf_bert4rec.evaluation.trainer_evaluation import rank_rows
 from hf_bert4rec.hub.checkpoint import check_sizes, save_checkpoint
 from hf_bert4rec.hub.model_card import model_card
 from hf_bert4rec.hub.push import push_checkpoint
-from hf_bert4rec.hub.run_facts import RunFacts
+from hf_bert4rec.hub.run_facts import DataFacts, RunFacts
 from tests.training.test_training import LOG, RECIPE, StopAt
 
-SCRIPTS = Path(__file__).parents[2] / "scripts"
+DIGEST = "959e3facc2d81ac81e7d4ec60b1141d2950aec8e19e559ac0b14b058ee75ef13"  # of LOG, as the first release made it
 
 
-def recipe_for(folder: Path, *options: str):
-    (folder / "log.csv").write_text(LOG)
+def recipe_for(folder: Path, *options: str, text: str = ""):
+    if not (folder / "log.csv").exists():
+        (folder / "log.csv").write_text(LOG)
     (folder / "titles.csv").write_text("item,title\ni0,Zero\ni1,One\n")
-    (folder / "recipe.yaml").write_text(RECIPE.format(log=folder / "log.csv") + "logging_strategy: epoch\n")
-    paths = ["--titles", str(folder / "titles.csv"), "--output_dir", str(folder / "out")]
+    (folder / "recipe.yaml").write_text(RECIPE.format(log=folder / "log.csv") + text)
+    paths = ["--titles", str(folder / "titles.csv"), "--output_dir", str(folder / "out"), "--logging_strategy=epoch"]
     return parse_recipe([str(folder / "recipe.yaml"), *paths, *options])
 
 
@@ -45,6 +43,9 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     token = ["--hub_token", "hf_never_publish_me"]
     return run(recipe_for(folder, "--example", "i0", "i1", "--name", "bert4rec-test", *token))
+
+
+# ---- what a run saves ------------------------------------------------------------------------------------------------
 
 
 def test_a_run_saves_a_complete_checkpoint_and_no_pickle(trained):
@@ -66,78 +67,34 @@ def test_the_checkpoint_loads_through_the_auto_classes_and_the_pipeline(trained)
     assert set(items[0]) == {"item", "title", "score"}
 
 
-def test_the_facts_are_enough_to_make_the_run_again(trained):
+def test_the_facts_are_enough_to_repeat_the_run(trained):
     facts = RunFacts.load(trained)
     assert facts.protocol == "leave-one-out (every user's last item), ranked among all 12 items, history excluded"
-    assert vars(facts.data) | {"sha256": None} == {
-        "name": "log.csv", "interactions": 94, "users": 16, "items": 12, "sha256": None, "terms": None,
-    }  # fmt: skip
-    assert len(facts.data.sha256) == 64
+    assert facts.sampled_protocol is None
+    assert facts.data == DataFacts(name="log.csv", interactions=94, users=16, items=12, sha256=DIGEST)
     assert set(facts.results["test"]) == {"Popularity", "Markov chain, first order", "BERT4Rec"}
-    assert parse_recipe([str(trained)]).model.hidden_size == 12
+    assert facts.example == ["i0", "i1"]
+    again = parse_recipe([str(trained)])
+    assert (again.model.hidden_size, again.training.seed, again.run.example) == (12, 42, ["i0", "i1"])
 
 
-def test_the_card_holds_the_test_results_as_model_index(trained):
+def test_the_card_has_the_test_results_as_model_index(trained):
     facts = RunFacts.load(trained)
     card = ModelCard.load(trained / "README.md")
     results = {result.metric_type: result.metric_value for result in card.data.eval_results}
     assert set(results) == {"hr@1", "hr@5", "hr@10", "ndcg@5", "ndcg@10", "mrr@5", "mrr@10"}  # at 1 all are the same
-    assert results == {name: round(facts.results["test"]["BERT4Rec"][name], 4) for name in results}
+    ours = facts.results["test"]["BERT4Rec"]
+    assert results == {name: round(ours[name], 4) for name in results}
     assert all("history excluded" in result.dataset_name for result in card.data.eval_results)
     assert 'recommender([["i0", "i1"]], top_k=10)' in card.text
-    assert f"{facts.results['test']['BERT4Rec']['ndcg@10']:.4f}" in card.text
+    assert f"{ours['ndcg@10']:.4f}" in card.text
 
 
-def test_no_token_and_no_folder_of_this_machine_is_in_what_is_published(trained):
+def test_no_token_and_no_folder_of_this_machine_is_published(trained):
     assert "hf_never_publish_me" not in "".join(path.read_text(errors="replace") for path in trained.iterdir())
     card = (trained / "README.md").read_text()
-    assert 'titles: "titles.csv"' in card
+    assert "titles.csv" in card
     assert str(trained.parents[1]) not in card
-
-
-def test_evaluation_of_the_checkpoint_gives_the_same_figures_again(trained):
-    facts = RunFacts.load(trained)
-    (protocol, _), metrics, intervals = evaluate(parse_recipe([str(trained)]))
-    assert protocol == facts.protocol
-    assert intervals["test"] == pytest.approx(facts.intervals["test"]["BERT4Rec"], abs=1e-9)
-    assert metrics["test"] == pytest.approx(facts.results["test"]["BERT4Rec"], abs=1e-9)
-    assert metrics["validation"] == pytest.approx(facts.results["validation"]["BERT4Rec"], abs=1e-9)
-
-
-@pytest.mark.parametrize("batch_size", [1, 3])
-def test_ranks_come_in_the_order_of_the_rows_whatever_their_lengths(trained, batch_size):
-    recipe = parse_recipe([str(trained), f"--per_device_eval_batch_size={batch_size}", "--output_dir=unused"])
-    model, tokenizer = AutoModelForMaskedLM.from_pretrained(trained), AutoTokenizer.from_pretrained(trained)
-    _, _, histories = prepare(recipe, tokenizer)
-    rows = histories["test"]
-    assert list(rows["length"]) != sorted(rows["length"])
-    judge = evaluator(model, recipe, tokenizer, rows)
-    one_by_one = [judge.predict(rows.select([place])).predictions[0] for place in range(rows.num_rows)]
-    assert len(set(one_by_one)) > 3
-    assert rank_rows(judge, rows).tolist() == one_by_one
-    assert judge.args.train_sampling_strategy == "group_by_length"
-
-
-def test_a_run_can_start_from_the_checkpoint_of_another_catalogue(trained, tmp_path, caplog):
-    options = ["--start_from", str(trained), "--hidden_dropout_prob=0.1", "--conv_kernel_size=3"]
-    options += ["--num_train_epochs=1", "--learning_rate=1e-9"]
-    recipe = recipe_for(tmp_path, *options)
-    (tmp_path / "log.csv").write_text(LOG.replace("i3,", "new,"))
-    folder = run(recipe)
-    assert "11 of 12 items keep what they had learnt elsewhere, 1 are new." in caplog.text
-    old, new = (AutoModelForMaskedLM.from_pretrained(path) for path in (trained, folder))
-    tokenizers = [AutoTokenizer.from_pretrained(path) for path in (trained, folder)]
-    for item in ("i0", "i11"):
-        before, after = (
-            model.get_input_embeddings().weight[tokenizer.encode_items([item])[0]]
-            for model, tokenizer in zip((old, new), tokenizers, strict=True)
-        )
-        torch.testing.assert_close(before, after, atol=1e-6, rtol=0)
-    assert new.config.hidden_dropout_prob == 0.1
-    assert "decides about the weights, not the recipe: conv_kernel_size None." in caplog.text
-    assert RunFacts.load(folder).recipe["conv_kernel_size"] is None
-    with pytest.raises(ValueError, match="is a bert4rec, the recipe's architecture sasrec"):
-        run(recipe_for(tmp_path, *options, "--architecture=sasrec", f"--output_dir={tmp_path}/other"))
 
 
 @pytest.mark.parametrize(("start", "base"), [("org/bert4rec-ml1m", "org/bert4rec-ml1m"), ("model", None), (None, None)])
@@ -147,16 +104,185 @@ def test_a_card_names_the_repository_that_the_model_started_from(trained, start,
     assert model_card(facts).data.base_model == base
 
 
+@pytest.mark.parametrize(
+    ("options", "expected", "best"),
+    [
+        ([], "with the best validation NDCG@10 was kept", True),
+        (
+            ["--metric_for_best_model", "eval_loss", "--greater_is_better", "false"],
+            "with the best validation loss was kept",
+            True,
+        ),
+        (["--load_best_model_at_end", "false"], None, False),
+    ],
+)
+def test_the_card_says_how_the_checkpoint_was_chosen(tmp_path, options, expected, best):
+    folder = run(recipe_for(tmp_path, "--num_train_epochs", "2", *options))
+    card, facts = (folder / "README.md").read_text(), RunFacts.load(folder)
+    assert ("with the best validation" in card) is best
+    assert bool(facts.best_checkpoint) is best
+    assert expected is None or expected in card
+
+
+def test_the_checksum_of_a_log_that_is_larger_than_a_chunk_is_that_of_its_csv(tmp_path, monkeypatch):
+    recipe = recipe_for(tmp_path)
+    interactions, _, _ = prepare(recipe)
+    monkeypatch.setattr("hf_bert4rec.cli.prepare.CHUNK", 7)
+    assert describe_data(recipe, interactions).sha256 == DIGEST
+
+
+# ---- evaluation ------------------------------------------------------------------------------------------------------
+
+
+def test_evaluating_the_checkpoint_gives_the_same_results_again(trained):
+    facts = RunFacts.load(trained)
+    (protocol, sampled_protocol), results, intervals = evaluate(parse_recipe([str(trained)]))
+    assert (protocol, sampled_protocol) == (facts.protocol, None)
+    assert intervals["test"] == pytest.approx(facts.intervals["test"]["BERT4Rec"], abs=1e-9)
+    for split in ("validation", "test"):
+        assert results[split] == pytest.approx(facts.results[split]["BERT4Rec"], abs=1e-9)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_ranks_come_in_the_order_of_the_rows_whatever_their_lengths(trained, batch_size):
+    recipe = parse_recipe([str(trained), f"--per_device_eval_batch_size={batch_size}", "--output_dir=unused"])
+    model, tokenizer = AutoModelForMaskedLM.from_pretrained(trained), AutoTokenizer.from_pretrained(trained)
+    _, _, histories = prepare(recipe, tokenizer)
+    rows = histories["test"]
+    assert list(rows["length"]) != sorted(rows["length"])
+    trainer = evaluator(model, recipe, tokenizer)
+    one_by_one = [trainer.predict(rows.select([place])).predictions[0] for place in range(rows.num_rows)]
+    assert len(set(one_by_one)) > 3
+    assert rank_rows(trainer, rows).tolist() == one_by_one
+    assert trainer.args.train_sampling_strategy == "group_by_length"
+
+
+def test_an_evaluator_of_another_catalog_is_refused(tmp_path, model):
+    recipe = recipe_for(tmp_path)
+    _, tokenizer, _ = prepare(recipe)
+    with pytest.raises(ValueError, match="rows in its item table, the tokenizer 15 tokens"):
+        evaluator(model, recipe, tokenizer)
+
+
+def test_rows_without_lengths_have_the_same_ranks(tmp_path):
+    recipe = recipe_for(tmp_path)
+    interactions, tokenizer, histories = prepare(recipe)
+    trainer = evaluator(Popularity(whole_histories(recipe, interactions, tokenizer), len(tokenizer)), recipe, tokenizer)
+    expected = rank_rows(trainer, histories["test"])
+    assert (rank_rows(trainer, histories["test"].remove_columns("length")) == expected).all()
+
+
+def test_a_checkpoint_without_facts_is_not_evaluated_on_unnamed_data(tmp_path, model, tokenizer):
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path / "bare")
+    with pytest.raises(ValueError, match=r"Name the log to read, such as --data ratings.csv"):
+        evaluate(parse_recipe([str(tmp_path / "bare")]))
+
+
+REPEATING_LOG = "user,item,timestamp\n" + "".join(f"u{u},i{(u + t) % 3},{t}\n" for u in range(9) for t in range(6))
+REPEATING_LOG += "".join(f"v{item},i{item},0\nv{item},i{item},1\nv{item},i{item},2\n" for item in range(3, 14))
+
+
+def test_what_is_recommended_follows_the_setting_that_was_evaluated(tmp_path):
+    (tmp_path / "log.csv").write_text(REPEATING_LOG)
+    folder = run(recipe_for(tmp_path, "--exclude_history=false", "--example", "i0", "i1"))
+    facts = RunFacts.load(folder)
+    assert facts.protocol.endswith("history not excluded")
+    assert AutoModelForMaskedLM.from_pretrained(folder).config.exclude_history is False
+    recommender = hf_bert4rec.pipeline(folder)
+    listed = recommendation_table(recommender, ["i0", "i1"], top_k=14)
+    assert {"i0", "i1"} <= {line.split()[0] for line in listed.split("title):")[1].strip().splitlines()}
+    excluded = recommendation_table(recommender, ["i0", "i1"], top_k=12, exclude_history=True)
+    assert not {"i0", "i1"} & {line.split()[0] for line in excluded.split("title):")[1].strip().splitlines()}
+
+    (protocol, _), results, _ = evaluate(parse_recipe([str(folder)]))
+    assert protocol == facts.protocol
+    assert results["test"] == pytest.approx(facts.results["test"]["BERT4Rec"], abs=1e-9)
+    (protocol, _), changed, _ = evaluate(parse_recipe([str(folder), "--exclude_history=true"]))
+    assert protocol.endswith("history excluded")
+    assert changed["test"] != results["test"]
+
+
+# ---- what a run shows ------------------------------------------------------------------------------------------------
+
+
 def test_the_summary_names_its_protocol_and_shows_the_titles_of_the_example(trained):
     text = summary(trained)
     assert "ranked among all 12 items, history excluded; seed 42" in text
     assert "| BERT4Rec |" in text
     assert "| Popularity |" in text
     assert text.index("Zero") < text.index("Recommended")
+    assert "--split train_on_all --num_train_epochs" in text
+
+
+@pytest.mark.parametrize(("low", "high", "noise"), [(-0.01, 0.03, True), (0.001, 0.03, False), (-0.05, -0.02, False)])
+def test_the_summary_says_whether_a_difference_is_within_noise(trained, tmp_path, low, high, noise):
+    folder = shutil.copytree(trained, tmp_path / "model")
+    facts = RunFacts.load(folder)
+    results = facts.results["test"]
+    results["Popularity"], results["BERT4Rec"] = ({**results["Popularity"], "ndcg@10": score} for score in (0.2, 0.25))
+    facts.differences["test"] = {"Popularity": [low, high]}
+    facts.save(folder)
+    line = next(line for line in summary(folder).splitlines() if "Popularity" in line and "times" in line)
+    assert "1.25 times that of Popularity" in line
+    assert f"{low:+.4f} to {high:+.4f}" in line
+    assert ("within noise" in line) is noise
+
+
+def test_the_difference_from_a_baseline_is_paired_over_users(trained):
+    facts = RunFacts.load(trained)
+    for name in ("Popularity", "Markov chain, first order"):
+        low, high = facts.differences["test"][name]
+        results = facts.results["test"]
+        assert low <= results["BERT4Rec"]["ndcg@10"] - results[name]["ndcg@10"] <= high
 
 
 def test_an_unknown_item_in_an_example_has_no_title(trained):
     assert "nothing" in recommendation_table(hf_bert4rec.pipeline(trained), ["nothing"], top_k=1)
+
+
+def test_without_a_bar_an_evaluation_is_one_line(tmp_path, capsys):
+    run(recipe_for(tmp_path, "--num_train_epochs=2", "--disable_tqdm=true"))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line[:13] for line in lines if "NDCG@10" in line] == ["epoch   1.0  ", "epoch   2.0  "]
+    assert not [line for line in lines if "eval_" in line]
+
+
+def test_bars_end_with_the_training_and_a_loss_is_not_printed_before_there_is_one(tmp_path, capfd):
+    run(recipe_for(tmp_path, *SHORT, "--logging_strategy=steps", "--logging_steps=4"))
+    output = capfd.readouterr()
+    assert "epoch   1.0   validation HR@10" in output.out
+    assert "epoch   2.0   loss" in output.out
+    assert "nan" not in output.out
+    bars = [
+        bar.strip() for bar in output.err.replace("\r", "\n").splitlines() if "it/s]" in bar and "shards" not in bar
+    ]
+    assert "4/4" in bars[-1]  # the steps of the training
+
+
+# ---- options of data, model and training -----------------------------------------------------------------------------
+
+
+def test_a_run_can_start_from_the_checkpoint_of_another_catalog(trained, tmp_path, caplog):
+    options = ["--start_from", str(trained), "--hidden_dropout_prob=0.1", "--conv_kernel_size=5"]
+    options += ["--num_train_epochs=1", "--learning_rate=1e-9", "--muon_learning_rate=none"]
+    (tmp_path / "log.csv").write_text(LOG.replace("i3,", "new,"))
+    recipe = recipe_for(tmp_path, *options)
+    folder = run(recipe)
+    old, new = (AutoModelForMaskedLM.from_pretrained(path) for path in (trained, folder))
+    tokenizers = [AutoTokenizer.from_pretrained(path) for path in (trained, folder)]
+    for item in ("i0", "i11"):
+        before, after = (
+            model.get_input_embeddings().weight[tokenizer.encode_items([item])[0]]
+            for model, tokenizer in zip((old, new), tokenizers, strict=True)
+        )
+        torch.testing.assert_close(before, after, atol=1e-6, rtol=0)
+    assert new.config.hidden_dropout_prob == 0.1
+    assert f"not from the recipe: conv_kernel_size {old.config.conv_kernel_size}." in caplog.text
+    assert RunFacts.load(folder).recipe["conv_kernel_size"] == old.config.conv_kernel_size
+    assert recipe.given["conv_kernel_size"] == 5  # the recipe itself is never modified
+    with pytest.raises(ValueError, match="is a bert4rec model, but the architecture is sasrec"):
+        run(recipe_for(tmp_path, *options, "--architecture=sasrec", f"--output_dir={tmp_path}/other"))
 
 
 def test_metrics_among_uniform_candidates_say_so_in_name_protocol_and_card(tmp_path):
@@ -168,26 +294,17 @@ def test_metrics_among_uniform_candidates_say_so_in_name_protocol_and_card(tmp_p
     assert "ranked among 3 items drawn for each user uniformly, history excluded" in facts.sampled_protocol
     card = (folder / "README.md").read_text()
     assert "uniformly" in card
-    results = ModelCard.load(folder / "README.md").data.eval_results
-    assert {result.dataset_config for result in results} == {"whole-catalogue", "uniform-sampled"}
-    with pytest.raises(ValueError, match="popularity_candidates or uniform_candidates, found both"):
-        evaluate(parse_recipe([str(folder), "--popularity_candidates=2"]))
+    assert "by their popularity" not in card
+    with pytest.raises(ValueError, match="popularity_candidates or uniform_candidates, not both"):
+        run(recipe_for(tmp_path, "--uniform_candidates=3", "--popularity_candidates=3"))
 
 
-def test_a_run_by_muon_is_judged_among_candidates_too_and_names_its_items(tmp_path):
+def test_a_run_with_candidates_renames_its_items(tmp_path):
     (tmp_path / "ids.tsv").write_text("item\tname\n" + "".join(f"i{i}\tfilm {i}\n" for i in range(12)))
     (tmp_path / "all.csv").write_text("item,title\n" + "".join(f"i{i},Title {i}\n" for i in range(12)))
-    options = [
-        "--item_ids",
-        str(tmp_path / "ids.tsv"),
-        "--titles",
-        str(tmp_path / "all.csv"),
-        "--popularity_candidates",
-        "3",
-        "--num_train_epochs",
-        "1",
-    ]
-    folder = run(recipe_for(tmp_path, *options, "--rope_theta", "100", "--muon_learning_rate", "0.01"))
+    options = ["--item_ids", str(tmp_path / "ids.tsv"), "--titles", str(tmp_path / "all.csv")]
+    options += ["--popularity_candidates", "3", "--num_train_epochs", "1", "--rope_theta", "100"]
+    folder = run(recipe_for(tmp_path, *options))
     facts = RunFacts.load(folder)
     row = facts.results["test"]["BERT4Rec"]
     names = ("hr@1", "hr@5", "hr@10", "ndcg@5", "ndcg@10", "mrr")
@@ -198,39 +315,114 @@ def test_a_run_by_muon_is_judged_among_candidates_too_and_names_its_items(tmp_pa
     _, again, _ = evaluate(parse_recipe([str(folder)]))
     assert again["test"] == pytest.approx(row, abs=1e-9)
     card = ModelCard.load(folder / "README.md")
-    sampled = [result for result in card.data.eval_results if "sampled" in result.metric_type]
-    assert all(
-        "ranked among 3 items drawn for each user by their popularity" in result.dataset_name for result in sampled
-    )
+    sampled = [result.dataset_name for result in card.data.eval_results if "sampled" in result.metric_type]
+    assert all("ranked among 3 items drawn for each user by their popularity" in name for name in sampled)
     assert len(sampled) == 8
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert tokenizer.titles[tokenizer.items.to_pylist().index("film 1")] == "Title 1"
 
 
-def test_titles_that_do_not_name_the_items_as_the_log_does_are_refused(tmp_path):
+def test_titles_that_do_not_list_the_ids_of_the_log_are_refused(tmp_path):
     (tmp_path / "ids.tsv").write_text("item\tname\n" + "".join(f"i{i}\tfilm {i}\n" for i in range(12)))
-    with pytest.raises(ValueError, match="a title for each of the log's own ids, found none for 10, such as 'i10'"):
+    with pytest.raises(ValueError, match="a title for each id of the log, found none for 10, such as 'i10'"):
         run(recipe_for(tmp_path, "--item_ids", str(tmp_path / "ids.tsv")))
 
 
+def test_the_columns_of_the_titles_can_be_named(tmp_path):
+    (tmp_path / "shop.csv").write_text("key,what\ni0,Tea\ni5,Pot\n")
+    columns = ["--title_item=key", "--title_column=what"]
+    _, tokenizer, _ = prepare(recipe_for(tmp_path, "--titles", str(tmp_path / "shop.csv"), *columns))
+    titles = dict(zip(tokenizer.items.to_pylist(), tokenizer.titles, strict=True))
+    assert {item: title for item, title in titles.items() if title} == {"i0": "Tea", "i5": "Pot"}
+
+
 def test_a_split_at_a_point_in_time_trains_on_the_past_alone(tmp_path):
-    options = ["--split", "at_time", "--validation_time", "4", "--test_time", "5", "--num_train_epochs", "1"]
-    folder = run(recipe_for(tmp_path, *options))
-    facts = RunFacts.load(folder)
-    assert facts.protocol.startswith("first item of every user from 5 on")
+    options = ["--split", "at_time", "--validation_time", "4", "--test_time", "5"]
+    folder = run(recipe_for(tmp_path, *options, "--num_train_epochs", "1"))
+    assert RunFacts.load(folder).protocol.startswith("first item of every user from 5 on")
+    with pytest.raises(ValueError, match="at_time needs validation_time"):
+        run(recipe_for(tmp_path, "--split=at_time", "--test_time=5"))
+    with pytest.raises(ValueError, match="The split leave_one_out has no option validation_time"):
+        run(recipe_for(tmp_path, "--validation_time=4"))
 
 
-def test_validation_folded_into_train_keeps_the_last_checkpoint(tmp_path):
+def test_a_date_in_the_yaml_of_a_recipe_is_a_time(tmp_path):
+    times = "split: at_time\nvalidation_time: 1970-01-01 00:00:04\ntest_time: 5\n"
+    _, _, histories = prepare(recipe_for(tmp_path, text=times))
+    assert histories["validation"].num_rows > 0
+
+
+def test_validation_merged_into_train_keeps_the_last_checkpoint(tmp_path):
     folder = run(recipe_for(tmp_path, "--validation_in_train", "true", "--num_train_epochs", "1"))
     facts = RunFacts.load(folder)
-    assert "validation" not in facts.results
+    assert set(facts.results) == {"test"}
     assert facts.best_checkpoint == ""
     assert "validation items trained on" in facts.protocol
 
 
-def interrupted(folder: Path, step: int):
-    """A run that was stopped at a step, as by a kill after the last save."""
-    recipe = recipe_for(folder, "--num_train_epochs", "2", "--per_device_train_batch_size", "8")
+def test_training_on_all_interactions_has_no_results_and_says_so(tmp_path):
+    recipe = recipe_for(tmp_path, "--split", "train_on_all", "--num_train_epochs", "2")
+    interactions, _, histories = prepare(recipe)
+    assert sum(histories["train"]["length"]) == interactions.num_rows
+    folder = run(recipe)
+    facts = RunFacts.load(folder)
+    assert (facts.results, facts.best_checkpoint) == ({}, "")
+    assert [entry["epoch"] for entry in facts.log if "loss" in entry] == [1, 2]
+    assert not ModelCard.load(folder / "README.md").data.eval_results
+    text = summary(folder)
+    assert "There are no results, because nothing was held out" in text
+    assert "Recommended" in text
+    with pytest.raises(ValueError, match="train_on_all holds nothing out to evaluate on"):
+        evaluate(parse_recipe([str(folder)]))
+
+
+def test_options_without_effect_are_reported_once(tmp_path, caplog):
+    run(recipe_for(tmp_path, "--num_negatives=5", "--num_train_epochs=1"))
+    assert [m for m in caplog.messages if "num_negatives" in m] == ["The loss softmax does not use num_negatives."]
+    caplog.clear()
+    run(recipe_for(tmp_path, "--architecture=sasrec", "--mask_probability=0.5", "--num_train_epochs=1"))
+    assert len([m for m in caplog.messages if "does not use mask_probability" in m]) == 1
+
+
+def test_fp16_on_a_cpu_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"--fp16 needs a GPU. On a CPU use --bf16 true"):
+        run(recipe_for(tmp_path, "--fp16", "true"))
+
+
+def test_a_run_pushes_its_checkpoint(tmp_path, hub):
+    options = ["--push_to_hub", "true", "--hub_model_id", "org/mine", "--hub_private_repo", "true"]
+    folder = run(recipe_for(tmp_path, *options, "--num_train_epochs", "1"))
+    there, here = hub.repositories["org/mine"].files, {path.name: path.read_bytes() for path in folder.iterdir()}
+    for published in (there.pop("run_facts.json"), there["README.md"]):
+        assert str(tmp_path).encode() not in published
+    assert str(tmp_path).encode() in here.pop("run_facts.json")  # to be evaluated here
+    assert there == here
+    assert hub.repositories["org/mine"].private
+
+
+def test_a_run_pushes_to_the_given_branch(tmp_path, hub):
+    options = ["--push_to_hub", "true", "--hub_model_id", "org/mine", "--hub_revision", "dev", "--num_train_epochs=1"]
+    with pytest.raises(FileNotFoundError, match="org/mine has no such revision"):
+        run(recipe_for(tmp_path, *options))
+    assert hub.repositories["org/mine"].files == {}
+
+
+def test_only_a_complete_checkpoint_is_pushed(trained, tmp_path):
+    with pytest.raises(FileNotFoundError, match="found no such folder"):
+        push_checkpoint(tmp_path / "nothing", "org/name")
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / "config.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match=r"no tokenizer\.json.*no model\.safetensors"):
+        push_checkpoint(tmp_path / "half", "org/name")
+
+
+# ---- interrupted runs ------------------------------------------------------------------------------------------------
+
+SHORT = ("--num_train_epochs", "2", "--per_device_train_batch_size", "8")
+
+
+def interrupt(folder: Path, step: int) -> None:
+    """Stop a run at a step, as a kill after the last save does."""
     train = Trainer.train
 
     def stop(self, *args, **kwargs):
@@ -241,57 +433,57 @@ def interrupted(folder: Path, step: int):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "train", stop)
         with pytest.raises(KeyboardInterrupt):
-            run(recipe)
-    return recipe_for(folder, "--num_train_epochs", "2", "--per_device_train_batch_size", "8")
+            run(recipe_for(folder, *SHORT))
 
 
-def test_an_interrupted_run_goes_on_where_it_stopped_and_leaves_only_its_result(tmp_path):
-    recipe = interrupted(tmp_path, 2)
-    recipe.training.resume_from_checkpoint = "true"
-    folder = run(recipe)
-    facts = RunFacts.load(folder)
+def resumed(folder: Path, *options: str):
+    return recipe_for(folder, *SHORT, "--resume_from_checkpoint", "true", *options)
+
+
+def test_an_interrupted_run_continues_where_it_stopped_and_leaves_only_its_result(tmp_path):
+    interrupt(tmp_path, 2)
+    facts = RunFacts.load(run(resumed(tmp_path)))
     assert [entry["step"] for entry in facts.log if "loss" in entry] == [2, 4]
     assert list((tmp_path / "out").glob("checkpoint-*")) == []
 
 
-def test_a_finished_run_in_the_way_is_told_before_it_is_replaced(tmp_path, caplog):
+def test_an_existing_model_is_reported_before_it_is_replaced(tmp_path, caplog):
     for _ in range(2):
         folder = run(recipe_for(tmp_path, "--num_train_epochs", "1"))
-    said = [record for record in caplog.records if "will be replaced" in record.message]
-    assert [record.message for record in said] == [
-        f"{folder} is there already, and will be replaced at the end of this run."
-    ]
+    reports = [record.message for record in caplog.records if "will be replaced" in record.message]
+    assert reports == [f"{folder} exists and will be replaced at the end of this run."]
 
 
-def test_an_interrupted_run_is_not_written_over(tmp_path):
-    with pytest.raises(ValueError, match="holds checkpoint-2 of an interrupted run"):
-        run(interrupted(tmp_path, 2))
+def test_an_interrupted_run_is_not_overwritten(tmp_path):
+    interrupt(tmp_path, 2)
+    with pytest.raises(ValueError, match="contains checkpoint-2 of an interrupted run"):
+        run(recipe_for(tmp_path, *SHORT))
 
 
 def test_resuming_on_changed_data_is_refused_because_items_would_be_renumbered(tmp_path):
-    recipe = interrupted(tmp_path, 2)
-    recipe.training.resume_from_checkpoint = "true"
+    interrupt(tmp_path, 2)
     header, first, *rest = LOG.splitlines()
     (tmp_path / "log.csv").write_text("\n".join([header, *rest, first]))
     with pytest.raises(ValueError, match="items would be renumbered"):
-        run(recipe)
+        run(resumed(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["seed", "learning_rate", "weight_decay", "muon_learning_rate"])
-def test_resuming_with_what_the_optimiser_would_overrule_is_refused(tmp_path, name):
-    recipe = interrupted(tmp_path, 2)
-    recipe.training.resume_from_checkpoint = "true"
-    setattr(recipe.run if name == "muon_learning_rate" else recipe.training, name, 7)
-    with pytest.raises(ValueError, match=rf"{name} was \S+ and is 7\. Go on as this run began"):
-        run(recipe)
+def test_resuming_with_what_the_optimizer_would_override_is_refused(tmp_path, name):
+    interrupt(tmp_path, 2)
+    with pytest.raises(ValueError, match=rf"{name} was \S+ and is 7(\.0)?\. Use the same options"):
+        run(resumed(tmp_path, f"--{name}=7"))
 
 
 def test_resuming_with_another_model_is_refused_with_what_has_changed(tmp_path):
-    recipe = interrupted(tmp_path, 2)
-    recipe.training.resume_from_checkpoint = "true"
-    recipe.model.hidden_size, recipe.masking.mask_probability = 32, 0.5
-    with pytest.raises(ValueError, match=r"hidden_size was \d+ and is 32, mask_probability was 0.2 and is 0.5\."):
-        run(recipe)
+    interrupt(tmp_path, 2)
+    with pytest.raises(ValueError, match=r"hidden_size was 12 and is 32, mask_probability was 0.2 and is 0.5\."):
+        run(resumed(tmp_path, "--hidden_size=32", "--mask_probability=0.5"))
+
+
+def test_resuming_with_a_default_that_is_now_given_is_allowed(tmp_path):
+    interrupt(tmp_path, 2)
+    run(resumed(tmp_path, "--mask_probability=0.2", "--window_step=0.5", "--learning_rate=6e-3"))
 
 
 @pytest.mark.parametrize("wanted", ["true", "nowhere/checkpoint-1"])
@@ -300,26 +492,91 @@ def test_resuming_where_there_is_nothing_to_resume_is_refused(tmp_path, wanted):
         run(recipe_for(tmp_path, "--resume_from_checkpoint", wanted))
 
 
+def test_resuming_a_checkpoint_whose_run_has_no_record_is_refused(tmp_path):
+    interrupt(tmp_path, 2)
+    (tmp_path / "out" / "begun.json").unlink()
+    with pytest.raises(ValueError, match=r"found no begun.json"):
+        run(resumed(tmp_path))
+
+
 def test_a_run_can_be_repeated_in_the_same_folder(tmp_path):
     first = run(recipe_for(tmp_path, "--num_train_epochs", "2"))
     weights = (first / "model.safetensors").read_bytes()
     assert (run(recipe_for(tmp_path, "--num_train_epochs", "2")) / "model.safetensors").read_bytes() == weights
 
 
-def test_a_date_in_the_yaml_of_a_recipe_is_a_time(tmp_path):
-    recipe_for(tmp_path)
-    times = "split: at_time\nvalidation_time: 1970-01-01 00:00:04\ntest_time: 5\n"
-    with (tmp_path / "recipe.yaml").open("a") as recipe:
-        recipe.write(times + "num_train_epochs: 1\nexample: i1\n")
-    folder = run(parse_recipe([str(tmp_path / "recipe.yaml"), "--output_dir", str(tmp_path / "out")]))
-    assert RunFacts.load(folder).recipe["example"] == ["i1"]
+class Killed(BaseException):
+    """Raised where a process is killed; no code of the package catches it."""
 
 
-def test_a_checkpoint_without_facts_is_not_judged_on_data_that_nobody_named(tmp_path, model, tokenizer):
-    for part in (model, tokenizer):
-        part.save_pretrained(tmp_path / "bare")
-    with pytest.raises(ValueError, match="does not say which log it was trained on: name it with --data"):
-        evaluate(parse_recipe([str(tmp_path / "bare")]))
+def test_a_kill_between_any_two_deletions_at_the_end_never_loses_the_best_model(tmp_path, monkeypatch):
+    def kill_before_deleting(folder):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "finish", kill_before_deleting)
+        with pytest.raises(Killed):
+            run(recipe_for(tmp_path, "--save_total_limit=none"))
+    output = tmp_path / "out"
+    weights = (output / "model" / "model.safetensors").read_bytes()
+    shutil.copytree(output, tmp_path / "copy")
+    files = len(list(output.glob("checkpoint-*/*")))
+    assert files > 20
+
+    for number in range(0, files, 6):
+        shutil.rmtree(output)
+        shutil.copytree(tmp_path / "copy", output)
+        remaining = iter([True] * number)
+
+        def delete(folder, remaining=remaining):
+            for file in Path(folder).iterdir():
+                if not next(remaining, False):
+                    raise Killed
+                file.unlink()
+            folder.rmdir()
+
+        with monkeypatch.context() as patch:
+            patch.setattr(resume.shutil, "rmtree", delete)
+            with pytest.raises(Killed):
+                resume.finish(output)
+        with pytest.raises(ValueError, match="this run has finished, its model is in"):
+            run(recipe_for(tmp_path, "--resume_from_checkpoint=true"))
+        assert (output / "model" / "model.safetensors").read_bytes() == weights
+        assert list(output.glob("checkpoint-*")) == []
+    run(recipe_for(tmp_path, "--num_train_epochs=1"))  # a new run starts in the same folder
+
+
+@pytest.mark.parametrize("name", ["evaluate_rows", "draw_curve", "finish"])
+def test_a_kill_after_the_training_leaves_the_trained_model_and_can_be_resumed(tmp_path, monkeypatch, name):
+    def kill(*args, **kwargs):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, name, kill)
+        with pytest.raises(Killed):
+            run(recipe_for(tmp_path))
+    early = (tmp_path / "out" / "model" / "model.safetensors").read_bytes()
+    assert bool(RunFacts.load(tmp_path / "out" / "model").results) is (name == "finish")
+    folder = run(recipe_for(tmp_path, "--resume_from_checkpoint=true"))
+    assert (folder / "model.safetensors").read_bytes() == early
+    assert set(RunFacts.load(folder).results) == {"validation", "test"}
+
+
+def test_resuming_without_the_best_checkpoint_is_refused(tmp_path, monkeypatch):
+    def kill(*args, **kwargs):
+        raise Killed
+
+    monkeypatch.setattr(run_module, "save_checkpoint", kill)
+    with pytest.raises(Killed):
+        run(recipe_for(tmp_path, "--learning_rate=0.5", "--num_train_epochs=4"))
+    newest = max((tmp_path / "out").glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    state = json.loads((newest / "trainer_state.json").read_text())
+    best = Path(state["best_model_checkpoint"])
+    assert best.name != newest.name
+    (best / "model.safetensors").unlink()
+    options = ["--learning_rate=0.5", "--num_train_epochs=4", "--resume_from_checkpoint=true"]
+    with pytest.raises(ValueError, match=rf"the best checkpoint of this run, .*{best.name}, is missing or incomplete"):
+        run(recipe_for(tmp_path, *options))
 
 
 def test_a_kill_between_the_renames_of_a_save_loses_nothing(tmp_path, model, tokenizer, trained):
@@ -327,7 +584,7 @@ def test_a_kill_between_the_renames_of_a_save_loses_nothing(tmp_path, model, tok
     save_checkpoint(tmp_path / "model", model, tokenizer, facts, {})
     (tmp_path / "model").rename(tmp_path / "model.replaced")
     model.save_pretrained = full_disk
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match="the disk is full"):
         save_checkpoint(tmp_path / "model", model, tokenizer, facts, {})
     assert (tmp_path / "model" / "model.safetensors").exists()
 
@@ -340,118 +597,9 @@ def test_a_full_disk_while_saving_leaves_the_older_checkpoint_whole(tmp_path, mo
     facts = RunFacts.load(trained)
     save_checkpoint(tmp_path / "model", model, tokenizer, facts, {})
     before = {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
-
     monkeypatch.setattr(type(tokenizer), "save_pretrained", full_disk)
     torch.nn.init.zeros_(model.lm_head.bias)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match="the disk is full"):
         save_checkpoint(tmp_path / "model", model, tokenizer, facts, {})
     assert {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
-
-
-def test_a_run_pushes_to_the_branch_it_was_told(tmp_path, hub):
-    options = [
-        "--push_to_hub",
-        "true",
-        "--hub_model_id",
-        "org/mine",
-        "--hub_revision",
-        "dev",
-        "--num_train_epochs",
-        "1",
-    ]
-    with pytest.raises(FileNotFoundError, match="org/mine has no such revision"):
-        run(recipe_for(tmp_path, *options))
-    assert hub.repositories["org/mine"].files == {}
-
-
-@pytest.mark.parametrize(
-    ("options", "told", "best"),
-    [
-        ([], "was chosen by validation NDCG@10.", True),
-        (["--metric_for_best_model", "eval_loss", "--greater_is_better", "false"], "chosen by validation loss.", True),
-        (["--load_best_model_at_end", "false"], None, False),
-    ],
-)
-def test_the_card_says_how_the_checkpoint_was_chosen(tmp_path, options, told, best):
-    folder = run(recipe_for(tmp_path, "--num_train_epochs", "2", *options))
-    card, facts = (folder / "README.md").read_text(), RunFacts.load(folder)
-    assert ("chosen by" in card) is best
-    assert bool(facts.best_checkpoint) is best
-    assert told is None or told in card
-
-
-def test_a_run_pushes_its_checkpoint_when_told_to(tmp_path, hub):
-    options = ["--push_to_hub", "true", "--hub_model_id", "org/mine", "--hub_private_repo", "true"]
-    folder = run(recipe_for(tmp_path, *options, "--num_train_epochs", "1"))
-    there, here = hub.repositories["org/mine"].files, {path.name: path.read_bytes() for path in folder.iterdir()}
-    for published in (there.pop("run_facts.json"), there["README.md"]):
-        assert str(tmp_path).encode() not in published
-    assert str(tmp_path).encode() in here.pop("run_facts.json")  # to be evaluated here
-    assert there == here
-    assert hub.repositories["org/mine"].private
-
-
-def test_only_a_complete_checkpoint_is_pushed(trained, tmp_path):
-    with pytest.raises(FileNotFoundError, match="expected a checkpoint folder"):
-        push_checkpoint(tmp_path / "nothing", "org/name")
-    (tmp_path / "half").mkdir()
-    (tmp_path / "half" / "config.json").write_text("{}")
-    with pytest.raises(FileNotFoundError, match=r"no tokenizer\.json.*no model\.safetensors"):
-        push_checkpoint(tmp_path / "half", "org/name")
-
-
-@pytest.mark.parametrize("script", ["train.py", "evaluate.py", "recommend.py", "push_to_hub.py"])
-def test_every_script_explains_itself(script):
-    finished = subprocess.run([sys.executable, str(SCRIPTS / script), "--help"], capture_output=True, text=True)
-    assert finished.returncode == 0, finished.stderr
-    assert "usage: " in finished.stdout
-
-
-def test_evaluate_and_recommend_work_from_the_command_line(trained, tmp_path):
-    command = [
-        sys.executable,
-        str(SCRIPTS / "evaluate.py"),
-        str(trained),
-        "--data",
-        str(trained.parents[1] / "log.csv"),
-    ]
-    judged = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert judged.returncode == 0, judged.stderr
-    assert "| test |" in judged.stdout
-    command = [sys.executable, str(SCRIPTS / "recommend.py"), str(trained), "--history", "i0", "i3", "--top_k", "2"]
-    recommended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert recommended.returncode == 0, recommended.stderr
-    assert "Zero" in recommended.stdout
-    assert len(recommended.stdout.split("title):")[1].strip().splitlines()) == 2
-
-
-def test_a_mistake_of_the_user_is_told_by_a_script_in_one_sentence(tmp_path):
-    command = [sys.executable, str(SCRIPTS / "recommend.py"), str(tmp_path), "--history", "1"]
-    finished = subprocess.run(command, capture_output=True, text=True)
-    assert finished.returncode == 1
-    assert finished.stderr.startswith("hf-bert4rec recommend: error:")
-    assert "no config.json" in finished.stderr
-
-
-def test_an_evaluator_of_another_catalogue_is_refused(tmp_path, model):
-    recipe = recipe_for(tmp_path)
-    _, tokenizer, histories = prepare(recipe)
-    with pytest.raises(ValueError, match="they belong to different catalogues"):
-        evaluator(model, recipe, tokenizer, histories["test"])
-
-
-def test_rows_of_ones_own_need_no_lengths(tmp_path):
-    recipe = recipe_for(tmp_path)
-    interactions, tokenizer, histories = prepare(recipe)
-    popularity = Popularity(whole_histories(recipe, interactions, tokenizer), len(tokenizer))
-    judge = evaluator(popularity, recipe, tokenizer, histories["test"])
-    expected = rank_rows(judge, histories["test"])
-    assert (rank_rows(judge, histories["test"].remove_columns("length")) == expected).all()
-
-
-def test_without_a_bar_an_evaluation_is_one_line(tmp_path, capsys):
-    run(recipe_for(tmp_path, "--num_train_epochs=2", "--disable_tqdm=true"))
-    lines = capsys.readouterr().out.splitlines()
-    assert [line[:13] for line in lines if "NDCG@10" in line] == ["epoch   1.0  ", "epoch   2.0  "]
-    assert not [line for line in lines if "eval_" in line]

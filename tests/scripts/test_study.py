@@ -130,7 +130,7 @@ def test_a_misspelt_option_of_the_last_variant_is_found_before_training(study, r
     text = {"recipe": recipe, "seeds": [0], "variants": {"a": {}, "b": {"conv_kernal_size": 3}}}
     (tmp_path / "s.yaml").write_text(yaml.safe_dump(text))
     monkeypatch.setattr(study, "train", lambda complete: pytest.fail("trained"))
-    with pytest.raises(SystemExit):
+    with pytest.raises(ValueError, match=r"Unknown option --conv_kernal_size. Did you mean --conv_kernel_size"):
         study.run(str(tmp_path / "s.yaml"), str(tmp_path / "results.jsonl"), None, 1)
 
 
@@ -150,4 +150,4 @@ def test_every_study_names_a_recipe_and_options_that_are_read(study, path, monke
         recipe = study.with_options(description["recipe"], options, 7, str(tmp_path))
         assert recipe.training.seed == 7
         given = {name: None if value == "none" else value for name, value in options.items()}
-        assert {name: recipe.options[name] for name in given} == given
+        assert {name: recipe.given[name] for name in given} == given

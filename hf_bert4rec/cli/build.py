@@ -1,0 +1,120 @@
+"""Model and Trainer of a recipe."""
+
+import copy
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import DatasetDict
+from transformers import (
+    AutoConfig,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PrinterCallback,
+    ProgressCallback,
+    set_seed,
+)
+
+from ..data.tokenization import ItemTokenizer
+from ..hub.checkpoint import check_sizes, fetch_checkpoint
+from ..models.registry import architecture_of
+from ..training.objectives import cloze_training, next_item_training
+from ..training.resources import check_memory, estimate_memory
+from ..training.trainer import RecommendationTrainer
+from ..training.transfer import transfer
+from .prepare import sampled_by
+from .recipe import Recipe, find_configuration
+from .report import EpochLines, EpochLinesWithBar
+
+logger = logging.getLogger(__name__)
+
+WITHOUT_WEIGHTS = (
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "loss",
+    "loss_chunk_size",
+    "num_negatives",
+    "share_negatives",
+    "gbce_calibration",
+    "exclude_history",
+)
+"""Options of a model that may change when it starts from a checkpoint."""
+
+NEGATIVES = ("num_negatives", "share_negatives", "gbce_calibration")
+
+
+def build_trainer(recipe: Recipe, tokenizer: ItemTokenizer, histories: DatasetDict) -> RecommendationTrainer:
+    """Return a Trainer with a new model, ready to train.
+
+    Raises:
+        MemoryError: The model cannot fit into memory.
+        ValueError: An option is out of range.
+    """
+    args = copy.copy(recipe.training)
+    if args.fp16 and args.device.type == "cpu":
+        raise ValueError("--fp16 needs a GPU. On a CPU use --bf16 true.")
+    if "validation" not in histories:  # there is nothing to choose a checkpoint by
+        args.eval_strategy, args.load_best_model_at_end = "no", False
+    set_seed(args.seed)  # before the model is built
+    trainer = RecommendationTrainer(
+        _build_model(recipe, tokenizer, args),
+        args,
+        train_dataset=histories["train"],
+        eval_dataset=histories.get("validation"),
+        **objective_arguments(recipe, tokenizer),
+    )
+    trainer.remove_callback(PrinterCallback if args.disable_tqdm else ProgressCallback)
+    trainer.add_callback(EpochLines if args.disable_tqdm else EpochLinesWithBar)
+    return trainer
+
+
+def _build_model(recipe: Recipe, tokenizer: ItemTokenizer, args: Any) -> PreTrainedModel:
+    source = None if recipe.run.start_from is None else fetch_checkpoint(recipe.run.start_from)
+    if source is not None:
+        config = AutoConfig.from_pretrained(source, vocab_size=len(tokenizer))
+    else:
+        sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": tokenizer.model_max_length}
+        config = find_configuration(recipe.run.architecture)(**sizes, **recipe.options("model"))
+    if architecture_of(config).objective == "next_item":
+        _warn_unused(recipe, recipe.options("masking"), "Next-item training")
+    if config.loss == "softmax":
+        _warn_unused(recipe, NEGATIVES, "The loss softmax")
+    with torch.device("meta"):  # nothing is allocated
+        shapes = AutoModelForMaskedLM.from_config(config)
+    check_memory(estimate_memory(shapes, args.per_device_train_batch_size, 1))
+    return AutoModelForMaskedLM.from_config(config) if source is None else _transferred(recipe, source, tokenizer)
+
+
+def _transferred(recipe: Recipe, source: Path, tokenizer: ItemTokenizer) -> PreTrainedModel:
+    """Return the model of a checkpoint for the catalog of `tokenizer`, with the dropout and loss of the recipe.
+
+    Sizes come from the checkpoint. Conflicting options are overridden with a warning.
+    """
+    model, its_tokenizer = AutoModelForMaskedLM.from_pretrained(source), AutoTokenizer.from_pretrained(source)
+    check_sizes(model, its_tokenizer)
+    wanted = find_configuration(recipe.run.architecture).model_type
+    if model.config.model_type != wanted:
+        raise ValueError(f"{source} is a {model.config.model_type} model, but the architecture is {wanted}.")
+    given = recipe.options("model")
+    changes = {name: value for name, value in given.items() if name in WITHOUT_WEIGHTS}
+    overridden = [name for name in given.keys() - changes if given[name] != getattr(model.config, name)]
+    if overridden:
+        values = ", ".join(f"{name} {getattr(model.config, name)}" for name in sorted(overridden))
+        logger.warning("Sizes come from %s, not from the recipe: %s.", source, values)
+    return transfer(model, its_tokenizer, tokenizer, recipe.run.match_items, **changes)
+
+
+def objective_arguments(recipe: Recipe, tokenizer: ItemTokenizer) -> dict[str, Any]:
+    """Return the arguments of a Trainer for the objective of the architecture."""
+    if architecture_of(find_configuration(recipe.run.architecture)()).objective == "next_item":
+        return next_item_training(tokenizer, sampled=sampled_by(recipe))
+    masking = recipe.options("masking")
+    return cloze_training(tokenizer, seed=recipe.training.seed, sampled=sampled_by(recipe), **masking)
+
+
+def _warn_unused(recipe: Recipe, names: Iterable[str], reader: str) -> None:
+    if unused := [name for name in names if name in recipe.given]:
+        logger.warning("%s does not use %s.", reader, ", ".join(unused))

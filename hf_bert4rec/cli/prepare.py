@@ -1,0 +1,146 @@
+"""The data of a recipe: interactions, tokenizer, histories, and what is recorded about them."""
+
+import hashlib
+import io
+import logging
+from pathlib import Path
+
+import numpy as np
+import pyarrow.csv
+from datasets import Dataset, DatasetDict
+
+from ..data.candidates import popularity_candidates, uniform_candidates
+from ..data.interactions import load_interactions, load_titles, rename_items
+from ..data.sources import is_embedded
+from ..data.tokenization import ItemTokenizer, item_tokenizer
+from ..evaluation.ranking import Sampled
+from ..hub.run_facts import DataFacts
+from .recipe import Recipe, find_configuration, find_split
+
+logger = logging.getLogger(__name__)
+
+EMBEDDED_TERMS = (
+    "MovieLens (GroupLens, University of Minnesota): no commercial use without permission, redistribution under the "
+    "same terms, please cite Harper and Konstan, 2015, doi:10.1145/2827872."
+)
+WHOLE_HISTORY = 2**31 - 1  # longer than any
+CHUNK = 1_000_000  # interactions that are hashed at a time
+
+
+def prepare(recipe: Recipe, tokenizer: ItemTokenizer | None = None) -> tuple[Dataset, ItemTokenizer, DatasetDict]:
+    """Read, filter, encode and split the data of a recipe.
+
+    Args:
+        recipe: The options.
+        tokenizer: Tokenizer of a checkpoint to evaluate. If not given, it is built from the interactions that the split
+            allows training on.
+
+    Returns:
+        Interactions, tokenizer and histories.
+
+    Raises:
+        ValueError: The data cannot be used with these options.
+    """
+    run = recipe.run
+    if not run.data:
+        raise ValueError("Name the log to read, such as --data ratings.csv, or --data ml-latest-small to try it out.")
+    split, options = find_split(run.split), recipe.options("splitting")
+    if unread := [name for name, value in options.items() if value is not None and name not in split.options]:
+        raise ValueError(f"The split {run.split} has no option {unread[0]}. It has {', '.join(split.options)}.")
+    split.resolve(options)  # before the log is read
+    interactions = load_interactions(run.data, **recipe.options("reading"))
+    names = load_titles(run.item_ids, item=0, title=1) if run.item_ids else None
+    if names is not None:
+        interactions = rename_items(interactions, names)
+    if tokenizer is None:
+        length = run.max_length or find_configuration(run.architecture).max_position_embeddings
+        titles = _titles(recipe, names)
+        tokenizer = item_tokenizer(split.past_of(interactions, options), titles=titles, max_length=length)
+    histories = _split(recipe, interactions, tokenizer, run.max_length)
+    for name in set(histories) - {"train"}:
+        histories[name] = _with_candidates(recipe, interactions, tokenizer, histories[name])
+    sizes = ", ".join(f"{name} {rows.num_rows:,} rows" for name, rows in histories.items())
+    logger.info("Histories: %s.", sizes)
+    return interactions, tokenizer, histories
+
+
+def _titles(recipe: Recipe, names: dict[str, str] | None) -> dict[str, str] | None:
+    """Item id → title. With `item_ids` both tables list the ids of the log, which are renamed here."""
+    run = recipe.run
+    if not run.titles:
+        return None
+    titles = load_titles(run.titles, item=run.title_item, title=run.title_column)
+    if names is None:
+        return titles
+    if untitled := set(names) - set(titles):  # otherwise catalog numbers could be taken for ids of the log
+        raise ValueError(
+            f"{run.titles}: with item_ids expected a title for each id of the log, found none for {len(untitled)}, "
+            f"such as {min(untitled)!r}."
+        )
+    return {names[item]: title for item, title in titles.items() if item in names}
+
+
+def _with_candidates(recipe: Recipe, interactions: Dataset, tokenizer: ItemTokenizer, rows: Dataset) -> Dataset:
+    popular, uniform = recipe.run.popularity_candidates, recipe.run.uniform_candidates
+    if popular and uniform:
+        raise ValueError("Use popularity_candidates or uniform_candidates, not both: set one of them to 0.")
+    if popular:
+        items = tokenizer.encode_items(interactions.with_format("arrow")[:]["item"])
+        return popularity_candidates(rows, np.bincount(items, minlength=len(tokenizer)), popular)
+    return uniform_candidates(rows, len(tokenizer), uniform) if uniform else rows
+
+
+def whole_histories(recipe: Recipe, interactions: Dataset, tokenizer: ItemTokenizer) -> Dataset:
+    """Return the training split with one row per user, whatever its length. Baselines count in it."""
+    return _split(recipe, interactions, tokenizer, WHOLE_HISTORY)["train"]
+
+
+def _split(recipe: Recipe, interactions: Dataset, tokenizer: ItemTokenizer, length: int | None) -> DatasetDict:
+    split = find_split(recipe.run.split)
+    return split.function(interactions, tokenizer, max_length=length, **split.resolve(recipe.options("splitting")))
+
+
+def protocol(recipe: Recipe, items: int, exclude_history: bool | None = None) -> tuple[str, str | None]:
+    """Describe how a model is evaluated: over the whole catalog, and among candidates (None if there are none).
+
+    Args:
+        recipe: The options.
+        items: Number of items in the catalog.
+        exclude_history: Setting of the model. If not given, it is that of the recipe.
+    """
+    split = find_split(recipe.run.split).describe(recipe.options("splitting"))
+    number = recipe.run.popularity_candidates or recipe.run.uniform_candidates
+    drawn = "uniformly" if recipe.run.uniform_candidates else "by their popularity in the whole log"
+    excluded = excludes_history(recipe) if exclude_history is None else exclude_history
+    return (
+        f"{split}, ranked among all {items:,} items, history {'excluded' if excluded else 'not excluded'}",
+        f"{split}, ranked among {number} items drawn for each user {drawn}, history excluded" if number else None,
+    )
+
+
+def excludes_history(recipe: Recipe) -> bool:
+    """Return whether a model of the recipe excludes items of the history from rankings."""
+    return recipe.given.get("exclude_history", find_configuration(recipe.run.architecture).exclude_history)
+
+
+def sampled_by(recipe: Recipe) -> Sampled:
+    """Return how the candidates of a recipe are drawn."""
+    return "uniform_sampled" if recipe.run.uniform_candidates else "popularity_sampled"
+
+
+def describe_data(recipe: Recipe, interactions: Dataset) -> DataFacts:
+    """Return name, size and checksum (SHA-256 of the interactions as CSV) of the data, and its terms of use."""
+    table, digest = interactions.with_format("arrow")[:], hashlib.sha256()
+    for start in range(0, table.num_rows, CHUNK):
+        lines = io.BytesIO()
+        part = table.select(["user", "item", "timestamp"]).slice(start, CHUNK)
+        pyarrow.csv.write_csv(part, lines, pyarrow.csv.WriteOptions(include_header=start == 0))
+        digest.update(lines.getbuffer())
+    return DataFacts(
+        name=Path(recipe.run.data).name,
+        interactions=table.num_rows,
+        users=len(table["user"].unique()),
+        items=len(table["item"].unique()),
+        sha256=digest.hexdigest(),
+        terms=recipe.run.terms or (EMBEDDED_TERMS if is_embedded(recipe.run.data) else None),
+    )

@@ -1,0 +1,101 @@
+"""What a run shows: a line per evaluation, the learning curve, the summary and recommendations."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from tqdm.auto import tqdm
+from transformers import ProgressCallback, TrainerCallback
+
+from ..hub.checkpoint import CURVE
+from ..hub.model_card import results_table
+from ..hub.run_facts import RunFacts
+from ..inference.pipeline import NextItemRecommendationPipeline, pipeline
+
+
+class EpochLines(TrainerCallback):
+    """Print one short line per evaluation instead of the dictionaries of the Trainer."""
+
+    loss: float | None = None
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Print the line, above a progress bar if there is one."""
+        self.loss = logs.get("loss", self.loss)
+        if state.is_world_process_zero and "eval_ndcg@10" in logs:
+            loss = "" if self.loss is None else f"loss {self.loss:6.3f}   "
+            tqdm.write(
+                f"epoch {state.epoch:5.1f}   {loss}validation HR@10 {logs['eval_hr@10']:.4f}   "
+                f"NDCG@10 {logs['eval_ndcg@10']:.4f}"
+            )
+
+
+class EpochLinesWithBar(EpochLines, ProgressCallback):
+    """The same above the stock progress bars, which end with the training."""
+
+    def on_prediction_step(self, *args: Any, **kwargs: Any) -> None:
+        """Show the progress of an evaluation during training."""
+        if self.training_bar is not None:
+            super().on_prediction_step(*args, **kwargs)
+
+
+def draw_curve(facts: RunFacts) -> bytes:
+    """Return a PNG of training loss and validation NDCG@10 over epochs, with the baselines."""
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    figure.suptitle(f"{facts.name}, seed {facts.recipe['seed']}: {facts.protocol}", fontsize=9)
+    for axes, name, label in ((left, "loss", "training loss (nats per item)"), (right, "eval_ndcg@10", "NDCG@10")):
+        points = [(entry["epoch"], entry[name]) for entry in facts.log if name in entry]
+        axes.plot(*np.array(points).reshape(-1, 2).T, label=facts.model)
+        axes.set(xlabel="epoch", ylabel=label)
+    baselines = {name: row for name, row in facts.results.get("validation", {}).items() if name != facts.model}
+    for (name, row), style in zip(baselines.items(), ("--", ":"), strict=False):
+        right.axhline(row["ndcg@10"], linestyle=style, color="gray", label=name)
+    right.set(ylabel="validation NDCG@10", ylim=(0, None))
+    right.legend()
+    png = io.BytesIO()
+    figure.savefig(png, dpi=120)
+    return png.getvalue()
+
+
+def summary(folder: Path) -> str:
+    """Return the test results next to the baselines, recommendations, and where everything is."""
+    facts = RunFacts.load(folder)
+    recommender = pipeline(folder)
+    history = facts.example or recommender.tokenizer.items[:3].to_pylist()
+    text = [f"\n{facts.protocol}; seed {facts.recipe['seed']}"]
+    if test := facts.results.get("test"):
+        text = [f"\nTest: {text[0].strip()}", results_table(test), *_differences(facts), ""]
+    else:
+        text += ["There are no results, because nothing was held out.\n"]
+    text += [recommendation_table(recommender, history, top_k=10)]
+    if facts.best_checkpoint:
+        step = int(facts.best_checkpoint.rpartition("-")[2])
+        epoch = next(entry["epoch"] for entry in facts.log if entry["step"] == step)
+        text += [
+            f"\nThe best checkpoint is that of epoch {epoch:.3g}. To train on all interactions before deployment: "
+            f"--split train_on_all --num_train_epochs {epoch:.3g}"
+        ]
+    return "\n".join([*text, f"Trained in {facts.seconds:.0f} s; checkpoint, card and {CURVE} in {folder}"])
+
+
+def _differences(facts: RunFacts) -> list[str]:
+    """NDCG@10 as a multiple of that of each baseline, with the paired interval of the difference."""
+    lines, test = [], facts.results["test"]
+    for name, (low, high) in facts.differences.get("test", {}).items():
+        ours, theirs = (test[model]["ndcg@10"] for model in (facts.model, name))
+        ratio = f"{ours / theirs:.2f} times that of {name}" if theirs else f"{name} has 0"
+        interval = f"{low:+.4f} to {high:+.4f}" + ", within noise" * (low <= 0 <= high)
+        lines.append(f"NDCG@10 of {facts.model}: {ratio} (difference {ours - theirs:+.4f}, 95 % interval {interval}).")
+    return lines
+
+
+def recommendation_table(recommender: NextItemRecommendationPipeline, history: list[str], **options: Any) -> str:
+    """Return a history and its recommendations, one line per item."""
+    tokenizer = recommender.tokenizer
+    titles = dict(zip(tokenizer.items.to_pylist(), tokenizer.titles or [None] * len(tokenizer.items), strict=True))
+    past = [f"  {item:>10}          {titles.get(item) or ''}" for item in history]
+    recommended = recommender([history], **options)[0]
+    best = [f"  {row['item']:>10}  {row['score']:.4f}  {row['title'] or ''}" for row in recommended]
+    return "\n".join(["History, oldest first:", *past, "Recommended, best first (item, score, title):", *best])

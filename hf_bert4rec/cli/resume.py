@@ -1,0 +1,101 @@
+"""The record of a run in its output folder, so that an interrupted run is only continued as it began."""
+
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainingArguments
+
+from ..hub.checkpoint import is_complete, last_complete_checkpoint
+
+logger = logging.getLogger(__name__)
+
+RECORD = "begun.json"
+
+
+def start_or_resume(args: TrainingArguments, data: str | None, options: dict[str, Any]) -> str | None:
+    """Return the checkpoint to resume from, or None for a new run, whose record is written.
+
+    Args:
+        args: Training arguments. `resume_from_checkpoint` is false, true (the newest complete one) or a path.
+        data: Checksum of the interactions.
+        options: Values that a resumed run must not change.
+
+    Raises:
+        ValueError: There is nothing to resume, data or options have changed, the best checkpoint is missing, the run
+            has finished, or a new run would overwrite an interrupted one.
+    """
+    folder, wanted = Path(args.output_dir or ""), str(args.resume_from_checkpoint or False)
+    options = json.loads(json.dumps(options, default=str))
+    record = _read(folder)
+    if record.get("finished") and args.process_index == 0:
+        remove_checkpoints(folder)  # the run was killed before it had removed all
+    newest = last_complete_checkpoint(folder)
+    if wanted.lower() == "false":
+        if newest is not None and not record.get("finished"):
+            raise ValueError(
+                f"{folder} contains {newest.name} of an interrupted run. Continue it with --resume_from_checkpoint "
+                "true, delete it, or choose another --output_dir."
+            )
+        if args.process_index == 0:
+            if (folder / "model").exists():
+                logger.warning("%s exists and will be replaced at the end of this run.", folder / "model")
+            _write(folder, {"data": data, "options": options, "finished": False})
+        return None
+
+    if record.get("finished"):
+        raise ValueError(f"{folder}: this run has finished, its model is in {folder / 'model'}. Nothing to resume.")
+    checkpoint = newest if wanted.lower() == "true" else Path(wanted)
+    if checkpoint is None or not is_complete(checkpoint):
+        raise ValueError(
+            f"Expected a complete checkpoint to resume in {checkpoint or folder}, found none. Use the --output_dir of "
+            "the interrupted run."
+        )
+    _check_unchanged(checkpoint, data, options)
+    best = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["best_model_checkpoint"]
+    if args.load_best_model_at_end and best and not is_complete(best):
+        raise ValueError(
+            f"{checkpoint}: the best checkpoint of this run, {best}, is missing or incomplete, so that the run would "
+            "end with a worse model. Restore it, or start again in another --output_dir."
+        )
+    return str(checkpoint)
+
+
+def _check_unchanged(checkpoint: Path, data: str | None, options: dict[str, Any]) -> None:
+    record = _read(checkpoint.parent)
+    if not record:
+        raise ValueError(f"{checkpoint}: found no {RECORD} next to it, which records the data and options of its run.")
+    if record["data"] != data:
+        raise ValueError(
+            f"{checkpoint}: the data has changed since this run began, so that items would be renumbered. Use the same "
+            "data and filters, or start again in another --output_dir."
+        )
+    if changed := [name for name, value in record["options"].items() if options.get(name) != value]:
+        changes = ", ".join(f"{name} was {record['options'][name]} and is {options.get(name)}" for name in changed)
+        raise ValueError(f"{checkpoint}: {changes}. Use the same options, or start again in another --output_dir.")
+
+
+def finish(folder: Path) -> None:
+    """Record that the model is saved, and only then remove the checkpoints: a kill in between loses nothing."""
+    _write(folder, {**_read(folder), "finished": True})
+    remove_checkpoints(folder)
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """Remove the Trainer's checkpoints, which only an interrupted run needs."""
+    for checkpoint in folder.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    file = folder / RECORD
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+
+
+def _write(folder: Path, record: dict[str, Any]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    new = folder / f"{RECORD}.new"
+    new.write_text(json.dumps(record), encoding="utf-8")
+    new.replace(folder / RECORD)  # whole or not at all

@@ -1,0 +1,205 @@
+"""The command `hf-bert4rec`: help, start-up, and errors in one sentence."""
+
+import logging
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hf_bert4rec.cli.commands import EVALUATE, TRAIN
+from hf_bert4rec.cli.main import COMMANDS, main, plain_errors
+from hf_bert4rec.cli.recipe import format_help
+from tests.cli.test_run import LOG, recipe_for, run
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def logger():
+    """The logger of the package, which is as before after the test."""
+    logger = logging.getLogger("hf_bert4rec")
+    level, handlers = logger.level, logger.handlers[:]
+    yield logger
+    logger.setLevel(level)
+    logger.handlers[:] = handlers
+
+
+def python(*words: str, **options):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run([sys.executable, *words], capture_output=True, text=True, env=environment, **options)
+
+
+def test_the_help_lists_every_command(capsys):
+    main(["--help"])
+    text = capsys.readouterr().out
+    assert set(re.findall(r"^  (\S+) ", text, re.MULTILINE)) == set(COMMANDS)
+    main([])
+    assert capsys.readouterr().out == text
+
+
+@pytest.mark.parametrize("name", ["", *COMMANDS])
+def test_every_help_fits_on_a_screen_and_needs_no_heavy_module(name):
+    code = (
+        f"import sys\nfrom hf_bert4rec.cli.main import main\ntry:\n    main({[*name.split(), '--help']})\n"
+        "except SystemExit:\n    pass\n"
+        "heavy = {'torch', 'transformers', 'datasets', 'pyarrow', 'numpy', 'pandas'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    finished = python("-c", code)
+    assert finished.returncode == 0, finished.stderr
+    lines = finished.stdout.splitlines()
+    assert lines[0].startswith("usage: hf-bert4rec")
+    assert len(lines) <= 40
+    assert max(map(len, lines)) <= 120
+
+
+@pytest.mark.parametrize("text", [TRAIN, EVALUATE])
+def test_every_option_of_the_short_help_exists(text):
+    every = set(re.findall(r"--\w+", format_help("train")))
+    assert set(re.findall(r"--\w+", text)) - {"--help", "--option"} <= every
+
+
+def test_all_options_are_behind_help_all(capsys):
+    main(["train", "--help-all"])
+    text = capsys.readouterr().out
+    assert text.startswith("usage: hf-bert4rec train [CONFIG] [--option value ...]")
+    assert "--gradient_accumulation_steps" in text
+    assert "--layer_norm_eps" in text
+
+
+def test_an_unknown_command_is_refused_with_the_near_name():
+    with pytest.raises(SystemExit, match=r"Unknown command trian\. Did you mean train\?"):
+        main(["trian"])
+    with pytest.raises(SystemExit, match="Choose from train, evaluate"):
+        main(["something"])
+
+
+def test_importing_the_command_sets_nothing_and_running_it_sets_the_wait_policy(monkeypatch, capsys):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    main(["--help"])
+    assert os.environ.pop("OMP_WAIT_POLICY") == "PASSIVE"
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (ValueError("wrong"), "x: error: wrong"),
+        (FileNotFoundError(2, "No such file", "a.csv"), r"x: error: .*No such file: 'a.csv'"),
+        (ModuleNotFoundError("No module named 'implicit'", name="implicit"), r"pip install 'hf-bert4rec\[baselines\]'"),
+        (ModuleNotFoundError("No module named 'gradio'", name="gradio"), r"pip install 'hf-bert4rec\[space\]'"),
+        (KeyboardInterrupt(), "x: interrupted"),
+    ],
+)
+def test_what_a_user_can_fix_is_one_sentence(error, message):
+    with pytest.raises(SystemExit, match=message), plain_errors("x"):
+        raise error
+
+
+def test_errors_of_the_program_keep_their_traceback():
+    for error in (RuntimeError("a bug"), ModuleNotFoundError("No module named 'own'", name="own"), TypeError("a bug")):
+        with pytest.raises(type(error), match=str(error)), plain_errors("x"):
+            raise error
+
+
+def test_a_wrong_size_of_the_model_is_one_sentence(tmp_path):
+    with pytest.raises(SystemExit, match="error: `hidden_size` must be a positive multiple") as error:
+        main(["train", "--data", "ml-latest-small", "--output_dir", str(tmp_path), "--hidden_size", "13"])
+    assert "\n" not in str(error.value)
+
+
+def test_train_needs_the_name_of_a_log():
+    with pytest.raises(SystemExit, match=r"Name the log to read, such as --data ratings.csv"):
+        main(["train", "--output_dir", "unused"])
+
+
+# ---- from the command line -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    return run(recipe_for(tmp_path_factory.mktemp("main"), "--example", "i0", "i1", "--num_train_epochs=1"))
+
+
+def test_train_works_without_a_file_of_options_and_ends_with_a_summary(tmp_path):
+    (tmp_path / "ratings.csv").write_text(LOG)
+    words = ["train", "--data", "ratings.csv", "--output_dir", "runs/mine", "--num_train_epochs", "2"]
+    finished = python("-m", "hf_bert4rec.cli.main", *words, cwd=tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    assert "epoch   2.0   loss" in finished.stdout
+    assert "| BERT4Rec |" in finished.stdout
+    assert "checkpoint, card and learning_curve.png in runs/mine/model" in finished.stdout
+    assert (tmp_path / "runs" / "mine" / "model" / "model.safetensors").exists()
+    for line in finished.stderr.replace("\r", "\n").splitlines():
+        assert "shards" not in line
+        assert "Loading weights" not in line
+
+
+@pytest.mark.parametrize("script", ["train", "evaluate", "recommend", "push_to_hub"])
+def test_every_script_is_its_command(script):
+    finished = python(str(ROOT / "scripts" / f"{script}.py"), "--help")
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.startswith(f"usage: hf-bert4rec {script.removesuffix('_to_hub')}")
+
+
+def test_evaluate_prints_results_and_intervals(trained, capsys):
+    main(["evaluate", str(trained), "--popularity_candidates", "2"])
+    text = capsys.readouterr().out
+    assert "ranked among all 12 items, history excluded" in text
+    assert "| test |" in text
+    assert "95 % interval of NDCG@10 over users (bootstrap), test: 0." in text
+    assert "ranked among 2 items drawn for each user by their popularity" in text
+    with pytest.raises(SystemExit, match="Name the checkpoint folder"):
+        main(["evaluate"])
+
+
+def test_recommend_prints_titles_and_follows_its_options(trained, capsys):
+    main(["recommend", str(trained), "--history", "i0", "i3", "--top_k", "2"])
+    text = capsys.readouterr().out
+    assert "Zero" in text
+    assert len(text.split("title):")[1].strip().splitlines()) == 2
+    main(["recommend", str(trained), "--history", "i0", "--allow", "i0", "i1", "i2", "--deny", "i2"])
+    assert [line.split()[0] for line in capsys.readouterr().out.split("title):")[1].strip().splitlines()] == ["i1"]
+    main(["recommend", str(trained), "--history", "i0", "--allow", "i0", "--exclude_history", "false"])
+    assert "i0" in capsys.readouterr().out.split("title):")[1]
+
+
+def test_a_folder_without_a_checkpoint_is_refused_in_one_sentence(tmp_path):
+    finished = python("-m", "hf_bert4rec.cli.main", "recommend", str(tmp_path), "--history", "1")
+    assert finished.returncode == 1
+    assert finished.stderr.startswith("hf-bert4rec recommend: error: ")
+    assert "no config.json" in finished.stderr
+    assert "Traceback" not in finished.stderr
+
+
+def test_push_prints_the_address_of_the_commit(trained, hub, capsys):
+    main(["push", str(trained), "org/mine", "--private"])
+    assert "org/mine/commit/" in capsys.readouterr().out
+    assert hub.repositories["org/mine"].private
+
+
+@pytest.mark.parametrize(("rank", "reports"), [("0", True), ("1", False)])
+def test_only_the_first_process_reports(monkeypatch, logger, rank, reports):
+    monkeypatch.setenv("RANK", rank)
+    with pytest.raises(SystemExit):
+        main(["push", "--help"])
+    assert logger.isEnabledFor(logging.WARNING) is reports
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(28, "No space left on device"),
+        RuntimeError("I/O error: No space left on device (os error 28)"),
+        RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0"),
+    ],
+)
+def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch, error):
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr("hf_bert4rec.cli.run.run", fail)
+    with pytest.raises(SystemExit, match=r"error: runs/x: the disk is full\. Free some space, then try again\."):
+        main(["train", "--data", "ml-latest-small", "--output_dir", "runs/x"])
