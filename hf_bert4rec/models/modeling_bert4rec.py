@@ -39,8 +39,8 @@ class MaskedItemOutput(MaskedLMOutput):
     """`MaskedLMOutput` with the inputs that are needed to rank the target among the other items.
 
     Args:
-        ranking: In evaluation with `labels`, None otherwise. `history` (batch, longest), filled up with -100: rows of
-            the item table that the ranking excludes; with `config.exclude_history=False` it is (batch, 0).
+        ranking: In evaluation with `labels` or `history`, None otherwise. `history` (batch, longest), filled up with
+            -100: rows of the item table that the ranking excludes; with `config.exclude_history=False` it is (batch, 0).
             `candidates` (batch, number), if the batch has them: rows among which sampled metrics rank the target.
     """
 
@@ -420,7 +420,7 @@ class Bert4RecForMaskedLM(Bert4RecPreTrainedModel):
 
         Returns:
             `MaskedItemOutput`: `loss` with `labels`; `logits` (batch, length or kept, rows), with the special rows at
-            the lowest finite value; `ranking` in evaluation with `labels`. Training with `labels` returns no logits,
+            the lowest finite value; `ranking` in evaluation with `labels` or `history`. Training with `labels` returns no logits,
             which would be the largest tensor.
 
         Raises:
@@ -451,8 +451,9 @@ class Bert4RecForMaskedLM(Bert4RecPreTrainedModel):
             )
         if labels is None or not self.training:
             logits = self._item_logits(hidden_states)
-        if labels is not None and not self.training:
-            excluded = history if self.config.exclude_history else labels[:, :0]
+        if not self.training and (labels is not None or history is not None):
+            empty = hidden_states.new_empty((len(hidden_states), 0), dtype=torch.long)
+            excluded = history if self.config.exclude_history else empty
             given = {"history": excluded, "candidates": candidates}
             ranking = {name: rows for name, rows in given.items() if rows is not None} or None
         return MaskedItemOutput(

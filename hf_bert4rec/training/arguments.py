@@ -69,7 +69,8 @@ class RecommendationTrainingArguments(TrainingArguments):
                 raise ValueError(f"`{name}` must be at least 0, found {value}.")
         if self.muon_learning_rate is not None and self.optim != TrainingArguments.default_optim:
             raise ValueError(
-                f"`optim={self.optim}` cannot be combined with Muon. Set `muon_learning_rate` to none as well."
+                f"`optim={getattr(self.optim, 'value', self.optim)}` cannot be combined with Muon. Set "
+                "`muon_learning_rate` to none as well."
             )
         if self.early_stopping_patience is not None and self.early_stopping_patience < 1:
             raise ValueError(
