@@ -259,9 +259,7 @@ def _titles_in_order(ids: list[str], titles: Mapping[Any, Any]) -> list[Any]:
     by_id = dict(zip(as_item_ids(list(titles), "keys of titles").to_pylist(), titles.values(), strict=True))
     if by_id and by_id.keys().isdisjoint(ids):
         examples = [", ".join(map(repr, some[:3])) for some in (list(by_id), ids)]
-        logger.warning(
-            "None of the titles belongs to an item: the IDs of the titles are %s, of the items %s.", *examples
-        )
+        logger.warning("No title belongs to an item: titles have IDs such as %s, items such as %s.", *examples)
     return [by_id.get(item) for item in ids]
 
 

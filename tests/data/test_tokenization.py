@@ -1,5 +1,6 @@
 """The item tokenizer: ids to rows and back, files that AutoTokenizer loads, titles, and appending items."""
 
+import json
 import os
 import pickle
 import subprocess
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from hf_bert4rec import Bert4RecForMaskedLM, ItemTokenizer, extend_item_tokenizer, item_tokenizer
+from hf_bert4rec.data.tokenization import check_tokenizer
 from tests.conftest import small_config
 
 AWKWARD = [
@@ -113,7 +115,7 @@ def test_an_id_equal_to_a_special_token_is_refused_by_name(token):
         item_tokenizer(["a", token])
 
 
-def test_a_catalogue_without_items_is_refused():
+def test_a_catalog_without_items_is_refused():
     with pytest.raises(ValueError, match="at least one item"):
         item_tokenizer([])
 
@@ -144,7 +146,7 @@ def test_truncation_keeps_the_newest_and_padding_goes_right(tokenizer):
     assert "token_type_ids" not in batch
 
 
-def test_titles_follow_the_order_of_the_items_and_strangers_are_passed_over():
+def test_titles_follow_the_order_of_the_items_and_those_of_other_items_are_ignored():
     tokenizer = item_tokenizer(["b", "a", "c"], titles={"a": "Alpha", "b": "Beta", "stranger": "Z"})
     assert tokenizer.titles == ["Beta", "Alpha", None]
     assert item_tokenizer(["a"]).titles is None
@@ -249,14 +251,225 @@ def test_a_model_resized_for_new_items_scores_the_old_ones_as_before(tokenizer):
     assert model.config.vocab_size == 15
 
 
-def test_titles_that_went_missing_are_not_done_without_in_silence(tmp_path, tokenizer):
+def test_a_missing_titles_file_is_reported(tmp_path, tokenizer):
     tokenizer.save_pretrained(tmp_path)
     (tmp_path / "items.parquet").unlink()
     with pytest.raises(FileNotFoundError, match=r"expected items\.parquet next to the tokenizer"):
         AutoTokenizer.from_pretrained(tmp_path)
 
 
-def test_a_bare_string_is_not_taken_apart_into_items(tokenizer):
+def test_a_bare_string_is_not_split_into_items(tokenizer):
     for build in (item_tokenizer, lambda text: extend_item_tokenizer(tokenizer, text)):
         with pytest.raises(ValueError, match="expected a list, found the str 'neu'"):
             build("neu")
+
+
+# ---- rows of a saved tokenizer ---------------------------------------------------------------------------------------
+
+TOKENIZER, CONFIG = "tokenizer.json", "tokenizer_config.json"
+ADDED = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": False}
+
+
+def vocabulary(**rows):
+    """Rows of the tokens of a tokenizer.json with items a, b and c."""
+    return {"[PAD]": 0, "[MASK]": 1, "[UNK]": 2, "a": 3, "b": 4, "c": 5} | rows
+
+
+@pytest.mark.parametrize(
+    ("file", "path", "value", "error"),
+    [
+        (TOKENIZER, "model.vocab", {"a": 0, "b": 1, "c": 2}, "rows 0, 1, 2 of the tokenizer"),
+        (TOKENIZER, "model.vocab", {token: 5 - row for token, row in vocabulary().items()}, "found 0: 'c', 1: 'b'"),
+        (TOKENIZER, "model.vocab", vocabulary(c=9), "one item in each row from 3 to 5, found .* 9: 'c'"),
+        (TOKENIZER, "model.vocab", vocabulary(c=4), "one item in each row from 3 to 5"),
+        (TOKENIZER, "model.vocab", vocabulary(a=0, **{"[PAD]": 3}), "rows 0, 1, 2 of the tokenizer"),
+        (TOKENIZER, "model.vocab", vocabulary(c=-1), "invalid value"),
+        (TOKENIZER, "model.unk_token", "a", r"Expected \[UNK\] as unk_token in tokenizer.json, found a"),
+        (TOKENIZER, "model.unk_token", None, "invalid type: null"),
+        (TOKENIZER, "normalizer", {"type": "Lowercase"}, "Expected None as normalizer"),
+        (TOKENIZER, "added_tokens", [{"id": 6, "content": "d", **ADDED}], "added_tokens, found 6"),
+        (CONFIG, "mask_token", "a", r"no special tokens but \[PAD\], \[MASK\], \[UNK\], found a"),
+        (CONFIG, "mask_token", "[UNK]", r"Expected \[MASK\] as mask_token, found \[UNK\]"),
+        (CONFIG, "unk_token", None, r"Expected \[UNK\] as unk_token, found None"),
+        (CONFIG, "cls_token", "[CLS]", r"found \[CLS\]"),
+        (CONFIG, "model_max_length", "many", "type of model_max_length"),
+    ],
+)
+def test_rows_and_tokens_other_than_those_of_an_item_table_are_refused(tmp_path, file, path, value, error):
+    item_tokenizer(list("abc")).save_pretrained(tmp_path)
+    content = json.loads((tmp_path / file).read_text())
+    *parents, name = path.split(".")
+    (content[parents[0]] if parents else content)[name] = value
+    (tmp_path / file).write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=f"{tmp_path}: the tokenizer cannot be loaded.*{error}"):
+        AutoTokenizer.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", '{"version": ', "[" * 100_000, '{"a":' * 5000 + "1" + "}" * 5000])
+def test_a_damaged_or_deep_tokenizer_file_is_refused(tmp_path, content):
+    item_tokenizer(list("abc")).save_pretrained(tmp_path)
+    (tmp_path / TOKENIZER).write_text(content)
+    with pytest.raises(ValueError, match="the tokenizer cannot be loaded; save or copy it again"):
+        AutoTokenizer.from_pretrained(tmp_path)
+
+
+def test_a_tokenizer_of_another_class_is_refused(tmp_path):
+    item_tokenizer(list("abc")).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / CONFIG).read_text())
+    (tmp_path / CONFIG).write_text(json.dumps({**config, "tokenizer_class": "PreTrainedTokenizerFast"}))
+    with pytest.raises(ValueError, match=r"Expected an ItemTokenizer, found .*: check tokenizer_class"):
+        check_tokenizer(AutoTokenizer.from_pretrained(tmp_path))
+
+
+# ---- items added to a tokenizer --------------------------------------------------------------------------------------
+
+
+def test_added_tokens_are_items_with_rows_of_their_own(tokenizer):
+    assert tokenizer.items.to_pylist() == list("abcdefghij")
+    assert tokenizer.add_tokens(["k", "a", "k", "l m"]) == 2
+    assert tokenizer.add_tokens("k") == 0
+    assert tokenizer.items.to_pylist() == [*"abcdefghij", "k", "l m"]
+    assert len(tokenizer) == 15
+    assert tokenizer.decode_items([13, 14]) == ["k", "l m"]
+    assert tokenizer.encode_items(["l m", "k", "a"]).tolist() == [14, 13, 3]
+    assert tokenizer.titles == ["Alpha", "Beta", *[None] * 10]
+    check_tokenizer(tokenizer)
+
+
+def test_an_added_item_is_not_cut_out_of_longer_ids(tokenizer):
+    tokenizer.add_tokens(["k"])
+    assert tokenizer(["k", "kk", "ak"], is_split_into_words=True)["input_ids"] == [13, 2, 2]
+
+
+def test_a_tokenizer_with_added_items_loads_again(tokenizer, tmp_path):
+    tokenizer.add_tokens(["k", "l m"])
+    tokenizer.save_pretrained(tmp_path)
+    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    assert loaded.items.to_pylist() == tokenizer.items.to_pylist()
+    assert loaded.titles == tokenizer.titles
+    assert loaded(["l m", "k"], is_split_into_words=True)["input_ids"] == [14, 13]
+
+
+def test_further_special_tokens_are_refused(tokenizer):
+    for add in (
+        lambda: tokenizer.add_tokens(["[X]"], special_tokens=True),
+        lambda: tokenizer.add_special_tokens({"cls_token": "[X]"}),
+    ):
+        with pytest.raises(ValueError, match=r"no special tokens but \[PAD\], \[MASK\], \[UNK\], found \[X\]"):
+            add()
+    assert len(tokenizer) == 13
+
+
+# ---- types of ids and titles -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "items",
+    [
+        [1, 2],
+        [1.0, 2.0],
+        ["1", 2],
+        np.array([1, 2]),
+        np.array([1.0, 2.0]),
+        torch.tensor([1, 2]),
+        pa.array([1, 2]),
+        pa.chunked_array([[1.0], [2.0]]),
+        Dataset.from_dict({"item": [1, 2]}),
+    ],
+)
+def test_numbers_as_ids_become_text(items):
+    assert item_tokenizer(items).items.to_pylist() == ["1", "2"]
+    assert item_tokenizer(["2", "1"]).encode_items(items).tolist() == [4, 3]
+
+
+@pytest.mark.parametrize(
+    ("items", "error"),
+    [
+        ([True], r"found True \(bool\)"),
+        ([b"a"], r"found b'a' \(bytes\)"),
+        (["a", None], r"found None \(NoneType\)"),
+        ([float("nan")], "found nan"),
+        ([["a"]], r"found \['a'\] \(list\)"),
+        (["\ud800"], "not valid Unicode"),
+        ({"a": 1}, "expected a list, found the dict"),
+        (pa.table({"item": ["a"]}), "expected a list, found the Table"),
+        (Dataset.from_dict({"id": ["a"]}), r"Expected a column item, found id.*load_interactions"),
+        (Dataset.from_dict({"item": [["a"]]}), "expected text or numbers, found a column of list"),
+    ],
+)
+def test_ids_of_other_types_are_refused(tokenizer, items, error):
+    for use in (item_tokenizer, tokenizer.encode_items, lambda items: extend_item_tokenizer(tokenizer, items)):
+        with pytest.raises(ValueError, match=error):
+            use(items)
+
+
+def test_titles_may_have_numbers_as_keys_and_as_values():
+    titles = {1: "One", 2.0: 1984, np.int64(3): None, 4: float("nan"), 5: "nan", 6: 0.5}
+    tokenizer = item_tokenizer([1, 2, 3, 4, 5, 6], titles=titles)
+    assert tokenizer.titles == ["One", "1984", None, None, "nan", "0.5"]
+
+
+@pytest.mark.parametrize("title", [["Alpha"], b"Alpha", True, {"en": "Alpha"}, "\ud800"])
+def test_titles_of_other_types_are_refused_at_once(title):
+    with pytest.raises(ValueError, match="titles: "):
+        item_tokenizer(["a"], titles={"a": title})
+
+
+def test_titles_must_be_a_mapping():
+    with pytest.raises(ValueError, match="Expected titles as a mapping from item ID to title, found list"):
+        item_tokenizer(["a"], titles=["Alpha"])
+
+
+def test_titles_that_belong_to_no_item_are_reported_with_examples(caplog):
+    assert item_tokenizer(["1.0", "2.0"], titles={"1": "A", "2": "B"}).titles == [None, None]
+    assert caplog.messages == [
+        "No title belongs to an item: titles have IDs such as '1', '2', items such as '1.0', '2.0'."
+    ]
+    caplog.clear()
+    item_tokenizer(["1", "2.0"], titles={"1": "A", "2": "B"})
+    assert not caplog.messages
+
+
+# ---- the titles file -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "titles",
+    [
+        {"title": pa.array([["a"], ["b"], None])},
+        {"title": pa.array([b"a", b"b", None])},
+        {"title": pa.array([1, 2, 3])},
+        {"title": pa.array([{"en": "a"}] * 3)},
+        {"name": pa.array(["a", "b", "c"])},
+        {"title": pa.array(["a", "b", "c" * 20_000])},
+    ],
+)
+def test_titles_files_of_another_kind_are_refused(tmp_path, titles):
+    item_tokenizer(list("abc"), titles={"a": "A"}).save_pretrained(tmp_path)
+    pq.write_table(pa.table(titles), tmp_path / "items.parquet")
+    with pytest.raises(
+        ValueError, match=r"items\.parquet: expected Parquet with a column title of text, at most 10,000"
+    ):
+        AutoTokenizer.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("number", [3, 20_000_000])
+def test_titles_files_that_would_fill_the_memory_are_refused_unread(tmp_path, monkeypatch, number):
+    item_tokenizer(list("abc"), titles={"a": "A"}).save_pretrained(tmp_path)
+    text = "x" * (5_000_000 if number == 3 else 1)
+    titles = pa.DictionaryArray.from_arrays(pa.array(np.zeros(number, np.int32)), pa.array([text]))
+    pq.write_table(pa.table({"title": titles}), tmp_path / "items.parquet", compression="zstd")
+    assert (tmp_path / "items.parquet").stat().st_size < 100_000
+    monkeypatch.setattr(pq.ParquetFile, "read", lambda *args, **kwargs: pytest.fail("The titles were read."))
+    with pytest.raises(ValueError, match=r"items\.parquet: expected"):
+        AutoTokenizer.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("place", [5, -20])
+def test_a_damaged_titles_file_is_refused(tmp_path, place):
+    item_tokenizer(list("abc"), titles={"a": "A"}).save_pretrained(tmp_path)
+    content = bytearray((tmp_path / "items.parquet").read_bytes())
+    content[place] ^= 255
+    (tmp_path / "items.parquet").write_bytes(content[: place if place < 0 else None])
+    with pytest.raises(ValueError, match=r"items\.parquet: expected Parquet with a column title"):
+        AutoTokenizer.from_pretrained(tmp_path)
