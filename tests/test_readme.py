@@ -42,9 +42,21 @@ def test_nothing_is_left_to_fill_in():
     assert not re.search(r"PLACEHOLDER|@[A-Z]", README)
 
 
-def test_every_file_of_the_package_is_on_the_map():
-    files = {path.name for path in (ROOT / "hf_bert4rec").glob("*.py")} - {"__init__.py"}
-    assert {name for name in files if f"`{name}`" not in README} == set()
+def test_every_folder_of_the_package_is_on_the_map():
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    folders = {path.parent.name for path in (ROOT / "hf_bert4rec").glob("*/__init__.py")}
+    assert {folder for folder in folders if f"`{folder}/`" not in page} == set()
+
+
+def test_every_relative_link_leads_somewhere():
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_readme_is_short():
+    assert len(README.splitlines()) <= 150
+    assert len(README.split()) <= 1200
 
 
 def test_every_command_of_the_readme_names_a_file_that_exists():

@@ -19,7 +19,7 @@ from datasets import Dataset
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from ..models.configuration_bert4rec import SPECIAL_TOKENS
+from ..models.configuration_bert4rec import SPECIAL_TOKENS, Bert4RecConfig
 from .ids import READ_FIRST, as_ids, as_item_ids
 
 logger = logging.getLogger(__name__)
@@ -170,7 +170,10 @@ def check_tokenizer(tokenizer: Any) -> None:
 
 
 def item_tokenizer(
-    items: Dataset | Iterable[str | float], *, titles: Mapping[Any, Any] | None = None, max_length: int = 200
+    items: Dataset | Iterable[str | float],
+    *,
+    titles: Mapping[Any, Any] | None = None,
+    max_length: int = Bert4RecConfig.max_position_embeddings,
 ) -> ItemTokenizer:
     """Build the tokenizer of a catalog: one row per item, in order of first appearance.
 
