@@ -40,7 +40,7 @@ class MaskedItemOutput(MaskedLMOutput):
 
     Args:
         ranking: In evaluation with `labels` or `history`, None otherwise. `history` (batch, longest), filled up with
-            -100: rows of the item table that the ranking excludes; with `config.exclude_history=False` it is (batch, 0).
+            -100: rows of the item table that the ranking excludes; (batch, 0) with `config.exclude_history=False`.
             `candidates` (batch, number), if the batch has them: rows among which sampled metrics rank the target.
     """
 
@@ -420,8 +420,8 @@ class Bert4RecForMaskedLM(Bert4RecPreTrainedModel):
 
         Returns:
             `MaskedItemOutput`: `loss` with `labels`; `logits` (batch, length or kept, rows), with the special rows at
-            the lowest finite value; `ranking` in evaluation with `labels` or `history`. Training with `labels` returns no logits,
-            which would be the largest tensor.
+            the lowest finite value; `ranking` in evaluation with `labels` or `history`. Training with `labels` returns
+            no logits, which would be the largest tensor.
 
         Raises:
             ValueError: As for `Bert4RecModel`, or both or an unusable one of `logits_to_keep` and `kept_positions`.

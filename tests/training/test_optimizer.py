@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import get_linear_schedule_with_warmup
 
-from hf_bert4rec import Bert4RecForMaskedLM, RecommendationTrainingArguments, muon
+from hf_bert4rec import Bert4RecForMaskedLM, Gru4RecConfig, Gru4RecForMaskedLM, RecommendationTrainingArguments, muon
 from tests.conftest import small_config
 
 
@@ -127,3 +127,19 @@ def test_a_learning_rate_that_is_none_is_refused(tmp_path, rate):
     args = RecommendationTrainingArguments(str(tmp_path), use_cpu=True)
     with pytest.raises(ValueError, match=f"learning rate of Muon must be above 0, found {rate}"):
         muon(args, rate)
+
+
+@pytest.mark.parametrize("options", [{"adam_beta1": 1.5}, {"adam_epsilon": -1.0}, {"weight_decay": -0.1}])
+def test_options_of_adamw_are_checked_with_muon_too(small_model, tmp_path, options):
+    with pytest.raises(ValueError, match="Invalid"):
+        make(small_model, tmp_path, **options)
+
+
+def test_a_model_without_matrices_for_muon_is_reported(tmp_path, caplog):
+    model = Gru4RecForMaskedLM(Gru4RecConfig(vocab_size=9, hidden_size=4))
+    optimizer = make(model, tmp_path)
+    assert [len(group["params"]) > 0 for group in optimizer.param_groups] == [True, True, False]
+    assert caplog.messages == [
+        "Gru4RecForMaskedLM has no linear layers to train with Muon: `muon_learning_rate` has no effect, and AdamW "
+        "trains all weights."
+    ]

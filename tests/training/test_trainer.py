@@ -1,25 +1,36 @@
 """RecommendationTrainer: trains as the stock one; what it saves and uploads is a recommender with its own card."""
 
+import itertools
+import json
+
 import pytest
 import torch
+from datasets import Dataset
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
-from transformers import Trainer, TrainerCallback, set_seed
+from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
 import hf_bert4rec
 from hf_bert4rec import (
     Bert4RecForMaskedLM,
+    ClozeCallback,
     RecommendationTrainer,
     RecommendationTrainingArguments,
+    ResourceCallback,
     cloze_training,
+    item_tokenizer,
+    leave_one_out,
     muon,
+    next_item_training,
 )
 from hf_bert4rec.hub.checkpoint import check_checkpoint
 from hf_bert4rec.hub.run_facts import RunFacts
+from hf_bert4rec.training.callbacks import EarlyStopping
+from hf_bert4rec.training.optimizer import MuonAdamW
 from tests.conftest import small_config
 from tests.hub.test_push import CODE
 from tests.hub_server import OWNER, TOKEN
-from tests.training.test_training import histories  # noqa: F401
+from tests.training.test_training import StopAt, histories  # noqa: F401
 
 SAVED = {"README.md", "config.json", "model.safetensors", "run_facts.json", "tokenizer.json", "tokenizer_config.json"}
 
@@ -30,7 +41,7 @@ def make_trainer(histories, folder, kind=RecommendationTrainer, setup=(), **opti
     args = RecommendationTrainingArguments(str(folder), **options)
     set_seed(args.seed)
     model = Bert4RecForMaskedLM(small_config(len(tokenizer), 8))
-    arguments = cloze_training(tokenizer, callbacks=[]) | dict(setup)
+    arguments = cloze_training(tokenizer, **({"callbacks": []} if kind is Trainer else {})) | dict(setup)
     return kind(model, args, train_dataset=splits["train"], eval_dataset=splits["validation"], **arguments)
 
 
@@ -166,7 +177,7 @@ def test_the_token_and_the_branch_of_a_push_are_those_passed(trained, hub, monke
     trained.add_callback(type("Begin", (TrainerCallback,), {"on_push_begin": lambda *_, **__: begun.append(1)}))
     commit = trained.push_to_hub(token=TOKEN)
     assert commit.commit_url == str(commit)
-    with pytest.raises(FileNotFoundError, match="bert4rec-mine has no such revision"):
+    with pytest.raises(FileNotFoundError, match="bert4rec-mine: found no such revision"):
         trained.push_to_hub(token=TOKEN, revision="dev")
     assert len(begun) == 2
 
@@ -195,6 +206,162 @@ def test_uploads_on_the_way_are_refused_since_they_hold_pickles(tmp_path):
         RecommendationTrainingArguments(str(tmp_path), push_to_hub=True, hub_strategy="checkpoint")
 
 
-def test_without_the_items_nothing_is_called_a_recommender(histories, tmp_path):  # noqa: F811
+def test_a_missing_tokenizer_raises_at_construction(histories, tmp_path):  # noqa: F811
     with pytest.raises(ValueError, match="needs `processing_class=tokenizer`"):
         make_trainer(histories, tmp_path / "out", setup={"processing_class": None})
+
+
+@pytest.mark.parametrize("difference", [-5, 5])
+def test_a_model_of_another_size_than_the_tokenizer_raises_at_construction(histories, tmp_path, difference):  # noqa: F811
+    splits, tokenizer = histories
+    model = Bert4RecForMaskedLM(small_config(len(tokenizer) + difference, 8))
+    args = RecommendationTrainingArguments(str(tmp_path), use_cpu=True)
+    with pytest.raises(ValueError, match=f"The model has {15 + difference} rows in its item table, the tokenizer 15"):
+        RecommendationTrainer(
+            model, args, train_dataset=splits["train"], eval_dataset=splits["test"], **cloze_training(tokenizer)
+        )
+
+
+def test_a_cloze_model_with_next_item_labels_raises(histories, tmp_path):  # noqa: F811
+    with pytest.raises(ValueError, match="BERT4Rec would see the items that it has to predict"):
+        make_trainer(histories, tmp_path, setup=next_item_training(histories[1]))
+
+
+def test_a_catalog_that_is_too_small_for_the_metrics_raises_before_training(tmp_path):
+    log = Dataset.from_dict({"user": list("aaabbb"), "item": list("xyzyzx"), "timestamp": [1, 2, 3, 1, 2, 3]})
+    tokenizer = item_tokenizer(log, max_length=8)
+    with pytest.raises(ValueError, match="Metrics at 10 need a catalog of more than 10 items, found 3"):
+        make_trainer((leave_one_out(log, tokenizer), tokenizer), tmp_path)
+
+
+class Count(TrainerCallback):
+    def __init__(self):
+        self.steps = 0
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.steps += 1
+
+
+def test_own_callbacks_are_added_to_those_of_the_package(histories, tmp_path):  # noqa: F811
+    splits, tokenizer = histories
+    for way in ("argument", "function"):
+        count = Count()
+        args = RecommendationTrainingArguments(str(tmp_path), use_cpu=True, num_train_epochs=1, disable_tqdm=True)
+        setup = {"callbacks": [count], **cloze_training(tokenizer)}
+        trainer = RecommendationTrainer(
+            Bert4RecForMaskedLM(small_config(len(tokenizer), 8)),
+            args,
+            train_dataset=splits["train"],
+            eval_dataset=splits["validation"],
+            **(setup if way == "argument" else cloze_training(tokenizer, callbacks=[count])),
+        )
+        trainer.train()
+        kinds = [type(callback) for callback in trainer.callback_handler.callbacks]
+        assert count.steps == 1
+        assert [kinds.count(kind) for kind in (ClozeCallback, ResourceCallback, EarlyStopping, Count)] == [1] * 4
+
+
+def test_muon_trains_by_default_and_adamw_without_its_learning_rate(histories, tmp_path):  # noqa: F811
+    for rate, optimizer in ((0.02, MuonAdamW), (None, torch.optim.AdamW)):
+        trainer = make_trainer(histories, tmp_path, muon_learning_rate=rate)
+        assert isinstance(trainer.create_optimizer(), optimizer)
+        assert trainer.run_facts().recipe["muon_learning_rate"] == rate
+
+
+class Worse(TrainerCallback):
+    """Set the metric of the best checkpoint: it rises for two evaluations and falls afterwards."""
+
+    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+        metrics["eval_ndcg@10"] = 0.5 - abs(state.epoch - 2) / 100
+
+
+def test_early_stopping_counts_on_after_a_resumption(histories, tmp_path):  # noqa: F811
+    """The best evaluation is the second; with a patience of 4 the sixth is the last."""
+
+    def train(folder, callbacks, resume=None):
+        options = {"num_train_epochs": 12, "early_stopping_patience": 4, "save_total_limit": None}
+        trainer = make_trainer(histories, folder, setup={"callbacks": callbacks}, **options)
+        trainer.train(resume_from_checkpoint=resume)
+        return trainer
+
+    assert train(tmp_path / "whole", [Worse()]).state.epoch == 6
+    train(tmp_path / "cut", [Worse(), StopAt(20)])  # the fourth of the epochs of five steps
+    resumed = train(tmp_path / "cut", [Worse()], resume=True)
+    assert resumed.state.epoch == 6
+
+
+def test_seconds_are_those_of_the_whole_training(histories, tmp_path, monkeypatch):  # noqa: F811
+    clock = itertools.count(step=10)
+    monkeypatch.setattr("hf_bert4rec.training.callbacks.time.perf_counter", lambda: next(clock))
+    options = {"num_train_epochs": 2, "save_total_limit": None}
+    make_trainer(histories, tmp_path, setup={"callbacks": [StopAt(5)]}, **options).train()
+    stored = json.loads((tmp_path / "checkpoint-5" / "trainer_state.json").read_text())
+    before = stored["stateful_callbacks"]["ResourceCallback"]["attributes"]["earlier_seconds"]
+    resumed = make_trainer(histories, tmp_path, **options)
+    resumed.train(resume_from_checkpoint=True)
+    assert before > 0
+    assert resumed.run_facts().seconds > before
+
+
+def test_training_resumes_from_complete_checkpoints_only(histories, tmp_path):  # noqa: F811
+    with pytest.raises(ValueError, match="Found no complete checkpoint to resume from"):
+        make_trainer(histories, tmp_path).train(resume_from_checkpoint=True)
+    make_trainer(histories, tmp_path, save_total_limit=None).train()
+    (tmp_path / "checkpoint-15" / "trainer_state.json").unlink()
+    (tmp_path / "checkpoint-10" / "optimizer.pt").unlink()
+    trainer = make_trainer(histories, tmp_path)
+    with pytest.raises(ValueError, match="checkpoint-10 is not a complete checkpoint to resume from"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-10"))
+    trainer.train(resume_from_checkpoint=True)
+    assert len([entry for entry in trainer.state.log_history if "loss" in entry]) == 3
+
+
+def test_a_loss_function_of_the_user_trains_and_evaluates(histories, tmp_path):  # noqa: F811
+    """The Trainer removes the labels before the model is called."""
+
+    def loss(outputs, labels, num_items_in_batch=None):
+        return torch.nn.functional.cross_entropy(outputs.logits.flatten(0, 1), labels.flatten())
+
+    plain = make_trainer(histories, tmp_path).evaluate()
+    trainer = make_trainer(histories, tmp_path, setup={"compute_loss_func": loss}, num_train_epochs=1)
+    assert trainer.evaluate()["eval_ndcg@10"] == plain["eval_ndcg@10"]
+    assert trainer.train().training_loss > 0
+
+
+def test_a_model_init_gives_the_same_weights_whatever_was_seeded_before(histories, tmp_path):  # noqa: F811
+    splits, tokenizer = histories
+    weights = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        trainer = RecommendationTrainer(
+            model_init=lambda: Bert4RecForMaskedLM(small_config(len(tokenizer), 8)),
+            args=RecommendationTrainingArguments(str(tmp_path), use_cpu=True),
+            train_dataset=splits["train"],
+            eval_dataset=splits["validation"],
+            **cloze_training(tokenizer),
+        )
+        weights.append(trainer.model.lm_head.weight)
+    assert torch.equal(*weights)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"label_smoothing_factor": 0.1}, "`label_smoothing_factor` is not supported"),
+        ({"learning_rate": -1.0}, "`learning_rate` must be at least 0, found -1"),
+        ({"learning_rate": float("nan")}, "`learning_rate` must be at least 0, found nan"),
+        ({"muon_learning_rate": -1.0}, "`muon_learning_rate` must be at least 0, found -1"),
+        ({"optim": "sgd"}, "`optim=sgd` cannot be combined with Muon"),
+        ({"early_stopping_patience": 0}, "`early_stopping_patience` must be at least 1, or none, found 0"),
+    ],
+)
+def test_arguments_that_do_not_work_raise(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        RecommendationTrainingArguments(str(tmp_path), **options)
+
+
+def test_label_smoothing_of_stock_arguments_raises(histories, tmp_path):  # noqa: F811
+    tokenizer = histories[1]
+    args = TrainingArguments(str(tmp_path), label_smoothing_factor=0.1, use_cpu=True)
+    with pytest.raises(ValueError, match="`label_smoothing_factor` is not supported"):
+        RecommendationTrainer(Bert4RecForMaskedLM(small_config(len(tokenizer), 8)), args, **cloze_training(tokenizer))

@@ -115,7 +115,10 @@ def test_every_row_is_drawn_once_an_epoch_with_fresh_masks_the_same_for_any_numb
     make_trainer(histories, tmp_path, callbacks=[again]).train()
     expected = sorted(tuple(row) for row in histories[0]["train"]["input_ids"])
     assert [sorted(row for row, _ in epoch) for epoch in seen.epochs] == [expected] * 3
-    assert sorted(seen.epochs[0]) != sorted(seen.epochs[1]) != sorted(seen.epochs[2])
+    first, second, third = (sorted(epoch) for epoch in seen.epochs)
+    assert first != second
+    assert first != third
+    assert second != third
     assert seen.epochs == again.epochs
 
 
