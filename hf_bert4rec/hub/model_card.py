@@ -92,5 +92,5 @@ def sampled_table(metrics: Metrics) -> str:
 def markdown_table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     """Return a Markdown table: the first column is aligned to the left, the others to the right."""
     rule = f"|---|{'---:|' * (len(header) - 1)}"
-    first, *others = (f"| {' | '.join(line)} |".replace("|  |", "| |") for line in (header, *lines))
+    first, *others = (f"|{'|'.join(f' {cell} ' if cell else ' ' for cell in line)}|" for line in (header, *lines))
     return "\n".join([first, rule, *others])

@@ -1,0 +1,129 @@
+"""Model cards: written from run facts, true in every part, and never broken by the text in them."""
+
+import ast
+import re
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+
+from hf_bert4rec.hub.model_card import markdown_table, model_card, results_table, sampled_table
+from hf_bert4rec.hub.run_facts import DataFacts
+from tests.conftest import small_facts
+
+ROWS = {
+    "Popularity": {"hr@10": 0.5, "ndcg@10": 0.25, "mrr@10": 0.125},
+    "BERT4Rec": {"hr@1": 0.1, "ndcg@1": 0.1, "hr@10": 0.4, "ndcg@10": 0.2, "mrr@10": 0.1},
+}
+SAMPLED = {f"{name}_popularity_sampled": 0.75 for name in ("hr@1", "hr@5", "hr@10", "ndcg@5", "ndcg@10", "mrr")}
+
+
+def python_of(card: ModelCard) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```$", card.text, re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    "item", ['7" single', "it's", "a\\b", "line\nbreak", "```", "{{ 7 * 7 }}", "ü 日本 \u202e", "<b>&"]
+)
+def test_the_code_of_a_card_is_python_whatever_the_ids_contain(item):
+    code = python_of(model_card(small_facts(example=[item, "b"])))[0]
+    call = ast.parse(code).body[-1].value
+    assert ast.literal_eval(call.args[0]) == [[item, "b"]]
+
+
+@pytest.mark.parametrize(
+    "text", ["x: y", "---\nlicense: mit\n---", "{{ 7 * 7 }}", "{% raw %}", "'\"", "#", "a\n```\nb"]
+)
+def test_no_text_of_the_facts_changes_the_metadata_of_a_card(text):
+    facts = small_facts(
+        name=text, protocol=text, data=DataFacts(name=text, items=10, terms=text), results={"test": ROWS}
+    )
+    metadata = ModelCard(model_card(facts).content).data
+    assert metadata.model_name == text
+    assert metadata.license == "other"
+    assert {result.dataset_type for result in metadata.eval_results} == {text}
+    assert set(yaml.safe_load(str(metadata))) == {
+        "library_name", "license", "license_name", "model-index", "pipeline_tag", "tags"
+    }  # fmt: skip
+
+
+def test_a_model_of_an_own_type_has_a_card_without_a_reference():
+    card = model_card(small_facts(model="Mine", results={"validation": {"Mine": ROWS["BERT4Rec"]}}))
+    assert "A Mine sequential recommender. Given a history" in card.text
+    assert card.data.tags[0] == "mine"
+    assert "| Mine | 0.4000 | 0.2000 | 0.1000 |" in card.text
+
+
+@pytest.mark.parametrize(
+    ("excluded", "text"),
+    [(True, "are not recommended again. To allow them, pass `exclude_history=False`"),
+     (False, "can be recommended again. To exclude them, pass `exclude_history=True`")],
+)  # fmt: skip
+def test_a_card_says_whether_items_of_the_history_are_excluded(excluded, text):
+    assert f"Items of the history {text}." in model_card(small_facts(exclude_history=excluded)).text
+
+
+def test_a_card_claims_a_seed_and_a_whole_recipe_only_for_reproducible_runs():
+    card = model_card(small_facts(reproducible=True)).text
+    assert "Seed 1, set before the model was built." in card
+    assert "python scripts/train.py path/to/this/folder" in card
+    card = model_card(small_facts()).text
+    assert "Seed of the training arguments: 1. The initial weights may depend on another seed." in card
+    assert "scripts/train.py" not in card
+    assert "learning_curve.png" not in card
+
+
+def test_results_are_compared_with_the_other_models():
+    facts = small_facts(
+        results={"test": {**ROWS, "Markov chain": {"ndcg@10": 0.1}}},
+        intervals={"test": {"BERT4Rec": (0.15, 0.25)}},
+        differences={"test": {"Popularity": (-0.1, 0.002), "Markov chain": (0.05, 0.15)}},
+    )
+    card = model_card(facts).text
+    assert "95 % interval of the NDCG@10 of BERT4Rec over users (bootstrap): 0.1500 to 0.2500." in card
+    assert "minus that of Popularity: 95 % interval -0.1000 to +0.0020, a difference\nwithin noise." in card
+    assert "minus that of Markov chain: 95 % interval +0.0500 to +0.1500." in card
+    assert "**Popularity has a higher NDCG@10**" in card
+    assert "**Markov chain has a higher NDCG@10**" not in card
+
+
+def test_results_of_the_validation_split_are_said_to_be_too_optimistic():
+    card = model_card(small_facts(results={"validation": ROWS}, best_checkpoint="checkpoint-1", chosen_by="NDCG@10"))
+    assert "with the best validation NDCG@10 was kept." in card.text
+    assert "The checkpoint was chosen on this split, so they are too optimistic." in card.text
+    assert {result.dataset_split for result in card.data.eval_results} == {"validation"}
+    assert "No results were recorded." in model_card(small_facts()).text
+
+
+def test_sampled_metrics_have_a_protocol_and_an_entry_of_their_own():
+    rows = {model: {**row, **SAMPLED} for model, row in ROWS.items()}
+    facts = small_facts(results={"test": rows}, sampled_protocol="among 3 items", recipe={"popularity_candidates": 3})
+    card = model_card(facts)
+    assert "They must not be compared with the metrics above. Protocol: among 3 items." in card.text
+    assert "as in the paper" not in card.text
+    configs = {result.metric_type: result.dataset_config for result in card.data.eval_results}
+    assert configs["hr@10"] == "whole-catalog"
+    assert configs["hr@10_popularity_sampled"] == "popularity-sampled"
+    assert "ndcg@1" not in configs  # equal to hr@1
+    paper = model_card(small_facts(results={"test": rows}, sampled_protocol="x", recipe={"popularity_candidates": 100}))
+    assert "Metrics among sampled candidates, as in the paper." in paper.text
+
+
+@pytest.mark.parametrize(
+    ("source", "base"), [("org/name", "org/name"), ("/home/me/model", None), ("model", None), (5, None)]
+)
+def test_only_a_hub_id_becomes_the_base_model(source, base):
+    assert model_card(small_facts(recipe={"start_from": source})).data.base_model == base
+
+
+def test_facts_with_few_metrics_have_a_card_with_gaps():
+    card = model_card(small_facts(results={"test": {"BERT4Rec": {}, "Other": {"hr@10": 1.0}}}, seconds=3600.0))
+    assert "| BERT4Rec | | | |" in card.text
+    assert "| Other | 1.0000 | | |" in card.text
+    assert "1.00 hours (3,600 s) of training on 1 × 2 threads of x86_64, cpu" in card.text
+
+
+def test_tables_are_markdown():
+    assert markdown_table(["", "A"], [["x", "1"]]) == "| | A |\n|---|---:|\n| x | 1 |"
+    assert results_table({"m": {"hr@10": 0.12345}}, ["hr@10"]) == "| | HR@10 |\n|---|---:|\n| m | 0.1235 |"
+    assert sampled_table(ROWS) == ""
