@@ -103,10 +103,10 @@ def test_the_card_is_valid_and_tells_what_is_known(hub, config):
         "| train | 5 |\n| validation | 3 |\n| test | 3 |",
         "Protocol: leave-one-out (every user's last item), ranked among all 5 items, history excluded.",
         "max_length: 2",
-        "- `user`: raw id\n",
+        "- `user`: raw ID\n",
         "- `labels`: null in train (the collator masks); else -100, and the target at the [MASK]\n",
         "those of [PAD], [MASK], [UNK] are 0 to 2.",
-        "What must not happen was looked for and not found:\n\n- train: 0 of 5 rows (0.0%) hold an action later than",
+        "What must not happen was looked for and not found:\n\n- train: 0 of 5 rows (0.0%) contain an action later than",
         "- test: 0 of 3 rows (0.0%) have an input later than the target\n",
         "- test: 3 of 3 rows (100.0%) are of users who are in train too\n",
         "sha256 `",
@@ -166,7 +166,7 @@ def test_two_that_push_at_once_do_not_mix(hub, config):
     push_data(parse_recipe([str(config)]), NAME, may_share=True)
     repository = hub.repositories[f"datasets/{NAME}"]
     hub.meanwhile = lambda: repository.commits.append({**repository.files, "data/train.parquet": b"of others"})
-    with pytest.raises(OSError, match="the Hub has got another commit there meanwhile"):
+    with pytest.raises(OSError, match="the Hub received another commit in the meantime"):
         push_data(parse_recipe([str(config)]), NAME, may_share=True)
     assert repository.files["data/train.parquet"] == b"of others"
 
@@ -205,7 +205,9 @@ def test_a_repository_of_other_data_is_left_alone(hub, config):
     huggingface_hub.upload_file(
         path_or_fileobj=b"a,b\n", path_in_repo="data/all.csv", repo_id=NAME, repo_type="dataset"
     )
-    with pytest.raises(FileExistsError, match=r"org/histories is taken: it holds other data, such as data/all\.csv"):
+    with pytest.raises(
+        FileExistsError, match=r"org/histories is taken: it contains other files, such as data/all\.csv"
+    ):
         push_data(parse_recipe([str(config)]), NAME, may_share=True)
     assert hub.repositories[f"datasets/{NAME}"].files == {"data/all.csv": b"a,b\n"}
 
@@ -215,7 +217,7 @@ def test_an_interrupted_upload_changes_nothing(hub, config):
     push_data(recipe, NAME, may_share=True)
     before = dict(hub.repositories[f"datasets/{NAME}"].files)
     hub.lose_commits = True
-    with pytest.raises(ConnectionError, match=r"the connection to the Hub failed.*No commit is half made there"):
+    with pytest.raises(ConnectionError, match=r"the connection to the Hub failed.*as a whole or not at all"):
         push_data(parse_recipe([str(config), "--max_length=4"]), NAME, may_share=True)
     assert hub.repositories[f"datasets/{NAME}"].files == before
 

@@ -324,14 +324,14 @@ def test_another_app_is_not_replaced(push, hub):
     huggingface_hub.upload_file(
         path_or_fileobj=b"print()", path_in_repo="app.py", repo_id="org/demo", repo_type="space"
     )
-    with pytest.raises(FileExistsError, match=r"org/demo is taken: it holds another app \(app\.py\)"):
+    with pytest.raises(FileExistsError, match=r"org/demo is taken: it contains other files, such as app\.py"):
         push.push("org/demo", "org/bert4rec")
 
 
 def test_a_space_of_parts_that_disagree_is_refused(push, folder, tmp_path):
     shutil.copytree(folder, tmp_path / "mixed")
     item_tokenizer(["a"], max_length=LIMIT).save_pretrained(tmp_path / "mixed")
-    with pytest.raises(ValueError, match="they belong to different catalogues"):
+    with pytest.raises(ValueError, match="Take both from the same checkpoint"):
         push.assemble(tmp_path, str(tmp_path / "mixed"))
 
 
