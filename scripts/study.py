@@ -161,7 +161,7 @@ def run(path: str, results: str, seeds: list[int] | None, threads: int) -> None:
                 key = {"study": Path(path).stem, "variant": name, "seed": seed}
                 same = [line for line in done if key.items() <= line.items()]
                 given = {option: value for option, value in complete.given.items() if option != "output_dir"}
-                if any(line["options"] != given for line in same):
+                if any(_set(line["options"]) != _set(given) for line in same):
                     raise ValueError(f"{results} has {name}, seed {seed}, with other options: move it away.")
                 if not same:
                     runs.append(({**key, "cumulative": study.get("cumulative", False), "options": given}, complete))
@@ -169,6 +169,11 @@ def run(path: str, results: str, seeds: list[int] | None, threads: int) -> None:
             print(f"{line['study']}: {line['variant']}, seed {line['seed']}", flush=True)
             file.write(json.dumps({**line, **train(complete)}) + "\n")
             file.flush()
+
+
+def _set(options: dict[str, Any]) -> dict[str, Any]:
+    """The options that are not None: an option that was added later is None where it was not used."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def load(path: str) -> list[dict[str, Any]]:

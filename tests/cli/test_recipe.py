@@ -189,7 +189,8 @@ def test_a_missing_file_and_a_second_argument_are_refused_by_name(config):
 def test_options_that_are_never_published_are_ignored_in_a_checkpoint(trained_facts):
     recipe = parse_recipe([trained_facts(push_to_hub=True, hub_model_id="org/evil", hub_token="x", hidden_size=12)])
     assert (recipe.training.push_to_hub, recipe.training.hub_model_id) == (False, None)
-    assert recipe.given == {"seed": 42, "hidden_size": 12}
+    assert recipe.given["hidden_size"] == 12
+    assert not [name for name in recipe.given if name.startswith(("push", "hub"))]
 
 
 @pytest.mark.parametrize("name", ["split", "architecture"])

@@ -402,7 +402,7 @@ def test_a_run_pushes_its_checkpoint(tmp_path, hub):
 
 def test_a_run_pushes_to_the_given_branch(tmp_path, hub):
     options = ["--push_to_hub", "true", "--hub_model_id", "org/mine", "--hub_revision", "dev", "--num_train_epochs=1"]
-    with pytest.raises(FileNotFoundError, match="org/mine has no such revision"):
+    with pytest.raises(FileNotFoundError, match="org/mine: found no such revision"):
         run(recipe_for(tmp_path, *options))
     assert hub.repositories["org/mine"].files == {}
 

@@ -159,6 +159,7 @@ def test_a_recipe_trains_them_and_the_checkpoint_recommends(tmp_path, architectu
         "--num_train_epochs",
         "60",
         "--learning_rate=0.03",
+        "--muon_learning_rate=none",
         "--eval_steps=0.5",
         *settings,
     ]
