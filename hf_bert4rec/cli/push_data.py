@@ -11,8 +11,8 @@ from datasets import DatasetDict
 from huggingface_hub import DatasetCard, DatasetCardData
 
 from ..data.audit import audit
+from ..data.formats import EMBEDDED, is_embedded
 from ..data.histories import COLUMNS
-from ..data.sources import EMBEDDED, is_embedded
 from ..hub.push import create_repository, files_in, push_files
 from ..models.configuration_bert4rec import SPECIAL_TOKENS
 from .prepare import describe_data, prepare, protocol

@@ -1,25 +1,47 @@
-"""Ids of users and items: always text, whatever type a log has them in."""
+"""IDs of users and items: always text, whatever type a log or a history has them in."""
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from datetime import date
+from numbers import Number
+from typing import Any, TypeAlias
+from uuid import UUID
 
+import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+Values: TypeAlias = pa.ChunkedArray | list[Any]  # a column; a list if Arrow has no type for its values
+
 READ_FIRST = "Read the data with load_interactions(dataset): it converts ids to text and times to numbers."
+ONE_ROW_PER_ACTION = "Give each action a row of its own, in pandas with str.split and explode, and pass the data frame."
 
 
-def as_ids(column: pa.ChunkedArray, what: str) -> pa.ChunkedArray:
-    """Ids as strings: 1 and 1.0 become "1" (a column of numbers with gaps is floats in pandas); "" is no id."""
-    if pa.types.is_floating(column.type):
-        column = pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
-        if pc.all(pc.equal(column, pc.round(column))).as_py() is not False:
-            column = pc.cast(column, pa.int64(), safe=False)
-    try:
-        column = pc.cast(column, pa.string())
-    except pa.ArrowNotImplementedError:
-        raise ValueError(f"{what}: expected text or numbers, found a column of {column.type}.") from None
-    return pc.if_else(pc.equal(column, ""), pa.scalar(None, pa.string()), column)
+def as_ids(values: Values | pa.Array, what: str, locate: Callable[[int], str] = "row {}".format) -> pa.ChunkedArray:
+    """Convert IDs to text: 1 and 1.0 become "1"; empty text and missing values become null.
+
+    Args:
+        values: Column of text, numbers, UUIDs or dates.
+        what: Name of the IDs in errors.
+        locate: Row -> its place in the source, for errors.
+
+    Raises:
+        ValueError: A value is not a single ID, or a float too large to be exact.
+    """
+    kind = None if isinstance(values, list) else values.type
+    if kind and not (pa.types.is_floating(kind) or pa.types.is_nested(kind) or "binary" in str(kind)):
+        ids = pc.cast(values, pa.string())
+    else:
+        digits = {"halffloat": 11, "float": 24}.get(str(kind), 53)
+        distinct, places = distinct_values(values)
+        texts = []
+        for place, value in enumerate(distinct):
+            try:
+                texts.append(_as_id(value, digits))
+            except ValueError as error:
+                raise ValueError(f"{locate(int(np.argmax(places == place)))}, {what}: {error}") from None
+        ids = pa.chunked_array([pa.array(texts, pa.string()).take(pa.array(places, mask=places < 0))])
+    return pc.if_else(pc.equal(ids, ""), pa.scalar(None, pa.string()), ids)
 
 
 def as_item_ids(values: Iterable[Any], name: str = "item IDs") -> pa.StringArray:
@@ -45,13 +67,42 @@ def as_item_ids(values: Iterable[Any], name: str = "item IDs") -> pa.StringArray
 
 def _as_item_id(value: Any, name: str) -> str:
     scalar = value.item() if getattr(value, "ndim", None) == 0 else value  # numpy scalars, tensors
-    if isinstance(scalar, str):
-        return str(scalar)
-    exact = isinstance(scalar, int) or (isinstance(scalar, float) and abs(scalar) <= 2**53)  # False for NaN
-    if exact and not isinstance(scalar, bool):
-        return str(int(scalar) if scalar == int(scalar) else scalar)
-    inexact = isinstance(scalar, float) and abs(scalar) > 2**53
-    raise ValueError(
-        f"{name}: expected text or numbers, found {repr(value)[:100]} ({type(value).__name__}). "
-        + ("Floats above 2^53 are not exact: read IDs as text." if inexact else "Convert it to text or remove it.")
-    )
+    try:
+        text = None if isinstance(scalar, bool | bytes) else _as_id(scalar)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+    if text is None:
+        found = f"{value!r:.100} ({type(value).__name__})"
+        raise ValueError(f"{name}: expected text or numbers, found {found}. Convert it to text or remove it.")
+    return text
+
+
+def _as_id(value: Any, digits: int = 53) -> str | None:
+    """Convert one ID to text, missing values to None. Floats have so many binary digits."""
+    if isinstance(value, str | bytes):
+        try:
+            return value.decode() if isinstance(value, bytes) else value.encode().decode()
+        except UnicodeError:
+            raise ValueError(f"{value!r:.100} is not valid Unicode text. Fix or remove it.") from None
+    if value is None or value is pd.NA or (isinstance(value, Number | date) and pd.isna(value)):
+        return None
+    if not isinstance(value, Number | date | UUID):
+        found = f"{value!r:.100} ({type(value).__name__})"
+        raise ValueError(f"expected text or numbers, found {found}. Convert it to text. {ONE_ROW_PER_ACTION}")
+    if isinstance(value, float | np.floating):
+        if abs(value) >= 2**digits:
+            raise ValueError(
+                f"found {value!r}, but floats from 2^{digits} on are not exact, so different IDs become one. Read IDs "
+                "as text (pandas: dtype=str) or as integers (pandas: dtype='UInt64')."
+            )
+        value = int(value) if value.is_integer() else value
+    return str(value)
+
+
+def distinct_values(values: Values | pa.Array) -> tuple[list[Any], np.ndarray]:
+    """Return the distinct values, and for each row the place of its value among them (-1: null)."""
+    if isinstance(values, list) or pa.types.is_nested(values.type):
+        return values if isinstance(values, list) else values.to_pylist(), np.arange(len(values))
+    values = values if isinstance(values, pa.ChunkedArray) else pa.chunked_array([values])
+    encoded = values.dictionary_encode().combine_chunks()
+    return encoded.dictionary.to_pylist(), pc.fill_null(encoded.indices, -1).to_numpy()

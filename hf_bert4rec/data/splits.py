@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict
 
 from .histories import SortedLog, build_histories, check_interactions, sort_by_user
-from .interactions import as_seconds
+from .timestamps import as_seconds
 from .tokenization import ItemTokenizer
 
 

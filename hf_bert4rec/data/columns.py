@@ -1,0 +1,149 @@
+"""Which column of a log plays which role: by its usual names, or by what the first rows contain."""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from .ids import ONE_ROW_PER_ACTION
+from .sources import RawLog
+
+Column = str | int | None
+Rows = Sequence[Sequence[str]]
+
+KEY = "(id|no|nr|num|number|code|key|idx|index|hash|uuid)"
+PERSON = "(user|customer|client|buyer|member|visitor|shopper|reviewer|account|person|profile|player|reader|listener)"
+GOODS = "(item|product|article)"
+WORK = "(movie|film|book|song|track|game|app|video|recipe|anime|news|course|show|episode|podcast|beer|joke|food)"
+PLACE = "(business|venue|restaurant|hotel|poi|place|artist|album|listing|offer|ad|content|document|material|stock)"
+EVENT = (
+    "(event|order|purchase|sales?|transaction|invoice|payment|review|rating|click|view|visit|session|action|activity|"
+    "interaction|checkin|watch|play|listen|booking|request|create?|creation|record|server|added|placed){,2}"
+)
+DATE, TIME = f"{EVENT}(ed)?date|tdat|dateadded|dt", f"{EVENT}time"
+NAMES = {  # role -> patterns, the best fit first, for names in lower case without blanks and punctuation
+    "user": ("user", f"(id)?{PERSON}{KEY}?|uid", f"{PERSON}name", f"(session|visit|basket){KEY}?"),
+    "item": ("item|parentasin", f"(id)?{GOODS}{KEY}?|{WORK}{KEY}|asin|sku|isbn|iid|ean|gtin", f"{PLACE}{KEY}", "sid"),
+    "rating": ("rating", f"({GOODS}|{WORK}|review|user|star)?(rating|score|stars?|overall)"),
+    "timestamp": (
+        "timestamp|unixreviewtime",
+        f"{EVENT}(timestamp|datetime|ts|epoch)|unixtime|{EVENT}e?d?at|boughtat|soldat",
+        DATE,
+        TIME,
+    ),
+    "title": ("title", f"({GOODS}|{WORK})title", f"({GOODS}|{WORK})?name", "description"),
+}
+SEQUENCES = f"({GOODS}|{WORK}|asin|sku){KEY}?s?(list|seq|sequence|history)"
+NUMBER = re.compile(r"\s*-?\d[\d.:TZ /+-]*")  # or a date
+DAY = re.compile(r"\s*(\d{4}[-/.]\d|\d\d?\.\d\d?\.\d{4})")
+ASIN, AMAZON_USER = re.compile(r"B0[0-9A-Z]{8}|[0-9]{9}[0-9X]"), re.compile(r"A[0-9A-Z]{7,}")
+
+
+def find_columns(log: RawLog, wanted: Mapping[str, Column], needed: Iterable[str]) -> dict[str, int]:
+    """Return the position of the column of each role: as named by the user, else by its usual names.
+
+    "time of day" is added if the timestamp is a date next to a time.
+
+    Raises:
+        ValueError: There is no column for a role, several fit equally well, or cells contain sequences.
+    """
+    named = {name for name in wanted.values() if isinstance(name, str) and not name.isdecimal()}
+    if log.first_rows and named.intersection(log.first_rows[0]):  # then the first line is a header
+        log.columns, log.first_rows = list(log.first_rows[0]), ()
+    found = {role: place for role, place in guess_roles(log.first_rows).items() if role in wanted}
+    for role, name in wanted.items():
+        found |= _find(log, role, name, NAMES[role])
+    if "timestamp" in found and wanted["timestamp"] is None and _fits(log.columns[found["timestamp"]], DATE):
+        for place in _find(log, "timestamp", None, [TIME]).values():
+            found["time of day"] = place
+    for role in needed:
+        if role not in found:
+            separator = next((separator for separator in ";\t|, " if separator in "".join(log.columns)), ";")
+            option = f"it: {role}=…" if len(log.columns) > 1 else f"the separator: separator={separator!r}"
+            raise ValueError(f"{log.name}: expected a column for the {role}, found {log}. Name {option}.")
+    if "user" in found:
+        sequences = [name for name in log.columns if wanted["item"] is None and _fits(name, SEQUENCES)]
+        sequences += [log.columns[place] for place in found.values() if log.columns[place].endswith("_seq")]
+        if sequences:
+            raise ValueError(f"{log.name}: the cells of {sequences[0]!r} contain several values. {ONE_ROW_PER_ACTION}")
+        if found["user"] == found["item"]:
+            raise ValueError(f"{log.name}: user and item are both column {found['user']}. Name different columns.")
+    return found
+
+
+def _find(log: RawLog, role: str, name: Column, patterns: Iterable[str]) -> dict[str, int]:
+    """Return role -> the only column of this name; without a name, the only one that fits the best pattern, if any."""
+    if name is None:
+        fits = ([i for i, column in enumerate(log.columns) if _fits(column, pattern)] for pattern in patterns)
+        places = next(filter(None, fits), [])
+    else:
+        name = int(name) if name not in log.columns and str(name).isdecimal() else name  # from a command line
+        places = [place for place, column in enumerate(log.columns) if name in (place, column)]
+        if not places:
+            raise ValueError(f"{log.name}: expected a column {name!r} for the {role}, found {log}.")
+    if len(places) > 1:
+        shown = " and ".join(f"{log.columns[place]!r} (column {place})" for place in places)
+        choice = places[0] if len({log.columns[place] for place in places}) == 1 else log.columns[places[0]]
+        raise ValueError(f"{log.name}: {shown} fit the {role} equally well. Name one, such as {role}={choice!r}.")
+    return {role: place for place in places}  # noqa: B035
+
+
+def _fits(name: str, pattern: str) -> bool:
+    """Return whether a name fits, without upper case, blanks, punctuation and RecBole's types (user_id:token)."""
+    return bool(re.fullmatch(pattern, re.sub(r"[\W_]", "", name.partition(":")[0]).lower()))
+
+
+def is_header(rows: Rows) -> bool:
+    """Return whether the first row contains names: a usual one, or words above a column of numbers or dates."""
+    first, *others = rows
+    if any(map(NUMBER.fullmatch, first)):
+        return False
+    columns = [list(filter(str.strip, column)) for column in _columns(others, len(first))]
+    numbers = any(column and all(map(NUMBER.fullmatch, column)) for column in columns)
+    usual = (pattern for patterns in NAMES.values() for pattern in patterns)
+    return (len(others) > 2 and numbers) or any(_fits(name, pattern) for pattern in usual for name in first)
+
+
+def guess_roles(rows: Rows) -> dict[str, int]:
+    """Return role -> column of a file without a header: `user item`, or with `rating timestamp`, as in MovieLens.
+
+    The last two may be the other way round, and so may the first two if they have the form of Amazon's.
+    """
+    columns = _columns(rows, len(rows[0])) if rows else []
+    if len(columns) not in (2, 4) or any(_most(DAY.match, column) for column in columns[:2]):
+        return {}
+    amazon = _most(ASIN.fullmatch, columns[0]) and _most(AMAZON_USER.fullmatch, columns[1])
+    roles = ["item", "user"] if amazon else ["user", "item"]
+    for column in columns[2:]:
+        roles.append("timestamp" if _most(_is_time, column) else "rating" if _most(_is_rating, column) else "")
+    return {} if "" in roles or len(set(roles)) < len(roles) else {role: i for i, role in enumerate(roles)}
+
+
+def are_sequences(rows: Rows) -> bool:
+    """Return whether rows are `user item item …`: of many lengths, or all with other users and without times."""
+    widths = Counter(map(len, rows))
+    width, amount = widths.most_common(1)[0]
+    if max(widths) < 4 or 2 * amount <= len(rows):
+        return max(widths) >= 4
+    others = len({row[0] for row in rows}) == len(rows) == amount
+    return others and not is_header(rows) and not any(_most(_is_time, column) for column in _columns(rows, width))
+
+
+def _columns(rows: Rows, width: int) -> list[tuple[str, ...]]:
+    return list(zip(*(row for row in rows if len(row) == width), strict=True))
+
+
+def _most(fits: Callable[[str], object], cells: Sequence[str]) -> bool:
+    return 2 * sum(bool(fits(cell)) for cell in cells) >= len(cells)
+
+
+def _is_time(cell: str) -> bool:
+    """Return whether a cell is a date, or a number of s, ms, us or ns that is in the years 1973 to 2038."""
+    return bool(DAY.match(cell)) or any(1e8 <= _number(cell) / unit < 2**31 for unit in (1, 1e3, 1e6, 1e9))
+
+
+def _is_rating(cell: str) -> bool:
+    return -100 <= _number(cell) <= 100
+
+
+def _number(cell: str) -> float:
+    return float(cell) if re.fullmatch(r"\s*-?\d+(\.\d*)?\s*", cell) else float("nan")

@@ -1,0 +1,95 @@
+"""From the values of a column to IDs as text, and to times and ratings as numbers."""
+
+import logging
+import re
+from collections.abc import Callable
+from contextlib import suppress
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from .ids import ONE_ROW_PER_ACTION, Values, distinct_values
+from .sources import RawLog
+from .timestamps import date_as_seconds
+
+logger = logging.getLogger(__name__)
+
+MISSING = r"(?i)^\s*(null|none|nan|n/?a|<na>|nat|undefined|\\n)?\s*$"  # as other programs write a missing value
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+LIST = r"^\s*[\[({].*\w.*,.*\w.*[\])}]\s*$"
+DOUBTFUL = {  # IDs that are read as they are, with a warning
+    MISSING: "seems to stand for a missing value: remove these rows if it does",
+    r"^[\s\pZ]|[\s\pZ]$": "begins or ends with a blank: it is not the same ID as without the blank",
+    r"[\r\n]": "contains a line break: check the quotation marks in the file",
+    r"^-?\d+([.,]\d+)?[eE]\+\d+$": "is a rounded number, so different IDs may have become one: export IDs as text",
+    r"^\s*\d+([ ,;|]+\d+){2,}\s*$": "seems to contain several IDs: give each action a row of its own",
+}
+
+
+def check_ids(ids: pa.ChunkedArray, role: str, name: str) -> None:
+    """Warn about IDs that are probably not meant as IDs; raise ValueError if most are lists."""
+    distinct = pc.unique(ids)
+    lists = distinct.filter(pc.match_substring_regex(distinct, LIST))
+    if 2 * len(lists) > len(distinct):
+        raise ValueError(f"{name}: expected one {role} per row, found {lists[0].as_py()!r:.80}. {ONE_ROW_PER_ACTION}")
+    for pattern, doubt in DOUBTFUL.items():
+        doubtful = distinct.filter(pc.match_substring_regex(distinct, pattern))
+        if len(doubtful):
+            rows, examples = pc.sum(pc.is_in(ids, doubtful)).as_py(), ", ".join(map(repr, doubtful[:3].to_pylist()))
+            logger.warning(f"{name}: the {role} of {rows:,} rows ({examples}) {doubt}.")
+
+
+def as_times(values: Values, log: RawLog, rows: np.ndarray) -> pa.ChunkedArray:
+    """Convert times: numbers stay as they are, dates become seconds since 1970; see `as_numbers`."""
+    kind = None if isinstance(values, list) else values.type
+    if kind and pa.types.is_temporal(kind):
+        if not (pa.types.is_date(kind) or pa.types.is_timestamp(kind)):
+            raise ValueError(f"{log.name}: expected dates or numbers as timestamp, found {kind}. Add a date to each.")
+        micros = pc.cast(values, pa.timestamp("us"), safe=getattr(kind, "unit", "") != "ns")
+        values = pc.divide(pc.cast(pc.cast(micros, pa.int64()), pa.float64()), 1e6)
+    return as_numbers(values, "timestamp", log, rows, dates=True)
+
+
+def as_numbers(values: Values, role: str, log: RawLog, rows: np.ndarray, dates: bool = False) -> pa.ChunkedArray:
+    """Convert to int64, or to float64 if there are fractions; missing values become null.
+
+    Raises:
+        ValueError: A value in one of the `rows` is not a number, or where most values are dates, not a date.
+    """
+    if isinstance(values, list) or not pa.types.is_primitive(values.type):
+        values = as_text(values)
+    with suppress(pa.ArrowException):
+        return pc.cast(values, pa.int64())
+    parse: Callable[[str], float] = float
+    try:
+        found = pc.cast(values, pa.float64()).to_numpy()
+        missing = np.isnan(found)
+    except pa.ArrowException:
+        distinct, places = distinct_values(values)
+        if dates and 2 * sum(map(bool, map(NUMBER.fullmatch, distinct))) < len(distinct):
+            parse = date_as_seconds
+        parsed = np.full(len(distinct) + 1, np.inf)
+        for place, value in enumerate(distinct):
+            with suppress(ValueError, OverflowError):
+                parsed[place] = parse(value)
+        found, missing = parsed[places], places < 0
+    missing = missing | ~rows
+    bad = np.flatnonzero(~np.isfinite(found) & ~missing).tolist()
+    if bad:
+        shown = "; ".join(f"{log.locate(row)}: found {values[row].as_py()!r:.80}" for row in bad[:3])
+        what = "a number" if parse is float else "an ISO date"
+        advice = " If they are dates, convert the column with pandas.to_datetime(..., format=...)." if dates else ""
+        raise ValueError(f"{shown} ({len(bad):,} in all). Expected {what} as {role}. Fix or remove these rows.{advice}")
+    whole = np.all(missing | ((found == np.floor(found)) & (np.abs(found) < 2**53)))
+    result = pa.chunked_array([pa.array(np.where(missing, 0, found), mask=missing)])
+    return pc.cast(result, pa.int64()) if whole else result
+
+
+def as_text(values: Values) -> pa.ChunkedArray:
+    """Convert to text without blanks around it; words for missing values become null."""
+    if isinstance(values, list) or pa.types.is_nested(values.type) or "binary" in str(values.type):
+        rows = values if isinstance(values, list) else values.to_pylist()
+        values = pa.chunked_array([pa.array([str(row).encode(errors="replace").decode() for row in rows], pa.string())])
+    text = pc.utf8_trim_whitespace(pc.cast(values, pa.string()))
+    return pc.if_else(pc.match_substring_regex(text, MISSING), pa.scalar(None, pa.string()), text)
