@@ -68,7 +68,7 @@ def as_item_ids(values: Iterable[Any], name: str = "item IDs") -> pa.StringArray
 def _as_item_id(value: Any, name: str) -> str:
     scalar = value.item() if getattr(value, "ndim", None) == 0 else value  # numpy scalars, tensors
     try:
-        text = None if isinstance(scalar, bool | bytes) else _as_id(scalar)
+        text = _as_id(scalar) if isinstance(scalar, str | int | float) and not isinstance(scalar, bool) else None
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
     if text is None:
@@ -92,8 +92,8 @@ def _as_id(value: Any, digits: int = 53) -> str | None:
     if isinstance(value, float | np.floating):
         if abs(value) >= 2**digits:
             raise ValueError(
-                f"found {value!r}, but floats from 2^{digits} on are not exact, so different IDs become one. Read IDs "
-                "as text (pandas: dtype=str) or as integers (pandas: dtype='UInt64')."
+                f"expected text or numbers, found {value!r}. Floats from 2^{digits} on are not exact, so different IDs "
+                "become one: read IDs as text (pandas: dtype=str) or integers (pandas: dtype='UInt64')."
             )
         value = int(value) if value.is_integer() else value
     return str(value)
