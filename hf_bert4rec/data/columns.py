@@ -146,4 +146,4 @@ def _is_rating(cell: str) -> bool:
 
 
 def _number(cell: str) -> float:
-    return float(cell) if re.fullmatch(r"\s*-?\d+(\.\d*)?\s*", cell) else float("nan")
+    return float(cell) if re.fullmatch(r" *-?\d+(\.\d*)? *", cell) else float("nan")

@@ -1,0 +1,57 @@
+"""Sources: files as bytes and text, tables in memory, and errors of libraries."""
+
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pytest
+from datasets import Dataset, DatasetDict
+
+from hf_bert4rec import load_interactions
+from tests.data.raw_logs import ORIGINAL_FORMS, TABLE, TABLE_ROWS, TWO_ROWS, rows
+
+
+@pytest.mark.parametrize("make", [pd.DataFrame, pl.DataFrame, pa.table, Dataset.from_dict])
+def test_a_table_in_memory_is_read(make):
+    assert rows(load_interactions(make(TABLE))) == TABLE_ROWS
+
+
+def test_categories_of_pandas_and_polars_are_read():
+    table = pd.DataFrame({"user": pd.Categorical(["u", "v"]), "item": pd.Categorical([8, 7]), "time": [20, 10]})
+    assert rows(load_interactions(table)) == [("u", "8", 20), ("v", "7", 10)]
+    polars = pl.DataFrame(TABLE, schema_overrides={"user": pl.Categorical, "item": pl.Enum(["b", "a"])})
+    assert rows(load_interactions(polars)) == TABLE_ROWS
+
+
+def test_dates_of_pandas_and_polars_are_read():
+    table = pd.DataFrame({"user": ["u", "v"], "item": ["a", "b"], "date": ["2017-12-17 00:00:01.5", "2017-12-17"]})
+    table["date"] = pd.to_datetime(table["date"], format="ISO8601")
+    expected = [("u", "a", 1513468801.5), ("v", "b", 1513468800)]
+    assert rows(load_interactions(table)) == expected
+    assert rows(load_interactions(pl.from_pandas(table))) == expected
+
+
+def test_text_timestamps_of_pandas_and_polars_are_read():
+    table = {"user": ["u", "v"], "item": ["a", "b"], "time": ["1700000000123", "7"]}
+    expected = [("u", "a", 1700000000123), ("v", "b", 7)]
+    assert rows(load_interactions(pd.DataFrame(table))) == expected
+    assert rows(load_interactions(pl.DataFrame(table))) == expected
+
+
+def test_a_selection_of_a_dataset_is_read_as_selected():
+    assert rows(load_interactions(Dataset.from_dict(TABLE).select([1]))) == [("v", "b", 10)]
+
+
+def test_what_load_interactions_gives_it_also_takes(write):
+    interactions = load_interactions(write("u.data", ORIGINAL_FORMS["u.data"][0]))
+    assert rows(load_interactions(interactions)) == TWO_ROWS
+
+
+@pytest.mark.parametrize("source", [3, None, [("u", "a")], {"user": ["u"]}])
+def test_a_source_of_a_wrong_type_is_refused_by_its_type(source):
+    with pytest.raises(ValueError, match=f"Expected a path, a Hub ID or a table .*found {type(source).__name__}"):
+        load_interactions(source)
+
+
+def test_a_dataset_dict_is_refused_with_the_split_to_pass():
+    with pytest.raises(ValueError, match=r"found DatasetDict of train, test\. Pass one of them: source\['train'\]"):
+        load_interactions(DatasetDict({"train": Dataset.from_dict(TABLE), "test": Dataset.from_dict(TABLE)}))
