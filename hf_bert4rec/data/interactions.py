@@ -74,8 +74,8 @@ def load_interactions(
             found.pop("rating", None)
         table, complete = _read(log, found)
     keep = np.ones(table.num_rows, bool) if min_rating is None else np.asarray(table["rating"]) >= float(min_rating)
-    roles = " or ".join(table.column_names)
-    dropped = {f"without {roles}": (~complete).sum(), f"rated below {min_rating}": (~keep).sum()}
+    *roles, last = table.column_names
+    dropped = {f"without {', '.join(roles)} or {last}": (~complete).sum(), f"rated below {min_rating}": (~keep).sum()}
     if "timestamp" not in found:
         table = table.append_column("timestamp", pa.array(np.arange(table.num_rows)))
     table = table.select(["user", "item", "timestamp"]).filter(pa.array(keep))

@@ -106,7 +106,7 @@ def test_rows_without_an_id_are_dropped_and_counted(write, caplog):
     path = write("log.csv", "user,item,timestamp\nu,a,1\n,b,2\nv,,\nw,c,4\n")
     with caplog.at_level(logging.INFO, "hf_bert4rec.data.interactions"):
         assert rows(load_interactions(path)) == [("u", "a", 1), ("w", "c", 4)]
-    assert "dropped: 2 without user or item or timestamp" in caplog.text
+    assert "dropped: 2 without user, item or timestamp" in caplog.text
 
 
 def test_equal_timestamps_keep_the_order_of_the_file(write):
@@ -158,8 +158,8 @@ def test_one_line_reports_what_was_read_and_dropped(write, caplog):
     with caplog.at_level(logging.INFO, "hf_bert4rec.data.interactions"):
         load_interactions(path, min_rating=2, keep_repeats=False, min_item_interactions=2)
     assert [record.getMessage() for record in caplog.records] == [
-        "log.csv: 3 interactions of 3 users with 1 items; dropped: 1 without user or item or timestamp or rating, 1 rated below 2, 1 repeated, "
-        "1 of users or items with too few."
+        "log.csv: 3 interactions of 3 users with 1 items; dropped: 1 without user, item, timestamp or rating, "
+        "1 rated below 2, 1 repeated, 1 of users or items with too few."
     ]
 
 
