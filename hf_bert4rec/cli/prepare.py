@@ -10,8 +10,8 @@ import pyarrow.csv
 from datasets import Dataset, DatasetDict
 
 from ..data.candidates import popularity_candidates, uniform_candidates
-from ..data.interactions import load_interactions, load_titles, rename_items
 from ..data.formats import is_embedded
+from ..data.interactions import load_interactions, load_titles, rename_items
 from ..data.tokenization import ItemTokenizer, item_tokenizer
 from ..evaluation.ranking import Sampled
 from ..hub.run_facts import DataFacts
