@@ -117,9 +117,11 @@ def check_folder(folder: str | PathLike, name: str | None = None) -> PreTrainedM
         raise ValueError(f"{name}: {redirecting[0]} would load other weights or code than the checked ones. Remove it.")
     if (kind := options["tokenizer_config.json"].get("tokenizer_class")) != ItemTokenizer.__name__:
         raise ValueError(f"{name}: expected an ItemTokenizer, found {kind!r}. Save the tokenizer with the model again.")
+    for file in ("config.json", "tokenizer_config.json"):
+        names, code = options[file].get("architectures") or [], options[file].get("auto_map") or {}
+        if not (isinstance(names, list) and all(isinstance(name, str) for name in names) and isinstance(code, dict)):
+            raise ValueError(f"{name}: architectures or auto_map in {file} are not those of a model. Save it again.")
     for option, value in options["config.json"].items():
-        if option in ("auto_map", "architectures") and not isinstance(value, dict if option == "auto_map" else list):
-            raise ValueError(f"{name}: {option} in config.json is {value!r:.50}. Save the model again.")
         limit = max(len(found), 2) if option in ("num_hidden_layers", "num_labels") else 2**63
         if isinstance(value, int) and abs(value) > limit:  # each layer has weights, and no model has labels
             raise ValueError(f"{name}: {option} in config.json is {value}, but the weights are {len(found)} tensors.")
@@ -201,9 +203,9 @@ def check_sizes(model: nn.Module, tokenizer: ItemTokenizer) -> None:
             f"The model has {config.vocab_size} rows in its item table, the tokenizer {len(tokenizer)} tokens. Take "
             "both from the same checkpoint, or call resize_token_embeddings after extend_item_tokenizer."
         )
-    if config.max_position_embeddings < tokenizer.model_max_length:
+    if not 2 <= tokenizer.model_max_length <= config.max_position_embeddings:
         raise ValueError(
-            f"The tokenizer keeps {tokenizer.model_max_length} items (`model_max_length`), the model has "
+            f"The tokenizer keeps {tokenizer.model_max_length} items (`model_max_length`, at least 2), the model has "
             f"{config.max_position_embeddings} positions: set max_position_embeddings=tokenizer.model_max_length."
         )
 

@@ -106,7 +106,7 @@ def test_the_card_is_valid_and_tells_what_is_known(hub, config):
         "- `user`: raw ID\n",
         "- `labels`: null in train (the collator masks); else -100, and the target at the [MASK]\n",
         "those of [PAD], [MASK], [UNK] are 0 to 2.",
-        "What must not happen was looked for and not found:\n\n- train: 0 of 5 rows (0.0%) contain an action later than",
+        "looked for and not found:\n\n- train: 0 of 5 rows (0.0%) contain an action later than",
         "- test: 0 of 3 rows (0.0%) have an input later than the target\n",
         "- test: 3 of 3 rows (100.0%) are of users who are in train too\n",
         "sha256 `",

@@ -215,8 +215,8 @@ def test_an_index_names_files_of_its_own_folder_only(folder, target):
         ({"model_type": "bert", "architectures": ["BertForMaskedLM"]}, "does not describe a model of hf-bert4rec"),
         ({"model_type": None}, "does not describe a model"),
         ({"layer_norm_eps": 10**30}, "layer_norm_eps in config.json is 1000000"),
-        ({"auto_map": 5}, "auto_map in config.json is 5"),
-        ({"architectures": "x"}, "architectures in config.json is 'x'"),
+        ({"auto_map": 5}, "architectures or auto_map in config.json are not"),
+        ({"architectures": "x"}, "architectures or auto_map in config.json are not"),
         ({"vocab_size": 10**12}, r"expected shape \[1000000000000"),
         ({"max_position_embeddings": 10**12}, r"expected shape \[1000000000000"),
     ],
@@ -280,6 +280,14 @@ def test_a_tokenizer_of_another_class_is_refused(folder, kind):
     config = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps({**config, "tokenizer_class": kind}))
     with pytest.raises(ValueError, match=f"expected an ItemTokenizer, found {kind!r}"):
+        check_checkpoint(folder)
+
+
+@pytest.mark.parametrize("length", [0, 1, -1, 6])
+def test_a_tokenizer_of_lengths_that_the_model_cannot_take_is_refused(folder, length):
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**config, "model_max_length": length}))
+    with pytest.raises(ValueError, match=rf"The tokenizer keeps {length} items .*, the model has 5 positions"):
         check_checkpoint(folder)
 
 
