@@ -22,11 +22,9 @@ if TYPE_CHECKING:  # the public names, for type checkers and for `__getattr__`
     from .evaluation.ranking import ranking_metrics, target_ranks
     from .inference.pipeline import NextItemRecommendationPipeline, pipeline
     from .models.configuration_bert4rec import Bert4RecConfig
-    from .models.configuration_gru4rec import Gru4RecConfig
-    from .models.configuration_sasrec import SasRecConfig
     from .models.modeling_bert4rec import Bert4RecForMaskedLM, Bert4RecModel
-    from .models.modeling_gru4rec import Gru4RecForMaskedLM, Gru4RecModel
-    from .models.modeling_sasrec import SasRecForMaskedLM, SasRecModel
+    from .models.modeling_gru4rec import Gru4RecConfig, Gru4RecForMaskedLM, Gru4RecModel
+    from .models.modeling_sasrec import SasRecConfig, SasRecForMaskedLM, SasRecModel
     from .models.registry import ARCHITECTURES, register_architecture
     from .training.arguments import RecommendationTrainingArguments
     from .training.callbacks import ClozeCallback, ResourceCallback

@@ -1,5 +1,6 @@
 """Configuration of BERT4Rec, and the rows of the item table that are not items."""
 
+from collections.abc import Callable
 from difflib import get_close_matches
 from typing import Any, ClassVar, Literal, Self, get_args
 
@@ -15,8 +16,25 @@ SPECIAL_TOKENS = ("[PAD]", "[MASK]", "[UNK]")
 Loss = Literal["softmax", "sampled_softmax", "gbce", "bce"]
 LOSSES = get_args(Loss)
 
-MOST_LAYERS = 1000
-MOST_LABELS = 1000
+MOST_LABELS = 1000  # transformers creates a name for each of `num_labels`
+RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
+    ("from 1 to 1000", lambda value: 1 <= value <= 1000, ("num_hidden_layers",)),  # more take minutes to create
+    (
+        "at least 1",
+        lambda value: value >= 1,
+        ("num_attention_heads", "intermediate_size", "max_position_embeddings", "loss_chunk_size", "num_negatives"),
+    ),
+    ("at least 0 and below 1", lambda value: 0 <= value < 1, ("hidden_dropout_prob", "attention_probs_dropout_prob")),
+    ("above 0", lambda value: value > 0, ("initializer_range", "layer_norm_eps")),
+    ("from 0 to 1", lambda value: 0 <= value <= 1, ("gbce_calibration",)),
+    ("0, the row of [PAD]", lambda value: value == 0, ("pad_token_id",)),
+    (
+        "odd and at least 3, or None",
+        lambda value: value is None or (value >= 3 and value % 2 == 1),
+        ("conv_kernel_size",),
+    ),
+)
+"""What is expected, its check, and the options that it holds for."""
 
 
 @strict
@@ -104,10 +122,11 @@ class Bert4RecConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         names = [name for name in self.__dataclass_fields__ if not name.endswith("token_id")]
+        kwargs.pop("model_type", None)  # a class attribute; a saved configuration contains it
         for name in kwargs:  # transformers keeps unknown options, so a typo would have no effect
             if name not in names and (near := get_close_matches(name, names, 1, cutoff=0.8)):
                 logger.warning("Unknown option %r of %s. Did you mean %r?", name, type(self).__name__, near[0])
-        labels = kwargs.get("num_labels")  # transformers makes a name for each
+        labels = kwargs.get("num_labels")
         if labels is not None and not (isinstance(labels, int) and 0 <= labels <= MOST_LABELS):
             raise ValueError(f"`num_labels` must be an integer from 0 to {MOST_LABELS}, found {labels!r}.")
         super().__post_init__(**kwargs)
@@ -134,41 +153,31 @@ class Bert4RecConfig(PreTrainedConfig):
         """
         return super().from_dict({**cls._paper_settings, **config_dict}, **kwargs)
 
+    def validate_ranges(self) -> None:
+        """Check each number by itself. `@strict` calls every `validate_*` method, in the order of their names."""
+        for expected, valid, names in RANGES:
+            for name in names:
+                if not valid(getattr(self, name)):
+                    raise ValueError(f"`{name}` must be {expected}, found {getattr(self, name)}.")
+
     def validate_sizes(self) -> None:
-        """Check the sizes. `@strict` calls every `validate_*` method when a configuration is created."""
-        for name in (
-            "num_hidden_layers",
-            "num_attention_heads",
-            "intermediate_size",
-            "max_position_embeddings",
-            "loss_chunk_size",
-            "num_negatives",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, found {getattr(self, name)}.")
+        """Check the sizes that depend on others."""
         if self.hidden_size < 1 or self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"`hidden_size` must be a positive multiple of `num_attention_heads`, found {self.hidden_size} "
                 f"and {self.num_attention_heads}."
             )
-        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 0 and below 1, found {getattr(self, name)}.")
         if self.vocab_size <= len(SPECIAL_TOKENS):
             raise ValueError(
                 f"`vocab_size` must count the {len(SPECIAL_TOKENS)} special rows {', '.join(SPECIAL_TOKENS)} and at "
                 f"least one item, found {self.vocab_size}. Pass `vocab_size=len(tokenizer)`."
             )
-        for name in ("initializer_range", "layer_norm_eps"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"`{name}` must be above 0, found {getattr(self, name)}.")
-        if self.pad_token_id != SPECIAL_TOKENS.index("[PAD]"):
-            raise ValueError(f"`pad_token_id` must be 0, the row of [PAD], found {self.pad_token_id}.")
-
-    def validate_depth(self) -> None:
-        """Check the number of layers, whose modules take seconds to create when there are many."""
-        if self.num_hidden_layers > MOST_LAYERS:
-            raise ValueError(f"`num_hidden_layers` must be at most {MOST_LAYERS}, found {self.num_hidden_layers}.")
+        head_width = self.hidden_size // self.num_attention_heads
+        if self.rope_theta is not None and (self.rope_theta <= 1 or head_width % 2):
+            raise ValueError(
+                f"`rope_theta` must be above 1 and the width of a head even, found {self.rope_theta} and {head_width}. "
+                "Change `hidden_size` or `num_attention_heads`, or set rope_theta=None."
+            )
 
     def validate_activation(self) -> None:
         """Check the name of the activation."""
@@ -189,16 +198,3 @@ class Bert4RecConfig(PreTrainedConfig):
                 f"`num_negatives` must be at most {others}, the number of items other than the target, found "
                 f"{self.num_negatives}. Lower it, or use loss='softmax' for so few items."
             )
-        if not 0 <= self.gbce_calibration <= 1:
-            raise ValueError(f"`gbce_calibration` must be from 0 to 1, found {self.gbce_calibration}.")
-
-    def validate_variants(self) -> None:
-        """Check the options of rotary positions and of the convolution."""
-        head_width = self.hidden_size // max(1, self.num_attention_heads)  # checks run in the order of their names
-        if self.rope_theta is not None and (self.rope_theta <= 1 or head_width % 2):
-            raise ValueError(
-                f"`rope_theta` must be above 1 and the width of a head even, found {self.rope_theta} and {head_width}. "
-                "Change `hidden_size` or `num_attention_heads`, or set rope_theta=None."
-            )
-        if self.conv_kernel_size is not None and (self.conv_kernel_size < 3 or self.conv_kernel_size % 2 == 0):
-            raise ValueError(f"`conv_kernel_size` must be odd and at least 3, or None, found {self.conv_kernel_size}.")

@@ -1,21 +1,44 @@
-"""GRU4Rec: a recurrent encoder. An item is predicted from the items before it, as in SASRec."""
+"""GRU4Rec: a recurrent encoder. An item is predicted from the items before it only, as in SASRec."""
 
 import torch
+from huggingface_hub.dataclasses import strict
 from torch import nn
 from transformers import initialization
-from transformers.modeling_outputs import BaseModelOutput
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
-from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
 
-from .configuration_gru4rec import Gru4RecConfig
-from .modeling_bert4rec import Bert4RecForMaskedLM, Bert4RecPreTrainedModel, Dropout, keep
+from .configuration_bert4rec import Bert4RecConfig
+from .modeling_bert4rec import Bert4RecEncoder, Bert4RecForMaskedLM, keep
 from .modeling_sasrec import shift_right
 
 
-class Gru4RecModel(Bert4RecPreTrainedModel):
-    """The recurrent encoder: at each position one hidden state, of the items before it."""
+@strict
+class Gru4RecConfig(Bert4RecConfig):
+    """Configuration of a GRU4Rec model (Hidasi et al., ICLR 2016): that of BERT4Rec without attention and positions.
+
+    The options of attention, of positions and of the feed-forward layer have no effect.
+
+    Raises:
+        ValueError: As for `Bert4RecConfig`, or `rope_theta` or `conv_kernel_size` is set.
+    """
+
+    model_type = "gru4rec"
+    _paper_settings = {**Bert4RecConfig._paper_settings, "prediction_head": False}
+
+    num_hidden_layers: int = 1
+    num_attention_heads: int = 1  # no effect, but every width is a multiple of it
+    rope_theta: float | int | None = None
+    conv_kernel_size: int | None = None
+
+    def validate_direction(self) -> None:
+        """Check that options of other encoders are not set."""
+        for name in ("rope_theta", "conv_kernel_size"):
+            if getattr(self, name) is not None:
+                raise ValueError(f"`{name}` must be None for GRU4Rec, found {getattr(self, name)}.")
+
+
+class Gru4RecModel(Bert4RecEncoder):
+    """Recurrent encoder: one hidden state per position, of the items before it."""
 
     config: Gru4RecConfig
     _no_split_modules = []
@@ -25,7 +48,7 @@ class Gru4RecModel(Bert4RecPreTrainedModel):
     def __init__(self, config: Gru4RecConfig) -> None:
         super().__init__(config)
         self.item_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.dropout = Dropout(config.hidden_dropout_prob)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.layers = nn.ModuleList(
             nn.GRU(config.hidden_size, config.hidden_size, batch_first=True) for _ in range(config.num_hidden_layers)
         )
@@ -38,27 +61,24 @@ class Gru4RecModel(Bert4RecPreTrainedModel):
             for weight in module.parameters():
                 initialization.uniform_(weight, -(module.hidden_size**-0.5), module.hidden_size**-0.5)
 
-    @merge_with_config_defaults
-    @capture_outputs
-    def forward(
+    def encode(
         self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        kept_positions: torch.Tensor | None = None,
+        input_ids: torch.Tensor | None,
+        inputs_embeds: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
+        kept_positions: torch.Tensor | None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> BaseModelOutput:
-        """As `SasRecModel`."""
-        embedded = shift_right(self.item_embeddings, input_ids, inputs_embeds, attention_mask)
-        hidden_states = self.dropout(embedded)
+    ) -> torch.Tensor:
+        """Run all layers on all positions. Padding on the right needs no mask, since nothing is read after it."""
+        hidden_states = self.dropout(shift_right(self.item_embeddings, input_ids, inputs_embeds))
         for layer in self.layers:
             hidden_states, _ = layer(hidden_states)
             hidden_states = self.dropout(hidden_states)
-        return BaseModelOutput(last_hidden_state=keep(hidden_states, kept_positions))
+        return keep(hidden_states, kept_positions)
 
 
 class Gru4RecForMaskedLM(Bert4RecForMaskedLM):
-    """GRU4Rec with the item table as its output. Next-item prediction is a [MASK] at the end, as with BERT4Rec."""
+    """GRU4Rec with the item table as its output. The next item is predicted at a [MASK] at the end of the history."""
 
     config: Gru4RecConfig
     base_class = Gru4RecModel

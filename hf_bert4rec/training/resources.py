@@ -11,7 +11,7 @@ import psutil
 import torch
 from transformers import PreTrainedModel
 
-from ..models.configuration_gru4rec import Gru4RecConfig
+from ..models.modeling_gru4rec import Gru4RecConfig
 
 logger = logging.getLogger(__name__)
 

@@ -261,8 +261,8 @@ def site_of(folder: Path, *packages: str) -> Path:
 
 
 RECIPE = {"rope_theta": 200, "conv_kernel_size": 3, "prediction_head": False}
-SASREC = CODE | {"configuration_sasrec.py", "modeling_sasrec.py"}
-GRU4REC = SASREC | {"configuration_gru4rec.py", "modeling_gru4rec.py"}
+SASREC = CODE | {"modeling_sasrec.py"}
+GRU4REC = SASREC | {"modeling_gru4rec.py"}
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The losses over items, against plain torch and numbers made by hand, and the dropout that they are trained with."""
+"""The losses over items, compared with plain torch and with numbers computed by hand."""
 
 import pytest
 import torch
@@ -9,7 +9,6 @@ from torch.profiler import ProfilerActivity, profile
 
 from hf_bert4rec import Bert4RecConfig, Bert4RecForMaskedLM
 from hf_bert4rec.models.item_loss import item_loss, sampled_scores
-from hf_bert4rec.models.modeling_bert4rec import Dropout
 from tests.conftest import small_config
 
 SPECIALS = 3
@@ -422,80 +421,6 @@ def test_every_loss_teaches_the_next_item(loss, share):
     assert (best == CYCLE[:, 3]).sum() >= 11
 
 
-# ---- dropout ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("p", "kept_at"),
-    [(0.1, 1.1111186), (0.5, 2.0), (0.9, 9.9993896)],  # 2¹⁶ / (2¹⁶ - 6554), and 2¹⁶ / (2¹⁶ - 58982)
-)
-def test_dropout_drops_its_share_and_scales_up_the_rest_by_just_as_much(p, kept_at):
-    torch.manual_seed(0)
-    dropped = Dropout(p)(torch.ones(1_000_000, dtype=torch.float64))
-    assert (dropped == 0).double().mean().item() == pytest.approx(p, abs=0.002)
-    assert dropped[dropped != 0].unique().tolist() == pytest.approx([kept_at], rel=1e-7)
-    assert dropped.mean().item() == pytest.approx(1, rel=5 * (p / (1 - p)) ** 0.5 / 1000)
-
-
-@pytest.mark.parametrize("shape", [(200_000, 8), (8, 200_000)])  # close together, two words a row; and far apart
-def test_dropout_drops_elements_independently_of_each_other(shape):
-    torch.manual_seed(0)
-    zeros = (Dropout(0.3)(torch.ones(shape)) == 0).float()
-    zeros = zeros if shape[1] == 8 else zeros.T
-    assert zeros.mean(dim=0).tolist() == pytest.approx([0.3] * 8, abs=0.006)
-    together = zeros.T @ zeros / len(zeros)
-    assert together[~torch.eye(8).bool()].tolist() == pytest.approx([0.09] * 56, abs=0.005)
-
-
-def test_dropout_does_nothing_in_evaluation_or_without_a_probability():
-    numbers = torch.randn(5, 7)
-    before = torch.get_rng_state()
-    assert torch.equal(Dropout(0.5).eval()(numbers), numbers)
-    assert torch.equal(Dropout(0.0)(numbers), numbers)
-    assert torch.equal(torch.get_rng_state(), before)
-
-
-def test_dropout_follows_the_seed_and_changes_with_every_call():
-    numbers, dropout = torch.randn(100), Dropout(0.5)
-    torch.manual_seed(0)
-    first, second = dropout(numbers), dropout(numbers)
-    torch.manual_seed(0)
-    assert torch.equal(dropout(numbers), first)
-    assert not torch.equal(first, second)
-
-
-def test_dropout_drops_the_gradient_where_it_dropped_the_number():
-    numbers = torch.randn(3, 50, dtype=torch.float64, requires_grad=True)
-    dropped = Dropout(0.5)(numbers)
-    dropped.sum().backward()
-    assert {0.0, 2.0} == set(numbers.grad.flatten().tolist())
-    assert torch.equal(numbers.grad * numbers, dropped)
-
-
-@pytest.mark.parametrize("shape", [(), (0,), (1,), (2,), (3,), (4,), (5,), (3, 5, 7), (2, 0, 3)])
-def test_dropout_takes_any_number_of_elements(shape):
-    torch.manual_seed(0)
-    many = torch.stack([Dropout(0.5)(torch.ones(shape)) for _ in range(300)])
-    assert many.shape == (300, *shape)
-    for share in (many == 0).float().mean(dim=0).flatten().tolist():
-        assert share == pytest.approx(0.5, abs=0.15)
-
-
-def test_dropout_takes_a_transposed_tensor():
-    torch.manual_seed(0)
-    numbers = torch.arange(1.0, 41).view(5, 8).T
-    dropped = Dropout(0.5)(numbers)
-    assert torch.equal(dropped, torch.where(dropped == 0, 0, 2 * numbers))
-    assert 0 < (dropped == 0).sum() < 40
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
-def test_dropout_keeps_the_precision(dtype):
-    dropped = Dropout(0.5)(torch.ones(100, dtype=dtype))
-    assert dropped.dtype == dtype
-    assert set(dropped.tolist()) == {0.0, 2.0}
-
-
 @pytest.mark.parametrize("use_reentrant", [False, True])
 def test_gradient_checkpointing_drops_the_same_again(use_reentrant):
     model = cyclic_model(num_hidden_layers=3, hidden_dropout_prob=0.4, initializer_range=0.3).train()
@@ -509,11 +434,3 @@ def test_gradient_checkpointing_drops_the_same_again(use_reentrant):
         loss.backward()
         found.append([loss, *(parameter.grad.clone() for parameter in model.parameters())])
     assert_same(*found, tolerance=1e-6)
-
-
-def test_dropout_can_be_compiled():
-    compiled = torch.compile(Dropout(0.25), backend="aot_eager", fullgraph=True)
-    torch.manual_seed(0)
-    dropped = compiled(torch.ones(10_000))
-    assert (dropped == 0).float().mean().item() == pytest.approx(0.25, abs=0.03)
-    assert dropped.mean().item() == pytest.approx(1, abs=0.03)
