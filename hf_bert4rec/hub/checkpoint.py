@@ -111,20 +111,9 @@ def check_folder(folder: str | PathLike, name: str | None = None) -> PreTrainedM
             + " A pytorch_model.bin is never read: it is a pickle, which can run code." * (WEIGHTS[0] in missing)
         )
     found = {key: shape for file in files for key, shape in _shapes(folder / file, name).items()}
-    redirecting = [f"{option} in config.json" for option in REDIRECTING_OPTIONS if options["config.json"].get(option)]
-    redirecting += [file.name for pattern in REDIRECTING_FILES for file in folder.glob(pattern)]
-    if redirecting:
-        raise ValueError(f"{name}: {redirecting[0]} would load other weights or code than the checked ones. Remove it.")
-    if (kind := options["tokenizer_config.json"].get("tokenizer_class")) != ItemTokenizer.__name__:
-        raise ValueError(f"{name}: expected an ItemTokenizer, found {kind!r}. Save the tokenizer with the model again.")
-    for file in ("config.json", "tokenizer_config.json"):
-        names, code = options[file].get("architectures") or [], options[file].get("auto_map") or {}
-        if not (isinstance(names, list) and all(isinstance(name, str) for name in names) and isinstance(code, dict)):
-            raise ValueError(f"{name}: architectures or auto_map in {file} are not those of a model. Save it again.")
-    for option, value in options["config.json"].items():
-        limit = max(len(found), 2) if option in ("num_hidden_layers", "num_labels") else 2**63
-        if isinstance(value, int) and abs(value) > limit:  # each layer has weights, and no model has labels
-            raise ValueError(f"{name}: {option} in config.json is {value}, but the weights are {len(found)} tensors.")
+    if redirecting := [file.name for pattern in REDIRECTING_FILES for file in folder.glob(pattern)]:
+        raise ValueError(f"{name}: {redirecting[0]} would load other weights or code. Remove it.")
+    _check_options(options["config.json"], options["tokenizer_config.json"], len(found), name)
     try:
         with torch.device("meta"):
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
@@ -142,6 +131,22 @@ def check_folder(folder: str | PathLike, name: str | None = None) -> PreTrainedM
                 f"for {key}, found {found.get(key, 'none')}. Take both from the same checkpoint."
             )
     return model
+
+
+def _check_options(config: dict[str, Any], tokenizer: dict[str, Any], weights: int, name: str) -> None:
+    """Check the options by which transformers chooses files and classes, and the sizes, before it reads them."""
+    if redirecting := [option for option in REDIRECTING_OPTIONS if config.get(option)]:
+        raise ValueError(f"{name}: {redirecting[0]} in config.json would load other weights or code. Remove it.")
+    if (kind := tokenizer.get("tokenizer_class")) != ItemTokenizer.__name__:
+        raise ValueError(f"{name}: expected an ItemTokenizer, found {kind!r}. Save the tokenizer with the model again.")
+    for file, values in (("config.json", config), ("tokenizer_config.json", tokenizer)):
+        names, code = values.get("architectures") or [], values.get("auto_map") or {}
+        if not (isinstance(names, list) and all(isinstance(name, str) for name in names) and isinstance(code, dict)):
+            raise ValueError(f"{name}: architectures or auto_map in {file} are not those of a model. Save it again.")
+    for option, value in config.items():
+        limit = max(weights, 2) if option in ("num_hidden_layers", "num_labels") else 2**63
+        if isinstance(value, int) and abs(value) > limit:  # each layer has weights, and no model has labels
+            raise ValueError(f"{name}: {option} in config.json is {value}, but the weights are {weights} tensors.")
 
 
 def weight_files(folder: Path) -> list[str]:
