@@ -49,7 +49,7 @@ def run(recipe: Recipe) -> Path | None:
     config = trainer.model.config
     whole, sampled = protocol(recipe, len(tokenizer.items), config.exclude_history)
     facts = dataclasses.replace(
-        trainer.facts(recipe.run.name or output.absolute().name),
+        trainer.run_facts(recipe.run.name or output.absolute().name),
         data=data,
         protocol=whole,
         sampled_protocol=sampled,

@@ -1,1 +1,1 @@
-"""Ranks and metrics of next-item recommendation, baselines, and the comparison of models."""
+"""Evaluation: ranks and metrics of next-item recommendation, baselines, and comparison of models."""

@@ -1,1 +1,1 @@
-"""What the stock Trainer needs to train a recommender."""
+"""Training: arguments, callbacks, objectives, optimizer and the Trainer of recommenders."""

@@ -234,8 +234,6 @@ class RecommendationTrainer(Trainer):
             titles=self.processing_class.titles is not None,
         )
 
-    facts = run_facts
-
     def _validation_metrics(self) -> dict[str, float]:
         """Metrics of the current model, as logged during training; a later evaluation may be of any split."""
         log = self.state.log_history

@@ -66,7 +66,7 @@ def test_the_order_of_the_markov_chain_is_counted_by_hand(train):
 
 
 @pytest.mark.parametrize("history", [[], [D], [E], [UNK]])
-def test_where_nothing_followed_the_markov_chain_falls_back_on_popularity(train, history):
+def test_without_transitions_the_markov_chain_falls_back_on_popularity(train, history):
     chain, popularity = MarkovChain(train, VOCAB), Popularity(train, VOCAB)
     torch.testing.assert_close(chain.scores(query(history)), 0.9 / 4 * popularity.scores(query(history)))
 
@@ -85,7 +85,7 @@ def test_one_observed_step_outweighs_any_popularity():
 
 
 @pytest.mark.parametrize("name", BASELINES)
-def test_every_baseline_answers_as_a_model_does(people, name):
+def test_every_baseline_returns_the_output_of_a_model(people, name):
     baseline = BASELINES[name](people, VOCAB)
     batch = labelled([A, C], [B, A], [B])
     outputs = baseline(**batch)
@@ -104,7 +104,7 @@ def test_a_score_does_not_depend_on_the_others_in_the_batch(people, name):
         torch.testing.assert_close(together[row], baseline.scores(query(history))[0])
 
 
-def test_popularity_counts_the_newest_actions_alone():
+def test_popularity_counts_the_most_recent_interactions_only():
     columns = {"user": ["u", "v"], "input_ids": [[A, B], [A, C, C]]}
     train = Dataset.from_dict({**columns, "timestamps": [[1, 9], [2, 8, 10]]})
     assert Popularity(train, VOCAB, recent_share=0.6).counts.tolist() == [0, 0, 0, 0, 1, 2, 0, 0]
@@ -138,7 +138,7 @@ def test_the_memory_of_ease_is_that_of_three_matrices(people, monkeypatch):
                 Ease(people, VOCAB)
 
 
-def test_ease_on_a_catalogue_that_does_not_fit_is_refused():
+def test_ease_on_a_catalog_that_does_not_fit_raises():
     train = Dataset.from_dict({"user": ["u"], "input_ids": [[A]]})
     with pytest.raises(MemoryError, match=r"EASE on 10000000 rows needs 1200000\.0 GB"):
         Ease(train, 10_000_000)
@@ -146,7 +146,7 @@ def test_ease_on_a_catalogue_that_does_not_fit_is_refused():
         Ease(train, VOCAB, regularization=0)
 
 
-def test_cosine_neighbours_are_counted_by_hand(people):
+def test_cosine_neighbors_are_counted_by_hand(people):
     """a is had by 3, b by 3, c by 2, d by 1; a and b together by 2, a and c by 2, b and c by 1."""
     scores = ItemNeighbors(people, VOCAB).scores(query([C], [A, B]))
     of_c = {A: 2 / 6**0.5, B: 1 / 6**0.5, C: 1, D: 0}
@@ -155,7 +155,7 @@ def test_cosine_neighbours_are_counted_by_hand(people):
         assert {item: scores[row, item].item() for item in expected} == pytest.approx(expected, abs=1e-6)
 
 
-def test_only_the_nearest_neighbours_of_an_item_count(people):
+def test_only_the_nearest_neighbors_of_an_item_count(people):
     scores = ItemNeighbors(people, VOCAB, neighbors=1).scores(query([A], [B, C]))
     assert scores.tolist() == [[0, 0, 0, 1, 0, 0, 0, 0], [0, 0, 0, 0, 1, 1, 0, 0]]
 
@@ -185,7 +185,7 @@ def test_bm25_is_written_out(people):
         (BprMf, {"iterations": 0}),
     ],
 )
-def test_numbers_that_cannot_be_are_refused(people, kind, options):
+def test_options_out_of_range_raise(people, kind, options):
     (name, value), *_ = options.items()
     with pytest.raises(ValueError, match=f"`{name}` must be a whole number from 1, found {value}"):
         kind(people, VOCAB, **options)
@@ -234,7 +234,7 @@ def test_bpr_scores_each_user_by_the_own_factors():
     torch.testing.assert_close(scores, bpr.user_factors[[1, 2, 59]] @ bpr.item_factors.T)
 
 
-def test_a_weighting_that_there_is_not_is_told_with_those_that_there_are(people):
+def test_an_unknown_weighting_raises_with_the_known_ones(people):
     with pytest.raises(ValueError, match="`weighting` must be cosine or bm25, found 'tfidf'"):
         ItemNeighbors(people, VOCAB, weighting="tfidf")
 
@@ -245,7 +245,7 @@ def two_groups() -> Dataset:
     return Dataset.from_dict({"user": [f"u{number}" for number in range(60)], "input_ids": histories})
 
 
-def test_factors_recommend_what_those_with_the_same_taste_have():
+def test_factors_recommend_the_items_of_similar_users():
     train = two_groups()
     als = Als(train, VOCAB, factors=2)
     bpr = BprMf(train, VOCAB, factors=4, iterations=200)
@@ -256,7 +256,7 @@ def test_factors_recommend_what_those_with_the_same_taste_have():
         assert of_second[E] > of_second[[A, B, C]].max()
 
 
-def test_the_collator_tells_bpr_whose_rows_they_are(tokenizer):
+def test_the_collator_adds_the_numbers_of_the_users(tokenizer):
     collator = DataCollatorWithUsers(tokenizer, {"u1": 0, "u2": 1})
     rows = [{"user": user, "input_ids": [A, MASK], "labels": [-100, B], "history": [A]} for user in ("u2", "new", "u1")]
     batch = collator(rows)
@@ -264,26 +264,26 @@ def test_the_collator_tells_bpr_whose_rows_they_are(tokenizer):
     assert batch["labels"].tolist() == [[-100, B]] * 3
 
 
-def test_bpr_without_its_users_is_refused():
+def test_bpr_without_users_raises():
     bpr, batch = BprMf(two_groups(), VOCAB, factors=4), labelled([B], [A])
     with pytest.raises(ValueError, match=r"`DataCollatorWithUsers\(tokenizer, model\.users\)`"):
         bpr(**{name: value for name, value in batch.items() if name != "users"})
 
 
-def test_somebody_unknown_to_bpr_is_the_mean_user():
+def test_an_unknown_user_of_bpr_has_the_mean_factors():
     bpr = BprMf(two_groups(), VOCAB, factors=4)
     scores = bpr.scores(query([A], users=[-1]))
     torch.testing.assert_close(scores[0], bpr.item_factors @ bpr.user_factors.mean(dim=0))
 
 
 @pytest.mark.parametrize("name", BASELINES)
-def test_windows_instead_of_whole_histories_are_refused(name):
+def test_windows_instead_of_whole_histories_raise(name):
     train = Dataset.from_dict({"user": ["u", "u"], "input_ids": [[A], [B]]})
     with pytest.raises(ValueError, match="one row per user"):
         BASELINES[name](train, VOCAB)
 
 
-def test_without_the_library_the_cure_is_told(monkeypatch, people):
+def test_without_implicit_the_error_names_the_install_command(monkeypatch, people):
     monkeypatch.setitem(sys.modules, "implicit.cpu.als", None)
     with pytest.raises(ImportError, match=r"pip install 'hf-bert4rec\[baselines\]'"):
         Als(people, VOCAB)
@@ -295,3 +295,22 @@ def test_histories_of_equal_length_are_counted_alike(kind):
     uneven = Dataset.from_dict({"user": list("wxyz"), "input_ids": [[A, B], [B, C], [A, C], [D]]})
     one, other = (kind(train, VOCAB).scores(query([A], [B])) for train in (even, uneven))
     torch.testing.assert_close(one[:, [A, B, C, E]], other[:, [A, B, C, E]])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU; the meta device has no values")
+def test_the_output_is_on_the_device_of_the_inputs(people):
+    batch = {name: values.cuda() for name, values in labelled([A], [B]).items()}
+    outputs = Popularity(people, VOCAB)(**batch)
+    assert {outputs.loss.device.type, outputs.logits.device.type, outputs.ranking["history"].device.type} == {"cuda"}
+
+
+def test_without_exclusion_nothing_is_excluded_and_no_history_is_needed(people):
+    baseline = Ease(people, VOCAB)
+    batch = labelled([A], [B, C])
+    expected = baseline(**batch).logits
+    del batch["history"]
+    assert "history" not in baseline(**batch).ranking
+    baseline.exclude_history = False
+    outputs = baseline(**batch)
+    assert outputs.ranking["history"].shape == (1, 0)
+    assert torch.equal(outputs.logits, expected)

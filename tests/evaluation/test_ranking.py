@@ -11,7 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_bert4rec import NEXT_ITEM_METRIC, ranking_metrics, target_ranks
-from hf_bert4rec.evaluation.ranking import bootstrap_interval, candidate_ranks, hit_rate, mrr, ndcg
+from hf_bert4rec.evaluation.ranking import (
+    bootstrap_interval,
+    candidate_ranks,
+    hit_rate,
+    mrr,
+    ndcg,
+    warn_about_few_candidates,
+)
 
 SPECIALS, UNK = 3, 2
 
@@ -89,7 +96,7 @@ def test_a_constant_scorer_gets_the_middle():
     assert target_ranks(scores, torch.tensor([3, 11]), torch.tensor([[4, 5], [4, -100]])).tolist() == [4.0, 4.5]
 
 
-def test_scores_of_special_rows_are_passed_over():
+def test_scores_of_special_rows_are_ignored():
     with_infinities = SCORES.clone()
     with_infinities[:, :SPECIALS] = torch.tensor([torch.inf, -torch.inf, torch.nan])
     assert target_ranks(with_infinities, torch.tensor([4])).tolist() == [2.0]
@@ -100,7 +107,7 @@ def test_an_unknown_target_comes_last_whatever_the_scores():
     assert target_ranks(scores, torch.tensor([UNK])).tolist() == [4.0]
 
 
-def test_a_score_that_is_not_a_number_is_refused():
+def test_a_score_that_is_nan_raises():
     scores = SCORES.clone()
     scores[0, 6] = torch.nan
     with pytest.raises(ValueError, match="found NaN: the model diverged"):
@@ -154,7 +161,7 @@ def test_metrics_are_plain_floats_for_every_cutoff():
     assert metrics["mrr@4"] == mrr([1, 4], 4) == 0.625
 
 
-def test_a_tie_just_past_the_cutoff_is_no_hit():
+def test_a_tie_beyond_the_cutoff_is_not_a_hit():
     assert ranking_metrics([10.5], k=[10]) == {"hr@10": 0, "ndcg@10": 0, "mrr@10": 0}
 
 
@@ -180,12 +187,12 @@ def test_metrics_are_those_of_torchmetrics(k):
 @pytest.mark.parametrize(
     ("ranks", "found"), [([], "none"), ([3, 0.5], r"0\.5"), ([0], r"0\."), ([-1, 2], r"-1"), ([float("nan")], "nan")]
 )
-def test_ranks_that_are_none_are_refused(ranks, found):
+def test_invalid_ranks_raise(ranks, found):
     with pytest.raises(ValueError, match=f"at least one rank, each a number from 1, found .*{found}"):
         ranking_metrics(ranks)
 
 
-def test_a_cutoff_below_one_is_refused():
+def test_a_cutoff_below_one_raises():
     with pytest.raises(ValueError, match="cut-offs of at least 1, found 0"):
         ranking_metrics([1, 2], k=[10, 0])
 
@@ -237,13 +244,20 @@ def test_the_bootstrap_interval_is_that_of_the_standard_error():
 
 
 @pytest.mark.parametrize(("target", "history"), [(9, [3]), (3, [9])])
-def test_rows_that_have_no_score_are_of_another_catalogue(target, history):
+def test_rows_without_a_score_raise(target, history):
     with pytest.raises(ValueError, match="Row 9 is to be ranked, but there are scores for 7 rows only"):
         target_ranks(torch.zeros(1, 7), torch.tensor([target]), torch.tensor([history]))
 
 
-def test_one_target_for_several_users_is_refused():
+def test_one_target_for_several_users_raises():
     with pytest.raises(ValueError, match="Expected one target per user, found 1 for scores of 3 users"):
         target_ranks(torch.rand(3, 9), torch.tensor([4]))
     with pytest.raises(ValueError, match="Expected one target per user"):
         target_ranks(torch.rand(3, 9), torch.tensor([4, 4, 5]), torch.tensor([[4]]))
+
+
+def test_few_candidates_are_reported_once(caplog):
+    warn_about_few_candidates.cache_clear()
+    for number in (10, 9, 9):
+        warn_about_few_candidates(number)
+    assert caplog.messages == ["Among 9 sampled candidates HR@10 is always 1. Draw at least 10 candidates per user."]

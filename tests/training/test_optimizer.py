@@ -1,4 +1,4 @@
-"""Muon and AdamW as one optimiser: who gets which, what is saved, and that a resumed run goes on to the bit."""
+"""Muon and AdamW as one optimizer: which weights each trains, saved states, and resumption."""
 
 import copy
 
@@ -33,7 +33,7 @@ def small_model():
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_the_matrices_between_the_layers_are_muons_and_all_else_adamws(tmp_path, tied):
+def test_muon_trains_the_matrices_of_the_layers_and_adamw_all_other_weights(tmp_path, tied):
     model = Bert4RecForMaskedLM(small_config(tie_word_embeddings=tied, conv_kernel_size=3))
     decayed, plain, matrices = make(model, tmp_path, weight_decay=0.03).param_groups
     names = {id(parameter): name for name, parameter in model.named_parameters()}
@@ -80,7 +80,7 @@ def test_it_learns(small_model, tmp_path):
     assert losses[-1] < 0.75 * losses[0]
 
 
-def test_a_saved_state_goes_on_to_the_bit(small_model, tmp_path):
+def test_a_saved_state_continues_bit_equal(small_model, tmp_path):
     optimizer = make(small_model, tmp_path)
     for seed in range(3):
         step(small_model, optimizer, seed)
@@ -94,7 +94,7 @@ def test_a_saved_state_goes_on_to_the_bit(small_model, tmp_path):
         assert torch.equal(one, two)
 
 
-def test_a_schedule_drives_both_also_after_a_resumption(small_model, tmp_path):
+def test_a_schedule_applies_to_both_also_after_a_resumption(small_model, tmp_path):
     optimizer = make(small_model, tmp_path)
     optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     schedule = get_linear_schedule_with_warmup(optimizer, num_warmup_steps=0, num_training_steps=1)
@@ -105,25 +105,25 @@ def test_a_schedule_drives_both_also_after_a_resumption(small_model, tmp_path):
     assert all(torch.equal(one, two) for one, two in zip(before, small_model.parameters(), strict=True))
 
 
-def test_a_copy_goes_on_like_the_original(small_model, tmp_path):
+def test_a_copy_continues_like_the_original(small_model, tmp_path):
     optimizer = make(small_model, tmp_path)
     step(small_model, optimizer, 0)
     other, copied = copy.deepcopy((small_model, optimizer))
     assert [step(small_model, optimizer, seed) for seed in (1, 2)] == [step(other, copied, seed) for seed in (1, 2)]
 
 
-def test_parameters_that_nobody_would_step_are_refused(small_model, tmp_path):
+def test_new_parameters_raise(small_model, tmp_path):
     with pytest.raises(ValueError, match="MuonAdamW does not accept new parameters"):
         make(small_model, tmp_path).add_param_group({"params": [torch.nn.Parameter(torch.ones(2))]})
 
 
-def test_another_optimiser_beside_muon_is_refused(tmp_path):
+def test_another_optimizer_with_muon_raises(tmp_path):
     with pytest.raises(ValueError, match=r"(?i)optim=.*sgd.* cannot be combined with Muon"):
         make(None, tmp_path, optim="sgd")
 
 
 @pytest.mark.parametrize("rate", [0.0, -1.0])
-def test_a_learning_rate_that_is_none_is_refused(tmp_path, rate):
+def test_a_learning_rate_that_is_not_positive_raises(tmp_path, rate):
     args = RecommendationTrainingArguments(str(tmp_path), use_cpu=True)
     with pytest.raises(ValueError, match=f"learning rate of Muon must be above 0, found {rate}"):
         muon(args, rate)

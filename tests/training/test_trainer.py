@@ -1,4 +1,4 @@
-"""RecommendationTrainer: trains as the stock one; what it saves and uploads is a recommender with its own card."""
+"""RecommendationTrainer: checks, training, resumption, cards and uploads."""
 
 import itertools
 import json
@@ -53,7 +53,7 @@ def trained(histories, tmp_path):  # noqa: F811
     return trainer
 
 
-def test_it_trains_as_the_stock_one_does(histories, tmp_path, trained):  # noqa: F811
+def test_it_trains_as_the_stock_trainer_does(histories, tmp_path, trained):  # noqa: F811
     args = RecommendationTrainingArguments(str(tmp_path))
     stock = make_trainer(histories, tmp_path / "stock", Trainer, muon(args))
     stock.train()
@@ -61,7 +61,7 @@ def test_it_trains_as_the_stock_one_does(histories, tmp_path, trained):  # noqa:
     assert all(torch.equal(one, other) for one, other in pairs)
 
 
-def test_what_it_saves_is_a_checkpoint_with_a_card_and_no_pickle(trained, tmp_path):
+def test_it_saves_a_checkpoint_with_a_card_and_without_pickles(trained, tmp_path):
     for folder in (tmp_path / "bert4rec-mine", tmp_path / "elsewhere"):
         trained.save_model(str(folder) if folder.name == "elsewhere" else None)
         assert {path.name for path in folder.iterdir() if path.is_file()} == SAVED | CODE
@@ -75,7 +75,7 @@ def test_training_goes_on_from_what_it_saves(histories, tmp_path, trained):  # n
     assert longer.state.global_step == trained.state.global_step
 
 
-def test_the_card_says_what_the_trainer_knows_and_no_more(trained, tmp_path):
+def test_the_card_contains_what_the_trainer_knows(trained, tmp_path):
     trained.save_model()
     card = ModelCard.load(tmp_path / "bert4rec-mine" / "README.md")
     facts = RunFacts.load(tmp_path / "bert4rec-mine")
@@ -106,7 +106,7 @@ def test_without_a_best_checkpoint_the_last_validation_before_the_end_counts(his
     assert trainer.run_facts().best_checkpoint == ""
 
 
-def test_a_model_that_was_not_trained_here_has_no_results(histories, tmp_path):  # noqa: F811
+def test_the_card_of_an_untrained_model_has_no_results(histories, tmp_path):  # noqa: F811
     trainer = make_trainer(histories, tmp_path / "new")
     trainer.model.config.exclude_history = False
     trainer.save_model()
@@ -116,7 +116,7 @@ def test_a_model_that_was_not_trained_here_has_no_results(histories, tmp_path): 
     assert trainer.run_facts().protocol.endswith("history not excluded")
 
 
-def test_metrics_of_another_making_are_not_taken_for_ours(trained):
+def test_metrics_of_other_functions_are_not_recorded(trained):
     trained.preprocess_logits_for_metrics = None
     assert "validation" not in trained.run_facts().results
 
@@ -137,7 +137,7 @@ def test_it_pushes_a_checkpoint_in_one_commit_that_loads_and_has_a_valid_card(tr
     assert card.data.eval_results[0].dataset_type == "my log"
 
 
-def test_everything_that_the_stock_one_takes_for_a_card_is_written(trained, tmp_path):
+def test_the_card_contains_all_arguments_of_create_model_card(trained, tmp_path):
     trained.model.add_model_tags("of-the-model")
     trained.create_model_card(
         language="en", license="mit", tags="films", model_name="Named", finetuned_from="org/older", tasks=["next-item"],
@@ -153,7 +153,7 @@ def test_everything_that_the_stock_one_takes_for_a_card_is_written(trained, tmp_
         assert "\n# Named\n" in card.content
 
 
-def test_a_card_that_somebody_wrote_or_changed_is_kept_until_another_is_asked_for(trained, tmp_path, caplog):
+def test_a_card_of_the_user_is_kept_until_create_model_card_replaces_it(trained, tmp_path, caplog):
     card = tmp_path / "bert4rec-mine" / "README.md"
     card.write_text("# By hand\n")
     trained.save_model()
@@ -194,14 +194,14 @@ def test_push_to_hub_while_training_uploads_the_model_once_it_is_saved(histories
     assert hub.repositories[name].files["README.md"] == (tmp_path / "out" / "README.md").read_bytes()
 
 
-def test_without_a_network_one_who_wants_to_push_is_told_before_training(histories, hub, tmp_path):  # noqa: F811
+def test_an_unreachable_hub_raises_before_training(histories, hub, tmp_path):  # noqa: F811
     hub.shutdown()
     hub.server_close()
     with pytest.raises(ConnectionError, match="org/named: the connection to the Hub failed"):
         make_trainer(histories, tmp_path / "out", push_to_hub=True, hub_model_id=f"{OWNER}/named")
 
 
-def test_uploads_on_the_way_are_refused_since_they_hold_pickles(tmp_path):
+def test_other_hub_strategies_raise_because_they_upload_pickles(tmp_path):
     with pytest.raises(ValueError, match="`hub_strategy` must be 'end'"):
         RecommendationTrainingArguments(str(tmp_path), push_to_hub=True, hub_strategy="checkpoint")
 

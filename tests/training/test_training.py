@@ -165,14 +165,14 @@ def test_gradient_accumulation_changes_nothing(histories, tmp_path):
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
-def test_history_is_excluded_from_the_ranking_unless_told_otherwise(histories, tmp_path):
+def test_history_is_excluded_from_the_ranking_by_default(histories, tmp_path):
     excluded = make_trainer(histories, tmp_path).evaluate()
     trainer = make_trainer(histories, tmp_path)
     trainer.model.config.exclude_history = False
     assert excluded["eval_mrr@10"] > trainer.evaluate()["eval_mrr@10"]
 
 
-def test_persistent_workers_are_refused_because_their_masks_would_never_change(tmp_path):
+def test_persistent_workers_raise_because_their_masks_would_never_change(tmp_path):
     with pytest.raises(ValueError, match="masks of the first epoch"):
         RecommendationTrainingArguments(str(tmp_path), dataloader_num_workers=1, dataloader_persistent_workers=True)
 
@@ -231,7 +231,7 @@ def test_two_processes_train_and_evaluate_as_one_does(tmp_path):
     assert one.results["test"]["Popularity"] == two.results["test"]["Popularity"]
 
 
-def test_memory_is_told_before_training_and_time_after_two_steps(histories, tmp_path, caplog):
+def test_memory_is_logged_before_training_and_time_after_two_steps(histories, tmp_path, caplog):
     trainer = make_trainer(histories, tmp_path, eval_strategy="no", save_strategy="no", load_best_model_at_end=False)
     seen = []
 
@@ -282,7 +282,7 @@ def test_the_time_of_an_epoch_is_that_of_its_steps(caplog, monkeypatch, strategy
 
 @pytest.mark.parametrize(("items", "loss", "expected"), [(100_000, "softmax", True), (99_996, "softmax", False),
                                                          (100_000, "gbce", False)])  # fmt: skip
-def test_a_sampled_loss_is_advised_where_it_pays(tmp_path, items, loss, expected):
+def test_a_sampled_loss_is_advised_for_large_catalogs(tmp_path, items, loss, expected):
     config = small_config(items + 3, 8, hidden_size=3, loss=loss)
     with torch.device("meta"):
         model = Bert4RecForMaskedLM(config)
@@ -297,7 +297,7 @@ def free(monkeypatch):
     return lambda gigabytes: monkeypatch.setattr("hf_bert4rec.training.callbacks.free_memory", lambda device: gigabytes)
 
 
-def test_what_may_not_fit_is_said_with_advice_and_tried(histories, tmp_path, free, caplog):
+def test_training_that_may_not_fit_warns_with_advice_and_starts(histories, tmp_path, free, caplog):
     estimate = estimate_memory(make_trainer(histories, tmp_path).model, 4, 6)
     for there in (estimate.total + 1e-9, estimate.total - estimate.parameters - 1e-9):
         free(there)
@@ -309,7 +309,7 @@ def test_what_may_not_fit_is_said_with_advice_and_tried(histories, tmp_path, fre
     ]
 
 
-def test_freed_memory_is_kept_but_with_checkpointing(histories, tmp_path, monkeypatch):
+def test_freed_memory_is_kept_except_with_checkpointing(histories, tmp_path, monkeypatch):
     kept = []
     monkeypatch.setattr("hf_bert4rec.training.callbacks.keep_freed_memory", kept.append)
     for checkpointing in (False, True):
@@ -329,14 +329,14 @@ def test_rows_in_which_nothing_is_scored_change_nothing(histories, tmp_path):
         assert torch.equal(weight, before[name]), name
 
 
-def test_rows_that_are_no_dataset_of_ours_are_trained_on_all_the_same(histories, tmp_path):
+def test_a_list_of_rows_can_be_trained_on(histories, tmp_path):
     splits, tokenizer = histories
     trainer = make_trainer(({**splits, "train": list(splits["train"])}, tokenizer), tmp_path, num_train_epochs=1)
     trainer.train()
     assert trainer.state.global_step == 5
 
 
-def test_memory_for_evaluating_is_told_where_it_is_more_than_for_training(histories, tmp_path, caplog):
+def test_memory_of_evaluation_is_logged_if_it_exceeds_that_of_training(histories, tmp_path, caplog):
     trainer = make_trainer(histories, tmp_path, num_train_epochs=1, per_device_eval_batch_size=20_000_000)
     with caplog.at_level("INFO", logger="hf_bert4rec.training.callbacks"):
         trainer.train()

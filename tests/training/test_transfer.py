@@ -19,7 +19,7 @@ def model() -> Bert4RecForMaskedLM:
     return model
 
 
-def test_items_are_matched_by_id_or_by_titles_that_are_one_items_alone():
+def test_items_are_matched_by_id_or_by_unique_title():
     assert [rows.tolist() for rows in shared_items(OLD, NEW, "id")] == [[4, 5], [5, 3]]  # c and a
     assert [rows.tolist() for rows in shared_items(OLD, NEW, "title")] == [[3, 5], [4, 3]]  # Beta and Alpha
 
@@ -60,22 +60,22 @@ def test_settings_can_change_and_sizes_cannot(model):
     with pytest.raises(ValueError, match=r"intermediate\S+ of shape \[24, 12\]"):
         transfer(model, OLD, NEW, intermediate_size=24)
     longer = item_tokenizer(["a"], max_length=7)
-    with pytest.raises(ValueError, match="max_length at most as long"):
+    with pytest.raises(ValueError, match="a `max_length` of at most its number of positions"):
         transfer(model, OLD, longer)
 
 
-def test_nothing_in_common_is_told(model):
+def test_catalogs_without_shared_items_raise(model):
     with pytest.raises(ValueError, match="share no item by id"):
         transfer(model, OLD, item_tokenizer(["y", "z"], max_length=5))
-    with pytest.raises(ValueError, match="needs titles of both"):
+    with pytest.raises(ValueError, match="needs the titles of both"):
         transfer(model, OLD, item_tokenizer(["a"], max_length=5), match="title")
 
 
-def test_a_tokenizer_of_another_catalogue_is_refused(model):
+def test_a_tokenizer_of_another_catalog_raises(model):
     for other in (["a"], list("abcdefghijklmnop")):
-        with pytest.raises(ValueError, match=r"rows in its item table and its tokenizer \d+ tokens: take both from"):
+        with pytest.raises(ValueError, match=r"rows in its item table, its tokenizer \d+ tokens\. Take both"):
             transfer(model, item_tokenizer(other, max_length=5), NEW)
-    with pytest.raises(ValueError, match="Expected items to match by id or title, found 'name'"):
+    with pytest.raises(ValueError, match="`match` must be 'id' or 'title', found 'name'"):
         transfer(model, OLD, NEW, match="name")
 
 
@@ -97,7 +97,7 @@ def test_a_model_keeps_its_precision(model):
     assert {parameter.dtype for parameter in new.parameters()} == {torch.bfloat16}
 
 
-def test_the_models_to_compare_with_can_be_started_from_too():
+def test_other_architectures_can_be_transferred():
     torch.manual_seed(0)
     model = Gru4RecForMaskedLM(Gru4RecConfig(vocab_size=len(OLD), hidden_size=12, num_attention_heads=3)).eval()
     new = transfer(model, OLD, NEW).eval()

@@ -7,11 +7,11 @@ import evaluate
 
 from hf_bert4rec.evaluation.ranking import ranking_metrics
 
-DESCRIPTION = "Hit rate, NDCG and MRR of next-item recommendation, from the rank of one held-out item a user."
+DESCRIPTION = "Hit rate, NDCG and MRR of next-item recommendation, from the rank of one held-out item per user."
 INPUTS = """
 Args:
-    predictions: rank of each user's held-out item, from 1; half a place is a tie.
-    k: a cut-off, or several; 1, 5 and 10 if not given.
+    predictions: rank of each user's held-out item, from 1; a tie counts half a place.
+    k: one or several cut-offs; by default 1, 5 and 10.
 Returns:
     A value between 0 and 1 for each of hr@k, ndcg@k and mrr@k.
 Examples:
@@ -28,7 +28,7 @@ CITATION = """@inproceedings{sun2019bert4rec,
 
 @evaluate.utils.file_utils.add_start_docstrings(DESCRIPTION, INPUTS)
 class NextItem(evaluate.Metric):
-    """Ranks in, HR@k, NDCG@k and MRR@k out."""
+    """HR@k, NDCG@k and MRR@k from ranks."""
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
