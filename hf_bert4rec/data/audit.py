@@ -36,14 +36,7 @@ class Finding:
         return f"{self.split}: {len(self.rows):,} of {self.of:,} rows ({share:.1%}) {self.what}{examples}"
 
 
-@dataclass(frozen=True)
-class _Actions:
-    """Actions as columns: row of the split, number of the user, row of the item table, time."""
-
-    rows: np.ndarray
-    users: np.ndarray
-    items: np.ndarray
-    times: np.ndarray
+ACTION = ("row", "user", "item", "time")  # fields of the structured arrays below; users are numbered
 
 
 def audit(histories: DatasetDict) -> list[Finding]:
@@ -77,24 +70,24 @@ def audit(histories: DatasetDict) -> list[Finding]:
             numbers.setdefault(user, len(numbers))
     inputs = {name: _actions(rows, numbers, "input_ids") for name, rows in histories.items()}
     targets = {name: _targets(rows, numbers) for name, rows in histories.items() if name != "train"}
-    train = _join(inputs["train"], _actions(histories["train"], numbers, "labels"))
-    every = _join(train, *targets.values())
-    comparable = times_are_comparable(every.users, every.times)
+    train = np.concatenate([inputs["train"], _actions(histories["train"], numbers, "labels")])
+    every = np.concatenate([train, *targets.values()])
+    comparable = times_are_comparable(every["user"], every["time"])
     first_target = np.full(len(numbers), np.inf)
     for target in targets.values():
-        np.minimum.at(first_target, target.users, target.times)
-    late = np.unique(train.rows[train.times > first_target[train.users]])
+        np.minimum.at(first_target, target["user"], target["time"])
+    late = np.unique(train["row"][train["time"] > first_target[train["user"]]])
     what = "contain an action later than an evaluated target of the same user"
     findings = [Finding(what, "train", late, histories["train"].num_rows, leak=True)]
     for name, target in targets.items():
         found = _evaluated(histories[name], train, inputs[name], target)
         if name == "test" and "validation" in targets:
-            chosen_by = _join(targets["validation"], inputs["validation"])
+            chosen_by = np.concatenate([targets["validation"], inputs["validation"]])
             found.append(("have a target that is in the user's validation row", _in(target, chosen_by), True))
         if comparable:
-            older = np.flatnonzero(target.times < (train.times.max() if len(train.times) else -np.inf))
+            older = target["time"] < (train["time"].max() if len(train) else -np.inf)
             found.append(("have a target older than a training action of any user", older, False))
-        findings += [Finding(what, name, rows, histories[name].num_rows, leak) for what, rows, leak in found]
+        findings += [Finding(what, name, np.flatnonzero(rows), len(target), leak) for what, rows, leak in found]
     return findings
 
 
@@ -110,59 +103,57 @@ def _check(histories: DatasetDict) -> None:
 
 
 def _evaluated(
-    rows: Dataset, train: _Actions, inputs: _Actions, target: _Actions
+    rows: Dataset, train: np.ndarray, inputs: np.ndarray, target: np.ndarray
 ) -> list[tuple[str, np.ndarray, bool]]:
-    """Findings in a validation or test split: text, rows, and whether it is a leak."""
-    late = np.unique(inputs.rows[inputs.times > target.times[inputs.rows]])
-    second = np.setdiff1d(target.rows, np.unique(target.users, return_index=True)[1])
-    known = target.items >= len(SPECIAL_TOKENS)
-    unlearned = known & ~np.isin(target.items, train.items)
+    """Findings in a validation or test split: text, which rows (bool), and whether it is a leak."""
+    late = np.isin(target["row"], inputs["row"][inputs["time"] > target["time"][inputs["row"]]])
+    first = np.isin(target["row"], np.unique(target["user"], return_index=True)[1])
+    known = target["item"] >= len(SPECIAL_TOKENS)
     found = [
         ("have a target that is in the user's training rows", _in(target, train), True),
         ("have a target that is among their inputs", _in(target, inputs), True),
         ("have an input later than the target", late, True),
-        ("are a second row of their user", second, True),
-        ("are of users who are in train too", np.flatnonzero(np.isin(target.users, train.users)), False),
-        ("have a target that the user has had before", np.flatnonzero(are_repeats(rows)), False),
-        ("have a target that never occurs in train", np.flatnonzero(unlearned), False),
-        ("have a target that is not in the tokenizer and counts as missed", np.flatnonzero(~known), False),
+        ("are a second row of their user", ~first, True),
+        ("are of users who are in train too", np.isin(target["user"], train["user"]), False),
+        ("have a target that the user has had before", are_repeats(rows), False),
+        ("have a target that never occurs in train", known & ~np.isin(target["item"], train["item"]), False),
+        ("have a target that is not in the tokenizer and counts as missed", ~known, False),
     ]
     if "candidates" in rows.column_names:
-        drawn = zip(target.items, rows["candidates"][:], strict=True)
-        among = np.flatnonzero([item in candidates for item, candidates in drawn])
+        drawn = zip(target["item"], rows["candidates"][:], strict=True)
+        among = np.array([item in candidates for item, candidates in drawn], bool)
         found.insert(2, ("have a target that is among their candidates", among, True))
     return found
 
 
-def _actions(rows: Dataset, numbers: Mapping[str, int], column: str) -> _Actions:
+def _actions(rows: Dataset, numbers: Mapping[str, int], column: str) -> np.ndarray:
     """Actions on the items in a column, which is null in some rows; special tokens are not items."""
     table = rows.select_columns(["user", "timestamps", column]).with_format("arrow")[:]
     given = np.flatnonzero(table[column].is_valid())
     if not len(given):
-        return _Actions(*np.zeros((4, 0), np.int64))
+        return _structured(*np.zeros((4, 0), np.int64))
     table = table.take(given)
     (items, places), (times, _) = flatten(table[column]), flatten(table["timestamps"])
     users = np.array([numbers[user] for user in table["user"].to_pylist()])
-    real = items >= len(SPECIAL_TOKENS)
-    return _Actions(*(values[real] for values in (given[places], users[places], items, times)))
+    return _structured(given[places], users[places], items, times)[items >= len(SPECIAL_TOKENS)]
 
 
-def _targets(rows: Dataset, numbers: Mapping[str, int]) -> _Actions:
+def _targets(rows: Dataset, numbers: Mapping[str, int]) -> np.ndarray:
     """The target of each row; its time is that of the [MASK], the last one."""
     users = np.array([numbers[user] for user in rows["user"][:]], np.int64)
     times = np.array([times[-1] for times in rows["timestamps"][:]])
-    return _Actions(np.arange(rows.num_rows), users, target_items(rows), times)
+    return _structured(np.arange(rows.num_rows), users, target_items(rows), times)
 
 
-def _join(*actions: _Actions) -> _Actions:
-    return _Actions(*map(np.concatenate, zip(*(vars(one).values() for one in actions), strict=True)))
+def _structured(*columns: np.ndarray) -> np.ndarray:
+    dtype = [(name, column.dtype) for name, column in zip(ACTION, columns, strict=True)]
+    return np.rec.fromarrays(columns, dtype=dtype).view(np.ndarray)
 
 
-def _in(targets: _Actions, actions: _Actions) -> np.ndarray:
-    """Rows of the targets whose user, item and time are those of an action."""
-    both = _join(targets, actions)
-    keys = np.zeros(len(both.rows), np.int64)
-    for values in (both.users, both.items, both.times):
-        codes = np.unique(values, return_inverse=True)[1]
+def _in(targets: np.ndarray, actions: np.ndarray) -> np.ndarray:
+    """Whether the user, item and time of each target are those of an action."""
+    both, keys = np.concatenate([targets, actions]), np.zeros(len(targets) + len(actions), np.int64)
+    for field in ("user", "item", "time"):
+        codes = np.unique(both[field], return_inverse=True)[1]
         keys = np.unique(keys * (codes.max(initial=0) + 1) + codes, return_inverse=True)[1]
-    return np.flatnonzero(np.isin(keys[: len(targets.rows)], keys[len(targets.rows) :]))
+    return np.isin(keys[: len(targets)], keys[len(targets) :])

@@ -26,8 +26,8 @@ class DataCollatorForNextItem:
 
     @property
     def scored_share(self) -> float:
-        """Share of the positions of a training batch that are scored."""
-        return 1.0
+        """Share of the positions of a training batch that are scored: every item, or the masked ones."""
+        return getattr(self, "mask_probability", 1.0)
 
     def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """Build a batch.
@@ -118,11 +118,6 @@ class DataCollatorForCloze(DataCollatorForNextItem):
             )
         if self.max_predictions is not None and self.max_predictions < 1:
             raise ValueError(f"Expected max_predictions of at least 1, or None, found {self.max_predictions}.")
-
-    @property
-    def scored_share(self) -> float:
-        """Share of the positions of a training batch that are scored."""
-        return self.mask_probability
 
     def _choose_labels(
         self, rows: Sequence[Mapping[str, Any]], input_ids: np.ndarray, real: np.ndarray

@@ -137,7 +137,7 @@ class ItemTokenizer(PreTrainedTokenizerFast):
             raise ValueError(f"Expected no special tokens but {', '.join(SPECIAL_TOKENS)}, found {', '.join(others)}.")
         super()._add_tokens(special, special_tokens)
         vocab = self.get_vocab()
-        new = list(dict.fromkeys(str(token) for token in new_tokens if str(token) not in vocab))
+        new = [token for token in dict.fromkeys(map(str, new_tokens)) if token and token not in vocab]
         if new:
             _set_vocabulary(self.backend_tokenizer, [*sorted(vocab, key=vocab.__getitem__), *new])
             self.titles = self.titles and [*self.titles, *[None] * len(new)]

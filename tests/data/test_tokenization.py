@@ -327,7 +327,7 @@ def test_a_tokenizer_of_another_class_is_refused(tmp_path):
 def test_added_tokens_are_items_with_rows_of_their_own(tokenizer):
     assert tokenizer.items.to_pylist() == list("abcdefghij")
     assert tokenizer.add_tokens(["k", "a", "k", "l m"]) == 2
-    assert tokenizer.add_tokens("k") == 0
+    assert tokenizer.add_tokens("k") == tokenizer.add_tokens(["", "[UNK]"]) == 0
     assert tokenizer.items.to_pylist() == [*"abcdefghij", "k", "l m"]
     assert len(tokenizer) == 15
     assert tokenizer.decode_items([13, 14]) == ["k", "l m"]
