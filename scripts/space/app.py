@@ -1,9 +1,9 @@
-"""Recommendations in the browser: search, build a history by clicking, and ask what the model expects.
+"""Recommendations in the browser: search for items, build a history, and see what the model recommends next.
 
     python scripts/space/app.py                          # the released bert4rec-ml1m
-    python scripts/space/app.py runs/mine/model          # or MODEL=…: any checkpoint folder or Hub id
+    python scripts/space/app.py runs/mine/model          # or MODEL=…: any checkpoint folder or Hub ID
 
-As a Space: scripts/space/push.py.
+Create a Space with scripts/space/push.py.
 """
 
 import os
@@ -34,90 +34,109 @@ RELEASED = HERE.parent.parent / "model_cards" / "bert4rec-ml1m"
 HITS = 8
 RECOMMENDATIONS = 10
 EXPECTATIONS = 5
-EXAMPLES = slice(0, 30, 5)  # of the likeliest first items, some apart: neighbours are often of one series
+EXAMPLES = slice(0, 30, 5)  # of the most likely first items, some apart, because neighbors are often of one series
 
 
 class Item(NamedTuple):
-    """An item as it is shown (its title, or the raw id where it has none), and as it is searched."""
+    """An item with its name (the title, or the raw ID without one) and both as they are searched."""
 
     id: str
     name: str
     folded: str
+    folded_id: str
+
+
+class Entry(NamedTuple):
+    """An item in a history. The key identifies the entry, because an item may occur twice."""
+
+    key: str
+    item: str
 
 
 class State(NamedTuple):
-    """What a visitor has chosen: items, oldest first, no item twice, and which of them is masked."""
+    """The choices of a visitor: entries, oldest first, and the key of the masked one."""
 
-    history: tuple[str, ...] = ()
+    history: tuple[Entry, ...] = ()
     masked: str | None = None
+
+    @property
+    def items(self) -> list[str]:
+        """Raw IDs, oldest first."""
+        return [entry.item for entry in self.history]
+
+    def position(self, key: str | None) -> int | None:
+        """Position of an entry, 0 for the oldest; None if there is no such entry."""
+        return next((place for place, entry in enumerate(self.history) if entry.key == key), None)
 
 
 def fold(text: str) -> str:
-    """Text as it is compared: without case, accents and punctuation."""
+    """Return text without case, accents and punctuation."""
     kept = (c for c in unicodedata.normalize("NFKD", text.casefold()) if unicodedata.category(c)[0] not in "MP")
     return " ".join("".join(kept).split())
 
 
-def load_catalogue(recommender: NextItemRecommendationPipeline) -> dict[str, Item]:
-    """Raw id → item, the likeliest first item of a history first."""
+def load_catalog(recommender: NextItemRecommendationPipeline) -> dict[str, Item]:
+    """Return raw ID → item, the most likely first item of a history first."""
     (everything,) = recommender([[]], top_k=len(recommender.tokenizer))
     names = {row["item"]: row["title"] or row["item"] for row in everything}
-    return {item: Item(item, name, fold(name)) for item, name in names.items()}
+    return {item: Item(item, name, fold(name), fold(item)) for item, name in names.items()}
 
 
-def search(catalogue: Mapping[str, Item], query: str, limit: int = HITS) -> list[Item]:
-    """Items whose name holds every word of the query, in any order; those that begin with it first, then whole words.
+def search(catalog: Mapping[str, Item], query: str, limit: int = HITS) -> list[Item]:
+    """Return the items with this ID, or with every word of the query in the name or ID, in any order.
 
-    Among equals the order is that of the catalogue.
+    Items with exactly this ID are first, then names that start with the query, then names with its words at the start
+    of words, then other names, then starts and parts of IDs. Equal matches are in the order of the catalog.
     """
+    query = query.strip()
     folded = fold(query)
     words = folded.split()
-    hits = [item for item in catalogue.values() if words and all(word in item.folded for word in words)]
 
-    def distance(item: Item) -> tuple[bool, bool]:
-        begun = all(f" {word}" in f" {item.folded}" for word in words)
-        return not item.folded.startswith(folded), not begun
+    def distance(item: Item) -> tuple[bool, ...] | None:
+        own_id = query == item.id or (bool(folded) and folded == item.folded_id)
+        begun = bool(words) and all(f" {word}" in f" {item.folded}" for word in words)
+        named = bool(words) and all(word in item.folded for word in words)
+        if not own_id and not (words and all(word in item.folded or word in item.folded_id for word in words)):
+            return None
+        starts = (text.startswith(folded) for text in (item.folded, item.folded_id))
+        title_starts, id_starts = (bool(words) and start for start in starts)
+        return query != item.id, not own_id, not title_starts, not begun, not named, not id_starts
 
-    return sorted(hits, key=distance)[:limit]
-
-
-def add(history: tuple[str, ...], item: str) -> tuple[str, ...]:
-    """Append an item as the newest; one that is there already stays where it is."""
-    return history if item in history else (*history, item)
-
-
-def remove(history: tuple[str, ...], item: str) -> tuple[str, ...]:
-    """Take an item out."""
-    return tuple(other for other in history if other != item)
+    hits = [(place, item) for item in catalog.values() if (place := distance(item)) is not None]
+    return [item for _, item in sorted(hits, key=lambda hit: hit[0])[:limit]]
 
 
-def move(history: tuple[str, ...], item: str, by: int) -> tuple[str, ...]:
-    """Move an item `by` places, towards the newest where positive, and no further than the ends."""
-    place = max(0, history.index(item) + by)
-    rest = remove(history, item)
-    return (*rest[:place], item, *rest[place:])
+def act(state: State, action: str, target: str, catalog: Mapping[str, Item]) -> State:
+    """Return the state after a button is pressed. An impossible action changes nothing.
 
-
-def act(state: State, action: str, item: str, catalogue: Mapping[str, Item]) -> State:
-    """The state after a button is pressed; what cannot be done leaves it as it is."""
+    Args:
+        state: What was shown.
+        action: add, clear, remove, mask, earlier or later.
+        target: Raw ID of the item to add, or key of the entry for the other actions.
+        catalog: Items that can be added.
+    """
     history, masked = state
-    if action == "add" and item in catalogue:
-        return State(add(history, item), masked)
+    if action == "add" and target in catalog:
+        key = str(1 + max((int(entry.key) for entry in history), default=0))
+        return State((*history, Entry(key, target)), masked)
     if action == "clear":
         return State()
-    if item not in history:
+    position = state.position(target)
+    if position is None:
         return state
-    if action == "remove":
-        return State(remove(history, item), None if masked == item else masked)
     if action == "mask":
-        return State(history, None if masked == item else item)
-    return State(move(history, item, {"earlier": -1, "later": 1}.get(action, 0)), masked)
+        return State(history, None if masked == target else target)
+    rest = history[:position] + history[position + 1 :]
+    if action == "remove":
+        return State(rest, None if masked == target else masked)
+    place = max(0, position + {"earlier": -1, "later": 1}.get(action, 0))
+    return State((*rest[:place], history[position], *rest[place:]), masked)
 
 
 def recommend(
     recommender: NextItemRecommendationPipeline, history: Iterable[str], top_k: int = RECOMMENDATIONS
 ) -> list[Recommendation]:
-    """What comes next, best first."""
+    """Return the next items, best first."""
     return recommender([history], top_k=top_k)[0]
 
 
@@ -125,110 +144,114 @@ def recommend(
 def expect(
     recommender: NextItemRecommendationPipeline, history: Iterable[str], position: int, top_k: int = EXPECTATIONS
 ) -> list[Recommendation]:
-    """What the model puts in a position of the history, read with a [MASK] there; best first.
+    """Return the items that the model expects at a position of the history, best first.
 
-    Of a history longer than the model takes it reads the part around the position, the newest where that holds it.
+    The position is replaced by [MASK]. Of a history longer than the input of the model, the part around the position
+    is read. Items at other positions are excluded where the model excludes the history, the masked item is not.
 
     Args:
         recommender: The pipeline of a checkpoint.
-        history: Raw ids that the model knows, oldest first.
-        position: Which of them to mask, 0 being the oldest.
-        top_k: How many items. The rest of the history is left out, the masked item is not.
+        history: Raw IDs of known items, oldest first.
+        position: Position to mask, 0 for the oldest item.
+        top_k: Number of items.
     """
     tokenizer = recommender.tokenizer
     rows = tokenizer.encode_items(history).astype(np.int64)
-    others = np.delete(rows, position)
+    others = rows[rows != rows[position]]
     rows[position] = tokenizer.mask_token_id
     limit = tokenizer.model_max_length
     start = max(0, min(position - limit // 2, len(rows) - limit))
     batch = torch.from_numpy(rows[None, start : start + limit]).to(recommender.device)
     mask = torch.tensor([[position - start]], device=recommender.device)
     logits = recommender.model(batch, kept_positions=mask).logits[:, 0].float().cpu()
-    outputs = {"logits": logits, "history": torch.from_numpy(others[None])}
-    return recommender.postprocess(outputs, top_k=top_k)[0]
+    return recommender.postprocess({"logits": logits, "history": torch.from_numpy(others[None])}, top_k=top_k)[0]
 
 
 class Page:
-    """What is shown for a state: HTML, in which every title is escaped."""
+    """HTML for a state. Every title and ID is escaped."""
 
     def __init__(self, recommender: NextItemRecommendationPipeline) -> None:
         self.recommender = recommender
-        self.catalogue = load_catalogue(recommender)
+        self.catalog = load_catalog(recommender)
         self.template = Environment(
             loader=FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True
         ).get_template("page.html")
 
     def heading(self) -> str:
-        """What this is."""
-        return self._part("heading", items=len(self.catalogue))
+        """Name and purpose of the page."""
+        return self._part("heading", items=len(self.catalog))
 
-    def hits(self, state: State, query: str) -> str:
-        """What the search found."""
-        return self._part("hits", query=query.strip(), hits=search(self.catalogue, query), history=state.history)
+    def hits(self, query: str) -> str:
+        """Results of the search."""
+        return self._part("hits", query=query.strip(), hits=search(self.catalog, query))
 
     def history(self, state: State) -> str:
-        """The history with its buttons, what is expected at the masked position, or how to begin."""
+        """The history with its buttons and the expectations at the masked position, or items to start with."""
         expected: list[Recommendation] = []
         rank = 0
-        if state.masked is not None:
-            position = state.history.index(state.masked)
-            expected = expect(self.recommender, state.history, position, top_k=len(self.catalogue))
-            rank = 1 + [row["item"] for row in expected].index(state.masked)
+        position = state.position(state.masked)
+        if position is not None:
+            expected = expect(self.recommender, state.items, position, top_k=len(self.catalog))
+            rank = 1 + [row["item"] for row in expected].index(state.items[position])
         return self._part(
             "history",
-            items=[self.catalogue[item] for item in state.history],
+            entries=[(entry.key, self.catalog[entry.item]) for entry in state.history],
             masked=state.masked,
             expected=expected[:EXPECTATIONS],
             rank=rank,
             score=expected[rank - 1]["score"] if expected else 0,
-            examples=list(self.catalogue.values())[EXAMPLES],
+            examples=list(self.catalog.values())[EXAMPLES],
         )
 
     def recommendations(self, state: State) -> str:
-        """What is recommended next."""
-        rows = recommend(self.recommender, state.history)
-        return self._part("recommendations", rows=rows, empty=not state.history)
+        """The recommended items."""
+        return self._part("recommendations", rows=recommend(self.recommender, state.items), empty=not state.history)
 
     def _part(self, name: str, **values: object) -> str:
         return str(getattr(self.template.module, name)(**values))
 
 
-# A press on any button of a part goes to Python. The part is redrawn in place, so the focus follows the item that was
-# pressed if it is still there.
+# A press on any button of a part is handled in Python, which replaces the HTML of all parts. Afterwards the pressed
+# part is where it was on the screen, so that nothing jumps, and the focus is on the same button or entry.
 PRESS = """
-let pressed = null;
+let pressed = null, top = 0;
 element.addEventListener('click', event => {
     const button = event.target.closest('button[data-action]');
     if (!button) return;
     pressed = {...button.dataset};
+    top = element.getBoundingClientRect().top;
     trigger('press', pressed);
 });
 watch('value', () => {
     if (!pressed) return;
-    const buttons = [...element.querySelectorAll('button[data-action]:enabled')];
-    const same = buttons.filter(button => button.dataset.item === pressed.item);
-    (same.find(button => button.dataset.action === pressed.action) ?? same[0])?.focus({preventScroll: true});
+    const {action, key} = pressed;
     pressed = null;
+    requestAnimationFrame(() => {
+        window.scrollBy({top: element.getBoundingClientRect().top - top, behavior: 'instant'});
+        const buttons = [...element.querySelectorAll('button[data-action]:enabled')];
+        const same = buttons.filter(button => button.dataset.key === key);
+        (same.find(button => button.dataset.action === action) ?? same[0])?.focus({preventScroll: true});
+    });
 });
 """
 
 
 def build(page: Page) -> "gr.Blocks":
-    """The app: a search field and three parts of HTML whose buttons are handled in one place."""
-    import gradio as gr  # here, so that the functions above are of use without it
+    """Build the app: a search field and three parts of HTML whose buttons are handled by one function."""
+    import gradio as gr  # not at the top, so that --help and the functions above work without it
 
     def show(state: State, query: str, added: bool) -> tuple:
-        """All parts; what was searched for is done with once something is added, else what is being typed stays."""
-        parts = page.hits(state, "" if added else query), page.history(state), page.recommendations(state)
+        """Return all parts. The query is cleared once an item is added, otherwise it stays."""
+        parts = page.hits("" if added else query), page.history(state), page.recommendations(state)
         return state, "" if added else gr.skip(), *parts
 
     def press(state: State, query: str, event: gr.EventData) -> tuple:
-        new = act(state, str(event.action), str(event.item), page.catalogue)
+        new = act(state, str(event.action), str(event.key), page.catalog)
         return show(new, query, added=event.action == "add")
 
     def add_first(state: State, query: str) -> tuple:
-        hits = search(page.catalogue, query, limit=1)
-        new = act(state, "add", hits[0].id, page.catalogue) if hits else state
+        hits = search(page.catalog, query, limit=1)
+        new = act(state, "add", hits[0].id, page.catalog) if hits else state
         return show(new, query, added=bool(hits))
 
     def part(html: str) -> gr.HTML:
@@ -240,15 +263,15 @@ def build(page: Page) -> "gr.Blocks":
         part(page.heading())
         with gr.Row():
             with gr.Column(min_width=300):
-                label = "Search the catalogue"
+                label = "Search by title or ID"
                 query = gr.Textbox(label=label, placeholder=label, show_label=False, container=False, elem_id="search")
-                hits = part(page.hits(start, ""))
+                hits = part(page.hits(""))
                 history = part(page.history(start))
             with gr.Column(min_width=300):
                 recommendations = part(page.recommendations(start))
         shown = [state, query, hits, history, recommendations]
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-        query.change(page.hits, [state, query], hits, trigger_mode="always_last", **quiet)
+        query.change(page.hits, [query], hits, trigger_mode="always_last", **quiet)
         query.submit(add_first, [state, query], shown, **quiet)
         for pressed in (hits, history, recommendations):
             pressed.press(press, [state, query], shown, trigger_mode="multiple", **quiet)
@@ -257,17 +280,17 @@ def build(page: Page) -> "gr.Blocks":
 
 def main() -> None:
     """Serve the app."""
-    import gradio as gr
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", nargs="?", default=os.environ.get("MODEL") or str(RELEASED), help="Folder or Hub id.")
+    parser.add_argument("model", nargs="?", default=os.environ.get("MODEL") or str(RELEASED), help="folder or Hub ID")
     model = parser.parse_args().model
     with plain_errors():
+        import gradio as gr
+
         page = Page(hf_bert4rec.pipeline(model))
     theme = gr.themes.Base(primary_hue="indigo", font=["system-ui", "sans-serif"]).set(
         body_background_fill="*neutral_50",
         body_background_fill_dark="*neutral_950",
-        body_text_color_subdued="*neutral_500",  # readable, which the defaults are not
+        body_text_color_subdued="*neutral_500",  # the default colors have too little contrast
         body_text_color_subdued_dark="*neutral_400",
         input_placeholder_color="*neutral_500",
     )
