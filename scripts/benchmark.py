@@ -1,13 +1,13 @@
-"""Measure training, recommending and evaluating: a JSON line a measurement, a table beside others, how cost grows.
+"""Measure the speed and memory of training, recommending and evaluating, one JSON line per measurement.
 
     python scripts/benchmark.py train --data ml-1m.txt --length 200 --batch 256 --steps 10 >> results.jsonl
     python scripts/benchmark.py train --data synthetic-1m --length 50 --batch 128 --steps 3 --loss gbce >> results.jsonl
     python scripts/benchmark.py recommend --data ml-1m.txt --users 2000 --k 10 >> results.jsonl
     python scripts/benchmark.py evaluate --data ml-1m.txt --users 6040 --threads 2 >> results.jsonl
     python scripts/benchmark.py table results.jsonl
-    python scripts/benchmark.py scale scaling.jsonl     # over catalogue, length, batch and threads: 20 minutes
+    python scripts/benchmark.py scale scaling.jsonl     # over catalog, length, batch and threads: 20 minutes
     python scripts/benchmark.py plot scaling.jsonl scaling.png
-    python scripts/benchmark.py memory memory.jsonl     # the estimate beside what is taken: 10 minutes
+    python scripts/benchmark.py memory memory.jsonl     # estimated and measured memory: 10 minutes
 
 On a GPU:
 
@@ -15,14 +15,14 @@ On a GPU:
     python scripts/benchmark.py train --data ml-1m.txt --device cuda --bf16 --compile --attention flex_attention
     python scripts/benchmark.py train --data ml-1m.txt --device cuda --bf16 --attention flash_attention_2
 
-A step is timed from the end of one optimiser step to the end of the next, so it holds loading, masking, collating,
-forward, loss, backward and optimiser. Items are real ones, padding not counted. To compare with others, run everything
-on one machine, one after the other, pinned to the same cores, and read the ratios.
+A step lasts from the end of one optimizer step to the end of the next. It contains loading, masking, collating, forward
+pass, loss, backward pass and optimizer. Items are real ones; padding is not counted. To compare packages, run them one
+after the other on the same cores of one machine, and compare the ratios.
 """
 
 import os
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads make small models much slower
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads slow down small models
 
 import argparse
 import json
@@ -69,14 +69,14 @@ USUAL = {
     "attention": "sdpa",
     "device": "cpu",
 }
-"""Options that a line names only where they are others."""
+"""Options that a line contains only if they differ from these."""
 
 
 # ------------------------------------------------------------------------------------------------------- measurements
 
 
-def synthetic(items: int, users: int, length: int, seed: int = 0) -> pa.Table:
-    """Histories of `length` items drawn by Zipf's law; each item of the catalogue occurs at least once."""
+def draw_histories(items: int, users: int, length: int, seed: int = 0) -> pa.Table:
+    """Draw histories of `length` items by Zipf's law. Each item of the catalog occurs at least once."""
     generator = np.random.default_rng(seed)
     share = 1 / np.arange(1, items + 1)
     drawn = generator.choice(items, users * length - items, p=share / share.sum())
@@ -90,16 +90,16 @@ def synthetic(items: int, users: int, length: int, seed: int = 0) -> pa.Table:
     )
 
 
-def read(args: argparse.Namespace) -> Dataset:
-    """The interactions of `--data`: a file, or drawn."""
+def load_data(args: argparse.Namespace) -> Dataset:
+    """Return the interactions of `--data`: a file, or synthetic."""
     if args.data not in SYNTHETIC:
         return package.load_interactions(args.data)
     items, users = SYNTHETIC[args.data]
-    return package.load_interactions(synthetic(items, max(users, -(-items * 2 // args.length)), args.length))
+    return package.load_interactions(draw_histories(items, max(users, -(-items * 2 // args.length)), args.length))
 
 
-def configuration(args: argparse.Namespace, rows: int) -> Any:
-    """The model of all peers: feed-forward 4 d, GELU, item table tied to the output."""
+def build_config(args: argparse.Namespace, rows: int) -> Any:
+    """Return the model of all peers: feed-forward size 4 d, GELU, item table tied to the output."""
     return AutoConfig.for_model(
         args.architecture,
         vocab_size=rows,
@@ -117,7 +117,7 @@ def configuration(args: argparse.Namespace, rows: int) -> Any:
 
 
 class StepTimer(TrainerCallback):
-    """Notes wall time, processor time and real items at the end of every optimiser step."""
+    """Record wall time, processor time and real items at the end of every optimizer step."""
 
     def __init__(self, model: torch.nn.Module) -> None:
         self.items: Any = 0
@@ -128,12 +128,12 @@ class StepTimer(TrainerCallback):
         self.items = self.items + kwargs["attention_mask"].sum()
 
     def on_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Note the end of a step."""
+        """Record the end of a step."""
         items, self.items = int(self.items), 0  # waits for a GPU
         self.marks.append((time.perf_counter(), time.process_time(), items))
 
     def result(self) -> dict[str, Any]:
-        """Medians over the timed steps."""
+        """Return medians over the timed steps."""
         steps = list(pairwise(self.marks[WARMUP - 1 :]))
         return {
             "seconds_per_step": round(statistics.median(b[0] - a[0] for a, b in steps), 4),
@@ -144,17 +144,17 @@ class StepTimer(TrainerCallback):
         }
 
 
-def work_an_item(args: argparse.Namespace, items: int, lengths: np.ndarray) -> float:
-    """Floating-point operations of matrix products that a real item costs in training, three times those of forward."""
-    d, seen = args.hidden, (lengths**2).sum() / lengths.sum()  # positions that a position attends to
+def count_operations(args: argparse.Namespace, items: int, lengths: np.ndarray) -> float:
+    """Return the floating-point operations of matrix products per real item in training: three forward passes."""
+    d, seen = args.hidden, (lengths**2).sum() / lengths.sum()  # positions that each position attends to
     project, attend, feed_forward = 2 * d * d, 4 * seen * d, 16 * d * d
     layer = 4 * project + attend + feed_forward
     scored = args.mask_prob * (2 * project + attend + feed_forward + project + 2 * items * d)
     return 3 * ((args.layers - 1) * layer + 2 * project + scored)
 
 
-def matrix_rate(args: argparse.Namespace) -> float:
-    """Operations a second of the feed-forward product at the shape and precision of the run."""
+def measure_matrix_rate(args: argparse.Namespace) -> float:
+    """Return the operations per second of the feed-forward product at the shape and precision of the run."""
     kind = torch.bfloat16 if args.bf16 else torch.float32
     positions = torch.randn(args.batch * args.length, args.hidden, dtype=kind)
     weights = torch.randn(4 * args.hidden, args.hidden, dtype=kind)
@@ -168,11 +168,11 @@ def matrix_rate(args: argparse.Namespace) -> float:
 
 def train(args: argparse.Namespace) -> dict[str, Any]:
     """Time steps of the stock Trainer."""
-    interactions = read(args)
+    interactions = load_data(args)
     tokenizer = package.item_tokenizer(interactions, max_length=args.length)
     rows = package.leave_one_out(interactions, tokenizer)["train"]
-    model = AutoModelForMaskedLM.from_config(configuration(args, len(tokenizer)), attn_implementation=args.attention)
-    before, args.highest = memory(), 0.0
+    model = AutoModelForMaskedLM.from_config(build_config(args, len(tokenizer)), attn_implementation=args.attention)
+    before, args.highest = resident_memory(), 0.0
     timer = StepTimer(model)
     more: dict[str, Any] = {"gradient_checkpointing": True} if args.gradient_checkpointing else {}
     with tempfile.TemporaryDirectory() as folder:
@@ -212,21 +212,21 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
         "estimated_peak_gb": round(taken, 3),
     }
     if cloze and args.device == "cpu" and (args.loss or "softmax") == "softmax":
-        work = work_an_item(args, len(tokenizer), np.array(rows["length"][:]))
+        work = count_operations(args, len(tokenizer), np.array(rows["length"][:]))
         result |= {
             "mflop_an_item": round(work / 1e6, 2),
             "gflop_per_second": round(work * result["items_per_second"] / 1e9, 1),
-            "matrix_gflop_per_second": round(matrix_rate(args) / 1e9, 1),
+            "matrix_gflop_per_second": round(measure_matrix_rate(args) / 1e9, 1),
         }
     return result
 
 
 def recommend(args: argparse.Namespace) -> dict[str, Any]:
-    """Time the pipeline, ids in and titles out, with a model that was not trained: the cost is the same."""
-    interactions = read(args)
+    """Time the pipeline, from ids to titles, with an untrained model, which costs the same."""
+    interactions = load_data(args)
     titles = {item: f"Title of {item}" for item in set(interactions["item"])}
     tokenizer = package.item_tokenizer(interactions, titles=titles, max_length=args.length)
-    model = AutoModelForMaskedLM.from_config(configuration(args, len(tokenizer)))
+    model = AutoModelForMaskedLM.from_config(build_config(args, len(tokenizer)))
     recommender = package.NextItemRecommendationPipeline(model=model, tokenizer=tokenizer, device=args.device)
     table = interactions.with_format("arrow")[:].select(["user", "item"]).group_by("user", use_threads=False)
     histories = table.aggregate([("item", "list")])["item_list"].slice(0, args.users).to_pylist()
@@ -236,7 +236,7 @@ def recommend(args: argparse.Namespace) -> dict[str, Any]:
 
     for history, found in zip(histories, once(), strict=True):
         items = {row["item"] for row in found}
-        assert len(items) == args.k and not items & set(history), "not k new items"
+        assert len(items) == args.k and not items & set(history), "expected k new items"
     wall, cpu = [], []
     for _ in range(args.repeats):
         marks = time.perf_counter(), time.process_time()
@@ -253,12 +253,12 @@ def recommend(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def evaluate(args: argparse.Namespace) -> dict[str, Any]:
-    """Time the full ranking of test targets, histories excluded, by the stock Trainer and a model as in `recommend`."""
-    interactions = read(args)
+    """Time the full ranking of test targets, histories excluded, by the stock Trainer with an untrained model."""
+    interactions = load_data(args)
     tokenizer = package.item_tokenizer(interactions, max_length=args.length)
     rows = package.leave_one_out(interactions, tokenizer)["test"]
     rows = rows.select(range(min(args.users, len(rows))))
-    model = AutoModelForMaskedLM.from_config(configuration(args, len(tokenizer)))
+    model = AutoModelForMaskedLM.from_config(build_config(args, len(tokenizer)))
     wall = []
     with tempfile.TemporaryDirectory() as folder:
         settings = package.RecommendationTrainingArguments(
@@ -273,17 +273,17 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         "users_per_second": round(rows.num_rows / statistics.median(wall[1:]), 1),
         "seconds": round(statistics.median(wall[1:]), 2),
         "users": rows.num_rows,
-        "includes": "batches from the test rows, the model, its loss and the rank of each target in the catalogue",
+        "includes": "batches from the test rows, the model, its loss and the rank of each target in the catalog",
     }
 
 
-def memory() -> float:
-    """Resident memory in GB."""
+def resident_memory() -> float:
+    """Return the resident memory in GB."""
     return psutil.Process().memory_info().rss / 1e9
 
 
 def measure(args: argparse.Namespace) -> None:
-    """Run one measurement and print its line, also where it is stopped for memory."""
+    """Run one measurement and print its line, also if it is stopped because of `--max-gb`."""
     torch.set_num_threads(args.threads)
     set_seed(0)
     args.highest = 0.0
@@ -308,7 +308,7 @@ def measure(args: argparse.Namespace) -> None:
 
     def watch() -> None:
         while not done.wait(0.02):
-            args.highest = max(args.highest, memory())
+            args.highest = max(args.highest, resident_memory())
             if args.highest > args.max_gb:
                 finish(error=f"out of memory: stopped at {args.highest:.1f} GB")
                 os._exit(3)
@@ -321,19 +321,19 @@ def measure(args: argparse.Namespace) -> None:
 # ------------------------------------------------------------------------------------------------- tables and plots
 
 
-def load(path: str) -> list[dict[str, Any]]:
-    """The lines of a file of measurements."""
+def load_lines(path: str) -> list[dict[str, Any]]:
+    """Read a file of measurements."""
     return [json.loads(line) for line in Path(path).read_text().splitlines() if line.startswith('{"')]
 
 
 def has_processor_time(line: dict[str, Any]) -> bool:
-    """Whether a line tells the seconds of its processor, and they are the ones to compare."""
-    told = "users_per_cpu_second" in line or "cpu_seconds_per_step" in line
-    return told and line["threads"] == 1 and line.get("device", "cpu") == "cpu"
+    """Return whether a line contains processor seconds, and these are the ones to compare."""
+    recorded = "users_per_cpu_second" in line or "cpu_seconds_per_step" in line
+    return recorded and line["threads"] == 1 and line.get("device", "cpu") == "cpu"
 
 
-def by_processor(line: dict[str, Any]) -> dict[str, Any]:
-    """A measurement on one thread with its speed by processor seconds, which other work on the core does not touch."""
+def use_processor_time(line: dict[str, Any]) -> dict[str, Any]:
+    """Return a measurement on one thread with its speed per processor second, which excludes other work on the core."""
     if not has_processor_time(line):
         return line
     speeds = {"users_per_second": line["users_per_cpu_second"]} if "users_per_cpu_second" in line else {}
@@ -343,14 +343,14 @@ def by_processor(line: dict[str, Any]) -> dict[str, Any]:
     return line | speeds
 
 
-def table(lines: Iterable[dict[str, Any]]) -> str:
-    """Markdown: a table a setting, a row a peer, each figure with its ratio to ours; medians of what was repeated."""
+def format_tables(lines: Iterable[dict[str, Any]]) -> str:
+    """Return Markdown: one table per setting, one row per peer, medians of repeated measurements, ratios to ours."""
     repeats: dict[tuple, list[dict[str, Any]]] = {}
-    for line in map(by_processor, lines):
+    for line in map(use_processor_time, lines):
         repeats.setdefault(tuple(line.get(name) for name in (*SETTING, "peer", "batch", *CHOICES)), []).append(line)
     settings: dict[tuple, list[dict[str, Any]]] = {}
     for same in repeats.values():
-        numbers = {name: [line[name] for line in same if name in line] for name in SHOWN}
+        numbers = {name: [line[name] for line in same if name in line] for name in MEDIANS}
         medians = {name: statistics.median(values) for name, values in numbers.items() if values}
         row = same[0] | medians
         setting = *(row.get(name) for name in SETTING), row["batch"] if row["what"] == "train" else None
@@ -383,20 +383,20 @@ def table(lines: Iterable[dict[str, Any]]) -> str:
 
 
 SETTING = ("what", "data", "length", "threads", "hidden", "layers", "heads", "mask_prob", "device")
-"""What is the same for all rows of a table."""
+"""Options that are the same for all rows of a table."""
 
 NAMED = ("architecture", "loss", "attention")
-"""Choices that a row is called by."""
+"""Options whose values are part of the name of a row."""
 
 FLAGS = ("unshared", "gradient_checkpointing", "bf16", "compile", "attention_dropout")
-"""Those of which it tells that they were made."""
+"""Options whose names are part of the name of a row if they are set."""
 
 CHOICES = (*NAMED, *FLAGS, "num_negatives")
-"""What makes, with peer and batch, a row of its own."""
+"""Options that, with peer and batch, distinguish the rows of a table."""
 
-SHOWN = ("items_per_second", "users_per_second", "peak_rss_gb")
+MEDIANS = ("items_per_second", "users_per_second", "peak_rss_gb")
 SCALES: dict[str, list[dict[str, Any]]] = {
-    "catalogue": [
+    "catalogue": [  # spelled as in the kept results
         {"data": data, "length": 50, "batch": 128, "loss": loss, "steps": steps}
         for loss in ("softmax", "sampled_softmax")
         for data, steps in (("synthetic-10k", 10), ("synthetic-100k", 5), ("synthetic-1m", 3))
@@ -425,11 +425,11 @@ MEMORY: list[dict[str, Any]] = [
     {"batch": 128, "length": 50, "data": "synthetic-1m", "steps": 1},
     {"batch": 128, "length": 50, "data": "synthetic-1m", "loss": "sampled_softmax"},
 ]
-"""Shapes whose memory is compared with the estimate (tests/test_resources.py)."""
+"""Models whose memory is compared with the estimate (tests/training/test_resources.py)."""
 
 
 def run_all(settings: Iterable[dict[str, Any]], path: str, **marks: str) -> None:
-    """Measure every setting in a process of its own and append its line, marked."""
+    """Measure each setting in its own process and append its line, with `marks`."""
     for setting in settings:
         options = [f"--{name}" if value is True else f"--{name}={value}" for name, value in setting.items()]
         run = subprocess.run([sys.executable, __file__, "train", *options], capture_output=True, text=True)
@@ -442,11 +442,11 @@ def run_all(settings: Iterable[dict[str, Any]], path: str, **marks: str) -> None
 
 
 def plot(lines: list[dict[str, Any]], path: str) -> str:
-    """Seconds a step and peak memory along each axis of `SCALES`, with the exponents of fitted power laws."""
+    """Plot seconds per step and peak memory along each axis of `SCALES`; return the exponents of fitted power laws."""
     sizes = {name: items for name, (items, _) in SYNTHETIC.items()}
     figure = Figure(figsize=(14, 6.5), layout="constrained")
     axes = figure.subplots(2, len(SCALES))
-    fitted = ["| | seconds a step grow with exponent | peak memory (GB) |", "|---|---:|---|"]
+    fitted = ["| | exponent of seconds per step | peak memory (GB) |", "|---|---:|---|"]
     for column, axis in enumerate(SCALES):
         for loss in ("softmax", "sampled_softmax"):
             measured: dict[int, list[tuple[float, float]]] = {}
@@ -466,7 +466,7 @@ def plot(lines: list[dict[str, Any]], path: str) -> str:
                 panel.set_xticks(x, [f"{size:g}" for size in x])
                 panel.set_xticks([], minor=True)
             fitted.append(f"| {axis}, {loss} | {exponent:.2f} | {', '.join(f'{value:.2f}' for value in peak)} |")
-        axes[0, column].set(title=axis, ylabel="seconds a step")
+        axes[0, column].set(title=axis, ylabel="seconds per step")
         if axis == "catalogue":
             axes[0, column].set_yscale("log")
         else:
@@ -480,8 +480,8 @@ def plot(lines: list[dict[str, Any]], path: str) -> str:
 # --------------------------------------------------------------------------------------------------- command line
 
 
-def parse() -> argparse.Namespace:
-    """The options; those of train and recommend are the same for every package that is compared."""
+def parse_arguments() -> argparse.Namespace:
+    """Parse the command line. The options of train and recommend are the same for all compared packages."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="what", required=True)
     for what in ("train", "recommend", "evaluate"):
@@ -494,7 +494,7 @@ def parse() -> argparse.Namespace:
         command.add_argument("--batch", type=int, default=DEFAULT_BATCH_SIZE if what == "recommend" else 256)
         command.add_argument("--mask-prob", type=float, default=0.2)
         command.add_argument("--threads", type=int, default=1)
-        command.add_argument("--max-gb", type=float, default=16.0, help="stop beyond this resident size")
+        command.add_argument("--max-gb", type=float, default=16.0, help="stop above this resident memory")
         command.add_argument("--dropout", type=float, default=0.1)
         command.add_argument("--attention-dropout", type=float, default=0.0)
         command.add_argument("--device", default="cpu")
@@ -502,9 +502,9 @@ def parse() -> argparse.Namespace:
         command.set_defaults(**{name: USUAL[name] for name in USUAL if name not in ("device", "architecture")})
         if what == "train":
             command.add_argument("--steps", type=int, default=30, help=f"timed steps, after {WARMUP} to warm up")
-            command.add_argument("--loss", choices=LOSSES, help="softmax if not given")
+            command.add_argument("--loss", choices=LOSSES, help="default: softmax")
             command.add_argument("--num-negatives", type=int, default=256)
-            command.add_argument("--unshared", action="store_true", help="negatives for each position")
+            command.add_argument("--unshared", action="store_true", help="draw negatives for each position")
             command.add_argument("--gradient-checkpointing", action="store_true")
             command.add_argument("--bf16", action="store_true", help="bfloat16 autocast")
             command.add_argument("--attention", default="sdpa", help="attn_implementation")
@@ -524,18 +524,18 @@ def parse() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    args = parse()
+    args = parse_arguments()
     with plain_errors():
         if getattr(args, "device", "cpu") == "cuda" and not torch.cuda.is_available():
-            raise ValueError("There is no GPU here that torch can use: leave --device at cpu.")
+            raise ValueError("torch finds no GPU. Use --device cpu.")
         if args.what == "table":
-            print(table(line for path in args.results for line in load(path)))
+            print(format_tables(line for path in args.results for line in load_lines(path)))
         elif args.what == "scale":
             for axis, settings in SCALES.items():
                 run_all(settings, args.results, axis=axis)
         elif args.what == "memory":
             run_all(({"data": "synthetic-10k", "steps": 2, **setting} for setting in MEMORY), args.results)
         elif args.what == "plot":
-            print(plot(load(args.results), args.png))
+            print(plot(load_lines(args.results), args.png))
         else:
             measure(args)

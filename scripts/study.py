@@ -1,20 +1,25 @@
-"""Compare recipes that differ in a few options, at equal steps, on validation.
+"""Compare recipes that differ in a few options, with the same number of steps, on the validation split.
 
     python scripts/study.py run scripts/studies/mask-ratio-ml-1m.yaml scripts/results/mask-ratio-ml-1m.jsonl
     python scripts/study.py table scripts/results/mask-ratio-ml-1m.jsonl
     python scripts/study.py plot scripts/results/mask-ratio-ml-1m.jsonl mask-ratio.png --x mask_probability
     python scripts/study.py plot scripts/results/quality.jsonl quality.png --x minutes
 
-A study is a YAML file: `recipe`, the configuration to start from; `options` that hold for all its variants; `seeds`;
-and `variants`, each a name and the options that it changes, where `cumulative: true` adds them to those of the variants
-before it. Each run appends one JSON line, and what has its line already is not run again, so that an interrupted study
-goes on where it stopped; `--seeds` lets two processes share one, as long as each has a core of its own. The test split
-is never scored. Seconds are those of training: the clock stands still while a model is judged.
+A study is a YAML file:
+
+- `recipe`: the recipe to start from;
+- `options`: options for all variants;
+- `seeds`: a list of seeds;
+- `variants`: name -> options of that variant. With `cumulative: true` they are added to those of earlier variants.
+
+Each run appends one JSON line to the results. Runs that have a line are skipped, so that an interrupted study can be
+resumed. With `--seeds`, two processes can share a study if each has its own core. The test split is not used. Seconds
+are those of training, without the evaluations.
 """
 
 import os
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads make small models much slower
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads slow down small models
 
 import argparse
 import json
@@ -35,9 +40,11 @@ from matplotlib.figure import Figure
 from transformers import TrainerCallback
 
 from hf_bert4rec.cli.build import build_trainer
+from hf_bert4rec.cli.compare import recipe_words
 from hf_bert4rec.cli.main import plain_errors
 from hf_bert4rec.cli.prepare import prepare
 from hf_bert4rec.cli.recipe import Recipe, parse_recipe
+from hf_bert4rec.cli.report import EpochLines
 from hf_bert4rec.evaluation.ranking import ndcg_gains
 from hf_bert4rec.evaluation.trainer_evaluation import rank_rows
 from hf_bert4rec.hub.model_card import markdown_table
@@ -45,8 +52,8 @@ from hf_bert4rec.hub.model_card import markdown_table
 MEASURE = "ndcg@10"
 
 
-class Clock(TrainerCallback):
-    """The curve of a run: step, seconds of training so far and validation NDCG@10 at each evaluation."""
+class CurveCallback(TrainerCallback):
+    """Record step, seconds of training and validation NDCG@10 at each evaluation."""
 
     def __init__(self) -> None:
         self.curve: list[tuple[int, float, float]] = []
@@ -56,18 +63,18 @@ class Clock(TrainerCallback):
         self.started = time.perf_counter()
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
-        """Read the clock, and put it back by what the evaluation took."""
+        """Add a point; the time of the evaluation itself does not count."""
         self.started += metrics["eval_runtime"]
         seconds, score = round(time.perf_counter() - self.started, 1), metrics[f"eval_{MEASURE}"]
         self.curve.append((state.global_step, seconds, round(score, 5)))
         print(f"  step {state.global_step:6d}   {seconds:6.0f} s   {MEASURE} {score:.4f}", flush=True)
 
 
-def read(path: str) -> dict[str, Any]:
-    """A study, checked.
+def load_study(path: str) -> dict[str, Any]:
+    """Read and check a study.
 
     Raises:
-        ValueError: The file does not hold what a study needs, or something else as well.
+        ValueError: The file is no study.
     """
     kinds = {"recipe": str, "seeds": list, "variants": dict, "options": dict, "cumulative": bool}
     try:
@@ -77,57 +84,51 @@ def read(path: str) -> dict[str, Any]:
     if not isinstance(study, dict) or not {"recipe", "seeds", "variants"} <= set(study) <= set(kinds):
         found = ", ".join(map(str, study)) if isinstance(study, dict) else type(study).__name__
         raise ValueError(
-            f"{path}: expected recipe, seeds, variants, and at most options and cumulative, found {found}."
+            f"{path}: expected recipe, seeds, variants and optionally options and cumulative, found {found}."
         )
     for name, value in study.items():
         if not isinstance(value, kinds[name]) or (not value and name in ("seeds", "variants")):
-            raise ValueError(
-                f"{path}: expected {name} to be a {kinds[name].__name__} with something in it, found {value}."
-            )
+            raise ValueError(f"{path}: expected {name} to be a non-empty {kinds[name].__name__}, found {value}.")
     return study
 
 
-def variants(study: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Name and options of each variant of a study."""
+def iterate_variants(study: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield name and options of each variant of a study."""
     options = dict(study.get("options", {}))
     for name, changes in study["variants"].items():
-        here = {**options, **(changes or {})}
+        variant = {**options, **(changes or {})}
         if study.get("cumulative"):
-            options = here
-        yield str(name), here
+            options = variant
+        yield str(name), variant
 
 
-def with_options(recipe: str, options: dict[str, Any], seed: int, folder: str) -> Recipe:
-    """The recipe of a run that saves nothing and ranks among all items alone.
+def build_recipe(recipe: str, options: dict[str, Any], seed: int, folder: str) -> Recipe:
+    """Return the recipe of a run that saves nothing and only ranks the whole catalog.
 
     Raises:
-        ValueError: It leaves nothing to judge by.
+        ValueError: It has no validation split, or no evaluations.
     """
-    own = {
-        "output_dir": folder,
+    fixed = {
         "seed": seed,
         "save_strategy": "no",
         "load_best_model_at_end": False,
-        "popularity_candidates": 0,  # their ranks would stand beside those that are averaged here
+        "early_stopping_patience": None,
+        "popularity_candidates": 0,
         "uniform_candidates": 0,
-        "disable_tqdm": True,
     }
-    words = [recipe]
-    for name, value in {**options, **own}.items():
-        words += [f"--{name}", *map(str, value)] if isinstance(value, list) else [f"--{name}={value}"]
-    complete = parse_recipe(words)
+    complete = parse_recipe(recipe_words({"recipe": recipe, **options, **fixed}, folder))
     if complete.splitting.validation_in_train or complete.training.eval_strategy == "no":
-        raise ValueError(f"{recipe}: a study needs a validation split and evaluations, found none.")
+        raise ValueError(f"{recipe}: a study needs a validation split and an eval_strategy.")
     return complete
 
 
-def train(complete: Recipe) -> dict[str, Any]:
-    """Train once, and judge on validation, all users and the halves with short and long histories."""
-    _, tokenizer, histories = prepare(complete)
-    trainer = build_trainer(complete, tokenizer, histories)
-    trainer.remove_callback(transformers.PrinterCallback)
-    clock = Clock()
-    trainer.add_callback(clock)
+def train(recipe: Recipe) -> dict[str, Any]:
+    """Train once and evaluate on validation: all users, and the halves with short and with long histories."""
+    _, tokenizer, histories = prepare(recipe)
+    trainer = build_trainer(recipe, tokenizer, histories)
+    trainer.remove_callback(EpochLines)
+    curve = CurveCallback()
+    trainer.add_callback(curve)
     trainer.train()
     lengths = np.array([len(history) for history in histories["validation"]["history"]])
     gains = ndcg_gains(rank_rows(trainer, histories["validation"]), 10)
@@ -136,7 +137,7 @@ def train(complete: Recipe) -> dict[str, Any]:
     if not short.all():
         means["long"] = gains[~short].mean()
     return {
-        "curve": clock.curve,
+        "curve": curve.curve,
         **{name: round(float(value), 5) for name, value in means.items()},
         "median_history": float(np.median(lengths)),
         "threads": torch.get_num_threads(),
@@ -145,29 +146,29 @@ def train(complete: Recipe) -> dict[str, Any]:
 
 
 def run(path: str, results: str, seeds: list[int] | None, threads: int) -> None:
-    """Run what has no line in `results` yet, and append its line. All is checked before the first training.
+    """Train the variants that have no line in `results` yet. All options are checked before the first training.
 
     Raises:
-        ValueError: The study is not one, or a line of the same variant and seed was made with other options.
+        ValueError: The study is invalid, or a line of the same variant and seed has other options.
         OSError: `results` cannot be written.
     """
     torch.set_num_threads(threads)
-    study, done = read(path), load(results)
+    study, lines = load_study(path), load_lines(results)
     runs: list[tuple[dict[str, Any], Recipe]] = []
     with tempfile.TemporaryDirectory() as folder, Path(results).open("a", encoding="utf-8") as file:
         for seed in seeds or study["seeds"]:
-            for name, options in variants(study):
-                complete = with_options(study["recipe"], options, seed, f"{folder}/{len(runs)}")
+            for name, options in iterate_variants(study):
+                recipe = build_recipe(study["recipe"], options, seed, f"{folder}/{len(runs)}")
                 key = {"study": Path(path).stem, "variant": name, "seed": seed}
-                same = [line for line in done if key.items() <= line.items()]
-                given = {option: value for option, value in complete.given.items() if option != "output_dir"}
+                same = [line for line in lines if key.items() <= line.items()]
+                given = {option: value for option, value in recipe.given.items() if option != "output_dir"}
                 if any(_set(line["options"]) != _set(given) for line in same):
-                    raise ValueError(f"{results} has {name}, seed {seed}, with other options: move it away.")
+                    raise ValueError(f"{results} has {name}, seed {seed}, with other options. Move it away.")
                 if not same:
-                    runs.append(({**key, "cumulative": study.get("cumulative", False), "options": given}, complete))
-        for line, complete in runs:
+                    runs.append(({**key, "cumulative": study.get("cumulative", False), "options": given}, recipe))
+        for line, recipe in runs:
             print(f"{line['study']}: {line['variant']}, seed {line['seed']}", flush=True)
-            file.write(json.dumps({**line, **train(complete)}) + "\n")
+            file.write(json.dumps({**line, **train(recipe)}) + "\n")
             file.flush()
 
 
@@ -176,34 +177,30 @@ def _set(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def load(path: str) -> list[dict[str, Any]]:
-    """The lines of a results file, none if there is no such file yet."""
-    return list(map(json.loads, Path(path).read_text(encoding="utf-8").splitlines())) if Path(path).exists() else []
-
-
-def some(path: str) -> list[dict[str, Any]]:
-    """The lines of a results file.
+def load_lines(path: str, required: bool = False) -> list[dict[str, Any]]:
+    """Read the lines of a results file; none if it does not exist.
 
     Raises:
-        ValueError: There are none.
+        ValueError: There are none, although they are `required`.
     """
-    if not (lines := load(path)):
-        raise ValueError(f"{path} has no results: make some with study.py run.")
-    return lines
+    lines = Path(path).read_text(encoding="utf-8").splitlines() if Path(path).exists() else []
+    if required and not lines:
+        raise ValueError(f"{path} has no results. Run study.py run first.")
+    return [json.loads(line) for line in lines]
 
 
-def grouped(lines: list[dict[str, Any]]) -> dict[str, dict[str, list[dict[str, Any]]]]:
-    """Study → variant → its lines, one a seed, in the order of the file."""
+def group_lines(lines: list[dict[str, Any]]) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """Return study -> variant -> its lines, one per seed, in the order of the file."""
     studies: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for line in lines:
         studies.setdefault(line["study"], {}).setdefault(line["variant"], []).append(line)
     return studies
 
 
-def table(lines: list[dict[str, Any]]) -> str:
-    """A Markdown table a study: the mean over seeds and each seed; in a cumulative one what each change adds."""
+def format_tables(lines: list[dict[str, Any]]) -> str:
+    """Return one table per study: the mean over seeds, each seed and, if cumulative, the gain of each change."""
     text = []
-    for study, rows in grouped(lines).items():
+    for study, rows in group_lines(lines).items():
         cells: list[list[str]] = []
         means: list[float] = []
         for name, runs in rows.items():
@@ -221,10 +218,10 @@ def table(lines: list[dict[str, Any]]) -> str:
 
 
 def plot(lines: list[dict[str, Any]], path: str, x: str) -> None:
-    """NDCG@10 against minutes, a line a run; or against an option, a line for all users and each half of them."""
+    """Plot NDCG@10 over minutes, one line per run, or over an option, for all users and each half of them."""
     if x != "minutes" and not all(isinstance(line["options"].get(x), int | float) for line in lines):
-        raise ValueError(f"Expected --x minutes, or an option that is a number in each line, found {x}.")
-    studies = grouped(lines)
+        raise ValueError(f"Expected --x minutes or an option that is a number in every line, found {x}.")
+    studies = group_lines(lines)
     figure = Figure(figsize=(5.5 * len(studies), 4), layout="constrained")
     for axes, (study, rows) in zip(np.atleast_1d(figure.subplots(1, len(studies))), studies.items(), strict=True):
         if x == "minutes":
@@ -245,31 +242,31 @@ def plot(lines: list[dict[str, Any]], path: str, x: str) -> None:
     figure.savefig(path, dpi=120)
 
 
-def parse() -> argparse.Namespace:
-    """What to do, from the command line."""
+def parse_arguments() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    running = commands.add_parser("run", help="train what has no line yet")
+    running = commands.add_parser("run", help="train the variants that have no result yet")
     running.add_argument("study", help="YAML file of the study")
-    running.add_argument("results", help="file of JSON lines to append to")
-    running.add_argument("--seeds", type=int, nargs="+", help="instead of the study's")
-    running.add_argument("--threads", type=int, default=1, help="torch's threads (default: 1)")
+    running.add_argument("results", help="JSON lines file to append to")
+    running.add_argument("--seeds", type=int, nargs="+", help="these seeds instead of the study's")
+    running.add_argument("--threads", type=int, default=1, help="threads of torch (default: 1)")
     showing = commands.add_parser("table", help="print the Markdown tables")
     showing.add_argument("results")
     drawing = commands.add_parser("plot", help="draw a PNG")
     drawing.add_argument("results")
     drawing.add_argument("image")
-    drawing.add_argument("--x", default="minutes", help="minutes, or an option that the variants differ in")
+    drawing.add_argument("--x", default="minutes", help="minutes, or an option that differs between the variants")
     return parser.parse_args()
 
 
 if __name__ == "__main__":
-    args = parse()
+    args = parse_arguments()
     transformers.logging.disable_progress_bar()
     with plain_errors():
         if args.command == "run":
             run(args.study, args.results, args.seeds, args.threads)
         elif args.command == "table":
-            print(table(some(args.results)))
+            print(format_tables(load_lines(args.results, required=True)))
         else:
-            plot(some(args.results), args.image, args.x)
+            plot(load_lines(args.results, required=True), args.image, args.x)

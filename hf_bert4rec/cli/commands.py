@@ -1,6 +1,8 @@
-"""The commands train, evaluate, recommend and push: arguments in, text out. Heavy modules are imported when needed."""
+"""The commands of `hf-bert4rec`: arguments in, text out. Heavy modules are imported when needed."""
 
 import argparse
+import sys
+from pathlib import Path
 
 TRAIN = """usage: hf-bert4rec train [CONFIG] [--option value ...]
 
@@ -132,3 +134,63 @@ def push(argv: list[str]) -> None:
     from ..hub.push import push_checkpoint
 
     print(push_checkpoint(args.checkpoint, args.repository, private=args.private or None))
+
+
+COMPARE = """Train and evaluate any number of models on one data set, and report metrics, costs and differences.
+
+  hf-bert4rec compare comparison.yaml
+
+CONFIG is a YAML file:
+
+  recipe: mine.yaml                                          data, split and protocol of all models
+  models:
+    Popularity: {baseline: popularity}                       or markov_chain, ease, item_neighbors, als, bpr_mf
+    Neighbors: {baseline: item_neighbors, neighbors: 20}     with parameters of the baseline
+    SASRec: {recipe: mine.yaml, architecture: sasrec}        trained by a recipe, with other options
+    Mine: {checkpoint: runs/mine/model}                      trained before
+  published:                                                 optional, metrics among sampled candidates
+    Popularity: {the paper: {hr@10: 0.1358}}                 to show next to ours
+
+Each model is trained and evaluated in its own process. Models with a result in the output folder are not run again."""
+
+
+def compare(argv: list[str]) -> None:
+    """Compare models and print a report."""
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="hf-bert4rec compare", description=COMPARE, formatter_class=formatter)
+    parser.add_argument("config", metavar="CONFIG", help="YAML file of the comparison")
+    parser.add_argument("--split", default="test", choices=("validation", "test"), help="split to evaluate on (test)")
+    parser.add_argument("--output_dir", help="folder of the results (runs/compare-CONFIG-SPLIT)")
+    args = parser.parse_args(argv)
+    from .compare import compare
+
+    folder = args.output_dir or f"runs/compare-{Path(args.config).stem}-{args.split}"
+    try:
+        print(compare(args.config, args.split, folder))
+    except KeyboardInterrupt:
+        sys.exit(f"Interrupted. Run the same command to continue with the results in {folder}.")
+    print(f"Saved in {folder}.")
+
+
+def push_data(argv: list[str]) -> None:
+    """Push the histories of a recipe to the Hub."""
+    parser = argparse.ArgumentParser(
+        prog="hf-bert4rec push-data",
+        description="Push histories, the item tokenizer and a data card to the Hub in one commit. Further options are "
+        "those of the recipe, see hf-bert4rec train --help.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("config", metavar="CONFIG", help="YAML file or checkpoint folder, as for hf-bert4rec train")
+    parser.add_argument("repository", metavar="REPO", help="Hub id: org/name")
+    parser.add_argument("--private", action="store_true", help="create a private repository")
+    parser.add_argument(
+        "--i_may_share_this_data",
+        action="store_true",
+        help="you are allowed to publish the data; required unless it is embedded in this package",
+    )
+    args, options = parser.parse_known_args(argv)
+    from .push_data import push_data
+    from .recipe import parse_recipe
+
+    recipe = parse_recipe([args.config, *options])
+    print(push_data(recipe, args.repository, may_share=args.i_may_share_this_data, private=args.private or None))

@@ -14,8 +14,10 @@ from huggingface_hub.errors import StrictDataclassError
 COMMANDS = {
     "train": ("hf_bert4rec.cli.commands:train", "Train a recommender on a log and save it with its model card."),
     "evaluate": ("hf_bert4rec.cli.commands:evaluate", "Evaluate a checkpoint again by full ranking."),
+    "compare": ("hf_bert4rec.cli.commands:compare", "Train and evaluate several models on one data set."),
     "recommend": ("hf_bert4rec.cli.commands:recommend", "Recommend items for a history of item ids."),
     "push": ("hf_bert4rec.cli.commands:push", "Push a checkpoint to the Hugging Face Hub."),
+    "push-data": ("hf_bert4rec.cli.commands:push_data", "Push histories and their tokenizer to the Hugging Face Hub."),
 }
 """Name of a command → `module:function`, called with the arguments after the name, and one line for the help.
 

@@ -1,8 +1,6 @@
-"""Histories and the metric, pushed to a Hub and loaded from it through the real clients and command lines."""
+"""Histories and the metric, pushed to a Hub and loaded from it by the real clients and commands."""
 
 import re
-import runpy
-import sys
 from pathlib import Path
 
 import datasets
@@ -14,6 +12,7 @@ from datasets import load_dataset
 from huggingface_hub import DatasetCard, snapshot_download
 from transformers import AutoTokenizer
 
+from hf_bert4rec.cli.main import main
 from hf_bert4rec.cli.prepare import prepare
 from hf_bert4rec.cli.push_data import push_data
 from hf_bert4rec.cli.recipe import parse_recipe
@@ -53,7 +52,7 @@ def loaded(tmp_path, name: str = NAME) -> datasets.DatasetDict:
 # ----------------------------------------------------------------------------------------------------- the data
 
 
-def test_the_same_rows_and_columns_come_back_nulls_and_lists_too(hub, config, tmp_path):
+def test_loaded_histories_equal_the_pushed_ones_with_nulls_and_lists(hub, config, tmp_path):
     recipe = parse_recipe([str(config)])
     address = push_data(recipe, NAME, may_share=True)
     assert address == f"{hub.url}/datasets/{NAME}/commit/{commit_id(1)}"
@@ -72,7 +71,7 @@ def test_the_same_rows_and_columns_come_back_nulls_and_lists_too(hub, config, tm
     }  # fmt: skip
 
 
-def test_the_tokenizer_of_the_repository_names_the_items(hub, config):
+def test_the_tokenizer_of_the_repository_decodes_the_items(hub, config):
     push_data(parse_recipe([str(config)]), NAME, may_share=True)
     tokenizer = AutoTokenizer.from_pretrained(snapshot_download(NAME, repo_type="dataset") + "/tokenizer")
     assert tokenizer.decode_items([3, 4, 5, 6, 7]) == ["a", "b", "c", "d", "e"]
@@ -90,7 +89,7 @@ def test_the_python_of_the_card_runs_as_it_is_printed(hub, config, tmp_path, mon
     assert len(names["tokenizer"]) == 8
 
 
-def test_the_card_is_valid_and_tells_what_is_known(hub, config):
+def test_the_card_is_valid_and_describes_the_data(hub, config):
     push_data(parse_recipe([str(config)]), NAME, may_share=True)
     card = DatasetCard.load(NAME)
     card.validate()
@@ -99,24 +98,25 @@ def test_the_card_is_valid_and_tells_what_is_known(hub, config):
         "data/train.parquet", "data/validation.parquet", "data/test.parquet",
     ]  # fmt: skip
     for words in (
-        "14 actions of\n4 users on 5 items. Made from mine.csv",
+        "14 interactions of\n4 users with 5 items, split for training and evaluation.\n",
+        "Made from mine.csv by hf-bert4rec.",
         "| train | 5 |\n| validation | 3 |\n| test | 3 |",
         "Protocol: leave-one-out (every user's last item), ranked among all 5 items, history excluded.",
         "max_length: 2",
         "- `user`: raw ID\n",
         "- `labels`: null in train (the collator masks); else -100, and the target at the [MASK]\n",
-        "those of [PAD], [MASK], [UNK] are 0 to 2.",
-        "looked for and not found:\n\n- train: 0 of 5 rows (0.0%) contain an action later than",
+        "Rows 0 to 2 are\n[PAD], [MASK], [UNK].",
+        "The audit found no leaks:\n\n- train: 0 of 5 rows (0.0%) contain an action later than",
         "- test: 0 of 3 rows (0.0%) have an input later than the target\n",
         "- test: 3 of 3 rows (100.0%) are of users who are in train too\n",
-        "sha256 `",
+        "SHA-256 `",
         "Ours, CC BY 4.0.",
     ):
         assert words in card.text, card.text
-    assert str(config.parent) not in card.content  # where the log lies is nobody's business
+    assert str(config.parent) not in card.content  # the path of the log is not published
 
 
-def test_leaks_that_the_audit_finds_are_told_as_such(hub, config):
+def test_leaks_are_reported_in_the_card(hub, config):
     log = config.parent / "mine.csv"
     log.write_text("user,item,timestamp\n" + "".join(f"u,a,{time}\n" for time in (1, 2, 3, 3)))
     push_data(parse_recipe([str(config)]), NAME, may_share=True)
@@ -125,11 +125,11 @@ def test_leaks_that_the_audit_finds_are_told_as_such(hub, config):
     log.write_text("user,item,timestamp\n" + "".join(f"u,a,{time}\n" for time in (1, 3, 3, 3)))
     push_data(parse_recipe([str(config)]), NAME, may_share=True)
     text = DatasetCard.load(NAME).text
-    assert "What must not happen was looked for, **and found**:" in text
+    assert "The audit **found leaks**:" in text
     assert "- validation: 1 of 1 rows (100.0%) have a target that is in the user's training rows, such as 0\n" in text
 
 
-def test_pushed_again_the_newer_histories_replace_the_older(hub, config, tmp_path):
+def test_a_second_push_replaces_the_older_histories(hub, config, tmp_path):
     push_data(parse_recipe([str(config)]), NAME, may_share=True)
     push_data(parse_recipe([str(config), "--validation_in_train=true", "--titles=none"]), NAME, may_share=True)
     assert set(hub.repositories[f"datasets/{NAME}"].files) == FILES - {
@@ -139,7 +139,7 @@ def test_pushed_again_the_newer_histories_replace_the_older(hub, config, tmp_pat
     assert "validation_in_train: true" in DatasetCard.load(NAME).text
 
 
-def test_the_embedded_data_go_up_unasked_with_their_terms(hub, config):
+def test_embedded_data_are_pushed_with_their_terms(hub, config):
     options = ["--data=ml-latest-small", "--titles=ml-latest-small", "--terms=none", "--min_user_interactions=500"]
     push_data(parse_recipe([str(config), *options]), NAME)
     files, card = hub.repositories[f"datasets/{NAME}"].files, DatasetCard.load(NAME)
@@ -155,14 +155,14 @@ def test_a_token_that_is_passed_is_used(hub, config, monkeypatch):
     assert "tokenizer/tokenizer.json" in hub.repositories[f"datasets/{NAME}"].files
 
 
-def test_the_terms_of_older_data_do_not_stay(hub, config):
+def test_the_license_of_older_data_is_removed(hub, config):
     embedded = ["--data=ml-latest-small", "--titles=ml-latest-small", "--terms=none", "--min_user_interactions=500"]
     push_data(parse_recipe([str(config), *embedded]), NAME)
     push_data(parse_recipe([str(config)]), NAME, may_share=True)
     assert "LICENSE" not in hub.repositories[f"datasets/{NAME}"].files
 
 
-def test_two_that_push_at_once_do_not_mix(hub, config):
+def test_simultaneous_pushes_are_not_mixed(hub, config):
     push_data(parse_recipe([str(config)]), NAME, may_share=True)
     repository = hub.repositories[f"datasets/{NAME}"]
     hub.meanwhile = lambda: repository.commits.append({**repository.files, "data/train.parquet": b"of others"})
@@ -174,33 +174,33 @@ def test_two_that_push_at_once_do_not_mix(hub, config):
 # ----------------------------------------------------------------------------------------------- what is refused
 
 
-def test_other_data_are_not_pushed_by_accident(hub, config):
+def test_other_data_are_only_pushed_with_permission(hub, config):
     with pytest.raises(
-        PermissionError, match=r"mine\.csv does not travel.* Its terms: Ours, CC BY 4\.0\..*--i_may_share"
+        PermissionError, match=r"mine\.csv is not part of this package.* Its terms: Ours, CC BY 4\.0\..*--i_may_share"
     ):
         push_data(parse_recipe([str(config)]), NAME)
     names = ["--data=ml-latest-small", "--titles=none", f"--item_ids={config}", "--terms=none"]
-    with pytest.raises(PermissionError, match=rf"{config.name} does not travel"):
+    with pytest.raises(PermissionError, match=rf"{config.name} is not part of this package"):
         push_data(parse_recipe([str(config), *names]), NAME)
-    with pytest.raises(PermissionError, match=r"titles\.csv does not travel.* Nothing is recorded of its terms\."):
+    with pytest.raises(
+        PermissionError, match=r"titles\.csv is not part of this package.* Its terms are not recorded\."
+    ):
         push_data(parse_recipe([str(config), "--data=ml-latest-small", "--terms=none"]), NAME)
     assert hub.requests == []
 
 
-def test_the_script_asks_too_and_prints_the_address(hub, config, monkeypatch, capsys):
-    script, options = ROOT / "scripts" / "push_data.py", [str(config), NAME, "--max_length", "4"]
-    monkeypatch.setattr(sys, "argv", [str(script), *options])
-    with pytest.raises(SystemExit, match=r"^push_data\.py: error: .*say so: --i_may_share_this_data$"):
-        runpy.run_path(str(script), run_name="__main__")
+def test_the_command_requires_permission_and_prints_the_address(hub, config, capsys):
+    words = ["push-data", str(config), NAME, "--max_length", "4"]
+    with pytest.raises(SystemExit, match=r"^hf-bert4rec push-data: error: .*Add --i_may_share_this_data if you are"):
+        main(words)
     assert hub.repositories == {}
-    monkeypatch.setattr(sys, "argv", [str(script), *options, "--private", "--i_may_share_this_data"])
-    runpy.run_path(str(script), run_name="__main__")
+    main([*words, "--private", "--i_may_share_this_data"])
     assert capsys.readouterr().out.strip() == f"{hub.url}/datasets/{NAME}/commit/{commit_id(1)}"
     assert hub.repositories[f"datasets/{NAME}"].private
     assert "max_length: 4" in DatasetCard.load(NAME).text
 
 
-def test_a_repository_of_other_data_is_left_alone(hub, config):
+def test_a_repository_with_other_data_is_not_changed(hub, config):
     huggingface_hub.create_repo(NAME, repo_type="dataset")
     huggingface_hub.upload_file(
         path_or_fileobj=b"a,b\n", path_in_repo="data/all.csv", repo_id=NAME, repo_type="dataset"
@@ -223,7 +223,7 @@ def test_an_interrupted_upload_changes_nothing(hub, config):
 
 
 def test_candidates_which_training_rows_lack_are_refused_before_anything_is_read(hub, config):
-    with pytest.raises(ValueError, match="take --popularity_candidates 0"):
+    with pytest.raises(ValueError, match="Set --popularity_candidates 0"):
         push_data(parse_recipe([str(config), "--popularity_candidates=2"]), NAME, may_share=True)
     assert hub.requests == []
 

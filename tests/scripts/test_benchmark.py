@@ -1,4 +1,4 @@
-"""scripts/benchmark.py: its lines, its table and its plot."""
+"""scripts/benchmark.py: its measurements, tables and plots."""
 
 import importlib.util
 import json
@@ -37,7 +37,7 @@ def measure(*options) -> dict:
     return json.loads([line for line in run.stdout.splitlines() if line.startswith('{"peer"')][-1])
 
 
-def test_training_gives_the_line_of_the_other_harnesses(log):
+def test_training_has_the_fields_of_the_other_harnesses(log):
     line = measure("train", "--data", log, "--length", "8", "--batch", "16", "--steps", "2", "--hidden", "8",
                    "--loss", "softmax", "--max-gb", "8")  # fmt: skip
     timing = {"seconds_per_step", "cpu_seconds_per_step", "items_per_second", "seconds_to_first_step", "steps"}
@@ -48,20 +48,20 @@ def test_training_gives_the_line_of_the_other_harnesses(log):
     assert (line["rows"], line["longest"], line["scored_share"]) == (43, 8, 0.2)
 
 
-def test_recommending_gives_the_line_of_the_other_harnesses(log):
+def test_recommending_has_the_fields_of_the_other_harnesses(log):
     line = measure("recommend", "--data", log, "--length", "8", "--users", "20", "--k", "3", "--hidden", "8")
     assert set(line) >= HARNESS | {"users_per_second", "users_per_cpu_second", "users", "k", "includes"}
     assert (line["users"], line["k"]) == (20, 3)
 
 
-def test_evaluating_gives_a_line_too(log):
+def test_evaluating_counts_users_per_second(log):
     line = measure("evaluate", "--data", log, "--length", "8", "--users", "20", "--hidden", "8", "--batch", "7")
     assert set(line) >= HARNESS | {"users_per_second", "seconds", "users", "includes"}
     assert line["users"] == 20
 
 
-def test_drawn_histories_hold_every_item_and_follow_zipfs_law(benchmark):
-    table = benchmark.synthetic(items=100, users=500, length=20)
+def test_synthetic_histories_contain_every_item_and_follow_zipfs_law(benchmark):
+    table = benchmark.draw_histories(items=100, users=500, length=20)
     assert table["user"].value_counts().field("counts").to_pylist() == [20] * 500
     counts = dict(zip(*(table["item"].value_counts().field(i).to_pylist() for i in range(2)), strict=True))
     assert len(counts) == 100
@@ -75,13 +75,13 @@ def line(peer, **changes) -> dict:
     return {"peer": peer, **setting, **changes}
 
 
-def test_the_table_has_a_row_a_peer_with_medians_and_ratios_to_ours(benchmark):
+def test_the_table_has_one_row_per_peer_with_medians_and_ratios_to_ours(benchmark):
     lines = [
         *(line("hf-bert4rec", items_per_second=n) for n in (900, 1000, 5000)),
         line("slow", items_per_second=100, peak_rss_gb=4.0),
         line("fails", error="out of memory"),
     ]
-    assert benchmark.table(lines).splitlines() == [
+    assert benchmark.format_tables(lines).splitlines() == [
         "",
         "**train, d**, length 50, hidden 64, 1 thread",
         "",
@@ -93,7 +93,7 @@ def test_the_table_has_a_row_a_peer_with_medians_and_ratios_to_ours(benchmark):
     ]
 
 
-def test_the_table_compares_like_with_like(benchmark):
+def test_the_table_compares_equal_settings(benchmark):
     lines = [
         line("hf-bert4rec", items_per_second=4000, hidden=8),
         line("hf-bert4rec", items_per_second=9000, loss="bce"),
@@ -104,24 +104,24 @@ def test_the_table_compares_like_with_like(benchmark):
         line("other", items_per_second=100, hidden=8),
         line("other", items_per_second=100, batch=32),
     ]
-    rows = [row.split(" | ") for row in benchmark.table(lines).splitlines() if row.startswith("| other")]
+    rows = [row.split(" | ") for row in benchmark.format_tables(lines).splitlines() if row.startswith("| other")]
     assert [row[3] for row in rows] == ["40.0 ×", "10.0 ×", "70.0 ×"]
-    assert "| hf-bert4rec bce | 8 | 9,000 | 0.1 × |" in benchmark.table(lines)
+    assert "| hf-bert4rec bce | 8 | 9,000 | 0.1 × |" in benchmark.format_tables(lines)
     flex = line("hf-bert4rec", items_per_second=1, attention="flex_attention", compile=True)
-    assert "| hf-bert4rec flex_attention compile | 8 | 1 | 1000.0 × |" in benchmark.table([*lines, flex])
+    assert "| hf-bert4rec flex_attention compile | 8 | 1 | 1000.0 × |" in benchmark.format_tables([*lines, flex])
 
 
-def test_the_table_does_not_count_what_other_work_took_of_a_core(benchmark):
+def test_the_table_excludes_other_work_on_the_core(benchmark):
     lines = [
         line("hf-bert4rec", items_per_second=100, seconds_per_step=2.0, cpu_seconds_per_step=0.5),
         line("both", items_per_second=100, seconds_per_step=2.0, cpu_seconds_per_step=0.5, threads=2),
         line("hf-bert4rec", what="recommend", users_per_second=10, users_per_cpu_second=30),
     ]
-    rows = [row.split(" | ")[2] for row in benchmark.table(lines).splitlines() if "| 8 |" in row]
+    rows = [row.split(" | ")[2] for row in benchmark.format_tables(lines).splitlines() if "| 8 |" in row]
     assert rows == ["400", "100", "30"]
 
 
-def test_the_plot_tells_the_exponent_of_a_power_law(benchmark, tmp_path):
+def test_the_plot_fits_the_exponent_of_a_power_law(benchmark, tmp_path):
     lines = [
         {**line("hf-bert4rec", data=data, length=n), "axis": axis, "seconds_per_step": seconds}
         for axis, data, n, seconds in [
@@ -135,29 +135,29 @@ def test_the_plot_tells_the_exponent_of_a_power_law(benchmark, tmp_path):
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_work_of_an_item_is_that_counted_by_hand(benchmark):
+def test_operations_per_item_equal_a_count_by_hand(benchmark):
     args = SimpleNamespace(hidden=4, layers=2, mask_prob=0.5)
     first = 4 * 32 + 4 * 3 * 4 + 256  # projections, attention over 3, feed-forward
     last = 2 * 32 + 0.5 * (2 * 32 + 4 * 3 * 4 + 256 + 32 + 2 * 10 * 4)
     lengths = np.array([3, 3])
-    assert benchmark.work_an_item(args, 10, lengths) == pytest.approx(3 * (first + last))
+    assert benchmark.count_operations(args, 10, lengths) == pytest.approx(3 * (first + last))
 
 
-def test_the_table_says_where_it_counts_processor_seconds(benchmark):
+def test_the_table_says_that_it_uses_processor_seconds(benchmark):
     with_clock = line("hf-bert4rec", items_per_second=100, seconds_per_step=2.0, cpu_seconds_per_step=0.5)
-    assert "1 thread, by processor seconds" in benchmark.table([with_clock])
-    assert "processor" not in benchmark.table([{**with_clock, "threads": 2}])
+    assert "1 thread, by processor seconds" in benchmark.format_tables([with_clock])
+    assert "processor" not in benchmark.format_tables([{**with_clock, "threads": 2}])
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         (["train", "--data", "nothing.txt"], r"nothing\.txt"),
         (["table", "nothing.jsonl"], r"nothing\.jsonl"),
-        (["train", "--data", "nothing.txt", "--device", "cuda"], "There is no GPU here"),
+        (["train", "--data", "nothing.txt", "--device", "cuda"], "torch finds no GPU"),
     ],
 )
-def test_what_a_user_can_mend_is_told_in_one_sentence(options, told):
+def test_errors_of_the_user_are_one_sentence(options, message):
     run = subprocess.run([sys.executable, SCRIPT, *options], capture_output=True, text=True, timeout=300)
     assert run.returncode == 1
-    assert re.fullmatch(f"benchmark\\.py: error: .*{told}.*\n", run.stderr)
+    assert re.fullmatch(f"benchmark\\.py: error: .*{message}.*\n", run.stderr)

@@ -1,4 +1,4 @@
-"""scripts/study.py: the options of variants, what is run again, its table and its plot."""
+"""scripts/study.py: the options of variants, resuming, tables and plots."""
 
 import importlib.util
 from pathlib import Path
@@ -28,23 +28,27 @@ def study():
 
 
 @pytest.mark.parametrize(("cumulative", "last"), [(True, {"c": 0, "a": 1, "b": 3}), (False, {"c": 0, "b": 3})])
-def test_changes_are_added_up_where_the_study_says_so(study, cumulative, last):
+def test_a_cumulative_study_adds_up_the_options_of_its_variants(study, cumulative, last):
     description = {
         "options": {"c": 0},
         "cumulative": cumulative,
         "variants": {"none": None, "one": {"a": 1, "b": 2}, "two": {"b": 3}},
     }
-    assert list(study.variants(description)) == [("none", {"c": 0}), ("one", {"c": 0, "a": 1, "b": 2}), ("two", last)]
+    assert list(study.iterate_variants(description)) == [
+        ("none", {"c": 0}),
+        ("one", {"c": 0, "a": 1, "b": 2}),
+        ("two", last),
+    ]
 
 
-def test_the_table_gives_means_gains_and_seeds(study):
-    rows = study.table(LINES).splitlines()
+def test_the_table_contains_means_gains_and_seeds(study):
+    rows = study.format_tables(LINES).splitlines()
     assert rows[4:6] == [
         "| a | 0.1500 | 0.0200 | | 0.2000, 0.1000 | 0.1000 | 0.2000 | 3.0 |",
         "| b | 0.3000 | nan | | 0.3000 | 0.2000 | 0.4000 | 1.0 |",
     ]
     assert "±: standard error over users. Median 0.2250, best 0.3000." in rows
-    rows = study.table([{**line, "cumulative": True} for line in LINES]).splitlines()
+    rows = study.format_tables([{**line, "cumulative": True} for line in LINES]).splitlines()
     assert rows[5] == "| b | 0.3000 | nan | +0.1500 | 0.3000 | 0.2000 | 0.4000 | 1.0 |"
 
 
@@ -64,7 +68,7 @@ def recipe(tmp_path) -> str:
     return str(tmp_path / "recipe.yaml")
 
 
-def test_what_has_its_line_is_not_run_again(study, recipe, tmp_path, monkeypatch):
+def test_variants_with_a_result_are_not_trained_again(study, recipe, tmp_path, monkeypatch):
     describe = {
         "recipe": recipe,
         "seeds": [0, 1],
@@ -73,16 +77,21 @@ def test_what_has_its_line_is_not_run_again(study, recipe, tmp_path, monkeypatch
     path, results = str(tmp_path / "s.yaml"), str(tmp_path / "results.jsonl")
     (tmp_path / "s.yaml").write_text(yaml.safe_dump(describe))
     runs: list = []
-    monkeypatch.setattr(study, "train", lambda complete: runs.append(complete) or {"ndcg@10": 0.5})
+    monkeypatch.setattr(study, "train", lambda recipe: runs.append(recipe) or {"ndcg@10": 0.5})
     study.run(path, results, [0], 1)
     study.run(path, results, None, 1)
-    assert [(run.training.seed, run.masking.mask_probability) for run in runs] == [
+    assert [(run.training.seed, run.given.get("mask_probability")) for run in runs] == [
         (0, 0.3),
         (0, None),
         (1, 0.3),
         (1, None),
     ]
-    assert [(line["variant"], line["seed"]) for line in study.load(results)] == [("a", 0), ("b", 0), ("a", 1), ("b", 1)]
+    assert [(line["variant"], line["seed"]) for line in study.load_lines(results)] == [
+        ("a", 0),
+        ("b", 0),
+        ("a", 1),
+        ("b", 1),
+    ]
     describe["variants"]["b"] = {"window_step": 0.5}
     (tmp_path / "s.yaml").write_text(yaml.safe_dump(describe))
     with pytest.raises(ValueError, match="has b, seed 0, with other options"):
@@ -90,64 +99,64 @@ def test_what_has_its_line_is_not_run_again(study, recipe, tmp_path, monkeypatch
     assert len(runs) == 4
 
 
-def test_a_run_is_judged_on_validation_and_on_both_halves_of_its_histories(study, recipe, tmp_path, monkeypatch):
-    judged = []
-    monkeypatch.setattr(study, "ndcg_gains", lambda ranks, k: judged.append(ranks) or study_gains(ranks, k))
-    line = study.train(study.with_options(recipe, {}, 3, str(tmp_path / "out")))
+def test_a_run_is_evaluated_on_validation_and_on_both_halves_of_its_histories(study, recipe, tmp_path, monkeypatch):
+    ranked = []
+    monkeypatch.setattr(study, "ndcg_gains", lambda ranks, k: ranked.append(ranks) or study_gains(ranks, k))
+    line = study.train(study.build_recipe(recipe, {}, 3, str(tmp_path / "out")))
     assert [step for step, _, _ in line["curve"]] == [2, 4]
     assert line["curve"][-1][2] == pytest.approx(line["ndcg@10"], abs=1e-5)
-    assert [ranks.shape for ranks in judged] == [(20,)]
+    assert [ranks.shape for ranks in ranked] == [(20,)]
     short = [4 + user % 5 - 2 <= line["median_history"] for user in range(20)]
     halves = sum(short) * line["short"] + (20 - sum(short)) * line["long"]
     assert line["ndcg@10"] == pytest.approx(halves / 20, abs=1e-4)
 
 
 @pytest.mark.parametrize("options", [{"validation_in_train": True}, {"eval_strategy": "no"}])
-def test_a_study_without_validation_is_refused_before_it_trains(study, recipe, options, tmp_path):
-    with pytest.raises(ValueError, match="a study needs a validation split and evaluations"):
-        study.with_options(recipe, options, 0, str(tmp_path))
+def test_a_study_without_validation_is_refused_before_training(study, recipe, options, tmp_path):
+    with pytest.raises(ValueError, match="a study needs a validation split and an eval_strategy"):
+        study.build_recipe(recipe, options, 0, str(tmp_path))
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "expected recipe, seeds, variants,.* found NoneType"),
+        ("", "expected recipe, seeds, variants .* found NoneType"),
         ("{recipe: r, seeds: [0], variants: {a: {}}, option: {}}", "found recipe, seeds, variants, option"),
         ("{recipe: r, variants: {a: {}}}", "found recipe, variants"),
-        ("{recipe: r, seeds: 3, variants: {a: {}}}", "expected seeds to be a list with something in it, found 3"),
-        ("{recipe: r, seeds: [0], variants: [a]}", "expected variants to be a dict"),
-        ("{recipe: r, seeds: [], variants: {a: {}}}", "expected seeds to be a list with something"),
+        ("{recipe: r, seeds: 3, variants: {a: {}}}", "expected seeds to be a non-empty list, found 3"),
+        ("{recipe: r, seeds: [0], variants: [a]}", "expected variants to be a non-empty dict"),
+        ("{recipe: r, seeds: [], variants: {a: {}}}", "expected seeds to be a non-empty list"),
         ("{", "expected YAML"),
     ],
 )
-def test_what_is_no_study_is_refused_in_one_sentence(study, text, message, tmp_path):
+def test_a_file_that_is_no_study_is_refused(study, text, message, tmp_path):
     (tmp_path / "s.yaml").write_text(text)
     with pytest.raises(ValueError, match=message):
         study.run(str(tmp_path / "s.yaml"), str(tmp_path / "results.jsonl"), None, 1)
 
 
-def test_a_misspelt_option_of_the_last_variant_is_found_before_training(study, recipe, tmp_path, monkeypatch):
+def test_a_misspelled_option_of_the_last_variant_is_found_before_training(study, recipe, tmp_path, monkeypatch):
     text = {"recipe": recipe, "seeds": [0], "variants": {"a": {}, "b": {"conv_kernal_size": 3}}}
     (tmp_path / "s.yaml").write_text(yaml.safe_dump(text))
-    monkeypatch.setattr(study, "train", lambda complete: pytest.fail("trained"))
-    with pytest.raises(ValueError, match=r"Unknown option --conv_kernal_size. Did you mean --conv_kernel_size"):
+    monkeypatch.setattr(study, "train", lambda recipe: pytest.fail("trained"))
+    with pytest.raises(ValueError, match="conv_kernel_size"):
         study.run(str(tmp_path / "s.yaml"), str(tmp_path / "results.jsonl"), None, 1)
 
 
-def test_no_results_and_an_option_that_is_no_number_are_told(study, tmp_path):
-    with pytest.raises(ValueError, match="has no results: make some"):
-        study.some(str(tmp_path / "results.jsonl"))
-    with pytest.raises(ValueError, match="an option that is a number in each line, found y"):
+def test_missing_results_and_an_option_that_is_no_number_are_refused(study, tmp_path):
+    with pytest.raises(ValueError, match="has no results"):
+        study.load_lines(str(tmp_path / "results.jsonl"), required=True)
+    with pytest.raises(ValueError, match="an option that is a number in every line, found y"):
         study.plot(LINES, str(tmp_path / "plot.png"), "y")
 
 
 @pytest.mark.parametrize("path", sorted((SCRIPTS / "studies").glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_study_names_a_recipe_and_options_that_are_read(study, path, monkeypatch, tmp_path):
+def test_every_study_has_a_recipe_and_known_options(study, path, monkeypatch, tmp_path):
     monkeypatch.chdir(SCRIPTS.parent)
     description = yaml.safe_load(path.read_text(encoding="utf-8"))
     assert description["seeds"]
-    for _, options in study.variants(description):
-        recipe = study.with_options(description["recipe"], options, 7, str(tmp_path))
+    for _, options in study.iterate_variants(description):
+        recipe = study.build_recipe(description["recipe"], options, 7, str(tmp_path))
         assert recipe.training.seed == 7
         given = {name: None if value == "none" else value for name, value in options.items()}
         assert {name: recipe.given[name] for name in given} == given

@@ -1,0 +1,324 @@
+"""Train and evaluate any number of models on one data set, each in its own process, and keep what they ranked."""
+
+import hashlib
+import json
+import logging
+import re
+import resource
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+import transformers
+import yaml
+from datasets import Dataset
+from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer
+
+from ..data.audit import audit
+from ..data.histories import target_items
+from ..data.tokenization import ItemTokenizer
+from ..evaluation.baselines import BASELINES, DataCollatorWithUsers
+from ..evaluation.comparison import evaluate_users, split_metrics, user_groups
+from ..evaluation.ranking import SAMPLED_METRICS
+from ..hub.checkpoint import check_sizes, fetch_checkpoint, last_complete_checkpoint, weight_files
+from ..hub.run_facts import UNPUBLISHED_OPTIONS, RunFacts
+from ..models.configuration_bert4rec import SPECIAL_TOKENS
+from .comparison_report import ModelResult, format_report
+from .evaluate import evaluator
+from .prepare import describe_data, prepare, protocol, sampled_by, whole_histories
+from .recipe import Recipe, find_split, parse_recipe
+from .run import run
+
+KINDS = ("baseline", "recipe", "checkpoint")
+WITHOUT_EFFECT = (*UNPUBLISHED_OPTIONS, "disable_tqdm", "use_cpu")
+"""Prefixes of the options of a recipe that do not affect the weights."""
+
+
+@strict
+@dataclass
+class Comparison:
+    """A comparison file, as described by `hf-bert4rec compare --help`.
+
+    Args:
+        path: The file.
+        recipe: Recipe whose data, split and protocol hold for all models.
+        models: Name -> one of `baseline`, `recipe` and `checkpoint`, and options of that baseline or recipe.
+        published: Name -> source -> metric among sampled candidates -> published value.
+    """
+
+    path: str
+    recipe: str
+    models: dict[str, dict[str, Any]]
+    published: dict[str, dict[str, dict[str, float | int]]] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, path: str) -> Self:
+        """Read and check a comparison file.
+
+        Raises:
+            ValueError: The file is no comparison.
+        """
+        try:
+            content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+            return cls(path, **{name: value for name, value in content.items() if value is not None})
+        except (AttributeError, TypeError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
+            raise ValueError(f"{path}: expected YAML with recipe, models and optionally published: {error}") from error
+        except StrictDataclassError as error:
+            cause: BaseException = error
+            while cause.__cause__ is not None:  # the innermost error names the value
+                cause = cause.__cause__
+            raise ValueError(f"{path}: {cause}") from error
+
+    def validate_models(self) -> None:
+        """Check that each model is one of `KINDS`, and that names are valid for tables and files."""
+        if not self.models:
+            raise ValueError("`models` is empty.")
+        files: dict[str, str] = {}
+        for name, options in self.models.items():
+            if sum(kind in options for kind in KINDS) != 1:
+                raise ValueError(f"{name!r}: expected one of {', '.join(KINDS)}, found {options}.")
+            if options.get("baseline", "popularity") not in BASELINES:
+                raise ValueError(f"{name!r}: unknown baseline {options['baseline']!r}. Use {', '.join(BASELINES)}.")
+            if "checkpoint" in options and len(options) > 1:
+                raise ValueError(f"{name!r}: a checkpoint takes no options, found {options}.")
+            if "|" in name:
+                raise ValueError(f"{name!r}: a name with | breaks the tables. Rename this model.")
+            if (other := files.setdefault(file_name(name), name)) != name:
+                raise ValueError(
+                    f"{name!r} and {other!r} would share the file {file_name(name)}.json. Rename one of them."
+                )
+
+    def validate_published(self) -> None:
+        """Check that all published metrics are columns of the table."""
+        names = {name for sources in self.published.values() for metrics in sources.values() for name in metrics}
+        if unknown := names - {*SAMPLED_METRICS}:
+            raise ValueError(f"published: unknown metric {min(unknown)}. Use {', '.join(SAMPLED_METRICS)}.")
+
+    def parse_recipe(self) -> Recipe:
+        """Return the recipe that holds for all models."""
+        return parse_recipe([self.recipe, "--disable_tqdm=true"])
+
+
+def compare(path: str, split: str, folder: str) -> str:
+    """Train and evaluate the models of a comparison that have no result in `folder` yet, and report on all of them.
+
+    Args:
+        path: The comparison file.
+        split: Split to evaluate on, "validation" or "test".
+        folder: Receives one result per model, the trained models, and the report as `comparison.md`.
+
+    Returns:
+        The report, Markdown.
+
+    Raises:
+        ValueError: The comparison or one of its models is invalid, or a result in `folder` has other options, data or
+            weights. All of this is checked before a model is trained.
+    """
+    comparison = Comparison.load(path)
+    recipe = comparison.parse_recipe()
+    interactions, tokenizer, histories = prepare(recipe)
+    if split not in histories:
+        raise ValueError(f"{comparison.recipe} makes no {split} split, only {', '.join(histories)}.")
+    if comparison.published and "candidates" not in histories[split].column_names:
+        raise ValueError(
+            f"{path}: `published` needs metrics among sampled candidates. Set popularity_candidates or "
+            f"uniform_candidates in {comparison.recipe}."
+        )
+    for name in comparison.models:
+        check_model(comparison, name, recipe, folder)
+    checksum = describe_data(recipe, interactions).sha256
+    check_results(comparison, split, str(checksum), folder)
+    for name in comparison.models:
+        if not Path(folder, f"{file_name(name)}.json").exists():
+            print(f"{name} …", flush=True)
+            with ProcessPoolExecutor(1, get_context("spawn")) as process:
+                process.submit(evaluate_model, comparison, name, split, folder).result()
+    results = {name: ModelResult.load(folder, file_name(name)) for name in comparison.models}
+    groups = user_groups(histories[split], count_items(recipe, interactions, tokenizer))
+    report = format_report(split, results, groups, comparison.published, audit(histories))
+    Path(folder, "comparison.md").write_text(report, encoding="utf-8")
+    return report
+
+
+def evaluate_model(comparison: Comparison, name: str, split: str, folder: str) -> None:
+    """Evaluate one model, which is fitted or trained first if necessary, and save its `ModelResult`.
+
+    Raises:
+        ValueError: The model was trained on other data, or belongs to another catalog.
+    """
+    transformers.logging.disable_progress_bar()
+    logging.getLogger("hf_bert4rec.data").setLevel(logging.ERROR)  # the main process has warned about the data
+    recipe, options = comparison.parse_recipe(), dict(comparison.models[name])
+    interactions, tokenizer, histories = prepare(recipe)
+    data, started = describe_data(recipe, interactions), time.perf_counter()
+    if "baseline" in options:
+        train = whole_histories(recipe, interactions, tokenizer)
+        model = BASELINES[options.pop("baseline")](train, len(tokenizer), **options)
+        seconds, processes, threads = time.perf_counter() - started, 1, torch.get_num_threads()
+    else:
+        checkpoint = fetch_checkpoint(options.get("checkpoint") or train_model(options, f"{folder}/{file_name(name)}"))
+        facts, items = RunFacts.load(checkpoint), tokenizer.items
+        model, tokenizer = (auto.from_pretrained(checkpoint) for auto in (AutoModelForMaskedLM, AutoTokenizer))
+        check_sizes(model, tokenizer)
+        if facts.data.sha256 != data.sha256 or tokenizer.items != items:
+            raise ValueError(f"{checkpoint} was trained on other data or items than {comparison.recipe} reads.")
+        seconds, processes, threads = facts.seconds or 0, facts.machine.processes, facts.machine.threads
+        _, _, histories = prepare(recipe, tokenizer)  # models may read inputs of different lengths
+    rows = histories[split]
+    trainer = evaluator(model, recipe, tokenizer)
+    if "baseline" in comparison.models[name]:
+        trainer.data_collator = DataCollatorWithUsers(tokenizer, model.users)
+    started = time.perf_counter()
+    users = evaluate_users(trainer, rows)
+    evaluation_seconds = time.perf_counter() - started
+    counts = count_items(recipe, interactions, tokenizer)
+    whole, sampled = protocol(recipe, len(tokenizer.items), split_options(recipe)["exclude_history"])
+    ModelResult(
+        settings=describe_settings(comparison, name, split, str(data.sha256), folder),
+        protocol=whole,
+        sampled_protocol=sampled,
+        metrics=split_metrics(users, target_items(rows), counts, sampled_by(recipe)),
+        training_seconds=round(seconds, 1),
+        processes=processes,
+        threads=threads,
+        users_per_second=round(rows.num_rows / evaluation_seconds, 1),
+        peak_gb=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 2),
+        users=users,
+    ).save(folder, file_name(name))
+
+
+def train_model(options: dict[str, Any], folder: str) -> Path:
+    """Return the checkpoint of a recipe with options; train it if it does not exist, or resume an interrupted run.
+
+    Raises:
+        ValueError: A checkpoint in `folder` was trained with other options.
+    """
+    words = recipe_words(options, folder)
+    recipe, checkpoint = parse_recipe(words), Path(folder, "model")
+    if not checkpoint.exists():
+        interrupted = last_complete_checkpoint(folder) is not None
+        run(parse_recipe([*words, "--resume_from_checkpoint=true"]) if interrupted else recipe)
+    elif weight_options(recipe.given) != weight_options(RunFacts.load(checkpoint).recipe):
+        raise ValueError(f"{checkpoint} was trained with other options. Move it away, or name it as a `checkpoint`.")
+    return checkpoint
+
+
+def check_model(comparison: Comparison, name: str, recipe: Recipe, folder: str) -> None:
+    """Find mistakes in the options of a model.
+
+    Raises:
+        ValueError: An option or its value is invalid, a package is missing, or the model uses another split.
+        OSError: The checkpoint does not exist.
+    """
+    options = dict(comparison.models[name])
+    try:
+        if "baseline" in options:
+            first = len(SPECIAL_TOKENS)
+            rows = {"user": ["u", "v"], "input_ids": [[first, first + 1], [first + 1]], "timestamps": [[0, 2], [1]]}
+            BASELINES[options.pop("baseline")](Dataset.from_dict(rows), first + 2, **options)
+        elif "checkpoint" in options:
+            checkpoint = fetch_checkpoint(options["checkpoint"])
+            exclude_history = AutoConfig.from_pretrained(checkpoint).exclude_history
+            check_split(recipe, parse_recipe([str(checkpoint)]), exclude_history)
+        else:
+            check_split(recipe, parse_recipe(recipe_words(options, folder)))
+    except (ImportError, TypeError, ValueError) as error:
+        raise ValueError(f"{comparison.path}: {name!r}: {error}") from error
+
+
+def check_split(recipe: Recipe, other: Recipe, exclude_history: bool | None = None) -> None:
+    """Refuse a model that may have been trained on, or chosen by, the targets it is evaluated on.
+
+    Raises:
+        ValueError: The options of its split differ from those of the comparison.
+    """
+    expected, found = split_options(recipe), split_options(other)
+    found["exclude_history"] = found["exclude_history"] if exclude_history is None else exclude_history
+    expected["window_step"] = found["window_step"] = None  # changes the training rows, not the targets
+    if changes := describe_changes(expected, found):
+        raise ValueError(
+            f"the split differs from that of the comparison ({', '.join(changes)}). The model may have been trained on "
+            "targets that it is evaluated on. Use the same options for all models."
+        )
+
+
+def split_options(recipe: Recipe) -> dict[str, Any]:
+    """Return the options that determine targets and rankings."""
+    options = find_split(recipe.run.split).resolve(recipe.options("splitting"))
+    return {"split": recipe.run.split, "exclude_history": recipe.given.get("exclude_history", True), **options}
+
+
+def recipe_words(options: dict[str, Any], folder: str) -> list[str]:
+    """Return the recipe and options of a model as a command line."""
+    words = [options["recipe"], f"--output_dir={folder}", "--disable_tqdm=true"]
+    for name, value in options.items():
+        if name != "recipe":
+            words += [f"--{name}", *map(str, value)] if isinstance(value, list) else [f"--{name}={value}"]
+    return words
+
+
+def weight_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of a recipe that affect the weights."""
+    return {name: value for name, value in options.items() if not name.startswith(WITHOUT_EFFECT)}
+
+
+def describe_settings(comparison: Comparison, name: str, split: str, sha256: str, folder: str) -> dict[str, Any]:
+    """Return all that determines the result of a model, as read back from JSON."""
+    options, recipe = comparison.models[name], comparison.parse_recipe()
+    names = ("max_length", "popularity_candidates", "uniform_candidates")
+    protocol = {option: getattr(recipe.run, option) for option in names} | split_options(recipe)
+    settings = {"model": options, "evaluated split": split, "data": sha256, "protocol": protocol}
+    if "recipe" in options:
+        settings["recipe"] = weight_options(parse_recipe(recipe_words(options, folder)).given)
+    if "checkpoint" in options:
+        checkpoint = fetch_checkpoint(options["checkpoint"])
+        files = [(checkpoint / file).read_bytes() for file in weight_files(checkpoint)]
+        settings["weights"] = [hashlib.sha256(content).hexdigest() for content in files]
+    return json.loads(json.dumps(settings, default=str))
+
+
+def check_results(comparison: Comparison, split: str, sha256: str, folder: str) -> None:
+    """Refuse results of an earlier comparison in `folder` that have other settings.
+
+    Raises:
+        ValueError: Lists the files and what differs.
+    """
+    lines = []
+    for name in comparison.models:
+        file = Path(folder, f"{file_name(name)}.json")
+        if file.exists():
+            found = json.loads(file.read_text(encoding="utf-8")).get("settings", {})
+            if changes := describe_changes(found, describe_settings(comparison, name, split, sha256, folder)):
+                lines.append(f"{file}: {', '.join(changes)}")
+    if lines:
+        raise ValueError("\n".join([f"{folder} has results with other settings. Move them away:", *lines]))
+
+
+def describe_changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Describe the entries that differ between two nested dicts, as `name old → new`."""
+    changes = []
+    for name in {**new, **old}:
+        values = old.get(name), new.get(name)
+        if all(isinstance(value, dict) for value in values):
+            changes += describe_changes(*values)  # type: ignore[arg-type]
+        elif values[0] != values[1]:
+            changes.append(f"{name} {values[0]} → {values[1]}")
+    return list(dict.fromkeys(changes))
+
+
+def count_items(recipe: Recipe, interactions: Dataset, tokenizer: ItemTokenizer) -> np.ndarray:
+    """Return how often each row of the item table occurs in training, (vocab_size,)."""
+    items = whole_histories(recipe, interactions, tokenizer).with_format("arrow")[:]["input_ids"]
+    return np.bincount(items.combine_chunks().flatten().to_numpy(), minlength=len(tokenizer))
+
+
+def file_name(model: str) -> str:
+    """Return the name of a model for files."""
+    return re.sub(r"\W+", "-", str(model).lower()).strip("-")
