@@ -3,6 +3,7 @@
 import logging
 import os
 import socket
+import sys
 
 with socket.socket() as free:  # where tests/hub_server.py listens when a test wants it; nothing else can be reached
     free.bind(("127.0.0.1", 0))
@@ -12,7 +13,8 @@ os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # before torch
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["HF_UPDATE_DOWNLOAD_COUNTS"] = "0"
-os.environ["CUDA_VISIBLE_DEVICES"] = ""
+if not {"gpu", "-mgpu"}.intersection(sys.argv):  # only `pytest -m gpu` uses GPUs
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import huggingface_hub
 import pytest

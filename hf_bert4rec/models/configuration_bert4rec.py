@@ -124,7 +124,7 @@ class Bert4RecConfig(PreTrainedConfig):
         names = [name for name in self.__dataclass_fields__ if not name.endswith("token_id")]
         kwargs.pop("model_type", None)  # a class attribute; a saved configuration contains it
         for name in kwargs:  # transformers keeps unknown options, so a typo would have no effect
-            if name not in names and (near := get_close_matches(name, names, 1, cutoff=0.8)):
+            if near := get_close_matches(name, names, 1, cutoff=0.8):
                 logger.warning("Unknown option %r of %s. Did you mean %r?", name, type(self).__name__, near[0])
         labels = kwargs.get("num_labels")
         if labels is not None and not (isinstance(labels, int) and 0 <= labels <= MOST_LABELS):

@@ -1,67 +1,99 @@
-"""The configuration of BERT4Rec, and the one place that says which rows of the item table are not items."""
+"""Configuration of BERT4Rec, and the rows of the item table that are not items."""
 
-from typing import Any, Literal, get_args
+from collections.abc import Callable
+from difflib import get_close_matches
+from typing import Any, ClassVar, Literal, Self, get_args
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
 
 SPECIAL_TOKENS = ("[PAD]", "[MASK]", "[UNK]")
 """Rows 0, 1 and 2 of every item table. Items start at row `len(SPECIAL_TOKENS)` and are never renumbered."""
 
-# Every saved config.json names the code that lies beside it (`__init__.py` says how it gets there): transformers itself
-# would name the saved class alone, and AutoModel would not find what AutoModelForMaskedLM finds.
-AUTO_MAP = {
-    "AutoConfig": "configuration_bert4rec.Bert4RecConfig",
-    "AutoModel": "modeling_bert4rec.Bert4RecModel",
-    "AutoModelForMaskedLM": "modeling_bert4rec.Bert4RecForMaskedLM",
-}
-
 Loss = Literal["softmax", "sampled_softmax", "gbce", "bce"]
 LOSSES = get_args(Loss)
+
+MOST_LABELS = 1000  # transformers creates a name for each of `num_labels`
+RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
+    ("from 1 to 1000", lambda value: 1 <= value <= 1000, ("num_hidden_layers",)),  # more take minutes to create
+    (
+        "at least 1",
+        lambda value: value >= 1,
+        ("num_attention_heads", "intermediate_size", "max_position_embeddings", "loss_chunk_size", "num_negatives"),
+    ),
+    ("at least 0 and below 1", lambda value: 0 <= value < 1, ("hidden_dropout_prob", "attention_probs_dropout_prob")),
+    ("above 0", lambda value: value > 0, ("initializer_range", "layer_norm_eps")),
+    ("from 0 to 1", lambda value: 0 <= value <= 1, ("gbce_calibration",)),
+    ("0, the row of [PAD]", lambda value: value == 0, ("pad_token_id",)),
+    (
+        "odd and at least 3, or None",
+        lambda value: value is None or (value >= 3 and value % 2 == 1),
+        ("conv_kernel_size",),
+    ),
+)
+"""What is expected, its check, and the options that it holds for."""
 
 
 @strict
 class Bert4RecConfig(PreTrainedConfig):
-    """Shape and regularisation of a BERT4Rec encoder (Sun et al., CIKM 2019).
+    """Configuration of a BERT4Rec model (Sun et al., CIKM 2019).
 
-    The defaults are the paper's model for MovieLens-1M at hidden size 64.
+    The defaults are the recommended model. `Bert4RecConfig.paper(vocab_size)` is the published one.
 
     Args:
-        vocab_size: Rows of the item table: `len(SPECIAL_TOKENS)` plus the number of items, `len(tokenizer)`.
+        vocab_size: Number of rows of the item table: `len(SPECIAL_TOKENS)` plus the number of items, `len(tokenizer)`.
         hidden_size: Width d of the item embeddings and of every layer; a multiple of `num_attention_heads`.
-        num_hidden_layers: Transformer layers L.
-        num_attention_heads: Attention heads h of a layer.
+        num_hidden_layers: Number of Transformer layers L.
+        num_attention_heads: Number of attention heads h per layer.
         intermediate_size: Width of the feed-forward layer (4 d in the paper).
-        hidden_act: Activation of the feed-forward layer and of the head.
+        hidden_act: Activation of the feed-forward layer and of the prediction head, a name in
+            `transformers.activations.ACT2FN`.
         hidden_dropout_prob: Dropout on the embeddings and on the output of every sublayer.
         attention_probs_dropout_prob: Dropout on the attention probabilities.
-        max_position_embeddings: Longest input N, the [MASK] of the query included.
-        initializer_range: Standard deviation of the normal that weights start from, cut off at twice that.
-        layer_norm_eps: Epsilon of the layer normalisations.
-        rope_theta: Base of the wavelengths of rotary position embeddings (Su et al., 2021), which attention adds to the
-            learned positions: it then sees distances from the first step. None, as in the paper: learned ones alone.
-        conv_kernel_size: Width of a depthwise convolution over the item embeddings, odd: with 3 each position starts
-            from its two neighbours as well, so that a [MASK] starts from items. None, as in the paper: from itself.
-        prediction_head: Whether a dense layer, the activation and a normalisation stand between the encoder and the
-            item table (paper, equation 7). Without them the encoder's states meet the table directly, as in SASRec:
-            with the convolution, validation NDCG@10 of .058 instead of .043 on Amazon Beauty 5-core, one seed.
-        pad_token_id: Row of [PAD], part of the id contract: 0.
+        max_position_embeddings: Longest input N, including the [MASK] of the query.
+        initializer_range: Standard deviation of the normal distribution of the initial weights, truncated at twice
+            this value.
+        layer_norm_eps: Epsilon of the layer normalizations.
+        rope_theta: Base of the wavelengths of rotary position embeddings (Su et al., 2021), which attention uses in
+            addition to the learned positions. None, as in the paper: only learned positions.
+        conv_kernel_size: Odd width of a depthwise convolution over the item embeddings. With 3, each position also
+            starts from its two neighbors, so that a [MASK] starts from items. None, as in the paper: no convolution.
+        prediction_head: Whether a dense layer, the activation and a layer normalization stand between the encoder and
+            the item table (paper, equation 7). Otherwise the scores are the product of encoder states and item table.
+        pad_token_id: Row of [PAD], always 0.
         bos_token_id: None: a history has no start token.
         eos_token_id: None: a history has no end token.
         tie_word_embeddings: Whether the item table is also the output matrix (paper, section 3.5).
-        loss: What training minimises: `softmax` over the whole catalogue, or past some hundred thousand items
-            `sampled_softmax`, `gbce` or `bce` over negatives (`item_loss` says what each is).
-        loss_chunk_size: Positions whose softmax is made at a time; memory grows with this times the catalogue.
-        num_negatives: Negatives of a sampled loss.
-        share_negatives: Whether the positions of a batch share their negatives, which costs far less.
+        loss: Training loss: `softmax` over the whole catalog, or `sampled_softmax`, `gbce` or `bce` over sampled
+            negatives for more than some hundred thousand items. `item_loss` describes each.
+        loss_chunk_size: Number of positions whose softmax is computed at a time. Memory grows with this times
+            `vocab_size`.
+        num_negatives: Number of negatives of a sampled loss.
+        share_negatives: Whether all positions of a batch share their negatives, which is much faster.
         gbce_calibration: t of `gbce`, from 0 (plain `bce`) to 1 (the sigmoid of a score is the item's probability).
+        exclude_history: Whether rankings and recommendations exclude the items of the user's history. False for data
+            with repeat consumption, such as music and groceries.
 
     Raises:
-        ValueError: A size or probability is out of range, heads do not divide `hidden_size`, no row is an item's, there
-            is no such loss, or there are fewer other items than negatives.
+        ValueError: A size or probability is out of range, `hidden_size` is not a multiple of the number of heads,
+            `vocab_size` leaves no row for an item, the loss or the activation is unknown, or there are fewer other
+            items than negatives.
     """
 
     model_type = "bert4rec"
+    _auto_class = "AutoConfig"  # `save_pretrained` copies this file next to the weights
+    _paper_settings: ClassVar[dict[str, Any]] = {
+        "hidden_dropout_prob": 0.2,
+        "attention_probs_dropout_prob": 0.2,
+        "max_position_embeddings": 200,
+        "initializer_range": 0.02,
+        "rope_theta": None,
+        "conv_kernel_size": None,
+        "prediction_head": True,
+    }
 
     vocab_size: int = 3419
     hidden_size: int = 64
@@ -69,14 +101,14 @@ class Bert4RecConfig(PreTrainedConfig):
     num_attention_heads: int = 2
     intermediate_size: int = 256
     hidden_act: str = "gelu"
-    hidden_dropout_prob: float | int = 0.2
-    attention_probs_dropout_prob: float | int = 0.2
-    max_position_embeddings: int = 200
-    initializer_range: float = 0.02
+    hidden_dropout_prob: float | int = 0.1
+    attention_probs_dropout_prob: float | int = 0.0
+    max_position_embeddings: int = 50
+    initializer_range: float = 0.1
     layer_norm_eps: float = 1e-12
-    rope_theta: float | int | None = None
-    conv_kernel_size: int | None = None
-    prediction_head: bool = True
+    rope_theta: float | int | None = 200
+    conv_kernel_size: int | None = 3
+    prediction_head: bool = False
     pad_token_id: int | None = 0
     bos_token_id: int | None = None
     eos_token_id: int | None = None
@@ -86,51 +118,83 @@ class Bert4RecConfig(PreTrainedConfig):
     num_negatives: int = 256
     share_negatives: bool = True
     gbce_calibration: float | int = 0.75
+    exclude_history: bool = True
 
     def __post_init__(self, **kwargs: Any) -> None:
+        names = [name for name in self.__dataclass_fields__ if not name.endswith("token_id")]
+        kwargs.pop("model_type", None)  # a class attribute; a saved configuration contains it
+        for name in kwargs:  # transformers keeps unknown options, so a typo would have no effect
+            if near := get_close_matches(name, names, 1, cutoff=0.8):
+                logger.warning("Unknown option %r of %s. Did you mean %r?", name, type(self).__name__, near[0])
+        labels = kwargs.get("num_labels")
+        if labels is not None and not (isinstance(labels, int) and 0 <= labels <= MOST_LABELS):
+            raise ValueError(f"`num_labels` must be an integer from 0 to {MOST_LABELS}, found {labels!r}.")
         super().__post_init__(**kwargs)
-        self.auto_map = dict(AUTO_MAP)
+
+    @classmethod
+    def paper(cls, vocab_size: int, **changes: Any) -> Self:
+        """Return the configuration of the published model for MovieLens-1M with hidden size 64.
+
+        Source: Sun et al., CIKM 2019, section 4.4, and the configuration files of the authors' code
+        (`bert_config_ml-1m_64.json`), which set the dropout probabilities.
+
+        Args:
+            vocab_size: As for the class.
+            **changes: Other options of the class, which take precedence.
+        """
+        return cls(**{**cls._paper_settings, "vocab_size": vocab_size, **changes})
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Read a saved configuration.
+
+        A saved configuration contains every option. One that lacks an option was saved before the option existed, by a
+        version whose models had the published settings, so these are used and not today's defaults.
+        """
+        return super().from_dict({**cls._paper_settings, **config_dict}, **kwargs)
+
+    def validate_ranges(self) -> None:
+        """Check each number by itself. `@strict` calls every `validate_*` method, in the order of their names."""
+        for expected, valid, names in RANGES:
+            for name in names:
+                if not valid(getattr(self, name)):
+                    raise ValueError(f"`{name}` must be {expected}, found {getattr(self, name)}.")
 
     def validate_sizes(self) -> None:
-        """Refuse shapes that no model can have; `@strict` calls every `validate_*` method on construction."""
-        for name in (
-            "num_hidden_layers",
-            "num_attention_heads",
-            "intermediate_size",
-            "max_position_embeddings",
-            "loss_chunk_size",
-            "num_negatives",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, found {getattr(self, name)}.")
+        """Check the sizes that depend on others."""
         if self.hidden_size < 1 or self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"`hidden_size` must be a positive multiple of `num_attention_heads`, found {self.hidden_size} "
                 f"and {self.num_attention_heads}."
             )
-        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 0 and below 1, found {getattr(self, name)}.")
         if self.vocab_size <= len(SPECIAL_TOKENS):
             raise ValueError(
-                f"`vocab_size` counts the {len(SPECIAL_TOKENS)} special rows {', '.join(SPECIAL_TOKENS)} and at least "
-                f"one item, found {self.vocab_size}. Pass `vocab_size=len(tokenizer)`."
+                f"`vocab_size` must count the {len(SPECIAL_TOKENS)} special rows {', '.join(SPECIAL_TOKENS)} and at "
+                f"least one item, found {self.vocab_size}. Pass `vocab_size=len(tokenizer)`."
             )
+        head_width = self.hidden_size // self.num_attention_heads
+        if self.rope_theta is not None and (self.rope_theta <= 1 or head_width % 2):
+            raise ValueError(
+                f"`rope_theta` must be above 1 and the width of a head even, found {self.rope_theta} and {head_width}. "
+                "Change `hidden_size` or `num_attention_heads`, or set rope_theta=None."
+            )
+
+    def validate_activation(self) -> None:
+        """Check the name of the activation."""
+        from transformers.activations import ACT2FN  # imports torch.nn, which this file does not need otherwise
+
+        if self.hidden_act not in ACT2FN:
+            near = get_close_matches(self.hidden_act, ACT2FN, 3, cutoff=0.5)
+            raise ValueError(
+                f"`hidden_act` must be a name in transformers.activations.ACT2FN, found {self.hidden_act!r}."
+                + (f" Did you mean {' or '.join(map(repr, near))}?" if near else "")
+            )
+
+    def validate_training_loss(self) -> None:
+        """Check the options of the loss."""
         others = self.vocab_size - len(SPECIAL_TOKENS) - 1
         if self.loss != "softmax" and self.num_negatives > others:
             raise ValueError(
-                f"`num_negatives` must be at most {others}, the items other than the target, found "
-                f"{self.num_negatives}. With so few items take loss='softmax'."
+                f"`num_negatives` must be at most {others}, the number of items other than the target, found "
+                f"{self.num_negatives}. Lower it, or use loss='softmax' for so few items."
             )
-        if not 0 <= self.gbce_calibration <= 1:
-            raise ValueError(f"`gbce_calibration` must be from 0 to 1, found {self.gbce_calibration}.")
-
-    def validate_variants(self) -> None:
-        """Refuse rotary positions and convolutions that there cannot be."""
-        head_width = self.hidden_size // max(1, self.num_attention_heads)  # checks run in the order of their names
-        if self.rope_theta is not None and (self.rope_theta <= 1 or head_width % 2):
-            raise ValueError(
-                f"`rope_theta` must be above 1 and a head's width even, found {self.rope_theta} and {head_width}."
-            )
-        if self.conv_kernel_size is not None and (self.conv_kernel_size < 3 or self.conv_kernel_size % 2 == 0):
-            raise ValueError(f"`conv_kernel_size` must be odd and at least 3, or None, found {self.conv_kernel_size}.")

@@ -1,5 +1,6 @@
 """The released checkpoints: they load without the data, and weights, tokenizer, facts and card say the same."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from hf_bert4rec.hub.checkpoint import check_checkpoint
 from hf_bert4rec.hub.model_card import model_card, sampled_table
 from hf_bert4rec.hub.push import push_checkpoint
 from hf_bert4rec.hub.run_facts import RunFacts
+from hf_bert4rec.models import configuration_bert4rec
 
 CARDS = Path(__file__).parents[2] / "model_cards"
 FOLDERS = sorted(path for path in CARDS.iterdir() if path.is_dir())
@@ -50,6 +52,13 @@ def test_the_code_of_a_release_gives_the_same_logits_as_the_package(folder, tmp_
     with torch.no_grad():
         logits = [model.from_pretrained(folder)(ids).logits for model in (code, AutoModelForMaskedLM)]
     assert torch.equal(*logits)
+
+
+def test_a_release_names_every_option_and_has_the_code_of_the_package(folder):
+    config = json.loads((folder / "config.json").read_text())
+    assert set(hf_bert4rec.Bert4RecConfig.__annotations__) - {"model_type", "_paper_settings"} <= set(config)
+    for file in folder.glob("*.py"):
+        assert file.read_text() == Path(configuration_bert4rec.__file__).with_name(file.name).read_text(), file.name
 
 
 def test_the_card_of_a_release_says_what_its_facts_say(folder):

@@ -8,6 +8,7 @@ from torch.nn.functional import cross_entropy, logsigmoid
 from torch.profiler import ProfilerActivity, profile
 
 from hf_bert4rec import Bert4RecConfig, Bert4RecForMaskedLM
+from hf_bert4rec.models import item_loss as item_loss_module
 from hf_bert4rec.models.item_loss import item_loss, sampled_scores
 from tests.conftest import small_config
 
@@ -434,3 +435,18 @@ def test_gradient_checkpointing_drops_the_same_again(use_reentrant):
         loss.backward()
         found.append([loss, *(parameter.grad.clone() for parameter in model.parameters())])
     assert_same(*found, tolerance=1e-6)
+
+
+@pytest.mark.parametrize("positions", [0, 1, 300])
+def test_the_softmax_of_older_versions_of_torch_is_the_same(monkeypatch, positions):
+    config, found = of_items(30, loss_chunk_size=128), []
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 33, (positions,), generator=generator)  # special rows are not scored
+    for function in (item_loss_module.linear_cross_entropy, None):
+        monkeypatch.setattr(item_loss_module, "linear_cross_entropy", function)
+        torch.manual_seed(1)
+        inputs = [torch.randn(shape, requires_grad=True) for shape in ((positions, 12), (33, 12), (33,))]
+        loss = item_loss(config, *inputs, labels)
+        gradients = torch.autograd.grad(loss, inputs, allow_unused=True) if positions else []
+        found.append([loss.detach(), *gradients])
+    torch.testing.assert_close(found[0], found[1], atol=1e-5, rtol=1e-4)

@@ -886,3 +886,89 @@ def test_attention_stays_in_single_precision_under_autocast_on_a_cpu(batch, monk
     assert seen == [{torch.float32}] * 2
     torch.testing.assert_close(found.logits, expected.logits, atol=0.1, rtol=0.05)
     torch.testing.assert_close(found.loss, expected.loss, atol=0.02, rtol=0)
+
+
+# ---- transformers' logits_to_keep, padding, ranking and saved configurations -----------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("logits_to_keep", "positions"), [(1, [6]), (3, [4, 5, 6]), (99, list(range(7))), (torch.tensor([2, 0]), [2, 0])]
+)
+def test_logits_to_keep_means_what_it_means_in_transformers(batch, logits_to_keep, positions):
+    model = lively_model()
+    everything = model(**inputs_of(batch)).logits
+    kept = model(**inputs_of(batch), logits_to_keep=logits_to_keep).logits
+    torch.testing.assert_close(kept, everything[:, positions], atol=1e-5, rtol=0)
+
+
+def test_an_unusable_logits_to_keep_is_refused(batch):
+    model, kept = lively_model(), torch.tensor([[6], [4], [2]])
+    with pytest.raises(ValueError, match=r"found shape \(3, 1\)\. Pass positions of each row.*`kept_positions`"):
+        model(**inputs_of(batch), logits_to_keep=kept)
+    with pytest.raises(ValueError, match="must be at least 0, found -1"):
+        model(**inputs_of(batch), logits_to_keep=-1)
+    with pytest.raises(ValueError, match="at most one of `logits_to_keep` and `kept_positions`"):
+        model(**inputs_of(batch), logits_to_keep=1, kept_positions=kept)
+
+
+def test_padding_on_the_left_is_refused():
+    model = lively_model()
+    with pytest.raises(ValueError, match="Expected padding on the right"):
+        model(torch.tensor([[0, 4, 5], [4, 5, 6]]), torch.tensor([[0, 1, 1], [1, 1, 1]]))
+
+
+def test_evaluation_returns_what_a_ranking_needs(batch):
+    model, history, candidates = lively_model(), torch.tensor([[3, 4], [5, -100], [6, -100]]), torch.ones(3, 2).long()
+    ranking = model(**batch, history=history, candidates=candidates).ranking
+    assert torch.equal(ranking["history"], history)
+    assert torch.equal(ranking["candidates"], candidates)
+    assert list(model(**batch, candidates=candidates).ranking) == ["candidates"]
+    assert model(**batch).ranking is None
+    assert torch.equal(model(**inputs_of(batch), history=history).ranking["history"], history)
+    assert model.train()(**batch, history=history).ranking is None
+
+
+def test_a_model_that_excludes_no_history_returns_an_empty_one(batch):
+    model = lively_model(exclude_history=False)
+    assert model(**batch, history=torch.tensor([[3, 4]] * 3)).ranking["history"].shape == (3, 0)
+    assert model(**batch).ranking["history"].shape == (3, 0)
+    assert model(**inputs_of(batch)).ranking is None
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_dynamically_quantized_model_scores_and_has_a_loss(batch):
+    torch.manual_seed(0)
+    model = Bert4RecForMaskedLM(small_config(hidden_size=48, initializer_range=0.1)).eval()
+    quantized = torch.ao.quantization.quantize_dynamic(model, {nn.Linear})
+    expected, found = model(**batch), quantized(**batch)
+    difference = (found.logits - expected.logits)[..., SPECIALS:].abs().mean()
+    assert 0 < difference < 0.1 * expected.logits[..., SPECIALS:].std()
+    torch.testing.assert_close(found.loss, expected.loss, atol=0.1, rtol=0)
+
+
+def test_an_unknown_activation_is_refused_with_the_near_names():
+    with pytest.raises(StrictDataclassError, match=r"found 'gleu'\. Did you mean 'gelu'"):
+        Bert4RecConfig(hidden_act="gleu")
+
+
+@pytest.mark.parametrize("changes", [{"num_hidden_layers": 10**6}, {"num_labels": 2_000_000}, {"num_labels": "many"}])
+def test_sizes_that_would_take_minutes_are_refused_at_once(changes):
+    with pytest.raises((ValueError, StrictDataclassError), match=next(iter(changes))):
+        Bert4RecConfig.from_dict({"vocab_size": 29, **changes})
+
+
+def test_a_saved_configuration_names_every_option(tmp_path):
+    Bert4RecConfig(vocab_size=29).save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert set(Bert4RecConfig.__annotations__) - PRIVATE <= set(saved)
+
+
+def test_a_configuration_saved_before_an_option_existed_has_the_published_settings(tmp_path):
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "bert4rec", "vocab_size": 29, "rope_theta": 200.0, "hidden_dropout_prob": 0.15})
+    )
+    config = AutoConfig.from_pretrained(tmp_path)
+    assert (config.rope_theta, config.hidden_dropout_prob) == (200.0, 0.15)
+    assert (config.conv_kernel_size, config.prediction_head, config.initializer_range) == (None, True, 0.02)
+    assert (config.max_position_embeddings, config.attention_probs_dropout_prob) == (200, 0.2)
+    assert config.exclude_history

@@ -1,0 +1,136 @@
+"""The registry of architectures, with an architecture of a user's own from training to recommending."""
+
+import importlib
+import sys
+
+import pytest
+from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING, MODEL_MAPPING
+
+import hf_bert4rec
+from hf_bert4rec import (
+    Bert4RecConfig,
+    Bert4RecForMaskedLM,
+    RecommendationTrainer,
+    RecommendationTrainingArguments,
+    SasRecConfig,
+    cloze_training,
+    item_tokenizer,
+    leave_one_out,
+    register_architecture,
+)
+from hf_bert4rec.hub.push import published_files
+from hf_bert4rec.models.registry import ARCHITECTURES, architecture_of
+
+SOURCE = """
+from torch import nn
+
+from hf_bert4rec import Bert4RecConfig, Bert4RecForMaskedLM
+
+
+class GatedConfig(Bert4RecConfig):
+    model_type = "gated"
+
+    gate: float = 0.5
+
+
+class GatedForMaskedLM(Bert4RecForMaskedLM):
+    config: GatedConfig
+
+    def score_items(self, hidden_states):
+        return super().score_items(hidden_states * self.config.gate)
+"""
+
+
+@pytest.fixture
+def gated(tmp_path, monkeypatch):
+    """A module of a user with an architecture of its own, which is forgotten after the test."""
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "gated_models.py").write_text(SOURCE)
+    monkeypatch.syspath_prepend(tmp_path / "code")
+    module = importlib.import_module("gated_models")
+    yield module
+    del sys.modules["gated_models"]
+    ARCHITECTURES.pop("gated", None)
+    CONFIG_MAPPING._extra_content.pop("gated", None)
+    for mapping in (MODEL_MAPPING, MODEL_FOR_MASKED_LM_MAPPING):
+        mapping._extra_content.pop(module.GatedConfig, None)
+
+
+def train(module, interactions, folder):
+    tokenizer = item_tokenizer(interactions, max_length=5)
+    splits = leave_one_out(interactions, tokenizer)
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "max_position_embeddings": 5}
+    model = module.GatedForMaskedLM(module.GatedConfig(vocab_size=len(tokenizer), gate=0.25, **sizes))
+    options = {"max_steps": 2, "eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
+    args = RecommendationTrainingArguments(str(folder), use_cpu=True, report_to="none", disable_tqdm=True, **options)
+    trainer = RecommendationTrainer(model, args, train_dataset=splits["train"], **cloze_training(tokenizer))
+    trainer.train()
+    trainer.save_model()
+    return trainer
+
+
+def test_an_architecture_of_ones_own_trains_saves_and_recommends(gated, interactions, tmp_path):
+    register_architecture(gated.GatedConfig, gated.GatedForMaskedLM, name="Gated BERT4Rec")
+    folder = tmp_path / "out"
+    trainer = train(gated, interactions, folder)
+    assert "Gated BERT4Rec" in (folder / "README.md").read_text()
+    assert (folder / "gated_models.py").read_text() == SOURCE
+    assert {"gated_models.py", "modeling_bert4rec.py", "item_loss.py"} <= set(published_files(folder))
+    assert type(AutoConfig.from_pretrained(folder)) is gated.GatedConfig
+    model = AutoModelForMaskedLM.from_pretrained(folder)
+    assert type(model) is gated.GatedForMaskedLM
+    assert model.config.gate == 0.25
+    assert type(AutoModel.from_pretrained(folder)) is hf_bert4rec.Bert4RecModel
+    trained = hf_bert4rec.NextItemRecommendationPipeline(trainer.model, trainer.processing_class)
+    assert hf_bert4rec.pipeline(folder)([["a", "b"]], top_k=2) == trained([["a", "b"]], top_k=2)
+
+
+def test_an_architecture_that_is_not_registered_trains_under_its_class_name(gated, interactions, tmp_path):
+    train(gated, interactions, tmp_path / "out")
+    assert "Gated" in (tmp_path / "out" / "README.md").read_text()
+    row = architecture_of(gated.GatedConfig())
+    assert (row.name, row.model_type, row.objective) == ("Gated", "gated", "cloze")
+
+
+def test_every_built_in_architecture_is_found_by_its_configuration():
+    assert list(ARCHITECTURES) == ["bert4rec", "sasrec", "gru4rec"]
+    for model_type, row in ARCHITECTURES.items():
+        assert architecture_of(row.config_class()) is row
+        assert type(AutoConfig.for_model(model_type)) is row.config_class
+        assert row.encoder_class is row.model_class.base_class
+    assert {row.model_type for row in ARCHITECTURES.values() if row.objective == "cloze"} == {"bert4rec"}
+
+
+def test_a_subclass_has_the_architecture_of_its_closest_base_class():
+    class WideConfig(SasRecConfig):
+        pass
+
+    row = architecture_of(WideConfig())
+    assert (row.name, row.objective, row.config_class) == ("Wide", "next_item", WideConfig)
+    with pytest.raises(ValueError, match=r"PreTrainedConfig is not a configuration of this package"):
+        architecture_of(AutoConfig.for_model("bert").__class__.__mro__[1]())
+
+
+def test_a_registration_without_a_model_type_or_a_configuration_is_refused():
+    class NoTypeConfig(Bert4RecConfig):
+        pass
+
+    class MineConfig(Bert4RecConfig):
+        model_type = "mine"
+
+    class TakenConfig(Bert4RecConfig):
+        model_type = "bert"
+
+    class TakenForMaskedLM(Bert4RecForMaskedLM):
+        config: TakenConfig
+
+    with pytest.raises(ValueError, match="NoTypeConfig needs its own `model_type`, found 'bert4rec'"):
+        register_architecture(NoTypeConfig, Bert4RecForMaskedLM)
+    with pytest.raises(ValueError, match="Add the annotation `config: MineConfig` to the class Bert4RecForMaskedLM"):
+        register_architecture(MineConfig, Bert4RecForMaskedLM)
+    TakenForMaskedLM.config_class = TakenConfig
+    with pytest.raises(ValueError, match="'bert' is already used"):
+        register_architecture(TakenConfig, TakenForMaskedLM)
+    assert set(ARCHITECTURES) == {"bert4rec", "sasrec", "gru4rec"}
