@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Build the wheel of the last commit, install it into a fresh environment, and train and recommend with it outside the checkout.
+# Build the wheel of the last commit, install it into a fresh environment, and train and recommend outside the checkout.
 #
 #     scripts/test_wheel.sh [PYTHON]
 #
