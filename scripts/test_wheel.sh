@@ -23,7 +23,7 @@ PATH="$folder/environment/bin:$PATH"
 cd "$folder"
 
 hf-bert4rec --help
-hf-bert4rec train --data ml-latest-small --titles ml-latest-small --output_dir run --max_steps 3 --eval_strategy no
+hf-bert4rec train --data ml-latest-small --titles ml-latest-small --output_dir run --max_steps 3
 hf-bert4rec recommend run/model --history 260 1196 1210 | tee recommended.txt
 test "$(grep -c . recommended.txt)" -ge 14
 python - <<'PYTHON'
