@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict
 
 from .ids import READ_FIRST, as_ids
-from .tokenization import ItemTokenizer
+from .tokenization import ItemTokenizer, check_max_length
 
 logger = logging.getLogger(__name__)
 
@@ -123,8 +123,7 @@ def build_histories(
             action of its user.
     """
     max_length = tokenizer.model_max_length if max_length is None else max_length
-    if max_length < 2:
-        raise ValueError(f"Expected max_length of at least 2, an item and the [MASK] of the query, found {max_length}.")
+    check_max_length(max_length)
     if not 0 < window_step <= 1:
         raise ValueError(f"Expected window_step above 0 and at most 1, a share of the length, found {window_step}.")
     for name, actions in {"train_ends": train_ends, **targets}.items():

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 Values: TypeAlias = pa.ChunkedArray | list[Any]  # a column; a list if Arrow has no type for its values
 
-READ_FIRST = "Read it with load_interactions(dataset), which converts IDs to text and times to numbers."
+READ_FIRST = "Read the log with load_interactions(dataset), which converts IDs to text and times to numbers."
 ONE_ROW_PER_ACTION = "Give each action a row of its own, in pandas with str.split and explode, and pass the data frame."
 
 

@@ -93,8 +93,10 @@ class ItemTokenizer(PreTrainedTokenizerFast):
         """
         if self._items is None or len(self._items) + len(SPECIAL_TOKENS) != len(self):  # items have been added
             vocab = self.get_vocab()
-            tokens = sorted(vocab, key=vocab.__getitem__)
-            if (*SPECIAL_TOKENS,) != (*tokens[:3],) or sorted(vocab.values()) != list(range(len(self))):
+            rows = np.fromiter(vocab.values(), np.int64, len(vocab))
+            order = np.argsort(rows)
+            tokens = np.array([*vocab], object)[order]
+            if (*tokens[:3],) != SPECIAL_TOKENS or (rows[order] != np.arange(len(self))).any():
                 found = ", ".join(f"{vocab[token]}: {token!r}" for token in (*tokens[:4], tokens[-1]))
                 raise ValueError(
                     f"Expected {', '.join(SPECIAL_TOKENS)} in rows 0, 1, 2 of the tokenizer and one item in each row "
@@ -136,10 +138,10 @@ class ItemTokenizer(PreTrainedTokenizerFast):
         if others := [str(token) for token in special if str(token) not in SPECIAL_TOKENS]:
             raise ValueError(f"Expected no special tokens but {', '.join(SPECIAL_TOKENS)}, found {', '.join(others)}.")
         super()._add_tokens(special, special_tokens)
-        vocab = self.get_vocab()
-        new = [token for token in dict.fromkeys(map(str, new_tokens)) if token and token not in vocab]
+        backend = self.backend_tokenizer
+        new = [token for token in dict.fromkeys(map(str, new_tokens)) if token and backend.token_to_id(token) is None]
         if new:
-            _set_vocabulary(self.backend_tokenizer, [*sorted(vocab, key=vocab.__getitem__), *new])
+            _set_vocabulary(backend, [*SPECIAL_TOKENS, *self.items.to_pylist(), *new])
             self.titles = self.titles and [*self.titles, *[None] * len(new)]
         return len(new)
 
@@ -186,8 +188,7 @@ def item_tokenizer(
         ValueError: No item at all, an ID that is neither text nor a number or is a special token, a title of the wrong
             type, or a `max_length` below 2.
     """
-    if max_length < 2:
-        raise ValueError(f"Expected max_length of at least 2, an item and the [MASK] of the query, found {max_length}.")
+    check_max_length(max_length)
     ids = _distinct_ids(items)
     if not ids:
         raise ValueError("Expected at least one item, found none.")
@@ -198,7 +199,7 @@ def item_tokenizer(
         pad_token=PAD,
         mask_token=MASK,
         unk_token=UNK,
-        model_max_length=max_length,
+        model_max_length=int(max_length),
         truncation_side="left",  # the newest items are the ones to keep
         padding_side="right",
         split_special_tokens=True,  # an ID may contain "[MASK]" and stay whole
@@ -208,6 +209,16 @@ def item_tokenizer(
     if titles is not None:
         tokenizer.set_titles(_titles_in_order(ids, titles))
     return tokenizer
+
+
+def check_max_length(max_length: int) -> None:
+    """Check that an input has room for an item and the [MASK] of the query.
+
+    Raises:
+        ValueError: `max_length` is not an integer of at least 2.
+    """
+    if not isinstance(max_length, int | np.integer) or max_length < 2:
+        raise ValueError(f"Expected max_length of at least 2, an item and the [MASK] of the query, found {max_length}.")
 
 
 def extend_item_tokenizer(

@@ -117,7 +117,7 @@ def test_a_window_step_out_of_range_is_refused(interactions, tokenizer, step):
         leave_one_out(interactions, tokenizer, window_step=step)
 
 
-@pytest.mark.parametrize("max_length", [-3, 0, 1])
+@pytest.mark.parametrize("max_length", [-3, 0, 1, True, 2.5])
 def test_a_max_length_without_room_for_an_item_is_refused(interactions, tokenizer, max_length):
     with pytest.raises(ValueError, match=f"max_length.*{max_length}"):
         leave_one_out(interactions, tokenizer, max_length=max_length)

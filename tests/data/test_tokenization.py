@@ -120,9 +120,10 @@ def test_a_catalog_without_items_is_refused():
         item_tokenizer([])
 
 
-def test_a_length_without_room_for_an_item_is_refused():
-    with pytest.raises(ValueError, match=r"max_length of at least 2.*found 1"):
-        item_tokenizer(["a"], max_length=1)
+@pytest.mark.parametrize("max_length", [1, 2.5])
+def test_a_length_without_room_for_an_item_is_refused(max_length):
+    with pytest.raises(ValueError, match=rf"max_length of at least 2.*found {max_length}"):
+        item_tokenizer(["a"], max_length=max_length)
 
 
 def test_text_with_the_mask_is_split_at_blanks_where_no_id_has_any(tokenizer):
@@ -374,6 +375,8 @@ def test_further_special_tokens_are_refused(tokenizer):
         torch.tensor([1, 2]),
         pa.array([1, 2]),
         pa.chunked_array([[1.0], [2.0]]),
+        pa.array(["1", "2"]).dictionary_encode(),
+        pa.array(["1", "2"], pa.large_string()),
         Dataset.from_dict({"item": [1, 2]}),
     ],
 )
