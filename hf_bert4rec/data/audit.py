@@ -36,9 +36,6 @@ class Finding:
         return f"{self.split}: {len(self.rows):,} of {self.of:,} rows ({share:.1%}) {self.what}{examples}"
 
 
-ACTION = ("row", "user", "item", "time")  # fields of the structured arrays below; users are numbered
-
-
 def audit(histories: DatasetDict) -> list[Finding]:
     """Look for leaks in histories, whether from a function in `SPLITS` or from elsewhere.
 
@@ -146,7 +143,8 @@ def _targets(rows: Dataset, numbers: Mapping[str, int]) -> np.ndarray:
 
 
 def _structured(*columns: np.ndarray) -> np.ndarray:
-    dtype = [(name, column.dtype) for name, column in zip(ACTION, columns, strict=True)]
+    names = ("row", "user", "item", "time")  # numbers of row and user, row of the item table
+    dtype = [(name, column.dtype) for name, column in zip(names, columns, strict=True)]
     return np.rec.fromarrays(columns, dtype=dtype).view(np.ndarray)
 
 

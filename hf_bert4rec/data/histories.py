@@ -35,21 +35,13 @@ REPEATS = 0.05
 
 @dataclass(frozen=True)
 class SortedLog:
-    """All actions, sorted by user and then by time. The actions of user u are `starts[u]` to before `ends[u]`.
+    """All actions, sorted by user and then by time. The actions of user u are `starts[u]` to before `ends[u]`."""
 
-    Attributes:
-        users: (users,) raw IDs.
-        starts: (users,) number of each user's first action.
-        ends: (users,) number of each user's last action, plus 1.
-        items: (actions,) rows of the item table.
-        timestamps: (actions,) times.
-    """
-
-    users: pa.Array
-    starts: np.ndarray
-    ends: np.ndarray
-    items: np.ndarray
-    timestamps: np.ndarray
+    users: pa.Array  # (users,) raw IDs
+    starts: np.ndarray  # (users,) number of each user's first action
+    ends: np.ndarray  # (users,) number of each user's last action, plus 1
+    items: np.ndarray  # (actions,) rows of the item table
+    timestamps: np.ndarray  # (actions,)
 
 
 def check_interactions(interactions: Dataset) -> pa.Table:
@@ -186,7 +178,7 @@ def are_repeats(rows: Dataset) -> np.ndarray:
 
 
 def times_are_comparable(users: np.ndarray, times: np.ndarray) -> bool:
-    """Return whether timestamps tell which of two users acted first.
+    """Return whether timestamps show which of two users acted first.
 
     In a log without timestamps, row numbers stand for times. If such a log is written user by user, each user begins
     after the one before has ended, and times of different users cannot be compared.

@@ -147,11 +147,7 @@ class ItemTokenizer(PreTrainedTokenizerFast):
 
 
 def check_tokenizer(tokenizer: Any) -> None:
-    """Check that a tokenizer is an `ItemTokenizer` whose rows are those of an item table.
-
-    Raises:
-        ValueError: States what was expected and found.
-    """
+    """Raise ValueError unless a tokenizer is an `ItemTokenizer` whose rows are those of an item table."""
     if not isinstance(tokenizer, ItemTokenizer):
         found = type(tokenizer).__name__
         raise ValueError(f"Expected an ItemTokenizer, found {found}: check tokenizer_class in tokenizer_config.json.")
@@ -212,11 +208,7 @@ def item_tokenizer(
 
 
 def check_max_length(max_length: int) -> None:
-    """Check that an input has room for an item and the [MASK] of the query.
-
-    Raises:
-        ValueError: `max_length` is not an integer of at least 2.
-    """
+    """Raise ValueError unless an input has room for an item and the [MASK] of the query."""
     if not isinstance(max_length, int | np.integer) or max_length < 2:
         raise ValueError(f"Expected max_length of at least 2, an item and the [MASK] of the query, found {max_length}.")
 

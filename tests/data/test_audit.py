@@ -1,4 +1,4 @@
-"""Leaks that were put in by hand are found, with their rows; splits of ours have none."""
+"""Hand-made leaks are found with their rows; the splits of the package have none."""
 
 import pytest
 from datasets import Dataset, DatasetDict
@@ -121,7 +121,7 @@ def test_a_second_row_of_a_user_is_found():
     assert found(histories, "second row") == [2]
 
 
-def test_what_the_protocol_lets_a_model_know_is_told():
+def test_properties_of_the_protocol_are_reported():
     assert found(CLEAN, "older than a training action") == [0, 1]  # w's action at 9 was trained on
     assert found(CLEAN, "who are in train too") == [0, 1]
     assert found(CLEAN, "never occurs") == [1]  # e
@@ -141,7 +141,7 @@ def test_a_target_among_its_own_inputs_is_found():
     assert found(histories, "among their inputs") == [0]
 
 
-def test_of_a_log_that_has_only_an_order_nothing_is_told_of_others():
+def test_without_comparable_times_nothing_is_reported_of_other_users():
     by_rows = DatasetDict(
         train=train(("u", [A, B], [0, 1]), ("v", [B, C], [3, 4]), ("w", [D], [6])),
         test=held_out(("u", [A, B], [0, 1, 2], C), ("v", [B, C], [3, 4, 5], E)),
@@ -150,7 +150,7 @@ def test_of_a_log_that_has_only_an_order_nothing_is_told_of_others():
     assert [finding for finding in audit(CLEAN) if "of any user" in finding.what]
 
 
-def test_a_finding_tells_its_rows_and_shares():
+def test_the_text_of_a_finding_has_rows_and_shares():
     histories = DatasetDict(CLEAN, train=train(("u", [A, B], [1, 2]), ("v", [B, C, E], [3, 4, 6])))
     lines = [str(finding) for finding in audit(histories)]
     assert "test: 1 of 2 rows (50.0%) have a target that is in the user's training rows, such as 1" in lines
@@ -163,7 +163,7 @@ def test_a_finding_tells_its_rows_and_shares():
         unique=True,
     )
 )  # fmt: skip
-def test_splits_of_ours_never_leak(actions):
+def test_the_splits_of_the_package_never_leak(actions):
     users, items, timestamps = zip(*actions, strict=True)
     interactions = Dataset.from_dict({"user": users, "item": items, "timestamp": timestamps})
     tokenizer = item_tokenizer(interactions, max_length=4)
@@ -178,7 +178,7 @@ def test_splits_of_ours_never_leak(actions):
             assert not (finding.leak and len(finding.rows)), finding
 
 
-def test_what_cannot_be_looked_at_is_refused():
+def test_histories_that_cannot_be_audited_are_refused():
     with pytest.raises(ValueError, match=r"Expected the splits train, validation and test .*, found train, test, val"):
         audit(DatasetDict(CLEAN, val=CLEAN["test"]))
     with pytest.raises(ValueError, match=r"Expected the splits train, validation and test .*, found Dataset"):

@@ -137,7 +137,7 @@ def test_times_out_of_order_are_refused():
     ("validation_time", "test_time", "empty"), [(0, 20, "train"), (13, 20, "validation"), (10, 30, "test")]
 )
 def test_an_empty_split_is_refused_and_the_log_s_times_are_named(validation_time, test_time, empty):
-    tokenizer = item_tokenizer(["stranger"])
+    tokenizer = item_tokenizer(["other"])
     with pytest.raises(ValueError, match=f"{empty} split; the log runs from 1 to 22"):
         split_at_time(log_of(*TIMED), tokenizer, validation_time=validation_time, test_time=test_time)
 
@@ -239,7 +239,7 @@ def test_options_of_a_split_are_the_parameters_of_its_function():
 
 
 def test_options_that_are_not_given_have_their_defaults():
-    assert OWN.resolve({"share": 0.1, "seed": None, "stranger": 3}) == {"share": 0.1, "seed": 0}
+    assert OWN.resolve({"share": 0.1, "seed": None, "other": 3}) == {"share": 0.1, "seed": 0}
     assert SPLITS["leave_one_out"].resolve({}) == {"window_step": 0.5, "validation_in_train": False}
 
 

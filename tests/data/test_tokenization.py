@@ -148,7 +148,7 @@ def test_truncation_keeps_the_newest_and_padding_goes_right(tokenizer):
 
 
 def test_titles_follow_the_order_of_the_items_and_those_of_other_items_are_ignored():
-    tokenizer = item_tokenizer(["b", "a", "c"], titles={"a": "Alpha", "b": "Beta", "stranger": "Z"})
+    tokenizer = item_tokenizer(["b", "a", "c"], titles={"a": "Alpha", "b": "Beta", "other": "Z"})
     assert tokenizer.titles == ["Beta", "Alpha", None]
     assert item_tokenizer(["a"]).titles is None
 
@@ -190,7 +190,7 @@ def test_a_pickled_tokenizer_keeps_rows_and_titles(tokenizer):
 def test_without_this_package_auto_tokenizer_encodes_the_same(tmp_path):
     tokenizer = item_tokenizer(AWKWARD, titles={"x": "X"})
     tokenizer.save_pretrained(tmp_path)
-    words = [*AWKWARD, "stranger", "[MASK]"]
+    words = [*AWKWARD, "other", "[MASK]"]
     code = (
         "import sys; from transformers import AutoTokenizer\n"
         f"tokenizer = AutoTokenizer.from_pretrained({str(tmp_path)!r})\n"
