@@ -25,6 +25,7 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
         ("num_attention_heads", "intermediate_size", "max_position_embeddings", "loss_chunk_size", "num_negatives"),
     ),
     ("at least 0 and below 1", lambda value: 0 <= value < 1, ("hidden_dropout_prob", "attention_probs_dropout_prob")),
+    ("above 1, or None", lambda value: value is None or value > 1, ("rope_theta",)),
     ("above 0", lambda value: value > 0, ("initializer_range", "layer_norm_eps")),
     ("from 0 to 1", lambda value: 0 <= value <= 1, ("gbce_calibration",)),
     ("0, the row of [PAD]", lambda value: value == 0, ("pad_token_id",)),
@@ -171,12 +172,6 @@ class Bert4RecConfig(PreTrainedConfig):
             raise ValueError(
                 f"`vocab_size` must count the {len(SPECIAL_TOKENS)} special rows {', '.join(SPECIAL_TOKENS)} and at "
                 f"least one item, found {self.vocab_size}. Pass `vocab_size=len(tokenizer)`."
-            )
-        head_width = self.hidden_size // self.num_attention_heads
-        if self.rope_theta is not None and (self.rope_theta <= 1 or head_width % 2):
-            raise ValueError(
-                f"`rope_theta` must be above 1 and the width of a head even, found {self.rope_theta} and {head_width}. "
-                "Change `hidden_size` or `num_attention_heads`, or set rope_theta=None."
             )
 
     def validate_activation(self) -> None:

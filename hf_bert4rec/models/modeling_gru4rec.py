@@ -41,6 +41,7 @@ class Gru4RecModel(Bert4RecEncoder):
     """Recurrent encoder: one hidden state per position, of the items before it."""
 
     config: Gru4RecConfig
+    right_padding_only = True
     _no_split_modules = []
     _can_record_outputs = {"hidden_states": nn.GRU}
     supports_gradient_checkpointing = False

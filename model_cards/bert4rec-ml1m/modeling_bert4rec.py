@@ -101,13 +101,13 @@ def rotate(states: torch.Tensor, positions: torch.Tensor, theta: float) -> torch
     Returns:
         Same shape as `states`.
     """
-    half = states.shape[-1] // 2
+    half = states.shape[-1] // 2  # the last number of an odd width is not rotated
     # In bfloat16 neighboring positions would have the same angles.
     steps = torch.arange(half, device=states.device, dtype=torch.float32) / half
     angles = positions.unsqueeze(-1) / theta**steps  # ([batch,] positions, half)
     cos, sin = (wave.unsqueeze(-3).to(states.dtype) for wave in (angles.cos(), angles.sin()))
-    first, second = states.split(half, dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+    first, second, rest = states.split([half, half, states.shape[-1] - 2 * half], dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1)
 
 
 def padding_mask(
@@ -266,6 +266,8 @@ def keep(hidden_states: torch.Tensor, kept_positions: torch.Tensor | None) -> to
 class Bert4RecEncoder(Bert4RecPreTrainedModel):
     """Base class of the encoders: checks the inputs. Subclasses implement `encode`."""
 
+    right_padding_only = False  # whether padding on the left would be read as items
+
     def encode(
         self,
         input_ids: torch.Tensor | None,
@@ -290,7 +292,8 @@ class Bert4RecEncoder(Bert4RecPreTrainedModel):
         """Encode a batch of histories.
 
         Args:
-            input_ids: (batch, length) rows of the item table, oldest item first, padding on the right.
+            input_ids: (batch, length) rows of the item table, oldest item first, padding on the right (on the left,
+                items would get the positions of newer ones).
             attention_mask: (batch, length), 1 = real item, 0 = padding. All real if not given.
             inputs_embeds: (batch, length, hidden) instead of `input_ids`.
             kept_positions: (batch, kept) positions to return, all if not given. The last layer of BERT4Rec runs on
@@ -300,13 +303,14 @@ class Bert4RecEncoder(Bert4RecPreTrainedModel):
             `BaseModelOutput` whose `last_hidden_state` is (batch, length or kept, hidden).
 
         Raises:
-            ValueError: Not exactly one of `input_ids` and `inputs_embeds`, padding on the left, more positions than
-                `max_position_embeddings`, or with `conv_kernel_size` an attention mask of another shape.
+            ValueError: Not exactly one of `input_ids` and `inputs_embeds`, more positions than
+                `max_position_embeddings`, with `conv_kernel_size` an attention mask of another shape, or for SASRec and
+                GRU4Rec padding on the left.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Pass exactly one of `input_ids` and `inputs_embeds`.")
         readable = torch.is_tensor(attention_mask) and attention_mask.ndim == 2 and not is_tracing(attention_mask)
-        if attention_mask is not None and readable and not attention_mask[:, :1].all():
+        if self.right_padding_only and attention_mask is not None and readable and not attention_mask[:, :1].all():
             raise ValueError("Expected padding on the right, as ItemTokenizer pads, found padding on the left.")
         return BaseModelOutput(self.encode(input_ids, inputs_embeds, attention_mask, kept_positions, **kwargs))
 

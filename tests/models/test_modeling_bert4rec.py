@@ -16,6 +16,7 @@ from hf_bert4rec import Bert4RecConfig, Bert4RecForMaskedLM, Bert4RecModel
 from hf_bert4rec.models import modeling_bert4rec
 from hf_bert4rec.models.modeling_bert4rec import rotate
 from hf_bert4rec.models.modeling_sasrec import SasRecForMaskedLM
+from hf_bert4rec.models.registry import ARCHITECTURES
 from tests.conftest import small_config
 
 ROWS, LENGTH, SPECIALS = 29, 7, 3
@@ -578,7 +579,7 @@ def test_rotary_positions_see_distances_alone():
     model.model.embeddings.position_embeddings.weight.data.zero_()
     items = torch.tensor([[4, 9, 28, 3]])
     moved = torch.tensor([[5, 6, 4, 9, 28, 3]])
-    mask = torch.tensor([0, 0, 1, 1, 1, 1]).bool().expand(1, 1, 1, -1)  # with two dimensions it would be left padding
+    mask = torch.tensor([[0, 0, 1, 1, 1, 1]])
     torch.testing.assert_close(model(moved, mask).logits[:, 2:], model(items).logits, atol=1e-4, rtol=0)
     turned = model(items.flip(1)).logits.flip(1)
     assert (turned - model(items).logits)[..., SPECIALS:].abs().max() > 1e-2
@@ -593,6 +594,15 @@ def test_rotary_positions_are_told_apart_whatever_the_default_precision():
     finally:
         torch.set_default_dtype(torch.float32)
     assert torch.equal(found, expected)
+
+
+def test_the_last_number_of_an_odd_width_is_not_rotated():
+    states = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0]).expand(1, 1, 3, 5)
+    turned = rotate(states, torch.tensor([0, 1, 5]), theta=100.0)
+    assert torch.equal(turned[..., :4], rotate(states[..., :4], torch.tensor([0, 1, 5]), theta=100.0))
+    assert (turned[..., 4] == 5).all()
+    model = Bert4RecForMaskedLM(small_config(rope_theta=9, hidden_size=15))  # heads of width 5
+    assert model(torch.tensor([[4, 1]])).logits.isfinite().all()
 
 
 def test_the_rotation_of_a_vector_is_worked_out_by_hand():
@@ -804,8 +814,7 @@ def test_tying_changes_the_number_of_parameters():
         ({"hidden_size": 64, "num_attention_heads": 3}, "multiple of `num_attention_heads`, found 64 and 3"),
         ({"hidden_size": 0}, "`hidden_size` must be a positive multiple"),
         ({"vocab_size": 3}, r"at least one item, found 3. Pass `vocab_size=len\(tokenizer\)`"),
-        ({"rope_theta": 1}, "`rope_theta` must be above 1 and the width of a head even, found 1 and 32"),
-        ({"rope_theta": 9, "hidden_size": 6}, "the width of a head even, found 9 and 3"),
+        ({"rope_theta": 1}, "`rope_theta` must be above 1, or None, found 1"),
         ({"rope_theta": 9, "num_attention_heads": 0}, "`num_attention_heads` must be at least 1, found 0"),
         ({"conv_kernel_size": 4}, "`conv_kernel_size` must be odd and at least 3, or None, found 4"),
         ({"conv_kernel_size": 1}, "`conv_kernel_size` must be odd and at least 3, or None, found 1"),
@@ -911,8 +920,10 @@ def test_an_unusable_logits_to_keep_is_refused(batch):
         model(**inputs_of(batch), logits_to_keep=1, kept_positions=kept)
 
 
-def test_padding_on_the_left_is_refused():
-    model = lively_model()
+@pytest.mark.parametrize("architecture", ["sasrec", "gru4rec"])
+def test_padding_on_the_left_is_refused_where_it_would_be_read(architecture):
+    row = ARCHITECTURES[architecture]
+    model = row.model_class(row.config_class(vocab_size=ROWS, hidden_size=12)).eval()
     with pytest.raises(ValueError, match="Expected padding on the right"):
         model(torch.tensor([[0, 4, 5], [4, 5, 6]]), torch.tensor([[0, 1, 1], [1, 1, 1]]))
 
