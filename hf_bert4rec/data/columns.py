@@ -57,9 +57,7 @@ def find_columns(log: RawLog, wanted: Mapping[str, Column], needed: Iterable[str
             found["time of day"] = place
     for role in needed:
         if role not in found:
-            separator = next((separator for separator in ";\t|, " if separator in "".join(log.columns)), ";")
-            option = f"it: {role}=…" if len(log.columns) > 1 else f"the separator: separator={separator!r}"
-            raise ValueError(f"{log.name}: expected a column for the {role}, found {log}. Name {option}.")
+            raise ValueError(f"{log.name}: expected a column for the {role}, found {log}. {_advice(log, role)}")
     if "user" in found:
         sequences = [name for name in log.columns if wanted["item"] is None and _fits(name, SEQUENCES)]
         sequences += [log.columns[place] for place in found.values() if log.columns[place].endswith("_seq")]
@@ -68,6 +66,13 @@ def find_columns(log: RawLog, wanted: Mapping[str, Column], needed: Iterable[str
         if found["user"] == found["item"]:
             raise ValueError(f"{log.name}: user and item are both column {found['user']}. Name different columns.")
     return found
+
+
+def _advice(log: RawLog, role: str) -> str:
+    if len(log.columns) == 1 and (separators := re.findall(r"[;\t|,: ]", log.columns[0])):
+        return f"Name the separator: separator={separators[0]!r}."
+    sequences = " For lines of 'user item item …' use format='sequences'." if log.first_rows else ""
+    return f"Name it, by its name or position: {role}=….{sequences}"
 
 
 def _find(log: RawLog, role: str, name: Column, patterns: Iterable[str]) -> dict[str, int]:

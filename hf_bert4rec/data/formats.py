@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import load_dataset, load_from_disk
+from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 
 from .json_lines import read_json
 from .sources import COMPRESSED, RawLog, SourceFile, library_errors, open_table
@@ -51,35 +51,43 @@ def open_log(source: Any, kind: str, format: str | None, separator: str | None, 
     """Open anything that `load_interactions` takes; `kind` is the key of `FOLDER_FILES` for folders."""
     if not isinstance(source, str | PathLike):
         return open_table(source, type(source).__name__)
-    path = EMBEDDED / source if is_embedded(source) else Path(source)
-    if any((path / name).exists() for name in ("dataset_info.json", "dataset_dict.json")):
-        with library_errors(path.name):
-            saved = load_from_disk(path)
-        return open_table(saved, path.name)
-    if path.is_dir():
-        if not (files := [path / name for name in FOLDER_FILES[kind] if (path / name).exists()]):
-            raise FileNotFoundError(f"{path}: expected one of {', '.join(FOLDER_FILES[kind])} in this folder.")
-        path = files[0]
-    suffixes = [suffix for suffix in path.suffixes if suffix.lower() not in COMPRESSED] or ["."]
-    name = (format or suffixes[-1][1:]).lower()
-    if not path.exists():
-        if re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) and name not in FORMATS:
-            with library_errors(str(source), "If the Hub has it, use datasets.load_dataset and pass a split of it."):
-                loaded = load_dataset(str(source), split="train")
-            return open_table(loaded, str(source))
-        raise FileNotFoundError(f"{source}: expected a file, a folder, 'ml-latest-small' or the Hub ID of a dataset.")
+    with library_errors(
+        str(source)[:99], "If it is a dataset on the Hub, use datasets.load_dataset and pass one split."
+    ):
+        path = _find(source, kind)
+    if not isinstance(path, Path):
+        return open_table(path, Path(source).name)
     file = SourceFile(path, separator, encoding)
     with library_errors(file.name):
         first = file.content(5000)
-        name = "parquet" if first.startswith(b"PAR1") else name
+        name = "parquet" if first.startswith(b"PAR1") else (format or _suffix(path)).lower()
         if name not in FORMATS:
             file.check_kind(first)
-            near = (get_close_matches(name, FORMATS) or ["csv"])[0]
-            raise ValueError(
-                f"{file.name}: unknown format {name!r}. Name one of {', '.join(FORMATS)}: format={near!r}."
-            )
+            known, near = ", ".join(FORMATS), (get_close_matches(name, FORMATS) or ["csv"])[0]
+            raise ValueError(f"{file.name}: unknown format {name!r}. Name one of {known}, such as format={near!r}.")
         opened = FORMATS[name](file)
         return opened if isinstance(opened, RawLog) else open_table(opened, file.name)
+
+
+def _find(source: str | PathLike, kind: str) -> Path | Dataset | DatasetDict:
+    """Return the file of a path, a folder or the embedded data, or the dataset of a saved folder or Hub ID."""
+    path = EMBEDDED / source if is_embedded(source) else Path(source)
+    if any((path / name).exists() for name in ("dataset_info.json", "dataset_dict.json")):
+        return load_from_disk(path)
+    if path.is_dir():
+        if files := [path / name for name in FOLDER_FILES[kind] if (path / name).exists()]:
+            return files[0]
+        raise FileNotFoundError(f"{source}: expected one of {', '.join(FOLDER_FILES[kind])} in this folder.")
+    if path.exists():
+        return path
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) and _suffix(path).lower() not in FORMATS:
+        return load_dataset(str(source), split="train")
+    raise FileNotFoundError(f"{source}: expected a file, a folder, 'ml-latest-small' or the Hub ID of a dataset.")
+
+
+def _suffix(path: Path) -> str:
+    """Return the last suffix, without its dot, that is not one of compression."""
+    return ([suffix for suffix in path.suffixes if suffix.lower() not in COMPRESSED] or ["."])[-1][1:]
 
 
 def is_embedded(source: str | PathLike) -> bool:

@@ -87,8 +87,8 @@ def _as_id(value: Any, digits: int = 53) -> str | None:
     if value is None or value is pd.NA or (isinstance(value, Number | date) and pd.isna(value)):
         return None
     if not isinstance(value, Number | date | UUID):
-        found = f"{value!r:.100} ({type(value).__name__})"
-        raise ValueError(f"expected text or numbers, found {found}. Convert it to text. {ONE_ROW_PER_ACTION}")
+        advice = ONE_ROW_PER_ACTION if hasattr(value, "__len__") else "Convert it to text."
+        raise ValueError(f"expected text or numbers, found {value!r:.100} ({type(value).__name__}). {advice}")
     if isinstance(value, float | np.floating):
         if abs(value) >= 2**digits:
             raise ValueError(

@@ -73,30 +73,27 @@ def load_interactions(
         if min_rating is None:
             found.pop("rating", None)
         table, complete = _read(log, found)
-    keep = np.ones(table.num_rows, bool) if min_rating is None else np.asarray(table["rating"]) >= float(min_rating)
-    *roles, last = table.column_names
-    dropped = {f"without {', '.join(roles)} or {last}": (~complete).sum(), f"rated below {min_rating}": (~keep).sum()}
-    if "timestamp" not in found:
-        table = table.append_column("timestamp", pa.array(np.arange(table.num_rows)))
-    table = table.select(["user", "item", "timestamp"]).filter(pa.array(keep))
-
-    users, items = (_encode(table[role]) for role in ("user", "item"))
-    keep = np.ones(len(users), bool)
-    if not keep_repeats:
-        keep = _first_of_each(users, items, np.asarray(table["timestamp"]))
-    core = _k_core(users, items, keep, min_user_interactions, min_item_interactions)
-    dropped |= {"repeated": (~keep).sum(), "of users or items with too few": keep.sum() - core.sum()}
-    table = table.filter(pa.array(core)).combine_chunks()
-
-    losses = ", ".join(f"{rows:,} {why}" for why, rows in dropped.items() if rows) or "none"
-    if table.num_rows == 0:
-        raise ValueError(f"{log.name}: no interactions are left. Dropped: {losses}.")
-    notes = _check(log, found, table)
+        *roles, last = table.column_names
+        keep = np.ones(len(table), bool) if min_rating is None else np.asarray(table["rating"]) >= float(min_rating)
+        dropped = {f"without {', '.join(roles)} or {last}": (~complete).sum()}
+        dropped |= {f"rated below {min_rating}": (~keep).sum()}
+        if "timestamp" not in found:
+            table = table.append_column("timestamp", pa.array(np.arange(len(table))))
+        table = table.select(["user", "item", "timestamp"]).filter(pa.array(keep))
+        users, items = (_encode(table[role]) for role in ("user", "item"))
+        keep = np.ones(len(table), bool)
+        if not keep_repeats:
+            keep = _first_of_each(users, items, np.asarray(table["timestamp"]))
+        core = _k_core(users, items, keep, min_user_interactions, min_item_interactions)
+        dropped |= {"repeated": (~keep).sum(), "of users or items with too few": keep.sum() - core.sum()}
+        table = table.filter(pa.array(core)).combine_chunks()
+        losses = ", ".join(f"{rows:,} {why}" for why, rows in dropped.items() if rows) or "none"
+        if not len(table):
+            raise ValueError(f"{log.name}: no interactions are left. Dropped: {losses}.")
+        notes = _check(log, found, table)
     counts = (f"{len(pc.unique(table[role])):,} {role}s" for role in ("user", "item"))
-    logger.log(
-        logging.WARNING if 10 * (~complete).sum() > len(complete) else logging.INFO,
-        f"{log.name}: {table.num_rows:,} interactions of {' with '.join(counts)}{notes}; dropped: {losses}.",
-    )
+    level = logging.WARNING if 10 * (~complete).sum() > len(complete) else logging.INFO
+    logger.log(level, f"{log.name}: {len(table):,} interactions of {' with '.join(counts)}{notes}; dropped: {losses}.")
     return Dataset(table)
 
 
@@ -130,7 +127,9 @@ def _check(log: RawLog, found: Mapping[str, int], table: pa.Table) -> str:
         notes += " (no timestamps; the rows are taken to be in time order)"
         unread = ", ".join(name for place, name in enumerate(log.columns) if place not in found.values())
         if unread and not log.first_rows:
-            logger.warning(f"{log.name}: no column of times known. If one of {unread} is one, name it: timestamp=…")
+            logger.warning(
+                f"{log.name}: no column of times known. If one of {unread:.200} is one, name it: timestamp=…"
+            )
     return notes
 
 
@@ -156,11 +155,10 @@ def load_titles(
         if log.first_rows and len(log.columns) > 1:
             item, title = (0 if item is None else item), (1 if title is None else title)
         found = find_columns(log, {"item": item, "title": title}, needed=["item", "title"])
-        ids, titles = (
-            as_ids(values, role, log.locate).to_pylist()
-            for role, values in zip(found, log.read(list(found.values())), strict=True)
-        )
-    return {item: title for item, title in zip(ids, titles, strict=True) if item is not None and title is not None}
+        columns = zip(found, log.read(list(found.values())), strict=True)
+        texts = {role: as_ids(values, role, log.locate).to_pylist() for role, values in columns}
+    pairs = zip(texts["item"], texts["title"], strict=True)
+    return {item: title for item, title in pairs if item is not None and title is not None}
 
 
 def rename_items(interactions: Dataset, names: Mapping[str, str]) -> Dataset:

@@ -31,14 +31,16 @@ def read_json(file: SourceFile) -> RawLog | pd.DataFrame:
     data = text.encode()
 
     def lines() -> Iterator[tuple[int, str]]:
-        numbered = enumerate(io.StringIO(data.decode(), newline=None), start=1)
+        numbered = enumerate(io.StringIO(data.decode(), newline="\n" if b"\n" in data else "\r"), start=1)
         return ((number, line) for number, line in numbered if line.strip())
 
     def parse(number: int, line: str) -> dict:
         if isinstance(row := _parse(line), dict):
             return row
         where = f"{file.name}, line {number}"
-        raise ValueError(f"{where}: expected one JSON object, found {line.strip()!r:.80}. Fix or remove this line.")
+        raise ValueError(
+            f"{where}: expected one JSON object per line, found {line.strip()!r:.80}. Fix or remove this line."
+        )
 
     first: dict[Any, Any] = {}  # a value of each key, which the first lines may lack
     for line in islice(lines(), 1000):
@@ -52,7 +54,7 @@ def read_json(file: SourceFile) -> RawLog | pd.DataFrame:
             table = pyarrow.json.read_json(pa.BufferReader(data), parse_options=options)
             return [table[key] for key in keys]
         except (KeyError, TypeError, pa.ArrowException):
-            progress = tqdm(lines(), f"Reading {file.name}", unit=" lines", leave=False)
+            progress = tqdm(lines(), f"Reading {file.name}", unit=" lines", leave=False, delay=1)
             rows = [list(map(parse(*line).get, keys)) for line in progress]
             return [list(column) for column in zip(*rows, strict=True)]
 

@@ -18,11 +18,14 @@ from .ids import Values
 COMPRESSED = {".gz": ("gzip", rb"\x1f\x8b"), ".bz2": ("bz2", rb"BZh\d1AY&SY"), ".zst": ("zstd", rb"\x28\xb5\x2f\xfd")}
 OTHER_FILES = {  # first bytes of files that are not text -> what they are, and what to do
     rb"(?s)PK\x03\x04.{,4000}xl/|\xd0\xcf\x11\xe0": "an Excel workbook. Pass pandas.read_excel(path)",
-    rb"(?s)PK\x03\x04|Rar!|7z\xbc\xaf|\xfd7zXZ|.{257}ustar": "an archive. Extract it and pass one of its files",
-    rb"ARROW1|FEA1|ORC|SQLite format 3|\x89HDF|\x80[\x02-\x05]": "a binary file. Read it and pass a pandas data frame",
-    rb"(?i)\s*<(!doctype|html)|%PDF": "a document. Export the log as CSV",
+    rb"(?s)PK\x03\x04|Rar!\x1a|7z\xbc\xaf|\xfd7zXZ|.{257}ustar": "an archive. Extract it and pass one of its files",
+    rb"ARROW1\0|SQLite format 3\0|\x89HDF|\x80[\x02-\x05]": "a binary file. Read it and pass a pandas data frame",
+    rb"(?i)\s*<(!doctype |html)|%PDF-": "a document. Export the log as CSV",
 }
-BYTE_ORDER_MARKS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
+BYTE_ORDER_MARKS = {  # that of UTF-32-LE begins with that of UTF-16-LE
+    **{codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF32_LE: "utf-32-le", codecs.BOM_UTF32_BE: "utf-32-be"},
+    **{codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"},
+}
 
 
 @contextmanager
@@ -74,6 +77,9 @@ class SourceFile:
         self.check_kind(data)
         encoding = self.encoding or usual_encoding
         encoding = next((name for mark, name in BYTE_ORDER_MARKS.items() if data.startswith(mark)), encoding)
+        if b"\0" in data[:1000] and not re.search("16|32", str(encoding)):
+            likely = "utf-16-be" if data[0] == 0 else "utf-16-le"
+            raise ValueError(f"{self.name}: contains null characters. If it is text, name encoding={likely!r}.")
         try:
             text = data.decode(encoding).removeprefix("\ufeff")
         except UnicodeDecodeError as error:
@@ -84,8 +90,6 @@ class SourceFile:
             ) from None
         except (LookupError, UnicodeError, TypeError) as error:
             raise ValueError(f"{self.name}: cannot be decoded with encoding={encoding!r}. Name another.") from error
-        if "\0" in text[:1000]:
-            raise ValueError(f"{self.name}: contains null characters. If it is text, name encoding='utf-16-le'.")
         if not text.strip():
             raise ValueError(f"{self.name}: is empty. Expected one row per action.")
         return text
@@ -104,7 +108,7 @@ class RawLog:
     def __str__(self) -> str:
         """List the columns for messages."""
         hint = f" (no header; the first line is {', '.join(self.first_rows[0])!r:.200})" if self.first_rows else ""
-        return f"{', '.join(self.columns):.500}{hint}"
+        return f"{', '.join(self.columns) or 'no columns':.500}{hint}"
 
 
 def open_table(source: Any, name: str) -> RawLog:

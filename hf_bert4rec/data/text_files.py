@@ -72,17 +72,21 @@ class _Rows:
         finally:
             csv.field_size_limit(limit)
 
-    def fields(self, width: int) -> Iterator[list[str]]:
-        """Yield the fields of each row; the first line with another width or an open quotation raises ValueError."""
-        begin = end = 0
-        for begin, end, fields in self:  # noqa: B007
-            if len(fields) != width:
-                raise ValueError(
-                    f"{self.name}, line {begin}: expected {width} columns, found {len(fields)} in "
-                    f"{self.separator.join(fields)!r:.80}. Fix or remove this line, name another separator such as "
-                    "separator=';', or use format='sequences' for lines of 'user item item …'."
-                )
-            yield fields
+    def fields(self, width: int, rows: int) -> Iterator[list[str]]:
+        """Yield the fields after the first `rows`; other widths or an open quotation raise ValueError at the end."""
+        begin, end, bad = 0, 0, []
+        for begin, end, fields in islice(self, rows, None):  # noqa: B007
+            if len(fields) == width:
+                yield fields
+            else:
+                bad.append((begin, fields))
+        if bad:
+            line, fields = bad[0]
+            raise ValueError(
+                f"{self.name}, line {line}: expected {width} columns, found {len(fields)} in "
+                f"{self.separator.join(fields)!r:.80} ({len(bad):,} such lines: {str([n for n, _ in bad[:9]])[1:-1]}). "
+                "Fix or remove these lines, or name another separator or format: separator=';', format='sequences'."
+            )
         if self.quoted and begin < end and self.data.split(b"\n", begin - 1)[-1].count(b'"') % 2:
             raise ValueError(f"{self.name}, line {begin}: a quotation mark is not closed. Fix or remove this line.")
 
@@ -99,9 +103,9 @@ class _Rows:
                 pyarrow.csv.ConvertOptions(column_types=types, include_columns=sorted({names[i] for i in places})),
             )
             if self.quoted and self.data.count(b'"') % 2:
-                deque(self.fields(width), maxlen=0)
+                deque(self.fields(width, rows), maxlen=0)
         except pa.ArrowInvalid:  # also if a row is longer than a block
-            columns = list(zip(*islice(self.fields(width), rows, None), strict=True)) or [()] * width
+            columns = list(zip(*self.fields(width, rows), strict=True)) or [()] * width
             table = pa.table([pa.array(column, pa.string()) for column in columns], names)
         return [table[names[place]] for place in places]
 

@@ -15,22 +15,23 @@ from .timestamps import date_as_seconds
 
 logger = logging.getLogger(__name__)
 
-MISSING = r"(?i)^\s*(null|none|nan|n/?a|<na>|nat|undefined|\\n)?\s*$"  # as other programs write a missing value
+# How other programs write a missing value:
+MISSING = r"(?i)^\s*(null|none|nan|n/?a|<na>|nat|undefined|\\n|0000-00-00( 00:00:00)?)?\s*$"
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
-LIST = r"^\s*[\[({].*\w.*,.*\w.*[\])}]\s*$"
+SEVERAL = r"^\s*(\[.*\]|[({].*,.*[)}]|\d+([ ,;|]+\d+){2,})\s*$"  # such as "[1, 2]" or "1 2 3"
 DOUBTFUL = {  # IDs that are read as they are, with a warning
     MISSING: "seems to stand for a missing value: remove these rows if it does",
     r"^[\s\pZ]|[\s\pZ]$": "begins or ends with a blank: it is not the same ID as without the blank",
     r"[\r\n]": "contains a line break: check the quotation marks in the file",
     r"^-?\d+([.,]\d+)?[eE]\+\d+$": "is a rounded number, so different IDs may have become one: export IDs as text",
-    r"^\s*\d+([ ,;|]+\d+){2,}\s*$": "seems to contain several IDs: give each action a row of its own",
+    SEVERAL: "seems to contain several IDs: give each action a row of its own",
 }
 
 
 def check_ids(ids: pa.ChunkedArray, role: str, name: str) -> None:
-    """Warn about IDs that are probably not meant as IDs; raise ValueError if most are lists."""
+    """Warn about IDs that are probably not meant as IDs; raise ValueError if most are several IDs."""
     distinct = pc.unique(ids)
-    lists = distinct.filter(pc.match_substring_regex(distinct, LIST))
+    lists = distinct.filter(pc.match_substring_regex(distinct, SEVERAL))
     if 2 * len(lists) > len(distinct):
         raise ValueError(f"{name}: expected one {role} per row, found {lists[0].as_py()!r:.80}. {ONE_ROW_PER_ACTION}")
     for pattern, doubt in DOUBTFUL.items():

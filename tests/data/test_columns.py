@@ -76,6 +76,7 @@ def test_a_column_that_may_hold_times_is_named(write, caplog):
 
 def test_min_rating_without_ratings_is_refused(write):
     with pytest.raises(
-        ValueError, match=r"log\.csv: expected a column for the rating, found user, item\. Name it: rating=…"
+        ValueError,
+        match=r"log\.csv: expected a column for the rating, found user, item\. Name it, by its name or position",
     ):
         load_interactions(write("log.csv", "user,item\nu,a\n"), min_rating=3)

@@ -87,10 +87,10 @@ BAD_FILES = {
     "a broken line of JSON": (
         "log.jsonl",
         '{"user": "u", "item": "a"}\n\n{"user": "u", "it\n{"user": "u", "item": "b"}\n',
-        r"log\.jsonl, line 3: .*one JSON object, found '\{\"user\": \"u\", \"it'",
+        r"log\.jsonl, line 3: .*one JSON object per line, found '\{\"user\": \"u\", \"it'",
     ),
     "a first line that is no JSON": ("log.jsonl", '\nuser\n{"user": "u"}\n', r"log\.jsonl, line 2: .*found 'user'"),
-    "a JSON list of lists": ("log.json", '[["u", "a"]]\n', r"log\.json, line 1: expected one JSON object"),
+    "a JSON list of lists": ("log.json", '[["u", "a"]]\n', r"log\.json, line 1: expected one JSON object per line"),
     "a Parquet file that is none": ("log.parquet", "user,item\n", r"log\.parquet: cannot be read"),
 }
 

@@ -78,7 +78,7 @@ def test_a_pickle_of_weights_is_refused_with_the_reason_and_not_read(folder, tmp
 def test_the_auto_classes_refuse_a_pickle_too(folder, tmp_path, monkeypatch, auto):
     with_a_pickle_alone(folder)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(OSError, match=r"expected the weights in model\.safetensors, found none\. A pytorch_model\.bin"):
+    with pytest.raises(OSError, match=r"expected weights in model\.safetensors, found none\. A pytorch_model\.bin"):
         auto.from_pretrained(folder)
     assert not Path("executed").exists()
 
