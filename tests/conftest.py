@@ -32,6 +32,15 @@ settings.register_profile("here", deadline=None, derandomize=True)  # the same e
 settings.load_profile("here")
 
 
+@pytest.fixture(autouse=True)
+def restore_log_levels():
+    """Undo changes of log levels. The commands make them for their own process."""
+    yield
+    for name in [*logging.root.manager.loggerDict]:
+        if name.startswith("hf_bert4rec"):
+            logging.getLogger(name).setLevel(logging.NOTSET)
+
+
 @pytest.fixture
 def interactions() -> Dataset:
     """Four users, out of order in the log: u1 has 5 actions, u2 4, u3 3, u4 2."""
