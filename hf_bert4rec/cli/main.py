@@ -1,31 +1,130 @@
-"""The command `hf-bert4rec`. Each command is imported only when it runs, which keeps `--help` fast."""
+"""The command `hf-bert4rec`. Heavy modules are imported when a command runs, which keeps `--help` fast."""
 
 import logging
 import os
 import sys
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
-from importlib import import_module
 from pathlib import Path
 
 from huggingface_hub.errors import StrictDataclassError
 
-COMMANDS = {
-    "train": ("hf_bert4rec.cli.commands:train", "Train a recommender on a log and save it with its model card."),
-    "evaluate": ("hf_bert4rec.cli.commands:evaluate", "Evaluate a checkpoint again by full ranking."),
-    "compare": ("hf_bert4rec.cli.commands:compare", "Train and evaluate several models on one data set."),
-    "recommend": ("hf_bert4rec.cli.commands:recommend", "Recommend items for a history of item ids."),
-    "push": ("hf_bert4rec.cli.commands:push", "Push a checkpoint to the Hugging Face Hub."),
-    "push-data": ("hf_bert4rec.cli.commands:push_data", "Push histories and their tokenizer to the Hugging Face Hub."),
-}
-"""Name of a command → `module:function`, called with the arguments after the name, and one line for the help.
-
-The module must not import torch or transformers at its top: its functions import them when they run.
-"""
-
 EXTRAS = {"implicit": "baselines", "gradio": "space"}
 """Module → the optional extra of this package that installs it."""
+
+
+def train(argv: list[str]) -> None:
+    """Train a recommender on a log and save it with its model card."""
+    if _print_help("train", argv):
+        return
+    import transformers
+
+    from ..hub.errors import disk_errors
+    from .recipe import parse_recipe
+    from .report import summary
+    from .run import run
+
+    recipe = parse_recipe(argv)
+    transformers.logging.disable_progress_bar()  # one bar per saved checkpoint; the bar of the training stays
+    with disk_errors(recipe.training.output_dir or ""):
+        folder = run(recipe)
+    if folder is not None:
+        print(summary(folder))
+
+
+def evaluate(argv: list[str]) -> None:
+    """Evaluate a checkpoint again by full ranking."""
+    if _print_help("evaluate", argv):
+        return
+    from ..hub.model_card import results_table, sampled_table
+    from .evaluate import evaluate
+    from .recipe import parse_recipe
+
+    (protocol, sampled_protocol), results, intervals = evaluate(parse_recipe(argv))
+    print(f"Protocol: {protocol}\n{results_table(results)}")
+    for split, (low, high) in intervals.items():
+        print(f"95 % interval of NDCG@10 over users (bootstrap), {split}: {low:.4f} to {high:.4f}")
+    if sampled := sampled_table(results):
+        print(f"\nProtocol: {sampled_protocol}\n{sampled}")
+
+
+def compare(argv: list[str]) -> None:
+    """Train and evaluate several models on one data set."""
+    parser = _parser("compare", _help_text("compare"))
+    parser.add_argument("config", metavar="CONFIG", help="YAML file of the comparison")
+    parser.add_argument("--split", default="test", choices=("validation", "test"), help="split to evaluate on (test)")
+    parser.add_argument("--output_dir", help="folder of the results (runs/compare-CONFIG-SPLIT)")
+    args = parser.parse_args(argv)
+    from .compare import compare
+
+    folder = args.output_dir or f"runs/compare-{Path(args.config).stem}-{args.split}"
+    try:
+        print(compare(args.config, args.split, folder))
+    except KeyboardInterrupt:
+        sys.exit(f"Interrupted. Run the same command to continue with the results in {folder}.")
+    print(f"Saved in {folder}.")
+
+
+def recommend(argv: list[str]) -> None:
+    """Recommend items for a history of item ids."""
+    parser = _parser("recommend")
+    parser.add_argument("checkpoint", help="checkpoint folder or Hub id")
+    parser.add_argument("--history", nargs="*", default=[], metavar="ID", help="item ids, oldest first")
+    parser.add_argument("--top_k", type=int, default=10, help="number of items to recommend (10)")
+    parser.add_argument("--allow", nargs="+", metavar="ID", help="recommend only these items")
+    parser.add_argument("--deny", nargs="+", metavar="ID", help="never recommend these items")
+    text = "whether items of the history are excluded (default: as the model was trained)"
+    parser.add_argument("--exclude_history", choices=("true", "false"), help=text)
+    args = parser.parse_args(argv)
+    from ..inference.pipeline import pipeline
+    from .report import recommendation_table
+
+    options = {"top_k": args.top_k, "allow": args.allow, "deny": args.deny}
+    if args.exclude_history:
+        options["exclude_history"] = args.exclude_history == "true"
+    print(recommendation_table(pipeline(args.checkpoint), args.history, **options))
+
+
+def push(argv: list[str]) -> None:
+    """Push a checkpoint to the Hugging Face Hub."""
+    parser = _parser("push")
+    parser.add_argument("checkpoint", help="checkpoint folder, as hf-bert4rec train saves it")
+    parser.add_argument("repository", help="Hub id: org/name")
+    parser.add_argument("--private", action="store_true", help="create a private repository")
+    args = parser.parse_args(argv)
+    from ..hub.push import push_checkpoint
+
+    print(push_checkpoint(args.checkpoint, args.repository, private=args.private or None))
+
+
+def push_data(argv: list[str]) -> None:
+    """Push histories and their tokenizer to the Hugging Face Hub."""
+    text = f"{push_data.__doc__} Further options are those of hf-bert4rec train."
+    parser = _parser("push-data", text)
+    parser.add_argument("config", metavar="CONFIG", help="YAML file or checkpoint folder, as for hf-bert4rec train")
+    parser.add_argument("repository", metavar="REPO", help="Hub id: org/name")
+    parser.add_argument("--private", action="store_true", help="create a private repository")
+    text = "you are allowed to publish the data; required unless it is embedded in this package"
+    parser.add_argument("--i_may_share_this_data", action="store_true", help=text)
+    args, options = parser.parse_known_args(argv)
+    from .push_data import push_data as push_histories
+    from .recipe import parse_recipe
+
+    recipe = parse_recipe([args.config, *options])
+    print(push_histories(recipe, args.repository, may_share=args.i_may_share_this_data, private=args.private or None))
+
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "train": train,
+    "evaluate": evaluate,
+    "compare": compare,
+    "recommend": recommend,
+    "push": push,
+    "push-data": push_data,
+}
+"""Name of a command → function, called with the arguments after the name. Its docstring is a line of the help."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -40,21 +139,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads slow down small models
     name, *rest = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     if name in ("-h", "--help"):
-        lines = "\n".join(f"  {command:<10} {summary}" for command, (_, summary) in COMMANDS.items())
+        lines = "\n".join(f"  {command:<10} {run.__doc__}" for command, run in COMMANDS.items())
         print(f"usage: hf-bert4rec COMMAND …\n\n{lines}\n\nhf-bert4rec COMMAND --help shows its options.")
         return
     if name not in COMMANDS:
         near = get_close_matches(name, COMMANDS, n=1)
         hint = f"Did you mean {near[0]}?" if near else f"Choose from {', '.join(COMMANDS)}."
         sys.exit(f"hf-bert4rec: error: Unknown command {name}. {hint}")
-    module, function = COMMANDS[name][0].split(":")
     logger = logging.getLogger("hf_bert4rec")
     if not logger.handlers:
         logger.addHandler(logging.StreamHandler())
     logger.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR)  # once, by the first process
     with plain_errors(f"hf-bert4rec {name}"):
-        run: Callable[[list[str]], None] = getattr(import_module(module), function)
-        run(rest)
+        COMMANDS[name](rest)
 
 
 @contextmanager
@@ -75,6 +172,32 @@ def plain_errors(program: str | None = None) -> Iterator[None]:
         else:
             raise
         sys.exit(f"{program}: error: {reason}")
+
+
+def _parser(name: str, description: str | None = None) -> ArgumentParser:
+    return ArgumentParser(
+        prog=f"hf-bert4rec {name}",
+        description=description or COMMANDS[name].__doc__,
+        formatter_class=RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def _help_text(name: str) -> str:
+    return Path(__file__).with_name("help").joinpath(f"{name}.txt").read_text(encoding="utf-8").strip()
+
+
+def _print_help(name: str, argv: list[str]) -> bool:
+    """Print the help of a command with the options of a recipe, if the arguments ask for it."""
+    text = _help_text(name)
+    if "--help-all" in argv:
+        from .recipe import format_help
+
+        text = format_help(text.splitlines()[0].removeprefix("usage: "))
+    elif not {"-h", "--help"} & {*argv}:
+        return False
+    print(text)
+    return True
 
 
 if __name__ == "__main__":

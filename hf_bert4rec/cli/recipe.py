@@ -2,6 +2,9 @@
 
 As with TRL's `TrlParser`, dataclasses define the options, the file sets them, and the command line overrides the file.
 Values in the file are converted like words of the command line: `eval_strategy: no` and `1e-3` need no quotes.
+
+Options of a run are fields of `RunArguments`. All others are parameters of what reads them, with the types, defaults
+and texts that they have there: a new parameter of `load_interactions` or field of a configuration is an option.
 """
 
 import argparse
@@ -15,25 +18,53 @@ from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from types import UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser, PreTrainedConfig
+from transformers.utils.chat_template_utils import parse_google_format_docstring
 
 from ..data.data_collator import DataCollatorForCloze
 from ..data.interactions import load_interactions
-from ..data.splits import SPLITS, Split, split_at_time
+from ..data.splits import SPLITS, Split
 from ..hub.run_facts import FACTS_FILE, RunFacts
-from ..models.configuration_bert4rec import Bert4RecConfig
 from ..models.registry import ARCHITECTURES
 from ..training.arguments import RecommendationTrainingArguments
-from .arguments import MaskingArguments, ModelArguments, ReadingArguments, RunArguments, SplittingArguments, option
-
-FROM_DATA = ("vocab_size", "max_position_embeddings", "pad_token_id", "bos_token_id", "eos_token_id")
-"""Fields of a configuration that the tokenizer determines."""
 
 OWN_CODE = ("split", "architecture")
 """Options that can name code to import, `package.module:name`."""
+
+
+def option(help: str, default: Any = None) -> Any:  # noqa: A002
+    """Return a dataclass field with a text for the help."""
+    return dataclasses.field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True)
+class RunArguments:
+    """Options of the run itself."""
+
+    _argument_group_name = "data and protocol"
+
+    data: str = option("Log to read: a file, a folder, a Hub dataset, or ml-latest-small (embedded).", "")
+    titles: str | None = option("Table with the titles of the items, such as movies.csv.")
+    title_item: str | None = option("Column of the item id in `titles`; found by its usual names if not given.")
+    title_column: str | None = option("Column of the title in `titles`; found by its usual names if not given.")
+    item_ids: str | None = option(
+        "Table that renames the items: id in the log, id to use. `titles` then lists the ids of the log."
+    )
+    split: str = option("leave_one_out, at_time, train_on_all, or package.module:function.", "leave_one_out")
+    max_length: int | None = option("Longest input, including the [MASK] of the query (default: of the model).")
+    popularity_candidates: int = option("Also rank among N popular items per user; 100 in the paper.", 0)
+    uniform_candidates: int = option("Also rank among N uniformly drawn items per user.", 0)
+    architecture: str = option("bert4rec, sasrec, gru4rec, or package.module:ConfigClass.", "bert4rec")
+    start_from: str | None = option("Checkpoint of another catalog whose encoder and shared items are the start.")
+    match_items: Literal["id", "title"] = option("How items of `start_from` are matched.", "id")
+    name: str | None = option("Name of the checkpoint on its card (default: name of the output folder).")
+    terms: str | None = option("Terms of use of the data, for the card.")
+    example: list[str] | None = dataclasses.field(
+        default=None, metadata={"help": "History of item ids for summary and card."}
+    )
 
 
 @dataclass(frozen=True)
@@ -42,17 +73,16 @@ class Recipe:
 
     source: str | None  # the YAML file or checkpoint folder
     run: RunArguments
-    reading: ReadingArguments
-    splitting: SplittingArguments
-    model: ModelArguments
-    masking: MaskingArguments
+    reading: Any  # options of `load_interactions`
+    splitting: Any  # of all splits in `SPLITS`, and of the split of this run
+    model: Any  # of the configuration
+    masking: Any  # of `DataCollatorForCloze`
     training: RecommendationTrainingArguments
     given: dict[str, Any]  # the options that were given, and the seed: a file of these makes the same run again
 
     def options(self, section: str) -> dict[str, Any]:
         """Return the given options of a section, to pass on. The others keep the defaults of what reads them."""
-        names = [field.name for field in dataclasses.fields(getattr(self, section))]
-        return {name: self.given[name] for name in names if name in self.given}
+        return {name: self.given[name] for name in vars(getattr(self, section)) if name in self.given}
 
 
 def parse_recipe(argv: Sequence[str]) -> Recipe:
@@ -82,20 +112,15 @@ def parse_recipe(argv: Sequence[str]) -> Recipe:
         raise ValueError(f"Unexpected argument {others[0]!r}. CONFIG is one file or folder, before all options.")
     given |= typed
     values = {
-        section: fields(**{f.name: given[f.name] for f in dataclasses.fields(fields) if f.name in given})
-        for section, fields in sections.items()
+        name: section(**{field.name: given[field.name] for field in dataclasses.fields(section) if field.name in given})
+        for name, section in sections.items()
     }
     return Recipe(source=source, given={"seed": values["training"].seed, **given}, **values)
 
 
 def format_help(usage: str) -> str:
     """Return the help of all options."""
-    parser = HfArgumentParser(_sections({}).values(), usage=usage, add_help=False)
-    for reader in (load_interactions, split_at_time, Bert4RecConfig, DataCollatorForCloze):
-        for name, parameter in inspect.signature(reader).parameters.items():
-            if parser.get_default(name) is None and parameter.default is not parameter.empty:
-                parser.set_defaults(**{name: parameter.default})
-    return parser.format_help()
+    return HfArgumentParser(_sections({}).values(), usage=usage, add_help=False).format_help()
 
 
 def find_split(name: str) -> Split:
@@ -110,14 +135,14 @@ def find_configuration(name: str) -> type[PreTrainedConfig]:
 
 
 def _find(kind: str, name: str, registry: Mapping[str, Any]) -> Any:
-    if ":" not in name:
+    module, colon, attribute = name.partition(":")
+    if not colon:
         if name not in registry:
             known = ", ".join(registry)
             raise ValueError(f"Unknown {kind} {name}. Choose from {known}, or name package.module:object.")
         return registry[name]
     if "" not in sys.path:
         sys.path.append("")  # the working directory, which an installed command lacks
-    module, _, attribute = name.partition(":")
     try:
         return getattr(import_module(module), attribute)
     except (ImportError, AttributeError) as error:
@@ -140,8 +165,7 @@ def _read_options(config: Path) -> dict[str, Any]:
         text = config.read_text(encoding="utf-8")
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
             raise ValueError("aliases (*name) are not supported")
-        options = yaml.load(text, _TextLoader) or {}
-        node = yaml.compose(text)
+        options, node = yaml.load(text, _TextLoader) or {}, yaml.compose(text)
         names = [key.value for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []
         if len(names) > len(options):
             raise ValueError(f"{max(names, key=names.count)} is given twice")
@@ -156,33 +180,46 @@ def _read_options(config: Path) -> dict[str, Any]:
 def _sections(run: Mapping[str, Any]) -> dict[str, type]:
     """Return section → dataclass, for the split and architecture of a run."""
     split, architecture = (str(run.get(name, getattr(RunArguments, name))) for name in OWN_CODE)
-    configuration = find_configuration(architecture)
-    own = {field.name for field in dataclasses.fields(configuration)} - {*FROM_DATA}
-    own -= {field.name for field in dataclasses.fields(PreTrainedConfig)}
-    annotations: dict[str, Any] = {}
-    for kind in configuration.__mro__[: configuration.__mro__.index(PreTrainedConfig)]:
-        annotations |= {k: v for k, v in inspect.get_annotations(kind, eval_str=True).items() if k in own}
-    parameters = {name: parameter.annotation for name, parameter in find_split(split).options.items()}
+    splits, configuration = [*SPLITS.values(), find_split(split)], find_configuration(architecture)
+    splitting = {name: parameter for it in splits for name, parameter in it.options.items()}
+    classes = configuration.__mro__[: configuration.__mro__.index(PreTrainedConfig)]
+    hints = {name: it for kind in classes[::-1] for name, it in inspect.get_annotations(kind, eval_str=True).items()}
+    fields = inspect.signature(configuration).parameters
+    model = {name: it.replace(annotation=hints[name]) for name, it in fields.items() if name in hints}
+    from_data = ("vocab_size", "max_position_embeddings", "pad_token_id", "bos_token_id", "eos_token_id")
+    reading = inspect.signature(load_interactions, eval_str=True).parameters
+    masking = inspect.signature(DataCollatorForCloze, eval_str=True).parameters
     return {
         "run": RunArguments,
-        "reading": ReadingArguments,
-        "splitting": _extend(SplittingArguments, parameters, split),
-        "model": _extend(ModelArguments, annotations, architecture),
-        "masking": MaskingArguments,
+        "reading": _section("reading the log", reading, [load_interactions], without=("source",)),
+        "splitting": _section("splitting", splitting, [it.function for it in splits]),
+        "model": _section("model", model, classes, without=from_data),
+        "masking": _section("cloze masking", masking, [DataCollatorForCloze], without=("tokenizer", "seed", "epoch")),
         "training": RecommendationTrainingArguments,
     }
 
 
-def _extend(section: type, parameters: Mapping[str, Any], reader: str) -> type:
-    """Return a section with the parameters (name → annotation) of its reader that it lacks."""
-    known, more = {field.name for field in dataclasses.fields(section)}, []
-    for name, annotation in parameters.items():
-        if name not in known:
-            union = get_origin(annotation) in (Union, UnionType)
-            kinds = [kind for kind in (get_args(annotation) if union else [annotation]) if kind is not type(None)]
-            kind: Any = str if {str, inspect.Parameter.empty} & {*kinds} else kinds[0]  # argparse takes one type
-            more.append((name, kind | None, option(f"Option of {reader}.")))
-    return dataclasses.make_dataclass(section.__name__, more, bases=(section,), frozen=True) if more else section
+def _section(
+    title: str, parameters: Mapping[str, inspect.Parameter], readers: Sequence[Any], without: Sequence[str] = ()
+) -> type:
+    """Return a dataclass with parameters as fields. Texts are those of the first docstring that has one."""
+    texts: dict[str, str] = {}
+    for reader in readers:
+        texts = (parse_google_format_docstring(f"\n{inspect.getdoc(reader) or ''}")[1] or {}) | texts
+    fields: list[Any] = []
+    for name in (name for name in parameters if name not in without):
+        default = parameters[name].default
+        default = None if default is inspect.Parameter.empty else default
+        kind = _option_type(parameters[name].annotation, default)
+        fields.append((name, kind, option(texts.get(name, "").replace("%", "%%"), default)))
+    return dataclasses.make_dataclass(title, fields, frozen=True, namespace={"_argument_group_name": title})
+
+
+def _option_type(annotation: Any, default: Any) -> Any:
+    """Return one type of an annotation, since argparse takes one, and None if it is allowed or the default."""
+    kinds = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    kind = str if {str, inspect.Parameter.empty} & {*kinds} else next(it for it in kinds if it is not type(None))
+    return kind | None if default is None or type(None) in kinds else kind
 
 
 def _parser(sections: Iterable[Any]) -> HfArgumentParser:

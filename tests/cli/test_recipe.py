@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from transformers import TrainingArguments
+from transformers import HfArgumentParser, TrainingArguments
 
-from hf_bert4rec.cli.arguments import MaskingArguments, ModelArguments, ReadingArguments
-from hf_bert4rec.cli.recipe import find_configuration, find_split, format_help, parse_recipe
+from hf_bert4rec.cli.recipe import Recipe, _sections, find_configuration, find_split, format_help, parse_recipe
 from hf_bert4rec.data.data_collator import DataCollatorForCloze
 from hf_bert4rec.data.interactions import load_interactions
 from hf_bert4rec.data.splits import SPLITS, Split, leave_one_out
@@ -136,8 +135,8 @@ def test_the_options_of_a_run_are_a_recipe_that_makes_it_again(config, parse):
     first = parse_recipe([config, "--window_step", "0.1", "--rope_theta", "none"])
     again = parse(json.dumps(first.given))
     assert again.given == first.given
-    for section in ("run", "reading", "splitting", "model", "masking"):
-        assert getattr(again, section) == getattr(first, section)
+    for section in SECTIONS:
+        assert vars(getattr(again, section)) == vars(getattr(first, section))
 
 
 @pytest.mark.parametrize(
@@ -219,35 +218,47 @@ def trained_facts(tmp_path):
 # ---- one place for each default and for each option ------------------------------------------------------------------
 
 
-def names(section: type) -> set[str]:
-    return {field.name for field in dataclasses.fields(section)}
+SECTIONS = ("run", "reading", "splitting", "model", "masking")
 
 
-def test_every_option_of_a_section_is_read_and_every_parameter_is_an_option():
-    assert names(ReadingArguments) == {*inspect.signature(load_interactions).parameters} - {"source"}
-    masking = {*inspect.signature(DataCollatorForCloze).parameters} - {"tokenizer", "seed", "epoch"}
-    assert names(MaskingArguments) == masking
-    for architecture in ARCHITECTURES.values():
-        assert names(ModelArguments) <= names(architecture.config_class)
+def names(recipe: Recipe, section: str) -> set[str]:
+    return {field.name for field in dataclasses.fields(getattr(recipe, section))}
+
+
+def test_every_parameter_is_an_option_with_its_default():
     recipe = parse_recipe([])
-    assert names(type(recipe.splitting)) == {option for split in SPLITS.values() for option in split.options}
+    reading, masking = (inspect.signature(it).parameters for it in (load_interactions, DataCollatorForCloze))
+    assert names(recipe, "reading") == {*reading} - {"source"}
+    assert names(recipe, "masking") == {*masking} - {"tokenizer", "seed", "epoch"}
+    assert names(recipe, "splitting") == {option for split in SPLITS.values() for option in split.options}
+    for section, parameters in (("reading", reading), ("masking", masking)):
+        for name, value in vars(getattr(recipe, section)).items():
+            assert value == parameters[name].default
+    for architecture, row in ARCHITECTURES.items():
+        recipe, config = parse_recipe(["--architecture", architecture]), row.config_class()
+        for name, value in vars(recipe.model).items():
+            assert value == getattr(config, name)
+        assert {"hidden_size", "tie_word_embeddings", "rope_theta", "exclude_history", "loss"} <= names(recipe, "model")
+        assert not {"vocab_size", "pad_token_id", "dtype", "id2label"} & names(recipe, "model")
 
 
 def test_no_option_is_in_two_sections():
     recipe = parse_recipe([])
-    sections = [
-        names(type(getattr(recipe, section))) for section in ("run", "reading", "splitting", "model", "masking")
-    ]
-    sections.append(names(TrainingArguments))
-    assert len(set.union(*sections)) == sum(map(len, sections))
+    options = [names(recipe, section) for section in SECTIONS]
+    options.append({field.name for field in dataclasses.fields(TrainingArguments)})
+    assert len(set.union(*options)) == sum(map(len, options))
 
 
-def test_the_help_of_all_options_shows_their_texts_and_the_defaults_of_what_reads_them():
+def test_the_help_of_all_options_shows_the_texts_and_the_defaults_of_what_reads_them():
     words = " ".join(format_help("hf-bert4rec train").split())
     for option in ("--data", "--min_rating", "--validation_time", "--hidden_size", "--mask_probability", "--seed"):
         assert option in words
-    assert "Width of the item embeddings and of every layer. (default: 64)" in words
-    assert "Step between training windows, as a share of the maximum length. (default: 0.5)" in words
+    assert (
+        "Width d of the item embeddings and of every layer; a multiple of `num_attention_heads`. (default: 64)" in words
+    )
+    assert "Step between the training windows of a history longer than N, as a share of N. (default: 0.5)" in words
+    parser = HfArgumentParser(_sections({}).values(), add_help=False)
+    assert [action.dest for action in parser._actions if not action.help] == []
 
 
 # ---- splits and architectures of the user's own ----------------------------------------------------------------------
