@@ -31,19 +31,10 @@ from .report import EpochLines, EpochLinesWithBar
 
 logger = logging.getLogger(__name__)
 
-WITHOUT_WEIGHTS = (
-    "hidden_dropout_prob",
-    "attention_probs_dropout_prob",
-    "loss",
-    "loss_chunk_size",
-    "num_negatives",
-    "share_negatives",
-    "gbce_calibration",
-    "exclude_history",
-)
-"""Options of a model that may change when it starts from a checkpoint."""
-
 NEGATIVES = ("num_negatives", "share_negatives", "gbce_calibration")
+WITHOUT_WEIGHTS = (*NEGATIVES, "hidden_dropout_prob", "attention_probs_dropout_prob", "loss", "loss_chunk_size",
+                   "exclude_history")  # fmt: skip
+"""Options of a model that may change when it starts from a checkpoint."""
 
 
 def build_trainer(recipe: Recipe, tokenizer: ItemTokenizer, histories: DatasetDict) -> RecommendationTrainer:
@@ -89,20 +80,16 @@ def _build_model(recipe: Recipe, tokenizer: ItemTokenizer, args: Any) -> PreTrai
 
 
 def _transferred(recipe: Recipe, source: Path, tokenizer: ItemTokenizer) -> PreTrainedModel:
-    """Return the model of a checkpoint for the catalog of `tokenizer`, with the dropout and loss of the recipe.
-
-    Sizes come from the checkpoint. Conflicting options are overridden with a warning.
-    """
+    """Return the model of a checkpoint for the catalog of `tokenizer`, with the dropout and loss of the recipe."""
     model, its_tokenizer = AutoModelForMaskedLM.from_pretrained(source), AutoTokenizer.from_pretrained(source)
     check_sizes(model, its_tokenizer)
-    wanted = find_configuration(recipe.run.architecture).model_type
-    if model.config.model_type != wanted:
-        raise ValueError(f"{source} is a {model.config.model_type} model, but the architecture is {wanted}.")
+    config, wanted = model.config, find_configuration(recipe.run.architecture).model_type
+    if config.model_type != wanted:
+        raise ValueError(f"{source} is a {config.model_type} model, but the architecture is {wanted}.")
     given = recipe.options("model")
-    changes = {name: value for name, value in given.items() if name in WITHOUT_WEIGHTS}
-    overridden = [name for name in given.keys() - changes if given[name] != getattr(model.config, name)]
-    if overridden:
-        values = ", ".join(f"{name} {getattr(model.config, name)}" for name in sorted(overridden))
+    changes = {name: given.pop(name) for name in WITHOUT_WEIGHTS if name in given}
+    if overridden := sorted(name for name, value in given.items() if value != getattr(config, name)):
+        values = ", ".join(f"{name} {getattr(config, name)}" for name in overridden)
         logger.warning("Sizes come from %s, not from the recipe: %s.", source, values)
     return transfer(model, its_tokenizer, tokenizer, recipe.run.match_items, **changes)
 

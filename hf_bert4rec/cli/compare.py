@@ -23,7 +23,6 @@ from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer
 
 from ..data.audit import audit
 from ..data.histories import target_items
-from ..data.tokenization import ItemTokenizer
 from ..evaluation.baselines import BASELINES, DataCollatorWithUsers
 from ..evaluation.comparison import evaluate_users, split_metrics, user_groups
 from ..evaluation.ranking import SAMPLED_METRICS
@@ -32,7 +31,7 @@ from ..hub.run_facts import UNPUBLISHED_OPTIONS, RunFacts
 from ..models.configuration_bert4rec import SPECIAL_TOKENS
 from .comparison_report import ModelResult, format_report
 from .evaluate import evaluator
-from .prepare import describe_data, prepare, protocol, sampled_by, whole_histories
+from .prepare import describe_data, excludes_history, prepare, protocol, sampled_by, whole_histories
 from .recipe import Recipe, find_split, parse_recipe
 from .run import run
 
@@ -44,19 +43,13 @@ WITHOUT_EFFECT = (*UNPUBLISHED_OPTIONS, "disable_tqdm", "use_cpu")
 @strict
 @dataclass
 class Comparison:
-    """A comparison file, as described by `hf-bert4rec compare --help`.
-
-    Args:
-        path: The file.
-        recipe: Recipe whose data, split and protocol hold for all models.
-        models: Name -> one of `baseline`, `recipe` and `checkpoint`, and options of that baseline or recipe.
-        published: Name -> source -> metric among sampled candidates -> published value.
-    """
+    """A comparison file, as described by `hf-bert4rec compare --help`."""
 
     path: str
-    recipe: str
-    models: dict[str, dict[str, Any]]
+    recipe: str  # its data, split and protocol hold for all models
+    models: dict[str, dict[str, Any]]  # name → one of KINDS, and options of that baseline or recipe
     published: dict[str, dict[str, dict[str, float | int]]] = field(default_factory=dict)
+    """Name → source → metric among sampled candidates → published value."""
 
     @classmethod
     def load(cls, path: str) -> Self:
@@ -82,6 +75,7 @@ class Comparison:
             raise ValueError("`models` is empty.")
         files: dict[str, str] = {}
         for name, options in self.models.items():
+            other = files.setdefault(file_name(name), name)
             if sum(kind in options for kind in KINDS) != 1:
                 raise ValueError(f"{name!r}: expected one of {', '.join(KINDS)}, found {options}.")
             if options.get("baseline", "popularity") not in BASELINES:
@@ -90,10 +84,9 @@ class Comparison:
                 raise ValueError(f"{name!r}: a checkpoint takes no options, found {options}.")
             if "|" in name:
                 raise ValueError(f"{name!r}: a name with | breaks the tables. Rename this model.")
-            if (other := files.setdefault(file_name(name), name)) != name:
-                raise ValueError(
-                    f"{name!r} and {other!r} would share the file {file_name(name)}.json. Rename one of them."
-                )
+            if other != name:
+                file = f"{file_name(name)}.json"
+                raise ValueError(f"{name!r} and {other!r} would share the file {file}. Rename one of them.")
 
     def validate_published(self) -> None:
         """Check that all published metrics are columns of the table."""
@@ -133,15 +126,15 @@ def compare(path: str, split: str, folder: str) -> str:
         )
     for name in comparison.models:
         check_model(comparison, name, recipe, folder)
-    checksum = describe_data(recipe, interactions).sha256
-    check_results(comparison, split, str(checksum), folder)
+    check_results(comparison, split, str(describe_data(recipe, interactions).sha256), folder)
     for name in comparison.models:
-        if not Path(folder, f"{file_name(name)}.json").exists():
+        if not result_file(folder, name).exists():
             print(f"{name} …", flush=True)
             with ProcessPoolExecutor(1, get_context("spawn")) as process:
                 process.submit(evaluate_model, comparison, name, split, folder).result()
     results = {name: ModelResult.load(folder, file_name(name)) for name in comparison.models}
-    groups = user_groups(histories[split], count_items(recipe, interactions, tokenizer))
+    counts = count_items(whole_histories(recipe, interactions, tokenizer), len(tokenizer))
+    groups = user_groups(histories[split], counts)
     report = format_report(split, results, groups, comparison.published, audit(histories))
     Path(folder, "comparison.md").write_text(report, encoding="utf-8")
     return report
@@ -157,10 +150,11 @@ def evaluate_model(comparison: Comparison, name: str, split: str, folder: str) -
     logging.getLogger("hf_bert4rec.data").setLevel(logging.ERROR)  # the main process has warned about the data
     recipe, options = comparison.parse_recipe(), dict(comparison.models[name])
     interactions, tokenizer, histories = prepare(recipe)
-    data, started = describe_data(recipe, interactions), time.perf_counter()
-    if "baseline" in options:
-        train = whole_histories(recipe, interactions, tokenizer)
-        model = BASELINES[options.pop("baseline")](train, len(tokenizer), **options)
+    data, train = describe_data(recipe, interactions), whole_histories(recipe, interactions, tokenizer)
+    baseline = options.pop("baseline", None)
+    if baseline:
+        started = time.perf_counter()
+        model = BASELINES[baseline](train, len(tokenizer), **options)
         seconds, processes, threads = time.perf_counter() - started, 1, torch.get_num_threads()
     else:
         checkpoint = fetch_checkpoint(options.get("checkpoint") or train_model(options, f"{folder}/{file_name(name)}"))
@@ -171,15 +165,14 @@ def evaluate_model(comparison: Comparison, name: str, split: str, folder: str) -
             raise ValueError(f"{checkpoint} was trained on other data or items than {comparison.recipe} reads.")
         seconds, processes, threads = facts.seconds or 0, facts.machine.processes, facts.machine.threads
         _, _, histories = prepare(recipe, tokenizer)  # models may read inputs of different lengths
-    rows = histories[split]
-    trainer = evaluator(model, recipe, tokenizer)
-    if "baseline" in comparison.models[name]:
+    rows, trainer = histories[split], evaluator(model, recipe, tokenizer)
+    if baseline:
         trainer.data_collator = DataCollatorWithUsers(tokenizer, model.users)
     started = time.perf_counter()
     users = evaluate_users(trainer, rows)
     evaluation_seconds = time.perf_counter() - started
-    counts = count_items(recipe, interactions, tokenizer)
-    whole, sampled = protocol(recipe, len(tokenizer.items), split_options(recipe)["exclude_history"])
+    whole, sampled = protocol(recipe, len(tokenizer.items))
+    counts = count_items(train, len(tokenizer))
     ModelResult(
         settings=describe_settings(comparison, name, split, str(data.sha256), folder),
         protocol=whole,
@@ -211,10 +204,11 @@ def train_model(options: dict[str, Any], folder: str) -> Path:
 
 
 def check_model(comparison: Comparison, name: str, recipe: Recipe, folder: str) -> None:
-    """Find mistakes in the options of a model.
+    """Find mistakes in the options of a model before anything is trained.
 
     Raises:
-        ValueError: An option or its value is invalid, a package is missing, or the model uses another split.
+        ValueError: An option or its value is invalid, a package is missing, or the model uses another split, so that it
+            may have been trained on, or chosen by, the targets it is evaluated on.
         OSError: The checkpoint does not exist.
     """
     options = dict(comparison.models[name])
@@ -223,36 +217,28 @@ def check_model(comparison: Comparison, name: str, recipe: Recipe, folder: str) 
             first = len(SPECIAL_TOKENS)
             rows = {"user": ["u", "v"], "input_ids": [[first, first + 1], [first + 1]], "timestamps": [[0, 2], [1]]}
             BASELINES[options.pop("baseline")](Dataset.from_dict(rows), first + 2, **options)
-        elif "checkpoint" in options:
+            return
+        expected = split_options(recipe)
+        if "checkpoint" in options:
             checkpoint = fetch_checkpoint(options["checkpoint"])
-            exclude_history = AutoConfig.from_pretrained(checkpoint).exclude_history
-            check_split(recipe, parse_recipe([str(checkpoint)]), exclude_history)
+            found = split_options(parse_recipe([str(checkpoint)]))
+            found["exclude_history"] = AutoConfig.from_pretrained(checkpoint).exclude_history
         else:
-            check_split(recipe, parse_recipe(recipe_words(options, folder)))
+            found = split_options(parse_recipe(recipe_words(options, folder)))
+        expected["window_step"] = found["window_step"] = None  # changes the training rows, not the targets
+        if changes := describe_changes(expected, found):
+            raise ValueError(
+                f"the split differs from that of the comparison ({', '.join(changes)}). The model may have been "
+                "trained on targets that it is evaluated on. Use the same options for all models."
+            )
     except (ImportError, TypeError, ValueError) as error:
         raise ValueError(f"{comparison.path}: {name!r}: {error}") from error
-
-
-def check_split(recipe: Recipe, other: Recipe, exclude_history: bool | None = None) -> None:
-    """Refuse a model that may have been trained on, or chosen by, the targets it is evaluated on.
-
-    Raises:
-        ValueError: The options of its split differ from those of the comparison.
-    """
-    expected, found = split_options(recipe), split_options(other)
-    found["exclude_history"] = found["exclude_history"] if exclude_history is None else exclude_history
-    expected["window_step"] = found["window_step"] = None  # changes the training rows, not the targets
-    if changes := describe_changes(expected, found):
-        raise ValueError(
-            f"the split differs from that of the comparison ({', '.join(changes)}). The model may have been trained on "
-            "targets that it is evaluated on. Use the same options for all models."
-        )
 
 
 def split_options(recipe: Recipe) -> dict[str, Any]:
     """Return the options that determine targets and rankings."""
     options = find_split(recipe.run.split).resolve(recipe.options("splitting"))
-    return {"split": recipe.run.split, "exclude_history": recipe.given.get("exclude_history", True), **options}
+    return {"split": recipe.run.split, "exclude_history": excludes_history(recipe), **options}
 
 
 def recipe_words(options: dict[str, Any], folder: str) -> list[str]:
@@ -292,8 +278,7 @@ def check_results(comparison: Comparison, split: str, sha256: str, folder: str) 
     """
     lines = []
     for name in comparison.models:
-        file = Path(folder, f"{file_name(name)}.json")
-        if file.exists():
+        if (file := result_file(folder, name)).exists():
             found = json.loads(file.read_text(encoding="utf-8")).get("settings", {})
             if changes := describe_changes(found, describe_settings(comparison, name, split, sha256, folder)):
                 lines.append(f"{file}: {', '.join(changes)}")
@@ -305,20 +290,25 @@ def describe_changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Describe the entries that differ between two nested dicts, as `name old → new`."""
     changes = []
     for name in {**new, **old}:
-        values = old.get(name), new.get(name)
-        if all(isinstance(value, dict) for value in values):
-            changes += describe_changes(*values)  # type: ignore[arg-type]
-        elif values[0] != values[1]:
-            changes.append(f"{name} {values[0]} → {values[1]}")
+        before, after = old.get(name), new.get(name)
+        if isinstance(before, dict) and isinstance(after, dict):
+            changes += describe_changes(before, after)
+        elif before != after:
+            changes.append(f"{name} {before} → {after}")
     return list(dict.fromkeys(changes))
 
 
-def count_items(recipe: Recipe, interactions: Dataset, tokenizer: ItemTokenizer) -> np.ndarray:
-    """Return how often each row of the item table occurs in training, (vocab_size,)."""
-    items = whole_histories(recipe, interactions, tokenizer).with_format("arrow")[:]["input_ids"]
-    return np.bincount(items.combine_chunks().flatten().to_numpy(), minlength=len(tokenizer))
+def count_items(train: Dataset, vocab_size: int) -> np.ndarray:
+    """Return how often each row of the item table occurs in whole training histories, (vocab_size,)."""
+    items = train.with_format("arrow")[:]["input_ids"]
+    return np.bincount(items.combine_chunks().flatten().to_numpy(), minlength=vocab_size)
 
 
 def file_name(model: str) -> str:
     """Return the name of a model for files."""
     return re.sub(r"\W+", "-", str(model).lower()).strip("-")
+
+
+def result_file(folder: str, model: str) -> Path:
+    """Return the JSON file of a model, which exists when its result is complete."""
+    return Path(folder, f"{file_name(model)}.json")

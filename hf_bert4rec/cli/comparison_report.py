@@ -10,7 +10,7 @@ from typing import Any, Self
 import numpy as np
 
 from ..data.audit import Finding
-from ..evaluation.comparison import SMALLEST_P, UserResults, group_metrics, holm, paired_difference
+from ..evaluation.comparison import SMALLEST_P, UserResults, holm, paired_difference
 from ..evaluation.ranking import SAMPLED_METRICS, bootstrap_interval, how_sampled, ndcg_gains
 from ..hub.model_card import markdown_table
 
@@ -23,34 +23,22 @@ COLUMNS = """\
 - GB: peak memory of the process that evaluated the model, and trained it unless it was trained before."""
 
 Results = Mapping[str, "ModelResult"]
+Published = Mapping[str, Mapping[str, Mapping[str, float]]]
 
 
 @dataclass(kw_only=True)
 class ModelResult:
-    """Evaluation of one model on a split, kept as a JSON file and the results of its users as NPZ.
+    """Evaluation of one model on a split, kept as a JSON file and the results of its users as NPZ."""
 
-    Args:
-        settings: All that determines the result: options, split, data and weights.
-        protocol: How the model was evaluated over the whole catalog.
-        sampled_protocol: The same among sampled candidates; None if there are none.
-        metrics: Metric -> value, see `split_metrics`.
-        training_seconds: Duration of the training.
-        processes: Processes of the training.
-        threads: Threads of each of these.
-        users_per_second: Speed of the evaluation.
-        peak_gb: Peak memory of the process that evaluated the model.
-        users: Results per user.
-    """
-
-    settings: dict[str, Any]
-    protocol: str
-    sampled_protocol: str | None
-    metrics: dict[str, float]
+    settings: dict[str, Any]  # all that determines the result: options, split, data and weights
+    protocol: str  # how the model was evaluated over the whole catalog
+    sampled_protocol: str | None  # the same among sampled candidates; None if there are none
+    metrics: dict[str, float]  # as from `split_metrics`
     training_seconds: float
-    processes: int
-    threads: int
-    users_per_second: float
-    peak_gb: float
+    processes: int  # of the training
+    threads: int  # of each process
+    users_per_second: float  # speed of the evaluation
+    peak_gb: float  # memory of the process that evaluated the model
     users: UserResults
 
     @classmethod
@@ -70,20 +58,16 @@ class ModelResult:
 
 
 def format_report(
-    split: str,
-    results: Results,
-    groups: Mapping[str, np.ndarray],
-    published: Mapping[str, Mapping[str, Mapping[str, float]]],
-    findings: Sequence[Finding],
+    split: str, results: Results, groups: Mapping[str, np.ndarray], published: Published, findings: Sequence[Finding]
 ) -> str:
     """Return the report of a comparison, Markdown.
 
     Args:
         split: The evaluated split.
-        results: Name of the model -> result.
-        groups: Name of a group -> its users, as from `user_groups`.
-        published: See `Comparison`.
-        findings: Of the audit of the histories.
+        results: Name of the model → result.
+        groups: Name of a group → mask of its users, as from `user_groups`.
+        published: As in `Comparison`.
+        findings: Audit of the histories.
     """
     first = next(iter(results.values()))
     number = f"{len(first.users.ranks):,} users"
@@ -106,19 +90,25 @@ def metrics_table(results: Results) -> str:
     for name, result in results.items():
         value = result.metrics
         low, high = bootstrap_interval(ndcg_gains(result.users.ranks, 10))
-        quality = [
-            f"{value['hr@10']:.4f}",
-            f"{value['ndcg@10']:.4f}",
-            f"{low:.4f} to {high:.4f}",
-            f"{value['mrr@10']:.4f}",
-        ]
-        beyond = [f"{value['coverage@10']:.3f}", f"{value['popularity@10']:.2f}", f"{value['ties']:.3f}"]
-        training = f"{result.training_seconds:,.0f} s on {result.processes} × {result.threads}"
-        rows.append([name, *quality, *beyond, training, f"{result.users_per_second:,.0f}", f"{result.peak_gb:.2f}"])
+        rows.append(
+            [
+                name,
+                f"{value['hr@10']:.4f}",
+                f"{value['ndcg@10']:.4f}",
+                f"{low:.4f} to {high:.4f}",
+                f"{value['mrr@10']:.4f}",
+                f"{value['coverage@10']:.3f}",
+                f"{value['popularity@10']:.2f}",
+                f"{value['ties']:.3f}",
+                f"{result.training_seconds:,.0f} s on {result.processes} × {result.threads}",
+                f"{result.users_per_second:,.0f}",
+                f"{result.peak_gb:.2f}",
+            ]
+        )
     return markdown_table(["model", *names], rows)
 
 
-def sampled_metrics_table(results: Results, published: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
+def sampled_metrics_table(results: Results, published: Published) -> str:
     """Return metrics among sampled candidates, the published ones next to them; "" if no result has any."""
     sampled = next(filter(None, (how_sampled(result.metrics) for result in results.values())), None)
     if sampled is None:
@@ -136,29 +126,21 @@ def sampled_metrics_table(results: Results, published: Mapping[str, Mapping[str,
 def groups_table(results: Results, groups: Mapping[str, np.ndarray]) -> str:
     """Return NDCG@10 per group of users, one row per model. Empty groups are not listed."""
     groups = {name: users for name, users in groups.items() if users.any()}
-    rows = [
-        [name, *(f"{group_metrics(result.users, users, title)['ndcg@10']:.4f}" for title, users in groups.items())]
-        for name, result in results.items()
-    ]
+    rows = []
+    for name, result in results.items():
+        gains = ndcg_gains(result.users.ranks, 10)
+        rows.append([name, *(f"{gains[users].mean():.4f}" for users in groups.values())])
     return markdown_table(["NDCG@10", *(f"{name} ({users.sum():,})" for name, users in groups.items())], rows)
 
 
 def differences_table(results: Results) -> str:
     """Return the difference of NDCG@10 for each pair of models, with p-values corrected for the number of pairs."""
     ranked = sorted(results, key=lambda name: -results[name].metrics["ndcg@10"])
-    differences = {
-        pair: paired_difference(*(results[name].users.ranks for name in pair)) for pair in combinations(ranked, 2)
-    }
-    corrected = holm({pair: difference.p for pair, difference in differences.items()})
-    rows = [
-        [
-            " − ".join(pair),
-            f"{difference.mean:+.4f}",
-            f"{difference.low:+.4f} to {difference.high:+.4f}",
-            f"{'≤ ' if difference.p == SMALLEST_P else ''}{corrected[pair]:.4f}",
-        ]
-        for pair, difference in differences.items()
-    ]
-    return markdown_table(
-        ["difference of NDCG@10", "", "95 %, this pair", f"p, corrected for {len(differences)} pairs"], rows
-    )
+    pairs = {pair: paired_difference(*(results[name].users.ranks for name in pair)) for pair in combinations(ranked, 2)}
+    corrected = holm({pair: difference.p for pair, difference in pairs.items()})
+    rows = []
+    for pair, found in pairs.items():
+        p = f"{'≤ ' if found.p == SMALLEST_P else ''}{corrected[pair]:.4f}"
+        rows.append([" − ".join(pair), f"{found.mean:+.4f}", f"{found.low:+.4f} to {found.high:+.4f}", p])
+    header = ["difference of NDCG@10", "", "95 %, this pair", f"p, corrected for {len(pairs)} pairs"]
+    return markdown_table(header, rows)

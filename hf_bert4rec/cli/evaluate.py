@@ -19,9 +19,7 @@ from .recipe import Recipe
 
 
 def evaluate(recipe: Recipe) -> tuple[tuple[str, str | None], dict[str, dict[str, float]], dict[str, tuple]]:
-    """Evaluate the checkpoint folder of a recipe again.
-
-    Options that are not given on the command line are those of the checkpoint's recipe.
+    """Evaluate the checkpoint folder of a recipe again; options that are not given are those of its own recipe.
 
     Returns:
         The protocols, as from `protocol`; split → metric → value; and split → 95 % interval of NDCG@10 over users.
@@ -49,10 +47,7 @@ def evaluate(recipe: Recipe) -> tuple[tuple[str, str | None], dict[str, dict[str
 def evaluator(model: torch.nn.Module, recipe: Recipe, tokenizer: ItemTokenizer) -> Trainer:
     """Return a stock Trainer that evaluates a model or baseline as a run does, without progress bars.
 
-    A given `exclude_history` overrides the setting of the model.
-
-    Raises:
-        ValueError: Model and tokenizer belong to different catalogs.
+    A given `exclude_history` overrides that of the model. Raises ValueError if the tokenizer has another catalog.
     """
     settings: Any = getattr(model, "config", model)
     settings.exclude_history = recipe.given.get("exclude_history", settings.exclude_history)

@@ -15,7 +15,7 @@ from ..data.interactions import load_interactions, load_titles, rename_items
 from ..data.tokenization import ItemTokenizer, item_tokenizer
 from ..evaluation.ranking import Sampled
 from ..hub.run_facts import DataFacts
-from .recipe import Recipe, find_configuration, find_split
+from .recipe import Recipe, RunArguments, find_configuration, find_split
 
 logger = logging.getLogger(__name__)
 
@@ -28,15 +28,12 @@ CHUNK = 1_000_000  # interactions that are hashed at a time
 
 
 def prepare(recipe: Recipe, tokenizer: ItemTokenizer | None = None) -> tuple[Dataset, ItemTokenizer, DatasetDict]:
-    """Read, filter, encode and split the data of a recipe.
+    """Read, filter, encode and split the data of a recipe, and return interactions, tokenizer and histories.
 
     Args:
         recipe: The options.
         tokenizer: Tokenizer of a checkpoint to evaluate. If not given, it is built from the interactions that the split
             allows training on.
-
-    Returns:
-        Interactions, tokenizer and histories.
 
     Raises:
         ValueError: The data cannot be used with these options.
@@ -47,6 +44,8 @@ def prepare(recipe: Recipe, tokenizer: ItemTokenizer | None = None) -> tuple[Dat
     split, options = find_split(run.split), recipe.options("splitting")
     if unread := [name for name, value in options.items() if value is not None and name not in split.options]:
         raise ValueError(f"The split {run.split} has no option {unread[0]}. It has {', '.join(split.options)}.")
+    if run.popularity_candidates and run.uniform_candidates:
+        raise ValueError("Use popularity_candidates or uniform_candidates, not both: set one of them to 0.")
     split.resolve(options)  # before the log is read
     interactions = load_interactions(run.data, **recipe.options("reading"))
     names = load_titles(run.item_ids, item=0, title=1) if run.item_ids else None
@@ -54,23 +53,25 @@ def prepare(recipe: Recipe, tokenizer: ItemTokenizer | None = None) -> tuple[Dat
         interactions = rename_items(interactions, names)
     if tokenizer is None:
         length = run.max_length or find_configuration(run.architecture).max_position_embeddings
-        titles = _titles(recipe, names)
-        tokenizer = item_tokenizer(split.past_of(interactions, options), titles=titles, max_length=length)
+        past = split.past_of(interactions, options)
+        tokenizer = item_tokenizer(past, titles=_titles(run, names), max_length=length)
     histories = _split(recipe, interactions, tokenizer, run.max_length)
     for name in set(histories) - {"train"}:
-        histories[name] = _with_candidates(recipe, interactions, tokenizer, histories[name])
+        if run.popularity_candidates:
+            items = tokenizer.encode_items(interactions.with_format("arrow")[:]["item"])
+            counts = np.bincount(items, minlength=len(tokenizer))
+            histories[name] = popularity_candidates(histories[name], counts, run.popularity_candidates)
+        elif run.uniform_candidates:
+            histories[name] = uniform_candidates(histories[name], len(tokenizer), run.uniform_candidates)
     sizes = ", ".join(f"{name} {rows.num_rows:,} rows" for name, rows in histories.items())
     logger.info("Histories: %s.", sizes)
     return interactions, tokenizer, histories
 
 
-def _titles(recipe: Recipe, names: dict[str, str] | None) -> dict[str, str] | None:
+def _titles(run: RunArguments, names: dict[str, str] | None) -> dict[str, str] | None:
     """Item id → title. With `item_ids` both tables list the ids of the log, which are renamed here."""
-    run = recipe.run
-    if not run.titles:
-        return None
-    titles = load_titles(run.titles, item=run.title_item, title=run.title_column)
-    if names is None:
+    titles = load_titles(run.titles, item=run.title_item, title=run.title_column) if run.titles else None
+    if titles is None or names is None:
         return titles
     if untitled := set(names) - set(titles):  # otherwise catalog numbers could be taken for ids of the log
         raise ValueError(
@@ -78,16 +79,6 @@ def _titles(recipe: Recipe, names: dict[str, str] | None) -> dict[str, str] | No
             f"such as {min(untitled)!r}."
         )
     return {names[item]: title for item, title in titles.items() if item in names}
-
-
-def _with_candidates(recipe: Recipe, interactions: Dataset, tokenizer: ItemTokenizer, rows: Dataset) -> Dataset:
-    popular, uniform = recipe.run.popularity_candidates, recipe.run.uniform_candidates
-    if popular and uniform:
-        raise ValueError("Use popularity_candidates or uniform_candidates, not both: set one of them to 0.")
-    if popular:
-        items = tokenizer.encode_items(interactions.with_format("arrow")[:]["item"])
-        return popularity_candidates(rows, np.bincount(items, minlength=len(tokenizer)), popular)
-    return uniform_candidates(rows, len(tokenizer), uniform) if uniform else rows
 
 
 def whole_histories(recipe: Recipe, interactions: Dataset, tokenizer: ItemTokenizer) -> Dataset:
@@ -101,12 +92,9 @@ def _split(recipe: Recipe, interactions: Dataset, tokenizer: ItemTokenizer, leng
 
 
 def protocol(recipe: Recipe, items: int, exclude_history: bool | None = None) -> tuple[str, str | None]:
-    """Describe how a model is evaluated: over the whole catalog, and among candidates (None if there are none).
+    """Describe how a model is evaluated: over a catalog of `items`, and among candidates (None if there are none).
 
-    Args:
-        recipe: The options.
-        items: Number of items in the catalog.
-        exclude_history: Setting of the model. If not given, it is that of the recipe.
+    If `exclude_history`, the setting of the model, is not given, it is that of the recipe.
     """
     split = find_split(recipe.run.split).describe(recipe.options("splitting"))
     number = recipe.run.popularity_candidates or recipe.run.uniform_candidates

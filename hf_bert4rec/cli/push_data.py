@@ -49,15 +49,15 @@ def push_data(
         PermissionError: The data are not embedded in this package, and `may_share` is not set.
         ValueError: The data cannot be used with these options, or the splits would have different columns.
     """
-    sources = [source for source in (recipe.run.data, recipe.run.titles, recipe.run.item_ids) if source]
-    foreign = [source for source in sources if not is_embedded(source)]
+    run = recipe.run
+    foreign = [source for source in (run.data, run.titles, run.item_ids) if source and not is_embedded(source)]
     if foreign and not may_share:
-        terms = f"Its terms: {recipe.run.terms}" if recipe.run.terms else "Its terms are not recorded."
+        terms = f"Its terms: {run.terms}" if run.terms else "Its terms are not recorded."
         raise PermissionError(
             f"{foreign[0]} is not part of this package, and the pushed histories contain the id, items and times of "
             f"every user. {terms} Add --i_may_share_this_data if you are allowed to publish them."
         )
-    if recipe.run.popularity_candidates or recipe.run.uniform_candidates:
+    if run.popularity_candidates or run.uniform_candidates:
         raise ValueError(
             "Candidates cannot be pushed, because training rows have none. Set --popularity_candidates 0 and "
             "--uniform_candidates 0, and draw the candidates again after loading."
@@ -70,9 +70,9 @@ def push_data(
         for name, rows in histories.items():
             rows.to_parquet(folder / "data" / f"{name}.parquet")
         tokenizer.save_pretrained(folder / "tokenizer")
-        if is_embedded(recipe.run.data):  # its terms must be distributed with it
-            shutil.copy(EMBEDDED / recipe.run.data / "README.txt", folder / "LICENSE")
-        data_card(repository, recipe, data, tokenizer, histories).save(folder / "README.md")
+        if is_embedded(run.data):  # its terms must be distributed with it
+            shutil.copy(EMBEDDED / run.data / "README.txt", folder / "LICENSE")
+        _card(repository, recipe, data, tokenizer, histories).save(folder / "README.md")
         commit = push_files(
             repository,
             files_in(folder),
@@ -85,37 +85,26 @@ def push_data(
     return str(commit)
 
 
-def data_card(
+def _card(
     repository: str, recipe: Recipe, data: DataFacts, tokenizer: ItemTokenizer, histories: DatasetDict
 ) -> DatasetCard:
-    """Return the card of a data repository."""
-    findings = audit(histories)
-    has_license = is_embedded(recipe.run.data)
-    card_data = DatasetCardData(
-        pretty_name=f"{data.name}, histories",
-        tags=["recommender-system", "sequential-recommendation"],
-        license="other" if data.terms else None,
-        license_name="terms-of-the-data" if data.terms else None,
-        license_link="LICENSE" if has_license else None,
-        configs=[  # otherwise items.parquet, which belongs to the tokenizer, would be taken for data
-            {
-                "config_name": "default",
-                "data_files": [{"split": name, "path": f"data/{name}.parquet"} for name in histories],
-            }
-        ],
-    )
+    has_license, findings = is_embedded(recipe.run.data), audit(histories)
+    files = [{"split": name, "path": f"data/{name}.parquet"} for name in histories]
+    published = {*recipe.options("reading"), *recipe.options("splitting"), "split", "max_length"}  # no path of the log
     return DatasetCard.from_template(
-        card_data,
+        DatasetCardData(
+            pretty_name=f"{data.name}, histories",
+            tags=["recommender-system", "sequential-recommendation"],
+            license="other" if data.terms else None,
+            license_name="terms-of-the-data" if data.terms else None,
+            license_link="LICENSE" if has_license else None,
+            configs=[{"config_name": "default", "data_files": files}],  # items.parquet of the tokenizer is no data
+        ),
         template_path=str(TEMPLATE),
         **dataclasses.asdict(data),
         repository=repository,
-        protocol=protocol(recipe, len(tokenizer.items), recipe.given.get("exclude_history", True))[0],
-        # the path of the log is not published
-        options={
-            name: value
-            for name, value in recipe.given.items()
-            if name in {*recipe.options("reading"), *recipe.options("splitting"), "split", "max_length"}
-        },
+        protocol=protocol(recipe, len(tokenizer.items))[0],
+        options={name: value for name, value in recipe.given.items() if name in published},
         tokenizer=tokenizer,
         special_tokens=SPECIAL_TOKENS,
         has_license=has_license,

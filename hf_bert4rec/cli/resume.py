@@ -29,12 +29,12 @@ def start_or_resume(args: TrainingArguments, data: str | None, options: dict[str
     """
     folder, wanted = Path(args.output_dir or ""), str(args.resume_from_checkpoint or False)
     options = json.loads(json.dumps(options, default=str))
-    record = _read(folder)
-    if record.get("finished") and args.process_index == 0:
+    finished = _read(folder).get("finished")
+    if finished and args.process_index == 0:
         remove_checkpoints(folder)  # the run was killed before it had removed all
     newest = last_complete_checkpoint(folder)
     if wanted.lower() == "false":
-        if newest is not None and not record.get("finished"):
+        if newest is not None and not finished:
             raise ValueError(
                 f"{folder} contains {newest.name} of an interrupted run. Continue it with --resume_from_checkpoint "
                 "true, delete it, or choose another --output_dir."
@@ -45,7 +45,7 @@ def start_or_resume(args: TrainingArguments, data: str | None, options: dict[str
             _write(folder, {"data": data, "options": options, "finished": False})
         return None
 
-    if record.get("finished"):
+    if finished:
         raise ValueError(f"{folder}: this run has finished, its model is in {folder / 'model'}. Nothing to resume.")
     checkpoint = newest if wanted.lower() == "true" else Path(wanted)
     if checkpoint is None or not is_complete(checkpoint):
@@ -53,28 +53,25 @@ def start_or_resume(args: TrainingArguments, data: str | None, options: dict[str
             f"Expected a complete checkpoint to resume in {checkpoint or folder}, found none. Use the --output_dir of "
             "the interrupted run."
         )
-    _check_unchanged(checkpoint, data, options)
-    best = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["best_model_checkpoint"]
-    if args.load_best_model_at_end and best and not is_complete(best):
-        raise ValueError(
-            f"{checkpoint}: the best checkpoint of this run, {best}, is missing or incomplete, so that the run would "
-            "end with a worse model. Restore it, or start again in another --output_dir."
-        )
+    if problem := _find_problem(checkpoint, args.load_best_model_at_end, data, options):
+        raise ValueError(f"{checkpoint}: {problem}, or start again in another --output_dir.")
     return str(checkpoint)
 
 
-def _check_unchanged(checkpoint: Path, data: str | None, options: dict[str, Any]) -> None:
+def _find_problem(checkpoint: Path, needs_best: bool, data: str | None, options: dict[str, Any]) -> str:
+    """Say why a checkpoint cannot be resumed, and the solution; "" if it can."""
     record = _read(checkpoint.parent)
     if not record:
-        raise ValueError(f"{checkpoint}: found no {RECORD} next to it, which records the data and options of its run.")
+        return f"found no {RECORD} next to it, which records the data and options of its run. Restore it"
     if record["data"] != data:
-        raise ValueError(
-            f"{checkpoint}: the data has changed since this run began, so that items would be renumbered. Use the same "
-            "data and filters, or start again in another --output_dir."
-        )
+        return "the data has changed, so that items would be renumbered. Use the same data and filters"
     if changed := [name for name, value in record["options"].items() if options.get(name) != value]:
-        changes = ", ".join(f"{name} was {record['options'][name]} and is {options.get(name)}" for name in changed)
-        raise ValueError(f"{checkpoint}: {changes}. Use the same options, or start again in another --output_dir.")
+        changes = (f"{name} was {record['options'][name]} and is {options.get(name)}" for name in changed)
+        return f"{', '.join(changes)}. Use the same options"
+    best = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["best_model_checkpoint"]
+    if needs_best and best and not is_complete(best):
+        return f"the best checkpoint of this run, {best}, is missing or incomplete. Restore it"
+    return ""
 
 
 def finish(folder: Path) -> None:

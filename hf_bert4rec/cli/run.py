@@ -4,9 +4,9 @@ import dataclasses
 import logging
 from pathlib import Path
 
-from datasets import Dataset, DatasetDict
+from datasets import DatasetDict
+from transformers import Trainer
 
-from ..data.tokenization import ItemTokenizer
 from ..evaluation.baselines import MarkovChain, Popularity
 from ..evaluation.ranking import bootstrap_interval
 from ..hub.checkpoint import CURVE, save_checkpoint
@@ -22,6 +22,7 @@ from .resume import finish, start_or_resume
 
 logger = logging.getLogger(__name__)
 
+BASELINES: dict[str, type[Popularity]] = {"Popularity": Popularity, "Markov chain, first order": MarkovChain}
 FIXED = ("seed", "learning_rate", "muon_learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon")
 """Training arguments that a resumed run cannot change: the optimizer state contains them, or rows depend on them."""
 
@@ -61,53 +62,43 @@ def run(recipe: Recipe) -> Path | None:
     first = trainer.is_world_process_zero()
     if first:  # before anything else can fail
         save_checkpoint(folder, trainer.model, tokenizer, facts, {})
-    facts = _with_results(facts, trainer, recipe, interactions, tokenizer, histories)
+    trainers = {}
+    if set(histories) != {"train"}:
+        train = whole_histories(recipe, interactions, tokenizer)
+        for name, kind in BASELINES.items():
+            baseline = kind(train, len(tokenizer))
+            baseline.exclude_history = config.exclude_history
+            trainers[name] = evaluator(baseline, recipe, tokenizer)
+    facts = _with_results(facts, {**trainers, facts.model: trainer}, histories)
     if not first:
         return None
     save_checkpoint(folder, trainer.model, tokenizer, facts, {CURVE: draw_curve(facts)})
     finish(output)
-    if trainer.args.push_to_hub:
-        args = trainer.args
+    if (args := trainer.args).push_to_hub:
         where = {"private": args.hub_private_repo, "token": args.hub_token, "revision": args.hub_revision}
         logger.info("Pushed: %s", push_checkpoint(folder, trainer.hub_model_id, **where))
     return folder
 
 
-def _with_results(
-    facts: RunFacts,
-    trainer: RecommendationTrainer,
-    recipe: Recipe,
-    interactions: Dataset,
-    tokenizer: ItemTokenizer,
-    histories: DatasetDict,
-) -> RunFacts:
-    """Evaluate the model and two baselines on every split but train."""
-    evaluated = {split: rows for split, rows in histories.items() if split != "train"}
-    if not evaluated:
-        return facts
-    whole = whole_histories(recipe, interactions, tokenizer)
-    baselines = {"Popularity": Popularity, "Markov chain, first order": MarkovChain}
-    trainers = {}
-    for name, kind in baselines.items():
-        baseline = kind(whole, len(tokenizer))
-        baseline.exclude_history = facts.exclude_history
-        trainers[name] = evaluator(baseline, recipe, tokenizer)
+def _with_results(facts: RunFacts, trainers: dict[str, Trainer], histories: DatasetDict) -> RunFacts:
+    """Evaluate the model and the baselines on every split but train."""
     results, intervals, differences = {}, {}, {}
-    for split, rows in evaluated.items():
-        found = {name: evaluate_rows(it, rows) for name, it in {**trainers, facts.model: trainer}.items()}
-        gains = {name: gain for name, (_, gain) in found.items()}
-        results[split] = {name: metrics for name, (metrics, _) in found.items()}
-        intervals[split] = {name: bootstrap_interval(gain) for name, gain in gains.items()}
-        differences[split] = {name: bootstrap_interval(gains[facts.model] - gains[name]) for name in trainers}
+    for split, rows in histories.items():
+        if split != "train":
+            found = {name: evaluate_rows(trainer, rows) for name, trainer in trainers.items()}
+            gains = {name: gain for name, (_, gain) in found.items()}
+            ours = gains[facts.model]
+            results[split] = {name: metrics for name, (metrics, _) in found.items()}
+            intervals[split] = {name: bootstrap_interval(gain) for name, gain in gains.items()}
+            differences[split] = {name: bootstrap_interval(ours - gains[name]) for name in gains if name != facts.model}
     return dataclasses.replace(facts, results=results, intervals=intervals, differences=differences)
 
 
 def _fixed_options(recipe: Recipe, trainer: RecommendationTrainer) -> dict[str, object]:
     """The values, defaults included, by which rows, model and optimizer of a run are made."""
-    sources = {"model": trainer.model.config, "masking": trainer.data_collator}
     options = {name: getattr(recipe.run, name) for name in ("architecture", "split")}
     options |= {"max_length": trainer.processing_class.model_max_length}
     options |= find_split(recipe.run.split).resolve(recipe.options("splitting"))
-    for section, source in sources.items():
-        options |= {f.name: getattr(source, f.name, None) for f in dataclasses.fields(getattr(recipe, section))}
+    options |= {name: getattr(trainer.model.config, name, None) for name in vars(recipe.model)}
+    options |= {name: getattr(trainer.data_collator, name, None) for name in vars(recipe.masking)}
     return options | {name: getattr(trainer.args, name) for name in FIXED}

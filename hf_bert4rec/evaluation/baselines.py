@@ -3,6 +3,9 @@
 Each is fitted to the whole histories of the training users, one row per user: `leave_one_out(..., max_length=...)` with
 a length above that of every history. For a query a baseline reads the items of the history to complete. BPR-MF, which
 cannot add items to a user, identifies its users by their raw IDs instead.
+
+All take `train`, the training rows, and `vocab_size`, the number of rows of the item table, `len(tokenizer)`. All raise
+ValueError if a user has two rows or an option is out of range. Those of the package `implicit` need it (ImportError).
 """
 
 import warnings
@@ -27,17 +30,16 @@ Batch = Mapping[str, torch.Tensor]
 
 @dataclass
 class DataCollatorWithUsers(DataCollatorForNextItem):
-    """Collator whose batches also have `users` (batch,), the numbers of the users, for `BprMf`.
+    """`DataCollatorForNextItem` whose batches also have `users` (batch,), the numbers of the users, for `BprMf`.
 
     Args:
-        tokenizer: As for `DataCollatorForNextItem`.
         users: Raw user ID -> number; other users are -1.
     """
 
     users: Mapping[str, int] = field(default_factory=dict)
 
     def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        """Build a batch as `DataCollatorForNextItem` does, with `users`."""
+        """Build a batch."""
         users = torch.tensor([self.users.get(row["user"], -1) for row in features])
         return {**super().__call__(features), "users": users}
 
@@ -71,10 +73,7 @@ class Baseline(nn.Module):
         candidates: torch.Tensor | None = None,
         users: torch.Tensor | None = None,
     ) -> MaskedItemOutput:
-        """Return logits of shape (users, 1, vocab_size).
-
-        The loss is NaN because these models are not trained by gradient descent; the Trainer asks for it.
-        """
+        """Return logits (users, 1, vocab_size), and NaN as the loss, which the Trainer asks for."""
         if users is None and self.users:
             raise ValueError(
                 f"{type(self).__name__} needs the users of a batch. Use the data collator "
@@ -94,13 +93,7 @@ class Popularity(Baseline):
     """Recommend the items with the most interactions to every user.
 
     Args:
-        train: Training rows.
-        vocab_size: Rows of the item table, `len(tokenizer)`.
         recent_share: Share of the interactions that are counted, the most recent ones. It needs a log with times.
-
-    Raises:
-        ValueError: `recent_share` is out of range, or times of different users cannot be compared; or a user has two
-            rows.
     """
 
     def __init__(self, train: Dataset, vocab_size: int, recent_share: float = 1.0) -> None:
@@ -158,13 +151,10 @@ class Ease(SetBaseline):
     """EASE (Steck, WWW 2019): linear autoencoder over sets of items with an empty diagonal, in closed form.
 
     Args:
-        train: Training rows.
-        vocab_size: Rows of the item table.
         regularization: λ, added to the count of every item.
 
     Raises:
         MemoryError: Three matrices of shape (vocab_size, vocab_size) do not fit into the memory.
-        ValueError: `regularization` is not above 0.
     """
 
     def __init__(self, train: Dataset, vocab_size: int, regularization: float = 500.0) -> None:
@@ -193,14 +183,8 @@ class ItemNeighbors(SetBaseline):
     """Item neighbors (`implicit`): similarities to the nearest items, summed over the history.
 
     Args:
-        train: Training rows.
-        vocab_size: Rows of the item table.
         weighting: `cosine`, or `bm25`, which reduces the weight of popular items.
         neighbors: Number of nearest items per item, itself included.
-
-    Raises:
-        ImportError: `implicit` is not installed.
-        ValueError: An option is out of range.
     """
 
     def __init__(
@@ -211,10 +195,7 @@ class ItemNeighbors(SetBaseline):
         classes = {"cosine": "CosineRecommender", "bm25": "BM25Recommender"}
         if weighting not in classes:
             raise ValueError(f"`weighting` must be {' or '.join(classes)}, found {weighting!r}.")
-        model = getattr(import_implicit("nearest_neighbours"), classes[weighting])(K=neighbors)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # implicit warns about a conversion of its own
-            model.fit(user_item_matrix(train, vocab_size), show_progress=False)
+        model = fit_implicit("nearest_neighbours", classes[weighting], train, vocab_size, K=neighbors)
         self.similarity = model.similarity.tocsr()
 
     def scores_of_sets(self, sets: torch.Tensor) -> torch.Tensor:
@@ -226,24 +207,19 @@ class Als(SetBaseline):
     """Matrix factorization of implicit feedback (Hu et al., ICDM 2008; `implicit`); users are solved for by history.
 
     Args:
-        train: Training rows.
-        vocab_size: Rows of the item table.
         factors: Width of user and item factors.
         iterations: Number of alternations between users and items.
         seed: Seed of the initial factors.
         **options: `regularization` and `alpha` of `implicit.cpu.als.AlternatingLeastSquares`.
-
-    Raises:
-        ImportError: `implicit` is not installed.
-        ValueError: `factors` or `iterations` is not a whole number from 1.
     """
 
     def __init__(
         self, train: Dataset, vocab_size: int, factors: int = 64, iterations: int = 15, seed: int = 0, **options: float
     ) -> None:
         super().__init__(train, vocab_size)
-        kind = "als", "AlternatingLeastSquares"
-        self.model = factorize(kind, train, vocab_size, factors, iterations, seed, **options)
+        check_positive(factors=factors, iterations=iterations)
+        options |= {"factors": factors, "iterations": iterations, "num_threads": torch.get_num_threads()}
+        self.model = fit_implicit("cpu.als", "AlternatingLeastSquares", train, vocab_size, random_state=seed, **options)
 
     def scores_of_sets(self, sets: torch.Tensor) -> torch.Tensor:
         """Return the products of item factors and the factors solved for each set."""
@@ -255,24 +231,19 @@ class BprMf(Baseline):
     """Matrix factorization by pairs (BPR-MF; Rendle et al., UAI 2009; `implicit`), for users of the training rows.
 
     Args:
-        train: Training rows.
-        vocab_size: Rows of the item table.
         factors: Width of user and item factors.
         iterations: Number of passes over the interactions.
         seed: Seed of initial factors and sampling. Results repeat with a single thread only (`torch.set_num_threads`).
         **options: `learning_rate` and `regularization` of `implicit.cpu.bpr.BayesianPersonalizedRanking`.
-
-    Raises:
-        ImportError: `implicit` is not installed.
-        ValueError: `factors` or `iterations` is not a whole number from 1.
     """
 
     def __init__(
         self, train: Dataset, vocab_size: int, factors: int = 64, iterations: int = 100, seed: int = 0, **options: float
     ) -> None:
         super().__init__()
-        kind = "bpr", "BayesianPersonalizedRanking"
-        model = factorize(kind, train, vocab_size, factors, iterations, seed, **options)
+        check_positive(factors=factors, iterations=iterations)
+        options |= {"factors": factors, "iterations": iterations, "num_threads": torch.get_num_threads()}
+        model = fit_implicit("cpu.bpr", "BayesianPersonalizedRanking", train, vocab_size, random_state=seed, **options)
         self.users = {user: row for row, user in enumerate(train["user"][:])}
         self.user_factors, self.item_factors = map(torch.from_numpy, (model.user_factors, model.item_factors))
 
@@ -294,11 +265,7 @@ BASELINES: dict[str, type[Baseline]] = {
 
 
 def training_histories(train: Dataset) -> list[np.ndarray]:
-    """Return the history of each user.
-
-    Raises:
-        ValueError: A user has two rows.
-    """
+    """Return the history of each user."""
     if len(set(train["user"][:])) != train.num_rows:
         raise ValueError(
             "A baseline needs one row per user with the whole history. Split with a `max_length` above that of every "
@@ -307,43 +274,27 @@ def training_histories(train: Dataset) -> list[np.ndarray]:
     return train.with_format("numpy")["input_ids"][:]
 
 
-def import_implicit(module: str) -> Any:
-    """Return a module of `implicit`.
-
-    Raises:
-        ImportError: It is not installed.
-    """
-    try:
-        return import_module(f"implicit.{module}")
-    except ImportError as error:
-        raise ImportError(
-            "This baseline needs the package implicit. Install it with: pip install 'hf-bert4rec[baselines]'"
-        ) from error
-
-
 def sparse_matrix(values: Any, shape: tuple[int, int] | None = None) -> Any:
     """Return a sparse matrix of scipy, which is installed with `implicit`."""
     return import_module("scipy.sparse").csr_matrix(values, shape)
 
 
-def user_item_matrix(train: Dataset, vocab_size: int) -> Any:
-    """Return the items of the training users as a sparse matrix (users, vocab_size) of 0 and 1."""
+def fit_implicit(module: str, kind: str, train: Dataset, vocab_size: int, **options: Any) -> Any:
+    """Fit a class of a module of `implicit` to the items of the training users, each counted once."""
+    try:
+        model = getattr(import_module(f"implicit.{module}"), kind)(**options)
+    except ImportError as error:
+        raise ImportError(
+            "This baseline needs the package implicit. Install it with: pip install 'hf-bert4rec[baselines]'"
+        ) from error
     histories = training_histories(train)
     users = np.repeat(np.arange(len(histories)), list(map(len, histories)))
     ones = np.ones(len(users), np.float32)
     matrix = sparse_matrix((ones, (users, np.concatenate(histories))), (len(histories), vocab_size))
     matrix.data[:] = 1  # repeated items were added up
-    return matrix
-
-
-def factorize(
-    kind: tuple[str, str], train: Dataset, vocab_size: int, factors: int, iterations: int, seed: int, **options: float
-) -> Any:
-    """Fit a matrix factorization of `implicit`, named by its module and class."""
-    check_positive(factors=factors, iterations=iterations)
-    options |= {"factors": factors, "iterations": iterations, "num_threads": torch.get_num_threads()}
-    model = getattr(import_implicit(f"cpu.{kind[0]}"), kind[1])(random_state=seed, **options)
-    model.fit(user_item_matrix(train, vocab_size), show_progress=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # implicit warns about a conversion of its own
+        model.fit(matrix, show_progress=False)
     return model
 
 

@@ -49,11 +49,7 @@ class UserResults:
 
 
 def evaluate_users(trainer: Trainer, rows: Dataset) -> UserResults:
-    """Evaluate the model of a Trainer on a split, user by user.
-
-    Raises:
-        ValueError: As for `ranks_of_logits`.
-    """
+    """Evaluate the model of a Trainer on a split, user by user."""
     functions = trainer.preprocess_logits_for_metrics, trainer.compute_metrics
     trainer.preprocess_logits_for_metrics, trainer.compute_metrics = results_of_logits, None
     try:
@@ -65,10 +61,7 @@ def evaluate_users(trainer: Trainer, rows: Dataset) -> UserResults:
 
 
 def results_of_logits(logits: Any, labels: torch.Tensor) -> torch.Tensor:
-    """Return `UserResults` as columns, (users, TOP_K + 2 or 3) float32: best rows, rank, ties, rank among candidates.
-
-    Rows of the item table are exact up to 2^24.
-    """
+    """Return `UserResults` as columns, (users, TOP_K + 2 or 3) float32, exact for item tables of up to 2^24 rows."""
     scores, targets, history, candidates = unpack_ranking(logits, labels)
     check_cutoffs(scores.shape[1] - SPECIALS)
     better, tied = count_better_and_tied(scores, targets, history)
@@ -89,8 +82,7 @@ def split_metrics(
 
     - `hr@k`, `ndcg@k`, `mrr@k` over the catalog, and among candidates under their own names;
     - `coverage@10`: share of the catalog that is recommended to at least one user;
-    - `popularity@10`: mean training count of the recommended items, divided by that of the known targets. Above 1 the
-      model recommends more popular items than users choose;
+    - `popularity@10`: mean training count of the recommended items, divided by that of the known targets;
     - `ties`: share of users whose target has the same score as another item.
 
     Args:
@@ -115,10 +107,7 @@ def user_groups(rows: Dataset, counts: np.ndarray) -> dict[str, np.ndarray]:
 
     Head items are the 20 % of the catalog with the most interactions in training, tail items the other items with
     interactions, unseen items have none. Short histories are those up to the median length. New users have no history.
-
-    Args:
-        rows: The split.
-        counts: (vocab_size,) number of interactions of each item in training; special rows are ignored.
+    `counts` (vocab_size,) are the interactions of each item in training.
     """
     targets = target_items(rows)
     lengths = np.array([len(history) for history in rows.with_format("numpy")["history"]])
@@ -135,37 +124,18 @@ def user_groups(rows: Dataset, counts: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
-def group_metrics(results: UserResults, users: np.ndarray, name: str) -> dict[str, float]:
-    """Return NDCG@10, HR@10 and the number of users of a group.
-
-    Raises:
-        ValueError: The group is empty.
-    """
-    if not users.any():
-        raise ValueError(f"The group {name!r} has no users and therefore no metrics.")
-    metrics = ranking_metrics(results.ranks[users])
-    return {"users": int(users.sum()), "ndcg@10": metrics["ndcg@10"], "hr@10": metrics["hr@10"]}
-
-
 @dataclass
 class Difference:
-    """Difference of NDCG@10 of two models over the same users: first minus second.
-
-    Attributes:
-        mean: The difference.
-        low: Lower end of its 95 % interval (bootstrap over users).
-        high: Upper end of the interval.
-        p: p-value of a two-sided paired randomization test over users.
-    """
+    """Difference of NDCG@10 of two models over the same users: first minus second."""
 
     mean: float
-    low: float
+    low: float  # end of the 95 % interval (bootstrap over users)
     high: float
-    p: float
+    p: float  # p-value of a two-sided paired randomization test over users
 
 
 def paired_difference(first: Sequence[float] | np.ndarray, second: Sequence[float] | np.ndarray) -> Difference:
-    """Compare the ranks (users,) of the same targets by two models, with a randomization test (Smucker et al., 2007).
+    """Compare the ranks (users,) of the same targets by two models (Smucker et al., 2007).
 
     Raises:
         ValueError: The numbers of users differ, or are 0.

@@ -9,7 +9,6 @@ from datasets import Dataset
 
 from hf_bert4rec.evaluation.comparison import (
     UserResults,
-    group_metrics,
     holm,
     paired_difference,
     results_of_logits,
@@ -86,13 +85,6 @@ def test_groups_of_users_are_those_counted_by_hand():
         "long histories": [1, 2],
         "new users": [3],
     }
-
-
-def test_an_empty_group_has_no_metrics():
-    results = UserResults(np.array([1.0, 3.0]), np.zeros(2, int), np.zeros((2, 10), int))
-    assert group_metrics(results, np.array([False, True]), "x") == {"users": 1, "ndcg@10": 0.5, "hr@10": 1.0}
-    with pytest.raises(ValueError, match="The group 'new users' has no users"):
-        group_metrics(results, np.array([False, False]), "new users")
 
 
 def test_the_p_value_is_the_share_of_all_exchanges():
