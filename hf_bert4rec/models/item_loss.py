@@ -1,22 +1,31 @@
-"""The loss over items, one function for every model: full softmax in bounded memory, or one of three sampled losses."""
+"""The losses over items: the full softmax in bounded memory, and three losses over sampled negatives.
+
+A new loss is a function and an entry in `LOSSES`.
+"""
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, embedding, linear, softplus
 from torch.utils.checkpoint import checkpoint
 
-from .configuration_bert4rec import LOSSES, SPECIAL_TOKENS, Bert4RecConfig
+from .special_tokens import SPECIAL_TOKENS
 
 try:
     from torch.nn.functional import linear_cross_entropy
 except ImportError:  # torch before 2.13
     linear_cross_entropy = None  # type: ignore[assignment]
 
+SPECIALS = len(SPECIAL_TOKENS)
+
 
 def item_loss(
-    config: Bert4RecConfig,
+    config: Any,
     hidden_states: torch.Tensor,
     item_table: torch.Tensor,
     item_bias: torch.Tensor,
@@ -26,68 +35,44 @@ def item_loss(
 ) -> torch.Tensor:
     """Return the mean loss of the masked items.
 
-    - `softmax`: negative log-likelihood over the whole catalog (paper, equation 8), in chunks of
-      `config.loss_chunk_size` positions, so that the logits of one chunk exist at a time.
-    - `sampled_softmax`: the same over the target and `config.num_negatives` other items, whose share of the sum is
-      scaled up to that of all other items (logQ correction of uniform sampling; Bengio and Senécal, 2008). With all
-      other items as shared negatives it is the full softmax.
-    - `gbce`: binary cross-entropy on target and negatives, with the likelihood of the target raised to the power
-      β = 1 - t (1 - α). α is the share of the other items that is drawn, t is `config.gbce_calibration`. It corrects
-      the overconfidence that negative sampling causes (gSASRec; Petrov and Macdonald, RecSys 2023).
-    - `bce`: binary cross-entropy on target and negatives, averaged over them: `gbce` with t = 0.
-
-    Negatives are drawn uniformly from all items other than the target of the position. Negatives that are not shared
-    may repeat. The special rows take no part in any loss.
-
     Args:
-        config: Names the loss, see `Bert4RecConfig`.
+        config: `Bert4RecConfig` with the name of the loss and its options.
         hidden_states: (..., hidden) at the scored positions.
-        item_table: (rows, hidden), the special rows first.
+        item_table: (rows, hidden), the special rows first. They take no part in any loss.
         item_bias: (rows,).
         labels: (...) rows of the item table; -100 and the special rows are not scored.
         num_items_in_batch: Number of scored positions in the whole batch (gradient accumulation, several processes).
             Counted here if not given.
-        loss: Another loss than `config.loss`.
+        loss: Another loss than `config.loss`, a key of `LOSSES`.
 
     Returns:
         A scalar in nats, at least in single precision; 0 if nothing is scored.
 
     Raises:
-        ValueError: The loss is unknown, or there are fewer other items than negatives.
+        ValueError: There are fewer other items than negatives.
     """
-    labels, loss = labels.flatten().long(), loss or config.loss
-    scored = labels >= len(SPECIAL_TOKENS)
-    others = len(item_table) - len(SPECIAL_TOKENS) - 1
-    if loss not in LOSSES:
-        raise ValueError(f"`loss` must be one of {', '.join(LOSSES)}, found {loss!r}.")
-    if loss != "softmax" and not 0 < config.num_negatives <= others:
-        raise ValueError(
-            f"`num_negatives` must be from 1 to {others}, the number of other items, found {config.num_negatives}."
-        )
+    labels = labels.flatten().long()
+    scored = labels >= SPECIALS
     # In half precision a sum over a catalog or a batch is wrong by a percent, or infinite.
     precision = torch.promote_types(item_table.dtype, torch.float32)
     hidden_states = hidden_states.flatten(0, -2).to(precision)
     item_table, item_bias = item_table.to(precision), item_bias.to(precision)
     with torch.autocast(hidden_states.device.type, enabled=False):
-        if loss == "softmax":
-            total = _softmax_loss(config, hidden_states, item_table, item_bias, torch.where(scored, labels, -100))
-        else:
-            targets = torch.where(scored, labels, len(SPECIAL_TOKENS))  # any item where nothing is scored
-            scores = sampled_scores(config, hidden_states, item_table, item_bias, targets)
-            losses = _sampled_losses(config, loss, config.num_negatives / others, *scores)
-            total = torch.where(scored, losses, 0).sum()
+        total = LOSSES[loss or config.loss].total(
+            config, hidden_states, item_table, item_bias, torch.where(scored, labels, -100)
+        )
     count = scored.sum() if num_items_in_batch is None else torch.as_tensor(num_items_in_batch)
     return total / count.clamp(min=1)
 
 
-def _softmax_loss(
-    config: Bert4RecConfig,
-    hidden_states: torch.Tensor,
-    item_table: torch.Tensor,
-    item_bias: torch.Tensor,
-    targets: torch.Tensor,
+def softmax_loss(
+    config: Any, hidden_states: torch.Tensor, item_table: torch.Tensor, item_bias: torch.Tensor, targets: torch.Tensor
 ) -> torch.Tensor:
-    special = torch.arange(len(item_bias), device=item_bias.device) < len(SPECIAL_TOKENS)
+    """Negative log-likelihood over the whole catalog (paper, equation 8).
+
+    It is computed in chunks of `config.loss_chunk_size` positions, so that the logits of one chunk exist at a time.
+    """
+    special = torch.arange(len(item_bias), device=item_bias.device) < SPECIALS
     bias = item_bias.masked_fill(special, torch.finfo(item_bias.dtype).min)
     if linear_cross_entropy is None:
         chunks = zip(*(tensor.split(config.loss_chunk_size) for tensor in (hidden_states, targets)), strict=True)
@@ -116,39 +101,97 @@ def _chunk_loss(
     return cross_entropy(linear(states, item_table, bias), targets, ignore_index=-100, reduction="sum")
 
 
-def _sampled_losses(
-    config: Bert4RecConfig, loss: str, drawn: float, positive: torch.Tensor, negative: torch.Tensor
+def sampled_softmax_loss(
+    config: Any, hidden_states: torch.Tensor, item_table: torch.Tensor, item_bias: torch.Tensor, targets: torch.Tensor
 ) -> torch.Tensor:
-    """Return the loss of each position, (positions,). `drawn` is the share of the other items that are negatives."""
-    if loss == "sampled_softmax":
-        every = torch.cat([positive[:, None], negative - math.log(drawn)], dim=1)
-        return every.logsumexp(dim=1) - positive
-    beta = 1 - {"gbce": config.gbce_calibration, "bce": 0}[loss] * (1 - drawn)
-    return (beta * softplus(-positive) + softplus(negative).sum(dim=1)) / (1 + config.num_negatives)
+    """Softmax over the target and `config.num_negatives` other items, whose share of the sum is scaled up.
+
+    The share is scaled up to that of all other items (logQ correction of uniform sampling; Bengio and Senécal, 2008).
+    With all other items as shared negatives it is the full softmax.
+    """
+    positive, negative = sampled_scores(config, hidden_states, item_table, item_bias, targets)
+    candidates = torch.cat([positive[:, None], negative - math.log(_share_drawn(config, item_table))], dim=1)
+    return torch.where(targets >= SPECIALS, candidates.logsumexp(dim=1) - positive, 0).sum()
 
 
-def sampled_scores(
-    config: Bert4RecConfig,
+def binary_loss(
+    config: Any,
     hidden_states: torch.Tensor,
     item_table: torch.Tensor,
     item_bias: torch.Tensor,
     targets: torch.Tensor,
+    calibrated: bool,
+) -> torch.Tensor:
+    """Binary cross-entropy on the target and `config.num_negatives` other items, averaged over them.
+
+    Args:
+        calibrated: Whether the likelihood of the target is raised to the power β = 1 - t (1 - α). α is the share of
+            the other items that is drawn, t is `config.gbce_calibration`. It corrects the overconfidence that negative
+            sampling causes (gSASRec; Petrov and Macdonald, RecSys 2023). Otherwise β is 1.
+    """
+    positive, negative = sampled_scores(config, hidden_states, item_table, item_bias, targets)
+    beta = 1 - config.gbce_calibration * (1 - _share_drawn(config, item_table)) if calibrated else 1
+    losses = (beta * softplus(-positive) + softplus(negative).sum(dim=1)) / (1 + config.num_negatives)
+    return torch.where(targets >= SPECIALS, losses, 0).sum()
+
+
+@dataclass(frozen=True)
+class ItemLoss:
+    """A training loss.
+
+    Args:
+        total: Function of config, hidden states (positions, hidden), item table (rows, hidden), item bias (rows,) and
+            targets (positions,), which are rows of items, or -100 where nothing is scored. Returns the sum of the
+            losses of the scored positions in nats.
+        samples_negatives: Whether it draws `config.num_negatives` items.
+    """
+
+    total: Callable[[Any, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+    samples_negatives: bool
+
+
+LOSSES: dict[str, ItemLoss] = {
+    "softmax": ItemLoss(softmax_loss, samples_negatives=False),
+    "sampled_softmax": ItemLoss(sampled_softmax_loss, samples_negatives=True),
+    "gbce": ItemLoss(partial(binary_loss, calibrated=True), samples_negatives=True),
+    "bce": ItemLoss(partial(binary_loss, calibrated=False), samples_negatives=True),
+}
+"""Loss of each name that `config.loss` can have."""
+
+
+def _share_drawn(config: Any, item_table: torch.Tensor) -> float:
+    """Return the share of the items other than the target that is drawn."""
+    return config.num_negatives / (len(item_table) - SPECIALS - 1)
+
+
+def sampled_scores(
+    config: Any, hidden_states: torch.Tensor, item_table: torch.Tensor, item_bias: torch.Tensor, targets: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the scores of the targets, (positions,), and of negatives, (positions, drawn). -inf is not a negative.
+
+    Negatives are drawn uniformly from all items other than the target of the position. Negatives that are not shared
+    may repeat.
 
     Args:
         config: `num_negatives` and `share_negatives`.
         hidden_states: (positions, hidden).
         item_table: (rows, hidden), the special rows first.
         item_bias: (rows,).
-        targets: (positions,) rows of items.
+        targets: (positions,) rows of items; the scores at other positions have no meaning.
+
+    Raises:
+        ValueError: There are fewer other items than negatives.
     """
-    specials, negatives = len(SPECIAL_TOKENS), config.num_negatives
-    items = len(item_table) - specials
+    negatives, items = config.num_negatives, len(item_table) - SPECIALS
+    if not 0 < negatives < items:
+        raise ValueError(
+            f"`num_negatives` must be from 1 to {items - 1}, the number of other items, found {negatives}."
+        )
+    targets = targets.clamp(min=SPECIALS)
     if config.share_negatives:  # one more than needed, all different
-        rows = torch.randperm(items, device=targets.device)[: negatives + 1] + specials
+        rows = torch.randperm(items, device=targets.device)[: negatives + 1] + SPECIALS
     else:
-        rows = torch.randint(items - 1, (len(targets), negatives), device=targets.device) + specials
+        rows = torch.randint(items - 1, (len(targets), negatives), device=targets.device) + SPECIALS
         rows = rows + (rows >= targets[:, None])  # skips the target
     # One lookup for targets and negatives, since the backward pass of each creates a whole table: 1.9 times faster with
     # a million items.

@@ -8,7 +8,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 
 from .configuration_bert4rec import Bert4RecConfig
-from .modeling_bert4rec import Bert4RecEncoder, Bert4RecForMaskedLM, keep
+from .modeling_bert4rec import Bert4RecEncoder, Bert4RecForMaskedLM, Dropout, keep
 from .modeling_sasrec import shift_right
 
 
@@ -49,7 +49,7 @@ class Gru4RecModel(Bert4RecEncoder):
     def __init__(self, config: Gru4RecConfig) -> None:
         super().__init__(config)
         self.item_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
         self.layers = nn.ModuleList(
             nn.GRU(config.hidden_size, config.hidden_size, batch_first=True) for _ in range(config.num_hidden_layers)
         )

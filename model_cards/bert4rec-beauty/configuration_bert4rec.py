@@ -1,20 +1,17 @@
-"""Configuration of BERT4Rec, and the rows of the item table that are not items."""
+"""Configuration of BERT4Rec."""
 
 from collections.abc import Callable
 from difflib import get_close_matches
-from typing import Any, ClassVar, Literal, Self, get_args
+from typing import Any, ClassVar, Self
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.utils import logging
 
+from .item_loss import LOSSES
+from .special_tokens import SPECIAL_TOKENS as SPECIAL_TOKENS
+
 logger = logging.get_logger(__name__)
-
-SPECIAL_TOKENS = ("[PAD]", "[MASK]", "[UNK]")
-"""Rows 0, 1 and 2 of every item table. Items start at row `len(SPECIAL_TOKENS)` and are never renumbered."""
-
-Loss = Literal["softmax", "sampled_softmax", "gbce", "bce"]
-LOSSES = get_args(Loss)
 
 MOST_LABELS = 1000  # transformers creates a name for each of `num_labels`
 RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
@@ -69,7 +66,7 @@ class Bert4RecConfig(PreTrainedConfig):
         eos_token_id: None: a history has no end token.
         tie_word_embeddings: Whether the item table is also the output matrix (paper, section 3.5).
         loss: Training loss: `softmax` over the whole catalog, or `sampled_softmax`, `gbce` or `bce` over sampled
-            negatives for more than some hundred thousand items. `item_loss` describes each.
+            negatives for more than some hundred thousand items. `LOSSES` describes each.
         loss_chunk_size: Number of positions whose softmax is computed at a time. Memory grows with this times
             `vocab_size`.
         num_negatives: Number of negatives of a sampled loss.
@@ -114,7 +111,7 @@ class Bert4RecConfig(PreTrainedConfig):
     bos_token_id: int | None = None
     eos_token_id: int | None = None
     tie_word_embeddings: bool = True
-    loss: Loss = "softmax"
+    loss: str = "softmax"
     loss_chunk_size: int = 128
     num_negatives: int = 256
     share_negatives: bool = True
@@ -187,8 +184,10 @@ class Bert4RecConfig(PreTrainedConfig):
 
     def validate_training_loss(self) -> None:
         """Check the options of the loss."""
+        if self.loss not in LOSSES:
+            raise ValueError(f"`loss` must be one of {', '.join(LOSSES)}, found {self.loss!r}.")
         others = self.vocab_size - len(SPECIAL_TOKENS) - 1
-        if self.loss != "softmax" and self.num_negatives > others:
+        if LOSSES[self.loss].samples_negatives and self.num_negatives > others:
             raise ValueError(
                 f"`num_negatives` must be at most {others}, the number of items other than the target, found "
                 f"{self.num_negatives}. Lower it, or use loss='softmax' for so few items."

@@ -25,7 +25,7 @@ from tests.hub_server import OWNER, TOKEN, Handler, Refused, commit_id
 
 ROOT = Path(__file__).parents[2]
 NAME = f"{OWNER}/bert4rec-small"
-CODE = {"configuration_bert4rec.py", "item_loss.py", "modeling_bert4rec.py"}
+CODE = {"configuration_bert4rec.py", "item_loss.py", "modeling_bert4rec.py", "special_tokens.py"}
 LOADED = {"config.json", "items.parquet", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
 HISTORIES = [["a", "c", "d"], ["b"]]
 

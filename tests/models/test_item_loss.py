@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy, logsigmoid
@@ -9,13 +10,13 @@ from torch.profiler import ProfilerActivity, profile
 
 from hf_bert4rec import Bert4RecConfig, Bert4RecForMaskedLM
 from hf_bert4rec.models import item_loss as item_loss_module
-from hf_bert4rec.models.item_loss import item_loss, sampled_scores
+from hf_bert4rec.models.item_loss import LOSSES, ItemLoss, item_loss, sampled_scores
+from hf_bert4rec.models.modeling_bert4rec import Dropout
 from tests.conftest import small_config
 
 SPECIALS = 3
 PAD, MASK, UNK = 0, 1, 2
 SAMPLED = ("sampled_softmax", "gbce", "bce")
-LOSSES = ("softmax", *SAMPLED)
 EVERY_WAY = [("softmax", True), *((loss, share) for loss in SAMPLED for share in (True, False))]
 
 every_loss = pytest.mark.parametrize("loss", LOSSES)
@@ -450,3 +451,104 @@ def test_the_softmax_of_older_versions_of_torch_is_the_same(monkeypatch, positio
         gradients = torch.autograd.grad(loss, inputs, allow_unused=True) if positions else []
         found.append([loss.detach(), *gradients])
     torch.testing.assert_close(found[0], found[1], atol=1e-5, rtol=1e-4)
+
+
+def test_an_entry_adds_a_loss(monkeypatch):
+    def squared_loss(config, hidden_states, item_table, item_bias, targets):
+        scored = targets >= SPECIALS
+        scores = (hidden_states[scored] * item_table[targets[scored]]).sum(dim=1)
+        return (1 - scores).square().sum()
+
+    with pytest.raises(StrictDataclassError, match=r"`loss` must be one of softmax, .*, found 'squared'"):
+        of_items(11, loss="squared")
+    monkeypatch.setitem(LOSSES, "squared", ItemLoss(squared_loss, samples_negatives=False))
+    model = Bert4RecForMaskedLM(of_items(11, loss="squared", num_negatives=1000)).train()
+    rows = torch.tensor([[3, 1, 5]])
+    model(rows, labels=torch.tensor([[-100, 4, -100]])).loss.backward()
+    table = model.get_input_embeddings().weight
+    assert (table.grad[4] != 0).any()
+    assert (table.grad[7] == 0).all()
+    inputs, labels = [torch.tensor([[2.0]]), torch.tensor([[0.0]] * 4 + [[3.0]]), torch.zeros(5)], torch.tensor([4])
+    assert item_loss(of_items(2, num_negatives=1, loss="squared"), *inputs, labels).item() == 25  # (1 - 2 · 3)²
+
+
+# ---- dropout ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("p", "kept_at"),
+    [(0.1, 1.1111186), (0.5, 2.0), (0.9, 9.9993896)],  # 2¹⁶ / (2¹⁶ - 6554), and 2¹⁶ / (2¹⁶ - 58982)
+)
+def test_dropout_drops_its_share_and_scales_up_the_rest_by_just_as_much(p, kept_at):
+    torch.manual_seed(0)
+    dropped = Dropout(p)(torch.ones(1_000_000, dtype=torch.float64))
+    assert (dropped == 0).double().mean().item() == pytest.approx(p, abs=0.002)
+    assert dropped[dropped != 0].unique().tolist() == pytest.approx([kept_at], rel=1e-7)
+    assert dropped.mean().item() == pytest.approx(1, rel=5 * (p / (1 - p)) ** 0.5 / 1000)
+
+
+@pytest.mark.parametrize("shape", [(200_000, 8), (8, 200_000)])  # close together, two words a row; and far apart
+def test_dropout_drops_elements_independently_of_each_other(shape):
+    torch.manual_seed(0)
+    zeros = (Dropout(0.3)(torch.ones(shape)) == 0).float()
+    zeros = zeros if shape[1] == 8 else zeros.T
+    assert zeros.mean(dim=0).tolist() == pytest.approx([0.3] * 8, abs=0.006)
+    together = zeros.T @ zeros / len(zeros)
+    assert together[~torch.eye(8).bool()].tolist() == pytest.approx([0.09] * 56, abs=0.005)
+
+
+def test_dropout_does_nothing_in_evaluation_or_without_a_probability():
+    numbers = torch.randn(5, 7)
+    before = torch.get_rng_state()
+    assert torch.equal(Dropout(0.5).eval()(numbers), numbers)
+    assert torch.equal(Dropout(0.0)(numbers), numbers)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_dropout_follows_the_seed_and_changes_with_every_call():
+    numbers, dropout = torch.randn(100), Dropout(0.5)
+    torch.manual_seed(0)
+    first, second = dropout(numbers), dropout(numbers)
+    torch.manual_seed(0)
+    assert torch.equal(dropout(numbers), first)
+    assert not torch.equal(first, second)
+
+
+def test_dropout_drops_the_gradient_where_it_dropped_the_number():
+    numbers = torch.randn(3, 50, dtype=torch.float64, requires_grad=True)
+    dropped = Dropout(0.5)(numbers)
+    dropped.sum().backward()
+    assert {0.0, 2.0} == set(numbers.grad.flatten().tolist())
+    assert torch.equal(numbers.grad * numbers, dropped)
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (1,), (2,), (3,), (4,), (5,), (3, 5, 7), (2, 0, 3)])
+def test_dropout_takes_any_number_of_elements(shape):
+    torch.manual_seed(0)
+    many = torch.stack([Dropout(0.5)(torch.ones(shape)) for _ in range(300)])
+    assert many.shape == (300, *shape)
+    for share in (many == 0).float().mean(dim=0).flatten().tolist():
+        assert share == pytest.approx(0.5, abs=0.15)
+
+
+def test_dropout_takes_a_transposed_tensor():
+    torch.manual_seed(0)
+    numbers = torch.arange(1.0, 41).view(5, 8).T
+    dropped = Dropout(0.5)(numbers)
+    assert torch.equal(dropped, torch.where(dropped == 0, 0, 2 * numbers))
+    assert 0 < (dropped == 0).sum() < 40
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_dropout_keeps_the_precision(dtype):
+    dropped = Dropout(0.5)(torch.ones(100, dtype=dtype))
+    assert dropped.dtype == dtype
+    assert set(dropped.tolist()) == {0.0, 2.0}
+
+
+def test_dropout_can_be_compiled():
+    compiled = torch.compile(Dropout(0.25), backend="aot_eager", fullgraph=True)
+    torch.manual_seed(0)
+    dropped = compiled(torch.ones(10_000))
+    assert (dropped == 0).float().mean().item() == pytest.approx(0.25, abs=0.03)
+    assert dropped.mean().item() == pytest.approx(1, abs=0.03)

@@ -836,7 +836,7 @@ def test_impossible_sizes_are_refused(changes, message):
 
 
 def test_an_unknown_loss_is_refused_with_those_that_exist():
-    with pytest.raises(StrictDataclassError, match=r"'softmax'.*'sampled_softmax'.*'gbce'.*'bce'.*cross_entropy"):
+    with pytest.raises(StrictDataclassError, match="softmax, sampled_softmax, gbce, bce, found 'cross_entropy'"):
         Bert4RecConfig(loss="cross_entropy")
 
 
