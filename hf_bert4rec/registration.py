@@ -6,26 +6,23 @@ when the outermost import that loads the module has ended, because the models im
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib import import_module
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-
-def _register_configs() -> None:
-    from .models.registry import register_configs
-
-    register_configs()
-
-
-def _register_models() -> None:
-    from .models.registry import register_models
-
-    register_models()
+REGISTRATIONS = {
+    "transformers.models.auto.configuration_auto": (".models.registry", "register_configs"),
+    "transformers.models.auto.modeling_auto": (".models.registry", "register_models"),
+    "transformers.models.auto.tokenization_auto": (".registration", "register_tokenizers"),
+    "transformers.pipelines": (".inference.pipeline", "register_task"),
+}
+"""Module of transformers -> module and function of this package."""
 
 
-def _register_tokenizers() -> None:
+def register_tokenizers() -> None:
+    """Register the item tokenizer for the configurations of all architectures."""
     from transformers import AutoTokenizer
 
     from .data.tokenization import ItemTokenizer
@@ -35,32 +32,18 @@ def _register_tokenizers() -> None:
         AutoTokenizer.register(architecture.config_class, fast_tokenizer_class=ItemTokenizer, exist_ok=True)
 
 
-def _register_pipeline() -> None:
-    import_module(".inference.pipeline", __package__)  # registers its task
-
-
-REGISTRATIONS: dict[str, Callable[[], None]] = {
-    "transformers.models.auto.configuration_auto": _register_configs,
-    "transformers.models.auto.modeling_auto": _register_models,
-    "transformers.models.auto.tokenization_auto": _register_tokenizers,
-    "transformers.pipelines": _register_pipeline,
-}
-
-
 class _RegistrationFinder(MetaPathFinder):
     """Has the other finders find modules, and registers what has become possible after the outermost import."""
 
     def __init__(self) -> None:
-        self.waiting = dict(REGISTRATIONS)
+        self.waiting = list(REGISTRATIONS)
         self.depth = 0
 
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        if fullname.partition(".")[0] not in ("transformers", __package__):
+    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+        if name.partition(".")[0] not in ("transformers", __package__):
             return None
-        found = (finder.find_spec(fullname, path, target) for finder in sys.meta_path if finder is not self)
-        spec = next((spec for spec in found if spec is not None), None)
+        found = (finder.find_spec(name, path, target) for finder in sys.meta_path if finder is not self)
+        spec = next(filter(None, found), None)
         if spec is None or spec.loader is None:
             return spec
         execute = spec.loader.exec_module
@@ -80,7 +63,9 @@ class _RegistrationFinder(MetaPathFinder):
         """Carry out the registrations whose module has been imported, unless an import is still going on."""
         for name in REGISTRATIONS:
             if self.depth == 0 and name in self.waiting and name in sys.modules:
-                self.waiting.pop(name)()
+                self.waiting.remove(name)
+                module, function = REGISTRATIONS[name]
+                getattr(import_module(module, __package__), function)()
         if not self.waiting and self in sys.meta_path:
             sys.meta_path.remove(self)
 

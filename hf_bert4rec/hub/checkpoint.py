@@ -7,7 +7,6 @@ import re
 import shutil
 import zipfile
 from collections.abc import Mapping
-from math import inf
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -20,26 +19,23 @@ from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, PreTra
 
 from ..data.tokenization import TITLES_FILE, ItemTokenizer, check_tokenizer
 from ..models.registry import architecture_of
-from .errors import JSON_BYTES, disk_errors, hub_errors, is_repository, read_json
+from .errors import disk_errors, hub_errors, is_repository, read_json
 from .model_card import CARD, model_card
 from .run_facts import FACTS_FILE, RunFacts
 
 NEEDED = ("config.json", "tokenizer.json", "tokenizer_config.json")
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
-LOADED = (*NEEDED, "*.safetensors", WEIGHTS[1], TITLES_FILE)
+LOADED = (*NEEDED, "*.safetensors", WEIGHTS[1], TITLES_FILE, FACTS_FILE)
 CURVE = "learning_curve.png"
+FLOATS = ("F64", "F32", "F16", "BF16")
 
 REDIRECTING_OPTIONS = (
     "transformers_weights", "quantization_config", "attn_implementation", "_attn_implementation",
     "experts_implementation", "_experts_implementation", "per_layer_config", "fusion_config", "distributed_config",
     "custom_pipelines",
 )  # fmt: skip
-"""Options of a config.json by which transformers loads other files or code than those that are checked here."""
-
 REDIRECTING_FILES = ("adapter_config.json", "shard-*.safetensors")
-"""Files that transformers loads instead of, or on top of, the weights that are checked here."""
-
-FLOATS = ("F64", "F32", "F16", "BF16")
+"""Options of config.json, and files, by which transformers loads other weights or code than those that are checked."""
 
 
 def is_folder(model: str | PathLike) -> bool:
@@ -59,8 +55,7 @@ def is_folder(model: str | PathLike) -> bool:
 def fetch_checkpoint(model: str | PathLike, revision: str | None = None, token: str | bool | None = None) -> Path:
     """Return the folder of a checkpoint, downloaded if it is named by a Hub ID and not in the cache.
 
-    Weights, tokenizer and titles are of the same commit and are checked before anything is built from them. Code in the
-    repository is not downloaded.
+    All files are of the same commit and are checked before anything is built from them. Code is not downloaded.
 
     Args:
         model: Folder, or Hub ID. An existing folder takes precedence.
@@ -71,14 +66,10 @@ def fetch_checkpoint(model: str | PathLike, revision: str | None = None, token: 
         OSError: The checkpoint is not found, cannot be downloaded, or is incomplete.
         ValueError: Its parts do not belong together, see `check_folder`.
     """
-    folder = Path(model)
+    folder, options = Path(model), {"allow_patterns": LOADED, "ignore_patterns": "*/*"}
     if not is_folder(model):
         with hub_errors(str(model)):
-            folder = Path(
-                snapshot_download(
-                    str(model), revision=revision, token=token, allow_patterns=LOADED, ignore_patterns="*/*"
-                )
-            )
+            folder = Path(snapshot_download(str(model), revision=revision, token=token, **options))
     check_folder(folder, str(model))
     return folder
 
@@ -98,10 +89,7 @@ def check_folder(folder: str | PathLike, name: str | None = None) -> PreTrainedM
         ValueError: A file is damaged, or weights and config do not belong together.
     """
     folder, name = Path(folder), name or str(folder)
-    limits = {"config.json": JSON_BYTES, "tokenizer_config.json": JSON_BYTES, "tokenizer.json": inf, FACTS_FILE: inf}
-    options = {
-        file: read_json(folder / file, name, limit) for file, limit in limits.items() if (folder / file).exists()
-    }
+    options = {file: read_json(folder / file, name) for file in (*NEEDED, FACTS_FILE) if (folder / file).exists()}
     files = weight_files(folder)
     if missing := [file for file in (*NEEDED, *files) if not (folder / file).exists()]:
         near = (folder / "model" / NEEDED[0]).exists()
@@ -111,9 +99,7 @@ def check_folder(folder: str | PathLike, name: str | None = None) -> PreTrainedM
             + " A pytorch_model.bin is never read: it is a pickle, which can run code." * (WEIGHTS[0] in missing)
         )
     found = {key: shape for file in files for key, shape in _shapes(folder / file, name).items()}
-    if redirecting := [file.name for pattern in REDIRECTING_FILES for file in folder.glob(pattern)]:
-        raise ValueError(f"{name}: {redirecting[0]} would load other weights or code. Remove it.")
-    _check_options(options["config.json"], options["tokenizer_config.json"], len(found), name)
+    _check_options(folder, options["config.json"], options["tokenizer_config.json"], len(found), name)
     try:
         with torch.device("meta"):
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
@@ -133,20 +119,22 @@ def check_folder(folder: str | PathLike, name: str | None = None) -> PreTrainedM
     return model
 
 
-def _check_options(config: dict[str, Any], tokenizer: dict[str, Any], weights: int, name: str) -> None:
+def _check_options(folder: Path, config: dict[str, Any], tokenizer: dict[str, Any], weights: int, name: str) -> None:
     """Check the options by which transformers chooses files and classes, and the sizes, before it reads them."""
-    if redirecting := [option for option in REDIRECTING_OPTIONS if config.get(option)]:
-        raise ValueError(f"{name}: {redirecting[0]} in config.json would load other weights or code. Remove it.")
+    redirecting = [f"{option} in config.json" for option in REDIRECTING_OPTIONS if config.get(option)]
+    redirecting += [file.name for pattern in REDIRECTING_FILES for file in folder.glob(pattern)]
+    if redirecting:
+        raise ValueError(f"{name}: {redirecting[0]} would load other weights or code. Remove it.")
     if (kind := tokenizer.get("tokenizer_class")) != ItemTokenizer.__name__:
         raise ValueError(f"{name}: expected an ItemTokenizer, found {kind!r}. Save the tokenizer with the model again.")
-    for file, values in (("config.json", config), ("tokenizer_config.json", tokenizer)):
-        names, code = values.get("architectures") or [], values.get("auto_map") or {}
-        if not (isinstance(names, list) and all(isinstance(name, str) for name in names) and isinstance(code, dict)):
-            raise ValueError(f"{name}: architectures or auto_map in {file} are not those of a model. Save it again.")
     for option, value in config.items():
         limit = max(weights, 2) if option in ("num_hidden_layers", "num_labels") else 2**63
         if isinstance(value, int) and abs(value) > limit:  # each layer has weights, and no model has labels
             raise ValueError(f"{name}: {option} in config.json is {value}, but the weights are {weights} tensors.")
+    for file, values in (("config.json", config), ("tokenizer_config.json", tokenizer)):
+        names, code = values.get("architectures") or [], values.get("auto_map") or {}
+        if not isinstance(names, list) or not all(isinstance(it, str) for it in names) or not isinstance(code, dict):
+            raise ValueError(f"{name}: architectures or auto_map in {file} are not those of a model. Save it again.")
 
 
 def weight_files(folder: Path) -> list[str]:
@@ -175,6 +163,17 @@ def _shapes(file: Path, name: str) -> dict[str, list[int]]:
             return {key: tensor.get_shape() for key, tensor in tensors.items()}
     except SafetensorError as error:
         raise ValueError(f"{name}: {file.name} is damaged or cut off ({error}). Load or save it again.") from error
+
+
+def excludes_history(folder: str | PathLike) -> bool:
+    """Return whether a checked checkpoint excludes items of the history from its recommendations.
+
+    Config files of format version 1 do not have this setting; it is in the recipe of their run facts, if it was given.
+    """
+    folder = Path(folder)
+    if (stored := read_json(folder / NEEDED[0], folder).get("exclude_history")) is not None:
+        return bool(stored)
+    return not (folder / FACTS_FILE).exists() or RunFacts.load(folder).exclude_history
 
 
 def check_checkpoint(folder: str | PathLike) -> None:
@@ -217,9 +216,9 @@ def check_sizes(model: nn.Module, tokenizer: ItemTokenizer) -> None:
 
 def last_complete_checkpoint(output_dir: str | PathLike) -> Path | None:
     """Return the newest complete checkpoint of a Trainer's output folder, or None."""
-    names = (re.fullmatch(r"checkpoint-(\d+)", folder.name) for folder in Path(output_dir).glob("checkpoint-*"))
-    newest_first = sorted((name for name in names if name), key=lambda name: -int(name[1]))
-    return next((folder for name in newest_first if is_complete(folder := Path(output_dir, name[0]))), None)
+    folders = [path for path in Path(output_dir).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+    newest_first = sorted(folders, key=lambda path: int(path.name.partition("-")[2]), reverse=True)
+    return next(filter(is_complete, newest_first), None)
 
 
 def is_complete(checkpoint: str | PathLike) -> bool:
@@ -228,16 +227,16 @@ def is_complete(checkpoint: str | PathLike) -> bool:
     A kill or a full disk leaves a checkpoint without some of them, or with a file that is cut off.
     """
     folder = Path(checkpoint)
+    distributed = any(folder.glob("*/"))  # FSDP and DeepSpeed save weights and optimizer in folders of their own
     try:
-        read_json(folder / "trainer_state.json", folder, inf)
-        distributed = any(folder.glob("*/"))  # FSDP and DeepSpeed save weights and optimizer in folders of their own
+        read_json(folder / "trainer_state.json", folder)
         for file in () if distributed else weight_files(folder):
             _shapes(folder / file, str(folder))
     except (OSError, ValueError):
         return False
-    pickles = [folder / "scheduler.pt", *([] if distributed else [folder / "optimizer.pt"])]
     random_states = sorted(folder.glob("rng_state*.pth"))
-    return bool(random_states) and all(map(zipfile.is_zipfile, [*pickles, *random_states]))
+    pickles = [folder / "scheduler.pt", *random_states, *([] if distributed else [folder / "optimizer.pt"])]
+    return bool(random_states) and all(map(zipfile.is_zipfile, pickles))
 
 
 def save_checkpoint(
@@ -247,14 +246,9 @@ def save_checkpoint(
     facts: RunFacts,
     others: Mapping[str, bytes],
 ) -> None:
-    """Save a checkpoint with its card. An older checkpoint in `folder` is replaced when all files are written.
+    """Save a checkpoint with its card, written from `facts`, and other files (name -> content) such as the curve.
 
-    Args:
-        folder: The folder of the checkpoint.
-        model: Weights and config.
-        tokenizer: The tokenizer, with its titles.
-        facts: The card is written from them.
-        others: Name -> content of further files, such as the curve.
+    An older checkpoint in `folder` is replaced when all files are written.
 
     Raises:
         ValueError: Model and tokenizer belong to different catalogs.

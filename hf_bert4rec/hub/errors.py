@@ -4,6 +4,7 @@ import errno
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import inf
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -11,26 +12,26 @@ from typing import Any
 from huggingface_hub import errors as hub
 from huggingface_hub.utils import validate_repo_id
 
-JSON_BYTES = 2**24  # limit for files whose size does not grow with the number of items
-JSON_DEPTH = 20
+JSON_BYTES = 2**24
+LARGE_FILES = {"tokenizer.json": inf, "trainer_state.json": inf, "run_facts.json": 2**26}
+"""JSON file -> limit in bytes, where it is not `JSON_BYTES`: these grow with the items or the training log."""
 
-NO_FOLDER = "found no such folder, and"
-HUB_ERRORS: dict[type, tuple[type[OSError], str]] = {
-    hub.RevisionNotFoundError: (
-        FileNotFoundError,
-        "found no such revision. Name a branch, a tag or a full commit hash",
-    ),
+JSON_DEPTH = 20
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+
+HUB_ERRORS = {
+    hub.RevisionNotFoundError: (FileNotFoundError, "found no such revision. Name a branch, a tag or a commit hash"),
     hub.GatedRepoError: (PermissionError, "the repository is gated. Ask for access on its page, then log in"),
     hub.RepositoryNotFoundError: (
         FileNotFoundError,
-        f"{NO_FOLDER} no such repository on the Hub. Check the name. If the repository is private, log in with "
+        "found no such folder, and no such repository on the Hub. If the repository is private, log in with "
         "`hf auth login`, or pass a token that can read it",
     ),
     hub.OfflineModeIsEnabled: (ConnectionError, "offline mode is enabled. Unset HF_HUB_OFFLINE"),
     hub.LocalEntryNotFoundError: (
         ConnectionError,
-        f"{NO_FOLDER} the Hub cannot be reached, and the cache does not contain all files. Check the name and the "
-        "network, and unset HF_HUB_OFFLINE",
+        "found no such folder, and the Hub cannot be reached, and the cache does not contain all files. Check the name "
+        "and the network, and unset HF_HUB_OFFLINE",
     ),
 }
 """Error of the client -> built-in error and its text. The first that fits is taken."""
@@ -70,11 +71,10 @@ def disk_errors(path: str | PathLike) -> Iterator[None]:
     """Raise a full disk as an OSError of one sentence, whichever library wrote the file."""
     try:
         yield
-    except Exception as error:  # safetensors and tokenizers raise classes of their own, with the number in the text
-        full = (errno.ENOSPC, errno.EDQUOT)
-        numbers = [getattr(reason, "errno", None) for reason in (error, error.__cause__, error.__context__)]
-        texts = [*(f"os error {number}" for number in full), "inline_container"]  # the last is of torch.save
-        if set(full).intersection(numbers) or any(text in str(error) for text in texts):
+    except Exception as error:  # safetensors and tokenizers give the number in the text, torch.save its own name
+        numbers = {getattr(reason, "errno", None) for reason in (error, error.__cause__, error.__context__)}
+        texts = (*(f"os error {number}" for number in FULL_DISK), "inline_container")
+        if numbers.intersection(FULL_DISK) or any(text in str(error) for text in texts):
             raise OSError(f"{path}: the disk is full. Free some space, then try again.") from error
         raise
 
@@ -88,24 +88,26 @@ def is_repository(name: str | PathLike) -> bool:
     return str(name).count("/") == 1
 
 
-def read_json(file: Path, name: str | PathLike, limit: float = JSON_BYTES) -> dict[str, Any]:
-    """Read a JSON object of the checkpoint `name`, of at most `limit` bytes.
+def read_json(file: Path, name: str | PathLike) -> dict[str, Any]:
+    """Read a JSON object of the checkpoint `name`.
 
     Raises:
         ValueError: The file is damaged, too large or nested too deeply, or does not contain an object.
     """
     try:
+        limit = LARGE_FILES.get(file.name, JSON_BYTES)
         if file.stat().st_size > limit:
             raise ValueError(f"larger than {limit:,} bytes")
         found = json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(found, dict):
             raise ValueError(f"expected an object, found {type(found).__name__}")
-        level: list[Any] = [found]
-        for _ in range(JSON_DEPTH):
-            parts = [value.values() if isinstance(value, dict) else value for value in level]
-            level = [value for part in parts for value in part if isinstance(value, dict | list)]
-        if level:
+        if _depth(found) > JSON_DEPTH:
             raise ValueError(f"nested more than {JSON_DEPTH} levels deep")
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{name}: {file.name} is damaged or cut off ({error}). Load or save it again.") from error
     return found
+
+
+def _depth(value: dict | list) -> int:
+    parts = value.values() if isinstance(value, dict) else value
+    return 1 + max((_depth(part) for part in parts if isinstance(part, dict | list)), default=0)

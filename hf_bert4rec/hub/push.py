@@ -44,11 +44,11 @@ def push_files(
     token: str | bool | None = None,
     revision: str | None = None,
 ) -> CommitInfo:
-    """Push files to a repository of the Hub in one commit, which is made as a whole or not at all.
+    """Push files (name in the repository -> content) to an existing repository in one commit.
 
     Args:
         repository: Full name of the repository, as `create_repository` returns it.
-        files: Name in the repository -> content.
+        files: The files.
         marker: A file that every repository of this kind contains. A repository that contains other files without it,
             or for models a config.json of another `model_type`, is refused.
         replaced: Patterns of files that are deleted if they are not among `files`; without "/" at the top level only.
@@ -67,35 +67,30 @@ def push_files(
         ValueError: The Hub refuses the card.
     """
     api = HfApi(token=token)
-    with hub_errors(repository):
+    with hub_errors(repository), warnings.catch_warnings():
         current = api.repo_info(repository, repo_type=repo_type, revision=revision)
-        existing = {file.rfilename for file in current.siblings or ()}
-        taken = f"{repository} is taken: it contains"
-        if (others := sorted(existing - set(PLAIN))) and marker not in others:
-            raise FileExistsError(f"{taken} other files, such as {others[0]}. Push to another name.")
+        existing = sorted(file.rfilename for file in current.siblings or ())
+        others = [name for name in existing if name not in PLAIN]
+        if others and marker not in others:
+            raise FileExistsError(
+                f"{repository} is taken: it contains other files, such as {others[0]}. Push to another name."
+            )
         if others and repo_type == "model":
             config = api.hf_hub_download(repository, marker, revision=current.sha)
             found, ours = (read_json(Path(file), repository).get("model_type") for file in (config, str(files[marker])))
             if found != ours:
-                raise FileExistsError(f"{taken} a model of type {found!r}, not {ours!r}. Push to another name.")
-        stale = [
-            name
-            for name in sorted(existing - set(files))
-            if any(fnmatch(name, pattern) and ("/" in pattern or "/" not in name) for pattern in replaced)
-        ]
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*data file.*")  # items.parquet belongs to the tokenizer
-            return api.create_commit(
-                repository,
-                [
-                    *(CommitOperationAdd(name, content) for name, content in files.items()),
-                    *(CommitOperationDelete(name) for name in stale),
-                ],
-                repo_type=repo_type,
-                revision=revision,
-                parent_commit=current.sha,  # so that simultaneous pushes are never mixed
-                commit_message=commit_message,
-            )
+                raise FileExistsError(
+                    f"{repository} is taken: it contains a model of type {found!r}, not {ours!r}. Push to another name."
+                )
+        operations: list[Any] = [CommitOperationAdd(name, content) for name, content in files.items()]
+        for name in existing:
+            stale = any(fnmatch(name, pattern) and ("/" in pattern or "/" not in name) for pattern in replaced)
+            if stale and name not in files:
+                operations.append(CommitOperationDelete(name))
+        warnings.filterwarnings("ignore", message=".*data file.*")  # items.parquet belongs to the tokenizer
+        # With the parent commit, simultaneous pushes are never mixed.
+        options = {"repo_type": repo_type, "revision": revision, "parent_commit": current.sha}
+        return api.create_commit(repository, operations, commit_message=commit_message, **options)
 
 
 def push_checkpoint(
@@ -116,15 +111,12 @@ def push_checkpoint(
         folder: A checkpoint.
         repository: Hub ID; created if it does not exist. Without an owner it is yours.
         private: Whether to create a private repository; the owner's default if not given.
-        token: That of `hf auth login` or HF_TOKEN if not given.
-        revision: Branch to push to; `main` if not given.
+        token: As for `push_files`, which also describes the result and further errors.
+        revision: As for `push_files`.
         commit_message: Message of the commit; names the folder if not given.
 
-    Returns:
-        The commit. As a string, it is the address of the commit.
-
     Raises:
-        OSError: The checkpoint is incomplete, or as for `push_files`.
+        OSError: The checkpoint is incomplete.
         ValueError: The parts of the checkpoint do not belong together, or the Hub refuses the name or card.
     """
     folder = Path(folder)
@@ -138,7 +130,7 @@ def push_checkpoint(
         create_repository(repository, private=private, token=token),
         files,
         marker=NEEDED[0],
-        replaced=(*LOADED, FACTS_FILE, CARD, CURVE, "*.bin"),
+        replaced=(*LOADED, CARD, CURVE, "*.bin"),
         commit_message=commit_message or f"Upload {folder.name}",
         token=token,
         revision=revision,

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -55,7 +54,7 @@ class DataFacts:
 
 
 @strict
-@dataclass(kw_only=True)
+@dataclass
 class MachineFacts:
     """The machine of a run: number of processes, threads of each process, processor architecture and torch device."""
 
@@ -122,11 +121,8 @@ class RunFacts:
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
-        self.recipe = {
-            name: value
-            for name, value in self.recipe.items()
-            if name.isidentifier() and not name.startswith(UNPUBLISHED_OPTIONS)
-        }
+        allowed = [it for it in self.recipe if it.isidentifier() and not it.startswith(UNPUBLISHED_OPTIONS)]
+        self.recipe = {name: self.recipe[name] for name in allowed}
 
     @classmethod
     def load(cls, folder: str | PathLike) -> Self:
@@ -139,7 +135,7 @@ class RunFacts:
         file = Path(folder, FACTS_FILE)
         if not file.exists():
             raise FileNotFoundError(f"{folder}: found no {FACTS_FILE}. Copy it from where the checkpoint was saved.")
-        values = read_json(file, folder, math.inf)
+        values = read_json(file, folder)
         version = values.get("format_version", 1)
         if version not in (1, FORMAT_VERSION):
             raise ValueError(f"{file}: format_version is {version}. Update hf-bert4rec, which reads {FORMAT_VERSION}.")

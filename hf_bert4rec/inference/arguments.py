@@ -48,18 +48,17 @@ def read_list(values: Any, name: str, ordered: bool = False) -> list[Any]:
         raise ValueError(
             f"{name}: expected a list, found {type(values).__name__}. Pass one of its columns, such as data['history']."
         )
-    elements = values
     for method in ("tolist", "to_pylist", "to_list"):  # NumPy, PyTorch and pandas; Arrow; Polars
         if hasattr(values, method):
-            elements = getattr(values, method)()
+            values = getattr(values, method)()
             break
     unordered = ordered and isinstance(values, set | frozenset)
-    if unordered or isinstance(elements, str | bytes | bytearray | memoryview) or not isinstance(elements, Iterable):
+    if unordered or not _is_collection(values) or isinstance(values, bytearray | memoryview):
         reason = ", because a set has no order" if unordered else ""
         raise ValueError(
             f"{name}: expected a list, found {type(values).__name__} {values!r:.100}. Pass a list{reason}."
         )
-    return list(elements)
+    return list(values)
 
 
 def check_option(name: str, value: Any) -> None:

@@ -15,9 +15,9 @@ from transformers import AutoModelForMaskedLM, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from ..data.data_collator import pad_rows
-from ..data.tokenization import ItemTokenizer, as_item_ids
+from ..data.tokenization import as_item_ids
 from ..evaluation.ranking import stable_top_k
-from ..hub.checkpoint import check_sizes, fetch_checkpoint
+from ..hub.checkpoint import check_sizes, excludes_history, fetch_checkpoint
 from ..models.configuration_bert4rec import SPECIAL_TOKENS
 from ..training.resources import warn_about_spinning_threads
 from .arguments import check_option, read_histories, read_item_lists, read_list
@@ -69,18 +69,10 @@ class NextItemRecommendationPipeline(Pipeline):
     """
 
     _load_tokenizer = True
-    _load_processor = False
-    _load_image_processor = False
-    _load_video_processor = False
-    _load_feature_extractor = False
+    _load_processor = _load_image_processor = _load_video_processor = _load_feature_extractor = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if not isinstance(self.tokenizer, ItemTokenizer):
-            raise ValueError(
-                f"Expected an ItemTokenizer, found {type(self.tokenizer).__name__}. Load it with AutoTokenizer after "
-                "`import hf_bert4rec`, from a folder saved with one."
-            )
         check_sizes(self.model, self.tokenizer)
         if self._batch_size is not None:
             check_option("batch_size", self._batch_size)
@@ -165,15 +157,18 @@ class NextItemRecommendationPipeline(Pipeline):
         products and sums over whole vectors of the processor are bit-equal, so the length is padded to a multiple of
         `LENGTH_MULTIPLE`, and the batch to at least `MIN_ROWS` rows.
         """
-        limit = self.tokenizer.model_max_length
+        limit, pad = self.tokenizer.model_max_length, self.tokenizer.pad_token_id
         kept = [history[max(0, len(history) - limit + 1) :] for history in histories]
         longest = min(limit, -(-(1 + max(map(len, kept))) // LENGTH_MULTIPLE) * LENGTH_MULTIPLE)
         missing = [np.empty(0, np.int64)] * (MIN_ROWS - len(histories))
-        input_ids, real = pad_rows([*kept, *missing], self.tokenizer.pad_token_id, longest)
+        input_ids, real = pad_rows([*kept, *missing], pad, longest)
         queries = np.arange(len(real)), real.sum(axis=1)
         input_ids[queries], real[queries] = self.tokenizer.mask_token_id, True
-        excluded, _ = pad_rows(histories, self.tokenizer.pad_token_id)
-        batch = {"input_ids": input_ids, "attention_mask": real.astype(np.int64), "history": excluded}
+        batch = {
+            "input_ids": input_ids,
+            "attention_mask": real.astype(np.int64),
+            "history": pad_rows(histories, pad)[0],
+        }
         return {name: torch.from_numpy(array) for name, array in batch.items()}
 
     def _forward(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -188,13 +183,10 @@ class NextItemRecommendationPipeline(Pipeline):
     def postprocess(
         self, outputs: dict[str, torch.Tensor], top_k: int = 10, exclude_history: bool | None = None
     ) -> list[list[Recommendation]]:
-        """Return the best items for each user.
+        """Return the `top_k` best items for each user.
 
-        Args:
-            outputs: `logits` (users, rows), which are overwritten; `history` (users, longest) rows; and optionally
-                `allow` and `deny` (users or 1, longest) rows, padded with [PAD].
-            top_k: Number of items per user.
-            exclude_history: Whether to exclude the items of `history`; as in `model.config` if None.
+        `outputs` are `logits` (users, rows), which are overwritten; `history` (users, longest) rows; and optionally
+        `allow` and `deny` (users or 1, longest) rows, padded with [PAD].
 
         Raises:
             ValueError: The scores are not finite.
@@ -215,18 +207,18 @@ class NextItemRecommendationPipeline(Pipeline):
         places = (rows - len(SPECIAL_TOKENS)).clamp(min=0).flatten().tolist()
         items, titles = self.tokenizer.items.take(places).to_pylist(), self.tokenizer.titles
         names = [titles[place] for place in places] if titles else [None] * len(items)
-        probabilities = (values - normalizer).exp().flatten().tolist()
-        fields = zip(items, names, probabilities, strict=True)
+        fields = zip(items, names, (values - normalizer).exp().flatten().tolist(), strict=True)
         answers = [Recommendation(item=item, title=title, score=score) for item, title, score in fields]
-        starts = range(0, len(answers), values.shape[1])
-        left = values.isfinite().sum(dim=1).tolist()
+        starts, left = range(0, len(answers), values.shape[1]), values.isfinite().sum(dim=1).tolist()
         return [answers[start : start + count] for start, count in zip(starts, left, strict=True)]
 
 
-PIPELINE_REGISTRY.register_pipeline(TASK, NextItemRecommendationPipeline, pt_model=AutoModelForMaskedLM)
-# Otherwise pipeline.save_pretrained writes the class into the configuration, and loading it requires
-# trust_remote_code, although the class is installed.
-del NextItemRecommendationPipeline._registered_impl
+def register_task() -> None:
+    """Register the task with transformers."""
+    PIPELINE_REGISTRY.register_pipeline(TASK, NextItemRecommendationPipeline, pt_model=AutoModelForMaskedLM)
+    # Otherwise pipeline.save_pretrained writes the class into the configuration, and loading it requires
+    # trust_remote_code, although the class is installed.
+    del NextItemRecommendationPipeline._registered_impl
 
 
 def pipeline(
@@ -250,4 +242,7 @@ def pipeline(
             f"`model` must be a checkpoint folder or a Hub ID, found {type(model).__name__}. For objects use "
             "NextItemRecommendationPipeline(model=…, tokenizer=…)."
         )
-    return transformers.pipeline(TASK, model=str(fetch_checkpoint(model, revision, token)), **kwargs)
+    folder = fetch_checkpoint(model, revision, token)
+    recommender = transformers.pipeline(TASK, model=str(folder), **kwargs)
+    recommender.model.config.exclude_history = excludes_history(folder)
+    return recommender

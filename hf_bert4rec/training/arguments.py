@@ -5,6 +5,12 @@ from dataclasses import dataclass, field
 import torch
 from transformers import TrainingArguments
 
+from .optimizer import muon
+
+LABEL_SMOOTHING = (
+    "`label_smoothing_factor` is not supported: it would also give probability to padding and [MASK]. Leave it at 0."
+)
+
 
 @dataclass
 class RecommendationTrainingArguments(TrainingArguments):
@@ -63,24 +69,16 @@ class RecommendationTrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("learning_rate", "muon_learning_rate"):
-            value = getattr(self, name)
-            if value is not None and not value >= 0:
-                raise ValueError(f"`{name}` must be at least 0, found {value}.")
-        if self.muon_learning_rate is not None and self.optim != TrainingArguments.default_optim:
-            raise ValueError(
-                f"`optim={getattr(self.optim, 'value', self.optim)}` cannot be combined with Muon. Set "
-                "`muon_learning_rate` to none as well."
-            )
+        if not self.learning_rate >= 0:
+            raise ValueError(f"`learning_rate` must be at least 0, found {self.learning_rate}.")
+        if self.muon_learning_rate is not None:
+            muon(self, self.muon_learning_rate)  # checks what Muon cannot be combined with
         if self.early_stopping_patience is not None and self.early_stopping_patience < 1:
             raise ValueError(
                 f"`early_stopping_patience` must be at least 1, or none, found {self.early_stopping_patience}."
             )
         if self.label_smoothing_factor:
-            raise ValueError(
-                "`label_smoothing_factor` is not supported: it would also give probability to padding and [MASK]. "
-                "Leave it at 0."
-            )
+            raise ValueError(LABEL_SMOOTHING)
         if self.dataloader_persistent_workers:
             raise ValueError(
                 "`dataloader_persistent_workers` is not supported: persistent workers would repeat the masks of the "

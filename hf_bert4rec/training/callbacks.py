@@ -7,22 +7,14 @@ from datetime import timedelta
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
-from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import has_length
 
 from ..data.data_collator import DataCollatorForNextItem
 from ..models.modeling_bert4rec import Bert4RecForMaskedLM
-from .resources import (
-    MANY_ITEMS,
-    estimate_memory,
-    format_memory,
-    free_memory,
-    keep_freed_memory,
-    warn_about_spinning_threads,
-)
+from . import resources
 
 logger = logging.getLogger(__name__)
 
@@ -35,38 +27,20 @@ class ClozeCallback(TrainerCallback):
     epoch alone. Rows are grouped over all processes of a step, so that the number of processes changes nothing.
     """
 
-    def on_epoch_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        train_dataloader: DataLoader | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Set the epoch before the first batch is drawn; data loader workers start later and inherit it."""
-        assert train_dataloader is not None
-        epoch = int((state.epoch or 0) + 1e-6)
-        collator: Any = train_dataloader.collate_fn
-        collator.epoch = epoch  # cloze masks depend on it
-        batches: Any = train_dataloader.batch_sampler
-        batches = getattr(batches, "batch_sampler", batches)  # accelerate wraps it with several processes
+        loader, epoch = kwargs["train_dataloader"], int((state.epoch or 0) + 1e-6)
+        loader.collate_fn.epoch = epoch  # cloze masks depend on it
+        batches = getattr(loader.batch_sampler, "batch_sampler", loader.batch_sampler)  # accelerate wraps it
         seed = args.seed if args.data_seed is None else args.data_seed
         batches.sampler.generator = torch.Generator().manual_seed(seed + epoch)
         if isinstance(batches.sampler, LengthGroupedSampler):
-            step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-            batches.sampler.batch_size = step
+            batches.sampler.batch_size = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
             batches.sampler.lengths = list(batches.sampler.lengths[:])  # sorting a lazy column is 100 times slower
 
-    def on_train_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        train_dataloader: DataLoader | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Let a collator that is used after the training draw fresh masks."""
-        collator: Any = getattr(train_dataloader, "collate_fn", None)
+        collator: Any = getattr(kwargs.get("train_dataloader"), "collate_fn", None)
         if hasattr(collator, "epoch"):
             collator.epoch = None
 
@@ -94,54 +68,22 @@ class ResourceCallback(TrainerCallback, ExportableState):
         """What a checkpoint stores of this callback."""
         return {"args": {}, "attributes": {"earlier_seconds": self.seconds}}
 
-    def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: Any = None,
-        train_dataloader: Any = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Log the memory of a training step and of evaluation, with advice where it is more than is free."""
-        self.earlier_seconds = stored_attributes(state, self).get("earlier_seconds", 0.0) if state.global_step else 0.0
+        self.earlier_seconds = _stored(state, self, "earlier_seconds")
         self.started = time.perf_counter()
         if args.device.type == "cpu":
-            keep_freed_memory(not args.gradient_checkpointing)
-            warn_about_spinning_threads()
-        batches = len(train_dataloader) if has_length(train_dataloader) else 0
+            resources.keep_freed_memory(not args.gradient_checkpointing)
+            resources.warn_about_spinning_threads()
+        model, loader = kwargs["model"], kwargs["train_dataloader"]
+        batches = len(loader) if has_length(loader) else 0
         self.steps, self.steps_per_epoch = 0, -(-batches // args.gradient_accumulation_steps)
-        collator = train_dataloader.collate_fn
-        if not isinstance(model, Bert4RecForMaskedLM) or not isinstance(collator, DataCollatorForNextItem):
-            return
-        config = model.config
-        self.sampling_pays = config.loss == "softmax" and config.vocab_size >= MANY_ITEMS
-        rows, longest = train_dataloader.dataset, config.max_position_embeddings
-        if "length" in (getattr(rows, "column_names", None) or ()) and has_length(rows):
-            longest = max(rows["length"][:])
-        estimate = estimate_memory(
-            model, args.per_device_train_batch_size, longest, collator.scored_share, args.gradient_checkpointing
-        )
-        # The model is allocated already, and after a resumption so is the state of the optimizer.
-        allocated = estimate.parameters + (estimate.optimizer_state if state.global_step else 0)
-        free = free_memory(args.device) + allocated
-        if state.is_world_process_zero:
-            logger.info("Training needs about %s of memory, in addition to libraries and data.", estimate)
-            scores = 3 * 4e-9 * args.per_device_eval_batch_size * config.vocab_size
-            if args.eval_strategy != "no" and scores > estimate.total:
-                logger.info(
-                    "Evaluation needs up to %s. A smaller `per_device_eval_batch_size` needs less.",
-                    format_memory(scores),
-                )
-            if estimate.total > free:
-                logger.warning(
-                    "Training may not fit into the free memory: it needs about %s, %s are free. Use %s.",
-                    format_memory(estimate.total),
-                    format_memory(free),
-                    estimate.advice,
-                )
+        if isinstance(model, Bert4RecForMaskedLM) and isinstance(loader.collate_fn, DataCollatorForNextItem):
+            self.sampling_pays = model.config.loss == "softmax" and model.config.vocab_size >= resources.MANY_ITEMS
+            if state.is_world_process_zero:
+                _log_memory(args, model, loader, resumed=bool(state.global_step))
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Time the second step; the first one is slower."""
         self.steps += 1
         if self.steps == 1:
@@ -149,43 +91,59 @@ class ResourceCallback(TrainerCallback, ExportableState):
         elif self.steps == 2 and state.is_world_process_zero:
             seconds = time.perf_counter() - self.second_step_started
             per_epoch, remaining = seconds * self.steps_per_epoch, seconds * (state.max_steps - state.global_step)
-            longest_first = args.train_sampling_strategy == "group_by_length"
             logger.info(
                 "%.2f s per step: %sabout %s per epoch, %s to the end, without evaluations%s.",
                 seconds,
-                "at most " if longest_first else "",
+                "at most " if args.train_sampling_strategy == "group_by_length" else "",  # the longest rows come first
                 *(timedelta(seconds=round(it)) if it >= 60 else f"{it:.1f} s" for it in (per_epoch, remaining)),
                 "; with so many items `loss='sampled_softmax'` is faster" if self.sampling_pays else "",
             )
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Stop the count of seconds."""
         self.earlier_seconds, self.started = self.seconds, None
+
+
+def _log_memory(args: TrainingArguments, model: Bert4RecForMaskedLM, loader: Any, resumed: bool) -> None:
+    rows, longest = loader.dataset, model.config.max_position_embeddings
+    if "length" in (getattr(rows, "column_names", None) or ()) and has_length(rows):
+        longest = max(rows["length"][:])
+    batch, share = args.per_device_train_batch_size, loader.collate_fn.scored_share
+    estimate = resources.estimate_memory(model, batch, longest, share, args.gradient_checkpointing)
+    logger.info("Training needs about %s of memory, in addition to libraries and data.", estimate)
+    scores = 3 * 4e-9 * args.per_device_eval_batch_size * model.config.vocab_size
+    if args.eval_strategy != "no" and scores > estimate.total:
+        needed = resources.format_memory(scores)
+        logger.info("Evaluation needs up to %s. A smaller `per_device_eval_batch_size` needs less.", needed)
+    # The model is allocated already, and after a resumption so is the state of the optimizer.
+    allocated = estimate.parameters + (estimate.optimizer_state if resumed else 0)
+    free = resources.free_memory(args.device) + allocated
+    if estimate.total > free:
+        logger.warning(
+            "Training may not fit into the free memory: it needs about %s, %s are free. Use %s.",
+            resources.format_memory(estimate.total),
+            resources.format_memory(free),
+            estimate.advice,
+        )
 
 
 class EarlyStopping(EarlyStoppingCallback):
     """The stock early stopping, whose count of evaluations without improvement continues after a resumption."""
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Restore the count."""
         super().on_train_begin(args, state, control, **kwargs)
-        stored = stored_attributes(state, self) if state.global_step else {}
-        self.early_stopping_patience_counter = stored.get("early_stopping_patience_counter", 0)
+        self.early_stopping_patience_counter = int(_stored(state, self, "early_stopping_patience_counter"))
 
 
-def stored_attributes(state: TrainerState, callback: TrainerCallback) -> dict[str, Any]:
-    """Attributes that a checkpoint stores of a callback; empty for an older checkpoint."""
-    stored: Any = (state.stateful_callbacks or {}).get(type(callback).__name__, {})
-    return stored[0]["attributes"] if isinstance(stored, list) else stored.get("attributes", {})
+def _stored(state: TrainerState, callback: TrainerCallback, attribute: str) -> float:
+    """The number that the checkpoint of a resumed training stores of a callback; 0 in a new training."""
+    stored: Any = (state.stateful_callbacks or {}).get(type(callback).__name__, {}) if state.global_step else {}
+    stored = stored[0] if isinstance(stored, list) else stored
+    return stored.get("attributes", {}).get(attribute, 0)
 
 
 def with_package_callbacks(callbacks: Sequence[TrainerCallback]) -> list[TrainerCallback]:
     """The callbacks of the package that are missing among the given ones, then the given ones."""
-    missing = [
-        kind() for kind in (ClozeCallback, ResourceCallback) if not any(isinstance(it, kind) for it in callbacks)
-    ]
-    return [*missing, *callbacks]
+    kinds = (ClozeCallback, ResourceCallback)
+    return [*(kind() for kind in kinds if not any(isinstance(it, kind) for it in callbacks)), *callbacks]

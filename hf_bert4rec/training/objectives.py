@@ -26,9 +26,10 @@ def cloze_training(
 
     Args:
         tokenizer: Saved with every checkpoint.
-        callbacks: Your own callbacks; the result then has `callbacks`, with those of the package first. The stock
-            `Trainer` needs them: pass an empty list. `RecommendationTrainer` adds those of the package itself, so that
-            its own argument `callbacks` can be used as well.
+        callbacks: Your own callbacks; the result then has `callbacks`, with those of the package first.
+            `RecommendationTrainer` adds those of the package itself. For the stock `Trainer` pass an empty list.
+            Without them it repeats a run with the same seed, but a resumed run, or one of several processes, may skip
+            rows or draw them twice.
         sampled: How the `candidates` of the rows were drawn, if they have any; it ends the names of their metrics.
         **masking: Arguments of `DataCollatorForCloze`.
     """
@@ -42,10 +43,5 @@ def cloze_training(
 
 
 def next_item_training(tokenizer: ItemTokenizer, **ranking: Any) -> dict[str, Any]:
-    """Return the arguments of `Trainer` for models that predict each item from the items before it.
-
-    Args:
-        tokenizer: Saved with every checkpoint.
-        **ranking: `callbacks` and `sampled`, as for `cloze_training`.
-    """
+    """Return the arguments for models that predict each item from those before it; options as for `cloze_training`."""
     return {**cloze_training(tokenizer, **ranking), "data_collator": DataCollatorForNextItem(tokenizer)}

@@ -5,6 +5,7 @@ the relevant positions. Muon shortens this phase to a fraction of the steps (EXP
 """
 
 import logging
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -77,33 +78,37 @@ def muon(args: TrainingArguments, learning_rate: float = 1e-2) -> dict[str, Any]
             output, without weight decay.
 
     Raises:
-        ValueError: A learning rate is out of range, or `args.optim` is another optimizer.
+        ValueError: A learning rate is out of range, `args.optim` is another optimizer, or `args` or the launcher ask
+            for FSDP, which cuts matrices into pieces that Muon cannot train.
     """
-    if args.optim != TrainingArguments.default_optim:
-        raise ValueError(f"Muon replaces the default optimizer and cannot be combined with `optim={args.optim.value}`.")
     if not learning_rate > 0:
-        raise ValueError(f"The learning rate of Muon must be above 0, found {learning_rate}.")
-    if not args.learning_rate >= 0:
-        raise ValueError(f"`learning_rate` must be at least 0, found {args.learning_rate}.")
+        raise ValueError(f"`muon_learning_rate` must be above 0, or none for AdamW, found {learning_rate}.")
+    if args.optim != TrainingArguments.default_optim:
+        other = getattr(args.optim, "value", args.optim)
+        raise ValueError(f"`optim={other}` cannot be combined with Muon. Set `muon_learning_rate` to none as well.")
+    if args.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("true", "1"):
+        raise ValueError(
+            "Muon needs whole matrices, and FSDP shards them. Set `muon_learning_rate` to none, or train without FSDP."
+        )
 
     def build(model: PreTrainedModel) -> Optimizer:
-        output = getattr(model, "module", model).get_output_embeddings()
+        model = getattr(model, "module", model)
+        output = model.get_output_embeddings()
         linear = [module for module in model.modules() if isinstance(module, nn.Linear) and module is not output]
         matrices = [module.weight for module in linear if module.weight.requires_grad]
         if not matrices:
             logger.warning(
                 "%s has no linear layers to train with Muon: `muon_learning_rate` has no effect, and AdamW trains all "
                 "weights.",
-                type(getattr(model, "module", model)).__name__,
+                type(model).__name__,
             )
         chosen = set(matrices)  # lists keep the order of the model, by which a saved state finds its parameters
         others = [weight for weight in model.parameters() if weight.requires_grad and weight not in chosen]
-        groups = [
-            {"params": [weight for weight in others if weight.ndim > 1]},
-            {"params": [weight for weight in others if weight.ndim < 2], "weight_decay": 0.0},
-        ]
         adamw = {
-            "params": groups,
+            "params": [
+                {"params": [weight for weight in others if weight.ndim > 1]},
+                {"params": [weight for weight in others if weight.ndim < 2], "weight_decay": 0.0},
+            ],
             "lr": args.learning_rate,
             "betas": (args.adam_beta1, args.adam_beta2),
             "eps": args.adam_epsilon,

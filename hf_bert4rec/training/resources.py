@@ -18,7 +18,6 @@ logger = logging.getLogger(__name__)
 GB = 10**9
 FRAGMENTATION = 1.25  # memory that an allocator holds when it keeps freed blocks, as a multiple of what is in use
 MANY_ITEMS = 100_000  # from here on a step with the full softmax takes 15 times as long as with a sampled one
-PARTS = ("parameters", "gradients", "optimizer_state", "activations", "loss")
 
 
 @dataclass
@@ -38,11 +37,11 @@ class MemoryEstimate:
     @property
     def total(self) -> float:
         """Sum of the parts in GB."""
-        return sum(getattr(self, part) for part in PARTS)
+        return self.parameters + self.gradients + self.optimizer_state + self.activations + self.loss
 
     def __str__(self) -> str:
-        parts = ", ".join(f"{part.replace('_', ' ')} {format_memory(getattr(self, part))}" for part in PARTS)
-        return f"{format_memory(self.total)} ({parts})"
+        parts = [f"{name.replace('_', ' ')} {format_memory(it)}" for name, it in vars(self).items() if name != "advice"]
+        return f"{format_memory(self.total)} ({', '.join(parts)})"
 
 
 def format_memory(gigabytes: float) -> str:
@@ -105,23 +104,18 @@ def estimate_memory(
         possible = model.supports_gradient_checkpointing and not gradient_checkpointing
         advice = "a smaller `per_device_train_batch_size`" + (", or `gradient_checkpointing`" if possible else "")
     numbers = (parameters, parameters, 2 * parameters, held * activations, held * loss)
-    gigabytes = {part: 4 * number / GB for part, number in zip(PARTS, numbers, strict=True)}
-    return MemoryEstimate(**gigabytes, advice=advice)
+    return MemoryEstimate(*(4 * number / GB for number in numbers), advice)
 
 
 def free_memory(device: torch.device) -> float:
-    """Free memory of a device in GB; on a CPU the share of each process of this machine."""
+    """Return the free memory of a device in GB; on a CPU the share of each process of this machine."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] / GB
     return psutil.virtual_memory().available / GB / int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 def check_memory(estimate: MemoryEstimate) -> None:
-    """Check that the parameters of a model that is about to be built can exist on this machine.
-
-    Raises:
-        MemoryError: The parameters alone need more than all memory of the machine, swap included.
-    """
+    """Raise MemoryError if the parameters alone need more than all memory of this machine, swap included."""
     available = (psutil.virtual_memory().total + psutil.swap_memory().total) / GB
     if estimate.parameters > available:
         raise MemoryError(
@@ -132,16 +126,12 @@ def check_memory(estimate: MemoryEstimate) -> None:
 
 
 def keep_freed_memory(keep: bool = True) -> None:
-    """Let glibc keep freed memory for later operations, or return it to the system at once.
+    """Let glibc keep freed memory for later operations (`keep`), or return blocks above 1 MB to the system at once.
 
     By default glibc returns blocks above 32 MB at once, and the next step gets new pages that must be cleared first.
     Training is 1.1 to 1.2 times faster when freed blocks are kept; the process then does not shrink. With gradient
     checkpointing the gaps between kept blocks would be larger than its savings (12 layers, 128 rows of 200 items:
-    1.16 GB instead of 0.26 GB), so that blocks above 1 MB are returned. The setting holds for the whole process. Other
-    C libraries and allocators are not affected.
-
-    Args:
-        keep: Whether freed memory is kept.
+    1.16 GB instead of 0.26 GB). The setting holds for the whole process. Other C libraries are not affected.
     """
     if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "mallopt"):
         for option in (-3, -1):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD

@@ -4,8 +4,10 @@ import dataclasses
 import hashlib
 import logging
 import platform
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from ..hub.model_card import CARD, model_card
 from ..hub.push import push_checkpoint
 from ..hub.run_facts import FACTS_FILE, DataFacts, MachineFacts, RunFacts
 from ..models.registry import architecture_of
-from .arguments import RecommendationTrainingArguments
+from .arguments import LABEL_SMOOTHING, RecommendationTrainingArguments
 from .callbacks import EarlyStopping, ResourceCallback, with_package_callbacks
 from .optimizer import muon
 
@@ -52,7 +54,7 @@ class RecommendationTrainer(Trainer):
             argument does not work with recommenders.
     """
 
-    _card_arguments: dict[str, Any] = {}  # as passed to `create_model_card`; replaced, never changed
+    _card_arguments: Mapping[str, list[str]] = {}  # as passed to `create_model_card`
     _muon_learning_rate: float | None = None
 
     def __init__(
@@ -65,13 +67,10 @@ class RecommendationTrainer(Trainer):
     ) -> None:
         tokenizer = options.get("processing_class")
         if not isinstance(tokenizer, ItemTokenizer):
-            raise ValueError(
-                "`RecommendationTrainer` needs `processing_class=tokenizer`; `cloze_training(tokenizer)` passes it for "
-                "you."
-            )
+            raise ValueError("`RecommendationTrainer` needs `processing_class=tokenizer`: pass `**cloze_training(…)`.")
         args = RecommendationTrainingArguments("runs") if args is None else args
         if args.label_smoothing_factor:
-            raise ValueError("`label_smoothing_factor` is not supported for recommenders. Set it to 0.")
+            raise ValueError(LABEL_SMOOTHING)
         if args.eval_strategy != "no" and options.get("preprocess_logits_for_metrics") is ranks_of_logits:
             check_cutoffs(len(tokenizer.items))
         callbacks = with_package_callbacks(callbacks or ())
@@ -108,10 +107,10 @@ class RecommendationTrainer(Trainer):
                 raise ValueError(f"Found no complete checkpoint to resume from in {self.args.output_dir}.")
         elif checkpoint is not None and not is_complete(checkpoint):
             raise ValueError(
-                f"{checkpoint} is not a complete checkpoint to resume from: a file is missing or damaged, such as the "
-                "state of the optimizer. Use `resume_from_checkpoint=True` for the newest complete one."
+                f"{checkpoint} is not a complete checkpoint to resume from: a file is missing or damaged. Use "
+                "`resume_from_checkpoint=True` for the newest complete one."
             )
-        return super().train(None if checkpoint is None else str(checkpoint), *args, **kwargs)
+        return super().train(checkpoint and str(checkpoint), *args, **kwargs)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
@@ -127,53 +126,33 @@ class RecommendationTrainer(Trainer):
         if not _internal_call:
             self._write_card(Path(output_dir or self.args.output_dir), overwrite=False)
 
-    def create_model_card(
-        self,
-        language: str | None = None,
-        license: str | None = None,  # noqa: A002
-        tags: str | list[str] | None = None,
-        model_name: str | None = None,
-        finetuned_from: str | None = None,
-        tasks: str | list[str] | None = None,
-        dataset_tags: str | list[str] | None = None,
-        dataset: str | list[str] | None = None,
-        dataset_args: str | list[str] | None = None,
-    ) -> None:
-        """Write `README.md` and `run_facts.json` into the output folder.
-
-        The arguments also apply to cards that are written later.
+    def create_model_card(self, *args: Any, **card: Any) -> None:
+        """Write `README.md` and `run_facts.json` into the output folder; cards written later keep the arguments.
 
         Args:
-            language: Language of the titles.
-            license: License of the model.
-            tags: Further tags.
-            model_name: Name of the model; by default that of the repository, or of the output folder.
-            finetuned_from: Hub ID of the model from which the training started.
-            tasks: Further tags.
-            dataset_tags: Hub IDs of the data.
-            dataset: Name of the interactions.
-            dataset_args: Subset of the interactions.
+            *args: Values of the arguments below, in the same order.
+            **card: Arguments of the stock Trainer: `language`, `license`, `tags`, `model_name` (by default that of the
+                repository, or of the output folder), `finetuned_from` (Hub ID), `tasks`, `dataset_tags` (Hub IDs),
+                `dataset` and `dataset_args` (name and part of the interactions).
         """
-        given = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
-        given = {name: value for name, value in given.items() if value is not None}
-        self._card_arguments = self._card_arguments | given
+        given = signature(Trainer.create_model_card).bind(self, *args, **card).arguments
+        lists = {name: [it] if isinstance(it, str) else list(it) for name, it in given.items() if it and name != "self"}
+        self._card_arguments = {**self._card_arguments, **lists}
         self._write_card(Path(self.args.output_dir))
 
     def _write_card(self, folder: Path, overwrite: bool = True) -> None:
         if not self.is_world_process_zero():
             return
-        given = {
-            name: [value] if isinstance(value, str) else list(value) for name, value in self._card_arguments.items()
-        }
-        data = " ".join(given.get("dataset", []) + given.get("dataset_args", []))
-        facts = self.run_facts(self._card_arguments.get("model_name"), data or None)
+        given: defaultdict[str, list[str]] = defaultdict(list, self._card_arguments)
+        data = " ".join(given["dataset"] + given["dataset_args"])
+        facts = self.run_facts(" ".join(given["model_name"]) or None, data or None)
         card = model_card(facts)
         for name, field in (("language", "language"), ("license", "license"), ("finetuned_from", "base_model")):
-            if name in given:
+            if given[name]:
                 setattr(card.data, field, given[name][0])
-        card.data.datasets = given.get("dataset_tags")
-        more = (*given.get("tags", ()), *given.get("tasks", ()), *(self.model.model_tags or ()))
-        card.data.tags = list(dict.fromkeys((*card.data.tags, *more)))
+        card.data.datasets = given["dataset_tags"] or None
+        tags = (*card.data.tags, *given["tags"], *given["tasks"], *(self.model.model_tags or ()))
+        card.data.tags = list(dict.fromkeys(tags))
         file = folder / CARD
         checksum = RunFacts.load(folder).card if (folder / FACTS_FILE).exists() else None
         if not overwrite and file.exists() and _checksum(file) != checksum:
@@ -193,7 +172,7 @@ class RecommendationTrainer(Trainer):
             name: Name of the model; by default that of the repository, or of the output folder.
             data: Name of the interactions.
         """
-        args, config, items = self.args, self.model.config, self.processing_class.items
+        args, config, tokenizer = self.args, self.model.config, self.processing_class
         ours = self.preprocess_logits_for_metrics is ranks_of_logits
         metrics = self._validation_metrics() if ours else {}
         sampled, model = how_sampled(metrics), architecture_of(config).name
@@ -207,31 +186,26 @@ class RecommendationTrainer(Trainer):
         return RunFacts(
             name=name or Path(args.hub_model_id or args.output_dir).absolute().name,
             model=model,
-            data=DataFacts(name=data or "interactions of its author", items=len(items)),
-            protocol=f"{protocol}all {len(items):,} items, history {history}",
+            data=DataFacts(name=data or "interactions of its author", items=len(tokenizer.items)),
+            protocol=f"{protocol}all {len(tokenizer.items):,} items, history {history}",
             sampled_protocol=f"{protocol}candidates drawn for each user {drawn}" if sampled else None,
             exclude_history=config.exclude_history,
             results={"validation": {model: metrics}} if metrics else {},
             recipe={
                 **{name: getattr(args, name) for name in recorded},
                 "muon_learning_rate": self._muon_learning_rate,
-                "max_length": self.processing_class.model_max_length,
+                "max_length": tokenizer.model_max_length,
                 "exclude_history": config.exclude_history,
                 "mask_probability": getattr(self.data_collator, "mask_probability", None),
             },
             seconds=round(sum(seconds), 1) or None,
             best_checkpoint=Path(best or "").name,
             chosen_by=metric.upper() if "@" in metric else metric,
-            machine=MachineFacts(
-                processes=args.world_size,
-                threads=torch.get_num_threads(),
-                processor=platform.machine(),
-                device=str(args.device),
-            ),
+            machine=MachineFacts(args.world_size, torch.get_num_threads(), platform.machine(), str(args.device)),
             versions={name: version(name) for name in ("hf-bert4rec", "transformers", "torch", "datasets")},
             log=list(self.state.log_history),
-            example=items[:3].to_pylist(),
-            titles=self.processing_class.titles is not None,
+            example=tokenizer.items[:3].to_pylist(),
+            titles=tokenizer.titles is not None,
         )
 
     def _validation_metrics(self) -> dict[str, float]:
@@ -245,11 +219,7 @@ class RecommendationTrainer(Trainer):
         return {name: value for name, value in last.items() if "@" in name or name.startswith("mrr_")}
 
     def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
-        """Create the repository; with `push_to_hub=True` the Trainer does so before training.
-
-        Raises:
-            OSError: The Hub cannot be reached or does not accept the request.
-        """
+        """Create the repository before training, if `push_to_hub=True`; an OSError says why the Hub refuses."""
         with hub_errors(self.args.hub_model_id or Path(self.args.output_dir).name):
             super().init_hf_repo(*args, **kwargs)
 
@@ -262,18 +232,11 @@ class RecommendationTrainer(Trainer):
         private: bool | None = None,
         **card: Any,
     ) -> CommitInfo | None:
-        """Save the checkpoint and upload it with its card in one commit (`push_checkpoint`).
+        """Save the checkpoint and upload it with its card in one commit, as `push_checkpoint` does.
 
-        Args:
-            commit_message: Message of the commit.
-            blocking: Not used: the upload has finished when this method returns.
-            token: Token with write access; by default `hub_token`.
-            revision: Branch; by default `hub_revision`, then `main`.
-            private: Whether a new repository is private; by default `hub_private_repo`.
-            **card: Arguments of `create_model_card`.
-
-        Returns:
-            The commit; None in all processes but the first.
+        By default, token, branch and visibility are `hub_token`, `hub_revision` and `hub_private_repo` of the training
+        arguments. `blocking` is not used: the upload has finished when this method returns. `card` are arguments of
+        `create_model_card`. The result is the commit, and None in all processes but the first.
 
         Raises:
             OSError: The Hub cannot be reached or does not accept the request.

@@ -2,7 +2,7 @@
 
 import copy
 import logging
-from collections.abc import Mapping
+from collections import Counter
 from typing import Any, Literal
 
 import numpy as np
@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ..data.tokenization import ItemTokenizer
+from ..hub.checkpoint import check_sizes
 from ..models.configuration_bert4rec import SPECIAL_TOKENS
 
 logger = logging.getLogger(__name__)
@@ -40,39 +41,29 @@ def transfer(
         A new model; `model` is not changed.
 
     Raises:
-        ValueError: The catalogs share no item, titles are missing, or a changed size has no weights.
+        ValueError: `model` and `tokenizer` do not belong together, the catalogs share no item, titles are missing, or a
+            changed size has no weights.
     """
-    if len(tokenizer) != model.config.vocab_size:
-        raise ValueError(
-            f"The model has {model.config.vocab_size} rows in its item table, its tokenizer {len(tokenizer)} tokens. "
-            "Take both from the same checkpoint."
-        )
+    check_sizes(model, tokenizer)
     places, rows = shared_items(tokenizer, new_tokenizer, match)
     if not len(rows):
-        raise ValueError(
-            f"The two catalogs share no item by {match}. Match by {'title' if match == 'id' else 'id'}, or train a new "
-            "model."
-        )
-    settings = {**changes, "vocab_size": len(new_tokenizer), "max_position_embeddings": new_tokenizer.model_max_length}
+        other = "title" if match == "id" else "id"
+        raise ValueError(f"The two catalogs share no item by {match}. Match by {other}, or train a new model.")
+    sizes = {"vocab_size": len(new_tokenizer), "max_position_embeddings": new_tokenizer.model_max_length}
     config = copy.deepcopy(model.config)
-    new = type(model)(type(config)(**{**config.to_dict(), **settings})).to(model.dtype)
-    input_weight = model.get_input_embeddings().weight
-    table = input_weight.detach()
-    specials = len(SPECIAL_TOKENS)
+    new = type(model)(type(config)(**{**config.to_dict(), **changes, **sizes})).to(model.dtype)
+    tables = [(model.get_input_embeddings().weight.detach(), new.get_input_embeddings().weight)]
+    if not config.tie_word_embeddings:
+        tables.append((model.lm_head.weight.detach(), new.lm_head.weight))
+    old_bias, bias = model.lm_head.bias.detach(), new.lm_head.bias
+    specials, total = len(SPECIAL_TOKENS), len(new_tokenizer.items)
     with torch.no_grad():
-        item_weights = {name for name, weight in model.state_dict(keep_vars=True).items() if weight is input_weight}
-        _copy_encoder(model.state_dict(), new.state_dict(), {*item_weights, "lm_head.weight", "lm_head.bias"})
-        new_table, bias = new.get_input_embeddings().weight, new.lm_head.bias
-        new_table[specials:] += table[specials:].mean(dim=0)
-        bias[specials:] = model.lm_head.bias[specials:].min()
-        for values, old in ((new_table, table), (bias, model.lm_head.bias)):
-            values[:specials] = old[:specials]
-            values[places] = old[rows]
-        if not config.tie_word_embeddings:
-            output, old = new.lm_head.weight, model.lm_head.weight
-            output[specials:] += old[specials:].mean(dim=0)
-            output[:specials], output[places] = old[:specials], old[rows]
-    total = len(new_tokenizer.items)
+        _copy_encoder(model, new)
+        for old, table in tables:
+            table[specials:] += old[specials:].mean(dim=0)
+        bias[specials:] = old_bias[specials:].min()
+        for old, values in (*tables, (old_bias, bias)):
+            values[:specials], values[places] = old[:specials], old[rows]
     logger.info("%d of %d items keep their weights, %d are new.", len(rows), total, total - len(rows))
     return new
 
@@ -102,26 +93,23 @@ def shared_items(
 
 def _unique(titles: list[str | None]) -> dict[str, int]:
     """Title -> place of its item, for titles of a single item."""
-    places: dict[str, int] = {}
-    repeated: set[str] = set()
-    for place, title in enumerate(titles):
-        if title is not None:
-            repeated.update({title} & places.keys())
-            places[title] = place
-    return {title: place for title, place in places.items() if title not in repeated}
+    counts = Counter(titles)
+    return {title: place for place, title in enumerate(titles) if title is not None and counts[title] == 1}
 
 
-def _copy_encoder(old: Mapping[str, torch.Tensor], new: Mapping[str, torch.Tensor], item_weights: set[str]) -> None:
+def _copy_encoder(model: PreTrainedModel, new: PreTrainedModel) -> None:
     """Copy all weights except those with one row per item; of positions the first ones, those of the oldest items."""
-    for name, weight in new.items():
+    old, table = model.state_dict(keep_vars=True), model.get_input_embeddings().weight
+    item_weights = {name for name, weight in old.items() if weight is table} | {"lm_head.weight", "lm_head.bias"}
+    for name, weight in new.state_dict().items():
         if name in item_weights:
             continue
-        if name not in old or old[name].shape[1:] != weight.shape[1:] or len(old[name]) < len(weight):
-            found = "none" if name not in old else list(old[name].shape)
+        found = list(old[name].shape) if name in old else [0]
+        rows = len(weight) if "position_embeddings" in name else found[0]  # more positions than needed can be cut off
+        if found[1:] != list(weight.shape[1:]) or not len(weight) == rows <= found[0]:
             raise ValueError(
-                f"The model to start from has no weights for {name} of shape {list(weight.shape)}, found {found}. "
-                "Do not change its sizes, and use a `max_length` of at most its number of positions."
+                f"The model to start from has no weights for {name} of shape {list(weight.shape)}, found "
+                f"{found if name in old else 'none'}. Do not change its sizes, and use a `max_length` of at most its "
+                "number of positions."
             )
-        if "position_embeddings" not in name and len(old[name]) != len(weight):
-            raise ValueError(f"Expected {name} of shape {list(weight.shape)}, found {list(old[name].shape)}.")
         weight.copy_(old[name][: len(weight)])

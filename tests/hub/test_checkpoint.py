@@ -237,9 +237,10 @@ def test_json_that_is_deep_or_no_object_is_refused(folder, file, content):
         hf_bert4rec.pipeline(folder)
 
 
-def test_a_config_of_many_megabytes_is_refused_before_it_is_read(folder):
-    (folder / "config.json").write_text(" " * 2**24 + "{}")
-    with pytest.raises(ValueError, match=r"config\.json is damaged or cut off \(larger than 16,777,216 bytes\)"):
+@pytest.mark.parametrize(("file", "limit"), [("config.json", 2**24), ("run_facts.json", 2**26)])
+def test_json_of_many_megabytes_is_refused_before_it_is_read(folder, file, limit):
+    (folder / file).write_text(" " * limit + "{}")
+    with pytest.raises(ValueError, match=rf"{file} is damaged or cut off \(larger than {limit:,} bytes\)"):
         check_folder(folder)
 
 

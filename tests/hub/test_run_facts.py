@@ -2,8 +2,10 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 
 import hf_bert4rec
@@ -93,6 +95,26 @@ def test_a_checkpoint_of_version_1_recommends_and_is_evaluated_as_before():
     metrics = evaluate(recipe)[1]
     expected = RunFacts.load(VERSION_1).results
     assert metrics["test"] == pytest.approx(expected["test"]["BERT4Rec"], abs=1e-6)
+
+
+@pytest.mark.parametrize("place", ["folder", "hub"])
+@pytest.mark.parametrize("excluded", [None, True, False])
+def test_the_exclude_history_of_a_version_1_recipe_holds_for_pipeline_and_evaluation(tmp_path, hub, excluded, place):
+    folder = shutil.copytree(VERSION_1, tmp_path / "model")
+    facts = json.loads((folder / "run_facts.json").read_text())
+    facts["recipe"] |= {} if excluded is None else {"exclude_history": excluded}
+    (folder / "run_facts.json").write_text(json.dumps(facts))
+    assert "exclude_history" not in json.loads((folder / "config.json").read_text())
+    if place == "hub":
+        huggingface_hub.create_repo("org/old")
+        huggingface_hub.upload_folder(repo_id="org/old", folder_path=folder)
+    recommender = hf_bert4rec.pipeline("org/old" if place == "hub" else folder)
+    expected = excluded is not False
+    assert recommender.model.config.exclude_history is expected
+    recommended = {row["item"] for row in recommender([["i1", "i2"]], top_k=12)[0]}
+    assert recommended.isdisjoint({"i1", "i2"}) is expected
+    recipe = parse_recipe([str(folder), "--data", str(FIXTURES / "version_1_log.csv")])
+    assert evaluate(recipe)[0][0].endswith("history excluded" if expected else "history not excluded")
 
 
 def as_trainer_facts(values: dict) -> dict:

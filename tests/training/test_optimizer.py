@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from transformers import get_linear_schedule_with_warmup
+from transformers import TrainingArguments, get_linear_schedule_with_warmup
 
 from hf_bert4rec import Bert4RecForMaskedLM, Gru4RecConfig, Gru4RecForMaskedLM, RecommendationTrainingArguments, muon
 from tests.conftest import small_config
@@ -125,7 +125,7 @@ def test_another_optimizer_with_muon_raises(tmp_path):
 @pytest.mark.parametrize("rate", [0.0, -1.0])
 def test_a_learning_rate_that_is_not_positive_raises(tmp_path, rate):
     args = RecommendationTrainingArguments(str(tmp_path), use_cpu=True)
-    with pytest.raises(ValueError, match=f"learning rate of Muon must be above 0, found {rate}"):
+    with pytest.raises(ValueError, match=f"`muon_learning_rate` must be above 0, or none for AdamW, found {rate}"):
         muon(args, rate)
 
 
@@ -133,6 +133,18 @@ def test_a_learning_rate_that_is_not_positive_raises(tmp_path, rate):
 def test_options_of_adamw_are_checked_with_muon_too(small_model, tmp_path, options):
     with pytest.raises(ValueError, match="Invalid"):
         make(small_model, tmp_path, **options)
+
+
+@pytest.mark.parametrize("by", ["argument", "launcher"])
+def test_muon_with_fsdp_raises_before_training(tmp_path, monkeypatch, by):
+    if by == "launcher":
+        monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    options = {"use_cpu": True, "fsdp": "full_shard" if by == "argument" else None}
+    with pytest.raises(ValueError, match=r"Muon needs whole matrices, and FSDP shards them\. Set `muon_learning_rate`"):
+        RecommendationTrainingArguments(str(tmp_path), **options)
+    with pytest.raises(ValueError, match="Muon needs whole matrices"):
+        muon(TrainingArguments(str(tmp_path), **options))
+    assert RecommendationTrainingArguments(str(tmp_path), muon_learning_rate=None, **options).muon_learning_rate is None
 
 
 def test_a_model_without_matrices_for_muon_is_reported(tmp_path, caplog):

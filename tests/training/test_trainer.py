@@ -350,7 +350,7 @@ def test_a_model_init_gives_the_same_weights_whatever_was_seeded_before(historie
         ({"label_smoothing_factor": 0.1}, "`label_smoothing_factor` is not supported"),
         ({"learning_rate": -1.0}, "`learning_rate` must be at least 0, found -1"),
         ({"learning_rate": float("nan")}, "`learning_rate` must be at least 0, found nan"),
-        ({"muon_learning_rate": -1.0}, "`muon_learning_rate` must be at least 0, found -1"),
+        ({"muon_learning_rate": -1.0}, "`muon_learning_rate` must be above 0, or none for AdamW, found -1"),
         ({"optim": "sgd"}, "`optim=sgd` cannot be combined with Muon"),
         ({"early_stopping_patience": 0}, "`early_stopping_patience` must be at least 1, or none, found 0"),
     ],

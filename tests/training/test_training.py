@@ -13,6 +13,7 @@ from transformers import Trainer, TrainerCallback, TrainerState, set_seed
 
 from hf_bert4rec import (
     Bert4RecForMaskedLM,
+    ClozeCallback,
     DataCollatorForCloze,
     RecommendationTrainingArguments,
     ResourceCallback,
@@ -120,6 +121,20 @@ def test_every_row_is_drawn_once_an_epoch_with_fresh_masks_the_same_for_any_numb
     assert first != third
     assert second != third
     assert seen.epochs == again.epochs
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_stock_trainer_without_our_callbacks_repeats_a_run_with_the_same_seed(histories, tmp_path, workers):
+    seen = []
+    for _ in range(2):
+        seen.append(Record())
+        trainer = make_trainer(histories, tmp_path, callbacks=None, num_train_epochs=2, dataloader_num_workers=workers)
+        assert not any(isinstance(it, ClozeCallback) for it in trainer.callback_handler.callbacks)
+        trainer.add_callback(seen[-1])
+        trainer.train()
+    assert sorted(row for row, _ in seen[0].epochs[0]) == sorted(map(tuple, histories[0]["train"]["input_ids"]))
+    assert sorted(seen[0].epochs[0]) != sorted(seen[0].epochs[1])  # fresh masks
+    assert seen[0].epochs == seen[1].epochs
 
 
 class Spoil(TrainerCallback):
@@ -287,14 +302,15 @@ def test_a_sampled_loss_is_advised_for_large_catalogs(tmp_path, items, loss, exp
     with torch.device("meta"):
         model = Bert4RecForMaskedLM(config)
     callback, loader = ResourceCallback(), torch.utils.data.DataLoader([], collate_fn=DataCollatorForCloze(None))
-    callback.on_train_begin(RecommendationTrainingArguments(str(tmp_path)), TrainerState(), None, model, loader)
+    args = RecommendationTrainingArguments(str(tmp_path))
+    callback.on_train_begin(args, TrainerState(), None, model=model, train_dataloader=loader)
     assert callback.sampling_pays is expected
 
 
 @pytest.fixture
 def free(monkeypatch):
     """Pretend that so many GB are free."""
-    return lambda gigabytes: monkeypatch.setattr("hf_bert4rec.training.callbacks.free_memory", lambda device: gigabytes)
+    return lambda gigabytes: monkeypatch.setattr("hf_bert4rec.training.resources.free_memory", lambda device: gigabytes)
 
 
 def test_training_that_may_not_fit_warns_with_advice_and_starts(histories, tmp_path, free, caplog):
@@ -311,7 +327,7 @@ def test_training_that_may_not_fit_warns_with_advice_and_starts(histories, tmp_p
 
 def test_freed_memory_is_kept_except_with_checkpointing(histories, tmp_path, monkeypatch):
     kept = []
-    monkeypatch.setattr("hf_bert4rec.training.callbacks.keep_freed_memory", kept.append)
+    monkeypatch.setattr("hf_bert4rec.training.resources.keep_freed_memory", kept.append)
     for checkpointing in (False, True):
         make_trainer(histories, tmp_path, num_train_epochs=1, gradient_checkpointing=checkpointing).train()
     assert kept == [True, False]
