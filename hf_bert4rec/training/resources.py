@@ -103,8 +103,8 @@ def estimate_memory(
     elif activations > loss:
         possible = model.supports_gradient_checkpointing and not gradient_checkpointing
         advice = "a smaller `per_device_train_batch_size`" + (", or `gradient_checkpointing`" if possible else "")
-    numbers = (parameters, parameters, 2 * parameters, held * activations, held * loss)
-    return MemoryEstimate(*(4 * number / GB for number in numbers), advice)
+    weights, unit = 4 * parameters / GB, 4 * held / GB
+    return MemoryEstimate(weights, weights, 2 * weights, unit * activations, unit * loss, advice)
 
 
 def free_memory(device: torch.device) -> float:
