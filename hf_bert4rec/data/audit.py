@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from datasets import Dataset, DatasetDict
 
 from ..models.configuration_bert4rec import SPECIAL_TOKENS
@@ -44,27 +45,22 @@ def audit(histories: DatasetDict) -> list[Finding]:
     target among its candidates; an input later than its target; a second row of a user. In train: an action later than
     an evaluated target of the same user.
 
-    The other findings describe the protocol: targets of users who are in train; repeats; targets that never occur in
-    train; targets that are not in the tokenizer; and targets older than a training action of any user. Every
-    leave-one-out split has the last, `split_at_time` has none; without comparable times (`times_are_comparable`) it is
-    not reported.
+    The other findings describe the protocol. Targets older than a training action of any user occur in every
+    leave-one-out split and never in `split_at_time`; without comparable times (`times_are_comparable`) they are not
+    reported.
 
     Args:
-        histories: `train` and perhaps `validation` and `test`, with the columns `user`, `input_ids`, `timestamps`,
-            `labels` and `history`, and perhaps `candidates`.
+        histories: `train` and perhaps `validation` and `test`, with the columns `NEEDED` and perhaps `candidates`.
 
     Returns:
         All findings, including those without rows.
 
     Raises:
-        ValueError: There is no training split, a split of another name, a missing column, or a row to evaluate without
-            labels.
+        ValueError: A split, column or label is missing, or a split has another name.
     """
     _check(histories)
-    numbers: dict[str, int] = {}
-    for rows in histories.values():
-        for user in rows["user"][:]:
-            numbers.setdefault(user, len(numbers))
+    users = dict.fromkeys(user for rows in histories.values() for user in rows["user"][:])
+    numbers = {user: number for number, user in enumerate(users)}
     inputs = {name: _actions(rows, numbers, "input_ids") for name, rows in histories.items()}
     targets = {name: _targets(rows, numbers) for name, rows in histories.items() if name != "train"}
     train = np.concatenate([inputs["train"], _actions(histories["train"], numbers, "labels")])
@@ -150,8 +146,6 @@ def _structured(*columns: np.ndarray) -> np.ndarray:
 
 def _in(targets: np.ndarray, actions: np.ndarray) -> np.ndarray:
     """Whether the user, item and time of each target are those of an action."""
-    both, keys = np.concatenate([targets, actions]), np.zeros(len(targets) + len(actions), np.int64)
-    for field in ("user", "item", "time"):
-        codes = np.unique(both[field], return_inverse=True)[1]
-        keys = np.unique(keys * (codes.max(initial=0) + 1) + codes, return_inverse=True)[1]
-    return np.isin(keys[: len(targets)], keys[len(targets) :])
+    fields = ("user", "item", "time")
+    keys = [pd.MultiIndex.from_arrays([rows[field] for field in fields]) for rows in (targets, actions)]
+    return keys[0].isin(keys[1])

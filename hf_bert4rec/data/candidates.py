@@ -23,8 +23,7 @@ def popularity_candidates(rows: Dataset, counts: np.ndarray, number: int = 100, 
         The split with a column `candidates`.
 
     Raises:
-        ValueError: `number` is below 1, a count is not an integer from 0 on, the rows have no targets, or a user has
-            fewer than `number` items left.
+        ValueError: An argument is out of range, the rows have no targets, or a user has fewer than `number` items left.
     """
     if number < 1:
         raise ValueError(f"Expected at least one candidate, found {number}.")
@@ -54,10 +53,8 @@ def popularity_candidates(rows: Dataset, counts: np.ndarray, number: int = 100, 
 
 
 def uniform_candidates(rows: Dataset, vocab_size: int, number: int = 100, seed: int = 0) -> Dataset:
-    """Draw items that the user has not had, each with the same probability.
+    """Draw items that the user has not had, each with the same probability; see `popularity_candidates`.
 
-    Args:
-        rows: As for `popularity_candidates`, like `number` and `seed`.
-        vocab_size: Rows of the item table, including the special rows.
+    `vocab_size` is the number of rows of the item table, including the special rows.
     """
     return popularity_candidates(rows, np.ones(vocab_size, np.int64), number, seed)

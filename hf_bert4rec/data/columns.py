@@ -20,16 +20,12 @@ EVENT = (
     "interaction|checkin|watch|play|listen|booking|request|create?|creation|record|server|added|placed){,2}"
 )
 DATE, TIME = f"{EVENT}(ed)?date|tdat|dateadded|dt", f"{EVENT}time"
+MOMENT = f"{EVENT}(timestamp|datetime|ts|epoch)|unixtime|{EVENT}e?d?at|boughtat|soldat"
 NAMES = {  # role -> patterns, the best fit first, for names in lower case without blanks and punctuation
     "user": ("user", f"(id)?{PERSON}{KEY}?|uid", f"{PERSON}name", f"(session|visit|basket){KEY}?"),
     "item": ("item|parentasin", f"(id)?{GOODS}{KEY}?|{WORK}{KEY}|asin|sku|isbn|iid|ean|gtin", f"{PLACE}{KEY}", "sid"),
     "rating": ("rating", f"({GOODS}|{WORK}|review|user|star)?(rating|score|stars?|overall)"),
-    "timestamp": (
-        "timestamp|unixreviewtime",
-        f"{EVENT}(timestamp|datetime|ts|epoch)|unixtime|{EVENT}e?d?at|boughtat|soldat",
-        DATE,
-        TIME,
-    ),
+    "timestamp": ("timestamp|unixreviewtime", MOMENT, DATE, TIME),
     "title": ("title", f"({GOODS}|{WORK})title", f"({GOODS}|{WORK})?name", "description"),
 }
 SEQUENCES = f"({GOODS}|{WORK}|asin|sku){KEY}?s?(list|seq|sequence|history)"
@@ -46,18 +42,14 @@ def find_columns(log: RawLog, wanted: Mapping[str, Column], needed: Iterable[str
     Raises:
         ValueError: There is no column for a role, several fit equally well, or cells contain sequences.
     """
-    named = {name for name in wanted.values() if isinstance(name, str) and not name.isdecimal()}
-    if log.first_rows and named.intersection(log.first_rows[0]):  # then the first line is a header
-        log.columns, log.first_rows = list(log.first_rows[0]), ()
     found = {role: place for role, place in guess_roles(log.first_rows).items() if role in wanted}
     for role, name in wanted.items():
         found |= _find(log, role, name, NAMES[role])
     if "timestamp" in found and wanted["timestamp"] is None and _fits(log.columns[found["timestamp"]], DATE):
         for place in _find(log, "timestamp", None, [TIME]).values():
             found["time of day"] = place
-    for role in needed:
-        if role not in found:
-            raise ValueError(f"{log.name}: expected a column for the {role}, found {log}. {_advice(log, role)}")
+    if missing := [role for role in needed if role not in found]:
+        raise ValueError(f"{log.name}: expected a column for the {missing[0]}, found {log}. {_advice(log, missing[0])}")
     if "user" in found:
         sequences = [name for name in log.columns if wanted["item"] is None and _fits(name, SEQUENCES)]
         sequences += [log.columns[place] for place in found.values() if log.columns[place].endswith("_seq")]
@@ -89,7 +81,7 @@ def _find(log: RawLog, role: str, name: Column, patterns: Iterable[str]) -> dict
         shown = " and ".join(f"{log.columns[place]!r} (column {place})" for place in places)
         choice = places[0] if len({log.columns[place] for place in places}) == 1 else log.columns[places[0]]
         raise ValueError(f"{log.name}: {shown} fit the {role} equally well. Name one, such as {role}={choice!r}.")
-    return {role: place for place in places}  # noqa: B035
+    return {role: places[0]} if places else {}
 
 
 def _fits(name: str, pattern: str) -> bool:
@@ -118,8 +110,9 @@ def guess_roles(rows: Rows) -> dict[str, int]:
         return {}
     amazon = _most(ASIN.fullmatch, columns[0]) and _most(AMAZON_USER.fullmatch, columns[1])
     roles = ["item", "user"] if amazon else ["user", "item"]
+    kinds = {"timestamp": _is_time, "rating": _is_rating}
     for column in columns[2:]:
-        roles.append("timestamp" if _most(_is_time, column) else "rating" if _most(_is_rating, column) else "")
+        roles.append(next((kind for kind, fits in kinds.items() if _most(fits, column)), ""))
     return {} if "" in roles or len(set(roles)) < len(roles) else {role: i for i, role in enumerate(roles)}
 
 

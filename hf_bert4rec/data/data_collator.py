@@ -30,10 +30,7 @@ class DataCollatorForNextItem:
         return getattr(self, "mask_probability", 1.0)
 
     def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        """Build a batch.
-
-        Args:
-            features: Rows with `input_ids`. Rows to evaluate also have `labels` and perhaps `history` and `candidates`.
+        """Build a batch from rows with `input_ids`, and with `labels` if they are to be evaluated.
 
         Returns:
             `input_ids` (batch, length); `attention_mask` (batch, length), 1 = real item, 0 = padding; `labels` (batch,
@@ -46,17 +43,16 @@ class DataCollatorForNextItem:
         """
         input_ids, real = pad_rows([row["input_ids"] for row in features], self.tokenizer.pad_token_id)
         labels = np.full_like(input_ids, -100)
-        own = np.array([row.get("labels") is not None for row in features], bool)
-        evaluated = [row for row, labeled in zip(features, own, strict=True) if labeled]
+        train = np.array([row.get("labels") is None for row in features], bool)
+        evaluated = [row for row in features if row.get("labels") is not None]
         if evaluated:
-            if [len(row["labels"]) for row in evaluated] != real[own].sum(axis=1).tolist():
+            if [len(row["labels"]) for row in evaluated] != real[~train].sum(axis=1).tolist():
                 raise ValueError("Expected one label for each of the `input_ids`, found another number.")
-            labels[own], _ = pad_rows([row["labels"] for row in evaluated], -100, input_ids.shape[1])
-        if len(evaluated) < len(features):
-            train = ~own if evaluated else slice(None)
+            labels[~train], _ = pad_rows([row["labels"] for row in evaluated], -100, input_ids.shape[1])
+        if train.any():
             if not real[train].any(axis=1).all():
                 raise ValueError("Expected at least one item in each training row, found a row without any.")
-            rows = [row for row in features if row.get("labels") is None] if evaluated else features
+            rows = [row for row in features if row.get("labels") is None]
             input_ids[train], chosen = self._choose_labels(rows, input_ids[train], real[train])
             labels[train] = np.where(chosen < len(SPECIAL_TOKENS), -100, chosen)  # [UNK] is not to be predicted
         batch = {"input_ids": input_ids, "attention_mask": real.astype(np.int64), "labels": labels}
@@ -71,7 +67,7 @@ class DataCollatorForNextItem:
     def _choose_labels(
         self, rows: Sequence[Mapping[str, Any]], input_ids: np.ndarray, real: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Inputs and labels, (rows, length) each, of training rows."""
+        """Inputs and labels of training rows, (rows, length) each."""
         return input_ids, np.where(real, input_ids, -100)
 
 
@@ -100,9 +96,6 @@ class DataCollatorForCloze(DataCollatorForNextItem):
         max_predictions: Largest number of masks in a row, as in the published code. None: no limit.
         seed: Seed of the masks.
         epoch: Number of the pass over the data. None: fresh masks for every batch.
-
-    Raises:
-        ValueError: An argument is out of range.
     """
 
     mask_probability: float = 0.2
@@ -113,10 +106,8 @@ class DataCollatorForCloze(DataCollatorForNextItem):
 
     def __post_init__(self) -> None:
         if not 0 < self.mask_probability < 1 or not 0 <= self.last_item_probability <= 1:
-            raise ValueError(
-                "Expected mask_probability above 0 and below 1, and last_item_probability from 0 to 1, found "
-                f"{self.mask_probability} and {self.last_item_probability}."
-            )
+            found = f"{self.mask_probability} and {self.last_item_probability}"
+            raise ValueError(f"Expected mask_probability in (0, 1) and last_item_probability in [0, 1], found {found}.")
         if self.max_predictions is not None and self.max_predictions < 1:
             raise ValueError(f"Expected max_predictions of at least 1, or None, found {self.max_predictions}.")
 
@@ -128,10 +119,10 @@ class DataCollatorForCloze(DataCollatorForNextItem):
         elif all("row" in row for row in rows):
             epoch, numbers = self.epoch, np.array([row["row"] for row in rows], np.uint64)
         else:
-            raise ValueError(
-                "Training rows need a column `row`, their number, from which masks are drawn: "
-                "dataset.add_column('row', range(len(dataset))). `remove_unused_columns=False` keeps it."
+            solution = (
+                "dataset.add_column('row', range(len(dataset))), and `remove_unused_columns=False` in the Trainer"
             )
+            raise ValueError(f"Training rows need a column `row`, their number: {solution}.")
         masked = self._draw_masks(epoch, numbers, real)
         return np.where(masked, self.tokenizer.mask_token_id, input_ids), np.where(masked, input_ids, -100)
 

@@ -2,29 +2,110 @@
 
 The function takes a `SourceFile`, which gives it `text()`, `content()` in bytes, `path` and the user's `separator`. It
 returns a table of pandas, Polars, Arrow or datasets; columns with the usual names are found, others named by the user.
+
+Arrow reads text and JSON. Python, which is slower, reads what Arrow refuses and finds the line with an error.
 """
 
+import ast
+import csv
+import io
+import json
 import re
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from difflib import get_close_matches
 from functools import partial
+from itertools import islice
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pyarrow as pa
+import pyarrow.csv
+import pyarrow.json
 import pyarrow.parquet as pq
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+from tqdm.auto import tqdm
 
-from .json_lines import read_json
+from .columns import Column, are_sequences, is_header
+from .ids import Values
 from .sources import COMPRESSED, RawLog, SourceFile, library_errors, open_table
-from .text_files import read_blank_separated, read_delimited, read_sequences
 
 EMBEDDED = Path(__file__).parent / "embedded"
 FOLDER_FILES = {  # files of MovieLens, which are read if the source is a folder
     "interactions": ("ratings.csv", "ratings.csv.gz", "ratings.dat", "u.data"),
     "titles": ("movies.csv", "movies.csv.gz", "movies.dat", "u.item"),
 }
+JSON_TYPES = {str: pa.string(), int: pa.int64(), float: pa.float64()}
+
+
+def read_delimited(file: SourceFile, separator: str = ",", encoding: str = "utf-8") -> RawLog:
+    """Open a text file with one row per line, with or without a header."""
+    return _open(file, _Rows(file.name, file.text(encoding).encode(), file.separator or separator, separator == ","))
+
+
+def read_blank_separated(file: SourceFile) -> RawLog | pa.Table:
+    """Open lines of `user item`, `user item rating timestamp` or `user item item …`."""
+    if file.separator:
+        return read_delimited(file, file.separator)
+    data = b"\n".join(b" ".join(line.split()) for line in file.text().encode().splitlines())
+    first = [line.decode().split(" ") for line in data.split(b"\n", 1000)[:1000] if line]
+    return read_sequences(file) if are_sequences(first) else _open(file, _Rows(file.name, data, " ", quoted=False))
+
+
+def read_sequences(file: SourceFile) -> pa.Table:
+    """Read lines of `user item item …`, oldest item first."""
+    users, items = [], []
+    separator = file.separator.encode() if file.separator else None
+    for number, line in enumerate(file.text().encode().splitlines(), start=1):
+        user, *history = [cell.decode() for cell in line.split(separator)] or [""]
+        if user and not history:
+            raise ValueError(f"{file.name}, line {number}: expected 'user item item …', found only {user!r:.80}.")
+        users += [user] * len(history)
+        items += history
+    return pa.table({"user": users, "item": items})
+
+
+def read_json(file: SourceFile) -> RawLog | pd.DataFrame:
+    """Open one JSON object or Python literal (Steam) per line, or an array of objects."""
+    text = file.text()
+    array = _parse(text) if text.lstrip().startswith("[") else None
+    if isinstance(array, list) and all(isinstance(row, dict) for row in array):
+        return pd.DataFrame(array, dtype=object)
+
+    def lines() -> Iterator[tuple[int, str]]:
+        numbered = enumerate(io.StringIO(text, newline="\n" if "\n" in text else "\r"), start=1)
+        return ((number, line) for number, line in numbered if line.strip())
+
+    def parse(number: int, line: str) -> dict:
+        row = _parse(line)
+        if not isinstance(row, dict):
+            found = f"line {number}: expected one JSON object per line, found {line.strip()!r:.80}"
+            raise ValueError(f"{file.name}, {found}. Fix or remove this line.")
+        return row
+
+    first: dict[Any, Any] = {}  # a value of each key, which the first lines may lack
+    for line in islice(lines(), 1000):
+        first |= {key: value for key, value in parse(*line).items() if first.get(key) is None}
+
+    def read(places: list[int]) -> list[Values]:
+        keys = [list(first)[place] for place in places]
+        try:
+            schema = pa.schema([(key, JSON_TYPES[type(first[key])]) for key in keys])
+            options = pyarrow.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
+            table = pyarrow.json.read_json(pa.BufferReader(text.encode()), parse_options=options)
+            return [table[key] for key in keys]
+        except (KeyError, TypeError, pa.ArrowException):
+            progress = tqdm(lines(), f"Reading {file.name}", unit=" lines", leave=False, delay=1)
+            rows = [list(map(parse(*line).get, keys)) for line in progress]
+            return [list(column) for column in zip(*rows, strict=True)]
+
+    def locate(row: int) -> str:
+        return f"{file.name}, line {next(islice(lines(), row, None))[0]}"
+
+    return RawLog(file.name, list(map(str, first)), read, locate)
 
 
 def read_parquet(file: SourceFile) -> pa.Table:
@@ -47,17 +128,23 @@ FORMATS: dict[str, Callable[[SourceFile], Any]] = {  # suffix -> function
 }
 
 
-def open_log(source: Any, kind: str, format: str | None, separator: str | None, encoding: str | None) -> RawLog:  # noqa: A002
-    """Open anything that `load_interactions` takes; `kind` is the key of `FOLDER_FILES` for folders."""
+def open_log(
+    source: Any,
+    kind: str,
+    format: str | None,  # noqa: A002
+    separator: str | None,
+    encoding: str | None,
+    columns: Iterable[Column],
+) -> RawLog:
+    """Open what `load_interactions` takes; `kind` is a key of `FOLDER_FILES`, `columns` are named by the user."""
     if not isinstance(source, str | PathLike):
         return open_table(source, type(source).__name__)
-    with library_errors(
-        str(source)[:99], "If it is a dataset on the Hub, use datasets.load_dataset and pass one split."
-    ):
+    with library_errors(str(source)[:99], "For a dataset on the Hub, use datasets.load_dataset and pass one split."):
         path = _find(source, kind)
     if not isinstance(path, Path):
         return open_table(path, Path(source).name)
-    file = SourceFile(path, separator, encoding)
+    names = frozenset(name for name in columns if isinstance(name, str) and not name.isdecimal())
+    file = SourceFile(path, separator, encoding, names)
     with library_errors(file.name):
         first = file.content(5000)
         name = "parquet" if first.startswith(b"PAR1") else (format or _suffix(path)).lower()
@@ -93,3 +180,87 @@ def _suffix(path: Path) -> str:
 def is_embedded(source: str | PathLike) -> bool:
     """Return whether a name stands for data of this package; an existing path of this name takes precedence."""
     return not Path(source).exists() and (EMBEDDED / source).is_dir()
+
+
+def _open(file: SourceFile, rows: "_Rows") -> RawLog:
+    sample = [(end, list(map(str.strip, fields))) for _, end, fields in islice(rows, 21)]
+    header = next((row for row, (_, fields) in enumerate(sample) if any(fields)), 0)  # rows of empty cells may precede
+    lines, first = sample[header]
+    first_rows = [fields for _, fields in sample[header:]]
+    names = first
+    if len(first) == 1 or is_header(first_rows) or file.names.intersection(first):
+        skipped, first_rows = header + 1, []
+    else:
+        lines, skipped, names = 0, 0, [str(place) for place in range(len(first))]
+
+    def locate(row: int) -> str:
+        return f"{file.name}, line {next(islice(rows, row + skipped, None))[0]}"
+
+    return RawLog(file.name, names, lambda places: rows.read(places, len(first), lines, skipped), locate, first_rows)
+
+
+class _Rows:
+    """The rows of a text file, encoded as UTF-8."""
+
+    def __init__(self, name: str, data: bytes, separator: str, quoted: bool) -> None:
+        self.name, self.data, self.separator, self.quoted = name, data, separator, quoted
+        self.delimiter = separator
+        if len(separator.encode()) > 1:  # Arrow splits at a single byte; MovieLens separates by "::"
+            self.data, self.delimiter = data.replace(separator.encode(), b"\x1f"), "\x1f"
+
+    def __iter__(self) -> Iterator[tuple[int, int, list[str]]]:
+        """Yield the first and the last line of each row, from 1, and its fields; blank lines are not rows."""
+        quoting: Any = csv.QUOTE_MINIMAL if self.quoted else csv.QUOTE_NONE
+        limit, end = csv.field_size_limit(2**31 - 1), 0
+        try:
+            reader = csv.reader(io.StringIO(self.data.decode(), newline=""), delimiter=self.delimiter, quoting=quoting)
+            for fields in reader:
+                begin, end = end + 1, reader.line_num
+                if fields:
+                    yield begin, end, fields
+        finally:
+            csv.field_size_limit(limit)
+
+    def fields(self, width: int, skipped: int) -> Iterator[list[str]]:
+        """Yield the fields of each row; other widths or an open quotation raise ValueError at the end."""
+        begin, end, bad = 0, 0, []
+        for begin, end, fields in islice(self, skipped, None):  # noqa: B007
+            if len(fields) == width:
+                yield fields
+            else:
+                bad.append((begin, fields))
+        if bad:
+            line, fields = bad[0]
+            raise ValueError(
+                f"{self.name}, line {line}: expected {width} columns, found {len(fields)} in "
+                f"{self.separator.join(fields)!r:.80} ({len(bad):,} such lines: {str([n for n, _ in bad[:9]])[1:-1]}). "
+                "Fix or remove these lines, or name another separator or format: separator=';', format='sequences'."
+            )
+        if self.quoted and begin < end and self.data.split(b"\n", begin - 1)[-1].count(b'"') % 2:
+            raise ValueError(f"{self.name}, line {begin}: a quotation mark is not closed. Fix or remove this line.")
+
+    def read(self, places: list[int], width: int, lines: int, skipped: int) -> list[pa.ChunkedArray]:
+        """Read columns as text, without the first rows: so many are skipped, and so many lines."""
+        names = [str(place) for place in range(width)]
+        quote, types = '"' if self.quoted else False, dict.fromkeys(names, pa.string())
+        try:
+            table = pyarrow.csv.read_csv(
+                pa.BufferReader(self.data),
+                pyarrow.csv.ReadOptions(column_names=names, skip_rows=lines),
+                pyarrow.csv.ParseOptions(delimiter=self.delimiter, quote_char=quote, newlines_in_values=self.quoted),
+                pyarrow.csv.ConvertOptions(column_types=types, include_columns=sorted({names[i] for i in places})),
+            )
+            if self.quoted and self.data.count(b'"') % 2:
+                deque(self.fields(width, skipped), maxlen=0)
+        except pa.ArrowInvalid:  # also if a row is longer than a block
+            columns = list(zip(*self.fields(width, skipped), strict=True)) or [()] * width
+            table = pa.table([pa.array(column, pa.string()) for column in columns], names)
+        return [table[names[place]] for place in places]
+
+
+def _parse(text: str) -> Any:
+    """Parse JSON or a Python literal; None if the text is neither."""
+    for parse in (json.loads, ast.literal_eval):
+        with suppress(Exception):  # also RecursionError and MemoryError, for deep nesting
+            return parse(text.strip())
+    return None

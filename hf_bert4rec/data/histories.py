@@ -15,7 +15,7 @@ from .tokenization import ItemTokenizer, check_max_length
 
 logger = logging.getLogger(__name__)
 
-COLUMNS = {
+COLUMNS = {  # column -> its meaning; all splits have the same, so that the `DatasetDict` can be saved and pushed
     "row": "number of the row within its split; the collator draws masks from it",
     "user": "raw ID",
     "input_ids": "rows of the item table, oldest first; validation and test end in the [MASK] of the query",
@@ -27,10 +27,7 @@ COLUMNS = {
     "metrics rank the target among",
     "length": "number of `input_ids`, so that batches can be grouped by length without reading the rows",
 }
-"""Column → its meaning. All splits have the same columns, so that the `DatasetDict` can be saved and pushed."""
-
-REPEATS = 0.05
-"""Share of repeats among the test targets from which `build_histories` warns."""
+REPEATS = 0.05  # share of repeats among the test targets from which `build_histories` warns
 
 
 @dataclass(frozen=True)
@@ -45,21 +42,15 @@ class SortedLog:
 
 
 def check_interactions(interactions: Dataset) -> pa.Table:
-    """Return interactions as a table, with numeric IDs as text.
-
-    Raises:
-        ValueError: They do not have the columns and types that `load_interactions` returns.
-    """
+    """Return interactions as a table, with IDs as text; raise ValueError if `load_interactions` did not make them."""
     columns = interactions.column_names if isinstance(interactions, Dataset) else [type(interactions).__name__]
     if not {"user", "item", "timestamp"} <= set(columns):
         raise ValueError(f"Expected the columns user, item and timestamp, found {', '.join(columns)}. {READ_FIRST}")
     table = interactions.with_format("arrow")[:]
     for name in ("user", "item"):
         table = table.set_column(columns.index(name), name, as_ids(table[name], f"the {name}"))
-        if table[name].null_count:
-            raise ValueError(
-                f"Expected an ID in every row, found {table[name].null_count} without {name}. {READ_FIRST}"
-            )
+        if missing := table[name].null_count:
+            raise ValueError(f"Expected an ID in every row, found {missing} without {name}. {READ_FIRST}")
     times = table["timestamp"]
     numbers = pa.types.is_integer(times.type) or pa.types.is_floating(times.type)
     if not numbers or times.null_count or pc.all(pc.is_finite(times)).as_py() is False:
@@ -69,11 +60,7 @@ def check_interactions(interactions: Dataset) -> pa.Table:
 
 
 def sort_by_user(interactions: Dataset, tokenizer: ItemTokenizer) -> SortedLog:
-    """Sort interactions by user and time; equal times keep the order of the log.
-
-    Raises:
-        ValueError: See `check_interactions`.
-    """
+    """Sort interactions by user and time; equal times keep the order of the log."""
     table = check_interactions(interactions)
     users = table["user"].combine_chunks().dictionary_encode()
     codes, timestamps = users.indices.to_numpy(), table["timestamp"].to_numpy()
@@ -93,12 +80,10 @@ def build_histories(
     max_length: int | None = None,
     window_step: float = 0.5,
 ) -> DatasetDict:
-    """Build the rows of all splits.
-
-    Logs a warning if more than `REPEATS` of the test targets are items that the user has had before.
+    """Build the rows of all splits; warn if the test targets are often items that the user has had before.
 
     Args:
-        log: As from `sort_by_user`.
+        log: Result of `sort_by_user`.
         tokenizer: Items that it does not contain are dropped from histories; as targets they count as missed.
         train_ends: (users,) number of the action before which each user's training history ends; `log.starts` for users
             who are not trained on.
@@ -111,8 +96,7 @@ def build_histories(
         `DatasetDict` with `train` and the splits of `targets`; columns: `COLUMNS`.
 
     Raises:
-        ValueError: `max_length` or `window_step` is out of range, or a number in `train_ends` or `targets` is not of an
-            action of its user.
+        ValueError: An option is out of range, or a number in `train_ends` or `targets` is not of an action of its user.
     """
     max_length = tokenizer.model_max_length if max_length is None else max_length
     check_max_length(max_length)
@@ -181,11 +165,8 @@ def times_are_comparable(users: np.ndarray, times: np.ndarray) -> bool:
     """Return whether timestamps show which of two users acted first.
 
     In a log without timestamps, row numbers stand for times. If such a log is written user by user, each user begins
-    after the one before has ended, and times of different users cannot be compared.
-
-    Args:
-        users: (actions,) numbers from 0, in any order.
-        times: (actions,) times.
+    after the one before has ended, and times of different users cannot be compared. Both arrays are (actions,); users
+    are numbered from 0.
     """
     first, last = (np.full(users.max(initial=0) + 1, limit) for limit in (np.inf, -np.inf))
     np.minimum.at(first, users, times)
@@ -204,8 +185,7 @@ def _windows(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """User, start and end of every training window, as in the published code.
 
-    A history of at most `max_length` is one window. A longer one has windows that end at its last item, `step` before
-    it, and so on, and one at its start.
+    The windows of a long history end at its last item, `step` before it, and so on; one begins at its start.
     """
     lengths = ends - starts
     extra = np.maximum(0, -(-(lengths - max_length) // step))  # windows that do not begin at the history's start

@@ -20,13 +20,9 @@ ONE_ROW_PER_ACTION = "Give each action a row of its own, in pandas with str.spli
 def as_ids(values: Values | pa.Array, what: str, locate: Callable[[int], str] = "row {}".format) -> pa.ChunkedArray:
     """Convert IDs to text: 1 and 1.0 become "1"; empty text and missing values become null.
 
-    Args:
-        values: Column of text, numbers, UUIDs or dates.
-        what: Name of the IDs in errors.
-        locate: Row -> its place in the source, for errors.
-
     Raises:
-        ValueError: A value is not a single ID, or a float too large to be exact.
+        ValueError: A value is not text, a number, a UUID or a date, or is a float too large to be exact. The message
+            begins with the place of the row, as from `locate`, and `what` the IDs are.
     """
     kind = None if isinstance(values, list) else values.type
     if kind and not (pa.types.is_floating(kind) or pa.types.is_nested(kind) or "binary" in str(kind)):
@@ -47,33 +43,30 @@ def as_ids(values: Values | pa.Array, what: str, locate: Callable[[int], str] = 
 def as_item_ids(values: Iterable[Any], name: str = "item IDs") -> pa.StringArray:
     """Convert raw item IDs to text in the way `load_interactions` does: 1 and 1.0 become "1".
 
-    Args:
-        values: Text or numbers; also numpy scalars and tensors of one number.
-        name: What the values are called in errors.
-
     Raises:
-        ValueError: A value is neither text nor a finite number, or a float too large to be exact.
+        ValueError: A value is not text or a finite number (also in a tensor), or is a float too large to be exact. The
+            message begins with `name`.
     """
     if isinstance(values, str | bytes | Mapping) or hasattr(values, "columns"):  # tables
         raise ValueError(f"{name}: expected a list, found the {type(values).__name__} {str(values)[:100]!r}.")
     ids = list(values)
-    if not {str}.issuperset(map(type, ids)):
-        ids = [_as_item_id(value, name) for value in ids]
     try:
+        if not {str}.issuperset(map(type, ids)):
+            ids = [_as_item_id(value) for value in ids]
         return pa.array(ids, pa.string())
     except UnicodeEncodeError as error:
         raise ValueError(f"{name}: {error.object!r} is not valid Unicode text. Fix or remove it.") from None
-
-
-def _as_item_id(value: Any, name: str) -> str:
-    scalar = value.item() if getattr(value, "ndim", None) == 0 else value  # numpy scalars, tensors
-    try:
-        text = _as_id(scalar) if isinstance(scalar, str | int | float) and not isinstance(scalar, bool) else None
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
+
+
+def _as_item_id(value: Any) -> str:
+    scalar = value.item() if getattr(value, "ndim", None) == 0 else value  # numpy scalars, tensors
+    text = _as_id(scalar) if isinstance(scalar, str | int | float) and not isinstance(scalar, bool) else None
     if text is None:
-        found = f"{value!r:.100} ({type(value).__name__})"
-        raise ValueError(f"{name}: expected text or numbers, found {found}. Convert it to text or remove it.")
+        raise ValueError(
+            f"expected text or numbers, found {value!r:.100} ({type(value).__name__}). Convert it to text."
+        )
     return text
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset
@@ -45,8 +46,8 @@ def load_interactions(
         source: A file (see `FORMATS`; also compressed with gzip, bzip2 or Zstandard), a folder of MovieLens,
             `"ml-latest-small"` (contained in this package), a pandas, Polars or Arrow table, a `datasets.Dataset`, or
             the Hub ID of one.
-        format: Key of `FORMATS`; the suffix of the file if not given.
-        user: Column of the user: its name, or its position from 0. Found by its usual names if not given.
+        format: Key of `FORMATS`. Default: the suffix of the file.
+        user: Column of the user: its name, or its position from 0. Default: found by its usual names.
         item: Column of the item.
         timestamp: Column of the time: numbers are kept as they are, dates become seconds since 1970.
         rating: Column of the rating; read only if `min_rating` is given.
@@ -54,8 +55,8 @@ def load_interactions(
         min_user_interactions: Drop users with fewer actions, until all have enough (with the next one, the k-core).
         min_item_interactions: Drop items with fewer actions, until all have enough.
         keep_repeats: Whether to keep a user's later actions on the same item.
-        separator: Separator of a text file; the usual one of its format if not given.
-        encoding: Encoding of a text file; UTF-8 if not given.
+        separator: Separator of a text file. Default: the usual one of its format.
+        encoding: Encoding of a text file. Default: UTF-8.
 
     Returns:
         `Dataset` with `user` and `item` (strings) and `timestamp` (int64; float64 if there are fractions).
@@ -64,7 +65,7 @@ def load_interactions(
         FileNotFoundError: There is no such file.
         ValueError: The source cannot be read; the message names the line and says what to do.
     """
-    log = open_log(source, "interactions", format, separator, encoding)
+    log = open_log(source, "interactions", format, separator, encoding, [user, item, timestamp, rating])
     wanted: dict[str, Column] = {"user": user, "item": item, "timestamp": timestamp}
     if min_rating is not None or rating is not None:
         wanted["rating"] = rating
@@ -74,19 +75,22 @@ def load_interactions(
             found.pop("rating", None)
         table, complete = _read(log, found)
         *roles, last = table.column_names
-        keep = np.ones(len(table), bool) if min_rating is None else np.asarray(table["rating"]) >= float(min_rating)
         dropped = {f"without {', '.join(roles)} or {last}": (~complete).sum()}
-        dropped |= {f"rated below {min_rating}": (~keep).sum()}
         if "timestamp" not in found:
             table = table.append_column("timestamp", pa.array(np.arange(len(table))))
-        table = table.select(["user", "item", "timestamp"]).filter(pa.array(keep))
-        users, items = (_encode(table[role]) for role in ("user", "item"))
-        keep = np.ones(len(table), bool)
+        if min_rating is not None:
+            rated = table
+            table = table.filter(pc.greater_equal(table["rating"], float(min_rating)))
+            dropped[f"rated below {min_rating}"] = len(rated) - len(table)
+        table = table.select(["user", "item", "timestamp"])
+        actions = pd.DataFrame({role: _codes(table[role]) for role in ("user", "item")})
+        kept = actions
         if not keep_repeats:
-            keep = _first_of_each(users, items, np.asarray(table["timestamp"]))
-        core = _k_core(users, items, keep, min_user_interactions, min_item_interactions)
-        dropped |= {"repeated": (~keep).sum(), "of users or items with too few": keep.sum() - core.sum()}
-        table = table.filter(pa.array(core)).combine_chunks()
+            kept = actions.iloc[np.argsort(np.asarray(table["timestamp"]), kind="stable")].drop_duplicates()
+        core = _k_core(kept, {"user": min_user_interactions, "item": min_item_interactions})
+        dropped["repeated"] = len(actions) - len(kept)
+        dropped["of users or items with too few"] = len(kept) - len(core)
+        table = table.take(pa.array(np.sort(core.index))).combine_chunks()
         losses = ", ".join(f"{rows:,} {why}" for why, rows in dropped.items() if rows) or "none"
         if not len(table):
             raise ValueError(f"{log.name}: no interactions are left. Dropped: {losses}.")
@@ -127,9 +131,8 @@ def _check(log: RawLog, found: Mapping[str, int], table: pa.Table) -> str:
         notes += " (no timestamps; the rows are taken to be in time order)"
         unread = ", ".join(name for place, name in enumerate(log.columns) if place not in found.values())
         if unread and not log.first_rows:
-            logger.warning(
-                f"{log.name}: no column of times known. If one of {unread:.200} is one, name it: timestamp=…"
-            )
+            solution = f"If one of {unread:.200} is one, name it: timestamp=…"
+            logger.warning(f"{log.name}: no column of times known. {solution}")
     return notes
 
 
@@ -150,35 +153,31 @@ def load_titles(
         FileNotFoundError: There is no such file.
         ValueError: There is no column for the item or the title.
     """
-    log = open_log(source, "titles", format, separator, encoding)
+    log = open_log(source, "titles", format, separator, encoding, [item, title])
     with library_errors(log.name):
         if log.first_rows and len(log.columns) > 1:
             item, title = (0 if item is None else item), (1 if title is None else title)
         found = find_columns(log, {"item": item, "title": title}, needed=["item", "title"])
-        columns = zip(found, log.read(list(found.values())), strict=True)
-        texts = {role: as_ids(values, role, log.locate).to_pylist() for role, values in columns}
-    pairs = zip(texts["item"], texts["title"], strict=True)
+        columns = log.read([found["item"], found["title"]])
+        ids, titles = (
+            as_ids(values, role, log.locate) for values, role in zip(columns, ("item", "title"), strict=True)
+        )
+    pairs = zip(ids.to_pylist(), titles.to_pylist(), strict=True)
     return {item: title for item, title in pairs if item is not None and title is not None}
 
 
 def rename_items(interactions: Dataset, names: Mapping[str, str]) -> Dataset:
     """Give the items of a log other IDs, such as those of the catalog if the log only numbers its items.
 
-    Args:
-        interactions: Result of `load_interactions`.
-        names: ID in the log -> new ID, as from `load_titles`.
-
     Raises:
-        ValueError: An item has no new ID, or two items have the same.
+        ValueError: An item has no new ID in `names` (ID in the log -> new ID), or two items have the same.
     """
     table = interactions.with_format("arrow")[:]
     old = pc.unique(table["item"])
     new = [names.get(item) for item in old.to_pylist()]
     if None in new:
-        missing = old[new.index(None)].as_py()
-        raise ValueError(
-            f"{new.count(None):,} items of the log have no new ID, such as {missing!r}. Add them to `names`."
-        )
+        found = f"{new.count(None):,} items of the log have no new ID, such as {old[new.index(None)].as_py()!r}"
+        raise ValueError(f"{found}. Add them to `names`.")
     name, times = Counter(new).most_common(1)[0]
     if times > 1:
         merged = [item for item, other in zip(old.to_pylist(), new, strict=True) if other == name]
@@ -187,25 +186,15 @@ def rename_items(interactions: Dataset, names: Mapping[str, str]) -> Dataset:
     return Dataset(table.set_column(table.schema.get_field_index("item"), "item", renamed))
 
 
-def _encode(column: pa.ChunkedArray) -> np.ndarray:
-    return column.dictionary_encode().combine_chunks().indices.to_numpy().astype(np.int64)
+def _codes(column: pa.ChunkedArray) -> np.ndarray:
+    return column.dictionary_encode().combine_chunks().indices.to_numpy()
 
 
-def _first_of_each(users: np.ndarray, items: np.ndarray, times: np.ndarray) -> np.ndarray:
-    """Mark each user's first action on an item, by time and then by the order of the source."""
-    order = np.argsort(times, kind="stable")
-    pairs = users * (items.max(initial=0) + 1) + items
-    keep = np.zeros(len(users), bool)
-    keep[order[np.unique(pairs[order], return_index=True)[1]]] = True
-    return keep
-
-
-def _k_core(users: np.ndarray, items: np.ndarray, keep: np.ndarray, per_user: int, per_item: int) -> np.ndarray:
-    """Drop users and items with too few of the kept rows until all have enough."""
-    while keep.any():
-        user_counts, item_counts = (np.bincount(codes[keep], minlength=codes.max() + 1) for codes in (users, items))
-        smaller = keep & (user_counts[users] >= per_user) & (item_counts[items] >= per_item)
-        if smaller.sum() == keep.sum():
-            break
-        keep = smaller
-    return keep
+def _k_core(actions: pd.DataFrame, minimum: Mapping[str, int]) -> pd.DataFrame:
+    """Drop users and items with fewer actions than the minimum until all have enough."""
+    size = None
+    while size != len(actions):
+        size = len(actions)
+        for role, number in minimum.items():
+            actions = actions[actions.groupby(role)[role].transform("size") >= number]
+    return actions

@@ -10,7 +10,6 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 from datasets import Dataset
 
 from .ids import Values
@@ -23,8 +22,8 @@ OTHER_FILES = {  # first bytes of files that are not text -> what they are, and 
     rb"(?i)\s*<(!doctype |html)|%PDF-": "a document. Export the log as CSV",
 }
 BYTE_ORDER_MARKS = {  # that of UTF-32-LE begins with that of UTF-16-LE
-    **{codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF32_LE: "utf-32-le", codecs.BOM_UTF32_BE: "utf-32-be"},
-    **{codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"},
+    **{codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32"},
+    **{codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"},
 }
 
 
@@ -49,6 +48,7 @@ class SourceFile:
     path: Path
     separator: str | None = None
     encoding: str | None = None
+    names: frozenset[str] = frozenset()  # of columns; the first line is a header if it contains one
 
     @property
     def name(self) -> str:
@@ -58,11 +58,9 @@ class SourceFile:
     def content(self, size: int | None = None) -> bytes:
         """Return the bytes, or the first `size` of them, decompressed if they are compressed."""
         with self.path.open("rb") as file:
-            first = file.read(10)
-        codec = next((codec for codec, pattern in COMPRESSED.values() if re.match(pattern, first)), None)
-        if codec is None and self.path.suffix.lower() in COMPRESSED:
-            raise ValueError(f"{self.name}: is damaged, or not compressed: then rename it to {self.path.stem}.")
-        with pa.input_stream(self.path, compression=codec) as stream:
+            first, suffix = file.read(10), self.path.suffix.lower()
+        fits = (codec for end, (codec, start) in COMPRESSED.items() if re.match(start, first) or suffix == end)
+        with pa.input_stream(self.path, compression=next(fits, None)) as stream:
             return stream.read(size)
 
     def check_kind(self, data: bytes) -> None:
@@ -81,21 +79,21 @@ class SourceFile:
             likely = "utf-16-be" if data[0] == 0 else "utf-16-le"
             raise ValueError(f"{self.name}: contains null characters. If it is text, name encoding={likely!r}.")
         try:
-            text = data.decode(encoding).removeprefix("\ufeff")
+            text = data.decode(encoding)
         except UnicodeDecodeError as error:
             line = data.count(b"\n", 0, error.start) + 1
             raise ValueError(
                 f"{self.name}, line {line}: expected {encoding} text, found the byte {data[error.start]:#04x}. Name "
                 "the encoding, for instance encoding='latin-1', or fix this line."
             ) from None
-        except (LookupError, UnicodeError, TypeError) as error:
-            raise ValueError(f"{self.name}: cannot be decoded with encoding={encoding!r}. Name another.") from error
+        except (LookupError, TypeError):
+            raise ValueError(f"{self.name}: unknown encoding={encoding!r}.") from None
         if not text.strip():
             raise ValueError(f"{self.name}: is empty. Expected one row per action.")
         return text
 
 
-@dataclass
+@dataclass(frozen=True)
 class RawLog:
     """A source that has been opened."""
 
@@ -141,10 +139,8 @@ def _as_values(column: Any) -> Values:
         return list(column)
     array = array if isinstance(array, pa.ChunkedArray) else pa.chunked_array([array])
     array.validate(full=True)  # a damaged file may contain text that is not UTF-8
-    kind = array.type
-    if isinstance(kind, pa.BaseExtensionType):
+    if isinstance(array.type, pa.BaseExtensionType):
         return array.to_pylist()
-    if pa.types.is_dictionary(kind):
-        kind = pa.string() if pa.types.is_string_view(kind.value_type) else kind.value_type
-        return pa.chunked_array([pc.cast(c.dictionary, kind).take(c.indices) for c in array.chunks], kind)
-    return pc.cast(array, pa.string()) if pa.types.is_string_view(kind) else array
+    if pa.types.is_dictionary(array.type):
+        array = array.cast(array.type.value_type)
+    return array.cast(pa.string()) if pa.types.is_string_view(array.type) else array

@@ -10,8 +10,8 @@ import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict
 
 from .histories import SortedLog, build_histories, check_interactions, sort_by_user
-from .timestamps import as_seconds
 from .tokenization import ItemTokenizer
+from .values import as_seconds
 
 
 def leave_one_out(
@@ -28,27 +28,23 @@ def leave_one_out(
 
     Args:
         interactions: Columns `user`, `item` and `timestamp`, as from `load_interactions`.
-        tokenizer: Items that it does not contain are dropped from histories; as targets they count as missed.
-        max_length: Longest input N, including the [MASK] of the query. Default: `tokenizer.model_max_length`.
-        window_step: Step between the training windows of a history longer than N, as a share of N.
-        validation_in_train: Train on the validation items too, as in the paper's final runs. There is no validation
-            split then.
+        tokenizer: See `build_histories`, also for `max_length` and `window_step`.
+        max_length: Longest input.
+        window_step: Step between training windows.
+        validation_in_train: Train on the validation items too, as in the paper's final runs: no validation split.
 
     Returns:
         `DatasetDict` with `train`, `validation` (unless `validation_in_train`) and `test`; columns: `COLUMNS`.
 
     Raises:
-        ValueError: No user has three actions, an option is out of range, or the interactions do not come from
-            `load_interactions`.
+        ValueError: No user has three actions, or an option or the interactions are not as expected.
     """
     log = sort_by_user(interactions, tokenizer)
     lengths = log.ends - log.starts
     held_out = lengths >= 3
     if not held_out.any():
-        raise ValueError(
-            f"Leave-one-out needs users with at least 3 actions (train, validation, test); the longest of "
-            f"{len(lengths)} histories has {lengths.max(initial=0)}."
-        )
+        longest = f"the longest of {len(lengths)} histories has {lengths.max(initial=0)}"
+        raise ValueError(f"Leave-one-out needs users with at least 3 actions; {longest}.")
     train_ends = np.where(held_out, log.ends - (1 if validation_in_train else 2), log.ends)
     targets = {} if validation_in_train else {"validation": np.where(held_out, log.ends - 2, -1)}
     targets["test"] = np.where(held_out, log.ends - 1, -1)
@@ -71,32 +67,30 @@ def split_at_time(
     `item_tokenizer(before(interactions, validation_time))`. Users who first appear later have an empty history.
 
     Args:
-        interactions: As for `leave_one_out`.
-        tokenizer: As for `leave_one_out`.
+        interactions: Columns `user`, `item` and `timestamp`, as from `load_interactions`.
+        tokenizer: See `build_histories`, also for `max_length` and `window_step`.
         validation_time: Validation targets are the first actions from here to before `test_time`; in the unit of the
             timestamps, or an ISO date if these are seconds.
         test_time: Test targets are the first actions from here on.
-        max_length: As for `leave_one_out`.
-        window_step: As for `leave_one_out`.
+        max_length: Longest input.
+        window_step: Step between training windows.
         validation_in_train: Train on all actions before `test_time`, without a validation split.
 
     Raises:
-        ValueError: The times are not in order, a split would be empty, the tokenizer contains items of the future, or
-            as for `leave_one_out`.
+        ValueError: The times are not in order, a split would be empty, or the tokenizer contains items of the future.
     """
-    validation_from, test_from = _as_time(validation_time), _as_time(test_time)
+    validation_from, test_from = as_seconds(validation_time), as_seconds(test_time)
     if not validation_from < test_from:
         raise ValueError(f"Expected validation_time before test_time, found {validation_time} and {test_time}.")
     log = sort_by_user(interactions, tokenizer)
-    past = log.timestamps < (test_from if validation_in_train else validation_from)
+    train_time = test_time if validation_in_train else validation_time
+    past = log.timestamps < as_seconds(train_time)
     leaked = np.setdiff1d(log.items[~past], [*np.unique(log.items[past]), tokenizer.unk_token_id])
     if len(leaked):
         raise ValueError(
             f"The tokenizer contains {len(leaked)} items that first occur after training ends, such as "
-            f"{tokenizer.decode_items(leaked[:1])[0]!r}. Build it from the past: "
-            f"item_tokenizer(before(interactions, {test_time if validation_in_train else validation_time!r}))."
+            f"{tokenizer.decode_items(leaked[:1])[0]!r}. Use item_tokenizer(before(interactions, {train_time!r}))."
         )
-    # Number of each user's first action from each time on; that of the next user's first action if there is none.
     first_of_validation, first_of_test = (_first_from(log, time) for time in (validation_from, test_from))
     targets = {"test": np.where(first_of_test < log.ends, first_of_test, -1)}
     if not validation_in_train:
@@ -124,7 +118,7 @@ def train_on_all(
 def before(interactions: Dataset, time: str | float) -> Dataset:
     """Return the interactions before a point in time, from which the tokenizer for `split_at_time` may be built."""
     table = check_interactions(interactions)
-    return Dataset(table.filter(pc.less(table["timestamp"], _as_time(time))))
+    return Dataset(table.filter(pc.less(table["timestamp"], as_seconds(time))))
 
 
 @dataclass(frozen=True)
@@ -150,11 +144,7 @@ class Split:
         return {name: parameter for name, parameter in parameters if name != "max_length"}
 
     def resolve(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the value of every option: from `given` or, if it is None or missing there, the default.
-
-        Raises:
-            ValueError: An option without a default is missing.
-        """
+        """Return the value of every option: the default if it is None or missing in `given`."""
         defaults = {name: parameter.default for name, parameter in self.options.items()}
         values = {name: value if given.get(name) is None else given[name] for name, value in defaults.items()}
         if missing := [name for name, value in values.items() if value is inspect.Parameter.empty]:
@@ -190,14 +180,7 @@ SPLITS: dict[str, Split] = {
 """Name in a recipe → split. Add an entry for a split of your own before a recipe is parsed."""
 
 
-def _as_time(time: str | float) -> float:
-    try:
-        return as_seconds(time)
-    except ValueError:
-        raise ValueError(f"Expected a number or an ISO date such as 2016-01-31, found {time!r}.") from None
-
-
 def _first_from(log: SortedLog, time: float) -> np.ndarray:
-    """Number of each user's first action from `time` on, (users,)."""
+    """Number of each user's first action from `time` on, (users,); `log.ends` if there is none."""
     earlier = np.concatenate([[0], np.cumsum(log.timestamps < time)])
     return log.starts + earlier[log.ends] - earlier[log.starts]

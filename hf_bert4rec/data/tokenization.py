@@ -7,6 +7,7 @@ loads them without this package; with it, the titles are loaded too.
 import copy
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ class ItemTokenizer(PreTrainedTokenizerFast):
 
         Raises:
             FileNotFoundError: The tokenizer was saved with titles, and `items.parquet` is missing.
-            ValueError: A file is damaged, or its rows are not those of an `ItemTokenizer`, see `check_tokenizer`.
+            ValueError: A file is damaged, or is not that of an `ItemTokenizer`.
         """
         source = args[0] if args else kwargs.get("pretrained_model_name_or_path")
         try:
@@ -65,18 +66,12 @@ class ItemTokenizer(PreTrainedTokenizerFast):
         if titles_file := tokenizer.init_kwargs.pop("titles_file", None):
             tokenizer.set_titles(_read_titles(titles_file, len(tokenizer.items)), source=titles_file)
         elif tokenizer.init_kwargs.get("has_titles"):
-            raise FileNotFoundError(
-                f"{source}: expected {TITLES_FILE} next to the tokenizer, found none. Copy it from where the tokenizer "
-                "was saved; to load without titles, remove has_titles from tokenizer_config.json."
-            )
+            solution = "Copy it from where the tokenizer was saved, or remove has_titles from tokenizer_config.json"
+            raise FileNotFoundError(f"{source}: expected {TITLES_FILE} next to the tokenizer, found none. {solution}.")
         return tokenizer
 
     def set_titles(self, titles: Iterable[Any], source: str = "titles") -> None:
-        """Set the title of every item, in the order of `items`: text, numbers (become text), None or NaN (unknown).
-
-        Raises:
-            ValueError: The number of titles is not that of the items, or a title is of another type.
-        """
+        """Set the title of every item, in the order of `items`: text, numbers (become text), None or NaN (unknown)."""
         titles = [title if isinstance(title, str) or str(title) not in NO_TITLE else None for title in titles]
         if len(titles) != len(self.items):
             raise ValueError(f"{source}: {_wrong_number(len(self.items), len(titles))}.")
@@ -89,7 +84,7 @@ class ItemTokenizer(PreTrainedTokenizerFast):
         """Raw IDs in the order of the item table, without the special rows.
 
         Raises:
-            ValueError: The rows are not 0 to n-1, one per token, beginning with the special tokens.
+            ValueError: The rows are not 0 to n-1, beginning with the special tokens.
         """
         if self._items is None or len(self._items) + len(SPECIAL_TOKENS) != len(self):  # items have been added
             vocab = self.get_vocab()
@@ -106,20 +101,12 @@ class ItemTokenizer(PreTrainedTokenizerFast):
         return self._items
 
     def encode_items(self, items: pa.Array | pa.ChunkedArray | Iterable[str | float]) -> np.ndarray:
-        """Return rows of the item table, (n,) int32, for raw IDs; numbers become text, unknown IDs become [UNK].
-
-        Raises:
-            ValueError: An ID is neither text nor a number.
-        """
+        """Return rows of the item table, (n,) int32, for raw IDs (text or numbers); unknown IDs become [UNK]."""
         rows = pc.add(pc.index_in(_as_text(items), value_set=self.items), len(SPECIAL_TOKENS))
         return pc.fill_null(rows, self.unk_token_id).to_numpy().astype(np.int32, copy=False)
 
     def decode_items(self, rows: Iterable[int]) -> list[str]:
-        """Return raw IDs for rows of the item table: the inverse of `encode_items`.
-
-        Raises:
-            IndexError: A row is that of a special token, or out of range.
-        """
+        """Return raw IDs for rows of the item table; IndexError for those of special tokens and out of range."""
         return self.items.take(pa.array(np.asarray(rows, np.int64) - len(SPECIAL_TOKENS))).to_pylist()
 
     def save_pretrained(self, save_directory: str | PathLike, **kwargs: Any) -> tuple[str, ...]:
@@ -181,8 +168,7 @@ def item_tokenizer(
         max_length: Longest input N, including the [MASK] of the query.
 
     Raises:
-        ValueError: No item at all, an ID that is neither text nor a number or is a special token, a title of the wrong
-            type, or a `max_length` below 2.
+        ValueError: No item at all, or an ID, a title or `max_length` is not as described.
     """
     check_max_length(max_length)
     ids = _distinct_ids(items)
@@ -220,13 +206,7 @@ def extend_item_tokenizer(
 
     Afterwards `model.resize_token_embeddings(len(tokenizer))` gives the new items their rows in the model.
 
-    Args:
-        tokenizer: The tokenizer to copy.
-        items: As for `item_tokenizer`; known items are ignored.
-        titles: Raw ID → title, of known items too.
-
-    Raises:
-        ValueError: As for `item_tokenizer`.
+    Arguments are those of `item_tokenizer`; `titles` may contain those of known items too.
     """
     extended = copy.deepcopy(tokenizer)
     extended.add_tokens(_distinct_ids(items))
@@ -272,19 +252,16 @@ def _titles_in_order(ids: list[str], titles: Mapping[Any, Any]) -> list[Any]:
 def _read_titles(file: str, number: int) -> list[str | None]:
     """Read titles from Parquet. Sizes are checked before anything is expanded: a small file can hold gigabytes."""
     problem = f"expected Parquet with a column title of text, at most {TITLE_BYTES:,} bytes each"
-    try:
-        with pq.ParquetFile(file, read_dictionary=["title"]) as parquet:
-            groups = [parquet.metadata.row_group(group) for group in range(parquet.num_row_groups)]
-            if parquet.metadata.num_rows != number:
-                problem = _wrong_number(number, parquet.metadata.num_rows)
-            elif sum(group.total_byte_size for group in groups) < TITLE_BYTES * (number + 1):
-                titles = parquet.read(["title"])["title"]
-                if titles.type == pa.dictionary(pa.int32(), pa.string()):
-                    lengths = [pc.max(pc.binary_length(chunk.dictionary)).as_py() or 0 for chunk in titles.chunks]
-                    if max(lengths, default=0) <= TITLE_BYTES:
-                        return titles.to_pylist()
-    except (KeyError, pa.ArrowException, OSError) as error:  # KeyError: no such column, or a nested one
-        logger.debug("%s: %s", file, error)
+    with suppress(KeyError, pa.ArrowException, OSError), pq.ParquetFile(file, read_dictionary=["title"]) as parquet:
+        groups = [parquet.metadata.row_group(group) for group in range(parquet.num_row_groups)]
+        if parquet.metadata.num_rows != number:
+            problem = _wrong_number(number, parquet.metadata.num_rows)
+        elif sum(group.total_byte_size for group in groups) < TITLE_BYTES * (number + 1):
+            titles = parquet.read(["title"])["title"]  # KeyError: no such column, or a nested one
+            if titles.type == pa.dictionary(pa.int32(), pa.string()):
+                lengths = [pc.max(pc.binary_length(chunk.dictionary)).as_py() or 0 for chunk in titles.chunks]
+                if max(lengths, default=0) <= TITLE_BYTES:
+                    return titles.to_pylist()
     raise ValueError(f"{file}: {problem}. Copy it again from where the tokenizer was saved.")
 
 

@@ -1,23 +1,26 @@
-"""From the values of a column to IDs as text, and to times and ratings as numbers."""
+"""From the values of a column to times and ratings as numbers, and doubts about IDs."""
 
 import logging
+import math
 import re
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import UTC, datetime
+from numbers import Number
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from .ids import ONE_ROW_PER_ACTION, Values, distinct_values
 from .sources import RawLog
-from .timestamps import date_as_seconds
 
 logger = logging.getLogger(__name__)
 
 # How other programs write a missing value:
 MISSING = r"(?i)^\s*(null|none|nan|n/?a|<na>|nat|undefined|\\n|0000-00-00( 00:00:00)?)?\s*$"
-NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 SEVERAL = r"^\s*(\[.*\]|[({].*,.*[)}]|\d+([ ,;|]+\d+){2,})\s*$"  # such as "[1, 2]" or "1 2 3"
 DOUBTFUL = {  # IDs that are read as they are, with a warning
     MISSING: "seems to stand for a missing value: remove these rows if it does",
@@ -26,6 +29,11 @@ DOUBTFUL = {  # IDs that are read as they are, with a warning
     r"^-?\d+([.,]\d+)?[eE]\+\d+$": "is a rounded number, so different IDs may have become one: export IDs as text",
     SEVERAL: "seems to contain several IDs: give each action a row of its own",
 }
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+_DAY = re.compile(r"(\d{4})([-/.])(\d{1,2})(?:\2(\d{1,2})(?=$|[T ])|$)|(\d{1,2})\.(\d{1,2})\.(\d{4})(?=$|[T ])")
+_ISO = re.compile(r"[\dW-]{8,10}([T ][\d:.,]+([+-][\d:]+)?)?", re.IGNORECASE)  # of what `fromisoformat` accepts
+_MONTH = "(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*"
+_WORD = re.compile(f"{_MONTH}|(mon|tue|wed|thu|fri|sat|sun)[a-z]*|am|pm|t|z|utc|gmt")
 
 
 def check_ids(ids: pa.ChunkedArray, role: str, name: str) -> None:
@@ -94,3 +102,39 @@ def as_text(values: Values) -> pa.ChunkedArray:
         values = pa.chunked_array([pa.array([str(row).encode(errors="replace").decode() for row in rows], pa.string())])
     text = pc.utf8_trim_whitespace(pc.cast(values, pa.string()))
     return pc.if_else(pc.match_substring_regex(text, MISSING), pa.scalar(None, pa.string()), text)
+
+
+def as_seconds(time: Any) -> float:
+    """Return a number as it is, a date as seconds since 1970; see `date_as_seconds`.
+
+    Raises:
+        ValueError: Not finite, or not a date in which day and month are certain.
+    """
+    seconds, text = math.inf, str(time).strip()
+    with suppress(ValueError, OverflowError):
+        seconds = float(time) if isinstance(time, Number) or NUMBER.fullmatch(text) else date_as_seconds(text)
+    if not math.isfinite(seconds):
+        raise ValueError(f"Expected a number or an ISO date such as 2016-01-31, found {time!r}.")
+    return seconds
+
+
+def date_as_seconds(text: str) -> float:
+    """Return a date as seconds since 1970 (UTC if it names no time zone).
+
+    Dates are ISO 8601, year first with slashes or dots, like 31.01.2019, or have the name of the month in English. Any
+    other raises ValueError, because day and month may be uncertain.
+    """
+    words = re.findall(r"[^\W\d_]+", text.lower())
+    in_words = re.search(r"\d{4}", text) and not re.search("[CT][+-]", text) and len(text) < 60
+    if in_words and any(re.fullmatch(_MONTH, word) for word in words) and all(map(_WORD.fullmatch, words)):
+        return pd.to_datetime(text, utc=True).timestamp()
+    text = re.sub(r"\s*(UTC|GMT|Z)$", "", text, flags=re.IGNORECASE)
+    if day := _DAY.match(text):
+        year, _, month, of_month, first, second, last = day.groups()
+        text = f"{year or last}-{int(month or second):02}-{int(of_month or first or 1):02}{text[day.end() :]}"
+    text = re.sub(r"(?<=\d)\s+(?=[+-]\d\d:?\d\d$)", "", text)
+    text = re.sub(r"(?<=\d[T ])(?=\d:)", "0", text)  # 9:30
+    if not _ISO.fullmatch(text):
+        raise ValueError(f"Expected a date in which day and month are certain, found {text!r}.")
+    moment = datetime.fromisoformat(text)
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
