@@ -3,10 +3,11 @@
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import get_args
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from ..evaluation.ranking import SAMPLED_METRICS, how_sampled
+from ..evaluation.ranking import SAMPLED_METRICS, Sampled, how_sampled
 from .errors import is_repository
 from .run_facts import RunFacts
 
@@ -22,25 +23,10 @@ def model_card(facts: RunFacts) -> ModelCard:
     facts, split = facts.published(), "test" if "test" in facts.results else "validation"
     metrics = facts.results.get(split, {})
     own = metrics.get(facts.model, {})
-    sampled, source, terms = how_sampled(own), facts.recipe.get("start_from"), facts.data.terms
-    results = []
-    for name, value in own.items():
-        if name.partition("_")[0] not in REPEATED:
-            among = sampled if sampled and name.endswith(f"_{sampled}") else None
-            protocol = facts.sampled_protocol if among else facts.protocol
-            results.append(
-                EvalResult(
-                    task_type="fill-mask",
-                    task_name="Next-item recommendation",
-                    dataset_type=facts.data.name,
-                    dataset_name=f"{facts.data.name} ({protocol})",
-                    dataset_config=among.replace("_", "-") if among else "whole-catalog",  # separates the two protocols
-                    dataset_split=split,
-                    metric_type=name,
-                    metric_name=name.upper(),
-                    metric_value=round(value, 4),
-                )
-            )
+    source, terms = facts.recipe.get("start_from"), facts.data.terms
+    results = [
+        _result(facts, split, name, value) for name, value in own.items() if name.partition("_")[0] not in REPEATED
+    ]
     card_data = ModelCardData(
         library_name="transformers",
         pipeline_tag="fill-mask",
@@ -68,12 +54,25 @@ def model_card(facts: RunFacts) -> ModelCard:
     )
 
 
+def _result(facts: RunFacts, split: str, metric: str, value: float) -> EvalResult:
+    sampled = next((kind for kind in get_args(Sampled) if metric.endswith(f"_{kind}")), None)
+    return EvalResult(
+        task_type="fill-mask",
+        task_name="Next-item recommendation",
+        dataset_type=facts.data.name,
+        dataset_name=f"{facts.data.name} ({facts.sampled_protocol if sampled else facts.protocol})",
+        dataset_config=sampled.replace("_", "-") if sampled else "whole-catalog",  # separates the two protocols
+        dataset_split=split,
+        metric_type=metric,
+        metric_name=metric.upper(),
+        metric_value=round(value, 4),
+    )
+
+
 def results_table(metrics: Metrics, columns: Sequence[str] = ("hr@10", "ndcg@10", "mrr@10")) -> str:
     """Return a Markdown table with one row per model and one column per metric."""
-    lines = [
-        [model, *(f"{row[name]:.4f}" if name in row else "" for name in columns)] for model, row in metrics.items()
-    ]
-    return markdown_table(["", *map(str.upper, columns)], lines)
+    cells = {model: [f"{row[it]:.4f}" if it in row else "" for it in columns] for model, row in metrics.items()}
+    return markdown_table(["", *map(str.upper, columns)], [[model, *row] for model, row in cells.items()])
 
 
 def sampled_table(metrics: Metrics) -> str:

@@ -71,17 +71,14 @@ def push_files(
         current = api.repo_info(repository, repo_type=repo_type, revision=revision)
         existing = sorted(file.rfilename for file in current.siblings or ())
         others = [name for name in existing if name not in PLAIN]
+        taken = f"{repository} is taken: it contains"
         if others and marker not in others:
-            raise FileExistsError(
-                f"{repository} is taken: it contains other files, such as {others[0]}. Push to another name."
-            )
+            raise FileExistsError(f"{taken} other files, such as {others[0]}. Push to another name.")
         if others and repo_type == "model":
             config = api.hf_hub_download(repository, marker, revision=current.sha)
             found, ours = (read_json(Path(file), repository).get("model_type") for file in (config, str(files[marker])))
             if found != ours:
-                raise FileExistsError(
-                    f"{repository} is taken: it contains a model of type {found!r}, not {ours!r}. Push to another name."
-                )
+                raise FileExistsError(f"{taken} a model of type {found!r}, not {ours!r}. Push to another name.")
         operations: list[Any] = [CommitOperationAdd(name, content) for name, content in files.items()]
         for name in existing:
             stale = any(fnmatch(name, pattern) and ("/" in pattern or "/" not in name) for pattern in replaced)
@@ -111,12 +108,15 @@ def push_checkpoint(
         folder: A checkpoint.
         repository: Hub ID; created if it does not exist. Without an owner it is yours.
         private: Whether to create a private repository; the owner's default if not given.
-        token: As for `push_files`, which also describes the result and further errors.
-        revision: As for `push_files`.
+        token: As for `push_files`, like `revision`.
+        revision: The branch.
         commit_message: Message of the commit; names the folder if not given.
 
+    Returns:
+        The commit. As a string, it is the address of the commit.
+
     Raises:
-        OSError: The checkpoint is incomplete.
+        OSError: The checkpoint is incomplete, or as for `push_files`.
         ValueError: The parts of the checkpoint do not belong together, or the Hub refuses the name or card.
     """
     folder = Path(folder)

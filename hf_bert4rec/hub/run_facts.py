@@ -81,18 +81,16 @@ class RunFacts:
         exclude_history: Whether items of the history are excluded from rankings and recommendations.
         results: Split -> model name -> metric -> value.
         intervals: Split -> model name -> 95 % interval of NDCG@10 over users.
-        differences: Split -> name of another model -> 95 % interval of the NDCG@10 of `model` minus that of the other
-            model, paired over users.
+        differences: Split -> other model -> 95 % interval of the NDCG@10 of `model` minus that of the other.
         recipe: Options as given, without `UNPUBLISHED_OPTIONS`.
-        reproducible: Whether `recipe` holds all options and the random generators were seeded before the model was
-            built, as `hf-bert4rec train` does.
+        reproducible: Whether `recipe` holds all options, and the seed was set before the model was built.
         seconds: Duration of the training; None if unknown.
         best_checkpoint: Folder name of the checkpoint with the best validation metric; "" if the last one was kept.
         chosen_by: The metric it was chosen by.
         machine: The machine of the training.
         versions: Package -> version.
         log: Entries of the Trainer's `log_history`.
-        example: A history of raw item ids, for the card.
+        example: A history of raw item IDs, for the card.
         titles: Whether the tokenizer has titles.
         card: SHA-256 of the card as written by this package; None if unknown.
         format_version: Version of the file format.
@@ -186,7 +184,6 @@ def _from_version_1(values: Mapping[str, Any]) -> dict[str, Any]:
     if of_recipe and "start_from" not in recipe:
         recipe = {**OLD_DEFAULTS[""], **OLD_DEFAULTS.get(recipe.get("architecture", "bert4rec"), {}), **recipe}
     results = {split: values[split] for split in ("validation", "test") if split in values}
-    sampled = any("_sampled" in metric for split in results.values() for row in split.values() for metric in row)
     ((processes, threads, processor, device),) = re.findall(r"^(\d+) × (\d+) threads of (.+), (.+)$", values["machine"])
     return {
         "model": "BERT4Rec",  # not recorded before there were other architectures
@@ -195,7 +192,7 @@ def _from_version_1(values: Mapping[str, Any]) -> dict[str, Any]:
         **values,
         "recipe": recipe,
         "reproducible": of_recipe,
-        "sampled_protocol": values["sampled_protocol"] if sampled else None,
+        "sampled_protocol": values["sampled_protocol"] if "_sampled" in json.dumps(results) else None,
         "exclude_history": recipe.get("exclude_history", True),
         "results": results,
         "machine": {"processes": int(processes), "threads": int(threads), "processor": processor, "device": device},

@@ -98,8 +98,8 @@ class NextItemRecommendationPipeline(Pipeline):
         Raises:
             ValueError: An argument has another form, or the model's scores are not finite.
         """
-        batch_size = kwargs.pop("batch_size", None)
-        batch_size = (self._batch_size or DEFAULT_BATCH_SIZE) if batch_size is None else batch_size
+        if (batch_size := kwargs.pop("batch_size", None)) is None:
+            batch_size = self._batch_size or DEFAULT_BATCH_SIZE
         check_option("batch_size", batch_size)
         batch_size = max(1, min(batch_size, MAX_SCORES // len(self.tokenizer)))
         options = {**self._postprocess_params, **self._sanitize_parameters(**kwargs)[2]}
@@ -143,9 +143,8 @@ class NextItemRecommendationPipeline(Pipeline):
         unknown = ids.filter(pa.array(~known)).to_pylist()
         if not self._reported.issuperset(unknown):
             examples = ", ".join(map(repr, unknown[:3]))
-            logger.warning(
-                "%s: %d of %d IDs are unknown and skipped, such as %s.", name, len(unknown), len(ids), examples
-            )
+            number = f"{len(unknown)} of {len(ids)}"
+            logger.warning("%s: %s IDs are unknown and skipped, such as %s.", name, number, examples)
             self._reported.update(unknown if len(self._reported) < MAX_REPORTED else ())
         ends = np.append(0, np.cumsum(known))[np.cumsum(list(map(len, lists)), dtype=np.int64)]
         return np.split(rows[known], ends[:-1]) if lists else []
@@ -164,19 +163,17 @@ class NextItemRecommendationPipeline(Pipeline):
         input_ids, real = pad_rows([*kept, *missing], pad, longest)
         queries = np.arange(len(real)), real.sum(axis=1)
         input_ids[queries], real[queries] = self.tokenizer.mask_token_id, True
-        batch = {
-            "input_ids": input_ids,
-            "attention_mask": real.astype(np.int64),
-            "history": pad_rows(histories, pad)[0],
+        return {
+            "input_ids": torch.from_numpy(input_ids),
+            "attention_mask": torch.from_numpy(real.astype(np.int64)),
+            "history": torch.from_numpy(pad_rows(histories, pad)[0]),
         }
-        return {name: torch.from_numpy(array) for name, array in batch.items()}
 
     def _forward(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         query = inputs["attention_mask"].sum(dim=1, keepdim=True) - 1
         # Two queries, because torch computes attention for a single query differently, split over threads.
-        states = self.model.model(
-            inputs["input_ids"], inputs["attention_mask"], kept_positions=query.expand(-1, 2)
-        ).last_hidden_state[:, 0]
+        ids, mask = inputs["input_ids"], inputs["attention_mask"]
+        states = self.model.model(ids, mask, kept_positions=query.expand(-1, 2)).last_hidden_state[:, 0]
         logits = self.model.score_items(states)[: len(inputs["history"])].float()
         return {"logits": logits, "history": inputs["history"]}
 

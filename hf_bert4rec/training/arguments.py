@@ -1,6 +1,7 @@
 """Training arguments with the recommended defaults for recommendation models."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from transformers import TrainingArguments
@@ -10,6 +11,12 @@ from .optimizer import muon
 LABEL_SMOOTHING = (
     "`label_smoothing_factor` is not supported: it would also give probability to padding and [MASK]. Leave it at 0."
 )
+
+
+def option(default: Any, help: str) -> Any:  # noqa: A002
+    """Return a dataclass field with a default, or a function that computes it, and a text for the help."""
+    value = {"default_factory": default} if callable(default) else {"default": default}
+    return field(metadata={"help": help}, **value)
 
 
 @dataclass
@@ -24,67 +31,53 @@ class RecommendationTrainingArguments(TrainingArguments):
         ValueError: An option is out of range, or it does not work with recommendation models.
     """
 
-    learning_rate: float = field(default=6e-3, metadata={"help": "Peak learning rate of AdamW."})
-    muon_learning_rate: float | None = field(
-        default=1e-2, metadata={"help": "Peak learning rate of Muon for the matrices; none: AdamW for all weights."}
+    learning_rate: float = option(6e-3, "Peak learning rate of AdamW.")
+    muon_learning_rate: float | None = option(
+        1e-2, "Peak learning rate of Muon for the matrices; none: AdamW for all weights."
     )
-    lr_scheduler_type: str = field(default="linear", metadata={"help": "Learning rate schedule after the warm-up."})
-    warmup_steps: float = field(default=0.05, metadata={"help": "Warm-up steps; below 1: share of all steps."})
-    weight_decay: float = field(default=0.01, metadata={"help": "Weight decay; 0 for biases and normalizations."})
-    max_grad_norm: float = field(default=5.0, metadata={"help": "Largest gradient norm; larger ones are clipped."})
-    adam_epsilon: float = field(default=1e-6, metadata={"help": "Epsilon of AdamW."})
-    num_train_epochs: float = field(default=50, metadata={"help": "Number of passes over the training rows."})
-    early_stopping_patience: int | None = field(
-        default=10, metadata={"help": "Stop after this number of evaluations without improvement; none: never."}
+    lr_scheduler_type: str = option("linear", "Learning rate schedule after the warm-up.")
+    warmup_steps: float = option(0.05, "Warm-up steps; below 1: share of all steps.")
+    weight_decay: float = option(0.01, "Weight decay; 0 for biases and normalizations.")
+    max_grad_norm: float = option(5.0, "Largest gradient norm; larger ones are clipped.")
+    adam_epsilon: float = option(1e-6, "Epsilon of AdamW.")
+    num_train_epochs: float = option(50, "Number of passes over the training rows.")
+    early_stopping_patience: int | None = option(
+        10, "Stop after this number of evaluations without improvement; none: never."
     )
-    per_device_train_batch_size: int = field(default=64, metadata={"help": "Training rows per step and device."})
-    per_device_eval_batch_size: int = field(default=256, metadata={"help": "Evaluated users per step and device."})
-    eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: no, steps or epoch."})
-    save_strategy: str = field(default="epoch", metadata={"help": "When to save a checkpoint: no, steps or epoch."})
-    save_total_limit: int | None = field(default=2, metadata={"help": "Number of checkpoints to keep."})
-    logging_strategy: str = field(default="epoch", metadata={"help": "When to log the loss: no, steps or epoch."})
-    load_best_model_at_end: bool = field(default=True, metadata={"help": "Restore the best checkpoint at the end."})
-    metric_for_best_model: str | None = field(default="ndcg@10", metadata={"help": "Metric of the best checkpoint."})
-    greater_is_better: bool | None = field(default=True, metadata={"help": "Whether a larger metric is better."})
-    train_sampling_strategy: str = field(
-        default="group_by_length", metadata={"help": "How to draw batches; group_by_length reduces padding."}
+    per_device_train_batch_size: int = option(64, "Training rows per step and device.")
+    per_device_eval_batch_size: int = option(256, "Evaluated users per step and device.")
+    eval_strategy: str = option("epoch", "When to evaluate: no, steps or epoch.")
+    save_strategy: str = option("epoch", "When to save a checkpoint: no, steps or epoch.")
+    save_total_limit: int | None = option(2, "Number of checkpoints to keep.")
+    logging_strategy: str = option("epoch", "When to log the loss: no, steps or epoch.")
+    load_best_model_at_end: bool = option(True, "Restore the best checkpoint at the end.")
+    metric_for_best_model: str | None = option("ndcg@10", "Metric of the best checkpoint.")
+    greater_is_better: bool | None = option(True, "Whether a larger metric is better.")
+    train_sampling_strategy: str = option("group_by_length", "How to draw batches; group_by_length reduces padding.")
+    dataloader_pin_memory: bool = option(torch.cuda.is_available, "Pin batches in memory (default: with a GPU).")
+    use_cpu: bool = option(
+        lambda: not torch.accelerator.is_available(),
+        "Train on the CPU (default: without an accelerator), which also allows bf16 there.",
     )
-    dataloader_pin_memory: bool = field(
-        default_factory=torch.cuda.is_available, metadata={"help": "Pin batches in memory (default: with a GPU)."}
-    )
-    use_cpu: bool = field(
-        default_factory=lambda: not torch.accelerator.is_available(),
-        metadata={"help": "Train on the CPU (default: without an accelerator), which also allows bf16 there."},
-    )
-    ddp_find_unused_parameters: bool | None = field(
-        default=False, metadata={"help": "Not needed: each step uses every parameter."}
-    )
-    resume_from_checkpoint: str | None = field(
-        default=None, metadata={"help": "true: resume from the newest complete checkpoint; or its path."}
-    )
-    hub_strategy: str = field(
-        default="end", metadata={"help": "Must be end: intermediate checkpoints contain pickles."}
-    )
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Must be false: the collator reads them."})
+    ddp_find_unused_parameters: bool | None = option(False, "Not needed: each step uses every parameter.")
+    resume_from_checkpoint: str | None = option(None, "true: resume from the newest complete checkpoint; or its path.")
+    hub_strategy: str = option("end", "Must be end: intermediate checkpoints contain pickles.")
+    remove_unused_columns: bool = option(False, "Must be false: the collator reads them.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        patience = self.early_stopping_patience
         if not self.learning_rate >= 0:
             raise ValueError(f"`learning_rate` must be at least 0, found {self.learning_rate}.")
         if self.muon_learning_rate is not None:
             muon(self, self.muon_learning_rate)  # checks what Muon cannot be combined with
-        if self.early_stopping_patience is not None and self.early_stopping_patience < 1:
-            raise ValueError(
-                f"`early_stopping_patience` must be at least 1, or none, found {self.early_stopping_patience}."
-            )
+        if patience is not None and patience < 1:
+            raise ValueError(f"`early_stopping_patience` must be at least 1, or none, found {patience}.")
         if self.label_smoothing_factor:
             raise ValueError(LABEL_SMOOTHING)
         if self.dataloader_persistent_workers:
             raise ValueError(
-                "`dataloader_persistent_workers` is not supported: persistent workers would repeat the masks of the "
-                "first epoch. Leave it off."
+                "`dataloader_persistent_workers` would repeat the masks of the first epoch in all epochs. Leave it off."
             )
         if self.push_to_hub and self.hub_strategy != "end":
-            raise ValueError(
-                "`hub_strategy` must be 'end': the others would upload the state of the optimizer, which is a pickle."
-            )
+            raise ValueError("`hub_strategy` must be 'end': the others would upload the optimizer, which is a pickle.")

@@ -13,6 +13,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import has_length
 
 from ..data.data_collator import DataCollatorForNextItem
+from ..models.item_loss import LOSSES
 from ..models.modeling_bert4rec import Bert4RecForMaskedLM
 from . import resources
 
@@ -79,7 +80,8 @@ class ResourceCallback(TrainerCallback, ExportableState):
         batches = len(loader) if has_length(loader) else 0
         self.steps, self.steps_per_epoch = 0, -(-batches // args.gradient_accumulation_steps)
         if isinstance(model, Bert4RecForMaskedLM) and isinstance(loader.collate_fn, DataCollatorForNextItem):
-            self.sampling_pays = model.config.loss == "softmax" and model.config.vocab_size >= resources.MANY_ITEMS
+            full = not LOSSES[model.config.loss].samples_negatives
+            self.sampling_pays = full and model.config.vocab_size >= resources.MANY_ITEMS
             if state.is_world_process_zero:
                 _log_memory(args, model, loader, resumed=bool(state.global_step))
 

@@ -35,7 +35,7 @@ class MuonAdamW(Optimizer):
         return {**super().__getstate__(), "_parts": self._parts}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group during construction; later neither part would update its parameters, and it raises."""
+        """Add a group during construction; raise later, when neither part would update its parameters."""
         if hasattr(self, "_parts"):
             raise ValueError("MuonAdamW does not accept new parameters. Create a new optimizer with all parameters.")
         super().add_param_group(param_group)
@@ -93,9 +93,8 @@ def muon(args: TrainingArguments, learning_rate: float = 1e-2) -> dict[str, Any]
 
     def build(model: PreTrainedModel) -> Optimizer:
         model = getattr(model, "module", model)
-        output = model.get_output_embeddings()
-        linear = [module for module in model.modules() if isinstance(module, nn.Linear) and module is not output]
-        matrices = [module.weight for module in linear if module.weight.requires_grad]
+        layers = [it for it in model.modules() if isinstance(it, nn.Linear) and it is not model.get_output_embeddings()]
+        matrices = [layer.weight for layer in layers if layer.weight.requires_grad]
         if not matrices:
             logger.warning(
                 "%s has no linear layers to train with Muon: `muon_learning_rate` has no effect, and AdamW trains all "

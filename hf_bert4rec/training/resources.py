@@ -11,6 +11,7 @@ import psutil
 import torch
 from transformers import PreTrainedModel
 
+from ..models.item_loss import LOSSES
 from ..models.modeling_gru4rec import Gru4RecConfig
 
 logger = logging.getLogger(__name__)
@@ -22,10 +23,7 @@ MANY_ITEMS = 100_000  # from here on a step with the full softmax takes 15 times
 
 @dataclass
 class MemoryEstimate:
-    """Peak memory of training in GB (10^9 bytes) by part, and advice on how to reduce it.
-
-    Memory that the process uses before training (libraries, data) is not included.
-    """
+    """Peak memory of training in GB (10^9 bytes) by part, without libraries and data, and advice how to reduce it."""
 
     parameters: float
     gradients: float
@@ -88,7 +86,7 @@ def estimate_memory(
             activations = positions * (embeddings + (layers - 1) * d + layer + f)
         else:
             activations = positions * (embeddings + (layers - 1) * layer + 2 * d + 3 * f) + scored * layer
-    if config.loss == "softmax":
+    if not LOSSES[config.loss].samples_negatives:
         loss = min(config.loss_chunk_size, scored) * rows + 2 * table + scored * 2 * d
         advice = "`loss='sampled_softmax'`, or a smaller `loss_chunk_size`"
     elif config.share_negatives:
@@ -140,10 +138,7 @@ def keep_freed_memory(keep: bool = True) -> None:
 
 @cache
 def warn_about_spinning_threads() -> None:
-    """Warn, once per process, if the threads of torch spin while they wait for work.
-
-    Spinning threads make small models up to 30 times slower where other processes use the same cores.
-    """
+    """Warn, once per process, if the threads of torch spin: small models are up to 30 times slower on busy cores."""
     if torch.get_num_threads() > 1 and os.environ.get("OMP_WAIT_POLICY", "").lower() != "passive":
         logger.warning(
             "OMP_WAIT_POLICY is not PASSIVE: on a busy machine, waiting threads make small models much slower. "

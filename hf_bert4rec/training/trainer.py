@@ -94,8 +94,8 @@ class RecommendationTrainer(Trainer):
 
         Args:
             resume_from_checkpoint: True for the newest complete checkpoint in the output folder, or the path of one.
-            *args: As for the stock `Trainer.train`.
-            **kwargs: As for the stock `Trainer.train`.
+            *args: As for the stock Trainer, like `kwargs`.
+            **kwargs: Further arguments.
 
         Raises:
             ValueError: There is no complete checkpoint to resume from.
@@ -105,7 +105,7 @@ class RecommendationTrainer(Trainer):
             checkpoint = last_complete_checkpoint(str(self.args.output_dir))
             if checkpoint is None:
                 raise ValueError(f"Found no complete checkpoint to resume from in {self.args.output_dir}.")
-        elif checkpoint is not None and not is_complete(checkpoint):
+        elif checkpoint and not is_complete(checkpoint):
             raise ValueError(
                 f"{checkpoint} is not a complete checkpoint to resume from: a file is missing or damaged. Use "
                 "`resume_from_checkpoint=True` for the newest complete one."
@@ -146,6 +146,11 @@ class RecommendationTrainer(Trainer):
         given: defaultdict[str, list[str]] = defaultdict(list, self._card_arguments)
         data = " ".join(given["dataset"] + given["dataset_args"])
         facts = self.run_facts(" ".join(given["model_name"]) or None, data or None)
+        file, checksum = folder / CARD, RunFacts.load(folder).card if (folder / FACTS_FILE).exists() else None
+        if not overwrite and file.exists() and _checksum(file) != checksum:
+            logger.warning("%s is kept: it was not written by this package. create_model_card() replaces it.", file)
+            dataclasses.replace(facts, card=checksum).save(folder)
+            return
         card = model_card(facts)
         for name, field in (("language", "language"), ("license", "license"), ("finetuned_from", "base_model")):
             if given[name]:
@@ -153,24 +158,14 @@ class RecommendationTrainer(Trainer):
         card.data.datasets = given["dataset_tags"] or None
         tags = (*card.data.tags, *given["tags"], *given["tasks"], *(self.model.model_tags or ()))
         card.data.tags = list(dict.fromkeys(tags))
-        file = folder / CARD
-        checksum = RunFacts.load(folder).card if (folder / FACTS_FILE).exists() else None
-        if not overwrite and file.exists() and _checksum(file) != checksum:
-            logger.warning("%s is kept: it was not written by this package. create_model_card() replaces it.", file)
-        else:
-            card.save(file)
-            checksum = _checksum(file)
-        dataclasses.replace(facts, card=checksum).save(folder)
+        card.save(file)
+        dataclasses.replace(facts, card=_checksum(file)).save(folder)
 
     def run_facts(self, name: str | None = None, data: str | None = None) -> RunFacts:
-        """Return the facts of this training that the Trainer knows.
+        """Return the facts of this training, for a model `name` (default: output folder) and interactions `data`.
 
         The results are those of the validation split during training. Test results are not among them, because the
         Trainer cannot tell which split was evaluated after training.
-
-        Args:
-            name: Name of the model; by default that of the repository, or of the output folder.
-            data: Name of the interactions.
         """
         args, config, tokenizer = self.args, self.model.config, self.processing_class
         ours = self.preprocess_logits_for_metrics is ranks_of_logits
