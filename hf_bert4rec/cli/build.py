@@ -38,12 +38,7 @@ WITHOUT_WEIGHTS = (*NEGATIVES, "hidden_dropout_prob", "attention_probs_dropout_p
 
 
 def build_trainer(recipe: Recipe, tokenizer: ItemTokenizer, histories: DatasetDict) -> RecommendationTrainer:
-    """Return a Trainer with a new model, ready to train.
-
-    Raises:
-        MemoryError: The model cannot fit into memory.
-        ValueError: An option is out of range.
-    """
+    """Return a Trainer with a new model, ready to train."""
     args = copy.copy(recipe.training)
     if args.fp16 and args.device.type == "cpu":
         raise ValueError("--fp16 needs a GPU. On a CPU use --bf16 true.")

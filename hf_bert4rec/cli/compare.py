@@ -53,11 +53,7 @@ class Comparison:
 
     @classmethod
     def load(cls, path: str) -> Self:
-        """Read and check a comparison file.
-
-        Raises:
-            ValueError: The file is no comparison.
-        """
+        """Read and check a comparison file."""
         try:
             content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
             return cls(path, **{name: value for name, value in content.items() if value is not None})
@@ -102,13 +98,7 @@ class Comparison:
 def compare(path: str, split: str, folder: str) -> str:
     """Train and evaluate the models of a comparison that have no result in `folder` yet, and report on all of them.
 
-    Args:
-        path: The comparison file.
-        split: Split to evaluate on, "validation" or "test".
-        folder: Receives one result per model, the trained models, and the report as `comparison.md`.
-
-    Returns:
-        The report, Markdown.
+    `folder` receives one result per model, the trained models, and the returned report as `comparison.md`.
 
     Raises:
         ValueError: The comparison or one of its models is invalid, or a result in `folder` has other options, data or
@@ -141,11 +131,7 @@ def compare(path: str, split: str, folder: str) -> str:
 
 
 def evaluate_model(comparison: Comparison, name: str, split: str, folder: str) -> None:
-    """Evaluate one model, which is fitted or trained first if necessary, and save its `ModelResult`.
-
-    Raises:
-        ValueError: The model was trained on other data, or belongs to another catalog.
-    """
+    """Evaluate one model, which is fitted or trained first if necessary, and save its `ModelResult`."""
     transformers.logging.disable_progress_bar()
     logging.getLogger("hf_bert4rec.data").setLevel(logging.ERROR)  # the main process has warned about the data
     recipe, options = comparison.parse_recipe(), dict(comparison.models[name])
@@ -188,11 +174,7 @@ def evaluate_model(comparison: Comparison, name: str, split: str, folder: str) -
 
 
 def train_model(options: dict[str, Any], folder: str) -> Path:
-    """Return the checkpoint of a recipe with options; train it if it does not exist, or resume an interrupted run.
-
-    Raises:
-        ValueError: A checkpoint in `folder` was trained with other options.
-    """
+    """Return the checkpoint of a recipe with options; train it if it does not exist, or resume an interrupted run."""
     words = recipe_words(options, folder)
     recipe, checkpoint = parse_recipe(words), Path(folder, "model")
     if not checkpoint.exists():
@@ -204,13 +186,7 @@ def train_model(options: dict[str, Any], folder: str) -> Path:
 
 
 def check_model(comparison: Comparison, name: str, recipe: Recipe, folder: str) -> None:
-    """Find mistakes in the options of a model before anything is trained.
-
-    Raises:
-        ValueError: An option or its value is invalid, a package is missing, or the model uses another split, so that it
-            may have been trained on, or chosen by, the targets it is evaluated on.
-        OSError: The checkpoint does not exist.
-    """
+    """Check the options of a model, its checkpoint, its packages, and that it uses the split of the comparison."""
     options = dict(comparison.models[name])
     try:
         if "baseline" in options:
@@ -271,11 +247,7 @@ def describe_settings(comparison: Comparison, name: str, split: str, sha256: str
 
 
 def check_results(comparison: Comparison, split: str, sha256: str, folder: str) -> None:
-    """Refuse results of an earlier comparison in `folder` that have other settings.
-
-    Raises:
-        ValueError: Lists the files and what differs.
-    """
+    """Refuse results of an earlier comparison in `folder` that have other settings."""
     lines = []
     for name in comparison.models:
         if (file := result_file(folder, name)).exists():

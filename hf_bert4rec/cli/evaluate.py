@@ -21,12 +21,7 @@ from .recipe import Recipe
 def evaluate(recipe: Recipe) -> tuple[tuple[str, str | None], dict[str, dict[str, float]], dict[str, tuple]]:
     """Evaluate the checkpoint folder of a recipe again; options that are not given are those of its own recipe.
 
-    Returns:
-        The protocols, as from `protocol`; split → metric → value; and split → 95 % interval of NDCG@10 over users.
-
-    Raises:
-        FileNotFoundError: The folder lacks a file of a checkpoint.
-        ValueError: Weights and tokenizer belong to different catalogs, or the data cannot be used.
+    Return the protocols, as from `protocol`; split → metric → value; and split → 95 % interval of NDCG@10 over users.
     """
     if recipe.source is None:
         raise ValueError("Name the checkpoint folder to evaluate before all options.")

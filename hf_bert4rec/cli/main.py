@@ -128,14 +128,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run `hf-bert4rec COMMAND …`.
-
-    Args:
-        argv: The command and its arguments; those of the process if not given.
-
-    Raises:
-        SystemExit: The command failed; the message is one sentence.
-    """
+    """Run a command with its arguments; those of the process if not given. SystemExit names a fault in one sentence."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads slow down small models
     name, *rest = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     if name in ("-h", "--help"):

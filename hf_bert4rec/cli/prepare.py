@@ -30,13 +30,7 @@ CHUNK = 1_000_000  # interactions that are hashed at a time
 def prepare(recipe: Recipe, tokenizer: ItemTokenizer | None = None) -> tuple[Dataset, ItemTokenizer, DatasetDict]:
     """Read, filter, encode and split the data of a recipe, and return interactions, tokenizer and histories.
 
-    Args:
-        recipe: The options.
-        tokenizer: Tokenizer of a checkpoint to evaluate. If not given, it is built from the interactions that the split
-            allows training on.
-
-    Raises:
-        ValueError: The data cannot be used with these options.
+    A tokenizer is passed to evaluate its checkpoint, or else built from what the split allows training on.
     """
     run = recipe.run
     if not run.data:

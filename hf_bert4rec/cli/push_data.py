@@ -29,9 +29,9 @@ def push_data(
     private: bool | None = None,
     token: str | bool | None = None,
 ) -> str:
-    """Push the histories of a recipe in one commit. `load_dataset` returns the same rows and columns.
+    """Push the histories of a recipe in one commit, and return its address. User ids are those of the log.
 
-    The commit replaces older histories of the repository, which stay in its git history. User ids are those of the log.
+    `load_dataset` returns the same rows and columns. Older histories of the repository stay in its git history.
 
     Args:
         recipe: Determines the data, and how they are filtered and split.
@@ -40,14 +40,8 @@ def push_data(
         private: Whether to create a private repository; the owner's default if not given.
         token: That of `hf auth login` or HF_TOKEN if not given.
 
-    Returns:
-        The address of the commit.
-
     Raises:
-        FileExistsError: The repository contains other data.
-        OSError: The Hub refuses the push or cannot be reached, see `push_files`.
         PermissionError: The data are not embedded in this package, and `may_share` is not set.
-        ValueError: The data cannot be used with these options, or the splits would have different columns.
     """
     run = recipe.run
     foreign = [source for source in (run.data, run.titles, run.item_ids) if source and not is_embedded(source)]

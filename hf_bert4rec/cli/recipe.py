@@ -1,7 +1,8 @@
 """A recipe: all options of a run, from a YAML file or a checkpoint folder and from the command line.
 
 As with TRL's `TrlParser`, dataclasses define the options, the file sets them, and the command line overrides the file.
-Values in the file are converted like words of the command line: `eval_strategy: no` and `1e-3` need no quotes.
+Values in the file are converted like words of the command line: `eval_strategy: no` and `1e-3` need no quotes. A value
+that is empty, `null` or `none` unsets an option that can be None.
 
 Options of a run are fields of `RunArguments`. All others are parameters of what reads them, with the types, defaults
 and texts that they have there: a new parameter of `load_interactions` or field of a configuration is an option.
@@ -88,8 +89,7 @@ class Recipe:
 def parse_recipe(argv: Sequence[str]) -> Recipe:
     """Parse `[CONFIG] [--option value …]`.
 
-    CONFIG is a YAML file, or a checkpoint folder, whose run facts contain its recipe. The value `none` unsets an option
-    that can be None.
+    CONFIG is a YAML file, or a checkpoint folder, whose run facts contain its recipe.
 
     Raises:
         ValueError: CONFIG cannot be read, an option is unknown, or a value has the wrong type.
@@ -149,15 +149,6 @@ def _find(kind: str, name: str, registry: Mapping[str, Any]) -> Any:
         raise ValueError(f"--{kind} {name} cannot be imported: {error}.") from error
 
 
-class _TextLoader(yaml.SafeLoader):
-    """Read every scalar as text, except null."""
-
-    yaml_implicit_resolvers = {
-        first: [(tag, pattern) for tag, pattern in resolvers if tag == "tag:yaml.org,2002:null"]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
-
 def _read_options(config: Path) -> dict[str, Any]:
     if config.is_dir():
         return RunFacts.load(config).recipe if (config / FACTS_FILE).exists() else {}
@@ -165,7 +156,7 @@ def _read_options(config: Path) -> dict[str, Any]:
         text = config.read_text(encoding="utf-8")
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
             raise ValueError("aliases (*name) are not supported")
-        options, node = yaml.load(text, _TextLoader) or {}, yaml.compose(text)
+        options, node = yaml.load(text, yaml.BaseLoader) or {}, yaml.compose(text)  # all values are text
         names = [key.value for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []
         if len(names) > len(options):
             raise ValueError(f"{max(names, key=names.count)} is given twice")
@@ -209,7 +200,8 @@ def _section(
     fields: list[Any] = []
     for name in (name for name in parameters if name not in without):
         default = parameters[name].default
-        default = None if default is inspect.Parameter.empty else default
+        if default is inspect.Parameter.empty or default.__hash__ is None:  # a list cannot be the default of a field
+            default = None
         kind = _option_type(parameters[name].annotation, default)
         fields.append((name, kind, option(texts.get(name, "").replace("%", "%%"), default)))
     return dataclasses.make_dataclass(title, fields, frozen=True, namespace={"_argument_group_name": title})
@@ -239,7 +231,7 @@ def _parser(sections: Iterable[Any]) -> HfArgumentParser:
 
 def _or_none(convert: Any) -> Callable[[str], Any]:
     def convert_or_none(text: str) -> Any:
-        return None if text.lower() in ("none", "null") else convert(text)
+        return None if text.lower() in ("", "none", "null") else convert(text)
 
     convert_or_none.__name__ = getattr(convert, "__name__", "value")  # for the message of argparse
     return convert_or_none

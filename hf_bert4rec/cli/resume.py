@@ -24,14 +24,13 @@ def start_or_resume(args: TrainingArguments, data: str | None, options: dict[str
         options: Values that a resumed run must not change.
 
     Raises:
-        ValueError: There is nothing to resume, data or options have changed, the best checkpoint is missing, the run
-            has finished, or a new run would overwrite an interrupted one.
+        ValueError: The run cannot be resumed, or a new run would overwrite an interrupted one.
     """
     folder, wanted = Path(args.output_dir or ""), str(args.resume_from_checkpoint or False)
     options = json.loads(json.dumps(options, default=str))
     finished = _read(folder).get("finished")
     if finished and args.process_index == 0:
-        remove_checkpoints(folder)  # the run was killed before it had removed all
+        _remove_checkpoints(folder)  # the run was killed before it had removed all
     newest = last_complete_checkpoint(folder)
     if wanted.lower() == "false":
         if newest is not None and not finished:
@@ -77,11 +76,10 @@ def _find_problem(checkpoint: Path, needs_best: bool, data: str | None, options:
 def finish(folder: Path) -> None:
     """Record that the model is saved, and only then remove the checkpoints: a kill in between loses nothing."""
     _write(folder, {**_read(folder), "finished": True})
-    remove_checkpoints(folder)
+    _remove_checkpoints(folder)
 
 
-def remove_checkpoints(folder: Path) -> None:
-    """Remove the Trainer's checkpoints, which only an interrupted run needs."""
+def _remove_checkpoints(folder: Path) -> None:
     for checkpoint in folder.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
 

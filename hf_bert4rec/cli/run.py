@@ -31,14 +31,7 @@ def run(recipe: Recipe) -> Path | None:
     """Train by a recipe and save a complete checkpoint with its learning curve in `model/` of the output folder.
 
     The model is saved before it is evaluated, and checkpoints are removed when everything is saved. A run that was
-    killed at any point can be resumed.
-
-    Returns:
-        Folder of the checkpoint; None in all processes but the first.
-
-    Raises:
-        MemoryError: The model cannot fit into memory.
-        ValueError: An option is out of range, or the data cannot be used with these options.
+    killed at any point can be resumed. Return the folder of the checkpoint; None in all processes but the first.
     """
     interactions, tokenizer, histories = prepare(recipe)
     trainer = build_trainer(recipe, tokenizer, histories)

@@ -45,22 +45,16 @@ class DataCollatorWithUsers(DataCollatorForNextItem):
 
 
 class Baseline(nn.Module):
-    """Base class: returns the output of the models, computed on the CPU.
+    """Base class: returns the output of the models, computed on the CPU."""
 
-    Attributes:
-        users: Raw user ID -> number, for `DataCollatorWithUsers`; empty for baselines that read histories only.
-        exclude_history: Whether items of the history are excluded from the ranking, as in `Bert4RecConfig`.
-    """
-
-    users: Mapping[str, int] = {}
-    exclude_history = True
+    users: Mapping[str, int] = {}  # raw user ID → number; empty for baselines that read histories only
+    exclude_history = True  # whether items of the history are excluded from the ranking, as in `Bert4RecConfig`
 
     def scores(self, batch: Batch) -> torch.Tensor:
         """Return scores (users, vocab_size), larger is better.
 
-        Args:
-            batch: `input_ids` and `attention_mask` (users, length), the newest items and the [MASK] of the query;
-                `history` (users, longest), all items before the target, padded; `users` (users,), numbers or -1.
+        The batch has `input_ids` and `attention_mask` (users, length), the newest items and the [MASK] of the query;
+        `history` (users, longest), all items before the target, padded; and `users` (users,), numbers or -1.
         """
         raise NotImplementedError
 

@@ -1,5 +1,6 @@
 """Comparison of models user by user: recommendations, metrics of groups of users, and paired tests."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,36 +33,25 @@ SMALLEST_P = 1 / (1 + RANDOMIZATIONS)  # the smallest p-value that the test can 
 
 @dataclass
 class UserResults:
-    """Results of a model for each user of a split, in the order of its rows.
+    """Results of a model for each user of a split, in the order of its rows."""
 
-    Attributes:
-        ranks: (users,) ranks of the targets over the catalog, from 1; a tie counts half a place.
-        ties: (users,) number of items with the score of the target; 0 for targets that the model does not contain.
-        recommended: (users, TOP_K) rows of the best items, best first, without the history if the ranking excludes it;
-            -1 where fewer items are left.
-        sampled_ranks: (users,) ranks among the candidates, if the rows have any.
-    """
-
-    ranks: np.ndarray
-    ties: np.ndarray
-    recommended: np.ndarray
-    sampled_ranks: np.ndarray | None = None
+    ranks: np.ndarray  # (users,) ranks of the targets over the catalog, from 1; a tie counts half a place
+    ties: np.ndarray  # (users,) number of items with the score of the target; 0 for an unknown target
+    recommended: np.ndarray  # (users, TOP_K) rows of the best items, best first; -1 where fewer items are left
+    sampled_ranks: np.ndarray | None = None  # (users,) ranks among the candidates, if the rows have any
 
 
 def evaluate_users(trainer: Trainer, rows: Dataset) -> UserResults:
     """Evaluate the model of a Trainer on a split, user by user."""
-    functions = trainer.preprocess_logits_for_metrics, trainer.compute_metrics
+    trainer = copy.copy(trainer)
     trainer.preprocess_logits_for_metrics, trainer.compute_metrics = results_of_logits, None
-    try:
-        columns = rank_rows(trainer, rows)
-    finally:
-        trainer.preprocess_logits_for_metrics, trainer.compute_metrics = functions
+    columns = rank_rows(trainer, rows)
     ranks, ties, *sampled = columns[:, TOP_K:].T
     return UserResults(ranks, ties.astype(int), columns[:, :TOP_K].astype(int), sampled[0] if sampled else None)
 
 
 def results_of_logits(logits: Any, labels: torch.Tensor) -> torch.Tensor:
-    """Return `UserResults` as columns, (users, TOP_K + 2 or 3) float32, exact for item tables of up to 2^24 rows."""
+    """Return `UserResults` as columns, (users, TOP_K + 2 or 3) float32, exact for up to 2^24 rows of items."""
     scores, targets, history, candidates = unpack_ranking(logits, labels)
     check_cutoffs(scores.shape[1] - SPECIALS)
     better, tied = count_better_and_tied(scores, targets, history)

@@ -88,8 +88,9 @@ def test_none_unsets_an_option(parse, words):
 
 
 def test_null_in_the_file_unsets_a_default_that_is_not_none(parse):
-    training = parse("{muon_learning_rate: null, early_stopping_patience: none}").training
-    assert (training.muon_learning_rate, training.early_stopping_patience) == (None, None)
+    recipe = parse("muon_learning_rate: null\nearly_stopping_patience: none\nrope_theta:\n")
+    assert (recipe.training.muon_learning_rate, recipe.training.early_stopping_patience) == (None, None)
+    assert recipe.options("model") == {"rope_theta": None}
 
 
 @pytest.mark.parametrize(
@@ -162,7 +163,7 @@ def test_an_unknown_option_in_the_file_is_refused_with_the_near_names(parse):
         ("a: &x [1]\nb: [*x, *x]", r"aliases \(\*name\) are not supported"),
         ("[" * 5000, "expected a YAML file of options or a checkpoint folder"),
         ("learning_rate: fast", "--learning_rate: invalid float value: 'fast'"),
-        ("learning_rate:", "--learning_rate: invalid float value: 'None'"),
+        ("learning_rate:", "--learning_rate: invalid float value: ''"),
         ("hidden_size: [1, 2]", "hidden_size: expected one value, found a list"),
         ("hidden_size: {a: 1}", "--hidden_size: invalid int value"),
         ("hidden_size: 1.5", "--hidden_size: invalid int value: '1.5'"),
@@ -269,7 +270,7 @@ from __future__ import annotations
 from hf_bert4rec.data.splits import leave_one_out
 
 
-def half(interactions, tokenizer, *, share: float = 0.5, max_length: int | None = None, words: list[str] | None = None):
+def half(interactions, tokenizer, *, share: float = 0.5, max_length: int | None = None, words: list[str] = []):
     return leave_one_out(interactions, tokenizer, max_length=max_length)
 
 
