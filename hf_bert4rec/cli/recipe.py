@@ -26,6 +26,7 @@ from transformers import HfArgumentParser, PreTrainedConfig
 from transformers.utils.chat_template_utils import parse_google_format_docstring
 
 from ..data.data_collator import DataCollatorForCloze
+from ..data.histories import build_histories
 from ..data.interactions import load_interactions
 from ..data.splits import SPLITS, Split
 from ..hub.run_facts import FACTS_FILE, RunFacts
@@ -183,7 +184,7 @@ def _sections(run: Mapping[str, Any]) -> dict[str, type]:
     return {
         "run": RunArguments,
         "reading": _section("reading the log", reading, [load_interactions], without=("source",)),
-        "splitting": _section("splitting", splitting, [it.function for it in splits]),
+        "splitting": _section("splitting", splitting, [build_histories, *(it.function for it in splits)]),
         "model": _section("model", model, classes, without=from_data),
         "masking": _section("cloze masking", masking, [DataCollatorForCloze], without=("tokenizer", "seed", "epoch")),
         "training": RecommendationTrainingArguments,
