@@ -22,6 +22,7 @@ except ImportError:  # torch before 2.13
     linear_cross_entropy = None  # type: ignore[assignment]
 
 SPECIALS = len(SPECIAL_TOKENS)
+GPU_SCORES = 2**25  # 0.13 GB; with smaller chunks the GPU waits: a step on MovieLens-1M takes 1.7 times as long
 
 
 def item_loss(
@@ -70,12 +71,16 @@ def softmax_loss(
 ) -> torch.Tensor:
     """Negative log-likelihood over the whole catalog (paper, equation 8).
 
-    It is computed in chunks of `config.loss_chunk_size` positions, so that the logits of one chunk exist at a time.
+    It is computed in chunks of `config.loss_chunk_size` positions, so that the logits of one chunk exist at a time. On a
+    GPU a chunk has up to `GPU_SCORES` logits if that is more.
     """
     special = torch.arange(len(item_bias), device=item_bias.device) < SPECIALS
     bias = item_bias.masked_fill(special, torch.finfo(item_bias.dtype).min)
+    chunk_size = config.loss_chunk_size
+    if hidden_states.is_cuda:
+        chunk_size = max(chunk_size, GPU_SCORES // len(item_table))
     if linear_cross_entropy is None:
-        chunks = zip(*(tensor.split(config.loss_chunk_size) for tensor in (hidden_states, targets)), strict=True)
+        chunks = zip(*(tensor.split(chunk_size) for tensor in (hidden_states, targets)), strict=True)
         return sum(
             (checkpoint(_chunk_loss, states, item_table, bias, rows, use_reentrant=False) for states, rows in chunks),
             start=hidden_states.new_zeros(()),
@@ -88,7 +93,7 @@ def softmax_loss(
         reduction="sum",
         ignore_index=-100,
         options=nn.LinearCrossEntropyOptions(
-            batch_chunk_size=config.loss_chunk_size,  # torch's automatic choice takes 10 times as long for 1M items
+            batch_chunk_size=chunk_size,  # torch's automatic choice takes 10 times as long for 1M items
             chunking_method=None,
             allow_retain_graph=True,  # without it torch.compile cannot trace the loss in one graph
         ),
