@@ -13,7 +13,9 @@ os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # before torch
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["HF_UPDATE_DOWNLOAD_COUNTS"] = "0"
-if not {"gpu", "-mgpu"}.intersection(sys.argv):  # only `pytest -m gpu` uses GPUs
+if "PYTEST_XDIST_WORKER" in os.environ:  # one of several processes, started by the one that decides on GPUs
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+elif not {"gpu", "-mgpu"}.intersection(sys.argv):  # only `pytest -m gpu` uses GPUs
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import huggingface_hub
