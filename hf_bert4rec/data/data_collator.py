@@ -43,16 +43,17 @@ class DataCollatorForNextItem:
         """
         input_ids, real = pad_rows([row["input_ids"] for row in features], self.tokenizer.pad_token_id)
         labels = np.full_like(input_ids, -100)
-        train = np.array([row.get("labels") is None for row in features], bool)
-        evaluated = [row for row in features if row.get("labels") is not None]
+        own = np.array([row.get("labels") is not None for row in features], bool)
+        evaluated = [row for row, labeled in zip(features, own, strict=True) if labeled]
         if evaluated:
-            if [len(row["labels"]) for row in evaluated] != real[~train].sum(axis=1).tolist():
+            if [len(row["labels"]) for row in evaluated] != real[own].sum(axis=1).tolist():
                 raise ValueError("Expected one label for each of the `input_ids`, found another number.")
-            labels[~train], _ = pad_rows([row["labels"] for row in evaluated], -100, input_ids.shape[1])
-        if train.any():
+            labels[own], _ = pad_rows([row["labels"] for row in evaluated], -100, input_ids.shape[1])
+        if len(evaluated) < len(features):
+            train = ~own if evaluated else slice(None)  # a slice copies nothing
             if not real[train].any(axis=1).all():
                 raise ValueError("Expected at least one item in each training row, found a row without any.")
-            rows = [row for row in features if row.get("labels") is None]
+            rows = [row for row in features if row.get("labels") is None] if evaluated else features
             input_ids[train], chosen = self._choose_labels(rows, input_ids[train], real[train])
             labels[train] = np.where(chosen < len(SPECIAL_TOKENS), -100, chosen)  # [UNK] is not to be predicted
         batch = {"input_ids": input_ids, "attention_mask": real.astype(np.int64), "labels": labels}

@@ -150,8 +150,7 @@ def load_titles(
     Without a header, the first column is the item and the second the title, unless `item` and `title` name others.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: There is no column for the item or the title.
+        ValueError: As for `load_interactions`; for instance, there is no column for the title.
     """
     log = open_log(source, "titles", format, separator, encoding, [item, title])
     with library_errors(log.name):

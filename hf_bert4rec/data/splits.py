@@ -28,9 +28,7 @@ def leave_one_out(
 
     Args:
         interactions: Columns `user`, `item` and `timestamp`, as from `load_interactions`.
-        tokenizer: See `build_histories`, also for `max_length` and `window_step`.
-        max_length: Longest input.
-        window_step: Step between training windows.
+        tokenizer: See `build_histories`, like `max_length` and `window_step`.
         validation_in_train: Train on the validation items too, as in the paper's final runs: no validation split.
 
     Returns:
@@ -92,10 +90,9 @@ def split_at_time(
             f"{tokenizer.decode_items(leaked[:1])[0]!r}. Use item_tokenizer(before(interactions, {train_time!r}))."
         )
     first_of_validation, first_of_test = (_first_from(log, time) for time in (validation_from, test_from))
-    targets = {"test": np.where(first_of_test < log.ends, first_of_test, -1)}
-    if not validation_in_train:
-        validation = np.where(first_of_validation < first_of_test, first_of_validation, -1)
-        targets = {"validation": validation, **targets}
+    validation = np.where(first_of_validation < first_of_test, first_of_validation, -1)
+    targets = {} if validation_in_train else {"validation": validation}
+    targets["test"] = np.where(first_of_test < log.ends, first_of_test, -1)
     sizes = {"train": past.sum(), **{name: (rows >= 0).sum() for name, rows in targets.items()}}
     if empty := [name for name, size in sizes.items() if not size]:
         times = f"; the log runs from {log.timestamps.min()} to {log.timestamps.max()}" if len(log.timestamps) else ""
@@ -172,12 +169,11 @@ def _past_of_time(
     return before(interactions, test_time if validation_in_train else validation_time)
 
 
-SPLITS: dict[str, Split] = {
+SPLITS: dict[str, Split] = {  # name in a recipe -> split; add your own before a recipe is parsed
     "leave_one_out": Split(leave_one_out, "leave-one-out (every user's last item)"),
     "at_time": Split(split_at_time, "first item of every user from {test_time} on", _past_of_time),
     "train_on_all": Split(train_on_all, "trained on all interactions, nothing held out"),
 }
-"""Name in a recipe → split. Add an entry for a split of your own before a recipe is parsed."""
 
 
 def _first_from(log: SortedLog, time: float) -> np.ndarray:

@@ -74,18 +74,14 @@ class ItemTokenizer(PreTrainedTokenizerFast):
         """Set the title of every item, in the order of `items`: text, numbers (become text), None or NaN (unknown)."""
         titles = [title if isinstance(title, str) or str(title) not in NO_TITLE else None for title in titles]
         if len(titles) != len(self.items):
-            raise ValueError(f"{source}: {_wrong_number(len(self.items), len(titles))}.")
+            raise ValueError(f"{source}: expected {len(self.items)} titles, one per item, found {len(titles)}.")
         texts = iter(as_item_ids([title for title in titles if title is not None], source).to_pylist())
         self.titles = [None if title is None else next(texts) for title in titles]
         self.init_kwargs["has_titles"] = True  # saved in tokenizer_config.json
 
     @property
     def items(self) -> pa.StringArray:
-        """Raw IDs in the order of the item table, without the special rows.
-
-        Raises:
-            ValueError: The rows are not 0 to n-1, beginning with the special tokens.
-        """
+        """Raw IDs in the order of the item table, without the special rows; ValueError unless rows are 0 to n-1."""
         if self._items is None or len(self._items) + len(SPECIAL_TOKENS) != len(self):  # items have been added
             vocab = self.get_vocab()
             rows = np.fromiter(vocab.values(), np.int64, len(vocab))
@@ -255,7 +251,7 @@ def _read_titles(file: str, number: int) -> list[str | None]:
     with suppress(KeyError, pa.ArrowException, OSError), pq.ParquetFile(file, read_dictionary=["title"]) as parquet:
         groups = [parquet.metadata.row_group(group) for group in range(parquet.num_row_groups)]
         if parquet.metadata.num_rows != number:
-            problem = _wrong_number(number, parquet.metadata.num_rows)
+            problem = f"expected {number} titles, one per item, found {parquet.metadata.num_rows}"
         elif sum(group.total_byte_size for group in groups) < TITLE_BYTES * (number + 1):
             titles = parquet.read(["title"])["title"]  # KeyError: no such column, or a nested one
             if titles.type == pa.dictionary(pa.int32(), pa.string()):
@@ -263,7 +259,3 @@ def _read_titles(file: str, number: int) -> list[str | None]:
                 if max(lengths, default=0) <= TITLE_BYTES:
                     return titles.to_pylist()
     raise ValueError(f"{file}: {problem}. Copy it again from where the tokenizer was saved.")
-
-
-def _wrong_number(expected: int, found: int) -> str:
-    return f"expected {expected} titles, one per item of the tokenizer, found {found}"

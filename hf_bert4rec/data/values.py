@@ -32,8 +32,8 @@ DOUBTFUL = {  # IDs that are read as they are, with a warning
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _DAY = re.compile(r"(\d{4})([-/.])(\d{1,2})(?:\2(\d{1,2})(?=$|[T ])|$)|(\d{1,2})\.(\d{1,2})\.(\d{4})(?=$|[T ])")
 _ISO = re.compile(r"[\dW-]{8,10}([T ][\d:.,]+([+-][\d:]+)?)?", re.IGNORECASE)  # of what `fromisoformat` accepts
-_MONTH = "(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*"
-_WORD = re.compile(f"{_MONTH}|(mon|tue|wed|thu|fri|sat|sun)[a-z]*|am|pm|t|z|utc|gmt")
+_MONTH = re.compile("(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*")
+_WORD = re.compile(f"{_MONTH.pattern}|(mon|tue|wed|thu|fri|sat|sun)[a-z]*|am|pm|t|z|utc|gmt")
 
 
 def check_ids(ids: pa.ChunkedArray, role: str, name: str) -> None:
@@ -125,8 +125,8 @@ def date_as_seconds(text: str) -> float:
     other raises ValueError, because day and month may be uncertain.
     """
     words = re.findall(r"[^\W\d_]+", text.lower())
-    in_words = re.search(r"\d{4}", text) and not re.search("[CT][+-]", text) and len(text) < 60
-    if in_words and any(re.fullmatch(_MONTH, word) for word in words) and all(map(_WORD.fullmatch, words)):
+    in_words = any(map(_MONTH.fullmatch, words)) and all(map(_WORD.fullmatch, words)) and len(text) < 60
+    if in_words and re.search(r"\d{4}", text) and not re.search("[CT][+-]", text):
         return pd.to_datetime(text, utc=True).timestamp()
     text = re.sub(r"\s*(UTC|GMT|Z)$", "", text, flags=re.IGNORECASE)
     if day := _DAY.match(text):
