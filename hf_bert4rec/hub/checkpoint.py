@@ -15,7 +15,7 @@ import torch
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedModel
 
 from ..data.tokenization import TITLES_FILE, ItemTokenizer, check_tokenizer
 from ..models.registry import architecture_of
@@ -42,25 +42,19 @@ def is_folder(model: str | PathLike) -> bool:
     """Return whether a checkpoint is named by its folder (True) or by a Hub ID, org/name (False).
 
     Raises:
-        FileNotFoundError: It has the form of a folder, and there is none.
+        FileNotFoundError: The name has the form of a folder, and there is none.
     """
     folder = Path(model).is_dir()
     if not folder and not is_repository(model):
-        raise FileNotFoundError(
-            f"{model}: found no such folder. Pass a checkpoint folder or a Hub ID such as org/name."
-        )
+        raise FileNotFoundError(f"{model}: found no such folder. Pass a checkpoint folder or a Hub ID, org/name.")
     return folder
 
 
 def fetch_checkpoint(model: str | PathLike, revision: str | None = None, token: str | bool | None = None) -> Path:
-    """Return the folder of a checkpoint, downloaded if it is named by a Hub ID and not in the cache.
+    """Return the folder of a checkpoint, downloaded if it is named by a Hub ID (org/name) and not in the cache.
 
-    All files are of the same commit and are checked before anything is built from them. Code is not downloaded.
-
-    Args:
-        model: Folder, or Hub ID. An existing folder takes precedence.
-        revision: Branch, tag or commit of a Hub ID; `main` if not given.
-        token: For private repositories; that of `hf auth login` or HF_TOKEN if not given.
+    An existing folder takes precedence. All files are of the same commit, by default the newest of `main`, and are
+    checked before anything is built from them. Code is not downloaded.
 
     Raises:
         OSError: The checkpoint is not found, cannot be downloaded, or is incomplete.
@@ -77,12 +71,7 @@ def fetch_checkpoint(model: str | PathLike, revision: str | None = None, token: 
 def check_folder(folder: str | PathLike, name: str | None = None) -> PreTrainedModel:
     """Check that a checkpoint is complete and that its weights belong to its config, by the headers of its files.
 
-    Args:
-        folder: The checkpoint.
-        name: Its name in errors; the path if not given.
-
-    Returns:
-        The model on the meta device, without its weights.
+    Errors call it by `name`, by default its path. Returns the model on the meta device, without its weights.
 
     Raises:
         FileNotFoundError: Files are missing.
@@ -132,7 +121,7 @@ def _check_options(folder: Path, config: dict[str, Any], tokenizer: dict[str, An
         if isinstance(value, int) and abs(value) > limit:  # each layer has weights, and no model has labels
             raise ValueError(f"{name}: {option} in config.json is {value}, but the weights are {weights} tensors.")
     for file, values in (("config.json", config), ("tokenizer_config.json", tokenizer)):
-        names, code = values.get("architectures") or [], values.get("auto_map") or {}
+        names, code = values.get("architectures") or [], values.get("auto_map", {})
         if not isinstance(names, list) or not all(isinstance(it, str) for it in names) or not isinstance(code, dict):
             raise ValueError(f"{name}: architectures or auto_map in {file} are not those of a model. Save it again.")
 
@@ -177,29 +166,12 @@ def excludes_history(folder: str | PathLike) -> bool:
 
 
 def check_checkpoint(folder: str | PathLike) -> None:
-    """Check a checkpoint as `check_folder` does, and its tokenizer and titles against the model.
-
-    Raises:
-        OSError: Files are missing.
-        ValueError: A file is damaged, or the parts do not belong together.
-    """
-    model = check_folder(folder)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError):
-        raise
-    except Exception as error:  # of the tokenizers library, or for a wrong type in tokenizer_config.json
-        raise ValueError(f"{folder}: cannot load the tokenizer ({error}). Build or copy it again.") from error
-    check_sizes(model, tokenizer)
+    """Check a checkpoint as `check_folder` does, and its tokenizer and titles against the model."""
+    check_sizes(check_folder(folder), ItemTokenizer.from_pretrained(folder))
 
 
 def check_sizes(model: nn.Module, tokenizer: ItemTokenizer) -> None:
-    """Check that a model and a tokenizer belong to the same catalog.
-
-    Raises:
-        ValueError: Item table and tokenizer differ in size, the tokenizer makes inputs that are longer than the model
-            accepts, or it is no `ItemTokenizer`.
-    """
+    """Raise ValueError unless model and tokenizer have the same items, and the model accepts inputs of that length."""
     check_tokenizer(tokenizer)
     config: Any = model.config
     if config.vocab_size != len(tokenizer):
@@ -248,11 +220,11 @@ def save_checkpoint(
 ) -> None:
     """Save a checkpoint with its card, written from `facts`, and other files (name -> content) such as the curve.
 
-    An older checkpoint in `folder` is replaced when all files are written.
+    An older checkpoint in `folder` is replaced when all files are written, and kept if that fails.
 
     Raises:
         ValueError: Model and tokenizer belong to different catalogs.
-        OSError: For instance, the disk is full. The older checkpoint is kept.
+        OSError: For instance, the disk is full.
     """
     check_sizes(model, tokenizer)
     folder = Path(folder)

@@ -89,11 +89,7 @@ def is_repository(name: str | PathLike) -> bool:
 
 
 def read_json(file: Path, name: str | PathLike) -> dict[str, Any]:
-    """Read a JSON object of the checkpoint `name`.
-
-    Raises:
-        ValueError: The file is damaged, too large or nested too deeply, or does not contain an object.
-    """
+    """Read a JSON object of the checkpoint `name`; raise ValueError if it is damaged, too large or too deep."""
     try:
         limit = LARGE_FILES.get(file.name, JSON_BYTES)
         if file.stat().st_size > limit:

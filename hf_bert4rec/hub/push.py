@@ -44,21 +44,15 @@ def push_files(
     token: str | bool | None = None,
     revision: str | None = None,
 ) -> CommitInfo:
-    """Push files (name in the repository -> content) to an existing repository in one commit.
+    """Push files (name in the repository -> content) to an existing repository in one commit, and return the commit.
 
     Args:
-        repository: Full name of the repository, as `create_repository` returns it.
-        files: The files.
         marker: A file that every repository of this kind contains. A repository that contains other files without it,
             or for models a config.json of another `model_type`, is refused.
         replaced: Patterns of files that are deleted if they are not among `files`; without "/" at the top level only.
-        commit_message: Message of the commit.
         repo_type: `model`, `dataset` or `space`.
         token: That of `hf auth login` or HF_TOKEN if not given.
         revision: Branch to push to; `main` if not given.
-
-    Returns:
-        The commit. As a string, it is the address of the commit.
 
     Raises:
         FileExistsError: The repository contains something else.
@@ -102,18 +96,8 @@ def push_checkpoint(
     """Push a checkpoint to the Hub in one commit: its own files without pickles, and nothing else of the folder.
 
     An older checkpoint in the repository is replaced and stays in the history. Paths of this machine in the run facts
-    are reduced to names (`RunFacts.published`).
-
-    Args:
-        folder: A checkpoint.
-        repository: Hub ID; created if it does not exist. Without an owner it is yours.
-        private: Whether to create a private repository; the owner's default if not given.
-        token: As for `push_files`, like `revision`.
-        revision: The branch.
-        commit_message: Message of the commit; names the folder if not given.
-
-    Returns:
-        The commit. As a string, it is the address of the commit.
+    are reduced to names (`RunFacts.published`). The repository is created if it does not exist; a name without an owner
+    is yours. The result is the commit; as a string, it is the address of the commit.
 
     Raises:
         OSError: The checkpoint is incomplete, or as for `push_files`.

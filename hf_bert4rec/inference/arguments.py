@@ -10,8 +10,7 @@ import numpy as np
 def read_histories(values: Any) -> list[list[Any]]:
     """Return one list of IDs per history, from lists, iterators, arrays, tensors or columns of tables.
 
-    Raises:
-        ValueError: Another form, such as a flat list, a whole table, or sets, which have no order.
+    Other forms raise ValueError, such as a flat list, a whole table, or sets, which have no order.
     """
     histories = read_list(values, "histories", ordered=True)
     if not all(map(_is_collection, histories)):
@@ -25,8 +24,7 @@ def read_histories(values: Any) -> list[list[Any]]:
 def read_item_lists(values: Any, name: str, histories: int) -> list[list[Any]]:
     """Return the IDs of `allow` or `deny`: a single list that holds for all histories, or one list per history.
 
-    Raises:
-        ValueError: Another form, or another number of lists.
+    Other forms, or another number of lists, raise ValueError.
     """
     lists = read_list(values, name)
     nested = set(map(_is_collection, lists))

@@ -180,13 +180,10 @@ class NextItemRecommendationPipeline(Pipeline):
     def postprocess(
         self, outputs: dict[str, torch.Tensor], top_k: int = 10, exclude_history: bool | None = None
     ) -> list[list[Recommendation]]:
-        """Return the `top_k` best items for each user.
+        """Return the `top_k` best items for each user; raise ValueError if scores are not finite.
 
         `outputs` are `logits` (users, rows), which are overwritten; `history` (users, longest) rows; and optionally
         `allow` and `deny` (users or 1, longest) rows, padded with [PAD].
-
-        Raises:
-            ValueError: The scores are not finite.
         """
         scores = outputs["logits"]
         normalizer = scores.logsumexp(dim=1, keepdim=True)

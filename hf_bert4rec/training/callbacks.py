@@ -49,8 +49,8 @@ class ClozeCallback(TrainerCallback):
 class ResourceCallback(TrainerCallback, ExportableState):
     """Log the memory that training needs at its start, and the time of an epoch after two steps.
 
-    On a CPU it also sets what happens to freed memory (`keep_freed_memory`), and warns about threads that spin. It
-    counts the seconds of training; the count is stored in checkpoints and continues after a resumption.
+    On a CPU it also sets what happens to freed memory (`keep_freed_memory`), and warns about threads that spin. Its
+    count of the seconds of training is stored in checkpoints and continues after a resumption.
     """
 
     steps = 0
@@ -121,12 +121,9 @@ def _log_memory(args: TrainingArguments, model: Bert4RecForMaskedLM, loader: Any
     allocated = estimate.parameters + (estimate.optimizer_state if resumed else 0)
     free = resources.free_memory(args.device) + allocated
     if estimate.total > free:
-        logger.warning(
-            "Training may not fit into the free memory: it needs about %s, %s are free. Use %s.",
-            resources.format_memory(estimate.total),
-            resources.format_memory(free),
-            estimate.advice,
-        )
+        sizes = map(resources.format_memory, (estimate.total, free))
+        text = "Training may not fit into the free memory: it needs about %s, %s are free. Use %s."
+        logger.warning(text, *sizes, estimate.advice)
 
 
 class EarlyStopping(EarlyStoppingCallback):

@@ -55,10 +55,8 @@ class MuonAdamW(Optimizer):
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step with both parts."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        with torch.enable_grad():
+            loss = None if closure is None else closure()
         for part in self._parts:
             part.step()
         return loss
@@ -96,11 +94,8 @@ def muon(args: TrainingArguments, learning_rate: float = 1e-2) -> dict[str, Any]
         layers = [it for it in model.modules() if isinstance(it, nn.Linear) and it is not model.get_output_embeddings()]
         matrices = [layer.weight for layer in layers if layer.weight.requires_grad]
         if not matrices:
-            logger.warning(
-                "%s has no linear layers to train with Muon: `muon_learning_rate` has no effect, and AdamW trains all "
-                "weights.",
-                type(model).__name__,
-            )
+            text = "%s has no linear layers: `muon_learning_rate` has no effect, and AdamW trains all weights."
+            logger.warning(text, type(model).__name__)
         chosen = set(matrices)  # lists keep the order of the model, by which a saved state finds its parameters
         others = [weight for weight in model.parameters() if weight.requires_grad and weight not in chosen]
         adamw = {

@@ -92,10 +92,7 @@ class RecommendationTrainer(Trainer):
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train as the stock Trainer does, but resume from complete checkpoints only.
 
-        Args:
-            resume_from_checkpoint: True for the newest complete checkpoint in the output folder, or the path of one.
-            *args: As for the stock Trainer, like `kwargs`.
-            **kwargs: Further arguments.
+        `resume_from_checkpoint` is the path of a checkpoint, or True for the newest complete one in the output folder.
 
         Raises:
             ValueError: There is no complete checkpoint to resume from.
@@ -227,15 +224,11 @@ class RecommendationTrainer(Trainer):
         private: bool | None = None,
         **card: Any,
     ) -> CommitInfo | None:
-        """Save the checkpoint and upload it with its card in one commit, as `push_checkpoint` does.
+        """Save the checkpoint and upload it with its card in one commit; errors are those of `push_checkpoint`.
 
         By default, token, branch and visibility are `hub_token`, `hub_revision` and `hub_private_repo` of the training
         arguments. `blocking` is not used: the upload has finished when this method returns. `card` are arguments of
         `create_model_card`. The result is the commit, and None in all processes but the first.
-
-        Raises:
-            OSError: The Hub cannot be reached or does not accept the request.
-            ValueError: Model and tokenizer have different catalogs.
         """
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         self.save_model(_internal_call=True)

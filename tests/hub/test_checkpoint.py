@@ -284,6 +284,15 @@ def test_a_tokenizer_of_another_class_is_refused(folder, kind):
         check_checkpoint(folder)
 
 
+@pytest.mark.parametrize("load", [check_checkpoint, hf_bert4rec.pipeline])
+@pytest.mark.parametrize("code", [5, None, [], "x"])
+def test_a_tokenizer_whose_code_is_no_mapping_is_refused(folder, load, code):
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**config, "auto_map": code}))
+    with pytest.raises(ValueError, match=r"architectures or auto_map in tokenizer_config\.json are not"):
+        load(folder)
+
+
 @pytest.mark.parametrize("length", [0, 1, -1, 6])
 def test_a_tokenizer_of_lengths_that_the_model_cannot_take_is_refused(folder, length):
     config = json.loads((folder / "tokenizer_config.json").read_text())

@@ -152,6 +152,5 @@ def test_a_model_without_matrices_for_muon_is_reported(tmp_path, caplog):
     optimizer = make(model, tmp_path)
     assert [len(group["params"]) > 0 for group in optimizer.param_groups] == [True, True, False]
     assert caplog.messages == [
-        "Gru4RecForMaskedLM has no linear layers to train with Muon: `muon_learning_rate` has no effect, and AdamW "
-        "trains all weights."
+        "Gru4RecForMaskedLM has no linear layers: `muon_learning_rate` has no effect, and AdamW trains all weights."
     ]
