@@ -29,7 +29,7 @@ from ..evaluation.ranking import SAMPLED_METRICS
 from ..hub.checkpoint import check_sizes, fetch_checkpoint, last_complete_checkpoint, weight_files
 from ..hub.run_facts import UNPUBLISHED_OPTIONS, RunFacts
 from ..models.configuration_bert4rec import SPECIAL_TOKENS
-from .comparison_report import ModelResult, format_report
+from .comparison_report import ModelResult, format_report, summarize
 from .evaluate import evaluator
 from .prepare import describe_data, excludes_history, prepare, protocol, sampled_by, whole_histories
 from .recipe import Recipe, find_split, parse_recipe
@@ -78,6 +78,8 @@ class Comparison:
                 raise ValueError(f"{name!r}: unknown baseline {options['baseline']!r}. Use {', '.join(BASELINES)}.")
             if "checkpoint" in options and len(options) > 1:
                 raise ValueError(f"{name!r}: a checkpoint takes no options, found {options}.")
+            if file_name(name) == "comparison":
+                raise ValueError(f"{name!r}: the file comparison.json is that of the report. Rename this model.")
             if "|" in name:
                 raise ValueError(f"{name!r}: a name with | breaks the tables. Rename this model.")
             if other != name:
@@ -98,7 +100,8 @@ class Comparison:
 def compare(path: str, split: str, folder: str) -> str:
     """Train and evaluate the models of a comparison that have no result in `folder` yet, and report on all of them.
 
-    `folder` receives one result per model, the trained models, and the returned report as `comparison.md`.
+    `folder` receives one result per model, the trained models, the returned report as `comparison.md`,
+    and its numbers as `comparison.json`.
 
     Raises:
         ValueError: The comparison or one of its models is invalid, or a result in `folder` has other options, data or
@@ -125,7 +128,9 @@ def compare(path: str, split: str, folder: str) -> str:
     results = {name: ModelResult.load(folder, file_name(name)) for name in comparison.models}
     counts = count_items(whole_histories(recipe, interactions, tokenizer), len(tokenizer))
     groups = user_groups(histories[split], counts)
-    report = format_report(split, results, groups, comparison.published, audit(histories))
+    summary = summarize(split, results, groups, comparison.published, audit(histories))
+    Path(folder, "comparison.json").write_text(json.dumps(summary, indent=1, ensure_ascii=False), encoding="utf-8")
+    report = format_report(summary)
     Path(folder, "comparison.md").write_text(report, encoding="utf-8")
     return report
 

@@ -24,6 +24,8 @@ COLUMNS = """\
 
 Results = Mapping[str, "ModelResult"]
 Published = Mapping[str, Mapping[str, Mapping[str, float]]]
+Summary = Mapping[str, Any]  # as from `summarize`, or read from `comparison.json`
+COSTS = ("training_seconds", "processes", "threads", "users_per_second", "peak_gb")
 
 
 @dataclass(kw_only=True)
@@ -57,90 +59,146 @@ class ModelResult:
         Path(folder, f"{name}.json").write_text(json.dumps(values, indent=1), encoding="utf-8")
 
 
-def format_report(
+def summarize(
     split: str, results: Results, groups: Mapping[str, np.ndarray], published: Published, findings: Sequence[Finding]
-) -> str:
-    """Return the report of a comparison, Markdown.
+) -> dict[str, Any]:
+    """Return all numbers of a comparison as JSON values, from which `format_report` makes the tables.
 
     Args:
         split: The evaluated split.
         results: Name of the model → result.
-        groups: Name of a group → mask of its users, as from `user_groups`.
+        groups: Name of a group → mask of its users, as from `user_groups`. Empty groups are left out.
         published: As in `Comparison`.
         findings: Audit of the histories.
     """
     first = next(iter(results.values()))
-    number = f"{len(first.users.ranks):,} users"
-    parts = [f"Protocol: {split}, {first.protocol}; {number}.", metrics_table(results), COLUMNS]
-    if table := sampled_metrics_table(results, published):
-        parts += [f"Protocol: {split}, {first.sampled_protocol}; {number}. Never compare these with the above.", table]
-    parts += [groups_table(results, groups), differences_table(results)]
-    if leaks := [f"- {finding}" for finding in findings if finding.leak and len(finding.rows)]:
-        parts += ["**Leaks**, or interactions that a user repeated at the same time:", "\n".join(leaks)]
+    groups = {name: users for name, users in groups.items() if users.any()}
+    models = {}
+    for name, result in results.items():
+        gains = ndcg_gains(result.users.ranks, 10)
+        models[name] = {
+            "metrics": {metric: float(value) for metric, value in result.metrics.items()},
+            "interval": list(bootstrap_interval(gains)),
+            "groups": {group: float(gains[users].mean()) for group, users in groups.items()},
+            **{cost: getattr(result, cost) for cost in COSTS},
+        }
+    return {
+        "split": split,
+        "protocol": first.protocol,
+        "sampled_protocol": first.sampled_protocol,
+        "users": first.users.ranks.size,
+        "models": models,
+        "groups": {name: int(users.sum()) for name, users in groups.items()},
+        "published": published,
+        "differences": summarize_differences(results),
+        "leaks": [str(finding) for finding in findings if finding.leak and len(finding.rows)],
+        "properties": [str(finding) for finding in findings if not finding.leak],
+    }
+
+
+def summarize_differences(results: Results) -> list[dict[str, Any]]:
+    """Return the difference of NDCG@10 for each pair of models, with p-values corrected for the number of pairs."""
+    ranked = sorted(results, key=lambda name: -results[name].metrics["ndcg@10"])
+    pairs = {pair: paired_difference(*(results[name].users.ranks for name in pair)) for pair in combinations(ranked, 2)}
+    corrected = holm({pair: difference.p for pair, difference in pairs.items()})
+    return [
+        {
+            "models": list(pair),
+            "mean": found.mean,
+            "interval": [found.low, found.high],
+            "p": corrected[pair],
+            "p_is_bound": found.p == SMALLEST_P,
+        }
+        for pair, found in pairs.items()
+    ]
+
+
+def format_report(summary: Summary) -> str:
+    """Return the report of a comparison, Markdown."""
+    number = f"{summary['users']:,} users"
+    parts = [f"Protocol: {summary['split']}, {summary['protocol']}; {number}.", metrics_table(summary), COLUMNS]
+    if table := sampled_metrics_table(summary):
+        protocol = f"{summary['split']}, {summary['sampled_protocol']}; {number}"
+        parts += [f"Protocol: {protocol}. Never compare these with the above.", table]
+    parts += [groups_table(summary), differences_table(summary)]
+    if summary["leaks"]:
+        parts += ["**Leaks**, or interactions that a user repeated at the same time:", bullets(summary["leaks"])]
     else:
         parts += ["The audit found no leaks."]
-    parts += ["Properties of the split:", "\n".join(f"- {finding}" for finding in findings if not finding.leak)]
+    parts += ["Properties of the split:", bullets(summary["properties"])]
     return "\n\n".join(parts) + "\n"
 
 
-def metrics_table(results: Results) -> str:
+def bullets(lines: Sequence[str]) -> str:
+    """Return a Markdown list."""
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def format_interval(interval: Sequence[float], sign: str = "") -> str:
+    """Return the two ends of an interval with four decimals."""
+    low, high = interval
+    return f"{low:{sign}.4f} to {high:{sign}.4f}"
+
+
+def metrics_table(summary: Summary) -> str:
     """Return metrics over the whole catalog and costs, one row per model."""
     names = ("HR@10", "NDCG@10", "95 %", "MRR@10", "coverage", "popularity", "ties", "training", "users/s", "GB")
     rows = []
-    for name, result in results.items():
-        value = result.metrics
-        low, high = bootstrap_interval(ndcg_gains(result.users.ranks, 10))
+    for name, model in summary["models"].items():
+        value = model["metrics"]
         rows.append(
             [
                 name,
                 f"{value['hr@10']:.4f}",
                 f"{value['ndcg@10']:.4f}",
-                f"{low:.4f} to {high:.4f}",
+                format_interval(model["interval"]),
                 f"{value['mrr@10']:.4f}",
                 f"{value['coverage@10']:.3f}",
                 f"{value['popularity@10']:.2f}",
                 f"{value['ties']:.3f}",
-                f"{result.training_seconds:,.0f} s on {result.processes} × {result.threads}",
-                f"{result.users_per_second:,.0f}",
-                f"{result.peak_gb:.2f}",
+                f"{model['training_seconds']:,.0f} s on {model['processes']} × {model['threads']}",
+                f"{model['users_per_second']:,.0f}",
+                f"{model['peak_gb']:.2f}",
             ]
         )
     return markdown_table(["model", *names], rows)
 
 
-def sampled_metrics_table(results: Results, published: Published) -> str:
+def sampled_metrics_table(summary: Summary) -> str:
     """Return metrics among sampled candidates, the published ones next to them; "" if no result has any."""
-    sampled = next(filter(None, (how_sampled(result.metrics) for result in results.values())), None)
+    models, published = summary["models"], summary["published"]
+    sampled = next(filter(None, (how_sampled(model["metrics"]) for model in models.values())), None)
     if sampled is None:
         return ""
     rows = []
-    for name in dict.fromkeys([*results, *published]):
-        if name in results:
-            rows.append([name, *(f"{results[name].metrics[f'{metric}_{sampled}']:.4f}" for metric in SAMPLED_METRICS)])
+    for name in dict.fromkeys([*models, *published]):
+        if name in models:
+            found = models[name]["metrics"]
+            rows.append([name, *(f"{found[f'{metric}_{sampled}']:.4f}" for metric in SAMPLED_METRICS)])
         for source, values in published.get(name, {}).items():
             given = (f"{values[metric]:.4f}" if metric in values else "" for metric in SAMPLED_METRICS)
             rows.append([f"{name} in {source}", *given])
     return markdown_table(["model", *map(str.upper, SAMPLED_METRICS)], rows)
 
 
-def groups_table(results: Results, groups: Mapping[str, np.ndarray]) -> str:
-    """Return NDCG@10 per group of users, one row per model. Empty groups are not listed."""
-    groups = {name: users for name, users in groups.items() if users.any()}
-    rows = []
-    for name, result in results.items():
-        gains = ndcg_gains(result.users.ranks, 10)
-        rows.append([name, *(f"{gains[users].mean():.4f}" for users in groups.values())])
-    return markdown_table(["NDCG@10", *(f"{name} ({users.sum():,})" for name, users in groups.items())], rows)
+def groups_table(summary: Summary) -> str:
+    """Return NDCG@10 per group of users, one row per model."""
+    header = ["NDCG@10", *(f"{name} ({users:,})" for name, users in summary["groups"].items())]
+    rows = [[name, *(f"{v:.4f}" for v in model["groups"].values())] for name, model in summary["models"].items()]
+    return markdown_table(header, rows)
 
 
-def differences_table(results: Results) -> str:
-    """Return the difference of NDCG@10 for each pair of models, with p-values corrected for the number of pairs."""
-    ranked = sorted(results, key=lambda name: -results[name].metrics["ndcg@10"])
-    pairs = {pair: paired_difference(*(results[name].users.ranks for name in pair)) for pair in combinations(ranked, 2)}
-    corrected = holm({pair: difference.p for pair, difference in pairs.items()})
+def differences_table(summary: Summary) -> str:
+    """Return the difference of NDCG@10 and its p-value for each pair of models."""
     rows = []
-    for pair, found in pairs.items():
-        p = f"{'≤ ' if found.p == SMALLEST_P else ''}{corrected[pair]:.4f}"
-        rows.append([" − ".join(pair), f"{found.mean:+.4f}", f"{found.low:+.4f} to {found.high:+.4f}", p])
-    header = ["difference of NDCG@10", "", "95 %, this pair", f"p, corrected for {len(pairs)} pairs"]
+    for pair in summary["differences"]:
+        p = f"{'≤ ' if pair['p_is_bound'] else ''}{pair['p']:.4f}"
+        interval = format_interval(pair["interval"], "+")
+        rows.append([" − ".join(pair["models"]), f"{pair['mean']:+.4f}", interval, p])
+    header = [
+        "difference of NDCG@10",
+        "",
+        "95 %, this pair",
+        f"p, corrected for {len(rows)} pair{'s' * (len(rows) != 1)}",
+    ]
     return markdown_table(header, rows)

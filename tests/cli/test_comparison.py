@@ -15,9 +15,11 @@ from hf_bert4rec.cli.compare import Comparison, check_model, compare, evaluate_m
 from hf_bert4rec.cli.comparison_report import (
     ModelResult,
     differences_table,
+    format_report,
     groups_table,
     metrics_table,
     sampled_metrics_table,
+    summarize,
 )
 from hf_bert4rec.cli.main import main
 from hf_bert4rec.cli.prepare import prepare
@@ -61,6 +63,7 @@ def test_models_are_evaluated_once_and_reported(recipe_file, tmp_path):
     assert "| SASRec − Popularity |" in report or "| Popularity − SASRec |" in report
     assert "- validation: 16 of 16 rows (100.0%)" in report
     assert Path(folder, "comparison.md").read_text() == report
+    assert format_report(json.loads(Path(folder, "comparison.json").read_text())) == report
     with pytest.raises(
         ValueError,
         match=r"Move them away:\n\S+popularity\.json: evaluated split validation → test\n\S+sasrec\.json: evaluated",
@@ -206,6 +209,7 @@ def test_a_missing_package_is_named_with_its_install_command_before_anything_is_
             {"BPR-MF": {"baseline": "bpr_mf"}, "BPR MF": {"baseline": "bpr_mf"}},
             "'BPR MF' and 'BPR-MF' would share the file bpr-mf.json",
         ),
+        ({"Comparison": {"baseline": "ease"}}, "'Comparison': the file comparison.json is that of the report"),
         ({"a|b": {"baseline": "ease"}}, r"'a\|b': a name with \| breaks the tables"),
         ({"X": {"checkpoint": "y", "max_length": 5}}, "'X': a checkpoint takes no options, found .*max_length"),
         ({"X": {}}, "'X': expected one of baseline, recipe, checkpoint"),
@@ -306,12 +310,16 @@ def results() -> dict[str, ModelResult]:
     return found
 
 
+def summary(results: dict, groups: dict | None = None, published: dict | None = None) -> dict:
+    return json.loads(json.dumps(summarize("test", results, groups or {}, published or {}, [])))
+
+
 def cells(table: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if "---" not in line]
 
 
 def test_the_table_of_metrics_equals_one_written_by_hand(results):
-    header, one, other = cells(metrics_table(results))
+    header, one, other = cells(metrics_table(summary(results)))
     assert header == ["model", "HR@10", "NDCG@10", "95 %", "MRR@10", "coverage", "popularity", "ties", "training",
                       "users/s", "GB"]  # fmt: skip
     # NDCG 1 and 1 / log2(4); MRR 1 and 1/3; two of eleven items; 6 and 2 of a mean target of 4; one of two has a tie
@@ -324,20 +332,20 @@ def test_the_table_of_metrics_equals_one_written_by_hand(results):
 
 def test_the_table_among_candidates_equals_one_written_by_hand(results):
     published = {"One": {"the paper": {"hr@1": 0.25, "mrr": 0.5}}}
-    assert cells(sampled_metrics_table(results, published)) == [
+    assert cells(sampled_metrics_table(summary(results, published=published))) == [
         ["model", "HR@1", "HR@5", "HR@10", "NDCG@5", "NDCG@10", "MRR"],
         ["One", "0.5000", "1.0000", "1.0000", "0.8155", "0.8155", "0.7500"],
         ["One in the paper", "0.2500", "", "", "", "", "0.5000"],
         ["Other", "0.0000", "1.0000", "1.0000", "0.5308", "0.5308", "0.3750"],
     ]
     for result in results.values():
-        result.metrics = {"hr@10": 1.0}
-    assert sampled_metrics_table(results, published) == ""
+        result.metrics = {"hr@10": 1.0, "ndcg@10": 1.0}
+    assert sampled_metrics_table(summary(results, published=published)) == ""
 
 
 def test_the_table_of_groups_equals_one_written_by_hand(results):
     groups = {"head": np.array([True, False]), "tail": np.array([False, True]), "none": np.array([False, False])}
-    assert cells(groups_table(results, groups)) == [
+    assert cells(groups_table(summary(results, groups))) == [
         ["NDCG@10", "head (1)", "tail (1)"], ["One", "1.0000", "0.5000"], ["Other", "0.0000", "0.6309"]
     ]  # fmt: skip
 
@@ -348,7 +356,7 @@ def test_p_values_are_corrected_for_the_number_of_pairs():
         return model_result(users, [3] * 12, [1] * ROWS)
 
     results = {"Third": ranked(7.0), "First": ranked(1.0), "Second": ranked(3.0)}
-    header, *lines = cells(differences_table(results))
+    header, *lines = cells(differences_table(summary(results)))
     assert header == ["difference of NDCG@10", "", "95 %, this pair", "p, corrected for 3 pairs"]
     assert [line[:3] for line in lines] == [
         ["First − Second", "+0.5000", "+0.5000 to +0.5000"],
