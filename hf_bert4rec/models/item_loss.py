@@ -71,8 +71,8 @@ def softmax_loss(
 ) -> torch.Tensor:
     """Negative log-likelihood over the whole catalog (paper, equation 8).
 
-    It is computed in chunks of `config.loss_chunk_size` positions, so that the logits of one chunk exist at a time. On a
-    GPU a chunk has up to `GPU_SCORES` logits if that is more.
+    It is computed in chunks of `config.loss_chunk_size` positions, so that the logits of one chunk exist at a time. On
+    a GPU a chunk has up to `GPU_SCORES` logits if that is more.
     """
     special = torch.arange(len(item_bias), device=item_bias.device) < SPECIALS
     bias = item_bias.masked_fill(special, torch.finfo(item_bias.dtype).min)
