@@ -127,12 +127,17 @@ def format_help(usage: str) -> str:
 def find_split(name: str) -> Split:
     """Return an entry of `SPLITS`, or a split of the user's own, `package.module:function`."""
     found = _find("split", name, SPLITS)
+    if not isinstance(found, Split) and not callable(found):
+        raise ValueError(f"--split {name} is neither a function nor a Split.")
     return found if isinstance(found, Split) else Split(found, protocol=name)
 
 
 def find_configuration(name: str) -> type[PreTrainedConfig]:
     """Return the configuration class of a registered architecture, or `package.module:ConfigClass`."""
-    return _find("architecture", name, {key: row.config_class for key, row in ARCHITECTURES.items()})
+    found = _find("architecture", name, {key: row.config_class for key, row in ARCHITECTURES.items()})
+    if not (inspect.isclass(found) and issubclass(found, PreTrainedConfig)):
+        raise ValueError(f"--architecture {name} is no configuration class.")
+    return found
 
 
 def _find(kind: str, name: str, registry: Mapping[str, Any]) -> Any:

@@ -302,6 +302,8 @@ def test_one_entry_in_the_registry_is_enough_for_a_split(monkeypatch):
     [
         (["--split", "leave_on_out"], "Unknown split leave_on_out. Choose from leave_one_out, at_time, train_on_all"),
         (["--split", "os:nothing"], "--split os:nothing cannot be imported"),
+        (["--split", "os:sep"], "--split os:sep is neither a function nor a Split"),
+        (["--architecture", "os:path"], "--architecture os:path is no configuration class"),
         (["--architecture", "gru"], "Unknown architecture gru. Choose from bert4rec, sasrec, gru4rec"),
         (["--architecture", "no_such_module:Config"], "No module named 'no_such_module'"),
     ],
