@@ -17,12 +17,15 @@ from hf_bert4rec import (
     RecommendationTrainer,
     RecommendationTrainingArguments,
     ResourceCallback,
+    SasRecConfig,
+    SasRecForMaskedLM,
     cloze_training,
     item_tokenizer,
     leave_one_out,
     muon,
     next_item_training,
 )
+from hf_bert4rec.cli.recipe import parse_recipe
 from hf_bert4rec.hub.checkpoint import check_checkpoint
 from hf_bert4rec.hub.run_facts import RunFacts
 from hf_bert4rec.training.callbacks import EarlyStopping
@@ -266,6 +269,20 @@ def test_muon_trains_by_default_and_adamw_without_its_learning_rate(histories, t
         trainer = make_trainer(histories, tmp_path, muon_learning_rate=rate)
         assert isinstance(trainer.create_optimizer(), optimizer)
         assert trainer.run_facts().recipe["muon_learning_rate"] == rate
+
+
+def test_the_recipe_of_next_item_training_is_read_again(histories, tmp_path):  # noqa: F811
+    splits, tokenizer = histories
+    model = SasRecForMaskedLM(SasRecConfig(vocab_size=len(tokenizer), max_position_embeddings=8, hidden_size=8))
+    args = RecommendationTrainingArguments(str(tmp_path), use_cpu=True, seed=7)
+    setup = next_item_training(tokenizer)
+    trainer = RecommendationTrainer(
+        model, args, train_dataset=splits["train"], eval_dataset=splits["validation"], **setup
+    )
+    trainer.run_facts().save(tmp_path)
+    recipe = parse_recipe([str(tmp_path), "--data", "log.csv"])
+    assert "mask_probability" not in recipe.given
+    assert recipe.training.seed == 7
 
 
 class Worse(TrainerCallback):
