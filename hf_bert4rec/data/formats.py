@@ -240,7 +240,7 @@ class _Rows:
             raise ValueError(f"{self.name}, line {begin}: a quotation mark is not closed. Fix or remove this line.")
 
     def read(self, places: list[int], width: int, lines: int, skipped: int) -> list[pa.ChunkedArray]:
-        """Read columns as text, without the first rows: so many are skipped, and so many lines."""
+        """Read columns as text, without the first `lines` lines and the first `skipped` rows after them."""
         names = [str(place) for place in range(width)]
         quote, types = '"' if self.quoted else False, dict.fromkeys(names, pa.string())
         try:

@@ -71,7 +71,7 @@ def _as_item_id(value: Any) -> str:
 
 
 def _as_id(value: Any, digits: int = 53) -> str | None:
-    """Convert one ID to text, missing values to None. Floats have so many binary digits."""
+    """Convert one ID to text, missing values to None. Floats are exact up to 2^`digits`."""
     if isinstance(value, str | bytes):
         try:
             return value.decode() if isinstance(value, bytes) else value.encode().decode()

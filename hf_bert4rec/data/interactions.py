@@ -14,7 +14,7 @@ from datasets import Dataset
 
 from .columns import Column, find_columns
 from .formats import open_log
-from .ids import as_ids
+from .ids import as_ids, as_item_ids
 from .sources import RawLog, library_errors
 from .values import as_numbers, as_text, as_times, check_ids
 
@@ -67,12 +67,10 @@ def load_interactions(
     """
     log = open_log(source, "interactions", format, separator, encoding, [user, item, timestamp, rating])
     wanted: dict[str, Column] = {"user": user, "item": item, "timestamp": timestamp}
-    if min_rating is not None or rating is not None:
+    if min_rating is not None:
         wanted["rating"] = rating
     with library_errors(log.name):
         found = find_columns(log, wanted, needed=[role for role in wanted if role != "timestamp"])
-        if min_rating is None:
-            found.pop("rating", None)
         table, complete = _read(log, found)
         *roles, last = table.column_names
         dropped = {f"without {', '.join(roles)} or {last}": (~complete).sum()}
@@ -173,7 +171,8 @@ def rename_items(interactions: Dataset, names: Mapping[str, str]) -> Dataset:
     """
     table = interactions.with_format("arrow")[:]
     old = pc.unique(table["item"])
-    new = [names.get(item) for item in old.to_pylist()]
+    known = dict(zip(as_item_ids(list(names)).to_pylist(), as_item_ids(names.values()).to_pylist(), strict=True))
+    new = [known.get(item) for item in old.to_pylist()]
     if None in new:
         found = f"{new.count(None):,} items of the log have no new ID, such as {old[new.index(None)].as_py()!r}"
         raise ValueError(f"{found}. Add them to `names`.")

@@ -115,6 +115,16 @@ class ItemTokenizer(PreTrainedTokenizerFast):
         files = super().save_pretrained(save_directory, **kwargs)
         return files if self.titles is None else (*files, str(titles_file))
 
+    def _encode_plus(self, *args: Any, is_split_into_words: bool = False, **kwargs: Any) -> Any:
+        """Encode as usual, but never split a word of a list: an unknown ID may contain blanks."""
+        backend = self.backend_tokenizer
+        splitter = backend.pre_tokenizer
+        backend.pre_tokenizer = None if is_split_into_words else splitter
+        try:
+            return super()._encode_plus(*args, is_split_into_words=is_split_into_words, **kwargs)
+        finally:
+            backend.pre_tokenizer = splitter
+
     def _add_tokens(self, new_tokens: Sequence[str | AddedToken], special_tokens: bool = False) -> int:
         """Append items to the vocabulary. Stock added tokens would also be cut out of longer IDs."""
         special = [token for token in new_tokens if special_tokens or getattr(token, "special", False)]

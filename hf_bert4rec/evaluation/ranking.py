@@ -170,7 +170,7 @@ def bootstrap_interval(gains: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def ranking_metrics(ranks: Ranks, k: Sequence[int] = CUTOFFS) -> dict[str, float]:
+def ranking_metrics(ranks: Ranks, k: int | Sequence[int] = CUTOFFS) -> dict[str, float]:
     """Return HR, NDCG and MRR at all cut-offs: `hr@10`, `ndcg@10`, `mrr@10` and so on.
 
     A metric at k is meaningful only if more than k items are ranked (`check_cutoffs`).
@@ -184,10 +184,11 @@ def ranking_metrics(ranks: Ranks, k: Sequence[int] = CUTOFFS) -> dict[str, float
         raise ValueError(
             f"Expected at least one rank, each a number from 1, found {wrong[0] if wrong.size else 'none'}."
         )
-    if min(k) < 1:
-        raise ValueError(f"Expected cut-offs of at least 1, found {min(k)}.")
+    cutoffs = [k] if isinstance(k, int) else list(k)
+    if min(cutoffs, default=0) < 1:
+        raise ValueError(f"Expected at least one cut-off, each at least 1, found {k}.")
     metrics = {"hr": hit_rate, "ndcg": ndcg, "mrr": mrr}
-    return {f"{name}@{cutoff}": metric(ranks, cutoff) for cutoff in k for name, metric in metrics.items()}
+    return {f"{name}@{cutoff}": metric(ranks, cutoff) for cutoff in cutoffs for name, metric in metrics.items()}
 
 
 def sampled_metrics(ranks: Ranks, sampled: Sampled) -> dict[str, float]:

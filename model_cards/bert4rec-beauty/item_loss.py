@@ -50,8 +50,9 @@ def item_loss(
         A scalar in nats, at least in single precision; 0 if nothing is scored.
 
     Raises:
-        ValueError: There are fewer other items than negatives.
+        ValueError: The loss is unknown, or there are fewer other items than negatives.
     """
+    check_loss(loss := loss or config.loss)
     labels = labels.flatten().long()
     scored = labels >= SPECIALS
     # In half precision a sum over a catalog or a batch is wrong by a percent, or infinite.
@@ -59,9 +60,7 @@ def item_loss(
     hidden_states = hidden_states.flatten(0, -2).to(precision)
     item_table, item_bias = item_table.to(precision), item_bias.to(precision)
     with torch.autocast(hidden_states.device.type, enabled=False):
-        total = LOSSES[loss or config.loss].total(
-            config, hidden_states, item_table, item_bias, torch.where(scored, labels, -100)
-        )
+        total = LOSSES[loss].total(config, hidden_states, item_table, item_bias, torch.where(scored, labels, -100))
     count = scored.sum() if num_items_in_batch is None else torch.as_tensor(num_items_in_batch)
     return total / count.clamp(min=1)
 
@@ -71,8 +70,8 @@ def softmax_loss(
 ) -> torch.Tensor:
     """Negative log-likelihood over the whole catalog (paper, equation 8).
 
-    It is computed in chunks of `config.loss_chunk_size` positions, so that the logits of one chunk exist at a time. On a
-    GPU a chunk has up to `GPU_SCORES` logits if that is more.
+    It is computed in chunks of `config.loss_chunk_size` positions, so that the logits of one chunk exist at a time. On
+    a GPU a chunk has up to `GPU_SCORES` logits if that is more.
     """
     special = torch.arange(len(item_bias), device=item_bias.device) < SPECIALS
     bias = item_bias.masked_fill(special, torch.finfo(item_bias.dtype).min)
@@ -164,6 +163,12 @@ LOSSES: dict[str, ItemLoss] = {
 """Loss of each name that `config.loss` can have."""
 
 
+def check_loss(name: str) -> None:
+    """Raise ValueError unless a loss is in `LOSSES`."""
+    if name not in LOSSES:
+        raise ValueError(f"`loss` must be one of {', '.join(LOSSES)}, found {name!r}. Add an entry to `LOSSES` for it.")
+
+
 def _share_drawn(config: Any, item_table: torch.Tensor) -> float:
     """Return the share of the items other than the target that is drawn."""
     return config.num_negatives / (len(item_table) - SPECIALS - 1)
@@ -172,7 +177,7 @@ def _share_drawn(config: Any, item_table: torch.Tensor) -> float:
 def sampled_scores(
     config: Any, hidden_states: torch.Tensor, item_table: torch.Tensor, item_bias: torch.Tensor, targets: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the scores of the targets, (positions,), and of negatives, (positions, drawn). -inf is not a negative.
+    """Return the scores of the targets, (positions,), and of negatives, (positions, drawn); -inf stands for no negative.
 
     Negatives are drawn uniformly from all items other than the target of the position. Negatives that are not shared
     may repeat.

@@ -325,6 +325,8 @@ class Bert4RecEncoder(Bert4RecPreTrainedModel):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Pass exactly one of `input_ids` and `inputs_embeds`.")
+        if input_ids is not None:
+            self.warn_if_padding_and_no_attention_mask(input_ids, attention_mask)
         readable = torch.is_tensor(attention_mask) and attention_mask.ndim == 2 and not is_tracing(attention_mask)
         if self.right_padding_only and attention_mask is not None and readable and not attention_mask[:, :1].all():
             raise ValueError("Expected padding on the right, as ItemTokenizer pads, found padding on the left.")
@@ -441,8 +443,8 @@ class Bert4RecForMaskedLM(Bert4RecPreTrainedModel):
             attention_mask: 1 = real item, 0 = padding.
             inputs_embeds: Instead of `input_ids`.
             labels: (batch, length) the true item where `input_ids` has [MASK], -100 where nothing is scored.
-            logits_to_keep: As in transformers: score the last so many positions, 0 for all, or positions (kept,) that
-                are the same in every row.
+            logits_to_keep: As in transformers: the number of positions to score at the end of each row, 0 for all, or
+                positions (kept,) that are the same in every row.
             kept_positions: (batch, kept) positions to score in each row. With `labels` they are found from the labels
                 if neither is given. A graph of torch.compile scores all positions instead.
             history: (batch, longest) rows of the user's items, filled up with -100. Evaluation returns it in `ranking`.
@@ -475,7 +477,8 @@ class Bert4RecForMaskedLM(Bert4RecPreTrainedModel):
         if labels is not None:
             # Evaluation has the same loss for all training losses.
             kind = None if self.training else "softmax"
-            loss = item_loss(self.config, hidden_states, *self._item_weights(), labels, num_items_in_batch, kind)
+            count = num_items_in_batch if self.training else None  # the Trainer also counts targets that are no items
+            loss = item_loss(self.config, hidden_states, *self._item_weights(), labels, count, kind)
         if labels is None or not self.training:
             logits = self._item_logits(hidden_states)
         row_inputs = [rows for rows in (history, labels, candidates) if rows is not None]

@@ -476,3 +476,9 @@ def test_a_damaged_titles_file_is_refused(tmp_path, place):
     (tmp_path / "items.parquet").write_bytes(content[: place if place < 0 else None])
     with pytest.raises(ValueError, match=r"items\.parquet: expected Parquet with a column title"):
         AutoTokenizer.from_pretrained(tmp_path)
+
+
+def test_an_unknown_id_with_a_blank_is_one_unknown_token():
+    tokenizer = item_tokenizer(["1", "2"], max_length=5)
+    assert tokenizer(["1", "1 2"], is_split_into_words=True)["input_ids"] == [3, 2]
+    assert tokenizer("1 2")["input_ids"] == [3, 4]

@@ -192,9 +192,14 @@ def test_invalid_ranks_raise(ranks, found):
         ranking_metrics(ranks)
 
 
-def test_a_cutoff_below_one_raises():
-    with pytest.raises(ValueError, match="cut-offs of at least 1, found 0"):
-        ranking_metrics([1, 2], k=[10, 0])
+@pytest.mark.parametrize("k", [[10, 0], [], 0])
+def test_cutoffs_below_one_and_none_at_all_raise(k):
+    with pytest.raises(ValueError, match="at least one cut-off, each at least 1, found"):
+        ranking_metrics([1, 2], k=k)
+
+
+def test_a_single_cutoff_is_accepted():
+    assert ranking_metrics([1, 2], k=1) == {"hr@1": 0.5, "ndcg@1": 0.5, "mrr@1": 0.5}
 
 
 # ---- evaluate --------------------------------------------------------------------------------------------------------

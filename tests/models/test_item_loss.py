@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy, logsigmoid
@@ -459,8 +458,11 @@ def test_an_entry_adds_a_loss(monkeypatch):
         scores = (hidden_states[scored] * item_table[targets[scored]]).sum(dim=1)
         return (1 - scores).square().sum()
 
-    with pytest.raises(StrictDataclassError, match=r"`loss` must be one of softmax, .*, found 'squared'"):
-        of_items(11, loss="squared")
+    unknown = Bert4RecForMaskedLM(of_items(11, loss="squared"))  # can be evaluated, not trained
+    batch = {"input_ids": torch.tensor([[3, 1]]), "labels": torch.tensor([[-100, 4]])}
+    assert unknown.eval()(**batch).loss > 0
+    with pytest.raises(ValueError, match=r"`loss` must be one of softmax, .*, found 'squared'"):
+        unknown.train()(**batch)
     monkeypatch.setitem(LOSSES, "squared", ItemLoss(squared_loss, samples_negatives=False))
     model = Bert4RecForMaskedLM(of_items(11, loss="squared", num_negatives=1000)).train()
     rows = torch.tensor([[3, 1, 5]])
@@ -552,3 +554,13 @@ def test_dropout_can_be_compiled():
     dropped = compiled(torch.ones(10_000))
     assert (dropped == 0).float().mean().item() == pytest.approx(0.25, abs=0.03)
     assert dropped.mean().item() == pytest.approx(1, abs=0.03)
+
+
+def test_the_evaluation_loss_is_a_mean_over_items_whatever_the_trainer_counts():
+    torch.manual_seed(0)
+    model = Bert4RecForMaskedLM(of_items(11)).eval()
+    rows, labels = torch.tensor([[3, 1], [4, 1]]), torch.tensor([[-100, 5], [-100, UNK]])
+    with torch.no_grad():
+        expected = model(rows[:1], labels=labels[:1]).loss
+        found = model(rows, labels=labels, num_items_in_batch=torch.tensor(2)).loss
+    torch.testing.assert_close(found, expected)

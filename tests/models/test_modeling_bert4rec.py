@@ -364,7 +364,7 @@ def test_labels_that_are_special_rows_are_not_scored(batch):
 
 @pytest.mark.parametrize("as_tensor", [False, True])
 def test_parts_of_a_batch_sum_to_the_whole(batch, as_tensor):
-    model = lively_model()
+    model = lively_model(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0).train()
     model(**batch).loss.backward()
     whole_loss, whole = model(**batch).loss, gradients(model)
     model.zero_grad()
@@ -833,11 +833,6 @@ def test_impossible_sizes_are_refused(changes, message):
         Bert4RecConfig(**changes)
     assert isinstance(caught.value, ValueError) or isinstance(caught.value.__cause__, ValueError)
     caught.match(message)
-
-
-def test_an_unknown_loss_is_refused_with_those_that_exist():
-    with pytest.raises(StrictDataclassError, match="softmax, sampled_softmax, gbce, bce, found 'cross_entropy'"):
-        Bert4RecConfig(loss="cross_entropy")
 
 
 def test_as_many_negatives_as_other_items_are_enough_and_the_full_softmax_needs_none():
