@@ -1,7 +1,7 @@
 """The optimizer: Muon for the matrices of the layers, AdamW for all other weights.
 
 With AdamW alone a masked-item model spends its first epochs near the popularity of the items, until attention has found
-the relevant positions. Muon shortens this phase to a fraction of the steps (EXPERIMENTS.md has the numbers).
+the relevant positions. Muon shortens this phase to a fraction of the steps (docs/experiments.md has the numbers).
 """
 
 import logging

@@ -1,0 +1,119 @@
+"""scripts/results_tables.py: the tables of the pages are current, and so are the numbers in their prose."""
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TABLE = re.compile(r"<!-- table: \S+ -->.*?<!-- end -->", re.DOTALL)
+CODE = re.compile(r"```.*?```|`[^`]*`", re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def tables():
+    spec = importlib.util.spec_from_file_location("results_tables", ROOT / "scripts" / "results_tables.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_pages_and_reports_are_current(tables):
+    files = tables.current_files()
+    assert {str(path.relative_to(ROOT)) for path, text in files.items() if path.read_text("utf-8") != text} == set()
+    assert {path.name for path in files} > {"README.md", "results.md", "performance.md", "comparison-ml-1m.md"}
+
+
+def test_each_table_is_on_a_page(tables):
+    text = "".join((ROOT / page).read_text("utf-8") for page in tables.PAGES)
+    assert set(re.findall(r"<!-- table: (\S+) -->", text)) == {*tables.TABLES}
+
+
+def test_check_fails_if_a_page_is_not_current(tables, tmp_path, monkeypatch, capsys):
+    pages = ("page.md",)
+    (tmp_path / "page.md").write_text("a\n<!-- table: data -->\nold\n<!-- end -->\nb\n")
+    monkeypatch.setattr(tables, "ROOT", tmp_path)
+    monkeypatch.setattr(tables, "PAGES", pages)
+    monkeypatch.setattr(tables, "load_comparison", lambda data: None)
+    monkeypatch.setattr(tables, "format_report", lambda summary: "report")
+    kept = tables.RESULTS
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "data.yaml").write_text((kept / "data.yaml").read_text())
+    (tmp_path / "results" / "comparison-x.json").write_text("{}")
+    monkeypatch.setattr(tables, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr("sys.argv", ["results_tables.py", "--check"])
+    with pytest.raises(SystemExit, match=r"page\.md, results/comparison-x\.md: not current"):
+        tables.main()
+    assert "old" in (tmp_path / "page.md").read_text()
+    monkeypatch.setattr("sys.argv", ["results_tables.py"])
+    tables.main()
+    page = (tmp_path / "page.md").read_text()
+    assert page.startswith("a\n<!-- table: data -->\n\n| data | users |") and page.endswith("|\n\n<!-- end -->\nb\n")
+    monkeypatch.setattr("sys.argv", ["results_tables.py", "--check"])
+    tables.main()
+    assert "All tables are current." in capsys.readouterr().out
+
+
+def test_an_unknown_table_is_named(tables):
+    with pytest.raises(ValueError, match=r"Unknown table 'none'\. Use readme, "):
+        tables.write_tables("<!-- table: none -->\n<!-- end -->")
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/results.md", "docs/performance.md"])
+def test_scores_in_prose_are_in_a_table_of_the_page(page):
+    text = (ROOT / page).read_text("utf-8")
+    shown = " ".join(TABLE.findall(text))
+    prose = CODE.sub("", TABLE.sub("", text))
+    assert [number for number in re.findall(r"(?<![\d.])0\.\d{3,}", prose) if number not in shown] == []
+
+
+def test_scores_of_the_summary_are_in_the_log():
+    summary, log = (ROOT / "docs" / "experiments.md").read_text("utf-8").split("\n## 2026", 1)
+    numbers = re.findall(r"(?<![\d.])0\.\d{3,}", summary)
+    assert len(numbers) > 20
+    assert [number for number in numbers if number not in log] == []
+
+
+def test_the_links_of_the_summary_lead_to_sections():
+    page = (ROOT / "docs" / "experiments.md").read_text("utf-8")
+    headings = {re.sub(r"[^\w\- ]", "", line.lower()).replace(" ", "-") for line in re.findall(r"^#+ (.*)", page, re.M)}
+    links = re.findall(r"\]\(#([^)]*)\)", page)
+    assert len(links) > 20
+    assert {*links} <= headings
+
+
+def test_published_results_name_source_and_known_data(tables):
+    published = tables.load_yaml("published")
+    data = {*tables.load_yaml("data"), "ml-20m"}
+    for row in published["full_ranking"] + published["popularity_sampled"]:
+        assert {"authors", "place", "url"} <= {*published["sources"][row["source"]]}
+        assert row["data"] in data
+
+
+@pytest.mark.parametrize(("card", "data"), [("bert4rec-ml1m", "ml-1m"), ("bert4rec-beauty", "beauty")])
+def test_comparisons_agree_with_the_facts_of_the_released_models(tables, card, data):
+    facts = json.loads((ROOT / "model_cards" / card / "run_facts.json").read_text("utf-8"))
+    sizes = tables.load_yaml("data")[data]
+    assert [facts["data"][name] for name in ("users", "items", "interactions")] == [
+        sizes[name] for name in ("users", "items", "actions")
+    ]
+    found = tables.load_comparison(data)["models"]["BERT4Rec"]["metrics"]
+    released = facts["results"]["test"]["BERT4Rec"]
+    assert {name: round(released[name], 4) for name in ("hr@10", "ndcg@10")} == {
+        name: round(found[name], 4) for name in ("hr@10", "ndcg@10")
+    }
+
+
+@pytest.mark.parametrize(
+    ("line", "speed"),
+    [
+        ({"what": "train", "threads": 1, "seconds_per_step": 2, "cpu_seconds_per_step": 1, "items_per_second": 5}, 10),
+        ({"what": "train", "threads": 2, "seconds_per_step": 2, "cpu_seconds_per_step": 1, "items_per_second": 5}, 5),
+        ({"what": "train", "threads": 1, "device": "cuda", "items_per_second": 5}, 5),
+        ({"what": "recommend", "threads": 1, "users_per_second": 3, "users_per_cpu_second": 4}, 4),
+    ],
+)
+def test_speed_on_one_thread_is_by_processor_time(tables, line, speed):
+    assert tables.speed(line) == speed
