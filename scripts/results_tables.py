@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from hf_bert4rec.cli.comparison_report import format_interval, format_report
+from hf_bert4rec.cli.comparison_report import format_interval, format_report, groups_table
 from hf_bert4rec.cli.main import plain_errors
 from hf_bert4rec.evaluation.ranking import SAMPLED_METRICS
 from hf_bert4rec.hub.model_card import markdown_table
@@ -401,6 +401,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "movielens-latest-small-differences": lambda: differences_table(
         "ml-latest-small", ["BERT4Rec", "SASRec", "GRU4Rec", "Markov chain", "EASE"]
     ),
+    "movielens-latest-small-at-time": lambda: full_ranking_table("ml-latest-small-at-time", {}),
+    "movielens-latest-small-at-time-groups": lambda: groups_table(load_comparison("ml-latest-small-at-time")),
     "what-helps": lambda: study_table("what-helps-ml-1m"),
     "needed": lambda: study_table("needed-ml-1m"),
     "stability": lambda: study_table("stability-ml-1m"),

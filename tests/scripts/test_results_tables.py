@@ -12,12 +12,16 @@ TABLE = re.compile(r"<!-- table: \S+ -->.*?<!-- end -->", re.DOTALL)
 CODE = re.compile(r"```.*?```|`[^`]*`", re.DOTALL)
 
 
-@pytest.fixture(scope="module")
-def tables():
-    spec = importlib.util.spec_from_file_location("results_tables", ROOT / "scripts" / "results_tables.py")
+def load_script(name: str):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def tables():
+    return load_script("results_tables")
 
 
 def test_pages_and_reports_are_current(tables):
@@ -117,3 +121,8 @@ def test_comparisons_agree_with_the_facts_of_the_released_models(tables, card, d
 )
 def test_speed_on_one_thread_is_by_processor_time(tables, line, speed):
     assert tables.speed(line) == speed
+
+
+def test_a_comparison_is_plotted_from_its_numbers(tmp_path):
+    load_script("plot_comparison").plot(str(ROOT / "scripts/results/comparison-ml-1m.json"), str(tmp_path / "plot.png"))
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
