@@ -12,16 +12,20 @@ from typing import TYPE_CHECKING, Any
 from .registration import register_with_transformers
 
 if TYPE_CHECKING:  # the public names, for type checkers and for `__getattr__`
+    from .data.audit import audit
     from .data.candidates import popularity_candidates, uniform_candidates
     from .data.data_collator import DataCollatorForCloze, DataCollatorForNextItem
+    from .data.formats import FORMATS
     from .data.histories import build_histories, sort_by_user
     from .data.interactions import load_interactions, load_titles, rename_items
     from .data.splits import SPLITS, Split, before, leave_one_out, split_at_time, train_on_all
     from .data.tokenization import ItemTokenizer, extend_item_tokenizer, item_tokenizer
-    from .evaluation.baselines import MarkovChain, Popularity
+    from .evaluation.baselines import BASELINES, MarkovChain, Popularity
     from .evaluation.ranking import ranking_metrics, target_ranks
+    from .hub.push import push_checkpoint
     from .inference.pipeline import NextItemRecommendationPipeline, pipeline
     from .models.configuration_bert4rec import Bert4RecConfig
+    from .models.item_loss import LOSSES, ItemLoss
     from .models.modeling_bert4rec import Bert4RecForMaskedLM, Bert4RecModel
     from .models.modeling_gru4rec import Gru4RecConfig, Gru4RecForMaskedLM, Gru4RecModel
     from .models.modeling_sasrec import SasRecConfig, SasRecForMaskedLM, SasRecModel

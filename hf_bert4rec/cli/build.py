@@ -93,8 +93,7 @@ def objective_arguments(recipe: Recipe, tokenizer: ItemTokenizer) -> dict[str, A
     """Return the arguments of a Trainer for the objective of the architecture."""
     if architecture_of(find_configuration(recipe.run.architecture)()).objective == "next_item":
         return next_item_training(tokenizer, sampled=sampled_by(recipe))
-    masking = recipe.options("masking")
-    return cloze_training(tokenizer, seed=recipe.training.seed, sampled=sampled_by(recipe), **masking)
+    return cloze_training(tokenizer, sampled=sampled_by(recipe), **recipe.options("masking"))
 
 
 def _warn_unused(recipe: Recipe, names: Iterable[str], reader: str) -> None:

@@ -12,7 +12,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer, EvalPrediction, Pr
 from ..data.tokenization import ItemTokenizer
 from ..evaluation.ranking import bootstrap_interval, ndcg_gains
 from ..evaluation.trainer_evaluation import rank_rows
-from ..hub.checkpoint import check_folder, check_sizes
+from ..hub.checkpoint import check_sizes
 from .build import objective_arguments
 from .prepare import prepare, protocol
 from .recipe import Recipe
@@ -25,7 +25,6 @@ def evaluate(recipe: Recipe) -> tuple[tuple[str, str | None], dict[str, dict[str
     """
     if recipe.source is None:
         raise ValueError("Name the checkpoint folder to evaluate before all options.")
-    check_folder(recipe.source)
     model, tokenizer = (auto.from_pretrained(recipe.source) for auto in (AutoModelForMaskedLM, AutoTokenizer))
     _, _, histories = prepare(recipe, tokenizer)
     trainer = evaluator(model, recipe, tokenizer)
@@ -50,7 +49,7 @@ def evaluator(model: torch.nn.Module, recipe: Recipe, tokenizer: ItemTokenizer) 
         check_sizes(model, tokenizer)
     args = copy.copy(recipe.training)
     args.output_dir, args.disable_tqdm, args.torch_compile = tempfile.gettempdir(), True, False  # nothing is written
-    args.eval_strategy, args.load_best_model_at_end = "no", False
+    args.eval_strategy, args.load_best_model_at_end, args.push_to_hub = "no", False, False
     trainer = Trainer(model, args, **objective_arguments(recipe, tokenizer))
     trainer.remove_callback(PrinterCallback)
     return trainer

@@ -38,11 +38,15 @@ def evaluate(argv: list[str]) -> None:
     """Evaluate a checkpoint again by full ranking."""
     if _print_help("evaluate", argv):
         return
+    from ..hub.checkpoint import fetch_checkpoint
     from ..hub.model_card import results_table, sampled_table
     from .evaluate import evaluate
     from .recipe import parse_recipe
 
-    (protocol, sampled_protocol), results, intervals = evaluate(parse_recipe(argv))
+    words = [*argv]
+    if words and not words[0].startswith("-"):
+        words[0] = str(fetch_checkpoint(words[0]))
+    (protocol, sampled_protocol), results, intervals = evaluate(parse_recipe(words))
     print(f"Protocol: {protocol}\n{results_table(results)}")
     for split, (low, high) in intervals.items():
         print(f"95 % interval of NDCG@10 over users (bootstrap), {split}: {low:.4f} to {high:.4f}")

@@ -11,7 +11,7 @@ from ..evaluation.baselines import MarkovChain, Popularity
 from ..evaluation.ranking import bootstrap_interval
 from ..hub.checkpoint import CURVE, save_checkpoint
 from ..hub.push import push_checkpoint
-from ..hub.run_facts import RunFacts
+from ..hub.run_facts import FACTS_FILE, RunFacts
 from ..training.trainer import RecommendationTrainer
 from .build import build_trainer
 from .evaluate import evaluate_rows, evaluator
@@ -33,6 +33,8 @@ def run(recipe: Recipe) -> Path | None:
     The model is saved before it is evaluated, and checkpoints are removed when everything is saved. A run that was
     killed at any point can be resumed. Return the folder of the checkpoint; None in all processes but the first.
     """
+    if recipe.source and Path(recipe.source, FACTS_FILE).exists() and not RunFacts.load(recipe.source).reproducible:
+        raise ValueError(f"{recipe.source}: its run facts do not hold all options of its training. Use a YAML file.")
     interactions, tokenizer, histories = prepare(recipe)
     trainer = build_trainer(recipe, tokenizer, histories)
     data = describe_data(recipe, interactions)

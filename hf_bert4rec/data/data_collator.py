@@ -95,14 +95,14 @@ class DataCollatorForCloze(DataCollatorForNextItem):
         mask_probability: Share ρ of a row's positions that is masked.
         last_item_probability: Share of the rows in which only the last item is masked (1 in 11 in the published code).
         max_predictions: Largest number of masks in a row, as in the published code. None: no limit.
-        seed: Seed of the masks.
+        seed: Seed of the masks. None: `args.seed` in the Trainer, otherwise 0.
         epoch: Number of the pass over the data. None: fresh masks for every batch.
     """
 
     mask_probability: float = 0.2
     last_item_probability: float = 1 / 11
     max_predictions: int | None = None
-    seed: int = 0
+    seed: int | None = None
     epoch: int | None = None
 
     def __post_init__(self) -> None:
@@ -132,7 +132,7 @@ class DataCollatorForCloze(DataCollatorForNextItem):
         lengths = real.sum(axis=1)
         counts = np.rint(self.mask_probability * lengths).astype(int)
         counts = np.clip(counts, 1, np.maximum(1, np.minimum(lengths - 1, self.max_predictions or lengths)))
-        row_hashes = _hash(_hash(_hash(np.uint64(self.seed)) + np.uint64(epoch)) + rows)
+        row_hashes = _hash(_hash(_hash(np.uint64(self.seed or 0)) + np.uint64(epoch)) + rows)
         hashes = _hash(row_hashes[:, None] + np.arange(1, real.shape[1] + 1, dtype=np.uint64))  # distinct within a row
         smallest = np.sort(np.where(real, hashes, np.iinfo(np.uint64).max), axis=1)
         masked = real & (hashes <= smallest[np.arange(len(rows)), counts - 1][:, None])

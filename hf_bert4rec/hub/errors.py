@@ -37,9 +37,12 @@ HUB_ERRORS = {
 """Error of the client -> built-in error and its text. The first that fits is taken."""
 
 STATUSES = {
-    401: "does not accept the token. Log in again with `hf auth login`, or correct HF_TOKEN",
-    403: "does not allow you to write there. Choose a name under your own account, or a token with write access",
-    412: "received another commit in the meantime. Look at it, then push again to replace it",
+    401: (PermissionError, "does not accept the token. Log in again with `hf auth login`, or correct HF_TOKEN"),
+    403: (
+        PermissionError,
+        "does not allow you to write there. Choose a name under your own account, or a token with write access",
+    ),
+    412: (OSError, "received another commit in the meantime. Look at it, then push again to replace it"),
 }
 
 
@@ -55,8 +58,9 @@ def hub_errors(repository: str) -> Iterator[None]:
                 raise builtin(f"{repository}: {text}.") from error
         if isinstance(error, hub.HfHubHTTPError):
             status = error.response.status_code
-            answer = STATUSES.get(status, f"answered {status}: {error.server_message or 'try again later'}")
-            raise (PermissionError if status in STATUSES else OSError)(f"{repository}: the Hub {answer}.") from error
+            other = (OSError, f"answered {status}: {error.server_message or 'try again later'}")
+            builtin, text = STATUSES.get(status, other)
+            raise builtin(f"{repository}: the Hub {text}.") from error
         reason = error.__cause__ if isinstance(error, RuntimeError) else error  # that of a failed upload
         if isinstance(reason, hub.HTTPError) or (reason is not error and isinstance(reason, OSError)):
             raise ConnectionError(

@@ -31,7 +31,10 @@ class ClozeCallback(TrainerCallback):
     def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Set the epoch before the first batch is drawn; data loader workers start later and inherit it."""
         loader, epoch = kwargs["train_dataloader"], int((state.epoch or 0) + 1e-6)
-        loader.collate_fn.epoch = epoch  # cloze masks depend on it
+        collator = loader.collate_fn
+        collator.epoch = epoch  # cloze masks depend on it
+        if getattr(collator, "seed", 0) is None:
+            collator.seed = args.seed
         batches = getattr(loader.batch_sampler, "batch_sampler", loader.batch_sampler)  # accelerate wraps it
         seed = args.seed if args.data_seed is None else args.data_seed
         batches.sampler.generator = torch.Generator().manual_seed(seed + epoch)

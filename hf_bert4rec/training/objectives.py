@@ -42,6 +42,12 @@ def cloze_training(
     }
 
 
-def next_item_training(tokenizer: ItemTokenizer, **ranking: Any) -> dict[str, Any]:
-    """Return the arguments for models that predict each item from those before it; options as for `cloze_training`."""
-    return {**cloze_training(tokenizer, **ranking), "data_collator": DataCollatorForNextItem(tokenizer)}
+def next_item_training(
+    tokenizer: ItemTokenizer,
+    *,
+    callbacks: Sequence[TrainerCallback] | None = None,
+    sampled: Sampled = "popularity_sampled",
+) -> dict[str, Any]:
+    """Return the arguments for models that predict each item from those before it, as `cloze_training` does."""
+    collator = DataCollatorForNextItem(tokenizer)
+    return {**cloze_training(tokenizer, callbacks=callbacks, sampled=sampled), "data_collator": collator}

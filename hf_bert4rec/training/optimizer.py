@@ -80,7 +80,10 @@ def muon(args: TrainingArguments, learning_rate: float = 1e-2) -> dict[str, Any]
             for FSDP, which cuts matrices into pieces that Muon cannot train.
     """
     if not learning_rate > 0:
-        raise ValueError(f"`muon_learning_rate` must be above 0, or none for AdamW, found {learning_rate}.")
+        raise ValueError(
+            f"The learning rate of Muon (`muon_learning_rate`) must be above 0, found {learning_rate}. Set it to none "
+            "to train all weights with AdamW."
+        )
     if args.optim != TrainingArguments.default_optim:
         other = getattr(args.optim, "value", args.optim)
         raise ValueError(f"`optim={other}` cannot be combined with Muon. Set `muon_learning_rate` to none as well.")

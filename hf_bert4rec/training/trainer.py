@@ -15,7 +15,7 @@ import torch
 from huggingface_hub import CommitInfo
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer import TRAINING_ARGS_NAME
-from transformers.trainer_utils import TrainOutput
+from transformers.trainer_utils import PredictionOutput, TrainOutput
 
 from ..data.data_collator import DataCollatorForNextItem
 from ..data.tokenization import ItemTokenizer
@@ -109,6 +109,14 @@ class RecommendationTrainer(Trainer):
             )
         return super().train(checkpoint and str(checkpoint), *args, **kwargs)
 
+    def predict(self, *args: Any, **kwargs: Any) -> PredictionOutput:
+        """Predict as the stock Trainer does, but always in the order of the rows, not grouped by length."""
+        strategy, self.args.train_sampling_strategy = self.args.train_sampling_strategy, "sequential"
+        try:
+            return super().predict(*args, **kwargs)
+        finally:
+            self.args.train_sampling_strategy = strategy
+
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
         if self.args.should_save:
@@ -185,6 +193,7 @@ class RecommendationTrainer(Trainer):
             exclude_history=config.exclude_history,
             results={"validation": {model: metrics}} if metrics else {},
             recipe={
+                "architecture": config.model_type,
                 **{name: getattr(args, name) for name in recorded},
                 "muon_learning_rate": self._muon_learning_rate,
                 "max_length": tokenizer.model_max_length,
@@ -235,7 +244,10 @@ class RecommendationTrainer(Trainer):
         self.save_model(_internal_call=True)
         if not self.is_world_process_zero():
             return None
-        self.create_model_card(**card)
+        if card:
+            self.create_model_card(**card)
+        else:
+            self._write_card(Path(self.args.output_dir), overwrite=False)
         return push_checkpoint(
             self.args.output_dir,
             self.hub_model_id or self.args.hub_model_id or Path(self.args.output_dir).absolute().name,

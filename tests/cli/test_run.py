@@ -14,6 +14,7 @@ import hf_bert4rec
 from hf_bert4rec.cli import resume
 from hf_bert4rec.cli import run as run_module
 from hf_bert4rec.cli.evaluate import evaluate, evaluator
+from hf_bert4rec.cli.main import main
 from hf_bert4rec.cli.prepare import describe_data, prepare, whole_histories
 from hf_bert4rec.cli.recipe import parse_recipe
 from hf_bert4rec.cli.report import recommendation_table, summary
@@ -24,6 +25,7 @@ from hf_bert4rec.hub.checkpoint import check_sizes, save_checkpoint
 from hf_bert4rec.hub.model_card import model_card
 from hf_bert4rec.hub.push import push_checkpoint
 from hf_bert4rec.hub.run_facts import DataFacts, RunFacts
+from tests.hub_server import OWNER
 from tests.training.test_training import LOG, RECIPE, StopAt
 
 DIGEST = "959e3facc2d81ac81e7d4ec60b1141d2950aec8e19e559ac0b14b058ee75ef13"  # of LOG, as the first release made it
@@ -156,6 +158,17 @@ def test_ranks_come_in_the_order_of_the_rows_whatever_their_lengths(trained, bat
     assert len(set(one_by_one)) > 3
     assert rank_rows(trainer, rows).tolist() == one_by_one
     assert trainer.args.train_sampling_strategy == "group_by_length"
+
+
+def test_a_checkpoint_on_the_hub_is_evaluated_and_nothing_is_pushed(trained, hub, capsys):
+    name = f"{OWNER}/bert4rec-test"
+    push_checkpoint(trained, name)
+    facts, before = RunFacts.load(trained), len(hub.repositories[name].messages)
+    log = str(trained.parents[1] / "log.csv")
+    main(["evaluate", name, "--data", log, "--titles", "none", "--push_to_hub", "true"])
+    assert f"{facts.results['test']['BERT4Rec']['ndcg@10']:.4f}" in capsys.readouterr().out
+    assert list(hub.repositories) == [name]
+    assert len(hub.repositories[name].messages) == before
 
 
 def test_an_evaluator_of_another_catalog_is_refused(tmp_path, model):

@@ -26,6 +26,7 @@ from hf_bert4rec import (
     next_item_training,
 )
 from hf_bert4rec.cli.recipe import parse_recipe
+from hf_bert4rec.cli.run import run
 from hf_bert4rec.hub.checkpoint import check_checkpoint
 from hf_bert4rec.hub.run_facts import RunFacts
 from hf_bert4rec.training.callbacks import EarlyStopping
@@ -138,6 +139,43 @@ def test_it_pushes_a_checkpoint_in_one_commit_that_loads_and_has_a_valid_card(tr
     assert card.data.license == "mit"
     assert card.data.tags == ["bert4rec", "recommender-system", "sequential-recommendation", "films"]
     assert card.data.eval_results[0].dataset_type == "my log"
+
+
+def test_a_push_keeps_the_card_of_the_user(trained, hub, tmp_path):
+    trained.save_model()
+    card = tmp_path / "bert4rec-mine" / "README.md"
+    card.write_text(card.read_text() + "One more line.\n")
+    trained.push_to_hub()
+    assert hub.repositories[f"{OWNER}/bert4rec-mine"].files["README.md"].endswith(b"One more line.\n")
+
+
+def test_predictions_come_in_the_order_of_the_rows(trained, histories):  # noqa: F811
+    rows = histories[0]["test"]
+    assert list(rows["length"]) != sorted(rows["length"], reverse=True)
+    one_by_one = [trained.predict(rows.select([place])).predictions[0] for place in range(rows.num_rows)]
+    assert len(set(one_by_one)) > 3
+    assert trained.predict(rows).predictions.tolist() == one_by_one
+    assert trained.args.train_sampling_strategy == "group_by_length"
+
+
+def test_masks_depend_on_the_seed_of_the_arguments(histories, tmp_path):  # noqa: F811
+    found = []
+    for seed in (1, 1, 2):
+        seen: list = []
+
+        class Record(TrainerCallback):
+            """Record the masks of the first rows in the first epoch."""
+
+            def on_epoch_begin(self, args, state, control, seen=seen, **kwargs):
+                rows = histories[0]["train"].select(range(4))
+                seen.append(kwargs["train_dataloader"].collate_fn([*rows])["labels"])
+
+        trainer = make_trainer(histories, tmp_path / str(len(found)), max_steps=1, eval_strategy="no",
+                               load_best_model_at_end=False, seed=seed, setup={"callbacks": [Record()]})  # fmt: skip
+        trainer.train()
+        found.append(seen[0])
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
 
 
 def test_the_card_contains_all_arguments_of_create_model_card(trained, tmp_path):
@@ -282,7 +320,9 @@ def test_the_recipe_of_next_item_training_is_read_again(histories, tmp_path):  #
     trainer.run_facts().save(tmp_path)
     recipe = parse_recipe([str(tmp_path), "--data", "log.csv"])
     assert "mask_probability" not in recipe.given
-    assert recipe.training.seed == 7
+    assert (recipe.training.seed, recipe.run.architecture) == (7, "sasrec")
+    with pytest.raises(ValueError, match=r"do not hold all options of its training. Use a YAML file."):
+        run(recipe)
 
 
 class Worse(TrainerCallback):
@@ -367,7 +407,7 @@ def test_a_model_init_gives_the_same_weights_whatever_was_seeded_before(historie
         ({"label_smoothing_factor": 0.1}, "`label_smoothing_factor` is not supported"),
         ({"learning_rate": -1.0}, "`learning_rate` must be at least 0, found -1"),
         ({"learning_rate": float("nan")}, "`learning_rate` must be at least 0, found nan"),
-        ({"muon_learning_rate": -1.0}, "`muon_learning_rate` must be above 0, or none for AdamW, found -1"),
+        ({"muon_learning_rate": -1.0}, r"\(`muon_learning_rate`\) must be above 0, found -1"),
         ({"optim": "sgd"}, "`optim=sgd` cannot be combined with Muon"),
         ({"early_stopping_patience": 0}, "`early_stopping_patience` must be at least 1, or none, found 0"),
     ],
