@@ -19,14 +19,20 @@ import yaml
 from datasets import Dataset
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer
+from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from ..data.audit import audit
 from ..data.histories import target_items
 from ..evaluation.baselines import BASELINES, DataCollatorWithUsers
 from ..evaluation.comparison import evaluate_users, split_metrics, user_groups
 from ..evaluation.ranking import SAMPLED_METRICS
-from ..hub.checkpoint import check_sizes, fetch_checkpoint, last_complete_checkpoint, weight_files
+from ..hub.checkpoint import (
+    check_sizes,
+    fetch_checkpoint,
+    last_complete_checkpoint,
+    stored_exclude_history,
+    weight_files,
+)
 from ..hub.run_facts import UNPUBLISHED_OPTIONS, RunFacts
 from ..models.configuration_bert4rec import SPECIAL_TOKENS
 from .comparison_report import ModelResult, format_report, summarize
@@ -203,7 +209,7 @@ def check_model(comparison: Comparison, name: str, recipe: Recipe, folder: str) 
         if "checkpoint" in options:
             checkpoint = fetch_checkpoint(options["checkpoint"])
             found = split_options(parse_recipe([str(checkpoint)]))
-            found["exclude_history"] = AutoConfig.from_pretrained(checkpoint).exclude_history
+            found["exclude_history"] = stored_exclude_history(checkpoint)
         else:
             found = split_options(parse_recipe(recipe_words(options, folder)))
         expected["window_step"] = found["window_step"] = None  # changes the training rows, not the targets

@@ -154,7 +154,7 @@ def _shapes(file: Path, name: str) -> dict[str, list[int]]:
         raise ValueError(f"{name}: {file.name} is damaged or cut off ({error}). Load or save it again.") from error
 
 
-def excludes_history(folder: str | PathLike) -> bool:
+def stored_exclude_history(folder: str | PathLike) -> bool:
     """Return whether a checked checkpoint excludes items of the history from its recommendations.
 
     Config files of format version 1 do not have this setting; it is in the recipe of their run facts, if it was given.

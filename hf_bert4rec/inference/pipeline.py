@@ -17,7 +17,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from ..data.data_collator import pad_rows
 from ..data.tokenization import as_item_ids
 from ..evaluation.ranking import stable_top_k
-from ..hub.checkpoint import check_sizes, excludes_history, fetch_checkpoint
+from ..hub.checkpoint import check_sizes, fetch_checkpoint, stored_exclude_history
 from ..models.configuration_bert4rec import SPECIAL_TOKENS
 from ..training.resources import warn_about_spinning_threads
 from .arguments import check_option, read_histories, read_item_lists, read_list
@@ -238,5 +238,5 @@ def pipeline(
         )
     folder = fetch_checkpoint(model, revision, token)
     recommender = transformers.pipeline(TASK, model=str(folder), **kwargs)
-    recommender.model.config.exclude_history = excludes_history(folder)
+    recommender.model.config.exclude_history = stored_exclude_history(folder)
     return recommender
