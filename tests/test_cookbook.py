@@ -1,0 +1,218 @@
+"""The cookbook: each recipe runs as it is printed and does what its goal says."""
+
+import contextlib
+import io
+import math
+import os
+import re
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+DOCS = Path(__file__).parents[1] / "docs"
+SECTIONS = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", (DOCS / "cookbook.md").read_text("utf-8"), re.M | re.S))
+SETUP = SECTIONS.pop("The example shop")
+CHANGES = {"100,000 users to Parquet": ("batch_size = 1000", "batch_size = 16")}  # several batches for 40 users
+
+
+def blocks(section, kind="python"):
+    return re.findall(rf"```{kind}\n(.*?)```", section, re.DOTALL)
+
+
+def run(section, names, change=("", "")):
+    """Execute the code of a section and return what it printed."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        for block in blocks(section):
+            exec(compile(block.replace(*change), "cookbook.md", "exec"), names)
+    return printed.getvalue()
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory):
+    """The folder of the example shop with its checkpoint, and the names that all recipes use."""
+    folder, here = tmp_path_factory.mktemp("shop"), Path.cwd()
+    names: dict = {}
+    try:
+        os.chdir(folder)
+        printed = run(SETUP, names)
+    finally:
+        os.chdir(here)
+    assert float(re.fullmatch(r"test NDCG@10: (.*)\n", printed)[1]) > 0.2  # a random order gives 0.15
+    return folder, names
+
+
+def items(rows):
+    return [row["item"] for row in rows]
+
+
+def check_repeats(names, printed):
+    history, recommender = names["history"], names["recommender"]
+    assert set(items(names["found"])) & set(history)
+    assert not set(items(recommender([history], top_k=len(names["products"]))[0])) & set(history)
+
+
+def check_one_click(names, printed):
+    one, none = names["recommender"](names["visitors"].values(), top_k=3)
+    assert len(one) == len(none) == 3
+    assert "kitchen-1" not in items(one)
+    assert items(one) != items(none)
+
+
+def check_stock(names, printed):
+    stock = dict(zip(names["products"]["item"], names["products"]["stock"], strict=True))
+    assert len(names["found"]) == 3
+    assert all(stock[item] > 0 for item in items(names["found"]))
+    assert any(stock[item] == 0 for item in items(names["recommender"]([["tea-1", "tea-2"]])[0]))
+
+
+def check_categories(names, printed):
+    assert len(names["shown"]) == 5
+    assert names["shown"]["category"].value_counts().max() <= 2
+    assert names["ranking"]["category"].head(5).value_counts().max() > 2  # without the recipe
+    assert names["shown"]["score"].is_monotonic_decreasing
+
+
+def check_boost(names, printed):
+    ranking = names["ranking"].set_index("item")
+    assert (ranking["boosted"] / ranking["score"]).round().to_dict() == {
+        item: 10 if item.endswith("6") else 1 for item in ranking.index
+    }
+    new = [item for item in names["ranking"]["item"].head(5) if item.endswith("6")]
+    assert names["shown"]["item"].str.endswith("6").sum() > len(new)
+
+
+def check_similar(names, printed):
+    similar = names["similar"]
+    assert similar.idxmax() == "Green tea"
+    assert similar["Green tea"] == pytest.approx(1)
+    assert similar.drop("Green tea").between(-1, 0.999).all()
+    assert len(similar) == 30
+
+
+def check_reasons(names, printed):
+    recommended = {row["item"]: row["score"] for row in names["recommender"]([names["history"]], top_k=30)[0]}
+    assert names["with_all"] == pytest.approx(recommended["tea-3"], rel=1e-4)
+    effects = [score - names["with_all"] for score in names["without"]]
+    assert len(effects) == len(names["history"])
+    assert min(effects) == effects[-1] < 0  # the last item is the one that tea-3 follows
+
+
+def check_vectors(names, printed):
+    found = names["recommender"]([["tea-1", "tea-2"]], top_k=30, exclude_history=False)[0]
+    order = names["np"].argsort(-names["scores"])
+    assert names["item_vectors"].shape == (30, 33)
+    assert [names["tokenizer"].items[place].as_py() for place in order] == items(found)
+    total = sum(math.exp(score) for score in names["scores"])
+    assert math.exp(max(names["scores"])) / total == pytest.approx(found[0]["score"], rel=1e-4)
+
+
+def check_http(names, printed):
+    assert names["answer"].status_code == 200
+    assert items(names["answer"].json()[0]) == items(names["recommender"]([["tea-1", "tea-2"]], top_k=2)[0])
+
+
+def check_parquet(names, printed):
+    table = pq.read_table("recommendations.parquet").to_pylist()
+    assert {row["user"] for row in table} == {f"u{user}" for user in range(40)}
+    histories = names["bought"]
+    for row in (table[0], table[17], table[-1]):
+        history = histories[row["user"]]
+        assert items(row["recommendations"]) == items(names["recommender"]([history], top_k=10)[0])
+        assert not set(items(row["recommendations"])) & set(history)
+    assert pq.ParquetFile("recommendations.parquet").num_row_groups == 3
+
+
+def check_new_products(names, printed):
+    old, grown = names["recommender"].tokenizer.items.to_pylist(), names["grown"]
+    assert grown.tokenizer.items.to_pylist() == [*old, "tea-7"]
+    found = {row["title"]: row["item"] for row in grown([names["history"]], top_k=3)[0]}
+    assert found["Oolong"] == "tea-7"
+
+
+def check_everything(names, printed):
+    assert names["best"] in (20, 40, 60)
+    assert sum(names["everything"]["train"]["length"]) == len(names["interactions"])
+    assert set(names["everything"]) == {"train"}
+    assert len(names["hf_bert4rec"].pipeline("runs/final")([["tea-1"]])[0]) == 10
+
+
+def check_nightly(names, printed):
+    current = Path("runs/current")
+    first, second = printed.splitlines()
+    assert first.endswith("-> runs/2026-01-16")
+    old, new = map(float, re.findall(r"current (.*), new (.*) ->", second)[0])
+    assert current.read_text() == ("runs/2026-01-20" if new >= old else "runs/2026-01-16")
+    before = current.read_text()
+    train = names["train"]
+    names["train"] = lambda *args: train(*args, max_steps=1, learning_rate=0)  # an untrained model
+    names["retrain"](names["interactions"], "2026-01-22")
+    assert current.read_text() == before
+    assert not Path("runs/2026-01-22").exists()
+    assert names["hf_bert4rec"].pipeline(before)([["tea-1"]])[0]
+
+
+def check_comparison(names, printed):
+    assert set(names["scores"]) == {"popularity", "markov_chain", "ease", "bert4rec"}
+    assert 0 < names["scores"]["popularity"] < names["scores"]["markov_chain"] <= 1
+    assert names["scores"]["bert4rec"] > names["scores"]["popularity"]
+
+
+def check_grid(names, printed):
+    results = names["results"]
+    assert len(results.drop_duplicates(["hidden_size", "learning_rate"])) == 4
+    best = results.loc[results["ndcg@10"].idxmax()]
+    assert printed.splitlines()[1].split()[:2] == [f"{best['hidden_size']:.0f}", f"{best['learning_rate']:.3f}"]
+    assert results["ndcg@10"].nunique() > 1
+
+
+def check_metric(names, printed):
+    model, rows = names["recommender"].model, names["histories"]["test"]
+    ours = names["evaluate"](model, names["tokenizer"], rows)
+    assert ours["eval_hr@1"] <= names["metrics"]["eval_hr@3"] <= ours["eval_hr@5"]
+    assert 1 <= names["metrics"]["eval_median_rank"] <= 30
+
+
+CHECKS = {
+    "Repeat purchases": check_repeats,
+    "One click or none": check_one_click,
+    "Only items in stock": check_stock,
+    "At most n per category": check_categories,
+    "Boost new items": check_boost,
+    "Similar items": check_similar,
+    "Why an item was recommended": check_reasons,
+    "Vectors into a vector database": check_vectors,
+    "Serve over HTTP": check_http,
+    "100,000 users to Parquet": check_parquet,
+    "Add products": check_new_products,
+    "Train on everything before deployment": check_everything,
+    "Retrain every night": check_nightly,
+    "Compare models by name": check_comparison,
+    "A grid of settings": check_grid,
+    "Your own metric": check_metric,
+}
+
+
+@pytest.mark.parametrize("title", CHECKS)
+def test_recipe(title, shop, monkeypatch):
+    if title == "Serve over HTTP":
+        pytest.importorskip("fastapi")
+        pytest.importorskip("httpx")
+    folder, names = shop
+    monkeypatch.chdir(folder)
+    names = dict(names)
+    printed = run(SECTIONS[title], names, CHANGES.get(title, ("", "")))
+    CHECKS[title](names, printed)
+    (output,) = blocks(SECTIONS[title], "text")  # shown on the page
+    assert len(printed.splitlines()) == len(output.splitlines())
+
+
+def test_every_recipe_is_checked():
+    assert {title for title, section in SECTIONS.items() if blocks(section)} == set(CHECKS)
+
+
+def test_every_link_to_a_section_leads_to_one():
+    for page, anchor in re.findall(r"\]\(([\w.]*)#([\w-]+)\)", (DOCS / "cookbook.md").read_text("utf-8")):
+        headings = re.findall(r"^#+ (.+)$", (DOCS / (page or "cookbook.md")).read_text("utf-8"), re.M)
+        assert anchor in {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in headings}
