@@ -1,9 +1,14 @@
 """Shared by all tests: no network, threads that do not spin, and small hand-written data."""
 
+import contextlib
+import io
 import logging
 import os
+import shutil
 import socket
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 with socket.socket() as free:  # where tests/hub_server.py listens when a test wants it; nothing else can be reached
     free.bind(("127.0.0.1", 0))
@@ -18,13 +23,17 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one of several processes, started by 
 elif not {"gpu", "-mgpu"}.intersection(sys.argv):  # only `pytest -m gpu` uses GPUs
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
+import datasets
 import huggingface_hub
+import pandas as pd
 import pytest
 import torch
 from datasets import Dataset, disable_progress_bars
 from hypothesis import settings
 
-from hf_bert4rec import Bert4RecConfig, Bert4RecForMaskedLM, item_tokenizer
+from hf_bert4rec import ARCHITECTURES, LOSSES, SPLITS, Bert4RecConfig, Bert4RecForMaskedLM, item_tokenizer
+from hf_bert4rec.cli.main import main
+from hf_bert4rec.data.formats import EMBEDDED, FORMATS
 from hf_bert4rec.hub.run_facts import DataFacts, MachineFacts, RunFacts
 from tests.hub_server import TOKEN, running_hub
 
@@ -78,6 +87,42 @@ def hub(monkeypatch, tmp_path):
     with running_hub(os.environ["HF_ENDPOINT"]) as hub:
         yield hub
         huggingface_hub.close_session()  # its connections lead to this server
+
+
+@pytest.fixture(scope="session")
+def trained_on_films(tmp_path_factory) -> Path:
+    """A folder with a small log of films, `ratings.csv`, its titles, and checkpoints that were trained on it."""
+    folder = tmp_path_factory.mktemp("films")
+    log = pd.read_csv(EMBEDDED / "ml-latest-small" / "ratings.csv.gz")
+    movies = pd.read_csv(EMBEDDED / "ml-latest-small" / "movies.csv.gz")
+    popular = log["movieId"].value_counts().index[:40]
+    log = log[log["movieId"].isin(popular) & (log["userId"] <= 60)].sort_values("timestamp", kind="stable")
+    log.groupby("userId").tail(10).to_csv(folder / "ratings.csv", index=False)
+    movies[movies["movieId"].isin(popular)].to_csv(folder / "movies.csv", index=False)
+    words = ["--data=ratings.csv", "--titles=movies.csv", "--output_dir=runs/mine", "--num_train_epochs=2"]
+    quiet = io.StringIO()
+    with contextlib.chdir(folder), contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
+        main(["train", *words])
+    shutil.copytree(folder / "runs" / "mine", folder / "runs" / "ml-latest-small")
+    for name in ("hf_bert4rec", "model_cards", "scripts"):
+        (folder / name).symlink_to(Path(__file__).parents[1] / name)
+    return folder
+
+
+@pytest.fixture
+def film_folder(trained_on_films, tmp_path, monkeypatch, hub) -> Iterator[Path]:
+    """A copy of `trained_on_films` as the working directory; what is registered is removed after the test."""
+    shutil.copytree(trained_on_films, tmp_path / "films", symlinks=True)
+    monkeypatch.chdir(tmp_path / "films")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+    registries = [(registry, dict(registry)) for registry in (ARCHITECTURES, FORMATS, LOSSES, SPLITS)]
+    handlers = [*logging.root.handlers]
+    yield tmp_path / "films"
+    logging.root.handlers[:] = handlers
+    for registry, entries in registries:
+        registry.clear()
+        registry.update(entries)
 
 
 def small_config(vocab_size: int = 29, max_position_embeddings: int = 11, **changes) -> Bert4RecConfig:

@@ -231,9 +231,9 @@ def test_candidates_which_training_rows_lack_are_refused_before_anything_is_read
 # --------------------------------------------------------------------------------------------------- the metric
 
 
-def test_the_line_of_the_guide_pushes_the_metric_and_evaluate_loads_it_from_there(hub, tmp_path):
-    guide = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8")
-    line = re.search(r"^hf (upload your-name/next_item .+)$", guide, re.MULTILINE)[1]
+def test_the_line_of_the_page_on_the_hub_pushes_the_metric_and_evaluate_loads_it_from_there(hub, tmp_path):
+    page = (ROOT / "docs" / "hub.md").read_text(encoding="utf-8")
+    line = re.search(r"^hf (upload your-name/next_item .+)$", page, re.MULTILINE)[1]
     pushed = hf(*line.replace("your-name", OWNER).replace("hf_bert4rec", str(ROOT / "hf_bert4rec")).split())
     assert pushed.returncode == 0, pushed.stderr
     assert set(hub.repositories[f"spaces/{OWNER}/next_item"].files) == {"README.md", "next_item.py"}
