@@ -20,6 +20,7 @@ from transformers import (
 
 from ..data.tokenization import ItemTokenizer
 from ..hub.checkpoint import check_sizes, fetch_checkpoint
+from ..models.item_loss import check_loss
 from ..models.registry import architecture_of
 from ..training.objectives import cloze_training, next_item_training
 from ..training.resources import check_memory, estimate_memory
@@ -64,6 +65,7 @@ def _build_model(recipe: Recipe, tokenizer: ItemTokenizer, args: Any) -> PreTrai
     else:
         sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": tokenizer.model_max_length}
         config = find_configuration(recipe.run.architecture)(**sizes, **recipe.options("model"))
+    check_loss(config.loss)
     if architecture_of(config).objective == "next_item":
         _warn_unused(recipe, recipe.options("masking"), "Next-item training")
     if config.loss == "softmax":

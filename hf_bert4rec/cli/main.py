@@ -7,6 +7,8 @@ from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
+from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 
 from huggingface_hub.errors import StrictDataclassError
@@ -28,8 +30,11 @@ def train(argv: list[str]) -> None:
 
     recipe = parse_recipe(argv)
     transformers.logging.disable_progress_bar()  # one bar per saved checkpoint; the bar of the training stays
-    with disk_errors(recipe.training.output_dir or ""):
-        folder = run(recipe)
+    try:
+        with disk_errors(recipe.training.output_dir or ""):
+            folder = run(recipe)
+    except KeyboardInterrupt:
+        sys.exit("\nInterrupted. Run the same command with --resume_from_checkpoint true to continue.")
     if folder is not None:
         print(summary(folder))
 
@@ -138,6 +143,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if name in ("-h", "--help"):
         lines = "\n".join(f"  {command:<10} {run.__doc__}" for command, run in COMMANDS.items())
         print(f"usage: hf-bert4rec COMMAND …\n\n{lines}\n\nhf-bert4rec COMMAND --help shows its options.")
+        print("--import MODULE first imports code of your own that registers models, losses, splits or formats.")
+        return
+    if name == "--version":
+        print(version("hf-bert4rec"))
         return
     if name not in COMMANDS:
         near = get_close_matches(name, COMMANDS, n=1)
@@ -148,7 +157,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         logger.addHandler(logging.StreamHandler())
     logger.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR)  # once, by the first process
     with plain_errors(f"hf-bert4rec {name}"):
+        while "--import" in rest:
+            place = rest.index("--import")
+            _import(*rest[place + 1 : place + 2])
+            del rest[place : place + 2]
         COMMANDS[name](rest)
+
+
+def _import(module: str = "") -> None:
+    if "" not in sys.path:
+        sys.path.append("")  # the working directory, which an installed command lacks
+    try:
+        import_module(module)
+    except (ImportError, ValueError) as error:
+        raise ValueError(f"--import {module} failed: {error}.") from error
 
 
 @contextmanager

@@ -169,7 +169,9 @@ def _find(source: str | PathLike, kind: str) -> Path | Dataset | DatasetDict:
         return path
     if re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) and _suffix(path).lower() not in FORMATS:
         return load_dataset(str(source), split="train")
-    raise FileNotFoundError(f"{source}: expected a file, a folder, 'ml-latest-small' or the Hub ID of a dataset.")
+    raise FileNotFoundError(
+        f"{source}: found no such file or folder. Other sources are 'ml-latest-small' and the Hub ID of a dataset."
+    )
 
 
 def _suffix(path: Path) -> str:

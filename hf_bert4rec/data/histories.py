@@ -135,7 +135,7 @@ def build_histories(
     if repeats > REPEATS:
         _warn_once(
             f"{repeats:.0%} of the test targets are items that the user has had before. They are only recommended with "
-            "exclude_history=False in the model's config."
+            "`exclude_history=False` in the model's config (command line: --exclude_history false)."
         )
     return DatasetDict(splits)
 

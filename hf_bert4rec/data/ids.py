@@ -37,7 +37,9 @@ def as_ids(values: Values | pa.Array, what: str, locate: Callable[[int], str] = 
             except ValueError as error:
                 raise ValueError(f"{locate(int(np.argmax(places == place)))}, {what}: {error}") from None
         ids = pa.chunked_array([pa.array(texts, pa.string()).take(pa.array(places, mask=places < 0))])
-    return pc.if_else(pc.equal(ids, ""), pa.scalar(None, pa.string()), ids)
+    chunks = ids.chunks if isinstance(ids, pa.ChunkedArray) else [ids]
+    null = pa.scalar(None, pa.string())  # not by if_else, which damages parts of arrays before pyarrow 23
+    return pa.chunked_array([pc.replace_with_mask(chunk, pc.equal(chunk, ""), null) for chunk in chunks], pa.string())
 
 
 def as_item_ids(values: Iterable[Any], name: str = "item IDs") -> pa.StringArray:

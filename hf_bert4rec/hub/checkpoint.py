@@ -18,7 +18,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedModel
 
 from ..data.tokenization import TITLES_FILE, ItemTokenizer, check_tokenizer
-from ..models.registry import architecture_of
+from ..models.registry import ARCHITECTURES, architecture_of
 from .errors import disk_errors, hub_errors, is_repository, read_json
 from .model_card import CARD, model_card
 from .run_facts import FACTS_FILE, RunFacts
@@ -89,6 +89,12 @@ def check_folder(folder: str | PathLike, name: str | None = None) -> PreTrainedM
         )
     found = {key: shape for file in files for key, shape in _shapes(folder / file, name).items()}
     _check_options(folder, options["config.json"], options["tokenizer_config.json"], len(found), name)
+    kind = options["config.json"].get("model_type")
+    if kind not in ARCHITECTURES:
+        raise ValueError(
+            f"{name}: the model type {kind!r} is not one of {', '.join(ARCHITECTURES)}. If it is a model of your own, "
+            "import the module that registers it first (on the command line: --import MODULE)."
+        )
     try:
         with torch.device("meta"):
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False)

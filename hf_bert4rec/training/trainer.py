@@ -26,6 +26,7 @@ from ..hub.errors import hub_errors
 from ..hub.model_card import CARD, model_card
 from ..hub.push import push_checkpoint
 from ..hub.run_facts import FACTS_FILE, DataFacts, MachineFacts, RunFacts
+from ..models.item_loss import check_loss
 from ..models.registry import architecture_of
 from .arguments import LABEL_SMOOTHING, RecommendationTrainingArguments
 from .callbacks import EarlyStopping, ResourceCallback, with_package_callbacks
@@ -83,6 +84,7 @@ class RecommendationTrainer(Trainer):
                 callbacks.append(EarlyStopping(args.early_stopping_patience))
         super().__init__(model, args, callbacks=callbacks, **options)
         check_sizes(self.model, tokenizer)
+        check_loss(self.model.config.loss)
         architecture = architecture_of(self.model.config)
         if architecture.objective == "cloze" and type(self.data_collator) is DataCollatorForNextItem:
             raise ValueError(

@@ -282,6 +282,7 @@ def keep(hidden_states: torch.Tensor, kept_positions: torch.Tensor | None) -> to
 class Bert4RecEncoder(Bert4RecPreTrainedModel):
     """Base class of the encoders: checks the inputs. Subclasses implement `encode`."""
 
+    _keys_to_ignore_on_load_unexpected = [r"^lm_head\.", r"^prediction_head\."]  # the head of a whole model
     right_padding_only = False  # whether padding on the left would be read as items
 
     def encode(

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -204,3 +205,48 @@ def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch, error):
     monkeypatch.setattr("hf_bert4rec.cli.run.run", fail)
     with pytest.raises(SystemExit, match=r"error: runs/x: the disk is full\. Free some space, then try again\."):
         main(["train", "--data", "ml-latest-small", "--output_dir", "runs/x"])
+
+
+OWN = """
+from hf_bert4rec import LOSSES, Bert4RecConfig, Bert4RecForMaskedLM, register_architecture
+
+class OwnConfig(Bert4RecConfig):
+    model_type = "own_model"
+    width: int = 1
+
+class OwnForMaskedLM(Bert4RecForMaskedLM):
+    config: OwnConfig
+
+register_architecture(OwnConfig, OwnForMaskedLM)
+LOSSES["own_loss"] = LOSSES["softmax"]
+"""
+
+
+def test_code_of_the_user_is_imported_by_every_command(tmp_path):
+    (tmp_path / "own_code.py").write_text(OWN)
+    (tmp_path / "log.csv").write_text(LOG)
+    words = ["--data", "log.csv", "--output_dir", "out", "--max_steps", "1", "--hidden_size", "8", "--use_cpu", "true"]
+    options = ["--architecture", "own_model", "--width", "2", "--loss", "own_loss"]
+    command = ["-m", "hf_bert4rec.cli.main"]
+    finished = python(*command, "train", "--import", "own_code", *words, *options, cwd=tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    finished = python(*command, "recommend", "--import", "own_code", "out/model", "--history", "i1", cwd=tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    finished = python(*command, "recommend", "out/model", "--history", "i1", cwd=tmp_path)
+    assert "the model type 'own_model' is not one of bert4rec, sasrec, gru4rec" in finished.stderr
+    assert "--import MODULE" in finished.stderr
+
+
+def test_the_version_is_printed(capsys):
+    main(["--version"])
+    assert capsys.readouterr().out == f"{version('hf-bert4rec')}\n"
+
+
+def test_a_module_that_cannot_be_imported_is_named():
+    with pytest.raises(SystemExit, match="--import no_such_module failed: No module named 'no_such_module'"):
+        main(["recommend", "--import", "no_such_module", "x"])
+
+
+def test_a_loss_that_does_not_exist_is_refused_before_training(tmp_path):
+    with pytest.raises(ValueError, match=r"`loss` must be one of softmax, .*found 'sofmax'"):
+        run(recipe_for(tmp_path, "--loss", "sofmax"))

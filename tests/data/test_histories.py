@@ -154,7 +154,7 @@ def test_repeats_among_the_test_targets_are_reported_once(tokenizer, caplog, tim
         leave_one_out(log, tokenizer, max_length=max_length)
     assert caplog.messages == warnings * [
         "90% of the test targets are items that the user has had before. They are only recommended with "
-        "exclude_history=False in the model's config."
+        "`exclude_history=False` in the model's config (command line: --exclude_history false)."
     ]
 
 
