@@ -135,6 +135,12 @@ def test_the_code_of_the_card_of_a_dataset_runs(film_folder, hub):
     assert names["tokenizer"].titles
 
 
+def test_the_code_of_the_card_of_the_metric_runs():
+    card = Path(hf_bert4rec.NEXT_ITEM_METRIC, "README.md").read_text(encoding="utf-8")
+    names = run_blocks("card", card.replace("your-name/next_item", hf_bert4rec.NEXT_ITEM_METRIC))
+    assert names["metric"].compute(predictions=[1, 3], k=[2]) == {"hr@2": 0.5, "ndcg@2": 0.5, "mrr@2": 0.5}
+
+
 def anchors(text: str) -> set[str]:
     """Return the anchors that GitHub makes for the headings of a page."""
     found: list[str] = []
