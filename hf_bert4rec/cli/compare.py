@@ -215,8 +215,8 @@ def check_model(comparison: Comparison, name: str, recipe: Recipe, folder: str) 
         expected["window_step"] = found["window_step"] = None  # changes the training rows, not the targets
         if changes := describe_changes(expected, found):
             raise ValueError(
-                f"the split differs from that of the comparison ({', '.join(changes)}). The model may have been "
-                "trained on targets that it is evaluated on. Use the same options for all models."
+                f"split or ranking differ from those of the comparison ({', '.join(changes)}). With another split the "
+                "model may have been trained on its targets. Use the same options for all models."
             )
     except (ImportError, TypeError, ValueError) as error:
         raise ValueError(f"{comparison.path}: {name!r}: {error}") from error

@@ -252,7 +252,9 @@ def _titles_in_order(ids: list[str], titles: Mapping[Any, Any]) -> list[Any]:
     if by_id and by_id.keys().isdisjoint(ids):
         examples = [", ".join(map(repr, some[:3])) for some in (list(by_id), ids)]
         logger.warning("No title belongs to an item: titles have IDs such as %s, items such as %s.", *examples)
-    return [by_id.get(item) for item in ids]
+    found = [by_id.get(item) for item in ids]
+    logger.info("%d of %d items have a title.", sum(title is not None for title in found), len(ids))
+    return found
 
 
 def _read_titles(file: str, number: int) -> list[str | None]:

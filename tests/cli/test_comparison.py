@@ -264,7 +264,7 @@ def test_published_values_need_candidates(recipe_file, tmp_path):
 )
 def test_a_model_of_another_split_is_refused(recipe_file, tmp_path, options, message):
     models = {"Other": {"recipe": str(recipe_file), **options}}
-    with pytest.raises(ValueError, match=f"'Other': the split differs from that of the comparison .*{message}"):
+    with pytest.raises(ValueError, match=f"'Other': split or ranking differ from those of the comparison .*{message}"):
         compare(comparison_file(tmp_path, recipe_file, **models), "test", str(tmp_path / "kept"))
 
 
