@@ -90,7 +90,7 @@ def check_folder(folder: str | PathLike, name: str | None = None) -> PreTrainedM
     found = {key: shape for file in files for key, shape in _shapes(folder / file, name).items()}
     _check_options(folder, options["config.json"], options["tokenizer_config.json"], len(found), name)
     kind = options["config.json"].get("model_type")
-    if kind not in ARCHITECTURES:
+    if not isinstance(kind, str) or kind not in ARCHITECTURES:
         raise ValueError(
             f"{name}: the model type {kind!r} is not one of {', '.join(ARCHITECTURES)}. If it is a model of your own, "
             "import the module that registers it first (on the command line: --import MODULE)."

@@ -142,7 +142,7 @@ def test_a_repository_that_wants_code_executed_for_its_config_is_refused(folder,
     (folder / "code.py").write_text("from pathlib import Path\nPath('executed').touch()\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("builtins.input", lambda *question: pytest.fail(f"asked: {question}"))
-    with pytest.raises(ValueError, match="custom code"):
+    with pytest.raises(ValueError, match="the model type 'another' is not one of"):
         hf_bert4rec.pipeline(folder)
     assert not Path("executed").exists()
 
@@ -212,8 +212,9 @@ def test_an_index_names_files_of_its_own_folder_only(folder, target):
         ({"vocab_size": -5}, "does not describe a model"),
         ({"intermediate_size": "20"}, "does not describe a model"),
         ({"hidden_act": "gleu"}, "does not describe a model"),
-        ({"model_type": "bert", "architectures": ["BertForMaskedLM"]}, "does not describe a model of hf-bert4rec"),
-        ({"model_type": None}, "does not describe a model"),
+        ({"model_type": "bert", "architectures": ["BertForMaskedLM"]}, "the model type 'bert' is not one of bert4rec"),
+        ({"model_type": None}, "the model type None is not one of"),
+        ({"model_type": ["bert4rec"]}, "the model type .* is not one of"),
         ({"layer_norm_eps": 10**30}, "layer_norm_eps in config.json is 1000000"),
         ({"auto_map": 5}, "architectures or auto_map in config.json are not"),
         ({"architectures": "x"}, "architectures or auto_map in config.json are not"),
