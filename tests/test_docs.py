@@ -69,6 +69,9 @@ def run_command(line: str) -> None:
     if words[:1] != ["hf-bert4rec"]:
         return
     command, *arguments = words[1:]
+    if "--import" in arguments:  # the blocks of the page stand for the module
+        place = arguments.index("--import")
+        del arguments[place : place + 2]
     if command in FAST and "--help-all" not in arguments:
         with contextlib.redirect_stdout(io.StringIO()):
             main([command, *arguments])
@@ -76,7 +79,7 @@ def run_command(line: str) -> None:
         Comparison.load(arguments[0])
     elif command == "train" and not {"--help", "--help-all"}.intersection(arguments):
         parse_recipe(arguments)
-    assert command in (*COMMANDS, "--help")
+    assert command in (*COMMANDS, "--help", "--version")
 
 
 @pytest.mark.parametrize("page", sorted({*PAGES} - {"README.md", *NOT_RUN}))
@@ -234,6 +237,7 @@ def test_the_help_of_a_command_describes_each_of_its_options(command):
 def test_the_help_of_the_program_names_all_commands():
     text = help_of("--help")
     assert {command for command in COMMANDS if f"  {command} " not in text} == set()
+    assert "--import MODULE" in text
 
 
 def test_every_option_of_a_recipe_has_a_text():
