@@ -238,6 +238,7 @@ def test_the_help_of_the_program_names_all_commands():
     text = help_of("--help")
     assert {command for command in COMMANDS if f"  {command} " not in text} == set()
     assert "--import MODULE" in text
+    assert "--version" in text
 
 
 def test_every_option_of_a_recipe_has_a_text():
