@@ -142,7 +142,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     name, *rest = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     if name in ("-h", "--help"):
         lines = "\n".join(f"  {command:<10} {run.__doc__}" for command, run in COMMANDS.items())
-        print(f"usage: hf-bert4rec COMMAND …\n\n{lines}\n\nhf-bert4rec COMMAND --help shows its options, hf-bert4rec --version the version.")
+        print(f"usage: hf-bert4rec COMMAND …\n\n{lines}\n")
+        print("hf-bert4rec COMMAND --help shows its options, hf-bert4rec --version the version.")
         print("--import MODULE first imports code of your own that registers models, losses, splits or formats.")
         return
     if name == "--version":
