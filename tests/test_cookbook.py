@@ -10,6 +10,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from hf_bert4rec import ARCHITECTURES, LOSSES
+
 DOCS = Path(__file__).parents[1] / "docs"
 SECTIONS = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", (DOCS / "cookbook.md").read_text("utf-8"), re.M | re.S))
 SETUP = SECTIONS.pop("The example shop")
@@ -174,6 +176,26 @@ def check_metric(names, printed):
     assert 1 <= names["metrics"]["eval_median_rank"] <= 30
 
 
+def check_loss(names, printed):
+    assert names["trainer"].model.config.loss == "margin"
+    assert names["trainer"].evaluate()["eval_ndcg@10"] > 0.15  # a random order
+
+
+def check_split(names, printed):
+    split = names["frequent_customers"](names["interactions"], names["tokenizer"])
+    lengths = names["interactions"].to_pandas()["user"].value_counts()
+    assert set(split["test"]["user"][:]) == set(lengths.index[lengths >= 8])
+    assert len(split["train"]) == 40
+    assert sum(split["train"]["length"]) == len(names["interactions"]) - len(split["test"])
+
+
+def check_model(names, printed):
+    model = names["trainer"].model
+    assert not model.lm_head.bias.any()
+    assert ARCHITECTURES["unbiased_bert4rec"].name == "BERT4Rec without item bias"
+    assert names["trainer"].evaluate()["eval_ndcg@10"] > 0.15  # a random order
+
+
 CHECKS = {
     "Repeat purchases": check_repeats,
     "One click or none": check_one_click,
@@ -191,6 +213,9 @@ CHECKS = {
     "Compare models by name": check_comparison,
     "A grid of settings": check_grid,
     "Your own metric": check_metric,
+    "Your own loss": check_loss,
+    "Your own split": check_split,
+    "Your own model": check_model,
 }
 
 
@@ -201,6 +226,9 @@ def test_recipe(title, shop, monkeypatch):
         pytest.importorskip("httpx")
     folder, names = shop
     monkeypatch.chdir(folder)
+    for registry, name in ((LOSSES, "margin"), (ARCHITECTURES, "unbiased_bert4rec")):
+        monkeypatch.setitem(registry, name, None)  # removed again after the test
+        del registry[name]
     names = dict(names)
     printed = run(SECTIONS[title], names, CHANGES.get(title, ("", "")))
     CHECKS[title](names, printed)
