@@ -33,7 +33,7 @@ def register_tokenizers() -> None:
 
 
 class _RegistrationFinder(MetaPathFinder):
-    """Has the other finders find modules, and registers what has become possible after the outermost import."""
+    """Import hook that uses the other finders, and registers after the outermost import of a module of transformers."""
 
     def __init__(self) -> None:
         self.waiting = list(REGISTRATIONS)

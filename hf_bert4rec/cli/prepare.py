@@ -30,7 +30,7 @@ CHUNK = 1_000_000  # interactions that are hashed at a time
 def prepare(recipe: Recipe, tokenizer: ItemTokenizer | None = None) -> tuple[Dataset, ItemTokenizer, DatasetDict]:
     """Read, filter, encode and split the data of a recipe, and return interactions, tokenizer and histories.
 
-    A tokenizer is passed to evaluate its checkpoint, or else built from what the split allows training on.
+    Pass a tokenizer to evaluate its checkpoint. Otherwise one is built from the interactions that the split trains on.
     """
     run = recipe.run
     if not run.data:

@@ -76,9 +76,9 @@ class Recipe:
     source: str | None  # the YAML file or checkpoint folder
     run: RunArguments
     reading: Any  # options of `load_interactions`
-    splitting: Any  # of all splits in `SPLITS`, and of the split of this run
-    model: Any  # of the configuration
-    masking: Any  # of `DataCollatorForCloze`
+    splitting: Any  # options of all splits in `SPLITS`, and of the split of this run
+    model: Any  # options of the model's configuration
+    masking: Any  # options of `DataCollatorForCloze`
     training: RecommendationTrainingArguments
     given: dict[str, Any]  # the options that were given, and the seed: a file of these makes the same run again
 

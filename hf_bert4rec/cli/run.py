@@ -90,7 +90,7 @@ def _with_results(facts: RunFacts, trainers: dict[str, Trainer], histories: Data
 
 
 def _fixed_options(recipe: Recipe, trainer: RecommendationTrainer) -> dict[str, object]:
-    """The values, defaults included, by which rows, model and optimizer of a run are made."""
+    """Return the options, with their defaults, that must not change when a run is resumed."""
     options = {name: getattr(recipe.run, name) for name in ("architecture", "split")}
     options |= {"max_length": trainer.processing_class.model_max_length}
     options |= find_split(recipe.run.split).resolve(recipe.options("splitting"))

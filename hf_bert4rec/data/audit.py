@@ -40,14 +40,17 @@ class Finding:
 def audit(histories: DatasetDict) -> list[Finding]:
     """Look for leaks in histories, whether from a function in `SPLITS` or from elsewhere.
 
-    Leaks are, in validation and test: a target in the training rows or the inputs of the same user (same user, item and
-    time; a user with the same item twice at one time looks the same) or, in test, in the user's validation row; a
-    target among its candidates; an input later than its target; a second row of a user. In train: an action later than
-    an evaluated target of the same user.
+    Leaks are:
 
-    The other findings describe the protocol. Targets older than a training action of any user occur in every
-    leave-one-out split and never in `split_at_time`; without comparable times (`times_are_comparable`) they are not
-    reported.
+    - a target (same user, item and time) in the user's training rows or inputs, or for test in the validation row;
+    - a target among its candidates;
+    - an input that is later than its target;
+    - more than one row of a user in validation or test;
+    - a training action that is later than an evaluated target of the same user.
+
+    A user who acted on the same item twice at one time cannot be distinguished from the first case. The other
+    findings describe the protocol. Targets older than a training action of any user occur in every leave-one-out
+    split and never in `split_at_time`; without comparable times (`times_are_comparable`) they are not reported.
 
     Args:
         histories: `train` and perhaps `validation` and `test`, with the columns `NEEDED` and perhaps `candidates`.

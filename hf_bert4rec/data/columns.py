@@ -85,7 +85,7 @@ def _find(log: RawLog, role: str, name: Column, patterns: Iterable[str]) -> dict
 
 
 def _fits(name: str, pattern: str) -> bool:
-    """Return whether a name fits, without upper case, blanks, punctuation and RecBole's types (user_id:token)."""
+    """Return whether a name matches, ignoring case, blanks, punctuation and RecBole's types (user_id:token)."""
     return bool(re.fullmatch(pattern, re.sub(r"[\W_]", "", name.partition(":")[0]).lower()))
 
 
@@ -103,7 +103,7 @@ def is_header(rows: Rows) -> bool:
 def guess_roles(rows: Rows) -> dict[str, int]:
     """Return role -> column of a file without a header: `user item`, or with `rating timestamp`, as in MovieLens.
 
-    The last two may be the other way round, and so may the first two if they have the form of Amazon's.
+    Rating and timestamp may be swapped. User and item are swapped if their values look like IDs of Amazon.
     """
     columns = _columns(rows, len(rows[0])) if rows else []
     if len(columns) not in (2, 4) or any(_most(DAY.match, column) for column in columns[:2]):
@@ -117,7 +117,7 @@ def guess_roles(rows: Rows) -> dict[str, int]:
 
 
 def are_sequences(rows: Rows) -> bool:
-    """Return whether rows are `user item item …`: of many lengths, or all with other users and without times."""
+    """Return whether rows are `user item item …`: their lengths vary, or all users differ and no column has times."""
     widths = Counter(map(len, rows))
     width, amount = widths.most_common(1)[0]
     if max(widths) < 4 or 2 * amount <= len(rows):

@@ -185,7 +185,7 @@ def _windows(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """User, start and end of every training window, as in the published code.
 
-    The windows of a long history end at its last item, `step` before it, and so on; one begins at its start.
+    Windows end at the last item and at multiples of `step` before it. The earliest one begins at the history's start.
     """
     lengths = ends - starts
     extra = np.maximum(0, -(-(lengths - max_length) // step))  # windows that do not begin at the history's start

@@ -1,4 +1,4 @@
-"""What a format is read from and read into: a file with its options, and a log with its columns."""
+"""Input and output of the format readers: a file with its options, and an opened log with its columns."""
 
 import codecs
 import re

@@ -71,7 +71,7 @@ class Baseline(nn.Module):
         if users is None and self.users:
             raise ValueError(
                 f"{type(self).__name__} needs the users of a batch. Use the data collator "
-                "`DataCollatorWithUsers(tokenizer, model.users)`."
+                "`DataCollatorWithUsers(tokenizer, model.users)` of `hf_bert4rec.evaluation.baselines`."
             )
         users = torch.full(input_ids.shape[:1], -1) if users is None else users
         items = input_ids if history is None else history

@@ -145,7 +145,7 @@ def paired_difference(first: Sequence[float] | np.ndarray, second: Sequence[floa
 
 
 def holm(p_values: Mapping[tuple[str, str], float]) -> dict[tuple[str, str], float]:
-    """Return p-values of several tests corrected for their number (Holm, 1979): below 0.05 a difference is real."""
+    """Return p-values of several tests corrected for their number (Holm, 1979)."""
     corrected, largest = {}, 0.0
     for place, (pair, p) in enumerate(sorted(p_values.items(), key=lambda entry: entry[1])):
         largest = max(largest, min(1.0, p * (len(p_values) - place)))

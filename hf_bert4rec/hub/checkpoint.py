@@ -119,7 +119,7 @@ def _check_options(folder: Path, config: dict[str, Any], tokenizer: dict[str, An
     redirecting = [f"{option} in config.json" for option in REDIRECTING_OPTIONS if config.get(option)]
     redirecting += [file.name for pattern in REDIRECTING_FILES for file in folder.glob(pattern)]
     if redirecting:
-        raise ValueError(f"{name}: {redirecting[0]} would load other weights or code. Remove it.")
+        raise ValueError(f"{name}: {redirecting[0]} would load other weights or code. Remove this entry or file.")
     if (kind := tokenizer.get("tokenizer_class")) != ItemTokenizer.__name__:
         raise ValueError(f"{name}: expected an ItemTokenizer, found {kind!r}. Save the tokenizer with the model again.")
     for option, value in config.items():

@@ -67,7 +67,7 @@ def push_files(
         others = [name for name in existing if name not in PLAIN]
         taken = f"{repository} is taken: it contains"
         if others and marker not in others:
-            raise FileExistsError(f"{taken} other files, such as {others[0]}. Push to another name.")
+            raise FileExistsError(f"{taken} other files, such as {others[0]}, and no {marker}. Push to another name.")
         if others and repo_type == "model":
             config = api.hf_hub_download(repository, marker, revision=current.sha)
             found, ours = (read_json(Path(file), repository).get("model_type") for file in (config, str(files[marker])))
