@@ -132,12 +132,12 @@ def test_the_recurrence_is_that_of_a_cell_step_by_step():
         (
             Gru4RecConfig,
             {"conv_kernel_size": 3},
-            "`conv_kernel_size` must be None for GRU4Rec, which has no such part, found 3",
+            "`conv_kernel_size` must be None for GRU4Rec, .* found 3",
         ),
         (
             Gru4RecConfig,
             {"rope_theta": 200},
-            "`rope_theta` must be None for GRU4Rec, which has no such part, found 200",
+            "`rope_theta` must be None for GRU4Rec, .* found 200",
         ),
     ],
 )
