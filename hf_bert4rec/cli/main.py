@@ -7,7 +7,6 @@ from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
-from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 
@@ -166,10 +165,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _import(module: str = "") -> None:
-    if "" not in sys.path:
-        sys.path.append("")  # the working directory, which an installed command lacks
+    from .recipe import import_own_code
+
     try:
-        import_module(module)
+        import_own_code(module)
     except (ImportError, ValueError) as error:
         raise ValueError(f"--import {module} failed: {error}.") from error
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
-from types import UnionType
+from types import ModuleType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
@@ -140,6 +140,13 @@ def find_configuration(name: str) -> type[PreTrainedConfig]:
     return found
 
 
+def import_own_code(module: str) -> ModuleType:
+    """Import a module of the user, which may be in the working directory: an installed command does not look there."""
+    if "" not in sys.path:
+        sys.path.append("")
+    return import_module(module)
+
+
 def _find(kind: str, name: str, registry: Mapping[str, Any]) -> Any:
     module, colon, attribute = name.partition(":")
     if not colon:
@@ -147,10 +154,8 @@ def _find(kind: str, name: str, registry: Mapping[str, Any]) -> Any:
             known = ", ".join(registry)
             raise ValueError(f"Unknown {kind} {name}. Choose from {known}, or name package.module:object.")
         return registry[name]
-    if "" not in sys.path:
-        sys.path.append("")  # the working directory, which an installed command lacks
     try:
-        return getattr(import_module(module), attribute)
+        return getattr(import_own_code(module), attribute)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"--{kind} {name} cannot be imported: {error}.") from error
 
