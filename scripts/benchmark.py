@@ -4,6 +4,7 @@
     python scripts/benchmark.py train --data synthetic-1m --length 50 --batch 128 --steps 3 --loss gbce >> results.jsonl
     python scripts/benchmark.py recommend --data ml-1m.txt --users 2000 --k 10 >> results.jsonl
     python scripts/benchmark.py evaluate --data ml-1m.txt --users 6040 --threads 2 >> results.jsonl
+    python scripts/benchmark.py latency runs/mine/model --length 50 >> results.jsonl
     python scripts/benchmark.py table results.jsonl
     python scripts/benchmark.py scale scaling.jsonl     # over catalog, length, batch and threads: 20 minutes
     python scripts/benchmark.py plot scaling.jsonl scaling.png
@@ -280,6 +281,46 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def latency(args: argparse.Namespace) -> dict[str, Any]:
+    """Time requests for one user, with histories that are drawn at random from the items of the model."""
+    torch.set_num_threads(args.threads)
+    start = time.process_time()
+    if args.checkpoint in SYNTHETIC:
+        tokenizer = package.item_tokenizer(map(str, range(SYNTHETIC[args.checkpoint][0])))
+        model = package.Bert4RecForMaskedLM(package.Bert4RecConfig(vocab_size=len(tokenizer)))
+        recommender = package.NextItemRecommendationPipeline(model=model, tokenizer=tokenizer, device=args.device)
+    else:
+        recommender = package.pipeline(args.checkpoint, device=args.device)
+    loaded = time.process_time() - start
+    items = recommender.tokenizer.items.to_pylist()
+    generator = np.random.default_rng(0)
+    wall, cpu = [], []
+    for _ in range(WARMUP + args.requests):
+        history = [items[place] for place in generator.integers(len(items), size=args.length)]
+        marks = time.perf_counter(), time.process_time()
+        recommender([history], top_k=args.k)
+        wall.append(1000 * (time.perf_counter() - marks[0]))
+        cpu.append(1000 * (time.process_time() - marks[1]))
+    percentiles = [("median", 50), ("p99", 99)]
+    return {
+        "version": version(OURS),
+        "torch": torch.__version__,
+        "what": "latency",
+        "checkpoint": Path(args.checkpoint).name,
+        "items": len(items),
+        "hidden": recommender.model.config.hidden_size,
+        "length": args.length,
+        "k": args.k,
+        "requests": args.requests,
+        "threads": args.threads,
+        "device": args.device,
+        **{f"cpu_ms_{name}": round(float(np.percentile(cpu[WARMUP:], q)), 2) for name, q in percentiles},
+        **{f"ms_{name}": round(float(np.percentile(wall[WARMUP:], q)), 2) for name, q in percentiles},
+        "cpu_seconds_to_load": round(loaded, 2),
+        "peak_rss_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 3),
+    }
+
+
 def resident_memory() -> float:
     """Return the resident memory in GB."""
     return psutil.Process().memory_info().rss / 1e9
@@ -517,6 +558,13 @@ def parse_arguments() -> argparse.Namespace:
             command.add_argument("--repeats", type=int, default=3, help="timed passes, after one to warm up")
         if what == "recommend":
             command.add_argument("--k", type=int, default=10)
+    command = commands.add_parser("latency", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    command.add_argument("checkpoint", help=f"folder or Hub ID, or {', '.join(SYNTHETIC)} (untrained)")
+    command.add_argument("--length", type=int, default=50, help="items of a history")
+    command.add_argument("--k", type=int, default=10, help="recommended items")
+    command.add_argument("--requests", type=int, default=200, help=f"timed requests, after {WARMUP} to warm up")
+    command.add_argument("--threads", type=int, default=1)
+    command.add_argument("--device", default="cpu")
     commands.add_parser("table").add_argument("results", nargs="+")
     commands.add_parser("scale").add_argument("results")
     commands.add_parser("memory").add_argument("results")
@@ -538,6 +586,8 @@ if __name__ == "__main__":
                 run_all(settings, args.results, axis=axis)
         elif args.what == "memory":
             run_all(({"data": "synthetic-10k", "steps": 2, **setting} for setting in MEMORY), args.results)
+        elif args.what == "latency":
+            print(json.dumps(latency(args)))
         elif args.what == "plot":
             print(plot(load_lines(args.results), args.png))
         else:

@@ -326,6 +326,25 @@ def million_table() -> str:
     return markdown_table(["", "processor seconds per step", "users/s", "peak GB"], rows)
 
 
+def latency_table() -> str:
+    """Return what a request for one user costs: milliseconds of processor time, and memory of the process."""
+    titles = {"synthetic-1m": "untrained"}
+    rows = [
+        [
+            titles.get(line["checkpoint"], f"`{line['checkpoint']}`"),
+            f"{line['items']:,}",
+            str(line["hidden"]),
+            str(line["length"]),
+            f"{line['cpu_ms_median']:.0f}",
+            f"{line['cpu_ms_p99']:.0f}",
+            f"{line['peak_rss_gb']:.1f}",
+        ]
+        for line in load_lines("latency")
+    ]
+    header = ["model", "items", "hidden size", "history", "median ms", "99th percentile ms", "peak GB"]
+    return markdown_table(header, rows)
+
+
 def memory_table() -> str:
     """Return the estimated over the measured memory of 16 shapes."""
     rows: Rows = []
@@ -412,6 +431,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "packages-xeon": lambda: packages_table("side-by-side-xeon"),
     "packages-epyc": lambda: packages_table("side-by-side-epyc"),
     "million": million_table,
+    "latency": latency_table,
     "memory": memory_table,
     "gpu": gpu_table,
     "scaling": scaling_table,

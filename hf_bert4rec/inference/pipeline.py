@@ -56,6 +56,7 @@ class NextItemRecommendationPipeline(Pipeline):
     - An empty history, or one of unknown IDs only, returns the model's unconditional recommendations.
     - Of a history longer than the model's input, the model reads the newest items. All of them are excluded.
     - Items with the same score are in the order of the item table.
+    - Several threads may call the same pipeline at once.
 
     Args:
         model: A `Bert4RecForMaskedLM`.

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -115,6 +116,13 @@ def test_the_answer_does_not_depend_on_the_batch(recommender, batch_size):
     ):
         assert items_of(answers) == items_of(expected)
         assert scores_of(answers) == pytest.approx(scores_of(expected), abs=1e-5)
+
+
+def test_threads_may_share_a_pipeline(recommender):
+    histories = HISTORIES * 20
+    expected = [recommender([history]) for history in histories]
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(lambda history: recommender([history]), histories)) == expected
 
 
 def test_the_order_of_a_history_matters(recommender):

@@ -60,6 +60,15 @@ def test_evaluating_counts_users_per_second(log):
     assert line["users"] == 20
 
 
+def test_a_request_is_timed_with_a_saved_recommender():
+    checkpoint = SCRIPT.parents[1] / "model_cards" / "bert4rec-ml1m"
+    options = ["latency", str(checkpoint), "--requests", "5", "--length", "3"]
+    run = subprocess.run([sys.executable, SCRIPT, *options], capture_output=True, text=True, timeout=300)
+    line = json.loads(run.stdout)
+    assert (line["items"], line["hidden"], line["length"], line["requests"]) == (3416, 128, 3, 5)
+    assert 0 < line["cpu_ms_median"] <= line["cpu_ms_p99"]
+
+
 def test_synthetic_histories_contain_every_item_and_follow_zipfs_law(benchmark):
     table = benchmark.draw_histories(items=100, users=500, length=20)
     assert table["user"].value_counts().field("counts").to_pylist() == [20] * 500
