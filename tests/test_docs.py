@@ -178,6 +178,17 @@ def test_every_public_name_is_in_the_api_reference():
     assert sorted(listed) == sorted(hf_bert4rec.__all__)
 
 
+def test_every_name_that_a_page_imports_is_in_the_api_reference():
+    reference = set(re.findall(r"^::: (\S+)$", PAGES["api.md"].read_text(encoding="utf-8"), re.MULTILINE))
+    files = [*PAGES.values(), *(ROOT / "notebooks").glob("*.ipynb")]
+    text = "".join(path.read_text(encoding="utf-8") for path in files)
+    imports = re.findall(r"from (hf_bert4rec(?:\.\w+)*) import ([\w, ]+)", text)
+    imported = {f"{module}.{name}" for module, names in imports for name in names.split(", ")}
+    public = {name for name in imported if name.rpartition(".")[2] in hf_bert4rec.__all__}
+    assert len(imported) > 10
+    assert imported - public - reference == set()
+
+
 def test_recommending_comes_by_line_40_and_training_on_an_own_log_by_line_80():
     lines = README.splitlines()
     assert next(i for i, line in enumerate(lines, 1) if "recommender([[" in line) <= 40
