@@ -9,7 +9,7 @@ A table stands between `<!-- table: NAME -->` and `<!-- end -->`. NAME is a key 
 - `*.jsonl`: one line per run of `scripts/study.py`, per measurement of `scripts/benchmark.py`, or per seed.
 - `runs.yaml`: single runs.
 - `published.yaml`: published figures, with source and protocol.
-- `data.yaml`: the sizes of the data sets.
+- `data.yaml`: the sizes of the datasets.
 """
 
 import argparse
@@ -57,12 +57,12 @@ def load_yaml(name: str) -> Any:
 
 
 def find_runs(data: str, kind: str) -> list[dict[str, Any]]:
-    """Return the single runs on a data set that have metrics of a kind: `test` or `sampled`."""
+    """Return the single runs on a dataset that have metrics of a kind: `test` or `sampled`."""
     return [run for run in load_yaml("runs") if run["data"] == data and kind in run]
 
 
 def find_published(data: str, kind: str = "full_ranking") -> list[dict[str, Any]]:
-    """Return the published figures for a data set, each with its source."""
+    """Return the published figures for a dataset, each with its source."""
     published = load_yaml("published")
     return [row | {"source": published["sources"][row["source"]]} for row in published[kind] if row["data"] == data]
 
@@ -71,7 +71,7 @@ def find_published(data: str, kind: str = "full_ranking") -> list[dict[str, Any]
 
 
 def data_table() -> str:
-    """Return the sizes of the data sets."""
+    """Return the sizes of the datasets."""
     rows = [
         [
             data["title"],
@@ -80,7 +80,7 @@ def data_table() -> str:
         ]
         for data in load_yaml("data").values()
     ]
-    return markdown_table(["data", "users", "items", "actions", "actions per user"], rows)
+    return markdown_table(["data", "users", "items", "interactions", "interactions per user"], rows)
 
 
 def format_metrics(metrics: Mapping[str, float], names: Sequence[str]) -> list[str]:
@@ -102,7 +102,7 @@ def full_ranking_table(data: str, ours: Mapping[str, str]) -> str:
     """Return our results and the published ones over the whole catalog, the lowest NDCG@10 first.
 
     Args:
-        data: The data set.
+        data: The dataset.
         ours: Model of the comparison or single run → its name in the table, if that is another one.
     """
     rows: list[tuple[float, list[str]]] = []
@@ -228,7 +228,7 @@ def plain_numbers(text: str) -> str:
 
 
 def mask_ratio_table() -> str:
-    """Return validation NDCG@10 for shares of masked items, on two data sets."""
+    """Return validation NDCG@10 for shares of masked items, on two datasets."""
     found: dict[str, dict[str, str]] = {}
     names = {"MovieLens-1M": "mask-ratio-ml-1m", "Beauty": "mask-ratio-beauty"}
     for title, name in names.items():

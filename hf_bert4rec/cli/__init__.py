@@ -1,1 +1,1 @@
-"""The command `hf-bert4rec`: recipes, training runs, comparisons and data sets on the Hub."""
+"""The command `hf-bert4rec`: recipes, training runs, comparisons and datasets on the Hub."""

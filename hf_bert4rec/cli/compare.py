@@ -1,4 +1,4 @@
-"""Train and evaluate any number of models on one data set, each in its own process, and keep what they ranked."""
+"""Train and evaluate any number of models on one dataset, each in its own process, and keep what they ranked."""
 
 import hashlib
 import json

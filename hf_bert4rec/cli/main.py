@@ -59,7 +59,7 @@ def evaluate(argv: list[str]) -> None:
 
 
 def compare(argv: list[str]) -> None:
-    """Train and evaluate several models on one data set."""
+    """Train and evaluate several models on one dataset."""
     parser = _parser("compare", _help_text("compare"))
     parser.add_argument("config", metavar="CONFIG", help="YAML file of the comparison")
     parser.add_argument("--split", default="test", choices=("validation", "test"), help="split to evaluate on (test)")

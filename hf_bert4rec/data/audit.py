@@ -46,10 +46,10 @@ def audit(histories: DatasetDict) -> list[Finding]:
     - a target among its candidates;
     - an input that is later than its target;
     - more than one row of a user in validation or test;
-    - a training action that is later than an evaluated target of the same user.
+    - a training interaction that is later than an evaluated target of the same user.
 
     A user who acted on the same item twice at one time cannot be distinguished from the first case. The other
-    findings describe the protocol. Targets older than a training action of any user occur in every leave-one-out
+    findings describe the protocol. Targets older than a training interaction of any user occur in every leave-one-out
     split and never in `split_at_time`; without comparable times (`times_are_comparable`) they are not reported.
 
     Args:
@@ -73,7 +73,7 @@ def audit(histories: DatasetDict) -> list[Finding]:
     for target in targets.values():
         np.minimum.at(first_target, target["user"], target["time"])
     late = np.unique(train["row"][train["time"] > first_target[train["user"]]])
-    what = "contain an action later than an evaluated target of the same user"
+    what = "contain an interaction later than an evaluated target of the same user"
     findings = [Finding(what, "train", late, histories["train"].num_rows, leak=True)]
     for name, target in targets.items():
         found = _evaluated(histories[name], train, inputs[name], target)
@@ -82,7 +82,7 @@ def audit(histories: DatasetDict) -> list[Finding]:
             found.append(("have a target that is in the user's validation row", _in(target, chosen_by), True))
         if comparable:
             older = target["time"] < (train["time"].max() if len(train) else -np.inf)
-            found.append(("have a target older than a training action of any user", older, False))
+            found.append(("have a target older than a training interaction of any user", older, False))
         findings += [Finding(what, name, np.flatnonzero(rows), len(target), leak) for what, rows, leak in found]
     return findings
 
@@ -123,7 +123,7 @@ def _evaluated(
 
 
 def _actions(rows: Dataset, numbers: Mapping[str, int], column: str) -> np.ndarray:
-    """Actions on the items in a column, which is null in some rows; special tokens are not items."""
+    """Interactions on the items in a column, which is null in some rows; special tokens are not items."""
     table = rows.select_columns(["user", "timestamps", column]).with_format("arrow")[:]
     given = np.flatnonzero(table[column].is_valid())
     if not len(given):
@@ -148,7 +148,7 @@ def _structured(*columns: np.ndarray) -> np.ndarray:
 
 
 def _in(targets: np.ndarray, actions: np.ndarray) -> np.ndarray:
-    """Whether the user, item and time of each target are those of an action."""
+    """Whether the user, item and time of each target are those of an interaction."""
     fields = ("user", "item", "time")
     keys = [pd.MultiIndex.from_arrays([rows[field] for field in fields]) for rows in (targets, actions)]
     return keys[0].isin(keys[1])

@@ -14,7 +14,7 @@ def popularity_candidates(rows: Dataset, counts: np.ndarray, number: int = 100, 
 
     Args:
         rows: A validation or test split.
-        counts: (rows of the item table,) number of actions on each item, in the paper of the whole log; the values of
+        counts: (rows of the item table,) interactions of each item, in the paper of the whole log; the values of
             special rows are ignored.
         number: Number of items per user, drawn without replacement and in proportion to their counts.
         seed: Seed of the draw, together with the column `row`: the draw of a user does not depend on the other users.

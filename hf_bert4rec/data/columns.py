@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from .ids import ONE_ROW_PER_ACTION
+from .ids import ONE_PER_ROW
 from .sources import RawLog
 
 Column = str | int | None
@@ -54,7 +54,7 @@ def find_columns(log: RawLog, wanted: Mapping[str, Column], needed: Iterable[str
         sequences = [name for name in log.columns if wanted["item"] is None and _fits(name, SEQUENCES)]
         sequences += [log.columns[place] for place in found.values() if log.columns[place].endswith("_seq")]
         if sequences:
-            raise ValueError(f"{log.name}: the cells of {sequences[0]!r} contain several values. {ONE_ROW_PER_ACTION}")
+            raise ValueError(f"{log.name}: the cells of {sequences[0]!r} contain several values. {ONE_PER_ROW}")
         if found["user"] == found["item"]:
             raise ValueError(f"{log.name}: user and item are both column {found['user']}. Name different columns.")
     return found

@@ -32,13 +32,13 @@ REPEATS = 0.05  # share of repeats among the test targets from which `build_hist
 
 @dataclass(frozen=True)
 class SortedLog:
-    """All actions, sorted by user and then by time. The actions of user u are `starts[u]` to before `ends[u]`."""
+    """All interactions, sorted by user and then by time. Those of user u are `starts[u]` to before `ends[u]`."""
 
     users: pa.Array  # (users,) raw IDs
-    starts: np.ndarray  # (users,) number of each user's first action
-    ends: np.ndarray  # (users,) number of each user's last action, plus 1
-    items: np.ndarray  # (actions,) rows of the item table
-    timestamps: np.ndarray  # (actions,)
+    starts: np.ndarray  # (users,) number of each user's first interaction
+    ends: np.ndarray  # (users,) number of each user's last interaction, plus 1
+    items: np.ndarray  # (interactions,) rows of the item table
+    timestamps: np.ndarray  # (interactions,)
 
 
 def check_interactions(interactions: Dataset) -> pa.Table:
@@ -85,10 +85,10 @@ def build_histories(
     Args:
         log: Result of `sort_by_user`.
         tokenizer: Items that it does not contain are dropped from histories; as targets they count as missed.
-        train_ends: (users,) number of the action before which each user's training history ends; `log.starts` for users
+        train_ends: (users,) number of the interaction before which the training history ends; `log.starts` for users
             who are not trained on.
-        targets: "validation" or "test" → (users,) number of the action to predict, -1 for users without a row. The
-            history of a row is all actions of the user before the target.
+        targets: "validation" or "test" → (users,) number of the interaction to predict, -1 for users without a row. The
+            history of a row is all interactions of the user before the target.
         max_length: Longest input N, including the [MASK] of the query. Default: `tokenizer.model_max_length`.
         window_step: Step between the training windows of a history longer than N, as a share of N.
 
@@ -96,7 +96,7 @@ def build_histories(
         `DatasetDict` with `train` and the splits of `targets`; columns: `COLUMNS`.
 
     Raises:
-        ValueError: An option is out of range, or a number in `train_ends` or `targets` is not of an action of its user.
+        ValueError: An option is out of range, or `train_ends` or `targets` contains the interaction of another user.
     """
     max_length = tokenizer.model_max_length if max_length is None else max_length
     check_max_length(max_length)
@@ -106,8 +106,8 @@ def build_histories(
         last = log.ends - (name != "train_ends")
         none = (actions == -1) & (name != "train_ends")
         if np.shape(actions) != (len(log.users),) or not (none | (log.starts <= actions) & (actions <= last)).all():
-            raise ValueError(f"{name}: expected one number per user, of an action of that user.")
-    # From here on only items in the tokenizer count: `position[i]` of them precede action i.
+            raise ValueError(f"{name}: expected one number per user, of an interaction of that user.")
+    # From here on only items in the tokenizer count: `position[i]` of them precede interaction i.
     known = log.items != tokenizer.unk_token_id
     position = np.concatenate([[0], np.cumsum(known)])
     items, times = log.items[known], log.timestamps[known]
@@ -130,7 +130,7 @@ def build_histories(
             history=_lists(items, starts[users], lasts),
         )
     if not known.all():
-        _warn_once(f"Dropped {(~known).sum():,} actions on items that the tokenizer does not contain.")
+        _warn_once(f"Dropped {(~known).sum():,} interactions on items that the tokenizer does not contain.")
     repeats = are_repeats(splits["test"]).sum() / max(1, len(splits["test"])) if "test" in splits else 0
     if repeats > REPEATS:
         _warn_once(
@@ -165,8 +165,8 @@ def times_are_comparable(users: np.ndarray, times: np.ndarray) -> bool:
     """Return whether timestamps show which of two users acted first.
 
     In a log without timestamps, row numbers stand for times. If such a log is written user by user, each user begins
-    after the one before has ended, and times of different users cannot be compared. Both arrays are (actions,); users
-    are numbered from 0.
+    after the one before has ended, and times of different users cannot be compared. Both arrays are (interactions,);
+    users are numbered from 0.
     """
     first, last = (np.full(users.max(initial=0) + 1, limit) for limit in (np.inf, -np.inf))
     np.minimum.at(first, users, times)

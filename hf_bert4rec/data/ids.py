@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 Values: TypeAlias = pa.ChunkedArray | list[Any]  # a column; a list if Arrow has no type for its values
 
 READ_FIRST = "Read the log with load_interactions(dataset), which converts IDs to text and times to numbers."
-ONE_ROW_PER_ACTION = "Give each action a row of its own, in pandas with str.split and explode, and pass the data frame."
+ONE_PER_ROW = "Give each item a row of its own, in pandas with str.split and explode, and pass the data frame."
 
 
 def as_ids(values: Values | pa.Array, what: str, locate: Callable[[int], str] = "row {}".format) -> pa.ChunkedArray:
@@ -82,7 +82,7 @@ def _as_id(value: Any, digits: int = 53) -> str | None:
     if value is None or value is pd.NA or (isinstance(value, Number | date) and pd.isna(value)):
         return None
     if not isinstance(value, Number | date | UUID):
-        advice = ONE_ROW_PER_ACTION if hasattr(value, "__len__") else "Convert it to text."
+        advice = ONE_PER_ROW if hasattr(value, "__len__") else "Convert it to text."
         raise ValueError(f"expected text or numbers, found {value!r:.100} ({type(value).__name__}). {advice}")
     if isinstance(value, float | np.floating):
         if abs(value) >= 2**digits:

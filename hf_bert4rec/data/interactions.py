@@ -1,4 +1,4 @@
-"""Interactions: one row per action with user, item and timestamp, read from any log and filtered."""
+"""Interactions: one row each, with user, item and timestamp, read from any log and filtered."""
 
 import logging
 import re
@@ -36,7 +36,7 @@ def load_interactions(
     separator: str | None = None,
     encoding: str | None = None,
 ) -> Dataset:
-    """Read a log of users' actions on items.
+    """Read a log of users' interactions on items.
 
     Rows without user, item or timestamp are dropped; one log line reports what was read and dropped. Rows keep the
     order of the source, so that equal timestamps stay in it. Without timestamps, the rows are taken to be in time order
@@ -51,10 +51,10 @@ def load_interactions(
         item: Column of the item.
         timestamp: Column of the time: numbers are kept as they are, dates become seconds since 1970.
         rating: Column of the rating; read only if `min_rating` is given.
-        min_rating: Drop actions with a lower rating.
-        min_user_interactions: Drop users with fewer actions, until all have enough (with the next one, the k-core).
-        min_item_interactions: Drop items with fewer actions, until all have enough.
-        keep_repeats: Whether to keep a user's later actions on the same item.
+        min_rating: Drop interactions with a lower rating.
+        min_user_interactions: Drop users with fewer interactions, until all have enough (k-core).
+        min_item_interactions: Drop items with fewer interactions, until all have enough.
+        keep_repeats: Whether to keep a user's later interactions on the same item.
         separator: Separator of a text file. Default: the usual one of its format.
         encoding: Encoding of a text file. Default: UTF-8.
 
@@ -189,7 +189,7 @@ def _codes(column: pa.ChunkedArray) -> np.ndarray:
 
 
 def _k_core(actions: pd.DataFrame, minimum: Mapping[str, int]) -> pd.DataFrame:
-    """Drop users and items with fewer actions than the minimum until all have enough."""
+    """Drop users and items with fewer interactions than the minimum until all have enough."""
     size = None
     while size != len(actions):
         size = len(actions)

@@ -89,7 +89,7 @@ class SourceFile:
         except (LookupError, TypeError):
             raise ValueError(f"{self.name}: unknown encoding={encoding!r}.") from None
         if not text.strip():
-            raise ValueError(f"{self.name}: is empty. Expected one row per action.")
+            raise ValueError(f"{self.name}: is empty. Expected one row per interaction.")
         return text
 
 

@@ -24,7 +24,7 @@ def leave_one_out(
 ) -> DatasetDict:
     """Hold out every user's last item for test and the one before for validation; train on the rest (paper, 4.2).
 
-    Users with fewer than three actions are in train only. No held-out item is trained on, and every target counts.
+    Users with fewer than three interactions are in train only. No held-out item is trained on, and every target counts.
 
     Args:
         interactions: Columns `user`, `item` and `timestamp`, as from `load_interactions`.
@@ -35,14 +35,14 @@ def leave_one_out(
         `DatasetDict` with `train`, `validation` (unless `validation_in_train`) and `test`; columns: `COLUMNS`.
 
     Raises:
-        ValueError: No user has three actions, or an option or the interactions are not as expected.
+        ValueError: No user has three interactions, or an option or the interactions are not as expected.
     """
     log = sort_by_user(interactions, tokenizer)
     lengths = log.ends - log.starts
     held_out = lengths >= 3
     if not held_out.any():
         longest = f"the longest of {len(lengths)} histories has {lengths.max(initial=0)}"
-        raise ValueError(f"Leave-one-out needs users with at least 3 actions; {longest}.")
+        raise ValueError(f"Leave-one-out needs users with at least 3 interactions; {longest}.")
     train_ends = np.where(held_out, log.ends - (1 if validation_in_train else 2), log.ends)
     targets = {} if validation_in_train else {"validation": np.where(held_out, log.ends - 2, -1)}
     targets["test"] = np.where(held_out, log.ends - 1, -1)
@@ -59,20 +59,20 @@ def split_at_time(
     window_step: float = 0.5,
     validation_in_train: bool = False,
 ) -> DatasetDict:
-    """Train on all actions before a point in time; test on each user's first action from that time on.
+    """Train on all interactions before a point in time; test on each user's first interaction from that time on.
 
-    No action, user or item of the future is trained on. The tokenizer must be built from the past too:
+    No interaction, user or item of the future is trained on. The tokenizer must be built from the past too:
     `item_tokenizer(before(interactions, validation_time))`. Users who first appear later have an empty history.
 
     Args:
         interactions: Columns `user`, `item` and `timestamp`, as from `load_interactions`.
         tokenizer: See `build_histories`, also for `max_length` and `window_step`.
-        validation_time: Validation targets are the first actions from here to before `test_time`; in the unit of the
-            timestamps, or an ISO date if these are seconds.
-        test_time: Test targets are the first actions from here on.
+        validation_time: Validation targets are the first interactions from here to before `test_time`; in the unit of
+            the timestamps, or an ISO date if these are seconds.
+        test_time: Test targets are the first interactions from here on.
         max_length: Longest input.
         window_step: Step between training windows.
-        validation_in_train: Train on all actions before `test_time`, without a validation split.
+        validation_in_train: Train on all interactions before `test_time`, without a validation split.
 
     Raises:
         ValueError: The times are not in order, a split would be empty, or the tokenizer contains items of the future.
@@ -96,7 +96,7 @@ def split_at_time(
     sizes = {"train": past.sum(), **{name: (rows >= 0).sum() for name, rows in targets.items()}}
     if empty := [name for name, size in sizes.items() if not size]:
         times = f"; the log runs from {log.timestamps.min()} to {log.timestamps.max()}" if len(log.timestamps) else ""
-        raise ValueError(f"No action falls into the {empty[0]} split{times}.")
+        raise ValueError(f"No interaction falls into the {empty[0]} split{times}.")
     train_ends = first_of_test if validation_in_train else first_of_validation
     return build_histories(log, tokenizer, train_ends, targets, max_length=max_length, window_step=window_step)
 
@@ -177,6 +177,6 @@ SPLITS: dict[str, Split] = {  # name in a recipe -> split; add your own before a
 
 
 def _first_from(log: SortedLog, time: float) -> np.ndarray:
-    """Number of each user's first action from `time` on, (users,); `log.ends` if there is none."""
+    """Number of each user's first interaction from `time` on, (users,); `log.ends` if there is none."""
     earlier = np.concatenate([[0], np.cumsum(log.timestamps < time)])
     return log.starts + earlier[log.ends] - earlier[log.starts]

@@ -14,7 +14,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .ids import ONE_ROW_PER_ACTION, Values, distinct_values
+from .ids import ONE_PER_ROW, Values, distinct_values
 from .sources import RawLog
 
 logger = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ DOUBTFUL = {  # IDs that are read as they are, with a warning
     r"^[\s\pZ]|[\s\pZ]$": "begins or ends with a blank: it is not the same ID as without the blank",
     r"[\r\n]": "contains a line break: check the quotation marks in the file",
     r"^-?\d+([.,]\d+)?[eE]\+\d+$": "is a rounded number, so different IDs may have become one: export IDs as text",
-    SEVERAL: "seems to contain several IDs: give each action a row of its own",
+    SEVERAL: "seems to contain several IDs: give each interaction a row of its own",
 }
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _DAY = re.compile(r"(\d{4})([-/.])(\d{1,2})(?:\2(\d{1,2})(?=$|[T ])|$)|(\d{1,2})\.(\d{1,2})\.(\d{4})(?=$|[T ])")
@@ -41,7 +41,7 @@ def check_ids(ids: pa.ChunkedArray, role: str, name: str) -> None:
     distinct = pc.unique(ids)
     lists = distinct.filter(pc.match_substring_regex(distinct, SEVERAL))
     if 2 * len(lists) > len(distinct):
-        raise ValueError(f"{name}: expected one {role} per row, found {lists[0].as_py()!r:.80}. {ONE_ROW_PER_ACTION}")
+        raise ValueError(f"{name}: expected one {role} per row, found {lists[0].as_py()!r:.80}. {ONE_PER_ROW}")
     for pattern, doubt in DOUBTFUL.items():
         doubtful = distinct.filter(pc.match_substring_regex(distinct, pattern))
         if len(doubtful):

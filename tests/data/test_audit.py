@@ -54,7 +54,7 @@ def test_a_clean_split_has_no_leak():
 
 def test_every_leak_is_called_one():
     assert leaks(DatasetDict(CLEAN, train=train(("u", [A, D], [1, 7])))) == [
-        "train: contain an action later than an evaluated target of the same user"
+        "train: contain an interaction later than an evaluated target of the same user"
     ]
     assert leaks(DatasetDict(CLEAN, train=train(("u", [A, C], [1, 5])))) == [
         "test: have a target that is in the user's training rows"
@@ -122,7 +122,7 @@ def test_a_second_row_of_a_user_is_found():
 
 
 def test_properties_of_the_protocol_are_reported():
-    assert found(CLEAN, "older than a training action") == [0, 1]  # w's action at 9 was trained on
+    assert found(CLEAN, "older than a training interaction") == [0, 1]  # w's action at 9 was trained on
     assert found(CLEAN, "who are in train too") == [0, 1]
     assert found(CLEAN, "never occurs") == [1]  # e
     again = DatasetDict(CLEAN, test=held_out(("u", [A, B], [1, 2, 5], A), ("x", [], [6], UNK)))
@@ -171,7 +171,7 @@ def test_the_splits_of_the_package_never_leak(actions):
     if min(timestamps) < 4 and any(4 <= time < 7 for time in timestamps) and max(timestamps) >= 7:
         past = item_tokenizer(before(interactions, 4), max_length=4)
         splits.append(split_at_time(interactions, past, validation_time=4, test_time=7))
-        late = [finding for finding in audit(splits[1]) if "older than a training action" in finding.what]
+        late = [finding for finding in audit(splits[1]) if "older than a training interaction" in finding.what]
         assert not any(len(finding.rows) for finding in late)
     for histories in splits:
         for finding in audit(histories):

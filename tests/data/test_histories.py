@@ -81,7 +81,7 @@ def test_unknown_items_are_dropped_from_histories_and_count_as_missed_as_targets
     assert splits["train"].to_list() == [row(0, "u", [A, B], [0, 2])]
     assert splits["validation"].to_list() == [row(0, "u", [A, B, MASK], [0, 2, 3], [-100, -100, C], [A, B])]
     assert splits["test"].to_list() == [row(0, "u", [A, B, C, MASK], [0, 2, 3, 4], [-100] * 3 + [UNK], [A, B, C])]
-    assert "2 actions" in caplog.text
+    assert "2 interactions" in caplog.text
 
 
 def test_a_user_whose_train_items_are_all_unknown_has_no_window():
@@ -216,7 +216,7 @@ def test_a_table_that_is_not_a_dataset_is_refused(interactions, tokenizer):
 def test_numbers_that_are_not_of_an_action_of_the_user_are_refused(tokenizer, train_ends, targets, name):
     log = sort_by_user(log_of(("u", "a", 1), ("u", "b", 2), ("v", "a", 1), ("v", "c", 2)), tokenizer)
     targets = {split: np.array(numbers) for split, numbers in targets.items()}
-    with pytest.raises(ValueError, match=f"{name}: expected one number per user, of an action of that user"):
+    with pytest.raises(ValueError, match=f"{name}: expected one number per user, of an interaction of that user"):
         build_histories(log, tokenizer, np.array(train_ends), targets)
 
 

@@ -79,7 +79,7 @@ def test_every_action_is_in_exactly_one_split(log):
 
 
 def test_a_log_where_no_user_has_three_actions_is_refused(tokenizer):
-    with pytest.raises(ValueError, match=r"at least 3 actions.*2 histories has 2"):
+    with pytest.raises(ValueError, match=r"at least 3 interactions.*2 histories has 2"):
         leave_one_out(log_of(("u", "a", 1), ("u", "b", 2), ("v", "a", 1)), tokenizer)
 
 

@@ -102,7 +102,7 @@ def test_a_release_is_judged_the_same_again(folder, monkeypatch):
     monkeypatch.chdir(CARDS.parent)
     recipe = parse_recipe([str(folder)])
     if not Path(recipe.run.data).exists():
-        pytest.skip(f"{recipe.run.data} is not at hand: the data sets may not travel with the project")
+        pytest.skip(f"{recipe.run.data} is not at hand: the datasets may not travel with the project")
     facts = RunFacts.load(folder)
     _, metrics, intervals = evaluate(recipe)
     card = (folder / "README.md").read_text()
