@@ -226,7 +226,7 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def recommend(args: argparse.Namespace) -> dict[str, Any]:
-    """Time the pipeline, from ids to titles, with an untrained model, which costs the same."""
+    """Time the pipeline, from IDs to titles, with an untrained model, which costs the same."""
     interactions = load_data(args)
     titles = {item: f"Title of {item}" for item in set(interactions["item"])}
     tokenizer = package.item_tokenizer(interactions, titles=titles, max_length=args.length)
@@ -252,7 +252,7 @@ def recommend(args: argparse.Namespace) -> dict[str, Any]:
         "users_per_cpu_second": round(len(histories) / statistics.median(cpu), 1),
         "users": len(histories),
         "k": args.k,
-        "includes": "the pipeline: raw ids in, ids, titles and scores out, history excluded",
+        "includes": "the pipeline: raw IDs in, IDs, titles and scores out, history excluded",
     }
 
 

@@ -39,7 +39,7 @@ def train(argv: list[str]) -> None:
 
 
 def evaluate(argv: list[str]) -> None:
-    """Evaluate a checkpoint again by full ranking."""
+    """Evaluate a checkpoint by ranking the whole catalog."""
     if _print_help("evaluate", argv):
         return
     from ..hub.checkpoint import fetch_checkpoint
@@ -63,7 +63,7 @@ def compare(argv: list[str]) -> None:
     parser = _parser("compare", _help_text("compare"))
     parser.add_argument("config", metavar="CONFIG", help="YAML file of the comparison")
     parser.add_argument("--split", default="test", choices=("validation", "test"), help="split to evaluate on (test)")
-    parser.add_argument("--output_dir", help="folder of the results (runs/compare-CONFIG-SPLIT)")
+    parser.add_argument("--output_dir", metavar="FOLDER", help="folder of the results (runs/compare-CONFIG-SPLIT)")
     args = parser.parse_args(argv)
     from .compare import compare
 
@@ -76,11 +76,18 @@ def compare(argv: list[str]) -> None:
 
 
 def recommend(argv: list[str]) -> None:
-    """Recommend items for a history of item ids."""
-    parser = _parser("recommend")
-    parser.add_argument("checkpoint", help="checkpoint folder or Hub id")
-    parser.add_argument("--history", nargs="*", default=[], metavar="ID", help="item ids, oldest first")
-    parser.add_argument("--top_k", type=int, default=10, help="number of items to recommend (10)")
+    """Recommend items for a history of item IDs."""
+    example = "hf-bert4rec recommend runs/mine/model --history 260 1196 --top_k 5"
+    parser = _parser("recommend", f"{recommend.__doc__}\n\n  {example}")
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="checkpoint folder or Hub ID")
+    parser.add_argument(
+        "--history",
+        nargs="*",
+        default=[],
+        metavar="ID",
+        help="item IDs, oldest first (default: none, as for a new user)",
+    )
+    parser.add_argument("--top_k", type=int, default=10, metavar="N", help="number of items to recommend (10)")
     parser.add_argument("--allow", nargs="+", metavar="ID", help="recommend only these items")
     parser.add_argument("--deny", nargs="+", metavar="ID", help="never recommend these items")
     text = "whether items of the history are excluded (default: as the model was trained)"
@@ -97,9 +104,10 @@ def recommend(argv: list[str]) -> None:
 
 def push(argv: list[str]) -> None:
     """Push a checkpoint to the Hugging Face Hub."""
-    parser = _parser("push")
-    parser.add_argument("checkpoint", help="checkpoint folder, as hf-bert4rec train saves it")
-    parser.add_argument("repository", help="Hub id: org/name")
+    text = f"{push.__doc__} Log in first with hf auth login, or set HF_TOKEN."
+    parser = _parser("push", f"{text}\n\n  hf-bert4rec push runs/mine/model your-name/bert4rec-mine")
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="checkpoint folder, as hf-bert4rec train saves it")
+    parser.add_argument("repository", metavar="REPO", help="Hub ID: org/name; created if there is none")
     parser.add_argument("--private", action="store_true", help="create a private repository")
     args = parser.parse_args(argv)
     from ..hub.push import push_checkpoint
@@ -109,10 +117,11 @@ def push(argv: list[str]) -> None:
 
 def push_data(argv: list[str]) -> None:
     """Push histories and their tokenizer to the Hugging Face Hub."""
-    text = f"{push_data.__doc__} Further options are those of hf-bert4rec train."
-    parser = _parser("push-data", text)
+    text = f"{push_data.__doc__}\nFurther options are those of hf-bert4rec train. Log in first with hf auth login."
+    example = "hf-bert4rec push-data runs/mine/model your-name/mine --i_may_share_this_data"
+    parser = _parser("push-data", f"{text}\n\n  {example}")
     parser.add_argument("config", metavar="CONFIG", help="YAML file or checkpoint folder, as for hf-bert4rec train")
-    parser.add_argument("repository", metavar="REPO", help="Hub id: org/name")
+    parser.add_argument("repository", metavar="REPO", help="Hub ID: org/name; created if there is none")
     parser.add_argument("--private", action="store_true", help="create a private repository")
     text = "you are allowed to publish the data; required unless it is embedded in this package"
     parser.add_argument("--i_may_share_this_data", action="store_true", help=text)

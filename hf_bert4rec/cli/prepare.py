@@ -63,13 +63,13 @@ def prepare(recipe: Recipe, tokenizer: ItemTokenizer | None = None) -> tuple[Dat
 
 
 def _titles(run: RunArguments, names: dict[str, str] | None) -> dict[str, str] | None:
-    """Item id → title. With `item_ids` both tables list the ids of the log, which are renamed here."""
+    """Item ID → title. With `item_ids` both tables list the IDs of the log, which are renamed here."""
     titles = load_titles(run.titles, item=run.title_item, title=run.title_column) if run.titles else None
     if titles is None or names is None:
         return titles
-    if untitled := set(names) - set(titles):  # otherwise catalog numbers could be taken for ids of the log
+    if untitled := set(names) - set(titles):  # otherwise catalog numbers could be taken for IDs of the log
         raise ValueError(
-            f"{run.titles}: with item_ids expected a title for each id of the log, found none for {len(untitled)}, "
+            f"{run.titles}: with item_ids expected a title for each ID of the log, found none for {len(untitled)}, "
             f"such as {min(untitled)!r}."
         )
     return {names[item]: title for item, title in titles.items() if item in names}

@@ -29,7 +29,7 @@ def push_data(
     private: bool | None = None,
     token: str | bool | None = None,
 ) -> str:
-    """Push the histories of a recipe in one commit, and return its address. User ids are those of the log.
+    """Push the histories of a recipe in one commit, and return its address. User IDs are those of the log.
 
     `load_dataset` returns the same rows and columns. Older histories of the repository stay in its git history.
 
@@ -48,7 +48,7 @@ def push_data(
     if foreign and not may_share:
         terms = f"Its terms: {run.terms}" if run.terms else "Its terms are not recorded."
         raise PermissionError(
-            f"{foreign[0]} is not part of this package, and the pushed histories contain the id, items and times of "
+            f"{foreign[0]} is not part of this package, and the pushed histories contain the ID, items and times of "
             f"every user. {terms} Add --i_may_share_this_data if you are allowed to publish them."
         )
     if run.popularity_candidates or run.uniform_candidates:

@@ -50,10 +50,10 @@ class RunArguments:
 
     data: str = option("Log to read: a file, a folder, a Hub dataset, or ml-latest-small (embedded).", "")
     titles: str | None = option("Table with the titles of the items, such as movies.csv.")
-    title_item: str | None = option("Column of the item id in `titles`; found by its usual names if not given.")
+    title_item: str | None = option("Column of the item ID in `titles`; found by its usual names if not given.")
     title_column: str | None = option("Column of the title in `titles`; found by its usual names if not given.")
     item_ids: str | None = option(
-        "Table that renames the items: id in the log, id to use. `titles` then lists the ids of the log."
+        "Table that renames the items: ID in the log, ID to use. `titles` then lists the IDs of the log."
     )
     split: str = option("leave_one_out, at_time, train_on_all, or package.module:function.", "leave_one_out")
     max_length: int | None = option("Longest input, including the [MASK] of the query (default: of the model).")
@@ -65,7 +65,7 @@ class RunArguments:
     name: str | None = option("Name of the checkpoint on its card (default: name of the output folder).")
     terms: str | None = option("Terms of use of the data, for the card.")
     example: list[str] | None = dataclasses.field(
-        default=None, metadata={"help": "History of item ids for summary and card."}
+        default=None, metadata={"help": "History of item IDs for summary and card."}
     )
 
 

@@ -83,7 +83,7 @@ def shared_items(
         return torch.from_numpy(known + len(SPECIAL_TOKENS)), torch.from_numpy(rows[known]).long()
     if tokenizer.titles is None or new_tokenizer.titles is None:
         raise ValueError(
-            "Matching by title needs the titles of both catalogs. Pass `titles` to `item_tokenizer`, or match by id."
+            "Matching by title needs the titles of both catalogs. Pass `titles` to `item_tokenizer`, or match by ID."
         )
     old, new = (_unique(titles) for titles in (tokenizer.titles, new_tokenizer.titles))
     pairs = [(place, old[title]) for title, place in new.items() if title in old]

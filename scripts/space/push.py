@@ -97,7 +97,7 @@ def push(repository: str, model: str, *, private: bool | None = None) -> str:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("repository", help="Id of the Space: org/name.")
-    parser.add_argument("--model", default=str(ROOT / "model_cards" / "bert4rec-ml1m"), help="Folder or Hub id.")
+    parser.add_argument("--model", default=str(ROOT / "model_cards" / "bert4rec-ml1m"), help="Folder or Hub ID.")
     parser.add_argument("--private", action="store_true", default=None, help="Create a private Space.")
     args = parser.parse_args()
     with plain_errors():
