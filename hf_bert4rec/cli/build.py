@@ -82,7 +82,9 @@ def _transferred(recipe: Recipe, source: Path, tokenizer: ItemTokenizer) -> PreT
     check_sizes(model, its_tokenizer)
     config, wanted = model.config, find_configuration(recipe.run.architecture).model_type
     if config.model_type != wanted:
-        raise ValueError(f"{source} is a {config.model_type} model, but the architecture is {wanted}.")
+        raise ValueError(
+            f"{source} is a {config.model_type} model, but the architecture is {wanted}. Use the same for both."
+        )
     given = recipe.options("model")
     changes = {name: given.pop(name) for name in WITHOUT_WEIGHTS if name in given}
     if overridden := sorted(name for name, value in given.items() if value != getattr(config, name)):

@@ -74,7 +74,7 @@ class Comparison:
     def validate_models(self) -> None:
         """Check that each model is one of `KINDS`, and that names are valid for tables and files."""
         if not self.models:
-            raise ValueError("`models` is empty.")
+            raise ValueError("`models` is empty. Name at least one model.")
         files: dict[str, str] = {}
         for name, options in self.models.items():
             other = files.setdefault(file_name(name), name)
@@ -83,7 +83,7 @@ class Comparison:
             if options.get("baseline", "popularity") not in BASELINES:
                 raise ValueError(f"{name!r}: unknown baseline {options['baseline']!r}. Use {', '.join(BASELINES)}.")
             if "checkpoint" in options and len(options) > 1:
-                raise ValueError(f"{name!r}: a checkpoint takes no options, found {options}.")
+                raise ValueError(f"{name!r}: a checkpoint takes no options, found {options}. Remove them.")
             if file_name(name) == "comparison":
                 raise ValueError(f"{name!r}: the file comparison.json is that of the report. Rename this model.")
             if "|" in name:
@@ -117,7 +117,9 @@ def compare(path: str, split: str, folder: str) -> str:
     recipe = comparison.parse_recipe()
     interactions, tokenizer, histories = prepare(recipe)
     if split not in histories:
-        raise ValueError(f"{comparison.recipe} makes no {split} split, only {', '.join(histories)}.")
+        raise ValueError(
+            f"{comparison.recipe} has no {split} split, only {', '.join(histories)}. Choose another --split."
+        )
     if comparison.published and "candidates" not in histories[split].column_names:
         raise ValueError(
             f"{path}: `published` needs metrics among sampled candidates. Set popularity_candidates or "

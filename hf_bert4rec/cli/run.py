@@ -34,7 +34,7 @@ def run(recipe: Recipe) -> Path | None:
     killed at any point can be resumed. Return the folder of the checkpoint; None in all processes but the first.
     """
     if recipe.source and Path(recipe.source, FACTS_FILE).exists() and not RunFacts.load(recipe.source).reproducible:
-        raise ValueError(f"{recipe.source}: its run facts do not hold all options of its training. Use a YAML file.")
+        raise ValueError(f"{recipe.source}: its run facts do not contain all options of its training. Use a YAML file.")
     interactions, tokenizer, histories = prepare(recipe)
     trainer = build_trainer(recipe, tokenizer, histories)
     data = describe_data(recipe, interactions)

@@ -29,16 +29,19 @@ def popularity_candidates(rows: Dataset, counts: np.ndarray, number: int = 100, 
         raise ValueError(f"Expected at least one candidate, found {number}.")
     counts = np.where(np.arange(len(counts)) < len(SPECIAL_TOKENS), 0, counts)
     if counts.dtype.kind not in "iu" or (counts < 0).any():
-        raise ValueError("Expected integers from 0 on as counts, one per row of the item table.")
+        raise ValueError("Expected `counts` to be integers of at least 0, one per row of the item table.")
     table = rows.with_format("arrow")[:]
     if table["labels"].null_count:
-        raise ValueError("Expected rows with targets, the validation or test split, found training rows.")
+        raise ValueError("Expected rows with targets, found training rows. Pass the validation or test split.")
     reach, occurring = np.cumsum(counts), np.count_nonzero(counts)
     drawn = np.empty((rows.num_rows, number), np.int32)
     for place, (row, history, labels) in enumerate(zip(*(table[n] for n in ("row", "history", "labels")), strict=True)):
         had = np.append(np.asarray(history.values), labels.values[-1].as_py())
         if number > occurring - np.count_nonzero(counts[np.unique(had)]):
-            raise ValueError(f"Expected {number} items that user {table['user'][place]} has not had, found fewer.")
+            raise ValueError(
+                f"Expected {number} items that user {table['user'][place]} has not had, found fewer. "
+                "Draw fewer candidates."
+            )
         generator = np.random.default_rng((seed, row.as_py()))
         found = np.empty(0, np.int64)
         while len(found) < number:  # the same as to draw one by one and reject what was drawn or had before

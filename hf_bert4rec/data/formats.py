@@ -1,9 +1,10 @@
 """The formats of logs. A new format is a function and an entry in `FORMATS`.
 
-The function takes a `SourceFile`, which gives it `text()`, `content()` in bytes, `path` and the user's `separator`. It
-returns a table of pandas, Polars, Arrow or datasets; columns with the usual names are found, others named by the user.
+The function takes a `SourceFile`, with the methods `text()` and `content()` (bytes) and the attributes `path` and
+`separator`. It returns a table of pandas, Polars, Arrow or datasets. Columns with the usual names are found; the user
+names other columns.
 
-Arrow reads text and JSON. Python, which is slower, reads what Arrow refuses and finds the line with an error.
+Arrow reads text and JSON. If it fails, Python reads them, which is slower and finds the line with an error.
 """
 
 import ast

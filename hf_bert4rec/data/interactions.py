@@ -124,13 +124,16 @@ def _check(log: RawLog, found: Mapping[str, int], table: pa.Table) -> str:
     if log.first_rows:
         notes = f" (no header; {', '.join(f'{role}: column {place}' for role, place in found.items())})"
         if not re.search(r"\d", first := ", ".join(log.first_rows[0])):
-            logger.warning(f"{log.name}: no header known. If {first!r} is one, name its columns: user=…, item=…")
+            logger.warning(
+                f"{log.name}: the first line has no known column name. "
+                f"If {first!r} is a header, name its columns: user=…, item=…"
+            )
     if "timestamp" not in found:
         notes += " (no timestamps; the rows are taken to be in time order)"
         unread = ", ".join(name for place, name in enumerate(log.columns) if place not in found.values())
         if unread and not log.first_rows:
-            solution = f"If one of {unread:.200} is one, name it: timestamp=…"
-            logger.warning(f"{log.name}: no column of times known. {solution}")
+            solution = f"If one of {unread:.200} is the time, name it: timestamp=…"
+            logger.warning(f"{log.name}: found no column of times. {solution}")
     return notes
 
 

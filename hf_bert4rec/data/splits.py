@@ -28,7 +28,9 @@ def leave_one_out(
 
     Args:
         interactions: Columns `user`, `item` and `timestamp`, as from `load_interactions`.
-        tokenizer: See `build_histories`, like `max_length` and `window_step`.
+        tokenizer: Items that it does not contain are dropped from histories; as targets they count as missed.
+        max_length: Longest input N, including the [MASK] of the query. Default: `tokenizer.model_max_length`.
+        window_step: Step between the training windows of a history longer than N, as a share of N.
         validation_in_train: Train on the validation items too, as in the paper's final runs: no validation split.
 
     Returns:
@@ -66,12 +68,12 @@ def split_at_time(
 
     Args:
         interactions: Columns `user`, `item` and `timestamp`, as from `load_interactions`.
-        tokenizer: See `build_histories`, also for `max_length` and `window_step`.
+        tokenizer: Items that it does not contain are dropped from histories; as targets they count as missed.
         validation_time: Validation targets are the first interactions from here to before `test_time`; in the unit of
             the timestamps, or an ISO date if these are seconds.
         test_time: Test targets are the first interactions from here on.
-        max_length: Longest input.
-        window_step: Step between training windows.
+        max_length: Longest input N, including the [MASK] of the query. Default: `tokenizer.model_max_length`.
+        window_step: Step between the training windows of a history longer than N, as a share of N.
         validation_in_train: Train on all interactions before `test_time`, without a validation split.
 
     Raises:

@@ -135,6 +135,6 @@ def date_as_seconds(text: str) -> float:
     text = re.sub(r"(?<=\d)\s+(?=[+-]\d\d:?\d\d$)", "", text)
     text = re.sub(r"(?<=\d[T ])(?=\d:)", "0", text)  # 9:30
     if not _ISO.fullmatch(text):
-        raise ValueError(f"Expected a date in which day and month are certain, found {text!r}.")
+        raise ValueError(f"Expected a date such as 2016-01-31, in which day and month are certain, found {text!r}.")
     moment = datetime.fromisoformat(text)
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()

@@ -274,7 +274,7 @@ def sparse_matrix(values: Any, shape: tuple[int, int] | None = None) -> Any:
 
 
 def fit_implicit(module: str, kind: str, train: Dataset, vocab_size: int, **options: Any) -> Any:
-    """Fit a class of a module of `implicit` to the items of the training users, each counted once."""
+    """Fit a model of the package `implicit` to the distinct items of each training user."""
     try:
         model = getattr(import_module(f"implicit.{module}"), kind)(**options)
     except ImportError as error:
@@ -296,4 +296,4 @@ def check_positive(**options: Any) -> None:
     """Check that options are whole numbers from 1: `implicit` accepts some others and fails later."""
     for name, value in options.items():
         if not isinstance(value, int) or value < 1:
-            raise ValueError(f"`{name}` must be a whole number from 1, found {value}.")
+            raise ValueError(f"`{name}` must be a whole number of at least 1, found {value}.")

@@ -40,18 +40,7 @@ def count_better_and_tied(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Count the items with a higher score than each user's target, and those with the same score.
 
-    Args:
-        scores: (users, vocab_size) scores of all rows of the item table; those of special rows are ignored.
-        targets: (users,) rows of the item table. A special row, such as [UNK] for an item that the model does not
-            contain, ranks last.
-        history: (users, longest) rows to exclude from the ranking, padded with -100. The target itself stays in the
-            ranking, even if it is in the history. Nothing is excluded if not given.
-
-    Returns:
-        Two int64 tensors of shape (users,).
-
-    Raises:
-        ValueError: A score is NaN, a target or an item of the history has no score, or the numbers of users differ.
+    Arguments and errors are those of `target_ranks`. Returns two int64 tensors of shape (users,).
     """
     if len({len(rows) for rows in (scores, targets, *(() if history is None else (history,)))}) > 1:
         raise ValueError(f"Expected one target per user, found {len(targets)} for scores of {len(scores)} users.")
@@ -89,15 +78,17 @@ def target_ranks(scores: torch.Tensor, targets: torch.Tensor, history: torch.Ten
     """Return the rank of each user's target over the whole catalog.
 
     Args:
-        scores: As for `count_better_and_tied`, like the next two.
-        targets: (users,).
-        history: (users, longest), or None.
+        scores: (users, vocab_size) scores of all rows of the item table; those of special rows are ignored.
+        targets: (users,) rows of the item table. A special row, such as [UNK] for an item that the model does not
+            contain, ranks last.
+        history: (users, longest) rows to exclude from the ranking, padded with -100. The target itself stays in the
+            ranking, even if it is in the history. Nothing is excluded if not given.
 
     Returns:
         (users,) float32 ranks from 1, exact for up to 8 million items. A tie counts half a place.
 
     Raises:
-        ValueError: As for `count_better_and_tied`.
+        ValueError: A score is NaN, a target or an item of the history has no score, or the numbers of users differ.
     """
     better, tied = count_better_and_tied(scores, targets, history)
     return better.float() + tied.float() / 2 + 1
@@ -176,14 +167,12 @@ def ranking_metrics(ranks: Ranks, k: int | Sequence[int] = CUTOFFS) -> dict[str,
     A metric at k is meaningful only if more than k items are ranked (`check_cutoffs`).
 
     Raises:
-        ValueError: There are no ranks, a rank is not a number from 1, or a cut-off is below 1.
+        ValueError: There are no ranks, or a rank or a cut-off is below 1.
     """
     ranks = np.asarray(ranks, float)
     if not ranks.size or not (ranks >= 1).all():
         wrong = ranks[~(ranks >= 1)]
-        raise ValueError(
-            f"Expected at least one rank, each a number from 1, found {wrong[0] if wrong.size else 'none'}."
-        )
+        raise ValueError(f"Expected one or more ranks of at least 1, found {wrong[0] if wrong.size else 'none'}.")
     cutoffs = [k] if isinstance(k, int) else list(k)
     if min(cutoffs, default=0) < 1:
         raise ValueError(f"Expected at least one cut-off, each at least 1, found {k}.")

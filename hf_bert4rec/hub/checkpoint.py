@@ -125,7 +125,9 @@ def _check_options(folder: Path, config: dict[str, Any], tokenizer: dict[str, An
     for option, value in config.items():
         limit = max(weights, 2) if option in ("num_hidden_layers", "num_labels") else 2**63
         if isinstance(value, int) and abs(value) > limit:  # each layer has weights, and no model has labels
-            raise ValueError(f"{name}: {option} in config.json is {value}, but the weights are {weights} tensors.")
+            raise ValueError(
+                f"{name}: {option} in config.json is {value}, which is too large for {weights} weight tensors."
+            )
     for file, values in (("config.json", config), ("tokenizer_config.json", tokenizer)):
         names, code = values.get("architectures") or [], values.get("auto_map", {})
         if not isinstance(names, list) or not all(isinstance(it, str) for it in names) or not isinstance(code, dict):
@@ -157,7 +159,7 @@ def _shapes(file: Path, name: str) -> dict[str, list[int]]:
                 raise ValueError(f"{name}: expected floating-point weights, found {others[0]} in {file.name}.")
             return {key: tensor.get_shape() for key, tensor in tensors.items()}
     except SafetensorError as error:
-        raise ValueError(f"{name}: {file.name} is damaged or cut off ({error}). Load or save it again.") from error
+        raise ValueError(f"{name}: {file.name} is damaged or cut off ({error}). Download or save it again.") from error
 
 
 def stored_exclude_history(folder: str | PathLike) -> bool:

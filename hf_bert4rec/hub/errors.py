@@ -104,7 +104,7 @@ def read_json(file: Path, name: str | PathLike) -> dict[str, Any]:
         if _depth(found) > JSON_DEPTH:
             raise ValueError(f"nested more than {JSON_DEPTH} levels deep")
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{name}: {file.name} is damaged or cut off ({error}). Load or save it again.") from error
+        raise ValueError(f"{name}: {file.name} is damaged or cut off ({error}). Download or save it again.") from error
     return found
 
 

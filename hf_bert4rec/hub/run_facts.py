@@ -146,7 +146,9 @@ class RunFacts:
             return _build(cls, values)
         except (ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
             reason = error.__cause__ if isinstance(error, StrictDataclassError) else error
-            raise ValueError(f"{file}: these are no run facts of hf-bert4rec ({reason!r}). Load it again.") from error
+            raise ValueError(
+                f"{file}: these are not run facts of hf-bert4rec ({reason!r}). Download or save it again."
+            ) from error
 
     def save(self, folder: str | PathLike) -> None:
         """Write `run_facts.json` into a folder."""

@@ -72,12 +72,13 @@ class RecommendationTrainingArguments(TrainingArguments):
         if self.muon_learning_rate is not None:
             muon(self, self.muon_learning_rate)  # checks what Muon cannot be combined with
         if patience is not None and patience < 1:
-            raise ValueError(f"`early_stopping_patience` must be at least 1, or none, found {patience}.")
+            raise ValueError(f"`early_stopping_patience` must be at least 1, or None, found {patience}.")
         if self.label_smoothing_factor:
             raise ValueError(LABEL_SMOOTHING)
         if self.dataloader_persistent_workers:
             raise ValueError(
-                "`dataloader_persistent_workers` would repeat the masks of the first epoch in all epochs. Leave it off."
+                "`dataloader_persistent_workers` would repeat the masks of the first epoch in all epochs. "
+                "Set it to False."
             )
         if self.push_to_hub and self.hub_strategy != "end":
-            raise ValueError("`hub_strategy` must be 'end': the others would upload the optimizer, which is a pickle.")
+            raise ValueError("`hub_strategy` must be 'end': other strategies upload the optimizer, which is a pickle.")

@@ -81,15 +81,15 @@ def muon(args: TrainingArguments, learning_rate: float = 1e-2) -> dict[str, Any]
     """
     if not learning_rate > 0:
         raise ValueError(
-            f"The learning rate of Muon (`muon_learning_rate`) must be above 0, found {learning_rate}. Set it to none "
+            f"The learning rate of Muon (`muon_learning_rate`) must be above 0, found {learning_rate}. Set it to None "
             "to train all weights with AdamW."
         )
     if args.optim != TrainingArguments.default_optim:
         other = getattr(args.optim, "value", args.optim)
-        raise ValueError(f"`optim={other}` cannot be combined with Muon. Set `muon_learning_rate` to none as well.")
+        raise ValueError(f"`optim={other}` cannot be combined with Muon. Set `muon_learning_rate` to None as well.")
     if args.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("true", "1"):
         raise ValueError(
-            "Muon needs whole matrices, and FSDP shards them. Set `muon_learning_rate` to none, or train without FSDP."
+            "Muon needs whole matrices, and FSDP shards them. Set `muon_learning_rate` to None, or train without FSDP."
         )
 
     def build(model: PreTrainedModel) -> Optimizer:

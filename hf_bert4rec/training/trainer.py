@@ -103,7 +103,10 @@ class RecommendationTrainer(Trainer):
         if checkpoint is True:
             checkpoint = last_complete_checkpoint(str(self.args.output_dir))
             if checkpoint is None:
-                raise ValueError(f"Found no complete checkpoint to resume from in {self.args.output_dir}.")
+                raise ValueError(
+                    f"Found no complete checkpoint to resume from in {self.args.output_dir}. "
+                    "Train without `resume_from_checkpoint`."
+                )
         elif checkpoint and not is_complete(checkpoint):
             raise ValueError(
                 f"{checkpoint} is not a complete checkpoint to resume from: a file is missing or damaged. Use "

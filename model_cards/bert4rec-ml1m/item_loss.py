@@ -108,9 +108,10 @@ def _chunk_loss(
 def sampled_softmax_loss(
     config: Any, hidden_states: torch.Tensor, item_table: torch.Tensor, item_bias: torch.Tensor, targets: torch.Tensor
 ) -> torch.Tensor:
-    """Softmax over the target and `config.num_negatives` other items, whose share of the sum is scaled up.
+    """Softmax over the target and `config.num_negatives` sampled items that stand for all other items.
 
-    The share is scaled up to that of all other items (logQ correction of uniform sampling; Bengio and Senécal, 2008).
+    The sum over the sampled items is multiplied by the number of other items and divided by the number of sampled items
+    (logQ correction of uniform sampling; Bengio and Senécal, 2008).
     With all other items as shared negatives it is the full softmax.
     """
     positive, negative = sampled_scores(config, hidden_states, item_table, item_bias, targets)

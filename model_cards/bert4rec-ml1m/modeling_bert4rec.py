@@ -440,9 +440,9 @@ class Bert4RecForMaskedLM(Bert4RecPreTrainedModel):
         """Score all items at the positions of a batch of histories.
 
         Args:
-            input_ids: As for `Bert4RecEncoder.forward`, like the next two.
-            attention_mask: 1 = real item, 0 = padding.
-            inputs_embeds: Instead of `input_ids`.
+            input_ids: (batch, length) rows of the item table, oldest item first, padding on the right.
+            attention_mask: (batch, length), 1 = real item, 0 = padding. All real if not given.
+            inputs_embeds: (batch, length, hidden) instead of `input_ids`.
             labels: (batch, length) the true item where `input_ids` has [MASK], -100 where nothing is scored.
             logits_to_keep: As in transformers: the number of positions to score at the end of each row, 0 for all, or
                 positions (kept,) that are the same in every row.
@@ -459,8 +459,8 @@ class Bert4RecForMaskedLM(Bert4RecPreTrainedModel):
             be the largest tensor.
 
         Raises:
-            ValueError: As for `Bert4RecEncoder.forward`, or `logits_to_keep` and `kept_positions` are both given or
-                have another shape.
+            ValueError: Not exactly one of `input_ids` and `inputs_embeds`, more positions than
+                `max_position_embeddings`, or `logits_to_keep` and `kept_positions` are both given or have other shapes.
         """
         inputs = input_ids if inputs_embeds is None else inputs_embeds
         if inputs is not None and (torch.is_tensor(logits_to_keep) or logits_to_keep != 0):

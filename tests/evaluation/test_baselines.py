@@ -187,7 +187,7 @@ def test_bm25_is_written_out(people):
 )
 def test_options_out_of_range_raise(people, kind, options):
     (name, value), *_ = options.items()
-    with pytest.raises(ValueError, match=f"`{name}` must be a whole number from 1, found {value}"):
+    with pytest.raises(ValueError, match=f"`{name}` must be a whole number of at least 1, found {value}"):
         kind(people, VOCAB, **options)
 
 

@@ -188,7 +188,7 @@ def test_metrics_are_those_of_torchmetrics(k):
     ("ranks", "found"), [([], "none"), ([3, 0.5], r"0\.5"), ([0], r"0\."), ([-1, 2], r"-1"), ([float("nan")], "nan")]
 )
 def test_invalid_ranks_raise(ranks, found):
-    with pytest.raises(ValueError, match=f"at least one rank, each a number from 1, found .*{found}"):
+    with pytest.raises(ValueError, match=f"one or more ranks of at least 1, found .*{found}"):
         ranking_metrics(ranks)
 
 

@@ -160,7 +160,7 @@ def test_a_file_that_is_cut_off_is_named(tmp_path, model, tokenizer, file):
         part.save_pretrained(tmp_path)
     (tmp_path / "run_facts.json").write_text('{"name": "x"}')
     (tmp_path / file).write_text((tmp_path / file).read_text()[:-3])
-    with pytest.raises(ValueError, match=rf"{file} is damaged or cut off .*Load or save it again"):
+    with pytest.raises(ValueError, match=rf"{file} is damaged or cut off .*Download or save it again"):
         check_folder(tmp_path)
 
 
@@ -206,8 +206,8 @@ def test_an_index_names_files_of_its_own_folder_only(folder, target):
 @pytest.mark.parametrize(
     ("changes", "found"),
     [
-        ({"num_hidden_layers": 10**6}, "num_hidden_layers in config.json is 1000000, but"),
-        ({"num_labels": 2_000_000}, "num_labels in config.json is 2000000, but"),
+        ({"num_hidden_layers": 10**6}, "num_hidden_layers in config.json is 1000000, which"),
+        ({"num_labels": 2_000_000}, "num_labels in config.json is 2000000, which"),
         ({"hidden_size": 10**30, "num_attention_heads": 1}, "hidden_size in config.json is 1000000"),
         ({"vocab_size": -5}, "does not describe a model"),
         ({"intermediate_size": "20"}, "does not describe a model"),

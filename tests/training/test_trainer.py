@@ -321,7 +321,7 @@ def test_the_recipe_of_next_item_training_is_read_again(histories, tmp_path):  #
     recipe = parse_recipe([str(tmp_path), "--data", "log.csv"])
     assert "mask_probability" not in recipe.given
     assert (recipe.training.seed, recipe.run.architecture) == (7, "sasrec")
-    with pytest.raises(ValueError, match=r"do not hold all options of its training. Use a YAML file."):
+    with pytest.raises(ValueError, match=r"do not contain all options of its training. Use a YAML file."):
         run(recipe)
 
 
@@ -409,7 +409,7 @@ def test_a_model_init_gives_the_same_weights_whatever_was_seeded_before(historie
         ({"learning_rate": float("nan")}, "`learning_rate` must be at least 0, found nan"),
         ({"muon_learning_rate": -1.0}, r"\(`muon_learning_rate`\) must be above 0, found -1"),
         ({"optim": "sgd"}, "`optim=sgd` cannot be combined with Muon"),
-        ({"early_stopping_patience": 0}, "`early_stopping_patience` must be at least 1, or none, found 0"),
+        ({"early_stopping_patience": 0}, "`early_stopping_patience` must be at least 1, or None, found 0"),
     ],
 )
 def test_arguments_that_do_not_work_raise(tmp_path, options, message):
