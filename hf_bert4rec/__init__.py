@@ -1,4 +1,4 @@
-"""BERT4Rec in the Hugging Face ecosystem: train on a log of who did what and when, share, recommend.
+"""BERT4Rec in the Hugging Face ecosystem: train on a log of interactions, evaluate, share, recommend.
 
 After `import hf_bert4rec`, the models work with AutoConfig, AutoModel, AutoModelForMaskedLM and AutoTokenizer, and
 `transformers.pipeline` has the task `next-item-recommendation`. Public names are imported when they are first used.

@@ -260,7 +260,7 @@ def describe_settings(comparison: Comparison, name: str, split: str, sha256: str
 
 
 def check_results(comparison: Comparison, split: str, sha256: str, folder: str) -> None:
-    """Refuse results of an earlier comparison in `folder` that have other settings."""
+    """Raise ValueError if `folder` has results of an earlier comparison with other settings."""
     lines = []
     for name in comparison.models:
         if (file := result_file(folder, name)).exists():

@@ -145,7 +145,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run a command with its arguments; those of the process if not given. SystemExit names a fault in one sentence."""
+    """Run a command with its arguments, by default those of the process. An error ends it with one sentence."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads slow down small models
     name, *rest = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     if name in ("-h", "--help"):

@@ -58,7 +58,7 @@ def start_or_resume(args: TrainingArguments, data: str | None, options: dict[str
 
 
 def _find_problem(checkpoint: Path, needs_best: bool, data: str | None, options: dict[str, Any]) -> str:
-    """Say why a checkpoint cannot be resumed, and the solution; "" if it can."""
+    """Return why a checkpoint cannot be resumed, and the solution; "" if it can."""
     record = _read(checkpoint.parent)
     if not record:
         return f"found no {RECORD} next to it, which records the data and options of its run. Restore it"

@@ -68,7 +68,7 @@ def _advice(log: RawLog, role: str) -> str:
 
 
 def _find(log: RawLog, role: str, name: Column, patterns: Iterable[str]) -> dict[str, int]:
-    """Return role -> the only column of this name; without a name, the only one that fits the best pattern, if any."""
+    """Return role -> its column: the one that the user named, otherwise the one that fits the best pattern, if any."""
     if name is None:
         fits = ([i for i, column in enumerate(log.columns) if _fits(column, pattern)] for pattern in patterns)
         places = next(filter(None, fits), [])

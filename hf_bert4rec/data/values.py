@@ -37,7 +37,7 @@ _WORD = re.compile(f"{_MONTH.pattern}|(mon|tue|wed|thu|fri|sat|sun)[a-z]*|am|pm|
 
 
 def check_ids(ids: pa.ChunkedArray, role: str, name: str) -> None:
-    """Warn about IDs that are probably not meant as IDs; raise ValueError if most are several IDs."""
+    """Warn about values that look unlike IDs; raise ValueError if most values contain several IDs."""
     distinct = pc.unique(ids)
     lists = distinct.filter(pc.match_substring_regex(distinct, SEVERAL))
     if 2 * len(lists) > len(distinct):

@@ -125,7 +125,11 @@ class Difference:
 
 
 def paired_difference(first: Sequence[float] | np.ndarray, second: Sequence[float] | np.ndarray) -> Difference:
-    """Compare the ranks (users,) of the same targets by two models (Smucker et al., 2007).
+    """Return the difference of NDCG@10 between two models, with its interval and p-value (Smucker et al., 2007).
+
+    Args:
+        first: Ranks (users,) of the targets by the first model.
+        second: Ranks of the same targets by the second model.
 
     Raises:
         ValueError: The numbers of users differ, or are 0.

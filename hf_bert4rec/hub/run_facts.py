@@ -136,7 +136,9 @@ class RunFacts:
         values = read_json(file, folder)
         version = values.get("format_version", 1)
         if version not in (1, FORMAT_VERSION):
-            raise ValueError(f"{file}: format_version is {version}. Update hf-bert4rec, which reads {FORMAT_VERSION}.")
+            raise ValueError(
+                f"{file}: format_version is {version}, but this hf-bert4rec reads up to {FORMAT_VERSION}. Update it."
+            )
         try:
             values = _from_version_1(values) if version == 1 else values
             values |= {"data": _build(DataFacts, values["data"]), "machine": _build(MachineFacts, values["machine"])}

@@ -1,1 +1,1 @@
-"""The models, their configurations and their loss: the code that travels with the weights."""
+"""The models, their configurations and their loss: the code that is saved with the weights."""

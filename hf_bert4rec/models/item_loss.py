@@ -178,7 +178,7 @@ def _share_drawn(config: Any, item_table: torch.Tensor) -> float:
 def sampled_scores(
     config: Any, hidden_states: torch.Tensor, item_table: torch.Tensor, item_bias: torch.Tensor, targets: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the scores of the targets, (positions,), and of negatives, (positions, drawn); -inf is no negative.
+    """Return the scores of the targets, (positions,), and of negatives, (positions, drawn); -inf: none.
 
     Negatives are drawn uniformly from all items other than the target of the position. Negatives that are not shared
     may repeat.

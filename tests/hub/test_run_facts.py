@@ -204,7 +204,7 @@ def test_published_recipes_contain_no_folder_of_this_machine(given, published):
 
 def test_a_newer_format_asks_for_an_update(tmp_path):
     (tmp_path / "run_facts.json").write_bytes(dataclasses.replace(small_facts(), format_version=3).to_json())
-    with pytest.raises(ValueError, match=r"format_version is 3\. Update hf-bert4rec, which reads 2"):
+    with pytest.raises(ValueError, match=r"format_version is 3, but this hf-bert4rec reads up to 2\. Update it"):
         RunFacts.load(tmp_path)
 
 
