@@ -67,7 +67,7 @@ def summarize(
     Args:
         split: The evaluated split.
         results: Name of the model → result.
-        groups: Name of a group → mask of its users, as from `user_groups`. Empty groups are left out.
+        groups: Name of a group → mask of its users, as from `user_groups`. Empty groups are excluded.
         published: As in `Comparison`.
         findings: Audit of the histories.
     """

@@ -204,7 +204,7 @@ def _sections(run: Mapping[str, Any]) -> dict[str, type]:
 def _section(
     title: str, parameters: Mapping[str, inspect.Parameter], readers: Sequence[Any], without: Sequence[str] = ()
 ) -> type:
-    """Return a dataclass with parameters as fields. Texts are those of the first docstring that has one."""
+    """Return a dataclass with parameters as fields. The first docstring that has a name is its help."""
     texts: dict[str, str] = {}
     for reader in readers:
         texts = (parse_google_format_docstring(f"\n{inspect.getdoc(reader) or ''}")[1] or {}) | texts

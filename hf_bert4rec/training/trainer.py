@@ -226,7 +226,7 @@ class RecommendationTrainer(Trainer):
         return {name: value for name, value in last.items() if "@" in name or name.startswith("mrr_")}
 
     def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
-        """Create the repository before training, if `push_to_hub=True`; an OSError says why the Hub refuses."""
+        """Create the repository before training, if `push_to_hub=True`. OSError names why the Hub does not allow it."""
         with hub_errors(self.args.hub_model_id or Path(self.args.output_dir).name):
             super().init_hf_repo(*args, **kwargs)
 

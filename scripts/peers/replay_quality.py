@@ -1,13 +1,17 @@
-"""RePlay's BERT4Rec, its validation NDCG@10 against minutes, as one line of a study (scripts/study.py).
+"""Measure validation NDCG@10 of RePlay's BERT4Rec over training time, as one line of a study (scripts/study.py).
 
     python scripts/peers/replay_quality.py data/ml-1m/ml-1m.txt scripts/results/quality.jsonl --minutes 12
 
-Runs in an environment of its own that has replay-rec, lightning and torch, not hf-bert4rec. Its own tokenizer, data
-sets, loss and optimiser (Adam at 1e-3, no schedule: not tuned). Not at its defaults: the shape, ρ .2 as ours, the item
-table tied to the output, windows that overlap by half, so that old actions are trained on too, and `CE_restricted`, the
-fastest of its full softmaxes. Judged as ours: strict leave-one-out, the validation item of every user ranked among all
-items, history excluded, ties shared. Its catalogue is the items of training: the few targets outside it rank last. The
-clock stands still while it is judged.
+It runs in an environment with replay-rec, lightning and torch, without hf-bert4rec. Tokenizer, datasets, loss and
+optimizer are those of RePlay (Adam at 1e-3 without a schedule, not tuned). These settings differ from its defaults:
+
+- the sizes of the model, a mask probability of 0.2 and the item table tied to the output, as in our model;
+- windows that overlap by half, so that early interactions are trained on, too;
+- `CE_restricted`, the fastest of its full softmaxes.
+
+The evaluation is ours: strict leave-one-out, the validation item of each user ranked among all items, history excluded,
+ties shared. The catalog has the items of training; targets that are not among them rank last. The time of evaluations
+is not counted.
 """
 
 import argparse
@@ -45,7 +49,7 @@ torch.set_num_threads(1)
 table = pd.read_csv(args.data, sep=" ", names=["user_id", "item_id"])
 table["timestamp"] = np.arange(len(table))
 newest = table.groupby("user_id").cumcount(ascending=False)  # 0 = test, 1 = validation
-table = table[table.groupby("user_id")["item_id"].transform("size") >= 3]  # users with less have no target
+table = table[table.groupby("user_id")["item_id"].transform("size") >= 3]  # users with fewer have no target
 past, targets = table[newest >= 2], table[newest == 1].set_index("user_id")["item_id"]
 
 columns = FeatureSchema(
@@ -87,15 +91,15 @@ training = DataLoader(
     batch_size=args.batch,
     shuffle=True,
 )
-judging = DataLoader(Bert4RecPredictionDataset(sequences, max_sequence_length=args.length), batch_size=256)
+evaluation_rows = DataLoader(Bert4RecPredictionDataset(sequences, max_sequence_length=args.length), batch_size=256)
 
 
 @torch.inference_mode()
-def judge() -> float:
-    """Validation NDCG@10."""
+def evaluate() -> float:
+    """Return validation NDCG@10."""
     model.eval()
     gains = 0.0
-    for number, batch in enumerate(judging):
+    for number, batch in enumerate(evaluation_rows):
         scores = model.predict_step(batch, number)
         for user, row in zip(batch["query_id"].flatten().tolist(), scores, strict=True):
             if target[user] >= 0:
@@ -110,18 +114,18 @@ def judge() -> float:
 
 
 class Curve(lightning.Callback):
-    """Judges at equal times, and stops at the last."""
+    """Evaluate at equal intervals of time, and stop after the last evaluation."""
 
     def __init__(self) -> None:
         self.points: list[tuple[int, float, float]] = []
         self.paused, self.started = 0.0, time.perf_counter()
 
     def on_train_batch_end(self, trainer: lightning.Trainer, *batch: Any) -> None:
-        """Look at the clock."""
+        """Evaluate if the time of the next evaluation has come."""
         seconds = time.perf_counter() - self.started - self.paused
         if seconds >= 60 * args.minutes * (len(self.points) + 1) / args.evaluations:
             before = time.perf_counter()
-            self.points.append((trainer.global_step, round(seconds, 1), round(judge(), 5)))
+            self.points.append((trainer.global_step, round(seconds, 1), round(evaluate(), 5)))
             print(*self.points[-1], flush=True)
             self.paused += time.perf_counter() - before
             trainer.should_stop = len(self.points) == args.evaluations
