@@ -60,7 +60,7 @@ def draw_curve(facts: RunFacts) -> bytes:
 
 
 def summary(folder: Path) -> str:
-    """Return the test results next to the baselines, recommendations, and where everything is."""
+    """Return the test results next to the baselines, recommendations, and the folder of each output."""
     facts = RunFacts.load(folder)
     recommender = pipeline(folder)
     history = facts.example or recommender.tokenizer.items[:3].to_pylist()

@@ -293,7 +293,7 @@ def fit_implicit(module: str, kind: str, train: Dataset, vocab_size: int, **opti
 
 
 def check_positive(**options: Any) -> None:
-    """Check that options are whole numbers from 1: `implicit` accepts some others and fails later."""
+    """Check that options are whole numbers of at least 1: `implicit` accepts some others and fails later."""
     for name, value in options.items():
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"`{name}` must be a whole number of at least 1, found {value}.")
