@@ -124,7 +124,8 @@ def test_the_page_on_results_names_the_items_of_movielens_1m(tmp_path, monkeypat
     Path("model_cards").symlink_to(ROOT / "model_cards")
     Path("data", "ml-1m").mkdir(parents=True)
     Path("data/ml-1m/ml-1m.txt").write_text("".join(f"1 {number}\n" for number in range(1, 3417)))
-    (code,) = (code for kind, code in BLOCK.findall(PAGES["results.md"].read_text(encoding="utf-8")) if kind == "python")
+    blocks = BLOCK.findall(PAGES["results.md"].read_text(encoding="utf-8"))
+    (code,) = (code for kind, code in blocks if kind == "python")
     exec(compile(code, "results.md", "exec"), {})
     lines = Path("data/ml-1m/items.tsv").read_text(encoding="utf-8").splitlines()
     assert lines[:2] == ["item\tmovie_id\ttitle", "1\t1198\tRaiders of the Lost Ark (1981)"]
