@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 from transformers import (
     AutoConfig,
     AutoModelForMaskedLM,
@@ -22,6 +22,7 @@ from ..data.tokenization import ItemTokenizer
 from ..hub.checkpoint import check_sizes, fetch_checkpoint
 from ..models.item_loss import check_loss
 from ..models.registry import architecture_of
+from ..training.initialization import initialize_items
 from ..training.objectives import cloze_training, next_item_training
 from ..training.resources import check_memory, estimate_memory
 from ..training.trainer import RecommendationTrainer
@@ -47,7 +48,7 @@ def build_trainer(recipe: Recipe, tokenizer: ItemTokenizer, histories: DatasetDi
         args.eval_strategy, args.load_best_model_at_end = "no", False
     set_seed(args.seed)  # before the model is built
     trainer = RecommendationTrainer(
-        _build_model(recipe, tokenizer, args),
+        _build_model(recipe, tokenizer, args, histories["train"]),
         args,
         train_dataset=histories["train"],
         eval_dataset=histories.get("validation"),
@@ -58,7 +59,7 @@ def build_trainer(recipe: Recipe, tokenizer: ItemTokenizer, histories: DatasetDi
     return trainer
 
 
-def _build_model(recipe: Recipe, tokenizer: ItemTokenizer, args: Any) -> PreTrainedModel:
+def _build_model(recipe: Recipe, tokenizer: ItemTokenizer, args: Any, train: Dataset) -> PreTrainedModel:
     source = None if recipe.run.start_from is None else fetch_checkpoint(recipe.run.start_from)
     if source is not None:
         config = AutoConfig.from_pretrained(source, vocab_size=len(tokenizer))
@@ -73,7 +74,12 @@ def _build_model(recipe: Recipe, tokenizer: ItemTokenizer, args: Any) -> PreTrai
     with torch.device("meta"):  # nothing is allocated
         shapes = AutoModelForMaskedLM.from_config(config)
     check_memory(estimate_memory(shapes, args.per_device_train_batch_size, 1))
-    return AutoModelForMaskedLM.from_config(config) if source is None else _transferred(recipe, source, tokenizer)
+    if source is not None:
+        return _transferred(recipe, source, tokenizer)
+    model = AutoModelForMaskedLM.from_config(config)
+    if recipe.run.initialize_items:
+        initialize_items(model, train)
+    return model
 
 
 def _transferred(recipe: Recipe, source: Path, tokenizer: ItemTokenizer) -> PreTrainedModel:

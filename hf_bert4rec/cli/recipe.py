@@ -60,6 +60,9 @@ class RunArguments:
     popularity_candidates: int = option("Also rank among N popular items per user; 100 in the paper.", 0)
     uniform_candidates: int = option("Also rank among N uniformly drawn items per user.", 0)
     architecture: str = option("bert4rec, sasrec, gru4rec, or package.module:ConfigClass.", "bert4rec")
+    initialize_items: bool = option(
+        "Start item vectors and biases of a new model from counts of the training histories.", True
+    )
     start_from: str | None = option("Checkpoint of another catalog whose encoder and shared items are the start.")
     match_items: Literal["id", "title"] = option("How items of `start_from` are matched.", "id")
     name: str | None = option("Name of the checkpoint on its card (default: name of the output folder).")

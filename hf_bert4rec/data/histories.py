@@ -79,6 +79,7 @@ def build_histories(
     *,
     max_length: int | None = None,
     window_step: float = 0.5,
+    prefixes: bool = False,
 ) -> DatasetDict:
     """Build the rows of all splits; warn if the test targets are often items that the user has had before.
 
@@ -91,6 +92,8 @@ def build_histories(
             history of a row is all interactions of the user before the target.
         max_length: Longest input N, including the [MASK] of the query. Default: `tokenizer.model_max_length`.
         window_step: Step between the training windows of a history longer than N, as a share of N.
+        prefixes: Train on a row for each item instead of windows: the item and up to N - 1 items before it. For short
+            histories, with `last_item_probability=1` of the collator.
 
     Returns:
         `DatasetDict` with `train` and the splits of `targets`; columns: `COLUMNS`.
@@ -113,7 +116,8 @@ def build_histories(
     items, times = log.items[known], log.timestamps[known]
     starts = position[log.starts]
 
-    users, firsts, lasts = _windows(starts, position[train_ends], max_length, max(1, int(window_step * max_length)))
+    step = max(1, int(window_step * max_length))
+    users, firsts, lasts = _windows(starts, position[train_ends], max_length, 1 if prefixes else step, prefixes)
     empty = pa.nulls(len(users), pa.list_(pa.int32()))
     inputs, input_times = _lists(items, firsts, lasts), _lists(times, firsts, lasts)
     splits = {"train": _rows(log.users.take(users), inputs, input_times, labels=empty, history=empty)}
@@ -181,19 +185,22 @@ def _warn_once(message: str) -> None:
 
 
 def _windows(
-    starts: np.ndarray, ends: np.ndarray, max_length: int, step: int
+    starts: np.ndarray, ends: np.ndarray, max_length: int, step: int, prefixes: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """User, start and end of every training window, as in the published code.
 
-    Windows end at the last item and at multiples of `step` before it. The earliest one begins at the history's start.
+    Windows end at the last item and at multiples of `step` before it. The earliest one begins at the history's start,
+    and is the only one that does, unless `prefixes` asks for the shorter ones too.
     """
     lengths = ends - starts
-    extra = np.maximum(0, -(-(lengths - max_length) // step))  # windows that do not begin at the history's start
+    shortest = 1 if prefixes else max_length
+    extra = np.maximum(0, -(-(lengths - shortest) // step))  # windows besides the newest
     counts = np.where(lengths > 0, 1 + extra, 0)
     users = np.repeat(np.arange(len(counts)), counts)
     number = np.arange(len(users)) - np.repeat(np.cumsum(counts) - counts, counts)  # 0 = the newest of its user
-    firsts = np.maximum(starts[users], ends[users] - max_length - number * step)
-    return users, firsts, np.minimum(firsts + max_length, ends[users])
+    lasts = ends[users] - number * step
+    firsts = np.maximum(starts[users], lasts - max_length)
+    return users, firsts, lasts if prefixes else np.minimum(firsts + max_length, ends[users])
 
 
 def _lists(values: np.ndarray, firsts: np.ndarray, lasts: np.ndarray, last: np.ndarray | None = None) -> pa.ListArray:

@@ -20,6 +20,7 @@ def leave_one_out(
     *,
     max_length: int | None = None,
     window_step: float = 0.5,
+    prefixes: bool = False,
     validation_in_train: bool = False,
 ) -> DatasetDict:
     """Hold out every user's last item for test and the one before for validation; train on the rest (paper, 4.2).
@@ -31,6 +32,7 @@ def leave_one_out(
         tokenizer: Items that it does not contain are dropped from histories; as targets they count as missed.
         max_length: Longest input N, including the [MASK] of the query. Default: `tokenizer.model_max_length`.
         window_step: Step between the training windows of a history longer than N, as a share of N.
+        prefixes: Train on a row for each item instead of windows: the item and up to N - 1 items before it.
         validation_in_train: Train on the validation items too, as in the paper's final runs: no validation split.
 
     Returns:
@@ -48,7 +50,9 @@ def leave_one_out(
     train_ends = np.where(held_out, log.ends - (1 if validation_in_train else 2), log.ends)
     targets = {} if validation_in_train else {"validation": np.where(held_out, log.ends - 2, -1)}
     targets["test"] = np.where(held_out, log.ends - 1, -1)
-    return build_histories(log, tokenizer, train_ends, targets, max_length=max_length, window_step=window_step)
+    return build_histories(
+        log, tokenizer, train_ends, targets, max_length=max_length, window_step=window_step, prefixes=prefixes
+    )
 
 
 def split_at_time(
@@ -59,6 +63,7 @@ def split_at_time(
     test_time: str | float,
     max_length: int | None = None,
     window_step: float = 0.5,
+    prefixes: bool = False,
     validation_in_train: bool = False,
 ) -> DatasetDict:
     """Train on all interactions before a point in time; test on each user's first interaction from that time on.
@@ -74,6 +79,7 @@ def split_at_time(
         test_time: Test targets are the first interactions from here on.
         max_length: Longest input N, including the [MASK] of the query. Default: `tokenizer.model_max_length`.
         window_step: Step between the training windows of a history longer than N, as a share of N.
+        prefixes: Train on a row for each item instead of windows: the item and up to N - 1 items before it.
         validation_in_train: Train on all interactions before `test_time`, without a validation split.
 
     Raises:
@@ -100,18 +106,27 @@ def split_at_time(
         times = f"; the log runs from {log.timestamps.min()} to {log.timestamps.max()}" if len(log.timestamps) else ""
         raise ValueError(f"No interaction falls into the {empty[0]} split{times}.")
     train_ends = first_of_test if validation_in_train else first_of_validation
-    return build_histories(log, tokenizer, train_ends, targets, max_length=max_length, window_step=window_step)
+    return build_histories(
+        log, tokenizer, train_ends, targets, max_length=max_length, window_step=window_step, prefixes=prefixes
+    )
 
 
 def train_on_all(
-    interactions: Dataset, tokenizer: ItemTokenizer, *, max_length: int | None = None, window_step: float = 0.5
+    interactions: Dataset,
+    tokenizer: ItemTokenizer,
+    *,
+    max_length: int | None = None,
+    window_step: float = 0.5,
+    prefixes: bool = False,
 ) -> DatasetDict:
     """Put all interactions into train, without validation or test: for the last training before deployment.
 
     Arguments are those of `leave_one_out`. Find the number of epochs with another split first.
     """
     log = sort_by_user(interactions, tokenizer)
-    return build_histories(log, tokenizer, log.ends, {}, max_length=max_length, window_step=window_step)
+    return build_histories(
+        log, tokenizer, log.ends, {}, max_length=max_length, window_step=window_step, prefixes=prefixes
+    )
 
 
 def before(interactions: Dataset, time: str | float) -> Dataset:

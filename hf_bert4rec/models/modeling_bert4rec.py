@@ -154,6 +154,8 @@ class Bert4RecAttention(nn.Module):
         self.key = nn.Linear(config.hidden_size, config.hidden_size)
         self.value = nn.Linear(config.hidden_size, config.hidden_size)
         self.output = nn.Linear(config.hidden_size, config.hidden_size)
+        for module in (self.value, self.output):  # for `_init_weights`
+            module.starts_at_identity = config.identity_attention  # type: ignore[assignment]
 
     def forward(
         self,
@@ -267,6 +269,8 @@ class Bert4RecPreTrainedModel(PreTrainedModel):
         if isinstance(module, (nn.Linear, nn.Embedding)):
             std = self.config.initializer_range
             initialization.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
+            if getattr(module, "starts_at_identity", False):
+                initialization.copy_(module.weight, module.weight + torch.eye(len(module.weight)).to(module.weight))
         if isinstance(module, nn.Conv1d):  # a position starts as its own item plus a quarter of each neighbor
             size = module.weight.shape[-1]
             offsets = (torch.arange(size) - size // 2).abs()

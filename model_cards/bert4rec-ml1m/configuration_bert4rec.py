@@ -59,6 +59,9 @@ class Bert4RecConfig(PreTrainedConfig):
             addition to the learned positions. None, as in the paper: only learned positions.
         conv_kernel_size: Odd width of a depthwise convolution over the item embeddings. With 3, each position also
             starts from its two neighbors, so that a [MASK] starts from items. None, as in the paper: no convolution.
+        identity_attention: Whether the value and output matrices of attention start at the identity, plus the random
+            weights. Attention then starts as a mean of item vectors, which the item table can score as they are. False,
+            as in the paper: random weights only.
         prediction_head: Whether a dense layer, the activation and a layer normalization stand between the encoder and
             the item table (paper, equation 7). Otherwise the scores are the product of encoder states and item table.
         pad_token_id: Row of [PAD], always 0.
@@ -90,6 +93,7 @@ class Bert4RecConfig(PreTrainedConfig):
         "initializer_range": 0.02,
         "rope_theta": None,
         "conv_kernel_size": None,
+        "identity_attention": False,
         "prediction_head": True,
     }
 
@@ -106,6 +110,7 @@ class Bert4RecConfig(PreTrainedConfig):
     layer_norm_eps: float = 1e-12
     rope_theta: float | int | None = 200
     conv_kernel_size: int | None = 3
+    identity_attention: bool = True
     prediction_head: bool = False
     pad_token_id: int | None = 0
     bos_token_id: int | None = None

@@ -235,12 +235,12 @@ def test_a_split_of_ones_own_needs_one_function_and_one_entry(interactions, toke
 def test_options_of_a_split_are_the_parameters_of_its_function():
     assert list(OWN.options) == ["share", "seed"]
     assert OWN.options["share"].annotation is float
-    assert list(SPLITS["train_on_all"].options) == ["window_step"]
+    assert list(SPLITS["train_on_all"].options) == ["window_step", "prefixes"]
 
 
 def test_options_that_are_not_given_have_their_defaults():
     assert OWN.resolve({"share": 0.1, "seed": None, "other": 3}) == {"share": 0.1, "seed": 0}
-    assert SPLITS["leave_one_out"].resolve({}) == {"window_step": 0.5, "validation_in_train": False}
+    assert SPLITS["leave_one_out"].resolve({}) == {"window_step": 0.5, "prefixes": False, "validation_in_train": False}
 
 
 def test_a_missing_option_is_named_with_its_split():
