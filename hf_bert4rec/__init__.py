@@ -32,9 +32,11 @@ if TYPE_CHECKING:  # the public names, for type checkers and for `__getattr__`
     from .models.registry import ARCHITECTURES, register_architecture
     from .training.arguments import RecommendationTrainingArguments
     from .training.callbacks import ClozeCallback, ResourceCallback
+    from .training.initialization import initialize_items
     from .training.objectives import cloze_training, next_item_training
     from .training.optimizer import muon
     from .training.resources import estimate_memory
+    from .training.settings import recommended_settings
     from .training.trainer import RecommendationTrainer
     from .training.transfer import transfer
 

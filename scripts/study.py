@@ -124,7 +124,7 @@ def build_recipe(recipe: str, options: dict[str, Any], seed: int, folder: str) -
 
 def train(recipe: Recipe) -> dict[str, Any]:
     """Train once and evaluate on validation: all users, and the halves with short and with long histories."""
-    _, tokenizer, histories = prepare(recipe)
+    recipe, _, tokenizer, histories = prepare(recipe)
     trainer = build_trainer(recipe, tokenizer, histories)
     trainer.remove_callback(EpochLines)
     curve = CurveCallback()

@@ -115,7 +115,7 @@ def compare(path: str, split: str, folder: str) -> str:
     """
     comparison = Comparison.load(path)
     recipe = comparison.parse_recipe()
-    interactions, tokenizer, histories = prepare(recipe)
+    recipe, interactions, tokenizer, histories = prepare(recipe)
     if split not in histories:
         raise ValueError(
             f"{comparison.recipe} has no {split} split, only {', '.join(histories)}. Choose another --split."
@@ -148,7 +148,7 @@ def evaluate_model(comparison: Comparison, name: str, split: str, folder: str) -
     transformers.logging.disable_progress_bar()
     logging.getLogger("hf_bert4rec.data").setLevel(logging.ERROR)  # the main process has warned about the data
     recipe, options = comparison.parse_recipe(), dict(comparison.models[name])
-    interactions, tokenizer, histories = prepare(recipe)
+    recipe, interactions, tokenizer, histories = prepare(recipe)
     data, train = describe_data(recipe, interactions), whole_histories(recipe, interactions, tokenizer)
     baseline = options.pop("baseline", None)
     if baseline:
@@ -163,7 +163,7 @@ def evaluate_model(comparison: Comparison, name: str, split: str, folder: str) -
         if facts.data.sha256 != data.sha256 or tokenizer.items != items:
             raise ValueError(f"{checkpoint} was trained on other data or items than {comparison.recipe} reads.")
         seconds, processes, threads = facts.seconds or 0, facts.machine.processes, facts.machine.threads
-        _, _, histories = prepare(recipe, tokenizer)  # models may read inputs of different lengths
+        _, _, _, histories = prepare(recipe, tokenizer)  # models may read inputs of different lengths
     rows, trainer = histories[split], evaluator(model, recipe, tokenizer)
     if baseline:
         trainer.data_collator = DataCollatorWithUsers(tokenizer, model.users)
@@ -193,7 +193,7 @@ def train_model(options: dict[str, Any], folder: str) -> Path:
     if not checkpoint.exists():
         interrupted = last_complete_checkpoint(folder) is not None
         run(parse_recipe([*words, "--resume_from_checkpoint=true"]) if interrupted else recipe)
-    elif weight_options(recipe.given) != weight_options(RunFacts.load(checkpoint).recipe):
+    elif weight_options(prepare(recipe)[0].given) != weight_options(RunFacts.load(checkpoint).recipe):
         raise ValueError(f"{checkpoint} was trained with other options. Move it away, or name it as a `checkpoint`.")
     return checkpoint
 
@@ -213,8 +213,12 @@ def check_model(comparison: Comparison, name: str, recipe: Recipe, folder: str) 
             found = split_options(parse_recipe([str(checkpoint)]))
             found["exclude_history"] = stored_exclude_history(checkpoint)
         else:
-            found = split_options(parse_recipe(recipe_words(options, folder)))
-        expected["window_step"] = found["window_step"] = None  # changes the training rows, not the targets
+            own = parse_recipe(recipe_words(options, folder))
+            if own.run.recommended_settings:  # the same log, so the same settings
+                own = own.fill({"model": {"exclude_history": expected["exclude_history"]}})
+            found = split_options(own)
+        for option in ("window_step", "prefixes"):  # they change the training rows, not the targets
+            expected[option] = found[option] = None
         if changes := describe_changes(expected, found):
             raise ValueError(
                 f"split or ranking differ from those of the comparison ({', '.join(changes)}). With another split the "

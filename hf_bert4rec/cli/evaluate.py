@@ -26,7 +26,7 @@ def evaluate(recipe: Recipe) -> tuple[tuple[str, str | None], dict[str, dict[str
     if recipe.source is None:
         raise ValueError("Name the checkpoint folder to evaluate before all options.")
     model, tokenizer = (auto.from_pretrained(recipe.source) for auto in (AutoModelForMaskedLM, AutoTokenizer))
-    _, _, histories = prepare(recipe, tokenizer)
+    _, _, _, histories = prepare(recipe, tokenizer)
     trainer = evaluator(model, recipe, tokenizer)
     found = {split: evaluate_rows(trainer, rows) for split, rows in histories.items() if split != "train"}
     if not found:

@@ -4,6 +4,7 @@ import hashlib
 import io
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.csv
@@ -15,6 +16,8 @@ from ..data.interactions import load_interactions, load_titles, rename_items
 from ..data.tokenization import ItemTokenizer, item_tokenizer
 from ..evaluation.ranking import Sampled
 from ..hub.run_facts import DataFacts
+from ..models.registry import architecture_of
+from ..training.settings import recommended_settings
 from .recipe import Recipe, RunArguments, find_configuration, find_split
 
 logger = logging.getLogger(__name__)
@@ -27,10 +30,13 @@ WHOLE_HISTORY = 2**31 - 1  # longer than any
 CHUNK = 1_000_000  # interactions that are hashed at a time
 
 
-def prepare(recipe: Recipe, tokenizer: ItemTokenizer | None = None) -> tuple[Dataset, ItemTokenizer, DatasetDict]:
-    """Read, filter, encode and split the data of a recipe, and return interactions, tokenizer and histories.
+def prepare(
+    recipe: Recipe, tokenizer: ItemTokenizer | None = None
+) -> tuple[Recipe, Dataset, ItemTokenizer, DatasetDict]:
+    """Read, filter, encode and split the data of a recipe; return recipe, interactions, tokenizer and histories.
 
-    Pass a tokenizer to evaluate its checkpoint. Otherwise one is built from the interactions that the split trains on.
+    Pass a tokenizer to evaluate its checkpoint. Otherwise one is built from the interactions that the split trains on,
+    and the recipe is completed with the settings that are recommended for the log.
     """
     run = recipe.run
     if not run.data:
@@ -48,6 +54,8 @@ def prepare(recipe: Recipe, tokenizer: ItemTokenizer | None = None) -> tuple[Dat
     if tokenizer is None:
         length = run.max_length or find_configuration(run.architecture).max_position_embeddings
         past = split.past_of(interactions, options)
+        if run.recommended_settings:
+            recipe = _with_recommended_settings(recipe, past)
         tokenizer = item_tokenizer(past, titles=_titles(run, names), max_length=length)
     histories = _split(recipe, interactions, tokenizer, run.max_length)
     for name in set(histories) - {"train"}:
@@ -59,7 +67,22 @@ def prepare(recipe: Recipe, tokenizer: ItemTokenizer | None = None) -> tuple[Dat
             histories[name] = uniform_candidates(histories[name], len(tokenizer), run.uniform_candidates)
     sizes = ", ".join(f"{name} {rows.num_rows:,} rows" for name, rows in histories.items())
     logger.info("Histories: %s.", sizes)
-    return interactions, tokenizer, histories
+    return recipe, interactions, tokenizer, histories
+
+
+def _with_recommended_settings(recipe: Recipe, interactions: Dataset) -> Recipe:
+    objective = architecture_of(find_configuration(recipe.run.architecture)()).objective
+    settings = recommended_settings(interactions, objective)
+    options = {name: dict(getattr(settings, name)) for name in ("splitting", "model", "masking", "training")}
+    if not set(options["splitting"]) <= set(find_split(recipe.run.split).options):  # a split of the user's own
+        options["splitting"], options["masking"] = {}, {}
+    filled = recipe.fill(options)
+    if new := {name: value for name, value in filled.given.items() if name not in recipe.given}:
+        words = " ".join(f"--{name} {value}" for name, value in new.items())
+        logger.info(
+            "Settings that follow from the log (%s): %s. Give other values to override.", settings.reason, words
+        )
+    return filled
 
 
 def _titles(run: RunArguments, names: dict[str, str] | None) -> dict[str, str] | None:
@@ -77,12 +100,16 @@ def _titles(run: RunArguments, names: dict[str, str] | None) -> dict[str, str] |
 
 def whole_histories(recipe: Recipe, interactions: Dataset, tokenizer: ItemTokenizer) -> Dataset:
     """Return the training split with one row per user, whatever its length. Baselines count in it."""
-    return _split(recipe, interactions, tokenizer, WHOLE_HISTORY)["train"]
+    return _split(recipe, interactions, tokenizer, WHOLE_HISTORY, prefixes=False)["train"]
 
 
-def _split(recipe: Recipe, interactions: Dataset, tokenizer: ItemTokenizer, length: int | None) -> DatasetDict:
+def _split(
+    recipe: Recipe, interactions: Dataset, tokenizer: ItemTokenizer, length: int | None, **changes: Any
+) -> DatasetDict:
     split = find_split(recipe.run.split)
-    return split.function(interactions, tokenizer, max_length=length, **split.resolve(recipe.options("splitting")))
+    options = split.resolve(recipe.options("splitting"))
+    options |= {name: value for name, value in changes.items() if name in options}
+    return split.function(interactions, tokenizer, max_length=length, **options)
 
 
 def protocol(recipe: Recipe, items: int, exclude_history: bool | None = None) -> tuple[str, str | None]:

@@ -56,7 +56,7 @@ def push_data(
             "Candidates cannot be pushed, because training rows have none. Set --popularity_candidates 0 and "
             "--uniform_candidates 0, and draw the candidates again after loading."
         )
-    interactions, tokenizer, histories = prepare(recipe)
+    recipe, interactions, tokenizer, histories = prepare(recipe)
     data = describe_data(recipe, interactions)
     repository = create_repository(repository, repo_type="dataset", private=private, token=token)
     with tempfile.TemporaryDirectory() as temporary:

@@ -9,6 +9,7 @@ and texts that they have there: a new parameter of `load_interactions` or field 
 """
 
 import argparse
+import copy
 import dataclasses
 import inspect
 import json
@@ -19,7 +20,7 @@ from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Self, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser, PreTrainedConfig
@@ -60,6 +61,9 @@ class RunArguments:
     popularity_candidates: int = option("Also rank among N popular items per user; 100 in the paper.", 0)
     uniform_candidates: int = option("Also rank among N uniformly drawn items per user.", 0)
     architecture: str = option("bert4rec, sasrec, gru4rec, or package.module:ConfigClass.", "bert4rec")
+    recommended_settings: bool = option(
+        "Let options that are not given follow from sizes of the log, by `recommended_settings`.", True
+    )
     initialize_items: bool = option(
         "Start item vectors and biases of a new model from counts of the training histories.", True
     )
@@ -88,6 +92,20 @@ class Recipe:
     def options(self, section: str) -> dict[str, Any]:
         """Return the given options of a section, to pass on. The others keep the defaults of what reads them."""
         return {name: self.given[name] for name in vars(getattr(self, section)) if name in self.given}
+
+    def fill(self, options: Mapping[str, Mapping[str, Any]]) -> Self:
+        """Return a recipe with more given options, section -> option -> value, except those that are given already."""
+        new = {
+            section: {name: it for name, it in values.items() if name not in self.given}
+            for section, values in options.items()
+        }
+        sections: dict[str, Any] = {}
+        for section, values in new.items():
+            sections[section] = copy.copy(getattr(self, section))
+            for name, value in values.items():
+                object.__setattr__(sections[section], name, value)  # replace() would prepare the devices once more
+        given = self.given | {name: value for values in new.values() for name, value in values.items()}
+        return dataclasses.replace(self, **sections, given=given)
 
 
 def parse_recipe(argv: Sequence[str]) -> Recipe:

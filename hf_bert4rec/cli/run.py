@@ -35,7 +35,7 @@ def run(recipe: Recipe) -> Path | None:
     """
     if recipe.source and Path(recipe.source, FACTS_FILE).exists() and not RunFacts.load(recipe.source).reproducible:
         raise ValueError(f"{recipe.source}: its run facts do not contain all options of its training. Use a YAML file.")
-    interactions, tokenizer, histories = prepare(recipe)
+    recipe, interactions, tokenizer, histories = prepare(recipe)
     trainer = build_trainer(recipe, tokenizer, histories)
     data = describe_data(recipe, interactions)
     checkpoint = start_or_resume(trainer.args, data.sha256, _fixed_options(recipe, trainer))

@@ -92,8 +92,8 @@ def build_histories(
             history of a row is all interactions of the user before the target.
         max_length: Longest input N, including the [MASK] of the query. Default: `tokenizer.model_max_length`.
         window_step: Step between the training windows of a history longer than N, as a share of N.
-        prefixes: Train on a row for each item instead of windows: the item and up to N - 1 items before it. For short
-            histories, with `last_item_probability=1` of the collator.
+        prefixes: Train on a row for each item but the first, instead of windows: the item and up to N - 1 items before
+            it. For short histories, with `last_item_probability=1` of the collator.
 
     Returns:
         `DatasetDict` with `train` and the splits of `targets`; columns: `COLUMNS`.
@@ -193,7 +193,7 @@ def _windows(
     and is the only one that does, unless `prefixes` asks for the shorter ones too.
     """
     lengths = ends - starts
-    shortest = 1 if prefixes else max_length
+    shortest = 2 if prefixes else max_length  # nothing precedes a single item
     extra = np.maximum(0, -(-(lengths - shortest) // step))  # windows besides the newest
     counts = np.where(lengths > 0, 1 + extra, 0)
     users = np.repeat(np.arange(len(counts)), counts)

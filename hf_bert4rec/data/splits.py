@@ -32,7 +32,8 @@ def leave_one_out(
         tokenizer: Items that it does not contain are dropped from histories; as targets they count as missed.
         max_length: Longest input N, including the [MASK] of the query. Default: `tokenizer.model_max_length`.
         window_step: Step between the training windows of a history longer than N, as a share of N.
-        prefixes: Train on a row for each item instead of windows: the item and up to N - 1 items before it.
+        prefixes: Train on a row for each item but the first, instead of windows: the item and up to N - 1 items before
+            it.
         validation_in_train: Train on the validation items too, as in the paper's final runs: no validation split.
 
     Returns:
@@ -79,7 +80,8 @@ def split_at_time(
         test_time: Test targets are the first interactions from here on.
         max_length: Longest input N, including the [MASK] of the query. Default: `tokenizer.model_max_length`.
         window_step: Step between the training windows of a history longer than N, as a share of N.
-        prefixes: Train on a row for each item instead of windows: the item and up to N - 1 items before it.
+        prefixes: Train on a row for each item but the first, instead of windows: the item and up to N - 1 items before
+            it.
         validation_in_train: Train on all interactions before `test_time`, without a validation split.
 
     Raises:

@@ -15,7 +15,7 @@ from huggingface_hub.errors import StrictDataclassError
 from .errors import read_json
 
 FACTS_FILE = "run_facts.json"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 UNPUBLISHED_OPTIONS = (
     "output_dir", "hub_", "push_to_hub", "resume_from_checkpoint", "report_to", "trackio_", "run_name", "project",
@@ -27,15 +27,25 @@ Run facts drop them from the recipe when they are written and when they are read
 upload anything.
 """
 
-OLD_DEFAULTS: dict[str, dict[str, Any]] = {
-    "": {
-        "max_length": 200, "hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.2, "initializer_range": 0.02,
-        "learning_rate": 0.003, "muon_learning_rate": None, "early_stopping_patience": None,
+OLD_DEFAULTS: dict[int, dict[str, dict[str, Any]]] = {
+    1: {
+        "": {
+            "max_length": 200, "hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.2,
+            "initializer_range": 0.02, "learning_rate": 0.003, "muon_learning_rate": None,
+            "early_stopping_patience": None,
+        },
+        "bert4rec": {"rope_theta": None, "conv_kernel_size": None, "prediction_head": True},
+        "sasrec": {"rope_theta": None},
     },
-    "bert4rec": {"rope_theta": None, "conv_kernel_size": None, "prediction_head": True},
-    "sasrec": {"rope_theta": None},
+    2: {
+        "": {
+            "recommended_settings": False, "initialize_items": False, "identity_attention": False,
+            "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.0, "initializer_range": 0.1,
+            "learning_rate": 0.006, "muon_learning_rate": 0.01, "num_train_epochs": 50,
+        },
+    },
 }  # fmt: skip
-"""Architecture ("" = all) -> defaults of recipes in format version 1 that are others today."""
+"""Format version -> architecture ("" = all) -> defaults of recipes of that version that are others in the next one."""
 
 Number = float | int
 
@@ -124,7 +134,7 @@ class RunFacts:
 
     @classmethod
     def load(cls, folder: str | PathLike) -> Self:
-        """Read the run facts of a checkpoint folder, also those of format version 1.
+        """Read the run facts of a checkpoint folder, also those of earlier format versions.
 
         Raises:
             FileNotFoundError: The folder has no `run_facts.json`.
@@ -135,12 +145,15 @@ class RunFacts:
             raise FileNotFoundError(f"{folder}: found no {FACTS_FILE}. Copy it from where the checkpoint was saved.")
         values = read_json(file, folder)
         version = values.get("format_version", 1)
-        if version not in (1, FORMAT_VERSION):
+        if version not in range(1, FORMAT_VERSION + 1):
             raise ValueError(
                 f"{file}: format_version is {version}, but this hf-bert4rec reads up to {FORMAT_VERSION}. Update it."
             )
         try:
             values = _from_version_1(values) if version == 1 else values
+            if values.get("reproducible") and "start_from" not in values["recipe"]:
+                values["recipe"] = _old_defaults(version, values["recipe"]) | values["recipe"]
+            values["format_version"] = FORMAT_VERSION
             values |= {"data": _build(DataFacts, values["data"]), "machine": _build(MachineFacts, values["machine"])}
             for name in ("intervals", "differences"):
                 splits = values.get(name, {}).items()
@@ -178,6 +191,15 @@ def _build(kind: type, values: Mapping[str, Any]) -> Any:
     return kind(**{field.name: values[field.name] for field in dataclasses.fields(kind) if field.name in values})
 
 
+def _old_defaults(version: int, recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the defaults of a recipe of an earlier version that are others today."""
+    defaults: dict[str, Any] = {}
+    for changed in range(FORMAT_VERSION - 1, version - 1, -1):  # older ones take precedence
+        rows = OLD_DEFAULTS[changed]
+        defaults |= rows[""] | rows.get(recipe.get("architecture", "bert4rec"), {})
+    return defaults
+
+
 def _from_version_1(values: Mapping[str, Any]) -> dict[str, Any]:
     """Convert facts of version 1: splits at the top level, machine and example as text, options without defaults."""
     recipe, of_recipe = values["recipe"], "sha256" in values["data"]  # the others were written by a Trainer
@@ -185,8 +207,6 @@ def _from_version_1(values: Mapping[str, Any]) -> dict[str, Any]:
         example = json.loads(f"[{values['example']}]")
     except ValueError:  # IDs with a quotation mark were not escaped
         example = recipe.get("example") or []
-    if of_recipe and "start_from" not in recipe:
-        recipe = {**OLD_DEFAULTS[""], **OLD_DEFAULTS.get(recipe.get("architecture", "bert4rec"), {}), **recipe}
     results = {split: values[split] for split in ("validation", "test") if split in values}
     ((processes, threads, processor, device),) = re.findall(r"^(\d+) × (\d+) threads of (.+), (.+)$", values["machine"])
     return {

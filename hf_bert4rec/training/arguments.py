@@ -31,16 +31,16 @@ class RecommendationTrainingArguments(TrainingArguments):
         ValueError: An option is out of range, or it does not work with recommendation models.
     """
 
-    learning_rate: float = option(6e-3, "Peak learning rate of AdamW.")
+    learning_rate: float = option(2e-3, "Peak learning rate of AdamW.")
     muon_learning_rate: float | None = option(
-        1e-2, "Peak learning rate of Muon for the matrices; none: AdamW for all weights."
+        None, "Peak learning rate of Muon for the matrices; none: AdamW for all weights."
     )
     lr_scheduler_type: str = option("linear", "Learning rate schedule after the warm-up.")
     warmup_steps: float = option(0.05, "Warm-up steps; below 1: share of all steps.")
     weight_decay: float = option(0.01, "Weight decay; 0 for biases and normalizations.")
     max_grad_norm: float = option(5.0, "Largest gradient norm; larger ones are clipped.")
     adam_epsilon: float = option(1e-6, "Epsilon of AdamW.")
-    num_train_epochs: float = option(50, "Number of passes over the training rows.")
+    num_train_epochs: float = option(40, "Number of passes over the training rows.")
     early_stopping_patience: int | None = option(
         10, "Stop after this number of evaluations without improvement; none: never."
     )

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from ..data.histories import flatten
 from ..models.configuration_bert4rec import SPECIAL_TOKENS
 
-NORM = 0.5  # mean length of the item vectors
+NORM = 0.2  # mean length of the item vectors
 ITERATIONS = 8  # power iterations of the randomized decomposition
 
 
@@ -18,9 +18,10 @@ def initialize_items(model: PreTrainedModel, rows: Dataset) -> None:
     """Let a new model start from how often items occur, alone and together, in the training histories.
 
     The vectors of items become the right singular vectors, times the singular values, of the matrix of users and items
-    whose entries are 1 / sqrt(items of the user · users of the item), scaled to a mean length of 0.5, plus a tenth of
-    the random vectors (PureSVD; Cremonesi et al., RecSys 2010). The output biases become the logarithms of the numbers
-    of users, minus their mean. The special rows do not change. `torch.svd_lowrank` draws from torch's generator.
+    whose entries are 1 / sqrt(items of the user · users of the item) (PureSVD; Cremonesi et al., RecSys 2010). They are
+    rotated at random and scaled to a mean length of 0.2, and a tenth of the random vectors is added. The output biases
+    become the logarithms of the numbers of users, minus their mean. The special rows do not change. Random numbers come
+    from torch's generator.
 
     Args:
         model: A model of the package with random weights. It is changed in place.
@@ -40,10 +41,12 @@ def initialize_items(model: PreTrainedModel, rows: Dataset) -> None:
     )  # fmt: skip
     rank = min(table.shape[1], *matrix.shape)
     _, scales, vectors = torch.svd_lowrank(matrix, rank, niter=ITERATIONS)
-    vectors = vectors * scales
+    # Without a rotation, the first dimension of all items would be their popularity, and the last ones nearly nothing.
+    rotation, _ = torch.linalg.qr(torch.randn(rank, table.shape[1]).T)
+    vectors = vectors * scales @ rotation.T
     vectors *= NORM / vectors.norm(dim=1)[item_counts > 0].mean()
     first = len(SPECIAL_TOKENS)
     table[first:] *= 0.1
-    table[first:, :rank] += vectors[first:].to(table)
+    table[first:] += vectors[first:].to(table)
     logarithms = torch.from_numpy(np.log1p(item_counts[first:]))
     bias[first:] = (logarithms - logarithms.mean()).to(bias)

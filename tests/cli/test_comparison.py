@@ -133,7 +133,7 @@ def test_options_of_the_file_reach_the_models(recipe_file, tmp_path):
     personal = evaluate(recipe_file, baseline="bpr_mf").users.recommended
     assert len({tuple(row) for row in personal.tolist()}) > 1  # not those of the mean user
     recipe = parse_recipe([str(again), f"--output_dir={tmp_path}/out"])
-    histories = prepare(recipe)[2]["test"]["history"]
+    histories = prepare(recipe)[3]["test"]["history"]
 
     def recommended_again(result: ModelResult) -> list[set[int]]:
         return [set(b) & set(h) for b, h in zip(result.users.recommended.tolist(), histories, strict=True)]

@@ -59,7 +59,7 @@ def test_loaded_histories_equal_the_pushed_ones_with_nulls_and_lists(hub, config
     repository = hub.repositories[f"datasets/{NAME}"]
     assert repository.messages == ["initial commit", "Upload the histories of mine.csv"]
     assert set(repository.files) == FILES
-    expected, found = prepare(recipe)[2], loaded(tmp_path)
+    expected, found = prepare(recipe)[3], loaded(tmp_path)
     assert list(found) == ["train", "validation", "test"]
     for split, rows in expected.items():
         assert found[split].features == rows.features

@@ -129,7 +129,7 @@ def test_the_card_says_how_the_checkpoint_was_chosen(tmp_path, options, expected
 
 def test_the_checksum_of_a_log_that_is_larger_than_a_chunk_is_that_of_its_csv(tmp_path, monkeypatch):
     recipe = recipe_for(tmp_path)
-    interactions, _, _ = prepare(recipe)
+    _, interactions, _, _ = prepare(recipe)
     monkeypatch.setattr("hf_bert4rec.cli.prepare.CHUNK", 7)
     assert describe_data(recipe, interactions).sha256 == DIGEST
 
@@ -150,7 +150,7 @@ def test_evaluating_the_checkpoint_gives_the_same_results_again(trained):
 def test_ranks_come_in_the_order_of_the_rows_whatever_their_lengths(trained, batch_size):
     recipe = parse_recipe([str(trained), f"--per_device_eval_batch_size={batch_size}", "--output_dir=unused"])
     model, tokenizer = AutoModelForMaskedLM.from_pretrained(trained), AutoTokenizer.from_pretrained(trained)
-    _, _, histories = prepare(recipe, tokenizer)
+    _, _, _, histories = prepare(recipe, tokenizer)
     rows = histories["test"]
     assert list(rows["length"]) != sorted(rows["length"])
     trainer = evaluator(model, recipe, tokenizer)
@@ -173,14 +173,14 @@ def test_a_checkpoint_on_the_hub_is_evaluated_and_nothing_is_pushed(trained, hub
 
 def test_an_evaluator_of_another_catalog_is_refused(tmp_path, model):
     recipe = recipe_for(tmp_path)
-    _, tokenizer, _ = prepare(recipe)
+    _, _, tokenizer, _ = prepare(recipe)
     with pytest.raises(ValueError, match="rows in its item table, the tokenizer 15 tokens"):
         evaluator(model, recipe, tokenizer)
 
 
 def test_rows_without_lengths_have_the_same_ranks(tmp_path):
     recipe = recipe_for(tmp_path)
-    interactions, tokenizer, histories = prepare(recipe)
+    _, interactions, tokenizer, histories = prepare(recipe)
     trainer = evaluator(Popularity(whole_histories(recipe, interactions, tokenizer), len(tokenizer)), recipe, tokenizer)
     expected = rank_rows(trainer, histories["test"])
     assert (rank_rows(trainer, histories["test"].remove_columns("length")) == expected).all()
@@ -345,7 +345,7 @@ def test_titles_that_do_not_list_the_ids_of_the_log_are_refused(tmp_path):
 def test_the_columns_of_the_titles_can_be_named(tmp_path):
     (tmp_path / "shop.csv").write_text("key,what\ni0,Tea\ni5,Pot\n")
     columns = ["--title_item=key", "--title_column=what"]
-    _, tokenizer, _ = prepare(recipe_for(tmp_path, "--titles", str(tmp_path / "shop.csv"), *columns))
+    _, _, tokenizer, _ = prepare(recipe_for(tmp_path, "--titles", str(tmp_path / "shop.csv"), *columns))
     titles = dict(zip(tokenizer.items.to_pylist(), tokenizer.titles, strict=True))
     assert {item: title for item, title in titles.items() if title} == {"i0": "Tea", "i5": "Pot"}
 
@@ -362,7 +362,7 @@ def test_a_split_at_a_point_in_time_trains_on_the_past_alone(tmp_path):
 
 def test_a_date_in_the_yaml_of_a_recipe_is_a_time(tmp_path):
     times = "split: at_time\nvalidation_time: 1970-01-01 00:00:04\ntest_time: 5\n"
-    _, _, histories = prepare(recipe_for(tmp_path, text=times))
+    _, _, _, histories = prepare(recipe_for(tmp_path, text=times))
     assert histories["validation"].num_rows > 0
 
 
@@ -376,7 +376,7 @@ def test_validation_merged_into_train_keeps_the_last_checkpoint(tmp_path):
 
 def test_training_on_all_interactions_has_no_results_and_says_so(tmp_path):
     recipe = recipe_for(tmp_path, "--split", "train_on_all", "--num_train_epochs", "2")
-    interactions, _, histories = prepare(recipe)
+    _, interactions, _, histories = prepare(recipe)
     assert sum(histories["train"]["length"]) == interactions.num_rows
     folder = run(recipe)
     facts = RunFacts.load(folder)

@@ -1,0 +1,63 @@
+"""Item vectors and biases from counts: values of a small log, and what does not change."""
+
+import math
+
+import pytest
+import torch
+
+from hf_bert4rec import Bert4RecForMaskedLM, initialize_items, item_tokenizer, leave_one_out, train_on_all
+from tests.conftest import small_config
+from tests.data.logs import A, B, C, D, E, log_of
+
+GROUPS = [("u1", "a"), ("u1", "b"), ("u2", "a"), ("u2", "b"), ("u3", "c"), ("u3", "d"), ("u4", "c"), ("u4", "d")]
+
+
+def initialized(pairs, items="abcde", **split):
+    log = log_of(*((user, item, time) for time, (user, item) in enumerate(pairs)))
+    tokenizer = item_tokenizer(list(items), max_length=6)
+    torch.manual_seed(0)
+    model = Bert4RecForMaskedLM(small_config(len(tokenizer), 6, initializer_range=1e-4))
+    before = model.get_input_embeddings().weight.detach().clone()
+    initialize_items(model, train_on_all(log, tokenizer, **split)["train"])
+    return model, before
+
+
+def test_items_of_the_same_users_get_the_same_vector_and_others_an_orthogonal_one():
+    model, before = initialized(GROUPS)
+    table = model.get_input_embeddings().weight.detach()
+    similarity = torch.nn.functional.cosine_similarity(table[:, None], table[None], dim=-1)
+    assert similarity[A, B].item() == pytest.approx(1, abs=1e-3)
+    assert similarity[C, D].item() == pytest.approx(1, abs=1e-3)
+    assert similarity[A, C].item() == pytest.approx(0, abs=1e-3)
+    assert table[[A, B, C, D]].norm(dim=1).mean().item() == pytest.approx(0.2, abs=1e-3)
+    assert table[E].norm().item() == pytest.approx(0.1 * before[E].norm().item(), abs=1e-6)  # nobody had it
+    assert torch.equal(table[:3], before[:3])
+
+
+def test_biases_are_logarithms_of_the_numbers_of_users():
+    bias = initialized([*GROUPS, ("u1", "a"), ("u5", "a")])[0].lm_head.bias.detach()
+    assert (bias[A] - bias[B]).item() == pytest.approx(math.log(4 / 3))  # a repeated item counts once
+    assert (bias[B] - bias[E]).item() == pytest.approx(math.log(3))
+    assert bias[3:].mean().item() == pytest.approx(0, abs=1e-6)
+    assert not bias[:3].any()
+
+
+def test_rows_that_repeat_items_of_a_user_count_each_item_once():
+    windows, prefixes = (initialized(GROUPS, prefixes=value)[0] for value in (False, True))
+    assert torch.equal(windows.lm_head.bias, prefixes.lm_head.bias)
+    assert torch.allclose(windows.get_input_embeddings().weight, prefixes.get_input_embeddings().weight)
+
+
+def test_more_factors_than_items_are_possible():
+    model, _ = initialized([("u1", "a"), ("u1", "b"), ("u2", "a")], items="ab")
+    assert model.get_input_embeddings().weight[3:].isfinite().all()
+    assert model.config.hidden_size > 2
+
+
+def test_held_out_items_are_not_counted():
+    log = log_of(*(("u", item, time) for time, item in enumerate("abcde")))
+    tokenizer = item_tokenizer(list("abcde"), max_length=6)
+    model = Bert4RecForMaskedLM(small_config(len(tokenizer), 6))
+    initialize_items(model, leave_one_out(log, tokenizer)["train"])
+    assert model.lm_head.bias[[D, E]].unique().numel() == 1
+    assert model.lm_head.bias[C] > model.lm_head.bias[D]
