@@ -125,6 +125,20 @@ class MarkovChain(Popularity):
         return self.transitions.index_select(0, last).to_dense() + 0.9 * self.counts / self.counts.max()
 
 
+class OwnItems(Popularity):
+    """The user's own items by how often they occur in the history, then all others by popularity.
+
+    For logs with repeat consumption, and models with `exclude_history=False`.
+    """
+
+    def scores(self, batch: Batch) -> torch.Tensor:
+        """Return the counts in the history, plus popularity scaled to less than one."""
+        history = batch["history"]
+        counts = torch.zeros(len(history), len(self.counts))
+        counts.scatter_add_(1, history.clamp(min=0), (history >= SPECIALS).float())
+        return counts + 0.9 * self.counts / self.counts.max()
+
+
 class SetBaseline(Popularity):
     """Base class of baselines that read the history as a set; an empty history gets the popular items."""
 
@@ -251,6 +265,7 @@ class BprMf(Baseline):
 BASELINES: dict[str, type[Baseline]] = {
     "popularity": Popularity,
     "markov_chain": MarkovChain,
+    "own_items": OwnItems,
     "ease": Ease,
     "item_neighbors": ItemNeighbors,
     "als": Als,

@@ -152,7 +152,8 @@ class RunFacts:
         try:
             values = _from_version_1(values) if version == 1 else values
             if values.get("reproducible") and "start_from" not in values["recipe"]:
-                values["recipe"] = _old_defaults(version, values["recipe"]) | values["recipe"]
+                for name, value in _old_defaults(version, values["recipe"]).items():
+                    values["recipe"].setdefault(name, value)
             values["format_version"] = FORMAT_VERSION
             values |= {"data": _build(DataFacts, values["data"]), "machine": _build(MachineFacts, values["machine"])}
             for name in ("intervals", "differences"):

@@ -103,10 +103,10 @@ class Bert4RecConfig(PreTrainedConfig):
     num_attention_heads: int = 2
     intermediate_size: int = 256
     hidden_act: str = "gelu"
-    hidden_dropout_prob: float | int = 0.1
-    attention_probs_dropout_prob: float | int = 0.0
+    hidden_dropout_prob: float | int = 0.4
+    attention_probs_dropout_prob: float | int = 0.3
     max_position_embeddings: int = 50
-    initializer_range: float = 0.1
+    initializer_range: float = 0.02
     layer_norm_eps: float = 1e-12
     rope_theta: float | int | None = 200
     conv_kernel_size: int | None = 3

@@ -497,7 +497,7 @@ def test_resuming_with_another_model_is_refused_with_what_has_changed(tmp_path):
 
 def test_resuming_with_a_default_that_is_now_given_is_allowed(tmp_path):
     interrupt(tmp_path, 2)
-    run(resumed(tmp_path, "--mask_probability=0.2", "--window_step=0.5", "--learning_rate=6e-3"))
+    run(resumed(tmp_path, "--mask_probability=0.2", "--window_step=0.5", "--learning_rate=2e-3"))
 
 
 @pytest.mark.parametrize("wanted", ["true", "nowhere/checkpoint-1"])

@@ -230,3 +230,19 @@ def test_repeats_and_targets_are_found_row_by_row(tokenizer):
     test = leave_one_out(log, tokenizer)["test"]
     assert target_items(test).tolist() == [A, C]
     assert are_repeats(test).tolist() == [True, False]
+
+
+@settings(max_examples=20, deadline=None)
+@given(lengths=st.lists(st.integers(1, 12), min_size=1, max_size=4), max_length=st.integers(2, 6))
+def test_prefixes_are_a_row_for_each_item_but_the_first(lengths, max_length):
+    log = [(f"u{user}", f"i{time}", time) for user, length in enumerate(lengths) for time in range(length)]
+    tokenizer = item_tokenizer([f"i{time}" for time in range(12)], max_length=max_length)
+    rows = train_on_all(log_of(*log), tokenizer, prefixes=True)["train"]
+    expected = {
+        (f"u{user}", *range(max(0, last + 1 - max_length), last + 1))
+        for user, length in enumerate(lengths)
+        for last in range(min(1, length - 1), length)  # a single item has a row, too
+    }
+    found = [(user, *times) for user, times in zip(rows["user"][:], rows["timestamps"][:], strict=True)]
+    assert len(found) == len(expected)
+    assert set(found) == expected

@@ -9,7 +9,7 @@ import torch
 from datasets import Dataset
 
 from hf_bert4rec import MarkovChain, Popularity
-from hf_bert4rec.evaluation.baselines import BASELINES, Als, BprMf, DataCollatorWithUsers, Ease, ItemNeighbors
+from hf_bert4rec.evaluation.baselines import BASELINES, Als, BprMf, DataCollatorWithUsers, Ease, ItemNeighbors, OwnItems
 
 VOCAB = 8
 MASK, UNK = 1, 2
@@ -63,6 +63,14 @@ def test_the_order_of_the_markov_chain_is_counted_by_hand(train):
     scores = MarkovChain(train, VOCAB).scores(query([B], [A], [C], [D], [E]))
     orders = scores[:, 3:].argsort(dim=1, descending=True, stable=True).add(3).tolist()
     assert orders == [[A, C, B, D, E], [B, A, C, D, E], [A, B, C, D, E], [A, B, C, D, E], [A, B, C, D, E]]
+
+
+def test_own_items_are_scored_by_their_number_then_by_popularity(train):
+    scores = OwnItems(train, VOCAB).scores(query([D, C, D], [UNK]))
+    #             a    b          c              d              e
+    counted = [0, 0, 0, 0.9, 0.9 * 3 / 4, 1 + 0.9 * 2 / 4, 2 + 0.9 * 1 / 4, 0]
+    nothing = [0, 0, 0, 0.9, 0.9 * 3 / 4, 0.9 * 2 / 4, 0.9 * 1 / 4, 0]
+    torch.testing.assert_close(scores, torch.tensor([counted, nothing]))
 
 
 @pytest.mark.parametrize("history", [[], [D], [E], [UNK]])

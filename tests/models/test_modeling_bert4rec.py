@@ -718,6 +718,7 @@ CHANGES = {
     "layer_norm_eps": 0.5,
     "rope_theta": 7,
     "conv_kernel_size": 3,
+    "identity_attention": True,
     "prediction_head": False,
     "tie_word_embeddings": False,
     "loss": "sampled_softmax",
@@ -787,6 +788,20 @@ def test_the_chunks_of_the_loss_change_nothing(batch):
     other_loss.backward()
     for name, gradient in gradients(other).items():
         torch.testing.assert_close(gradient, gradients(one)[name], atol=1e-10, rtol=1e-8, msg=name)
+
+
+def test_identity_attention_adds_the_identity_to_the_first_values_and_outputs(tmp_path):
+    torch.manual_seed(0)
+    one = Bert4RecForMaskedLM(small_config())
+    torch.manual_seed(0)
+    other = Bert4RecForMaskedLM(small_config(identity_attention=True))
+    for name, parameter in one.named_parameters():
+        expected = torch.eye(12) if name.endswith(("attention.value.weight", "attention.output.weight")) else 0.0
+        torch.testing.assert_close(other.get_parameter(name) - parameter, expected + torch.zeros_like(parameter))
+    one.config.identity_attention = True
+    one.save_pretrained(tmp_path)
+    for name, parameter in Bert4RecForMaskedLM.from_pretrained(tmp_path).named_parameters():
+        assert torch.equal(parameter, one.get_parameter(name)), name  # loaded weights stay as they are
 
 
 def test_the_initializer_range_changes_the_weights():

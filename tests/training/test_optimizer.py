@@ -141,7 +141,7 @@ def test_muon_with_fsdp_raises_before_training(tmp_path, monkeypatch, by):
         monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     options = {"use_cpu": True, "fsdp": "full_shard" if by == "argument" else None}
     with pytest.raises(ValueError, match=r"Muon needs whole matrices, and FSDP shards them\. Set `muon_learning_rate`"):
-        RecommendationTrainingArguments(str(tmp_path), **options)
+        RecommendationTrainingArguments(str(tmp_path), muon_learning_rate=0.01, **options)
     with pytest.raises(ValueError, match="Muon needs whole matrices"):
         muon(TrainingArguments(str(tmp_path), **options))
     assert RecommendationTrainingArguments(str(tmp_path), muon_learning_rate=None, **options).muon_learning_rate is None

@@ -57,11 +57,14 @@ def trained(histories, tmp_path):  # noqa: F811
     return trainer
 
 
-def test_it_trains_as_the_stock_trainer_does(histories, tmp_path, trained):  # noqa: F811
-    args = RecommendationTrainingArguments(str(tmp_path))
-    stock = make_trainer(histories, tmp_path / "stock", Trainer, muon(args))
+@pytest.mark.parametrize("rate", [None, 1e-2])
+def test_it_trains_as_the_stock_trainer_does(histories, tmp_path, rate):  # noqa: F811
+    setup = muon(RecommendationTrainingArguments(str(tmp_path)), rate) if rate else {}
+    stock = make_trainer(histories, tmp_path / "stock", Trainer, setup)
     stock.train()
-    pairs = zip(stock.model.parameters(), trained.model.parameters(), strict=True)
+    ours = make_trainer(histories, tmp_path / "ours", muon_learning_rate=rate)
+    ours.train()
+    pairs = zip(stock.model.parameters(), ours.model.parameters(), strict=True)
     assert all(torch.equal(one, other) for one, other in pairs)
 
 
@@ -302,7 +305,7 @@ def test_own_callbacks_are_added_to_those_of_the_package(histories, tmp_path):  
         assert [kinds.count(kind) for kind in (ClozeCallback, ResourceCallback, EarlyStopping, Count)] == [1] * 4
 
 
-def test_muon_trains_by_default_and_adamw_without_its_learning_rate(histories, tmp_path):  # noqa: F811
+def test_muon_trains_with_its_learning_rate_and_adamw_without(histories, tmp_path):  # noqa: F811
     for rate, optimizer in ((0.02, MuonAdamW), (None, torch.optim.AdamW)):
         trainer = make_trainer(histories, tmp_path, muon_learning_rate=rate)
         assert isinstance(trainer.create_optimizer(), optimizer)
@@ -408,7 +411,7 @@ def test_a_model_init_gives_the_same_weights_whatever_was_seeded_before(historie
         ({"learning_rate": -1.0}, "`learning_rate` must be at least 0, found -1"),
         ({"learning_rate": float("nan")}, "`learning_rate` must be at least 0, found nan"),
         ({"muon_learning_rate": -1.0}, r"\(`muon_learning_rate`\) must be above 0, found -1"),
-        ({"optim": "sgd"}, "`optim=sgd` cannot be combined with Muon"),
+        ({"optim": "sgd", "muon_learning_rate": 0.01}, "`optim=sgd` cannot be combined with Muon"),
         ({"early_stopping_patience": 0}, "`early_stopping_patience` must be at least 1, or None, found 0"),
     ],
 )

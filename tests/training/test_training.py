@@ -206,6 +206,7 @@ LOG = "user,item,timestamp\n" + "".join(
 )  # 16 training rows: two steps of eight
 RECIPE = """
 data: {log}
+recommended_settings: false
 max_length: 8
 hidden_size: 12
 intermediate_size: 20

@@ -1,0 +1,88 @@
+"""Compare the recommended settings with baselines and SASRec on several logs.
+
+    python scripts/make_logs.py logs
+    python scripts/compare_logs.py runs/logs scripts/results/any-log.jsonl logs/*.csv
+
+For each log that has no line in the results yet, `hf-bert4rec compare` trains BERT4Rec and SASRec with the settings
+that a user without a recipe gets, and fits the baselines. A line has NDCG@10 on test of all of them, and the difference
+between BERT4Rec and the best of the others.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hf_bert4rec.cli.compare import compare
+from hf_bert4rec.data.interactions import load_interactions
+from hf_bert4rec.training.settings import recommended_settings
+
+MOST_ITEMS = 13_000  # EASE inverts a matrix of this width
+BASELINES: dict[str, dict[str, Any]] = {
+    "Popularity": {"baseline": "popularity"},
+    "Markov chain": {"baseline": "markov_chain"},
+    "Item neighbors": {"baseline": "item_neighbors"},
+    "ALS": {"baseline": "als"},
+    "EASE": {"baseline": "ease"},
+    "Own items": {"baseline": "own_items"},
+}
+
+
+def compare_log(log: Path, folder: Path) -> dict[str, Any]:
+    """Train and evaluate all models on a log, and return the line of its results."""
+    interactions = load_interactions(str(log))
+    settings = recommended_settings(interactions)
+    repeats = settings.model.get("exclude_history") is False
+    items = len(set(interactions["item"][:]))
+    without = {"EASE"} if items > MOST_ITEMS else set()
+    without |= set() if repeats else {"Own items"}
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump({"data": str(log.absolute()), "seed": 42}), encoding="utf-8")
+    models = {name: options for name, options in BASELINES.items() if name not in without}
+    models["SASRec"] = {"recipe": str(recipe), "architecture": "sasrec", "conv_kernel_size": "none"}
+    models["BERT4Rec"] = {"recipe": str(recipe)}
+    comparison = folder / "comparison.yaml"
+    comparison.write_text(yaml.safe_dump({"recipe": str(recipe), "models": models}), encoding="utf-8")
+    compare(str(comparison), "test", str(folder))
+    summary = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
+    scores = {name: round(row["metrics"]["ndcg@10"], 5) for name, row in summary["models"].items()}
+    best = max((name for name in scores if name != "BERT4Rec"), key=lambda name: scores[name])
+    (difference,) = (row for row in summary["differences"] if set(row["models"]) == {"BERT4Rec", best})
+    sign = 1 if difference["models"][0] == "BERT4Rec" else -1
+    return {
+        "log": log.stem,
+        "users": summary["users"],
+        "items": items,
+        "interactions": len(interactions),
+        "settings": settings.reason,
+        "ndcg@10": scores,
+        "best other": best,
+        "difference": round(sign * difference["mean"], 5),
+        "interval": sorted(round(sign * end, 5) for end in difference["interval"]),
+        "p": difference["p"],
+        "seconds": summary["models"]["BERT4Rec"]["training_seconds"],
+        "seed": 42,
+    }
+
+
+def main() -> None:
+    """Compare on each log."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="Folder for models and reports.")
+    parser.add_argument("results", type=Path, help="JSON lines, one per log.")
+    parser.add_argument("logs", type=Path, nargs="+", help="Logs to read.")
+    args = parser.parse_args()
+    lines = args.results.read_text(encoding="utf-8").splitlines() if args.results.exists() else []
+    done = {json.loads(line)["log"] for line in lines}
+    for log in args.logs:
+        if log.stem not in done:
+            folder = args.folder / log.stem
+            folder.mkdir(parents=True, exist_ok=True)
+            with args.results.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(compare_log(log, folder), ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    main()
