@@ -213,8 +213,10 @@ def check_model(comparison: Comparison, name: str, recipe: Recipe, folder: str) 
             found = split_options(parse_recipe([str(checkpoint)]))
             found["exclude_history"] = stored_exclude_history(checkpoint)
         else:
-            own = parse_recipe(recipe_words(options, folder))
-            if own.run.recommended_settings:  # the same log, so the same settings
+            own, whole = parse_recipe(recipe_words(options, folder)), comparison.parse_recipe()
+            if _chooses_exclusion(own) != _chooses_exclusion(whole):
+                raise ValueError("Set exclude_history for the comparison and the model, or for neither of them.")
+            if _chooses_exclusion(own):  # by the same log
                 own = own.fill({"model": {"exclude_history": expected["exclude_history"]}})
             found = split_options(own)
         for option in ("window_step", "prefixes"):  # they change the training rows, not the targets
@@ -226,6 +228,11 @@ def check_model(comparison: Comparison, name: str, recipe: Recipe, folder: str) 
             )
     except (ImportError, TypeError, ValueError) as error:
         raise ValueError(f"{comparison.path}: {name!r}: {error}") from error
+
+
+def _chooses_exclusion(recipe: Recipe) -> bool:
+    """Return whether the log decides if rankings exclude the history."""
+    return recipe.run.recommended_settings and "exclude_history" not in recipe.given
 
 
 def split_options(recipe: Recipe) -> dict[str, Any]:
@@ -253,6 +260,7 @@ def describe_settings(comparison: Comparison, name: str, split: str, sha256: str
     options, recipe = comparison.models[name], comparison.parse_recipe()
     names = ("max_length", "popularity_candidates", "uniform_candidates")
     protocol = {option: getattr(recipe.run, option) for option in names} | split_options(recipe)
+    protocol.pop("prefixes", None)  # of the training rows
     settings = {"model": options, "evaluated split": split, "data": sha256, "protocol": protocol}
     if "recipe" in options:
         settings["recipe"] = weight_options(parse_recipe(recipe_words(options, folder)).given)

@@ -27,6 +27,8 @@ EMBEDDED_TERMS = (
     "same terms, please cite Harper and Konstan, 2015, doi:10.1145/2827872."
 )
 WHOLE_HISTORY = 2**31 - 1  # longer than any
+ROWS = ("prefixes", "window_step", "last_item_probability", "mask_probability", "max_predictions")
+"""Options of training rows and masks, which depend on each other."""
 CHUNK = 1_000_000  # interactions that are hashed at a time
 
 
@@ -71,18 +73,23 @@ def prepare(
 
 
 def _with_recommended_settings(recipe: Recipe, interactions: Dataset) -> Recipe:
-    objective = architecture_of(find_configuration(recipe.run.architecture)()).objective
-    settings = recommended_settings(interactions, objective)
-    options = {name: dict(getattr(settings, name)) for name in ("splitting", "model", "masking", "training")}
-    if not set(options["splitting"]) <= set(find_split(recipe.run.split).options):  # a split of the user's own
-        options["splitting"], options["masking"] = {}, {}
+    """Fill in the options that `recommended_settings` chooses and the recipe does not give; log them.
+
+    Rows and masks belong together: if the recipe gives one of these options, none is filled in.
+    """
+    cloze = architecture_of(find_configuration(recipe.run.architecture)()).objective == "cloze"
+    prefixes = cloze and "prefixes" in find_split(recipe.run.split).options and not {*ROWS} & {*recipe.given}
+    settings = recommended_settings(interactions, prefixes=prefixes)
+    options = {name: getattr(settings, name) for name in ("splitting", "masking", "training")}
+    if recipe.run.start_from is None:  # otherwise the checkpoint has its own
+        options["model"] = settings.model
     filled = recipe.fill(options)
     if new := {name: value for name, value in filled.given.items() if name not in recipe.given}:
         words = " ".join(f"--{name} {value}" for name, value in new.items())
         logger.info(
             "Settings that follow from the log (%s): %s. Give other values to override.", settings.reason, words
         )
-    return filled
+    return filled.fill({"run": {"recommended_settings": False}})  # a run from this recipe has the same options
 
 
 def _titles(run: RunArguments, names: dict[str, str] | None) -> dict[str, str] | None:

@@ -56,7 +56,8 @@ def push_data(
             "Candidates cannot be pushed, because training rows have none. Set --popularity_candidates 0 and "
             "--uniform_candidates 0, and draw the candidates again after loading."
         )
-    recipe, interactions, tokenizer, histories = prepare(recipe)
+    # Settings for one way of training are not part of the data.
+    recipe, interactions, tokenizer, histories = prepare(recipe.fill({"run": {"recommended_settings": False}}))
     data = describe_data(recipe, interactions)
     repository = create_repository(repository, repo_type="dataset", private=private, token=token)
     with tempfile.TemporaryDirectory() as temporary:

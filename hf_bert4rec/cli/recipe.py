@@ -62,10 +62,10 @@ class RunArguments:
     uniform_candidates: int = option("Also rank among N uniformly drawn items per user.", 0)
     architecture: str = option("bert4rec, sasrec, gru4rec, or package.module:ConfigClass.", "bert4rec")
     recommended_settings: bool = option(
-        "Let options that are not given follow from sizes of the log, by `recommended_settings`.", True
+        "Choose options that are not given by statistics of the log (docs/training.md).", True
     )
     initialize_items: bool = option(
-        "Start item vectors and biases of a new model from counts of the training histories.", True
+        "Initialize item vectors and output biases from item counts of the training histories.", True
     )
     start_from: str | None = option("Checkpoint of another catalog whose encoder and shared items are the start.")
     match_items: Literal["id", "title"] = option("How items of `start_from` are matched.", "id")

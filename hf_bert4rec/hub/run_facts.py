@@ -45,7 +45,11 @@ OLD_DEFAULTS: dict[int, dict[str, dict[str, Any]]] = {
         },
     },
 }  # fmt: skip
-"""Format version -> architecture ("" = all) -> defaults of recipes of that version that are others in the next one."""
+"""Format version -> architecture ("" = all) -> defaults of that version that differ from those of the next one."""
+
+WITH_START_FROM = ("recommended_settings", "learning_rate", "muon_learning_rate", "num_train_epochs",
+                   "early_stopping_patience")  # fmt: skip
+"""Old defaults that hold for a model that starts from a checkpoint."""
 
 Number = float | int
 
@@ -151,7 +155,7 @@ class RunFacts:
             )
         try:
             values = _from_version_1(values) if version == 1 else values
-            if values.get("reproducible") and "start_from" not in values["recipe"]:
+            if values.get("reproducible"):
                 for name, value in _old_defaults(version, values["recipe"]).items():
                     values["recipe"].setdefault(name, value)
             values["format_version"] = FORMAT_VERSION
@@ -193,11 +197,13 @@ def _build(kind: type, values: Mapping[str, Any]) -> Any:
 
 
 def _old_defaults(version: int, recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the defaults of a recipe of an earlier version that are others today."""
+    """Return the defaults of an earlier version that differ from those of today."""
     defaults: dict[str, Any] = {}
     for changed in range(FORMAT_VERSION - 1, version - 1, -1):  # older ones take precedence
         rows = OLD_DEFAULTS[changed]
         defaults |= rows[""] | rows.get(recipe.get("architecture", "bert4rec"), {})
+    if "start_from" in recipe:  # its model has the options of its checkpoint
+        defaults = {name: value for name, value in defaults.items() if name in WITH_START_FROM}
     return defaults
 
 

@@ -15,38 +15,49 @@ ITERATIONS = 8  # power iterations of the randomized decomposition
 
 @torch.no_grad()
 def initialize_items(model: PreTrainedModel, rows: Dataset) -> None:
-    """Let a new model start from how often items occur, alone and together, in the training histories.
+    """Initialize item vectors and output biases of a new model from item counts of the training histories.
 
-    The vectors of items become the right singular vectors, times the singular values, of the matrix of users and items
-    whose entries are 1 / sqrt(items of the user · users of the item) (PureSVD; Cremonesi et al., RecSys 2010). They are
-    rotated at random and scaled to a mean length of 0.2, and a tenth of the random vectors is added. The output biases
-    become the logarithms of the numbers of users, minus their mean. The special rows do not change. Random numbers come
-    from torch's generator.
+    The vectors become the right singular vectors, times the singular values, of the matrix of users and items whose
+    entries are 1 / sqrt(items of the user · users of the item) (PureSVD; Cremonesi et al., RecSys 2010). They are
+    rotated at random and scaled to a mean length of 0.2, and a tenth of the random vectors is added, which is all that
+    an item without users has. The output biases become log(1 + users of the item), minus the mean. Untied output
+    matrices start with the same vectors. The special rows do not change. Random numbers come from torch's generator.
 
     Args:
         model: A model of the package with random weights. It is changed in place.
         rows: Training rows with `user` and `input_ids`, as from `leave_one_out(…)["train"]`.
+
+    Raises:
+        ValueError: The rows have no items.
     """
-    table, bias = model.get_input_embeddings().weight, model.get_output_embeddings().bias
+    first, output = len(SPECIAL_TOKENS), model.get_output_embeddings()
+    table: torch.Tensor = model.get_input_embeddings().weight
+    matrix = _matrix_of_users_and_items(rows, len(table))
+    rank = min(table.shape[1], *matrix.shape)
+    _, scales, vectors = torch.svd_lowrank(matrix, rank, niter=ITERATIONS)
+    # Without a rotation, the first dimension of all items would be their popularity, and the last ones nearly nothing.
+    rotation, _ = torch.linalg.qr(torch.randn(table.shape[1], rank, dtype=vectors.dtype, device=vectors.device))
+    vectors = vectors * scales @ rotation.T
+    users = torch.bincount(matrix.indices()[1], minlength=len(table))
+    vectors *= NORM / vectors.norm(dim=1)[users > 0].mean()
+    vectors[first:] += 0.1 * table[first:].to(vectors)
+    for weight in {id(it): it for it in (table, output.weight)}.values():
+        weight[first:] = vectors[first:].to(weight)
+    if output.bias is not None:
+        logarithms = users[first:].log1p()
+        output.bias[first:] = (logarithms - logarithms.mean()).to(output.bias)
+
+
+def _matrix_of_users_and_items(rows: Dataset, vocab_size: int) -> torch.Tensor:
+    """Return the normalized matrix (users, vocab_size), sparse. Rows of a user may repeat items, each counts once."""
     arrow = rows.with_format("arrow")[:]
     items, places = flatten(arrow["input_ids"])
     users = pa.chunked_array(arrow["user"]).combine_chunks().dictionary_encode().indices.to_numpy()[places]
     known = items >= len(SPECIAL_TOKENS)
-    users, items = np.unique(np.stack([users[known], items[known]]), axis=1)  # pairs, each once
-    user_counts, item_counts = np.bincount(users), np.bincount(items, minlength=len(table))
-    values = (user_counts[users] * item_counts[items]) ** -0.5
-    matrix = torch.sparse_coo_tensor(
-        torch.from_numpy(np.stack([users, items])), torch.from_numpy(values).float(), (len(user_counts), len(table)),
-        check_invariants=False,
-    )  # fmt: skip
-    rank = min(table.shape[1], *matrix.shape)
-    _, scales, vectors = torch.svd_lowrank(matrix, rank, niter=ITERATIONS)
-    # Without a rotation, the first dimension of all items would be their popularity, and the last ones nearly nothing.
-    rotation, _ = torch.linalg.qr(torch.randn(rank, table.shape[1]).T)
-    vectors = vectors * scales @ rotation.T
-    vectors *= NORM / vectors.norm(dim=1)[item_counts > 0].mean()
-    first = len(SPECIAL_TOKENS)
-    table[first:] *= 0.1
-    table[first:] += vectors[first:].to(table)
-    logarithms = torch.from_numpy(np.log1p(item_counts[first:]))
-    bias[first:] = (logarithms - logarithms.mean()).to(bias)
+    if not known.any():
+        raise ValueError("Expected items in the training rows, found none.")
+    pairs = np.unique(users[known].astype(np.int64) * vocab_size + items[known])
+    users, items = pairs // vocab_size, pairs % vocab_size
+    values = (np.bincount(users)[users] * np.bincount(items)[items]) ** -0.5
+    indices, shape = torch.from_numpy(np.stack([users, items])), (int(users.max()) + 1, vocab_size)
+    return torch.sparse_coo_tensor(indices, torch.from_numpy(values).float(), shape, check_invariants=False).coalesce()

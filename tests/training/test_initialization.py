@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from datasets import Dataset
 
 from hf_bert4rec import Bert4RecForMaskedLM, initialize_items, item_tokenizer, leave_one_out, train_on_all
 from tests.conftest import small_config
@@ -36,16 +37,33 @@ def test_items_of_the_same_users_get_the_same_vector_and_others_an_orthogonal_on
 
 def test_biases_are_logarithms_of_the_numbers_of_users():
     bias = initialized([*GROUPS, ("u1", "a"), ("u5", "a")])[0].lm_head.bias.detach()
-    assert (bias[A] - bias[B]).item() == pytest.approx(math.log(4 / 3))  # a repeated item counts once
-    assert (bias[B] - bias[E]).item() == pytest.approx(math.log(3))
+    assert (bias[A] - bias[B]).item() == pytest.approx(math.log(4 / 3), abs=1e-6)  # a repeated item counts once
+    assert (bias[B] - bias[E]).item() == pytest.approx(math.log(3), abs=1e-6)
     assert bias[3:].mean().item() == pytest.approx(0, abs=1e-6)
     assert not bias[:3].any()
 
 
 def test_rows_that_repeat_items_of_a_user_count_each_item_once():
-    windows, prefixes = (initialized(GROUPS, prefixes=value)[0] for value in (False, True))
+    longer = [*GROUPS, ("u1", "e"), ("u1", "c"), ("u3", "a"), ("u3", "e"), ("u1", "d"), ("u1", "a"), ("u1", "b")]
+    windows, prefixes = (initialized(longer, prefixes=value)[0] for value in (False, True))
     assert torch.equal(windows.lm_head.bias, prefixes.lm_head.bias)
     assert torch.allclose(windows.get_input_embeddings().weight, prefixes.get_input_embeddings().weight)
+
+
+def test_untied_output_vectors_start_as_the_input_vectors_and_a_head_needs_no_bias():
+    log = log_of(*((user, item, time) for time, (user, item) in enumerate(GROUPS)))
+    tokenizer = item_tokenizer(list("abcde"), max_length=6)
+    model = Bert4RecForMaskedLM(small_config(len(tokenizer), 6, tie_word_embeddings=False))
+    model.lm_head.bias = None
+    initialize_items(model, train_on_all(log, tokenizer)["train"])
+    assert torch.equal(model.lm_head.weight[3:], model.get_input_embeddings().weight[3:])
+    assert not torch.equal(model.lm_head.weight[:3], model.get_input_embeddings().weight[:3])
+
+
+def test_rows_without_items_raise():
+    model = Bert4RecForMaskedLM(small_config(8, 6))
+    with pytest.raises(ValueError, match=r"Expected items in the training rows, found none\."):
+        initialize_items(model, Dataset.from_dict({"user": ["u"], "input_ids": [[2]]}))
 
 
 def test_more_factors_than_items_are_possible():

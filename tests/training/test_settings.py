@@ -1,9 +1,12 @@
 """Recommended settings: the rule at its limits, and what a run makes of it."""
 
 import pytest
-from datasets import Dataset
+from datasets import Dataset, Features, Value
 
 from hf_bert4rec import recommended_settings
+from hf_bert4rec.cli.build import objective_arguments
+from hf_bert4rec.cli.prepare import prepare
+from hf_bert4rec.cli.recipe import parse_recipe
 
 
 def log(users: int, length: int, items: int, repeat: int = 0) -> Dataset:
@@ -27,14 +30,80 @@ def test_histories_of_twenty_interactions_are_not_short():
     assert (settings.splitting, settings.model, settings.masking, settings.training) == ({}, {}, {}, {})
 
 
-def test_next_item_training_needs_no_prefixes():
-    settings = recommended_settings(log(users=50, length=5, items=60), "next_item")
+def test_without_prefixes_rows_and_masks_stay_as_they_are():
+    settings = recommended_settings(log(users=50, length=5, items=60), prefixes=False)
+    assert settings.training == {"learning_rate": 1e-3}
     assert (settings.splitting, settings.masking) == ({}, {})
     assert settings.model["hidden_dropout_prob"] == 0.5
 
 
 def test_a_large_log_of_short_histories_gets_fewer_epochs():
     assert recommended_settings(log(users=5000, length=8, items=600)).training["num_train_epochs"] == 20
+
+
+def test_a_log_whose_prefixes_would_not_fit_keeps_its_windows(monkeypatch):
+    monkeypatch.setattr("hf_bert4rec.training.settings.MOST_PREFIX_ITEMS", 50 * 5**2)
+    assert recommended_settings(log(users=50, length=5, items=60)).splitting == {"prefixes": True}
+    assert recommended_settings(log(users=51, length=5, items=60)).splitting == {}
+
+
+def test_an_empty_log_has_no_settings():
+    columns = Features({"user": Value("string"), "item": Value("string"), "timestamp": Value("int64")})
+    assert recommended_settings(Dataset.from_dict({name: [] for name in columns}, columns)).model == {}
+
+
+# ---- in a recipe -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def short_log(tmp_path):
+    rows = [f"u{u},i{(u + t) % 12},{t}\n" for u in range(16) for t in range(6)]
+    (tmp_path / "log.csv").write_text("user,item,timestamp\n" + "".join(rows))
+
+    def prepared(*words: str):
+        return prepare(
+            parse_recipe(["--data", str(tmp_path / "log.csv"), "--output_dir", str(tmp_path / "out"), *words])
+        )
+
+    return prepared
+
+
+def test_a_recipe_is_filled_with_what_the_log_asks_for_and_says_so(short_log, caplog):
+    caplog.set_level("INFO", "hf_bert4rec")
+    recipe, _, tokenizer, histories = short_log("--hidden_dropout_prob", "0.2")
+    assert recipe.given["prefixes"] is True
+    assert recipe.given["recommended_settings"] is False  # the options of another log would not fit
+    assert recipe.options("model") == {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.5}
+    assert recipe.training.per_device_train_batch_size == 256
+    assert histories["train"].num_rows == 16 * 3  # of four training items, all but the first
+    assert objective_arguments(recipe, tokenizer)["data_collator"].last_item_probability == 1
+    (text,) = [message for message in caplog.messages if "Settings that follow" in message]
+    assert "(median history 6, 8.0 interactions per item, 0% repeats)" in text
+    assert "--prefixes True" in text
+    assert "hidden_dropout_prob" not in text
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--mask_probability", "0.3"],
+        ["--prefixes", "false"],
+        ["--window_step", "0.2"],
+        ["--last_item_probability", "0.1"],
+        ["--architecture", "sasrec", "--conv_kernel_size", "none"],
+    ],
+)
+def test_rows_and_masks_are_chosen_together_or_not_at_all(short_log, words):
+    recipe, _, _, histories = short_log(*words)
+    assert histories["train"].num_rows == 16
+    assert recipe.options("masking").get("last_item_probability") != 1
+    assert recipe.training.per_device_train_batch_size == 64
+    assert recipe.training.learning_rate == 1e-3
+
+
+def test_the_rule_can_be_switched_off_and_does_not_change_a_model_that_starts_from_another(short_log):
+    assert short_log("--recommended_settings", "false")[0].options("model") == {}
+    assert short_log("--start_from", "nobody/nothing")[0].options("model") == {}
 
 
 def test_a_dense_log_gets_less_dropout():
