@@ -45,7 +45,7 @@ def draw_log(users: int, items: int, length: int, shares: tuple[float, ...], see
     for _ in range(users):
         tastes, history = random.integers(0, CLUSTERS, TASTES), [int(random.choice(items, p=popularity))]
         wanted = SHORTEST + int(random.exponential(length - SHORTEST))
-        for _ in range(20 * wanted):  # without repeats, some draws are in vain
+        for _ in range(20 * wanted):  # without repeats, draws of an item of the history do not count
             if len(history) >= wanted:
                 break
             kind, taste = random.choice(4, p=shares), random.choice(tastes)

@@ -189,8 +189,8 @@ def _windows(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """User, start and end of every training window, as in the published code.
 
-    Windows end at the last item and at multiples of `step` before it. The earliest one begins at the history's start,
-    and is the only one that does, unless `prefixes` asks for the shorter ones too.
+    Windows end at the last item and at multiples of `step` before it. The earliest one begins at the history's start.
+    With `prefixes`, shorter windows that begin there follow, down to two items.
     """
     lengths = ends - starts
     shortest = 2 if prefixes else max_length  # nothing precedes a single item

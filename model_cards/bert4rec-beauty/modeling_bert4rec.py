@@ -5,7 +5,8 @@ Read the classes in order: embeddings, attention, feed-forward, layer, encoder, 
 - There are no token types and no pooler.
 - The special rows take no part in the softmax over the items.
 - The last layer and the head run on the scored positions only (`kept_positions`).
-- Options that the paper does not have: rotary positions, and a convolution over neighboring items.
+- Options that the paper does not have: rotary positions, a convolution over neighboring items, attention that starts
+  at the identity.
 """
 
 from collections.abc import Callable
