@@ -153,7 +153,11 @@ def test_leaks_are_reported(recipe_file, tmp_path):
 
 
 def test_an_interrupted_comparison_says_how_to_continue(recipe_file, tmp_path):
-    path = comparison_file(tmp_path, recipe_file, Ours={"recipe": str(recipe_file), "num_train_epochs": 10_000})
+    path = comparison_file(
+        tmp_path,
+        recipe_file,
+        Ours={"recipe": str(recipe_file), "num_train_epochs": 10_000, "early_stopping_patience": "none"},
+    )
     words = ["compare", path, "--output_dir", str(tmp_path / "kept")]
     code = f"from hf_bert4rec.cli.main import main; main({words})"
     script = tmp_path / "command.py"
