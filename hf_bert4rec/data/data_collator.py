@@ -26,8 +26,8 @@ class DataCollatorForNextItem:
 
     @property
     def scored_share(self) -> float:
-        """Share of the positions of a training batch that are scored: every item."""
-        return 1.0
+        """Share of the positions of a training batch that are scored: every item, or the masked ones."""
+        return getattr(self, "mask_probability", 1.0)
 
     def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """Build a batch from rows with `input_ids`, and with `labels` if they are to be evaluated.
@@ -111,12 +111,6 @@ class DataCollatorForCloze(DataCollatorForNextItem):
             raise ValueError(f"Expected mask_probability in (0, 1) and last_item_probability in [0, 1], found {found}.")
         if self.max_predictions is not None and self.max_predictions < 1:
             raise ValueError(f"Expected max_predictions of at least 1, or None, found {self.max_predictions}.")
-
-    @property
-    def scored_share(self) -> float:
-        """Share of the positions of a training batch that are scored: the masked ones, in rows of the longest input."""
-        last = self.last_item_probability
-        return (1 - last) * self.mask_probability + last / self.tokenizer.model_max_length
 
     def _choose_labels(
         self, rows: Sequence[Mapping[str, Any]], input_ids: np.ndarray, real: np.ndarray
