@@ -178,13 +178,10 @@ def paper_protocol_table() -> str:
     return markdown_table(["model", *map(str.upper, SAMPLED_METRICS), "seconds"], rows)
 
 
-def seeds_table() -> str:
-    """Return the runs with three seeds on MovieLens-1M, and their means."""
+def seeds_table(recipes: Mapping[str, str]) -> str:
+    """Return the runs with several seeds, and their means; `recipes`: name of a recipe -> file of its runs."""
     rows: Rows = []
-    for recipe, name in (
-        ("`ml-1m.yaml`, 23 epochs", "seeds-ml-1m"),
-        ("`ml-1m-128.yaml`, 62 epochs", "seeds-ml-1m-128"),
-    ):
+    for recipe, name in recipes.items():
         runs = load_lines(name)
         columns: list[list[float]] = []
         for run in runs:
@@ -408,7 +405,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "movielens-1m-differences": lambda: differences_table(
         "ml-1m", ["BERT4Rec", "BERT4Rec, 23 epochs", "SASRec", "GRU4Rec", "Markov chain"]
     ),
-    "movielens-1m-seeds": seeds_table,
+    "movielens-1m-seeds": lambda: seeds_table(
+        {"`ml-1m.yaml`, 23 epochs": "seeds-ml-1m", "`ml-1m-128.yaml`, 62 epochs": "seeds-ml-1m-128"}
+    ),
+    "beauty-5core-seeds": lambda: seeds_table({"`beauty-5core.yaml`, 24 epochs": "seeds-beauty-5core"}),
     "movielens-1m-sampled": lambda: sampled_table("ml-1m", ["Popularity", "BPR-MF", "GRU4Rec", "SASRec", "BERT4Rec"]),
     "movielens-20m": lambda: published_table("ml-20m"),
     "beauty": lambda: full_ranking_table("beauty", {"BERT4Rec": "**BERT4Rec**"}),
