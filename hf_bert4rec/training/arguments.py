@@ -40,7 +40,7 @@ class RecommendationTrainingArguments(TrainingArguments):
     weight_decay: float = option(0.01, "Weight decay; 0 for biases and normalizations.")
     max_grad_norm: float = option(5.0, "Largest gradient norm; larger ones are clipped.")
     adam_epsilon: float = option(1e-6, "Epsilon of AdamW.")
-    num_train_epochs: float = option(40, "Number of passes over the training rows.")
+    num_train_epochs: float = option(30, "Number of passes over the training rows.")
     early_stopping_patience: int | None = option(
         10, "Stop after this number of evaluations without improvement; none: never."
     )

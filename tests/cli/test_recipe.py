@@ -68,7 +68,7 @@ def test_a_recipe_needs_no_file():
     recipe = parse_recipe(["--data", "ratings.csv", "--output_dir", "runs/mine"])
     assert recipe.given == {"seed": 42, "data": "ratings.csv", "output_dir": "runs/mine"}
     training = recipe.training
-    assert (training.learning_rate, training.muon_learning_rate, training.num_train_epochs) == (2e-3, None, 40)
+    assert (training.learning_rate, training.muon_learning_rate, training.num_train_epochs) == (2e-3, None, 30)
     assert (training.early_stopping_patience, training.metric_for_best_model) == (10, "ndcg@10")
 
 
