@@ -114,8 +114,7 @@ def compare(path: str, split: str, folder: str) -> str:
             weights. All of this is checked before a model is trained.
     """
     comparison = Comparison.load(path)
-    recipe = comparison.parse_recipe()
-    recipe, interactions, tokenizer, histories = prepare(recipe)
+    recipe, interactions, tokenizer, histories = prepare(comparison.parse_recipe())
     if split not in histories:
         raise ValueError(
             f"{comparison.recipe} has no {split} split, only {', '.join(histories)}. Choose another --split."
@@ -147,8 +146,8 @@ def evaluate_model(comparison: Comparison, name: str, split: str, folder: str) -
     """Evaluate one model, which is fitted or trained first if necessary, and save its `ModelResult`."""
     transformers.logging.disable_progress_bar()
     logging.getLogger("hf_bert4rec.data").setLevel(logging.ERROR)  # the main process has warned about the data
-    recipe, options = comparison.parse_recipe(), dict(comparison.models[name])
-    recipe, interactions, tokenizer, histories = prepare(recipe)
+    options = dict(comparison.models[name])
+    recipe, interactions, tokenizer, histories = prepare(comparison.parse_recipe())
     data, train = describe_data(recipe, interactions), whole_histories(recipe, interactions, tokenizer)
     baseline = options.pop("baseline", None)
     if baseline:

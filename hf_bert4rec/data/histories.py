@@ -116,8 +116,8 @@ def build_histories(
     items, times = log.items[known], log.timestamps[known]
     starts = position[log.starts]
 
-    step = max(1, int(window_step * max_length))
-    users, firsts, lasts = _windows(starts, position[train_ends], max_length, 1 if prefixes else step, prefixes)
+    step = 1 if prefixes else max(1, int(window_step * max_length))
+    users, firsts, lasts = _windows(starts, position[train_ends], max_length, step, prefixes)
     empty = pa.nulls(len(users), pa.list_(pa.int32()))
     inputs, input_times = _lists(items, firsts, lasts), _lists(times, firsts, lasts)
     splits = {"train": _rows(log.users.take(users), inputs, input_times, labels=empty, history=empty)}

@@ -7,10 +7,10 @@ import numpy as np
 from datasets import Dataset
 
 from ..data.histories import REPEATS, check_interactions
+from ..models.configuration_bert4rec import Bert4RecConfig
 
 SHORT = 20  # median number of interactions of a user below which histories are short
 DENSE = 100  # interactions per item from which a log is dense
-LONGEST = 50  # default length of the inputs
 MOST_PREFIX_ITEMS = 20_000_000  # in all prefixes together: 0.3 GB of rows
 
 
@@ -62,7 +62,10 @@ def recommended_settings(interactions: Dataset, *, prefixes: bool = True) -> Set
     if median < SHORT:
         settings.model.update(hidden_dropout_prob=0.5, attention_probs_dropout_prob=0.5)
         settings.training["learning_rate"] = 1e-3
-        if prefixes and (histories * np.minimum(histories, LONGEST)).sum() <= MOST_PREFIX_ITEMS:
+        if (
+            prefixes
+            and (histories * np.minimum(histories, Bert4RecConfig.max_position_embeddings)).sum() <= MOST_PREFIX_ITEMS
+        ):
             settings.splitting["prefixes"] = True
             settings.masking["last_item_probability"] = 1.0
             epochs = int(np.clip(800_000 / len(users), 8, 40))
