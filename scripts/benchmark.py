@@ -114,6 +114,7 @@ def build_config(args: argparse.Namespace, rows: int) -> Any:
         loss=args.loss or "softmax",
         num_negatives=args.num_negatives,
         share_negatives=not args.unshared,
+        learned_positions=True,
         rope_theta=None,  # the peers have neither rotary positions nor a convolution
         conv_kernel_size=None,
         prediction_head=args.architecture == "bert4rec",

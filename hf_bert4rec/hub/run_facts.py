@@ -15,7 +15,7 @@ from huggingface_hub.errors import StrictDataclassError
 from .errors import read_json
 
 FACTS_FILE = "run_facts.json"
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 
 UNPUBLISHED_OPTIONS = (
     "output_dir", "hub_", "push_to_hub", "resume_from_checkpoint", "report_to", "trackio_", "run_name", "project",
@@ -44,6 +44,7 @@ OLD_DEFAULTS: dict[int, dict[str, dict[str, Any]]] = {
             "learning_rate": 0.006, "muon_learning_rate": 0.01, "num_train_epochs": 50,
         },
     },
+    3: {"": {"learned_positions": True}},
 }  # fmt: skip
 """Format version -> architecture ("" = all) -> defaults of that version that differ from those of the next one."""
 

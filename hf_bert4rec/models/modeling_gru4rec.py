@@ -30,6 +30,9 @@ class Gru4RecConfig(Bert4RecConfig):
     rope_theta: float | int | None = None
     conv_kernel_size: int | None = None
 
+    def validate_positions(self) -> None:
+        """Accept no positions: the network reads one item after the other."""
+
     def validate_direction(self) -> None:
         """Check that options of other encoders are not set."""
         for name in ("rope_theta", "conv_kernel_size"):

@@ -10,6 +10,7 @@ from ..data.histories import flatten
 from ..models.configuration_bert4rec import SPECIAL_TOKENS
 
 NORM = 0.2  # mean length of the item vectors
+FEW_ITEMS, WEAK_NORM = 5, 0.05  # below 5 items per user, the vectors are mostly noise, and must not outweigh the biases
 ITERATIONS = 8  # power iterations of the randomized decomposition
 
 
@@ -19,9 +20,10 @@ def initialize_items(model: PreTrainedModel, rows: Dataset) -> None:
 
     The vectors become the right singular vectors, times the singular values, of the matrix of users and items whose
     entries are 1 / sqrt(items of the user · users of the item) (PureSVD; Cremonesi et al., RecSys 2010). They are
-    rotated at random and scaled to a mean length of 0.2, and a tenth of the random vectors is added, which is all that
-    an item without users has. The output biases become log(1 + users of the item), minus the mean. Untied output
-    matrices start with the same vectors. The special rows do not change. Random numbers come from torch's generator.
+    rotated at random and scaled to a mean length of 0.2 (0.05 if users have fewer than 5 items on average). A tenth of
+    the random vectors is added, which is all that an item without users has. The output biases become
+    log(1 + users of the item), minus the mean. Untied output matrices start with the same vectors. The special rows do
+    not change. Random numbers come from torch's generator.
 
     Args:
         model: A model of the package with random weights. It is changed in place.
@@ -39,7 +41,8 @@ def initialize_items(model: PreTrainedModel, rows: Dataset) -> None:
     rotation, _ = torch.linalg.qr(torch.randn(table.shape[1], rank, dtype=vectors.dtype, device=vectors.device))
     vectors = vectors * scales @ rotation.T
     users = torch.bincount(matrix.indices()[1], minlength=len(table))
-    vectors *= NORM / vectors.norm(dim=1)[users > 0].mean()
+    norm = WEAK_NORM if len(matrix.values()) < FEW_ITEMS * len(matrix) else NORM
+    vectors *= norm / vectors.norm(dim=1)[users > 0].mean()
     vectors[first:] += 0.1 * table[first:].to(vectors)
     for weight in {id(it): it for it in (table, output.weight)}.values():
         weight[first:] = vectors[first:].to(weight)

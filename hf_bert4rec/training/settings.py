@@ -10,8 +10,12 @@ from ..data.histories import REPEATS, check_interactions
 from ..models.configuration_bert4rec import Bert4RecConfig
 
 SHORT = 20  # median number of interactions of a user below which histories are short
+SMALL = 100_000  # interactions below which a log is small
 DENSE = 100  # interactions per item from which a log is dense
-MOST_PREFIX_ITEMS = 20_000_000  # in all prefixes together: 0.3 GB of rows
+ROWS, PREFIX_ITEMS = 800_000, 20_000_000  # at most in all epochs together, for five minutes on one core
+EPOCHS = (8, 40)  # fewest and most, whatever that means for the time
+MOST_PREFIX_ITEMS = 20_000_000  # in all prefixes of short histories together: 0.3 GB of rows
+MOST_PREFIX_ITEMS_OF_LONG_HISTORIES = 3_000_000  # more need more than five minutes on one core
 
 
 @dataclass(frozen=True)
@@ -36,9 +40,11 @@ class Settings:
 def recommended_settings(interactions: Dataset, *, prefixes: bool = True) -> Settings:
     """Return the settings that are recommended for a log. The defaults are meant for histories that are not short.
 
-    - Median history below 20 interactions: more dropout and a lower learning rate. If `prefixes`, also a training row
-      for every prefix of a history, of which the last item is predicted, in larger batches and fewer epochs, unless the
-      rows would have more than 20 million items.
+    - Median history below 20 interactions, or below 100,000 interactions in all: a training row for every prefix of a
+      history, of which the last item is predicted, in 8 to 40 epochs, unless the rows would have more than 20 million
+      items (3 million if histories are not short).
+    - With such rows and below 100,000 interactions: one layer and more weight decay.
+    - Otherwise, median history below 20: more dropout and a lower learning rate, with such rows larger batches.
     - Otherwise, at least 100 interactions per item: less dropout.
     - More than 5 % of the interactions repeat an item of the user: the history is not excluded from recommendations.
 
@@ -59,17 +65,23 @@ def recommended_settings(interactions: Dataset, *, prefixes: bool = True) -> Set
     settings = Settings(
         reason=f"median history {median:.0f}, {density:.1f} interactions per item, {repeats:.0%} repeats"
     )
-    if median < SHORT:
+    prefix_items = (histories * np.minimum(histories, Bert4RecConfig.max_position_embeddings)).sum()
+    short, small = median < SHORT, len(users) < SMALL
+    limit = MOST_PREFIX_ITEMS if short else MOST_PREFIX_ITEMS_OF_LONG_HISTORIES if small else 0
+    prefixes = prefixes and bool(prefix_items <= limit)
+    if prefixes:
+        settings.splitting["prefixes"] = True
+        settings.masking["last_item_probability"] = 1.0
+        epochs = min(ROWS / len(users), PREFIX_ITEMS / prefix_items)
+        settings.training["num_train_epochs"] = int(np.clip(epochs, *EPOCHS))
+    if prefixes and small:
+        settings.model["num_hidden_layers"] = 1
+        settings.training["weight_decay"] = 0.1
+    elif short:
         settings.model.update(hidden_dropout_prob=0.5, attention_probs_dropout_prob=0.5)
         settings.training["learning_rate"] = 1e-3
-        if (
-            prefixes
-            and (histories * np.minimum(histories, Bert4RecConfig.max_position_embeddings)).sum() <= MOST_PREFIX_ITEMS
-        ):
-            settings.splitting["prefixes"] = True
-            settings.masking["last_item_probability"] = 1.0
-            epochs = int(np.clip(800_000 / len(users), 8, 40))
-            settings.training.update(per_device_train_batch_size=256, num_train_epochs=epochs)
+        if prefixes:
+            settings.training["per_device_train_batch_size"] = 256
     elif density >= DENSE:
         settings.model.update(hidden_dropout_prob=0.2, attention_probs_dropout_prob=0.1)
     if repeats > REPEATS:

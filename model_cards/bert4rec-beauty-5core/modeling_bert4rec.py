@@ -65,7 +65,7 @@ class Dropout(nn.Dropout):
 
 
 class Bert4RecEmbeddings(nn.Module):
-    """Item plus learned absolute position; position 0 is the oldest item (paper, section 3.4).
+    """Item, with `learned_positions` plus absolute position; position 0 is the oldest item (paper, section 3.4).
 
     With `conv_kernel_size` each position also starts from its neighbors. A [MASK] has no item to start from, unlike the
     last position of a causal model.
@@ -74,7 +74,10 @@ class Bert4RecEmbeddings(nn.Module):
     def __init__(self, config: Bert4RecConfig) -> None:
         super().__init__()
         self.item_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.position_embeddings = None
+        if config.learned_positions:
+            self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.max_length = config.max_position_embeddings
         size, channels = config.conv_kernel_size, config.hidden_size
         self.convolution = None
         if size is not None:
@@ -90,10 +93,11 @@ class Bert4RecEmbeddings(nn.Module):
     ) -> torch.Tensor:
         if inputs_embeds is None:
             inputs_embeds = self.item_embeddings(input_ids)
-        length, limit = inputs_embeds.shape[1], self.position_embeddings.num_embeddings
-        if length > limit:
+        length = inputs_embeds.shape[1]
+        if length > self.max_length:
             raise ValueError(
-                f"Expected at most {limit} positions (max_position_embeddings), found {length}. Keep the newest items."
+                f"Expected at most {self.max_length} positions (max_position_embeddings), found {length}. Keep the "
+                "newest items."
             )
         if self.convolution is not None:
             if attention_mask is not None:  # padding must not be a neighbor of the newest item
@@ -104,7 +108,9 @@ class Bert4RecEmbeddings(nn.Module):
                     )
                 inputs_embeds = inputs_embeds.masked_fill(attention_mask.unsqueeze(-1) == 0, 0)
             inputs_embeds = self.convolution(inputs_embeds.transpose(1, 2)).transpose(1, 2)
-        return self.dropout(self.norm(inputs_embeds + self.position_embeddings.weight[:length]))
+        if self.position_embeddings is not None:
+            inputs_embeds = inputs_embeds + self.position_embeddings.weight[:length]
+        return self.dropout(self.norm(inputs_embeds))
 
 
 def rotate(states: torch.Tensor, positions: torch.Tensor, theta: float) -> torch.Tensor:

@@ -55,8 +55,10 @@ class Bert4RecConfig(PreTrainedConfig):
         initializer_range: Standard deviation of the normal distribution of the initial weights, truncated at twice
             this value.
         layer_norm_eps: Epsilon of the layer normalizations.
-        rope_theta: Base of the wavelengths of rotary position embeddings (Su et al., 2021), which attention uses in
-            addition to the learned positions. None, as in the paper: only learned positions.
+        learned_positions: Whether a learned vector of its position is added to each item, as in the paper. With rotary
+            positions alone, a model of few interactions learns more about items.
+        rope_theta: Base of the wavelengths of rotary position embeddings in attention (Su et al., 2021). None, as in
+            the paper: no rotary positions.
         conv_kernel_size: Odd width of a depthwise convolution over the item embeddings. With 3, each position also
             starts from its two neighbors, so that a [MASK] starts from items. None, as in the paper: no convolution.
         identity_attention: Whether the value and output matrices of attention start at the identity, plus the random
@@ -80,8 +82,8 @@ class Bert4RecConfig(PreTrainedConfig):
 
     Raises:
         ValueError: A size or probability is out of range, `hidden_size` is not a multiple of the number of heads,
-            `vocab_size` leaves no row for an item, the loss or the activation is unknown, or there are fewer other
-            items than negatives.
+            `vocab_size` leaves no row for an item, there are no positions, the loss or the activation is unknown, or
+            there are fewer other items than negatives.
     """
 
     model_type = "bert4rec"
@@ -91,6 +93,7 @@ class Bert4RecConfig(PreTrainedConfig):
         "attention_probs_dropout_prob": 0.2,
         "max_position_embeddings": 200,
         "initializer_range": 0.02,
+        "learned_positions": True,
         "rope_theta": None,
         "conv_kernel_size": None,
         "identity_attention": False,
@@ -108,6 +111,7 @@ class Bert4RecConfig(PreTrainedConfig):
     max_position_embeddings: int = 50
     initializer_range: float = 0.02
     layer_norm_eps: float = 1e-12
+    learned_positions: bool = False
     rope_theta: float | int | None = 200
     conv_kernel_size: int | None = 3
     identity_attention: bool = True
@@ -175,6 +179,11 @@ class Bert4RecConfig(PreTrainedConfig):
                 f"`vocab_size` must count the {len(SPECIAL_TOKENS)} special rows {', '.join(SPECIAL_TOKENS)} and at "
                 f"least one item, found {self.vocab_size}. Pass `vocab_size=len(tokenizer)`."
             )
+
+    def validate_positions(self) -> None:
+        """Check that the order of the items has an effect."""
+        if self.rope_theta is None and not self.learned_positions:
+            raise ValueError("The order of a history needs positions: set `rope_theta` or `learned_positions`.")
 
     def validate_activation(self) -> None:
         """Check the name of the activation."""

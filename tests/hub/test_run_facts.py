@@ -47,7 +47,7 @@ def full_facts() -> RunFacts:
 def test_facts_are_read_as_they_were_written(tmp_path):
     full_facts().save(tmp_path)
     assert RunFacts.load(tmp_path) == full_facts()
-    assert json.loads((tmp_path / "run_facts.json").read_text())["format_version"] == 3 == FORMAT_VERSION
+    assert json.loads((tmp_path / "run_facts.json").read_text())["format_version"] == 4 == FORMAT_VERSION
 
 
 def test_a_checkpoint_of_version_1_loads_with_its_facts_and_card():
@@ -94,7 +94,7 @@ def test_a_recipe_of_version_2_keeps_the_defaults_of_its_time(tmp_path, reproduc
     facts.save(tmp_path)
     recipe = RunFacts.load(tmp_path).recipe
     old = {"recommended_settings": False, "initialize_items": False, "identity_attention": False,
-           "muon_learning_rate": 0.01, "learning_rate": 0.5}  # fmt: skip
+           "learned_positions": True, "muon_learning_rate": 0.01, "learning_rate": 0.5}  # fmt: skip
     assert old.items() <= recipe.items() if reproducible else recipe == {"learning_rate": 0.5}
     assert RunFacts.load(tmp_path).format_version == FORMAT_VERSION
 
@@ -216,8 +216,8 @@ def test_published_recipes_contain_no_folder_of_this_machine(given, published):
 
 
 def test_a_newer_format_asks_for_an_update(tmp_path):
-    (tmp_path / "run_facts.json").write_bytes(dataclasses.replace(small_facts(), format_version=4).to_json())
-    with pytest.raises(ValueError, match=r"format_version is 4, but this hf-bert4rec reads up to 3\. Update it"):
+    (tmp_path / "run_facts.json").write_bytes(dataclasses.replace(small_facts(), format_version=5).to_json())
+    with pytest.raises(ValueError, match=r"format_version is 5, but this hf-bert4rec reads up to 4\. Update it"):
         RunFacts.load(tmp_path)
 
 

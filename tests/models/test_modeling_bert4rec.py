@@ -704,6 +704,7 @@ def test_weights_start_from_a_truncated_normal_and_biases_from_zero():
 # the model itself has the attention mask.
 CONTRACT = {"pad_token_id", "bos_token_id", "eos_token_id"}
 RANKING = {"exclude_history"}  # tried below, with the output `ranking`
+POSITIONS = {"learned_positions"}  # tried below, with rotary positions
 CHANGES = {
     "vocab_size": 37,
     "hidden_size": 24,
@@ -732,7 +733,7 @@ SHAPE_CHANGES = {"vocab_size", "hidden_size", "num_hidden_layers", "intermediate
 
 
 def test_every_field_of_the_configuration_is_tried():
-    assert set(Bert4RecConfig.__annotations__) - PRIVATE == set(CHANGES) | CONTRACT | RANKING
+    assert set(Bert4RecConfig.__annotations__) - PRIVATE == set(CHANGES) | CONTRACT | RANKING | POSITIONS
 
 
 def test_a_typo_in_an_option_is_reported_with_the_near_name(caplog):
@@ -740,6 +741,20 @@ def test_a_typo_in_an_option_is_reported_with_the_near_name(caplog):
     assert not caplog.messages
     Bert4RecConfig(rope_thta=200)
     assert caplog.messages == ["Unknown option 'rope_thta' of Bert4RecConfig. Did you mean 'rope_theta'?"]
+
+
+def test_rotary_positions_alone_tell_the_order():
+    model = lively_model(rope_theta=9, learned_positions=False)
+    assert not [name for name, _ in model.named_parameters() if "position" in name]
+    one, other = (model(torch.tensor([[first, second, MASK]])).logits for first, second in ((5, 7), (7, 5)))
+    assert (one - other)[:, -1, SPECIALS:].abs().max() > 1e-2
+    with pytest.raises(ValueError, match="at most 11 positions"):
+        model(torch.full((1, 12), 5))
+
+
+def test_a_model_without_positions_is_refused():
+    with pytest.raises(StrictDataclassError, match="set `rope_theta` or `learned_positions`"):
+        small_config(learned_positions=False)
 
 
 @pytest.mark.parametrize("field", sorted(SHAPE_CHANGES))

@@ -30,9 +30,16 @@ def test_items_of_the_same_users_get_the_same_vector_and_others_an_orthogonal_on
     assert similarity[A, B].item() == pytest.approx(1, abs=1e-3)
     assert similarity[C, D].item() == pytest.approx(1, abs=1e-3)
     assert similarity[A, C].item() == pytest.approx(0, abs=1e-3)
-    assert table[[A, B, C, D]].norm(dim=1).mean().item() == pytest.approx(0.2, abs=1e-3)
+    assert table[[A, B, C, D]].norm(dim=1).mean().item() == pytest.approx(0.05, abs=1e-3)
     assert table[E].norm().item() == pytest.approx(0.1 * before[E].norm().item(), abs=1e-6)  # nobody had it
     assert torch.equal(table[:3], before[:3])
+
+
+@pytest.mark.parametrize(("items", "length"), [("abcd", 0.05), ("abcde", 0.2)])
+def test_vectors_are_short_if_users_have_few_items(items, length):
+    model, _ = initialized([(user, item) for user in ("u1", "u2") for item in items])
+    table = model.get_input_embeddings().weight.detach()
+    assert table[3 : 3 + len(items)].norm(dim=1).mean().item() == pytest.approx(length, abs=1e-3)
 
 
 def test_biases_are_logarithms_of_the_numbers_of_users():

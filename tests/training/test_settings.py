@@ -16,16 +16,34 @@ def log(users: int, length: int, items: int, repeat: int = 0) -> Dataset:
     return Dataset.from_dict(dict(zip(("user", "item", "timestamp"), zip(*rows, strict=True), strict=True)))
 
 
-def test_short_histories_train_on_prefixes_with_more_dropout():
+@pytest.fixture
+def limits(monkeypatch):
+    """Change limits of the rule, so that logs of a few rows pass them."""
+    return lambda **values: [
+        monkeypatch.setattr(f"hf_bert4rec.training.settings.{name}", it) for name, it in values.items()
+    ]
+
+
+def test_a_small_log_trains_one_layer_on_prefixes():
+    settings = recommended_settings(log(users=50, length=30, items=60))
+    assert settings.splitting == {"prefixes": True}
+    assert settings.masking == {"last_item_probability": 1.0}
+    assert settings.model == {"num_hidden_layers": 1}
+    assert settings.training == {"weight_decay": 0.1, "num_train_epochs": 40}
+    assert settings.reason == "median history 30, 25.0 interactions per item, 0% repeats"
+
+
+def test_short_histories_train_on_prefixes_with_more_dropout(limits):
+    limits(SMALL=50 * 19)
     settings = recommended_settings(log(users=50, length=19, items=60))
     assert settings.splitting == {"prefixes": True}
     assert settings.masking == {"last_item_probability": 1.0}
-    assert settings.model["hidden_dropout_prob"] == 0.5
-    assert settings.training["num_train_epochs"] == 40
-    assert settings.reason == "median history 19, 15.8 interactions per item, 0% repeats"
+    assert settings.model == {"hidden_dropout_prob": 0.5, "attention_probs_dropout_prob": 0.5}
+    assert settings.training == {"learning_rate": 1e-3, "per_device_train_batch_size": 256, "num_train_epochs": 40}
 
 
-def test_histories_of_twenty_interactions_are_not_short():
+def test_a_large_log_whose_histories_are_not_short_keeps_the_defaults(limits):
+    limits(SMALL=50 * 20)
     settings = recommended_settings(log(users=50, length=20, items=60))
     assert (settings.splitting, settings.model, settings.masking, settings.training) == ({}, {}, {}, {})
 
@@ -37,14 +55,20 @@ def test_without_prefixes_rows_and_masks_stay_as_they_are():
     assert settings.model["hidden_dropout_prob"] == 0.5
 
 
-def test_a_large_log_of_short_histories_gets_fewer_epochs():
-    assert recommended_settings(log(users=5000, length=8, items=600)).training["num_train_epochs"] == 20
+@pytest.mark.parametrize(
+    ("values", "epochs"), [({"ROWS": 20_000}, 20), ({"PREFIX_ITEMS": 100_000}, 10), ({"ROWS": 2000}, 8), ({}, 40)]
+)
+def test_more_rows_or_longer_ones_get_fewer_epochs(limits, values, epochs):
+    limits(**values)
+    interactions = log(users=100, length=10, items=60)  # 1,000 interactions, 10,000 items in prefixes
+    assert recommended_settings(interactions).training["num_train_epochs"] == epochs
 
 
-def test_a_log_whose_prefixes_would_not_fit_keeps_its_windows(monkeypatch):
-    monkeypatch.setattr("hf_bert4rec.training.settings.MOST_PREFIX_ITEMS", 50 * 5**2)
-    assert recommended_settings(log(users=50, length=5, items=60)).splitting == {"prefixes": True}
-    assert recommended_settings(log(users=51, length=5, items=60)).splitting == {}
+@pytest.mark.parametrize(("name", "length"), [("MOST_PREFIX_ITEMS", 5), ("MOST_PREFIX_ITEMS_OF_LONG_HISTORIES", 20)])
+def test_a_log_whose_prefixes_would_be_too_many_keeps_its_windows(limits, name, length):
+    limits(**{name: 50 * length**2})
+    assert recommended_settings(log(users=50, length=length, items=60)).splitting == {"prefixes": True}
+    assert recommended_settings(log(users=51, length=length, items=60)).splitting == {}
 
 
 def test_an_empty_log_has_no_settings():
@@ -73,8 +97,8 @@ def test_a_recipe_is_filled_with_what_the_log_asks_for_and_says_so(short_log, ca
     recipe, _, tokenizer, histories = short_log("--hidden_dropout_prob", "0.2")
     assert recipe.given["prefixes"] is True
     assert recipe.given["recommended_settings"] is False  # the options of another log would not fit
-    assert recipe.options("model") == {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.5}
-    assert recipe.training.per_device_train_batch_size == 256
+    assert recipe.options("model") == {"hidden_dropout_prob": 0.2, "num_hidden_layers": 1}
+    assert recipe.training.weight_decay == 0.1
     assert histories["train"].num_rows == 16 * 3  # of four training items, all but the first
     assert objective_arguments(recipe, tokenizer)["data_collator"].last_item_probability == 1
     (text,) = [message for message in caplog.messages if "Settings that follow" in message]
@@ -106,7 +130,8 @@ def test_the_rule_can_be_switched_off_and_does_not_change_a_model_that_starts_fr
     assert short_log("--start_from", "nobody/nothing")[0].options("model") == {}
 
 
-def test_a_dense_log_gets_less_dropout():
+def test_a_dense_log_gets_less_dropout(limits):
+    limits(SMALL=0)
     assert recommended_settings(log(users=100, length=20, items=20)).model == {
         "hidden_dropout_prob": 0.2,
         "attention_probs_dropout_prob": 0.1,
