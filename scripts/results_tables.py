@@ -34,6 +34,7 @@ RESULTS = ROOT / "scripts" / "results"
 PAGES = ("README.md", "docs/results.md", "docs/performance.md")
 MARKED = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 OURS = "hf-bert4rec"
+CLOZE = "BERT4Rec, cloze rows"
 COLUMNS = {"hr@10": "HR@10", "ndcg@10": "NDCG@10"}
 Rows = list[list[str]]
 
@@ -160,6 +161,10 @@ def sampled_table(data: str, models: Sequence[str]) -> str:
     for name in models:
         for metrics in summary["published"].get(name, {}).values():
             rows.append([f"{name}, paper", *format_metrics(metrics, SAMPLED_METRICS)])
+        runs = [run for run in find_runs(data, "candidates") if run["model"] == name]
+        rows += [[f"{name}, this package", *format_metrics(run["candidates"], SAMPLED_METRICS)] for run in runs]
+        if runs:
+            continue
         names = [f"{metric}_popularity_sampled" for metric in SAMPLED_METRICS]
         rows.append([f"{name}, this package", *format_metrics(summary["models"][name]["metrics"], names)])
     return markdown_table(["model", *map(str.upper, SAMPLED_METRICS)], rows)
@@ -412,8 +417,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "movielens-1m-sampled": lambda: sampled_table("ml-1m", ["Popularity", "BPR-MF", "GRU4Rec", "SASRec", "BERT4Rec"]),
     "movielens-20m": lambda: published_table("ml-20m"),
     "beauty": lambda: full_ranking_table("beauty", {"BERT4Rec": "**BERT4Rec**"}),
-    "beauty-differences": lambda: differences_table("beauty", ["BERT4Rec", "SASRec", "GRU4Rec", "Markov chain"]),
-    "beauty-sampled": lambda: sampled_table("beauty", ["Popularity", "BPR-MF", "GRU4Rec", "SASRec", "BERT4Rec"]),
+    "beauty-differences": lambda: differences_table("beauty", [CLOZE, "SASRec", "GRU4Rec", "Markov chain"]),
+    "beauty-sampled": lambda: sampled_table("beauty", ["Popularity", "BPR-MF", "GRU4Rec", "SASRec", CLOZE, "BERT4Rec"]),
     "beauty-paper-protocol": paper_protocol_table,
     "beauty-5core": lambda: full_ranking_table("beauty-5core", {"BERT4Rec": "**BERT4Rec**"}),
     "movielens-latest-small": lambda: full_ranking_table("ml-latest-small", {"BERT4Rec": "**BERT4Rec**"}),

@@ -130,12 +130,22 @@ def _log_memory(args: TrainingArguments, model: Bert4RecForMaskedLM, loader: Any
 
 
 class EarlyStopping(EarlyStoppingCallback):
-    """The stock early stopping, whose count of evaluations without improvement continues after a resumption."""
+    """The stock early stopping, whose count of evaluations without improvement continues after a resumption.
+
+    If evaluations follow epochs, it adds one after a third of the first epoch: a model of a log in which nothing but
+    popularity matters is best before the first epoch ends.
+    """
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Restore the count."""
         super().on_train_begin(args, state, control, **kwargs)
         self.early_stopping_patience_counter = int(_stored(state, self, "early_stopping_patience_counter"))
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """Evaluate and save early in the first epoch."""
+        early = state.max_steps // state.num_train_epochs // 3
+        if state.global_step == early and args.eval_strategy == args.save_strategy == "epoch":
+            control.should_evaluate = control.should_save = True
 
 
 def _stored(state: TrainerState, callback: TrainerCallback, attribute: str) -> float:

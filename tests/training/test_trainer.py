@@ -62,10 +62,19 @@ def test_it_trains_as_the_stock_trainer_does(histories, tmp_path, rate):  # noqa
     setup = muon(RecommendationTrainingArguments(str(tmp_path)), rate) if rate else {}
     stock = make_trainer(histories, tmp_path / "stock", Trainer, setup)
     stock.train()
-    ours = make_trainer(histories, tmp_path / "ours", muon_learning_rate=rate)
+    same = {"early_stopping_patience": None}  # which adds an evaluation, and that draws a random number
+    ours = make_trainer(histories, tmp_path / "ours", muon_learning_rate=rate, **same)
     ours.train()
     pairs = zip(stock.model.parameters(), ours.model.parameters(), strict=True)
     assert all(torch.equal(one, other) for one, other in pairs)
+
+
+def test_it_evaluates_after_a_third_of_the_first_epoch_and_after_each_epoch(histories, tmp_path):  # noqa: F811
+    trainer = make_trainer(histories, tmp_path, per_device_train_batch_size=1, early_stopping_patience=5)
+    trainer.train()
+    steps = [entry["step"] for entry in trainer.state.log_history if "eval_loss" in entry or "eval_ndcg@10" in entry]
+    epoch = trainer.state.max_steps // 3
+    assert steps == [epoch // 3, epoch, 2 * epoch, 3 * epoch]
 
 
 def test_it_saves_a_checkpoint_with_a_card_and_without_pickles(trained, tmp_path):
