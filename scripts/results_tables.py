@@ -58,7 +58,7 @@ def load_yaml(name: str) -> Any:
 
 
 def find_runs(data: str, kind: str) -> list[dict[str, Any]]:
-    """Return the single runs on a dataset that have metrics of a kind: `test` or `sampled`."""
+    """Return the single runs on a dataset that have metrics of a kind: `test`, `sampled` or `candidates`."""
     return [run for run in load_yaml("runs") if run["data"] == data and kind in run]
 
 
@@ -115,8 +115,9 @@ def full_ranking_table(data: str, ours: Mapping[str, str]) -> str:
         ]
         training = f"{model['training_seconds']:,.0f} s on {model['processes']} × {model['threads']}"
         rows.append((model["metrics"]["ndcg@10"], [*cells, training, "this package"]))
+    compared = load_comparison(data)["models"]
     for run in find_runs(data, "test"):
-        if "interval" in run:
+        if "interval" in run and run["model"] not in compared:
             cells = [ours.get(run["model"], run["model"]), *format_metrics(run["test"], [*COLUMNS])]
             training = f"{run['seconds']:,} s on 1 × 1"
             cells += [format_interval(run["interval"]), training, "this package"]
@@ -399,6 +400,32 @@ def scaling_table() -> str:
     return markdown_table(["axis", "values", "seconds per step", "exponent", "peak GB"], rows)
 
 
+def any_log_table() -> str:
+    """Return BERT4Rec with the recommended settings next to the best other model of each log."""
+    rows: Rows = []
+    for line in load_lines("any-log"):
+        best, scores = line["best other"], line["ndcg@10"]
+        sizes = [f"{line[name]:,}" for name in ("users", "items", "interactions")]
+        cells = [f"{best} {scores[best]:.4f}", f"{scores['BERT4Rec']:.4f}", f"{line['difference']:+.4f}"]
+        start, end = line["interval"]
+        rows.append(
+            [line["log"], *sizes, *cells, f"{start:+.4f} to {end:+.4f}", f"{line['p']:.3f}", f"{line['seconds']:.0f}"]
+        )
+    header = [
+        "log",
+        "users",
+        "items",
+        "interactions",
+        "best other",
+        "BERT4Rec",
+        "difference",
+        "95 % interval",
+        "p",
+        "seconds",
+    ]
+    return markdown_table(header, rows)
+
+
 # -------------------------------------------------------------------------------------------------------------- pages
 
 TABLES: dict[str, Callable[[], str]] = {
@@ -427,6 +454,7 @@ TABLES: dict[str, Callable[[], str]] = {
     ),
     "movielens-latest-small-at-time": lambda: full_ranking_table("ml-latest-small-at-time", {}),
     "movielens-latest-small-at-time-groups": lambda: groups_table(load_comparison("ml-latest-small-at-time")),
+    "any-log": any_log_table,
     "what-helps": lambda: study_table("what-helps-ml-1m"),
     "needed": lambda: study_table("needed-ml-1m"),
     "stability": lambda: study_table("stability-ml-1m"),

@@ -79,7 +79,7 @@ def _with_recommended_settings(recipe: Recipe, interactions: Dataset) -> Recipe:
     """
     cloze = architecture_of(find_configuration(recipe.run.architecture)()).objective == "cloze"
     prefixes = cloze and "prefixes" in find_split(recipe.run.split).options and not {*ROWS} & {*recipe.given}
-    settings = recommended_settings(interactions, prefixes=prefixes)
+    settings = recommended_settings(interactions, prefixes=prefixes, max_length=recipe.run.max_length)
     options = {name: getattr(settings, name) for name in ("splitting", "masking", "training")}
     if recipe.run.start_from is None:  # otherwise the checkpoint has its own
         options["model"] = settings.model

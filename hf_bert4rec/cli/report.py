@@ -75,7 +75,7 @@ def summary(folder: Path) -> str:
         epoch = next(entry["epoch"] for entry in facts.log if entry["step"] == step)
         text += [
             f"\nThe best checkpoint is that of epoch {epoch:.3g}. To train on all interactions before deployment: "
-            f"--split train_on_all --num_train_epochs {epoch:.3g}"
+            f"--split train_on_all --num_train_epochs {max(epoch, 1):.3g}"
         ]
     return "\n".join([*text, f"Trained in {facts.seconds:.0f} s; checkpoint, card and {CURVE} in {folder}"])
 

@@ -24,8 +24,9 @@ class RecommendationTrainingArguments(TrainingArguments):
     """`TrainingArguments` with the defaults of recommendation models, and two new fields.
 
     The new fields are `muon_learning_rate` and `early_stopping_patience`; `RecommendationTrainer` applies them. The
-    model is evaluated and saved after each epoch, and the checkpoint with the highest validation NDCG@10 is restored
-    at the end of training. Without a validation split pass `eval_strategy="no", load_best_model_at_end=False`.
+    model is evaluated and saved after each epoch, with early stopping also once before. The checkpoint with the highest
+    validation NDCG@10 is restored at the end of training. Without a validation split pass `eval_strategy="no",
+    load_best_model_at_end=False`.
 
     Raises:
         ValueError: An option is out of range, or it does not work with recommendation models.

@@ -132,8 +132,8 @@ def _log_memory(args: TrainingArguments, model: Bert4RecForMaskedLM, loader: Any
 class EarlyStopping(EarlyStoppingCallback):
     """The stock early stopping, whose count of evaluations without improvement continues after a resumption.
 
-    If evaluations follow epochs, it adds one after a third of the first epoch: a model of a log in which nothing but
-    popularity matters is best before the first epoch ends.
+    If evaluations follow epochs, it adds one after a third of the first epoch. On a log in which little but popularity
+    matters, the model can be best before the first epoch ends.
     """
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
@@ -143,8 +143,10 @@ class EarlyStopping(EarlyStoppingCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Evaluate and save early in the first epoch."""
-        early = state.max_steps // state.num_train_epochs // 3
-        if state.global_step == early and args.eval_strategy == args.save_strategy == "epoch":
+        loader = kwargs["train_dataloader"]
+        early = -(-len(loader) // args.gradient_accumulation_steps) // 3 if has_length(loader) else 0
+        by_epoch = args.eval_strategy == args.save_strategy == "epoch" and not args.eval_delay
+        if by_epoch and state.global_step == early:
             control.should_evaluate = control.should_save = True
 
 

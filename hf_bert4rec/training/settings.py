@@ -12,8 +12,8 @@ from ..models.configuration_bert4rec import Bert4RecConfig
 SHORT = 20  # median number of interactions of a user below which histories are short
 SMALL = 100_000  # interactions below which a log is small
 DENSE = 100  # interactions per item from which a log is dense
-ROWS, PREFIX_ITEMS = 800_000, 20_000_000  # at most in all epochs together, for five minutes on one core
-EPOCHS = (8, 40)  # fewest and most, whatever that means for the time
+ROWS, PREFIX_ITEMS = 800_000, 20_000_000  # aim for all epochs together: five minutes on one core
+EPOCHS = (8, 40)  # fewest and most, which take precedence
 MOST_PREFIX_ITEMS = 20_000_000  # in all prefixes of short histories together: 0.3 GB of rows
 MOST_PREFIX_ITEMS_OF_LONG_HISTORIES = 3_000_000  # more need more than five minutes on one core
 
@@ -37,7 +37,7 @@ class Settings:
     reason: str = ""
 
 
-def recommended_settings(interactions: Dataset, *, prefixes: bool = True) -> Settings:
+def recommended_settings(interactions: Dataset, *, prefixes: bool = True, max_length: int | None = None) -> Settings:
     """Return the settings that are recommended for a log. The defaults are meant for histories that are not short.
 
     - Median history below 20 interactions, or below 100,000 interactions in all: a training row for every prefix of a
@@ -54,6 +54,7 @@ def recommended_settings(interactions: Dataset, *, prefixes: bool = True) -> Set
         interactions: Columns `user`, `item` and `timestamp`, as from `load_interactions`.
         prefixes: Whether the training rows may be prefixes. False for next-item training, which predicts every item of
             a row, and if you choose rows or masks yourself.
+        max_length: Longest input; None: the default of `Bert4RecConfig`.
     """
     table = check_interactions(interactions)
     if not table.num_rows:
@@ -65,7 +66,7 @@ def recommended_settings(interactions: Dataset, *, prefixes: bool = True) -> Set
     settings = Settings(
         reason=f"median history {median:.0f}, {density:.1f} interactions per item, {repeats:.0%} repeats"
     )
-    prefix_items = (histories * np.minimum(histories, Bert4RecConfig.max_position_embeddings)).sum()
+    prefix_items = (histories * np.minimum(histories, max_length or Bert4RecConfig.max_position_embeddings)).sum()
     short, small = median < SHORT, len(users) < SMALL
     limit = MOST_PREFIX_ITEMS if short else MOST_PREFIX_ITEMS_OF_LONG_HISTORIES if small else 0
     prefixes = prefixes and bool(prefix_items <= limit)

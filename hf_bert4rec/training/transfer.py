@@ -49,6 +49,12 @@ def transfer(
     if not len(rows):
         other = "title" if match == "id" else "id"
         raise ValueError(f"The two catalogs share no item by {match}. Match by {other}, or train a new model.")
+    longest = model.config.max_position_embeddings
+    if new_tokenizer.model_max_length > longest:
+        raise ValueError(
+            f"The model to start from has seen at most {longest} positions, found a `model_max_length` of "
+            f"{new_tokenizer.model_max_length}. Use a `max_length` of at most {longest}."
+        )
     sizes = {"vocab_size": len(new_tokenizer), "max_position_embeddings": new_tokenizer.model_max_length}
     config = copy.deepcopy(model.config)
     new = type(model)(type(config)(**{**config.to_dict(), **changes, **sizes})).to(model.dtype)
@@ -109,7 +115,6 @@ def _copy_encoder(model: PreTrainedModel, new: PreTrainedModel) -> None:
         if found[1:] != list(weight.shape[1:]) or not len(weight) == rows <= found[0]:
             raise ValueError(
                 f"The model to start from has no weights for {name} of shape {list(weight.shape)}, found "
-                f"{found if name in old else 'none'}. Do not change its sizes, and use a `max_length` of at most its "
-                "number of positions."
+                f"{found if name in old else 'none'}. Do not change its sizes."
             )
         weight.copy_(old[name][: len(weight)])

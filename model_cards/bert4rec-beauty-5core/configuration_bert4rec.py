@@ -55,8 +55,8 @@ class Bert4RecConfig(PreTrainedConfig):
         initializer_range: Standard deviation of the normal distribution of the initial weights, truncated at twice
             this value.
         layer_norm_eps: Epsilon of the layer normalizations.
-        learned_positions: Whether a learned vector of its position is added to each item, as in the paper. With rotary
-            positions alone, a model of few interactions learns more about items.
+        learned_positions: Whether a learned vector of its position is added to each item, as in the paper. On a small
+            log of short histories, rotary positions alone were better.
         rope_theta: Base of the wavelengths of rotary position embeddings in attention (Su et al., 2021). None, as in
             the paper: no rotary positions.
         conv_kernel_size: Odd width of a depthwise convolution over the item embeddings. With 3, each position also
@@ -183,7 +183,7 @@ class Bert4RecConfig(PreTrainedConfig):
     def validate_positions(self) -> None:
         """Check that the order of the items has an effect."""
         if self.rope_theta is None and not self.learned_positions:
-            raise ValueError("The order of a history needs positions: set `rope_theta` or `learned_positions`.")
+            raise ValueError("Expected `rope_theta` or `learned_positions`, found None and False. Set one of them.")
 
     def validate_activation(self) -> None:
         """Check the name of the activation."""

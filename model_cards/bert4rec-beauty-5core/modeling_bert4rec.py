@@ -65,7 +65,7 @@ class Dropout(nn.Dropout):
 
 
 class Bert4RecEmbeddings(nn.Module):
-    """Item, with `learned_positions` plus absolute position; position 0 is the oldest item (paper, section 3.4).
+    """Item embedding; with `learned_positions`, plus that of its position, 0 for the oldest (paper, section 3.4).
 
     With `conv_kernel_size` each position also starts from its neighbors. A [MASK] has no item to start from, unlike the
     last position of a causal model.

@@ -743,7 +743,7 @@ def test_a_typo_in_an_option_is_reported_with_the_near_name(caplog):
     assert caplog.messages == ["Unknown option 'rope_thta' of Bert4RecConfig. Did you mean 'rope_theta'?"]
 
 
-def test_rotary_positions_alone_tell_the_order():
+def test_with_rotary_positions_alone_the_order_matters():
     model = lively_model(rope_theta=9, learned_positions=False)
     assert not [name for name, _ in model.named_parameters() if "position" in name]
     one, other = (model(torch.tensor([[first, second, MASK]])).logits for first, second in ((5, 7), (7, 5)))
@@ -752,8 +752,8 @@ def test_rotary_positions_alone_tell_the_order():
         model(torch.full((1, 12), 5))
 
 
-def test_a_model_without_positions_is_refused():
-    with pytest.raises(StrictDataclassError, match="set `rope_theta` or `learned_positions`"):
+def test_a_model_without_positions_raises():
+    with pytest.raises(StrictDataclassError, match="Expected `rope_theta` or `learned_positions`"):
         small_config(learned_positions=False)
 
 

@@ -71,6 +71,13 @@ def test_a_log_whose_prefixes_would_be_too_many_keeps_its_windows(limits, name, 
     assert recommended_settings(log(users=51, length=length, items=60)).splitting == {}
 
 
+def test_longer_inputs_have_more_items_in_their_prefixes(limits):
+    limits(MOST_PREFIX_ITEMS_OF_LONG_HISTORIES=50 * 60 * 50)
+    interactions = log(users=50, length=60, items=70)
+    assert recommended_settings(interactions).splitting == {"prefixes": True}  # up to 50 of them
+    assert recommended_settings(interactions, max_length=51).splitting == {}
+
+
 def test_an_empty_log_has_no_settings():
     columns = Features({"user": Value("string"), "item": Value("string"), "timestamp": Value("int64")})
     assert recommended_settings(Dataset.from_dict({name: [] for name in columns}, columns)).model == {}

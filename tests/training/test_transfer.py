@@ -60,7 +60,7 @@ def test_settings_can_change_and_sizes_cannot(model):
     with pytest.raises(ValueError, match=r"intermediate\S+ of shape \[24, 12\]"):
         transfer(model, OLD, NEW, intermediate_size=24)
     longer = item_tokenizer(["a"], max_length=7)
-    with pytest.raises(ValueError, match="a `max_length` of at most its number of positions"):
+    with pytest.raises(ValueError, match="seen at most 6 positions, found a `model_max_length` of 7"):
         transfer(model, OLD, longer)
 
 
