@@ -75,11 +75,14 @@ def prepare(
 def _with_recommended_settings(recipe: Recipe, interactions: Dataset) -> Recipe:
     """Fill in the options that `recommended_settings` chooses and the recipe does not give; log them.
 
-    Rows and masks belong together: if the recipe gives one of these options, none is filled in.
+    Rows and masks belong together: if the recipe gives one of these options another value, none is filled in.
     """
     cloze = architecture_of(find_configuration(recipe.run.architecture)()).objective == "cloze"
-    prefixes = cloze and "prefixes" in find_split(recipe.run.split).options and not {*ROWS} & {*recipe.given}
+    prefixes = cloze and "prefixes" in find_split(recipe.run.split).options
     settings = recommended_settings(interactions, prefixes=prefixes, max_length=recipe.run.max_length)
+    rows = settings.splitting | settings.masking
+    if any(value != rows.get(name) for name, value in recipe.given.items() if name in ROWS):
+        settings = recommended_settings(interactions, prefixes=False)
     options = {name: getattr(settings, name) for name in ("splitting", "masking", "training")}
     if recipe.run.start_from is None:  # otherwise the checkpoint has its own
         options["model"] = settings.model

@@ -54,6 +54,8 @@ def count_better_and_tied(
             "have different catalogs. Build the histories with the tokenizer of the model."
         )
     known = targets >= SPECIALS
+    if history is not None:
+        known &= (history != targets[:, None]).all(1)
     target_scores = items.gather(1, (targets - SPECIALS).clamp(min=0)[:, None])
     target_scores = torch.where(known[:, None], target_scores, -torch.inf)
     # All items are counted and the items of the history are subtracted, which avoids a copy of the scores. Repetitions
@@ -67,11 +69,11 @@ def count_better_and_tied(
         history = history.sort(dim=1).values
         repeated = torch.zeros_like(history, dtype=torch.bool)
         repeated[:, 1:] = history[:, 1:] == history[:, :-1]
-        excluded = (history >= SPECIALS) & ~repeated & (history != targets[:, None])
+        excluded = (history >= SPECIALS) & ~repeated
         history_scores = items.gather(1, (history - SPECIALS).clamp(min=0))
         better = better - (excluded & (history_scores > target_scores)).sum(1)
         tied = tied - (excluded & (history_scores == target_scores)).sum(1)
-    return better, torch.where(known, tied - 1, 2 * tied)  # without the target itself; an unknown one ranks below all
+    return better, torch.where(known, tied - 1, 2 * tied)  # without the target itself; another one ranks below all
 
 
 def target_ranks(scores: torch.Tensor, targets: torch.Tensor, history: torch.Tensor | None = None) -> torch.Tensor:
@@ -80,9 +82,8 @@ def target_ranks(scores: torch.Tensor, targets: torch.Tensor, history: torch.Ten
     Args:
         scores: (users, vocab_size) scores of all rows of the item table; those of special rows are ignored.
         targets: (users,) rows of the item table. A special row, such as [UNK] for an item that the model does not
-            contain, ranks last.
-        history: (users, longest) rows to exclude from the ranking, padded with -100. The target itself stays in the
-            ranking, even if it is in the history. Nothing is excluded if not given.
+            contain, ranks last, as does an item of the history.
+        history: (users, longest) rows to exclude from the ranking, padded with -100. Nothing is excluded if not given.
 
     Returns:
         (users,) float32 ranks from 1, exact for up to 8 million items. A tie counts half a place.

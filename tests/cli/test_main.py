@@ -1,5 +1,6 @@
 """The command `hf-bert4rec`: help, start-up, and errors in one sentence."""
 
+import dataclasses
 import logging
 import os
 import re
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from hf_bert4rec import Bert4RecConfig, RecommendationTrainingArguments
 from hf_bert4rec.cli.main import COMMANDS, main, plain_errors
 from hf_bert4rec.cli.recipe import format_help
 from tests.cli.test_run import LOG, recipe_for, run
@@ -62,6 +64,15 @@ def test_every_option_of_the_short_help_exists(name, capsys):
     text = capsys.readouterr().out
     every = set(re.findall(r"--\w+", format_help("train")))
     assert set(re.findall(r"--\w+", text)) - {"--help", "--option"} <= every
+
+
+def test_the_defaults_of_the_short_help_are_those_of_the_options(capsys):
+    main(["train", "--help"])
+    found = dict(re.findall(r"^  --(\w+) .*\(([\d.]+)\)", capsys.readouterr().out, re.MULTILINE))
+    defaults = {it.name: it.default for it in dataclasses.fields(RecommendationTrainingArguments)}
+    defaults["max_length"] = Bert4RecConfig.max_position_embeddings
+    assert {name: float(value) for name, value in found.items()} == {name: defaults[name] for name in found}
+    assert {"num_train_epochs", "learning_rate", "seed", "max_length"} <= {*found}
 
 
 def test_all_options_are_behind_help_all(capsys):

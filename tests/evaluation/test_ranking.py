@@ -26,7 +26,7 @@ SPECIALS, UNK = 3, 2
 def rank_of(scores: list[float], target: int, history: list[int]) -> float:
     """The rank spelled out: candidates above, and half of those level, plus one."""
     candidates = set(range(SPECIALS, len(scores))) - set(history) - {target}
-    if target < SPECIALS:
+    if target < SPECIALS or target in history:  # never recommended
         return len(candidates) + 1
     above = sum(scores[item] > scores[target] for item in candidates)
     level = sum(scores[item] == scores[target] for item in candidates)
@@ -78,7 +78,8 @@ SCORES = torch.tensor([[9.0, 9.0, 9.0, 0.5, 0.4, 0.3, 0.3, 0.1]])
         (7, [], 5),
         (7, [3, 4], 3),
         (7, [3, 3, 3, 4], 3),
-        (7, [7, 3], 4),  # bought again
+        (7, [7, 3], 4),  # bought again, which is not recommended
+        (3, [3, 7], 4),
         (5, [6], 3),
         (5, [7], 3.5),
         (5, [0, 1, 2], 3.5),

@@ -132,6 +132,13 @@ def test_rows_and_masks_are_chosen_together_or_not_at_all(short_log, words):
     assert recipe.training.learning_rate == 1e-3
 
 
+def test_the_options_that_are_printed_give_the_same_settings(short_log):
+    words = "--prefixes true --last_item_probability 1.0 --num_train_epochs 40 --weight_decay 0.1 --num_hidden_layers 1"
+    given, chosen = short_log(*words.split())[0].given, short_log()[0].given
+    assert {name: given[name] for name in chosen} == chosen
+    assert short_log("--prefixes", "true")[0].given == chosen
+
+
 def test_the_rule_can_be_switched_off_and_does_not_change_a_model_that_starts_from_another(short_log):
     assert short_log("--recommended_settings", "false")[0].options("model") == {}
     assert short_log("--start_from", "nobody/nothing")[0].options("model") == {}
