@@ -107,7 +107,8 @@ def full_ranking_table(data: str, ours: Mapping[str, str]) -> str:
         ours: Model of the comparison or single run → its name in the table, if that is another one.
     """
     rows: list[tuple[float, list[str]]] = []
-    for name, model in load_comparison(data)["models"].items():
+    compared = load_comparison(data)["models"]
+    for name, model in compared.items():
         cells = [
             ours.get(name, name),
             *format_metrics(model["metrics"], [*COLUMNS]),
@@ -115,7 +116,6 @@ def full_ranking_table(data: str, ours: Mapping[str, str]) -> str:
         ]
         training = f"{model['training_seconds']:,.0f} s on {model['processes']} × {model['threads']}"
         rows.append((model["metrics"]["ndcg@10"], [*cells, training, "this package"]))
-    compared = load_comparison(data)["models"]
     for run in find_runs(data, "test"):
         if "interval" in run and run["model"] not in compared:
             cells = [ours.get(run["model"], run["model"]), *format_metrics(run["test"], [*COLUMNS])]
