@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # the public names, for type checkers and for `__getattr__`
     from .data.formats import FORMATS
     from .data.histories import build_histories, sort_by_user
     from .data.interactions import load_interactions, load_titles, rename_items
+    from .data.item_tables import load_item_features
     from .data.splits import SPLITS, Split, before, leave_one_out, split_at_time, train_on_all
     from .data.tokenization import ItemTokenizer, extend_item_tokenizer, item_tokenizer
     from .evaluation.baselines import BASELINES, MarkovChain, Popularity
@@ -32,6 +33,7 @@ if TYPE_CHECKING:  # the public names, for type checkers and for `__getattr__`
     from .models.registry import ARCHITECTURES, register_architecture
     from .training.arguments import RecommendationTrainingArguments
     from .training.callbacks import ClozeCallback, ResourceCallback
+    from .training.catalog import add_items, remove_items
     from .training.initialization import initialize_items
     from .training.objectives import cloze_training, next_item_training
     from .training.optimizer import muon

@@ -23,6 +23,7 @@ from ..hub.checkpoint import check_sizes, fetch_checkpoint
 from ..models.item_loss import check_loss
 from ..models.registry import architecture_of
 from ..training.initialization import initialize_items
+from ..training.item_features import load_projection
 from ..training.objectives import cloze_training, next_item_training
 from ..training.resources import check_memory, estimate_memory
 from ..training.trainer import RecommendationTrainer
@@ -54,6 +55,8 @@ def build_trainer(recipe: Recipe, tokenizer: ItemTokenizer, histories: DatasetDi
         eval_dataset=histories.get("validation"),
         **objective_arguments(recipe, tokenizer),
     )
+    if recipe.run.start_from is not None:
+        trainer.projection = load_projection(fetch_checkpoint(recipe.run.start_from))
     trainer.remove_callback(PrinterCallback if args.disable_tqdm else ProgressCallback)
     trainer.add_callback(EpochLines if args.disable_tqdm else EpochLinesWithBar)
     return trainer

@@ -133,11 +133,35 @@ def push_data(argv: list[str]) -> None:
     print(push_histories(recipe, args.repository, may_share=args.i_may_share_this_data, private=args.private or None))
 
 
+def items(argv: list[str]) -> None:
+    """Add items to a checkpoint, or remove items from its recommendations."""
+    examples = "hf-bert4rec items add runs/mine/model new.csv\n  hf-bert4rec items remove runs/mine/model 260 1196"
+    parser = _parser("items", f"{items.__doc__}\n\n  {examples}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="add|remove")
+    add = commands.add_parser("add", help="add the items of a table; known items get its titles, removed ones return")
+    remove = commands.add_parser("remove", help="never recommend items again; histories may contain them")
+    for command in (add, remove):
+        command.add_argument("checkpoint", metavar="CHECKPOINT", help="checkpoint folder or Hub ID")
+        command.add_argument("--output", metavar="FOLDER", help="folder of the result (replaces CHECKPOINT)")
+    add.add_argument("table", metavar="TABLE", help="columns item, and optionally title, like (item IDs) and features")
+    add.add_argument("--item", help="column of the item ID; found by its usual names if not given")
+    remove.add_argument("ids", nargs="+", metavar="ID", help="item IDs")
+    args = parser.parse_args(argv)
+    from ..training.catalog import add_items, remove_items
+
+    if args.command == "add":
+        add_items(args.checkpoint, args.table, args.output, item=args.item)
+    else:
+        remove_items(args.checkpoint, args.ids, args.output)
+    print(f"Saved in {args.output or args.checkpoint}.")
+
+
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": train,
     "evaluate": evaluate,
     "compare": compare,
     "recommend": recommend,
+    "items": items,
     "push": push,
     "push-data": push_data,
 }

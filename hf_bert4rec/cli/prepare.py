@@ -1,5 +1,6 @@
 """The data of a recipe: interactions, tokenizer, histories, and what is recorded about them."""
 
+import dataclasses
 import hashlib
 import io
 import logging
@@ -7,14 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.csv
 from datasets import Dataset, DatasetDict
+from transformers import AutoTokenizer
 
 from ..data.candidates import popularity_candidates, uniform_candidates
+from ..data.features import ItemFeatures
 from ..data.formats import is_embedded
 from ..data.interactions import load_interactions, load_titles, rename_items
+from ..data.item_tables import load_item_features
 from ..data.tokenization import ItemTokenizer, item_tokenizer
 from ..evaluation.ranking import Sampled
+from ..hub.checkpoint import fetch_checkpoint
 from ..hub.run_facts import DataFacts
 from ..models.registry import architecture_of
 from ..training.settings import recommended_settings
@@ -58,7 +64,8 @@ def prepare(
         past = split.past_of(interactions, options)
         if run.recommended_settings:
             recipe = _with_recommended_settings(recipe, past)
-        tokenizer = item_tokenizer(past, titles=_titles(run, names), max_length=length)
+        features = _features(run, names)
+        tokenizer = item_tokenizer(past, titles=_titles(run, names), features=features, max_length=length)
     histories = _split(recipe, interactions, tokenizer, run.max_length)
     for name in set(histories) - {"train"}:
         if run.popularity_candidates:
@@ -106,6 +113,22 @@ def _titles(run: RunArguments, names: dict[str, str] | None) -> dict[str, str] |
             f"such as {min(untitled)!r}."
         )
     return {names[item]: title for item, title in titles.items() if item in names}
+
+
+def _features(run: RunArguments, names: dict[str, str] | None) -> ItemFeatures | None:
+    """Features of the items, encoded like those of `start_from` if it has any; with new IDs as in `_titles`."""
+    old = None if run.start_from is None else AutoTokenizer.from_pretrained(fetch_checkpoint(run.start_from)).features
+    if run.item_features is None:
+        if old is not None:
+            raise ValueError(f"{run.start_from} was trained with features of items. Name them with --item_features.")
+        return None
+    features = load_item_features(
+        run.item_features, item=run.title_item, text=run.feature_text or (), encoder=run.encoder, like=old
+    )
+    if names is None:
+        return features
+    ids = pa.array([names.get(item) for item in features.items.to_pylist()], pa.string())
+    return dataclasses.replace(features, table=features.table.set_column(0, "item", ids).filter(ids.is_valid()))
 
 
 def whole_histories(recipe: Recipe, interactions: Dataset, tokenizer: ItemTokenizer) -> Dataset:

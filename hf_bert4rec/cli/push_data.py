@@ -44,7 +44,8 @@ def push_data(
         PermissionError: The data are not embedded in this package, and `may_share` is not set.
     """
     run = recipe.run
-    foreign = [source for source in (run.data, run.titles, run.item_ids) if source and not is_embedded(source)]
+    sources = (run.data, run.titles, run.item_ids, run.item_features)
+    foreign = [source for source in sources if source and not is_embedded(source)]
     if foreign and not may_share:
         terms = f"Its terms: {run.terms}" if run.terms else "Its terms are not recorded."
         raise PermissionError(

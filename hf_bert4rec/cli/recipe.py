@@ -53,6 +53,11 @@ class RunArguments:
     titles: str | None = option("Table with the titles of the items, such as movies.csv.")
     title_item: str | None = option("Column of the item ID in `titles`; found by its usual names if not given.")
     title_column: str | None = option("Column of the title in `titles`; found by its usual names if not given.")
+    item_features: str | None = option("Table with features of the items, such as brand, price, text (docs/items.md).")
+    feature_text: list[str] | None = dataclasses.field(
+        default=None, metadata={"help": "Columns of `item_features` with text, which `encoder` turns into vectors."}
+    )
+    encoder: str | None = option("Model of sentence-transformers for `feature_text`: Hub ID or folder.")
     item_ids: str | None = option(
         "Table that renames the items: ID in the log, ID to use. `titles` then lists the IDs of the log."
     )

@@ -12,6 +12,7 @@ from ..evaluation.ranking import bootstrap_interval
 from ..hub.checkpoint import CURVE, save_checkpoint
 from ..hub.push import push_checkpoint
 from ..hub.run_facts import FACTS_FILE, RunFacts
+from ..training.item_features import projection_file
 from ..training.trainer import RecommendationTrainer
 from .build import build_trainer
 from .evaluate import evaluate_rows, evaluator
@@ -56,7 +57,7 @@ def run(recipe: Recipe) -> Path | None:
     )
     first = trainer.is_world_process_zero()
     if first:  # before anything else can fail
-        save_checkpoint(folder, trainer.model, tokenizer, facts, {})
+        save_checkpoint(folder, trainer.model, tokenizer, facts, projection_file(trainer.projection))
     trainers = {}
     if set(histories) != {"train"}:
         train = whole_histories(recipe, interactions, tokenizer)
@@ -67,7 +68,8 @@ def run(recipe: Recipe) -> Path | None:
     facts = _with_results(facts, {**trainers, facts.model: trainer}, histories)
     if not first:
         return None
-    save_checkpoint(folder, trainer.model, tokenizer, facts, {CURVE: draw_curve(facts)})
+    files = {**projection_file(trainer.projection), CURVE: draw_curve(facts)}
+    save_checkpoint(folder, trainer.model, tokenizer, facts, files)
     finish(output)
     if (args := trainer.args).push_to_hub:
         where = {"private": args.hub_private_repo, "token": args.hub_token, "revision": args.hub_revision}

@@ -1,7 +1,7 @@
-"""The item tokenizer: raw item ID ↔ row of the item table, and the titles that are saved with it.
+"""The item tokenizer: raw item ID ↔ row of the item table, and what is saved with it about items.
 
 An item ID is one token, whatever Unicode it contains. The saved files are those of any fast tokenizer, so AutoTokenizer
-loads them without this package; with it, the titles are loaded too.
+loads them without this package; with it, titles, removed items and features are loaded too.
 """
 
 import copy
@@ -21,6 +21,7 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from ..models.configuration_bert4rec import SPECIAL_TOKENS, Bert4RecConfig
+from .features import FEATURES_FILE, ItemFeatures
 from .ids import READ_FIRST, as_ids, as_item_ids
 
 logger = logging.getLogger(__name__)
@@ -40,10 +41,14 @@ class ItemTokenizer(PreTrainedTokenizerFast):
 
     Attributes:
         titles: Title of each item (None: unknown) in the order of `items`, or None if there are no titles.
+        features: Features of items, or None. Those of a loaded tokenizer are read when they are first needed.
     """
 
-    vocab_files_names = {"tokenizer_file": "tokenizer.json", "titles_file": TITLES_FILE}
+    vocab_files_names = {
+        "tokenizer_file": "tokenizer.json", "titles_file": TITLES_FILE, "features_file": FEATURES_FILE,
+    }  # fmt: skip
     titles: list[str | None] | None = None
+    _features: ItemFeatures | Path | None = None
     _items: pa.StringArray | None = None
 
     # Not in `__init__`: for a class that has one, transformers rebuilds the vocabulary and loses the pre-tokenizer.
@@ -63,6 +68,8 @@ class ItemTokenizer(PreTrainedTokenizerFast):
             raise
         except Exception as error:  # the class that the tokenizers library raises
             raise ValueError(f"{source}: the tokenizer cannot be loaded; save or copy it again. {error}") from error
+        if features_file := tokenizer.init_kwargs.pop("features_file", None):
+            tokenizer._features = Path(features_file)
         if titles_file := tokenizer.init_kwargs.pop("titles_file", None):
             tokenizer.set_titles(_read_titles(titles_file, len(tokenizer.items)), source=titles_file)
         elif tokenizer.init_kwargs.get("has_titles"):
@@ -78,6 +85,26 @@ class ItemTokenizer(PreTrainedTokenizerFast):
         texts = iter(as_item_ids([title for title in titles if title is not None], source).to_pylist())
         self.titles = [None if title is None else next(texts) for title in titles]
         self.init_kwargs["has_titles"] = True  # saved in tokenizer_config.json
+
+    @property
+    def removed(self) -> list[str]:
+        """Raw IDs of items that are not recommended any more, and may be in histories. Saved with the tokenizer."""
+        return self.init_kwargs.get("removed_items", [])
+
+    @removed.setter
+    def removed(self, items: Iterable[str]) -> None:
+        self.init_kwargs["removed_items"] = sorted(set(items))
+
+    @property
+    def features(self) -> ItemFeatures | None:
+        """Features of items; ValueError if their file is damaged."""
+        if isinstance(self._features, Path):
+            self._features = ItemFeatures.load(self._features, len(self.items))
+        return self._features
+
+    @features.setter
+    def features(self, features: ItemFeatures | None) -> None:
+        self._features = features
 
     @property
     def items(self) -> pa.StringArray:
@@ -106,14 +133,19 @@ class ItemTokenizer(PreTrainedTokenizerFast):
         return self.items.take(pa.array(np.asarray(rows, np.int64) - len(SPECIAL_TOKENS))).to_pylist()
 
     def save_pretrained(self, save_directory: str | PathLike, **kwargs: Any) -> tuple[str, ...]:
-        """Write the files of a stock tokenizer and, if there are titles, `items.parquet`."""
-        titles_file = Path(save_directory, TITLES_FILE)
-        titles_file.parent.mkdir(parents=True, exist_ok=True)
-        titles_file.unlink(missing_ok=True)  # of another tokenizer that was saved here before
-        if self.titles is not None:  # before the other files, because super() may upload the folder
+        """Write the files of a stock tokenizer and, if there are any, titles and features as Parquet."""
+        titles_file, features_file = Path(save_directory, TITLES_FILE), Path(save_directory, FEATURES_FILE)
+        features = self.features  # read before the file may be removed
+        Path(save_directory).mkdir(parents=True, exist_ok=True)
+        for leftover in (titles_file, features_file):  # of another tokenizer that was saved here before
+            leftover.unlink(missing_ok=True)
+        # Before the other files, because super() may upload the folder.
+        if self.titles is not None:
             pq.write_table(pa.table({"title": pa.array(self.titles, pa.string())}), titles_file)
+        if features is not None:
+            features.save(features_file)
         files = super().save_pretrained(save_directory, **kwargs)
-        return files if self.titles is None else (*files, str(titles_file))
+        return (*files, *(str(file) for file in (titles_file, features_file) if file.exists()))
 
     def _encode_plus(self, *args: Any, is_split_into_words: bool = False, **kwargs: Any) -> Any:
         """Encode as usual, but never split a word of a list: an unknown ID may contain blanks."""
@@ -154,6 +186,7 @@ def check_tokenizer(tokenizer: Any) -> None:
         "normalizer in tokenizer.json": (backend.normalizer, None),
         "number of tokens without added_tokens": (backend.get_vocab_size(with_added_tokens=False), number),
         "type of model_max_length": (type(tokenizer.model_max_length), int),
+        "type of removed_items": ({type(it) for it in (tokenizer.removed or [""])}, {str}),
     }
     for name, (found, expected) in properties.items():
         if found != expected:
@@ -164,6 +197,7 @@ def item_tokenizer(
     items: Dataset | Iterable[str | float],
     *,
     titles: Mapping[Any, Any] | None = None,
+    features: ItemFeatures | None = None,
     max_length: int = Bert4RecConfig.max_position_embeddings,
 ) -> ItemTokenizer:
     """Build the tokenizer of a catalog: one row per item, in order of first appearance.
@@ -171,6 +205,8 @@ def item_tokenizer(
     Args:
         items: Interactions with a column `item`, or raw item IDs. Repeated IDs count once; numbers become text.
         titles: Raw ID → title; those of other items are ignored.
+        features: Features of items, from `load_item_features`. Their other items come last: they have no interactions
+            yet, and are recommended by their features.
         max_length: Longest input N, including the [MASK] of the query.
 
     Raises:
@@ -180,6 +216,11 @@ def item_tokenizer(
     ids = _distinct_ids(items)
     if not ids:
         raise ValueError("Expected at least one item, found none.")
+    if features is not None:
+        described = len(ids) - len(missing := set(ids).difference(features.items.to_pylist()))
+        ids = list(dict.fromkeys([*ids, *_distinct_ids(features.items)]))
+        text = "Features: %d items with interactions have them, %d have none, and %d items have no interactions."
+        logger.info(text, described, len(missing), len(ids) - described - len(missing))
     backend = Tokenizer(models.WordLevel({UNK: 0}, unk_token=UNK))
     _set_vocabulary(backend, [*SPECIAL_TOKENS, *ids])
     tokenizer = ItemTokenizer(
@@ -196,6 +237,7 @@ def item_tokenizer(
     )
     if titles is not None:
         tokenizer.set_titles(_titles_in_order(ids, titles))
+    tokenizer.features = features
     return tokenizer
 
 

@@ -6,7 +6,8 @@ No pickle is written or read, and no code of a checkpoint is executed.
 import re
 import shutil
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedModel
 
+from ..data.features import FEATURES_FILE
 from ..data.tokenization import TITLES_FILE, ItemTokenizer, check_tokenizer
 from ..models.registry import ARCHITECTURES, architecture_of
 from .errors import disk_errors, hub_errors, is_repository, read_json
@@ -25,7 +27,8 @@ from .run_facts import FACTS_FILE, RunFacts
 
 NEEDED = ("config.json", "tokenizer.json", "tokenizer_config.json")
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
-LOADED = (*NEEDED, "*.safetensors", WEIGHTS[1], TITLES_FILE, FACTS_FILE)
+LOADED = (*NEEDED, "*.safetensors", WEIGHTS[1], TITLES_FILE, FEATURES_FILE, FACTS_FILE)
+REPLACED = ".replaced"  # ends the name of a folder while a new one takes its place
 CURVE = "learning_curve.png"
 FLOATS = ("F64", "F32", "F16", "BF16")
 
@@ -44,6 +47,7 @@ def is_folder(model: str | PathLike) -> bool:
     Raises:
         FileNotFoundError: The name has the form of a folder, and there is none.
     """
+    restore_folder(Path(model))
     folder = Path(model).is_dir()
     if not folder and not is_repository(model):
         raise FileNotFoundError(f"{model}: found no such folder. Pass a checkpoint folder or a Hub ID, org/name.")
@@ -235,20 +239,32 @@ def save_checkpoint(
         OSError: For instance, the disk is full.
     """
     check_sizes(model, tokenizer)
-    folder = Path(folder)
-    new, old = (folder.with_name(f"{folder.name}.{state}") for state in ("incomplete", "replaced"))
-    if old.exists() and not folder.exists():  # a kill came between the two renames below
+    with replaced_folder(folder) as new:
+        model.save_pretrained(new)
+        tokenizer.save_pretrained(new)
+        facts.save(new)
+        model_card(facts).save(new / CARD)
+        for name, content in others.items():
+            (new / name).write_bytes(content)
+
+
+def restore_folder(folder: Path) -> None:
+    """Restore a folder if a kill came between the two renames that replace it."""
+    if folder.name and not folder.exists() and (old := folder.with_name(f"{folder.name}{REPLACED}")).exists():
         old.rename(folder)
+
+
+@contextmanager
+def replaced_folder(folder: str | PathLike) -> Iterator[Path]:
+    """Yield a new path to write a folder to, which replaces `folder` at the end, or is removed after an error."""
+    folder = Path(folder)
+    new, old = folder.with_name(f"{folder.name}.incomplete"), folder.with_name(f"{folder.name}{REPLACED}")
+    restore_folder(folder)
     for leftover in (new, old):
         shutil.rmtree(leftover, ignore_errors=True)
     try:
         with disk_errors(folder):
-            model.save_pretrained(new)
-            tokenizer.save_pretrained(new)
-            facts.save(new)
-            model_card(facts).save(new / CARD)
-            for name, content in others.items():
-                (new / name).write_bytes(content)
+            yield new
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)
         raise

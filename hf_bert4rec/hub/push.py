@@ -11,6 +11,7 @@ from typing import Any
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from transformers.dynamic_module_utils import get_relative_import_files
 
+from ..data.features import FEATURES_FILE, PROJECTION_FILE
 from ..data.tokenization import TITLES_FILE
 from .checkpoint import CURVE, LOADED, NEEDED, WEIGHTS, check_checkpoint, weight_files
 from .errors import hub_errors, read_json
@@ -124,7 +125,7 @@ def push_checkpoint(
 def published_files(folder: Path) -> dict[str, Path | bytes]:
     """Return name -> content of the files of a checkpoint that are published."""
     index = () if WEIGHTS[0] in (weights := weight_files(folder)) else WEIGHTS[1:]
-    names = (*NEEDED, *weights, *index, TITLES_FILE, *_code_files(folder), CARD, CURVE)
+    names = (*NEEDED, *weights, *index, TITLES_FILE, FEATURES_FILE, PROJECTION_FILE, *_code_files(folder), CARD, CURVE)
     files: dict[str, Path | bytes] = {name: folder / name for name in names if (folder / name).exists()}
     if (folder / FACTS_FILE).exists():
         files[FACTS_FILE] = RunFacts.load(folder).published().to_json()

@@ -56,6 +56,7 @@ class NextItemRecommendationPipeline(Pipeline):
     - An empty history, or one of unknown IDs only, returns the model's unconditional recommendations.
     - Of a history longer than the model's input, the model reads the newest items. All of them are excluded.
     - Items with the same score are in the order of the item table.
+    - Removed items of the tokenizer are never recommended, also if `allow` lists them, and are read in histories.
     - Several threads may call the same pipeline at once.
 
     Args:
@@ -81,6 +82,7 @@ class NextItemRecommendationPipeline(Pipeline):
             warn_about_spinning_threads()
         self.model.eval()
         self._reported: set[str] = set()
+        self._removed = torch.from_numpy(self.tokenizer.encode_items(self.tokenizer.removed)).long()
 
     def __call__(self, histories: Iterable[Iterable[str | float]], **kwargs: Any) -> list[list[Recommendation]]:
         """Recommend items for any number of histories.
@@ -195,6 +197,7 @@ class NextItemRecommendationPipeline(Pipeline):
         if self.model.config.exclude_history if exclude_history is None else exclude_history:
             scores.scatter_(1, outputs["history"], -torch.inf)
         scores[:, : len(SPECIAL_TOKENS)] = -torch.inf
+        scores[:, self._removed] = -torch.inf
         for name in ITEM_LISTS & outputs.keys():
             listed = torch.zeros(len(outputs[name]), scores.shape[1], dtype=torch.bool).scatter_(1, outputs[name], True)
             scores.masked_fill_(~listed if name == "allow" else listed, -torch.inf)

@@ -21,12 +21,12 @@ def option(default: Any, help: str) -> Any:  # noqa: A002
 
 @dataclass
 class RecommendationTrainingArguments(TrainingArguments):
-    """`TrainingArguments` with the defaults of recommendation models, and two new fields.
+    """`TrainingArguments` with the defaults of recommendation models, and three new fields.
 
-    The new fields are `muon_learning_rate` and `early_stopping_patience`; `RecommendationTrainer` applies them. The
-    model is evaluated and saved after each epoch, with early stopping also once before. The checkpoint with the highest
-    validation NDCG@10 is restored at the end of training. Without a validation split pass `eval_strategy="no",
-    load_best_model_at_end=False`.
+    The new fields are `muon_learning_rate`, `early_stopping_patience` and `id_dropout`; `RecommendationTrainer` applies
+    them. The model is evaluated and saved after each epoch, with early stopping also once before. The checkpoint with
+    the highest validation NDCG@10 is restored at the end of training. Without a validation split pass
+    `eval_strategy="no", load_best_model_at_end=False`.
 
     Raises:
         ValueError: An option is out of range, or it does not work with recommendation models.
@@ -44,6 +44,9 @@ class RecommendationTrainingArguments(TrainingArguments):
     num_train_epochs: float = option(30, "Number of passes over the training rows.")
     early_stopping_patience: int | None = option(
         10, "Stop after this number of evaluations without improvement; none: never."
+    )
+    id_dropout: float = option(
+        0.2, "With item features: share of the items that a step represents by their features alone."
     )
     per_device_train_batch_size: int = option(64, "Training rows per step and device.")
     per_device_eval_batch_size: int = option(256, "Evaluated users per step and device.")
@@ -74,6 +77,8 @@ class RecommendationTrainingArguments(TrainingArguments):
             muon(self, self.muon_learning_rate)  # checks what Muon cannot be combined with
         if patience is not None and patience < 1:
             raise ValueError(f"`early_stopping_patience` must be at least 1, or None, found {patience}.")
+        if not 0 <= self.id_dropout < 1:
+            raise ValueError(f"`id_dropout` must be at least 0 and below 1, found {self.id_dropout}.")
         if self.label_smoothing_factor:
             raise ValueError(LABEL_SMOOTHING)
         if self.dataloader_persistent_workers:

@@ -6,6 +6,7 @@ import logging
 import platform
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from importlib.metadata import version
 from inspect import signature
 from pathlib import Path
@@ -30,6 +31,7 @@ from ..models.item_loss import check_loss
 from ..models.registry import architecture_of
 from .arguments import LABEL_SMOOTHING, RecommendationTrainingArguments
 from .callbacks import EarlyStopping, ResourceCallback, with_package_callbacks
+from .item_features import FeatureProjection, items_in, load_projection, projection_file
 from .optimizer import muon
 
 logger = logging.getLogger(__name__)
@@ -41,7 +43,12 @@ class RecommendationTrainer(Trainer):
     It applies `muon_learning_rate` and `early_stopping_patience` of `RecommendationTrainingArguments`, adds the
     callbacks of the package, checks that model and tokenizer fit, and resumes from complete checkpoints only.
     `save_model` also writes a model card and run facts, and no `training_args.bin`, which is a pickle; `push_to_hub`
-    uploads the files of a checkpoint in one commit. Everything else is the stock Trainer.
+    uploads the files of a checkpoint in one commit. If the tokenizer has features of items, they take part in the item
+    vectors (`FeatureProjection`). Everything else is the stock Trainer.
+
+    Attributes:
+        projection: The projection of item features (width, hidden + 1), after training; set it before training to
+            continue with that of a checkpoint.
 
     Args:
         model: `Bert4RecForMaskedLM` or another model of the package; or None with `model_init`. To get the same initial
@@ -57,6 +64,8 @@ class RecommendationTrainer(Trainer):
 
     _card_arguments: Mapping[str, list[str]] = {}  # as passed to `create_model_card`
     _muon_learning_rate: float | None = None
+    _features: FeatureProjection | None = None  # while the model trains with features
+    projection: torch.Tensor | None = None
 
     def __init__(
         self,
@@ -112,7 +121,29 @@ class RecommendationTrainer(Trainer):
                 f"{checkpoint} is not a complete checkpoint to resume from: a file is missing or damaged. Use "
                 "`resume_from_checkpoint=True` for the newest complete one."
             )
-        return super().train(checkpoint and str(checkpoint), *args, **kwargs)
+        if checkpoint and self.processing_class.features is not None:
+            self.projection = load_projection(checkpoint)
+        try:
+            return super().train(checkpoint and str(checkpoint), *args, **kwargs)
+        finally:
+            if self._features is not None:
+                self.projection = self._features.detach(self.model)
+                self._features = None
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """Create the optimizer as the stock Trainer does; with item features, also for their projection."""
+        tokenizer, share = self.processing_class, self.args.id_dropout
+        if tokenizer.features is not None and self._features is None:
+            seen = items_in(self.train_dataset, len(tokenizer))
+            self._features = FeatureProjection(self.model, tokenizer, share, seen, self.projection)
+            self._features.attach(self.model)
+        return super().create_optimizer(*args, **kwargs)
+
+    def _load_best_model(self) -> None:
+        if self._features is None:
+            return super()._load_best_model()
+        with self._features.detached(self.model, changed=self.state.best_model_checkpoint):
+            return super()._load_best_model()
 
     def predict(self, *args: Any, **kwargs: Any) -> PredictionOutput:
         """Predict as the stock Trainer does, but always in the order of the rows, not grouped by length."""
@@ -123,9 +154,14 @@ class RecommendationTrainer(Trainer):
             self.args.train_sampling_strategy = strategy
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        super()._save(output_dir, state_dict)
+        folder = Path(output_dir or self.args.output_dir)
+        with nullcontext() if self._features is None else self._features.detached(self.model):
+            super()._save(output_dir, state_dict)
         if self.args.should_save:
-            Path(output_dir or self.args.output_dir, TRAINING_ARGS_NAME).unlink(missing_ok=True)
+            (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
+            projection = self.projection if self._features is None else self._features.projection
+            for name, content in projection_file(projection).items():
+                (folder / name).write_bytes(content)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save model, tokenizer, card and run facts; with `push_to_hub=True` also to the Hub.

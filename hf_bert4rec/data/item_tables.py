@@ -1,0 +1,225 @@
+"""Read features of items, numbers, categories, text and ready-made vectors, from a table with one row per item."""
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from .columns import Column, find_columns
+from .features import ItemFeatures
+from .formats import open_log
+from .ids import Values, as_ids
+from .sources import RawLog, library_errors
+from .values import NUMBER, as_numbers, as_text
+
+logger = logging.getLogger(__name__)
+
+SEPARATOR = "|"  # between the categories of a text cell, as in the genres of MovieLens
+MOST_CATEGORIES = 1000  # per column; more would rarely be shared by enough items
+BINS = np.arange(1, 10) / 10  # quantiles between the intervals of a number
+LIKE = "like"  # column of new items with the IDs of known ones
+
+
+def load_item_features(
+    source: Any,
+    *,
+    item: Column = None,
+    text: Sequence[str] = (),
+    encoder: str | None = None,
+    like: ItemFeatures | None = None,
+    format: str | None = None,  # noqa: A002
+    separator: str | None = None,
+    encoding: str | None = None,
+) -> ItemFeatures:
+    """Read the features of items from a table with one row per item.
+
+    The kind of a column follows from its values: numbers; lists of numbers, which are vectors; lists of text, or text,
+    which are categories (text is split at `|`). Columns of text in which most values belong to one item each are left
+    out, unless they are named in `text`. Values may be missing, but not in vectors. An item without any value is left
+    out too.
+
+    Args:
+        source: A file, a data frame, or anything else that `load_interactions` reads.
+        item: Column of the item. Default: found by its usual names.
+        text: Columns that become vectors with `encoder`, such as titles and descriptions.
+        encoder: A model of sentence-transformers: Hub ID or folder (`pip install "hf-bert4rec[features]"`).
+        like: Features of other items, with whose columns, encoder and encoding these are read. Other columns are
+            ignored.
+        format: As for `load_interactions`, like the next two.
+        separator: Separator of a text file.
+        encoding: Encoding of a text file.
+
+    Raises:
+        ValueError: An item has no ID or two rows, most values of a column are numbers but not all, vectors have
+            different widths or are not finite, or a column of `text` or the encoder is missing.
+    """
+    known: dict[str, dict[str, Any]] = {key: {"kind": "text"} for key in text} if like is None else like.columns
+    log = open_log(source, "titles", format, separator, encoding, [item, *known])
+    with library_errors(log.name):
+        place = find_columns(log, {"item": item}, needed=["item"])["item"]
+        if missing := [name for name in known if name not in log.columns]:
+            raise ValueError(f"{log.name}: expected a column {missing[0]!r} of features, found {log}.")
+        names = [name for name in log.columns if name in known or (like is None and name != LIKE)]
+        names = [name for name in names if log.columns.index(name) != place]
+        ids, *values = log.read([place, *map(log.columns.index, names)])
+        items = as_ids(ids, "item", log.locate)
+        _check_items(items, log)
+        read, columns = {"item": items}, {}
+        for name, column in zip(names, values, strict=True):
+            if (found := _read_column(name, column, log, known.get(name), encoder)) is not None:
+                read[name], columns[name] = found
+        if not columns:
+            raise ValueError(f"{log.name}: expected columns of features, found none that can be used: {log}.")
+        features = ItemFeatures(pa.table(read), columns)
+        described = (features.vectors(items)[:, 1:] != 0).any(axis=1)
+    return ItemFeatures(features.table.filter(pa.array(described)), columns)
+
+
+@dataclass(frozen=True)
+class NewItems:
+    """Items to add to a catalog.
+
+    Args:
+        items: Raw IDs.
+        titles: ID -> title, of the items that have one.
+        likes: ID -> IDs of known items that it is like, of the items that have some.
+        features: Their features, encoded like those of the catalog; None if the table has no such columns.
+    """
+
+    items: list[str]
+    titles: dict[str, str]
+    likes: dict[str, list[str]]
+    features: ItemFeatures | None
+
+
+def load_new_items(source: Any, known: ItemFeatures | None, item: Column = None, **options: Any) -> NewItems:
+    """Read items to add, with the columns `title`, `like` and those of the features of the catalog if there are any.
+
+    The options are those of `load_item_features`. The IDs of `like` are a list, or text separated by `|`.
+
+    Raises:
+        ValueError: As for `load_item_features`; some columns of the features are missing, and others are there.
+    """
+    form, separator, encoding = map(options.get, ("format", "separator", "encoding"))
+    log = open_log(source, "titles", form, separator, encoding, [item])
+    with library_errors(log.name):
+        found = find_columns(log, {"item": item, "title": None}, needed=["item"])
+        if LIKE in log.columns:
+            found[LIKE] = log.columns.index(LIKE)
+        columns = dict(zip(found, log.read(list(found.values())), strict=True))
+        items = as_ids(columns["item"], "item", log.locate)
+        _check_items(items, log)
+        ids = items.to_pylist()
+        titles = as_ids(columns["title"], "title", log.locate).to_pylist() if "title" in columns else []
+        likes = _as_categories(columns[LIKE]) if LIKE in columns else []
+    described = known is not None and not known.columns.keys().isdisjoint(log.columns)
+    return NewItems(
+        ids,
+        {item: title for item, title in zip(ids, titles, strict=False) if title is not None},
+        {item: others for item, others in zip(ids, likes, strict=False) if others},
+        load_item_features(source, item=item, like=known, **options) if described else None,
+    )
+
+
+def _check_items(items: pa.ChunkedArray, log: RawLog) -> None:
+    if items.null_count:
+        row = items.is_null().index(True).as_py()
+        raise ValueError(f"{log.name}: expected an item in every row, found none in {log.locate(row)}.")
+    counts = pc.value_counts(items)
+    if len(counts) < len(items):
+        twice = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
+        shown = ", ".join(map(repr, twice[:3].to_pylist()))
+        raise ValueError(f"{log.name}: expected one row per item, found several of {shown}. Keep one row of each.")
+
+
+def _read_column(
+    name: str, values: Values, log: RawLog, known: dict[str, Any] | None, encoder: str | None
+) -> tuple[pa.Array, dict[str, Any]] | None:
+    """Return the values as they are stored, and their encoding; None if the column has no information."""
+    kind = (known or {}).get("kind") or _kind(values)
+    if kind in ("vector", "text"):
+        encoder = (known or {}).get("encoder", encoder)
+        rows = _embed(name, as_text(values), log, encoder) if kind == "text" else _as_vectors(name, values, log)
+        how = known if known and "scale" in known else {"kind": kind, **_scale(rows)}
+        width = rows.shape[1]
+        if width != how["width"]:
+            raise ValueError(f"{log.name}: the vectors of {name!r} have {width} numbers, expected {how['width']}.")
+        stored = pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), width)
+        return stored, how | ({"encoder": encoder} if kind == "text" else {})
+    if kind == "number":
+        numbers = pc.cast(as_numbers(values, name, log, np.ones(len(values), bool)), pa.float64())
+        if known is None:
+            edges = np.unique(np.quantile(numbers.drop_null(), BINS)).tolist() if len(numbers.drop_null()) else []
+            known = {"kind": kind, "edges": edges}
+        return numbers, known
+    categories = _as_categories(values)
+    if known is None:
+        counts = Counter(value for row in categories for value in set(row))
+        shared = [value for value, count in counts.most_common(MOST_CATEGORIES) if count > 1]
+        owners = sum(not set(shared).isdisjoint(row) for row in categories)
+        if 2 * owners < sum(map(bool, categories)) or not shared:
+            logger.info("%s: most values of %r belong to one item each, so it is not used.", log.name, name)
+            return None
+        known = {"kind": kind, "values": shared}
+    return pa.array(categories, pa.list_(pa.string())), known
+
+
+def _kind(values: Values) -> str:
+    first = next((value for value in (values if isinstance(values, list) else values.to_pylist()) if _given(value)), "")
+    if isinstance(first, Sequence | np.ndarray) and not isinstance(first, str):
+        return "vector" if len(first) and not isinstance(first[0], str) else "categories"
+    if not isinstance(values, list) and (pa.types.is_integer(values.type) or pa.types.is_floating(values.type)):
+        return "number"
+    distinct = [value for value in pc.unique(as_text(values)).to_pylist() if value is not None]
+    numbers = sum(bool(NUMBER.fullmatch(value)) for value in distinct)
+    return "number" if distinct and 2 * numbers >= len(distinct) else "categories"
+
+
+def _given(value: Any) -> bool:
+    return value is not None and value == value  # NaN is not equal to itself
+
+
+def _as_categories(values: Values) -> list[list[str]]:
+    rows = []
+    for cell in values if isinstance(values, list) else values.to_pylist():
+        several = isinstance(cell, Sequence | np.ndarray) and not isinstance(cell, str)
+        found = cell if several else str(cell).split(SEPARATOR) if _given(cell) else ()
+        texts = (str(value).strip() for value in found if _given(value))
+        rows.append([text for text in dict.fromkeys(texts) if text])
+    return rows
+
+
+def _as_vectors(name: str, values: Values, log: RawLog) -> np.ndarray:
+    rows = values if isinstance(values, list) else values.to_pylist()
+    widths = [len(row) if isinstance(row, Sequence | np.ndarray) else 0 for row in rows]
+    usual = Counter(filter(None, widths)).most_common(1)[0][0]
+    for row, width in enumerate(widths):
+        if width != usual:
+            raise ValueError(f"{log.locate(row)}: expected a vector of {usual} numbers as {name}, found {width}.")
+    vectors = np.array(rows, np.float32)
+    if (bad := np.flatnonzero(~np.isfinite(vectors).all(axis=1))).size:
+        raise ValueError(f"{log.locate(int(bad[0]))}: expected finite numbers as {name}, found NaN or infinity.")
+    return vectors
+
+
+def _embed(name: str, texts: pa.ChunkedArray, log: RawLog, encoder: str | None) -> np.ndarray:
+    if encoder is None:
+        raise ValueError(
+            f"{log.name}: the text of {name!r} needs an encoder. Name a model of sentence-transformers: `encoder=...` "
+            "(command line: `--encoder ...`)."
+        )
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError as error:
+        raise ValueError('Text needs sentence-transformers. Run pip install "hf-bert4rec[features]".') from error
+    model = SentenceTransformer(encoder)
+    return np.asarray(model.encode(pc.fill_null(texts, "").to_pylist(), show_progress_bar=True), np.float32)
+
+
+def _scale(rows: np.ndarray) -> dict[str, Any]:
+    return {"width": rows.shape[1], "scale": float(1 / max(np.linalg.norm(rows, axis=1).mean(), 1e-9))}

@@ -1,0 +1,175 @@
+"""Item vectors from features: an embedding per item plus a projection of its features, added up when a model is saved.
+
+The model is a stock one before and after training. In between, its item table and output biases are computed in each
+forward pass.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..data.features import PROJECTION_FILE
+from ..data.histories import flatten
+from ..data.tokenization import ItemTokenizer
+from ..models.configuration_bert4rec import SPECIAL_TOKENS
+
+RIDGE = 0.01  # weight of the squared projection per item, in the regression that it starts from
+
+
+class FeatureProjection(nn.Module):
+    """The part of item vectors and output biases that comes from features.
+
+    The vector and the bias of an item are those of its ID plus a projection of its features. In training, the part of
+    the ID is left out for a random share of the items with features, so that features alone can represent an item.
+
+    Args:
+        model: A model of the package with tied item tables. Its item vectors and biases are the start.
+        tokenizer: Its tokenizer, which has features.
+        id_dropout: Share of the items whose ID is left out in a training step.
+        seen: (rows,) whether an item is in the training rows. Others with features are represented by these alone, and
+            take no part in the training loss: as items that are never right they would be pushed away.
+        projection: (width, hidden + 1), the last column for the biases. Default: ridge regression of the item vectors
+            and biases on the features.
+
+    Raises:
+        ValueError: The item tables are not tied, or the projection is one of other features.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: ItemTokenizer,
+        id_dropout: float,
+        seen: torch.Tensor,
+        projection: torch.Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        if not model.config.tie_word_embeddings:
+            raise ValueError("Item features need `tie_word_embeddings=True`: inputs and outputs share the vectors.")
+        assert tokenizer.features is not None
+        self.id_dropout, (table, bias) = id_dropout, _weights(model)
+        self.vectors: torch.Tensor
+        self.described: torch.Tensor
+        self.unseen: torch.Tensor
+        vectors = torch.from_numpy(tokenizer.features.vectors(tokenizer.items))
+        vectors = torch.cat([torch.zeros(len(SPECIAL_TOKENS), vectors.shape[1]), vectors]).to(table)
+        self.register_buffer("vectors", vectors, persistent=False)
+        self.register_buffer("described", vectors[:, 0] > 0, persistent=False)
+        self.register_buffer("unseen", self.described & ~seen.to(vectors.device), persistent=False)
+        shape = vectors.shape[1], table.shape[1] + 1
+        if projection is not None and projection.shape != shape:
+            raise ValueError(
+                f"Expected a projection of shape {shape} for the features of the tokenizer, found "
+                f"{tuple(projection.shape)}. Use the features with which the checkpoint was trained."
+            )
+        projection = self._regression(table, bias) if projection is None else projection
+        # A fused optimizer mixes up numbers if the strides of a weight differ from those of its restored state.
+        self.projection = nn.Parameter(projection.detach().clone(memory_format=torch.contiguous_format).to(table))
+        self.ids, self.bias = nn.Parameter(torch.empty_like(table)), nn.Parameter(torch.empty_like(bias))
+        self._subtract(table, bias)
+
+    @torch.no_grad()
+    def _regression(self, table: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        known = self.described & ~self.unseen
+        features, wanted = self.vectors[known], torch.cat([table, bias[:, None]], dim=1)[known]
+        weight = RIDGE * len(features) * torch.eye(features.shape[1]).to(features)
+        return torch.linalg.solve(features.T @ features + weight, features.T @ wanted)
+
+    @torch.no_grad()
+    def _subtract(self, table: torch.Tensor, bias: torch.Tensor) -> None:
+        """Set the part of the IDs so that item table and biases are these, except for unseen items."""
+        projected = self.vectors @ self.projection
+        self.ids.copy_((table - projected[:, :-1]).masked_fill(self.unseen[:, None], 0))
+        self.bias.copy_((bias - projected[:, -1]).masked_fill(self.unseen, 0))
+
+    def forward(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return item table (rows, hidden) and output biases (rows,)."""
+        projected = self.vectors @ self.projection
+        table, bias = projected[:, :-1], projected[:, -1]
+        if not self.training:
+            return self.ids + table, self.bias + bias
+        dropped = self.described & (torch.rand(len(bias), device=bias.device) < self.id_dropout)
+        bias = bias + self.bias.masked_fill(dropped, 0)
+        table = table + self.ids.masked_fill((dropped | self.unseen)[:, None], 0)
+        return table, bias.masked_fill(self.unseen, torch.finfo(bias.dtype).min)
+
+    def attach(self, model: PreTrainedModel) -> None:
+        """Let a model compute its item table and biases from IDs and features in each forward pass."""
+        embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
+        for module, name in ((embeddings, "weight"), (head, "weight"), (head, "bias")):
+            del module._parameters[name]
+        model.item_features = self
+
+        def compute(*_: Any) -> None:
+            embeddings.weight, head.bias = self()
+            head.weight = embeddings.weight
+
+        with torch.no_grad():
+            compute()
+        self._hook = model.register_forward_pre_hook(compute)
+
+    @torch.no_grad()
+    def detach(self, model: PreTrainedModel) -> torch.Tensor:
+        """Make the model a stock one again, with the sums as its item table and biases; return the projection."""
+        self._hook.remove()
+        embeddings, head, training = model.get_input_embeddings(), model.get_output_embeddings(), self.training
+        table, bias = map(nn.Parameter, self.eval()())
+        for module, name, value in ((embeddings, "weight", table), (head, "weight", table), (head, "bias", bias)):
+            delattr(module, name)
+            setattr(module, name, value)
+        del model.item_features
+        self.train(training)
+        return self.projection.detach()
+
+    @contextmanager
+    def detached(self, model: PreTrainedModel, changed: str | None = None) -> Iterator[None]:
+        """Detach for a while; afterwards continue with the weights of the checkpoint `changed` if it was loaded."""
+        self.detach(model)
+        try:
+            yield
+        finally:
+            if changed is not None:
+                projection = load_projection(changed)
+                assert projection is not None  # every checkpoint of a training with features has one
+                self.projection.data.copy_(projection)
+                self._subtract(*_weights(model))
+            self.attach(model)
+
+
+def projection_file(projection: torch.Tensor | None) -> dict[str, bytes]:
+    """Return name -> content of the file with a projection of item features; nothing for None."""
+    return {} if projection is None else {PROJECTION_FILE: save({"projection": projection.detach().cpu().contiguous()})}
+
+
+def load_projection(folder: str | PathLike) -> torch.Tensor | None:
+    """Read the projection of item features, (width, hidden + 1), of a checkpoint; None if it has none.
+
+    Raises:
+        ValueError: The file is damaged.
+    """
+    try:
+        return load_file(file)["projection"] if (file := Path(folder, PROJECTION_FILE)).exists() else None
+    except (KeyError, SafetensorError) as error:
+        raise ValueError(f"{folder}: {PROJECTION_FILE} is damaged. Copy it from where it was saved.") from error
+
+
+def items_in(rows: Any, vocab_size: int) -> torch.Tensor:
+    """Return which rows of the item table are in training rows, (vocab_size,); all if the rows cannot be read first."""
+    if not isinstance(rows, Dataset):
+        return torch.ones(vocab_size, dtype=torch.bool)
+    items, _ = flatten(rows.with_format("arrow")[:]["input_ids"])
+    return torch.from_numpy(np.bincount(items, minlength=vocab_size) > 0)
+
+
+def _weights(model: PreTrainedModel) -> tuple[torch.Tensor, torch.Tensor]:
+    return model.get_input_embeddings().weight, model.get_output_embeddings().bias

@@ -1,0 +1,160 @@
+"""Features of items: kinds of columns, their encoding as vectors, files, and tables that cannot be read."""
+
+import json
+import sys
+from types import ModuleType
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+
+from hf_bert4rec import item_tokenizer, load_item_features
+from hf_bert4rec.data.features import ItemFeatures
+from hf_bert4rec.data.item_tables import load_new_items
+
+SHOP = pd.DataFrame(
+    {
+        "sku": ["A 1", "A 2", "B 1", "B 2"],
+        "brand": ["Acme", "Acme", "Bolt", "Bolt"],
+        "tags": ["red|small", "red", "", None],
+        "price": [1.0, 2.0, 3.0, None],
+        "picture": [[3.0, 4.0], [0.0, 5.0], [1.0, 0.0], [0.0, 1.0]],
+        "name": ["Anvil", "Axe", "Bolt", "Bucket"],
+    }
+)
+
+
+class Encoder:
+    """Stands for a model of sentence-transformers: length of the text, and its number of vowels."""
+
+    def __init__(self, name: str) -> None:
+        assert name == "org/encoder"
+
+    def encode(self, texts: list[str], show_progress_bar: bool) -> np.ndarray:
+        return np.array([[len(text), sum(letter in "aeiou" for letter in text.lower())] for text in texts], np.float32)
+
+
+@pytest.fixture
+def encoder(monkeypatch):
+    module = ModuleType("sentence_transformers")
+    module.SentenceTransformer = Encoder
+    monkeypatch.setitem(sys.modules, "sentence_transformers", module)
+    return "org/encoder"
+
+
+def test_kinds_follow_from_the_values(caplog):
+    caplog.set_level("INFO", "hf_bert4rec")
+    features = load_item_features(SHOP)
+    kinds = {name: how["kind"] for name, how in features.columns.items()}
+    assert kinds == {"brand": "categories", "tags": "categories", "price": "number", "picture": "vector"}
+    assert "most values of 'name' belong to one item each, so it is not used" in caplog.text
+    assert features.items.to_pylist() == ["A 1", "A 2", "B 1", "B 2"]
+
+
+def test_vectors_of_each_kind():
+    features = load_item_features(SHOP[["sku", "brand", "tags", "price"]])
+    rows = features.vectors(pa.array(["B 2", "A 1", "unknown"]))
+    edges = features.columns["price"]["edges"]
+    price = np.eye(len(edges) + 1)[0]  # 1.0 is below all edges
+    assert features.columns["brand"]["values"] == ["Acme", "Bolt"]
+    assert features.columns["tags"]["values"] == ["red"]  # small belongs to one item
+    np.testing.assert_allclose(rows[1], [1, 1, 0, 1, *price])
+    np.testing.assert_allclose(rows[0], [1, 0, 1, 0, *np.zeros(len(edges) + 1)])  # neither tags nor price
+    assert not rows[2].any()
+
+
+def test_several_categories_and_vectors_are_scaled():
+    genres = pd.DataFrame({"item": [1, 2], "genres": [["War", "Drama", "War"], ["Drama", "War"]]})
+    np.testing.assert_allclose(
+        load_item_features(genres).vectors(pa.array(["1"])), [[1, 0.5**0.5, 0.5**0.5]], rtol=1e-6
+    )
+    pictures = load_item_features(SHOP[["sku", "picture"]])  # lengths 5, 5, 1, 1
+    np.testing.assert_allclose(pictures.vectors(pa.array(["A 1"])), [[1, 1, 4 / 3]], rtol=1e-6)
+
+
+def test_text_becomes_vectors(encoder):
+    features = load_item_features(SHOP[["sku", "name"]], text=["name"], encoder=encoder)
+    assert features.table["name"].to_pylist()[:2] == [[5, 2], [3, 2]]
+    more = load_item_features(pd.DataFrame({"sku": ["C"], "name": ["Auto"]}), like=features)
+    assert more.table["name"].to_pylist() == [[4, 3]]
+    assert more.columns == features.columns
+
+
+def test_what_is_saved_is_loaded(tmp_path):
+    features = load_item_features(SHOP)
+    features.save(tmp_path / "features.parquet")
+    loaded = ItemFeatures.load(tmp_path / "features.parquet", 4)
+    assert loaded.columns == features.columns
+    assert loaded.table.equals(features.table)
+    for number, damage in ((3, b""), (4, b"PAR1")):
+        (tmp_path / "features.parquet").write_bytes(damage + (tmp_path / "features.parquet").read_bytes())
+        with pytest.raises(ValueError, match="expected features of at most"):
+            ItemFeatures.load(tmp_path / "features.parquet", number)
+
+
+def test_files_are_read_like_data_frames(tmp_path):
+    SHOP.drop(columns="picture").to_csv(tmp_path / "shop.csv", index=False)
+    (tmp_path / "shop.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in SHOP.replace(np.nan, None).to_dict("records"))
+    )
+    SHOP.to_parquet(tmp_path / "shop.parquet")
+    whole = load_item_features(SHOP).vectors(pa.array(["A 1", "B 2"]))
+    for name in ("shop.jsonl", "shop.parquet"):
+        np.testing.assert_array_equal(load_item_features(tmp_path / name).vectors(pa.array(["A 1", "B 2"])), whole)
+    flat = load_item_features(SHOP.drop(columns="picture"))
+    assert load_item_features(tmp_path / "shop.csv").columns == flat.columns
+
+
+@pytest.mark.parametrize(
+    ("table", "options", "message"),
+    [
+        ({"item": ["a", "a"], "kind": ["x", "x"]}, {}, "one row per item, found several of 'a'"),
+        ({"item": ["a", None], "kind": ["x", "x"]}, {}, "expected an item in every row"),
+        ({"kind": ["x", "x"]}, {}, "expected a column for the item"),
+        ({"item": ["a", "b"], "v": [[1.0, 2.0], [1.0]]}, {}, "row 1: expected a vector of 2 numbers as v, found 1"),
+        ({"item": ["a", "b"], "v": [[1.0, np.nan], [1.0, 2.0]]}, {}, "row 0: expected finite numbers as v, found NaN"),
+        ({"item": ["a", "b", "c"], "price": ["1", "2", "cheap"]}, {}, "row 2: found 'cheap'.* Expected a number"),
+        ({"item": ["a", "b"], "name": ["x", "y"]}, {"text": ["name"]}, "the text of 'name' needs an encoder"),
+        ({"item": ["a", "b"], "name": ["x", "y"]}, {"text": ["title"]}, "expected a column 'title' of features"),
+        ({"item": ["a", "b"], "name": ["x", "y"]}, {}, "expected columns of features, found none that can be used"),
+    ],
+)
+def test_a_table_that_cannot_be_read(table, options, message):
+    with pytest.raises(ValueError, match=message):
+        load_item_features(pd.DataFrame(table), **options)
+
+
+def test_a_missing_encoder_names_the_solution(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
+    with pytest.raises(ValueError, match=r'pip install "hf-bert4rec\[features\]"'):
+        load_item_features(SHOP, text=["name"], encoder="org/encoder")
+
+
+def test_features_of_new_items_need_the_same_columns_and_widths():
+    known = load_item_features(SHOP[["sku", "brand", "picture"]])
+    new = pd.DataFrame({"item": ["C"], "brand": ["Acme"], "picture": [[1.0, 2.0, 3.0]]})
+    with pytest.raises(ValueError, match="the vectors of 'picture' have 3 numbers, expected 2"):
+        load_new_items(new, known)
+    with pytest.raises(ValueError, match="expected a column 'picture' of features"):
+        load_new_items(new[["item", "brand"]], known)
+    assert load_new_items(new[["item"]], known).features is None
+
+
+def test_new_items_with_titles_and_known_items_that_they_are_like():
+    new = load_new_items(pd.DataFrame({"sku": [7, 8], "title": ["Seven", None], "like": ["1 | 2", ""]}), None)
+    assert (new.items, new.titles, new.likes) == (["7", "8"], {"7": "Seven"}, {"7": ["1", "2"]})
+
+
+def test_a_tokenizer_has_the_items_of_its_features_and_saves_them(tmp_path, caplog):
+    caplog.set_level("INFO", "hf_bert4rec")
+    tokenizer = item_tokenizer(["B 2", "x"], features=load_item_features(SHOP))
+    assert tokenizer.items.to_pylist() == ["B 2", "x", "A 1", "A 2", "B 1"]
+    assert "1 items with interactions have them, 1 have none, and 3 items have no interactions" in caplog.text
+    tokenizer.removed = ["x"]
+    tokenizer.save_pretrained(tmp_path)
+    loaded = type(tokenizer).from_pretrained(tmp_path)
+    assert loaded.features.table.equals(tokenizer.features.table)
+    assert loaded.removed == ["x"]
+    loaded.save_pretrained(tmp_path)  # into the folder that it was loaded from
+    assert type(tokenizer).from_pretrained(tmp_path).features is not None

@@ -1,0 +1,145 @@
+"""Items are added, removed and renamed without training; a failure leaves the old checkpoint."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import save_file
+from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+import hf_bert4rec
+from hf_bert4rec import Bert4RecForMaskedLM, add_items, item_tokenizer, load_item_features, remove_items
+from hf_bert4rec.cli.main import main
+from tests.conftest import small_config
+
+FEATURES = pd.DataFrame({"item": ["a", "b", "c"], "kind": ["x", "x", "y"], "other": ["x", "y", "y"]})
+
+
+@pytest.fixture(params=[True, False])
+def checkpoint(request, tmp_path):
+    """A checkpoint with features, whose item tables are tied, and one without, whose tables are not."""
+    torch.manual_seed(0)
+    features = load_item_features(FEATURES) if request.param else None
+    tokenizer = item_tokenizer(["a", "b", "c"], titles={"a": "Alpha"}, features=features, max_length=6)
+    model = Bert4RecForMaskedLM(small_config(len(tokenizer), 6, tie_word_embeddings=request.param))
+    torch.nn.init.normal_(model.lm_head.bias)
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "note.txt").write_text("kept")
+    if features:
+        projection = torch.arange(3 * 13.0).reshape(3, 13) / 50
+        save_file({"projection": projection}, tmp_path / "model" / "item_features.safetensors")
+    return tmp_path / "model"
+
+
+def load(folder):
+    model, tokenizer = AutoModelForMaskedLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    rows = [model.get_input_embeddings().weight, model.lm_head.weight, model.lm_head.bias[:, None]]
+    return [it.detach() for it in rows], tokenizer
+
+
+def test_new_items_start_from_features_then_from_like_then_from_the_mean(checkpoint, tmp_path):
+    (table, outputs, bias), old = load(checkpoint)
+    new = pd.DataFrame(
+        {
+            "item": ["n1", "b", "n2", "n3"],
+            "title": ["New", "Beta", None, None],
+            "like": ["a|c", None, "a|c", None],
+            "kind": ["x", "x", None, None],
+            "other": ["y", None, None, None],
+        }
+    )
+    counts = add_items(checkpoint, new, tmp_path / "output")
+    described = old.features is not None
+    expected = {"features": 1, "like": 1, "mean": 1} if described else {"features": 0, "like": 2, "mean": 1}
+    assert counts == expected | {"returned": 0, "titles": 2}
+    (new_table, new_outputs, new_bias), tokenizer = load(tmp_path / "output")
+    assert tokenizer.items.to_pylist() == ["a", "b", "c", "n1", "n2", "n3"]
+    assert tokenizer.titles == ["Alpha", "Beta", None, "New", None, None]
+    assert torch.equal(new_table[:6], table)
+    assert torch.equal(new_outputs[:6], outputs)
+    assert torch.equal(new_bias[:6], bias)
+    torch.testing.assert_close(new_table[7], table[[3, 5]].mean(dim=0))
+    torch.testing.assert_close(new_bias[7], bias[[3, 5]].mean(dim=0))
+    torch.testing.assert_close(new_table[8], table[3:].mean(dim=0))
+    assert new_bias[8] == bias[3:].min()
+    if described:  # 1, kind x, other y: the values that two items have
+        vectors = torch.from_numpy(tokenizer.features.vectors(tokenizer.items)[3:4])
+        projected = vectors @ hf_bert4rec.training.item_features.load_projection(tmp_path / "output")
+        torch.testing.assert_close(torch.cat([new_table[6], new_bias[6]]), projected[0])
+        assert tokenizer.features.items.to_pylist() == ["a", "b", "c", "n1"]
+    assert (tmp_path / "output" / "note.txt").read_text() == "kept"
+    assert hf_bert4rec.pipeline(tmp_path / "output")([["n1", "a"]], allow=["n2"])[0][0]["item"] == "n2"
+
+
+def test_a_checkpoint_is_replaced_as_a_whole_or_not_at_all(checkpoint, monkeypatch):
+    before = {path.name: path.read_bytes() for path in checkpoint.iterdir()}
+    monkeypatch.setattr(Bert4RecForMaskedLM, "save_pretrained", lambda *args, **kwargs: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        add_items(checkpoint, pd.DataFrame({"item": ["n"]}))
+    assert {path.name: path.read_bytes() for path in checkpoint.iterdir()} == before
+    assert [path.name for path in checkpoint.parent.iterdir()] == ["model"]
+    monkeypatch.undo()
+    add_items(checkpoint, pd.DataFrame({"item": ["n"]}))
+    assert load(checkpoint)[1].items.to_pylist() == ["a", "b", "c", "n"]
+    assert [path.name for path in checkpoint.parent.iterdir()] == ["model"]
+
+
+def test_removed_items_are_read_but_never_recommended_and_can_return(checkpoint, caplog):
+    def recommended(**options):
+        answer = hf_bert4rec.pipeline(checkpoint)([["b"]], **options)
+        return {it["item"] for it in answer[0]}
+
+    before = hf_bert4rec.pipeline(checkpoint)([["b", "a"]], exclude_history=False)
+    remove_items(checkpoint, ["a", "b"])
+    assert recommended(exclude_history=False) == {"c"}
+    assert recommended(allow=["a", "c"]) == {"c"}
+    assert not caplog.records  # no unknown IDs
+    assert {it["item"]: it["score"] for it in before[0]}["c"] == pytest.approx(
+        hf_bert4rec.pipeline(checkpoint)([["b", "a"]])[0][0]["score"]
+    )
+    assert add_items(checkpoint, pd.DataFrame({"item": ["a"]}))["returned"] == 1
+    assert recommended() == {"a", "c"}
+
+
+def test_the_command(checkpoint, tmp_path, capsys):
+    pd.DataFrame({"item": ["n"], "title": ["New"], "like": ["a"]}).to_csv(tmp_path / "new.csv", index=False)
+    main(["items", "add", str(checkpoint), str(tmp_path / "new.csv"), "--output", str(tmp_path / "output")])
+    main(["items", "remove", str(tmp_path / "output"), "b", "c"])
+    assert "Saved in" in capsys.readouterr().out
+    main(["recommend", str(tmp_path / "output"), "--history", "a"])
+    assert "New" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match=r"has no item 'zz'\. Remove only items that it has"):
+        main(["items", "remove", str(tmp_path / "output"), "zz"])
+
+
+def test_invalid_items(checkpoint):
+    with pytest.raises(ValueError, match="'n' is like 'zz', which the checkpoint does not have"):
+        add_items(checkpoint, pd.DataFrame({"item": ["n"], "like": ["a|zz"]}))
+    with pytest.raises(ValueError, match="expected one row per item"):
+        add_items(checkpoint, pd.DataFrame({"item": ["n", "n"]}))
+    with pytest.raises(ValueError, match="All items of the checkpoint would be removed"):
+        remove_items(checkpoint, ["a", "b", "c"])
+    with pytest.raises(ValueError, match=r"org/name is a Hub ID. Name a folder for the result"):
+        remove_items("org/name", ["a"])
+    with pytest.raises(FileNotFoundError):
+        remove_items(checkpoint / "other" / "folder", ["a"])
+
+
+def test_a_kill_between_the_renames_loses_nothing(checkpoint, monkeypatch):
+    rename = Path.rename
+
+    def rename_until_killed(path, target):
+        if path.name.endswith(".incomplete"):
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", rename_until_killed)
+    with pytest.raises(KeyboardInterrupt):
+        add_items(checkpoint, pd.DataFrame({"item": ["n"]}))
+    assert not checkpoint.exists()
+    monkeypatch.undo()
+    assert len(hf_bert4rec.pipeline(checkpoint)([["a"]])[0]) == 2
+    add_items(checkpoint, pd.DataFrame({"item": ["n"]}))
+    assert load(checkpoint)[1].items.to_pylist() == ["a", "b", "c", "n"]

@@ -1,0 +1,127 @@
+"""Training with features of items: the saved model is a stock one, and unseen items are represented by features."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from transformers import AutoModelForMaskedLM, AutoTokenizer, TrainerCallback, set_seed
+
+from hf_bert4rec import (
+    Bert4RecForMaskedLM,
+    RecommendationTrainer,
+    RecommendationTrainingArguments,
+    cloze_training,
+    initialize_items,
+    item_tokenizer,
+    leave_one_out,
+    load_interactions,
+    load_item_features,
+    pipeline,
+)
+from hf_bert4rec.training.item_features import load_projection
+from tests.conftest import small_config
+
+# Users stay within one of two kinds of items. Items 10 to 13 have no interactions.
+KIND = {item: "even" if item % 2 == 0 else "odd" for item in range(14)}
+FEATURES = pd.DataFrame({"item": list(KIND), "kind": list(KIND.values())})
+UNSEEN = ["10", "11", "12", "13"]
+
+
+@pytest.fixture(scope="module")
+def log():
+    random = np.random.default_rng(0)
+    rows = [
+        (user, item, time)
+        for user in range(60)
+        for time, item in enumerate(random.permutation([it for it in range(10) if it % 2 == user % 2]))
+    ]
+    return load_interactions(pd.DataFrame(rows, columns=["user", "item", "timestamp"]))
+
+
+def make_trainer(log, folder, epochs=3, **options):
+    tokenizer = item_tokenizer(log, features=load_item_features(FEATURES), max_length=6)
+    splits = leave_one_out(log, tokenizer)
+    set_seed(1)
+    model = Bert4RecForMaskedLM(small_config(len(tokenizer), 6))
+    initialize_items(model, splits["train"])
+    args = {"num_train_epochs": epochs, "report_to": [], "disable_tqdm": True, "seed": 3, "use_cpu": True} | options
+    return RecommendationTrainer(
+        model,
+        RecommendationTrainingArguments(str(folder), **args),
+        train_dataset=splits["train"],
+        eval_dataset=splits["validation"],
+        **cloze_training(tokenizer),
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(log, tmp_path_factory):
+    trainer = make_trainer(log, tmp_path_factory.mktemp("features"), epochs=40, per_device_train_batch_size=16)
+    trainer.train()
+    trainer.save_model()
+    return trainer
+
+
+def test_the_saved_model_is_a_stock_one_with_the_sums(trained):
+    folder = Path(trained.args.output_dir)
+    loaded, tokenizer = AutoModelForMaskedLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in trained.model.state_dict().items())
+    assert not [name for name in loaded.state_dict() if "features" in name]
+    projected = torch.from_numpy(tokenizer.features.vectors(tokenizer.items)) @ load_projection(folder)
+    unseen = tokenizer.encode_items(UNSEEN)
+    table = torch.cat([loaded.lm_head.weight, loaded.lm_head.bias[:, None]], dim=1)
+    torch.testing.assert_close(table[unseen], projected[unseen - 3])
+    assert not torch.allclose(table[3:13], projected[:10], atol=1e-3)  # items of the log also have a part of their own
+
+
+def test_unseen_items_are_recommended_by_their_features(trained):
+    recommender = pipeline(trained.args.output_dir)
+    for history, kind in ((["0", "2"], "even"), (["1", "3"], "odd")):
+        items = [it["item"] for it in recommender([history], allow=UNSEEN)[0]]
+        assert {KIND[int(item)] for item in items[:2]} == {kind}
+
+
+def test_checkpoints_of_the_training_are_stock_models_too(trained):
+    best = Path(trained.state.best_model_checkpoint)
+    loaded = AutoModelForMaskedLM.from_pretrained(best)
+    torch.testing.assert_close(loaded.lm_head.weight, trained.model.lm_head.weight)
+    torch.testing.assert_close(load_projection(best), trained.projection)
+
+
+def test_a_resumed_run_ends_with_the_same_weights(log, tmp_path):
+    class Stop(TrainerCallback):
+        def on_epoch_end(self, args, state, control, **kwargs):
+            control.should_training_stop = state.epoch >= 1
+
+    options = {"early_stopping_patience": None, "load_best_model_at_end": False}
+    whole = make_trainer(log, tmp_path / "whole", **options)
+    whole.train()
+    half = make_trainer(log, tmp_path / "half", **options)
+    half.add_callback(Stop())
+    half.train()
+    resumed = make_trainer(log, tmp_path / "half", **options)
+    resumed.train(resume_from_checkpoint=True)
+    for name, value in whole.model.state_dict().items():
+        torch.testing.assert_close(resumed.model.state_dict()[name], value, atol=1e-5, rtol=1e-4)
+
+
+def test_another_projection_and_untied_tables_are_errors(log, tmp_path):
+    trainer = make_trainer(log, tmp_path)
+    trainer.projection = torch.zeros(5, 13)
+    with pytest.raises(ValueError, match=r"Expected a projection of shape \(3, 13\).* found \(5, 13\)"):
+        trainer.train()
+    trainer = make_trainer(log, tmp_path)
+    trainer.model.config.tie_word_embeddings = False
+    with pytest.raises(ValueError, match="need `tie_word_embeddings=True`"):
+        trainer.train()
+    with pytest.raises(ValueError, match="`id_dropout` must be at least 0 and below 1, found 1"):
+        RecommendationTrainingArguments(str(tmp_path), id_dropout=1)
+
+
+def test_a_damaged_projection_is_an_error(tmp_path):
+    (tmp_path / "item_features.safetensors").write_bytes(b"damaged")
+    with pytest.raises(ValueError, match="is damaged"):
+        load_projection(tmp_path)
+    assert load_projection(tmp_path / "other") is None
