@@ -22,6 +22,7 @@ from ..data.tokenization import ItemTokenizer
 from ..hub.checkpoint import check_sizes, fetch_checkpoint
 from ..models.item_loss import check_loss
 from ..models.registry import architecture_of
+from ..training.catalog import append_items
 from ..training.initialization import initialize_items
 from ..training.item_features import load_projection
 from ..training.objectives import cloze_training, next_item_training
@@ -99,6 +100,11 @@ def _transferred(recipe: Recipe, source: Path, tokenizer: ItemTokenizer) -> PreT
     if overridden := sorted(name for name, value in given.items() if value != getattr(config, name)):
         values = ", ".join(f"{name} {getattr(config, name)}" for name in overridden)
         logger.warning("Sizes come from %s, not from the recipe: %s.", source, values)
+    if recipe.run.continue_from is not None:
+        for name, value in changes.items():
+            setattr(model.config, name, value)
+        append_items(model, its_tokenizer, tokenizer, load_projection(source))
+        return model
     return transfer(model, its_tokenizer, tokenizer, recipe.run.match_items, **changes)
 
 

@@ -25,7 +25,7 @@ def train(argv: list[str]) -> None:
     from ..hub.errors import disk_errors
     from .recipe import parse_recipe
     from .report import summary
-    from .run import run
+    from .run import REJECTED, run
 
     recipe = parse_recipe(argv)
     transformers.logging.disable_progress_bar()  # one bar per saved checkpoint; the bar of the training stays
@@ -36,6 +36,8 @@ def train(argv: list[str]) -> None:
         sys.exit("\nInterrupted. Run the same command with --resume_from_checkpoint true to continue.")
     if folder is not None:
         print(summary(folder))
+        if folder.name == REJECTED:
+            sys.exit("The new model is worse than the one that it continues, which was not replaced.")
 
 
 def evaluate(argv: list[str]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 from datasets import Dataset, DatasetDict
 from transformers import AutoTokenizer
@@ -18,10 +19,10 @@ from ..data.features import ItemFeatures
 from ..data.formats import is_embedded
 from ..data.interactions import load_interactions, load_titles, rename_items
 from ..data.item_tables import load_item_features
-from ..data.tokenization import ItemTokenizer, item_tokenizer
+from ..data.tokenization import ItemTokenizer, extend_item_tokenizer, item_tokenizer
 from ..evaluation.ranking import Sampled
 from ..hub.checkpoint import fetch_checkpoint
-from ..hub.run_facts import DataFacts
+from ..hub.run_facts import FACTS_FILE, DataFacts, RunFacts
 from ..models.registry import architecture_of
 from ..training.settings import recommended_settings
 from .recipe import Recipe, RunArguments, find_configuration, find_split
@@ -55,7 +56,9 @@ def prepare(
     if run.popularity_candidates and run.uniform_candidates:
         raise ValueError("Use popularity_candidates or uniform_candidates, not both: set one of them to 0.")
     split.resolve(options)  # before the log is read
-    interactions = load_interactions(run.data, **recipe.options("reading"))
+    interactions, new = _read_logs(recipe)
+    if run.continue_from is not None and tokenizer is None:
+        recipe, tokenizer = _continue(recipe, new)
     names = load_titles(run.item_ids, item=0, title=1) if run.item_ids else None
     if names is not None:
         interactions = rename_items(interactions, names)
@@ -67,13 +70,7 @@ def prepare(
         features = _features(run, names)
         tokenizer = item_tokenizer(past, titles=_titles(run, names), features=features, max_length=length)
     histories = _split(recipe, interactions, tokenizer, run.max_length)
-    for name in set(histories) - {"train"}:
-        if run.popularity_candidates:
-            items = tokenizer.encode_items(interactions.with_format("arrow")[:]["item"])
-            counts = np.bincount(items, minlength=len(tokenizer))
-            histories[name] = popularity_candidates(histories[name], counts, run.popularity_candidates)
-        elif run.uniform_candidates:
-            histories[name] = uniform_candidates(histories[name], len(tokenizer), run.uniform_candidates)
+    _add_candidates(recipe, histories, interactions, tokenizer)
     sizes = ", ".join(f"{name} {rows.num_rows:,} rows" for name, rows in histories.items())
     logger.info("Histories: %s.", sizes)
     return recipe, interactions, tokenizer, histories
@@ -102,6 +99,54 @@ def _with_recommended_settings(recipe: Recipe, interactions: Dataset) -> Recipe:
     return filled.fill({"run": {"recommended_settings": False}})  # a run from this recipe has the same options
 
 
+def _add_candidates(recipe: Recipe, histories: DatasetDict, interactions: Dataset, tokenizer: ItemTokenizer) -> None:
+    """Draw the candidates that the recipe asks for, if any, for the rows of validation and test."""
+    run = recipe.run
+    for name in set(histories) - {"train"}:
+        if run.popularity_candidates:
+            items = tokenizer.encode_items(interactions.with_format("arrow")[:]["item"])
+            counts = np.bincount(items, minlength=len(tokenizer))
+            histories[name] = popularity_candidates(histories[name], counts, run.popularity_candidates)
+        elif run.uniform_candidates:
+            histories[name] = uniform_candidates(histories[name], len(tokenizer), run.uniform_candidates)
+
+
+def _read_logs(recipe: Recipe) -> tuple[Dataset, Dataset]:
+    """Return all interactions of a recipe, and those of `data` without those of `history`."""
+    logs = [it for it in (recipe.run.history, recipe.run.data) if it]
+    read = [load_interactions(log, **recipe.options("reading")) for log in logs]
+    if len(read) == 1:
+        return read[0], read[0]
+    tables = [log.with_format("arrow")[:].select(["user", "item", "timestamp"]) for log in read]
+    return Dataset(pa.concat_tables(tables, promote_options="permissive")), read[1]
+
+
+def _continue(recipe: Recipe, new: Dataset) -> tuple[Recipe, ItemTokenizer]:
+    """Return the recipe of a run that continues a checkpoint with new interactions, and the extended tokenizer."""
+    run = recipe.run
+    folder = fetch_checkpoint(str(run.continue_from))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    first = min(new["timestamp"][:])
+    last = RunFacts.load(folder).data.last_time if (folder / FACTS_FILE).exists() else None
+    if last is not None and first < last and not run.allow_earlier:
+        raise ValueError(
+            f"{run.data} begins at {first}, but the log of {run.continue_from} ends at {last}. Pass only newer "
+            "interactions, or --allow_earlier true."
+        )
+    titles = _titles(run, None)
+    old = dict(zip(tokenizer.items.to_pylist(), tokenizer.titles or (), strict=False))
+    both = [old[item] == title for item, title in (titles or {}).items() if old.get(item) is not None]
+    known = np.isin(new["item"][:], tokenizer.items.to_pylist())
+    if 2 * sum(both) < len(both) or not known.any():
+        found = f"{len(both) - sum(both)} of {len(both)} titles differ" if known.any() else "it has none of its items"
+        raise ValueError(f"{run.data}: its item IDs are not those of {run.continue_from}: {found}.")
+    extended = extend_item_tokenizer(tokenizer, new, titles=titles)
+    features = _features(run, None)
+    if features is not None and tokenizer.features is not None:
+        extended.features = tokenizer.features.extended(features)
+    return recipe.fill({"splitting": {"since": first}}), extended
+
+
 def _titles(run: RunArguments, names: dict[str, str] | None) -> dict[str, str] | None:
     """Item ID → title. With `item_ids` both tables list the IDs of the log, which are renamed here."""
     titles = load_titles(run.titles, item=run.title_item, title=run.title_column) if run.titles else None
@@ -119,7 +164,7 @@ def _features(run: RunArguments, names: dict[str, str] | None) -> ItemFeatures |
     """Features of the items, encoded like those of `start_from` if it has any; with new IDs as in `_titles`."""
     old = None if run.start_from is None else AutoTokenizer.from_pretrained(fetch_checkpoint(run.start_from)).features
     if run.item_features is None:
-        if old is not None:
+        if old is not None and run.continue_from is None:
             raise ValueError(f"{run.start_from} was trained with features of items. Name them with --item_features.")
         return None
     features = load_item_features(
@@ -133,7 +178,7 @@ def _features(run: RunArguments, names: dict[str, str] | None) -> ItemFeatures |
 
 def whole_histories(recipe: Recipe, interactions: Dataset, tokenizer: ItemTokenizer) -> Dataset:
     """Return the training split with one row per user, whatever its length. Baselines count in it."""
-    return _split(recipe, interactions, tokenizer, WHOLE_HISTORY, prefixes=False)["train"]
+    return _split(recipe, interactions, tokenizer, WHOLE_HISTORY, prefixes=False, replay=float("inf"))["train"]
 
 
 def _split(
@@ -184,5 +229,6 @@ def describe_data(recipe: Recipe, interactions: Dataset) -> DataFacts:
         users=len(table["user"].unique()),
         items=len(table["item"].unique()),
         sha256=digest.hexdigest(),
+        last_time=pc.max(table["timestamp"]).as_py(),
         terms=recipe.run.terms or (EMBEDDED_TERMS if is_embedded(recipe.run.data) else None),
     )

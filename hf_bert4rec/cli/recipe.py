@@ -30,9 +30,30 @@ from ..data.data_collator import DataCollatorForCloze
 from ..data.histories import build_histories
 from ..data.interactions import load_interactions
 from ..data.splits import SPLITS, Split
+from ..hub.checkpoint import fetch_checkpoint
 from ..hub.run_facts import FACTS_FILE, RunFacts
 from ..models.registry import ARCHITECTURES
 from ..training.arguments import RecommendationTrainingArguments
+
+OF_ONE_RUN = (
+    "data",
+    "history",
+    "split",
+    "validation_time",
+    "test_time",
+    "validation_in_train",
+    "name",
+    "seed",
+    "resume_from_checkpoint",
+)
+"""Options that a run which continues another does not take over."""
+CONTINUED: dict[str, Any] = {
+    "split": "new_interactions",
+    "recommended_settings": False,
+    "num_train_epochs": 2,
+    "warmup_steps": 0.0,
+}
+CONTINUED_RATE = 0.25  # of the peak learning rate of the training that is continued
 
 OWN_CODE = ("split", "architecture")
 """Options that can name code to import, `package.module:name`."""
@@ -73,6 +94,16 @@ class RunArguments:
         "Initialize item vectors and output biases from item counts of the training histories.", True
     )
     start_from: str | None = option("Checkpoint of another catalog whose encoder and shared items are the start.")
+    continue_from: str | None = option(
+        "Checkpoint to continue training on the new interactions of `data`, with its recipe (docs/items.md)."
+    )
+    history: str | None = option("Log of the earlier interactions, with `continue_from`.")
+    allow_earlier: bool = option(
+        "With `continue_from`, accept interactions before the end of the log of its training.", False
+    )
+    tolerance: float = option(
+        "With `continue_from`, largest fall of validation NDCG@10 with which it is replaced.", 0.002
+    )
     match_items: Literal["id", "title"] = option("How items of `start_from` are matched.", "id")
     name: str | None = option("Name of the checkpoint on its card (default: name of the output folder).")
     terms: str | None = option("Terms of use of the data, for the card.")
@@ -123,8 +154,10 @@ def parse_recipe(argv: Sequence[str]) -> Recipe:
     """
     words = list(argv)
     source = words.pop(0) if words and not words[0].startswith("-") else None
-    from_file = {} if source is None else _read_options(Path(source))
     chosen, _ = _parse(_parser([RunArguments]), words)
+    from_file = {} if source is None else _read_options(Path(source))
+    if parent := chosen.get("continue_from", from_file.get("continue_from")):
+        from_file = _options_to_continue(parent) | from_file
     if source is not None and Path(source).is_dir():  # it may be downloaded, and must not choose what is imported
         for name in OWN_CODE:
             if ":" in str(from_file.get(name)) and name not in chosen:
@@ -203,6 +236,14 @@ def _read_options(config: Path) -> dict[str, Any]:
     if not isinstance(options, dict):
         raise ValueError(f"{config}: expected lines of `option: value`, found a {type(options).__name__}.")
     return options
+
+
+def _options_to_continue(parent: str) -> dict[str, Any]:
+    """Return the options of a run that continues a checkpoint: its recipe, with fewer and smaller steps."""
+    recipe = _read_options(fetch_checkpoint(parent))
+    rate = float(recipe.get("learning_rate", RecommendationTrainingArguments.learning_rate))
+    kept = {name: value for name, value in recipe.items() if name not in OF_ONE_RUN}
+    return kept | CONTINUED | {"start_from": parent, "learning_rate": CONTINUED_RATE * rate}
 
 
 def _sections(run: Mapping[str, Any]) -> dict[str, type]:

@@ -60,17 +60,18 @@ def draw_curve(facts: RunFacts) -> bytes:
 
 
 def summary(folder: Path) -> str:
-    """Return the test results next to the baselines, recommendations, and the folder of each output."""
+    """Return the results on test, or else on validation, recommendations, and the folder of each output."""
     facts = RunFacts.load(folder)
     recommender = pipeline(folder)
     history = facts.example or recommender.tokenizer.items[:3].to_pylist()
     text = [f"\n{facts.protocol}; seed {facts.recipe['seed']}"]
-    if test := facts.results.get("test"):
-        text = [f"\nTest: {text[0].strip()}", results_table(test), *_differences(facts), ""]
+    if split := next((name for name in ("test", "validation") if name in facts.results), None):
+        results = results_table(facts.results[split])
+        text = [f"\n{split.capitalize()}: {text[0].strip()}", results, *_differences(facts, split), ""]
     else:
         text += ["There are no results, because nothing was held out.\n"]
     text += [recommendation_table(recommender, history, top_k=10)]
-    if facts.best_checkpoint:
+    if facts.best_checkpoint and split == "test":
         step = int(facts.best_checkpoint.rpartition("-")[2])
         epoch = next(entry["epoch"] for entry in facts.log if entry["step"] == step)
         text += [
@@ -80,11 +81,11 @@ def summary(folder: Path) -> str:
     return "\n".join([*text, f"Trained in {facts.seconds:.0f} s; checkpoint, card and {CURVE} in {folder}"])
 
 
-def _differences(facts: RunFacts) -> list[str]:
+def _differences(facts: RunFacts, split: str) -> list[str]:
     """NDCG@10 as a multiple of that of each baseline, with the paired interval of the difference."""
-    lines, test = [], facts.results["test"]
-    for name, (low, high) in facts.differences.get("test", {}).items():
-        ours, theirs = (test[model]["ndcg@10"] for model in (facts.model, name))
+    lines, results = [], facts.results[split]
+    for name, (low, high) in facts.differences.get(split, {}).items():
+        ours, theirs = (results[model]["ndcg@10"] for model in (facts.model, name))
         ratio = f"{ours / theirs:.2f} times that of {name}" if theirs else f"{name} has 0"
         interval = f"{low:+.4f} to {high:+.4f}" + ", within noise" * (low <= 0 <= high)
         lines.append(f"NDCG@10 of {facts.model}: {ratio} (difference {ours - theirs:+.4f}, 95 % interval {interval}).")

@@ -23,6 +23,8 @@ from .resume import finish, start_or_resume
 
 logger = logging.getLogger(__name__)
 
+REJECTED = "rejected"
+"""Name of the folder of a continued model that is worse than before."""
 BASELINES: dict[str, type[Popularity]] = {"Popularity": Popularity, "Markov chain, first order": MarkovChain}
 FIXED = ("seed", "learning_rate", "muon_learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon")
 """Training arguments that a resumed run cannot change: the optimizer state contains them, or rows depend on them."""
@@ -40,9 +42,15 @@ def run(recipe: Recipe) -> Path | None:
     trainer = build_trainer(recipe, tokenizer, histories)
     data = describe_data(recipe, interactions)
     checkpoint = start_or_resume(trainer.args, data.sha256, _fixed_options(recipe, trainer))
+    before = None if recipe.run.continue_from is None else _validation_score(trainer, recipe, histories)
     trainer.train(resume_from_checkpoint=checkpoint)
 
-    output, folder = Path(trainer.args.output_dir), Path(trainer.args.output_dir, "model")
+    output = Path(trainer.args.output_dir)
+    folder = output / "model"
+    if before is not None and (after := _validation_score(trainer, recipe, histories)) < before - recipe.run.tolerance:
+        folder = output / REJECTED
+        text = "Validation NDCG@10 fell from %.4f to %.4f, by more than %g: the new model is saved in %s."
+        logger.warning(text, before, after, recipe.run.tolerance, folder)
     config = trainer.model.config
     whole, sampled = protocol(recipe, len(tokenizer.items), config.exclude_history)
     facts = dataclasses.replace(
@@ -75,6 +83,12 @@ def run(recipe: Recipe) -> Path | None:
         where = {"private": args.hub_private_repo, "token": args.hub_token, "revision": args.hub_revision}
         logger.info("Pushed: %s", push_checkpoint(folder, trainer.hub_model_id, **where))
     return folder
+
+
+def _validation_score(trainer: RecommendationTrainer, recipe: Recipe, histories: DatasetDict) -> float:
+    """Return NDCG@10 on the validation split."""
+    evaluating = evaluator(trainer.model, recipe, trainer.processing_class)
+    return evaluate_rows(evaluating, histories["validation"])[0]["ndcg@10"]
 
 
 def _with_results(facts: RunFacts, trainers: dict[str, Trainer], histories: DatasetDict) -> RunFacts:

@@ -48,6 +48,11 @@ class ItemFeatures:
         places = pc.fill_null(pc.index_in(items, value_set=self.items), -1).to_numpy()
         return np.where(places[:, None] >= 0, encoded[places], np.float32(0))
 
+    def extended(self, others: Self) -> Self:
+        """Return these features and those of other items, which have the same encoding."""
+        new = pc.invert(pc.is_in(others.items, value_set=self.items.combine_chunks()))
+        return type(self)(pa.concat_tables([self.table, others.table.filter(new)]), self.columns)
+
     def save(self, file: Any) -> None:
         """Write the table and its encoding as Parquet."""
         metadata = {_SCHEMA: json.dumps(self.columns, ensure_ascii=False)}

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict
 
-from .histories import SortedLog, build_histories, check_interactions, sort_by_user
+from .histories import SortedLog, build_histories, check_interactions, flatten, sort_by_user
 from .tokenization import ItemTokenizer
 from .values import as_seconds
 
@@ -137,6 +137,68 @@ def before(interactions: Dataset, time: str | float) -> Dataset:
     return Dataset(table.filter(pc.less(table["timestamp"], as_seconds(time))))
 
 
+def new_interactions(
+    interactions: Dataset,
+    tokenizer: ItemTokenizer,
+    *,
+    since: str | float | None = None,
+    held_out: float = 0.1,
+    replay: float = 1.0,
+    max_length: int | None = None,
+    window_step: float = 0.5,
+    prefixes: bool = False,
+) -> DatasetDict:
+    """Train on the interactions from a point in time on, and on a sample of older ones, to continue a training.
+
+    Histories are whole: they begin before that time.
+
+    Args:
+        interactions: Columns `user`, `item` and `timestamp`, as from `load_interactions`.
+        tokenizer: Items that it does not contain are dropped from histories; as targets they count as missed.
+        since: Time of the first new interaction; in the unit of the timestamps, or an ISO date. Default: all are new.
+        held_out: Share of the users with new interactions whose last one is a validation target.
+        replay: Number of older training rows for each new one, which ends with a new interaction. Users and rows are
+            drawn at random, in the same way for the same log.
+        max_length: Longest input N, including the [MASK] of the query. Default: `tokenizer.model_max_length`.
+        window_step: Step between the training windows of a history longer than N, as a share of N.
+        prefixes: Train on a row for each item but the first, instead of windows: the item and up to N - 1 items before
+            it.
+
+    Returns:
+        `DatasetDict` with `train` and `validation`; columns: `COLUMNS`.
+
+    Raises:
+        ValueError: No interaction is new, or an option is out of range.
+    """
+    if not (0 < held_out < 1 and replay >= 0):
+        raise ValueError(f"`held_out` must be above 0 and below 1, `replay` at least 0, found {held_out} and {replay}.")
+    log, random = sort_by_user(interactions, tokenizer), np.random.default_rng(0)
+    time = -np.inf if since is None else as_seconds(since)
+    users = np.flatnonzero(_first_from(log, time) < log.ends)
+    if len(users) < 2:
+        raise ValueError(f"Expected new interactions of at least two users, found {len(users)} users from {since} on.")
+    chosen = random.choice(users, max(1, round(held_out * len(users))), replace=False)
+    targets = np.full(len(log.users), -1)
+    targets[chosen] = log.ends[chosen] - 1
+    histories = build_histories(
+        log,
+        tokenizer,
+        np.where(targets >= 0, targets, log.ends),
+        {"validation": targets},
+        max_length=max_length,
+        window_step=window_step,
+        prefixes=prefixes,
+    )
+    times, rows = flatten(histories["train"].with_format("arrow")[:]["timestamps"])
+    newest = np.full(histories["train"].num_rows, -np.inf)
+    np.maximum.at(newest, rows, times)
+    new, old = np.flatnonzero(newest >= time), np.flatnonzero(newest < time)
+    replayed = random.choice(old, int(min(len(old), replay * len(new))), replace=False)
+    kept = histories["train"].select(np.sort(np.concatenate([new, replayed])))
+    histories["train"] = Dataset(kept.with_format("arrow")[:]).remove_columns("row").add_column("row", range(len(kept)))
+    return histories
+
+
 @dataclass(frozen=True)
 class Split:
     """One way to divide interactions. An entry in `SPLITS` makes it available to recipes.
@@ -191,6 +253,9 @@ def _past_of_time(
 SPLITS: dict[str, Split] = {  # name in a recipe -> split; add your own before a recipe is parsed
     "leave_one_out": Split(leave_one_out, "leave-one-out (every user's last item)"),
     "at_time": Split(split_at_time, "first item of every user from {test_time} on", _past_of_time),
+    "new_interactions": Split(
+        new_interactions, "last new item of {held_out:.0%} of the users with interactions since {since}"
+    ),
     "train_on_all": Split(train_on_all, "trained on all interactions, nothing held out"),
 }
 

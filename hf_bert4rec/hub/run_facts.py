@@ -27,6 +27,8 @@ Run facts drop them from the recipe when they are written and when they are read
 upload anything.
 """
 
+Number = float | int
+
 OLD_DEFAULTS: dict[int, dict[str, dict[str, Any]]] = {
     1: {
         "": {
@@ -52,19 +54,18 @@ WITH_START_FROM = ("recommended_settings", "learning_rate", "muon_learning_rate"
                    "early_stopping_patience")  # fmt: skip
 """Old defaults that hold for a model that starts from a checkpoint."""
 
-Number = float | int
-
 
 @strict
 @dataclass(kw_only=True)
 class DataFacts:
-    """The interactions of a run: name of the log, sizes, checksum and terms of use; None if unknown."""
+    """The interactions of a run: name of the log, sizes, checksum, time of the last one, terms; None if unknown."""
 
     name: str
     items: int
     users: int | None = None
     interactions: int | None = None
     sha256: str | None = None
+    last_time: Number | None = None
     terms: str | None = None
 
 

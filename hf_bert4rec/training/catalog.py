@@ -2,25 +2,26 @@
 
 import logging
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import torch
 from torch import nn
 from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel
 
-from ..data.features import ItemFeatures
 from ..data.ids import as_item_ids
-from ..data.item_tables import NewItems, load_new_items
+from ..data.item_tables import load_new_items
 from ..data.tokenization import ItemTokenizer, extend_item_tokenizer
 from ..hub.checkpoint import check_sizes, fetch_checkpoint, is_folder, replaced_folder, weight_files
 from ..models.configuration_bert4rec import SPECIAL_TOKENS
 from .item_features import load_projection
 
 logger = logging.getLogger(__name__)
+
+STARTS = ("features", "like", "mean")
+"""What the vector and the bias of a new item come from."""
 
 
 def add_items(
@@ -55,15 +56,10 @@ def add_items(
     check_sizes(model, tokenizer)
     extended = extend_item_tokenizer(tokenizer, new, titles=given.titles or None)
     extended.removed = [item for item in tokenizer.removed if item not in rows]
-    counts = {"features": 0, "like": 0, "mean": 0}
-    if new:
-        weights, starts = _first_weights(new, given, model, tokenizer, load_projection(folder))
-        _append(model, weights)
-        counts |= {start: starts.count(start) for start in counts}
-        if given.features is not None and tokenizer.features is not None:
-            added = given.features.table.filter(pa.array([it in new for it in given.features.items.to_pylist()]))
-            table = pa.concat_tables([tokenizer.features.table, added])
-            extended.features = ItemFeatures(table, tokenizer.features.columns)
+    if given.features is not None and tokenizer.features is not None:
+        extended.features = tokenizer.features.extended(given.features)
+    starts = append_items(model, tokenizer, extended, load_projection(folder), given.likes)
+    counts = {start: starts.count(start) for start in STARTS}
     counts |= {"returned": len(tokenizer.removed) - len(extended.removed), "titles": len(given.titles)}
     _save(folder, output, extended, model if new else None)
     text = "Added %d items: %d start from their features, %d from items that they are like, %d from the mean of all."
@@ -102,40 +98,46 @@ def _open(checkpoint: str | PathLike, output: str | PathLike | None) -> tuple[Pa
     return folder, AutoTokenizer.from_pretrained(folder)
 
 
-def _first_weights(
-    new: list[str], given: NewItems, model: PreTrainedModel, tokenizer: ItemTokenizer, projection: torch.Tensor | None
-) -> tuple[torch.Tensor, list[str]]:
-    """Return vectors and biases of new items, (new, hidden + 1), and what each starts from."""
-    bias: Any = model.get_output_embeddings().bias
-    known = torch.cat([model.get_input_embeddings().weight.detach(), bias.detach()[:, None]], dim=1)
-    items = known[len(SPECIAL_TOKENS) :]
-    weights = torch.cat([items[:, :-1].mean(dim=0), items[:, -1:].min(dim=0).values]).repeat(len(new), 1)
-    starts = ["mean"] * len(new)
-    for place, item in enumerate(new):
-        if item in given.likes:
-            rows = tokenizer.encode_items(given.likes[item])
-            if (rows == tokenizer.unk_token_id).any():
-                other = given.likes[item][int((rows == tokenizer.unk_token_id).argmax())]
-                raise ValueError(f"{item!r} is like {other!r}, which the checkpoint does not have.")
-            weights[place], starts[place] = known[rows].mean(dim=0), "like"
-    if given.features is not None and projection is not None:
-        vectors = torch.from_numpy(given.features.vectors(pa.array(new, pa.string()))).to(weights)
-        described = vectors[:, 0] > 0
-        weights[described] = vectors[described] @ projection.to(weights)
-        starts = ["features" if has else start for has, start in zip(described.tolist(), starts, strict=True)]
-    return weights, starts
-
-
 @torch.no_grad()
-def _append(model: PreTrainedModel, weights: torch.Tensor) -> None:
-    """Append rows (new, hidden + 1) to the item table and the output biases, and to an output table of its own."""
-    embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
-    vectors, biases = weights[:, :-1], weights[:, -1]
+def append_items(
+    model: PreTrainedModel,
+    tokenizer: ItemTokenizer,
+    extended: ItemTokenizer,
+    projection: torch.Tensor | None,
+    likes: Mapping[str, list[str]] | None = None,
+) -> list[str]:
+    """Append rows for the items of an extended tokenizer to the item table and biases of a model, in place.
+
+    Return what each new item starts from, one of `STARTS`; see `add_items`.
+    """
+    embeddings, head, likes = model.get_input_embeddings(), model.get_output_embeddings(), likes or {}
     tied = head.weight is embeddings.weight
-    table = nn.Parameter(torch.cat([embeddings.weight, vectors]))
-    head.weight = table if tied else nn.Parameter(torch.cat([head.weight, vectors]))
-    embeddings.weight, head.bias = table, nn.Parameter(torch.cat([head.bias, biases]))
+    tables = [embeddings.weight, head.weight, head.bias[:, None]]
+    new = extended.items[len(tokenizer.items) :]
+    starts, rows = (
+        ["mean"] * len(new),
+        [table[len(SPECIAL_TOKENS) :].mean(dim=0).repeat(len(new), 1) for table in tables],
+    )
+    rows[-1][:] = head.bias[len(SPECIAL_TOKENS) :].min()
+    for place, item in enumerate(new.to_pylist()):
+        if item in likes:
+            known = tokenizer.encode_items(likes[item])
+            if (unknown := known == tokenizer.unk_token_id).any():
+                other = likes[item][int(unknown.argmax())]
+                raise ValueError(f"{item!r} is like {other!r}, which the checkpoint does not have.")
+            starts[place] = "like"
+            for values, table in zip(rows, tables, strict=True):
+                values[place] = table[known].mean(dim=0)
+    if projection is not None and extended.features is not None:  # the tables are tied
+        vectors = torch.from_numpy(extended.features.vectors(new))
+        projected, described = (vectors @ projection).to(rows[0]), vectors[:, 0] > 0
+        for values, part in zip(rows, (projected[:, :-1], projected[:, :-1], projected[:, -1:]), strict=True):
+            values[described] = part[described]
+        starts = ["features" if has else start for has, start in zip(described.tolist(), starts, strict=True)]
+    table, outputs, bias = (nn.Parameter(torch.cat(pair)) for pair in zip(tables, rows, strict=True))
+    embeddings.weight, head.weight, head.bias = table, table if tied else outputs, nn.Parameter(bias[:, 0])
     model.config.vocab_size = embeddings.num_embeddings = head.out_features = len(table)
+    return starts
 
 
 def _save(folder: Path, output: str | PathLike | None, tokenizer: ItemTokenizer, model: PreTrainedModel | None) -> None:

@@ -1,0 +1,143 @@
+"""Compare three ways to keep a model up to date, on a log in ten periods with the same number of interactions.
+
+    python scripts/drift.py generated runs/drift scripts/results/drift.jsonl
+    python scripts/drift.py ratings.csv runs/drift scripts/results/drift.jsonl
+
+A first model is trained on three periods. After each further period, the command continues the last accepted model with
+the new interactions (b), and trains another one from scratch on all interactions so far (c). They and the first model
+(a) are evaluated on the first interaction of each user in the next period, ranked among all items, history excluded;
+targets that a model does not know count as missed. Seconds are those of the processor, of the whole command.
+
+In the generated log, users follow chains of items within their tastes. In each period a tenth of the items is replaced
+by new ones, a fifth of the chains change, and so does the popularity of a fifth of the items.
+"""
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from datasets import Dataset
+from transformers import AutoModelForMaskedLM, AutoTokenizer, Trainer, TrainingArguments
+
+from hf_bert4rec import build_histories, cloze_training, load_interactions, sort_by_user
+
+PERIODS, FIRST = 10, 3
+USERS, ITEMS, CLUSTERS, LENGTH, SEED = 1500, 1000, 20, 6, 42
+
+
+def generate_log() -> pd.DataFrame:
+    """Return a log with drift; each user has about six interactions in each of the periods that follow the first."""
+    random = np.random.default_rng(SEED)
+    items = np.arange(ITEMS)
+    cluster, weight = random.integers(0, CLUSTERS, ITEMS), random.pareto(1.2, ITEMS) + 0.1
+    follower = random.permutation(ITEMS)
+    tastes, starts = random.integers(0, CLUSTERS, (USERS, 2)), random.integers(0, PERIODS - 2, USERS)
+    rows: list[tuple[int, int, float]] = []
+    had: list[set[int]] = [set() for _ in range(USERS)]
+    last = [-1] * USERS
+    for period in range(PERIODS):
+        if period:
+            replaced = random.choice(ITEMS, ITEMS // 10, replace=False)
+            items[replaced] = items.max() + 1 + np.arange(len(replaced))
+            moved = random.choice(ITEMS, ITEMS // 5, replace=False)
+            follower[moved] = follower[random.permutation(moved)]
+            weight[random.choice(ITEMS, ITEMS // 5, replace=False)] = random.pareto(1.2, ITEMS // 5) + 0.1
+        for user in np.flatnonzero((starts <= period) & (random.random(USERS) < 0.7)):
+            for step in range(1 + random.poisson(LENGTH - 1)):
+                members = np.flatnonzero(cluster == random.choice(tastes[user]))
+                slot = random.choice(members, p=weight[members] / weight[members].sum())
+                if last[user] >= 0 and random.random() < 0.4:
+                    slot = follower[last[user]]
+                if items[slot] not in had[user]:
+                    rows.append((int(user), int(items[slot]), period + step / 100 + random.random() / 1000))
+                    had[user].add(items[slot])
+                    last[user] = slot
+    return pd.DataFrame(rows, columns=["user", "item", "timestamp"])
+
+
+def run(*words: str) -> tuple[float, int]:
+    """Run the command in a process of its own; return its processor seconds and exit status."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    command = [sys.executable, "-m", "hf_bert4rec.cli.main", *words, "--disable_tqdm", "true"]
+    status = subprocess.run(command, stdout=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"}).returncode
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, status
+
+
+def evaluate(folder: Path, log: pd.DataFrame, start: float, end: float) -> float:
+    """Return NDCG@10 on the first interaction of each user from `start` to before `end`, who had some before."""
+    model, tokenizer = AutoModelForMaskedLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    encoded = sort_by_user(Dataset.from_pandas(log, preserve_index=False), tokenizer)
+    earlier = np.concatenate([[0], np.cumsum(encoded.timestamps < start)])
+    places = encoded.starts + earlier[encoded.ends] - earlier[encoded.starts]
+    until = np.concatenate([[0], np.cumsum(encoded.timestamps < end)])
+    some = (until[encoded.ends] - until[encoded.starts] > places - encoded.starts) & (places > encoded.starts)
+    histories = build_histories(encoded, tokenizer, encoded.starts, {"test": np.where(some, places, -1)})
+    args = TrainingArguments(
+        "runs",
+        per_device_eval_batch_size=256,
+        remove_unused_columns=False,
+        report_to=[],
+        disable_tqdm=True,
+        use_cpu=True,
+    )
+    return Trainer(model, args, **cloze_training(tokenizer, callbacks=[])).evaluate(histories["test"])["eval_ndcg@10"]
+
+
+def main() -> None:
+    """Measure, and write a line for each period."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("log", help="log to read, or generated")
+    parser.add_argument("folder", type=Path, help="folder for models")
+    parser.add_argument("results", type=Path, help="JSON lines")
+    args, options = parser.parse_known_args()
+    log = generate_log() if args.log == "generated" else load_interactions(args.log).to_pandas()
+    log = log.astype({"user": str, "item": str}).sort_values("timestamp", kind="stable").reset_index(drop=True)
+    bounds = [len(log) * number // PERIODS for number in range(PERIODS + 1)]
+    times = [log["timestamp"].iloc[min(bound, len(log) - 1)] for bound in bounds]
+    times[-1] = np.inf
+    folder = args.folder / Path(args.log).stem
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for number in range(PERIODS):
+        part = log[(log["timestamp"] >= times[number]) & (log["timestamp"] < times[number + 1])]
+        part.to_csv(folder / f"{number}.csv", index=False)
+    for number in range(FIRST, PERIODS):
+        log[log["timestamp"] < times[number]].to_csv(folder / f"before-{number}.csv", index=False)
+    run("train", "--data", f"{folder}/before-{FIRST}.csv", "--output_dir", f"{folder}/once")
+    current, rejected = folder / "once" / "model", 0
+    for number in range(FIRST, PERIODS - 1):  # number: the newest period that is trained on
+        output = folder / f"continued-{number}"
+        seconds, status = run(
+            *("train", "--continue_from", str(current), "--data", f"{folder}/{number}.csv"),
+            *("--history", f"{folder}/before-{number}.csv", "--output_dir", str(output), *options),
+        )
+        current, rejected = (current, rejected + 1) if status else (output / "model", rejected)
+        whole = f"{folder}/retrained-{number}"
+        retraining, _ = run("train", "--data", f"{folder}/before-{number + 1}.csv", "--output_dir", whole)
+        models = {"once": folder / "once" / "model", "continued": current, "retrained": Path(whole, "model")}
+        line = {
+            "log": Path(args.log).stem,
+            "period": number + 2,
+            "ndcg@10": {
+                name: round(evaluate(path, log, times[number + 1], times[number + 2]), 5)
+                for name, path in models.items()
+            },
+            "seconds": {"continued": round(seconds, 1), "retrained": round(retraining, 1)},
+            "rejected": rejected,
+            "options": " ".join(options),
+            "seed": SEED,
+        }
+        with args.results.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+if __name__ == "__main__":
+    main()

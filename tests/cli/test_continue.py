@@ -1,0 +1,103 @@
+"""Continuing a checkpoint with new interactions: what is trained on, what is refused, and which model is kept."""
+
+import pandas as pd
+import pytest
+from transformers import AutoTokenizer
+
+from hf_bert4rec import item_tokenizer, load_interactions
+from hf_bert4rec.cli.main import main
+from hf_bert4rec.data.splits import new_interactions
+from hf_bert4rec.hub.run_facts import RunFacts
+
+SMALL = ["--hidden_size", "8", "--num_attention_heads", "2", "--intermediate_size", "16", "--max_length", "6"]
+QUIET = ["--disable_tqdm", "true", "--use_cpu", "true"]
+
+
+def write_log(file, users, times, items):
+    """Each user has all the items in turn, beginning with another one."""
+    rows = [(user, items[(user + place) % len(items)], time) for user in users for place, time in enumerate(times)]
+    pd.DataFrame(rows, columns=["user", "item", "timestamp"]).to_csv(file, index=False)
+    return str(file)
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("continue")
+    old = write_log(folder / "old.csv", range(12), range(100, 108), [f"i{number}" for number in range(12)])
+    (folder / "titles.csv").write_text("item,title\n" + "".join(f"i{number},Title {number}\n" for number in range(12)))
+    args = ["--data", old, "--titles", str(folder / "titles.csv"), "--output_dir", str(folder / "first")]
+    main(["train", *args, "--num_train_epochs", "1", "--learning_rate", "0.004", *SMALL, *QUIET])
+    return folder
+
+
+def continue_training(first, *options, data=None, output="second"):
+    new = data or write_log(first / "new.csv", range(8, 14), range(200, 203), ["i1", "n1", "i2", "n2"])
+    parent, history = str(first / "first" / "model"), str(first / "old.csv")
+    args = ["--continue_from", parent, "--data", new, "--history", history, "--output_dir", str(first / output)]
+    main(["train", *args, *QUIET, *options])
+    return first / output
+
+
+def test_new_rows_are_trained_on_with_a_sample_of_old_ones(first):
+    rows = [("a", 1, 10), ("a", 2, 20), ("a", 3, 30), ("b", 1, 11), ("b", 2, 21), ("c", 3, 31), ("c", 1, 32)]
+    log = load_interactions(pd.DataFrame(rows, columns=["user", "item", "timestamp"]))
+    tokenizer = item_tokenizer(log, max_length=4)
+    histories = new_interactions(log, tokenizer, since=30, held_out=0.5, replay=9, prefixes=True)
+    assert histories["validation"].num_rows == 1  # of a and c, who have new interactions
+    (target,) = histories["validation"]["user"]
+    trained = list(zip(histories["train"]["user"], map(len, histories["train"]["input_ids"]), strict=True))
+    assert trained == ([("a", 2), ("b", 2), ("c", 2)] if target == "a" else [("a", 3), ("a", 2), ("b", 2), ("c", 1)])
+    new = new_interactions(log, tokenizer, since=30, held_out=0.5, replay=0, prefixes=True)["train"]
+    assert all(max(times) >= 30 for times in new["timestamps"])
+    with pytest.raises(ValueError, match="at least two users, found 0 users from 99 on"):
+        new_interactions(log, tokenizer, since=99)
+    with pytest.raises(ValueError, match="`held_out` must be above 0 and below 1"):
+        new_interactions(log, tokenizer, held_out=0)
+
+
+def test_items_keep_their_rows_and_facts_name_the_parent(first):
+    folder = continue_training(first, "--tolerance", "1", output="kept") / "model"
+    old, new = (AutoTokenizer.from_pretrained(it) for it in (first / "first" / "model", folder))
+    assert new.items[: len(old.items)].equals(old.items)
+    assert set(new.items.to_pylist()) - set(old.items.to_pylist()) == {"n1", "n2"}
+    assert new.titles[0] == old.titles[0]
+    facts = RunFacts.load(folder)
+    assert facts.recipe["start_from"] == str(first / "first" / "model")
+    assert facts.recipe["learning_rate"] == 0.001  # a quarter
+    assert facts.recipe["hidden_size"] == 8
+    assert facts.data.last_time == 202
+    main(["evaluate", str(folder)])  # reads both logs again
+    main(["recommend", str(folder), "--history", "i1", "n1"])
+
+
+def test_a_worse_model_does_not_replace_the_old_one(first, capsys):
+    with pytest.raises(SystemExit) as error:
+        continue_training(first, "--tolerance", "-1", output="worse")
+    assert "was not replaced" in str(error.value.code)  # exit status 1
+    assert (first / "worse" / "rejected" / "model.safetensors").exists()
+    assert not (first / "worse" / "model").exists()
+    assert "Validation: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--architecture", "sasrec"], "is a bert4rec model, but the architecture is sasrec"),
+        (["--tolerance", "x"], "tolerance"),
+    ],
+)
+def test_what_cannot_be_continued(first, options, message):
+    with pytest.raises(SystemExit, match=message):
+        continue_training(first, *options, output="refused")
+
+
+def test_data_that_do_not_fit_the_checkpoint_are_errors(first, tmp_path):
+    with pytest.raises(SystemExit, match=r"begins at 50, but the log of .* ends at 107\. Pass only newer"):
+        continue_training(first, data=write_log(tmp_path / "early.csv", range(4), range(50, 53), ["i1", "i2"]))
+    with pytest.raises(SystemExit, match=r"its item IDs are not those of .*: it has none of its items"):
+        continue_training(first, data=write_log(tmp_path / "other.csv", range(4), range(200, 203), ["x", "y"]))
+    (tmp_path / "titles.csv").write_text("item,title\ni1,Title 7\ni2,Title 8\n")
+    with pytest.raises(SystemExit, match=r"its item IDs are not those of .*: 2 of 2 titles differ"):
+        continue_training(first, "--titles", str(tmp_path / "titles.csv"))
+    early = write_log(tmp_path / "early.csv", range(4), range(50, 53), ["i1", "i2"])
+    continue_training(first, "--allow_earlier", "true", "--tolerance", "1", data=early, output="early")
