@@ -553,7 +553,7 @@ def test_a_kill_between_any_two_deletions_at_the_end_never_loses_the_best_model(
             patch.setattr(resume.shutil, "rmtree", delete)
             with pytest.raises(Killed):
                 resume.finish(output)
-        with pytest.raises(ValueError, match="this run has finished, its model is in"):
+        with pytest.raises(ValueError, match="this run has finished, so there is nothing to resume"):
             run(recipe_for(tmp_path, "--resume_from_checkpoint=true"))
         assert (output / "model" / "model.safetensors").read_bytes() == weights
         assert list(output.glob("checkpoint-*")) == []
