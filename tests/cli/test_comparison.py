@@ -213,7 +213,7 @@ def test_a_missing_package_is_named_with_its_install_command_before_anything_is_
             {"BPR-MF": {"baseline": "bpr_mf"}, "BPR MF": {"baseline": "bpr_mf"}},
             "'BPR MF' and 'BPR-MF' would share the file bpr-mf.json",
         ),
-        ({"Comparison": {"baseline": "ease"}}, "'Comparison': the file comparison.json is that of the report"),
+        ({"Comparison": {"baseline": "ease"}}, "'Comparison': the report is written to comparison.json, too"),
         ({"a|b": {"baseline": "ease"}}, r"'a\|b': a name with \| breaks the tables"),
         ({"X": {"checkpoint": "y", "max_length": 5}}, "'X': a checkpoint takes no options, found .*max_length"),
         ({"X": {}}, "'X': expected one of baseline, recipe, checkpoint"),
