@@ -45,7 +45,7 @@ def build_trainer(recipe: Recipe, tokenizer: ItemTokenizer, histories: DatasetDi
     """Return a Trainer with a new model, ready to train."""
     args = copy.copy(recipe.training)
     if args.fp16 and args.device.type == "cpu":
-        raise ValueError("--fp16 needs a GPU. On a CPU use --bf16 true.")
+        raise ValueError("`--fp16` needs a GPU, found the device cpu. Remove `--fp16` to train in float32.")
     if "validation" not in histories:  # there is nothing to choose a checkpoint by
         args.eval_strategy, args.load_best_model_at_end = "no", False
     set_seed(args.seed)  # before the model is built

@@ -79,13 +79,13 @@ class Comparison:
         for name, options in self.models.items():
             other = files.setdefault(file_name(name), name)
             if sum(kind in options for kind in KINDS) != 1:
-                raise ValueError(f"{name!r}: expected one of {', '.join(KINDS)}, found {options}.")
+                raise ValueError(f"{name!r}: expected one of {', '.join(KINDS)}, found {options}. Name exactly one.")
             if options.get("baseline", "popularity") not in BASELINES:
                 raise ValueError(f"{name!r}: unknown baseline {options['baseline']!r}. Use {', '.join(BASELINES)}.")
             if "checkpoint" in options and len(options) > 1:
-                raise ValueError(f"{name!r}: a checkpoint takes no options, found {options}. Remove them.")
+                raise ValueError(f"{name!r}: a checkpoint takes no options, found {options}. Remove the rest.")
             if file_name(name) == "comparison":
-                raise ValueError(f"{name!r}: the file comparison.json is that of the report. Rename this model.")
+                raise ValueError(f"{name!r}: the report is written to comparison.json, too. Rename this model.")
             if "|" in name:
                 raise ValueError(f"{name!r}: a name with | breaks the tables. Rename this model.")
             if other != name:
@@ -117,7 +117,7 @@ def compare(path: str, split: str, folder: str) -> str:
     recipe, interactions, tokenizer, histories = prepare(comparison.parse_recipe())
     if split not in histories:
         raise ValueError(
-            f"{comparison.recipe} has no {split} split, only {', '.join(histories)}. Choose another --split."
+            f"{comparison.recipe} has no {split} split, only {', '.join(histories)}. Choose another `--split`."
         )
     if comparison.published and "candidates" not in histories[split].column_names:
         raise ValueError(
@@ -160,7 +160,8 @@ def evaluate_model(comparison: Comparison, name: str, split: str, folder: str) -
         model, tokenizer = (auto.from_pretrained(checkpoint) for auto in (AutoModelForMaskedLM, AutoTokenizer))
         check_sizes(model, tokenizer)
         if facts.data.sha256 != data.sha256 or tokenizer.items != items:
-            raise ValueError(f"{checkpoint} was trained on other data or items than {comparison.recipe} reads.")
+            other = f"other data or items than those of {comparison.recipe}"
+            raise ValueError(f"{checkpoint} was trained on {other}. Use the same data, or remove it from `models`.")
         seconds, processes, threads = facts.seconds or 0, facts.machine.processes, facts.machine.threads
         _, _, _, histories = prepare(recipe, tokenizer)  # models may read inputs of different lengths
     rows, trainer = histories[split], evaluator(model, recipe, tokenizer)
@@ -193,7 +194,7 @@ def train_model(options: dict[str, Any], folder: str) -> Path:
         interrupted = last_complete_checkpoint(folder) is not None
         run(parse_recipe([*words, "--resume_from_checkpoint=true"]) if interrupted else recipe)
     elif weight_options(prepare(recipe)[0].given) != weight_options(RunFacts.load(checkpoint).recipe):
-        raise ValueError(f"{checkpoint} was trained with other options. Move it away, or name it as a `checkpoint`.")
+        raise ValueError(f"{checkpoint} was trained with other options. Delete it, or name it as a `checkpoint`.")
     return checkpoint
 
 
@@ -214,7 +215,7 @@ def check_model(comparison: Comparison, name: str, recipe: Recipe, folder: str) 
         else:
             own, whole = parse_recipe(recipe_words(options, folder)), comparison.parse_recipe()
             if _chooses_exclusion(own) != _chooses_exclusion(whole):
-                raise ValueError("Set exclude_history for the comparison and the model, or for neither of them.")
+                raise ValueError("Only one of comparison and model sets `exclude_history`. Set it in both recipes.")
             if _chooses_exclusion(own):  # by the same log
                 own = own.fill({"model": {"exclude_history": expected["exclude_history"]}})
             found = split_options(own)
@@ -279,7 +280,8 @@ def check_results(comparison: Comparison, split: str, sha256: str, folder: str) 
             if changes := describe_changes(found, describe_settings(comparison, name, split, sha256, folder)):
                 lines.append(f"{file}: {', '.join(changes)}")
     if lines:
-        raise ValueError("\n".join([f"{folder} has results with other settings. Move them away:", *lines]))
+        found = f"{folder} contains results with other settings. Delete them, or choose another `--output_dir`:"
+        raise ValueError("\n".join([found, *lines]))
 
 
 def describe_changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

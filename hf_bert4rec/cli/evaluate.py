@@ -24,13 +24,13 @@ def evaluate(recipe: Recipe) -> tuple[tuple[str, str | None], dict[str, dict[str
     Return the protocols, as from `protocol`; split → metric → value; and split → 95 % interval of NDCG@10 over users.
     """
     if recipe.source is None:
-        raise ValueError("Name the checkpoint folder to evaluate before all options.")
+        raise ValueError("Name the checkpoint to evaluate, a folder or a Hub ID, before all options.")
     model, tokenizer = (auto.from_pretrained(recipe.source) for auto in (AutoModelForMaskedLM, AutoTokenizer))
     _, _, _, histories = prepare(recipe, tokenizer)
     trainer = evaluator(model, recipe, tokenizer)
     found = {split: evaluate_rows(trainer, rows) for split, rows in histories.items() if split != "train"}
     if not found:
-        raise ValueError(f"The split {recipe.run.split} holds nothing out to evaluate on. Choose another --split.")
+        raise ValueError(f"The split {recipe.run.split} holds nothing out to evaluate on. Choose another `--split`.")
     return (
         protocol(recipe, len(tokenizer.items), model.config.exclude_history),
         {split: metrics for split, (metrics, _) in found.items()},

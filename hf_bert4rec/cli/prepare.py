@@ -49,10 +49,10 @@ def prepare(
     """
     run = recipe.run
     if not run.data:
-        raise ValueError("Name the log to read, such as --data ratings.csv, or --data ml-latest-small to try it out.")
+        raise ValueError("Name the log to read: `--data ratings.csv`, or `--data ml-latest-small` to try it out.")
     split, options = find_split(run.split), recipe.options("splitting")
     if unread := [name for name, value in options.items() if value is not None and name not in split.options]:
-        raise ValueError(f"The split {run.split} has no option {unread[0]}. It has {', '.join(split.options)}.")
+        raise ValueError(f"The split {run.split} has no option {unread[0]}. Use {', '.join(split.options)}.")
     if run.popularity_candidates and run.uniform_candidates:
         raise ValueError("Use popularity_candidates or uniform_candidates, not both: set one of them to 0.")
     split.resolve(options)  # before the log is read
@@ -154,8 +154,8 @@ def _titles(run: RunArguments, names: dict[str, str] | None) -> dict[str, str] |
         return titles
     if untitled := set(names) - set(titles):  # otherwise catalog numbers could be taken for IDs of the log
         raise ValueError(
-            f"{run.titles}: with item_ids expected a title for each ID of the log, found none for {len(untitled)}, "
-            f"such as {min(untitled)!r}."
+            f"{run.titles}: {len(untitled)} items of {run.item_ids} have no title, such as {min(untitled)!r}. With "
+            "`item_ids`, list the IDs of the log in `titles`, not the new ones."
         )
     return {names[item]: title for item, title in titles.items() if item in names}
 

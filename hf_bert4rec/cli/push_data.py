@@ -38,7 +38,7 @@ def push_data(
         repository: Hub ID; created if it does not exist. Without an owner it is yours.
         may_share: Whether you may publish the data. Only the embedded data can be pushed without this.
         private: Whether to create a private repository; the owner's default if not given.
-        token: That of `hf auth login` or HF_TOKEN if not given.
+        token: Access token. Default: the saved login, or `HF_TOKEN`.
 
     Raises:
         PermissionError: The data are not embedded in this package, and `may_share` is not set.
@@ -50,12 +50,12 @@ def push_data(
         terms = f"Its terms: {run.terms}" if run.terms else "Its terms are not recorded."
         raise PermissionError(
             f"{foreign[0]} is not part of this package, and the pushed histories contain the ID, items and times of "
-            f"every user. {terms} Add --i_may_share_this_data if you are allowed to publish them."
+            f"every user. {terms} Add `--i_may_share_this_data` if you are allowed to publish them."
         )
     if run.popularity_candidates or run.uniform_candidates:
         raise ValueError(
-            "Candidates cannot be pushed, because training rows have none. Set --popularity_candidates 0 and "
-            "--uniform_candidates 0, and draw the candidates again after loading."
+            "Candidates cannot be pushed, because training rows have none. Set `--popularity_candidates 0` "
+            "and `--uniform_candidates 0`, and draw the candidates again after loading."
         )
     # Settings for one way of training are not part of the data.
     recipe, interactions, tokenizer, histories = prepare(recipe.fill({"run": {"recommended_settings": False}}))

@@ -84,11 +84,11 @@ class RunArguments:
     )
     split: str = option("leave_one_out, at_time, train_on_all, or package.module:function.", "leave_one_out")
     max_length: int | None = option("Longest input, including the [MASK] of the query (default: of the model).")
-    popularity_candidates: int = option("Also rank among N popular items per user; 100 in the paper.", 0)
-    uniform_candidates: int = option("Also rank among N uniformly drawn items per user.", 0)
+    popularity_candidates: int = option("Also rank among N items per user, drawn by popularity; 100 in the paper.", 0)
+    uniform_candidates: int = option("Also rank among N items per user, drawn uniformly.", 0)
     architecture: str = option("bert4rec, sasrec, gru4rec, or package.module:ConfigClass.", "bert4rec")
     recommended_settings: bool = option(
-        "Choose options that are not given by statistics of the log (docs/training.md).", True
+        "Choose the options that you do not give, from statistics of the log (docs/training.md).", True
     )
     initialize_items: bool = option(
         "Initialize item vectors and output biases from item counts of the training histories.", True
@@ -161,7 +161,8 @@ def parse_recipe(argv: Sequence[str]) -> Recipe:
     if source is not None and Path(source).is_dir():  # it may be downloaded, and must not choose what is imported
         for name in OWN_CODE:
             if ":" in str(from_file.get(name)) and name not in chosen:
-                raise ValueError(f"{source} needs code of its own. Add --{name} {from_file[name]} to import it.")
+                code = str(from_file[name])
+                raise ValueError(f"{source} would import the code {code}. Add `--{name} {code}` if you trust it.")
     sections = _sections({**from_file, **chosen})
     parser = _parser(sections.values())
     given, _ = _parse(parser, _words(from_file, parser, f"{source}: "), f"{source}: ")
@@ -187,7 +188,8 @@ def find_split(name: str) -> Split:
     """Return an entry of `SPLITS`, or a split of the user's own, `package.module:function`."""
     found = _find("split", name, SPLITS)
     if not isinstance(found, Split) and not callable(found):
-        raise ValueError(f"--split {name} is neither a function nor a Split.")
+        kind = type(found).__name__
+        raise ValueError(f"`--split` must name a function or a `Split`, found {kind} at {name}. Check the name.")
     return found if isinstance(found, Split) else Split(found, protocol=name)
 
 
@@ -195,7 +197,8 @@ def find_configuration(name: str) -> type[PreTrainedConfig]:
     """Return the configuration class of a registered architecture, or `package.module:ConfigClass`."""
     found = _find("architecture", name, {key: row.config_class for key, row in ARCHITECTURES.items()})
     if not (inspect.isclass(found) and issubclass(found, PreTrainedConfig)):
-        raise ValueError(f"--architecture {name} is no configuration class.")
+        kind = getattr(found, "__name__", type(found).__name__)
+        raise ValueError(f"`--architecture` must name a subclass of `Bert4RecConfig`, found {kind} at {name}.")
     return found
 
 
@@ -216,7 +219,7 @@ def _find(kind: str, name: str, registry: Mapping[str, Any]) -> Any:
     try:
         return getattr(import_own_code(module), attribute)
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"--{kind} {name} cannot be imported: {error}.") from error
+        raise ValueError(f"`--{kind} {name}` cannot be imported: {error}. Check module and name.") from error
 
 
 def _read_options(config: Path) -> dict[str, Any]:
@@ -225,11 +228,11 @@ def _read_options(config: Path) -> dict[str, Any]:
     try:
         text = config.read_text(encoding="utf-8")
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
-            raise ValueError("aliases (*name) are not supported")
+            raise ValueError("aliases (*name) are not supported. Write the value in each place")
         options, node = yaml.load(text, yaml.BaseLoader) or {}, yaml.compose(text)  # all values are text
         names = [key.value for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []
         if len(names) > len(options):
-            raise ValueError(f"{max(names, key=names.count)} is given twice")
+            raise ValueError(f"{max(names, key=names.count)} is given twice. Remove one of the lines")
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{config}: expected a YAML file of options or a checkpoint folder: {reason}") from None
@@ -323,7 +326,7 @@ def _words(options: Mapping[str, Any], parser: HfArgumentParser, place: str) -> 
             raise ValueError(place + _unknown(str(name), actions))
         if isinstance(value, list):
             if actions[name].nargs != "*":
-                raise ValueError(f"{place}{name}: expected one value, found a list.")
+                raise ValueError(f"{place}{name}: expected one value, found a list. Write a single value.")
             words += [f"--{name}", *map(str, value)]
         else:
             words.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")
@@ -340,5 +343,6 @@ def _parse(parser: HfArgumentParser, words: list[str], place: str = "") -> tuple
 
 
 def _unknown(name: str, actions: Iterable[str]) -> str:
-    near = get_close_matches(name, actions, n=3, cutoff=0.6)
-    return f"Unknown option {name}." + (f" Did you mean {' or '.join(near)}?" if near else "")
+    near = get_close_matches(name, dict.fromkeys(actions), n=3, cutoff=0.6)
+    advice = f"Did you mean {' or '.join(near)}?" if near else "`hf-bert4rec train --help-all` lists all options."
+    return f"Unknown option {name}. {advice}"

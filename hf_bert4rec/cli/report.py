@@ -32,7 +32,7 @@ class EpochLines(TrainerCallback):
 
 
 class EpochLinesWithBar(EpochLines, ProgressCallback):
-    """The same above the stock progress bars, which end with the training."""
+    """`EpochLines` with the progress bars of the Trainer."""
 
     def on_prediction_step(self, *args: Any, **kwargs: Any) -> None:
         """Show the progress of an evaluation during training."""

@@ -35,8 +35,8 @@ def start_or_resume(args: TrainingArguments, data: str | None, options: dict[str
     if wanted.lower() == "false":
         if newest is not None and not finished:
             raise ValueError(
-                f"{folder} contains {newest.name} of an interrupted run. Continue it with --resume_from_checkpoint "
-                "true, delete it, or choose another --output_dir."
+                f"{folder} contains {newest.name} of an interrupted run. Continue the run with "
+                f"`--resume_from_checkpoint true`, delete the folder {folder}, or choose another `--output_dir`."
             )
         if args.process_index == 0:
             if (folder / "model").exists():
@@ -45,15 +45,18 @@ def start_or_resume(args: TrainingArguments, data: str | None, options: dict[str
         return None
 
     if finished:
-        raise ValueError(f"{folder}: this run has finished, its model is in {folder / 'model'}. Nothing to resume.")
+        raise ValueError(
+            f"{folder}: this run has finished, so there is nothing to resume. The model is in {folder / 'model'}. To "
+            "train again, choose another `--output_dir`."
+        )
     checkpoint = newest if wanted.lower() == "true" else Path(wanted)
     if checkpoint is None or not is_complete(checkpoint):
         raise ValueError(
-            f"Expected a complete checkpoint to resume in {checkpoint or folder}, found none. Use the --output_dir of "
-            "the interrupted run."
+            f"Expected a complete checkpoint to resume in {checkpoint or folder}, found none. Use the `--output_dir` "
+            "of the interrupted run."
         )
     if problem := _find_problem(checkpoint, args.load_best_model_at_end, data, options):
-        raise ValueError(f"{checkpoint}: {problem}, or start again in another --output_dir.")
+        raise ValueError(f"{checkpoint}: {problem}, or start again in another `--output_dir`.")
     return str(checkpoint)
 
 

@@ -22,7 +22,7 @@ class Finding:
         split: Name of the split.
         rows: Numbers of the rows that have the property.
         of: Number of rows in the split.
-        leak: Whether no row may have it. Other findings describe the protocol and belong next to its results.
+        leak: Whether the property is a leak. Other findings describe the protocol.
     """
 
     what: str
@@ -93,9 +93,9 @@ def _check(histories: DatasetDict) -> None:
         raise ValueError(f"Expected the splits train, validation and test (train at least), found {', '.join(names)}.")
     for name, rows in histories.items():
         if missing := set(NEEDED) - set(rows.column_names):
-            raise ValueError(f"{name}: expected the columns {', '.join(NEEDED)}, found no {min(missing)}.")
+            raise ValueError(f"{name}: expected the columns {', '.join(NEEDED)}, found no {min(missing)}. Add it.")
         if name != "train" and None in (labels := rows["labels"][:]):
-            raise ValueError(f"{name}: expected labels in every row, found none in row {labels.index(None)}.")
+            raise ValueError(f"{name}: expected labels in every row, found none in row {labels.index(None)}. Add them.")
 
 
 def _evaluated(

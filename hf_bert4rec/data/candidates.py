@@ -26,7 +26,7 @@ def popularity_candidates(rows: Dataset, counts: np.ndarray, number: int = 100, 
         ValueError: An argument is out of range, the rows have no targets, or a user has fewer than `number` items left.
     """
     if number < 1:
-        raise ValueError(f"Expected at least one candidate, found {number}.")
+        raise ValueError(f"The number of candidates must be at least 1, found {number}.")
     counts = np.where(np.arange(len(counts)) < len(SPECIAL_TOKENS), 0, counts)
     if counts.dtype.kind not in "iu" or (counts < 0).any():
         raise ValueError("Expected `counts` to be integers of at least 0, one per row of the item table.")
@@ -37,10 +37,11 @@ def popularity_candidates(rows: Dataset, counts: np.ndarray, number: int = 100, 
     drawn = np.empty((rows.num_rows, number), np.int32)
     for place, (row, history, labels) in enumerate(zip(*(table[n] for n in ("row", "history", "labels")), strict=True)):
         had = np.append(np.asarray(history.values), labels.values[-1].as_py())
-        if number > occurring - np.count_nonzero(counts[np.unique(had)]):
+        left = occurring - np.count_nonzero(counts[np.unique(had)])
+        if number > left:
+            user = table["user"][place]
             raise ValueError(
-                f"Expected {number} items that user {table['user'][place]} has not had, found fewer. "
-                "Draw fewer candidates."
+                f"Cannot draw {number} candidates: only {left} items are left for user {user}. Draw fewer."
             )
         generator = np.random.default_rng((seed, row.as_py()))
         found = np.empty(0, np.int64)

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from .ids import ONE_PER_ROW
-from .sources import RawLog
+from .sources import RawLog, spell
 
 Column = str | int | None
 Rows = Sequence[Sequence[str]]
@@ -43,13 +43,15 @@ def find_columns(log: RawLog, wanted: Mapping[str, Column], needed: Iterable[str
         ValueError: There is no column for a role, several fit equally well, or cells contain sequences.
     """
     found = {role: place for role, place in guess_roles(log.first_rows).items() if role in wanted}
+    commands = {"item": "title_item", "title": "title_column"} if "title" in wanted else {}
     for role, name in wanted.items():
-        found |= _find(log, role, name, NAMES[role])
+        found |= _find(log, role, name, NAMES[role], commands.get(role, role))
     if "timestamp" in found and wanted["timestamp"] is None and _fits(log.columns[found["timestamp"]], DATE):
-        for place in _find(log, "timestamp", None, [TIME]).values():
+        for place in _find(log, "timestamp", None, [TIME], "timestamp").values():
             found["time of day"] = place
     if missing := [role for role in needed if role not in found]:
-        raise ValueError(f"{log.name}: expected a column for the {missing[0]}, found {log}. {_advice(log, missing[0])}")
+        advice = _advice(log, missing[0], commands.get(missing[0], missing[0]))
+        raise ValueError(f"{log.name}: expected a column for the {missing[0]}, found {log}. {advice}")
     if "user" in found:
         sequences = [name for name in log.columns if wanted["item"] is None and _fits(name, SEQUENCES)]
         sequences += [log.columns[place] for place in found.values() if log.columns[place].endswith("_seq")]
@@ -60,14 +62,14 @@ def find_columns(log: RawLog, wanted: Mapping[str, Column], needed: Iterable[str
     return found
 
 
-def _advice(log: RawLog, role: str) -> str:
+def _advice(log: RawLog, role: str, command: str) -> str:
     if len(log.columns) == 1 and (separators := re.findall(r"[;\t|,: ]", log.columns[0])):
-        return f"Name the separator: separator={separators[0]!r}."
-    sequences = " For lines of 'user item item …' use format='sequences'." if log.first_rows else ""
-    return f"Name it, by its name or position: {role}=….{sequences}"
+        return f"Name the separator: {spell('separator', separators[0])}."
+    sequences = f" For lines of 'user item item …' use {spell('format', 'sequences')}." if log.first_rows else ""
+    return f"Name it, by its name or position: {spell(role, command=command)}.{sequences}"
 
 
-def _find(log: RawLog, role: str, name: Column, patterns: Iterable[str]) -> dict[str, int]:
+def _find(log: RawLog, role: str, name: Column, patterns: Iterable[str], command: str) -> dict[str, int]:
     """Return role -> its column: the one that the user named, otherwise the one that fits the best pattern, if any."""
     if name is None:
         fits = ([i for i, column in enumerate(log.columns) if _fits(column, pattern)] for pattern in patterns)
@@ -76,11 +78,12 @@ def _find(log: RawLog, role: str, name: Column, patterns: Iterable[str]) -> dict
         name = int(name) if name not in log.columns and str(name).isdecimal() else name  # from a command line
         places = [place for place, column in enumerate(log.columns) if name in (place, column)]
         if not places:
-            raise ValueError(f"{log.name}: expected a column {name!r} for the {role}, found {log}.")
+            raise ValueError(f"{log.name}: expected a column {name!r} for the {role}, found {log}. Name one of these.")
     if len(places) > 1:
         shown = " and ".join(f"{log.columns[place]!r} (column {place})" for place in places)
         choice = places[0] if len({log.columns[place] for place in places}) == 1 else log.columns[places[0]]
-        raise ValueError(f"{log.name}: {shown} fit the {role} equally well. Name one, such as {role}={choice!r}.")
+        example = spell(role, choice, command)
+        raise ValueError(f"{log.name}: {shown} fit the {role} equally well. Name one, such as {example}.")
     return {role: places[0]} if places else {}
 
 

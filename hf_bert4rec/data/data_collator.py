@@ -46,13 +46,14 @@ class DataCollatorForNextItem:
         own = np.array([row.get("labels") is not None for row in features], bool)
         evaluated = [row for row, labeled in zip(features, own, strict=True) if labeled]
         if evaluated:
-            if [len(row["labels"]) for row in evaluated] != real[own].sum(axis=1).tolist():
-                raise ValueError("Expected one label for each of the `input_ids`, found another number.")
+            lengths = [(len(row["input_ids"]), len(row["labels"])) for row in evaluated]
+            if wrong := [f"{ids} `input_ids` but {number} `labels`" for ids, number in lengths if ids != number]:
+                raise ValueError(f"An evaluated row has {wrong[0]}. Give each of the `input_ids` one label.")
             labels[own], _ = pad_rows([row["labels"] for row in evaluated], -100, input_ids.shape[1])
         if len(evaluated) < len(features):
             train = ~own if evaluated else slice(None)  # a slice copies nothing
             if not real[train].any(axis=1).all():
-                raise ValueError("Expected at least one item in each training row, found a row without any.")
+                raise ValueError("Expected at least one item in each training row, found an empty row. Remove it.")
             rows = [row for row in features if row.get("labels") is None] if evaluated else features
             input_ids[train], chosen = self._choose_labels(rows, input_ids[train], real[train])
             labels[train] = np.where(chosen < len(SPECIAL_TOKENS), -100, chosen)  # [UNK] is not to be predicted
@@ -61,7 +62,8 @@ class DataCollatorForNextItem:
             found = [row.get(name) is not None for row in evaluated]
             if any(found):
                 if not all(found):
-                    raise ValueError(f"Expected `{name}` in all rows with labels or in none, found it in some.")
+                    missing = f"{found.count(False)} of {len(found)} evaluated rows have no `{name}`"
+                    raise ValueError(f"{missing}. Add it to all rows or to none.")
                 batch[name], _ = pad_rows([row[name] if row.get(name) is not None else [] for row in features], -100)
         return {name: torch.from_numpy(array) for name, array in batch.items()}
 
@@ -107,10 +109,10 @@ class DataCollatorForCloze(DataCollatorForNextItem):
 
     def __post_init__(self) -> None:
         if not 0 < self.mask_probability < 1 or not 0 <= self.last_item_probability <= 1:
-            found = f"{self.mask_probability} and {self.last_item_probability}"
-            raise ValueError(f"Expected mask_probability in (0, 1) and last_item_probability in [0, 1], found {found}.")
+            expected = "`mask_probability` must be in (0, 1) and `last_item_probability` in [0, 1]"
+            raise ValueError(f"{expected}, found {self.mask_probability} and {self.last_item_probability}.")
         if self.max_predictions is not None and self.max_predictions < 1:
-            raise ValueError(f"Expected max_predictions of at least 1, or None, found {self.max_predictions}.")
+            raise ValueError(f"`max_predictions` must be at least 1, or None, found {self.max_predictions}.")
 
     def _choose_labels(
         self, rows: Sequence[Mapping[str, Any]], input_ids: np.ndarray, real: np.ndarray
@@ -120,10 +122,10 @@ class DataCollatorForCloze(DataCollatorForNextItem):
         elif all("row" in row for row in rows):
             epoch, numbers = self.epoch, np.array([row["row"] for row in rows], np.uint64)
         else:
-            solution = (
-                "dataset.add_column('row', range(len(dataset))), and `remove_unused_columns=False` in the Trainer"
+            raise ValueError(
+                "Training rows need a column `row` with the number of the row. Add it with `dataset.add_column('row', "
+                "range(len(dataset)))`, and pass `remove_unused_columns=False` to the training arguments."
             )
-            raise ValueError(f"Training rows need a column `row`, their number: {solution}.")
         masked = self._draw_masks(epoch, numbers, real)
         return np.where(masked, self.tokenizer.mask_token_id, input_ids), np.where(masked, input_ids, -100)
 

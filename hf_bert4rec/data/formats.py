@@ -32,7 +32,7 @@ from tqdm.auto import tqdm
 
 from .columns import Column, are_sequences, is_header
 from .ids import Values
-from .sources import COMPRESSED, RawLog, SourceFile, library_errors, open_table
+from .sources import COMPRESSED, RawLog, SourceFile, library_errors, open_table, spell
 
 EMBEDDED = Path(__file__).parent / "embedded"
 FOLDER_FILES = {  # files of MovieLens, which are read if the source is a folder
@@ -63,7 +63,7 @@ def read_sequences(file: SourceFile) -> pa.Table:
     for number, line in enumerate(file.text().encode().splitlines(), start=1):
         user, *history = [cell.decode() for cell in line.split(separator)] or [""]
         if user and not history:
-            raise ValueError(f"{file.name}, line {number}: expected 'user item item …', found only {user!r:.80}.")
+            raise ValueError(f"{file.name}, line {number}: found the user {user!r:.80} without items. Fix this line.")
         users += [user] * len(history)
         items += history
     return pa.table({"user": users, "item": items})
@@ -152,7 +152,8 @@ def open_log(
         if name not in FORMATS:
             file.check_kind(first)
             known, near = ", ".join(FORMATS), (get_close_matches(name, FORMATS) or ["csv"])[0]
-            raise ValueError(f"{file.name}: unknown format {name!r}. Name one of {known}, such as format={near!r}.")
+            example = spell("format", near)
+            raise ValueError(f"{file.name}: unknown format {name!r}. Name one of {known}, such as {example}.")
         opened = FORMATS[name](file)
         return opened if isinstance(opened, RawLog) else open_table(opened, file.name)
 
@@ -165,7 +166,7 @@ def _find(source: str | PathLike, kind: str) -> Path | Dataset | DatasetDict:
     if path.is_dir():
         if files := [path / name for name in FOLDER_FILES[kind] if (path / name).exists()]:
             return files[0]
-        raise FileNotFoundError(f"{source}: expected one of {', '.join(FOLDER_FILES[kind])} in this folder.")
+        raise FileNotFoundError(f"{source}: found none of {', '.join(FOLDER_FILES[kind])} in it. Pass a file.")
     if path.exists():
         return path
     if re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) and _suffix(path).lower() not in FORMATS:
@@ -237,7 +238,8 @@ class _Rows:
             raise ValueError(
                 f"{self.name}, line {line}: expected {width} columns, found {len(fields)} in "
                 f"{self.separator.join(fields)!r:.80} ({len(bad):,} such lines: {str([n for n, _ in bad[:9]])[1:-1]}). "
-                "Fix or remove these lines, or name another separator or format: separator=';', format='sequences'."
+                "Fix or remove these lines, or name another `separator` or `format`, such as "
+                f"{spell('separator', ';')} or {spell('format', 'sequences')}."
             )
         if self.quoted and begin < end and self.data.split(b"\n", begin - 1)[-1].count(b'"') % 2:
             raise ValueError(f"{self.name}, line {begin}: a quotation mark is not closed. Fix or remove this line.")

@@ -104,12 +104,12 @@ def build_histories(
     max_length = tokenizer.model_max_length if max_length is None else max_length
     check_max_length(max_length)
     if not 0 < window_step <= 1:
-        raise ValueError(f"Expected window_step above 0 and at most 1, a share of the length, found {window_step}.")
+        raise ValueError(f"`window_step`, a fraction of `max_length`, must be in (0, 1], found {window_step}.")
     for name, actions in {"train_ends": train_ends, **targets}.items():
         last = log.ends - (name != "train_ends")
         none = (actions == -1) & (name != "train_ends")
         if np.shape(actions) != (len(log.users),) or not (none | (log.starts <= actions) & (actions <= last)).all():
-            raise ValueError(f"{name}: expected one number per user, of an interaction of that user.")
+            raise ValueError(f"{name}: expected one number per user, from `log.starts` to `log.ends`.")
     # From here on only items in the tokenizer count: `position[i]` of them precede interaction i.
     known = log.items != tokenizer.unk_token_id
     position = np.concatenate([[0], np.cumsum(known)])

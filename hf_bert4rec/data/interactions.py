@@ -15,7 +15,7 @@ from datasets import Dataset
 from .columns import Column, find_columns
 from .formats import open_log
 from .ids import as_ids, as_item_ids
-from .sources import RawLog, library_errors
+from .sources import RawLog, library_errors, spell
 from .values import as_numbers, as_text, as_times, check_ids
 
 logger = logging.getLogger(__name__)
@@ -39,8 +39,8 @@ def load_interactions(
     """Read a log of users' interactions on items.
 
     Rows without user, item or timestamp are dropped; one log line reports what was read and dropped. Rows keep the
-    order of the source, so that equal timestamps stay in it. Without timestamps, the rows are taken to be in time order
-    and are numbered.
+    order of the source, also among equal timestamps. Without timestamps, the rows are taken to be in time order and are
+    numbered.
 
     Args:
         source: A file (see `FORMATS`; also compressed with gzip, bzip2 or Zstandard), a folder of MovieLens,
@@ -87,11 +87,12 @@ def load_interactions(
             kept = actions.iloc[np.argsort(np.asarray(table["timestamp"]), kind="stable")].drop_duplicates()
         core = _k_core(kept, {"user": min_user_interactions, "item": min_item_interactions})
         dropped["repeated"] = len(actions) - len(kept)
-        dropped["of users or items with too few"] = len(kept) - len(core)
+        dropped["of users or items with too few interactions"] = len(kept) - len(core)
         table = table.take(pa.array(np.sort(core.index))).combine_chunks()
         losses = ", ".join(f"{rows:,} {why}" for why, rows in dropped.items() if rows) or "none"
         if not len(table):
-            raise ValueError(f"{log.name}: no interactions are left. Dropped: {losses}.")
+            advice = "Lower the filters, or check the columns."
+            raise ValueError(f"{log.name}: no interactions are left. Dropped: {losses}. {advice}")
         notes = _check(log, found, table)
     counts = (f"{len(pc.unique(table[role])):,} {role}s" for role in ("user", "item"))
     level = logging.WARNING if 10 * (~complete).sum() > len(complete) else logging.INFO
@@ -126,13 +127,13 @@ def _check(log: RawLog, found: Mapping[str, int], table: pa.Table) -> str:
         if not re.search(r"\d", first := ", ".join(log.first_rows[0])):
             logger.warning(
                 f"{log.name}: the first line has no known column name. "
-                f"If {first!r} is a header, name its columns: user=…, item=…"
+                f"If {first!r} is a header, name its columns, such as {spell('user', command='user')}."
             )
     if "timestamp" not in found:
         notes += " (no timestamps; the rows are taken to be in time order)"
         unread = ", ".join(name for place, name in enumerate(log.columns) if place not in found.values())
         if unread and not log.first_rows:
-            solution = f"If one of {unread:.200} is the time, name it: timestamp=…"
+            solution = f"If one of {unread:.200} is the time, name it: {spell('timestamp', command='timestamp')}."
             logger.warning(f"{log.name}: found no column of times. {solution}")
     return notes
 

@@ -2,6 +2,7 @@
 
 import codecs
 import re
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,12 @@ BYTE_ORDER_MARKS = {  # that of UTF-32-LE begins with that of UTF-16-LE
     **{codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32"},
     **{codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"},
 }
+
+
+def spell(option: str, value: Any = "...", command: str | None = None) -> str:
+    """Return an option as it is written in Python, and on the command line, where it may be named `command`."""
+    where = "command line" if command else "command line, for `--data`"
+    return f"`{option}={value!r}` ({where}: `--{command or option} {shlex.quote(str(value))}`)"
 
 
 @contextmanager
@@ -77,19 +84,19 @@ class SourceFile:
         encoding = next((name for mark, name in BYTE_ORDER_MARKS.items() if data.startswith(mark)), encoding)
         if b"\0" in data[:1000] and not re.search("16|32", str(encoding)):
             likely = "utf-16-be" if data[0] == 0 else "utf-16-le"
-            raise ValueError(f"{self.name}: contains null characters. If it is text, name encoding={likely!r}.")
+            raise ValueError(f"{self.name}: contains null characters. If it is text, name {spell('encoding', likely)}.")
         try:
             text = data.decode(encoding)
         except UnicodeDecodeError as error:
             line = data.count(b"\n", 0, error.start) + 1
             raise ValueError(
                 f"{self.name}, line {line}: expected {encoding} text, found the byte {data[error.start]:#04x}. Name "
-                "the encoding, for instance encoding='latin-1', or fix this line."
+                f"the encoding, for instance {spell('encoding', 'latin-1')}, or fix this line."
             ) from None
         except (LookupError, TypeError):
-            raise ValueError(f"{self.name}: unknown encoding={encoding!r}.") from None
+            raise ValueError(f"{self.name}: unknown encoding {encoding!r}. Use one of Python, such as utf-8.") from None
         if not text.strip():
-            raise ValueError(f"{self.name}: is empty. Expected one row per interaction.")
+            raise ValueError(f"{self.name}: is empty. Expected one row per interaction. Check the path.")
         return text
 
 

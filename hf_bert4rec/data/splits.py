@@ -47,7 +47,7 @@ def leave_one_out(
     held_out = lengths >= 3
     if not held_out.any():
         longest = f"the longest of {len(lengths)} histories has {lengths.max(initial=0)}"
-        raise ValueError(f"Leave-one-out needs users with at least 3 interactions; {longest}.")
+        raise ValueError(f"Leave-one-out needs users with at least 3 interactions; {longest}. Lower the filters.")
     train_ends = np.where(held_out, log.ends - (1 if validation_in_train else 2), log.ends)
     targets = {} if validation_in_train else {"validation": np.where(held_out, log.ends - 2, -1)}
     targets["test"] = np.where(held_out, log.ends - 1, -1)
@@ -106,7 +106,7 @@ def split_at_time(
     sizes = {"train": past.sum(), **{name: (rows >= 0).sum() for name, rows in targets.items()}}
     if empty := [name for name, size in sizes.items() if not size]:
         times = f"; the log runs from {log.timestamps.min()} to {log.timestamps.max()}" if len(log.timestamps) else ""
-        raise ValueError(f"No interaction falls into the {empty[0]} split{times}.")
+        raise ValueError(f"No interaction falls into the {empty[0]} split{times}. Choose other times.")
     train_ends = first_of_test if validation_in_train else first_of_validation
     return build_histories(
         log, tokenizer, train_ends, targets, max_length=max_length, window_step=window_step, prefixes=prefixes

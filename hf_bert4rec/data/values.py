@@ -88,7 +88,7 @@ def as_numbers(values: Values, role: str, log: RawLog, rows: np.ndarray, dates: 
     if bad:
         shown = "; ".join(f"{log.locate(row)}: found {values[row].as_py()!r:.80}" for row in bad[:3])
         what = "a number" if parse is float else "an ISO date"
-        advice = " If they are dates, convert the column with pandas.to_datetime(..., format=...)." if dates else ""
+        advice = " If they are dates, convert the column with `pandas.to_datetime(..., format=...)`." if dates else ""
         raise ValueError(f"{shown} ({len(bad):,} in all). Expected {what} as {role}. Fix or remove these rows.{advice}")
     whole = np.all(missing | ((found == np.floor(found)) & (np.abs(found) < 2**53)))
     result = pa.chunked_array([pa.array(np.where(missing, 0, found), mask=missing)])
@@ -108,7 +108,7 @@ def as_seconds(time: Any) -> float:
     """Return a number as it is, a date as seconds since 1970; see `date_as_seconds`.
 
     Raises:
-        ValueError: Not finite, or not a date in which day and month are certain.
+        ValueError: The number is not finite, or the date is ambiguous.
     """
     seconds, text = math.inf, str(time).strip()
     with suppress(ValueError, OverflowError):
@@ -122,7 +122,7 @@ def date_as_seconds(text: str) -> float:
     """Return a date as seconds since 1970 (UTC if it names no time zone).
 
     Dates are ISO 8601, year first with slashes or dots, like 31.01.2019, or have the name of the month in English. Any
-    other raises ValueError, because day and month may be uncertain.
+    other raises ValueError, because it may be ambiguous: 01/02/2026 can be in January or February.
     """
     words = re.findall(r"[^\W\d_]+", text.lower())
     in_words = any(map(_MONTH.fullmatch, words)) and all(map(_WORD.fullmatch, words)) and len(text) < 60
@@ -135,6 +135,6 @@ def date_as_seconds(text: str) -> float:
     text = re.sub(r"(?<=\d)\s+(?=[+-]\d\d:?\d\d$)", "", text)
     text = re.sub(r"(?<=\d[T ])(?=\d:)", "0", text)  # 9:30
     if not _ISO.fullmatch(text):
-        raise ValueError(f"Expected a date such as 2016-01-31, in which day and month are certain, found {text!r}.")
+        raise ValueError(f"Expected an unambiguous date such as 2016-01-31, found {text!r}.")
     moment = datetime.fromisoformat(text)
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()

@@ -99,7 +99,7 @@ class Popularity(Baseline):
         if recent_share < 1:
             times = np.concatenate(train.with_format("numpy")["timestamps"][:])
             if not times_are_comparable(np.repeat(np.arange(len(histories)), list(map(len, histories))), times):
-                raise ValueError("`recent_share` needs a log with times, found one with an order only.")
+                raise ValueError("`recent_share` needs a log with times, found one with an order only. Leave it at 1.")
             items = items[times >= np.quantile(times, 1 - recent_share)]
         self.counts = torch.from_numpy(np.bincount(items, minlength=vocab_size)).float()  # no buffer: stays on the CPU
 
@@ -170,7 +170,8 @@ class Ease(SetBaseline):
             raise ValueError(f"`regularization` must be above 0, found {regularization}.")
         needed, free = 3 * 4e-9 * vocab_size**2, psutil.virtual_memory().available / 1e9
         if needed > free:
-            raise MemoryError(f"EASE on {vocab_size} rows needs {needed:.1f} GB of memory, {free:.1f} GB are free.")
+            solution = "Drop rare items with `min_item_interactions`, or use item neighbors."
+            raise MemoryError(f"EASE needs {needed:.1f} GB of memory, {free:.1f} GB are free. {solution}")
         super().__init__(train, vocab_size)
         counts = np.zeros((vocab_size, vocab_size), np.float32)  # users who have both items
         for history in training_histories(train):
@@ -277,8 +278,8 @@ def training_histories(train: Dataset) -> list[np.ndarray]:
     """Return the history of each user."""
     if len(set(train["user"][:])) != train.num_rows:
         raise ValueError(
-            "A baseline needs one row per user with the whole history. Split with a `max_length` above that of every "
-            "history."
+            "Baselines need one row per user, found users with several rows. Split with `prefixes=False` and a "
+            "`max_length` above the longest history: `leave_one_out(..., max_length=1_000_000)`."
         )
     return train.with_format("numpy")["input_ids"][:]
 

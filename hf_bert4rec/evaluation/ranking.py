@@ -50,8 +50,8 @@ def count_better_and_tied(
     last = max([int(rows.max()) for rows in (targets, history) if rows is not None and rows.numel()], default=0)
     if last >= scores.shape[1]:
         raise ValueError(
-            f"Row {last} is to be ranked, but there are scores for {scores.shape[1]} rows only: histories and model "
-            "have different catalogs. Build the histories with the tokenizer of the model."
+            f"A target or an item of a history has the token ID {last}, but the model scores {scores.shape[1]} tokens. "
+            "Build the histories with the tokenizer of the model."
         )
     known = targets >= SPECIALS
     if history is not None:
@@ -207,7 +207,8 @@ def check_cutoffs(items: int) -> None:
         ValueError: There are too few items.
     """
     if items <= max(CUTOFFS):
-        raise ValueError(f"Metrics at {max(CUTOFFS)} need a catalog of more than {max(CUTOFFS)} items, found {items}.")
+        needed = f"need a catalog of more than {max(CUTOFFS)} items, found {items}"
+        raise ValueError(f"Metrics at {max(CUTOFFS)} {needed}. Use a larger log, or `eval_strategy='no'`.")
 
 
 @cache

@@ -73,9 +73,10 @@ def fetch_checkpoint(model: str | PathLike, revision: str | None = None, token: 
 
 
 def check_folder(folder: str | PathLike, name: str | None = None) -> PreTrainedModel:
-    """Check that a checkpoint is complete and that its weights belong to its config, by the headers of its files.
+    """Check that a checkpoint is complete and that its weights and config match.
 
-    Errors call it by `name`, by default its path. Returns the model on the meta device, without its weights.
+    Only the headers of the weight files are read. Error messages use `name`, by default the path. Returns the model on
+    the meta device, without its weights.
 
     Raises:
         FileNotFoundError: Files are missing.
@@ -106,7 +107,8 @@ def check_folder(folder: str | PathLike, name: str | None = None) -> PreTrainedM
             model = AutoModelForMaskedLM.from_config(config, trust_remote_code=False)
     except Exception as error:  # whatever transformers and torch raise for values that no model can have
         reason = error.__cause__ or error
-        raise ValueError(f"{name}: config.json does not describe a model of hf-bert4rec ({reason}).") from error
+        problem = f"{name}: config.json does not describe a model of hf-bert4rec ({reason})"
+        raise ValueError(f"{problem}. Download or save the checkpoint again.") from error
     tied = model._keys_to_ignore_on_save or ()  # not saved, because they are the item table
     expected = {key: list(weight.shape) for key, weight in model.state_dict().items()}
     for key in sorted((expected.keys() | found) - set(tied)):
@@ -123,15 +125,15 @@ def _check_options(folder: Path, config: dict[str, Any], tokenizer: dict[str, An
     redirecting = [f"{option} in config.json" for option in REDIRECTING_OPTIONS if config.get(option)]
     redirecting += [file.name for pattern in REDIRECTING_FILES for file in folder.glob(pattern)]
     if redirecting:
-        raise ValueError(f"{name}: {redirecting[0]} would load other weights or code. Remove this entry or file.")
+        found = f"{redirecting[0]} makes transformers load weights or code that were not checked"
+        raise ValueError(f"{name}: {found}. Remove this entry or file.")
     if (kind := tokenizer.get("tokenizer_class")) != ItemTokenizer.__name__:
         raise ValueError(f"{name}: expected an ItemTokenizer, found {kind!r}. Save the tokenizer with the model again.")
     for option, value in config.items():
         limit = max(weights, 2) if option in ("num_hidden_layers", "num_labels") else 2**63
         if isinstance(value, int) and abs(value) > limit:  # each layer has weights, and no model has labels
-            raise ValueError(
-                f"{name}: {option} in config.json is {value}, which is too large for {weights} weight tensors."
-            )
+            found = f"{option} in config.json is {value}, too large for {weights} weight tensors"
+            raise ValueError(f"{name}: {found}. Download or save the checkpoint again.")
     for file, values in (("config.json", config), ("tokenizer_config.json", tokenizer)):
         names, code = values.get("architectures") or [], values.get("auto_map", {})
         if not isinstance(names, list) or not all(isinstance(it, str) for it in names) or not isinstance(code, dict):
@@ -150,7 +152,9 @@ def weight_files(folder: Path) -> list[str]:
     weight_map, metadata = index.get("weight_map"), index.get("metadata")
     files = list(weight_map.values()) if isinstance(weight_map, dict) and isinstance(metadata, dict) else []
     if not files or not all(isinstance(file, str) and re.fullmatch(r"[\w-]+\.safetensors", file) for file in files):
-        raise ValueError(f"{folder}: {WEIGHTS[1]} must have metadata, and list .safetensors files in the same folder.")
+        raise ValueError(
+            f"{folder}: {WEIGHTS[1]} has no metadata, or names files outside it. Save the checkpoint again."
+        )
     return sorted(set(files))
 
 
@@ -160,7 +164,8 @@ def _shapes(file: Path, name: str) -> dict[str, list[int]]:
         with safe_open(file, framework="pt") as weights:
             tensors = {key: weights.get_slice(key) for key in weights.keys()}  # noqa: SIM118
             if others := [key for key, tensor in tensors.items() if tensor.get_dtype() not in FLOATS]:
-                raise ValueError(f"{name}: expected floating-point weights, found {others[0]} in {file.name}.")
+                found = f"expected floating-point weights, found {others[0]} in {file.name}"
+                raise ValueError(f"{name}: {found}. Save the model again without quantization.")
             return {key: tensor.get_shape() for key, tensor in tensors.items()}
     except SafetensorError as error:
         raise ValueError(f"{name}: {file.name} is damaged or cut off ({error}). Download or save it again.") from error

@@ -37,7 +37,7 @@ def model_card(facts: RunFacts) -> ModelCard:
         license="other" if terms else None,
         license_name="terms-of-the-data" if terms else None,
     )
-    score = own.get("ndcg@10", 0)
+    scores = {name: row.get("ndcg@10", 0) for name, row in metrics.items()}
     return ModelCard.from_template(
         card_data,
         template_path=str(TEMPLATE),
@@ -46,7 +46,8 @@ def model_card(facts: RunFacts) -> ModelCard:
         split=split,
         interval=facts.intervals.get(split, {}).get(facts.model),
         differences=facts.differences.get(split, {}),
-        better=[name for name, row in metrics.items() if row.get("ndcg@10", 0) > score],
+        scores=scores,
+        better=[name for name in scores if scores[name] > scores.get(facts.model, 0)],
         example=json.dumps(facts.example, ensure_ascii=False),
         results=results_table(metrics) if metrics else "",
         sampled_results=sampled_table(metrics),

@@ -48,15 +48,14 @@ def push_files(
     """Push files (name in the repository -> content) to an existing repository in one commit, and return the commit.
 
     Args:
-        marker: A file that every repository of this kind contains. A repository that contains other files without it,
-            or for models a config.json of another `model_type`, is refused.
+        marker: A file that every repository of this kind contains.
         replaced: Patterns of files that are deleted if they are not among `files`; without "/" at the top level only.
         repo_type: `model`, `dataset` or `space`.
-        token: That of `hf auth login` or HF_TOKEN if not given.
+        token: Access token. Default: the saved login, or `HF_TOKEN`.
         revision: Branch to push to; `main` if not given.
 
     Raises:
-        FileExistsError: The repository contains something else.
+        FileExistsError: The repository has other files but not `marker`, or a model of another `model_type`.
         OSError: The Hub refuses the push or cannot be reached. The repository is unchanged or, if only the answer was
             lost, contains the whole commit.
         ValueError: The Hub refuses the card.

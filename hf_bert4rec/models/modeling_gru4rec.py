@@ -16,7 +16,8 @@ from .modeling_sasrec import shift_right
 class Gru4RecConfig(Bert4RecConfig):
     """Configuration of a GRU4Rec model (Hidasi et al., ICLR 2016): that of BERT4Rec without attention and positions.
 
-    The options of attention, of positions and of the feed-forward layer have no effect.
+    `num_attention_heads`, `attention_probs_dropout_prob`, `identity_attention`, `intermediate_size` and
+    `learned_positions` have no effect. `rope_theta` and `conv_kernel_size` must be None.
 
     Raises:
         ValueError: As for `Bert4RecConfig`, or `rope_theta` or `conv_kernel_size` is set.

@@ -30,7 +30,7 @@ class SasRecConfig(Bert4RecConfig):
     conv_kernel_size: int | None = None
 
     def validate_direction(self) -> None:
-        """Check that no option shows an item to its own prediction."""
+        """Check that `conv_kernel_size` is None: a convolution would leak the target."""
         if self.conv_kernel_size is not None:
             raise ValueError(
                 "`conv_kernel_size` must be None for SASRec, which does not see later items, found "

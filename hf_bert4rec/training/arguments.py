@@ -87,4 +87,4 @@ class RecommendationTrainingArguments(TrainingArguments):
                 "Set it to False."
             )
         if self.push_to_hub and self.hub_strategy != "end":
-            raise ValueError("`hub_strategy` must be 'end': other strategies upload the optimizer, which is a pickle.")
+            raise ValueError(f"`hub_strategy` must be 'end', found {self.hub_strategy!r}. Others would upload pickles.")

@@ -96,13 +96,17 @@ class ResourceCallback(TrainerCallback, ExportableState):
         elif self.steps == 2 and state.is_world_process_zero:
             seconds = time.perf_counter() - self.second_step_started
             per_epoch, remaining = seconds * self.steps_per_epoch, seconds * (state.max_steps - state.global_step)
+            limit = (
+                "at most" if args.train_sampling_strategy == "group_by_length" else "about"
+            )  # longest rows come first
             logger.info(
-                "%.2f s per step: %sabout %s per epoch, %s to the end, without evaluations%s.",
+                "%.2f s per step. An epoch takes %s %s and the rest of the training %s, not counting evaluations.",
                 seconds,
-                "at most " if args.train_sampling_strategy == "group_by_length" else "",  # the longest rows come first
+                limit,
                 *(timedelta(seconds=round(it)) if it >= 60 else f"{it:.1f} s" for it in (per_epoch, remaining)),
-                "; with so many items `loss='sampled_softmax'` is faster" if self.sampling_pays else "",
             )
+            if self.sampling_pays:
+                logger.info("`loss='sampled_softmax'` (`--loss sampled_softmax`) is faster for this catalog.")
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Stop the count of seconds."""
@@ -119,7 +123,7 @@ def _log_memory(args: TrainingArguments, model: Bert4RecForMaskedLM, loader: Any
     scores = 3 * 4e-9 * args.per_device_eval_batch_size * model.config.vocab_size
     if args.eval_strategy != "no" and scores > estimate.total:
         needed = resources.format_memory(scores)
-        logger.info("Evaluation needs up to %s. A smaller `per_device_eval_batch_size` needs less.", needed)
+        logger.info("Evaluation needs up to %s. Use a smaller `per_device_eval_batch_size` to need less.", needed)
     # The model is allocated already, and after a resumption so is the state of the optimizer.
     allocated = estimate.parameters + (estimate.optimizer_state if resumed else 0)
     free = resources.free_memory(args.device) + allocated

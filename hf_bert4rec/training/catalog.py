@@ -119,15 +119,17 @@ def append_items(
         [table[len(SPECIAL_TOKENS) :].mean(dim=0).repeat(len(new), 1) for table in tables],
     )
     rows[-1][:] = head.bias[len(SPECIAL_TOKENS) :].min()
-    for place, item in enumerate(new.to_pylist()):
-        if item in likes:
-            known = tokenizer.encode_items(likes[item])
-            if (unknown := known == tokenizer.unk_token_id).any():
-                other = likes[item][int(unknown.argmax())]
-                raise ValueError(f"{item!r} is like {other!r}, which the checkpoint does not have.")
-            starts[place] = "like"
-            for values, table in zip(rows, tables, strict=True):
-                values[place] = table[known].mean(dim=0)
+    named = [(place, other) for place, item in enumerate(new.to_pylist()) for other in likes.get(item, ())]
+    if named:
+        places, others = zip(*named, strict=True)
+        known = tokenizer.encode_items(others)  # of all at once: each call looks at the whole catalog
+        if (unknown := known == tokenizer.unk_token_id).any():
+            place, other = named[int(unknown.argmax())]
+            raise ValueError(f"{new[place].as_py()!r} is like {other!r}, which the checkpoint does not have.")
+        chosen, counts = torch.tensor(places).unique_consecutive(return_counts=True)
+        for values, table in zip(rows, tables, strict=True):
+            values[chosen] = torch.stack([part.mean(dim=0) for part in table[known].split(counts.tolist())])
+        starts = ["like" if item in likes else "mean" for item in new.to_pylist()]
     if projection is not None and extended.features is not None:  # the tables are tied
         vectors = torch.from_numpy(extended.features.vectors(new))
         projected, described = (vectors @ projection).to(rows[0]), vectors[:, 0] > 0

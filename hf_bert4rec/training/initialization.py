@@ -58,7 +58,7 @@ def _matrix_of_users_and_items(rows: Dataset, vocab_size: int) -> torch.Tensor:
     users = pa.chunked_array(arrow["user"]).combine_chunks().dictionary_encode().indices.to_numpy()[places]
     known = items >= len(SPECIAL_TOKENS)
     if not known.any():
-        raise ValueError("Expected items in the training rows, found none.")
+        raise ValueError("Expected items in the training rows, found none. Check the split and its tokenizer.")
     pairs = np.unique(users[known].astype(np.int64) * vocab_size + items[known])
     users, items = pairs // vocab_size, pairs % vocab_size
     values = (np.bincount(users)[users] * np.bincount(items)[items]) ** -0.5

@@ -26,11 +26,10 @@ def cloze_training(
 
     Args:
         tokenizer: Saved with every checkpoint.
-        callbacks: Your own callbacks; the result then has `callbacks`, with those of the package first.
-            `RecommendationTrainer` adds those of the package itself. For the stock `Trainer` pass an empty list.
-            Without them it repeats a run with the same seed, but a resumed run, or one of several processes, may skip
-            rows or draw them twice.
-        sampled: How the `candidates` of the rows were drawn, if they have any; it ends the names of their metrics.
+        callbacks: Your own callbacks, for the stock `Trainer`. The callbacks of the package are added to them, so pass
+            `[]` if you have none. Without the package callbacks, a resumed or distributed run may skip or repeat rows.
+            Not needed with `RecommendationTrainer`.
+        sampled: Suffix of the metrics among candidates: how the column `candidates` was drawn.
         **masking: Arguments of `DataCollatorForCloze`.
     """
     return {
@@ -48,6 +47,6 @@ def next_item_training(
     callbacks: Sequence[TrainerCallback] | None = None,
     sampled: Sampled = "popularity_sampled",
 ) -> dict[str, Any]:
-    """Return the arguments for models that predict each item from those before it, as `cloze_training` does."""
+    """Return the arguments of `RecommendationTrainer` for next-item training: `cloze_training` without the masking."""
     collator = DataCollatorForNextItem(tokenizer)
     return {**cloze_training(tokenizer, callbacks=callbacks, sampled=sampled), "data_collator": collator}

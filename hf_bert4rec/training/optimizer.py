@@ -86,7 +86,7 @@ def muon(args: TrainingArguments, learning_rate: float = 1e-2) -> dict[str, Any]
         )
     if args.optim != TrainingArguments.default_optim:
         other = getattr(args.optim, "value", args.optim)
-        raise ValueError(f"`optim={other}` cannot be combined with Muon. Set `muon_learning_rate` to None as well.")
+        raise ValueError(f"`optim={other!r}` cannot be combined with Muon. Set `muon_learning_rate` to None.")
     if args.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("true", "1"):
         raise ValueError(
             "Muon needs whole matrices, and FSDP shards them. Set `muon_learning_rate` to None, or train without FSDP."

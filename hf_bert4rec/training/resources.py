@@ -88,13 +88,13 @@ def estimate_memory(
             activations = positions * (embeddings + (layers - 1) * layer + 2 * d + 3 * f) + scored * layer
     if not LOSSES[config.loss].samples_negatives:
         loss = min(config.loss_chunk_size, scored) * rows + 2 * table + scored * 2 * d
-        advice = "`loss='sampled_softmax'`, or a smaller `loss_chunk_size`"
+        advice = "the loss `sampled_softmax`, or a smaller `loss_chunk_size`"
     elif config.share_negatives:
         loss = 4 * scored * config.num_negatives + table
         advice = "fewer `num_negatives`"
     else:
         loss = 2 * scored * config.num_negatives * d + table
-        advice = "`share_negatives=True`, or fewer `num_negatives`"
+        advice = "`share_negatives`, or fewer `num_negatives`"
     held = 1 if gradient_checkpointing else FRAGMENTATION  # with checkpointing freed memory is returned
     if 4 * parameters > held * max(activations, loss):
         advice = "a smaller `hidden_size`, or exclude rare items (`min_item_interactions`)"
@@ -138,9 +138,9 @@ def keep_freed_memory(keep: bool = True) -> None:
 
 @cache
 def warn_about_spinning_threads() -> None:
-    """Warn, once per process, if the threads of torch spin: small models are up to 30 times slower on busy cores."""
+    """Warn once per process if `OMP_WAIT_POLICY` is not PASSIVE, which makes small models up to 30 times slower."""
     if torch.get_num_threads() > 1 and os.environ.get("OMP_WAIT_POLICY", "").lower() != "passive":
         logger.warning(
-            "OMP_WAIT_POLICY is not PASSIVE: on a busy machine, waiting threads make small models much slower. "
+            "OMP_WAIT_POLICY is not PASSIVE. On a busy machine, waiting threads make small models much slower. "
             'Set the environment variable before torch is imported: os.environ["OMP_WAIT_POLICY"] = "PASSIVE".'
         )

@@ -38,14 +38,15 @@ class Settings:
 
 
 def recommended_settings(interactions: Dataset, *, prefixes: bool = True, max_length: int | None = None) -> Settings:
-    """Return the settings that are recommended for a log. The defaults are meant for histories that are not short.
+    """Return the settings that are recommended for a log.
 
-    - Median history below 20 interactions, or below 100,000 interactions in all: a training row for every prefix of a
-      history, of which the last item is predicted, in 8 to 40 epochs, unless the rows would have more than 20 million
-      items (3 million if histories are not short).
-    - With such rows and below 100,000 interactions: one layer and more weight decay.
-    - Otherwise, median history below 20: more dropout and a lower learning rate, with such rows larger batches.
-    - Otherwise, at least 100 interactions per item: less dropout.
+    A log is short if the median user has fewer than 20 interactions, and small if it has fewer than 100,000.
+
+    - Short or small: a training row for every prefix of a history, whose last item is predicted, and 8 to 40 epochs.
+      The rows of a short log may have 20 million items in all, those of others 3 million. Above, there are no prefixes.
+    - Small, with prefixes: one layer and more weight decay.
+    - Other short logs: more dropout and a lower learning rate; with prefixes also larger batches.
+    - Other logs with at least 100 interactions per item: less dropout.
     - More than 5 % of the interactions repeat an item of the user: the history is not excluded from recommendations.
 
     The numbers were chosen on the validation splits of several logs: docs/experiments.md.

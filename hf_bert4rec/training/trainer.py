@@ -1,4 +1,4 @@
-"""The stock Trainer with the defaults, the checks and the card of a recommender, and without pickles."""
+"""The stock Trainer with the defaults, the checks and the card of a recommender."""
 
 import dataclasses
 import hashlib
@@ -42,9 +42,9 @@ class RecommendationTrainer(Trainer):
 
     It applies `muon_learning_rate` and `early_stopping_patience` of `RecommendationTrainingArguments`, adds the
     callbacks of the package, checks that model and tokenizer fit, and resumes from complete checkpoints only.
-    `save_model` also writes a model card and run facts, and no `training_args.bin`, which is a pickle; `push_to_hub`
-    uploads the files of a checkpoint in one commit. If the tokenizer has features of items, they take part in the item
-    vectors (`FeatureProjection`). Everything else is the stock Trainer.
+    `save_model` also writes a model card and run facts, and no pickles. `push_to_hub` uploads the saved model in one
+    commit. The pickles of `checkpoint-*` folders, for resuming, are never pushed. If the tokenizer has features of
+    items, they take part in the item vectors (`FeatureProjection`).
 
     Attributes:
         projection: The projection of item features (width, hidden + 1), after training; set it before training to
@@ -77,7 +77,10 @@ class RecommendationTrainer(Trainer):
     ) -> None:
         tokenizer = options.get("processing_class")
         if not isinstance(tokenizer, ItemTokenizer):
-            raise ValueError("`RecommendationTrainer` needs `processing_class=tokenizer`: pass `**cloze_training(…)`.")
+            raise ValueError(
+                "`RecommendationTrainer` needs `processing_class=tokenizer`. Pass `**cloze_training(tokenizer)`, or "
+                "`**next_item_training(tokenizer)` for SASRec and GRU4Rec."
+            )
         args = RecommendationTrainingArguments("runs") if args is None else args
         if args.label_smoothing_factor:
             raise ValueError(LABEL_SMOOTHING)
@@ -210,8 +213,8 @@ class RecommendationTrainer(Trainer):
     def run_facts(self, name: str | None = None, data: str | None = None) -> RunFacts:
         """Return the facts of this training, for a model `name` (default: output folder) and interactions `data`.
 
-        The results are those of the validation split during training. Test results are not among them, because the
-        Trainer cannot tell which split was evaluated after training.
+        Results are the validation metrics of the best checkpoint, or of the last evaluation if none is restored. Test
+        results are not included, because the Trainer cannot tell which split was evaluated after training.
         """
         args, config, tokenizer = self.args, self.model.config, self.processing_class
         ours = self.preprocess_logits_for_metrics is ranks_of_logits

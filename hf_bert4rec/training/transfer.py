@@ -47,12 +47,13 @@ def transfer(
     check_sizes(model, tokenizer)
     places, rows = shared_items(tokenizer, new_tokenizer, match)
     if not len(rows):
-        other = "title" if match == "id" else "id"
-        raise ValueError(f"The two catalogs share no item by {match}. Match by {other}, or train a new model.")
+        shared, other = ("item ID", "title") if match == "id" else ("title", "id")
+        option = f"`match={other!r}` (`--match_items {other}`)"
+        raise ValueError(f"The two catalogs share no {shared}. Use {option}, or train a new model.")
     longest = model.config.max_position_embeddings
     if new_tokenizer.model_max_length > longest:
         raise ValueError(
-            f"The model to start from has seen at most {longest} positions, found a `model_max_length` of "
+            f"The model has {longest} positions, but `new_tokenizer` has a `model_max_length` of "
             f"{new_tokenizer.model_max_length}. Use a `max_length` of at most {longest}."
         )
     sizes = {"vocab_size": len(new_tokenizer), "max_position_embeddings": new_tokenizer.model_max_length}
@@ -89,7 +90,7 @@ def shared_items(
         return torch.from_numpy(known + len(SPECIAL_TOKENS)), torch.from_numpy(rows[known]).long()
     if tokenizer.titles is None or new_tokenizer.titles is None:
         raise ValueError(
-            "Matching by title needs the titles of both catalogs. Pass `titles` to `item_tokenizer`, or match by ID."
+            "Matching by title needs the titles of both catalogs. Pass `titles` to `item_tokenizer` (`--titles`)."
         )
     old, new = (_unique(titles) for titles in (tokenizer.titles, new_tokenizer.titles))
     pairs = [(place, old[title]) for title, place in new.items() if title in old]

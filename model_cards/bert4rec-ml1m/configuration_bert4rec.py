@@ -71,7 +71,7 @@ class Bert4RecConfig(PreTrainedConfig):
         eos_token_id: None: a history has no end token.
         tie_word_embeddings: Whether the item table is also the output matrix (paper, section 3.5).
         loss: Training loss: `softmax` over the whole catalog, or `sampled_softmax`, `gbce` or `bce` over sampled
-            negatives for more than some hundred thousand items. `LOSSES` describes each.
+            negatives, for 100,000 items or more. `LOSSES` describes each.
         loss_chunk_size: Number of positions whose softmax is computed at a time. Memory grows with this times
             `vocab_size`.
         num_negatives: Number of negatives of a sampled loss.
@@ -207,5 +207,5 @@ class Bert4RecConfig(PreTrainedConfig):
         if LOSSES[self.loss].samples_negatives and self.num_negatives > others:
             raise ValueError(
                 f"`num_negatives` must be at most {others}, the number of items other than the target, found "
-                f"{self.num_negatives}. Lower it, or use loss='softmax' for so few items."
+                f"{self.num_negatives}. Lower it, or use the loss `softmax` for so few items."
             )

@@ -191,7 +191,7 @@ def test_other_data_are_only_pushed_with_permission(hub, config):
 
 def test_the_command_requires_permission_and_prints_the_address(hub, config, capsys):
     words = ["push-data", str(config), NAME, "--max_length", "4"]
-    with pytest.raises(SystemExit, match=r"^hf-bert4rec push-data: error: .*Add --i_may_share_this_data if you are"):
+    with pytest.raises(SystemExit, match=r"^hf-bert4rec push-data: error: .*Add `--i_may_share_this_data` if you are"):
         main(words)
     assert hub.repositories == {}
     main([*words, "--private", "--i_may_share_this_data"])
@@ -223,7 +223,7 @@ def test_an_interrupted_upload_changes_nothing(hub, config):
 
 
 def test_candidates_which_training_rows_lack_are_refused_before_anything_is_read(hub, config):
-    with pytest.raises(ValueError, match="Set --popularity_candidates 0"):
+    with pytest.raises(ValueError, match="Set `--popularity_candidates 0`"):
         push_data(parse_recipe([str(config), "--popularity_candidates=2"]), NAME, may_share=True)
     assert hub.requests == []
 

@@ -148,6 +148,8 @@ def test_an_unknown_option_on_the_command_line_is_refused_with_the_near_names(co
     name = argument.split("=")[0]
     with pytest.raises(ValueError, match=rf"^Unknown option {name}\. Did you mean .*{near}"):
         parse_recipe([config, argument])
+    with pytest.raises(ValueError, match=r"Unknown option --xyz\. `hf-bert4rec train --help-all` lists all options"):
+        parse_recipe([config, "--xyz=1"])
 
 
 def test_an_unknown_option_in_the_file_is_refused_with_the_near_names(parse):
@@ -196,7 +198,7 @@ def test_options_that_are_never_published_are_ignored_in_a_checkpoint(trained_fa
 @pytest.mark.parametrize("name", ["split", "architecture"])
 def test_a_checkpoint_does_not_choose_the_code_that_is_imported(trained_facts, name):
     folder = trained_facts(**{name: "antigravity:module"})
-    with pytest.raises(ValueError, match=f"Add --{name} antigravity:module to import it"):
+    with pytest.raises(ValueError, match=f"Add `--{name} antigravity:module` if you trust it"):
         parse_recipe([folder])
 
 
@@ -301,9 +303,9 @@ def test_one_entry_in_the_registry_is_enough_for_a_split(monkeypatch):
     ("words", "message"),
     [
         (["--split", "leave_on_out"], "Unknown split leave_on_out. Choose from leave_one_out, at_time, train_on_all"),
-        (["--split", "os:nothing"], "--split os:nothing cannot be imported"),
-        (["--split", "os:sep"], "--split os:sep is neither a function nor a Split"),
-        (["--architecture", "os:path"], "--architecture os:path is no configuration class"),
+        (["--split", "os:nothing"], "`--split os:nothing` cannot be imported"),
+        (["--split", "os:sep"], "`--split` must name a function or a `Split`, found str at os:sep"),
+        (["--architecture", "os:path"], "`--architecture` must name a subclass of `Bert4RecConfig`, found posixpath"),
         (["--architecture", "gru"], "Unknown architecture gru. Choose from bert4rec, sasrec, gru4rec"),
         (["--architecture", "no_such_module:Config"], "No module named 'no_such_module'"),
     ],

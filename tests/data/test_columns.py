@@ -71,7 +71,7 @@ def test_a_header_that_is_not_understood_is_shown(write):
 def test_a_column_that_may_hold_times_is_named(write, caplog):
     with caplog.at_level(logging.INFO, "hf_bert4rec.data.interactions"):
         load_interactions(write("log.csv", "user_id,item_id,rating,bought\nv,b,3,2\nu,a,1,1\n"))
-    assert "found no column of times. If one of rating, bought is the time, name it: timestamp=…" in caplog.text
+    assert "found no column of times. If one of rating, bought is the time, name it: `timestamp='...'`" in caplog.text
 
 
 def test_min_rating_without_ratings_is_refused(write):

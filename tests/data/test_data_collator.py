@@ -179,7 +179,7 @@ def test_training_rows_need_their_number():
         ({"mask_probability": float("nan")}, "found nan"),
         ({"last_item_probability": -0.1}, r"found 0\.2 and -0\.1"),
         ({"last_item_probability": 1.1}, r"found 0\.2 and 1\.1"),
-        ({"max_predictions": 0}, "max_predictions of at least 1, or None, found 0"),
+        ({"max_predictions": 0}, "`max_predictions` must be at least 1, or None, found 0"),
     ],
 )
 def test_shares_out_of_range_are_refused(settings, found):
@@ -245,13 +245,13 @@ def test_rows_with_and_without_labels_may_share_a_batch():
 @pytest.mark.parametrize("column", ["history", "candidates"])
 def test_a_column_of_some_evaluated_rows_only_is_refused(column):
     rows = [{"input_ids": [1], "labels": [5], column: [6]}, {"input_ids": [1], "labels": [5], column: None}]
-    with pytest.raises(ValueError, match=f"Expected `{column}` in all rows with labels or in none"):
+    with pytest.raises(ValueError, match=f"1 of 2 evaluated rows have no `{column}`"):
         collator()(rows)
 
 
 @pytest.mark.parametrize("labels", [[5], [-100, -100, 5]])
 def test_labels_that_do_not_match_the_inputs_are_refused(labels):
-    with pytest.raises(ValueError, match="Expected one label for each of the `input_ids`"):
+    with pytest.raises(ValueError, match="Give each of the `input_ids` one label"):
         collator()([{"input_ids": [3, 1], "labels": labels}])
 
 
@@ -266,5 +266,5 @@ def test_special_rows_are_no_labels():
 @pytest.mark.parametrize("make", [DataCollatorForCloze, DataCollatorForNextItem])
 @pytest.mark.parametrize("lengths", [[0], [3, 0, 2]])
 def test_training_rows_without_items_are_refused(make, lengths):
-    with pytest.raises(ValueError, match="at least one item in each training row, found a row without any"):
+    with pytest.raises(ValueError, match="at least one item in each training row, found an empty row"):
         make(TOKENIZER)(rows_of(lengths))

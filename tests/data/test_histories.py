@@ -113,7 +113,7 @@ def test_inputs_are_the_end_of_the_history_and_agree_with_the_log(log, max_lengt
 
 @pytest.mark.parametrize("step", [0, -0.5, 1.5])
 def test_a_window_step_out_of_range_is_refused(interactions, tokenizer, step):
-    with pytest.raises(ValueError, match=f"window_step above 0 and at most 1.*{step}"):
+    with pytest.raises(ValueError, match=rf"window_step.* must be in \(0, 1\], found {step}"):
         leave_one_out(interactions, tokenizer, window_step=step)
 
 
@@ -216,7 +216,7 @@ def test_a_table_that_is_not_a_dataset_is_refused(interactions, tokenizer):
 def test_numbers_that_are_not_of_an_action_of_the_user_are_refused(tokenizer, train_ends, targets, name):
     log = sort_by_user(log_of(("u", "a", 1), ("u", "b", 2), ("v", "a", 1), ("v", "c", 2)), tokenizer)
     targets = {split: np.array(numbers) for split, numbers in targets.items()}
-    with pytest.raises(ValueError, match=f"{name}: expected one number per user, of an interaction of that user"):
+    with pytest.raises(ValueError, match=f"{name}: expected one number per user, from `log.starts` to `log.ends`"):
         build_histories(log, tokenizer, np.array(train_ends), targets)
 
 

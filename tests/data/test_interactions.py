@@ -37,7 +37,7 @@ BAD_FILES = {
         "1 10 5 978300760\n1 11 5 978300761\n1 1\n1 12 5 978300762\n",
         r"log\.txt, line 3: expected 4 columns, found 2",
     ),
-    "a sequence without items": ("s.txt", "1 10 11 12\n2\n3 11\n", r"s\.txt, line 2: .*user item item"),
+    "a sequence without items": ("s.txt", "1 10 11 12\n2\n3 11\n", r"s\.txt, line 2: found the user '2' without items"),
     "too many columns": ("log.csv", "user,item\nu,a\nv,b,c\n", r"log\.csv, line 3: expected 2 columns, found 3"),
     "a quote that does not end": ("log.csv", 'user,item\nu,a\n"v,b\nw,c\n', r"log\.csv, line 3"),
     "a broken byte": ("log.csv", b"user,item\nu,a\n\nu,\xff\n", r"log\.csv, line 4: .*0xff.*encoding='latin-1'"),
@@ -159,7 +159,7 @@ def test_one_line_reports_what_was_read_and_dropped(write, caplog):
         load_interactions(path, min_rating=2, keep_repeats=False, min_item_interactions=2)
     assert [record.getMessage() for record in caplog.records] == [
         "log.csv: 3 interactions of 3 users with 1 items; dropped: 1 without user, item, timestamp or rating, "
-        "1 rated below 2, 1 repeated, 1 of users or items with too few."
+        "1 rated below 2, 1 repeated, 1 of users or items with too few interactions."
     ]
 
 

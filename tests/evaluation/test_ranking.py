@@ -251,7 +251,7 @@ def test_the_bootstrap_interval_is_that_of_the_standard_error():
 
 @pytest.mark.parametrize(("target", "history"), [(9, [3]), (3, [9])])
 def test_rows_without_a_score_raise(target, history):
-    with pytest.raises(ValueError, match="Row 9 is to be ranked, but there are scores for 7 rows only"):
+    with pytest.raises(ValueError, match="has the token ID 9, but the model scores 7 tokens"):
         target_ranks(torch.zeros(1, 7), torch.tensor([target]), torch.tensor([history]))
 
 

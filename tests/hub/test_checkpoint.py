@@ -180,14 +180,16 @@ def test_options_that_load_other_weights_or_code_are_refused(folder, changes):
     other = {name: torch.zeros_like(weight) for name, weight in load_file(folder / "model.safetensors").items()}
     save_file(other, folder / "other.safetensors", metadata={"format": "pt"})
     change_config(folder, **changes)
-    with pytest.raises(ValueError, match=f"{next(iter(changes))} in config.json would load other weights or code"):
+    with pytest.raises(
+        ValueError, match=f"{next(iter(changes))} in config.json makes transformers load weights or code"
+    ):
         hf_bert4rec.pipeline(folder)
 
 
 @pytest.mark.parametrize("file", ["adapter_config.json", "shard-00000-model-00001-of-00001.safetensors"])
 def test_files_that_replace_the_checked_weights_are_refused(folder, file):
     shutil.copy(folder / "model.safetensors", folder / file)
-    with pytest.raises(ValueError, match=f"{file} would load other weights or code"):
+    with pytest.raises(ValueError, match=f"{file} makes transformers load weights or code"):
         hf_bert4rec.pipeline(folder)
 
 
@@ -199,15 +201,15 @@ def test_an_index_names_files_of_its_own_folder_only(folder, target):
     (folder / "model.safetensors.index.json").write_text(
         json.dumps({"metadata": {}, "weight_map": {"lm_head.bias": target}})
     )
-    with pytest.raises(ValueError, match=r"list \.safetensors files in the same folder"):
+    with pytest.raises(ValueError, match="has no metadata, or names files outside it"):
         hf_bert4rec.pipeline(folder)
 
 
 @pytest.mark.parametrize(
     ("changes", "found"),
     [
-        ({"num_hidden_layers": 10**6}, "num_hidden_layers in config.json is 1000000, which"),
-        ({"num_labels": 2_000_000}, "num_labels in config.json is 2000000, which"),
+        ({"num_hidden_layers": 10**6}, "num_hidden_layers in config.json is 1000000, too"),
+        ({"num_labels": 2_000_000}, "num_labels in config.json is 2000000, too"),
         ({"hidden_size": 10**30, "num_attention_heads": 1}, "hidden_size in config.json is 1000000"),
         ({"vocab_size": -5}, "does not describe a model"),
         ({"intermediate_size": "20"}, "does not describe a model"),

@@ -80,9 +80,13 @@ def test_results_are_compared_with_the_other_models():
         differences={"test": {"Popularity": (-0.1, 0.002), "Markov chain": (0.05, 0.15)}},
     )
     card = model_card(facts).text
-    assert "95 % interval of the NDCG@10 of BERT4Rec over users (bootstrap): 0.1500 to 0.2500." in card
-    assert "minus that of Popularity: 95 % interval -0.1000 to +0.0020, a difference\nwithin noise." in card
-    assert "minus that of Markov chain: 95 % interval +0.0500 to +0.1500." in card
+    assert (
+        "\n\n- The 95 % interval of the NDCG@10 of BERT4Rec is 0.1500 to 0.2500 (bootstrap over users).\n- The NDCG"
+        in card
+    )
+    text = "{} than that of {}. The 95 % interval of this difference is\n  {}"
+    assert text.format("0.0500 lower", "Popularity", "-0.1000 to +0.0020: it is within noise.\n- ") in card
+    assert text.format("0.1000 higher", "Markov chain", "+0.0500 to +0.1500.\n- ") in card
     assert "**Popularity has a higher NDCG@10**" in card
     assert "**Markov chain has a higher NDCG@10**" not in card
 
@@ -99,14 +103,14 @@ def test_sampled_metrics_have_a_protocol_and_an_entry_of_their_own():
     rows = {model: {**row, **SAMPLED} for model, row in ROWS.items()}
     facts = small_facts(results={"test": rows}, sampled_protocol="among 3 items", recipe={"popularity_candidates": 3})
     card = model_card(facts)
-    assert "They must not be compared with the metrics above. Protocol: among 3 items." in card.text
+    assert "Do not compare it with the table above.\nProtocol: among 3 items." in card.text
     assert "as in the paper" not in card.text
     configs = {result.metric_type: result.dataset_config for result in card.data.eval_results}
     assert configs["hr@10"] == "whole-catalog"
     assert configs["hr@10_popularity_sampled"] == "popularity-sampled"
     assert "ndcg@1" not in configs  # equal to hr@1
     paper = model_card(small_facts(results={"test": rows}, sampled_protocol="x", recipe={"popularity_candidates": 100}))
-    assert "Metrics among sampled candidates, as in the paper." in paper.text
+    assert "The next table ranks each target among sampled candidates, as in the paper." in paper.text
 
 
 @pytest.mark.parametrize(
@@ -120,7 +124,7 @@ def test_facts_with_few_metrics_have_a_card_with_gaps():
     card = model_card(small_facts(results={"test": {"BERT4Rec": {}, "Other": {"hr@10": 1.0}}}, seconds=3600.0))
     assert "| BERT4Rec | | | |" in card.text
     assert "| Other | 1.0000 | | |" in card.text
-    assert "1.00 hours (3,600 s) of training on 1 × 2 threads of x86_64, cpu" in card.text
+    assert "Training took 1.00 hours (3,600 s) with 1 process of 2 threads\non a CPU (x86_64)." in card.text
 
 
 def test_tables_are_markdown():

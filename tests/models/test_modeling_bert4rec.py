@@ -850,7 +850,7 @@ def test_tying_changes_the_number_of_parameters():
         ({"conv_kernel_size": 1}, "`conv_kernel_size` must be odd and at least 3, or None, found 1"),
         ({"loss_chunk_size": 0}, "`loss_chunk_size` must be at least 1, found 0"),
         ({"loss": "bce", "num_negatives": 0}, "`num_negatives` must be at least 1, found 0"),
-        ({"loss": "bce", "vocab_size": 13, "num_negatives": 10}, "must be at most 9, .* found 10.*loss='softmax'"),
+        ({"loss": "bce", "vocab_size": 13, "num_negatives": 10}, "must be at most 9, .* found 10.*the loss `softmax`"),
         ({"initializer_range": 0.0}, "`initializer_range` must be above 0, found 0.0"),
         ({"layer_norm_eps": -1.0}, "`layer_norm_eps` must be above 0, found -1.0"),
         ({"pad_token_id": 7}, "`pad_token_id` must be 0, the row of .PAD., found 7"),

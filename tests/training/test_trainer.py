@@ -107,7 +107,7 @@ def test_the_card_contains_what_the_trainer_knows(trained, tmp_path):
     assert {result.dataset_split for result in card.data.eval_results} == {"validation"}
     assert "The checkpoint was chosen on this split, so they are too optimistic." in card.text
     assert "ranked among all 12 items, history excluded" in card.text
-    assert f"({facts.seconds:,.0f} s) of training on 1 × " in card.text
+    assert f"({facts.seconds:,.0f} s) with 1 process of " in card.text
     assert 'recommender([["i0", "i1", "i2"]], top_k=10)' in card.text
     assert "The terms of the training data are not recorded." in card.text
     assert "learning_curve.png" not in card.text
@@ -420,7 +420,7 @@ def test_a_model_init_gives_the_same_weights_whatever_was_seeded_before(historie
         ({"learning_rate": -1.0}, "`learning_rate` must be at least 0, found -1"),
         ({"learning_rate": float("nan")}, "`learning_rate` must be at least 0, found nan"),
         ({"muon_learning_rate": -1.0}, r"\(`muon_learning_rate`\) must be above 0, found -1"),
-        ({"optim": "sgd", "muon_learning_rate": 0.01}, "`optim=sgd` cannot be combined with Muon"),
+        ({"optim": "sgd", "muon_learning_rate": 0.01}, "`optim='sgd'` cannot be combined with Muon"),
         ({"early_stopping_patience": 0}, "`early_stopping_patience` must be at least 1, or None, found 0"),
     ],
 )

@@ -60,12 +60,14 @@ def test_settings_can_change_and_sizes_cannot(model):
     with pytest.raises(ValueError, match=r"intermediate\S+ of shape \[24, 12\]"):
         transfer(model, OLD, NEW, intermediate_size=24)
     longer = item_tokenizer(["a"], max_length=7)
-    with pytest.raises(ValueError, match="seen at most 6 positions, found a `model_max_length` of 7"):
+    with pytest.raises(
+        ValueError, match="The model has 6 positions, but `new_tokenizer` has a `model_max_length` of 7"
+    ):
         transfer(model, OLD, longer)
 
 
 def test_catalogs_without_shared_items_raise(model):
-    with pytest.raises(ValueError, match="share no item by id"):
+    with pytest.raises(ValueError, match=r"share no item ID\. Use `match='title'`"):
         transfer(model, OLD, item_tokenizer(["y", "z"], max_length=5))
     with pytest.raises(ValueError, match="needs the titles of both"):
         transfer(model, OLD, item_tokenizer(["a"], max_length=5), match="title")
