@@ -4,7 +4,8 @@
     python scripts/drift.py ratings.csv runs/drift scripts/results/drift.jsonl
 
 A first model is trained on three periods. After each further period, the command continues the last accepted model with
-the new interactions (b), and trains another one from scratch on all interactions so far (c). They and the first model
+the new interactions (b), and trains another one from scratch on all interactions so far (c), with the settings that are
+recommended for them and the same validation targets. They and the first model
 (a) are evaluated on the first interaction of each user in the next period, ranked among all items, history excluded;
 targets that a model does not know count as missed. Seconds are those of the processor, of the whole command.
 
@@ -121,7 +122,16 @@ def main() -> None:
         )
         current, rejected = (current, rejected + 1) if status else (output / "model", rejected)
         whole = f"{folder}/retrained-{number}"
-        retraining, _ = run("train", "--data", f"{folder}/before-{number + 1}.csv", "--output_dir", whole)
+        everything = f"{folder}/before-{number + 1}.csv"
+        split = [
+            "--split",
+            "new_interactions",
+            "--since",
+            str(times[number]),
+            "--replay",
+            "1000000",
+        ]  # the same targets
+        retraining, _ = run("train", "--data", everything, "--output_dir", whole, *split)
         models = {"once": folder / "once" / "model", "continued": current, "retrained": Path(whole, "model")}
         line = {
             "log": Path(args.log).stem,

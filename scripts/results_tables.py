@@ -36,6 +36,7 @@ MARKED = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 OURS = "hf-bert4rec"
 CLOZE = "BERT4Rec, cloze rows"
 COLUMNS = {"hr@10": "HR@10", "ndcg@10": "NDCG@10"}
+NEIGHBORS = ("neighbors of the history", "neighbors of the last 10")
 Rows = list[list[str]]
 
 
@@ -426,6 +427,36 @@ def any_log_table() -> str:
     return markdown_table(header, rows)
 
 
+def cold_items_table() -> str:
+    """Return NDCG@10 of items without interactions, next to neighbors in feature space, and of the other items."""
+    rows: Rows = []
+    for line in load_lines("cold-items"):
+        cells = [f"{line['users']:,}"]
+        for ranking, others in (("among removed", ("chance", *NEIGHBORS)), ("among all", NEIGHBORS)):
+            scores = line[ranking]
+            cells += [f"{scores[name]:.4f}" for name in ("model", *others)]
+        rows.append([f"{line['log']}: {line['features'] or 'none'}", *cells, f"{line['other items']['test']:.4f}"])
+    names = ["model", "chance", "neighbors", "of the last 10"]
+    header = ["log: features", "users", *names, *(f"{it}, all items" for it in names if it != "chance"), "other items"]
+    return markdown_table(header, rows)
+
+
+def drift_table() -> str:
+    """Return NDCG@10 in the next period, and processor seconds, for three ways to keep a model up to date."""
+    rows: Rows = []
+    lines = load_lines("drift")
+    for log in dict.fromkeys(line["log"] for line in lines):
+        of_log = [line for line in lines if line["log"] == log]
+        for line in of_log:
+            scores, seconds = line["ndcg@10"].values(), line["seconds"].values()
+            rows.append([log, str(line["period"]), *(f"{it:.4f}" for it in scores), *(f"{it:.0f}" for it in seconds)])
+        means = [mean(line["ndcg@10"][name] for line in of_log) for name in ("once", "continued", "retrained")]
+        times = [mean(line["seconds"][name] for line in of_log) for name in ("continued", "retrained")]
+        rows.append([log, "mean", *(f"{it:.4f}" for it in means), *(f"{it:.0f}" for it in times)])
+    names = ["trained once", "continued", "trained again", "seconds, continued", "seconds, trained again"]
+    return markdown_table(["log", "period", *names], rows)
+
+
 # -------------------------------------------------------------------------------------------------------------- pages
 
 TABLES: dict[str, Callable[[], str]] = {
@@ -455,6 +486,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "movielens-latest-small-at-time": lambda: full_ranking_table("ml-latest-small-at-time", {}),
     "movielens-latest-small-at-time-groups": lambda: groups_table(load_comparison("ml-latest-small-at-time")),
     "any-log": any_log_table,
+    "cold-items": cold_items_table,
+    "drift": drift_table,
     "what-helps": lambda: study_table("what-helps-ml-1m"),
     "needed": lambda: study_table("needed-ml-1m"),
     "stability": lambda: study_table("stability-ml-1m"),

@@ -5,11 +5,15 @@ import io
 import math
 import os
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
+import hf_bert4rec
 from hf_bert4rec import ARCHITECTURES, LOSSES
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -142,8 +146,9 @@ def check_parquet(names, printed):
 def check_new_products(names, printed):
     old, grown = names["recommender"].tokenizer.items.to_pylist(), names["grown"]
     assert grown.tokenizer.items.to_pylist() == [*old, "tea-7"]
-    found = {row["title"]: row["item"] for row in grown([names["history"]], top_k=3)[0]}
-    assert found["Oolong"] == "tea-7"
+    found = {row["item"]: row["title"] for row in grown([names["history"]], top_k=40)[0]}
+    assert found["tea-7"] == "Oolong"
+    assert not {"sweets-1", "sweets-2"} & set(found)
 
 
 def check_everything(names, printed):
@@ -154,22 +159,41 @@ def check_everything(names, printed):
 
 
 def check_nightly(names, printed):
-    current = Path("runs/current")
-    first, second = printed.splitlines()
-    assert first.endswith("-> runs/2026-01-16")
-    old, new = map(float, re.findall(r"current (.*), new (.*) ->", second)[0])
-    assert current.read_text() == ("runs/2026-01-20" if new >= old else "runs/2026-01-16")
-    before = current.read_text()
-    train = names["train"]
-    names["train"] = lambda *args: train(*args, max_steps=1, learning_rate=0)  # an untrained model
-    names["retrain"](names["interactions"], "2026-01-22")
-    assert current.read_text() == before
-    assert not Path("runs/2026-01-22").exists()
-    assert names["hf_bert4rec"].pipeline(before)([["tea-1"]])[0]
+    """The script runs as it is printed: a better model becomes the current one, and a worse one does not."""
+    (script,) = (block for block in blocks(SECTIONS["Retrain every night"], "sh"))
+    Path("nightly.sh").write_text(script)
+    Path("bin").mkdir()
+    command = Path("bin/hf-bert4rec")
+    small = "--hidden_size 8 --num_attention_heads 2 --intermediate_size 16 --max_length 8 --num_train_epochs 2"
+    command.write_text(f'#!/bin/sh\n{sys.executable} -m hf_bert4rec.cli.main "$@" $EXTRA\n')
+    command.chmod(0o755)
+    root = str(Path(hf_bert4rec.__file__).parents[1])
+    environment = os.environ | {"PATH": f"{Path('bin').absolute()}:{os.environ['PATH']}", "PYTHONPATH": root}
+
+    def run_script(words, extra):
+        return subprocess.run(words, env=environment | {"EXTRA": extra}).returncode
+
+    first = ["hf-bert4rec", "train", "--data", "until-yesterday.csv", "--output_dir", "runs/first"]
+    assert run_script(first, f"--disable_tqdm true {small}") == 0
+    Path("runs/current").symlink_to("first/model")
+    assert run_script(["sh", "nightly.sh"], "--tolerance -1") == 1
+    assert Path("runs/current").resolve() == Path("runs/first/model").resolve()
+    lines = len(Path("until-yesterday.csv").read_text().splitlines())
+    assert lines == 1 + len(names["log"])
+    shutil.rmtree(next(Path("runs").glob("20*-*")))
+    Path("today.csv").write_text("user,item,timestamp\nu1,tea-1,2026-03-01\nu2,tea-2,2026-03-01\nu3,tea-2,2026-03-01\n")
+    assert run_script(["sh", "nightly.sh"], "--tolerance 1") == 0
+    assert Path("runs/current").resolve().parent.name.startswith("20")
+    assert hf_bert4rec.pipeline(Path("runs/current").resolve())([["tea-1"]])[0]
+
+
+def check_changes(names, printed):
+    assert len(names["old_lists"]) == len(names["new_lists"]) == 40
+    assert names["gain"].low <= names["gain"].mean <= names["gain"].high
 
 
 def check_replacement(names, printed):
-    assert names["recommender"].model.name_or_path == "runs/shop"
+    assert Path(names["recommender"].model.name_or_path).name == "shop"
 
 
 def check_comparison(names, printed):
@@ -227,6 +251,7 @@ CHECKS = {
     "Add products": check_new_products,
     "Train on everything before deployment": check_everything,
     "Retrain every night": check_nightly,
+    "What has changed between two models": check_changes,
     "Replace the model of a server": check_replacement,
     "Compare models by name": check_comparison,
     "A grid of settings": check_grid,
@@ -249,7 +274,8 @@ def test_recipe(title, shop, monkeypatch):
         del registry[name]
     names = dict(names)
     if title == "Replace the model of a server":  # as after the recipe before it
-        Path("runs/current").write_text("runs/shop")
+        Path("runs/current").unlink(missing_ok=True)
+        Path("runs/current").symlink_to("shop")
     printed = run(SECTIONS[title], names, CHANGES.get(title, ("", "")))
     CHECKS[title](names, printed)
     assert_same_output(printed, SECTIONS[title])

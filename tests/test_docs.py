@@ -29,7 +29,7 @@ PAGES = {path.name: path for path in [*ROOT.glob("*.md"), *(ROOT / "docs").glob(
 CARDS = {path.parent.name: path for path in (ROOT / "model_cards").glob("*/README.md")}
 README = PAGES["README.md"].read_text(encoding="utf-8")
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-FAST = ("evaluate", "recommend", "push", "push-data")
+FAST = ("evaluate", "recommend", "items", "push", "push-data")
 NOT_RUN = ("experiments.md", "performance.md", "results.md", "cookbook.md")
 """Pages whose commands need data that is not part of the repository, and one that `test_cookbook.py` runs."""
 

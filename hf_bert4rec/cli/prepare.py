@@ -140,8 +140,14 @@ def _continue(recipe: Recipe, new: Dataset) -> tuple[Recipe, ItemTokenizer]:
     if 2 * sum(both) < len(both) or not known.any():
         found = f"{len(both) - sum(both)} of {len(both)} titles differ" if known.any() else "it has none of its items"
         raise ValueError(f"{run.data}: its item IDs are not those of {run.continue_from}: {found}.")
-    extended = extend_item_tokenizer(tokenizer, new, titles=titles)
-    features = _features(run, None)
+    features, ids = _features(run, None), new.with_format("arrow")[:]["item"].chunks
+    if features is not None and tokenizer.features is None:
+        raise ValueError(
+            f"{run.continue_from} was trained without features of items. Continue without --item_features."
+        )
+    if features is not None:
+        ids = [*ids, *features.items.chunks]
+    extended = extend_item_tokenizer(tokenizer, pa.chunked_array(ids, pa.string()), titles=titles)
     if features is not None and tokenizer.features is not None:
         extended.features = tokenizer.features.extended(features)
     return recipe.fill({"splitting": {"since": first}}), extended

@@ -101,3 +101,26 @@ def test_data_that_do_not_fit_the_checkpoint_are_errors(first, tmp_path):
         continue_training(first, "--titles", str(tmp_path / "titles.csv"))
     early = write_log(tmp_path / "early.csv", range(4), range(50, 53), ["i1", "i2"])
     continue_training(first, "--allow_earlier", "true", "--tolerance", "1", data=early, output="early")
+
+
+def test_features_of_a_continued_checkpoint(first, tmp_path):
+    kinds = "".join(f"i{number},{'even' if number % 2 == 0 else 'odd'}\n" for number in range(12))
+    (tmp_path / "features.csv").write_text("item,kind\n" + kinds)
+    (tmp_path / "new.csv").write_text("item,kind\nn1,odd\nn2,even\nn3,odd\n")
+    (tmp_path / "other.csv").write_text("item,brand\nn1,x\nn2,x\n")
+    message = "was trained without features of items. Continue without --item_features"
+    with pytest.raises(SystemExit, match=message):
+        continue_training(first, "--item_features", str(tmp_path / "new.csv"))
+    args = ["--data", str(first / "old.csv"), "--item_features", str(tmp_path / "features.csv"), *SMALL, *QUIET]
+    main(["train", *args, "--num_train_epochs", "1", "--output_dir", str(tmp_path / "first")])
+    new = write_log(tmp_path / "today.csv", range(8, 14), range(200, 203), ["i1", "n1", "i2", "n2"])
+    more = ["--data", new, "--history", str(first / "old.csv"), "--tolerance", "1", *QUIET]
+    parent = str(tmp_path / "first" / "model")
+    with pytest.raises(SystemExit, match="expected a column 'kind' of features"):
+        main(["train", "--continue_from", parent, *more, "--item_features", str(tmp_path / "other.csv")])
+    output = ["--output_dir", str(tmp_path / "second"), "--item_features", str(tmp_path / "new.csv")]
+    main(["train", "--continue_from", parent, *more, *output])
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "second" / "model")
+    assert tokenizer.features.items.to_pylist() == [*(f"i{number}" for number in range(12)), "n1", "n2", "n3"]
+    assert tokenizer.items.to_pylist()[12:] == ["n1", "n2", "n3"]  # n3 has no interactions yet
+    assert (tmp_path / "second" / "model" / "item_features.safetensors").exists()

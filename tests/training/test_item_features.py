@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForMaskedLM, AutoTokenizer, TrainerCallback, set_seed
 
 from hf_bert4rec import (
+    ARCHITECTURES,
     Bert4RecForMaskedLM,
     RecommendationTrainer,
     RecommendationTrainingArguments,
@@ -18,7 +19,9 @@ from hf_bert4rec import (
     leave_one_out,
     load_interactions,
     load_item_features,
+    next_item_training,
     pipeline,
+    train_on_all,
 )
 from hf_bert4rec.training.item_features import load_projection
 from tests.conftest import small_config
@@ -105,6 +108,21 @@ def test_a_resumed_run_ends_with_the_same_weights(log, tmp_path):
     resumed.train(resume_from_checkpoint=True)
     for name, value in whole.model.state_dict().items():
         torch.testing.assert_close(resumed.model.state_dict()[name], value, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", ["sasrec", "gru4rec"])
+def test_other_architectures_have_features_too(log, tmp_path, architecture):
+    tokenizer = item_tokenizer(log, features=load_item_features(FEATURES), max_length=6)
+    row, sizes = ARCHITECTURES[architecture], {"vocab_size": len(tokenizer), "max_position_embeddings": 6}
+    model = row.model_class(row.config_class(**sizes, hidden_size=8, num_attention_heads=2, intermediate_size=16))
+    options = {"max_steps": 2, "eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
+    args = RecommendationTrainingArguments(str(tmp_path), **options, disable_tqdm=True, use_cpu=True)
+    rows = train_on_all(log, tokenizer)["train"]
+    trainer = RecommendationTrainer(model, args, train_dataset=rows, **next_item_training(tokenizer))
+    trainer.train()
+    projected = torch.from_numpy(tokenizer.features.vectors(tokenizer.items)) @ trainer.projection
+    torch.testing.assert_close(model.get_input_embeddings().weight[13:], projected[10:, :-1])
+    assert model.lm_head.weight is model.get_input_embeddings().weight
 
 
 def test_another_projection_and_untied_tables_are_errors(log, tmp_path):
