@@ -50,10 +50,10 @@ OF_ONE_RUN = (
 CONTINUED: dict[str, Any] = {
     "split": "new_interactions",
     "recommended_settings": False,
-    "num_train_epochs": 2,
+    "num_train_epochs": 3,
     "warmup_steps": 0.0,
 }
-CONTINUED_RATE = 0.25  # of the peak learning rate of the training that is continued
+CONTINUED_RATE = 2.0  # times the peak learning rate of the training that is continued
 
 OWN_CODE = ("split", "architecture")
 """Options that can name code to import, `package.module:name`."""

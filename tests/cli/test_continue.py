@@ -63,7 +63,7 @@ def test_items_keep_their_rows_and_facts_name_the_parent(first):
     assert new.titles[0] == old.titles[0]
     facts = RunFacts.load(folder)
     assert facts.recipe["start_from"] == str(first / "first" / "model")
-    assert facts.recipe["learning_rate"] == 0.001  # a quarter
+    assert facts.recipe["learning_rate"] == 0.008  # twice
     assert facts.recipe["hidden_size"] == 8
     assert facts.data.last_time == 202
     main(["evaluate", str(folder)])  # reads both logs again
