@@ -245,8 +245,10 @@ def _options_to_continue(parent: str) -> dict[str, Any]:
     """Return the options of a run that continues a checkpoint: its recipe, with fewer and smaller steps."""
     recipe = _read_options(fetch_checkpoint(parent))
     rate = float(recipe.get("learning_rate", RecommendationTrainingArguments.learning_rate))
+    if "continue_from" not in recipe:  # otherwise the rate would grow every night
+        rate *= CONTINUED_RATE
     kept = {name: value for name, value in recipe.items() if name not in OF_ONE_RUN}
-    return kept | CONTINUED | {"start_from": parent, "learning_rate": CONTINUED_RATE * rate}
+    return kept | CONTINUED | {"start_from": parent, "learning_rate": rate}
 
 
 def _sections(run: Mapping[str, Any]) -> dict[str, type]:
