@@ -36,16 +36,9 @@ from ..models.registry import ARCHITECTURES
 from ..training.arguments import RecommendationTrainingArguments
 
 OF_ONE_RUN = (
-    "data",
-    "history",
-    "split",
-    "validation_time",
-    "test_time",
-    "validation_in_train",
-    "name",
-    "seed",
-    "resume_from_checkpoint",
-)
+    "data", "history", "titles", "item_features", "split", "since", "allow_earlier", "validation_time", "test_time",
+    "validation_in_train", "name", "seed", "resume_from_checkpoint",
+)  # fmt: skip
 """Options that a run which continues another does not take over."""
 CONTINUED: dict[str, Any] = {
     "split": "new_interactions",

@@ -68,7 +68,8 @@ def test_items_keep_their_rows_and_facts_name_the_parent(first):
     new = write_log(first / "next.csv", range(8, 14), range(300, 303), ["i1", "n1", "i2", "n2"])
     args = ["--data", new, "--output_dir", str(first / "next"), "--tolerance", "1", *QUIET]
     main(["train", "--continue_from", str(folder), *args])
-    assert RunFacts.load(first / "next" / "model").recipe["learning_rate"] == 0.008  # not doubled again
+    recipe = RunFacts.load(first / "next" / "model").recipe
+    assert (recipe["learning_rate"], recipe["since"]) == (0.008, 300)  # the rate is not doubled again
     assert facts.data.last_time == 202
     main(["evaluate", str(folder)])  # reads both logs again
     main(["recommend", str(folder), "--history", "i1", "n1"])
