@@ -23,6 +23,7 @@ from ..data.histories import flatten
 from ..data.tokenization import ItemTokenizer
 from ..models.configuration_bert4rec import SPECIAL_TOKENS
 
+NO_ID = 1e-5  # largest number of a vector that is only the rounding of a projection
 RIDGE = 0.01  # weight of the squared projection per item, in the regression that it starts from
 
 
@@ -36,8 +37,9 @@ class FeatureProjection(nn.Module):
         model: A model of the package with tied item tables. Its item vectors and biases are the start.
         tokenizer: Its tokenizer, which has features.
         id_dropout: Share of the items whose ID is left out in a training step.
-        seen: (rows,) whether an item is in the training rows. Others with features are represented by these alone, and
-            take no part in the training loss: as items that are never right they would be pushed away.
+        seen: (rows,) whether an item is in the training rows. Others with features are represented by these alone
+            (unless a checkpoint knows them by their ID), and take no part in the training loss: as items that are never
+            right they would be pushed away.
         projection: (width, hidden + 1), the last column for the biases. Default: ridge regression of the item vectors
             and biases on the features.
 
@@ -72,9 +74,12 @@ class FeatureProjection(nn.Module):
                 f"Expected a projection of shape {shape} for the features of the tokenizer, found "
                 f"{tuple(projection.shape)}. Use the features with which the checkpoint was trained."
             )
+        projection_given = projection is not None
         projection = self._regression(table, bias) if projection is None else projection
         # A fused optimizer mixes up numbers if the strides of a weight differ from those of its restored state.
         self.projection = nn.Parameter(projection.detach().clone(memory_format=torch.contiguous_format).to(table))
+        if projection_given:  # an item that a checkpoint knows by its ID keeps it, also without rows this time
+            self.unseen &= (table.detach() - vectors @ self.projection[:, :-1]).abs().amax(dim=1) < NO_ID
         self.ids, self.bias = nn.Parameter(torch.empty_like(table)), nn.Parameter(torch.empty_like(bias))
         self._subtract(table, bias)
 

@@ -110,6 +110,20 @@ def test_a_resumed_run_ends_with_the_same_weights(log, tmp_path):
         torch.testing.assert_close(resumed.model.state_dict()[name], value, atol=1e-5, rtol=1e-4)
 
 
+def test_items_without_new_rows_keep_what_was_learned(trained, log, tmp_path):
+    model, tokenizer = AutoModelForMaskedLM.from_pretrained(trained.args.output_dir), trained.processing_class
+    before = model.lm_head.weight.detach().clone()
+    rows = train_on_all(log, tokenizer)["train"].filter(lambda row: 3 in row["input_ids"])  # one kind of items
+    options = {"max_steps": 1, "eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
+    args = RecommendationTrainingArguments(
+        str(tmp_path), **options, learning_rate=1e-6, disable_tqdm=True, use_cpu=True
+    )
+    trainer = RecommendationTrainer(model, args, train_dataset=rows, **cloze_training(tokenizer))
+    trainer.projection = trained.projection
+    trainer.train()
+    torch.testing.assert_close(model.lm_head.weight.detach(), before, atol=1e-4, rtol=0)
+
+
 @pytest.mark.parametrize("architecture", ["sasrec", "gru4rec"])
 def test_other_architectures_have_features_too(log, tmp_path, architecture):
     tokenizer = item_tokenizer(log, features=load_item_features(FEATURES), max_length=6)
