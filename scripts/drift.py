@@ -112,7 +112,15 @@ def main() -> None:
         part.to_csv(folder / f"{number}.csv", index=False)
     for number in range(FIRST, PERIODS):
         log[log["timestamp"] < times[number]].to_csv(folder / f"before-{number}.csv", index=False)
-    run("train", "--data", f"{folder}/before-{FIRST}.csv", "--output_dir", f"{folder}/once")
+    run(
+        "train",
+        "--data",
+        f"{folder}/before-{FIRST}.csv",
+        "--output_dir",
+        f"{folder}/once",
+        "--split",
+        "new_interactions",
+    )
     current, rejected = folder / "once" / "model", 0
     for number in range(FIRST, PERIODS - 1):  # number: the newest period that is trained on
         output = folder / f"continued-{number}"

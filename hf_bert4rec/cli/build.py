@@ -101,8 +101,7 @@ def _transferred(recipe: Recipe, source: Path, tokenizer: ItemTokenizer) -> PreT
         values = ", ".join(f"{name} {getattr(config, name)}" for name in overridden)
         logger.warning("Sizes come from %s, not from the recipe: %s.", source, values)
     if recipe.run.continue_from is not None:
-        for name, value in changes.items():
-            setattr(model.config, name, value)
+        model = AutoModelForMaskedLM.from_pretrained(source, **changes)
         append_items(model, its_tokenizer, tokenizer, load_projection(source))
         return model
     return transfer(model, its_tokenizer, tokenizer, recipe.run.match_items, **changes)

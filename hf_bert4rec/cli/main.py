@@ -146,13 +146,14 @@ def items(argv: list[str]) -> None:
         command.add_argument("checkpoint", metavar="CHECKPOINT", help="checkpoint folder or Hub ID")
         command.add_argument("--output", metavar="FOLDER", help="folder of the result (replaces CHECKPOINT)")
     add.add_argument("table", metavar="TABLE", help="columns item, and optionally title, like (item IDs) and features")
+    add.add_argument("--encoder", metavar="NAME", help="model of sentence-transformers, if the features have text")
     add.add_argument("--item", help="column of the item ID; found by its usual names if not given")
     remove.add_argument("ids", nargs="+", metavar="ID", help="item IDs")
     args = parser.parse_args(argv)
     from ..training.catalog import add_items, remove_items
 
     if args.command == "add":
-        add_items(args.checkpoint, args.table, args.output, item=args.item)
+        add_items(args.checkpoint, args.table, args.output, item=args.item, encoder=args.encoder)
     else:
         remove_items(args.checkpoint, args.ids, args.output)
     print(f"Saved in {args.output or args.checkpoint}.")

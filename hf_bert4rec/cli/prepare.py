@@ -56,12 +56,10 @@ def prepare(
     if run.popularity_candidates and run.uniform_candidates:
         raise ValueError("Use popularity_candidates or uniform_candidates, not both: set one of them to 0.")
     split.resolve(options)  # before the log is read
-    interactions, new = _read_logs(recipe)
-    if run.continue_from is not None and tokenizer is None:
-        recipe, tokenizer = _continue(recipe, new)
     names = load_titles(run.item_ids, item=0, title=1) if run.item_ids else None
-    if names is not None:
-        interactions = rename_items(interactions, names)
+    interactions, new = _read_logs(recipe, names)
+    if run.continue_from is not None and tokenizer is None:
+        recipe, tokenizer = _continue(recipe, new, names)
     if tokenizer is None:
         length = run.max_length or find_configuration(run.architecture).max_position_embeddings
         past = split.past_of(interactions, options)
@@ -111,17 +109,30 @@ def _add_candidates(recipe: Recipe, histories: DatasetDict, interactions: Datase
             histories[name] = uniform_candidates(histories[name], len(tokenizer), run.uniform_candidates)
 
 
-def _read_logs(recipe: Recipe) -> tuple[Dataset, Dataset]:
+def _read_logs(recipe: Recipe, names: dict[str, str] | None) -> tuple[Dataset, Dataset]:
     """Return all interactions of a recipe, and those of `data` without those of `history`."""
-    logs = [it for it in (recipe.run.history, recipe.run.data) if it]
-    read = [load_interactions(log, **recipe.options("reading")) for log in logs]
-    if len(read) == 1:
-        return read[0], read[0]
+    run = recipe.run
+    if run.history and run.continue_from is None:
+        raise ValueError("--history needs --continue_from. To train a new model, pass one log with all interactions.")
+    read = [load_interactions(log, **recipe.options("reading")) for log in (run.history, run.data) if log]
+    if names is not None:
+        read = [rename_items(log, names) for log in read]
+    *history, new = read
+    if not history:
+        if run.continue_from is not None:
+            logger.warning("Without --history, the histories of all users begin with the interactions of %s.", run.data)
+        return new, new
+    last, first = max(history[0]["timestamp"][:]), min(new["timestamp"][:])
+    if first <= last and not run.allow_earlier:
+        raise ValueError(
+            f"{run.data} begins at {first}, but {run.history} ends at {last}. Pass each interaction once, or "
+            "--allow_earlier true if no interaction is in both."
+        )
     tables = [log.with_format("arrow")[:].select(["user", "item", "timestamp"]) for log in read]
-    return Dataset(pa.concat_tables(tables, promote_options="permissive")), read[1]
+    return Dataset(pa.concat_tables(tables, promote_options="permissive")), new
 
 
-def _continue(recipe: Recipe, new: Dataset) -> tuple[Recipe, ItemTokenizer]:
+def _continue(recipe: Recipe, new: Dataset, names: dict[str, str] | None) -> tuple[Recipe, ItemTokenizer]:
     """Return the recipe of a run that continues a checkpoint with new interactions, and the extended tokenizer."""
     run = recipe.run
     folder = fetch_checkpoint(str(run.continue_from))
@@ -133,14 +144,18 @@ def _continue(recipe: Recipe, new: Dataset) -> tuple[Recipe, ItemTokenizer]:
             f"{run.data} begins at {first}, but the log of {run.continue_from} ends at {last}. Pass only newer "
             "interactions, or --allow_earlier true."
         )
-    titles = _titles(run, None)
+    if run.max_length not in (None, tokenizer.model_max_length):
+        raise ValueError(
+            f"{run.continue_from} has a max_length of {tokenizer.model_max_length}, found {run.max_length}."
+        )
+    titles = _titles(run, names)
     old = dict(zip(tokenizer.items.to_pylist(), tokenizer.titles or (), strict=False))
     both = [old[item] == title for item, title in (titles or {}).items() if old.get(item) is not None]
     known = np.isin(new["item"][:], tokenizer.items.to_pylist())
     if 2 * sum(both) < len(both) or not known.any():
         found = f"{len(both) - sum(both)} of {len(both)} titles differ" if known.any() else "it has none of its items"
         raise ValueError(f"{run.data}: its item IDs are not those of {run.continue_from}: {found}.")
-    features, ids = _features(run, None), new.with_format("arrow")[:]["item"].chunks
+    features, ids = _features(run, names), new.with_format("arrow")[:]["item"].chunks
     if features is not None and tokenizer.features is None:
         raise ValueError(
             f"{run.continue_from} was trained without features of items. Continue without --item_features."

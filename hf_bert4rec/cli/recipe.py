@@ -36,8 +36,9 @@ from ..models.registry import ARCHITECTURES
 from ..training.arguments import RecommendationTrainingArguments
 
 OF_ONE_RUN = (
-    "data", "history", "titles", "item_features", "split", "since", "allow_earlier", "validation_time", "test_time",
-    "validation_in_train", "name", "seed", "resume_from_checkpoint",
+    "data", "history", "titles", "item_features", "example", "split", "since", "allow_earlier", "tolerance",
+    "validation_time", "test_time", "validation_in_train", "min_user_interactions", "min_item_interactions",
+    "max_steps", "name", "seed", "resume_from_checkpoint",
 )  # fmt: skip
 """Options that a run which continues another does not take over."""
 CONTINUED: dict[str, Any] = {
@@ -75,7 +76,9 @@ class RunArguments:
     item_ids: str | None = option(
         "Table that renames the items: ID in the log, ID to use. `titles` then lists the IDs of the log."
     )
-    split: str = option("leave_one_out, at_time, train_on_all, or package.module:function.", "leave_one_out")
+    split: str = option(
+        "leave_one_out, at_time, train_on_all, new_interactions, or package.module:function.", "leave_one_out"
+    )
     max_length: int | None = option("Longest input, including the [MASK] of the query (default: of the model).")
     popularity_candidates: int = option("Also rank among N items per user, drawn by popularity; 100 in the paper.", 0)
     uniform_candidates: int = option("Also rank among N items per user, drawn uniformly.", 0)
@@ -149,16 +152,22 @@ def parse_recipe(argv: Sequence[str]) -> Recipe:
     source = words.pop(0) if words and not words[0].startswith("-") else None
     chosen, _ = _parse(_parser([RunArguments]), words)
     from_file = {} if source is None else _read_options(Path(source))
-    if parent := chosen.get("continue_from", from_file.get("continue_from")):
-        from_file = _options_to_continue(parent) | from_file
-    if source is not None and Path(source).is_dir():  # it may be downloaded, and must not choose what is imported
+    stored = {} if source is None or not Path(source).is_dir() else from_file  # may be downloaded
+    if (parent := chosen.get("continue_from", None if stored else from_file.get("continue_from"))) is not None:
+        if "start_from" in {**from_file, **chosen}:
+            raise ValueError("Use --start_from or --continue_from, not both.")
+        stored = _options_to_continue(str(parent))
+        from_file = stored | from_file
+    if stored:  # it must not choose what is imported
         for name in OWN_CODE:
             if ":" in str(from_file.get(name)) and name not in chosen:
                 code = str(from_file[name])
-                raise ValueError(f"{source} would import the code {code}. Add `--{name} {code}` if you trust it.")
-    sections = _sections({**from_file, **chosen})
+                raise ValueError(
+                    f"{parent or source} would import the code {code}. Add `--{name} {code}` if you trust it."
+                )
+    sections, place = _sections({**from_file, **chosen}), f"{source or parent}: "
     parser = _parser(sections.values())
-    given, _ = _parse(parser, _words(from_file, parser, f"{source}: "), f"{source}: ")
+    given, _ = _parse(parser, _words(from_file, parser, place), place)
     typed, others = _parse(parser, words)
     if others and others[0].startswith("--"):
         raise ValueError(_unknown(others[0].split("=")[0], [f"--{action.dest}" for action in parser._actions]))
@@ -241,7 +250,8 @@ def _options_to_continue(parent: str) -> dict[str, Any]:
     if "continue_from" not in recipe:  # otherwise the rate would grow every night
         rate *= CONTINUED_RATE
     kept = {name: value for name, value in recipe.items() if name not in OF_ONE_RUN}
-    return kept | CONTINUED | {"start_from": parent, "learning_rate": rate}
+    source = str(Path(parent).resolve()) if Path(parent).is_dir() else parent  # a link may lead elsewhere tomorrow
+    return kept | CONTINUED | {"start_from": source, "learning_rate": rate}
 
 
 def _sections(run: Mapping[str, Any]) -> dict[str, type]:

@@ -47,10 +47,12 @@ def run(recipe: Recipe) -> Path | None:
 
     output = Path(trainer.args.output_dir)
     folder = output / "model"
-    if before is not None and (after := _validation_score(trainer, recipe, histories)) < before - recipe.run.tolerance:
-        folder = output / REJECTED
-        text = "Validation NDCG@10 fell from %.4f to %.4f, by more than %g: the new model is saved in %s."
-        logger.warning(text, before, after, recipe.run.tolerance, folder)
+    if before is not None:
+        after, users = _validation_score(trainer, recipe, histories), len(histories["validation"])
+        logger.info("Validation NDCG@10 of %d users: %.4f before this training, %.4f after.", users, before, after)
+        if after < before - recipe.run.tolerance:
+            folder = output / REJECTED
+            logger.warning("It fell by more than %g: the new model is saved in %s.", recipe.run.tolerance, folder)
     config = trainer.model.config
     whole, sampled = protocol(recipe, len(tokenizer.items), config.exclude_history)
     facts = dataclasses.replace(
@@ -79,7 +81,7 @@ def run(recipe: Recipe) -> Path | None:
     files = {**projection_file(trainer.projection), CURVE: draw_curve(facts)}
     save_checkpoint(folder, trainer.model, tokenizer, facts, files)
     finish(output)
-    if (args := trainer.args).push_to_hub:
+    if (args := trainer.args).push_to_hub and folder.name != REJECTED:
         where = {"private": args.hub_private_repo, "token": args.hub_token, "revision": args.hub_revision}
         logger.info("Pushed: %s", push_checkpoint(folder, trainer.hub_model_id, **where))
     return folder

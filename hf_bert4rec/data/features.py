@@ -13,7 +13,9 @@ import pyarrow.parquet as pq
 
 FEATURES_FILE = "item_features.parquet"
 PROJECTION_FILE = "item_features.safetensors"  # of a checkpoint: how features become item vectors
-MOST_VALUES = 10_000  # per item
+BYTES, MOST_BYTES = 50_000, 2**33  # of an item, and of all together
+MOST_CATEGORIES = 1000  # per column; more would rarely be shared by enough items
+MOST_INTERVALS = 10  # of a number
 _SCHEMA = b"hf-bert4rec"  # key in the metadata of the Parquet file
 
 
@@ -61,13 +63,43 @@ class ItemFeatures:
     @classmethod
     def load(cls, file: str | PathLike, number: int) -> Self:
         """Read what `save` has written, for a catalog of `number` items. ValueError: the file is damaged."""
-        with suppress(KeyError, TypeError, ValueError, pa.ArrowException, OSError), pq.ParquetFile(file) as parquet:
-            groups = [parquet.metadata.row_group(group) for group in range(parquet.num_row_groups)]
-            values = sum(group.column(place).num_values for group in groups for place in range(group.num_columns))
-            if values <= MOST_VALUES * max(number, parquet.metadata.num_rows) and parquet.metadata.num_rows <= number:
-                table = parquet.read()  # sizes first: a small file can hold gigabytes
-                return cls(table.replace_schema_metadata(None), json.loads(table.schema.metadata[_SCHEMA]))
+        with suppress(KeyError, TypeError, ValueError, AttributeError, pa.ArrowException, OSError):
+            if _expanded_size(file) <= BYTES * (number + 1):
+                table = pq.read_table(file)
+                columns = json.loads(table.schema.metadata[_SCHEMA])
+                features = cls(table.replace_schema_metadata(None), columns)
+                if len(table) <= number and table.column_names == ["item", *columns]:
+                    _check_encoding(columns)
+                    features.vectors(table["item"][:1])
+                    return features
         raise ValueError(f"{file}: expected features of at most {number} items. Copy it from where it was saved.")
+
+
+def _expanded_size(file: str | PathLike) -> float:
+    """Return the bytes of a Parquet file in memory: a small one can hold gigabytes, by repeating a long text."""
+    with pq.ParquetFile(file) as parquet:
+        leaves = [parquet.schema.column(place) for place in range(len(parquet.schema))]
+        groups = [parquet.metadata.row_group(group) for group in range(parquet.num_row_groups)]
+        values = sum(group.column(place).num_values for group in groups for place in range(group.num_columns))
+        texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
+    with pq.ParquetFile(file, read_dictionary=texts) as parquet:
+        columns = [parquet.read([path])[0] for path in texts] if 8 * values <= MOST_BYTES else []
+    dictionaries = [chunk.dictionary for column in columns for chunk in _flat(column).chunks]
+    longest = max((pc.max(pc.binary_length(it)).as_py() or 0 for it in dictionaries), default=0)
+    return values * (8 + longest)
+
+
+def _flat(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    return pc.list_flatten(column) if pa.types.is_list(column.type) else column
+
+
+def _check_encoding(columns: dict[str, dict[str, Any]]) -> None:
+    """Raise an error unless the encoding of each column is one that `load_item_features` makes."""
+    for how in columns.values():
+        numbers = how["edges"] if how["kind"] == "number" else [] if how["kind"] == "categories" else [how["scale"]]
+        sizes = len(numbers) <= MOST_INTERVALS and len(how.get("values", ())) <= MOST_CATEGORIES
+        if not sizes or not np.isfinite(np.array(numbers, float)).all():
+            raise ValueError("too many or infinite numbers")
 
 
 def _encode(column: pa.ChunkedArray, how: dict[str, Any]) -> np.ndarray:

@@ -11,17 +11,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from .columns import Column, find_columns
-from .features import ItemFeatures
+from .features import MOST_CATEGORIES, MOST_INTERVALS, ItemFeatures
 from .formats import open_log
 from .ids import Values, as_ids
 from .sources import RawLog, library_errors
-from .values import NUMBER, as_numbers, as_text
+from .values import NUMBER, as_numbers, as_text, check_ids
 
 logger = logging.getLogger(__name__)
 
 SEPARATOR = "|"  # between the categories of a text cell, as in the genres of MovieLens
-MOST_CATEGORIES = 1000  # per column; more would rarely be shared by enough items
-BINS = np.arange(1, 10) / 10  # quantiles between the intervals of a number
+BINS = np.arange(1, MOST_INTERVALS) / MOST_INTERVALS  # quantiles between the intervals of a number
 LIKE = "like"  # column of new items with the IDs of known ones
 
 
@@ -64,8 +63,8 @@ def load_item_features(
         place = find_columns(log, {"item": item}, needed=["item"])["item"]
         if missing := [name for name in known if name not in log.columns]:
             raise ValueError(f"{log.name}: expected a column {missing[0]!r} of features, found {log}.")
-        names = [name for name in log.columns if name in known or (like is None and name != LIKE)]
-        names = [name for name in names if log.columns.index(name) != place]
+        names = [name for name in log.columns if name != LIKE and log.columns.index(name) != place]
+        names = names if like is None else list(known)
         ids, *values = log.read([place, *map(log.columns.index, names)])
         items = as_ids(ids, "item", log.locate)
         _check_items(items, log)
@@ -75,6 +74,8 @@ def load_item_features(
                 read[name], columns[name] = found
         if not columns:
             raise ValueError(f"{log.name}: expected columns of features, found none that can be used: {log}.")
+        kinds = ", ".join(f"{name} ({how['kind']})" for name, how in columns.items())
+        logger.info("%s: features of %d items: %s.", log.name, len(items), kinds)
         features = ItemFeatures(pa.table(read), columns)
         described = (features.vectors(items)[:, 1:] != 0).any(axis=1)
     return ItemFeatures(features.table.filter(pa.array(described)), columns)
@@ -130,6 +131,7 @@ def _check_items(items: pa.ChunkedArray, log: RawLog) -> None:
     if items.null_count:
         row = items.is_null().index(True).as_py()
         raise ValueError(f"{log.name}: expected an item in every row, found none in {log.locate(row)}.")
+    check_ids(items, "item", log.name)
     counts = pc.value_counts(items)
     if len(counts) < len(items):
         twice = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
@@ -143,7 +145,11 @@ def _read_column(
     """Return the values as they are stored, and their encoding; None if the column has no information."""
     kind = (known or {}).get("kind") or _kind(values)
     if kind in ("vector", "text"):
-        encoder = (known or {}).get("encoder", encoder)
+        used = (known or {}).get("encoder", encoder)
+        if kind == "text" and used != encoder:  # a downloaded checkpoint must not choose what is loaded
+            raise ValueError(
+                f"{log.name}: the text of {name!r} needs the encoder {used!r}. Name it again: `encoder=...`."
+            )
         rows = _embed(name, as_text(values), log, encoder) if kind == "text" else _as_vectors(name, values, log)
         how = known if known and "scale" in known else {"kind": kind, **_scale(rows)}
         width = rows.shape[1]
@@ -187,17 +193,17 @@ def _given(value: Any) -> bool:
 def _as_categories(values: Values) -> list[list[str]]:
     rows = []
     for cell in values if isinstance(values, list) else values.to_pylist():
-        several = isinstance(cell, Sequence | np.ndarray) and not isinstance(cell, str)
-        found = cell if several else str(cell).split(SEPARATOR) if _given(cell) else ()
-        texts = (str(value).strip() for value in found if _given(value))
-        rows.append([text for text in dict.fromkeys(texts) if text])
+        found = cell.split(SEPARATOR) if isinstance(cell, str) else cell
+        several = found if isinstance(found, Sequence | np.ndarray) else [found]
+        texts = (str(int(it) if isinstance(it, float) and it.is_integer() else it) for it in several if _given(it))
+        rows.append([text for text in dict.fromkeys(map(str.strip, texts)) if text])
     return rows
 
 
 def _as_vectors(name: str, values: Values, log: RawLog) -> np.ndarray:
     rows = values if isinstance(values, list) else values.to_pylist()
     widths = [len(row) if isinstance(row, Sequence | np.ndarray) else 0 for row in rows]
-    usual = Counter(filter(None, widths)).most_common(1)[0][0]
+    usual = Counter(filter(None, widths)).most_common(1)[0][0] if any(widths) else "some"
     for row, width in enumerate(widths):
         if width != usual:
             raise ValueError(f"{log.locate(row)}: expected a vector of {usual} numbers as {name}, found {width}.")
@@ -217,8 +223,10 @@ def _embed(name: str, texts: pa.ChunkedArray, log: RawLog, encoder: str | None) 
         from sentence_transformers import SentenceTransformer
     except ImportError as error:
         raise ValueError('Text needs sentence-transformers. Run pip install "hf-bert4rec[features]".') from error
-    model = SentenceTransformer(encoder)
-    return np.asarray(model.encode(pc.fill_null(texts, "").to_pylist(), show_progress_bar=True), np.float32)
+    model = SentenceTransformer(encoder, trust_remote_code=False, model_kwargs={"use_safetensors": True})
+    vectors = np.array(model.encode(pc.fill_null(texts, "").to_pylist(), show_progress_bar=True), np.float32)
+    vectors[np.asarray(texts.is_null())] = 0  # a missing text says nothing
+    return vectors
 
 
 def _scale(rows: np.ndarray) -> dict[str, Any]:

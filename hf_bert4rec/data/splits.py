@@ -93,7 +93,8 @@ def split_at_time(
     log = sort_by_user(interactions, tokenizer)
     train_time = test_time if validation_in_train else validation_time
     past = log.timestamps < as_seconds(train_time)
-    leaked = np.setdiff1d(log.items[~past], [*np.unique(log.items[past]), tokenizer.unk_token_id])
+    described: Any = [] if tokenizer.features is None else tokenizer.encode_items(tokenizer.features.items)
+    leaked = np.setdiff1d(log.items[~past], [*np.unique(log.items[past]), *described, tokenizer.unk_token_id])
     if len(leaked):
         raise ValueError(
             f"The tokenizer contains {len(leaked)} items that first occur after training ends, such as "

@@ -262,7 +262,7 @@ def restore_folder(folder: Path) -> None:
 @contextmanager
 def replaced_folder(folder: str | PathLike) -> Iterator[Path]:
     """Yield a new path to write a folder to, which replaces `folder` at the end, or is removed after an error."""
-    folder = Path(folder)
+    folder = Path(folder).resolve()  # of a link, the folder that it leads to
     new, old = folder.with_name(f"{folder.name}.incomplete"), folder.with_name(f"{folder.name}{REPLACED}")
     restore_folder(folder)
     for leftover in (new, old):

@@ -8,6 +8,7 @@ from transformers import TrainingArguments
 
 from .optimizer import muon
 
+ID_DROPOUT = 0.2
 LABEL_SMOOTHING = (
     "`label_smoothing_factor` is not supported: it would also give probability to padding and [MASK]. Leave it at 0."
 )
@@ -46,7 +47,7 @@ class RecommendationTrainingArguments(TrainingArguments):
         10, "Stop after this number of evaluations without improvement; none: never."
     )
     id_dropout: float = option(
-        0.2, "With item features: share of the items that a step represents by their features alone."
+        ID_DROPOUT, "With item features: share of the items that a step represents by their features alone."
     )
     per_device_train_batch_size: int = option(64, "Training rows per step and device.")
     per_device_eval_batch_size: int = option(256, "Evaluated users per step and device.")

@@ -14,7 +14,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel
 from ..data.ids import as_item_ids
 from ..data.item_tables import load_new_items
 from ..data.tokenization import ItemTokenizer, extend_item_tokenizer
-from ..hub.checkpoint import check_sizes, fetch_checkpoint, is_folder, replaced_folder, weight_files
+from ..hub.checkpoint import NEEDED, check_sizes, fetch_checkpoint, is_folder, replaced_folder, weight_files
 from ..models.configuration_bert4rec import SPECIAL_TOKENS
 from .item_features import load_projection
 
@@ -59,11 +59,10 @@ def add_items(
     if given.features is not None and tokenizer.features is not None:
         extended.features = tokenizer.features.extended(given.features)
     starts = append_items(model, tokenizer, extended, load_projection(folder), given.likes)
-    counts = {start: starts.count(start) for start in STARTS}
+    counts: dict[str, int] = {start: starts.count(start) for start in STARTS}
     counts |= {"returned": len(tokenizer.removed) - len(extended.removed), "titles": len(given.titles)}
     _save(folder, output, extended, model if new else None)
-    text = "Added %d items: %d start from their features, %d from items that they are like, %d from the mean of all."
-    logger.info(text + " %d removed items have returned, %d titles were read.", len(new), *counts.values())
+    logger.info("%d removed items have returned, %d titles were read.", counts["returned"], counts["titles"])
     return counts
 
 
@@ -95,6 +94,10 @@ def _open(checkpoint: str | PathLike, output: str | PathLike | None) -> tuple[Pa
     if output is None and not is_folder(checkpoint):
         raise ValueError(f"{checkpoint} is a Hub ID. Name a folder for the result: `output=...` (`--output ...`).")
     folder = fetch_checkpoint(checkpoint)
+    if output is not None and (target := Path(output).resolve()) != (source := folder.resolve()):
+        nested = target in source.parents or source in target.parents
+        if nested or (target.exists() and not (target / NEEDED[0]).exists()):
+            raise ValueError(f"{output} contains other files, which would be lost. Name a new folder for the result.")
     return folder, AutoTokenizer.from_pretrained(folder)
 
 
@@ -132,21 +135,29 @@ def append_items(
         starts = ["like" if item in likes else "mean" for item in new.to_pylist()]
     if projection is not None and extended.features is not None:  # the tables are tied
         vectors = torch.from_numpy(extended.features.vectors(new))
-        projected, described = (vectors @ projection).to(rows[0]), vectors[:, 0] > 0
+        if projection.shape != (vectors.shape[1], rows[0].shape[1] + 1):
+            raise ValueError(
+                f"The projection of the features has the shape {tuple(projection.shape)}, expected "
+                f"{vectors.shape[1], rows[0].shape[1] + 1}. Copy it from where the checkpoint was saved."
+            )
+        projected, described = (vectors @ projection.float()).to(rows[0]), vectors[:, 0] > 0
         for values, part in zip(rows, (projected[:, :-1], projected[:, :-1], projected[:, -1:]), strict=True):
             values[described] = part[described]
         starts = ["features" if has else start for has, start in zip(described.tolist(), starts, strict=True)]
     table, outputs, bias = (nn.Parameter(torch.cat(pair)) for pair in zip(tables, rows, strict=True))
     embeddings.weight, head.weight, head.bias = table, table if tied else outputs, nn.Parameter(bias[:, 0])
     model.config.vocab_size = embeddings.num_embeddings = head.out_features = len(table)
+    text = "Added %d items: %d start from their features, %d from items that they are like, %d from the mean of all."
+    logger.info(text, len(new), *map(starts.count, STARTS))
     return starts
 
 
 def _save(folder: Path, output: str | PathLike | None, tokenizer: ItemTokenizer, model: PreTrainedModel | None) -> None:
     """Write a copy of a checkpoint with another tokenizer and, if given, model; all of its other files are kept."""
     features = tokenizer.features  # read before its file is replaced
+    own = None if output is None else lambda path, names: [name for name in names if Path(path, name).is_dir()]
     with replaced_folder(folder if output is None else output) as new:
-        shutil.copytree(folder, new)
+        shutil.copytree(folder, new, ignore=own)
         tokenizer.features = features
         tokenizer.save_pretrained(new)
         if model is not None:

@@ -86,7 +86,9 @@ class FeatureProjection(nn.Module):
     @torch.no_grad()
     def _regression(self, table: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         known = self.described & ~self.unseen
-        features, wanted = self.vectors[known], torch.cat([table, bias[:, None]], dim=1)[known]
+        if not known.any():
+            raise ValueError("No item of the training rows has features. Check that both use the same item IDs.")
+        features, wanted = self.vectors[known].float(), torch.cat([table, bias[:, None]], dim=1)[known].float()
         weight = RIDGE * len(features) * torch.eye(features.shape[1]).to(features)
         return torch.linalg.solve(features.T @ features + weight, features.T @ wanted)
 
@@ -137,17 +139,12 @@ class FeatureProjection(nn.Module):
         return self.projection.detach()
 
     @contextmanager
-    def detached(self, model: PreTrainedModel, changed: str | None = None) -> Iterator[None]:
-        """Detach for a while; afterwards continue with the weights of the checkpoint `changed` if it was loaded."""
+    def detached(self, model: PreTrainedModel) -> Iterator[None]:
+        """Detach for a while, to save the model as a stock one."""
         self.detach(model)
         try:
             yield
         finally:
-            if changed is not None:
-                projection = load_projection(changed)
-                assert projection is not None  # every checkpoint of a training with features has one
-                self.projection.data.copy_(projection)
-                self._subtract(*_weights(model))
             self.attach(model)
 
 

@@ -19,6 +19,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PredictionOutput, TrainOutput
 
 from ..data.data_collator import DataCollatorForNextItem
+from ..data.features import PROJECTION_FILE
 from ..data.tokenization import ItemTokenizer
 from ..evaluation.ranking import check_cutoffs, how_sampled
 from ..evaluation.trainer_evaluation import ranks_of_logits
@@ -29,7 +30,7 @@ from ..hub.push import push_checkpoint
 from ..hub.run_facts import FACTS_FILE, DataFacts, MachineFacts, RunFacts
 from ..models.item_loss import check_loss
 from ..models.registry import architecture_of
-from .arguments import LABEL_SMOOTHING, RecommendationTrainingArguments
+from .arguments import ID_DROPOUT, LABEL_SMOOTHING, RecommendationTrainingArguments
 from .callbacks import EarlyStopping, ResourceCallback, with_package_callbacks
 from .item_features import FeatureProjection, items_in, load_projection, projection_file
 from .optimizer import muon
@@ -124,29 +125,39 @@ class RecommendationTrainer(Trainer):
                 f"{checkpoint} is not a complete checkpoint to resume from: a file is missing or damaged. Use "
                 "`resume_from_checkpoint=True` for the newest complete one."
             )
-        if checkpoint and self.processing_class.features is not None:
+        if checkpoint:
             self.projection = load_projection(checkpoint)
+        elif self.model_init is not None:  # a new model, with a new projection
+            self.projection = None
         try:
             return super().train(checkpoint and str(checkpoint), *args, **kwargs)
         finally:
-            if self._features is not None:
-                self.projection = self._features.detach(self.model)
-                self._features = None
+            self._end_features()
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """Create the optimizer as the stock Trainer does; with item features, also for their projection."""
-        tokenizer, share = self.processing_class, self.args.id_dropout
+        tokenizer = self.processing_class
         if tokenizer.features is not None and self._features is None:
-            seen = items_in(self.train_dataset, len(tokenizer))
+            if self.optimizer is not None:
+                raise ValueError(
+                    "Features of items need an optimizer that the Trainer creates. Do not pass `optimizers`."
+                )
+            share, seen = getattr(self.args, "id_dropout", ID_DROPOUT), items_in(self.train_dataset, len(tokenizer))
             self._features = FeatureProjection(self.model, tokenizer, share, seen, self.projection)
             self._features.attach(self.model)
         return super().create_optimizer(*args, **kwargs)
 
     def _load_best_model(self) -> None:
-        if self._features is None:
-            return super()._load_best_model()
-        with self._features.detached(self.model, changed=self.state.best_model_checkpoint):
-            return super()._load_best_model()
+        if self._features is not None:
+            self._end_features()
+            self.projection = load_projection(self.state.best_model_checkpoint)
+        super()._load_best_model()
+
+    def _end_features(self) -> None:
+        """Make the model a stock one, if it trains with features."""
+        if self._features is not None:
+            self.projection, self._features = self._features.detach(self.model), None
+            self.optimizer = self.lr_scheduler = None  # of parameters that no longer exist
 
     def predict(self, *args: Any, **kwargs: Any) -> PredictionOutput:
         """Predict as the stock Trainer does, but always in the order of the rows, not grouped by length."""
@@ -163,6 +174,7 @@ class RecommendationTrainer(Trainer):
         if self.args.should_save:
             (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
             projection = self.projection if self._features is None else self._features.projection
+            (folder / PROJECTION_FILE).unlink(missing_ok=True)  # of another model that was saved here before
             for name, content in projection_file(projection).items():
                 (folder / name).write_bytes(content)
 

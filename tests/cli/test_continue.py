@@ -1,10 +1,14 @@
 """Continuing a checkpoint with new interactions: what is trained on, what is refused, and which model is kept."""
 
+import json
+import shutil
+
 import pandas as pd
 import pytest
 from transformers import AutoTokenizer
 
 from hf_bert4rec import item_tokenizer, load_interactions
+from hf_bert4rec.cli import run
 from hf_bert4rec.cli.main import main
 from hf_bert4rec.data.splits import new_interactions
 from hf_bert4rec.hub.run_facts import RunFacts
@@ -97,7 +101,7 @@ def test_what_cannot_be_continued(first, options, message):
 
 
 def test_data_that_do_not_fit_the_checkpoint_are_errors(first, tmp_path):
-    with pytest.raises(SystemExit, match=r"begins at 50, but the log of .* ends at 107\. Pass only newer"):
+    with pytest.raises(SystemExit, match=r"begins at 50, but .*old.csv ends at 107\. Pass each interaction once"):
         continue_training(first, data=write_log(tmp_path / "early.csv", range(4), range(50, 53), ["i1", "i2"]))
     with pytest.raises(SystemExit, match=r"its item IDs are not those of .*: it has none of its items"):
         continue_training(first, data=write_log(tmp_path / "other.csv", range(4), range(200, 203), ["x", "y"]))
@@ -129,3 +133,37 @@ def test_features_of_a_continued_checkpoint(first, tmp_path):
     assert tokenizer.features.items.to_pylist() == [*(f"i{number}" for number in range(12)), "n1", "n2", "n3"]
     assert tokenizer.items.to_pylist()[12:] == ["n1", "n2", "n3"]  # n3 has no interactions yet
     assert (tmp_path / "second" / "model" / "item_features.safetensors").exists()
+
+
+@pytest.mark.parametrize(("after", "kept"), [(0.2990, True), (0.2975, False)])
+def test_the_tolerance_is_a_fall_of_the_score(first, monkeypatch, after, kept):
+    scores = iter([0.3, after])
+    monkeypatch.setattr(run, "_validation_score", lambda *args: next(scores))
+    output = f"tolerance-{after}"
+    if kept:
+        continue_training(first, output=output)
+    else:
+        with pytest.raises(SystemExit, match="was not replaced"):
+            continue_training(first, output=output)
+    assert (first / output / ("model" if kept else "rejected") / "model.safetensors").exists()
+
+
+def test_options_that_contradict_each_other(first):
+    parent = str(first / "first" / "model")
+    with pytest.raises(SystemExit, match="Use --start_from or --continue_from, not both"):
+        continue_training(first, "--start_from", parent)
+    with pytest.raises(SystemExit, match=r"has a max_length of 6, found 9"):
+        continue_training(first, "--max_length", "9")
+    with pytest.raises(SystemExit, match="--history needs --continue_from"):
+        main(["train", "--data", str(first / "old.csv"), "--history", str(first / "old.csv")])
+
+
+def test_a_downloaded_checkpoint_does_not_choose_what_is_imported(first, tmp_path, monkeypatch):
+    shutil.copytree(first / "first" / "model", tmp_path / "model")
+    (tmp_path / "evil.py").write_text("raise SystemExit('imported')")
+    facts = json.loads((tmp_path / "model" / "run_facts.json").read_text())
+    facts["recipe"]["architecture"] = "evil:Config"
+    (tmp_path / "model" / "run_facts.json").write_text(json.dumps(facts))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="would import the code evil:Config"):
+        main(["train", "--continue_from", "model", "--data", str(first / "old.csv")])

@@ -3,6 +3,7 @@
 import json
 import sys
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -28,8 +29,9 @@ SHOP = pd.DataFrame(
 class Encoder:
     """Stands for a model of sentence-transformers: length of the text, and its number of vowels."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, **options: Any) -> None:
         assert name == "org/encoder"
+        assert options == {"trust_remote_code": False, "model_kwargs": {"use_safetensors": True}}
 
     def encode(self, texts: list[str], show_progress_bar: bool) -> np.ndarray:
         return np.array([[len(text), sum(letter in "aeiou" for letter in text.lower())] for text in texts], np.float32)
@@ -76,7 +78,12 @@ def test_several_categories_and_vectors_are_scaled():
 def test_text_becomes_vectors(encoder):
     features = load_item_features(SHOP[["sku", "name"]], text=["name"], encoder=encoder)
     assert features.table["name"].to_pylist()[:2] == [[5, 2], [3, 2]]
-    more = load_item_features(pd.DataFrame({"sku": ["C"], "name": ["Auto"]}), like=features)
+    new = pd.DataFrame({"sku": ["C"], "name": ["Auto"]})
+    with pytest.raises(ValueError, match=r"needs the encoder 'org/encoder'\. Name it again"):
+        load_item_features(new, like=features)
+    missing = pd.DataFrame({"sku": ["D", "C"], "name": [None, "Auto"]})
+    assert load_item_features(missing, like=features, encoder=encoder).items.to_pylist() == ["C"]
+    more = load_item_features(new, like=features, encoder=encoder)
     assert more.table["name"].to_pylist() == [[4, 3]]
     assert more.columns == features.columns
 
@@ -142,8 +149,10 @@ def test_features_of_new_items_need_the_same_columns_and_widths():
 
 
 def test_new_items_with_titles_and_known_items_that_they_are_like():
-    new = load_new_items(pd.DataFrame({"sku": [7, 8], "title": ["Seven", None], "like": ["1 | 2", ""]}), None)
-    assert (new.items, new.titles, new.likes) == (["7", "8"], {"7": "Seven"}, {"7": ["1", "2"]})
+    table = pd.DataFrame({"sku": [7, 8, 9], "title": ["Seven", None, None], "like": ["1 | 2", "", 3.0]})
+    new = load_new_items(table, None)
+    assert (new.items, new.titles) == (["7", "8", "9"], {"7": "Seven"})
+    assert new.likes == {"7": ["1", "2"], "9": ["3"]}
 
 
 def test_a_tokenizer_has_the_items_of_its_features_and_saves_them(tmp_path, caplog):
@@ -158,3 +167,29 @@ def test_a_tokenizer_has_the_items_of_its_features_and_saves_them(tmp_path, capl
     assert loaded.removed == ["x"]
     loaded.save_pretrained(tmp_path)  # into the folder that it was loaded from
     assert type(tokenizer).from_pretrained(tmp_path).features is not None
+
+
+def test_a_small_file_with_gigabytes_is_not_read(tmp_path):
+    columns = {"kind": {"kind": "categories", "values": ["x"]}}
+    table = pa.table({"item": [str(it) for it in range(2000)], "kind": [["x" * 200_000]] * 2000})
+    ItemFeatures(table, columns).save(tmp_path / "bomb.parquet")
+    assert (tmp_path / "bomb.parquet").stat().st_size < 1e6
+    with pytest.raises(ValueError, match="expected features of at most 2000 items"):
+        ItemFeatures.load(tmp_path / "bomb.parquet", 2000)
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {},
+        {"price": {"kind": "number", "edges": [0.0] * 100_000}},
+        {"price": {"kind": "number", "edges": [float("nan")]}},
+        {"price": {"kind": "other"}},
+        {"price": {"kind": "vector", "width": 2, "scale": "x"}},
+        [],
+    ],
+)
+def test_a_damaged_encoding_is_an_error(tmp_path, columns):
+    ItemFeatures(pa.table({"item": ["a"], "price": [1.0]}), columns).save(tmp_path / "features.parquet")
+    with pytest.raises(ValueError, match="expected features of at most 5 items"):
+        ItemFeatures.load(tmp_path / "features.parquet", 5)

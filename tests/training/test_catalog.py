@@ -143,3 +143,35 @@ def test_a_kill_between_the_renames_loses_nothing(checkpoint, monkeypatch):
     assert len(hf_bert4rec.pipeline(checkpoint)([["a"]])[0]) == 2
     add_items(checkpoint, pd.DataFrame({"item": ["n"]}))
     assert load(checkpoint)[1].items.to_pylist() == ["a", "b", "c", "n"]
+
+
+def test_other_files_are_never_replaced(checkpoint, tmp_path):
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "thesis.txt").write_text("five years")
+    for output in (tmp_path / "notes", tmp_path, checkpoint / "inside"):
+        with pytest.raises(ValueError, match="contains other files, which would be lost"):
+            remove_items(checkpoint, ["a"], output)
+    assert (tmp_path / "notes" / "thesis.txt").exists()
+
+
+def test_a_link_stays_a_link(checkpoint, tmp_path):
+    (tmp_path / "current").symlink_to("model")
+    for item in "ab":
+        remove_items(tmp_path / "current", [item])
+    assert (tmp_path / "current").is_symlink()
+    assert load(checkpoint)[1].removed == ["a", "b"]
+
+
+def test_columns_in_another_order_and_half_precision(tmp_path):
+    tokenizer = item_tokenizer(["a", "b", "c"], features=load_item_features(FEATURES), max_length=6)
+    model = Bert4RecForMaskedLM(small_config(len(tokenizer), 6)).bfloat16()
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    save_file({"projection": torch.eye(3, 13)}, tmp_path / "item_features.safetensors")
+    new = pd.DataFrame({"other": ["y"], "kind": ["z"], "item": ["n"]})
+    assert add_items(tmp_path, new, tmp_path.parent / "output")["features"] == 1
+    (table, *_), _ = load(tmp_path.parent / "output")
+    assert table[6, :3].tolist() == [1, 0, 1]  # has features; kind is not x; other is y
+    save_file({"projection": torch.eye(3, 7)}, tmp_path / "item_features.safetensors")
+    with pytest.raises(ValueError, match=r"has the shape \(3, 7\), expected \(3, 13\)"):
+        add_items(tmp_path, new)

@@ -6,13 +6,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from transformers import AutoModelForMaskedLM, AutoTokenizer, TrainerCallback, set_seed
+from transformers import AutoModelForMaskedLM, AutoTokenizer, TrainerCallback, TrainingArguments, set_seed
 
 from hf_bert4rec import (
     ARCHITECTURES,
     Bert4RecForMaskedLM,
     RecommendationTrainer,
     RecommendationTrainingArguments,
+    before,
     cloze_training,
     initialize_items,
     item_tokenizer,
@@ -21,6 +22,7 @@ from hf_bert4rec import (
     load_item_features,
     next_item_training,
     pipeline,
+    split_at_time,
     train_on_all,
 )
 from hf_bert4rec.training.item_features import load_projection
@@ -157,3 +159,36 @@ def test_a_damaged_projection_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="is damaged"):
         load_projection(tmp_path)
     assert load_projection(tmp_path / "other") is None
+
+
+def test_a_second_training_continues_the_first(log, tmp_path):
+    trainer = make_trainer(log, tmp_path, eval_strategy="no", load_best_model_at_end=False)
+    trainer.train()
+    table, projection = trainer.model.lm_head.weight.detach().clone(), trainer.projection.clone()
+    trainer.train()
+    assert not torch.equal(trainer.model.lm_head.weight, table)
+    assert not torch.equal(trainer.projection, projection)
+
+
+def test_stock_arguments_and_optimizers_of_the_user(log, tmp_path):
+    trainer = make_trainer(log, tmp_path)
+    stock = TrainingArguments(str(tmp_path), max_steps=1, report_to=[], remove_unused_columns=False, use_cpu=True)
+    rows = {"train_dataset": trainer.train_dataset, **cloze_training(trainer.processing_class)}
+    RecommendationTrainer(trainer.model, stock, **rows).train()
+    optimizer = torch.optim.AdamW(trainer.model.parameters())
+    with pytest.raises(ValueError, match="need an optimizer that the Trainer creates"):
+        RecommendationTrainer(trainer.model, stock, optimizers=(optimizer, None), **rows).train()
+
+
+def test_features_of_other_items_are_an_error(log, tmp_path):
+    trainer = make_trainer(log, tmp_path)
+    others = load_item_features(FEATURES.assign(item=[f"sku-{item}" for item in FEATURES["item"]]))
+    trainer.processing_class.features = others
+    with pytest.raises(ValueError, match=r"No item of the training rows has features\. Check that both use the same"):
+        trainer.train()
+
+
+def test_a_split_at_a_time_accepts_items_that_are_known_by_their_features(log):
+    tokenizer = item_tokenizer(before(log, 2), features=load_item_features(FEATURES))
+    histories = split_at_time(log, tokenizer, validation_time=2, test_time=3)
+    assert len(histories["test"]) == 60
