@@ -44,7 +44,7 @@ OF_ONE_RUN = (
 CONTINUED: dict[str, Any] = {
     "split": "new_interactions",
     "recommended_settings": False,
-    "num_train_epochs": 3,
+    "num_train_epochs": 8,
     "warmup_steps": 0.0,
 }
 CONTINUED_RATE = 2.0  # times the peak learning rate of the training that is continued
