@@ -435,7 +435,9 @@ def cold_items_table() -> str:
         for ranking, others in (("among removed", ("chance", *NEIGHBORS)), ("among all", NEIGHBORS)):
             scores = line[ranking]
             cells += [f"{scores[name]:.4f}" for name in ("model", *others)]
-        rows.append([f"{line['log']}: {line['features'] or 'none'}", *cells, f"{line['other items']['test']:.4f}"])
+        features = ", ".join(line["features"] or ["none"])
+        share = f", ID dropout {line['id_dropout']}" if line["features"] else ""
+        rows.append([f"{line['log']}: {features}{share}", *cells, f"{line['other items']['test']:.4f}"])
     names = ["model", "chance", "neighbors", "of the last 10"]
     header = ["log: features", "users", *names, *(f"{it}, all items" for it in names if it != "chance"), "other items"]
     return markdown_table(header, rows)

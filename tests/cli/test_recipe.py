@@ -302,7 +302,10 @@ def test_one_entry_in_the_registry_is_enough_for_a_split(monkeypatch):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--split", "leave_on_out"], "Unknown split leave_on_out. Choose from leave_one_out, at_time, train_on_all"),
+        (
+            ["--split", "leave_on_out"],
+            "Unknown split leave_on_out. Choose from leave_one_out, at_time, new_interactions, train_on_all",
+        ),
         (["--split", "os:nothing"], "`--split os:nothing` cannot be imported"),
         (["--split", "os:sep"], "`--split` must name a function or a `Split`, found str at os:sep"),
         (["--architecture", "os:path"], "`--architecture` must name a subclass of `Bert4RecConfig`, found posixpath"),
