@@ -183,11 +183,9 @@ def _titles(run: RunArguments, names: dict[str, str] | None) -> dict[str, str] |
 
 def _features(run: RunArguments, names: dict[str, str] | None) -> ItemFeatures | None:
     """Features of the items, encoded like those of `start_from` if it has any; with new IDs as in `_titles`."""
-    old = None if run.start_from is None else AutoTokenizer.from_pretrained(fetch_checkpoint(run.start_from)).features
     if run.item_features is None:
-        if old is not None and run.continue_from is None:
-            raise ValueError(f"{run.start_from} was trained with features of items. Name them with --item_features.")
         return None
+    old = None if run.start_from is None else AutoTokenizer.from_pretrained(fetch_checkpoint(run.start_from)).features
     features = load_item_features(
         run.item_features, item=run.title_item, text=run.feature_text or (), encoder=run.encoder, like=old
     )

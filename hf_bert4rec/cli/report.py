@@ -78,7 +78,7 @@ def summary(folder: Path) -> str:
             f"\nThe best checkpoint is that of epoch {epoch:.3g}. To train on all interactions before deployment: "
             f"--split train_on_all --num_train_epochs {max(epoch, 1):.3g}"
         ]
-    return "\n".join([*text, f"Trained in {facts.seconds:.0f} s; checkpoint, card and {CURVE} in {folder}"])
+    return "\n".join([*text, f"Trained in {facts.seconds or 0:.0f} s; checkpoint, card and {CURVE} in {folder}"])
 
 
 def _differences(facts: RunFacts, split: str) -> list[str]:

@@ -96,7 +96,9 @@ def _open(checkpoint: str | PathLike, output: str | PathLike | None) -> tuple[Pa
     folder = fetch_checkpoint(checkpoint)
     if output is not None and (target := Path(output).resolve()) != (source := folder.resolve()):
         nested = target in source.parents or source in target.parents
-        if nested or (target.exists() and not (target / NEEDED[0]).exists()):
+        if nested:
+            raise ValueError(f"One of {output} and {folder} contains the other. Name a folder outside the checkpoint.")
+        if target.exists() and not (target / NEEDED[0]).exists():
             raise ValueError(f"{output} contains other files, which would be lost. Name a new folder for the result.")
     return folder, AutoTokenizer.from_pretrained(folder)
 

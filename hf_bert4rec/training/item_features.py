@@ -37,14 +37,15 @@ class FeatureProjection(nn.Module):
         model: A model of the package with tied item tables. Its item vectors and biases are the start.
         tokenizer: Its tokenizer, which has features.
         id_dropout: Share of the items whose ID is left out in a training step.
-        seen: (rows,) whether an item is in the training rows. Others with features are represented by these alone
-            (unless a checkpoint knows them by their ID), and take no part in the training loss: as items that are never
-            right they would be pushed away.
+        seen: (rows,) bool, True for items in the training rows. Unseen items with features use only these, unless a
+            checkpoint already has an embedding of their ID. They are masked in the training loss: they are never a
+            target, and their scores would only decrease.
         projection: (width, hidden + 1), the last column for the biases. Default: ridge regression of the item vectors
             and biases on the features.
 
     Raises:
-        ValueError: The item tables are not tied, or the projection is one of other features.
+        ValueError: The item tables are not tied, the projection does not fit the features of the tokenizer, or no
+            item of the training rows has features.
     """
 
     def __init__(

@@ -74,7 +74,7 @@ def test_the_facts_are_enough_to_repeat_the_run(trained):
     facts = RunFacts.load(trained)
     assert facts.protocol == "leave-one-out (every user's last item), ranked among all 12 items, history excluded"
     assert facts.sampled_protocol is None
-    assert facts.data == DataFacts(name="log.csv", interactions=94, users=16, items=12, sha256=DIGEST)
+    assert facts.data == DataFacts(name="log.csv", interactions=94, users=16, items=12, sha256=DIGEST, last_time=7)
     assert set(facts.results["test"]) == {"Popularity", "Markov chain, first order", "BERT4Rec"}
     assert facts.example == ["i0", "i1"]
     again = parse_recipe([str(trained)])

@@ -148,8 +148,10 @@ def test_a_kill_between_the_renames_loses_nothing(checkpoint, monkeypatch):
 def test_other_files_are_never_replaced(checkpoint, tmp_path):
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "thesis.txt").write_text("five years")
-    for output in (tmp_path / "notes", tmp_path, checkpoint / "inside"):
-        with pytest.raises(ValueError, match="contains other files, which would be lost"):
+    with pytest.raises(ValueError, match="contains other files, which would be lost"):
+        remove_items(checkpoint, ["a"], tmp_path / "notes")
+    for output in (tmp_path, checkpoint / "inside"):
+        with pytest.raises(ValueError, match="contains the other"):
             remove_items(checkpoint, ["a"], output)
     assert (tmp_path / "notes" / "thesis.txt").exists()
 
