@@ -28,6 +28,7 @@ from datasets import Dataset
 from transformers import AutoModelForMaskedLM, AutoTokenizer, Trainer, TrainingArguments
 
 from hf_bert4rec import build_histories, cloze_training, load_interactions, sort_by_user
+from hf_bert4rec.data.splits import first_from
 
 PERIODS, FIRST = 10, 3
 USERS, ITEMS, CLUSTERS, LENGTH, SEED = 1000, 1000, 20, 6, 43  # seed 42 chose the options of the command
@@ -76,10 +77,8 @@ def evaluate(folder: Path, log: pd.DataFrame, start: float, end: float) -> float
     """Return NDCG@10 on the first interaction of each user from `start` to before `end`, who had some before."""
     model, tokenizer = AutoModelForMaskedLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     encoded = sort_by_user(Dataset.from_pandas(log, preserve_index=False), tokenizer)
-    earlier = np.concatenate([[0], np.cumsum(encoded.timestamps < start)])
-    places = encoded.starts + earlier[encoded.ends] - earlier[encoded.starts]
-    until = np.concatenate([[0], np.cumsum(encoded.timestamps < end)])
-    some = (until[encoded.ends] - until[encoded.starts] > places - encoded.starts) & (places > encoded.starts)
+    places, ends = first_from(encoded, start), first_from(encoded, end)
+    some = (encoded.starts < places) & (places < ends)
     histories = build_histories(encoded, tokenizer, encoded.starts, {"test": np.where(some, places, -1)})
     args = TrainingArguments(
         "runs",

@@ -122,13 +122,13 @@ def _read_logs(recipe: Recipe, names: dict[str, str] | None) -> tuple[Dataset, D
         if run.continue_from is not None:
             logger.warning("Without --history, the histories of all users begin with the interactions of %s.", run.data)
         return new, new
-    last, first = max(history[0]["timestamp"][:]), min(new["timestamp"][:])
+    tables = [log.with_format("arrow")[:].select(["user", "item", "timestamp"]) for log in read]
+    last, first = pc.max(tables[0]["timestamp"]).as_py(), pc.min(tables[1]["timestamp"]).as_py()
     if first <= last and not run.allow_earlier:
         raise ValueError(
             f"{run.data} begins at {first}, but {run.history} ends at {last}. Pass each interaction once, or "
             "--allow_earlier true if no interaction is in both."
         )
-    tables = [log.with_format("arrow")[:].select(["user", "item", "timestamp"]) for log in read]
     return Dataset(pa.concat_tables(tables, promote_options="permissive")), new
 
 
@@ -137,7 +137,8 @@ def _continue(recipe: Recipe, new: Dataset, names: dict[str, str] | None) -> tup
     run = recipe.run
     folder = fetch_checkpoint(str(run.continue_from))
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    first = min(new["timestamp"][:])
+    table = new.with_format("arrow")[:]
+    first = pc.min(table["timestamp"]).as_py()
     last = RunFacts.load(folder).data.last_time if (folder / FACTS_FILE).exists() else None
     if last is not None and first < last and not run.allow_earlier:
         raise ValueError(
@@ -151,11 +152,11 @@ def _continue(recipe: Recipe, new: Dataset, names: dict[str, str] | None) -> tup
     titles = _titles(run, names)
     old = dict(zip(tokenizer.items.to_pylist(), tokenizer.titles or (), strict=False))
     both = [old[item] == title for item, title in (titles or {}).items() if old.get(item) is not None]
-    known = np.isin(new["item"][:], tokenizer.items.to_pylist())
+    known = tokenizer.encode_items(table["item"]) != tokenizer.unk_token_id
     if 2 * sum(both) < len(both) or not known.any():
         found = f"{len(both) - sum(both)} of {len(both)} titles differ" if known.any() else "it has none of its items"
         raise ValueError(f"{run.data}: its item IDs are not those of {run.continue_from}: {found}.")
-    features, ids = _features(run, names), new.with_format("arrow")[:]["item"].chunks
+    features, ids = _features(run, names), table["item"].chunks
     if features is not None and tokenizer.features is None:
         raise ValueError(
             f"{run.continue_from} was trained without features of items. Continue without --item_features."

@@ -100,7 +100,7 @@ def split_at_time(
             f"The tokenizer contains {len(leaked)} items that first occur after training ends, such as "
             f"{tokenizer.decode_items(leaked[:1])[0]!r}. Use item_tokenizer(before(interactions, {train_time!r}))."
         )
-    first_of_validation, first_of_test = (_first_from(log, time) for time in (validation_from, test_from))
+    first_of_validation, first_of_test = (first_from(log, time) for time in (validation_from, test_from))
     validation = np.where(first_of_validation < first_of_test, first_of_validation, -1)
     targets = {} if validation_in_train else {"validation": validation}
     targets["test"] = np.where(first_of_test < log.ends, first_of_test, -1)
@@ -175,7 +175,7 @@ def new_interactions(
         raise ValueError(f"`held_out` must be above 0 and below 1, `replay` at least 0, found {held_out} and {replay}.")
     log, random = sort_by_user(interactions, tokenizer), np.random.default_rng(0)
     time = -np.inf if since is None else as_seconds(since)
-    users = np.flatnonzero(_first_from(log, time) < log.ends)
+    users = np.flatnonzero(first_from(log, time) < log.ends)
     if len(users) < 2:
         raise ValueError(f"Expected new interactions of at least two users, found {len(users)} users from {since} on.")
     chosen = random.choice(users, max(1, round(held_out * len(users))), replace=False)
@@ -261,7 +261,7 @@ SPLITS: dict[str, Split] = {  # name in a recipe -> split; add your own before a
 }
 
 
-def _first_from(log: SortedLog, time: float) -> np.ndarray:
+def first_from(log: SortedLog, time: float) -> np.ndarray:
     """Number of each user's first interaction from `time` on, (users,); `log.ends` if there is none."""
     earlier = np.concatenate([[0], np.cumsum(log.timestamps < time)])
     return log.starts + earlier[log.ends] - earlier[log.starts]

@@ -82,7 +82,8 @@ class NextItemRecommendationPipeline(Pipeline):
             warn_about_spinning_threads()
         self.model.eval()
         self._reported: set[str] = set()
-        self._removed = torch.from_numpy(self.tokenizer.encode_items(self.tokenizer.removed)).long()
+        removed = self.tokenizer.removed  # usually none: encoding looks at the whole catalog
+        self._removed = torch.tensor(self.tokenizer.encode_items(removed) if removed else [], dtype=torch.long)
 
     def __call__(self, histories: Iterable[Iterable[str | float]], **kwargs: Any) -> list[list[Recommendation]]:
         """Recommend items for any number of histories.

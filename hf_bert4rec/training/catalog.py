@@ -156,11 +156,9 @@ def append_items(
 
 def _save(folder: Path, output: str | PathLike | None, tokenizer: ItemTokenizer, model: PreTrainedModel | None) -> None:
     """Write a copy of a checkpoint with another tokenizer and, if given, model; all of its other files are kept."""
-    features = tokenizer.features  # read before its file is replaced
     own = None if output is None else lambda path, names: [name for name in names if Path(path, name).is_dir()]
     with replaced_folder(folder if output is None else output) as new:
         shutil.copytree(folder, new, ignore=own)
-        tokenizer.features = features
         tokenizer.save_pretrained(new)
         if model is not None:
             for name in weight_files(new):
