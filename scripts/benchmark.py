@@ -51,7 +51,7 @@ from transformers import AutoConfig, AutoModelForMaskedLM, Trainer, TrainerCallb
 import hf_bert4rec as package
 from hf_bert4rec.cli.main import plain_errors
 from hf_bert4rec.evaluation.trainer_evaluation import rank_rows
-from hf_bert4rec.inference.pipeline import DEFAULT_BATCH_SIZE
+from hf_bert4rec.inference.answers import DEFAULT_BATCH_SIZE
 from hf_bert4rec.models.item_loss import LOSSES
 from hf_bert4rec.models.registry import ARCHITECTURES
 

@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 PAD, MASK, UNK = SPECIAL_TOKENS
 TITLES_FILE = "items.parquet"
+FEW = 4  # times fewer IDs than items are looked up one by one
 TITLE_BYTES = 10_000  # of the longest title that is read
 NO_TITLE = ("None", "nan", "<NA>", "NaT")  # missing values of Python, numpy and pandas, as text
 
@@ -125,8 +126,14 @@ class ItemTokenizer(PreTrainedTokenizerFast):
 
     def encode_items(self, items: pa.Array | pa.ChunkedArray | Iterable[str | float]) -> np.ndarray:
         """Return rows of the item table, (n,) int32, for raw IDs (text or numbers); unknown IDs become [UNK]."""
-        rows = pc.add(pc.index_in(_as_text(items), value_set=self.items), len(SPECIAL_TOKENS))
-        return pc.fill_null(rows, self.unk_token_id).to_numpy().astype(np.int32, copy=False)
+        ids = _as_text(items)
+        if FEW * len(ids) < len(self):  # pyarrow would build a look-up table of the whole catalog
+            find = self.backend_tokenizer.token_to_id
+            found = (None if item is None else find(item) for item in ids.to_pylist())
+            rows = np.fromiter((self.unk_token_id if row is None else row for row in found), np.int32, len(ids))
+            return np.where(rows < len(SPECIAL_TOKENS), np.int32(self.unk_token_id), rows)
+        places = pc.add(pc.index_in(ids, value_set=self.items), len(SPECIAL_TOKENS))
+        return pc.fill_null(places, self.unk_token_id).to_numpy().astype(np.int32, copy=False)
 
     def decode_items(self, rows: Iterable[int]) -> list[str]:
         """Return raw IDs for rows of the item table; IndexError for those of special tokens and out of range."""

@@ -1,49 +1,38 @@
 """Next-item recommendation: histories of raw item IDs in; IDs, titles and scores out, best first."""
 
-import logging
-from collections.abc import Iterable, Sequence
-from itertools import chain
+from collections.abc import Iterable
 from os import PathLike
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 import transformers
-from tqdm.auto import tqdm
+from torch.nn.functional import normalize
 from transformers import AutoModelForMaskedLM, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from ..data.data_collator import pad_rows
-from ..data.tokenization import as_item_ids
 from ..evaluation.ranking import stable_top_k
 from ..hub.checkpoint import check_sizes, fetch_checkpoint, stored_exclude_history
 from ..models.configuration_bert4rec import SPECIAL_TOKENS
 from ..training.resources import warn_about_spinning_threads
-from .arguments import check_option, read_histories, read_item_lists, read_list
-
-logger = logging.getLogger(__name__)
+from .answers import (
+    ITEM_LISTS,
+    SCORES_ARE_DAMAGED,
+    ItemCatalog,
+    Recommendation,
+    answer_in_batches,
+    check_options,
+    similar_items,
+)
+from .arguments import check_option
+from .index import search_index
 
 TASK = "next-item-recommendation"
-DEFAULT_BATCH_SIZE = 64
-BATCHES_WITHOUT_PROGRESS_BAR = 8
-MAX_SCORES = 2**26  # per batch, users × catalog: a quarter of a gigabyte
 LENGTH_MULTIPLE = 16
 MIN_ROWS = 4
-MAX_REPORTED = 100_000
-ITEM_LISTS = {"allow", "deny"}
-OPTIONS = ("top_k", "exclude_history", "allow", "deny")
-
-
-class Recommendation(TypedDict):
-    """One recommended item. `score` is the model's probability that it is next, over the whole catalog.
-
-    A model trained with `gbce` or `bce` overstates it for likely items; the order is not affected.
-    """
-
-    item: str
-    title: str | None
-    score: float
+OPTIONS = ("top_k", "exclude_history", "allow", "deny", "index")
+CANDIDATES = 4  # per recommended item, with an index
 
 
 class NextItemRecommendationPipeline(Pipeline):
@@ -81,9 +70,7 @@ class NextItemRecommendationPipeline(Pipeline):
         if self.device.type == "cpu":
             warn_about_spinning_threads()
         self.model.eval()
-        self._reported: set[str] = set()
-        removed = self.tokenizer.removed  # usually none: encoding looks at the whole catalog
-        self._removed = torch.tensor(self.tokenizer.encode_items(removed) if removed else [], dtype=torch.long)
+        self.catalog = ItemCatalog(self.tokenizer)
 
     def __call__(self, histories: Iterable[Iterable[str | float]], **kwargs: Any) -> list[list[Recommendation]]:
         """Recommend items for any number of histories.
@@ -94,7 +81,10 @@ class NextItemRecommendationPipeline(Pipeline):
             **kwargs: `top_k` (10): number of items per user. `exclude_history`: whether to exclude the items of the
                 history, as in the model's evaluation (`model.config.exclude_history`) if not given. `allow`: IDs of
                 the only items to recommend. `deny`: IDs of items not to recommend. Both are one list for all
-                histories, or one list per history. `batch_size`: see the class.
+                histories, or one list per history. `index`: takes candidates from an index of `item_vectors()`
+                (usearch, FAISS, or a `Dataset` after `add_faiss_index`), and ranks them by the model. Exclusions,
+                `allow` and `deny` hold as without it; an item that the index misses is missing. `batch_size`: see
+                the class.
 
         Returns:
             The items for each history, in the same order, best first; fewer than `top_k` if fewer are left.
@@ -102,56 +92,56 @@ class NextItemRecommendationPipeline(Pipeline):
         Raises:
             ValueError: An argument has another form, or the model's scores are not finite.
         """
-        if (batch_size := kwargs.pop("batch_size", None)) is None:
-            batch_size = self._batch_size or DEFAULT_BATCH_SIZE
-        check_option("batch_size", batch_size)
-        batch_size = max(1, min(batch_size, MAX_SCORES // len(self.tokenizer)))
-        options = {**self._postprocess_params, **self._sanitize_parameters(**kwargs)[2]}
-        rows = self._encode(read_histories(histories), "histories")
-        lists = {
-            name: self._encode(read_item_lists(options.pop(name), name, len(rows)), name)
-            for name in ITEM_LISTS & options.keys()
-        }
+        batch_size = kwargs.pop("batch_size", None)
+        options = {**self._postprocess_params, **check_options(kwargs, OPTIONS)}
+        lists = {name: options.pop(name) for name in ITEM_LISTS & options.keys()}
 
-        # Histories of similar length form a batch, so that there is little padding.
-        order = np.argsort([-len(history) for history in rows], kind="stable")
-        answers: list[list[Recommendation]] = [[] for _ in rows]
-        starts = range(0, len(rows), batch_size)
-        quiet = len(starts) < BATCHES_WITHOUT_PROGRESS_BAR
-        for start in tqdm(starts, desc="Recommending", unit="batch", disable=quiet, leave=False):
-            chosen = order[start : start + batch_size]
-            outputs = self.forward(self.preprocess([rows[i] for i in chosen]))
-            for name, items in lists.items():
-                items = items if len(items) == 1 else [items[i] for i in chosen]
-                outputs[name] = torch.from_numpy(pad_rows(items, self.tokenizer.pad_token_id)[0])
-            for i, answer in zip(chosen, self.postprocess(outputs, **options), strict=True):
-                answers[i] = answer
-        return answers
+        def answer(rows: list[np.ndarray], listed: dict[str, list[np.ndarray]]) -> list[list[Recommendation]]:
+            outputs = self.forward(self.preprocess(rows), scored="index" not in options)
+            pad = self.tokenizer.pad_token_id
+            outputs |= {name: torch.from_numpy(pad_rows(items, pad)[0]) for name, items in listed.items()}
+            return self.postprocess(outputs, **options)
+
+        return answer_in_batches(self.catalog, histories, lists, self._size(batch_size), answer)
+
+    def encode(self, histories: Iterable[Iterable[str | float]], batch_size: int | None = None) -> np.ndarray:
+        """Return the query vectors of histories, (histories, hidden + 1) float32.
+
+        The inner product with a row of `item_vectors` is the logit of the item; scores are their softmax. The last
+        number is 1: it meets the bias of the item.
+
+        Raises:
+            ValueError: As for a call.
+        """
+
+        def answer(rows: list[np.ndarray], _: dict[str, list[np.ndarray]]) -> list[np.ndarray]:
+            return list(self.forward(self.preprocess(rows), scored=False)["queries"].numpy())
+
+        found = answer_in_batches(self.catalog, histories, {}, self._size(batch_size), answer)
+        return np.array(found, np.float32).reshape(-1, self.model.config.hidden_size + 1)
+
+    @torch.no_grad()
+    def item_vectors(self) -> np.ndarray:
+        """Return the vectors of all items in the order of `tokenizer.items`, (items, hidden + 1) float32.
+
+        The last number is the bias. Removed items are included.
+        """
+        weight, bias = self.model._item_weights()
+        return torch.cat([weight, bias[:, None]], dim=1)[len(SPECIAL_TOKENS) :].float().cpu().numpy()
+
+    def similar(self, items: Iterable[str | float], top_k: int = 10) -> list[list[Recommendation]]:
+        """Return the items with the most similar vectors for each of some raw IDs, best first.
+
+        `score` is the cosine of the vectors without the bias. The item itself and removed items are left out.
+
+        Raises:
+            ValueError: The model does not have an item, or an argument has another form.
+        """
+        vectors = normalize(torch.from_numpy(self.item_vectors()[:, :-1])).numpy()
+        return similar_items(self.catalog, vectors, items, top_k)
 
     def _sanitize_parameters(self, **options: Any) -> tuple[dict, dict, dict]:
-        if unknown := sorted(options.keys() - OPTIONS):
-            raise ValueError(f"Unknown option {unknown[0]!r}. The options are {', '.join(OPTIONS)} and batch_size.")
-        given = {name: value for name, value in options.items() if value is not None}
-        for name, value in given.items():
-            if name in ITEM_LISTS:
-                given[name] = read_list(value, name)
-            else:
-                check_option(name, value)
-        return {}, {}, given
-
-    def _encode(self, lists: Sequence[list[Any]], name: str) -> list[np.ndarray]:
-        """Return the rows of the item table for each list of raw IDs, without unknown IDs, which are reported."""
-        ids = as_item_ids(chain.from_iterable(lists), name)
-        rows = self.tokenizer.encode_items(ids)
-        known = rows != self.tokenizer.unk_token_id
-        unknown = ids.filter(pa.array(~known)).to_pylist()
-        if not self._reported.issuperset(unknown):
-            examples = ", ".join(map(repr, unknown[:3]))
-            number = f"{len(unknown)} of {len(ids)}"
-            logger.warning("%s: %s IDs are unknown and skipped, such as %s.", name, number, examples)
-            self._reported.update(unknown if len(self._reported) < MAX_REPORTED else ())
-        ends = np.append(0, np.cumsum(known))[np.cumsum(list(map(len, lists)), dtype=np.int64)]
-        return np.split(rows[known], ends[:-1]) if lists else []
+        return {}, {}, check_options(options, OPTIONS)
 
     def preprocess(self, histories: list[np.ndarray]) -> dict[str, torch.Tensor]:
         """Make a batch from histories of rows: the newest items that fit, then [MASK].
@@ -173,43 +163,83 @@ class NextItemRecommendationPipeline(Pipeline):
             "history": torch.from_numpy(pad_rows(histories, pad)[0]),
         }
 
-    def _forward(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def _forward(self, inputs: dict[str, torch.Tensor], scored: bool = True) -> dict[str, torch.Tensor]:
         query = inputs["attention_mask"].sum(dim=1, keepdim=True) - 1
         # Two queries, because torch computes attention for a single query differently, split over threads.
-        ids, mask = inputs["input_ids"], inputs["attention_mask"]
+        ids, mask, history = inputs["input_ids"], inputs["attention_mask"], inputs["history"]
         states = self.model.model(ids, mask, kept_positions=query.expand(-1, 2)).last_hidden_state[:, 0]
-        logits = self.model.score_items(states)[: len(inputs["history"])].float()
-        return {"logits": logits, "history": inputs["history"]}
+        if scored:
+            return {"logits": self.model.score_items(states)[: len(history)].float(), "history": history}
+        queries = self.model.prediction_head(states)[: len(history)].float()
+        return {"queries": torch.cat([queries, torch.ones_like(queries[:, :1])], dim=1), "history": history}
 
     def postprocess(
-        self, outputs: dict[str, torch.Tensor], top_k: int = 10, exclude_history: bool | None = None
+        self, outputs: dict[str, torch.Tensor], top_k: int = 10, exclude_history: bool | None = None, index: Any = None
     ) -> list[list[Recommendation]]:
         """Return the `top_k` best items for each user; raise ValueError if scores are not finite.
 
-        `outputs` are `logits` (users, rows), which are overwritten; `history` (users, longest) rows; and optionally
-        `allow` and `deny` (users or 1, longest) rows, padded with [PAD].
+        `outputs` are `logits` (users, rows), which are overwritten, or with an index `queries` (users, hidden + 1);
+        `history` (users, longest) rows; and optionally `allow` and `deny` (users or 1, longest) rows. Rows are padded
+        with [PAD].
         """
+        if self.model.config.exclude_history if exclude_history is None else exclude_history:
+            outputs["deny"] = torch.cat([outputs["history"], *_expanded(outputs, "deny")], dim=1)
+        if index is not None:
+            return self._rank_candidates(outputs, top_k, index)
         scores = outputs["logits"]
         normalizer = scores.logsumexp(dim=1, keepdim=True)
         if not normalizer.isfinite().all():
-            raise ValueError(
-                "The model's scores are NaN or infinite: its weights are damaged or its training diverged."
-            )
-        if self.model.config.exclude_history if exclude_history is None else exclude_history:
-            scores.scatter_(1, outputs["history"], -torch.inf)
+            raise ValueError(SCORES_ARE_DAMAGED)
+        if "deny" in outputs:
+            scores.scatter_(1, outputs["deny"].expand(len(scores), -1), -torch.inf)
         scores[:, : len(SPECIAL_TOKENS)] = -torch.inf
-        scores[:, self._removed] = -torch.inf
-        for name in ITEM_LISTS & outputs.keys():
-            listed = torch.zeros(len(outputs[name]), scores.shape[1], dtype=torch.bool).scatter_(1, outputs[name], True)
-            scores.masked_fill_(~listed if name == "allow" else listed, -torch.inf)
+        scores[:, torch.from_numpy(self.catalog.removed)] = -torch.inf
+        if "allow" in outputs:
+            listed = torch.zeros(len(outputs["allow"]), scores.shape[1], dtype=torch.bool)
+            scores.masked_fill_(~listed.scatter_(1, outputs["allow"], True), -torch.inf)
         values, rows = stable_top_k(scores, min(top_k, scores.shape[1]))
-        places = (rows - len(SPECIAL_TOKENS)).clamp(min=0).flatten().tolist()
-        items, titles = self.tokenizer.items.take(places).to_pylist(), self.tokenizer.titles
-        names = [titles[place] for place in places] if titles else [None] * len(items)
-        fields = zip(items, names, (values - normalizer).exp().flatten().tolist(), strict=True)
-        answers = [Recommendation(item=item, title=title, score=score) for item, title, score in fields]
-        starts, left = range(0, len(answers), values.shape[1]), values.isfinite().sum(dim=1).tolist()
-        return [answers[start : start + count] for start, count in zip(starts, left, strict=True)]
+        return self._describe(rows, (values - normalizer).exp(), values)
+
+    @torch.no_grad()
+    def _rank_candidates(self, outputs: dict[str, torch.Tensor], top_k: int, index: Any) -> list[list[Recommendation]]:
+        """Rank the items that the index finds, or those of `allow`. Search for more if too few are not excluded."""
+        queries, items = outputs["queries"], len(self.tokenizer.items)
+        if not queries.isfinite().all():
+            raise ValueError(SCORES_ARE_DAMAGED)
+        removed = torch.from_numpy(self.catalog.removed)[None]
+        excluded = torch.cat([*_expanded(outputs, "deny"), removed.expand(len(queries), -1)], dim=1).sort(dim=1).values
+        count = CANDIDATES * top_k
+        while True:
+            if "allow" in outputs:
+                rows = torch.cat(_expanded(outputs, "allow")).sort(dim=1).values
+            elif count < items:
+                found = search_index(index, queries.numpy(), count, items)
+                rows = (torch.from_numpy(found) + len(SPECIAL_TOKENS)).sort(dim=1).values
+            else:
+                rows = torch.arange(len(SPECIAL_TOKENS), len(self.tokenizer)).expand(len(queries), -1)
+            left = rows >= len(SPECIAL_TOKENS)
+            left[:, 1:] &= rows[:, 1:] != rows[:, :-1]  # an item that `allow` lists twice
+            if excluded.shape[1]:
+                places = torch.searchsorted(excluded, rows.contiguous()).clamp(max=excluded.shape[1] - 1)
+                left &= excluded.gather(1, places) != rows
+            if "allow" in outputs or count >= items or left.sum(dim=1).min() >= top_k:
+                break
+            count *= CANDIDATES
+        weight, bias = (part.to("cpu") for part in self.model._item_weights())
+        scores = [bias[of] + weight[of].float() @ query[:-1] for of, query in zip(rows, queries, strict=True)]
+        values, order = stable_top_k(torch.stack(scores).masked_fill(~left, -torch.inf), min(top_k, rows.shape[1]))
+        return self._describe(rows.gather(1, order), values, values)
+
+    def _size(self, batch_size: int | None) -> int | None:
+        return self._batch_size if batch_size is None else batch_size
+
+    def _describe(self, rows: torch.Tensor, scores: torch.Tensor, values: torch.Tensor) -> list[list[Recommendation]]:
+        return self.catalog.describe(rows.numpy(), scores.numpy(), values.isfinite().sum(dim=1).tolist())
+
+
+def _expanded(outputs: dict[str, torch.Tensor], name: str) -> list[torch.Tensor]:
+    """Return the rows of a list for each user, in a list of one tensor, or of none if it was not given."""
+    return [outputs[name].expand(len(outputs["history"]), -1)] if name in outputs else []
 
 
 def register_task() -> None:

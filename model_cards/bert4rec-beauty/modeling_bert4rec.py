@@ -287,7 +287,10 @@ class Bert4RecPreTrainedModel(PreTrainedModel):
 
 def keep(hidden_states: torch.Tensor, kept_positions: torch.Tensor | None) -> torch.Tensor:
     """Return the states (batch, kept, hidden) at the positions (batch, kept), or all states for None."""
-    return hidden_states if kept_positions is None else hidden_states.take_along_dim(kept_positions[..., None], dim=1)
+    if kept_positions is None:
+        return hidden_states
+    # Not by `take_along_dim`, with which torch.export would fix the size of the batch.
+    return hidden_states.gather(1, kept_positions[..., None].expand(-1, -1, hidden_states.shape[-1]))
 
 
 class Bert4RecEncoder(Bert4RecPreTrainedModel):

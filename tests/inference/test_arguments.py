@@ -37,7 +37,7 @@ ITEMS = [
     "'",
     " 1",
 ]
-LOGGER = "hf_bert4rec.inference.pipeline"
+LOGGER = "hf_bert4rec.inference.answers"
 TABLE = {"history": [["1", "2"], ["3"]], "user": ["u", "v"]}
 
 
@@ -348,7 +348,9 @@ def test_denying_everything_gives_nothing(recommender, deny):
 
 def test_an_unknown_option_is_refused(recommender):
     for options in ({"topk": 3}, {"denylist": ["1"]}, {"num_workers": 1}):
-        reason = f"Unknown option '{next(iter(options))}'. The options are top_k, exclude_history, allow, deny and"
+        reason = (
+            f"Unknown option '{next(iter(options))}'. The options are top_k, exclude_history, allow, deny, index and"
+        )
         with pytest.raises(ValueError, match=reason):
             recommender([["1"]], **options)
     with pytest.raises(ValueError, match="Unknown option 'topk'"):

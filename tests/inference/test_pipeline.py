@@ -17,7 +17,7 @@ from tests.conftest import small_config
 
 ITEMS = "abcdefghij"
 MASK, FIRST_ITEM = 1, 3
-LOGGER = "hf_bert4rec.inference.pipeline"
+LOGGER = "hf_bert4rec.inference.answers"
 HISTORIES = [["a", "b"], [], ["c"], list("abcdefg"), ["j", "j", "d"], ["e", "f", "g", "h"], ["b", "a"]]
 
 
@@ -374,7 +374,7 @@ def test_near_ties_are_in_the_same_order_in_any_batch(threads, length, settings)
 
 
 def test_no_more_scores_than_a_quarter_of_a_gigabyte_are_held_at_a_time(recommender, monkeypatch):
-    monkeypatch.setattr("hf_bert4rec.inference.pipeline.MAX_SCORES", 2 * 13)  # two rows of the catalog
+    monkeypatch.setattr("hf_bert4rec.inference.answers.MAX_SCORES", 2 * 13)  # two rows of the catalog
     sizes = []
     recommender.model.lm_head.register_forward_hook(lambda module, args, scores: sizes.append(len(scores)))
     monkeypatch.setattr("hf_bert4rec.inference.pipeline.MIN_ROWS", 1)

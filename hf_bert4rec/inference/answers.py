@@ -1,0 +1,145 @@
+"""From requests to answers, whatever computes the scores: raw IDs to rows of the item table, and rows to items."""
+
+import logging
+from collections.abc import Callable, Sequence
+from itertools import chain
+from typing import Any, TypedDict
+
+import numpy as np
+import pyarrow as pa
+from tqdm.auto import tqdm
+
+from ..data.tokenization import ItemTokenizer, as_item_ids
+from ..models.configuration_bert4rec import SPECIAL_TOKENS
+from .arguments import check_option, read_histories, read_item_lists, read_list
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_BATCH_SIZE = 64
+BATCHES_WITHOUT_PROGRESS_BAR = 8
+MAX_SCORES = 2**26  # per batch, users × catalog: a quarter of a gigabyte
+MAX_REPORTED = 100_000
+ITEM_LISTS = {"allow", "deny"}
+SCORES_ARE_DAMAGED = "The model's scores are NaN or infinite: its weights are damaged or its training diverged."
+
+
+class Recommendation(TypedDict):
+    """One recommended item. `score` is the model's probability that it is next, over the whole catalog.
+
+    A model trained with `gbce` or `bce` overstates it for likely items; the order is not affected. With an `index`,
+    `score` is the logit, and for similar items the cosine.
+    """
+
+    item: str
+    title: str | None
+    score: float
+
+
+class ItemCatalog:
+    """The items of a tokenizer, as requests and answers need them.
+
+    Attributes:
+        removed: Rows of removed items.
+        unknown: Number of unknown IDs that have been skipped so far.
+    """
+
+    def __init__(self, tokenizer: ItemTokenizer) -> None:
+        self.tokenizer = tokenizer
+        self.removed = tokenizer.encode_items(tokenizer.removed).astype(np.int64)
+        self.unknown = 0
+        self._reported: set[str] = set()
+
+    def read_rows(self, lists: Sequence[list[Any]], name: str) -> list[np.ndarray]:
+        """Return the rows of the item table for each list of raw IDs, without unknown IDs, which are reported."""
+        ids = as_item_ids(chain.from_iterable(lists), name)
+        rows = self.tokenizer.encode_items(ids).astype(np.int64)
+        known = rows != self.tokenizer.unk_token_id
+        if not known.all():
+            unknown = ids.filter(pa.array(~known)).to_pylist()
+            self.unknown += len(unknown)
+            if not self._reported.issuperset(unknown):
+                examples = ", ".join(map(repr, unknown[:3]))
+                number = f"{len(unknown)} of {len(ids)}"
+                logger.warning("%s: %s IDs are unknown and skipped, such as %s.", name, number, examples)
+                self._reported.update(unknown if len(self._reported) < MAX_REPORTED else ())
+        ends = np.append(0, np.cumsum(known))[np.cumsum(list(map(len, lists)), dtype=np.int64)]
+        return np.split(rows[known], ends[:-1]) if lists else []
+
+    def describe(self, rows: np.ndarray, scores: np.ndarray, counts: Sequence[int]) -> list[list[Recommendation]]:
+        """Return the first `counts` items of each user for rows and scores (users, items)."""
+        places, titles = np.maximum(rows - len(SPECIAL_TOKENS), 0).ravel(), self.tokenizer.titles
+        items = self.tokenizer.items.take(pa.array(places)).to_pylist()
+        names = [titles[place] for place in places.tolist()] if titles else [None] * len(items)
+        fields = zip(items, names, scores.ravel().tolist(), strict=True)
+        answers = [Recommendation(item=item, title=title, score=score) for item, title, score in fields]
+        starts = range(0, len(answers), rows.shape[1])
+        return [answers[start : start + count] for start, count in zip(starts, counts, strict=True)]
+
+
+def answer_in_batches(
+    catalog: ItemCatalog,
+    histories: Any,
+    lists: dict[str, Any],
+    batch_size: int | None,
+    answer: Callable[[list[np.ndarray], dict[str, list[np.ndarray]]], list[Any]],
+) -> list[Any]:
+    """Return the answer for each history of raw IDs, in the same order.
+
+    Args:
+        catalog: Its items.
+        histories: As users pass them, like `allow` and `deny` in `lists`.
+        lists: Name → value of the item lists that were given.
+        batch_size: Histories per batch, fewer with a large catalog; by default 64.
+        answer: Function of the rows of a batch, and of the rows of each list (one for all histories, or one for each),
+            which returns one answer per history.
+    """
+    batch_size = DEFAULT_BATCH_SIZE if batch_size is None else batch_size
+    check_option("batch_size", batch_size)
+    batch_size = max(1, min(batch_size, MAX_SCORES // len(catalog.tokenizer)))
+    rows = catalog.read_rows(read_histories(histories), "histories")
+    listed = {name: catalog.read_rows(read_item_lists(value, name, len(rows)), name) for name, value in lists.items()}
+    # Histories of similar length form a batch, so that there is little padding.
+    order = np.argsort([-len(history) for history in rows], kind="stable")
+    answers: list[Any] = [None] * len(rows)
+    starts = range(0, len(rows), batch_size)
+    quiet = len(starts) < BATCHES_WITHOUT_PROGRESS_BAR
+    for start in tqdm(starts, desc="Recommending", unit="batch", disable=quiet, leave=False):
+        chosen = order[start : start + batch_size]
+        of_batch = {name: of if len(of) == 1 else [of[i] for i in chosen] for name, of in listed.items()}
+        for i, found in zip(chosen, answer([rows[i] for i in chosen], of_batch), strict=True):
+            answers[i] = found
+    return answers
+
+
+def check_options(options: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Return the options that are not None, with `allow` and `deny` as lists; ValueError for invalid ones."""
+    if unknown := sorted(options.keys() - names):
+        raise ValueError(f"Unknown option {unknown[0]!r}. The options are {', '.join(names)} and batch_size.")
+    given = {name: value for name, value in options.items() if value is not None}
+    for name, value in given.items():
+        if name in ITEM_LISTS:
+            given[name] = read_list(value, name)
+        elif name != "index":
+            check_option(name, value)
+    return given
+
+
+def similar_items(catalog: ItemCatalog, vectors: np.ndarray, items: Any, top_k: int) -> list[list[Recommendation]]:
+    """Return the items with the most similar vectors for each raw ID; see `NextItemRecommendationPipeline.similar`.
+
+    `vectors` (items, width) are those of the catalog, of length 1.
+    """
+    check_option("top_k", top_k)
+    ids = as_item_ids(read_list(items, "items"), "items")
+    rows = catalog.tokenizer.encode_items(ids).astype(np.int64)
+    if (unknown := rows == catalog.tokenizer.unk_token_id).any():
+        raise ValueError(f"items: the model has no item {ids[int(unknown.argmax())].as_py()!r}.")
+    if not len(rows):
+        return []
+    places = rows - len(SPECIAL_TOKENS)
+    cosines = vectors[places] @ vectors.T
+    cosines[:, catalog.removed - len(SPECIAL_TOKENS)] = -np.inf
+    cosines[np.arange(len(places)), places] = -np.inf
+    best = np.argsort(-cosines, axis=1, kind="stable")[:, :top_k]
+    found = np.take_along_axis(cosines, best, axis=1)
+    return catalog.describe(best + len(SPECIAL_TOKENS), found, np.isfinite(found).sum(axis=1).tolist())

@@ -1,0 +1,43 @@
+"""Candidates from an index of item vectors, for catalogs in which scoring every item takes too long."""
+
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+
+
+def search_index(index: Any, queries: np.ndarray, count: int, items: int) -> np.ndarray:
+    """Return places in the catalog, (users, count) int64, of the items that an index finds; -1 where it finds fewer.
+
+    Args:
+        index: Of the rows of `item_vectors()`, by inner product: a usearch or FAISS index, or a `Dataset` after
+            `add_faiss_index`.
+        queries: (users, width) float32, from `encode`.
+        count: Number of items per user.
+        items: Number of items of the catalog.
+
+    Raises:
+        ValueError: It is none of these, or has another number of vectors.
+    """
+    faiss = index
+    if isinstance(index, Dataset):
+        if len(names := index.list_indexes()) != 1:
+            raise ValueError(f"Expected a dataset with one FAISS index, found {len(names)}. Call add_faiss_index once.")
+        faiss = index.get_index(names[0]).faiss_index
+    size = getattr(faiss, "ntotal", None)  # FAISS
+    if size is None and not (hasattr(index, "search") and hasattr(index, "__len__")):
+        found = type(index).__name__
+        raise ValueError(f"`index` must be a usearch or FAISS index, or a Dataset with a FAISS index, found {found}.")
+    if (size := len(index) if size is None else size) != items:
+        raise ValueError(
+            f"The index has {size} vectors, the catalog {items} items. Build it from item_vectors() of this model."
+        )
+    if faiss is not index or hasattr(faiss, "ntotal"):
+        return faiss.search(queries, count)[1].astype(np.int64, copy=False)
+    found = index.search(queries, count)
+    places = np.full((len(queries), count), -1, np.int64)
+    keys = np.atleast_2d(found.keys).astype(np.int64)
+    places[:, : keys.shape[1]] = keys
+    counts: Any = getattr(found, "counts", len(found))  # of a single query: one number
+    places[np.arange(count) >= np.atleast_1d(counts)[:, None]] = -1
+    return places
