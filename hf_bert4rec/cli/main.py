@@ -159,11 +159,41 @@ def items(argv: list[str]) -> None:
     print(f"Saved in {args.output or args.checkpoint}.")
 
 
+def serve(argv: list[str]) -> None:
+    """Answer requests over HTTP: raw item IDs in, recommendations out."""
+    parser = _parser(
+        "serve", f"{serve.__doc__} SIGHUP loads it again.\n\n  hf-bert4rec serve runs/mine/model --port 8000"
+    )
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="checkpoint folder, Hub ID, or exported folder")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine only)")
+    parser.add_argument("--port", type=int, default=8000, help="port to listen on (8000)")
+    parser.add_argument("--revision", help="branch, tag or commit of a Hub ID (main)")
+    args = parser.parse_args(argv)
+    from ..inference.serving import serve as serve_checkpoint
+
+    serve_checkpoint(args.checkpoint, args.host, args.port, args.revision)
+
+
+def export(argv: list[str]) -> None:
+    """Write a checkpoint as an ONNX graph, for other runtimes."""
+    parser = _parser("export", f"{export.__doc__}\n\n  hf-bert4rec export runs/mine/model --output runs/mine/onnx")
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="checkpoint folder or Hub ID")
+    parser.add_argument("--output", required=True, metavar="FOLDER", help="folder of the result")
+    parser.add_argument("--to", default="onnx", choices=("onnx",), help="format (onnx)")
+    parser.add_argument("--revision", help="branch, tag or commit of a Hub ID (main)")
+    args = parser.parse_args(argv)
+    from ..inference.export import export_checkpoint
+
+    print(f"Saved in {export_checkpoint(args.checkpoint, args.output, args.revision)}.")
+
+
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": train,
     "evaluate": evaluate,
     "compare": compare,
     "recommend": recommend,
+    "serve": serve,
+    "export": export,
     "items": items,
     "push": push,
     "push-data": push_data,
@@ -222,7 +252,7 @@ def plain_errors(program: str | None = None) -> Iterator[None]:
             reason = f"{error.name} is not installed. Run pip install 'hf-bert4rec[{EXTRAS[error.name]}]'."
         elif isinstance(error, StrictDataclassError):  # which check of a configuration has failed is of no help
             reason = str(error.__cause__ or error)
-        elif isinstance(error, (ValueError, OSError, MemoryError)):
+        elif isinstance(error, (ValueError, OSError, MemoryError)) or type(error) is ImportError:
             reason = str(error)
         else:
             raise

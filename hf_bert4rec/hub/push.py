@@ -20,6 +20,14 @@ from .run_facts import FACTS_FILE, RunFacts
 
 logger = logging.getLogger(__name__)
 
+HANDLER: dict[str, Path | bytes] = {
+    "handler.py": b'"""Answers requests of a Hugging Face Inference Endpoint."""\n\n'
+    b"from hf_bert4rec.inference.handler import EndpointHandler\n\n"
+    b'__all__ = ["EndpointHandler"]\n',
+    "requirements.txt": b"hf-bert4rec\n",
+}
+"""Files with which a repository can be deployed as an Inference Endpoint."""
+
 PLAIN = (".gitattributes", CARD, "LICENSE")  # a repository with no other files can be used for anything
 
 
@@ -95,6 +103,8 @@ def push_checkpoint(
 ) -> CommitInfo:
     """Push a checkpoint to the Hub in one commit: its own files without pickles, and nothing else of the folder.
 
+    `handler.py` and `requirements.txt` are added, with which it can be deployed as an Inference Endpoint.
+
     An older checkpoint in the repository is replaced and stays in the history. Paths of this machine in the run facts
     are reduced to names (`RunFacts.published`). The repository is created if it does not exist; a name without an owner
     is yours. The result is the commit; as a string, it is the address of the commit.
@@ -107,7 +117,7 @@ def push_checkpoint(
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: found no such folder. Pass a checkpoint folder.")
     check_checkpoint(folder)
-    files = published_files(folder)
+    files = published_files(folder) | HANDLER
     if CARD not in files:
         logger.warning("%s has no README.md: the repository will have no card.", folder)
     return push_files(

@@ -15,7 +15,7 @@ from hf_bert4rec.cli.evaluate import evaluate
 from hf_bert4rec.cli.recipe import parse_recipe
 from hf_bert4rec.hub.checkpoint import check_checkpoint
 from hf_bert4rec.hub.model_card import model_card, sampled_table
-from hf_bert4rec.hub.push import push_checkpoint
+from hf_bert4rec.hub.push import HANDLER, push_checkpoint
 from hf_bert4rec.hub.run_facts import RunFacts
 from hf_bert4rec.models import configuration_bert4rec
 
@@ -84,7 +84,8 @@ def test_the_card_of_a_release_says_what_its_facts_say(folder):
 def test_a_release_can_be_pushed_as_it_stands_and_its_card_is_valid(folder, hub):
     push_checkpoint(folder, "org/release")
     assert "POST /api/validate-yaml" in hub.requests
-    assert hub.repositories["org/release"].files == {path.name: path.read_bytes() for path in folder.iterdir()}
+    own = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert hub.repositories["org/release"].files == own | HANDLER
     card = ModelCard.load("org/release")
     assert card.data.license_name == "terms-of-the-data"
     for heading in ("## Use", "## Cost", "## Limits", "## Terms of the data"):

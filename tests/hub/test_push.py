@@ -18,7 +18,7 @@ from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 import hf_bert4rec
 from hf_bert4rec import Bert4RecForMaskedLM, Gru4RecForMaskedLM, SasRecForMaskedLM, item_tokenizer
 from hf_bert4rec.hub.checkpoint import check_folder
-from hf_bert4rec.hub.push import push_checkpoint
+from hf_bert4rec.hub.push import HANDLER, push_checkpoint
 from hf_bert4rec.hub.run_facts import RunFacts
 from tests.conftest import small_config, small_facts
 from tests.hub_server import OWNER, TOKEN, Handler, Refused, commit_id
@@ -76,8 +76,9 @@ def test_a_checkpoint_goes_up_in_one_commit_and_nothing_else_of_its_folder(hub, 
     repository = hub.repositories[NAME]
     assert address.startswith(f"{hub.url}/{NAME}/commit/")
     assert repository.messages == ["initial commit", "Upload bert4rec-small"]
-    assert set(repository.files) == LOADED | CODE | {"run_facts.json", "README.md"}
-    assert all(content == (folder / path).read_bytes() for path, content in repository.files.items())
+    assert set(repository.files) == LOADED | CODE | {"run_facts.json", "README.md", *HANDLER}
+    own = repository.files.keys() - HANDLER.keys()
+    assert all(repository.files[path] == (folder / path).read_bytes() for path in own)
 
 
 def test_run_facts_go_up_without_the_folders_of_this_machine_and_stay_as_they_are_here(hub, folder):
@@ -154,7 +155,9 @@ def test_only_the_files_of_a_checkpoint_are_published(hub, folder):
         (folder / name).write_bytes(b"private")
     (folder / "learning_curve.png").write_bytes(b"curve")
     push_checkpoint(folder, NAME)
-    assert set(hub.repositories[NAME].files) == {*CODE, *LOADED, "run_facts.json", "README.md", "learning_curve.png"}
+    assert set(hub.repositories[NAME].files) == {
+        *CODE, *LOADED, *HANDLER, "run_facts.json", "README.md", "learning_curve.png",
+    }  # fmt: skip
 
 
 def test_shards_go_up_with_the_index_that_lists_them(hub, folder, model):

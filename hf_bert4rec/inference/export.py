@@ -1,0 +1,255 @@
+"""Checkpoints as ONNX graphs, which other runtimes execute, and the recommender that executes them here.
+
+A graph contains the model, the exclusion of items and the selection of the best ones. See `RecommendationGraph` for its
+inputs and outputs.
+"""
+
+import json
+import logging
+import warnings
+from collections.abc import Iterable
+from contextlib import nullcontext
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import nn
+from torch.export import Dim, ExportedProgram
+from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel
+
+from ..data.data_collator import pad_rows
+from ..hub.checkpoint import check_sizes, fetch_checkpoint, replaced_folder, stored_exclude_history
+from ..hub.errors import read_json
+from ..models.configuration_bert4rec import SPECIAL_TOKENS
+from .answers import (
+    ITEM_LISTS,
+    SCORES_ARE_DAMAGED,
+    ItemCatalog,
+    Recommendation,
+    answer_in_batches,
+    check_options,
+    similar_items,
+)
+
+GRAPH_FILE, FACTS_FILE, ITEMS_FILE, VECTORS_FILE = "model.onnx", "export.json", "catalog.parquet", "vectors.npy"
+OPTIONS = ("top_k", "exclude_history", "allow", "deny")
+PAD_ROW, MASK_ROW = SPECIAL_TOKENS.index("[PAD]"), SPECIAL_TOKENS.index("[MASK]")
+MAX_BATCH = 2**16
+
+
+class RecommendationGraph(nn.Module):
+    """A model from histories to the best items, as `torch.export` needs it: without choices that depend on values.
+
+    Args:
+        model: A model with masked-item head.
+        removed: (removed,) rows that are never recommended.
+    """
+
+    def __init__(self, model: PreTrainedModel, removed: np.ndarray) -> None:
+        super().__init__()
+        self.model = model.eval()
+        self.never: torch.Tensor
+        never = torch.arange(model.config.vocab_size) < len(SPECIAL_TOKENS)
+        never[torch.from_numpy(removed)] = True
+        self.register_buffer("never", never)
+
+    def forward(
+        self, history: torch.Tensor, excluded: torch.Tensor, allowed: torch.Tensor, top_k: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the best items.
+
+        Args:
+            history: (batch, length) int64 rows of the item table, oldest first, filled up with 0 on the right. The
+                newest items that fit: `length` is at most `max_position_embeddings` - 1.
+            excluded: (batch, number) int64 rows that are not recommended, such as the whole history; filled up with 0.
+            allowed: (batch, rows) bool, True for the items that may be recommended.
+            top_k: int64 number of items.
+
+        Returns:
+            (batch, top_k) int64 rows, best first, 0 after the last item if fewer are left, and (batch, top_k) float32
+            probabilities that an item is next, over the whole catalog. They are NaN if the weights are damaged.
+        """
+        lengths = (history != PAD_ROW).sum(dim=1, keepdim=True)
+        places = torch.arange(history.shape[1] + 1, device=history.device)[None]
+        input_ids = torch.where(places == lengths, MASK_ROW, nn.functional.pad(history, (0, 1)))
+        real = (places <= lengths).long()
+        states = self.model.model(input_ids, real, kept_positions=lengths).last_hidden_state[:, 0]
+        scores = self.model.score_items(states).float().log_softmax(dim=1)
+        damaged = scores.isnan().any(dim=1, keepdim=True)
+        scores = scores.masked_fill(self.never | ~allowed, -torch.inf).scatter(1, excluded, -torch.inf)
+        number: Any = top_k.item()
+        torch._check(number >= 1)
+        torch._check(number <= self.model.config.vocab_size)
+        values, rows = scores.topk(number, dim=1)
+        rows = torch.where(values == -torch.inf, PAD_ROW, rows)
+        return rows, torch.where(damaged, torch.nan, values.exp())
+
+
+def export_program(model: PreTrainedModel, removed: np.ndarray) -> ExportedProgram:
+    """Return a model as a graph of `torch.export`, with any batch size, length and `top_k`."""
+    rows, positions = model.config.vocab_size, model.config.max_position_embeddings
+    example = (
+        torch.full((3, min(5, positions - 1)), rows - 1),
+        torch.full((3, 7), rows - 1),
+        torch.ones(3, rows, dtype=torch.bool),
+        torch.tensor(2),
+    )
+    batch, length, number = Dim("batch", max=MAX_BATCH), Dim("length", max=positions - 1), Dim("number", max=2**24)
+    shapes = {"history": {0: batch, 1: length}, "excluded": {0: batch, 1: number}, "allowed": {0: batch}, "top_k": {}}
+    with _loops_for_gru(model), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about functions that torch.export calls itself
+        return torch.export.export(RecommendationGraph(model, removed), example, dynamic_shapes=shapes, strict=False)
+
+
+def export_checkpoint(checkpoint: str | PathLike, output: str | PathLike, revision: str | None = None) -> Path:
+    """Write a checkpoint as an ONNX graph, with the files that turn rows into items; return the folder.
+
+    `model.onnx` is the graph, see `RecommendationGraph`. `catalog.parquet` has `item` and `title` of each row from
+    row 3 on, `vectors.npy` the `item_vectors` of these rows, and `export.json` sizes and settings. The tokenizer is
+    also written. An older folder is replaced when all files are written.
+
+    Args:
+        checkpoint: Folder or Hub ID.
+        output: Folder of the result.
+        revision: Branch, tag or commit of a Hub ID.
+
+    Raises:
+        ImportError: The extra `export` is missing.
+        OSError, ValueError: As for `fetch_checkpoint`; or `output` contains other files.
+    """
+    _require("onnxscript")
+    folder, target = fetch_checkpoint(checkpoint, revision), Path(output)
+    if target.exists() and any(target.iterdir()) and not (target / FACTS_FILE).exists():
+        raise ValueError(f"{output} contains other files, which would be lost. Name a new folder for the export.")
+    model, tokenizer = AutoModelForMaskedLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    check_sizes(model, tokenizer)
+    catalog = ItemCatalog(tokenizer)
+    program = export_program(model, catalog.removed)
+    names: dict[str, Any] = {
+        "input_names": ["history", "excluded", "allowed", "top_k"],
+        "output_names": ["items", "scores"],
+    }
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of operators of torchvision
+    with _loops_for_gru(model), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        graph = torch.onnx.export(program, (), dynamo=True, verbose=False, **names)
+    assert graph is not None
+    for node in graph.model.graph.all_nodes():
+        node.metadata_props.clear()  # lines of code, with the paths of this machine
+    facts = {
+        "checkpoint": str(checkpoint),
+        "revision": checkpoint_revision(folder),
+        "exclude_history": stored_exclude_history(folder),
+        "max_length": tokenizer.model_max_length,
+        "rows": len(tokenizer),
+    }
+    weight, bias = model._item_weights()
+    vectors = torch.cat([weight, bias[:, None]], dim=1)[len(SPECIAL_TOKENS) :].detach().float().numpy()
+    titles = pa.array(tokenizer.titles or [None] * len(tokenizer.items), pa.string())
+    with replaced_folder(target) as new:
+        tokenizer.save_pretrained(new)
+        graph.save(new / GRAPH_FILE)
+        np.save(new / VECTORS_FILE, vectors, allow_pickle=False)
+        pq.write_table(pa.table({"item": tokenizer.items, "title": titles}), new / ITEMS_FILE)
+        (new / FACTS_FILE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    return target
+
+
+class OnnxRecommender:
+    """Recommend from an exported checkpoint. Calls and answers are those of `NextItemRecommendationPipeline`.
+
+    Args:
+        folder: Folder that `export_checkpoint` wrote.
+        threads: Threads of a call; 0 for all cores.
+
+    Raises:
+        ImportError: The extra `export` is missing.
+        OSError, ValueError: A file is missing or damaged.
+    """
+
+    def __init__(self, folder: str | PathLike, threads: int = 0) -> None:
+        onnxruntime, path = _require("onnxruntime"), Path(folder)
+        self.facts = read_json(path / FACTS_FILE, folder)
+        self.tokenizer = AutoTokenizer.from_pretrained(path)
+        self.catalog = ItemCatalog(self.tokenizer)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # other programs need the cores
+        try:
+            self._session = onnxruntime.InferenceSession(path / GRAPH_FILE, options, ["CPUExecutionProvider"])
+            vectors = np.load(path / VECTORS_FILE, allow_pickle=False)
+        except Exception as error:  # of onnxruntime, which has no base class
+            raise ValueError(f"{folder}: the exported files cannot be read ({error}). Export again.") from error
+        if not len(self.tokenizer) == self.facts.get("rows") == len(vectors) + len(SPECIAL_TOKENS):
+            raise ValueError(f"{folder}: the files do not belong together. Export again.")
+        lengths = np.linalg.norm(vectors[:, :-1], axis=1, keepdims=True)
+        self._unit_vectors = vectors[:, :-1] / np.maximum(lengths, 1e-12)
+
+    def __call__(
+        self, histories: Iterable[Iterable[str | float]], batch_size: int | None = None, **kwargs: Any
+    ) -> list[list[Recommendation]]:
+        """Recommend items for any number of histories, with the options `top_k`, `exclude_history`, `allow`, `deny`."""
+        options = check_options(kwargs, OPTIONS)
+        lists = {name: options.pop(name) for name in ITEM_LISTS & options.keys()}
+        number = min(options.get("top_k", 10), len(self.tokenizer))
+        exclude_history = options.get("exclude_history", self.facts["exclude_history"])
+        limit = self.facts["max_length"] - 1
+
+        def answer(rows: list[np.ndarray], listed: dict[str, list[np.ndarray]]) -> list[list[Recommendation]]:
+            denied, allowed = listed.get("deny", [np.empty(0, np.int64)]), listed.get("allow")
+            denied = denied * (len(rows) // len(denied))
+            if exclude_history:
+                denied = [np.concatenate(pair) for pair in zip(rows, denied, strict=True)]
+            mask = np.full((len(rows), len(self.tokenizer)), allowed is None)
+            for user, items in enumerate(allowed or ()):
+                mask[user if len(allowed or ()) == len(rows) else slice(None), items] = True
+            inputs = {
+                "history": _filled([history[max(0, len(history) - limit) :] for history in rows]),
+                "excluded": _filled(denied),
+                "allowed": mask,
+                "top_k": np.array(number),
+            }
+            found, scores = self._session.run(None, inputs)
+            if np.isnan(scores).any():
+                raise ValueError(SCORES_ARE_DAMAGED)
+            return self.catalog.describe(found, scores, (found != PAD_ROW).sum(axis=1).tolist())
+
+        return answer_in_batches(self.catalog, histories, lists, batch_size, answer)
+
+    def similar(self, items: Iterable[str | float], top_k: int = 10) -> list[list[Recommendation]]:
+        """Return the items with the most similar vectors, as `NextItemRecommendationPipeline.similar`."""
+        return similar_items(self.catalog, self._unit_vectors, items, top_k)
+
+
+def checkpoint_revision(folder: Path) -> str | None:
+    """Return the commit of a checkpoint that was downloaded from the Hub; None for other folders."""
+    return folder.name if folder.parent.name == "snapshots" else None
+
+
+def _filled(rows: list[np.ndarray]) -> np.ndarray:
+    """Return rows (users, longest) filled up with 0, at least one column."""
+    filled, _ = pad_rows(rows, PAD_ROW, max(1, *map(len, rows)) if rows else 1)
+    return filled.astype(np.int64, copy=False)
+
+
+def _loops_for_gru(model: PreTrainedModel) -> Any:
+    """Keep the loop of a GRU in the graph; torch would repeat its body for each item of the example."""
+    if model.config.model_type != "gru4rec":
+        return nullcontext()
+    try:
+        from torch.export._patches import register_gru_while_loop_decomposition
+    except ImportError as error:
+        raise ImportError("The export of GRU4Rec needs a newer torch. Run pip install --upgrade torch.") from error
+    return register_gru_while_loop_decomposition()
+
+
+def _require(module: str) -> Any:
+    """Import an optional module, or name the extra that has it."""
+    try:
+        return __import__(module)
+    except ImportError as error:
+        raise ImportError(f'The export needs {module}. Run pip install "hf-bert4rec[export]".') from error

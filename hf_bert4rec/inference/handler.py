@@ -1,0 +1,39 @@
+"""Answers of a Hugging Face Inference Endpoint. Pushed repositories have a `handler.py` that imports this class."""
+
+from typing import Any
+
+from .export import checkpoint_revision
+from .pipeline import fetch_checkpoint, pipeline
+
+
+class EndpointHandler:
+    """Answer the requests of the server (`POST /recommend`) in an Inference Endpoint.
+
+    Args:
+        path: Folder of the repository.
+    """
+
+    def __init__(self, path: str = "") -> None:
+        self.recommender = pipeline(path)
+        self.source = {"checkpoint": str(path), "revision": checkpoint_revision(fetch_checkpoint(path))}
+
+    def __call__(self, data: dict[str, Any]) -> dict[str, Any]:
+        """Answer a request.
+
+        Args:
+            data: `inputs` has the fields of `POST /recommend`: `histories`, and optionally `top_k`, `allow`, `deny` and
+                `exclude_history`. It may also be the histories alone, with the options in `parameters`.
+
+        Returns:
+            `recommendations`, `checkpoint` and `revision`.
+
+        Raises:
+            ValueError: The request has another form.
+        """
+        inputs, options = data.get("inputs"), data.get("parameters") or {}
+        if isinstance(inputs, dict):
+            options = options | inputs
+            inputs = options.pop("histories", None)
+        if inputs is None:
+            raise ValueError('Expected histories: {"inputs": {"histories": [["260", "1196"]], "top_k": 10}}.')
+        return {**self.source, "recommendations": self.recommender(inputs, **options)}

@@ -1,0 +1,407 @@
+"""Answer requests over HTTP: raw IDs in, recommended items out.
+
+Requests that arrive while others are scored wait, and are scored together. Histories are never logged.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from os import PathLike
+from pathlib import Path
+from typing import Annotated, Any, TypeAlias
+
+try:
+    import prometheus_client as prometheus
+    import uvicorn
+    from fastapi import FastAPI, HTTPException, Response
+    from fastapi.exceptions import RequestValidationError
+    from fastapi.responses import JSONResponse
+    from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, WithJsonSchema
+except ImportError as error:
+    raise ImportError('The server needs FastAPI. Run pip install "hf-bert4rec[serve]".') from error
+
+from .export import FACTS_FILE, OnnxRecommender
+from .pipeline import NextItemRecommendationPipeline
+
+logger = logging.getLogger(__name__)
+
+MAX_BODY = 2**20  # bytes
+MAX_HISTORIES, MAX_LENGTH, MAX_TOP_K, MAX_SIMILAR, MAX_ID = 64, 10_000, 1000, 64, 1000
+MAX_BATCH = 32  # histories that are scored together
+MAX_WAITING = 256  # histories; more requests are refused
+MAX_CONNECTIONS = 2000
+BODY_SECONDS = 10.0  # in which a request must have arrived
+EXPORT_NICENESS = 10  # a reload must not slow down requests
+
+Recommender: TypeAlias = NextItemRecommendationPipeline | OnnxRecommender
+Load: TypeAlias = Callable[[], tuple[Recommender, str, str | None]]
+
+
+def _whole(value: Any) -> Any:
+    """Convert 10.0 to 10, which JSON does not tell apart."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _read_id(value: Any) -> str | int:
+    """Accept text, and numbers without a fraction; the recommender converts them to text."""
+    value = _whole(value)
+    if not isinstance(value, str | int) or isinstance(value, bool):
+        raise ValueError("an item ID must be text or a whole number")
+    if isinstance(value, str) and (len(value) > MAX_ID or any("\ud800" <= letter <= "\udfff" for letter in value)):
+        raise ValueError(f"an item ID must have at most {MAX_ID} characters, all of them valid Unicode")
+    return value
+
+
+ID_SCHEMA = {"anyOf": [{"type": "string", "maxLength": MAX_ID}, {"type": "integer"}]}
+ID = Annotated[str | int, PlainValidator(_read_id), WithJsonSchema(ID_SCHEMA)]
+TopK = Annotated[int, Field(ge=1, le=MAX_TOP_K), BeforeValidator(_whole)]
+IDs = Annotated[list[ID], Field(max_length=MAX_LENGTH)]
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class RecommendRequest(_Request):
+    """Histories of raw item IDs, oldest first, and options, which hold for all of them."""
+
+    histories: Annotated[list[IDs], Field(max_length=MAX_HISTORIES, examples=[[["260", "1196"]]])]
+    top_k: TopK = 10
+    allow: Annotated[IDs | None, Field(description="the only items to recommend")] = None
+    deny: Annotated[IDs | None, Field(description="items not to recommend")] = None
+    exclude_history: Annotated[bool | None, Field(description="default: as the model was evaluated")] = None
+
+
+class SimilarRequest(_Request):
+    """Items of the model."""
+
+    items: Annotated[list[ID], Field(max_length=MAX_SIMILAR, examples=[["260"]])]
+    top_k: TopK = 10
+
+
+class Item(BaseModel):
+    """An item; `score` is the probability that it is next, or the cosine of similar items."""
+
+    item: str
+    title: str | None
+    score: float
+
+
+class Source(BaseModel):
+    """The checkpoint that answered; `revision` is its commit on the Hub."""
+
+    checkpoint: str
+    revision: str | None
+
+
+class RecommendAnswer(Source):
+    """Items for each history, best first."""
+
+    recommendations: list[list[Item]]
+
+
+class SimilarAnswer(Source):
+    """Items for each item, most similar first."""
+
+    similar: list[list[Item]]
+
+
+class Problem(BaseModel):
+    """Why a request was not answered."""
+
+    detail: str
+
+
+class Metrics:
+    """What `GET /metrics` reports, in the format of Prometheus."""
+
+    def __init__(self) -> None:
+        self.registry = prometheus.CollectorRegistry()
+        prometheus.ProcessCollector(registry=self.registry)
+        make: dict[str, Any] = {"registry": self.registry}
+        self.requests = prometheus.Counter("requests", "Requests", ["route", "status"], **make)
+        self.seconds = prometheus.Histogram(
+            "request_seconds", "Time to answer", ["route"], buckets=[2**n / 1000 for n in range(14)], **make
+        )
+        self.unknown = prometheus.Counter(
+            "unknown_ids", "IDs that the model does not have, and that were skipped", **make
+        )
+        self.batches = prometheus.Histogram(
+            "batch_histories", "Histories that were scored together", buckets=[1, 2, 4, 8, 16, 32, 64], **make
+        )
+        self.reloads = prometheus.Counter("reloads", "Reloads of the checkpoint", ["result"], **make)
+
+
+class Service:
+    """A loaded recommender, and the requests that wait for it. Requests are scored in one thread, in batches."""
+
+    def __init__(self, load: Load) -> None:
+        self.metrics = Metrics()
+        self._load, self._loaded = load, load()
+        self._waiting: deque[tuple[RecommendRequest, asyncio.Future]] = deque()
+        self._arrived = asyncio.Event()
+        self._reloading = asyncio.Lock()
+        self._thread = ThreadPoolExecutor(1, "scoring")
+
+    @property
+    def source(self) -> dict[str, str | None]:
+        """Checkpoint and revision, for answers."""
+        return {"checkpoint": self._loaded[1], "revision": self._loaded[2]}
+
+    async def recommend(self, request: RecommendRequest) -> dict[str, Any]:
+        """Answer a request; HTTPException 503 if too many are waiting."""
+        if sum(len(waiting.histories) for waiting, _ in self._waiting) + len(request.histories) > MAX_WAITING:
+            raise HTTPException(503, "Too many requests are waiting. Try again later.", {"Retry-After": "1"})
+        answered: asyncio.Future = asyncio.get_running_loop().create_future()
+        self._waiting.append((request, answered))
+        self._arrived.set()
+        return await answered
+
+    async def similar(self, request: SimilarRequest) -> dict[str, Any]:
+        """Answer a request; HTTPException 404 if an item is unknown."""
+        (recommender, *_), source = self._loaded, self.source
+        loop = asyncio.get_running_loop()
+        try:
+            found = await loop.run_in_executor(self._thread, recommender.similar, request.items, request.top_k)
+        except ValueError as error:
+            raise HTTPException(404, str(error)) from None
+        return {**source, "similar": found}
+
+    async def work(self) -> None:
+        """Score what has arrived, batch by batch, until cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._arrived.wait()
+            batch: list[tuple[RecommendRequest, asyncio.Future]] = []
+            size = 0
+            while self._waiting and (not batch or size + len(self._waiting[0][0].histories) <= MAX_BATCH):
+                batch.append(self._waiting.popleft())
+                size += len(batch[-1][0].histories)
+            if not self._waiting:
+                self._arrived.clear()
+            self.metrics.batches.observe(size)
+            recommender, source = self._loaded[0], self.source
+            answers = await loop.run_in_executor(self._thread, self._score, recommender, [it for it, _ in batch])
+            for (_, answered), answer in zip(batch, answers, strict=True):
+                if answered.done():  # the client has gone
+                    continue
+                if isinstance(answer, HTTPException):
+                    answered.set_exception(answer)
+                else:
+                    answered.set_result({**source, "recommendations": answer})
+
+    def _score(self, recommender: Recommender, requests: list[RecommendRequest]) -> list[Any]:
+        """Return the answer of each request, or its HTTPException."""
+        groups: dict[tuple, list[int]] = {}
+        for place, request in enumerate(requests):
+            key = request.exclude_history, request.allow is None, request.deny is None
+            groups.setdefault(key, []).append(place)
+        answers: list[Any] = [None] * len(requests)
+        before = recommender.catalog.unknown
+        for (exclude_history, *_), places in groups.items():
+            group = [requests[place] for place in places]
+            options: dict[str, Any] = {"exclude_history": exclude_history, "top_k": max(it.top_k for it in group)}
+            for name in ("allow", "deny"):
+                if getattr(group[0], name) is not None:
+                    options[name] = [getattr(request, name) for request in group for _ in request.histories]
+            try:
+                found = iter(recommender([history for it in group for history in it.histories], **options))
+                for place, request in zip(places, group, strict=True):
+                    answers[place] = [next(found)[: request.top_k] for _ in request.histories]
+            except Exception as error:  # such as NaN as a score; the server must go on
+                logger.error("Scoring failed: %s", type(error).__name__)
+                reason = str(error) if isinstance(error, ValueError) else "Scoring failed."
+                answers = [HTTPException(500, reason) if i in places else it for i, it in enumerate(answers)]
+        self.metrics.unknown.inc(recommender.catalog.unknown - before)
+        return answers
+
+    async def reload(self) -> None:
+        """Load the checkpoint again, and use it from the next batch on. If that fails, the old one is kept."""
+        async with self._reloading:
+            try:
+                self._loaded = await asyncio.get_running_loop().run_in_executor(None, self._load)
+                result = "loaded"
+            except Exception as error:
+                logger.error("Reloading failed, the loaded checkpoint stays in use: %s", error)
+                result = "failed"
+            self.metrics.reloads.labels(result).inc()
+            logger.info("In use: %s", self.source)
+
+
+class _Limits:
+    """ASGI middleware: requests must be small and arrive in time, and each is counted with its time."""
+
+    def __init__(self, app: Any, metrics: Metrics) -> None:
+        self.app, self.metrics = app, metrics
+
+    async def __call__(self, scope: dict[str, Any], receive: Callable, send: Callable) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        start, status = time.perf_counter(), 500
+
+        async def send_and_note(message: Any) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            await send(message)
+
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                body = await _read_body(receive)
+        except TimeoutError:
+            problem: Response | None = _problem(408, f"The request did not arrive within {BODY_SECONDS:.0f} seconds.")
+        else:
+            problem = _problem(413, f"The request has more than {MAX_BODY:,} bytes.") if body is None else None
+        if problem is not None:
+            problem.headers["connection"] = "close"
+            await problem(scope, receive, send_and_note)
+        else:
+            unread = deque([{"type": "http.request", "body": body, "more_body": False}])
+
+            async def receive_body() -> dict[str, Any]:
+                return unread.popleft() if unread else await receive()
+
+            await self.app(scope, receive_body, send_and_note)
+        route = getattr(scope.get("route"), "path", "other")
+        self.metrics.requests.labels(route, status).inc()
+        self.metrics.seconds.labels(route).observe(time.perf_counter() - start)
+
+
+async def _read_body(receive: Callable[[], Awaitable[dict[str, Any]]]) -> bytes | None:
+    """Return the body of a request, or None if it is too large."""
+    body, more = bytearray(), True
+    while more:
+        message = await receive()
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+        if len(body) > MAX_BODY:
+            return None
+    return bytes(body)
+
+
+def _problem(status: int, detail: str, headers: Any = None) -> JSONResponse:
+    return JSONResponse({"detail": detail}, status, headers)
+
+
+def create_app(load: Load) -> FastAPI:
+    """Return the ASGI application.
+
+    Args:
+        load: Function that loads the recommender, now and at each reload. It returns the recommender, and the name and
+            the revision of its checkpoint for the answers.
+    """
+    service = Service(load)
+
+    @asynccontextmanager
+    async def working(_: FastAPI) -> AsyncIterator[None]:
+        task = asyncio.create_task(service.work())
+        yield
+        task.cancel()
+
+    problems: Any = {status: {"model": Problem} for status in (400, 404, 408, 413, 422, 500, 503)}
+    app = FastAPI(title="hf-bert4rec", lifespan=working, responses=problems)
+    app.state.service = service
+    app.add_middleware(_Limits, metrics=service.metrics)
+
+    @app.exception_handler(RequestValidationError)
+    async def explain(_: Any, error: RequestValidationError) -> JSONResponse:
+        # Without the values, which may be histories.
+        found = [f"{'.'.join(map(str, it['loc'][1:])) or 'body'}: {it['msg']}" for it in error.errors()[:5]]
+        return _problem(422, "; ".join(found).encode("utf-8", "replace").decode())
+
+    @app.post("/recommend", response_model=RecommendAnswer)
+    async def recommend(request: RecommendRequest) -> Response:
+        """Recommend the next items for histories."""
+        return JSONResponse(await service.recommend(request))
+
+    @app.post("/similar", response_model=SimilarAnswer)
+    async def similar(request: SimilarRequest) -> Response:
+        """Find items with similar vectors; `score` is the cosine."""
+        return JSONResponse(await service.similar(request))
+
+    @app.get("/health", responses={200: {"content": {"application/json": {"example": {"status": "running"}}}}})
+    async def health() -> dict[str, str]:
+        """Whether the process answers."""
+        return {"status": "running"}
+
+    @app.get("/ready", response_model=Source)
+    async def ready() -> Response:
+        """Whether requests are answered: the checkpoint is loaded before the server listens."""
+        return JSONResponse(service.source)
+
+    @app.get("/metrics", response_class=Response)
+    async def metrics() -> Response:
+        """Numbers for Prometheus."""
+        return Response(prometheus.generate_latest(service.metrics.registry), media_type=prometheus.CONTENT_TYPE_LATEST)
+
+    return app
+
+
+def load_for_serving(
+    checkpoint: str | PathLike, revision: str | None = None
+) -> tuple[OnnxRecommender, str, str | None]:
+    """Load an exported folder, or export a checkpoint in a process of its own, and check that it recommends.
+
+    Raises:
+        OSError, ValueError: As for `OnnxRecommender`, or the export failed.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        exported = Path(checkpoint)
+        if not (exported / FACTS_FILE).exists():
+            exported = Path(folder, "export")
+            command = [
+                sys.executable,
+                "-m",
+                "hf_bert4rec.cli.main",
+                "export",
+                str(checkpoint),
+                "--output",
+                str(exported),
+            ]
+            command += ["--revision", revision] if revision else []
+            lower = (lambda: os.nice(EXPORT_NICENESS)) if hasattr(os, "nice") else None
+            done = subprocess.run(command, capture_output=True, text=True, preexec_fn=lower)
+            if done.returncode:
+                reason = done.stderr.strip().rpartition("\n")[2].rpartition("error: ")[2]
+                raise ValueError(reason or f"{checkpoint}: the export failed.")
+        recommender = OnnxRecommender(exported)
+    recommender([[]])  # damaged weights must not replace a model that works
+    return recommender, recommender.facts["checkpoint"], recommender.facts["revision"]
+
+
+def serve(checkpoint: str | PathLike, host: str = "127.0.0.1", port: int = 8000, revision: str | None = None) -> None:
+    """Serve a checkpoint until the process is stopped. SIGHUP loads it again.
+
+    Args:
+        checkpoint: Folder or Hub ID of a checkpoint, or a folder that `export_checkpoint` wrote.
+        host: Address to listen on. The server has no authentication: put a proxy in front before others reach it.
+        port: Port to listen on.
+        revision: Branch, tag or commit of a Hub ID.
+
+    Raises:
+        OSError, ValueError: The checkpoint cannot be loaded.
+    """
+    logging.getLogger("hf_bert4rec.inference.answers").setLevel(logging.ERROR)  # it names unknown IDs of histories
+
+    async def run() -> None:
+        app = create_app(lambda: load_for_serving(checkpoint, revision))
+        config = uvicorn.Config(app, host, port, access_log=False, limit_concurrency=MAX_CONNECTIONS, log_level="info")
+        if hasattr(signal, "SIGHUP"):
+            tasks = set()  # asyncio keeps no reference
+            reload = app.state.service.reload
+            asyncio.get_running_loop().add_signal_handler(
+                signal.SIGHUP, lambda: tasks.add(asyncio.ensure_future(reload()))
+            )
+        await uvicorn.Server(config).serve()
+
+    with asyncio.Runner(loop_factory=uvicorn.Config("", loop="auto").get_loop_factory()) as runner:
+        runner.run(run())

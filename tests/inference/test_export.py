@@ -1,0 +1,139 @@
+"""Exported graphs give the answers of the pipeline, with any batch, length, exclusion and number of items."""
+
+import numpy as np
+import onnxruntime
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+import hf_bert4rec
+from hf_bert4rec import Gru4RecConfig, Gru4RecForMaskedLM, SasRecConfig, SasRecForMaskedLM, item_tokenizer
+from hf_bert4rec.cli.main import main
+from hf_bert4rec.inference.export import OnnxRecommender, export_checkpoint, export_program
+from tests.conftest import small_config
+from tests.inference.test_pipeline import HISTORIES, ITEMS, items_of, scores_of
+
+SIZES = {"vocab_size": 13, "max_position_embeddings": 5, "hidden_size": 12, "num_attention_heads": 3}
+
+
+def checkpoint(folder, kind):
+    """A small model with weights that differ from their small start, for items a to j; c is removed."""
+    torch.manual_seed(0)
+    tokenizer = item_tokenizer(list(ITEMS), titles={"a": "Alpha"}, max_length=5)
+    tokenizer.removed = ["c"]
+    model = {
+        "bert4rec": lambda: hf_bert4rec.Bert4RecForMaskedLM(small_config(13, 5)),
+        "recipe": lambda: hf_bert4rec.Bert4RecForMaskedLM(
+            hf_bert4rec.Bert4RecConfig(**SIZES, rope_theta=10_000, conv_kernel_size=3)
+        ),
+        "sasrec": lambda: SasRecForMaskedLM(SasRecConfig(**SIZES)),
+        "gru4rec": lambda: Gru4RecForMaskedLM(Gru4RecConfig(**SIZES, num_hidden_layers=2)),
+    }[kind]()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if not name.endswith("norm.weight"):
+                weight.add_(torch.randn(weight.shape) * 0.4)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module", params=["bert4rec", "recipe", "sasrec", "gru4rec"])
+def exported(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param)
+    source = checkpoint(folder / "model", request.param)
+    return source, export_checkpoint(source, folder / "onnx")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {}, {"top_k": 3}, {"top_k": 1000}, {"exclude_history": False}, {"deny": ["a", "j", "x"]},
+        {"allow": ["b", "d", "c"]}, {"allow": [list("abde")] * len(HISTORIES), "deny": [["a"]] * len(HISTORIES)},
+        {"batch_size": 1}, {"batch_size": 2, "top_k": 2},
+    ],
+)  # fmt: skip
+def test_the_answers_are_those_of_the_pipeline(exported, options):
+    source, folder = exported
+    expected = hf_bert4rec.pipeline(source, device="cpu")(HISTORIES, **options)
+    answers = OnnxRecommender(folder, threads=1)(HISTORIES, **options)
+    assert items_of(answers) == items_of(expected)
+    assert scores_of(answers) == pytest.approx(scores_of(expected), abs=1e-5)
+    assert [row["title"] for row in answers[1]] == [row["title"] for row in expected[1]]
+
+
+def test_similar_items_are_those_of_the_pipeline(exported):
+    source, folder = exported
+    expected = hf_bert4rec.pipeline(source, device="cpu").similar(["a", "d"], top_k=3)
+    answers = OnnxRecommender(folder, threads=1).similar(["a", "d"], top_k=3)
+    assert items_of(answers) == items_of(expected)
+    assert scores_of(answers) == pytest.approx(scores_of(expected), abs=1e-5)
+
+
+def test_another_runtime_needs_only_the_files(exported):
+    """As in docs/production.md: onnxruntime and pyarrow, without this package."""
+    source, folder = exported
+    items = pq.read_table(folder / "catalog.parquet")["item"].to_pylist()
+    session = onnxruntime.InferenceSession(folder / "model.onnx")
+    history = np.array([[3 + items.index("a"), 3 + items.index("b"), 0], [3 + items.index("e"), 0, 0]])
+    inputs = {"history": history, "excluded": history, "allowed": np.ones((2, 13), bool), "top_k": np.array(4)}
+    rows, scores = session.run(None, inputs)
+    expected = hf_bert4rec.pipeline(source, device="cpu")([["a", "b"], ["e"]], top_k=4)
+    assert [[items[row - 3] for row in found] for found in rows] == items_of(expected)
+    assert scores.ravel().tolist() == pytest.approx(scores_of(expected), abs=1e-5)
+    vectors = np.load(folder / "vectors.npy", allow_pickle=False)
+    assert vectors == pytest.approx(hf_bert4rec.pipeline(source, device="cpu").item_vectors())
+
+
+def test_the_program_of_torch_runs_with_other_sizes(exported):
+    source, _ = exported
+    model = hf_bert4rec.pipeline(source, device="cpu").model
+    graph = export_program(model, np.array([5])).module()
+    history = torch.tensor([[3, 4, 0, 0]])
+    rows, _ = graph(history, history, torch.ones(1, 13, dtype=torch.bool), torch.tensor(6))
+    expected = hf_bert4rec.pipeline(source, device="cpu")([["a", "b"]], top_k=6)
+    assert [ITEMS[row - 3] for row in rows[0].tolist()] == items_of(expected)[0]
+
+
+def test_the_graph_has_no_paths_of_this_machine(exported):
+    content = (exported[1] / "model.onnx").read_bytes()
+    assert b"site-packages" not in content
+    assert b"hf_bert4rec/" not in content
+
+
+def test_the_command_replaces_an_export_and_nothing_else(tmp_path, capsys):
+    source = checkpoint(tmp_path / "model", "bert4rec")
+    for _ in range(2):
+        main(["export", str(source), "--to", "onnx", "--output", str(tmp_path / "onnx")])
+    assert capsys.readouterr().out.endswith(f"Saved in {tmp_path / 'onnx'}.\n")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").write_text("mine")
+    with pytest.raises(SystemExit, match="contains other files, which would be lost"):
+        main(["export", str(source), "--output", str(tmp_path / "other")])
+    assert (tmp_path / "other" / "thesis.txt").read_text() == "mine"
+
+
+def test_damaged_exports_are_refused(tmp_path):
+    folder = export_checkpoint(checkpoint(tmp_path / "model", "bert4rec"), tmp_path / "onnx")
+    vectors, graph = np.load(folder / "vectors.npy"), (folder / "model.onnx").read_bytes()
+    np.save(folder / "vectors.npy", vectors[1:])
+    with pytest.raises(ValueError, match="the files do not belong together"):
+        OnnxRecommender(folder)
+    np.save(folder / "vectors.npy", np.array([{}]), allow_pickle=True)
+    with pytest.raises(ValueError, match="cannot be read"):
+        OnnxRecommender(folder)
+    np.save(folder / "vectors.npy", vectors)
+    (folder / "model.onnx").write_bytes(graph[:100])
+    with pytest.raises(ValueError, match="cannot be read"):
+        OnnxRecommender(folder)
+
+
+def test_damaged_weights_give_an_error(tmp_path):
+    source = checkpoint(tmp_path / "model", "bert4rec")
+    model = hf_bert4rec.Bert4RecForMaskedLM.from_pretrained(source)
+    with torch.no_grad():
+        model.model.embeddings.norm.weight.fill_(torch.nan)
+    model.save_pretrained(source)
+    recommender = OnnxRecommender(export_checkpoint(source, tmp_path / "onnx"))
+    with pytest.raises(ValueError, match="scores are NaN or infinite"):
+        recommender([["a"]])

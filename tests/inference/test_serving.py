@@ -1,0 +1,353 @@
+"""The server: answers, limits, batches, reloads, and a real process with slow clients."""
+
+import asyncio
+import importlib.util
+import json
+import logging
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+
+import hf_bert4rec
+from hf_bert4rec.hub.push import HANDLER, published_files
+from hf_bert4rec.inference import serving
+from hf_bert4rec.inference.export import OnnxRecommender, export_checkpoint
+from hf_bert4rec.inference.serving import create_app, load_for_serving
+from tests.inference.test_export import checkpoint
+from tests.inference.test_pipeline import HISTORIES, items_of
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("serving")
+    source = checkpoint(folder / "model", "bert4rec")
+    return source, export_checkpoint(source, folder / "onnx")
+
+
+@pytest.fixture
+def recommender(folders):
+    return OnnxRecommender(folders[1], threads=1)
+
+
+@pytest.fixture
+def client(recommender):
+    with TestClient(create_app(lambda: (recommender, "shop", "abc"))) as client:
+        yield client
+
+
+def post(client, **body):
+    return client.post("/recommend", json=body)
+
+
+# ---- answers ---------------------------------------------------------------------------------------------------------
+
+
+def test_an_answer_names_checkpoint_and_revision(client, recommender):
+    answer = post(client, histories=[["a", "b"], []], top_k=3)
+    assert answer.status_code == 200
+    expected = recommender([["a", "b"], []], top_k=3)
+    assert answer.json() == {"checkpoint": "shop", "revision": "abc", "recommendations": expected}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"top_k": 2}, {"top_k": 2.0}, {"allow": ["b", "d"]}, {"deny": ["a"]}, {"exclude_history": False},
+     {"allow": None, "deny": None, "exclude_history": None}],
+)  # fmt: skip
+def test_options_are_those_of_the_pipeline(client, recommender, options):
+    answer = post(client, histories=HISTORIES, **options).json()["recommendations"]
+    assert answer == recommender(HISTORIES, **{"top_k": 10} | options | {"top_k": int(options.get("top_k", 10))})
+
+
+def test_similar_items(client, recommender):
+    answer = client.post("/similar", json={"items": ["a", "b"], "top_k": 2})
+    assert answer.json() == {"checkpoint": "shop", "revision": "abc", "similar": recommender.similar(["a", "b"], 2)}
+    unknown = client.post("/similar", json={"items": ["nothing"]})
+    assert (unknown.status_code, unknown.json()) == (404, {"detail": "items: the model has no item 'nothing'."})
+
+
+def test_the_server_takes_a_pipeline_too(folders):
+    pipeline = hf_bert4rec.pipeline(folders[0], device="cpu")
+    with TestClient(create_app(lambda: (pipeline, "shop", None))) as client:
+        assert post(client, histories=[["a"]]).json()["recommendations"] == pipeline([["a"]])
+
+
+def test_health_readiness_and_numbers(client):
+    assert client.get("/health").json() == {"status": "running"}
+    assert client.get("/ready").json() == {"checkpoint": "shop", "revision": "abc"}
+    post(client, histories=[["a", "x", "y"], ["b"]])
+    post(client, histories=[], top_k=0)
+    client.get("/nothing")
+    numbers = client.get("/metrics").text
+    for line in (
+        'requests_total{route="/recommend",status="200"} 1.0',
+        'requests_total{route="/recommend",status="422"} 1.0',
+        'requests_total{route="other",status="404"} 1.0',
+        'request_seconds_count{route="/recommend"} 2.0',
+        "unknown_ids_total 2.0",
+        "batch_histories_sum 2.0",
+    ):
+        assert line in numbers
+
+
+def test_the_description_of_the_routes(client):
+    paths = client.get("/openapi.json").json()["paths"]
+    assert set(paths) == {"/recommend", "/similar", "/health", "/ready", "/metrics"}
+    assert client.get("/docs").status_code == 200
+
+
+# ---- invalid requests ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "reason"),
+    [
+        ("{", 422, "JSON decode error"),
+        ("[]", 422, "body: Input should be"),
+        ("{}", 422, "histories: Field required"),
+        ('{"histories": ["a"]}', 422, "histories.0: Input should be a valid list"),
+        ('{"histories": [[true]]}', 422, "histories.0.0: Value error, an item ID must be text or a whole number"),
+        ('{"histories": [[1.5]]}', 422, "an item ID must be text or a whole number"),
+        ('{"histories": [[NaN]]}', 422, "an item ID must be text or a whole number"),
+        ('{"histories": [["\\ud800"]]}', 422, "an item ID must have at most 1000 characters, all of them valid"),
+        ('{"histories": [[], []], "top_k": 0}', 422, "top_k: Input should be greater than or equal to 1"),
+        ('{"histories": [[]], "top_k": -1}', 422, "top_k: Input should be greater than or equal to 1"),
+        ('{"histories": [[]], "top_k": 1000000000}', 422, "top_k: Input should be less than or equal to 1000"),
+        ('{"histories": [[]], "topk": 1}', 422, "topk: Extra inputs are not permitted"),
+        ('{"histories": [[]], "exclude_history": "no"}', 422, "exclude_history: Input should be a valid boolean"),
+        (json.dumps({"histories": [[]] * 65}), 422, "histories: List should have at most 64 items"),
+        (json.dumps({"histories": [["a"] * 10_001]}), 422, "histories.0: List should have at most 10000 items"),
+        (json.dumps({"histories": [["a"] * 10**6]}), 413, "The request has more than 1,048,576 bytes."),
+        ('{"histories": [[' + "9" * 5000 + "]]}", 400, "There was an error parsing the body"),
+        ("[" * 100_000, 400, "There was an error parsing the body"),
+    ],
+)
+def test_an_invalid_request_gets_a_reason(client, body, status, reason):
+    answer = client.post("/recommend", content=body, headers={"Content-Type": "application/json"})
+    assert answer.status_code == status
+    assert reason in answer.json()["detail"]
+    assert post(client, histories=[["a"]]).status_code == 200
+
+
+def test_numbers_are_ids(client, recommender):
+    assert post(client, histories=[[1, "1", 10**30]]).json()["recommendations"] == recommender([[]])
+
+
+def test_histories_are_neither_logged_nor_in_answers(client, caplog):
+    with caplog.at_level(logging.DEBUG):
+        answer = post(client, histories=[["secret-1", True], ["secret-2"] * 10_001])
+        post(client, histories=[["b"]])
+    assert "secret" not in answer.text
+    assert "secret" not in caplog.text
+
+
+def test_damaged_weights_give_an_error_and_the_server_lives(client, recommender, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(recommender, "_session", Broken())
+        answer = post(client, histories=[["a"]])
+        assert (answer.status_code, answer.json()["detail"]) == (500, serving_error())
+    assert post(client, histories=[["a"]]).status_code == 200
+
+
+class Broken:
+    def run(self, outputs, inputs):
+        return np.zeros((4, 10), np.int64), np.full((4, 10), np.nan)
+
+
+def serving_error():
+    return "The model's scores are NaN or infinite: its weights are damaged or its training diverged."
+
+
+# ---- batches and overload --------------------------------------------------------------------------------------------
+
+
+class Slow:
+    """A recommender that waits until it may answer, and notes the batches."""
+
+    def __init__(self, recommender):
+        self.recommender, self.catalog, self.batches, self.may = recommender, recommender.catalog, [], threading.Event()
+
+    def __call__(self, histories, **options):
+        self.batches.append(len(histories))
+        assert self.may.wait(20)
+        return self.recommender(histories, **options)
+
+
+async def many(app, bodies, before_answers):
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server", timeout=30) as client,
+    ):
+        tasks = [asyncio.create_task(client.post("/recommend", json=body)) for body in bodies]
+        await before_answers(tasks, client)
+        return await asyncio.gather(*tasks)
+
+
+def test_requests_that_wait_are_scored_together_and_each_gets_its_own_answer(recommender):
+    slow = Slow(recommender)
+    app = create_app(lambda: (slow, "shop", None))
+    bodies = [{"histories": [[item]], "top_k": 1 + place % 3} for place, item in enumerate("abdefghij")]
+    bodies[4] |= {"deny": ["a"]}
+    bodies[5] |= {"allow": ["b", "d"]}
+
+    async def wait(tasks, client):
+        await asyncio.sleep(0.3)
+        slow.may.set()
+
+    answers = asyncio.run(many(app, bodies, wait))
+    for body, answer in zip(bodies, answers, strict=True):
+        options = {name: value for name, value in body.items() if name != "histories"}
+        expected = recommender(body["histories"], **options)
+        assert items_of(answer.json()["recommendations"]) == items_of(expected)
+    assert len(slow.batches) <= 5
+    assert sum(slow.batches) == len(bodies)
+
+
+def test_overload_is_refused_at_once(recommender, monkeypatch):
+    monkeypatch.setattr(serving, "MAX_WAITING", 4)
+    slow = Slow(recommender)
+
+    async def wait(tasks, client):
+        done, _ = await asyncio.wait(tasks, timeout=5, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.sleep(0.3)
+        assert all(task.result().status_code == 503 for task in tasks if task.done())
+        assert done
+        assert (await client.get("/ready")).status_code == 200
+        slow.may.set()
+
+    answers = asyncio.run(many(create_app(lambda: (slow, "shop", None)), [{"histories": [["a"]]}] * 20, wait))
+    statuses = [answer.status_code for answer in answers]
+    assert set(statuses) == {200, 503}
+    assert statuses.count(200) >= 4
+    refused = answers[statuses.index(503)]
+    assert refused.headers["Retry-After"] == "1"
+    assert refused.json() == {"detail": "Too many requests are waiting. Try again later."}
+
+
+# ---- reloads ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_reload_replaces_the_checkpoint_and_a_broken_one_does_not(recommender):
+    states = iter([(recommender, "shop", "1"), (recommender, "shop", "2"), *[ValueError("damaged")] * 2])
+
+    def load():
+        state = next(states)
+        if isinstance(state, Exception):
+            raise state
+        return state
+
+    app = create_app(load)
+    with TestClient(app) as client:
+        for revision in ("1", "2", "2"):
+            assert post(client, histories=[["a"]]).json()["revision"] == revision
+            client.portal.call(app.state.service.reload)
+        numbers = client.get("/metrics").text
+    assert 'reloads_total{result="loaded"} 1.0' in numbers
+    assert 'reloads_total{result="failed"} 2.0' in numbers
+
+
+def test_a_checkpoint_is_exported_to_be_served(folders):
+    recommender, name, revision = load_for_serving(folders[0])
+    assert (name, revision) == (str(folders[0]), None)
+    expected = hf_bert4rec.pipeline(folders[0], device="cpu")(HISTORIES)
+    assert items_of(recommender(HISTORIES)) == items_of(expected)
+
+
+def test_what_cannot_be_served_is_refused(folders, tmp_path):
+    shutil.copytree(folders[0], tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(ValueError, match=r"model.safetensors is damaged or cut off"):
+        load_for_serving(tmp_path / "model")
+    with pytest.raises(ValueError, match="found no such folder"):
+        load_for_serving(tmp_path / "nothing")
+
+
+# ---- a process -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def process(folders, tmp_path):
+    folder = shutil.copytree(folders[1], tmp_path / "served")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "hf_bert4rec.cli.main", "serve", str(folder), "--port", str(port)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
+        address = f"http://127.0.0.1:{port}"
+        for _ in range(600):
+            try:
+                httpx.get(f"{address}/ready")
+                break
+            except httpx.ConnectError:
+                time.sleep(0.1)
+        yield server, address, port, folder
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(20) in (0, -signal.SIGTERM)
+        assert "Traceback" not in server.stderr.read()
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="needs signals")
+def test_a_process_reloads_without_losing_requests_and_survives_slow_clients(process):
+    server, address, port, folder = process
+    idle = [socket.create_connection(("127.0.0.1", port)) for _ in range(300)]
+    idle[0].sendall(b"POST /recommend HTTP/1.1\r\nHost: here\r\nContent-Length: 100\r\n\r\n{")
+    facts = json.loads((folder / "export.json").read_text())
+    statuses, revisions = [], []
+    with httpx.Client() as client:
+
+        def ask():
+            answer = client.post(f"{address}/recommend", json={"histories": [["a"]]})
+            statuses.append(answer.status_code)
+            return answer.json()["revision"]
+
+        assert ask() is None
+        for revision, model in (("new", None), ("broken", b"damaged")):
+            (folder / "export.json").write_text(json.dumps({**facts, "revision": revision}))
+            if model:
+                (folder / "model.onnx").write_bytes(model)
+            server.send_signal(signal.SIGHUP)
+            for _ in range(100):
+                revisions.append(ask())
+                time.sleep(0.02)
+    for connection in idle:
+        connection.close()
+    assert set(statuses) == {200}
+    assert revisions[-1] == "new"
+    assert "broken" not in revisions
+
+
+# ---- Inference Endpoints ---------------------------------------------------------------------------------------------
+
+
+def test_the_handler_of_a_pushed_repository_answers_as_the_server(folders, tmp_path):
+    """The toolkit of Inference Endpoints imports `handler.py` from its path, and calls the class with the body."""
+    for name, content in (published_files(folders[0]) | HANDLER).items():
+        (tmp_path / name).write_bytes(content if isinstance(content, bytes) else Path(content).read_bytes())
+    assert set(HANDLER) <= {path.name for path in tmp_path.iterdir()}
+    spec = importlib.util.spec_from_file_location("handler.EndpointHandler", tmp_path / "handler.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    handler = module.EndpointHandler(str(tmp_path))
+    expected = hf_bert4rec.pipeline(folders[0], device="cpu")([["a", "b"]], top_k=2)
+    for body in (
+        {"inputs": {"histories": [["a", "b"]], "top_k": 2}},
+        {"inputs": [["a", "b"]], "parameters": {"top_k": 2}},
+    ):
+        answer = handler(json.loads(json.dumps(body)))
+        assert answer == {"checkpoint": str(tmp_path), "revision": None, "recommendations": expected}
+        assert json.loads(json.dumps(answer)) == answer
+    for body in ({}, {"inputs": None}, {"inputs": {"top_k": 2}}):
+        with pytest.raises(ValueError, match="Expected histories"):
+            handler(body)
+    with pytest.raises(ValueError, match="Unknown option 'k'"):
+        handler({"inputs": [["a"]], "parameters": {"k": 1}})
