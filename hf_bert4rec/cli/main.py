@@ -78,30 +78,41 @@ def compare(argv: list[str]) -> None:
 
 
 def recommend(argv: list[str]) -> None:
-    """Recommend items for a history of item IDs."""
-    example = "hf-bert4rec recommend runs/mine/model --history 260 1196 --top_k 5"
-    parser = _parser("recommend", f"{recommend.__doc__}\n\n  {example}")
+    """Recommend items for a history of item IDs, or for all users of a file."""
+    examples = [
+        "hf-bert4rec recommend runs/mine/model --history 260 1196 --top_k 5",
+        "hf-bert4rec recommend runs/mine/model --input histories.parquet --output recommendations --processes 2",
+    ]
+    parser = _parser("recommend", "\n  ".join([f"{recommend.__doc__}\n", *examples]))
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="checkpoint folder or Hub ID")
     parser.add_argument(
-        "--history",
-        nargs="*",
-        default=[],
-        metavar="ID",
-        help="item IDs, oldest first (default: none, as for a new user)",
+        "--history", nargs="*", metavar="ID", help="item IDs, oldest first (default: none, as for a new user)"
     )
+    text = "Parquet with columns user and history (lists of item IDs), or a log of interactions"
+    parser.add_argument("--input", metavar="FILE", help=text)
+    parser.add_argument("--output", metavar="FOLDER", help="with --input: folder of the result, continued if it exists")
+    parser.add_argument("--processes", type=int, default=1, metavar="N", help="with --input: number of processes (1)")
     parser.add_argument("--top_k", type=int, default=10, metavar="N", help="number of items to recommend (10)")
     parser.add_argument("--allow", nargs="+", metavar="ID", help="recommend only these items")
     parser.add_argument("--deny", nargs="+", metavar="ID", help="never recommend these items")
     text = "whether items of the history are excluded (default: as the model was trained)"
     parser.add_argument("--exclude_history", choices=("true", "false"), help=text)
     args = parser.parse_args(argv)
-    from ..inference.pipeline import pipeline
-    from .report import recommendation_table
-
     options = {"top_k": args.top_k, "allow": args.allow, "deny": args.deny}
     if args.exclude_history:
         options["exclude_history"] = args.exclude_history == "true"
-    print(recommendation_table(pipeline(args.checkpoint), args.history, **options))
+    if (args.input is None) != (args.output is None) or (args.input and args.history is not None):
+        parser.error("--input and --output belong together, and exclude --history.")
+    if args.input:
+        from ..inference.batch import recommend_to_parquet
+
+        folder = recommend_to_parquet(args.checkpoint, args.input, args.output, processes=args.processes, **options)
+        print(f"Saved in {folder}.")
+        return
+    from ..inference.pipeline import pipeline
+    from .report import recommendation_table
+
+    print(recommendation_table(pipeline(args.checkpoint), args.history or [], **options))
 
 
 def push(argv: list[str]) -> None:

@@ -1,0 +1,234 @@
+"""Recommendations for all users of a table or a log, in shards, with constant memory."""
+
+import json
+import multiprocessing
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from os import PathLike
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from tqdm.auto import tqdm
+
+from ..data.interactions import load_interactions
+from ..hub.checkpoint import fetch_checkpoint
+from ..hub.errors import disk_errors, read_json
+from .arguments import check_option
+from .export import FACTS_FILE, OnnxRecommender
+from .pipeline import pipeline
+
+SHARD_SIZE = 10_000  # users
+REQUEST_FILE = "_request.json"  # readers of Parquet folders skip names that begin with "_"
+FIRST_BYTES = b"PAR1"
+
+_recommender: "BatchRecommender | None" = None  # of a process that was started for it
+Table = TypeVar("Table", pa.Table, pd.DataFrame)
+
+
+class BatchRecommender:
+    """Recommend for tables of users, as Ray Data (`map_batches`) and Spark (`mapInPandas`) hand them out.
+
+    Args:
+        checkpoint: Folder or Hub ID of a checkpoint, or a folder that `export_checkpoint` wrote.
+        user: Name of the column of user IDs.
+        history: Name of the column of histories, lists of raw item IDs, oldest first.
+        **options: As for a call of the pipeline.
+    """
+
+    def __init__(
+        self, checkpoint: str | PathLike, *, user: str = "user", history: str = "history", **options: Any
+    ) -> None:
+        exported = Path(checkpoint, FACTS_FILE).exists()
+        self.recommender: Any = OnnxRecommender(checkpoint) if exported else pipeline(checkpoint)
+        self.user, self.history, self.options = user, history, options
+
+    def __call__(self, table: Table) -> Table:
+        """Return `user`, `rank` from 1, `item` and `score`, one row per recommendation, as a table of the same kind.
+
+        A user without a history gets the unconditional recommendations.
+
+        Raises:
+            ValueError: A column is missing, or a history contains no valid item IDs.
+        """
+        if isinstance(table, pd.DataFrame):
+            return self(pa.Table.from_pandas(table, preserve_index=False)).to_pandas()
+        if missing := [name for name in (self.user, self.history) if name not in table.column_names]:
+            raise ValueError(f"Expected a column {missing[0]}, found {', '.join(table.column_names)}.")
+        users = table[self.user]
+        if users.null_count:
+            raise ValueError(f"Expected a user in each row of {self.user}, found {users.null_count} without.")
+        histories = [history or [] for history in table[self.history].to_pylist()]
+        answers = self.recommender(histories, **self.options)
+        counts = np.array([len(answer) for answer in answers], np.int64)
+        rows = [row for answer in answers for row in answer]
+        ranks = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts) + 1
+        return pa.table(
+            {
+                self.user: users.take(pa.array(np.repeat(np.arange(len(answers)), counts))),
+                "rank": pa.array(ranks, pa.int32()),
+                "item": pa.array([row["item"] for row in rows], pa.string()),
+                "score": pa.array([row["score"] for row in rows], pa.float32()),
+            }
+        )
+
+
+def recommend_to_parquet(
+    checkpoint: str | PathLike,
+    source: str | PathLike,
+    output: str | PathLike,
+    *,
+    processes: int = 1,
+    shard_size: int = SHARD_SIZE,
+    user: str = "user",
+    history: str = "history",
+    **options: Any,
+) -> Path:
+    """Write the recommendations for all users of a file to a folder of Parquet files, and return the folder.
+
+    The columns are those of `BatchRecommender`. A file appears when it is complete. After an interruption, the same
+    call continues with the missing files. Only a few shards are in memory at a time; a log is first read as a whole.
+
+    Args:
+        checkpoint: As for `BatchRecommender`.
+        source: Parquet with a row per user, columns `user` and `history` (a list); or a log of interactions, in any
+            format that `load_interactions` reads.
+        output: Folder of the result.
+        processes: Number of processes, each with one thread; one per core is fastest.
+        shard_size: Number of users per file.
+        user: Name of the column of user IDs.
+        history: Name of the column of histories.
+        **options: As for a call of the pipeline, the same for all users.
+
+    Raises:
+        ValueError: The folder contains another result, or as for `BatchRecommender` and `load_interactions`.
+        RuntimeError: A process was killed.
+    """
+    check_option("processes", processes)
+    check_option("shard_size", shard_size)
+    file, folder = Path(source), Path(output)
+    model = Path(checkpoint) if Path(checkpoint, FACTS_FILE).exists() else fetch_checkpoint(checkpoint)
+    arguments = {"checkpoint": str(model), "user": user, "history": history, **options}
+    request = {**arguments, "shard_size": shard_size, "source": str(file)}
+    request |= {"state of the weights": _states(model), "state of the source": _states(file)}
+    users, shards = _read_shards(file, shard_size, user, history)
+    with disk_errors(folder):
+        _begin(folder, json.loads(json.dumps(request)))
+        with tqdm(total=users, desc="Recommending", unit="user") as bar:
+            for count in _scored(shards, folder, processes, arguments):
+                bar.update(count)
+    return folder
+
+
+def _begin(folder: Path, request: dict[str, Any]) -> None:
+    """Note what is written to the folder, or check that it is the same as what was begun there."""
+    noted = folder / REQUEST_FILE
+    if noted.exists():
+        begun = read_json(noted, folder)
+        if changed := [name for name, value in request.items() if begun.get(name) != value]:
+            raise ValueError(
+                f"{folder} was begun with another {changed[0]}: {begun.get(changed[0])!r}, now "
+                f"{request[changed[0]]!r}. Name a new folder for the recommendations."
+            )
+    elif folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder} contains other files. Name a new folder for the recommendations.")
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        unfinished = noted.with_suffix(".tmp")
+        unfinished.write_text(json.dumps(request, indent=2), encoding="utf-8")
+        unfinished.rename(noted)
+
+
+def _read_shards(file: Path, size: int, user: str, history: str) -> tuple[int, Iterator[pa.Table]]:
+    """Return the number of users, and tables of `size` users with the columns of users and histories."""
+    with file.open("rb") as opened:
+        parquet = opened.read(len(FIRST_BYTES)) == FIRST_BYTES
+    if parquet and history in (opened_file := pq.ParquetFile(file)).schema_arrow.names:
+        kind = opened_file.schema_arrow.field(history).type
+        if not pa.types.is_list(kind) and not pa.types.is_large_list(kind):
+            raise ValueError(f"{file}: expected lists of item IDs in the column {history}, found {kind}.")
+        if user not in opened_file.schema_arrow.names:
+            found = ", ".join(opened_file.schema_arrow.names)
+            raise ValueError(f"{file}: expected a column {user}, found {found}.")
+        batches: Iterator[pa.RecordBatch] = opened_file.iter_batches(size, columns=[user, history])
+        return opened_file.metadata.num_rows, _cut(batches, size)
+    log = load_interactions(str(file)).with_format("arrow")[:]
+    log = log.sort_by([("user", "ascending"), ("timestamp", "ascending")])
+    users = pc.run_end_encode(log["user"].combine_chunks())
+    offsets = pa.array(np.append(0, users.run_ends.to_numpy()), pa.int64())
+    histories = pa.LargeListArray.from_arrays(offsets, log["item"].combine_chunks().cast(pa.large_string()))
+    table = pa.table({user: users.values, history: histories})
+    return len(table), (table.slice(start, size) for start in range(0, len(table), size))
+
+
+def _cut(batches: Iterator[pa.RecordBatch], size: int) -> Iterator[pa.Table]:
+    """Yield tables of exactly `size` rows, except the last one, whatever the sizes of the batches are."""
+    kept: list[pa.RecordBatch] = []
+    for batch in batches:
+        kept.append(batch)
+        while sum(map(len, kept)) >= size:
+            table = pa.Table.from_batches(kept)
+            yield table.slice(0, size)
+            kept = table.slice(size).to_batches()
+    if kept:
+        yield pa.Table.from_batches(kept)
+
+
+def _scored(shards: Iterator[pa.Table], folder: Path, processes: int, arguments: dict[str, Any]) -> Iterator[int]:
+    """Write the missing files, and yield the number of users of each."""
+    named = ((folder / f"part-{number:05}.parquet", shard) for number, shard in enumerate(shards))
+    if processes == 1:
+        recommender = BatchRecommender(**arguments)
+        for path, shard in named:
+            yield len(shard) if path.exists() else _write(path, shard, recommender)
+        return
+    running: deque[Future[int]] = deque()
+    context = multiprocessing.get_context("spawn")  # torch has threads, which a forked process would lose
+    with ProcessPoolExecutor(processes, context, _start, (arguments,)) as pool:
+        try:
+            for path, shard in named:
+                if path.exists():
+                    yield len(shard)
+                    continue
+                running.append(pool.submit(_write, path, shard))
+                if len(running) > processes:  # one shard waits for the process that is free next
+                    yield running.popleft().result()
+            while running:
+                yield running.popleft().result()
+        except BrokenProcessPool as error:
+            raise RuntimeError(
+                "A process was killed, perhaps because memory ran out. Finished files are kept: run the same command "
+                "again, with fewer processes or smaller shards."
+            ) from error
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _start(arguments: dict[str, Any]) -> None:
+    """Load the recommender of a process."""
+    global _recommender
+    torch.set_num_threads(1)
+    _recommender = BatchRecommender(**arguments)
+
+
+def _write(path: Path, shard: pa.Table, recommender: BatchRecommender | None = None) -> int:
+    """Write a file under another name first, so that it appears when it is complete; return the number of users."""
+    recommender = recommender or _recommender
+    assert recommender is not None
+    unfinished = path.with_name(f"_{path.name}.tmp")
+    pq.write_table(recommender(shard), unfinished)
+    unfinished.rename(path)
+    return len(shard)
+
+
+def _states(path: Path) -> list[Any]:
+    """Return names, sizes and times of a file, or of the weights in a folder: they must not change in between."""
+    files = sorted(file for pattern in ("*.safetensors", "*.onnx") for file in path.glob(pattern)) or [path]
+    return [[file.name, file.stat().st_size, file.stat().st_mtime] for file in files]

@@ -1,0 +1,158 @@
+"""Recommendations for all users of a file: shards, several processes, and a kill in between."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import hf_bert4rec
+from hf_bert4rec.cli.main import main
+from hf_bert4rec.inference import batch
+from hf_bert4rec.inference.batch import BatchRecommender, recommend_to_parquet
+from hf_bert4rec.inference.export import export_checkpoint
+from tests.inference.test_export import checkpoint
+from tests.inference.test_pipeline import ITEMS
+
+USERS = 50
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return checkpoint(tmp_path_factory.mktemp("batch") / "model", "bert4rec")
+
+
+@pytest.fixture
+def histories(tmp_path):
+    """Users 0 to 49 as numbers; the first one has an empty history, the second one none."""
+    draw = random.Random(0)
+    rows = [[draw.choice(ITEMS) for _ in range(draw.randint(1, 7))] for _ in range(USERS)]
+    table = pa.table({"user": range(USERS), "history": [[], None, *rows[2:]]})
+    pq.write_table(table, tmp_path / "histories.parquet", row_group_size=9)
+    return tmp_path / "histories.parquet"
+
+
+def expected_rows(source, file, **options):
+    """One row (user, rank, item) per recommendation, by the pipeline."""
+    table = pq.read_table(file).to_pydict()
+    answers = hf_bert4rec.pipeline(source, device="cpu")([history or [] for history in table["history"]], **options)
+    return [
+        (user, rank, row["item"])
+        for user, answer in zip(table["user"], answers, strict=True)
+        for rank, row in enumerate(answer, start=1)
+    ]
+
+
+def rows_of(folder):
+    table = pq.read_table(folder).to_pydict()
+    return sorted(zip(table["user"], table["rank"], table["item"], strict=True))
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_each_user_gets_the_items_of_the_pipeline_once(source, histories, tmp_path, processes):
+    folder = recommend_to_parquet(
+        source, histories, tmp_path / "out", processes=processes, shard_size=8, top_k=3, deny=["a"]
+    )
+    assert rows_of(folder) == expected_rows(source, histories, top_k=3, deny=["a"])
+    users = [set(pq.read_table(path)["user"].to_pylist()) for path in sorted(folder.glob("part-*"))]
+    assert users == [set(range(start, min(start + 8, USERS))) for start in range(0, USERS, 8)]
+    assert pq.read_schema(folder / "part-00000.parquet").types == [pa.int64(), pa.int32(), pa.string(), pa.float32()]
+
+
+def test_an_exported_checkpoint_gives_the_same(source, histories, tmp_path):
+    exported = export_checkpoint(source, tmp_path / "onnx")
+    folder = recommend_to_parquet(exported, histories, tmp_path / "out", shard_size=20)
+    assert rows_of(folder) == expected_rows(source, histories)
+
+
+def test_a_log_is_read_in_the_order_of_time(source, tmp_path):
+    log = pd.DataFrame(
+        [("u2", "a", 3), ("u1", "b", 2), ("u2", "c", 1), ("u1", "d", 2), ("u2", "e", 2)],
+        columns=["user", "item", "timestamp"],
+    )
+    log.to_csv(tmp_path / "log.csv", index=False)
+    folder = recommend_to_parquet(source, tmp_path / "log.csv", tmp_path / "out", top_k=2)
+    pq.write_table(
+        pa.table({"user": ["u1", "u2"], "history": [["b", "d"], ["c", "e", "a"]]}), tmp_path / "histories.parquet"
+    )
+    assert rows_of(folder) == expected_rows(source, tmp_path / "histories.parquet", top_k=2)
+
+
+def test_the_same_call_continues_and_another_one_is_refused(source, histories, tmp_path, monkeypatch):
+    folder = recommend_to_parquet(source, histories, tmp_path / "out", shard_size=8, top_k=3)
+    complete, written = rows_of(folder), []
+    (folder / "part-00002.parquet").unlink()
+    (folder / "_part-00002.parquet.tmp").write_bytes(b"cut off")
+    write = batch._write
+    monkeypatch.setattr(batch, "_write", lambda path, *rest: written.append(path.name) or write(path, *rest))
+    recommend_to_parquet(source, histories, tmp_path / "out", shard_size=8, top_k=3)
+    assert written == ["part-00002.parquet"]
+    assert rows_of(folder) == complete
+    for changes, name in (({"top_k": 4}, "top_k"), ({"shard_size": 9}, "shard_size")):
+        with pytest.raises(ValueError, match=f"was begun with another {name}"):
+            recommend_to_parquet(source, histories, tmp_path / "out", **{"shard_size": 8, "top_k": 3, **changes})
+    pq.write_table(pq.read_table(histories), histories, row_group_size=3)
+    with pytest.raises(ValueError, match="was begun with another state of the source"):
+        recommend_to_parquet(source, histories, tmp_path / "out", shard_size=8, top_k=3)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").write_text("mine")
+    with pytest.raises(ValueError, match="contains other files"):
+        recommend_to_parquet(source, histories, tmp_path / "other")
+
+
+def test_a_killed_command_loses_and_doubles_no_user(source, histories, tmp_path):
+    """Killed after the first files have appeared; the same command then finishes."""
+    code = (
+        "import sys; from hf_bert4rec.inference.batch import recommend_to_parquet\n"
+        "recommend_to_parquet(*sys.argv[1:], shard_size=2, top_k=3)"
+    )
+    command = [sys.executable, "-c", code, str(source), str(histories), str(tmp_path / "out")]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        while process.poll() is None and not list((tmp_path / "out").glob("part-00001*")):
+            time.sleep(0.005)
+        os.kill(process.pid, signal.SIGKILL) if process.poll() is None else None
+    subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+    assert rows_of(tmp_path / "out") == expected_rows(source, histories, top_k=3)
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"user": ["u"], "history": ["a"]}, "expected lists of item IDs in the column history, found string"),
+        ({"user": [None], "history": [["a"]]}, "Expected a user in each row of user, found 1 without"),
+        ({"person": ["u"], "history": [["a"]]}, "expected a column user, found person, history"),
+    ],
+)
+def test_other_tables_are_refused(source, tmp_path, table, message):
+    pq.write_table(pa.table(table), tmp_path / "table.parquet")
+    with pytest.raises(ValueError, match=message):
+        recommend_to_parquet(source, tmp_path / "table.parquet", tmp_path / "out")
+
+
+def test_the_scoring_class_takes_arrow_and_pandas(source):
+    score = BatchRecommender(source, user="customer", history="items", top_k=2)
+    table = pa.table({"customer": ["x", "y"], "items": [["a"], []]})
+    found = score(table)
+    assert isinstance(found, pa.Table)
+    assert found["customer"].to_pylist() == ["x", "x", "y", "y"]
+    assert found["rank"].to_pylist() == [1, 2, 1, 2]
+    frame = score(table.to_pandas())
+    assert isinstance(frame, pd.DataFrame)
+    assert frame.to_dict("list") == found.to_pydict()
+
+
+def test_the_command(source, histories, tmp_path, capsys):
+    words = ["recommend", str(source), "--input", str(histories), "--output", str(tmp_path / "out"), "--top_k", "2"]
+    main(words)
+    assert capsys.readouterr().out == f"Saved in {tmp_path / 'out'}.\n"
+    assert rows_of(tmp_path / "out") == expected_rows(source, histories, top_k=2)
+    for wrong in (words[:4], [*words, "--history", "a"]):
+        with pytest.raises(SystemExit):
+            main(wrong)
+        assert "--input and --output belong together" in capsys.readouterr().err
