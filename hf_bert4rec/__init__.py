@@ -24,6 +24,8 @@ if TYPE_CHECKING:  # the public names, for type checkers and for `__getattr__`
     from .evaluation.baselines import BASELINES, MarkovChain, Popularity
     from .evaluation.ranking import ranking_metrics, target_ranks
     from .hub.push import push_checkpoint
+    from .inference.batch import BatchRecommender, recommend_to_parquet
+    from .inference.export import OnnxRecommender, export_checkpoint
     from .inference.pipeline import NextItemRecommendationPipeline, pipeline
     from .models.configuration_bert4rec import Bert4RecConfig
     from .models.item_loss import LOSSES, ItemLoss

@@ -349,6 +349,45 @@ def latency_table() -> str:
     return markdown_table(header, rows)
 
 
+def serving_table() -> str:
+    """Return the time of requests at some rates, and the most requests per second, with and without batches."""
+    rows = []
+    for line in (it for it in load_lines("production") if it["measured"] == "serve"):
+        load = f"{line['rate']:.0f} per second" if "rate" in line else f"{line.get('connections', 1)} at a time"
+        how = line.get("what") or ("server" if line["batch"] > 1 else "server without batches")
+        times = [f"{line[name]:.1f}" if name in line else "" for name in ("p50 ms", "p90 ms", "p99 ms")]
+        rows.append([f"`{line['model']}`", how, load, f"{line['per second']:.0f}", *times])
+    header = ["model", "how", "load", "answers per second", "median ms", "90 % ms", "99 % ms"]
+    return markdown_table(header, rows)
+
+
+def index_table() -> str:
+    """Return speed and recall of indexes next to exact search."""
+    lines = [line for line in load_lines("production") if line["measured"] == "index"]
+    rows = []
+    for line in lines:
+        exact = next(it for it in lines if it["model"] == line["model"] and it["index"] == "none")
+        ratio = line["users per second"] / exact["users per second"]
+        numbers = [f"{line['users per second']:.0f}", f"{ratio:.1f} ×", f"{line['recall@10']:.3f}"]
+        rows.append([f"{line['items']:,}", line["index"], *numbers, f"{line.get('seconds to build', 0):.0f}"])
+    header = ["items", "index, effort", "users/s", "of exact", "recall@10", "seconds to build"]
+    return markdown_table(header, rows)
+
+
+def engines_table() -> str:
+    """Return torch next to onnxruntime: calls, and all users of a file."""
+    lines = [line for line in load_lines("production") if "engine" in line]
+    rows = []
+    for line in lines:
+        if line["measured"] == "export":
+            users = f"{1000 * line['users'] / line['ms per call']:.0f}"
+            rows.append([line["engine"], f"calls with {line['users']} users", users, f"{line['ms per call']:.1f}"])
+        else:
+            what = f"all users of a file, processes: {line['processes']}"
+            rows.append([line["engine"], what, f"{line['users per second']:.0f}", ""])
+    return markdown_table(["engine", "", "users/s", "ms per call"], rows)
+
+
 def memory_table() -> str:
     """Return the estimated over the measured memory of 16 shapes."""
     rows: Rows = []
@@ -500,6 +539,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "packages-epyc": lambda: packages_table("side-by-side-epyc"),
     "million": million_table,
     "latency": latency_table,
+    "serving": serving_table,
+    "indexes": index_table,
+    "engines": engines_table,
     "memory": memory_table,
     "gpu": gpu_table,
     "scaling": scaling_table,

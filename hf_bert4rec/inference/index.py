@@ -10,8 +10,8 @@ def search_index(index: Any, queries: np.ndarray, count: int, items: int) -> np.
     """Return places in the catalog, (users, count) int64, of the items that an index finds; -1 where it finds fewer.
 
     Args:
-        index: Of the rows of `item_vectors()`, by inner product: a usearch or FAISS index, or a `Dataset` after
-            `add_faiss_index`.
+        index: Of the rows of `index_vectors()` or `item_vectors()`, by inner product: a usearch or FAISS index, or a
+            `Dataset` after `add_faiss_index`.
         queries: (users, width) float32, from `encode`.
         count: Number of items per user.
         items: Number of items of the catalog.
@@ -30,8 +30,15 @@ def search_index(index: Any, queries: np.ndarray, count: int, items: int) -> np.
         raise ValueError(f"`index` must be a usearch or FAISS index, or a Dataset with a FAISS index, found {found}.")
     if (size := len(index) if size is None else size) != items:
         raise ValueError(
-            f"The index has {size} vectors, the catalog {items} items. Build it from item_vectors() of this model."
+            f"The index has {size} vectors, the catalog {items} items. Build it from index_vectors() of this model."
         )
+    missing = getattr(faiss, "d", getattr(faiss, "ndim", queries.shape[1])) - queries.shape[1]
+    if missing not in (0, 1):
+        raise ValueError(
+            f"The vectors of the index have {queries.shape[1] + missing} numbers, those of the model "
+            f"{queries.shape[1] + 1}. Build it from index_vectors() of this model."
+        )
+    queries = np.pad(queries, ((0, 0), (0, missing)))  # the number that makes item vectors equally long meets a zero
     if faiss is not index or hasattr(faiss, "ntotal"):
         return faiss.search(queries, count)[1].astype(np.int64, copy=False)
     found = index.search(queries, count)

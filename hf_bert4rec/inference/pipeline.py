@@ -81,7 +81,7 @@ class NextItemRecommendationPipeline(Pipeline):
             **kwargs: `top_k` (10): number of items per user. `exclude_history`: whether to exclude the items of the
                 history, as in the model's evaluation (`model.config.exclude_history`) if not given. `allow`: IDs of
                 the only items to recommend. `deny`: IDs of items not to recommend. Both are one list for all
-                histories, or one list per history. `index`: takes candidates from an index of `item_vectors()`
+                histories, or one list per history. `index`: takes candidates from an index of `index_vectors()`
                 (usearch, FAISS, or a `Dataset` after `add_faiss_index`), and ranks them by the model. Exclusions,
                 `allow` and `deny` hold as without it; an item that the index misses is missing. `batch_size`: see
                 the class.
@@ -128,6 +128,16 @@ class NextItemRecommendationPipeline(Pipeline):
         """
         weight, bias = self.model._item_weights()
         return torch.cat([weight, bias[:, None]], dim=1)[len(SPECIAL_TOKENS) :].float().cpu().numpy()
+
+    def index_vectors(self) -> np.ndarray:
+        """Return `item_vectors` with one more number, (items, hidden + 2) float32, so that all have the same length.
+
+        The query vectors get a zero there, so the inner products stay the same. An index finds items by their
+        direction: with vectors of different lengths it misses most of the best ones (Bachrach et al., RecSys 2014).
+        """
+        vectors = self.item_vectors()
+        squares = np.square(vectors, dtype=np.float64).sum(axis=1)
+        return np.c_[vectors, np.sqrt(squares.max() - squares)].astype(np.float32)
 
     def similar(self, items: Iterable[str | float], top_k: int = 10) -> list[list[Recommendation]]:
         """Return the items with the most similar vectors for each of some raw IDs, best first.

@@ -49,6 +49,10 @@ class LostIndex:
 
 def test_inner_products_of_the_vectors_are_the_logits(recommender, model):
     users, items = recommender.encode(HISTORIES), recommender.item_vectors()
+    equal = recommender.index_vectors()
+    assert equal.shape == (len(ITEMS), 14)
+    assert np.linalg.norm(equal, axis=1) == pytest.approx(np.linalg.norm(items, axis=1).max())
+    assert (equal[:, :-1] == items).all()
     assert (users.dtype, items.dtype) == (np.float32, np.float32)
     assert users.shape == (len(HISTORIES), 13)
     assert items.shape == (len(ITEMS), 13)
@@ -105,7 +109,9 @@ def test_similar_items_need_known_items_and_leave_removed_ones_out(model, tokeni
 )  # fmt: skip
 def test_an_index_gives_the_items_of_the_model(recommender, build, options):
     expected = recommender(HISTORIES, **options)
-    answers = recommender(HISTORIES, index=build(recommender.item_vectors()), **options)
+    for vectors in (recommender.item_vectors(), recommender.index_vectors()):
+        answers = recommender(HISTORIES, index=build(vectors), **options)
+        assert items_of(answers) == items_of(expected)
     assert items_of(answers) == items_of(expected)
     logits = recommender.encode(HISTORIES) @ recommender.item_vectors().T
     for row, answer in zip(logits, answers, strict=True):
@@ -133,6 +139,7 @@ def test_removed_items_are_not_taken_from_an_index(model, tokenizer):
     ("index", "message"),
     [
         (faiss_index(np.ones((3, 13), np.float32)), "The index has 3 vectors, the catalog 10 items"),
+        (faiss_index(np.ones((10, 15), np.float32)), "The vectors of the index have 15 numbers, those of the model 14"),
         (Dataset.from_dict({"vector": [[1.0]]}), "Expected a dataset with one FAISS index, found 0"),
         ([1, 2], "`index` must be a usearch or FAISS index, or a Dataset with a FAISS index, found list"),
     ],
