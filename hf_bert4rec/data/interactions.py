@@ -81,20 +81,27 @@ def load_interactions(
             table = table.filter(pc.greater_equal(table["rating"], float(min_rating)))
             dropped[f"rated below {min_rating}"] = len(rated) - len(table)
         table = table.select(["user", "item", "timestamp"])
-        actions = pd.DataFrame({role: _codes(table[role]) for role in ("user", "item")})
+        coded = {role: table[role].dictionary_encode().combine_chunks() for role in ("user", "item")}
+        actions = pd.DataFrame({role: column.indices.to_numpy() for role, column in coded.items()})
         kept = actions
         if not keep_repeats:
             kept = actions.iloc[np.argsort(np.asarray(table["timestamp"]), kind="stable")].drop_duplicates()
         core = _k_core(kept, {"user": min_user_interactions, "item": min_item_interactions})
         dropped["repeated"] = len(actions) - len(kept)
         dropped["of users or items with too few interactions"] = len(kept) - len(core)
-        table = table.take(pa.array(np.sort(core.index))).combine_chunks()
+        if len(core) < len(table):
+            table = table.take(pa.array(np.sort(core.index)))
+        table = table.combine_chunks()
         losses = ", ".join(f"{rows:,} {why}" for why, rows in dropped.items() if rows) or "none"
         if not len(table):
             advice = "Lower the filters, or check the columns."
             raise ValueError(f"{log.name}: no interactions are left. Dropped: {losses}. {advice}")
-        notes = _check(log, found, table)
-    counts = (f"{len(pc.unique(table[role])):,} {role}s" for role in ("user", "item"))
+        for role, column in coded.items():
+            rows = np.bincount(core[role], minlength=len(column.dictionary))
+            used = rows > 0
+            check_ids(column.dictionary.filter(pa.array(used)), rows[used], role, log.name)
+        notes = _check(log, found)
+    counts = (f"{core[role].nunique():,} {role}s" for role in coded)
     level = logging.WARNING if 10 * (~complete).sum() > len(complete) else logging.INFO
     logger.log(level, f"{log.name}: {len(table):,} interactions of {' with '.join(counts)}{notes}; dropped: {losses}.")
     return Dataset(table)
@@ -117,10 +124,8 @@ def _read(log: RawLog, found: Mapping[str, int]) -> tuple[pa.Table, np.ndarray]:
     return pa.table(values).filter(pa.array(complete)), complete
 
 
-def _check(log: RawLog, found: Mapping[str, int], table: pa.Table) -> str:
-    """Warn about what may have been read wrongly; return notes for the report."""
-    for role in ("user", "item"):
-        check_ids(table[role], role, log.name)
+def _check(log: RawLog, found: Mapping[str, int]) -> str:
+    """Warn about columns that may have been read wrongly; return notes for the report."""
     notes = ""
     if log.first_rows:
         notes = f" (no header; {', '.join(f'{role}: column {place}' for role, place in found.items())})"
@@ -188,15 +193,11 @@ def rename_items(interactions: Dataset, names: Mapping[str, str]) -> Dataset:
     return Dataset(table.set_column(table.schema.get_field_index("item"), "item", renamed))
 
 
-def _codes(column: pa.ChunkedArray) -> np.ndarray:
-    return column.dictionary_encode().combine_chunks().indices.to_numpy()
-
-
 def _k_core(actions: pd.DataFrame, minimum: Mapping[str, int]) -> pd.DataFrame:
     """Drop users and items with fewer interactions than the minimum until all have enough."""
     size = None
     while size != len(actions):
         size = len(actions)
-        for role, number in minimum.items():
+        for role, number in ((role, number) for role, number in minimum.items() if number > 1):
             actions = actions[actions.groupby(role)[role].transform("size") >= number]
     return actions

@@ -131,8 +131,8 @@ def _check_items(items: pa.ChunkedArray, log: RawLog) -> None:
     if items.null_count:
         row = items.is_null().index(True).as_py()
         raise ValueError(f"{log.name}: expected an item in every row, found none in {log.locate(row)}.")
-    check_ids(items, "item", log.name)
     counts = pc.value_counts(items)
+    check_ids(counts.field("values"), counts.field("counts").to_numpy(), "item", log.name)
     if len(counts) < len(items):
         twice = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
         shown = ", ".join(map(repr, twice[:3].to_pylist()))

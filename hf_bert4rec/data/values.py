@@ -36,16 +36,18 @@ _MONTH = re.compile("(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*")
 _WORD = re.compile(f"{_MONTH.pattern}|(mon|tue|wed|thu|fri|sat|sun)[a-z]*|am|pm|t|z|utc|gmt")
 
 
-def check_ids(ids: pa.ChunkedArray, role: str, name: str) -> None:
-    """Warn about values that look unlike IDs; raise ValueError if most values contain several IDs."""
-    distinct = pc.unique(ids)
+def check_ids(distinct: pa.Array, counts: np.ndarray, role: str, name: str) -> None:
+    """Warn about values that look unlike IDs; raise ValueError if most values contain several IDs.
+
+    `counts` are the numbers of rows with each of the distinct values.
+    """
     lists = distinct.filter(pc.match_substring_regex(distinct, SEVERAL))
     if 2 * len(lists) > len(distinct):
         raise ValueError(f"{name}: expected one {role} per row, found {lists[0].as_py()!r:.80}. {ONE_PER_ROW}")
     for pattern, doubt in DOUBTFUL.items():
-        doubtful = distinct.filter(pc.match_substring_regex(distinct, pattern))
-        if len(doubtful):
-            rows, examples = pc.sum(pc.is_in(ids, doubtful)).as_py(), ", ".join(map(repr, doubtful[:3].to_pylist()))
+        matches = pc.match_substring_regex(distinct, pattern)
+        if len(doubtful := distinct.filter(matches)):
+            rows, examples = counts[np.asarray(matches)].sum(), ", ".join(map(repr, doubtful[:3].to_pylist()))
             logger.warning(f"{name}: the {role} of {rows:,} rows ({examples}) {doubt}.")
 
 
