@@ -47,7 +47,7 @@ class BatchRecommender:
         self, checkpoint: str | PathLike, *, user: str = "user", history: str = "history", **options: Any
     ) -> None:
         exported = Path(checkpoint, FACTS_FILE).exists()
-        self.recommender: Any = OnnxRecommender(checkpoint) if exported else pipeline(checkpoint)
+        self.recommender: Any = OnnxRecommender(checkpoint, threads=1) if exported else pipeline(checkpoint)
         self.user, self.history, self.options = user, history, options
 
     def __call__(self, table: Table) -> Table:
