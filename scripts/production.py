@@ -88,10 +88,14 @@ def served(folder: Path, batch: int) -> Iterator[psutil.Process]:
     """Serve a folder on the first core."""
     command = ["taskset", "-c", "0", sys.executable, "-c", SERVER, str(folder), str(batch)]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as server:
-        while subprocess.run(["curl", "-s", f"http://127.0.0.1:{PORT}/ready"], capture_output=True).returncode:
-            time.sleep(0.2)
-        yield psutil.Process(server.pid)
-        server.send_signal(signal.SIGTERM)
+        try:
+            while subprocess.run(["curl", "-s", f"http://127.0.0.1:{PORT}/ready"], capture_output=True).returncode:
+                if server.poll() is not None:
+                    raise RuntimeError("The server has ended. Serve the folder by hand to see why.")
+                time.sleep(0.2)
+            yield psutil.Process(server.pid)
+        finally:
+            server.send_signal(signal.SIGTERM)
 
 
 def send(histories: list[list[str]], connections: int, seconds: int, rate: float | None = None) -> dict[str, Any]:

@@ -102,7 +102,7 @@ def recommend(argv: list[str]) -> None:
     if args.exclude_history:
         options["exclude_history"] = args.exclude_history == "true"
     if (args.input is None) != (args.output is None) or (args.input and args.history is not None):
-        parser.error("--input and --output belong together, and exclude --history.")
+        parser.error("Use --input with --output, and without --history.")
     if args.input:
         from ..inference.batch import recommend_to_parquet
 
@@ -172,9 +172,8 @@ def items(argv: list[str]) -> None:
 
 def serve(argv: list[str]) -> None:
     """Answer requests over HTTP: raw item IDs in, recommendations out."""
-    parser = _parser(
-        "serve", f"{serve.__doc__} SIGHUP loads it again.\n\n  hf-bert4rec serve runs/mine/model --port 8000"
-    )
+    text = f"{serve.__doc__} On SIGHUP the server loads the checkpoint again."
+    parser = _parser("serve", f"{text}\n\n  hf-bert4rec serve runs/mine/model --port 8000")
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="checkpoint folder, Hub ID, or exported folder")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine only)")
     parser.add_argument("--port", type=int, default=8000, help="port to listen on (8000)")
@@ -182,7 +181,7 @@ def serve(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     from ..inference.serving import serve as serve_checkpoint
 
-    serve_checkpoint(args.checkpoint, args.host, args.port, args.revision)
+    serve_checkpoint(args.checkpoint, args.host, args.port, args.revision, imported)
 
 
 def export(argv: list[str]) -> None:
@@ -241,11 +240,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         COMMANDS[name](rest)
 
 
+imported: list[str] = []  # modules of `--import`, which processes that a command starts import too
+
+
 def _import(module: str = "") -> None:
     from .recipe import import_own_code
 
     try:
         import_own_code(module)
+        imported.append(module)
     except (ImportError, ValueError) as error:
         raise ValueError(f"--import {module} failed: {error}.") from error
 

@@ -23,10 +23,9 @@ logger = logging.getLogger(__name__)
 HANDLER: dict[str, Path | bytes] = {
     "handler.py": b'"""Answers requests of a Hugging Face Inference Endpoint."""\n\n'
     b"from hf_bert4rec.inference.handler import EndpointHandler\n\n"
-    b'__all__ = ["EndpointHandler"]\n',
-    "requirements.txt": b"hf-bert4rec\n",
+    b'__all__ = ["EndpointHandler"]\n'
 }
-"""Files with which a repository can be deployed as an Inference Endpoint."""
+"""File with which a repository can be deployed as an Inference Endpoint."""
 
 PLAIN = (".gitattributes", CARD, "LICENSE")  # a repository with no other files can be used for anything
 
@@ -103,7 +102,7 @@ def push_checkpoint(
 ) -> CommitInfo:
     """Push a checkpoint to the Hub in one commit: its own files without pickles, and nothing else of the folder.
 
-    `handler.py` and `requirements.txt` are added, with which it can be deployed as an Inference Endpoint.
+    `handler.py` is added, with which it can be deployed as an Inference Endpoint.
 
     An older checkpoint in the repository is replaced and stays in the history. Paths of this machine in the run facts
     are reduced to names (`RunFacts.published`). The repository is created if it does not exist; a name without an owner

@@ -1,4 +1,4 @@
-"""From requests to answers, whatever computes the scores: raw IDs to rows of the item table, and rows to items."""
+"""Convert raw IDs to rows of the item table, and rows to recommendations, for every kind of recommender."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -7,9 +7,11 @@ from typing import Any, TypedDict
 
 import numpy as np
 import pyarrow as pa
+import torch
 from tqdm.auto import tqdm
 
 from ..data.tokenization import ItemTokenizer, as_item_ids
+from ..evaluation.ranking import stable_top_k
 from ..models.configuration_bert4rec import SPECIAL_TOKENS
 from .arguments import check_option, read_histories, read_item_lists, read_list
 
@@ -41,12 +43,14 @@ class ItemCatalog:
     Attributes:
         removed: Rows of removed items.
         unknown: Number of unknown IDs that have been skipped so far.
+        report: Whether unknown IDs are logged; False on a server, which must not log histories.
     """
 
     def __init__(self, tokenizer: ItemTokenizer) -> None:
         self.tokenizer = tokenizer
         self.removed = tokenizer.encode_items(tokenizer.removed).astype(np.int64)
         self.unknown = 0
+        self.report = True
         self._reported: set[str] = set()
 
     def read_rows(self, lists: Sequence[list[Any]], name: str) -> list[np.ndarray]:
@@ -57,7 +61,7 @@ class ItemCatalog:
         if not known.all():
             unknown = ids.filter(pa.array(~known)).to_pylist()
             self.unknown += len(unknown)
-            if not self._reported.issuperset(unknown):
+            if self.report and not self._reported.issuperset(unknown):
                 examples = ", ".join(map(repr, unknown[:3]))
                 number = f"{len(unknown)} of {len(ids)}"
                 logger.warning("%s: %s IDs are unknown and skipped, such as %s.", name, number, examples)
@@ -87,8 +91,8 @@ def answer_in_batches(
 
     Args:
         catalog: Its items.
-        histories: As users pass them, like `allow` and `deny` in `lists`.
-        lists: Name → value of the item lists that were given.
+        histories: Histories of raw IDs.
+        lists: `allow` and `deny`, if they were given.
         batch_size: Histories per batch, fewer with a large catalog; by default 64.
         answer: Function of the rows of a batch, and of the rows of each list (one for all histories, or one for each),
             which returns one answer per history.
@@ -134,12 +138,11 @@ def similar_items(catalog: ItemCatalog, vectors: np.ndarray, items: Any, top_k: 
     rows = catalog.tokenizer.encode_items(ids).astype(np.int64)
     if (unknown := rows == catalog.tokenizer.unk_token_id).any():
         raise ValueError(f"items: the model has no item {ids[int(unknown.argmax())].as_py()!r}.")
-    if not len(rows):
-        return []
     places = rows - len(SPECIAL_TOKENS)
-    cosines = vectors[places] @ vectors.T
-    cosines[:, catalog.removed - len(SPECIAL_TOKENS)] = -np.inf
-    cosines[np.arange(len(places)), places] = -np.inf
-    best = np.argsort(-cosines, axis=1, kind="stable")[:, :top_k]
-    found = np.take_along_axis(cosines, best, axis=1)
-    return catalog.describe(best + len(SPECIAL_TOKENS), found, np.isfinite(found).sum(axis=1).tolist())
+    answers = []
+    for place in places:  # one at a time, because each has a number for every item
+        cosines = torch.from_numpy(vectors @ vectors[place])[None]
+        cosines[:, torch.from_numpy(np.append(catalog.removed - len(SPECIAL_TOKENS), place))] = -torch.inf
+        found, best = (part.numpy() for part in stable_top_k(cosines, min(top_k, len(vectors))))
+        answers += catalog.describe(best + len(SPECIAL_TOKENS), found, np.isfinite(found).sum(axis=1).tolist())
+    return answers

@@ -2,10 +2,13 @@
 
 import json
 import multiprocessing
+import os
+import threading
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from importlib import import_module
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,11 +21,13 @@ import pyarrow.parquet as pq
 import torch
 from tqdm.auto import tqdm
 
+from ..data.ids import as_item_ids
 from ..data.interactions import load_interactions
 from ..hub.checkpoint import fetch_checkpoint
 from ..hub.errors import disk_errors, read_json
+from .answers import ITEM_LISTS, check_options
 from .arguments import check_option
-from .export import FACTS_FILE, OnnxRecommender
+from .export import FACTS_FILE, OPTIONS, OnnxRecommender
 from .pipeline import pipeline
 
 SHARD_SIZE = 10_000  # users
@@ -64,7 +69,9 @@ class BatchRecommender:
             raise ValueError(f"Expected a column {missing[0]}, found {', '.join(table.column_names)}.")
         users = table[self.user]
         if users.null_count:
-            raise ValueError(f"Expected a user in each row of {self.user}, found {users.null_count} without.")
+            raise ValueError(
+                f"Expected a user in each row of {self.user}, found {users.null_count} rows without a user."
+            )
         histories = [history or [] for history in table[self.history].to_pylist()]
         answers = self.recommender(histories, **self.options)
         counts = np.array([len(answer) for answer in answers], np.int64)
@@ -105,12 +112,15 @@ def recommend_to_parquet(
         shard_size: Number of users per file.
         user: Name of the column of user IDs.
         history: Name of the column of histories.
-        **options: As for a call of the pipeline, the same for all users.
+        **options: `top_k`, `exclude_history`, `allow` and `deny`, the same for all users; see a call of the pipeline.
 
     Raises:
         ValueError: The folder contains another result, or as for `BatchRecommender` and `load_interactions`.
-        RuntimeError: A process was killed.
+        ChildProcessError: A process was killed.
     """
+    options = check_options(options, OPTIONS)
+    for name in ITEM_LISTS & options.keys():
+        options[name] = as_item_ids(options[name], name).to_pylist()
     check_option("processes", processes)
     check_option("shard_size", shard_size)
     file, folder = Path(source), Path(output)
@@ -119,10 +129,11 @@ def recommend_to_parquet(
     request = {**arguments, "shard_size": shard_size, "source": str(file)}
     request |= {"state of the weights": _states(model), "state of the source": _states(file)}
     users, shards = _read_shards(file, shard_size, user, history)
+    recommender = BatchRecommender(**arguments)  # also with more processes: errors appear before they are started
     with disk_errors(folder):
-        _begin(folder, json.loads(json.dumps(request)))
+        _begin(folder, json.loads(json.dumps(request, default=int)))
         with tqdm(total=users, desc="Recommending", unit="user") as bar:
-            for count in _scored(shards, folder, processes, arguments):
+            for count in _scored(shards, folder, processes, arguments, recommender):
                 bar.update(count)
     return folder
 
@@ -132,25 +143,26 @@ def _begin(folder: Path, request: dict[str, Any]) -> None:
     noted = folder / REQUEST_FILE
     if noted.exists():
         begun = read_json(noted, folder)
-        if changed := [name for name, value in request.items() if begun.get(name) != value]:
+        if changed := [name for name in {**request, **begun} if begun.get(name) != request.get(name)]:
+            found = f": {begun.get(changed[0])!r}, now {request.get(changed[0])!r}"
+            found = "" if changed[0].startswith("state") else found
             raise ValueError(
-                f"{folder} was begun with another {changed[0]}: {begun.get(changed[0])!r}, now "
-                f"{request[changed[0]]!r}. Name a new folder for the recommendations."
+                f"{folder} was begun with another {changed[0]}{found}. Name a new folder for the recommendations."
             )
-    elif folder.exists() and any(folder.iterdir()):
+    elif folder.exists() and {path.name for path in folder.iterdir()} - {noted.with_suffix(".tmp").name}:
         raise ValueError(f"{folder} contains other files. Name a new folder for the recommendations.")
     else:
         folder.mkdir(parents=True, exist_ok=True)
         unfinished = noted.with_suffix(".tmp")
         unfinished.write_text(json.dumps(request, indent=2), encoding="utf-8")
-        unfinished.rename(noted)
+        unfinished.replace(noted)
 
 
 def _read_shards(file: Path, size: int, user: str, history: str) -> tuple[int, Iterator[pa.Table]]:
     """Return the number of users, and tables of `size` users with the columns of users and histories."""
     with file.open("rb") as opened:
         parquet = opened.read(len(FIRST_BYTES)) == FIRST_BYTES
-    if parquet and history in (opened_file := pq.ParquetFile(file)).schema_arrow.names:
+    if parquet and history in (opened_file := pq.ParquetFile(file, pre_buffer=False)).schema_arrow.names:
         kind = opened_file.schema_arrow.field(history).type
         if not pa.types.is_list(kind) and not pa.types.is_large_list(kind):
             raise ValueError(f"{file}: expected lists of item IDs in the column {history}, found {kind}.")
@@ -181,17 +193,19 @@ def _cut(batches: Iterator[pa.RecordBatch], size: int) -> Iterator[pa.Table]:
         yield pa.Table.from_batches(kept)
 
 
-def _scored(shards: Iterator[pa.Table], folder: Path, processes: int, arguments: dict[str, Any]) -> Iterator[int]:
+def _scored(
+    shards: Iterator[pa.Table], folder: Path, processes: int, arguments: dict[str, Any], recommender: BatchRecommender
+) -> Iterator[int]:
     """Write the missing files, and yield the number of users of each."""
     named = ((folder / f"part-{number:05}.parquet", shard) for number, shard in enumerate(shards))
     if processes == 1:
-        recommender = BatchRecommender(**arguments)
         for path, shard in named:
             yield len(shard) if path.exists() else _write(path, shard, recommender)
         return
     running: deque[Future[int]] = deque()
     context = multiprocessing.get_context("spawn")  # torch has threads, which a forked process would lose
-    with ProcessPoolExecutor(processes, context, _start, (arguments,)) as pool:
+    module = type(getattr(recommender.recommender, "model", recommender)).__module__
+    with ProcessPoolExecutor(processes, context, _start, (arguments, module)) as pool:
         try:
             for path, shard in named:
                 if path.exists():
@@ -203,7 +217,7 @@ def _scored(shards: Iterator[pa.Table], folder: Path, processes: int, arguments:
             while running:
                 yield running.popleft().result()
         except BrokenProcessPool as error:
-            raise RuntimeError(
+            raise ChildProcessError(
                 "A process was killed, perhaps because memory ran out. Finished files are kept: run the same command "
                 "again, with fewer processes or smaller shards."
             ) from error
@@ -211,24 +225,33 @@ def _scored(shards: Iterator[pa.Table], folder: Path, processes: int, arguments:
             pool.shutdown(cancel_futures=True)
 
 
-def _start(arguments: dict[str, Any]) -> None:
-    """Load the recommender of a process."""
+def _start(arguments: dict[str, Any], module: str) -> None:
+    """Load the recommender of a process, which ends with its parent; `module` registers the model."""
     global _recommender
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    import_module(module)
     torch.set_num_threads(1)
     _recommender = BatchRecommender(**arguments)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _write(path: Path, shard: pa.Table, recommender: BatchRecommender | None = None) -> int:
     """Write a file under another name first, so that it appears when it is complete; return the number of users."""
     recommender = recommender or _recommender
     assert recommender is not None
-    unfinished = path.with_name(f"_{path.name}.tmp")
+    unfinished = path.with_name(f"_{path.name}.{os.getpid()}.tmp")
     pq.write_table(recommender(shard), unfinished)
-    unfinished.rename(path)
+    unfinished.replace(path)
     return len(shard)
 
 
 def _states(path: Path) -> list[Any]:
     """Return names, sizes and times of a file, or of the weights in a folder: they must not change in between."""
-    files = sorted(file for pattern in ("*.safetensors", "*.onnx") for file in path.glob(pattern)) or [path]
+    files = sorted(file for pattern in ("*.safetensors", "*.onnx", "*.json") for file in path.glob(pattern)) or [path]
     return [[file.name, file.stat().st_size, file.stat().st_mtime] for file in files]

@@ -22,7 +22,7 @@ from torch.export import Dim, ExportedProgram
 from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel
 
 from ..data.data_collator import pad_rows
-from ..hub.checkpoint import check_sizes, fetch_checkpoint, replaced_folder, stored_exclude_history
+from ..hub.checkpoint import check_sizes, fetch_checkpoint, is_folder, replaced_folder, stored_exclude_history
 from ..hub.errors import read_json
 from ..models.configuration_bert4rec import SPECIAL_TOKENS
 from .answers import (
@@ -125,8 +125,12 @@ def export_checkpoint(checkpoint: str | PathLike, output: str | PathLike, revisi
     folder, target = fetch_checkpoint(checkpoint, revision), Path(output)
     if target.exists() and any(target.iterdir()) and not (target / FACTS_FILE).exists():
         raise ValueError(f"{output} contains other files, which would be lost. Name a new folder for the export.")
-    model, tokenizer = AutoModelForMaskedLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    # In float32, because few runtimes compute in bfloat16 on a CPU.
+    model = AutoModelForMaskedLM.from_pretrained(folder, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     check_sizes(model, tokenizer)
+    if model.config.max_position_embeddings < 3:
+        raise ValueError("The export needs a model with at least 3 positions (`max_position_embeddings`).")
     catalog = ItemCatalog(tokenizer)
     program = export_program(model, catalog.removed)
     names: dict[str, Any] = {
@@ -141,7 +145,7 @@ def export_checkpoint(checkpoint: str | PathLike, output: str | PathLike, revisi
     for node in graph.model.graph.all_nodes():
         node.metadata_props.clear()  # lines of code, with the paths of this machine
     facts = {
-        "checkpoint": str(checkpoint),
+        "checkpoint": Path(checkpoint).resolve().name if is_folder(checkpoint) else str(checkpoint),
         "revision": checkpoint_revision(folder),
         "exclude_history": stored_exclude_history(folder),
         "max_length": tokenizer.model_max_length,
@@ -184,7 +188,8 @@ class OnnxRecommender:
             vectors = np.load(path / VECTORS_FILE, allow_pickle=False)
         except Exception as error:  # of onnxruntime, which has no base class
             raise ValueError(f"{folder}: the exported files cannot be read ({error}). Export again.") from error
-        if not len(self.tokenizer) == self.facts.get("rows") == len(vectors) + len(SPECIAL_TOKENS):
+        needed = {"checkpoint", "revision", "exclude_history", "max_length", "rows"} <= self.facts.keys()
+        if not needed or not len(self.tokenizer) == self.facts["rows"] == len(vectors) + len(SPECIAL_TOKENS):
             raise ValueError(f"{folder}: the files do not belong together. Export again.")
         lengths = np.linalg.norm(vectors[:, :-1], axis=1, keepdims=True)
         self._unit_vectors = vectors[:, :-1] / np.maximum(lengths, 1e-12)
@@ -211,7 +216,7 @@ class OnnxRecommender:
                 "history": _filled([history[max(0, len(history) - limit) :] for history in rows]),
                 "excluded": _filled(denied),
                 "allowed": mask,
-                "top_k": np.array(number),
+                "top_k": np.array(number, np.int64),
             }
             found, scores = self._session.run(None, inputs)
             if np.isnan(scores).any():

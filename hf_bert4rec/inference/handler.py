@@ -1,8 +1,10 @@
 """Answers of a Hugging Face Inference Endpoint. Pushed repositories have a `handler.py` that imports this class."""
 
+from pathlib import Path
 from typing import Any
 
-from .export import checkpoint_revision
+from .answers import check_options
+from .export import OPTIONS, checkpoint_revision
 from .pipeline import fetch_checkpoint, pipeline
 
 
@@ -15,7 +17,8 @@ class EndpointHandler:
 
     def __init__(self, path: str = "") -> None:
         self.recommender = pipeline(path)
-        self.source = {"checkpoint": str(path), "revision": checkpoint_revision(fetch_checkpoint(path))}
+        self.recommender.catalog.report = False  # histories are not logged
+        self.source = {"checkpoint": Path(path).name, "revision": checkpoint_revision(fetch_checkpoint(path))}
 
     def __call__(self, data: dict[str, Any]) -> dict[str, Any]:
         """Answer a request.
@@ -30,10 +33,10 @@ class EndpointHandler:
         Raises:
             ValueError: The request has another form.
         """
-        inputs, options = data.get("inputs"), data.get("parameters") or {}
+        inputs, options = (data.get(name) for name in ("inputs", "parameters")) if isinstance(data, dict) else (0, 0)
         if isinstance(inputs, dict):
-            options = options | inputs
-            inputs = options.pop("histories", None)
-        if inputs is None:
+            options = {name: value for name, value in inputs.items() if name != "histories"}
+            inputs = inputs.get("histories")
+        if not isinstance(inputs, list) or not isinstance(options, dict | None):
             raise ValueError('Expected histories: {"inputs": {"histories": [["260", "1196"]], "top_k": 10}}.')
-        return {**self.source, "recommendations": self.recommender(inputs, **options)}
+        return {**self.source, "recommendations": self.recommender(inputs, **check_options(options or {}, OPTIONS))}

@@ -142,7 +142,7 @@ class NextItemRecommendationPipeline(Pipeline):
     def similar(self, items: Iterable[str | float], top_k: int = 10) -> list[list[Recommendation]]:
         """Return the items with the most similar vectors for each of some raw IDs, best first.
 
-        `score` is the cosine of the vectors without the bias. The item itself and removed items are left out.
+        `score` is the cosine of the vectors without the bias. The item itself and removed items are excluded.
 
         Raises:
             ValueError: The model does not have an item, or an argument has another form.

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from os import PathLike
@@ -38,7 +38,10 @@ MAX_BODY = 2**20  # bytes
 MAX_HISTORIES, MAX_LENGTH, MAX_TOP_K, MAX_SIMILAR, MAX_ID = 64, 10_000, 1000, 64, 1000
 MAX_BATCH = 32  # histories that are scored together
 MAX_WAITING = 256  # histories; more requests are refused
+MAX_SIMILAR_WAITING = 16  # requests
 MAX_CONNECTIONS = 2000
+EXPORT_SECONDS = 1800.0  # after which an export, or the download before it, is given up
+TOO_MANY = "Too many requests are waiting. Try again later."
 BODY_SECONDS = 10.0  # in which a request must have arrived
 EXPORT_NICENESS = 10  # a reload must not slow down requests
 
@@ -146,11 +149,17 @@ class Service:
 
     def __init__(self, load: Load) -> None:
         self.metrics = Metrics()
-        self._load, self._loaded = load, load()
+        self._load, self._loaded = load, self._without_reports(load())
+        self._similar = 0  # requests that wait
         self._waiting: deque[tuple[RecommendRequest, asyncio.Future]] = deque()
         self._arrived = asyncio.Event()
         self._reloading = asyncio.Lock()
         self._thread = ThreadPoolExecutor(1, "scoring")
+
+    @staticmethod
+    def _without_reports(loaded: tuple[Recommender, str, str | None]) -> tuple[Recommender, str, str | None]:
+        loaded[0].catalog.report = False  # unknown IDs are part of histories, which are not logged
+        return loaded
 
     @property
     def source(self) -> dict[str, str | None]:
@@ -159,38 +168,50 @@ class Service:
 
     async def recommend(self, request: RecommendRequest) -> dict[str, Any]:
         """Answer a request; HTTPException 503 if too many are waiting."""
-        if sum(len(waiting.histories) for waiting, _ in self._waiting) + len(request.histories) > MAX_WAITING:
-            raise HTTPException(503, "Too many requests are waiting. Try again later.", {"Retry-After": "1"})
+        if sum(_size(waiting) for waiting, _ in self._waiting) + _size(request) > MAX_WAITING:
+            raise HTTPException(503, TOO_MANY, {"Retry-After": "1"})
         answered: asyncio.Future = asyncio.get_running_loop().create_future()
         self._waiting.append((request, answered))
         self._arrived.set()
         return await answered
 
     async def similar(self, request: SimilarRequest) -> dict[str, Any]:
-        """Answer a request; HTTPException 404 if an item is unknown."""
+        """Answer a request; HTTPException 404 if an item is unknown, and 503 if too many are waiting."""
         (recommender, *_), source = self._loaded, self.source
         loop = asyncio.get_running_loop()
+        if self._similar >= MAX_SIMILAR_WAITING:
+            raise HTTPException(503, TOO_MANY, {"Retry-After": "1"})
+        self._similar += 1
         try:
             found = await loop.run_in_executor(self._thread, recommender.similar, request.items, request.top_k)
         except ValueError as error:
             raise HTTPException(404, str(error)) from None
+        finally:
+            self._similar -= 1
         return {**source, "similar": found}
 
     async def work(self) -> None:
-        """Score what has arrived, batch by batch, until cancelled."""
+        """Score what has arrived, batch by batch, until cancelled; then refuse what waits."""
         loop = asyncio.get_running_loop()
         while True:
             await self._arrived.wait()
             batch: list[tuple[RecommendRequest, asyncio.Future]] = []
             size = 0
-            while self._waiting and (not batch or size + len(self._waiting[0][0].histories) <= MAX_BATCH):
+            while self._waiting and (not batch or size + _size(self._waiting[0][0]) <= MAX_BATCH):
                 batch.append(self._waiting.popleft())
-                size += len(batch[-1][0].histories)
+                size += _size(batch[-1][0])
             if not self._waiting:
                 self._arrived.clear()
             self.metrics.batches.observe(size)
             recommender, source = self._loaded[0], self.source
-            answers = await loop.run_in_executor(self._thread, self._score, recommender, [it for it, _ in batch])
+            try:
+                answers = await loop.run_in_executor(self._thread, self._score, recommender, [it for it, _ in batch])
+            except asyncio.CancelledError:
+                for _, answered in (*batch, *self._waiting):
+                    if not answered.done():
+                        answered.set_exception(HTTPException(503, "The server is stopping."))
+                self._thread.shutdown(wait=False)
+                raise
             for (_, answered), answer in zip(batch, answers, strict=True):
                 if answered.done():  # the client has gone
                     continue
@@ -203,7 +224,9 @@ class Service:
         """Return the answer of each request, or its HTTPException."""
         groups: dict[tuple, list[int]] = {}
         for place, request in enumerate(requests):
-            key = request.exclude_history, request.allow is None, request.deny is None
+            lists = request.allow is not None, request.deny is not None
+            alone = any(lists) and len(request.histories) > 1  # its lists are read once, not for each history
+            key = request.exclude_history, *lists, place if alone else None
             groups.setdefault(key, []).append(place)
         answers: list[Any] = [None] * len(requests)
         before = recommender.catalog.unknown
@@ -213,11 +236,13 @@ class Service:
             for name in ("allow", "deny"):
                 if getattr(group[0], name) is not None:
                     options[name] = [getattr(request, name) for request in group for _ in request.histories]
+                    if len(group) == 1:
+                        options[name] = getattr(group[0], name)
             try:
                 found = iter(recommender([history for it in group for history in it.histories], **options))
                 for place, request in zip(places, group, strict=True):
                     answers[place] = [next(found)[: request.top_k] for _ in request.histories]
-            except Exception as error:  # such as NaN as a score; the server must go on
+            except BaseException as error:  # such as NaN as a score, or a panic of a library; the server must go on
                 logger.error("Scoring failed: %s", type(error).__name__)
                 reason = str(error) if isinstance(error, ValueError) else "Scoring failed."
                 answers = [HTTPException(500, reason) if i in places else it for i, it in enumerate(answers)]
@@ -228,7 +253,8 @@ class Service:
         """Load the checkpoint again, and use it from the next batch on. If that fails, the old one is kept."""
         async with self._reloading:
             try:
-                self._loaded = await asyncio.get_running_loop().run_in_executor(None, self._load)
+                loaded = await asyncio.get_running_loop().run_in_executor(None, self._load)
+                self._loaded = self._without_reports(loaded)
                 result = "loaded"
             except Exception as error:
                 logger.error("Reloading failed, the loaded checkpoint stays in use: %s", error)
@@ -270,7 +296,11 @@ class _Limits:
             async def receive_body() -> dict[str, Any]:
                 return unread.popleft() if unread else await receive()
 
-            await self.app(scope, receive_body, send_and_note)
+            try:
+                await self.app(scope, receive_body, send_and_note)
+            except Exception as error:
+                logger.error("A request failed: %s", type(error).__name__)
+                await _problem(500, "The request failed.")(scope, receive, send_and_note)
         route = getattr(scope.get("route"), "path", "other")
         self.metrics.requests.labels(route, status).inc()
         self.metrics.seconds.labels(route).observe(time.perf_counter() - start)
@@ -286,6 +316,10 @@ async def _read_body(receive: Callable[[], Awaitable[dict[str, Any]]]) -> bytes 
         if len(body) > MAX_BODY:
             return None
     return bytes(body)
+
+
+def _size(request: RecommendRequest) -> int:
+    return max(1, len(request.histories))
 
 
 def _problem(status: int, detail: str, headers: Any = None) -> JSONResponse:
@@ -315,7 +349,7 @@ def create_app(load: Load) -> FastAPI:
     @app.exception_handler(RequestValidationError)
     async def explain(_: Any, error: RequestValidationError) -> JSONResponse:
         # Without the values, which may be histories.
-        found = [f"{'.'.join(map(str, it['loc'][1:])) or 'body'}: {it['msg']}" for it in error.errors()[:5]]
+        found = [f"{'.'.join(map(str, it['loc'][1:]))[:100] or 'body'}: {it['msg']}" for it in error.errors()[:5]]
         return _problem(422, "; ".join(found).encode("utf-8", "replace").decode())
 
     @app.post("/recommend", response_model=RecommendAnswer)
@@ -347,7 +381,7 @@ def create_app(load: Load) -> FastAPI:
 
 
 def load_for_serving(
-    checkpoint: str | PathLike, revision: str | None = None
+    checkpoint: str | PathLike, revision: str | None = None, modules: Sequence[str] = ()
 ) -> tuple[OnnxRecommender, str, str | None]:
     """Load an exported folder, or export a checkpoint in a process of its own, and check that it recommends.
 
@@ -358,27 +392,33 @@ def load_for_serving(
         exported = Path(checkpoint)
         if not (exported / FACTS_FILE).exists():
             exported = Path(folder, "export")
-            command = [
-                sys.executable,
-                "-m",
-                "hf_bert4rec.cli.main",
-                "export",
-                str(checkpoint),
-                "--output",
-                str(exported),
-            ]
-            command += ["--revision", revision] if revision else []
-            lower = (lambda: os.nice(EXPORT_NICENESS)) if hasattr(os, "nice") else None
-            done = subprocess.run(command, capture_output=True, text=True, preexec_fn=lower)
-            if done.returncode:
-                reason = done.stderr.strip().rpartition("\n")[2].rpartition("error: ")[2]
+            words = ["export", str(checkpoint), "--output", str(exported)]
+            words += ["--revision", revision] if revision else []
+            for module in modules:
+                words += ["--import", module]
+            command = [sys.executable, "-m", "hf_bert4rec.cli.main", *words]
+            with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
+                if hasattr(os, "setpriority"):
+                    os.setpriority(os.PRIO_PROCESS, process.pid, EXPORT_NICENESS)
+                try:
+                    _, messages = process.communicate(timeout=EXPORT_SECONDS)
+                finally:
+                    process.kill()
+            if process.returncode:
+                reason = messages.strip().rpartition("\n")[2].rpartition("error: ")[2]
                 raise ValueError(reason or f"{checkpoint}: the export failed.")
         recommender = OnnxRecommender(exported)
     recommender([[]])  # damaged weights must not replace a model that works
     return recommender, recommender.facts["checkpoint"], recommender.facts["revision"]
 
 
-def serve(checkpoint: str | PathLike, host: str = "127.0.0.1", port: int = 8000, revision: str | None = None) -> None:
+def serve(
+    checkpoint: str | PathLike,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    revision: str | None = None,
+    modules: Sequence[str] = (),
+) -> None:
     """Serve a checkpoint until the process is stopped. SIGHUP loads it again.
 
     Args:
@@ -386,21 +426,25 @@ def serve(checkpoint: str | PathLike, host: str = "127.0.0.1", port: int = 8000,
         host: Address to listen on. The server has no authentication: put a proxy in front before others reach it.
         port: Port to listen on.
         revision: Branch, tag or commit of a Hub ID.
+        modules: Modules that register models of your own.
 
     Raises:
         OSError, ValueError: The checkpoint cannot be loaded.
     """
-    logging.getLogger("hf_bert4rec.inference.answers").setLevel(logging.ERROR)  # it names unknown IDs of histories
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the server listens
 
     async def run() -> None:
-        app = create_app(lambda: load_for_serving(checkpoint, revision))
+        app = create_app(lambda: load_for_serving(checkpoint, revision, modules))
         config = uvicorn.Config(app, host, port, access_log=False, limit_concurrency=MAX_CONNECTIONS, log_level="info")
         if hasattr(signal, "SIGHUP"):
-            tasks = set()  # asyncio keeps no reference
-            reload = app.state.service.reload
-            asyncio.get_running_loop().add_signal_handler(
-                signal.SIGHUP, lambda: tasks.add(asyncio.ensure_future(reload()))
-            )
+            tasks: set[asyncio.Task] = set()  # asyncio keeps no reference
+
+            def reload() -> None:
+                tasks.add(task := asyncio.create_task(app.state.service.reload()))
+                task.add_done_callback(tasks.discard)
+
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
         await uvicorn.Server(config).serve()
 
     with asyncio.Runner(loop_factory=uvicorn.Config("", loop="auto").get_loop_factory()) as runner:

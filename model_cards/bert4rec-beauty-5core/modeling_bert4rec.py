@@ -290,7 +290,9 @@ def keep(hidden_states: torch.Tensor, kept_positions: torch.Tensor | None) -> to
     if kept_positions is None:
         return hidden_states
     # Not by `take_along_dim`, with which torch.export would fix the size of the batch.
-    return hidden_states.gather(1, kept_positions[..., None].expand(-1, -1, hidden_states.shape[-1]))
+    return hidden_states.gather(
+        1, kept_positions[..., None].expand(hidden_states.shape[0], -1, hidden_states.shape[-1])
+    )
 
 
 class Bert4RecEncoder(Bert4RecPreTrainedModel):

@@ -94,6 +94,11 @@ def test_the_same_call_continues_and_another_one_is_refused(source, histories, t
     recommend_to_parquet(source, histories, tmp_path / "out", shard_size=8, top_k=3)
     assert written == ["part-00002.parquet"]
     assert rows_of(folder) == complete
+    with pytest.raises(ValueError, match="was begun with another top_k: 3, now None"):
+        recommend_to_parquet(source, histories, tmp_path / "out", shard_size=8)
+    with pytest.raises(ValueError, match="`top_k` must be a whole number"):
+        recommend_to_parquet(source, histories, tmp_path / "new", top_k=0)
+    assert not (tmp_path / "new").exists()
     for changes, name in (({"top_k": 4}, "top_k"), ({"shard_size": 9}, "shard_size")):
         with pytest.raises(ValueError, match=f"was begun with another {name}"):
             recommend_to_parquet(source, histories, tmp_path / "out", **{"shard_size": 8, "top_k": 3, **changes})
@@ -106,11 +111,12 @@ def test_the_same_call_continues_and_another_one_is_refused(source, histories, t
         recommend_to_parquet(source, histories, tmp_path / "other")
 
 
-def test_a_killed_command_loses_and_doubles_no_user(source, histories, tmp_path):
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_killed_command_loses_and_doubles_no_user(source, histories, tmp_path, processes):
     """Killed after the first files have appeared; the same command then finishes."""
     code = (
         "import sys; from hf_bert4rec.inference.batch import recommend_to_parquet\n"
-        "recommend_to_parquet(*sys.argv[1:], shard_size=2, top_k=3)"
+        f"if __name__ == '__main__': recommend_to_parquet(*sys.argv[1:], processes={processes}, shard_size=2, top_k=3)"
     )
     command = [sys.executable, "-c", code, str(source), str(histories), str(tmp_path / "out")]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
@@ -125,7 +131,7 @@ def test_a_killed_command_loses_and_doubles_no_user(source, histories, tmp_path)
     ("table", "message"),
     [
         ({"user": ["u"], "history": ["a"]}, "expected lists of item IDs in the column history, found string"),
-        ({"user": [None], "history": [["a"]]}, "Expected a user in each row of user, found 1 without"),
+        ({"user": [None], "history": [["a"]]}, "Expected a user in each row of user, found 1 rows without a user"),
         ({"person": ["u"], "history": [["a"]]}, "expected a column user, found person, history"),
     ],
 )
@@ -155,4 +161,4 @@ def test_the_command(source, histories, tmp_path, capsys):
     for wrong in (words[:4], [*words, "--history", "a"]):
         with pytest.raises(SystemExit):
             main(wrong)
-        assert "--input and --output belong together" in capsys.readouterr().err
+        assert "Use --input with --output" in capsys.readouterr().err

@@ -146,7 +146,7 @@ def test_numbers_are_ids(client, recommender):
 def test_histories_are_neither_logged_nor_in_answers(client, caplog):
     with caplog.at_level(logging.DEBUG):
         answer = post(client, histories=[["secret-1", True], ["secret-2"] * 10_001])
-        post(client, histories=[["b"]])
+        assert post(client, histories=[["b", "secret-3"]]).status_code == 200
     assert "secret" not in answer.text
     assert "secret" not in caplog.text
 
@@ -234,6 +234,22 @@ def test_overload_is_refused_at_once(recommender, monkeypatch):
     assert refused.json() == {"detail": "Too many requests are waiting. Try again later."}
 
 
+def test_what_waits_is_refused_when_the_server_stops(recommender):
+    slow = Slow(recommender)
+    app = create_app(lambda: (slow, "shop", None))
+
+    async def stop():
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server") as client:
+            async with app.router.lifespan_context(app):
+                tasks = [asyncio.create_task(client.post("/recommend", json={"histories": [["a"]]})) for _ in range(3)]
+                await asyncio.sleep(0.2)
+            answers = await asyncio.wait_for(asyncio.gather(*tasks), 10)
+            slow.may.set()
+        return [answer.status_code for answer in answers]
+
+    assert asyncio.run(stop()) == [503, 503, 503]
+
+
 # ---- reloads ---------------------------------------------------------------------------------------------------------
 
 
@@ -258,7 +274,7 @@ def test_a_reload_replaces_the_checkpoint_and_a_broken_one_does_not(recommender)
 
 def test_a_checkpoint_is_exported_to_be_served(folders):
     recommender, name, revision = load_for_serving(folders[0])
-    assert (name, revision) == (str(folders[0]), None)
+    assert (name, revision) == (folders[0].name, None)
     expected = hf_bert4rec.pipeline(folders[0], device="cpu")(HISTORIES)
     assert items_of(recommender(HISTORIES)) == items_of(expected)
 
@@ -333,6 +349,7 @@ def test_the_handler_of_a_pushed_repository_answers_as_the_server(folders, tmp_p
     """The toolkit of Inference Endpoints imports `handler.py` from its path, and calls the class with the body."""
     for name, content in (published_files(folders[0]) | HANDLER).items():
         (tmp_path / name).write_bytes(content if isinstance(content, bytes) else Path(content).read_bytes())
+    assert {*HANDLER} == {"handler.py"}
     assert set(HANDLER) <= {path.name for path in tmp_path.iterdir()}
     spec = importlib.util.spec_from_file_location("handler.EndpointHandler", tmp_path / "handler.py")
     module = importlib.util.module_from_spec(spec)
@@ -344,9 +361,9 @@ def test_the_handler_of_a_pushed_repository_answers_as_the_server(folders, tmp_p
         {"inputs": [["a", "b"]], "parameters": {"top_k": 2}},
     ):
         answer = handler(json.loads(json.dumps(body)))
-        assert answer == {"checkpoint": str(tmp_path), "revision": None, "recommendations": expected}
+        assert answer == {"checkpoint": tmp_path.name, "revision": None, "recommendations": expected}
         assert json.loads(json.dumps(answer)) == answer
-    for body in ({}, {"inputs": None}, {"inputs": {"top_k": 2}}):
+    for body in ({}, [], {"inputs": None}, {"inputs": {"top_k": 2}}, {"inputs": [["a"]], "parameters": [2]}):
         with pytest.raises(ValueError, match="Expected histories"):
             handler(body)
     with pytest.raises(ValueError, match="Unknown option 'k'"):
