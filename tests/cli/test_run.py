@@ -23,7 +23,7 @@ from hf_bert4rec.evaluation.baselines import Popularity
 from hf_bert4rec.evaluation.trainer_evaluation import rank_rows
 from hf_bert4rec.hub.checkpoint import check_sizes, save_checkpoint
 from hf_bert4rec.hub.model_card import model_card
-from hf_bert4rec.hub.push import push_checkpoint
+from hf_bert4rec.hub.push import HANDLER, push_checkpoint
 from hf_bert4rec.hub.run_facts import DataFacts, RunFacts
 from tests.hub_server import OWNER
 from tests.training.test_training import LOG, RECIPE, StopAt
@@ -410,7 +410,7 @@ def test_a_run_pushes_its_checkpoint(tmp_path, hub):
     for published in (there.pop("run_facts.json"), there["README.md"]):
         assert str(tmp_path).encode() not in published
     assert str(tmp_path).encode() in here.pop("run_facts.json")  # to be evaluated here
-    assert there == here
+    assert there == here | HANDLER
     assert hub.repositories["org/mine"].private
 
 

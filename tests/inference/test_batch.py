@@ -111,7 +111,7 @@ def test_the_same_call_continues_and_another_one_is_refused(source, histories, t
         recommend_to_parquet(source, histories, tmp_path / "other")
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [2])
 def test_a_killed_command_loses_and_doubles_no_user(source, histories, tmp_path, processes):
     """Killed after the first files have appeared; the same command then finishes."""
     code = (
