@@ -183,6 +183,12 @@ class Slow:
         return self.recommender(histories, **options)
 
 
+async def arrived(app, slow, number):
+    """Wait until so many histories are scored or wait."""
+    while sum(slow.batches) + len(app.state.service._waiting) < number:
+        await asyncio.sleep(0.02)
+
+
 async def many(app, bodies, before_answers):
     async with (
         app.router.lifespan_context(app),
@@ -201,7 +207,7 @@ def test_requests_that_wait_are_scored_together_and_each_gets_its_own_answer(rec
     bodies[5] |= {"allow": ["b", "d"]}
 
     async def wait(tasks, client):
-        await asyncio.sleep(0.3)
+        await arrived(app, slow, len(bodies))
         slow.may.set()
 
     answers = asyncio.run(many(app, bodies, wait))
@@ -242,7 +248,7 @@ def test_what_waits_is_refused_when_the_server_stops(recommender):
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server") as client:
             async with app.router.lifespan_context(app):
                 tasks = [asyncio.create_task(client.post("/recommend", json={"histories": [["a"]]})) for _ in range(3)]
-                await asyncio.sleep(0.2)
+                await arrived(app, slow, 3)
             answers = await asyncio.wait_for(asyncio.gather(*tasks), 10)
             slow.may.set()
         return [answer.status_code for answer in answers]
@@ -330,9 +336,11 @@ def test_a_process_reloads_without_losing_requests_and_survives_slow_clients(pro
             if model:
                 (folder / "model.onnx").write_bytes(model)
             server.send_signal(signal.SIGHUP)
-            for _ in range(100):
+            for count in range(2000):
                 revisions.append(ask())
                 time.sleep(0.02)
+                if count >= 100 and revisions[-1] == "new":
+                    break
     for connection in idle:
         connection.close()
     assert set(statuses) == {200}
