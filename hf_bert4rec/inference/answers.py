@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 from tqdm.auto import tqdm
+from transformers import PreTrainedModel
 
 from ..data.tokenization import ItemTokenizer, as_item_ids
 from ..evaluation.ranking import stable_top_k
@@ -126,6 +127,13 @@ def check_options(options: dict[str, Any], names: Sequence[str]) -> dict[str, An
         elif name != "index":
             check_option(name, value)
     return given
+
+
+@torch.no_grad()
+def item_vectors(model: PreTrainedModel) -> np.ndarray:
+    """Return the vectors of all items with the bias as the last number, (items, hidden + 1) float32."""
+    weight, bias = model._item_weights()
+    return torch.cat([weight, bias[:, None]], dim=1)[len(SPECIAL_TOKENS) :].float().cpu().numpy()
 
 
 def similar_items(catalog: ItemCatalog, vectors: np.ndarray, items: Any, top_k: int) -> list[list[Recommendation]]:

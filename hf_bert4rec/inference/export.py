@@ -32,6 +32,7 @@ from .answers import (
     Recommendation,
     answer_in_batches,
     check_options,
+    item_vectors,
     similar_items,
 )
 
@@ -151,13 +152,11 @@ def export_checkpoint(checkpoint: str | PathLike, output: str | PathLike, revisi
         "max_length": tokenizer.model_max_length,
         "rows": len(tokenizer),
     }
-    weight, bias = model._item_weights()
-    vectors = torch.cat([weight, bias[:, None]], dim=1)[len(SPECIAL_TOKENS) :].detach().float().numpy()
     titles = pa.array(tokenizer.titles or [None] * len(tokenizer.items), pa.string())
     with replaced_folder(target) as new:
         tokenizer.save_pretrained(new)
         graph.save(new / GRAPH_FILE)
-        np.save(new / VECTORS_FILE, vectors, allow_pickle=False)
+        np.save(new / VECTORS_FILE, item_vectors(model), allow_pickle=False)
         pq.write_table(pa.table({"item": tokenizer.items, "title": titles}), new / ITEMS_FILE)
         (new / FACTS_FILE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     return target
@@ -237,8 +236,7 @@ def checkpoint_revision(folder: Path) -> str | None:
 
 def _filled(rows: list[np.ndarray]) -> np.ndarray:
     """Return rows (users, longest) filled up with 0, at least one column."""
-    filled, _ = pad_rows(rows, PAD_ROW, max(1, *map(len, rows)) if rows else 1)
-    return filled.astype(np.int64, copy=False)
+    return pad_rows(rows, PAD_ROW, max(1, *map(len, rows)))[0]
 
 
 def _loops_for_gru(model: PreTrainedModel) -> Any:

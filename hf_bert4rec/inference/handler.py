@@ -5,7 +5,7 @@ from typing import Any
 
 from .answers import check_options
 from .export import OPTIONS, checkpoint_revision
-from .pipeline import fetch_checkpoint, pipeline
+from .pipeline import pipeline
 
 
 class EndpointHandler:
@@ -18,7 +18,7 @@ class EndpointHandler:
     def __init__(self, path: str = "") -> None:
         self.recommender = pipeline(path)
         self.recommender.catalog.report = False  # histories are not logged
-        self.source = {"checkpoint": Path(path).name, "revision": checkpoint_revision(fetch_checkpoint(path))}
+        self.source = {"checkpoint": Path(path).name, "revision": checkpoint_revision(Path(path))}
 
     def __call__(self, data: dict[str, Any]) -> dict[str, Any]:
         """Answer a request.

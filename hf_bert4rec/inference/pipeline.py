@@ -23,6 +23,7 @@ from .answers import (
     Recommendation,
     answer_in_batches,
     check_options,
+    item_vectors,
     similar_items,
 )
 from .arguments import check_option
@@ -120,14 +121,12 @@ class NextItemRecommendationPipeline(Pipeline):
         found = answer_in_batches(self.catalog, histories, {}, self._size(batch_size), answer)
         return np.array(found, np.float32).reshape(-1, self.model.config.hidden_size + 1)
 
-    @torch.no_grad()
     def item_vectors(self) -> np.ndarray:
         """Return the vectors of all items in the order of `tokenizer.items`, (items, hidden + 1) float32.
 
         The last number is the bias. Removed items are included.
         """
-        weight, bias = self.model._item_weights()
-        return torch.cat([weight, bias[:, None]], dim=1)[len(SPECIAL_TOKENS) :].float().cpu().numpy()
+        return item_vectors(self.model)
 
     def index_vectors(self) -> np.ndarray:
         """Return `item_vectors` with one more number, (items, hidden + 2) float32, so that all have the same length.
