@@ -24,9 +24,11 @@ if TYPE_CHECKING:  # the public names, for type checkers and for `__getattr__`
     from .evaluation.baselines import BASELINES, MarkovChain, Popularity
     from .evaluation.ranking import ranking_metrics, target_ranks
     from .hub.push import push_checkpoint
+    from .inference.attributes import ItemAttributes
     from .inference.batch import BatchRecommender, recommend_to_parquet
     from .inference.export import OnnxRecommender, export_checkpoint
     from .inference.pipeline import NextItemRecommendationPipeline, pipeline
+    from .inference.rules import at_most, boost, diversify
     from .models.configuration_bert4rec import Bert4RecConfig
     from .models.item_loss import LOSSES, ItemLoss
     from .models.modeling_bert4rec import Bert4RecForMaskedLM, Bert4RecModel

@@ -67,7 +67,7 @@ def load_item_features(
         names = names if like is None else list(known)
         ids, *values = log.read([place, *map(log.columns.index, names)])
         items = as_ids(ids, "item", log.locate)
-        _check_items(items, log)
+        check_items(items, log)
         read, columns = {"item": items}, {}
         for name, column in zip(names, values, strict=True):
             if (found := _read_column(name, column, log, known.get(name), encoder)) is not None:
@@ -114,7 +114,7 @@ def load_new_items(source: Any, known: ItemFeatures | None, item: Column = None,
             found[LIKE] = log.columns.index(LIKE)
         columns = dict(zip(found, log.read(list(found.values())), strict=True))
         items = as_ids(columns["item"], "item", log.locate)
-        _check_items(items, log)
+        check_items(items, log)
         ids = items.to_pylist()
         titles = as_ids(columns["title"], "title", log.locate).to_pylist() if "title" in columns else []
         likes = _as_categories(columns[LIKE]) if LIKE in columns else []
@@ -127,7 +127,8 @@ def load_new_items(source: Any, known: ItemFeatures | None, item: Column = None,
     )
 
 
-def _check_items(items: pa.ChunkedArray, log: RawLog) -> None:
+def check_items(items: pa.ChunkedArray, log: RawLog) -> None:
+    """Raise ValueError unless each row has an item, and each item one row."""
     if items.null_count:
         row = items.is_null().index(True).as_py()
         raise ValueError(f"{log.name}: expected an item in every row, found none in {log.locate(row)}.")

@@ -29,7 +29,7 @@ from .answers import (
     ITEM_LISTS,
     SCORES_ARE_DAMAGED,
     ItemCatalog,
-    Recommendation,
+    Recommendations,
     answer_in_batches,
     check_options,
     item_vectors,
@@ -195,7 +195,7 @@ class OnnxRecommender:
 
     def __call__(
         self, histories: Iterable[Iterable[str | float]], batch_size: int | None = None, **kwargs: Any
-    ) -> list[list[Recommendation]]:
+    ) -> list[Recommendations]:
         """Recommend items for any number of histories, with the options `top_k`, `exclude_history`, `allow`, `deny`."""
         options = check_options(kwargs, OPTIONS)
         lists = {name: options.pop(name) for name in ITEM_LISTS & options.keys()}
@@ -203,7 +203,7 @@ class OnnxRecommender:
         exclude_history = options.get("exclude_history", self.facts["exclude_history"])
         limit = self.facts["max_length"] - 1
 
-        def answer(rows: list[np.ndarray], listed: dict[str, list[np.ndarray]]) -> list[list[Recommendation]]:
+        def answer(rows: list[np.ndarray], listed: dict[str, list[np.ndarray]]) -> list[Recommendations]:
             denied, allowed = listed.get("deny", [np.empty(0, np.int64)]), listed.get("allow")
             denied = denied * (len(rows) // len(denied))
             if exclude_history:
@@ -224,7 +224,7 @@ class OnnxRecommender:
 
         return answer_in_batches(self.catalog, histories, lists, batch_size, answer)
 
-    def similar(self, items: Iterable[str | float], top_k: int = 10) -> list[list[Recommendation]]:
+    def similar(self, items: Iterable[str | float], top_k: int = 10) -> list[Recommendations]:
         """Return the items with the most similar vectors, as `NextItemRecommendationPipeline.similar`."""
         return similar_items(self.catalog, self._unit_vectors, items, top_k)
 

@@ -1,6 +1,6 @@
 """Next-item recommendation: histories of raw item IDs in; IDs, titles and scores out, best first."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from os import PathLike
 from typing import Any
 
@@ -12,28 +12,27 @@ from transformers import AutoModelForMaskedLM, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from ..data.data_collator import pad_rows
-from ..evaluation.ranking import stable_top_k
 from ..hub.checkpoint import check_sizes, fetch_checkpoint, stored_exclude_history
-from ..models.configuration_bert4rec import SPECIAL_TOKENS
 from ..training.resources import warn_about_spinning_threads
 from .answers import (
     ITEM_LISTS,
-    SCORES_ARE_DAMAGED,
     ItemCatalog,
-    Recommendation,
+    Recommendations,
     answer_in_batches,
     check_options,
     item_vectors,
     similar_items,
 )
 from .arguments import check_option
-from .index import search_index
+from .attributes import ItemAttributes
+from .masked_items import Contribution, Surprise, explain, fill_gaps, surprise
+from .rules import needed
+from .selection import Selection
 
 TASK = "next-item-recommendation"
 LENGTH_MULTIPLE = 16
 MIN_ROWS = 4
-OPTIONS = ("top_k", "exclude_history", "allow", "deny", "index")
-CANDIDATES = 4  # per recommended item, with an index
+OPTIONS = ("top_k", "exclude_history", "allow", "deny", "where", "attributes", "rerank", "candidates", "index")
 
 
 class NextItemRecommendationPipeline(Pipeline):
@@ -73,7 +72,7 @@ class NextItemRecommendationPipeline(Pipeline):
         self.model.eval()
         self.catalog = ItemCatalog(self.tokenizer)
 
-    def __call__(self, histories: Iterable[Iterable[str | float]], **kwargs: Any) -> list[list[Recommendation]]:
+    def __call__(self, histories: Iterable[Iterable[str | float]], **kwargs: Any) -> list[Recommendations]:
         """Recommend items for any number of histories.
 
         Args:
@@ -82,28 +81,108 @@ class NextItemRecommendationPipeline(Pipeline):
             **kwargs: `top_k` (10): number of items per user. `exclude_history`: whether to exclude the items of the
                 history, as in the model's evaluation (`model.config.exclude_history`) if not given. `allow`: IDs of
                 the only items to recommend. `deny`: IDs of items not to recommend. Both are one list for all
-                histories, or one list per history. `index`: takes candidates from an index of `index_vectors()`
-                (usearch, FAISS, or a `Dataset` after `add_faiss_index`), and ranks them by the model. Exclusions,
-                `allow` and `deny` hold as without it; an item that the index misses is missing. `batch_size`: see
-                the class.
+                histories, or one list per history. `where`: conditions on attributes of the items to recommend, such
+                as `{"in_stock": True}`; see `ItemAttributes.matches`. `attributes`: the table with them, or an
+                `ItemAttributes`; the item features of the model if not given. `rerank`: a rule, or several, that
+                reorders or drops items, such as `at_most(2, "category")`; see `Rule`. `candidates` (100): number of
+                items that the rule gets, at least `top_k`. `index`: takes candidates from an index of
+                `index_vectors()` (usearch, FAISS, or a `Dataset` after `add_faiss_index`), and ranks them by the
+                model. Exclusions and conditions hold as without it; an item that the index misses is missing.
+                `batch_size`: see the class.
 
         Returns:
-            The items for each history, in the same order, best first; fewer than `top_k` if fewer are left.
+            The items for each history, in the same order, best first. If fewer than `top_k` are left, the attribute
+            `reason` of the list says why.
 
         Raises:
-            ValueError: An argument has another form, or the model's scores are not finite.
+            ValueError: An argument has another form, an attribute is unknown, or the model's scores are not finite.
         """
-        batch_size = kwargs.pop("batch_size", None)
-        options = {**self._postprocess_params, **check_options(kwargs, OPTIONS)}
-        lists = {name: options.pop(name) for name in ITEM_LISTS & options.keys()}
+        options, lists, batch_size = self._read_options(kwargs, OPTIONS)
 
-        def answer(rows: list[np.ndarray], listed: dict[str, list[np.ndarray]]) -> list[list[Recommendation]]:
+        def answer(rows: list[np.ndarray], listed: dict[str, list[np.ndarray]]) -> list[Recommendations]:
             outputs = self.forward(self.preprocess(rows), scored="index" not in options)
-            pad = self.tokenizer.pad_token_id
-            outputs |= {name: torch.from_numpy(pad_rows(items, pad)[0]) for name, items in listed.items()}
-            return self.postprocess(outputs, **options)
+            return self.postprocess(outputs | self._pad_lists(listed), **options)
 
-        return answer_in_batches(self.catalog, histories, lists, self._size(batch_size), answer)
+        return answer_in_batches(self.catalog, histories, lists, batch_size, answer)
+
+    def fill(self, histories: Iterable[Iterable[str | float | None]], **kwargs: Any) -> list[list[Recommendations]]:
+        """Return the best items for each gap of histories, given the items on both sides.
+
+            recommender.fill([["260", None, "1210"]], top_k=5)[0][0]  # the first gap of the first history
+
+        The [MASK] of the cloze task (paper, section 3.6) is put into every gap. Gaps of the same history are filled
+        independently, so that two of them may get the same item. A history of gaps only gets the model's unconditional
+        recommendations. SASRec and GRU4Rec read the left side only. A model that was trained on last items only
+        (`last_item_probability=1`) has not learned to fill gaps.
+
+        Args:
+            histories: As for a call, with None for each gap. Of a longer history than the model reads, it reads the
+                part around the gap.
+            **kwargs: The options of a call, except `index`. `exclude_history` excludes the items of both sides.
+
+        Returns:
+            For each history, the items for each gap, in the order of the gaps.
+
+        Raises:
+            ValueError: As for a call.
+        """
+        options, lists, batch_size = self._read_options(kwargs, [name for name in OPTIONS if name != "index"])
+
+        def answer(rows: list[np.ndarray], masked: list[int], listed: dict[str, list[np.ndarray]]) -> list[Any]:
+            outputs = self.forward(self.preprocess(rows, masked))
+            return self.postprocess(outputs | self._pad_lists(listed), **options)
+
+        return fill_gaps(self.catalog, histories, lists, batch_size, answer)
+
+    def surprise(
+        self,
+        histories: Iterable[Iterable[str | float]],
+        exclude_history: bool | None = None,
+        batch_size: int | None = None,
+    ) -> list[list[Surprise]]:
+        """Return how likely each item of histories is, given all other items.
+
+        One item at a time is replaced by [MASK] and scored, as for `fill`. Unlikely items are accidents, gifts,
+        other members of a household, or errors in the log.
+
+        Args:
+            histories: As for a call.
+            exclude_history: Whether ranks exclude the other items of the history; as for a call.
+            batch_size: As for a call.
+
+        Returns:
+            For each history one dict per item, with `item`, `title`, `log_probability` and `rank`.
+
+        Raises:
+            ValueError: As for a call.
+        """
+        given = {"batch_size": batch_size, "exclude_history": exclude_history}
+        options, _, size = self._read_options(given, OPTIONS)
+        exclude = self._excludes_history(options.get("exclude_history"))
+        return surprise(self.catalog, self._score, histories, size, exclude)
+
+    def explain(
+        self, history: Iterable[str | float], item: str | float, batch_size: int | None = None
+    ) -> list[Contribution]:
+        """Return the contribution of each item of one history to the score of an item.
+
+        The contribution is the log-probability of the item as the next one, minus that without the item of the history
+        (leave-one-out, or occlusion: Zeiler and Fergus, ECCV 2014). Contributions do not add up to the score: of two
+        items that say the same, each contributes little.
+
+        Args:
+            history: Raw IDs, oldest first.
+            item: The raw ID to explain, also one of the history.
+            batch_size: As for a call.
+
+        Returns:
+            One dict per item of the history, in its order, with `item`, `title` and `contribution`. It is 0 for unknown
+            items, and for those that are too old for the model's input.
+
+        Raises:
+            ValueError: The model does not have the item, or an argument has another form.
+        """
+        return explain(self.catalog, self._score, history, item, self._size(batch_size))
 
     def encode(self, histories: Iterable[Iterable[str | float]], batch_size: int | None = None) -> np.ndarray:
         """Return the query vectors of histories, (histories, hidden + 1) float32.
@@ -138,7 +217,7 @@ class NextItemRecommendationPipeline(Pipeline):
         squares = np.square(vectors, dtype=np.float64).sum(axis=1)
         return np.c_[vectors, np.sqrt(squares.max() - squares)].astype(np.float32)
 
-    def similar(self, items: Iterable[str | float], top_k: int = 10) -> list[list[Recommendation]]:
+    def similar(self, items: Iterable[str | float], top_k: int = 10) -> list[Recommendations]:
         """Return the items with the most similar vectors for each of some raw IDs, best first.
 
         `score` is the cosine of the vectors without the bias. The item itself and removed items are excluded.
@@ -152,103 +231,108 @@ class NextItemRecommendationPipeline(Pipeline):
     def _sanitize_parameters(self, **options: Any) -> tuple[dict, dict, dict]:
         return {}, {}, check_options(options, OPTIONS)
 
-    def preprocess(self, histories: list[np.ndarray]) -> dict[str, torch.Tensor]:
-        """Make a batch from histories of rows: the newest items that fit, then [MASK].
+    def preprocess(self, histories: list[np.ndarray], masked: Sequence[int] | None = None) -> dict[str, torch.Tensor]:
+        """Make a batch from histories of rows, with [MASK] at one place of each; the result has it as `query`.
 
         A history must get the same scores in any batch; otherwise the batch size would decide near ties. Matrix
         products and sums over whole vectors of the processor are bit-equal, so the length is padded to a multiple of
         `LENGTH_MULTIPLE`, and the batch to at least `MIN_ROWS` rows.
+
+        Args:
+            histories: Rows of the item table.
+            masked: Place of [MASK] in each history. If not given, [MASK] follows the newest item. Of a history that is
+                too long, the part around it is kept.
         """
         limit, pad = self.tokenizer.model_max_length, self.tokenizer.pad_token_id
-        kept = [history[max(0, len(history) - limit + 1) :] for history in histories]
-        longest = min(limit, -(-(1 + max(map(len, kept))) // LENGTH_MULTIPLE) * LENGTH_MULTIPLE)
-        missing = [np.empty(0, np.int64)] * (MIN_ROWS - len(histories))
-        input_ids, real = pad_rows([*kept, *missing], pad, longest)
-        queries = np.arange(len(real)), real.sum(axis=1)
+        places = list(map(len, histories)) if masked is None else masked
+        lengths = [max(len(history), place + 1) for history, place in zip(histories, places, strict=True)]
+        pairs = zip(places, lengths, strict=True)
+        starts = [max(0, min(place - limit // 2, length - limit)) for place, length in pairs]
+        kept = [history[start : start + limit] for history, start in zip(histories, starts, strict=True)]
+        longest = min(limit, -(-max(lengths) // LENGTH_MULTIPLE) * LENGTH_MULTIPLE)
+        missing = MIN_ROWS - len(histories)
+        input_ids, real = pad_rows([*kept, *[np.empty(0, np.int64)] * missing], pad, longest)
+        query = np.zeros(len(real), np.int64)
+        query[: len(starts)] = np.array(places) - starts
+        queries = np.arange(len(real)), query
         input_ids[queries], real[queries] = self.tokenizer.mask_token_id, True
         return {
             "input_ids": torch.from_numpy(input_ids),
             "attention_mask": torch.from_numpy(real.astype(np.int64)),
+            "query": torch.from_numpy(query),
             "history": torch.from_numpy(pad_rows(histories, pad)[0]),
         }
 
     def _forward(self, inputs: dict[str, torch.Tensor], scored: bool = True) -> dict[str, torch.Tensor]:
-        query = inputs["attention_mask"].sum(dim=1, keepdim=True) - 1
         # Two queries, because torch computes attention for a single query differently, split over threads.
         ids, mask, history = inputs["input_ids"], inputs["attention_mask"], inputs["history"]
-        states = self.model.model(ids, mask, kept_positions=query.expand(-1, 2)).last_hidden_state[:, 0]
+        query = inputs["query"][:, None].expand(-1, 2)
+        states = self.model.model(ids, mask, kept_positions=query).last_hidden_state[:, 0]
         if scored:
             return {"logits": self.model.score_items(states)[: len(history)].float(), "history": history}
         queries = self.model.prediction_head(states)[: len(history)].float()
         return {"queries": torch.cat([queries, torch.ones_like(queries[:, :1])], dim=1), "history": history}
 
     def postprocess(
-        self, outputs: dict[str, torch.Tensor], top_k: int = 10, exclude_history: bool | None = None, index: Any = None
-    ) -> list[list[Recommendation]]:
+        self,
+        outputs: dict[str, torch.Tensor],
+        top_k: int = 10,
+        exclude_history: bool | None = None,
+        index: Any = None,
+        closed: torch.Tensor | None = None,
+        attributes: ItemAttributes | None = None,
+        rerank: Any = None,
+        candidates: int = 100,
+    ) -> list[Recommendations]:
         """Return the `top_k` best items for each user; raise ValueError if scores are not finite.
 
         `outputs` are `logits` (users, rows), which are overwritten, or with an index `queries` (users, hidden + 1);
         `history` (users, longest) rows; and optionally `allow` and `deny` (users or 1, longest) rows. Rows are padded
-        with [PAD].
+        with [PAD]. `closed` (rows,) are the rows that are never recommended.
         """
-        if self.model.config.exclude_history if exclude_history is None else exclude_history:
-            outputs["deny"] = torch.cat([outputs["history"], *_expanded(outputs, "deny")], dim=1)
-        if index is not None:
-            return self._rank_candidates(outputs, top_k, index)
-        scores = outputs["logits"]
-        normalizer = scores.logsumexp(dim=1, keepdim=True)
-        if not normalizer.isfinite().all():
-            raise ValueError(SCORES_ARE_DAMAGED)
-        if "deny" in outputs:
-            scores.scatter_(1, outputs["deny"].expand(len(scores), -1), -torch.inf)
-        scores[:, : len(SPECIAL_TOKENS)] = -torch.inf
-        scores[:, torch.from_numpy(self.catalog.removed)] = -torch.inf
-        if "allow" in outputs:
-            listed = torch.zeros(len(outputs["allow"]), scores.shape[1], dtype=torch.bool)
-            scores.masked_fill_(~listed.scatter_(1, outputs["allow"], True), -torch.inf)
-        values, rows = stable_top_k(scores, min(top_k, scores.shape[1]))
-        return self._describe(rows, (values - normalizer).exp(), values)
+        selection = Selection(
+            catalog=self.catalog,
+            item_weights=tuple(part.detach().to("cpu") for part in self.model._item_weights()),
+            exclude_history=self._excludes_history(exclude_history),
+            closed=self.catalog.closed if closed is None else closed,
+            index=index,
+            attributes=attributes,
+            rules=rerank,
+            candidates=candidates,
+        )
+        return selection.best_items(outputs, top_k)
 
-    @torch.no_grad()
-    def _rank_candidates(self, outputs: dict[str, torch.Tensor], top_k: int, index: Any) -> list[list[Recommendation]]:
-        """Rank the items that the index finds, or those of `allow`. Search for more if too few are not excluded."""
-        queries, items = outputs["queries"], len(self.tokenizer.items)
-        if not queries.isfinite().all():
-            raise ValueError(SCORES_ARE_DAMAGED)
-        removed = torch.from_numpy(self.catalog.removed)[None]
-        excluded = torch.cat([*_expanded(outputs, "deny"), removed.expand(len(queries), -1)], dim=1).sort(dim=1).values
-        count = CANDIDATES * top_k
-        while True:
-            if "allow" in outputs:
-                rows = torch.cat(_expanded(outputs, "allow")).sort(dim=1).values
-            elif count < items:
-                found = search_index(index, queries.numpy(), count, items)
-                rows = (torch.from_numpy(found) + len(SPECIAL_TOKENS)).sort(dim=1).values
-            else:
-                rows = torch.arange(len(SPECIAL_TOKENS), len(self.tokenizer)).expand(len(queries), -1)
-            left = rows >= len(SPECIAL_TOKENS)
-            left[:, 1:] &= rows[:, 1:] != rows[:, :-1]  # an item that `allow` lists twice
-            if excluded.shape[1]:
-                places = torch.searchsorted(excluded, rows.contiguous()).clamp(max=excluded.shape[1] - 1)
-                left &= excluded.gather(1, places) != rows
-            if "allow" in outputs or count >= items or left.sum(dim=1).min() >= top_k:
-                break
-            count *= CANDIDATES
-        weight, bias = (part.to("cpu") for part in self.model._item_weights())
-        scores = [bias[of] + weight[of].float() @ query[:-1] for of, query in zip(rows, queries, strict=True)]
-        values, order = stable_top_k(torch.stack(scores).masked_fill(~left, -torch.inf), min(top_k, rows.shape[1]))
-        return self._describe(rows.gather(1, order), values, values)
+    def _score(self, histories: list[np.ndarray], masked: list[int] | None = None) -> torch.Tensor:
+        """Return the logits (histories, rows) at one place of each history."""
+        return self.forward(self.preprocess(histories, masked))["logits"]
+
+    def _pad_lists(self, listed: dict[str, list[np.ndarray]]) -> dict[str, torch.Tensor]:
+        """Return `allow` and `deny` as `postprocess` needs them."""
+        pad = self.tokenizer.pad_token_id
+        return {name: torch.from_numpy(pad_rows(items, pad)[0]) for name, items in listed.items()}
+
+    def _excludes_history(self, given: bool | None) -> bool:
+        return self.model.config.exclude_history if given is None else given
+
+    def _read_options(
+        self, given: dict[str, Any], names: Sequence[str]
+    ) -> tuple[dict[str, Any], dict[str, Any], int | None]:
+        """Return the options of `postprocess`, the item lists and the batch size of a call."""
+        batch_size = given.pop("batch_size", None)
+        options = {**self._postprocess_params, **check_options(given, names)}
+        lists = {name: options.pop(name) for name in ITEM_LISTS & options.keys()}
+        where, table = options.pop("where", None), options.pop("attributes", None)
+        if where is not None or "rerank" in options:
+            table = self.tokenizer.features if table is None else table
+            read = table is None or isinstance(table, ItemAttributes)
+            options["attributes"] = table if read else ItemAttributes(table, self.tokenizer)
+        if where is not None:
+            matching = needed(options["attributes"]).matches(where)
+            options["closed"] = self.catalog.closed | torch.from_numpy(~matching)
+        return options, lists, self._size(batch_size)
 
     def _size(self, batch_size: int | None) -> int | None:
         return self._batch_size if batch_size is None else batch_size
-
-    def _describe(self, rows: torch.Tensor, scores: torch.Tensor, values: torch.Tensor) -> list[list[Recommendation]]:
-        return self.catalog.describe(rows.numpy(), scores.numpy(), values.isfinite().sum(dim=1).tolist())
-
-
-def _expanded(outputs: dict[str, torch.Tensor], name: str) -> list[torch.Tensor]:
-    """Return the rows of a list for each user, in a list of one tensor, or of none if it was not given."""
-    return [outputs[name].expand(len(outputs["history"]), -1)] if name in outputs else []
 
 
 def register_task() -> None:

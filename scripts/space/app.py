@@ -24,7 +24,7 @@ from jinja2 import Environment, FileSystemLoader
 import hf_bert4rec
 from hf_bert4rec import NextItemRecommendationPipeline
 from hf_bert4rec.cli.main import plain_errors
-from hf_bert4rec.inference.pipeline import Recommendation
+from hf_bert4rec.inference.answers import Recommendation
 
 if TYPE_CHECKING:
     import gradio as gr

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import hf_bert4rec
 from hf_bert4rec import Bert4RecConfig, Bert4RecForMaskedLM, NextItemRecommendationPipeline, item_tokenizer
-from hf_bert4rec.inference.pipeline import stable_top_k
+from hf_bert4rec.evaluation.ranking import stable_top_k
 from tests.conftest import small_config
 
 ITEMS = "abcdefghij"

@@ -28,6 +28,7 @@ from hf_bert4rec import (
 from hf_bert4rec.cli.recipe import parse_recipe
 from hf_bert4rec.cli.run import run
 from hf_bert4rec.hub.checkpoint import check_checkpoint
+from hf_bert4rec.hub.push import HANDLER
 from hf_bert4rec.hub.run_facts import RunFacts
 from hf_bert4rec.training.callbacks import EarlyStopping
 from hf_bert4rec.training.optimizer import MuonAdamW
@@ -144,7 +145,7 @@ def test_it_pushes_a_checkpoint_in_one_commit_that_loads_and_has_a_valid_card(tr
     name = f"{OWNER}/bert4rec-mine"
     assert address.startswith(f"{hub.url}/{name}/commit/")
     assert hub.repositories[name].messages == ["initial commit", "End of training"]
-    assert set(hub.repositories[name].files) == SAVED | CODE
+    assert set(hub.repositories[name].files) == SAVED | CODE | set(HANDLER)
     assert len(hf_bert4rec.pipeline(name)([["i1"]], top_k=3)[0]) == 3
     assert "POST /api/validate-yaml" in hub.requests
     card = ModelCard.load(name)
@@ -242,7 +243,7 @@ def test_push_to_hub_while_training_uploads_the_model_once_it_is_saved(histories
     assert hub.repositories[name].files == {}
     trainer.save_model()
     assert hub.repositories[name].private
-    assert set(hub.repositories[name].files) == SAVED | CODE
+    assert set(hub.repositories[name].files) == SAVED | CODE | set(HANDLER)
     assert load_file(tmp_path / "out" / "model.safetensors").keys()
     assert hub.repositories[name].files["README.md"] == (tmp_path / "out" / "README.md").read_bytes()
 

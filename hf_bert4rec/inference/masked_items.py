@@ -1,0 +1,150 @@
+"""Questions about any position of a history: what fits a gap, which item is a surprise, and what a score comes from."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypedDict
+
+import numpy as np
+import torch
+
+from ..data.data_collator import pad_rows
+from ..data.ids import as_item_ids
+from ..evaluation.ranking import target_ranks
+from ..models.configuration_bert4rec import SPECIAL_TOKENS
+from .answers import ItemCatalog, Recommendations, check_scores, choose, in_batches
+from .arguments import read_histories, read_item_lists, read_list
+
+Score = Callable[..., torch.Tensor]
+"""Function of histories of rows, and of the place of [MASK] in each, by default after the newest item, which returns
+the logits there, (histories, rows)."""
+
+
+class Surprise(TypedDict):
+    """An item of a history, and how likely it is given all other items of the history.
+
+    `log_probability` is that of the item over the whole catalog, a natural logarithm. `rank` counts from 1 among the
+    items that `fill` would return; ties count against the item. Both are None for an unknown ID.
+    """
+
+    item: str
+    title: str | None
+    log_probability: float | None
+    rank: int | None
+
+
+class Contribution(TypedDict):
+    """An item of a history, and how much lower the log-probability of the explained item is without it.
+
+    Above 0 the item speaks for the explained one, below 0 against it. It is 0 for an item that the model does not read.
+    """
+
+    item: str
+    title: str | None
+    contribution: float
+
+
+def fill_gaps(
+    catalog: ItemCatalog,
+    histories: Any,
+    lists: dict[str, Any],
+    batch_size: int | None,
+    answer: Callable[[list[np.ndarray], list[int], dict[str, list[np.ndarray]]], list[Recommendations]],
+) -> list[list[Recommendations]]:
+    """Return the best items for each gap; see `NextItemRecommendationPipeline.fill`.
+
+    `answer` gets histories of rows, the place of the gap in each, and the rows of each list.
+    """
+    given, mask = read_histories(histories), catalog.tokenizer.mask_token_id
+    known = catalog.read_rows([[item for item in history if item is not None] for history in given], "histories", False)
+    rows = []
+    for history, items in zip(given, known, strict=True):
+        gaps = np.array([item is None for item in history], bool)
+        whole = np.full(len(history), mask)
+        whole[~gaps] = items
+        rows.append(whole[whole != catalog.tokenizer.unk_token_id])
+    owners, places = _pairs([np.flatnonzero(history == mask) for history in rows])
+    listed = {name: catalog.read_rows(read_item_lists(value, name, len(rows)), name) for name, value in lists.items()}
+
+    def of_batch(chosen: list[int]) -> list[Recommendations]:
+        users = [owners[i] for i in chosen]
+        return answer([rows[user] for user in users], [places[i] for i in chosen], choose(listed, users))
+
+    answers = iter(in_batches(catalog, [len(rows[user]) for user in owners], batch_size, of_batch))
+    return [[next(answers) for _ in range(int((history == mask).sum()))] for history in rows]
+
+
+def surprise(
+    catalog: ItemCatalog, score: Score, histories: Any, batch_size: int | None, exclude_history: bool
+) -> list[list[Surprise]]:
+    """Return log-probability and rank of each item; see `NextItemRecommendationPipeline.surprise`."""
+    given, unknown = read_histories(histories), catalog.tokenizer.unk_token_id
+    rows = catalog.read_rows(given, "histories", skip_unknown=False)
+    read = [history[history != unknown] for history in rows]
+    owners, places = _pairs([np.arange(len(history)) for history in read])
+
+    def answer(chosen: list[int]) -> list[tuple[float, int]]:
+        users, masked = [owners[i] for i in chosen], [places[i] for i in chosen]
+        targets = torch.tensor([int(read[user][place]) for user, place in zip(users, masked, strict=True)])
+        logits = score([read[user] for user in users], masked)
+        found = logits.gather(1, targets[:, None])
+        log_probabilities = (found - logits.logsumexp(dim=1, keepdim=True))[:, 0]
+        check_scores(log_probabilities)
+        logits[:, torch.from_numpy(catalog.removed)] = -torch.inf
+        logits.scatter_(1, targets[:, None], found)
+        others = [read[user][read[user] != target] for user, target in zip(users, targets.tolist(), strict=True)]
+        excluded = torch.from_numpy(pad_rows(others, -100)[0]) if exclude_history else None
+        ranks = target_ranks(logits, targets, excluded).ceil().int()
+        return list(zip(log_probabilities.tolist(), ranks.tolist(), strict=True))
+
+    found = iter(in_batches(catalog, [len(read[user]) for user in owners], batch_size, answer))
+    answers = []
+    for (items, titles), history in zip(describe_histories(catalog, given, rows), rows, strict=True):
+        numbers = [(None, None) if row == unknown else next(found) for row in history]
+        fields = zip(items, titles, numbers, strict=True)
+        answers.append([Surprise(item=it, title=name, log_probability=p, rank=rank) for it, name, (p, rank) in fields])
+    return answers
+
+
+def explain(
+    catalog: ItemCatalog, score: Score, history: Any, item: str | float, batch_size: int | None
+) -> list[Contribution]:
+    """Return the contribution of each item to a score; see `NextItemRecommendationPipeline.explain`."""
+    given, tokenizer = [read_list(history, "history", ordered=True)], catalog.tokenizer
+    (rows,) = catalog.read_rows(given, "history", skip_unknown=False)
+    (target,) = catalog.known_rows([item], "item")
+    read = np.flatnonzero(rows != tokenizer.unk_token_id)
+    read = read[max(0, len(read) - tokenizer.model_max_length + 1) :]
+    shorter = [rows[np.delete(read, place)] for place in range(len(read))]
+    variants = [rows[read], *shorter]
+
+    def answer(chosen: list[int]) -> list[float]:
+        logits = score([variants[i] for i in chosen])
+        log_probabilities = logits[:, target] - logits.logsumexp(dim=1)
+        check_scores(log_probabilities)
+        return log_probabilities.tolist()
+
+    whole, *without = in_batches(catalog, list(map(len, variants)), batch_size, answer)
+    contributions = np.zeros(len(rows))
+    contributions[read] = whole - np.array(without)
+    ((items, titles),) = describe_histories(catalog, given, [rows])
+    fields = zip(items, titles, contributions.tolist(), strict=True)
+    return [Contribution(item=it, title=title, contribution=number) for it, title, number in fields]
+
+
+def describe_histories(
+    catalog: ItemCatalog, histories: Sequence[list[Any]], rows: Iterable[np.ndarray]
+) -> list[tuple[list[str], list[str | None]]]:
+    """Return the IDs and titles of the items of each history; the title of an unknown ID is None."""
+    titles, specials = catalog.tokenizer.titles, len(SPECIAL_TOKENS)
+    return [
+        (
+            as_item_ids(history, "histories").to_pylist(),
+            [titles[row - specials] if titles and row >= specials else None for row in found.tolist()],
+        )
+        for history, found in zip(histories, rows, strict=True)
+    ]
+
+
+def _pairs(places: Sequence[np.ndarray]) -> tuple[list[int], list[int]]:
+    """Return the history and the place of each question."""
+    owners = np.repeat(np.arange(len(places)), list(map(len, places)))
+    return owners.tolist(), np.concatenate([np.empty(0, np.int64), *places]).tolist()

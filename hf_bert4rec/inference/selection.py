@@ -1,0 +1,154 @@
+"""Choose the items to return for each user: exclusions, filters, candidates from an index, and rules."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.functional import normalize
+
+from ..evaluation.ranking import stable_top_k
+from ..models.configuration_bert4rec import SPECIAL_TOKENS
+from .answers import ItemCatalog, Recommendations, check_scores
+from .attributes import ItemAttributes
+from .index import search_index
+from .rules import Candidates, rerank
+
+SEARCHED = 4  # items that an index is asked for, per item to return
+
+Outputs = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The rules of a call.
+
+    Args:
+        catalog: The items.
+        item_weights: (rows, hidden) vectors and (rows,) biases of the item table.
+        exclude_history: Whether to exclude the items of the history.
+        closed: (rows,) bool: rows that are never returned.
+        index: An index of item vectors, see `search_index`.
+        attributes: Attributes of the items, for `rules`.
+        rules: One rule or several, see `Rule`.
+        candidates: Number of items that the rules get.
+    """
+
+    catalog: ItemCatalog
+    item_weights: tuple[torch.Tensor, ...]
+    exclude_history: bool
+    closed: torch.Tensor
+    index: Any = None
+    attributes: ItemAttributes | None = None
+    rules: Any = None
+    candidates: int = 100
+
+    @torch.no_grad()
+    def best_items(self, outputs: Outputs, top_k: int) -> list[Recommendations]:
+        """Return the `top_k` best items for each user; see `NextItemRecommendationPipeline.postprocess`."""
+        number = top_k if self.rules is None else max(top_k, self.candidates)
+        find = self._rank_all if self.index is None else self._rank_found
+        rows, scores, values = find(outputs, number)
+        counts = values.isfinite().sum(dim=1)
+        if self.rules is not None:
+            counts = self._apply_rules(rows, scores, values, counts).clamp(max=top_k)
+        answers = self.catalog.describe(rows.numpy(), scores.numpy(), counts.tolist())
+        for user in (counts < top_k).nonzero()[:, 0].tolist():
+            answers[user].reason = self._why_short(outputs, user, len(answers[user]))
+        return answers
+
+    def _rank_all(self, outputs: Outputs, number: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return rows, probabilities and logits (users, number) of the best items."""
+        logits = outputs["logits"]
+        normalizer = logits.logsumexp(dim=1, keepdim=True)
+        check_scores(normalizer)
+        for excluded in self._excluded(outputs):
+            logits.scatter_(1, excluded, -torch.inf)
+        logits[:, self.closed] = -torch.inf
+        if "allow" in outputs:
+            allowed = torch.zeros(len(outputs["allow"]), logits.shape[1], dtype=torch.bool)
+            logits.masked_fill_(~allowed.scatter_(1, outputs["allow"], True), -torch.inf)
+        values, rows = stable_top_k(logits, min(number, logits.shape[1]))
+        return rows, (values - normalizer).exp(), values
+
+    def _rank_found(self, outputs: Outputs, number: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Rank the items that the index finds, or those of `allow`. Search for more if too few are not excluded."""
+        queries, items = outputs["queries"], len(self.catalog.tokenizer.items)
+        check_scores(queries)
+        nothing = torch.zeros(len(queries), 1, dtype=torch.int64)  # [PAD]
+        excluded = torch.cat([nothing, *self._excluded(outputs)], dim=1).sort(dim=1).values
+        count = SEARCHED * number
+        while True:
+            if "allow" in outputs:
+                rows = _expand(outputs, "allow").sort(dim=1).values
+            elif count < items:
+                found = search_index(self.index, queries.numpy(), count, items)
+                rows = (torch.from_numpy(found) + len(SPECIAL_TOKENS)).sort(dim=1).values
+            else:
+                rows = torch.arange(len(SPECIAL_TOKENS), len(self.closed)).expand(len(queries), -1)
+            left = ~self.closed[rows]  # a place that the index left empty is the last special row
+            left[:, 1:] &= rows[:, 1:] != rows[:, :-1]  # an item that `allow` lists twice
+            places = torch.searchsorted(excluded, rows.contiguous()).clamp(max=excluded.shape[1] - 1)
+            left &= excluded.gather(1, places) != rows
+            if "allow" in outputs or count >= items or left.sum(dim=1).min() >= number:
+                break
+            count *= SEARCHED
+        weight, bias = self.item_weights
+        scores = [bias[of] + weight[of].float() @ query[:-1] for of, query in zip(rows, queries, strict=True)]
+        values, order = stable_top_k(torch.stack(scores).masked_fill(~left, -torch.inf), min(number, rows.shape[1]))
+        return rows.gather(1, order), values, values
+
+    def _apply_rules(
+        self, rows: torch.Tensor, scores: torch.Tensor, values: torch.Tensor, counts: torch.Tensor
+    ) -> torch.Tensor:
+        """Reorder rows and scores (users, candidates) in place, and return how many items are left (users,)."""
+        kept = []
+        for user, count in enumerate(counts.tolist()):
+            of = rows[user, :count]
+            given = Candidates(
+                items=self.catalog.tokenizer.decode_items(of.numpy()),
+                logits=values[user, :count].numpy(),
+                vectors=normalize(self.item_weights[0][of].float()).numpy(),
+                rows=of.numpy(),
+                places=np.arange(count),
+                attributes=self.attributes,
+            )
+            order = torch.from_numpy(rerank(given, self.rules).places)
+            rows[user, : len(order)], scores[user, : len(order)] = rows[user, order], scores[user, order]
+            kept.append(len(order))
+        return torch.tensor(kept)
+
+    def _why_short(self, outputs: Outputs, user: int, found: int) -> str:
+        """Return why a user gets only `found` items. An item counts for the first rule that excludes it."""
+
+        def listed(name: str) -> torch.Tensor:
+            rows = torch.zeros_like(self.closed)
+            rows[_expand(outputs, name)[user]] = True
+            return rows
+
+        rules = {"in the history": listed("history")} if self.exclude_history else {}
+        if "deny" in outputs:
+            rules["in `deny`"] = listed("deny")
+        if "allow" in outputs:
+            rules["not in `allow`"] = ~listed("allow")
+        rules["not matching `where`"] = self.closed
+        left, reasons = ~self.catalog.closed, []
+        for rule, rows in rules.items():
+            if count := int((left & rows).sum()):
+                reasons.append(f"{count:,} {rule}")
+            left &= ~rows
+        if others := int(left.sum()) - found:
+            what = "the index did not find" if self.rules is None else "`rerank` dropped or did not get"
+            reasons.append(f"{others:,} that {what}")
+        items = len(self.catalog.tokenizer.items) - len(self.catalog.removed)
+        return f"{found} of {items:,} items are left, without {', '.join(reasons) or 'others'}."
+
+    def _excluded(self, outputs: Outputs) -> list[torch.Tensor]:
+        """Return the rows (users, longest) of the lists that exclude items."""
+        names = ["deny"] * ("deny" in outputs) + ["history"] * self.exclude_history
+        return [_expand(outputs, name) for name in names]
+
+
+def _expand(outputs: Outputs, name: str) -> torch.Tensor:
+    """Return the rows of a list for each user, (users, longest)."""
+    return outputs[name].expand(len(outputs["history"]), -1)

@@ -1,0 +1,224 @@
+"""Filters by attributes, rules that rerank, and the reason of a short list."""
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pytest
+from datasets import Dataset
+
+import hf_bert4rec
+from hf_bert4rec import ItemAttributes, NextItemRecommendationPipeline, at_most, boost, diversify, load_item_features
+from tests.inference.test_pipeline import ITEMS, folder, items_of, model, scores_of
+from tests.inference.test_vectors import usearch_index
+
+__all__ = ["folder", "model"]  # fixtures
+
+PRODUCTS = pd.DataFrame(
+    {
+        "item": [*"abcdefgh", "unknown"],  # not i and j
+        "category": ["tea", "tea", "coffee", "coffee", "tea", None, "sweets", "tea", "tea"],
+        "tags": ["new|sale", "new", "", "sale", None, "old", "old|sale", "new", "new"],
+        "price": [1, 2, 3, 4, 5, 6, 7, np.nan, 9],
+        "in_stock": [True, False, True, True, True, True, False, True, True],
+    }
+)
+
+
+@pytest.fixture
+def recommender(folder) -> NextItemRecommendationPipeline:
+    return hf_bert4rec.pipeline(folder, device="cpu")
+
+
+def best(recommender, history=(), **options) -> list[str]:
+    return items_of(recommender([list(history)], top_k=10, **options))[0]
+
+
+# ---- where -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("where", "items"),
+    [
+        ({"in_stock": True}, "acdefh"),
+        ({"category": "tea"}, "abeh"),
+        ({"category": ["coffee", "sweets"]}, "cdg"),
+        ({"tags": "sale"}, "adg"),
+        ({"tags": ["old", "new"]}, "abfgh"),
+        ({"price": lambda price: price < 4}, "abc"),
+        ({"price": 3}, "c"),
+        ({"category": lambda name: name.str.startswith("t")}, "abeh"),
+        ({"in_stock": True, "category": "tea"}, "aeh"),
+        ({"in_stock": "yes"}, ""),
+        ({"category": []}, ""),
+        ({}, "abcdefgh"),
+    ],
+)
+def test_only_items_that_match_are_recommended(recommender, where, items):
+    everything = best(recommender)
+    expected = [item for item in everything if item in items]
+    assert best(recommender, attributes=PRODUCTS, where=where) == expected
+    attributes = ItemAttributes(PRODUCTS, recommender.tokenizer)
+    assert best(recommender, attributes=attributes, where=where) == expected
+    assert items_of(recommender.fill([[None]], top_k=10, attributes=attributes, where=where)[0]) == [expected]
+    index = usearch_index(recommender.index_vectors())
+    assert best(recommender, attributes=attributes, where=where, index=index) == expected
+
+
+@pytest.mark.parametrize("table", [Dataset.from_pandas, pa.Table.from_pandas, pl.from_pandas])
+def test_any_table_is_read(recommender, table):
+    products = table(PRODUCTS.rename(columns={"item": "sku"}))
+    assert sorted(best(recommender, attributes=products, where={"tags": "sale", "price": [1, 4]})) == ["a", "d"]
+
+
+def test_lists_in_cells_are_several_values(recommender):
+    products = pa.table({"item": ["a", "b", "c"], "tags": [["x", "y|z"], [], None]})
+    assert best(recommender, attributes=products, where={"tags": "x"}) == ["a"]
+    assert best(recommender, attributes=products, where={"tags": "y|z"}) == ["a"]
+    assert ItemAttributes(products, recommender.tokenizer).values("tags", np.array([3, 4, 5, 6])) == [
+        ["x", "y|z"], [], [], []
+    ]  # fmt: skip
+
+
+def test_where_allow_deny_and_history_hold_together(recommender):
+    expected = [item for item in best(recommender, "a") if item in "ch"]
+    options = {"attributes": PRODUCTS, "where": {"in_stock": True}, "allow": [*"abch"], "deny": ["d"]}
+    assert best(recommender, "a", **options) == expected
+
+
+def test_the_features_of_the_model_are_attributes(recommender):
+    with pytest.raises(ValueError, match="Attributes are missing: pass a table with one row per item as `attributes=`"):
+        best(recommender, where={"category": "tea"})
+    recommender.tokenizer.features = load_item_features(PRODUCTS)
+    assert sorted(best(recommender, where={"category": "tea"})) == [*"abeh"]
+    assert best(recommender, attributes=PRODUCTS, where={"category": "sweets"}) == ["g"]
+
+
+def test_defaults_of_the_pipeline_hold_for_each_call(folder):
+    recommender = hf_bert4rec.pipeline(folder, device="cpu", attributes=PRODUCTS, where={"category": "sweets"})
+    assert best(recommender) == ["g"]
+    assert sorted(best(recommender, where={"category": "coffee"})) == ["c", "d"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"where": {"colour": 1}}, "Unknown attribute 'colour'. The table has 'category', 'tags', 'price', 'in_stock'"),
+        ({"where": "in_stock"}, r"`where` must be a dict, such as \{'in_stock': True\}, found 'in_stock'"),
+        ({"where": {"price": lambda price: price + 1}}, "the function of 'price' must return one bool per value"),
+        ({"where": {}, "attributes": [1]}, "Expected a path, a Hub ID or a table"),
+        ({"where": {}, "attributes": PRODUCTS.drop(columns="item")}, "attributes: expected a column for the item"),
+        ({"where": {}, "attributes": pd.concat([PRODUCTS, PRODUCTS])}, "found several of 'a'"),
+        ({"rerank": at_most(1, "colour")}, "Unknown attribute 'colour'"),
+        ({"rerank": 5}, "`rerank` must be a rule or a list of rules, found 5"),
+        ({"rerank": lambda candidates: [0, 0]}, "must return different places"),
+        ({"rerank": lambda candidates: ["a"]}, "must return different places"),
+        ({"rerank": lambda candidates: [99]}, "must return different places"),
+        ({"candidates": 0}, "`candidates` must be a whole number of at least 1"),
+    ],
+)
+def test_other_rules_are_refused(recommender, options, message):
+    with pytest.raises(ValueError, match=message):
+        recommender([["a"]], **{"attributes": PRODUCTS} | options)
+
+
+# ---- rerank ----------------------------------------------------------------------------------------------------------
+
+
+def test_at_most_n_items_of_a_value(recommender):
+    everything = best(recommender)
+    counts, expected = {}, []
+    for item in everything:
+        category = dict(zip(PRODUCTS["item"], PRODUCTS["category"], strict=True)).get(item)
+        counts[category] = counts.get(category, 0) + 1
+        if category is None or counts[category] <= 1:
+            expected.append(item)
+    assert best(recommender, attributes=PRODUCTS, rerank=at_most(1, "category")) == expected
+    assert {"i", "j", "f"} <= set(expected)  # without a category, so without a limit
+    answers = recommender([[]], top_k=10, attributes=PRODUCTS, rerank=at_most(1, "tags"))[0]
+    assert sum(row["item"] in "abh" for row in answers) == 1
+    assert sum(row["item"] in "adg" for row in answers) == 1
+
+
+def test_a_boost_multiplies_the_probability(recommender):
+    scores = {row["item"]: row["score"] for row in recommender([["a"]], top_k=10)[0]}
+    boosted = {item: score * (3 if item in "bh" else 1) for item, score in scores.items()}
+    answered = recommender([["a"]], top_k=10, attributes=PRODUCTS, rerank=boost({"tags": "new"}, 3))
+    assert items_of(answered) == [sorted(boosted, key=boosted.get, reverse=True)]
+    assert scores_of(answered) == pytest.approx([scores[item] for item in items_of(answered)[0]])
+
+
+def test_diversity_by_hand(recommender):
+    candidates = [row["item"] for row in recommender([["a"]], top_k=10)[0]]
+    vectors = recommender.item_vectors()[[ITEMS.index(item) for item in candidates], :-1].astype(float)
+    cosines = vectors @ vectors.T / np.outer(*[np.linalg.norm(vectors, axis=1)] * 2)
+    logits = np.log([row["score"] for row in recommender([["a"]], top_k=10)[0]])
+    relevance = (logits - logits.min()) / np.ptp(logits)
+    order = [0]
+    while len(order) < len(candidates):
+        value = {
+            place: 0.4 * relevance[place] - 0.6 * max(cosines[place, above] for above in order)
+            for place in range(len(candidates))
+            if place not in order
+        }
+        order.append(max(value, key=value.get))
+    assert order != sorted(order)
+    assert best(recommender, "a", rerank=diversify(0.6)) == [candidates[place] for place in order]
+    assert best(recommender, "a", rerank=diversify(0)) == candidates
+
+
+def test_rules_follow_each_other_and_see_only_the_candidates(recommender):
+    everything = best(recommender)
+    rules = [lambda candidates: [2, 1, 0], lambda candidates: [1, 0]]
+    assert best(recommender, rerank=rules) == [everything[1], everything[2]]
+    seen = []
+    rule = lambda candidates: seen.append(candidates.items) or [0]  # noqa: E731
+    recommender([[]], top_k=2, rerank=rule, candidates=4)
+    recommender([[]], top_k=3, rerank=rule, candidates=1)
+    assert seen == [everything[:4], everything[:3]]
+
+
+@pytest.mark.parametrize("rule", [at_most(1, "tags"), diversify(0.5), boost({"tags": "new"}, 3)])
+def test_rules_hold_in_any_batch_and_with_an_index(recommender, rule):
+    histories = [["a"], [], [*"bcdefghij"], [*"abcdefghij"]]
+    options = {"attributes": PRODUCTS, "rerank": rule, "top_k": 3}
+    expected = items_of(recommender(histories, **options))
+    assert [items_of(recommender([history], **options))[0] for history in histories] == expected
+    assert expected[2:] == [["a"], []]
+    index = usearch_index(recommender.index_vectors())
+    assert items_of(recommender(histories, **options, index=index)) == expected
+
+
+@pytest.mark.parametrize("make", [lambda: at_most(0, "x"), lambda: diversify(1.5), lambda: boost({}, 0)])
+def test_settings_of_rules_are_checked(make):
+    with pytest.raises(ValueError, match="must be"):
+        make()
+
+
+# ---- the reason ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({}, "9 of 10 items are left, without 1 in the history."),
+        ({"deny": ["a", "b", "c"]}, "7 of 10 items are left, without 1 in the history, 2 in `deny`."),
+        ({"allow": ["a", "b"]}, "1 of 10 items are left, without 1 in the history, 8 not in `allow`."),
+        (
+            {"where": {"in_stock": True}, "attributes": PRODUCTS},
+            "5 of 10 items are left, without 1 in the history, 4 not matching `where`.",
+        ),
+        (
+            {"where": {"in_stock": True}, "allow": ["b"], "attributes": PRODUCTS},
+            "0 of 10 items are left, without 1 in the history, 8 not in `allow`, 1 not matching `where`.",
+        ),
+        (
+            {"rerank": lambda candidates: [0], "exclude_history": False},
+            "1 of 10 items are left, without 9 that `rerank` dropped or did not get.",
+        ),
+    ],
+)
+def test_a_short_list_says_why(recommender, options, reason):
+    (answered,) = recommender([["a"]], top_k=10, **options)
+    assert answered.reason == reason
+    assert recommender([["a"]], top_k=1, exclude_history=False)[0].reason is None
