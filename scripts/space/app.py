@@ -1,4 +1,4 @@
-"""Recommendations in the browser: search for items, build a history, and see what the model recommends next.
+"""Recommendations in the browser: build a history, see what comes next and why, and what belongs at another place.
 
     python scripts/space/app.py                          # the released bert4rec-ml1m
     python scripts/space/app.py runs/mine/model          # or MODEL=…: any checkpoint folder or Hub ID
@@ -12,17 +12,16 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning th
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 import argparse
+import math
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-import torch
 from jinja2 import Environment, FileSystemLoader
 
 import hf_bert4rec
-from hf_bert4rec import NextItemRecommendationPipeline
+from hf_bert4rec import NextItemRecommendationPipeline, diversify
 from hf_bert4rec.cli.main import plain_errors
 from hf_bert4rec.inference.answers import Recommendation
 
@@ -34,6 +33,8 @@ RELEASED = HERE.parent.parent / "model_cards" / "bert4rec-ml1m"
 HITS = 8
 RECOMMENDATIONS = 10
 EXPECTATIONS = 5
+REASONS, SIMILAR = 3, 3
+MOST_DIVERSE = 0.7  # weight of the diversity at the right end of the slider
 EXAMPLES = slice(0, 30, 5)  # of the most likely first items, some apart, because neighbors are often of one series
 
 
@@ -54,10 +55,11 @@ class Entry(NamedTuple):
 
 
 class State(NamedTuple):
-    """The choices of a visitor: entries, oldest first, and the key of the masked one."""
+    """The choices of a visitor: entries, oldest first, the key of the masked one, and the recommendation to explain."""
 
     history: tuple[Entry, ...] = ()
     masked: str | None = None
+    explained: str | None = None
 
     @property
     def items(self) -> list[str]:
@@ -111,11 +113,15 @@ def act(state: State, action: str, target: str, catalog: Mapping[str, Item]) -> 
 
     Args:
         state: What was shown.
-        action: add, clear, remove, mask, earlier or later.
-        target: Raw ID of the item to add, or key of the entry for the other actions.
+        action: add, put (at the masked place), explain, clear, remove, mask, earlier or later.
+        target: Raw ID of the item to add, put or explain, or key of the entry for the other actions.
         catalog: Items that can be added.
     """
-    history, masked = state
+    history, masked, explained = state
+    if action == "explain" and target in catalog:
+        return State(history, masked, None if explained == target else target)
+    if action == "put" and target in catalog and masked is not None:
+        return State(tuple(Entry(key, target if key == masked else item) for key, item in history))
     if action == "add" and target in catalog:
         key = str(1 + max((int(entry.key) for entry in history), default=0))
         return State((*history, Entry(key, target)), masked)
@@ -134,37 +140,20 @@ def act(state: State, action: str, target: str, catalog: Mapping[str, Item]) -> 
 
 
 def recommend(
-    recommender: NextItemRecommendationPipeline, history: Iterable[str], top_k: int = RECOMMENDATIONS
+    recommender: NextItemRecommendationPipeline,
+    history: Iterable[str],
+    top_k: int = RECOMMENDATIONS,
+    diversity: float = 0.0,
 ) -> list[Recommendation]:
-    """Return the next items, best first."""
-    return recommender([history], top_k=top_k)[0]
+    """Return the next items, best first; with `diversity` above 0, such that differ."""
+    return recommender([history], top_k=top_k, rerank=diversify(diversity) if diversity else None)[0]
 
 
-@torch.inference_mode()
 def expect(
-    recommender: NextItemRecommendationPipeline, history: Iterable[str], position: int, top_k: int = EXPECTATIONS
+    recommender: NextItemRecommendationPipeline, history: Sequence[str], position: int, top_k: int = EXPECTATIONS
 ) -> list[Recommendation]:
-    """Return the items that the model expects at a position of the history, best first.
-
-    The position is replaced by [MASK]. Of a history longer than the input of the model, the part around the position
-    is read. Items at other positions are excluded where the model excludes the history, the masked item is not.
-
-    Args:
-        recommender: The pipeline of a checkpoint.
-        history: Raw IDs of known items, oldest first.
-        position: Position to mask, 0 for the oldest item.
-        top_k: Number of items.
-    """
-    tokenizer = recommender.tokenizer
-    rows = tokenizer.encode_items(history).astype(np.int64)
-    others = rows[rows != rows[position]]
-    rows[position] = tokenizer.mask_token_id
-    limit = tokenizer.model_max_length
-    start = max(0, min(position - limit // 2, len(rows) - limit))
-    batch = torch.from_numpy(rows[None, start : start + limit]).to(recommender.device)
-    mask = torch.tensor([[position - start]], device=recommender.device)
-    logits = recommender.model(batch, kept_positions=mask).logits[:, 0].float().cpu()
-    return recommender.postprocess({"logits": logits, "history": torch.from_numpy(others[None])}, top_k=top_k)[0]
+    """Return the items that the model expects at a position of the history, 0 for the oldest item, best first."""
+    return recommender.fill([[*history[:position], None, *history[position + 1 :]]], top_k=top_k)[0][0]
 
 
 class Page:
@@ -187,25 +176,39 @@ class Page:
 
     def history(self, state: State) -> str:
         """The history with its buttons and the expectations at the masked position, or items to start with."""
-        expected: list[Recommendation] = []
-        rank = 0
         position = state.position(state.masked)
-        if position is not None:
-            expected = expect(self.recommender, state.items, position, top_k=len(self.catalog))
-            rank = 1 + [row["item"] for row in expected].index(state.items[position])
+        expected = [] if position is None else expect(self.recommender, state.items, position)
+        surprise = None if position is None else self.recommender.surprise([state.items])[0][position]
         return self._part(
             "history",
             entries=[(entry.key, self.catalog[entry.item]) for entry in state.history],
             masked=state.masked,
-            expected=expected[:EXPECTATIONS],
-            rank=rank,
-            score=expected[rank - 1]["score"] if expected else 0,
+            expected=expected,
+            rank=surprise and surprise["rank"],
+            score=surprise and math.exp(surprise["log_probability"] or 0),
+            factors=self.factors(state),
+            explained=self.catalog.get(state.explained or ""),
             examples=list(self.catalog.values())[EXAMPLES],
         )
 
-    def recommendations(self, state: State) -> str:
-        """The recommended items."""
-        return self._part("recommendations", rows=recommend(self.recommender, state.items), empty=not state.history)
+    def factors(self, state: State) -> list[float]:
+        """How many times as likely the explained item is with each entry of the history as without it."""
+        if state.explained is None:
+            return []
+        return [math.exp(row["contribution"]) for row in self.recommender.explain(state.items, state.explained)]
+
+    def recommendations(self, state: State, diversity: float = 0.0) -> str:
+        """The recommended items, and for the explained one its reasons and similar items."""
+        factors = self.factors(state)
+        best = sorted(zip(factors, state.items, strict=True), reverse=True)[:REASONS] if factors else []
+        return self._part(
+            "recommendations",
+            rows=recommend(self.recommender, state.items, diversity=diversity),
+            empty=not state.history,
+            explained=state.explained,
+            reasons=[(self.catalog[item], factor) for factor, item in best if factor > 1],
+            similar=self.recommender.similar([state.explained], top_k=SIMILAR)[0] if state.explained else [],
+        )
 
     def _part(self, name: str, **values: object) -> str:
         return str(getattr(self.template.module, name)(**values))
@@ -240,19 +243,19 @@ def build(page: Page) -> "gr.Blocks":
     """Build the app: a search field and three parts of HTML whose buttons are handled by one function."""
     import gradio as gr  # not at the top, so that --help and the functions above work without it
 
-    def show(state: State, query: str, added: bool) -> tuple:
+    def show(state: State, query: str, diversity: float, added: bool) -> tuple:
         """Return all parts. The query is cleared once an item is added, otherwise it stays."""
-        parts = page.hits("" if added else query), page.history(state), page.recommendations(state)
+        parts = page.hits("" if added else query), page.history(state), page.recommendations(state, diversity)
         return state, "" if added else gr.skip(), *parts
 
-    def press(state: State, query: str, event: gr.EventData) -> tuple:
+    def press(state: State, query: str, diversity: float, event: gr.EventData) -> tuple:
         new = act(state, str(event.action), str(event.key), page.catalog)
-        return show(new, query, added=event.action == "add")
+        return show(new, query, diversity, added=event.action == "add")
 
-    def add_first(state: State, query: str) -> tuple:
+    def add_first(state: State, query: str, diversity: float) -> tuple:
         hits = search(page.catalog, query, limit=1)
         new = act(state, "add", hits[0].id, page.catalog) if hits else state
-        return show(new, query, added=bool(hits))
+        return show(new, query, diversity, added=bool(hits))
 
     def part(html: str) -> gr.HTML:
         return gr.HTML(html, js_on_load=PRESS, apply_default_css=False)
@@ -269,12 +272,14 @@ def build(page: Page) -> "gr.Blocks":
                 history = part(page.history(start))
             with gr.Column(min_width=300):
                 recommendations = part(page.recommendations(start))
+                diversity = gr.Slider(0, MOST_DIVERSE, 0, step=0.1, label="Diversity of the list", elem_id="diversity")
         shown = [state, query, hits, history, recommendations]
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         query.change(page.hits, [query], hits, trigger_mode="always_last", **quiet)
-        query.submit(add_first, [state, query], shown, **quiet)
+        query.submit(add_first, [state, query, diversity], shown, **quiet)
+        diversity.change(page.recommendations, [state, diversity], recommendations, trigger_mode="always_last", **quiet)
         for pressed in (hits, history, recommendations):
-            pressed.press(press, [state, query], shown, trigger_mode="multiple", **quiet)
+            pressed.press(press, [state, query, diversity], shown, trigger_mode="multiple", **quiet)
     return app
 
 

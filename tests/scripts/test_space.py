@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import os
 import re
 import shutil
@@ -10,11 +11,13 @@ import subprocess
 import sys
 import time
 import tomllib
+from html import escape as html_escape
 from pathlib import Path
 from types import ModuleType
 from urllib.request import urlopen
 
 import huggingface_hub
+import numpy as np
 import pytest
 import torch
 from huggingface_hub import SpaceCard
@@ -221,7 +224,7 @@ def brute_force(recommender, history: str, position: int) -> dict[str, float]:
         ("abcd", 0, "abcd", 0),
         ("abcd", 2, "abcd", 2),
         ("abcd", 3, "abcd", 3),
-        ("abca", 3, "abca", 3),  # the masked item also occurs elsewhere
+        ("abca", 3, "abca", 3),  # the masked item also occurs elsewhere, so it is not expected here
         ("abcdefgh", 0, "abcde", 0),  # longer than the input of the model: the part around the position
         ("abcdefgh", 3, "bcdef", 2),
         ("abcdefgh", 6, "defgh", 3),
@@ -230,9 +233,9 @@ def brute_force(recommender, history: str, position: int) -> dict[str, float]:
 def test_expectations_at_a_position_equal_brute_force(app, recommender, history, position, read, at):
     answer = app.expect(recommender, list(history), position, top_k=10)
     probabilities = brute_force(recommender, read, at)
-    others = set(history) - {history[position]}
+    others = set(history[:position] + history[position + 1 :])
     expected = sorted(set(ITEMS) - others, key=probabilities.get, reverse=True)
-    assert [row["item"] for row in answer] == expected  # includes the masked item
+    assert [row["item"] for row in answer] == expected  # includes the masked item if it does not occur elsewhere
     assert [row["score"] for row in answer] == pytest.approx([probabilities[item] for item in expected], abs=1e-5)
 
 
@@ -255,7 +258,7 @@ def test_an_empty_history_offers_items_to_start_with(app, page):
     first = list(page.catalog.values())
     assert "Nothing here yet" in html
     assert labels(html) == [f"Add {item.name}" for item in (first[0], first[5])]
-    assert len(labels(page.recommendations(app.State()))) == 10
+    assert len([it for it in labels(page.recommendations(app.State())) if it.startswith("Add ")]) == 10
 
 
 def test_a_search_without_hits_says_so(page):
@@ -282,6 +285,40 @@ def test_the_rank_of_the_masked_item_is_shown(app, page, recommender):
     rank = [row["item"] for row in answer].index("c") + 1
     assert f"Amélie itself is number <b>{rank}</b>" in html
     assert html.count('<span class="score">') == 5
+
+
+def test_an_explained_recommendation_shows_what_speaks_for_it_next_to_the_history(app, page, recommender):
+    state = app.act(state_of(app, "abc"), "explain", "f", page.catalog)
+    factors = [math.exp(row["contribution"]) for row in recommender.explain(list("abc"), "f")]
+    assert page.factors(state) == factors
+    assert re.findall(r'class="factor(?: less)?">×([\d.]+)<', page.history(state)) == [f"{it:.2f}" for it in factors]
+    html = page.recommendations(state)
+    best = max(zip(factors, "abc", strict=True))
+    assert f"Because of <b>{html_escape(TITLES[best[1]])}</b> (×{best[0]:.2f})" in html
+    similar = [row["title"] or row["item"] for row in recommender.similar(["f"], top_k=3)[0]]
+    assert [it for it in labels(html) if "similar" in it] == [f"Add the similar {html_escape(it)}" for it in similar]
+    assert app.act(state, "explain", "f", page.catalog) == state_of(app, "abc")
+    assert "factor" not in page.history(state_of(app, "abc"))
+    alone = page.recommendations(app.State(explained="f"))
+    assert "nothing speaks for it but its popularity" in alone
+
+
+def test_an_expected_item_can_be_put_at_the_masked_place(app, page):
+    state = app.act(state_of(app, "acb", masked=1), "put", "d", page.catalog)
+    assert ("".join(state.items), state.masked) == ("adb", None)
+    assert app.act(state, "put", "e", page.catalog) == state  # nothing is masked
+
+
+def test_the_slider_makes_the_list_more_diverse(app, page, recommender):
+    def distance(items):
+        vectors = recommender.item_vectors()[[ITEMS.index(item) for item in items], :-1]
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        return (1 - vectors @ vectors.T).mean()
+
+    lists = [[row["item"] for row in app.recommend(recommender, ["a"], 4, weight)] for weight in (0, 0.7)]
+    assert distance(lists[1]) > distance(lists[0])
+    shown = re.findall(r'data-action="add" data-key="(.)"', page.recommendations(state_of(app, "a"), 0.7))
+    assert shown == [row["item"] for row in app.recommend(recommender, ["a"], diversity=0.7)]
 
 
 def test_a_history_of_the_whole_catalog_leaves_nothing_to_recommend(app, page):
@@ -519,6 +556,28 @@ def test_a_walk_through_the_space_on_a_phone(phone, address, app, recommender):
     expect(phone.locator(".expected .name")).to_have_text(expected)
     press(f"Mask {names[first]}", "keyboard")
     expect(phone.locator(".expected")).to_have_count(0)
+
+    explained = app.recommend(recommender, (first, "c"))[1]["item"]
+    press(f"Why {names[explained]}?")
+    factors = [math.exp(row["contribution"]) for row in recommender.explain([first, "c"], explained)]
+    expect(phone.locator(".entry .factor")).to_have_text([f"×{factor:.2f}" for factor in factors])
+    expect(phone.locator(".reasons")).to_contain_text("Similar items:")
+    shows(first, "c")
+    press(f"Why {names[explained]}?", "keyboard")
+    expect(phone.locator(".factor")).to_have_count(0)
+    press(f"Mask {names[first]}")
+    put = app.expect(recommender, (first, "c"), 0)[-1]["item"]
+    phone.locator(".expected button").last.tap()
+    shows(put, "c")
+    press(f"Mask {names[put]}")
+    phone.locator(f".expected button[data-key={first}]").tap()
+    shows(first, "c")
+    slider = phone.get_by_role("slider")
+    slider.focus()
+    slider.press("End")
+    diverse = [shown[row["item"]] for row in app.recommend(recommender, (first, "c"), diversity=0.7)]
+    expect(following).to_have_text(diverse)
+    slider.press("Home")
 
     search.fill("value")
     press("Add <b>${1 + 1} {{value}}</b>")
