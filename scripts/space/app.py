@@ -271,8 +271,8 @@ def build(page: Page) -> "gr.Blocks":
                 hits = part(page.hits(""))
                 history = part(page.history(start))
             with gr.Column(min_width=300):
-                recommendations = part(page.recommendations(start))
                 diversity = gr.Slider(0, MOST_DIVERSE, 0, step=0.1, label="Diversity of the list", elem_id="diversity")
+                recommendations = part(page.recommendations(start))
         shown = [state, query, hits, history, recommendations]
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         query.change(page.hits, [query], hits, trigger_mode="always_last", **quiet)
