@@ -482,6 +482,63 @@ def cold_items_table() -> str:
     return markdown_table(header, rows)
 
 
+def find_measurements(kind: str) -> list[dict[str, Any]]:
+    """Return the lines of one measurement of `scripts/bidirectional.py`."""
+    return [line for line in load_lines("bidirectional") if line["measured"] == kind]
+
+
+def gaps_table() -> str:
+    """Return the quality of filled gaps, by what is read."""
+    rows: Rows = []
+    for line in find_measurements("fill"):
+        scores = [f"{line[name]:.4f}" for name in ("ndcg@10", "hr@10")]
+        difference = "" if not line["difference"] else f"{-line['difference']:+.4f}"
+        ends = [-end for end in reversed(line["difference_interval"])]
+        interval = format_interval(ends, "+") if difference else ""
+        rows.append([line["model"], *scores, format_interval(line["interval"]), difference, interval])
+    header = ["reads", "NDCG@10", "HR@10", "95 % interval", "difference to the first row", "95 % interval"]
+    return markdown_table(header, rows)
+
+
+def surprise_table() -> str:
+    """Return how well injected items are found."""
+    rows = [
+        [line["method"], f"{line['auc']:.3f}", format_interval(line["interval"])]
+        for line in find_measurements("surprise")
+    ]
+    return markdown_table(["score", "area under the ROC curve", "95 % interval"], rows)
+
+
+def explanations_table() -> str:
+    """Return how far a score falls when items are removed, by the order in which they are removed."""
+    lines = find_measurements("explain")
+    rows: Rows = []
+    for line in lines:
+        more = [format_interval(ends, "+") for ends in line["more_interval"]]
+        chosen = "" if line["order"] == "at random" else more[-1]
+        rows.append([line["order"], *(f"{fall:+.2f}" for fall in line["fall"]), chosen])
+    numbers = [f"{number} removed" for number in lines[0]["removed"]]
+    return markdown_table(["order", *numbers, "last column minus random, 95 % interval"], rows)
+
+
+def rules_table() -> str:
+    """Return quality, coverage and diversity of the lists of each rule."""
+    rows: Rows = []
+    for line in find_measurements("rules"):
+        cells = [f"{line['ndcg@10']:.4f}", format_interval(line["interval"]), f"{100 * line['coverage']:.0f} %"]
+        rows.append([line["rule"], *cells, f"{line['diversity']:.3f}", f"{line['genres']:.1f}", str(line["short"])])
+    header = [
+        "rule",
+        "NDCG@10",
+        "95 % interval",
+        "items in any list",
+        "mean 1 - cosine",
+        "genres per list",
+        "short lists",
+    ]
+    return markdown_table(header, rows)
+
+
 def drift_table() -> str:
     """Return NDCG@10 in the next period, and processor seconds, for three ways to keep a model up to date."""
     rows: Rows = []
@@ -529,6 +586,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "any-log": any_log_table,
     "cold-items": cold_items_table,
     "drift": drift_table,
+    "gaps": gaps_table,
+    "surprise": surprise_table,
+    "explanations": explanations_table,
+    "rules": rules_table,
     "what-helps": lambda: study_table("what-helps-ml-1m"),
     "needed": lambda: study_table("needed-ml-1m"),
     "stability": lambda: study_table("stability-ml-1m"),

@@ -47,8 +47,7 @@ def test_importing_the_package_changes_no_logging():
 @pytest.mark.parametrize(
     "first",
     [
-        "import hf_bert4rec\nfrom transformers import AutoTokenizer",
-        "import hf_bert4rec\nfrom transformers import BertModel, pipeline",
+        "import hf_bert4rec\nfrom transformers import AutoTokenizer, BertModel, pipeline",
         "import transformers.pipelines, transformers.models.auto.modeling_auto\nimport hf_bert4rec",
         "from hf_bert4rec import Bert4RecForMaskedLM, item_tokenizer",
         "import hf_bert4rec.inference.pipeline",

@@ -46,15 +46,14 @@ class ItemAttributes:
         # Row of the table for each row of the item table; -1 without one.
         places = pc.fill_null(pc.index_in(tokenizer.items, value_set=items.combine_chunks()), -1).to_numpy()
         self._places = np.concatenate([np.full(len(SPECIAL_TOKENS), -1), places])
+        self._lists: dict[str, dict[Any, list[Any]]] = {}
         self._values = {name: _one_per_row(column) for name, column in zip(names, values, strict=True)}
 
     def values(self, name: str, rows: np.ndarray) -> list[list[Any]]:
         """Return the values of an attribute for each row of the item table; ValueError for an unknown attribute."""
-        found: dict[int, list[Any]] = {int(place): [] for place in self._places[rows]}
-        column = self._column(name)
-        for place, value in column[column.index.isin(list(found))].items():
-            found[int(place)].append(value)
-        return [found[int(place)] for place in self._places[rows]]
+        if name not in self._lists:  # once, because a rule asks for each user
+            self._lists[name] = self._column(name).groupby(level=0).agg(list).to_dict()
+        return [self._lists[name].get(place, []) for place in self._places[rows].tolist()]
 
     def matches(self, where: Mapping[str, Any]) -> np.ndarray:
         """Return which rows of the item table fulfill all conditions, (rows,) bool.

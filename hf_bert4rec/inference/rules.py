@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -112,8 +113,13 @@ def boost(where: Mapping[str, Any], factor: float) -> Rule:
     if not factor > 0:
         raise ValueError(f"`factor` must be above 0, found {factor}.")
 
+    @lru_cache(maxsize=1)  # a rule is called for each user
+    def matching(attributes: ItemAttributes) -> np.ndarray:
+        return attributes.matches(where)
+
     def rule(candidates: Candidates) -> np.ndarray:
-        boosted = candidates.logits + np.where(candidates.matches(where), np.log(factor), 0)
+        matches = matching(needed(candidates.attributes))[candidates.rows]
+        boosted = candidates.logits + np.where(matches, np.log(factor), 0)
         return np.argsort(-boosted, kind="stable")
 
     return rule

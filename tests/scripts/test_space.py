@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import runpy
 import shutil
 import socket
 import subprocess
@@ -338,17 +339,22 @@ def test_the_history_is_excluded_where_the_model_excludes_it(app, folder, tmp_pa
     app.Page(recommender).history(state_of(app, "aba", masked=2))
 
 
-def test_without_gradio_the_app_shows_its_help_and_names_the_command_to_install_it(tmp_path):
-    (tmp_path / "gradio.py").write_text("raise ModuleNotFoundError(\"No module named 'gradio'\", name='gradio')")
-    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
-    command = [sys.executable, str(SPACE / "app.py")]
-    shown = subprocess.run([*command, "--help"], env=environment, capture_output=True, text=True, check=True).stdout
-    assert "folder or Hub ID" in shown
-    run = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert run.returncode == 1
-    assert run.stderr.splitlines()[-1] == (
-        "app.py: error: gradio is not installed. Run pip install 'hf-bert4rec[space]'."
-    )
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--help"], "folder or Hub ID"),
+        ([], "app.py: error: gradio is not installed. Run pip install 'hf-bert4rec[space]'."),
+    ],
+)
+def test_without_gradio_the_app_shows_its_help_and_names_the_command_to_install_it(
+    options, message, monkeypatch, capsys
+):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.setattr(sys, "argv", ["app.py", *options])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(SPACE / "app.py"), run_name="__main__")
+    assert message in capsys.readouterr().out + str(stopped.value)
+    assert bool(stopped.value.code) is not bool(options)
 
 
 # ---- what is pushed --------------------------------------------------------------------------------------------------
