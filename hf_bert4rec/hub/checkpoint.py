@@ -182,6 +182,11 @@ def stored_exclude_history(folder: str | PathLike) -> bool:
     return not (folder / FACTS_FILE).exists() or RunFacts.load(folder).exclude_history
 
 
+def stored_recipe(folder: str | PathLike) -> dict[str, Any]:
+    """Return the options that a checkpoint was trained with; empty without run facts."""
+    return RunFacts.load(folder).recipe if Path(folder, FACTS_FILE).exists() else {}
+
+
 def check_checkpoint(folder: str | PathLike) -> None:
     """Check a checkpoint as `check_folder` does, and its tokenizer and titles against the model."""
     check_sizes(check_folder(folder), ItemTokenizer.from_pretrained(folder))

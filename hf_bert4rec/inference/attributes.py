@@ -1,6 +1,8 @@
-"""Attributes of items, such as category, price and stock: who matches a filter, and which values an item has."""
+"""Attributes of items, such as category, price and stock: which items fulfill conditions, and their values."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -13,84 +15,123 @@ from ..data.features import ItemFeatures
 from ..data.ids import as_ids
 from ..data.item_tables import SEPARATOR, check_items
 from ..data.sources import library_errors, open_table
-from ..data.tokenization import ItemTokenizer
 from ..models.configuration_bert4rec import SPECIAL_TOKENS
 
 
 class ItemAttributes:
-    """Attributes of the items of a catalog, from a table with one row per item.
+    """Attributes of items, from a table with one row per item.
 
-        products = ItemAttributes(pd.read_csv("products.csv"), recommender.tokenizer)
+        products = ItemAttributes(pd.read_csv("products.csv", dtype={"sku": str}), item="sku")
         recommender(histories, attributes=products, where={"in_stock": True})
 
-    Calls also accept the table itself, which they read again each time. A cell has one value, a list of values, or text
-    with values separated by `|`. An item without a row, or without a value, has no values: it matches no filter.
+    Calls also accept the table itself, and then read it in each call. A cell has one value, a list of values, or text
+    with values separated by `|`. An item without a row, or without a value, has no values.
 
     Args:
-        source: Data frame, `Dataset`, Arrow table, or `ItemFeatures`.
-        tokenizer: The tokenizer of the model. Other items of the table are ignored.
+        source: Data frame, `Dataset`, Arrow table, or `ItemFeatures`. Later changes of it are not seen.
         item: Column of the item. Default: found by its usual names.
 
     Raises:
-        ValueError: It is not a table, has no column for the item, or an item has no ID or several rows.
+        ValueError: It is not a table, two columns have the same name, no column fits the item, or an item has no ID or
+            several rows.
     """
 
-    def __init__(self, source: Any, tokenizer: ItemTokenizer, item: Column = None) -> None:
+    def __init__(self, source: Any, item: Column = None) -> None:
+        if isinstance(source, str | PathLike | Mapping):
+            advice = "pd.DataFrame(...)" if isinstance(source, Mapping) else 'pd.read_csv(..., dtype={"item": str})'
+            raise ValueError(f"attributes: expected a table, found {type(source).__name__}. Pass {advice}.")
         log = open_table(source.table if isinstance(source, ItemFeatures) else source, "attributes")
+        if len(set(log.columns)) < len(log.columns):
+            raise ValueError(f"attributes: expected columns with different names, found {log}.")
         with library_errors(log.name):
             place = find_columns(log, {"item": item}, needed=["item"])["item"]
-            ids, *values = log.read([place, *(other for other in range(len(log.columns)) if other != place)])
-            items = as_ids(ids, "item", log.locate)
+            items = as_ids(log.read([place])[0], "item", log.locate)
             check_items(items, log)
-        names = [name for other, name in enumerate(log.columns) if other != place]
-        # Row of the table for each row of the item table; -1 without one.
-        places = pc.fill_null(pc.index_in(tokenizer.items, value_set=items.combine_chunks()), -1).to_numpy()
-        self._places = np.concatenate([np.full(len(SPECIAL_TOKENS), -1), places])
+        self._items, self._log = items.combine_chunks(), log
+        self._bound: tuple[pa.Array, CatalogAttributes] | None = None
+        self._columns: dict[str, pd.Series] = {}
         self._lists: dict[str, dict[Any, list[Any]]] = {}
-        self._values = {name: _one_per_row(column) for name, column in zip(names, values, strict=True)}
 
-    def values(self, name: str, rows: np.ndarray) -> list[list[Any]]:
-        """Return the values of an attribute for each row of the item table; ValueError for an unknown attribute."""
+    def of(self, items: pa.Array) -> "CatalogAttributes":
+        """Return the attributes of the items of a catalog, raw IDs in its order; ValueError if the table has none."""
+        if self._bound is None or self._bound[0] is not items:
+            places = pc.fill_null(pc.index_in(items, value_set=self._items), -1).to_numpy()
+            if len(places) and places.max() < 0:
+                shown = " and ".join(repr(of[0].as_py()) for of in (self._items, items) if len(of))
+                raise ValueError(f"attributes: no item of the table is in the model, found {shown}. Use the same IDs.")
+            specials = np.full(len(SPECIAL_TOKENS), -1)
+            self._bound = items, CatalogAttributes(self, np.concatenate([specials, places]))
+        return self._bound[1]
+
+    def values_by_row(self, name: str) -> dict[Any, list[Any]]:
+        """Return row of the table -> values of an attribute, of the rows that have values."""
         if name not in self._lists:  # once, because a rule asks for each user
             self._lists[name] = self._column(name).groupby(level=0).agg(list).to_dict()
-        return [self._lists[name].get(place, []) for place in self._places[rows].tolist()]
+        return self._lists[name]
 
-    def matches(self, where: Mapping[str, Any]) -> np.ndarray:
-        """Return which rows of the item table fulfill all conditions, (rows,) bool.
+    def matching_rows(self, name: str, condition: Any) -> np.ndarray:
+        """Return the rows of the table with a value that fulfills a condition; see `CatalogAttributes.matches`."""
+        column = self._column(name)
+        if callable(condition):
+            try:
+                chosen = np.asarray(condition(column).fillna(False), bool)
+            except Exception as error:  # whatever the function of the user raises
+                raise ValueError(f"The condition on {name!r} failed for a column of {column.dtype}: {error}") from error
+            if chosen.shape != column.shape:
+                raise ValueError(f"The condition on {name!r} must return one bool per value of the column.")
+        else:
+            several = isinstance(condition, Iterable) and not isinstance(condition, str | bytes | Mapping)
+            chosen = column.isin(list(condition) if several else [condition]).to_numpy()
+        return np.unique(column.index[chosen])
+
+    def _column(self, name: str) -> pd.Series:
+        """Return the values of a column; the index is the row of the table, once for each value of its cell."""
+        if name not in self._log.columns:
+            raise ValueError(f"Unknown attribute {name!r}. The table has {self._log}.")
+        if name not in self._columns:
+            with library_errors(self._log.name):
+                (cells,) = self._log.read([self._log.columns.index(name)])
+            column = cells.to_pandas() if isinstance(cells, pa.ChunkedArray) else pd.Series(cells, dtype=object)
+            if not pd.api.types.is_numeric_dtype(column):
+                column = column.map(_split).explode()
+            self._columns[name] = column.dropna().infer_objects()
+        return self._columns[name]
+
+
+@dataclass(frozen=True, eq=False)
+class CatalogAttributes:
+    """Attributes by row of the item table of a model.
+
+    Args:
+        table: The attributes.
+        places: (rows,) row of the table for each row of the item table, -1 without one.
+    """
+
+    table: ItemAttributes
+    places: np.ndarray
+
+    def values(self, name: str, rows: np.ndarray) -> list[list[Any]]:
+        """Return a list of values for each row of the item table; ValueError for an unknown attribute."""
+        found = self.table.values_by_row(name)
+        return [found.get(place, []) for place in self.places[rows].tolist()]
+
+    def matches(self, conditions: Mapping[str, Any]) -> np.ndarray:
+        """Return whether each row of the item table fulfills each condition, (conditions, rows) bool.
 
         Args:
-            where: Attribute -> its value, a list of values of which one is enough, or a function of the column
-                (a pandas Series, one element per value) that returns one bool per element, such as
+            conditions: Attribute -> its value, a list of values of which one is enough, or a function of the column
+                (a pandas Series with one element per value) that returns one bool per element, such as
                 `lambda price: price < 20`.
 
         Raises:
-            ValueError: An attribute is unknown, `where` is not a dict, or a function returns something else.
+            ValueError: An attribute is unknown, `conditions` is not a dict, or a function fails.
         """
-        if not isinstance(where, Mapping):
-            raise ValueError(f"`where` must be a dict, such as {{'in_stock': True}}, found {where!r:.100}.")
-        matching = self._places >= 0
-        for name, condition in where.items():
-            column = self._column(name)
-            if callable(condition):
-                chosen = condition(column)
-                if str(getattr(chosen, "dtype", None)) not in ("bool", "boolean") or len(chosen) != len(column):
-                    raise ValueError(f"`where`: the function of {name!r} must return one bool per value of the column.")
-            else:
-                several = isinstance(condition, Sequence | set | np.ndarray) and not isinstance(condition, str)
-                chosen = column.isin(list(condition) if several else [condition])
-            matching &= np.isin(self._places, column.index[np.asarray(chosen, bool)])
-        return matching
-
-    def _column(self, name: str) -> pd.Series:
-        if name not in self._values:
-            known = ", ".join(map(repr, self._values)) or "none"
-            raise ValueError(f"Unknown attribute {name!r}. The table has {known}.")
-        return self._values[name]
+        if not isinstance(conditions, Mapping):
+            raise ValueError(f"Conditions must be a dict, such as {{'in_stock': True}}, found {conditions!r:.100}.")
+        found = [np.isin(self.places, self.table.matching_rows(*condition)) for condition in conditions.items()]
+        return np.array(found, bool).reshape(len(found), len(self.places))
 
 
-def _one_per_row(column: Any) -> pd.Series:
-    """Return the values of a column; the index is the row of the table, once for each value of its cell."""
-    cells = column.to_pandas() if isinstance(column, pa.ChunkedArray) else pd.Series(column, dtype=object)
-    if cells.dtype == object or isinstance(cells.dtype, pd.StringDtype):
-        cells = cells.map(lambda cell: cell.split(SEPARATOR) if isinstance(cell, str) else cell)
-    return cells.explode().dropna().infer_objects()
+def _split(cell: Any) -> Any:
+    """Return the values of a cell of text, without blanks around them; other cells as they are."""
+    return [*dict.fromkeys(filter(None, map(str.strip, cell.split(SEPARATOR))))] if isinstance(cell, str) else cell

@@ -1,5 +1,6 @@
 """Next-item recommendation: histories of raw item IDs in; IDs, titles and scores out, best first."""
 
+import logging
 from collections.abc import Iterable, Sequence
 from os import PathLike
 from typing import Any
@@ -12,7 +13,7 @@ from transformers import AutoModelForMaskedLM, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from ..data.data_collator import pad_rows
-from ..hub.checkpoint import check_sizes, fetch_checkpoint, stored_exclude_history
+from ..hub.checkpoint import check_sizes, fetch_checkpoint, stored_exclude_history, stored_recipe
 from ..training.resources import warn_about_spinning_threads
 from .answers import (
     ITEM_LISTS,
@@ -24,15 +25,18 @@ from .answers import (
     similar_items,
 )
 from .arguments import check_option
-from .attributes import ItemAttributes
+from .attributes import CatalogAttributes, ItemAttributes
 from .masked_items import Contribution, Surprise, explain, fill_gaps, surprise
 from .rules import needed
 from .selection import Selection
 
+logger = logging.getLogger(__name__)
+
 TASK = "next-item-recommendation"
 LENGTH_MULTIPLE = 16
 MIN_ROWS = 4
-OPTIONS = ("top_k", "exclude_history", "allow", "deny", "where", "attributes", "rerank", "candidates", "index")
+FILTERS = ("top_k", "exclude_history", "allow", "deny", "where", "where_not", "attributes", "rerank", "candidates")
+OPTIONS = (*FILTERS, "index")
 
 
 class NextItemRecommendationPipeline(Pipeline):
@@ -71,6 +75,8 @@ class NextItemRecommendationPipeline(Pipeline):
             warn_about_spinning_threads()
         self.model.eval()
         self.catalog = ItemCatalog(self.tokenizer)
+        self.trained_on_last_items = False
+        self._read_options({}, OPTIONS)  # errors in defaults come now, not with the first call
 
     def __call__(self, histories: Iterable[Iterable[str | float]], **kwargs: Any) -> list[Recommendations]:
         """Recommend items for any number of histories.
@@ -78,17 +84,25 @@ class NextItemRecommendationPipeline(Pipeline):
         Args:
             histories: One list of raw item IDs per user, oldest first; also for a single user: `[["1", "6"]]`. Numbers
                 are converted as `load_interactions` does: 1 and 1.0 are "1".
-            **kwargs: `top_k` (10): number of items per user. `exclude_history`: whether to exclude the items of the
-                history, as in the model's evaluation (`model.config.exclude_history`) if not given. `allow`: IDs of
-                the only items to recommend. `deny`: IDs of items not to recommend. Both are one list for all
-                histories, or one list per history. `where`: conditions on attributes of the items to recommend, such
-                as `{"in_stock": True}`; see `ItemAttributes.matches`. `attributes`: the table with them, or an
-                `ItemAttributes`; the item features of the model if not given. `rerank`: a rule, or several, that
-                reorders or drops items, such as `at_most(2, "category")`; see `Rule`. `candidates` (100): number of
-                items that the rule gets, at least `top_k`. `index`: takes candidates from an index of
-                `index_vectors()` (usearch, FAISS, or a `Dataset` after `add_faiss_index`), and ranks them by the
-                model. Exclusions and conditions hold as without it; an item that the index misses is missing.
-                `batch_size`: see the class.
+            **kwargs: Options:
+
+                - `top_k` (10): number of items per user.
+                - `exclude_history`: whether to exclude the items of the history. Default: as in the evaluation of the
+                  model (`model.config.exclude_history`).
+                - `allow`: IDs of the only items that may be recommended. `deny`: IDs of items that are not
+                  recommended. Both are one list for all histories, or one list per history.
+                - `where`: conditions on attributes that an item must fulfill, such as `{"in_stock": True}`.
+                  `where_not`: conditions that it must not fulfill. See `CatalogAttributes.matches`.
+                - `attributes`: the table of attributes, or an `ItemAttributes`. Default: the item features of the
+                  model.
+                - `rerank`: a rule that reorders or drops items, such as `at_most(2, "category")`, or a list of rules.
+                - `candidates` (100): number of items that a rule gets, at least `top_k`.
+                - `index`: an index of `index_vectors()` (usearch, FAISS, or a `Dataset` after `add_faiss_index`), from
+                  which candidates are taken. They are ranked by the model, and all other options hold. An item that
+                  the index misses is missing.
+                - `batch_size`: see the class.
+
+                None stands for the default.
 
         Returns:
             The items for each history, in the same order, best first. If fewer than `top_k` are left, the attribute
@@ -110,10 +124,10 @@ class NextItemRecommendationPipeline(Pipeline):
 
             recommender.fill([["260", None, "1210"]], top_k=5)[0][0]  # the first gap of the first history
 
-        The [MASK] of the cloze task (paper, section 3.6) is put into every gap. Gaps of the same history are filled
-        independently, so that two of them may get the same item. A history of gaps only gets the model's unconditional
-        recommendations. SASRec and GRU4Rec read the left side only. A model that was trained on last items only
-        (`last_item_probability=1`) has not learned to fill gaps.
+        The [MASK] of the cloze task (paper, section 3.6) is put into every gap. Each gap is filled as if the others
+        stayed empty, so two of them may get the same item. A history may consist of gaps only. SASRec and GRU4Rec read
+        the left side only. A model that was trained on last items only (`last_item_probability=1`) has not learned to
+        fill gaps: a warning says so.
 
         Args:
             histories: As for a call, with None for each gap. Of a longer history than the model reads, it reads the
@@ -126,7 +140,8 @@ class NextItemRecommendationPipeline(Pipeline):
         Raises:
             ValueError: As for a call.
         """
-        options, lists, batch_size = self._read_options(kwargs, [name for name in OPTIONS if name != "index"])
+        options, lists, batch_size = self._read_options(kwargs, FILTERS)
+        self._warn_about_gaps()
 
         def answer(rows: list[np.ndarray], masked: list[int], listed: dict[str, list[np.ndarray]]) -> list[Any]:
             outputs = self.forward(self.preprocess(rows, masked))
@@ -142,8 +157,7 @@ class NextItemRecommendationPipeline(Pipeline):
     ) -> list[list[Surprise]]:
         """Return how likely each item of histories is, given all other items.
 
-        One item at a time is replaced by [MASK] and scored, as for `fill`. Unlikely items are accidents, gifts,
-        other members of a household, or errors in the log.
+        One item at a time is replaced by [MASK] and scored, as for `fill`. Rare items are unlikely everywhere.
 
         Args:
             histories: As for a call.
@@ -156,10 +170,11 @@ class NextItemRecommendationPipeline(Pipeline):
         Raises:
             ValueError: As for a call.
         """
-        given = {"batch_size": batch_size, "exclude_history": exclude_history}
-        options, _, size = self._read_options(given, OPTIONS)
+        given = {"exclude_history": exclude_history}
+        options = {**self._postprocess_params, **check_options(given, OPTIONS)}
+        self._warn_about_gaps()
         exclude = self._excludes_history(options.get("exclude_history"))
-        return surprise(self.catalog, self._score, histories, size, exclude)
+        return surprise(self.catalog, self._score, histories, self._size(batch_size), exclude)
 
     def explain(
         self, history: Iterable[str | float], item: str | float, batch_size: int | None = None
@@ -280,7 +295,7 @@ class NextItemRecommendationPipeline(Pipeline):
         exclude_history: bool | None = None,
         index: Any = None,
         closed: torch.Tensor | None = None,
-        attributes: ItemAttributes | None = None,
+        attributes: CatalogAttributes | None = None,
         rerank: Any = None,
         candidates: int = 100,
     ) -> list[Recommendations]:
@@ -314,6 +329,14 @@ class NextItemRecommendationPipeline(Pipeline):
     def _excludes_history(self, given: bool | None) -> bool:
         return self.model.config.exclude_history if given is None else given
 
+    def _warn_about_gaps(self) -> None:
+        if self.trained_on_last_items:
+            self.trained_on_last_items = False  # once
+            logger.warning(
+                "The model was trained on last items only (last_item_probability=1), so it has not learned to predict "
+                "items inside a history. Train it with --prefixes false --last_item_probability 0.1."
+            )
+
     def _read_options(
         self, given: dict[str, Any], names: Sequence[str]
     ) -> tuple[dict[str, Any], dict[str, Any], int | None]:
@@ -321,14 +344,17 @@ class NextItemRecommendationPipeline(Pipeline):
         batch_size = given.pop("batch_size", None)
         options = {**self._postprocess_params, **check_options(given, names)}
         lists = {name: options.pop(name) for name in ITEM_LISTS & options.keys()}
-        where, table = options.pop("where", None), options.pop("attributes", None)
-        if where is not None or "rerank" in options:
+        where, where_not = options.pop("where", {}), options.pop("where_not", {})
+        table = options.pop("attributes", None)
+        if where or where_not or "rerank" in options:
             table = self.tokenizer.features if table is None else table
-            read = table is None or isinstance(table, ItemAttributes)
-            options["attributes"] = table if read else ItemAttributes(table, self.tokenizer)
-        if where is not None:
-            matching = needed(options["attributes"]).matches(where)
-            options["closed"] = self.catalog.closed | torch.from_numpy(~matching)
+            if table is not None:
+                table = table if isinstance(table, ItemAttributes) else ItemAttributes(table)
+                options["attributes"] = table.of(self.tokenizer.items)
+        if where or where_not:
+            attributes = needed(options.get("attributes"))
+            open_rows = attributes.matches(where).all(axis=0) & ~attributes.matches(where_not).any(axis=0)
+            options["closed"] = self.catalog.closed | torch.from_numpy(~open_rows)
         return options, lists, self._size(batch_size)
 
     def _size(self, batch_size: int | None) -> int | None:
@@ -367,4 +393,5 @@ def pipeline(
     folder = fetch_checkpoint(model, revision, token)
     recommender = transformers.pipeline(TASK, model=str(folder), **kwargs)
     recommender.model.config.exclude_history = stored_exclude_history(folder)
+    recommender.trained_on_last_items = stored_recipe(folder).get("last_item_probability") == 1
     return recommender

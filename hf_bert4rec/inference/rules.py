@@ -1,14 +1,16 @@
 """Rules that rerank the best items of a user: at most n per category, diversity, and boosts."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from numbers import Real
 from typing import Any
 
 import numpy as np
 
-from .attributes import ItemAttributes
+from .arguments import check_option
+from .attributes import CatalogAttributes
 
 
 @dataclass(frozen=True)
@@ -17,54 +19,64 @@ class Candidates:
 
     Args:
         items: Raw IDs.
-        logits: (items,) float32 scores: log-probabilities plus a number that is the same for all items.
+        logits: (items,) float32: logarithms of the probabilities, plus the same number for all items.
         vectors: (items, hidden) float32 vectors of length 1.
         rows: (items,) int64 rows of the item table.
-        places: (items,) int64 places in the order of the model, 0 for its best item.
-        attributes: Attributes of the catalog; None without a table.
+        attributes: Their attributes; None without a table.
     """
 
     items: list[str]
     logits: np.ndarray
     vectors: np.ndarray
     rows: np.ndarray
-    places: np.ndarray
-    attributes: ItemAttributes | None
+    attributes: CatalogAttributes | None
+
+    def __post_init__(self) -> None:
+        for array in (self.logits, self.vectors, self.rows):
+            array.setflags(write=False)  # a rule chooses, and changes nothing
 
     def values(self, name: str) -> list[list[Any]]:
-        """Return the values of an attribute for each item, an empty list for an item without any."""
+        """Return a list of the values of an attribute for each item; it is empty for an item without values."""
         return needed(self.attributes).values(name, self.rows)
 
     def matches(self, where: Mapping[str, Any]) -> np.ndarray:
-        """Return which items fulfill conditions, (items,) bool; see `ItemAttributes.matches`."""
-        return needed(self.attributes).matches(where)[self.rows]
+        """Return which items fulfill all conditions, (items,) bool; see `CatalogAttributes.matches`."""
+        return np.all(needed(self.attributes).matches(where)[:, self.rows], axis=0)
 
-    def take(self, places: Sequence[int] | np.ndarray) -> "Candidates":
-        """Return the items at some places, in this order."""
-        chosen = np.asarray(places, np.int64)
-        arrays = {name: getattr(self, name)[chosen] for name in ("logits", "vectors", "rows", "places")}
-        return replace(self, items=[self.items[place] for place in chosen], **arrays)
+    def take(self, indices: Sequence[int] | np.ndarray) -> "Candidates":
+        """Return the items at some indices, in this order.
+
+        Logits stay in descending order: the item at the first index gets the largest one. So a rule that follows sees
+        the new order.
+        """
+        chosen = np.asarray(indices, np.int64)
+        return replace(
+            self,
+            items=[self.items[index] for index in chosen],
+            logits=np.sort(self.logits[chosen])[::-1],
+            vectors=self.vectors[chosen],
+            rows=self.rows[chosen],
+        )
 
 
-Rule = Callable[[Candidates], Sequence[int] | np.ndarray]
-"""Function of candidates that returns the places of those to recommend, best first. It may drop some."""
+Rule = Callable[[Candidates], Sequence[int] | np.ndarray | Candidates]
+"""Function of candidates that returns the indices of those to recommend, best first, or the `Candidates` themselves."""
 
 
 def at_most(number: int, attribute: str) -> Rule:
-    """Return a rule that keeps at most `number` items of each value of an attribute, in the order of the scores.
+    """Return a rule that keeps at most `number` items with the same value of an attribute, the best ones.
 
-    An item with several values counts for each of them. An item without a value is not limited.
+    An item with several values is dropped if one of them has been used up. An item without a value is never dropped.
     """
-    if number < 1:
-        raise ValueError(f"`number` must be at least 1, found {number}.")
+    check_option("number", number)
 
     def rule(candidates: Candidates) -> list[int]:
         counts: Counter[Any] = Counter()
         kept = []
-        for place, values in enumerate(candidates.values(attribute)):
+        for index, values in enumerate(candidates.values(attribute)):
             if all(counts[value] < number for value in values):
                 counts.update(values)
-                kept.append(place)
+                kept.append(index)
         return kept
 
     return rule
@@ -74,19 +86,18 @@ def diversify(weight: float) -> Rule:
     """Return a rule that prefers items that differ from those above them (maximal marginal relevance).
 
     The next item is always the one with the largest (1 - weight) * relevance - weight * similarity. Relevance is the
-    logit, scaled to 0 for the last candidate and 1 for the first; similarity is the largest cosine of its vector and
-    the vector of an item above it. Source: Carbonell and Goldstein, SIGIR 1998.
+    logit, scaled to 0 for the last of the candidates and 1 for the first. Similarity is the largest cosine between the
+    vector of the item and the vector of an item above it. Source: Carbonell and Goldstein, SIGIR 1998.
 
     Args:
         weight: 0 keeps the order, 1 ignores the scores.
     """
-    if not 0 <= weight <= 1:
-        raise ValueError(f"`weight` must be from 0 to 1, found {weight}.")
+    if not isinstance(weight, Real) or not 0 <= weight <= 1:
+        raise ValueError(f"`weight` must be a number from 0 to 1, found {weight!r:.100}.")
 
     def rule(candidates: Candidates) -> list[int]:
-        # By place, so that the order of a rule before this one counts.
-        relevance = np.sort(candidates.logits)[::-1]
-        relevance = (relevance - relevance[-1:]) / max(np.ptp(relevance), 1e-12) if len(relevance) else relevance
+        relevance = candidates.logits - candidates.logits.min(initial=np.inf)
+        relevance = relevance / max(relevance.max(initial=0), 1e-12)
         cosines = candidates.vectors @ candidates.vectors.T
         nearest = np.full(len(relevance), -1.0)
         left = np.ones(len(relevance), bool)
@@ -104,23 +115,24 @@ def diversify(weight: float) -> Rule:
 def boost(where: Mapping[str, Any], factor: float) -> Rule:
     """Return a rule that multiplies the probability of items that fulfill conditions; see `ItemAttributes.matches`.
 
-    The order changes, the scores of the answer do not.
+    Only the order changes: the score in the answer stays the probability of the model. Items that are not among the
+    candidates cannot be moved up; raise `candidates` for large factors.
 
     Args:
         where: Conditions, such as `{"new": True}`.
         factor: Above 1 moves them up, below 1 down.
     """
-    if not factor > 0:
-        raise ValueError(f"`factor` must be above 0, found {factor}.")
+    if not isinstance(factor, Real) or not factor > 0:
+        raise ValueError(f"`factor` must be a number above 0, found {factor!r:.100}.")
 
     @lru_cache(maxsize=1)  # a rule is called for each user
-    def matching(attributes: ItemAttributes) -> np.ndarray:
-        return attributes.matches(where)
+    def matching(attributes: CatalogAttributes) -> np.ndarray:
+        return attributes.matches(where).all(axis=0)
 
-    def rule(candidates: Candidates) -> np.ndarray:
-        matches = matching(needed(candidates.attributes))[candidates.rows]
-        boosted = candidates.logits + np.where(matches, np.log(factor), 0)
-        return np.argsort(-boosted, kind="stable")
+    def rule(candidates: Candidates) -> Candidates:
+        boosted = matching(needed(candidates.attributes))[candidates.rows]
+        logits = candidates.logits + np.where(boosted, np.log(factor), 0)
+        return replace(candidates, logits=logits).take(np.argsort(-logits, kind="stable"))
 
     return rule
 
@@ -129,20 +141,25 @@ def rerank(candidates: Candidates, rules: Rule | Sequence[Rule]) -> Candidates:
     """Return candidates in the order of a rule, or of several, each of which gets what the one before it returned.
 
     Raises:
-        ValueError: `rules` is something else, or a rule does not return different places of candidates.
+        ValueError: `rules` is something else, or a rule does not return different indices of candidates.
     """
     listed: list[Any] = list(rules) if isinstance(rules, list | tuple) else [rules]
     if not all(map(callable, listed)):
         raise ValueError(f"`rerank` must be a rule or a list of rules, found {rules!r:.100}.")
     for rule in listed:
-        places, number = list(rule(candidates)), len(candidates.items)
-        if len(set(places)) < len(places) or not all(place in range(number) for place in places):
-            raise ValueError(f"A rule must return different places from 0 to {number - 1}, found {places!r:.200}.")
-        candidates = candidates.take(places)
+        found = rule(candidates)
+        if not isinstance(found, Candidates):
+            indices, number = np.array(found if isinstance(found, Iterable) else "none", object), len(candidates.items)
+            whole = indices.ndim == 1 and all(type(it) is not bool and it in range(number) for it in indices.tolist())
+            if not whole or len(set(indices.tolist())) < len(indices):
+                expected = f"different indices from 0 to {number - 1}"
+                raise ValueError(f"A rule must return {expected}, found {found!r:.200}. For a mask use np.flatnonzero.")
+            found = candidates.take(indices)
+        candidates = found
     return candidates
 
 
-def needed(attributes: ItemAttributes | None) -> ItemAttributes:
+def needed(attributes: CatalogAttributes | None) -> CatalogAttributes:
     """Return the attributes; ValueError if there are none."""
     if attributes is None:
         raise ValueError("Attributes are missing: pass a table with one row per item as `attributes=`.")

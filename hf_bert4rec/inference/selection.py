@@ -3,14 +3,13 @@
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch.nn.functional import normalize
 
 from ..evaluation.ranking import stable_top_k
 from ..models.configuration_bert4rec import SPECIAL_TOKENS
 from .answers import ItemCatalog, Recommendations, check_scores
-from .attributes import ItemAttributes
+from .attributes import CatalogAttributes
 from .index import search_index
 from .rules import Candidates, rerank
 
@@ -21,7 +20,7 @@ Outputs = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Selection:
-    """The rules of a call.
+    """How the items of a call are chosen.
 
     Args:
         catalog: The items.
@@ -39,7 +38,7 @@ class Selection:
     exclude_history: bool
     closed: torch.Tensor
     index: Any = None
-    attributes: ItemAttributes | None = None
+    attributes: CatalogAttributes | None = None
     rules: Any = None
     candidates: int = 100
 
@@ -49,12 +48,11 @@ class Selection:
         number = top_k if self.rules is None else max(top_k, self.candidates)
         find = self._rank_all if self.index is None else self._rank_found
         rows, scores, values = find(outputs, number)
-        counts = values.isfinite().sum(dim=1)
-        if self.rules is not None:
-            counts = self._apply_rules(rows, scores, values, counts).clamp(max=top_k)
+        found = values.isfinite().sum(dim=1)
+        counts = found if self.rules is None else self._apply_rules(rows, scores, values, found).clamp(max=top_k)
         answers = self.catalog.describe(rows.numpy(), scores.numpy(), counts.tolist())
         for user in (counts < top_k).nonzero()[:, 0].tolist():
-            answers[user].reason = self._why_short(outputs, user, len(answers[user]))
+            answers[user].reason = self._why_short(outputs, user, int(found[user]), len(answers[user]))
         return answers
 
     def _rank_all(self, outputs: Outputs, number: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -104,22 +102,22 @@ class Selection:
         """Reorder rows and scores (users, candidates) in place, and return how many items are left (users,)."""
         kept = []
         for user, count in enumerate(counts.tolist()):
-            of = rows[user, :count]
+            of = rows[user, :count].clone()
             given = Candidates(
                 items=self.catalog.tokenizer.decode_items(of.numpy()),
                 logits=values[user, :count].numpy(),
                 vectors=normalize(self.item_weights[0][of].float()).numpy(),
                 rows=of.numpy(),
-                places=np.arange(count),
                 attributes=self.attributes,
             )
-            order = torch.from_numpy(rerank(given, self.rules).places)
-            rows[user, : len(order)], scores[user, : len(order)] = rows[user, order], scores[user, order]
+            chosen = torch.tensor(rerank(given, self.rules).rows.copy())
+            order = (of == chosen[:, None]).int().argmax(dim=1) if count else chosen
+            rows[user, : len(order)], scores[user, : len(order)] = chosen, scores[user, order]
             kept.append(len(order))
         return torch.tensor(kept)
 
-    def _why_short(self, outputs: Outputs, user: int, found: int) -> str:
-        """Return why a user gets only `found` items. An item counts for the first rule that excludes it."""
+    def _why_short(self, outputs: Outputs, user: int, found: int, returned: int) -> str:
+        """Return why a user gets so few items. An item counts for the first rule that excludes it."""
 
         def listed(name: str) -> torch.Tensor:
             rows = torch.zeros_like(self.closed)
@@ -131,17 +129,17 @@ class Selection:
             rules["in `deny`"] = listed("deny")
         if "allow" in outputs:
             rules["not in `allow`"] = ~listed("allow")
-        rules["not matching `where`"] = self.closed
-        left, reasons = ~self.catalog.closed, []
+        rules["excluded by `where` or `where_not`"] = self.closed
+        left, counts = ~self.catalog.closed, {}
+        items = int(left.sum())
         for rule, rows in rules.items():
-            if count := int((left & rows).sum()):
-                reasons.append(f"{count:,} {rule}")
+            counts[rule] = int((left & rows).sum())
             left &= ~rows
-        if others := int(left.sum()) - found:
-            what = "the index did not find" if self.rules is None else "`rerank` dropped or did not get"
-            reasons.append(f"{others:,} that {what}")
-        items = len(self.catalog.tokenizer.items) - len(self.catalog.removed)
-        return f"{found} of {items:,} items are left, without {', '.join(reasons) or 'others'}."
+        best = f"not among the best {max(self.candidates, returned):,} (`candidates`)"
+        others = "not found by the index" if self.rules is None else best
+        counts |= {others: int(left.sum()) - found, "dropped by `rerank`": found - returned}
+        reasons = [f"{count:,} {rule}" for rule, count in counts.items() if count]
+        return f"{returned:,} of {items:,} items: {', '.join(reasons) or 'the catalog has no more'}."
 
     def _excluded(self, outputs: Outputs) -> list[torch.Tensor]:
         """Return the rows (users, longest) of the lists that exclude items."""

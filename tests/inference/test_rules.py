@@ -25,6 +25,9 @@ PRODUCTS = pd.DataFrame(
 )
 
 
+SOLD = {"in_stock": False}
+
+
 @pytest.fixture
 def recommender(folder) -> NextItemRecommendationPipeline:
     return hf_bert4rec.pipeline(folder, device="cpu")
@@ -51,14 +54,16 @@ def best(recommender, history=(), **options) -> list[str]:
         ({"in_stock": True, "category": "tea"}, "aeh"),
         ({"in_stock": "yes"}, ""),
         ({"category": []}, ""),
-        ({}, "abcdefgh"),
+        ({"tags": {"sale", "old"}}, "adfg"),
+        ({"tags": pd.Series(["sale"])}, "adg"),
+        ({}, "abcdefghij"),
     ],
 )
 def test_only_items_that_match_are_recommended(recommender, where, items):
     everything = best(recommender)
     expected = [item for item in everything if item in items]
     assert best(recommender, attributes=PRODUCTS, where=where) == expected
-    attributes = ItemAttributes(PRODUCTS, recommender.tokenizer)
+    attributes = ItemAttributes(PRODUCTS)
     assert best(recommender, attributes=attributes, where=where) == expected
     assert items_of(recommender.fill([[None]], top_k=10, attributes=attributes, where=where)[0]) == [expected]
     index = usearch_index(recommender.index_vectors())
@@ -72,12 +77,28 @@ def test_any_table_is_read(recommender, table):
 
 
 def test_lists_in_cells_are_several_values(recommender):
-    products = pa.table({"item": ["a", "b", "c"], "tags": [["x", "y|z"], [], None]})
+    products = pa.table({"item": ["a", "b", "c"], "tags": [["x", "y|z"], [], None], "text": [" x |y||x", "", None]})
     assert best(recommender, attributes=products, where={"tags": "x"}) == ["a"]
     assert best(recommender, attributes=products, where={"tags": "y|z"}) == ["a"]
-    assert ItemAttributes(products, recommender.tokenizer).values("tags", np.array([3, 4, 5, 6])) == [
-        ["x", "y|z"], [], [], []
-    ]  # fmt: skip
+    attributes = ItemAttributes(products).of(recommender.tokenizer.items)
+    assert attributes.values("tags", np.array([3, 4, 5, 6])) == [["x", "y|z"], [], [], []]
+    assert attributes.values("text", np.array([3, 4, 5, 6])) == [["x", "y"], [], [], []]
+
+
+def test_items_that_must_not_match(recommender):
+    everything = best(recommender)
+    found = best(recommender, attributes=PRODUCTS, where_not={"tags": "sale", "category": ["sweets", "tea"]})
+    assert found == [item for item in everything if item in "cfij"]
+    both = best(recommender, attributes=PRODUCTS, where={"in_stock": True}, where_not={"tags": "sale"})
+    assert both == [item for item in everything if item in "cefh"]
+
+
+def test_a_table_can_be_used_with_several_models(recommender):
+    other = hf_bert4rec.item_tokenizer(["x", "h", "g"])
+    attributes = ItemAttributes(PRODUCTS)
+    for _ in range(2):
+        assert best(recommender, attributes=attributes, where={"category": "sweets"}) == ["g"]
+        assert attributes.of(other.items).values("category", np.array([3, 4, 5])) == [[], ["tea"], ["sweets"]]
 
 
 def test_where_allow_deny_and_history_hold_together(recommender):
@@ -95,25 +116,50 @@ def test_the_features_of_the_model_are_attributes(recommender):
 
 
 def test_defaults_of_the_pipeline_hold_for_each_call(folder):
+    with pytest.raises(ValueError, match="Unknown attribute 'colour'"):
+        hf_bert4rec.pipeline(folder, device="cpu", attributes=PRODUCTS, where={"colour": "red"})
     recommender = hf_bert4rec.pipeline(folder, device="cpu", attributes=PRODUCTS, where={"category": "sweets"})
     assert best(recommender) == ["g"]
+    assert len(best(recommender, where={})) == 10
     assert sorted(best(recommender, where={"category": "coffee"})) == ["c", "d"]
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"where": {"colour": 1}}, "Unknown attribute 'colour'. The table has 'category', 'tags', 'price', 'in_stock'"),
-        ({"where": "in_stock"}, r"`where` must be a dict, such as \{'in_stock': True\}, found 'in_stock'"),
-        ({"where": {"price": lambda price: price + 1}}, "the function of 'price' must return one bool per value"),
-        ({"where": {}, "attributes": [1]}, "Expected a path, a Hub ID or a table"),
-        ({"where": {}, "attributes": PRODUCTS.drop(columns="item")}, "attributes: expected a column for the item"),
-        ({"where": {}, "attributes": pd.concat([PRODUCTS, PRODUCTS])}, "found several of 'a'"),
+        ({"where": {"colour": 1}}, "Unknown attribute 'colour'. The table has item, category, tags, price, in_stock"),
+        ({"where": "in_stock"}, r"Conditions must be a dict, such as \{'in_stock': True\}, found 'in_stock'"),
+        ({"where": {"price": lambda price: price.head(2) > 1}}, "condition on 'price' must return one bool per value"),
+        ({"where": {"tags": lambda tags: tags < 5}}, "The condition on 'tags' failed for a column of"),
+        ({"where_not": {"colour": 1}}, "Unknown attribute 'colour'"),
+        ({"where": SOLD, "attributes": [1]}, "Expected a path, a Hub ID or a table"),
+        ({"where": SOLD, "attributes": "products.csv"}, r"attributes: expected a table, found str\. Pass pd\.read_csv"),
+        (
+            {"where": SOLD, "attributes": {"item": ["a"]}},
+            r"attributes: expected a table, found dict. Pass pd.DataFrame",
+        ),
+        ({"where": SOLD, "attributes": PRODUCTS.drop(columns="item")}, "attributes: expected a column for the item"),
+        ({"where": SOLD, "attributes": pd.concat([PRODUCTS, PRODUCTS])}, "found several of 'a'"),
+        (
+            {"where": SOLD, "attributes": pd.concat([PRODUCTS, PRODUCTS["tags"]], axis=1)},
+            "columns with different names",
+        ),
+        (
+            {"where": SOLD, "attributes": PRODUCTS.assign(item="SKU-" + PRODUCTS["item"])},
+            "no item of the table is in the model, found 'SKU-a' and 'a'. Use the same IDs.",
+        ),
         ({"rerank": at_most(1, "colour")}, "Unknown attribute 'colour'"),
         ({"rerank": 5}, "`rerank` must be a rule or a list of rules, found 5"),
-        ({"rerank": lambda candidates: [0, 0]}, "must return different places"),
-        ({"rerank": lambda candidates: ["a"]}, "must return different places"),
-        ({"rerank": lambda candidates: [99]}, "must return different places"),
+        ({"rerank": lambda candidates: [0, 0]}, "must return different indices from 0 to 8"),
+        ({"rerank": lambda candidates: ["a"]}, "must return different indices"),
+        ({"rerank": lambda candidates: [9]}, "must return different indices"),
+        ({"rerank": lambda candidates: [-1]}, "must return different indices"),
+        ({"rerank": lambda candidates: [[0], [1]]}, "must return different indices"),
+        ({"rerank": lambda candidates: [[0]]}, "must return different indices"),
+        ({"rerank": lambda candidates: None}, "must return different indices"),
+        ({"rerank": lambda candidates: 0}, "must return different indices"),
+        ({"rerank": lambda candidates: candidates.logits > 0}, "For a mask use np.flatnonzero"),
+        ({"rerank": diversify}, "`weight` must be a number from 0 to 1, found Candidates"),
         ({"candidates": 0}, "`candidates` must be a whole number of at least 1"),
     ],
 )
@@ -167,6 +213,27 @@ def test_diversity_by_hand(recommender):
     assert best(recommender, "a", rerank=diversify(0)) == candidates
 
 
+def test_boosts_multiply_and_respect_the_order_of_other_rules(recommender):
+    scores = {row["item"]: row["score"] for row in recommender([[]], top_k=10)[0]}
+    factors = {"tags": 30, "in_stock": 4}
+    boosted = {
+        item: score * (30 if item in "abh" else 1) * (4 if item in "acdefh" else 1) for item, score in scores.items()
+    }
+    rules = [boost({"tags": "new"}, factors["tags"]), boost({"in_stock": True}, factors["in_stock"])]
+    assert best(recommender, attributes=PRODUCTS, rerank=rules) == sorted(boosted, key=boosted.get, reverse=True)
+    backwards = [lambda candidates: np.arange(len(candidates.items))[::-1], boost({"tags": "new"}, 1.0001)]
+    assert best(recommender, attributes=PRODUCTS, rerank=backwards) == [*scores][::-1]
+
+
+def test_a_rule_cannot_change_the_answer_but_by_its_order(recommender):
+    def spoil(candidates):
+        candidates.rows.sort()
+        return range(len(candidates.items))
+
+    with pytest.raises(ValueError, match="read-only"):
+        recommender([["a"]], rerank=spoil)
+
+
 def test_rules_follow_each_other_and_see_only_the_candidates(recommender):
     everything = best(recommender)
     rules = [lambda candidates: [2, 1, 0], lambda candidates: [1, 0]]
@@ -201,24 +268,26 @@ def test_settings_of_rules_are_checked(make):
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({}, "9 of 10 items are left, without 1 in the history."),
-        ({"deny": ["a", "b", "c"]}, "7 of 10 items are left, without 1 in the history, 2 in `deny`."),
-        ({"allow": ["a", "b"]}, "1 of 10 items are left, without 1 in the history, 8 not in `allow`."),
+        ({}, "9 of 10 items: 1 in the history."),
+        ({"deny": ["a", "b", "c"]}, "7 of 10 items: 1 in the history, 2 in `deny`."),
+        ({"allow": ["a", "b"]}, "1 of 10 items: 1 in the history, 8 not in `allow`."),
         (
             {"where": {"in_stock": True}, "attributes": PRODUCTS},
-            "5 of 10 items are left, without 1 in the history, 4 not matching `where`.",
+            "5 of 10 items: 1 in the history, 4 excluded by `where` or `where_not`.",
         ),
         (
             {"where": {"in_stock": True}, "allow": ["b"], "attributes": PRODUCTS},
-            "0 of 10 items are left, without 1 in the history, 8 not in `allow`, 1 not matching `where`.",
+            "0 of 10 items: 1 in the history, 8 not in `allow`, 1 excluded by `where` or `where_not`.",
         ),
+        ({"rerank": lambda candidates: [0], "exclude_history": False}, "1 of 10 items: 9 dropped by `rerank`."),
         (
-            {"rerank": lambda candidates: [0], "exclude_history": False},
-            "1 of 10 items are left, without 9 that `rerank` dropped or did not get.",
+            {"rerank": lambda candidates: [0], "candidates": 4, "top_k": 2},
+            "1 of 10 items: 1 in the history, 5 not among the best 4 (`candidates`), 3 dropped by `rerank`.",
         ),
+        ({"top_k": 11, "exclude_history": False}, "10 of 10 items: the catalog has no more."),
     ],
 )
 def test_a_short_list_says_why(recommender, options, reason):
-    (answered,) = recommender([["a"]], top_k=10, **options)
+    (answered,) = recommender([["a"]], **{"top_k": 10} | options)
     assert answered.reason == reason
     assert recommender([["a"]], top_k=1, exclude_history=False)[0].reason is None
