@@ -43,7 +43,7 @@ class Recommendations(list[Recommendation]):
     """The items for one history, best first.
 
     Attributes:
-        reason: Why there are fewer than `top_k`; None if there are not, and where no rule can be the reason.
+        reason: Why there are fewer than `top_k`. None if there are `top_k`, and for similar items and ONNX graphs.
     """
 
     reason: str | None = None
@@ -104,7 +104,7 @@ class ItemCatalog:
         names = [titles[place] for place in places.tolist()] if titles else [None] * len(items)
         fields = zip(items, names, scores.ravel().tolist(), strict=True)
         answers = [Recommendation(item=item, title=title, score=score) for item, title, score in fields]
-        starts = range(0, len(answers), rows.shape[1])
+        starts = range(0, len(answers), rows.shape[1]) if rows.shape[1] else [0] * len(rows)
         return [Recommendations(answers[start : start + count]) for start, count in zip(starts, counts, strict=True)]
 
 

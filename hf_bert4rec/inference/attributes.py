@@ -1,5 +1,6 @@
 """Attributes of items, such as category, price and stock: which items fulfill conditions, and their values."""
 
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from os import PathLike
@@ -16,6 +17,8 @@ from ..data.ids import as_ids
 from ..data.item_tables import SEPARATOR, check_items
 from ..data.sources import library_errors, open_table
 from ..models.configuration_bert4rec import SPECIAL_TOKENS
+
+logger = logging.getLogger(__name__)
 
 
 class ItemAttributes:
@@ -47,7 +50,8 @@ class ItemAttributes:
             place = find_columns(log, {"item": item}, needed=["item"])["item"]
             items = as_ids(log.read([place])[0], "item", log.locate)
             check_items(items, log)
-        self._items, self._log = items.combine_chunks(), log
+        self._items, self._log, self._features = items.combine_chunks(), log, isinstance(source, ItemFeatures)
+        self._warned: set[str] = set()
         self._bound: tuple[pa.Array, CatalogAttributes] | None = None
         self._columns: dict[str, pd.Series] = {}
         self._lists: dict[str, dict[Any, list[Any]]] = {}
@@ -81,7 +85,14 @@ class ItemAttributes:
                 raise ValueError(f"The condition on {name!r} must return one bool per value of the column.")
         else:
             several = isinstance(condition, Iterable) and not isinstance(condition, str | bytes | Mapping)
-            chosen = column.isin(list(condition) if several else [condition]).to_numpy()
+            wanted = list(condition) if several else [condition]
+            if self._features and not pd.api.types.is_numeric_dtype(column):
+                wanted = list(map(str, wanted))  # categories of features are text
+            chosen = column.isin(wanted).to_numpy()
+            if wanted and not chosen.any() and name not in self._warned:
+                self._warned.add(name)
+                known = ", ".join(map(repr, column.drop_duplicates()[:3].tolist()))
+                logger.warning("No item has %r among its values of %r, such as %s.", condition, name, known)
         return np.unique(column.index[chosen])
 
     def _column(self, name: str) -> pd.Series:
@@ -91,8 +102,12 @@ class ItemAttributes:
         if name not in self._columns:
             with library_errors(self._log.name):
                 (cells,) = self._log.read([self._log.columns.index(name)])
-            column = cells.to_pandas() if isinstance(cells, pa.ChunkedArray) else pd.Series(cells, dtype=object)
-            if not pd.api.types.is_numeric_dtype(column):
+            if isinstance(cells, pa.ChunkedArray):  # without nulls, which would turn whole numbers into floats
+                column = cells.drop_null().to_pandas(date_as_object=False)
+                column.index = np.flatnonzero(cells.is_valid())
+            else:
+                column = pd.Series(cells, dtype=object)
+            if column.dtype == object or isinstance(column.dtype, pd.StringDtype):
                 column = column.map(_split).explode()
             self._columns[name] = column.dropna().infer_objects()
         return self._columns[name]

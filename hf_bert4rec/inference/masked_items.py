@@ -1,9 +1,11 @@
 """Questions about any position of a history: what fits a gap, which item is a surprise, and what a score comes from."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypedDict
 
 import numpy as np
+import pandas as pd
 import torch
 
 from ..data.data_collator import pad_rows
@@ -21,8 +23,8 @@ the logits there, (histories, rows)."""
 class Surprise(TypedDict):
     """An item of a history, and how likely it is given all other items of the history.
 
-    `log_probability` is that of the item over the whole catalog, a natural logarithm. `rank` counts from 1 among the
-    items that `fill` would return; ties count against the item. Both are None for an unknown ID.
+    `log_probability` is a natural logarithm, over the whole catalog. `rank` counts from 1, without the other items of
+    the history where the model excludes them; a tie counts half a place, rounded up. Both are None for an unknown ID.
     """
 
     item: str
@@ -54,12 +56,13 @@ def fill_gaps(
     `answer` gets histories of rows, the place of the gap in each, and the rows of each list.
     """
     given, mask = read_histories(histories), catalog.tokenizer.mask_token_id
-    known = catalog.read_rows([[item for item in history if item is not None] for history in given], "histories", False)
+    empty = [np.array([_is_missing(item) for item in history], bool) for history in given]
+    items = [[item for item in history if not _is_missing(item)] for history in given]
+    known = catalog.read_rows(items, "histories", skip_unknown=False)
     rows = []
-    for history, items in zip(given, known, strict=True):
-        gaps = np.array([item is None for item in history], bool)
-        whole = np.full(len(history), mask)
-        whole[~gaps] = items
+    for gaps, found in zip(empty, known, strict=True):
+        whole = np.full(len(gaps), mask)
+        whole[~gaps] = found
         rows.append(whole[whole != catalog.tokenizer.unk_token_id])
     owners, places = _pairs([np.flatnonzero(history == mask) for history in rows])
     listed = {name: catalog.read_rows(read_item_lists(value, name, len(rows)), name) for name, value in lists.items()}
@@ -142,6 +145,10 @@ def describe_histories(
         )
         for history, found in zip(histories, rows, strict=True)
     ]
+
+
+def _is_missing(item: Any) -> bool:
+    return item is None or item is pd.NA or (isinstance(item, float) and math.isnan(item))
 
 
 def _pairs(places: Sequence[np.ndarray]) -> tuple[list[int], list[int]]:

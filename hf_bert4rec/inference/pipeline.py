@@ -76,6 +76,7 @@ class NextItemRecommendationPipeline(Pipeline):
         self.model.eval()
         self.catalog = ItemCatalog(self.tokenizer)
         self.trained_on_last_items = False
+        self._attributes: tuple[Any, ItemAttributes] | None = None
         self._read_options({}, OPTIONS)  # errors in defaults come now, not with the first call
 
     def __call__(self, histories: Iterable[Iterable[str | float]], **kwargs: Any) -> list[Recommendations]:
@@ -150,10 +151,7 @@ class NextItemRecommendationPipeline(Pipeline):
         return fill_gaps(self.catalog, histories, lists, batch_size, answer)
 
     def surprise(
-        self,
-        histories: Iterable[Iterable[str | float]],
-        exclude_history: bool | None = None,
-        batch_size: int | None = None,
+        self, histories: Iterable[Iterable[str | float]], batch_size: int | None = None
     ) -> list[list[Surprise]]:
         """Return how likely each item of histories is, given all other items.
 
@@ -161,7 +159,6 @@ class NextItemRecommendationPipeline(Pipeline):
 
         Args:
             histories: As for a call.
-            exclude_history: Whether ranks exclude the other items of the history; as for a call.
             batch_size: As for a call.
 
         Returns:
@@ -170,10 +167,8 @@ class NextItemRecommendationPipeline(Pipeline):
         Raises:
             ValueError: As for a call.
         """
-        given = {"exclude_history": exclude_history}
-        options = {**self._postprocess_params, **check_options(given, OPTIONS)}
         self._warn_about_gaps()
-        exclude = self._excludes_history(options.get("exclude_history"))
+        exclude = self._excludes_history(self._postprocess_params.get("exclude_history"))
         return surprise(self.catalog, self._score, histories, self._size(batch_size), exclude)
 
     def explain(
@@ -191,8 +186,8 @@ class NextItemRecommendationPipeline(Pipeline):
             batch_size: As for a call.
 
         Returns:
-            One dict per item of the history, in its order, with `item`, `title` and `contribution`. It is 0 for unknown
-            items, and for those that are too old for the model's input.
+            One dict per item of the history, in its order, with `item`, `title` and `contribution`. Of a long history,
+            the newest items that the model reads are explained; the contribution of older and unknown ones is 0.
 
         Raises:
             ValueError: The model does not have the item, or an argument has another form.
@@ -307,7 +302,7 @@ class NextItemRecommendationPipeline(Pipeline):
         """
         selection = Selection(
             catalog=self.catalog,
-            item_weights=tuple(part.detach().to("cpu") for part in self.model._item_weights()),
+            model=self.model,
             exclude_history=self._excludes_history(exclude_history),
             closed=self.catalog.closed if closed is None else closed,
             index=index,
@@ -329,6 +324,14 @@ class NextItemRecommendationPipeline(Pipeline):
     def _excludes_history(self, given: bool | None) -> bool:
         return self.model.config.exclude_history if given is None else given
 
+    def _read_attributes(self, table: Any) -> ItemAttributes:
+        """Read a table; the features of the model and the table of the pipeline are read once."""
+        if table is not self.tokenizer.features and table is not self._postprocess_params.get("attributes"):
+            return ItemAttributes(table)
+        if self._attributes is None or self._attributes[0] is not table:
+            self._attributes = table, ItemAttributes(table)
+        return self._attributes[1]
+
     def _warn_about_gaps(self) -> None:
         if self.trained_on_last_items:
             self.trained_on_last_items = False  # once
@@ -342,14 +345,15 @@ class NextItemRecommendationPipeline(Pipeline):
     ) -> tuple[dict[str, Any], dict[str, Any], int | None]:
         """Return the options of `postprocess`, the item lists and the batch size of a call."""
         batch_size = given.pop("batch_size", None)
-        options = {**self._postprocess_params, **check_options(given, names)}
+        defaults = {name: value for name, value in self._postprocess_params.items() if name in names}
+        options = {**defaults, **check_options(given, names)}
         lists = {name: options.pop(name) for name in ITEM_LISTS & options.keys()}
         where, where_not = options.pop("where", {}), options.pop("where_not", {})
         table = options.pop("attributes", None)
         if where or where_not or "rerank" in options:
             table = self.tokenizer.features if table is None else table
             if table is not None:
-                table = table if isinstance(table, ItemAttributes) else ItemAttributes(table)
+                table = table if isinstance(table, ItemAttributes) else self._read_attributes(table)
                 options["attributes"] = table.of(self.tokenizer.items)
         if where or where_not:
             attributes = needed(options.get("attributes"))

@@ -1,7 +1,7 @@
 """Rules that rerank the best items of a user: at most n per category, diversity, and boosts."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from numbers import Real
@@ -149,9 +149,9 @@ def rerank(candidates: Candidates, rules: Rule | Sequence[Rule]) -> Candidates:
     for rule in listed:
         found = rule(candidates)
         if not isinstance(found, Candidates):
-            indices, number = np.array(found if isinstance(found, Iterable) else "none", object), len(candidates.items)
-            whole = indices.ndim == 1 and all(type(it) is not bool and it in range(number) for it in indices.tolist())
-            if not whole or len(set(indices.tolist())) < len(indices):
+            indices, number = np.asarray(found), len(candidates.items)
+            whole = indices.ndim == 1 and (indices.dtype.kind in "iu" or not indices.size)
+            if not whole or len(np.unique(indices)) < len(indices) or not np.isin(indices, np.arange(number)).all():
                 expected = f"different indices from 0 to {number - 1}"
                 raise ValueError(f"A rule must return {expected}, found {found!r:.200}. For a mask use np.flatnonzero.")
             found = candidates.take(indices)

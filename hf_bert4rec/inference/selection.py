@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch.nn.functional import normalize
+from transformers import PreTrainedModel
 
 from ..evaluation.ranking import stable_top_k
 from ..models.configuration_bert4rec import SPECIAL_TOKENS
@@ -24,7 +25,7 @@ class Selection:
 
     Args:
         catalog: The items.
-        item_weights: (rows, hidden) vectors and (rows,) biases of the item table.
+        model: The model, for the vectors of its items.
         exclude_history: Whether to exclude the items of the history.
         closed: (rows,) bool: rows that are never returned.
         index: An index of item vectors, see `search_index`.
@@ -34,7 +35,7 @@ class Selection:
     """
 
     catalog: ItemCatalog
-    item_weights: tuple[torch.Tensor, ...]
+    model: PreTrainedModel
     exclude_history: bool
     closed: torch.Tensor
     index: Any = None
@@ -49,8 +50,9 @@ class Selection:
         find = self._rank_all if self.index is None else self._rank_found
         rows, scores, values = find(outputs, number)
         found = values.isfinite().sum(dim=1)
-        counts = found if self.rules is None else self._apply_rules(rows, scores, values, found).clamp(max=top_k)
-        answers = self.catalog.describe(rows.numpy(), scores.numpy(), counts.tolist())
+        counts = found if self.rules is None else self._apply_rules(rows, scores, values, found)
+        counts = counts.clamp(max=top_k)
+        answers = self.catalog.describe(rows[:, :top_k].numpy(), scores[:, :top_k].numpy(), counts.tolist())
         for user in (counts < top_k).nonzero()[:, 0].tolist():
             answers[user].reason = self._why_short(outputs, user, int(found[user]), len(answers[user]))
         return answers
@@ -75,24 +77,26 @@ class Selection:
         check_scores(queries)
         nothing = torch.zeros(len(queries), 1, dtype=torch.int64)  # [PAD]
         excluded = torch.cat([nothing, *self._excluded(outputs)], dim=1).sort(dim=1).values
+        possible = (~self.closed).nonzero()[:, 0]
         count = SEARCHED * number
         while True:
             if "allow" in outputs:
                 rows = _expand(outputs, "allow").sort(dim=1).values
-            elif count < items:
+            elif count < len(possible):
                 found = search_index(self.index, queries.numpy(), count, items)
                 rows = (torch.from_numpy(found) + len(SPECIAL_TOKENS)).sort(dim=1).values
             else:
-                rows = torch.arange(len(SPECIAL_TOKENS), len(self.closed)).expand(len(queries), -1)
+                rows = possible.expand(len(queries), -1)
             left = ~self.closed[rows]  # a place that the index left empty is the last special row
             left[:, 1:] &= rows[:, 1:] != rows[:, :-1]  # an item that `allow` lists twice
             places = torch.searchsorted(excluded, rows.contiguous()).clamp(max=excluded.shape[1] - 1)
             left &= excluded.gather(1, places) != rows
-            if "allow" in outputs or count >= items or left.sum(dim=1).min() >= number:
+            if "allow" in outputs or count >= len(possible) or left.sum(dim=1).min() >= number:
                 break
             count *= SEARCHED
-        weight, bias = self.item_weights
-        scores = [bias[of] + weight[of].float() @ query[:-1] for of, query in zip(rows, queries, strict=True)]
+        weight, bias = self.model._item_weights()
+        parts = [(weight[of.to(weight.device)].cpu(), bias[of.to(bias.device)].cpu()) for of in rows]
+        scores = [added + of.float() @ query[:-1] for (of, added), query in zip(parts, queries, strict=True)]
         values, order = stable_top_k(torch.stack(scores).masked_fill(~left, -torch.inf), min(number, rows.shape[1]))
         return rows.gather(1, order), values, values
 
@@ -100,13 +104,13 @@ class Selection:
         self, rows: torch.Tensor, scores: torch.Tensor, values: torch.Tensor, counts: torch.Tensor
     ) -> torch.Tensor:
         """Reorder rows and scores (users, candidates) in place, and return how many items are left (users,)."""
-        kept = []
+        weight, kept = self.model._item_weights()[0], []
         for user, count in enumerate(counts.tolist()):
             of = rows[user, :count].clone()
             given = Candidates(
                 items=self.catalog.tokenizer.decode_items(of.numpy()),
                 logits=values[user, :count].numpy(),
-                vectors=normalize(self.item_weights[0][of].float()).numpy(),
+                vectors=normalize(weight[of.to(weight.device)].float()).cpu().numpy(),
                 rows=of.numpy(),
                 attributes=self.attributes,
             )

@@ -2,6 +2,7 @@
 
 import math
 
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,7 +10,9 @@ from hypothesis import strategies as st
 
 import hf_bert4rec
 from hf_bert4rec import NextItemRecommendationPipeline, SasRecConfig, SasRecForMaskedLM
+from tests.conftest import small_facts
 from tests.inference.test_pipeline import FIRST_ITEM, HISTORIES, ITEMS, MASK, folder, items_of, level, model, scores_of
+from tests.inference.test_vectors import usearch_index
 from tests.models.test_modeling_sasrec import small_config as small_sasrec_config
 
 __all__ = ["folder", "model"]  # fixtures
@@ -83,7 +86,30 @@ def test_unknown_items_are_skipped_and_gaps_stay(recommender, caplog):
     assert "histories: 2 of 4 IDs are unknown and skipped, such as 'x', 'y'." in caplog.text
 
 
-@pytest.mark.parametrize("histories", [["a", None], [None], None, [["a", float("nan")]]])
+def test_missing_values_of_pandas_are_gaps(recommender):
+    expected = recommender.fill([["a", None, "b"]])
+    for gap in (float("nan"), pd.NA):
+        assert recommender.fill([["a", gap, "b"]]) == expected
+    assert recommender.fill([pd.Series(["a", None, "b"])]) == expected
+
+
+def test_a_pipeline_with_an_index_fills_gaps_without_it(recommender):
+    index = usearch_index(recommender.index_vectors())
+    indexed = NextItemRecommendationPipeline(model=recommender.model, tokenizer=recommender.tokenizer, index=index)
+    assert indexed.fill([["a", None]]) == recommender.fill([["a", None]])
+
+
+def test_a_model_of_last_items_warns_once_that_it_has_not_learned_gaps(folder, caplog):
+    small_facts(recipe={"seed": 1, "last_item_probability": 1.0}).save(folder)
+    recommender = hf_bert4rec.pipeline(folder, device="cpu")
+    recommender([["a"]])
+    assert "last items only" not in caplog.text
+    recommender.surprise([["a"]])
+    recommender.fill([[None]])
+    assert caplog.text.count("The model was trained on last items only") == 1
+
+
+@pytest.mark.parametrize("histories", [["a", None], [None], None])
 def test_other_histories_are_refused(recommender, histories):
     with pytest.raises(ValueError, match="histories"):
         recommender.fill(histories)
@@ -136,12 +162,13 @@ def test_the_rank_is_the_place_in_the_list_of_fill(recommender):
     for item in "cde":
         row = recommender.surprise([["a", item, "b"]])[0][1]
         assert items_of([filled])[0][row["rank"] - 1] == item
-    (ranks,) = recommender.surprise([["a", "c", "b"]], exclude_history=False)
+    recommender.model.config.exclude_history = False
+    (ranks,) = recommender.surprise([["a", "c", "b"]])
     (filled,) = recommender.fill([["a", None, "b"]], top_k=10, exclude_history=False)[0]
     assert items_of([filled])[0][ranks[1]["rank"] - 1] == "c"
 
 
-def test_ties_count_against_the_item_and_removed_items_do_not(recommender):
+def test_ties_count_half_a_place_and_removed_items_do_not(recommender):
     level(recommender.model)
     recommender.tokenizer.removed = ["j"]
     recommender = NextItemRecommendationPipeline(model=recommender.model, tokenizer=recommender.tokenizer)

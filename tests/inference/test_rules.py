@@ -5,6 +5,7 @@ import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pytest
+import torch
 from datasets import Dataset
 
 import hf_bert4rec
@@ -85,6 +86,31 @@ def test_lists_in_cells_are_several_values(recommender):
     assert attributes.values("text", np.array([3, 4, 5, 6])) == [["x", "y"], [], [], []]
 
 
+def test_missing_values_change_no_types_and_dates_are_dates(recommender):
+    large = 2**53 + 1
+    days = pd.to_datetime(["2024-01-02", None, "2024-03-01"]).date
+    products = pa.table({"item": ["a", "b", "c"], "number": [large, None, 1], "day": days})
+    assert best(recommender, attributes=products, where={"number": large}) == ["a"]
+    recent = {"day": lambda day: day > pd.Timestamp("2024-02-01")}
+    assert best(recommender, attributes=products, where=recent) == ["c"]
+    kinds = pd.DataFrame({"item": ["a", "b"], "kind": pd.Categorical(["x", None]), "sold": pd.array([True, None])})
+    assert best(recommender, attributes=kinds, where={"kind": "x", "sold": True}) == ["a"]
+
+
+def test_a_value_that_no_item_has_is_reported_once(recommender, caplog):
+    attributes = ItemAttributes(PRODUCTS)
+    for _ in range(2):
+        assert best(recommender, attributes=attributes, where={"price": "3"}) == []
+    assert caplog.text.count("No item has '3' among its values of 'price', such as 1.0, 2.0, 3.0.") == 1
+
+
+def test_a_selective_condition_with_an_index_ranks_all_that_match(recommender):
+    index = usearch_index(recommender.index_vectors())
+    options = {"attributes": PRODUCTS, "where": {"category": "sweets"}}
+    assert best(recommender, index=index, **options) == best(recommender, **options) == ["g"]
+    assert best(recommender, index=index, allow=[]) == best(recommender, allow=[]) == []
+
+
 def test_items_that_must_not_match(recommender):
     everything = best(recommender)
     found = best(recommender, attributes=PRODUCTS, where_not={"tags": "sale", "category": ["sweets", "tea"]})
@@ -112,6 +138,8 @@ def test_the_features_of_the_model_are_attributes(recommender):
         best(recommender, where={"category": "tea"})
     recommender.tokenizer.features = load_item_features(PRODUCTS)
     assert sorted(best(recommender, where={"category": "tea"})) == [*"abeh"]
+    assert sorted(best(recommender, where={"in_stock": True})) == [*"acdefh"]
+    assert sorted(best(recommender, where={"price": lambda price: price < 3})) == [*"ab"]
     assert best(recommender, attributes=PRODUCTS, where={"category": "sweets"}) == ["g"]
 
 
@@ -159,6 +187,7 @@ def test_defaults_of_the_pipeline_hold_for_each_call(folder):
         ({"rerank": lambda candidates: None}, "must return different indices"),
         ({"rerank": lambda candidates: 0}, "must return different indices"),
         ({"rerank": lambda candidates: candidates.logits > 0}, "For a mask use np.flatnonzero"),
+        ({"rerank": lambda candidates: torch.tensor([0, 0, 1])}, "must return different indices"),
         ({"rerank": diversify}, "`weight` must be a number from 0 to 1, found Candidates"),
         ({"candidates": 0}, "`candidates` must be a whole number of at least 1"),
     ],
