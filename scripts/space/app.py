@@ -34,7 +34,7 @@ HITS = 8
 RECOMMENDATIONS = 10
 EXPECTATIONS = 5
 REASONS, SIMILAR = 3, 3
-MOST_DIVERSE = 0.7  # weight of the diversity at the right end of the slider
+MOST_DIVERSE = 0.5  # weight of the diversity at the right end of the slider
 EXAMPLES = slice(0, 30, 5)  # of the most likely first items, some apart, because neighbors are often of one series
 
 
@@ -145,7 +145,7 @@ def recommend(
     top_k: int = RECOMMENDATIONS,
     diversity: float = 0.0,
 ) -> list[Recommendation]:
-    """Return the next items, best first; with `diversity` above 0, such that differ."""
+    """Return the next items, best first; with `diversity` above 0, items that differ from each other."""
     return recommender([history], top_k=top_k, rerank=diversify(diversity) if diversity else None)[0]
 
 
@@ -162,6 +162,7 @@ class Page:
     def __init__(self, recommender: NextItemRecommendationPipeline) -> None:
         self.recommender = recommender
         self.catalog = load_catalog(recommender)
+        self._explained: tuple[Any, list[float]] = (None, [])
         self.template = Environment(
             loader=FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True
         ).get_template("page.html")
@@ -177,15 +178,14 @@ class Page:
     def history(self, state: State) -> str:
         """The history with its buttons and the expectations at the masked position, or items to start with."""
         position = state.position(state.masked)
-        expected = [] if position is None else expect(self.recommender, state.items, position)
-        surprise = None if position is None else self.recommender.surprise([state.items])[0][position]
+        found = [] if position is None else expect(self.recommender, state.items, position, len(self.catalog))
+        own = [(rank, row["score"]) for rank, row in enumerate(found, 1) if row["item"] == state.items[position or 0]]
         return self._part(
             "history",
             entries=[(entry.key, self.catalog[entry.item]) for entry in state.history],
             masked=state.masked,
-            expected=expected,
-            rank=surprise and surprise["rank"],
-            score=surprise and math.exp(surprise["log_probability"] or 0),
+            expected=found[:EXPECTATIONS],
+            own=own[0] if own else None,
             factors=self.factors(state),
             explained=self.catalog.get(state.explained or ""),
             examples=list(self.catalog.values())[EXAMPLES],
@@ -195,7 +195,12 @@ class Page:
         """How many times as likely the explained item is with each entry of the history as without it."""
         if state.explained is None:
             return []
-        return [math.exp(row["contribution"]) for row in self.recommender.explain(state.items, state.explained)]
+        known = self._explained  # both parts of the page show them
+        if known[0] != (state.items, state.explained):
+            rows = self.recommender.explain(state.items, state.explained)
+            known = (state.items, state.explained), [math.exp(row["contribution"]) for row in rows]
+            self._explained = known
+        return known[1]
 
     def recommendations(self, state: State, diversity: float = 0.0) -> str:
         """The recommended items, and for the explained one its reasons and similar items."""
@@ -257,6 +262,10 @@ def build(page: Page) -> "gr.Blocks":
         new = act(state, "add", hits[0].id, page.catalog) if hits else state
         return show(new, query, diversity, added=bool(hits))
 
+    def slide(state: State, diversity: float) -> tuple:
+        state = state._replace(explained=None)  # it may leave the list
+        return state, page.history(state), page.recommendations(state, diversity)
+
     def part(html: str) -> gr.HTML:
         return gr.HTML(html, js_on_load=PRESS, apply_default_css=False)
 
@@ -277,7 +286,9 @@ def build(page: Page) -> "gr.Blocks":
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         query.change(page.hits, [query], hits, trigger_mode="always_last", **quiet)
         query.submit(add_first, [state, query, diversity], shown, **quiet)
-        diversity.change(page.recommendations, [state, diversity], recommendations, trigger_mode="always_last", **quiet)
+        diversity.change(
+            slide, [state, diversity], [state, history, recommendations], trigger_mode="always_last", **quiet
+        )
         for pressed in (hits, history, recommendations):
             pressed.press(press, [state, query, diversity], shown, trigger_mode="multiple", **quiet)
     return app
