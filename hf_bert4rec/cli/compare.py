@@ -6,6 +6,7 @@ import logging
 import re
 import resource
 import time
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing import get_context
@@ -38,7 +39,7 @@ from ..models.configuration_bert4rec import SPECIAL_TOKENS
 from .comparison_report import ModelResult, format_report, summarize
 from .evaluate import evaluator
 from .prepare import describe_data, excludes_history, prepare, protocol, sampled_by, whole_histories
-from .recipe import Recipe, find_split, parse_recipe
+from .recipe import Recipe, find_split, import_own_code, parse_recipe
 from .run import run
 
 KINDS = ("baseline", "recipe", "checkpoint")
@@ -103,7 +104,7 @@ class Comparison:
         return parse_recipe([self.recipe, "--disable_tqdm=true"])
 
 
-def compare(path: str, split: str, folder: str) -> str:
+def compare(path: str, split: str, folder: str, modules: Sequence[str] = ()) -> str:
     """Train and evaluate the models of a comparison that have no result in `folder` yet, and report on all of them.
 
     `folder` receives one result per model, the trained models, the returned report as `comparison.md`,
@@ -130,7 +131,7 @@ def compare(path: str, split: str, folder: str) -> str:
     for name in comparison.models:
         if not result_file(folder, name).exists():
             print(f"{name} …", flush=True)
-            with ProcessPoolExecutor(1, get_context("spawn")) as process:
+            with ProcessPoolExecutor(1, get_context("spawn"), import_all, (list(modules),)) as process:
                 process.submit(evaluate_model, comparison, name, split, folder).result()
     results = {name: ModelResult.load(folder, file_name(name)) for name in comparison.models}
     counts = count_items(whole_histories(recipe, interactions, tokenizer), len(tokenizer))
@@ -140,6 +141,12 @@ def compare(path: str, split: str, folder: str) -> str:
     report = format_report(summary)
     Path(folder, "comparison.md").write_text(report, encoding="utf-8")
     return report
+
+
+def import_all(modules: Sequence[str]) -> None:
+    """Import the modules of `--import` in the process of a model."""
+    for module in modules:
+        import_own_code(module)
 
 
 def evaluate_model(comparison: Comparison, name: str, split: str, folder: str) -> None:

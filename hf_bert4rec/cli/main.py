@@ -71,7 +71,7 @@ def compare(argv: list[str]) -> None:
 
     folder = args.output_dir or f"runs/compare-{Path(args.config).stem}-{args.split}"
     try:
-        print(compare(args.config, args.split, folder))
+        print(compare(args.config, args.split, folder, imported))
     except KeyboardInterrupt:
         sys.exit(f"Interrupted. Run the same command to continue with the results in {folder}.")
     print(f"Saved in {folder}.")
@@ -90,6 +90,8 @@ def recommend(argv: list[str]) -> None:
     )
     text = "Parquet with columns user and history (lists of item IDs), or a log of interactions"
     parser.add_argument("--input", metavar="FILE", help=text)
+    for role in ("user", "item", "timestamp"):
+        parser.add_argument(f"--{role}", metavar="COLUMN", help=f"with --input: column of the {role} in a log")
     parser.add_argument("--output", metavar="FOLDER", help="with --input: folder of the result, continued if it exists")
     parser.add_argument("--processes", type=int, default=1, metavar="N", help="with --input: number of processes (1)")
     parser.add_argument("--top_k", type=int, default=10, metavar="N", help="number of items to recommend (10)")
@@ -106,7 +108,9 @@ def recommend(argv: list[str]) -> None:
     if args.input:
         from ..inference.batch import recommend_to_parquet
 
-        folder = recommend_to_parquet(args.checkpoint, args.input, args.output, processes=args.processes, **options)
+        columns = {role: getattr(args, role) for role in ("user", "item", "timestamp") if getattr(args, role)}
+        options |= {"processes": args.processes, "columns": columns}
+        folder = recommend_to_parquet(args.checkpoint, args.input, args.output, **options)
         print(f"Saved in {folder}.")
         return
     from ..inference.pipeline import pipeline

@@ -29,7 +29,7 @@ def push_data(
     private: bool | None = None,
     token: str | bool | None = None,
 ) -> str:
-    """Push the histories of a recipe in one commit, and return its address. User IDs are those of the log.
+    """Push the histories of a recipe in one commit, and return the URL of the commit. User IDs are those of the log.
 
     `load_dataset` returns the same rows and columns. Older histories of the repository stay in its git history.
 

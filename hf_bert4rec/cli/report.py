@@ -75,8 +75,8 @@ def summary(folder: Path) -> str:
         step = int(facts.best_checkpoint.rpartition("-")[2])
         epoch = next(entry["epoch"] for entry in facts.log if entry["step"] == step)
         text += [
-            f"\nThe best checkpoint is that of epoch {epoch:.3g}. To train on all interactions before deployment: "
-            f"--split train_on_all --num_train_epochs {max(epoch, 1):.3g}"
+            f"\nThe best checkpoint is that of epoch {epoch:.3g}. To train on all interactions before deployment, add "
+            f"--split train_on_all --num_train_epochs {max(epoch, 1):.3g} --output_dir {folder.parent}-all"
         ]
     return "\n".join([*text, f"Trained in {facts.seconds or 0:.0f} s; checkpoint, card and {CURVE} in {folder}"])
 

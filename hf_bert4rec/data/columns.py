@@ -138,7 +138,7 @@ def _most(fits: Callable[[str], object], cells: Sequence[str]) -> bool:
 
 
 def _is_time(cell: str) -> bool:
-    """Return whether a cell is a date, or a number of s, ms, us or ns that is in the years 1973 to 2038."""
+    """Return whether a cell is a date, or a Unix time in s, ms, us or ns between 1973 and 2038."""
     return bool(DAY.match(cell)) or any(1e8 <= _number(cell) / unit < 2**31 for unit in (1, 1e3, 1e6, 1e9))
 
 

@@ -38,9 +38,9 @@ def load_item_features(
     """Read the features of items from a table with one row per item.
 
     The kind of a column follows from its values: numbers; lists of numbers, which are vectors; lists of text, or text,
-    which are categories (text is split at `|`). Columns of text in which most values belong to one item each are left
-    out, unless they are named in `text`. Values may be missing, but not in vectors. An item without any value is left
-    out too.
+    which are categories (text is split at `|`). Columns of text in which most values belong to one item each are
+    ignored, unless they are named in `text`. Values may be missing, but not in vectors. An item without any value is
+    ignored too.
 
     Args:
         source: A file, a data frame, or anything else that `load_interactions` reads.

@@ -94,7 +94,7 @@ class ItemCatalog:
         ids = as_item_ids(items, name)
         rows = self.tokenizer.encode_items(ids).astype(np.int64)
         if (unknown := rows == self.tokenizer.unk_token_id).any():
-            raise ValueError(f"{name}: the model has no item {ids[int(unknown.argmax())].as_py()!r}.")
+            raise ValueError(f"{name}: the model has no item {ids[int(unknown.argmax())].as_py()!r}. Remove it.")
         return rows
 
     def describe(self, rows: np.ndarray, scores: np.ndarray, counts: Sequence[int]) -> list[Recommendations]:

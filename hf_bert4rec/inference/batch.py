@@ -5,7 +5,7 @@ import multiprocessing
 import os
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from importlib import import_module
@@ -96,6 +96,7 @@ def recommend_to_parquet(
     shard_size: int = SHARD_SIZE,
     user: str = "user",
     history: str = "history",
+    columns: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Path:
     """Write the recommendations for all users of a file to a folder of Parquet files, and return the folder.
@@ -112,6 +113,7 @@ def recommend_to_parquet(
         shard_size: Number of users per file.
         user: Name of the column of user IDs.
         history: Name of the column of histories.
+        columns: `user`, `item` and `timestamp` -> column of a log. Default: found by their usual names.
         **options: `top_k`, `exclude_history`, `allow` and `deny`, the same for all users; see a call of the pipeline.
 
     Raises:
@@ -126,9 +128,9 @@ def recommend_to_parquet(
     file, folder = Path(source), Path(output)
     model = Path(checkpoint) if Path(checkpoint, FACTS_FILE).exists() else fetch_checkpoint(checkpoint)
     arguments = {"checkpoint": str(model), "user": user, "history": history, **options}
-    request = {**arguments, "shard_size": shard_size, "source": str(file)}
+    request = {**arguments, "shard_size": shard_size, "source": str(file)} | ({"columns": columns} if columns else {})
     request |= {"state of the weights": _states(model), "state of the source": _states(file)}
-    users, shards = _read_shards(file, shard_size, user, history)
+    users, shards = _read_shards(file, shard_size, user, history, columns or {})
     recommender = BatchRecommender(**arguments)  # also with more processes: errors appear before they are started
     with disk_errors(folder):
         _begin(folder, json.loads(json.dumps(request, default=int)))
@@ -158,7 +160,9 @@ def _begin(folder: Path, request: dict[str, Any]) -> None:
         unfinished.replace(noted)
 
 
-def _read_shards(file: Path, size: int, user: str, history: str) -> tuple[int, Iterator[pa.Table]]:
+def _read_shards(
+    file: Path, size: int, user: str, history: str, columns: Mapping[str, Any]
+) -> tuple[int, Iterator[pa.Table]]:
     """Return the number of users, and tables of `size` users with the columns of users and histories."""
     with file.open("rb") as opened:
         parquet = opened.read(len(FIRST_BYTES)) == FIRST_BYTES
@@ -168,10 +172,10 @@ def _read_shards(file: Path, size: int, user: str, history: str) -> tuple[int, I
             raise ValueError(f"{file}: expected lists of item IDs in the column {history}, found {kind}.")
         if user not in opened_file.schema_arrow.names:
             found = ", ".join(opened_file.schema_arrow.names)
-            raise ValueError(f"{file}: expected a column {user}, found {found}.")
+            raise ValueError(f"{file}: expected a column {user!r}, found {found}. Rename the column of the users.")
         batches: Iterator[pa.RecordBatch] = opened_file.iter_batches(size, columns=[user, history])
         return opened_file.metadata.num_rows, _cut(batches, size)
-    log = load_interactions(str(file)).with_format("arrow")[:]
+    log = load_interactions(str(file), **columns).with_format("arrow")[:]
     log = log.sort_by([("user", "ascending"), ("timestamp", "ascending")])
     users = pc.run_end_encode(log["user"].combine_chunks())
     offsets = pa.array(np.append(0, users.run_ends.to_numpy()), pa.int64())

@@ -396,6 +396,7 @@ def load_for_serving(
             words += ["--revision", revision] if revision else []
             for module in modules:
                 words += ["--import", module]
+            logger.info("Exporting %s. This takes ten seconds on a free core, and longer on a busy one.", checkpoint)
             command = [sys.executable, "-m", "hf_bert4rec.cli.main", *words]
             with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
                 if hasattr(os, "setpriority"):

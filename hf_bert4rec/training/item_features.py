@@ -31,12 +31,12 @@ class FeatureProjection(nn.Module):
     """The part of item vectors and output biases that comes from features.
 
     The vector and the bias of an item are those of its ID plus a projection of its features. In training, the part of
-    the ID is left out for a random share of the items with features, so that features alone can represent an item.
+    the ID is dropped for a random share of the items with features, so that features alone can represent an item.
 
     Args:
         model: A model of the package with tied item tables. Its item vectors and biases are the start.
         tokenizer: Its tokenizer, which has features.
-        id_dropout: Share of the items whose ID is left out in a training step.
+        id_dropout: Share of the items whose ID is dropped in a training step.
         seen: (rows,) bool, True for items in the training rows. Unseen items with features use only these, unless a
             checkpoint already has an embedding of their ID. They are masked in the training loss: they are never a
             target, and their scores would only decrease.

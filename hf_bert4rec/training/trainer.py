@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 
 class RecommendationTrainer(Trainer):
-    """The stock `Trainer` for recommenders.
+    """Subclass of `Trainer` for sequential recommenders.
 
     It applies `muon_learning_rate` and `early_stopping_patience` of `RecommendationTrainingArguments`, adds the
     callbacks of the package, checks that model and tokenizer fit, and resumes from complete checkpoints only.
@@ -188,7 +188,7 @@ class RecommendationTrainer(Trainer):
             self._write_card(Path(output_dir or self.args.output_dir), overwrite=False)
 
     def create_model_card(self, *args: Any, **card: Any) -> None:
-        """Write `README.md` and `run_facts.json` into the output folder; cards written later keep the arguments.
+        """Write `README.md` and `run_facts.json` into the output folder. Later cards have the same arguments.
 
         Args:
             *args: Values of the arguments below, in the same order.

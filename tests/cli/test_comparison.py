@@ -152,6 +152,15 @@ def test_leaks_are_reported(recipe_file, tmp_path):
     assert "**Leaks**, or interactions that a user repeated at the same time:\n\n- test: 1 of 16 rows" in report
 
 
+def test_the_process_of_a_model_imports_code_of_the_user(recipe_file, tmp_path, monkeypatch):
+    mark = "import os, pathlib; pathlib.Path(__file__).with_name(f'mark-{os.getpid()}').touch()"
+    (tmp_path / "own_marks.py").write_text(mark)
+    monkeypatch.syspath_prepend(tmp_path)
+    path = comparison_file(tmp_path, recipe_file, Popularity={"baseline": "popularity"})
+    compare(path, "validation", str(tmp_path / "kept"), ["own_marks"])
+    assert len(list(tmp_path.glob("mark-*"))) == 1
+
+
 def test_an_interrupted_comparison_says_how_to_continue(recipe_file, tmp_path):
     path = comparison_file(
         tmp_path,

@@ -132,7 +132,7 @@ def test_a_killed_command_loses_and_doubles_no_user(source, histories, tmp_path,
     [
         ({"user": ["u"], "history": ["a"]}, "expected lists of item IDs in the column history, found string"),
         ({"user": [None], "history": [["a"]]}, "Expected a user in each row of user, found 1 rows without a user"),
-        ({"person": ["u"], "history": [["a"]]}, "expected a column user, found person, history"),
+        ({"person": ["u"], "history": [["a"]]}, "expected a column 'user', found person, history. Rename"),
     ],
 )
 def test_other_tables_are_refused(source, tmp_path, table, message):
@@ -151,6 +151,15 @@ def test_the_scoring_class_takes_arrow_and_pandas(source):
     frame = score(table.to_pandas())
     assert isinstance(frame, pd.DataFrame)
     assert frame.to_dict("list") == found.to_pydict()
+
+
+def test_the_columns_of_a_log_can_be_named(source, tmp_path):
+    (tmp_path / "log.csv").write_text("who,what,moment\nu,b,2\nu,a,1\nv,c,3\n")
+    words = ["recommend", str(source), "--input", str(tmp_path / "log.csv"), "--output", str(tmp_path / "out")]
+    main([*words, "--user", "who", "--item", "what", "--timestamp", "moment", "--top_k", "1"])
+    found = hf_bert4rec.pipeline(source)([["a", "b"], ["c"]], top_k=1)
+    rows = pq.read_table(tmp_path / "out").to_pylist()
+    assert [(row["user"], row["item"]) for row in rows] == [("u", found[0][0]["item"]), ("v", found[1][0]["item"])]
 
 
 def test_the_command(source, histories, tmp_path, capsys):
