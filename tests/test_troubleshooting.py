@@ -5,6 +5,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from datasets import Dataset
@@ -123,6 +124,12 @@ def checkpoint_faults(hub):
     yield lambda: recommender(["260", "1196"])
     yield lambda: recommender([["nothing", "260"]])
     yield lambda: recommender([["260"]], topk=3)
+    films = pd.DataFrame({"item": ["260"], "year": [1977]})
+    yield lambda: recommender([["260"]], attributes=films, where={"genre": "x"})
+    yield lambda: recommender([["260"]], attributes=films.assign(item="0260"), where={"year": 1977})
+    yield lambda: recommender([["260"]], attributes=films, where={"year": "1977"})
+    yield lambda: recommender([["260"]], rerank=lambda candidates: [0, 0])
+    yield lambda: fill_with_a_model_of_last_items(recommender)
     yield lambda: save_below_a_card_of_ones_own(recommender)
     yield lambda: recommend_with_damaged_weights(recommender)
 
@@ -150,6 +157,11 @@ def save_below_a_card_of_ones_own(recommender):
     Path("runs/mine/model/README.md").write_text("Mine")
     args = RecommendationTrainingArguments("runs/mine/model", eval_strategy="no", load_best_model_at_end=False)
     RecommendationTrainer(recommender.model, args, **cloze_training(recommender.tokenizer)).save_model()
+
+
+def fill_with_a_model_of_last_items(recommender):
+    recommender.trained_on_last_items = True
+    recommender.fill([[None]])
 
 
 def recommend_with_damaged_weights(recommender):
