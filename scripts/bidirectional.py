@@ -17,6 +17,7 @@ Draws have seed 0. Intervals are 95 % bootstrap intervals over users.
 import argparse
 import json
 import os
+import re
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -356,15 +357,22 @@ def rules(log: str, movies: str, model: str, image: str, item_ids: str) -> None:
 
 
 def plot(lines: Sequence[dict[str, Any]], image: str) -> None:
-    """Plot NDCG@10 over diversity and over coverage, one point per rule."""
+    """Plot NDCG@10 over genres per list and over coverage: one line per rule, with its settings at the points."""
     figure = Figure(figsize=(10, 4.5), layout="constrained")
-    for axes, name in zip(figure.subplots(1, 2, sharey=True), ("diversity", "coverage"), strict=True):
-        for line in lines:
-            axes.plot(line[name], line["ndcg@10"], "o")
-            axes.annotate(line["rule"], (line[name], line["ndcg@10"]), (4, 4), textcoords="offset points", fontsize=7)
-        axes.set_xlabel({"diversity": "mean 1 - cosine in a list", "coverage": "share of items in any list"}[name])
-        axes.margins(0.2)
+    titles = {"genres": "different genres in a list", "coverage": "share of the items that are in any list"}
+    families: dict[str, list[tuple[str, dict[str, Any]]]] = {}
+    for line in lines:
+        setting = "".join(re.findall(r"[\d.]+", line["rule"]))
+        families.setdefault(re.sub(r"[\d.]+", "n", line["rule"]), []).append((setting, line))
+    for axes, name in zip(figure.subplots(1, 2, sharey=True), titles, strict=True):
+        for family, points in families.items():
+            axes.plot([line[name] for _, line in points], [line["ndcg@10"] for _, line in points], "o-", label=family)
+            for setting, line in points:
+                axes.annotate(setting, (line[name], line["ndcg@10"]), (5, 5), textcoords="offset points", fontsize=8)
+        axes.set_xlabel(titles[name])
+        axes.margins(0.1)
     figure.axes[0].set_ylabel("NDCG@10")
+    figure.axes[0].legend()
     figure.savefig(image, dpi=120)
 
 

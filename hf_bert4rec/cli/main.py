@@ -90,8 +90,10 @@ def recommend(argv: list[str]) -> None:
     )
     text = "Parquet with columns user and history (lists of item IDs), or a log of interactions"
     parser.add_argument("--input", metavar="FILE", help=text)
-    for role in ("user", "item", "timestamp"):
-        parser.add_argument(f"--{role}", metavar="COLUMN", help=f"with --input: column of the {role} in a log")
+    text = "with --input: column of the user in a log; --item and --timestamp likewise"
+    parser.add_argument("--user", metavar="COLUMN", help=text)
+    for role in ("item", "timestamp"):
+        parser.add_argument(f"--{role}", metavar="COLUMN", help=argparse.SUPPRESS)
     parser.add_argument("--output", metavar="FOLDER", help="with --input: folder of the result, continued if it exists")
     parser.add_argument("--processes", type=int, default=1, metavar="N", help="with --input: number of processes (1)")
     parser.add_argument("--top_k", type=int, default=10, metavar="N", help="number of items to recommend (10)")

@@ -73,7 +73,10 @@ def test_similar_items(client, recommender):
     answer = client.post("/similar", json={"items": ["a", "b"], "top_k": 2})
     assert answer.json() == {"checkpoint": "shop", "revision": "abc", "similar": recommender.similar(["a", "b"], 2)}
     unknown = client.post("/similar", json={"items": ["nothing"]})
-    assert (unknown.status_code, unknown.json()) == (404, {"detail": "items: the model has no item 'nothing'. Remove it."})
+    assert (unknown.status_code, unknown.json()) == (
+        404,
+        {"detail": "items: the model has no item 'nothing'. Remove it."},
+    )
 
 
 def test_the_server_takes_a_pipeline_too(folders):
