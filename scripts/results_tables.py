@@ -496,17 +496,19 @@ def gaps_table() -> str:
         ends = [-end for end in reversed(line["difference_interval"])]
         interval = format_interval(ends, "+") if difference else ""
         rows.append([line["model"], *scores, format_interval(line["interval"]), difference, interval])
-    header = ["reads", "NDCG@10", "HR@10", "95 % interval", "difference to the first row", "95 % interval"]
+    header = ["model and what it reads", "NDCG@10", "HR@10", "95 % interval", "difference to the first row", "95 % interval"]
     return markdown_table(header, rows)
 
 
 def surprise_table() -> str:
     """Return how well injected items are found."""
-    rows = [
-        [line["method"], f"{line['auc']:.3f}", format_interval(line["interval"])]
-        for line in find_measurements("surprise")
-    ]
-    return markdown_table(["score", "area under the ROC curve", "95 % interval"], rows)
+    rows: Rows = []
+    for line in find_measurements("surprise"):
+        ends = [-end for end in reversed(line["difference_interval"])]
+        difference = format_interval(ends, "+") if any(ends) else ""
+        rows.append([line["method"], f"{line['auc']:.4f}", format_interval(line["interval"]), difference])
+    header = ["score", "area under the ROC curve", "95 % interval", "difference to the first row, 95 % interval"]
+    return markdown_table(header, rows)
 
 
 def explanations_table() -> str:

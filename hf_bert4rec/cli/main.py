@@ -3,7 +3,7 @@
 import logging
 import os
 import sys
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from argparse import SUPPRESS, ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -93,7 +93,7 @@ def recommend(argv: list[str]) -> None:
     text = "with --input: column of the user in a log; --item and --timestamp likewise"
     parser.add_argument("--user", metavar="COLUMN", help=text)
     for role in ("item", "timestamp"):
-        parser.add_argument(f"--{role}", metavar="COLUMN", help=argparse.SUPPRESS)
+        parser.add_argument(f"--{role}", metavar="COLUMN", help=SUPPRESS)
     parser.add_argument("--output", metavar="FOLDER", help="with --input: folder of the result, continued if it exists")
     parser.add_argument("--processes", type=int, default=1, metavar="N", help="with --input: number of processes (1)")
     parser.add_argument("--top_k", type=int, default=10, metavar="N", help="number of items to recommend (10)")
