@@ -496,7 +496,14 @@ def gaps_table() -> str:
         ends = [-end for end in reversed(line["difference_interval"])]
         interval = format_interval(ends, "+") if difference else ""
         rows.append([line["model"], *scores, format_interval(line["interval"]), difference, interval])
-    header = ["model and what it reads", "NDCG@10", "HR@10", "95 % interval", "difference to the first row", "95 % interval"]
+    header = [
+        "model and what it reads",
+        "NDCG@10",
+        "HR@10",
+        "95 % interval",
+        "difference to the first row",
+        "95 % interval",
+    ]
     return markdown_table(header, rows)
 
 
