@@ -64,15 +64,12 @@ def fill_gaps(
         whole = np.full(len(gaps), mask)
         whole[~gaps] = found
         rows.append(whole[whole != catalog.tokenizer.unk_token_id])
-    owners, places = _pairs([np.flatnonzero(history == mask) for history in rows])
     listed = {name: catalog.read_rows(read_item_lists(value, name, len(rows)), name) for name, value in lists.items()}
 
-    def of_batch(chosen: list[int]) -> list[Recommendations]:
-        users = [owners[i] for i in chosen]
-        return answer([rows[user] for user in users], [places[i] for i in chosen], choose(listed, users))
+    def answer_some(users: list[int], places: list[int]) -> list[Recommendations]:
+        return answer([rows[user] for user in users], places, choose(listed, users))
 
-    answers = iter(in_batches(catalog, [len(rows[user]) for user in owners], batch_size, of_batch))
-    return [[next(answers) for _ in range(int((history == mask).sum()))] for history in rows]
+    return _answer_each(catalog, rows, [np.flatnonzero(history == mask) for history in rows], batch_size, answer_some)
 
 
 def surprise(
@@ -82,10 +79,8 @@ def surprise(
     given, unknown = read_histories(histories), catalog.tokenizer.unk_token_id
     rows = catalog.read_rows(given, "histories", skip_unknown=False)
     read = [history[history != unknown] for history in rows]
-    owners, places = _pairs([np.arange(len(history)) for history in read])
 
-    def answer(chosen: list[int]) -> list[tuple[float, int]]:
-        users, masked = [owners[i] for i in chosen], [places[i] for i in chosen]
+    def answer(users: list[int], masked: list[int]) -> list[tuple[float, int]]:
         targets = torch.tensor([int(read[user][place]) for user, place in zip(users, masked, strict=True)])
         logits = score([read[user] for user in users], masked)
         found = logits.gather(1, targets[:, None])
@@ -98,11 +93,12 @@ def surprise(
         ranks = target_ranks(logits, targets, excluded).ceil().int()
         return list(zip(log_probabilities.tolist(), ranks.tolist(), strict=True))
 
-    found = iter(in_batches(catalog, [len(read[user]) for user in owners], batch_size, answer))
+    numbers = _answer_each(catalog, read, [np.arange(len(history)) for history in read], batch_size, answer)
     answers = []
-    for (items, titles), history in zip(describe_histories(catalog, given, rows), rows, strict=True):
-        numbers = [(None, None) if row == unknown else next(found) for row in history]
-        fields = zip(items, titles, numbers, strict=True)
+    for (items, titles), history, of in zip(describe_histories(catalog, given, rows), rows, numbers, strict=True):
+        known = iter(of)
+        found = [(None, None) if row == unknown else next(known) for row in history]
+        fields = zip(items, titles, found, strict=True)
         answers.append([Surprise(item=it, title=name, log_probability=p, rank=rank) for it, name, (p, rank) in fields])
     return answers
 
@@ -151,7 +147,19 @@ def _is_missing(item: Any) -> bool:
     return item is None or item is pd.NA or (isinstance(item, float) and math.isnan(item))
 
 
-def _pairs(places: Sequence[np.ndarray]) -> tuple[list[int], list[int]]:
-    """Return the history and the place of each question."""
-    owners = np.repeat(np.arange(len(places)), list(map(len, places)))
-    return owners.tolist(), np.concatenate([np.empty(0, np.int64), *places]).tolist()
+def _answer_each(
+    catalog: ItemCatalog,
+    rows: Sequence[np.ndarray],
+    places: Sequence[np.ndarray],
+    batch_size: int | None,
+    answer: Callable[[list[int], list[int]], list[Any]],
+) -> list[list[Any]]:
+    """Return the answers at some places of each history. `answer` gets histories and places of a batch."""
+    questions = [(user, int(place)) for user, of in enumerate(places) for place in of]
+
+    def of_batch(chosen: list[int]) -> list[Any]:
+        users, masked = zip(*(questions[i] for i in chosen), strict=True)
+        return answer(list(users), list(masked))
+
+    answers = iter(in_batches(catalog, [len(rows[user]) for user, _ in questions], batch_size, of_batch))
+    return [[next(answers) for _ in of] for of in places]

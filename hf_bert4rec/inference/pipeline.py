@@ -322,7 +322,7 @@ class NextItemRecommendationPipeline(Pipeline):
         return {name: torch.from_numpy(pad_rows(items, pad)[0]) for name, items in listed.items()}
 
     def _excludes_history(self, given: bool | None) -> bool:
-        return self.model.config.exclude_history if given is None else given
+        return bool(self.model.config.exclude_history if given is None else given)
 
     def _read_attributes(self, table: Any) -> ItemAttributes:
         """Read a table; the features of the model and the table of the pipeline are read once."""

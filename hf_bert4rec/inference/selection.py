@@ -51,10 +51,12 @@ class Selection:
         rows, scores, values = find(outputs, number)
         found = values.isfinite().sum(dim=1)
         counts = found if self.rules is None else self._apply_rules(rows, scores, values, found)
-        counts = counts.clamp(max=top_k)
-        answers = self.catalog.describe(rows[:, :top_k].numpy(), scores[:, :top_k].numpy(), counts.tolist())
-        for user in (counts < top_k).nonzero()[:, 0].tolist():
-            answers[user].reason = self._why_short(outputs, user, int(found[user]), len(answers[user]))
+        limit = min(top_k, rows.shape[1])
+        counts = counts.clamp(max=limit)
+        answers = self.catalog.describe(rows[:, :limit].numpy(), scores[:, :limit].numpy(), counts.tolist())
+        for user, answer in enumerate(answers):
+            if len(answer) < top_k:
+                answer.reason = self._why_short(outputs, user, int(found[user]), len(answer))
         return answers
 
     def _rank_all(self, outputs: Outputs, number: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

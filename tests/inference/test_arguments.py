@@ -348,9 +348,7 @@ def test_denying_everything_gives_nothing(recommender, deny):
 
 def test_an_unknown_option_is_refused(recommender):
     for options in ({"topk": 3}, {"denylist": ["1"]}, {"num_workers": 1}):
-        reason = (
-            f"Unknown option '{next(iter(options))}'. The options are top_k, exclude_history, allow, deny, index and"
-        )
+        reason = f"Unknown option '{next(iter(options))}'. The options are top_k, exclude_history, allow, deny, where,"
         with pytest.raises(ValueError, match=reason):
             recommender([["1"]], **options)
     with pytest.raises(ValueError, match="Unknown option 'topk'"):

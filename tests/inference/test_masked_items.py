@@ -1,6 +1,7 @@
 """Filling gaps, surprise and explanations, compared with brute force: one forward pass without padding per answer."""
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import pandas as pd
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hf_bert4rec
-from hf_bert4rec import NextItemRecommendationPipeline, SasRecConfig, SasRecForMaskedLM
+from hf_bert4rec import NextItemRecommendationPipeline, SasRecConfig, SasRecForMaskedLM, diversify
 from tests.conftest import small_facts
 from tests.inference.test_pipeline import FIRST_ITEM, HISTORIES, ITEMS, MASK, folder, items_of, level, model, scores_of
 from tests.inference.test_vectors import usearch_index
@@ -97,6 +98,19 @@ def test_a_pipeline_with_an_index_fills_gaps_without_it(recommender):
     index = usearch_index(recommender.index_vectors())
     indexed = NextItemRecommendationPipeline(model=recommender.model, tokenizer=recommender.tokenizer, index=index)
     assert indexed.fill([["a", None]]) == recommender.fill([["a", None]])
+
+
+def test_half_precision_and_several_threads(folder, recommender):
+    half = hf_bert4rec.pipeline(folder, device="cpu", dtype=torch.bfloat16)
+    expected = recommender.surprise([["a", "b", "c"]])[0]
+    for row, other in zip(half.surprise([["a", "b", "c"]])[0], expected, strict=True):
+        assert row["log_probability"] == pytest.approx(other["log_probability"], abs=0.3)
+    assert len(half.fill([["a", None]], top_k=3, rerank=diversify(0.3))[0][0]) == 3
+    histories = [[*"ab", None], [None, "c"], [*"defg", None, "h"]] * 4
+    expected = recommender.fill(histories)
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda history: recommender.fill([history])[0], histories))
+    assert [items_of(of) for of in found] == [items_of(of) for of in expected]
 
 
 def test_a_model_of_last_items_warns_once_that_it_has_not_learned_gaps(folder, caplog):

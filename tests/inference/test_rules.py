@@ -133,6 +133,17 @@ def test_where_allow_deny_and_history_hold_together(recommender):
     assert best(recommender, "a", **options) == expected
 
 
+def test_removed_items_and_contradictory_rules(recommender):
+    recommender.tokenizer.removed = ["c"]
+    recommender = NextItemRecommendationPipeline(model=recommender.model, tokenizer=recommender.tokenizer)
+    assert best(recommender, attributes=PRODUCTS, where={"category": "coffee"}) == ["d"]
+    (nothing,) = recommender([["a"]], allow=["b", "d"], deny=["b"], attributes=PRODUCTS, where={"category": "tea"})
+    assert nothing == []
+    assert nothing.reason == (
+        "0 of 9 items: 1 in the history, 1 in `deny`, 6 not in `allow`, 1 excluded by `where` or `where_not`."
+    )
+
+
 def test_the_features_of_the_model_are_attributes(recommender):
     with pytest.raises(ValueError, match="Attributes are missing: pass a table with one row per item as `attributes=`"):
         best(recommender, where={"category": "tea"})
