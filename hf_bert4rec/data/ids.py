@@ -66,9 +66,8 @@ def _as_item_id(value: Any) -> str:
     scalar = value.item() if getattr(value, "ndim", None) == 0 else value  # numpy scalars, tensors
     text = _as_id(scalar) if isinstance(scalar, str | int | float) and not isinstance(scalar, bool) else None
     if text is None:
-        raise ValueError(
-            f"expected text or numbers, found {value!r:.100} ({type(value).__name__}). Convert it to text."
-        )
+        advice = "Remove it; only `fill` takes gaps." if value is None else "Convert it to text."
+        raise ValueError(f"expected text or numbers, found {value!r:.100} ({type(value).__name__}). {advice}")
     return text
 
 

@@ -20,6 +20,8 @@ from ..models.configuration_bert4rec import SPECIAL_TOKENS
 
 logger = logging.getLogger(__name__)
 
+CHECKED = 20  # values of a condition for which a warning is given if no item has them
+
 
 class ItemAttributes:
     """Attributes of items, from a table with one row per item.
@@ -50,8 +52,9 @@ class ItemAttributes:
             place = find_columns(log, {"item": item}, needed=["item"])["item"]
             items = as_ids(log.read([place])[0], "item", log.locate)
             check_items(items, log)
+        self._name = log.columns[place]
         self._items, self._log, self._features = items.combine_chunks(), log, isinstance(source, ItemFeatures)
-        self._warned: set[str] = set()
+        self._warned: set[tuple[str, str]] = set()
         self._bound: tuple[pa.Array, CatalogAttributes] | None = None
         self._columns: dict[str, pd.Series] = {}
         self._lists: dict[str, dict[Any, list[Any]]] = {}
@@ -63,6 +66,11 @@ class ItemAttributes:
             if len(places) and places.max() < 0:
                 shown = " and ".join(repr(of[0].as_py()) for of in (self._items, items) if len(of))
                 raise ValueError(f"attributes: no item of the table is in the model, found {shown}. Use the same IDs.")
+            if (found := int((places >= 0).sum())) < len(places) / 2:
+                total = f"{found:,} of the {len(places):,} items of the model"
+                logger.warning(
+                    "attributes: only %s have a row in the table. Is %r the column of IDs?", total, self._name
+                )
             specials = np.full(len(SPECIAL_TOKENS), -1)
             self._bound = items, CatalogAttributes(self, np.concatenate([specials, places]))
         return self._bound[1]
@@ -78,21 +86,25 @@ class ItemAttributes:
         column = self._column(name)
         if callable(condition):
             try:
-                chosen = np.asarray(condition(column).fillna(False), bool)
+                found = condition(column)
+                ordered = isinstance(found, pd.Series) and found.index.equals(column.index)
+                if not ordered or str(found.dtype) not in ("bool", "boolean"):
+                    raise ValueError("return one bool per value, as a Series in the order of the column")
+                chosen = np.asarray(found.fillna(False), bool)
             except Exception as error:  # whatever the function of the user raises
                 raise ValueError(f"The condition on {name!r} failed for a column of {column.dtype}: {error}") from error
-            if chosen.shape != column.shape:
-                raise ValueError(f"The condition on {name!r} must return one bool per value of the column.")
         else:
             several = isinstance(condition, Iterable) and not isinstance(condition, str | bytes | Mapping)
             wanted = list(condition) if several else [condition]
             if self._features and not pd.api.types.is_numeric_dtype(column):
                 wanted = list(map(str, wanted))  # categories of features are text
             chosen = column.isin(wanted).to_numpy()
-            if wanted and not chosen.any() and name not in self._warned:
-                self._warned.add(name)
-                known = ", ".join(map(repr, column.drop_duplicates()[:3].tolist()))
-                logger.warning("No item has %r among its values of %r, such as %s.", condition, name, known)
+            for value in map(repr, (it for it in wanted[:CHECKED] if not column.isin([it]).any())):
+                if (name, value) not in self._warned:
+                    self._warned.add((name, value))
+                    known = ", ".join(map(repr, column.drop_duplicates()[:3].tolist()))
+                    text = "No item has %s among its values of %r, such as %s. For a range use a function."
+                    logger.warning(text, value, name, known)
         return np.unique(column.index[chosen])
 
     def _column(self, name: str) -> pd.Series:

@@ -27,7 +27,7 @@ from .answers import (
 from .arguments import check_option
 from .attributes import CatalogAttributes, ItemAttributes
 from .masked_items import Contribution, Surprise, explain, fill_gaps, surprise
-from .rules import needed
+from .rules import as_rules, needed
 from .selection import Selection
 
 logger = logging.getLogger(__name__)
@@ -325,8 +325,8 @@ class NextItemRecommendationPipeline(Pipeline):
         return bool(self.model.config.exclude_history if given is None else given)
 
     def _read_attributes(self, table: Any) -> ItemAttributes:
-        """Read a table; the features of the model and the table of the pipeline are read once."""
-        if table is not self.tokenizer.features and table is not self._postprocess_params.get("attributes"):
+        """Read a table; the features of the model are read once, other tables may change between calls."""
+        if table is not self.tokenizer.features:
             return ItemAttributes(table)
         if self._attributes is None or self._attributes[0] is not table:
             self._attributes = table, ItemAttributes(table)
@@ -350,12 +350,14 @@ class NextItemRecommendationPipeline(Pipeline):
         lists = {name: options.pop(name) for name in ITEM_LISTS & options.keys()}
         where, where_not = options.pop("where", {}), options.pop("where_not", {})
         table = options.pop("attributes", None)
-        if where or where_not or "rerank" in options:
+        if "rerank" in options:
+            options["rerank"] = as_rules(options["rerank"])
+        if where != {} or where_not != {} or "rerank" in options:
             table = self.tokenizer.features if table is None else table
             if table is not None:
                 table = table if isinstance(table, ItemAttributes) else self._read_attributes(table)
                 options["attributes"] = table.of(self.tokenizer.items)
-        if where or where_not:
+        if where != {} or where_not != {}:
             attributes = needed(options.get("attributes"))
             open_rows = attributes.matches(where).all(axis=0) & ~attributes.matches(where_not).any(axis=0)
             options["closed"] = self.catalog.closed | torch.from_numpy(~open_rows)

@@ -137,23 +137,29 @@ def boost(where: Mapping[str, Any], factor: float) -> Rule:
     return rule
 
 
-def rerank(candidates: Candidates, rules: Rule | Sequence[Rule]) -> Candidates:
-    """Return candidates in the order of a rule, or of several, each of which gets what the one before it returned.
-
-    Raises:
-        ValueError: `rules` is something else, or a rule does not return different indices of candidates.
-    """
-    listed: list[Any] = list(rules) if isinstance(rules, list | tuple) else [rules]
+def as_rules(rules: Any) -> list[Any]:
+    """Return a rule, or several, as a list; ValueError for something else."""
+    listed = list(rules) if isinstance(rules, list | tuple) else [rules]
     if not all(map(callable, listed)):
         raise ValueError(f"`rerank` must be a rule or a list of rules, found {rules!r:.100}.")
-    for rule in listed:
+    return listed
+
+
+def rerank(candidates: Candidates, rules: Sequence[Any]) -> Candidates:
+    """Return candidates in the order of several rules, each of which gets what the one before it returned.
+
+    Raises:
+        ValueError: A rule does not return different indices of candidates.
+    """
+    for rule in rules:
         found = rule(candidates)
         if not isinstance(found, Candidates):
             indices, number = np.asarray(found), len(candidates.items)
             whole = indices.ndim == 1 and (indices.dtype.kind in "iu" or not indices.size)
             if not whole or len(np.unique(indices)) < len(indices) or not np.isin(indices, np.arange(number)).all():
+                advice = " For a mask use np.flatnonzero." if indices.dtype == bool else ""
                 expected = f"different indices from 0 to {number - 1}"
-                raise ValueError(f"A rule must return {expected}, found {found!r:.200}. For a mask use np.flatnonzero.")
+                raise ValueError(f"A rule must return {expected}, found {found!r:.200}.{advice}")
             found = candidates.take(indices)
         candidates = found
     return candidates

@@ -101,7 +101,14 @@ def test_a_value_that_no_item_has_is_reported_once(recommender, caplog):
     attributes = ItemAttributes(PRODUCTS)
     for _ in range(2):
         assert best(recommender, attributes=attributes, where={"price": "3"}) == []
-    assert caplog.text.count("No item has '3' among its values of 'price', such as 1.0, 2.0, 3.0.") == 1
+        assert sorted(best(recommender, attributes=attributes, where={"price": [3, 99]})) == ["c"]
+    text = "No item has {} among its values of 'price', such as 1.0, 2.0, 3.0. For a range use a function."
+    assert caplog.messages == [text.format("'3'"), text.format("99")]
+
+
+def test_a_table_of_few_items_of_the_model_is_reported(recommender, caplog):
+    assert best(recommender, attributes=PRODUCTS.head(3), where={"in_stock": True})
+    assert "only 3 of the 10 items of the model have a row in the table. Is 'item' the column of IDs?" in caplog.text
 
 
 def test_a_selective_condition_with_an_index_ranks_all_that_match(recommender):
@@ -155,11 +162,18 @@ def test_the_features_of_the_model_are_attributes(recommender):
 
 
 def test_defaults_of_the_pipeline_hold_for_each_call(folder):
+    with pytest.raises(ValueError, match="must be a rule or a list of rules, found 3"):
+        hf_bert4rec.pipeline(folder, device="cpu", rerank=3)
     with pytest.raises(ValueError, match="Unknown attribute 'colour'"):
         hf_bert4rec.pipeline(folder, device="cpu", attributes=PRODUCTS, where={"colour": "red"})
     recommender = hf_bert4rec.pipeline(folder, device="cpu", attributes=PRODUCTS, where={"category": "sweets"})
     assert best(recommender) == ["g"]
     assert len(best(recommender, where={})) == 10
+    products = PRODUCTS.copy()
+    recommender = hf_bert4rec.pipeline(folder, device="cpu", attributes=products, where={"in_stock": True})
+    assert sorted(best(recommender)) == [*"acdefh"]
+    products["in_stock"] = products["item"] == "b"  # stock changes between calls
+    assert best(recommender) == best(recommender, attributes=products) == ["b"]
     assert sorted(best(recommender, where={"category": "coffee"})) == ["c", "d"]
 
 
@@ -168,7 +182,11 @@ def test_defaults_of_the_pipeline_hold_for_each_call(folder):
     [
         ({"where": {"colour": 1}}, "Unknown attribute 'colour'. The table has item, category, tags, price, in_stock"),
         ({"where": "in_stock"}, r"Conditions must be a dict, such as \{'in_stock': True\}, found 'in_stock'"),
-        ({"where": {"price": lambda price: price.head(2) > 1}}, "condition on 'price' must return one bool per value"),
+        ({"where": {"price": lambda price: price.head(2) > 1}}, "condition on 'price' .* return one bool per value"),
+        ({"where": {"price": lambda price: price.sort_values(ascending=False) > 1}}, "in the order of the column"),
+        ({"where": {"price": lambda price: price - 1}}, "return one bool per value"),
+        ({"where": {"price": lambda price: True}}, "return one bool per value"),
+        ({"where": []}, "Conditions must be a dict"),
         ({"where": {"tags": lambda tags: tags < 5}}, "The condition on 'tags' failed for a column of"),
         ({"where_not": {"colour": 1}}, "Unknown attribute 'colour'"),
         ({"where": SOLD, "attributes": [1]}, "Expected a path, a Hub ID or a table"),
