@@ -1,4 +1,4 @@
-"""Measure what the pipeline can do beside recommending, and print one JSON line per measurement.
+"""Measure what the pipeline can do besides recommending, and print one JSON line per measurement.
 
     python scripts/bidirectional.py split ml-1m.txt runs/train.txt runs/others.txt
     hf-bert4rec train scripts/configs/ml-1m.yaml --data runs/train.txt --output_dir runs/bert

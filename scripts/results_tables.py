@@ -487,15 +487,20 @@ def find_measurements(kind: str) -> list[dict[str, Any]]:
     return [line for line in load_lines("bidirectional") if line["measured"] == kind]
 
 
+def format_difference(line: Mapping[str, Any]) -> str:
+    """Return the interval of a row minus the first row; "" for the first row. The lines have the first row minus it."""
+    ends = [-end for end in reversed(line["difference_interval"])]
+    return format_interval(ends, "+") if any(ends) else ""
+
+
 def gaps_table() -> str:
     """Return the quality of filled gaps, by what is read."""
     rows: Rows = []
     for line in find_measurements("fill"):
         scores = [f"{line[name]:.4f}" for name in ("ndcg@10", "hr@10")]
         difference = "" if not line["difference"] else f"{-line['difference']:+.4f}"
-        ends = [-end for end in reversed(line["difference_interval"])]
-        interval = format_interval(ends, "+") if difference else ""
-        rows.append([line["model"], *scores, format_interval(line["interval"]), difference, interval])
+        cells = [format_interval(line["interval"]), difference, format_difference(line)]
+        rows.append([line["model"], *scores, *cells])
     header = [
         "model and what it reads",
         "NDCG@10",
@@ -511,9 +516,8 @@ def surprise_table() -> str:
     """Return how well injected items are found."""
     rows: Rows = []
     for line in find_measurements("surprise"):
-        ends = [-end for end in reversed(line["difference_interval"])]
-        difference = format_interval(ends, "+") if any(ends) else ""
-        rows.append([line["method"], f"{line['auc']:.4f}", format_interval(line["interval"]), difference])
+        cells = [format_interval(line["interval"]), format_difference(line)]
+        rows.append([line["method"], f"{line['auc']:.4f}", *cells])
     header = ["score", "area under the ROC curve", "95 % interval", "difference to the first row, 95 % interval"]
     return markdown_table(header, rows)
 

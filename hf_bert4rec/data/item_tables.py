@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -197,8 +197,13 @@ def _as_categories(values: Values) -> list[list[str]]:
         found = cell.split(SEPARATOR) if isinstance(cell, str) else cell
         several = found if isinstance(found, Sequence | np.ndarray) else [found]
         texts = (str(int(it) if isinstance(it, float) and it.is_integer() else it) for it in several if _given(it))
-        rows.append([text for text in dict.fromkeys(map(str.strip, texts)) if text])
+        rows.append(distinct_texts(texts))
     return rows
+
+
+def distinct_texts(texts: Iterable[str]) -> list[str]:
+    """Return texts without blanks around them, each once, and none that is empty."""
+    return [text for text in dict.fromkeys(map(str.strip, texts)) if text]
 
 
 def _as_vectors(name: str, values: Values, log: RawLog) -> np.ndarray:

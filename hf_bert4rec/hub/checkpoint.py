@@ -183,8 +183,10 @@ def stored_exclude_history(folder: str | PathLike) -> bool:
 
 
 def stored_recipe(folder: str | PathLike) -> dict[str, Any]:
-    """Return the options that a checkpoint was trained with; empty without run facts."""
-    return RunFacts.load(folder).recipe if Path(folder, FACTS_FILE).exists() else {}
+    """Return the options that a checked checkpoint was trained with, of any format version; empty without run facts."""
+    file = Path(folder, FACTS_FILE)
+    recipe = read_json(file, folder).get("recipe") if file.exists() else None
+    return recipe if isinstance(recipe, dict) else {}
 
 
 def check_checkpoint(folder: str | PathLike) -> None:

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from ..data.columns import Column, find_columns
 from ..data.features import ItemFeatures
 from ..data.ids import as_ids
-from ..data.item_tables import SEPARATOR, check_items
+from ..data.item_tables import SEPARATOR, check_items, distinct_texts
 from ..data.sources import library_errors, open_table
 from ..models.configuration_bert4rec import SPECIAL_TOKENS
 
@@ -161,4 +161,4 @@ class CatalogAttributes:
 
 def _split(cell: Any) -> Any:
     """Return the values of a cell of text, without blanks around them; other cells as they are."""
-    return [*dict.fromkeys(filter(None, map(str.strip, cell.split(SEPARATOR))))] if isinstance(cell, str) else cell
+    return distinct_texts(cell.split(SEPARATOR)) if isinstance(cell, str) else cell

@@ -385,7 +385,7 @@ def pipeline(
         revision: Branch, tag or commit of a Hub ID; `main` if not given.
         token: For a private repository; that of `hf auth login` or HF_TOKEN if not given.
         **kwargs: As for `transformers.pipeline` (`device`, `dtype`, `batch_size` …), and defaults for the options of a
-            call (`top_k`, `exclude_history`, `allow`, `deny`).
+            call of `NextItemRecommendationPipeline`.
 
     Raises:
         OSError: The checkpoint is missing, incomplete or cannot be reached. Pickled weights are never read.

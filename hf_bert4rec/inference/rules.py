@@ -113,7 +113,7 @@ def diversify(weight: float) -> Rule:
 
 
 def boost(where: Mapping[str, Any], factor: float) -> Rule:
-    """Return a rule that multiplies the probability of items that fulfill conditions; see `ItemAttributes.matches`.
+    """Return a rule that multiplies the probability of items that fulfill conditions; see `CatalogAttributes.matches`.
 
     Only the order changes: the score in the answer stays the probability of the model. Items that are not among the
     candidates cannot be moved up; raise `candidates` for large factors.

@@ -1,7 +1,9 @@
 """Filling gaps, surprise and explanations, compared with brute force: one forward pass without padding per answer."""
 
+import json
 import math
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -121,6 +123,13 @@ def test_a_model_of_last_items_warns_once_that_it_has_not_learned_gaps(folder, c
     recommender.surprise([["a"]])
     recommender.fill([[None]])
     assert caplog.text.count("The model was trained on last items only") == 1
+
+
+def test_run_facts_of_a_later_version_do_not_stop_recommending(folder):
+    small_facts().save(folder)
+    file = Path(folder, "run_facts.json")
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"format_version": 1000}))
+    assert hf_bert4rec.pipeline(folder, device="cpu")([["a"]], top_k=1)[0]
 
 
 @pytest.mark.parametrize("histories", [["a", None], [None], None])
