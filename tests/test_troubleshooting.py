@@ -1,5 +1,6 @@
 """The messages of docs/troubleshooting.md are those that the package writes."""
 
+import logging
 import re
 import shutil
 import sys
@@ -177,6 +178,7 @@ def messages(film_folder, hub, monkeypatch, caplog):
     caplog.set_level("INFO", "hf_bert4rec")
     histories_module._warn_once.cache_clear()
     warn_about_spinning_threads.cache_clear()
+    logging.Logger.warning_once.cache_clear()
     monkeypatch.setitem(sys.modules, "implicit.nearest_neighbours", None)
     monkeypatch.setattr("torch.get_num_threads", lambda: 2)
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)

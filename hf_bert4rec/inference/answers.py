@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from ..data.tokenization import ItemTokenizer, as_item_ids
 from ..evaluation.ranking import stable_top_k
 from ..models.configuration_bert4rec import SPECIAL_TOKENS
-from .arguments import check_option, read_histories, read_item_lists, read_list
+from .arguments import check_option, read_item_lists, read_list
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ BATCHES_WITHOUT_PROGRESS_BAR = 8
 MAX_SCORES = 2**26  # per batch, users × catalog: a quarter of a gigabyte
 MAX_REPORTED = 100_000
 ITEM_LISTS = {"allow", "deny"}
-NUMBERS = {"top_k", "candidates"}
+UNCHECKED = {"index", "attributes"}  # by `check_options`
 SCORES_ARE_DAMAGED = "The model's scores are NaN or infinite: its weights are damaged or its training diverged."
 
 
@@ -68,10 +68,10 @@ class ItemCatalog:
         self.report = True
         self._reported: set[str] = set()
 
-    def read_rows(self, lists: Sequence[list[Any]], name: str, skip_unknown: bool = True) -> list[np.ndarray]:
+    def read_rows(self, lists: Sequence[list[Any]], name: str, keep_unknown: bool = False) -> list[np.ndarray]:
         """Return the rows of the item table for each list of raw IDs.
 
-        Unknown IDs are reported, and skipped or, with `skip_unknown=False`, returned as [UNK].
+        Unknown IDs are reported, and skipped, or returned as [UNK].
         """
         ids = as_item_ids(chain.from_iterable(lists), name)
         rows = self.tokenizer.encode_items(ids).astype(np.int64)
@@ -84,8 +84,7 @@ class ItemCatalog:
                 number = f"{len(unknown)} of {len(ids)}"
                 logger.warning("%s: %s IDs are unknown and skipped, such as %s.", name, number, examples)
                 self._reported.update(unknown if len(self._reported) < MAX_REPORTED else ())
-        if not skip_unknown:
-            known[:] = True
+        known |= keep_unknown
         ends = np.append(0, np.cumsum(known))[np.cumsum(list(map(len, lists)), dtype=np.int64)]
         return np.split(rows[known], ends[:-1]) if lists else []
 
@@ -110,53 +109,41 @@ class ItemCatalog:
 
 def answer_in_batches(
     catalog: ItemCatalog,
-    histories: Any,
+    rows: Sequence[np.ndarray],
     lists: dict[str, Any],
     batch_size: int | None,
-    answer: Callable[[list[np.ndarray], dict[str, list[np.ndarray]]], list[Any]],
+    answer: Callable[[list[np.ndarray], list[int], dict[str, list[np.ndarray]]], list[Any]],
+    places: Sequence[Sequence[int]] | None = None,
 ) -> list[Any]:
-    """Return the answer for each history of raw IDs, in the same order.
+    """Return an answer for each place of each history, in the same order.
 
     Args:
         catalog: Its items.
-        histories: Histories of raw IDs.
+        rows: Histories of rows of the item table.
         lists: `allow` and `deny`, if they were given.
-        batch_size: Histories per batch, fewer with a large catalog; by default 64.
-        answer: Function of the rows of a batch, and of the rows of each list (one for all histories, or one for each),
-            which returns one answer per history.
-    """
-    rows = catalog.read_rows(read_histories(histories), "histories")
-    listed = {name: catalog.read_rows(read_item_lists(value, name, len(rows)), name) for name, value in lists.items()}
-
-    def of_batch(chosen: list[int]) -> list[Any]:
-        return answer([rows[i] for i in chosen], choose(listed, chosen))
-
-    return in_batches(catalog, list(map(len, rows)), batch_size, of_batch)
-
-
-def choose(listed: dict[str, list[np.ndarray]], chosen: list[int]) -> dict[str, list[np.ndarray]]:
-    """Return the rows of lists for some histories; a single list is for all of them."""
-    return {name: of if len(of) == 1 else [of[i] for i in chosen] for name, of in listed.items()}
-
-
-def in_batches(
-    catalog: ItemCatalog, lengths: Sequence[int], batch_size: int | None, answer: Callable[[list[int]], list[Any]]
-) -> list[Any]:
-    """Return the answer for each history, in the same order, from batches of histories of similar length.
-
-    `answer` gets the places of some histories and returns one answer per history.
+        batch_size: Answers per batch, fewer with a large catalog; by default 64.
+        answer: Function of the histories of a batch, of the place in each, and of the rows of each list (one for all
+            histories, or one for each), which returns one answer per place.
+        places: Places in each history; by default the one after the newest item.
     """
     batch_size = DEFAULT_BATCH_SIZE if batch_size is None else batch_size
     check_option("batch_size", batch_size)
     batch_size = max(1, min(batch_size, MAX_SCORES // len(catalog.tokenizer)))
-    order = np.argsort([-length for length in lengths], kind="stable")
-    answers: list[Any] = [None] * len(lengths)
-    starts = range(0, len(lengths), batch_size)
+    listed = {name: catalog.read_rows(read_item_lists(value, name, len(rows)), name) for name, value in lists.items()}
+    asked = [[len(history)] for history in rows] if places is None else places
+    questions = [(user, place) for user, of in enumerate(asked) for place in of]
+    # Histories of similar length form a batch, so that there is little padding.
+    order = sorted(range(len(questions)), key=lambda i: -len(rows[questions[i][0]]))
+    answers: list[Any] = [None] * len(questions)
+    starts = range(0, len(questions), batch_size)
     quiet = len(starts) < BATCHES_WITHOUT_PROGRESS_BAR
     for start in tqdm(starts, desc="Scoring", unit="batch", disable=quiet, leave=False):
-        chosen = order[start : start + batch_size].tolist()
-        for i, found in zip(chosen, answer(chosen), strict=True):
-            answers[i] = found
+        chosen = order[start : start + batch_size]
+        users = [questions[i][0] for i in chosen]
+        of_batch = {name: of if len(of) == 1 else [of[user] for user in users] for name, of in listed.items()}
+        found = answer([rows[user] for user in users], [questions[i][1] for i in chosen], of_batch)
+        for i, value in zip(chosen, found, strict=True):
+            answers[i] = value
     return answers
 
 
@@ -167,14 +154,18 @@ def check_scores(scores: torch.Tensor) -> None:
 
 
 def check_options(options: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """Return the options that are not None, with `allow` and `deny` as lists; ValueError for invalid ones."""
+    """Return the options that are not None, with lists and rules as lists; ValueError for invalid ones."""
     if unknown := sorted(options.keys() - names):
         raise ValueError(f"Unknown option {unknown[0]!r}. The options are {', '.join(names)} and batch_size.")
     given = {name: value for name, value in options.items() if value is not None}
     for name, value in given.items():
         if name in ITEM_LISTS:
             given[name] = read_list(value, name)
-        elif name in NUMBERS or name == "exclude_history":
+        elif name == "rerank":
+            given[name] = list(value) if isinstance(value, list | tuple) else [value]
+            if not all(map(callable, given[name])):
+                raise ValueError(f"`rerank` must be a rule or a list of rules, found {value!r:.100}.")
+        elif name not in UNCHECKED:
             check_option(name, value)
     return given
 

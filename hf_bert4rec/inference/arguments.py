@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+CONDITIONS = ("where", "where_not")
+
 
 def read_histories(values: Any) -> list[list[Any]]:
     """Return one list of IDs per history, from lists, iterators, arrays, tensors or columns of tables.
@@ -60,7 +62,11 @@ def read_list(values: Any, name: str, ordered: bool = False) -> list[Any]:
 
 
 def check_option(name: str, value: Any) -> None:
-    """Raise ValueError unless `exclude_history` is a bool and any other option a whole number of at least 1."""
+    """Raise ValueError unless `exclude_history` is a bool, a condition a dict, and others whole numbers from 1 on."""
+    if name in CONDITIONS:
+        if not isinstance(value, Mapping):
+            raise ValueError(f"`{name}` must be a dict, such as {{'in_stock': True}}, found {value!r:.100}.")
+        return
     flag = isinstance(value, bool | np.bool_)
     if name == "exclude_history" and not flag:
         raise ValueError(f"`{name}` must be True or False, found {value!r}.")

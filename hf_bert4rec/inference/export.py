@@ -35,6 +35,7 @@ from .answers import (
     item_vectors,
     similar_items,
 )
+from .arguments import read_histories
 
 GRAPH_FILE, FACTS_FILE, ITEMS_FILE, VECTORS_FILE = "model.onnx", "export.json", "catalog.parquet", "vectors.npy"
 OPTIONS = ("top_k", "exclude_history", "allow", "deny")
@@ -203,7 +204,7 @@ class OnnxRecommender:
         exclude_history = options.get("exclude_history", self.facts["exclude_history"])
         limit = self.facts["max_length"] - 1
 
-        def answer(rows: list[np.ndarray], listed: dict[str, list[np.ndarray]]) -> list[Recommendations]:
+        def answer(rows: list[np.ndarray], _: list[int], listed: dict[str, list[np.ndarray]]) -> list[Recommendations]:
             denied, allowed = listed.get("deny", [np.empty(0, np.int64)]), listed.get("allow")
             denied = denied * (len(rows) // len(denied))
             if exclude_history:
@@ -222,7 +223,8 @@ class OnnxRecommender:
                 raise ValueError(SCORES_ARE_DAMAGED)
             return self.catalog.describe(found, scores, (found != PAD_ROW).sum(axis=1).tolist())
 
-        return answer_in_batches(self.catalog, histories, lists, batch_size, answer)
+        rows = self.catalog.read_rows(read_histories(histories), "histories")
+        return answer_in_batches(self.catalog, rows, lists, batch_size, answer)
 
     def similar(self, items: Iterable[str | float], top_k: int = 10) -> list[Recommendations]:
         """Return the items with the most similar vectors, as `NextItemRecommendationPipeline.similar`."""

@@ -1,19 +1,25 @@
 """Next-item recommendation: histories of raw item IDs in; IDs, titles and scores out, best first."""
 
-import logging
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from os import PathLike
 from typing import Any
 
 import numpy as np
+import pandas as pd
+import pyarrow.compute as pc
 import torch
 import transformers
 from torch.nn.functional import normalize
 from transformers import AutoModelForMaskedLM, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
+from transformers.utils import logging
 
 from ..data.data_collator import pad_rows
+from ..data.ids import as_item_ids
+from ..evaluation.ranking import target_ranks
 from ..hub.checkpoint import check_sizes, fetch_checkpoint, stored_exclude_history, stored_recipe
+from ..models.configuration_bert4rec import SPECIAL_TOKENS
 from ..training.resources import warn_about_spinning_threads
 from .answers import (
     ITEM_LISTS,
@@ -21,16 +27,15 @@ from .answers import (
     Recommendations,
     answer_in_batches,
     check_options,
+    check_scores,
     item_vectors,
     similar_items,
 )
-from .arguments import check_option
-from .attributes import CatalogAttributes, ItemAttributes
-from .masked_items import Contribution, Surprise, explain, fill_gaps, surprise
-from .rules import as_rules, needed
-from .selection import Selection
+from .arguments import CONDITIONS, check_option, read_histories, read_list
+from .attributes import ItemAttributes, needed
+from .selection import best_items
 
-logger = logging.getLogger(__name__)
+logger = logging.get_logger(__name__)
 
 TASK = "next-item-recommendation"
 LENGTH_MULTIPLE = 16
@@ -76,8 +81,7 @@ class NextItemRecommendationPipeline(Pipeline):
         self.model.eval()
         self.catalog = ItemCatalog(self.tokenizer)
         self.trained_on_last_items = False
-        self._attributes: tuple[Any, ItemAttributes] | None = None
-        self._read_options({}, OPTIONS)  # errors in defaults come now, not with the first call
+        self._options({}, OPTIONS)  # errors in defaults come now, not with the first call
 
     def __call__(self, histories: Iterable[Iterable[str | float]], **kwargs: Any) -> list[Recommendations]:
         """Recommend items for any number of histories.
@@ -112,13 +116,7 @@ class NextItemRecommendationPipeline(Pipeline):
         Raises:
             ValueError: An argument has another form, an attribute is unknown, or the model's scores are not finite.
         """
-        options, lists, batch_size = self._read_options(kwargs, OPTIONS)
-
-        def answer(rows: list[np.ndarray], listed: dict[str, list[np.ndarray]]) -> list[Recommendations]:
-            outputs = self.forward(self.preprocess(rows), scored="index" not in options)
-            return self.postprocess(outputs | self._pad_lists(listed), **options)
-
-        return answer_in_batches(self.catalog, histories, lists, batch_size, answer)
+        return self._recommend(self._read(histories), kwargs, OPTIONS)
 
     def fill(self, histories: Iterable[Iterable[str | float | None]], **kwargs: Any) -> list[list[Recommendations]]:
         """Return the best items for each gap of histories, given the items on both sides.
@@ -141,18 +139,21 @@ class NextItemRecommendationPipeline(Pipeline):
         Raises:
             ValueError: As for a call.
         """
-        options, lists, batch_size = self._read_options(kwargs, FILTERS)
         self._warn_about_gaps()
-
-        def answer(rows: list[np.ndarray], masked: list[int], listed: dict[str, list[np.ndarray]]) -> list[Any]:
-            outputs = self.forward(self.preprocess(rows, masked))
-            return self.postprocess(outputs | self._pad_lists(listed), **options)
-
-        return fill_gaps(self.catalog, histories, lists, batch_size, answer)
+        given, mask = read_histories(histories), self.tokenizer.mask_token_id
+        known = [[item for item in history if not _is_gap(item)] for history in given]
+        rows = []
+        for history, found in zip(given, self.catalog.read_rows(known, "histories", keep_unknown=True), strict=True):
+            whole = np.full(len(history), mask)
+            whole[[not _is_gap(item) for item in history]] = found
+            rows.append(whole[whole != self.tokenizer.unk_token_id])
+        places = [np.flatnonzero(history == mask).tolist() for history in rows]
+        answers = iter(self._recommend(rows, kwargs, FILTERS, places))
+        return [[next(answers) for _ in of] for of in places]
 
     def surprise(
         self, histories: Iterable[Iterable[str | float]], batch_size: int | None = None
-    ) -> list[list[Surprise]]:
+    ) -> list[list[dict[str, Any]]]:
         """Return how likely each item of histories is, given all other items.
 
         One item at a time is replaced by [MASK] and scored, as for `fill`. Rare items are unlikely everywhere.
@@ -162,18 +163,38 @@ class NextItemRecommendationPipeline(Pipeline):
             batch_size: As for a call.
 
         Returns:
-            For each history one dict per item, with `item`, `title`, `log_probability` and `rank`.
+            For each history one dict per item, with `item`, `title`, `log_probability` (natural logarithm, over the
+            whole catalog) and `rank`. It counts from 1, without the other items of the history where the model
+            excludes them; a tie counts half a place, rounded up. Both are None for an unknown ID.
 
         Raises:
             ValueError: As for a call.
         """
         self._warn_about_gaps()
+        given, unknown = read_histories(histories), self.tokenizer.unk_token_id
+        rows = self.catalog.read_rows(given, "histories", keep_unknown=True)
+        read = [history[history != unknown] for history in rows]
         exclude = self._excludes_history(self._postprocess_params.get("exclude_history"))
-        return surprise(self.catalog, self._score, histories, self._size(batch_size), exclude)
+
+        def answer(histories: list[np.ndarray], places: list[int], _: Any) -> list[tuple[float, int]]:
+            targets = torch.tensor([int(history[place]) for history, place in zip(histories, places, strict=True)])
+            logits, found = self._log_probabilities(histories, places, targets)
+            own = logits.gather(1, targets[:, None])
+            logits[:, torch.from_numpy(self.catalog.removed)] = -torch.inf
+            logits.scatter_(1, targets[:, None], own)
+            others = [history[history != target] for history, target in zip(histories, targets.numpy(), strict=True)]
+            excluded = torch.from_numpy(pad_rows(others, -100)[0]) if exclude else None
+            return list(zip(found, target_ranks(logits, targets, excluded).ceil().int().tolist(), strict=True))
+
+        places = [range(len(history)) for history in read]
+        found = iter(answer_in_batches(self.catalog, read, {}, self._size(batch_size), answer, places))
+        numbers = [[(None, None) if row == unknown else next(found) for row in history] for history in rows]
+        names = ("log_probability", "rank")
+        return [self._label(*of, names) for of in zip(given, rows, numbers, strict=True)]
 
     def explain(
         self, history: Iterable[str | float], item: str | float, batch_size: int | None = None
-    ) -> list[Contribution]:
+    ) -> list[dict[str, Any]]:
         """Return the contribution of each item of one history to the score of an item.
 
         The contribution is the log-probability of the item as the next one, minus that without the item of the history
@@ -186,13 +207,27 @@ class NextItemRecommendationPipeline(Pipeline):
             batch_size: As for a call.
 
         Returns:
-            One dict per item of the history, in its order, with `item`, `title` and `contribution`. Of a long history,
-            the newest items that the model reads are explained; the contribution of older and unknown ones is 0.
+            One dict per item of the history, in its order, with `item`, `title` and `contribution`: above 0 the item
+            speaks for the explained one, below 0 against it. Of a long history, the newest items that the model reads
+            are explained; the contribution of older and unknown ones is 0.
 
         Raises:
             ValueError: The model does not have the item, or an argument has another form.
         """
-        return explain(self.catalog, self._score, history, item, self._size(batch_size))
+        given = read_list(history, "history", ordered=True)
+        (rows,) = self.catalog.read_rows([given], "history", keep_unknown=True)
+        (target,) = self.catalog.known_rows([item], "item")
+        read = np.flatnonzero(rows != self.tokenizer.unk_token_id)
+        read = read[max(0, len(read) - self.tokenizer.model_max_length + 1) :]
+        variants = [rows[read], *(rows[np.delete(read, place)] for place in range(len(read)))]
+
+        def answer(histories: list[np.ndarray], places: list[int], _: Any) -> list[float]:
+            return self._log_probabilities(histories, places, torch.full((len(places),), int(target)))[1]
+
+        whole, *without = answer_in_batches(self.catalog, variants, {}, self._size(batch_size), answer)
+        contributions = np.zeros((len(rows), 1))
+        contributions[read, 0] = whole - np.array(without)
+        return self._label(given, rows, contributions.tolist(), ["contribution"])
 
     def encode(self, histories: Iterable[Iterable[str | float]], batch_size: int | None = None) -> np.ndarray:
         """Return the query vectors of histories, (histories, hidden + 1) float32.
@@ -204,10 +239,10 @@ class NextItemRecommendationPipeline(Pipeline):
             ValueError: As for a call.
         """
 
-        def answer(rows: list[np.ndarray], _: dict[str, list[np.ndarray]]) -> list[np.ndarray]:
-            return list(self.forward(self.preprocess(rows), scored=False)["queries"].numpy())
+        def answer(rows: list[np.ndarray], places: list[int], _: Any) -> list[np.ndarray]:
+            return list(self.forward(self.preprocess(rows, places), scored=False)["queries"].numpy())
 
-        found = answer_in_batches(self.catalog, histories, {}, self._size(batch_size), answer)
+        found = answer_in_batches(self.catalog, self._read(histories), {}, self._size(batch_size), answer)
         return np.array(found, np.float32).reshape(-1, self.model.config.hidden_size + 1)
 
     def item_vectors(self) -> np.ndarray:
@@ -241,7 +276,7 @@ class NextItemRecommendationPipeline(Pipeline):
     def _sanitize_parameters(self, **options: Any) -> tuple[dict, dict, dict]:
         return {}, {}, check_options(options, OPTIONS)
 
-    def preprocess(self, histories: list[np.ndarray], masked: Sequence[int] | None = None) -> dict[str, torch.Tensor]:
+    def preprocess(self, histories: list[np.ndarray], places: Sequence[int]) -> dict[str, torch.Tensor]:
         """Make a batch from histories of rows, with [MASK] at one place of each; the result has it as `query`.
 
         A history must get the same scores in any batch; otherwise the batch size would decide near ties. Matrix
@@ -250,11 +285,9 @@ class NextItemRecommendationPipeline(Pipeline):
 
         Args:
             histories: Rows of the item table.
-            masked: Place of [MASK] in each history. If not given, [MASK] follows the newest item. Of a history that is
-                too long, the part around it is kept.
+            places: Place of [MASK] in each history. Of a history that is too long, the part around it is kept.
         """
         limit, pad = self.tokenizer.model_max_length, self.tokenizer.pad_token_id
-        places = list(map(len, histories)) if masked is None else masked
         lengths = [max(len(history), place + 1) for history, place in zip(histories, places, strict=True)]
         pairs = zip(places, lengths, strict=True)
         starts = [max(0, min(place - limit // 2, length - limit)) for place, length in pairs]
@@ -283,54 +316,79 @@ class NextItemRecommendationPipeline(Pipeline):
         queries = self.model.prediction_head(states)[: len(history)].float()
         return {"queries": torch.cat([queries, torch.ones_like(queries[:, :1])], dim=1), "history": history}
 
-    def postprocess(
-        self,
-        outputs: dict[str, torch.Tensor],
-        top_k: int = 10,
-        exclude_history: bool | None = None,
-        index: Any = None,
-        closed: torch.Tensor | None = None,
-        attributes: CatalogAttributes | None = None,
-        rerank: Any = None,
-        candidates: int = 100,
+    def postprocess(self, outputs: dict[str, torch.Tensor], **options: Any) -> list[Recommendations]:
+        """Return the best items for each user; see `best_items`."""
+        return best_items(self.catalog, self.model, outputs, **options)
+
+    def _recommend(
+        self, rows: Sequence[np.ndarray], given: dict[str, Any], names: Sequence[str], places: Any = None
     ) -> list[Recommendations]:
-        """Return the `top_k` best items for each user; raise ValueError if scores are not finite.
+        """Return the recommendations for each place of each history of rows; `given` are the options of a call."""
+        size = self._size(given.pop("batch_size", None))
+        options, lists = self._options(given, names)
 
-        `outputs` are `logits` (users, rows), which are overwritten, or with an index `queries` (users, hidden + 1);
-        `history` (users, longest) rows; and optionally `allow` and `deny` (users or 1, longest) rows. Rows are padded
-        with [PAD]. `closed` (rows,) are the rows that are never recommended.
-        """
-        selection = Selection(
-            catalog=self.catalog,
-            model=self.model,
-            exclude_history=self._excludes_history(exclude_history),
-            closed=self.catalog.closed if closed is None else closed,
-            index=index,
-            attributes=attributes,
-            rules=rerank,
-            candidates=candidates,
-        )
-        return selection.best_items(outputs, top_k)
+        def answer(rows: list[np.ndarray], places: list[int], listed: dict[str, list[np.ndarray]]) -> list[Any]:
+            outputs = self.forward(self.preprocess(rows, places), scored="index" not in options)
+            pad = self.tokenizer.pad_token_id
+            outputs |= {name: torch.from_numpy(pad_rows(items, pad)[0]) for name, items in listed.items()}
+            return self.postprocess(outputs, **options)
 
-    def _score(self, histories: list[np.ndarray], masked: list[int] | None = None) -> torch.Tensor:
-        """Return the logits (histories, rows) at one place of each history."""
-        return self.forward(self.preprocess(histories, masked))["logits"]
+        return answer_in_batches(self.catalog, rows, lists, size, answer, places)
 
-    def _pad_lists(self, listed: dict[str, list[np.ndarray]]) -> dict[str, torch.Tensor]:
-        """Return `allow` and `deny` as `postprocess` needs them."""
-        pad = self.tokenizer.pad_token_id
-        return {name: torch.from_numpy(pad_rows(items, pad)[0]) for name, items in listed.items()}
+    def _options(self, given: dict[str, Any], names: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the options of `best_items` and the lists of items, from those of a call and the defaults."""
+        defaults = {name: value for name, value in self._postprocess_params.items() if name in names}
+        options = {**defaults, **check_options(given, names)}
+        lists = {name: options.pop(name) for name in ITEM_LISTS & options.keys()}
+        options["exclude_history"] = self._excludes_history(options.get("exclude_history"))
+        conditions = {name: options.pop(name, {}) for name in CONDITIONS}
+        table = options.pop("attributes", None)
+        if any(conditions.values()) or options.get("rerank"):
+            options["attributes"] = self._read_attributes(table)
+        options["closed"] = self._closed_rows(options.get("attributes"), **conditions)
+        return options, lists
+
+    @cached_property
+    def _features(self) -> ItemAttributes | None:
+        """The item features of the model, which are read once. Other tables may change between calls."""
+        return None if self.tokenizer.features is None else ItemAttributes(self.tokenizer.features)
+
+    def _read_attributes(self, table: Any) -> ItemAttributes | None:
+        attributes = self._features if table is None else table
+        if attributes is not None:
+            attributes = attributes if isinstance(attributes, ItemAttributes) else ItemAttributes(attributes)
+            attributes.check_items(self.tokenizer.items)
+        return attributes
+
+    def _closed_rows(self, attributes: ItemAttributes | None, where: Any, where_not: Any) -> torch.Tensor:
+        """Return the rows (rows,) bool that are not recommended to anybody."""
+        closed = self.catalog.closed.clone()
+        for conditions, refused in ((where, False), (where_not, True)):
+            for condition in conditions.items():
+                found = pc.is_in(self.tokenizer.items, value_set=needed(attributes).matching(*condition))
+                closed[len(SPECIAL_TOKENS) :] |= torch.from_numpy(np.asarray(found)) == refused
+        return closed
+
+    def _log_probabilities(
+        self, histories: list[np.ndarray], places: list[int], targets: torch.Tensor
+    ) -> tuple[torch.Tensor, list[float]]:
+        """Return the logits (histories, rows) at one place of each history, and the log-probability of the target."""
+        logits = self.forward(self.preprocess(histories, places))["logits"]
+        found = logits.gather(1, targets[:, None])[:, 0] - logits.logsumexp(dim=1)
+        check_scores(found)
+        return logits, found.tolist()
+
+    def _label(self, items: list[Any], rows: np.ndarray, numbers: Any, names: Sequence[str]) -> list[dict[str, Any]]:
+        """Return a dict for each item of a history: ID, title, and numbers with their names."""
+        titles = [None] * len(SPECIAL_TOKENS) + (self.tokenizer.titles or [None] * len(self.tokenizer.items))
+        fields = zip(as_item_ids(items, "histories").to_pylist(), rows.tolist(), numbers, strict=True)
+        return [{"item": it, "title": titles[row], **dict(zip(names, of, strict=True))} for it, row, of in fields]
+
+    def _read(self, histories: Any) -> list[np.ndarray]:
+        return self.catalog.read_rows(read_histories(histories), "histories")
 
     def _excludes_history(self, given: bool | None) -> bool:
         return bool(self.model.config.exclude_history if given is None else given)
-
-    def _read_attributes(self, table: Any) -> ItemAttributes:
-        """Read a table; the features of the model are read once, other tables may change between calls."""
-        if table is not self.tokenizer.features:
-            return ItemAttributes(table)
-        if self._attributes is None or self._attributes[0] is not table:
-            self._attributes = table, ItemAttributes(table)
-        return self._attributes[1]
 
     def _warn_about_gaps(self) -> None:
         if self.trained_on_last_items:
@@ -340,31 +398,12 @@ class NextItemRecommendationPipeline(Pipeline):
                 "items inside a history. Train it with --prefixes false --last_item_probability 0.1."
             )
 
-    def _read_options(
-        self, given: dict[str, Any], names: Sequence[str]
-    ) -> tuple[dict[str, Any], dict[str, Any], int | None]:
-        """Return the options of `postprocess`, the item lists and the batch size of a call."""
-        batch_size = given.pop("batch_size", None)
-        defaults = {name: value for name, value in self._postprocess_params.items() if name in names}
-        options = {**defaults, **check_options(given, names)}
-        lists = {name: options.pop(name) for name in ITEM_LISTS & options.keys()}
-        where, where_not = options.pop("where", {}), options.pop("where_not", {})
-        table = options.pop("attributes", None)
-        if "rerank" in options:
-            options["rerank"] = as_rules(options["rerank"])
-        if where != {} or where_not != {} or "rerank" in options:
-            table = self.tokenizer.features if table is None else table
-            if table is not None:
-                table = table if isinstance(table, ItemAttributes) else self._read_attributes(table)
-                options["attributes"] = table.of(self.tokenizer.items)
-        if where != {} or where_not != {}:
-            attributes = needed(options.get("attributes"))
-            open_rows = attributes.matches(where).all(axis=0) & ~attributes.matches(where_not).any(axis=0)
-            options["closed"] = self.catalog.closed | torch.from_numpy(~open_rows)
-        return options, lists, self._size(batch_size)
-
     def _size(self, batch_size: int | None) -> int | None:
         return self._batch_size if batch_size is None else batch_size
+
+
+def _is_gap(item: Any) -> bool:
+    return item is None or item is pd.NA or (isinstance(item, float) and item != item)  # NaN
 
 
 def register_task() -> None:

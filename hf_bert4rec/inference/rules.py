@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from numbers import Real
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .arguments import check_option
-from .attributes import CatalogAttributes
+from .attributes import ItemAttributes, needed
 
 
 @dataclass(frozen=True)
@@ -19,48 +19,25 @@ class Candidates:
 
     Args:
         items: Raw IDs.
-        logits: (items,) float32: logarithms of the probabilities, plus the same number for all items.
+        logits: (items,) float32: logarithms of the probabilities, plus the same number for all items; after another
+            rule, what it returned.
         vectors: (items, hidden) float32 vectors of length 1.
-        rows: (items,) int64 rows of the item table.
         attributes: Their attributes; None without a table.
     """
 
     items: list[str]
     logits: np.ndarray
     vectors: np.ndarray
-    rows: np.ndarray
-    attributes: CatalogAttributes | None
-
-    def __post_init__(self) -> None:
-        for array in (self.logits, self.vectors, self.rows):
-            array.setflags(write=False)  # a rule chooses, and changes nothing
+    attributes: ItemAttributes | None
 
     def values(self, name: str) -> list[list[Any]]:
         """Return a list of the values of an attribute for each item; it is empty for an item without values."""
-        return needed(self.attributes).values(name, self.rows)
-
-    def matches(self, where: Mapping[str, Any]) -> np.ndarray:
-        """Return which items fulfill all conditions, (items,) bool; see `CatalogAttributes.matches`."""
-        return np.all(needed(self.attributes).matches(where)[:, self.rows], axis=0)
-
-    def take(self, indices: Sequence[int] | np.ndarray) -> "Candidates":
-        """Return the items at some indices, in this order.
-
-        Logits stay in descending order: the item at the first index gets the largest one. So a rule that follows sees
-        the new order.
-        """
-        chosen = np.asarray(indices, np.int64)
-        return replace(
-            self,
-            items=[self.items[index] for index in chosen],
-            logits=np.sort(self.logits[chosen])[::-1],
-            vectors=self.vectors[chosen],
-            rows=self.rows[chosen],
-        )
+        found = needed(self.attributes).values(name)
+        return [found.get(item, []) for item in self.items]
 
 
-Rule = Callable[[Candidates], Sequence[int] | np.ndarray | Candidates]
-"""Function of candidates that returns the indices of those to recommend, best first, or the `Candidates` themselves."""
+Rule = Callable[[Candidates], Sequence[float] | np.ndarray]
+"""Function of candidates that returns a new logit for each, (items,) float. They are sorted by it; -inf drops one."""
 
 
 def at_most(number: int, attribute: str) -> Rule:
@@ -70,14 +47,15 @@ def at_most(number: int, attribute: str) -> Rule:
     """
     check_option("number", number)
 
-    def rule(candidates: Candidates) -> list[int]:
+    def rule(candidates: Candidates) -> np.ndarray:
         counts: Counter[Any] = Counter()
-        kept = []
-        for index, values in enumerate(candidates.values(attribute)):
-            if all(counts[value] < number for value in values):
+        logits = candidates.logits.copy()
+        for place, values in enumerate(candidates.values(attribute)):
+            if any(counts[value] >= number for value in values):
+                logits[place] = -np.inf
+            else:
                 counts.update(values)
-                kept.append(index)
-        return kept
+        return logits
 
     return rule
 
@@ -92,28 +70,26 @@ def diversify(weight: float) -> Rule:
     Args:
         weight: 0 keeps the order, 1 ignores the scores.
     """
-    if not isinstance(weight, Real) or not 0 <= weight <= 1:
-        raise ValueError(f"`weight` must be a number from 0 to 1, found {weight!r:.100}.")
+    _check_number("weight", weight, "from 0 to 1", lambda number: 0 <= number <= 1)
 
-    def rule(candidates: Candidates) -> list[int]:
-        relevance = candidates.logits - candidates.logits.min(initial=np.inf)
-        relevance = relevance / max(relevance.max(initial=0), 1e-12)
+    def rule(candidates: Candidates) -> np.ndarray:
+        logits = candidates.logits
+        relevance = (1 - weight) * (logits - logits[-1]) / max(float(np.ptp(logits)), 1e-12)
         cosines = candidates.vectors @ candidates.vectors.T
-        nearest = np.full(len(relevance), -1.0)
-        left = np.ones(len(relevance), bool)
-        order = []
-        for _ in relevance:
-            best = int(np.where(left, (1 - weight) * relevance - weight * nearest, -np.inf).argmax())
-            order.append(best)
-            left[best] = False
-            nearest = np.maximum(nearest, cosines[best])
-        return order
+        nearest, order = np.full(len(logits), -1.0), []
+        for _ in logits:
+            order.append(int((relevance - weight * nearest).argmax()))
+            relevance[order[-1]] = -np.inf
+            nearest = np.maximum(nearest, cosines[order[-1]])
+        diverse = np.empty_like(logits)
+        diverse[order] = logits  # the first of the new order gets the largest
+        return diverse
 
     return rule
 
 
 def boost(where: Mapping[str, Any], factor: float) -> Rule:
-    """Return a rule that multiplies the probability of items that fulfill conditions; see `CatalogAttributes.matches`.
+    """Return a rule that multiplies the probability of items that fulfill conditions; see `ItemAttributes.matching`.
 
     Only the order changes: the score in the answer stays the probability of the model. Items that are not among the
     candidates cannot be moved up; raise `candidates` for large factors.
@@ -122,51 +98,48 @@ def boost(where: Mapping[str, Any], factor: float) -> Rule:
         where: Conditions, such as `{"new": True}`.
         factor: Above 1 moves them up, below 1 down.
     """
-    if not isinstance(factor, Real) or not factor > 0:
-        raise ValueError(f"`factor` must be a number above 0, found {factor!r:.100}.")
+    check_option("where", where)
+    _check_number("factor", factor, "above 0", lambda number: number > 0)
 
     @lru_cache(maxsize=1)  # a rule is called for each user
-    def matching(attributes: CatalogAttributes) -> np.ndarray:
-        return attributes.matches(where).all(axis=0)
+    def matching(attributes: ItemAttributes) -> list[set[str]]:
+        return [set(attributes.matching(*condition).to_pylist()) for condition in where.items()]
 
-    def rule(candidates: Candidates) -> Candidates:
-        boosted = matching(needed(candidates.attributes))[candidates.rows]
-        logits = candidates.logits + np.where(boosted, np.log(factor), 0)
-        return replace(candidates, logits=logits).take(np.argsort(-logits, kind="stable"))
+    def rule(candidates: Candidates) -> np.ndarray:
+        found = matching(needed(candidates.attributes))
+        boosted = [all(item in ids for ids in found) for item in candidates.items]
+        return candidates.logits + np.log(factor) * np.array(boosted)
 
     return rule
 
 
-def as_rules(rules: Any) -> list[Any]:
-    """Return a rule, or several, as a list; ValueError for something else."""
-    listed = list(rules) if isinstance(rules, list | tuple) else [rules]
-    if not all(map(callable, listed)):
-        raise ValueError(f"`rerank` must be a rule or a list of rules, found {rules!r:.100}.")
-    return listed
-
-
-def rerank(candidates: Candidates, rules: Sequence[Any]) -> Candidates:
-    """Return candidates in the order of several rules, each of which gets what the one before it returned.
+def rerank(candidates: Candidates, rules: Sequence[Any]) -> np.ndarray:
+    """Return the indices of candidates in the order of rules, each of which gets what the one before it returned.
 
     Raises:
-        ValueError: A rule does not return different indices of candidates.
+        ValueError: A rule does not return one number per candidate.
     """
+    order = np.arange(len(candidates.items))
     for rule in rules:
-        found = rule(candidates)
-        if not isinstance(found, Candidates):
-            indices, number = np.asarray(found), len(candidates.items)
-            whole = indices.ndim == 1 and (indices.dtype.kind in "iu" or not indices.size)
-            if not whole or len(np.unique(indices)) < len(indices) or not np.isin(indices, np.arange(number)).all():
-                advice = " For a mask use np.flatnonzero." if indices.dtype == bool else ""
-                expected = f"different indices from 0 to {number - 1}"
-                raise ValueError(f"A rule must return {expected}, found {found!r:.200}.{advice}")
-            found = candidates.take(indices)
-        candidates = found
-    return candidates
+        if not len(order):
+            break
+        kept = Candidates(
+            items=[candidates.items[index] for index in order],
+            logits=candidates.logits[order],
+            vectors=candidates.vectors[order],
+            attributes=candidates.attributes,
+        )
+        found = rule(kept)
+        logits = np.asarray(found)
+        if logits.dtype.kind != "f" or logits.shape != order.shape or np.isnan(logits).any():
+            expected = f"a float for each of the {len(order)} candidates, by which they are sorted (-inf drops one)"
+            raise ValueError(f"A rule must return {expected}, found {found!r:.200}.")
+        candidates.logits[order] = logits
+        best = np.argsort(-logits, kind="stable")
+        order = order[best[: np.count_nonzero(logits > -np.inf)]]
+    return order
 
 
-def needed(attributes: CatalogAttributes | None) -> CatalogAttributes:
-    """Return the attributes; ValueError if there are none."""
-    if attributes is None:
-        raise ValueError("Attributes are missing: pass a table with one row per item as `attributes=`.")
-    return attributes
+def _check_number(name: str, value: Any, expected: str, holds: Callable[[Any], bool]) -> None:
+    if not isinstance(value, Real) or not holds(value):
+        raise ValueError(f"`{name}` must be a number {expected}, found {value!r:.100}.")

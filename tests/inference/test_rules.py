@@ -1,5 +1,7 @@
 """Filters by attributes, rules that rerank, and the reason of a short list."""
 
+import logging
+
 import numpy as np
 import pandas as pd
 import polars as pl
@@ -81,9 +83,9 @@ def test_lists_in_cells_are_several_values(recommender):
     products = pa.table({"item": ["a", "b", "c"], "tags": [["x", "y|z"], [], None], "text": [" x |y||x", "", None]})
     assert best(recommender, attributes=products, where={"tags": "x"}) == ["a"]
     assert best(recommender, attributes=products, where={"tags": "y|z"}) == ["a"]
-    attributes = ItemAttributes(products).of(recommender.tokenizer.items)
-    assert attributes.values("tags", np.array([3, 4, 5, 6])) == [["x", "y|z"], [], [], []]
-    assert attributes.values("text", np.array([3, 4, 5, 6])) == [["x", "y"], [], [], []]
+    attributes = ItemAttributes(products)
+    assert attributes.values("tags") == {"a": ["x", "y|z"]}
+    assert attributes.values("text") == {"a": ["x", "y"]}
 
 
 def test_missing_values_change_no_types_and_dates_are_dates(recommender):
@@ -98,6 +100,7 @@ def test_missing_values_change_no_types_and_dates_are_dates(recommender):
 
 
 def test_a_value_that_no_item_has_is_reported_once(recommender, caplog):
+    logging.Logger.warning_once.cache_clear()
     attributes = ItemAttributes(PRODUCTS)
     for _ in range(2):
         assert best(recommender, attributes=attributes, where={"price": "3"}) == []
@@ -107,8 +110,9 @@ def test_a_value_that_no_item_has_is_reported_once(recommender, caplog):
 
 
 def test_a_table_of_few_items_of_the_model_is_reported(recommender, caplog):
+    logging.Logger.warning_once.cache_clear()
     assert best(recommender, attributes=PRODUCTS.head(3), where={"in_stock": True})
-    assert "only 3 of the 10 items of the model have a row in the table. Is 'item' the column of IDs?" in caplog.text
+    assert "only 3 of the 10 items of the model have a row in the table. Check the column of IDs." in caplog.text
 
 
 def test_a_selective_condition_with_an_index_ranks_all_that_match(recommender):
@@ -127,11 +131,14 @@ def test_items_that_must_not_match(recommender):
 
 
 def test_a_table_can_be_used_with_several_models(recommender):
-    other = hf_bert4rec.item_tokenizer(["x", "h", "g"])
+    tokenizer = hf_bert4rec.item_tokenizer(["x", "h", "g"], max_length=5)
+    config = recommender.model.config.to_diff_dict() | {"vocab_size": 6}
+    model = hf_bert4rec.Bert4RecForMaskedLM(hf_bert4rec.Bert4RecConfig(**config))
+    other = NextItemRecommendationPipeline(model=model, tokenizer=tokenizer)
     attributes = ItemAttributes(PRODUCTS)
     for _ in range(2):
         assert best(recommender, attributes=attributes, where={"category": "sweets"}) == ["g"]
-        assert attributes.of(other.items).values("category", np.array([3, 4, 5])) == [[], ["tea"], ["sweets"]]
+        assert sorted(best(other, attributes=attributes, where={"category": ["tea", "sweets"]})) == ["g", "h"]
 
 
 def test_where_allow_deny_and_history_hold_together(recommender):
@@ -155,6 +162,7 @@ def test_the_features_of_the_model_are_attributes(recommender):
     with pytest.raises(ValueError, match="Attributes are missing: pass a table with one row per item as `attributes=`"):
         best(recommender, where={"category": "tea"})
     recommender.tokenizer.features = load_item_features(PRODUCTS)
+    recommender = NextItemRecommendationPipeline(model=recommender.model, tokenizer=recommender.tokenizer)
     assert sorted(best(recommender, where={"category": "tea"})) == [*"abeh"]
     assert sorted(best(recommender, where={"in_stock": True})) == [*"acdefh"]
     assert sorted(best(recommender, where={"price": lambda price: price < 3})) == [*"ab"]
@@ -181,12 +189,12 @@ def test_defaults_of_the_pipeline_hold_for_each_call(folder):
     ("options", "message"),
     [
         ({"where": {"colour": 1}}, "Unknown attribute 'colour'. The table has item, category, tags, price, in_stock"),
-        ({"where": "in_stock"}, r"Conditions must be a dict, such as \{'in_stock': True\}, found 'in_stock'"),
+        ({"where": "in_stock"}, r"`where` must be a dict, such as \{'in_stock': True\}, found 'in_stock'"),
         ({"where": {"price": lambda price: price.head(2) > 1}}, "condition on 'price' .* return one bool per value"),
         ({"where": {"price": lambda price: price.sort_values(ascending=False) > 1}}, "in the order of the column"),
         ({"where": {"price": lambda price: price - 1}}, "return one bool per value"),
         ({"where": {"price": lambda price: True}}, "return one bool per value"),
-        ({"where": []}, "Conditions must be a dict"),
+        ({"where": []}, "`where` must be a dict"),
         ({"where": {"tags": lambda tags: tags < 5}}, "The condition on 'tags' failed for a column of"),
         ({"where_not": {"colour": 1}}, "Unknown attribute 'colour'"),
         ({"where": SOLD, "attributes": [1]}, "Expected a path, a Hub ID or a table"),
@@ -207,16 +215,15 @@ def test_defaults_of_the_pipeline_hold_for_each_call(folder):
         ),
         ({"rerank": at_most(1, "colour")}, "Unknown attribute 'colour'"),
         ({"rerank": 5}, "`rerank` must be a rule or a list of rules, found 5"),
-        ({"rerank": lambda candidates: [0, 0]}, "must return different indices from 0 to 8"),
-        ({"rerank": lambda candidates: ["a"]}, "must return different indices"),
-        ({"rerank": lambda candidates: [9]}, "must return different indices"),
-        ({"rerank": lambda candidates: [-1]}, "must return different indices"),
-        ({"rerank": lambda candidates: [[0], [1]]}, "must return different indices"),
-        ({"rerank": lambda candidates: [[0]]}, "must return different indices"),
-        ({"rerank": lambda candidates: None}, "must return different indices"),
-        ({"rerank": lambda candidates: 0}, "must return different indices"),
-        ({"rerank": lambda candidates: candidates.logits > 0}, "For a mask use np.flatnonzero"),
-        ({"rerank": lambda candidates: torch.tensor([0, 0, 1])}, "must return different indices"),
+        ({"rerank": lambda candidates: [0, 0]}, "must return a float for each of the 9 candidates"),
+        ({"rerank": lambda candidates: range(9)}, "must return a float for each"),
+        ({"rerank": lambda candidates: candidates.items}, "must return a float for each"),
+        ({"rerank": lambda candidates: candidates.logits[:, None]}, "must return a float for each"),
+        ({"rerank": lambda candidates: candidates.logits[1:]}, "must return a float for each"),
+        ({"rerank": lambda candidates: candidates.logits * np.nan}, "must return a float for each"),
+        ({"rerank": lambda candidates: None}, "must return a float for each"),
+        ({"rerank": lambda candidates: 0.5}, "must return a float for each"),
+        ({"rerank": lambda candidates: candidates.logits > 0}, "must return a float for each"),
         ({"rerank": diversify}, "`weight` must be a number from 0 to 1, found Candidates"),
         ({"candidates": 0}, "`candidates` must be a whole number of at least 1"),
     ],
@@ -279,25 +286,30 @@ def test_boosts_multiply_and_respect_the_order_of_other_rules(recommender):
     }
     rules = [boost({"tags": "new"}, factors["tags"]), boost({"in_stock": True}, factors["in_stock"])]
     assert best(recommender, attributes=PRODUCTS, rerank=rules) == sorted(boosted, key=boosted.get, reverse=True)
-    backwards = [lambda candidates: np.arange(len(candidates.items))[::-1], boost({"tags": "new"}, 1.0001)]
+    backwards = [lambda candidates: -candidates.logits, boost({"tags": "new"}, 1 + 1e-9)]
     assert best(recommender, attributes=PRODUCTS, rerank=backwards) == [*scores][::-1]
 
 
 def test_a_rule_cannot_change_the_answer_but_by_its_order(recommender):
     def spoil(candidates):
-        candidates.rows.sort()
-        return range(len(candidates.items))
+        logits = candidates.logits.copy()
+        candidates.items.sort()
+        candidates.logits[:] = candidates.vectors[:] = 0
+        return logits
 
-    with pytest.raises(ValueError, match="read-only"):
-        recommender([["a"]], rerank=spoil)
+    assert best(recommender, "a", rerank=spoil) == best(recommender, "a")
 
 
 def test_rules_follow_each_other_and_see_only_the_candidates(recommender):
     everything = best(recommender)
-    rules = [lambda candidates: [2, 1, 0], lambda candidates: [1, 0]]
+    drop = lambda candidates: np.where(np.arange(len(candidates.items)) < 3, -candidates.logits, -np.inf)  # noqa: E731
+    rules = [drop, lambda candidates: [0.5, 1.0, float("-inf")]]
     assert best(recommender, rerank=rules) == [everything[1], everything[2]]
+    nothing = lambda candidates: np.full(len(candidates.items), -np.inf)  # noqa: E731
+    assert best(recommender, rerank=[nothing, diversify(0.5)]) == []
+    assert best(recommender, rerank=lambda candidates: torch.zeros(10)) == everything
     seen = []
-    rule = lambda candidates: seen.append(candidates.items) or [0]  # noqa: E731
+    rule = lambda candidates: seen.append(candidates.items) or candidates.logits  # noqa: E731
     recommender([[]], top_k=2, rerank=rule, candidates=4)
     recommender([[]], top_k=3, rerank=rule, candidates=1)
     assert seen == [everything[:4], everything[:3]]
@@ -323,6 +335,10 @@ def test_settings_of_rules_are_checked(make):
 # ---- the reason ------------------------------------------------------------------------------------------------------
 
 
+def only_the_first(candidates):
+    return [0.0, *[float("-inf")] * (len(candidates.items) - 1)]
+
+
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
@@ -337,9 +353,9 @@ def test_settings_of_rules_are_checked(make):
             {"where": {"in_stock": True}, "allow": ["b"], "attributes": PRODUCTS},
             "0 of 10 items: 1 in the history, 8 not in `allow`, 1 excluded by `where` or `where_not`.",
         ),
-        ({"rerank": lambda candidates: [0], "exclude_history": False}, "1 of 10 items: 9 dropped by `rerank`."),
+        ({"rerank": only_the_first, "exclude_history": False}, "1 of 10 items: 9 dropped by `rerank`."),
         (
-            {"rerank": lambda candidates: [0], "candidates": 4, "top_k": 2},
+            {"rerank": only_the_first, "candidates": 4, "top_k": 2},
             "1 of 10 items: 1 in the history, 5 not among the best 4 (`candidates`), 3 dropped by `rerank`.",
         ),
         ({"top_k": 11, "exclude_history": False}, "10 of 10 items: the catalog has no more."),
