@@ -319,7 +319,10 @@ def fall(
 
 
 def rules(log: str, movies: str, model: str, image: str, item_ids: str) -> None:
-    """Measure quality, coverage and diversity of the lists of each rule; test items of leave-one-out."""
+    """Measure quality, coverage and diversity of the lists of each rule; test items of leave-one-out.
+
+    The plot shows rules with the default number of candidates.
+    """
     recommender = hf_bert4rec.pipeline(model)
     histories = read_histories(log, item_ids)
     options = {"sep": "::", "engine": "python", "encoding": "latin-1", "names": ["item", "title", "genres"]}
@@ -327,27 +330,36 @@ def rules(log: str, movies: str, model: str, image: str, item_ids: str) -> None:
     counts = pd.Series([item for history in histories for item in history[:-2]]).value_counts()
     table["interactions"] = table["item"].map(counts).fillna(0)
     attributes = hf_bert4rec.ItemAttributes(table[["item", "genres", "interactions"]])
-    lists: dict[str, Any] = {"no rule": None}
-    lists |= {f"at most {number} per genre": at_most(number, "genres") for number in (1, 2, 3)}
-    lists |= {f"diversity, weight {weight}": diversify(weight) for weight in (0.1, 0.2, 0.3, 0.5, 0.7)}
+    lists: dict[str, dict[str, Any]] = {"no rule": {}}
+    lists |= {f"at most {number} per genre": {"rerank": at_most(number, "genres")} for number in (1, 2, 3)}
+    for number in (2, 3):
+        name = f"at most {number} per genre, from 1,000 candidates"
+        lists[name] = {"rerank": at_most(number, "genres"), "candidates": 1000}
+    lists |= {f"diversity, weight {weight}": {"rerank": diversify(weight)} for weight in (0.1, 0.2, 0.3, 0.5, 0.7)}
     rare = {"interactions": lambda count: count < counts.median()}
-    lists |= {f"rare items times {factor}": boost(rare, factor) for factor in (2, 5)}
+    lists |= {f"rare items times {factor}": {"rerank": boost(rare, factor)} for factor in (2, 5)}
     vectors = recommender.item_vectors()[:, :-1]
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     places = {item: place for place, item in enumerate(recommender.tokenizer.items.to_pylist())}
     genres = dict(zip(table["item"], table["genres"].str.split("|"), strict=True))
-    lines = []
+    lines: list[dict[str, Any]] = []
+    without = np.empty(0)
     recommender(histories[:512], top_k=LISTS)  # the first calls are slower
     for name, rule in lists.items():
         start = time.process_time()
-        answers = recommender([history[:-1] for history in histories], attributes=attributes, rerank=rule)
+        answers = recommender([history[:-1] for history in histories], attributes=attributes, **rule)
         seconds = time.process_time() - start
         ranks = [place_of(of, history[-1], len(places)) for of, history in zip(answers, histories, strict=True)]
         gains = ndcg_gains(ranks, LISTS)
+        without = without if lines else gains
         items = [[places[row["item"]] for row in answer] for answer in answers]
         distances = [1 - vectors[of] @ vectors[of].T for of in items if len(of) > 1]
         line = {"measured": "rules", "rule": name, "users": len(ranks), "ndcg@10": gains.mean()}
-        line |= {"interval": bootstrap_interval(gains), "coverage": len(set().union(*items)) / len(places)}
+        line |= {"interval": bootstrap_interval(gains), "gain": (gains - without).mean()}
+        line |= {
+            "gain_interval": bootstrap_interval(gains - without),
+            "coverage": len(set().union(*items)) / len(places),
+        }
         line |= {"diversity": np.mean([of[np.triu_indices(len(of), 1)].mean() for of in distances])}
         line |= {"genres": np.mean([len({it for row in of for it in genres[row["item"]]}) for of in answers])}
         line |= {"short": sum(len(of) < LISTS for of in answers), "users_per_second": len(ranks) / seconds}
@@ -361,7 +373,7 @@ def plot(lines: Sequence[dict[str, Any]], image: str) -> None:
     figure = Figure(figsize=(10, 4.5), layout="constrained")
     titles = {"genres": "different genres in a list", "coverage": "share of the items that are in any list"}
     families: dict[str, list[tuple[str, dict[str, Any]]]] = {}
-    for line in lines:
+    for line in [line for line in lines if "candidates" not in line["rule"]]:
         setting = "".join(re.findall(r"[\d.]+", line["rule"]))
         families.setdefault(re.sub(r"[\d.]+", "n", line["rule"]), []).append((setting, line))
     for axes, name in zip(figure.subplots(1, 2, sharey=True), titles, strict=True):

@@ -1,5 +1,6 @@
 """The package root: lazy public names, and registration with transformers in any order of imports."""
 
+import os
 import subprocess
 import sys
 
@@ -44,17 +45,33 @@ def test_importing_the_package_changes_no_logging():
     assert run_python(code).split() == ["True", "[]", "0", "True"]
 
 
-@pytest.mark.parametrize(
-    "first",
-    [
-        "import hf_bert4rec\nfrom transformers import AutoTokenizer, BertModel, pipeline",
-        "import transformers.pipelines, transformers.models.auto.modeling_auto\nimport hf_bert4rec",
-        "from hf_bert4rec import Bert4RecForMaskedLM, item_tokenizer",
-        "import hf_bert4rec.inference.pipeline",
-    ],
-)
-def test_models_are_registered_whatever_is_imported_first(first):
-    run_python(first + CHECK)
+FIRST = [
+    "import hf_bert4rec\nfrom transformers import AutoTokenizer, BertModel, pipeline",
+    "import transformers.pipelines, transformers.models.auto.modeling_auto\nimport hf_bert4rec",
+    "from hf_bert4rec import Bert4RecForMaskedLM, item_tokenizer",
+    "import hf_bert4rec.inference.pipeline",
+]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_models_are_registered_whatever_is_imported_first():
+    # Each runs in a copy of a process that has imported what takes long, and neither transformers nor the package.
+    programs = [first + CHECK for first in FIRST]
+    code = f"""
+import os, sys, traceback
+import datasets, scipy.optimize, torch._dynamo, torch.distributed.tensor
+assert not [name for name in sys.modules if name.startswith(("transformers", "hf_bert4rec"))]
+for program in {programs!r}:
+    if (child := os.fork()) == 0:
+        try:
+            exec(program, {{}})
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0, program
+"""
+    run_python(code)
 
 
 def test_every_public_name_exists():

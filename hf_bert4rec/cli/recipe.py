@@ -229,9 +229,10 @@ def _read_options(config: Path) -> dict[str, Any]:
         return RunFacts.load(config).recipe if (config / FACTS_FILE).exists() else {}
     try:
         text = config.read_text(encoding="utf-8")
+        node = yaml.compose(text)  # first, because it refuses deep nesting, which the others need minutes for
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
             raise ValueError("aliases (*name) are not supported. Write the value in each place")
-        options, node = yaml.load(text, yaml.BaseLoader) or {}, yaml.compose(text)  # all values are text
+        options = yaml.load(text, yaml.BaseLoader) or {}  # all values are text
         names = [key.value for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []
         if len(names) > len(options):
             raise ValueError(f"{max(names, key=names.count)} is given twice. Remove one of the lines")

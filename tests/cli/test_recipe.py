@@ -163,7 +163,7 @@ def test_an_unknown_option_in_the_file_is_refused_with_the_near_names(parse):
         ("- a list", "expected lines of `option: value`, found a list"),
         ("a: [", "expected a YAML file of options or a checkpoint folder: while parsing"),
         ("a: &x [1]\nb: [*x, *x]", r"aliases \(\*name\) are not supported"),
-        ("[" * 5000, "expected a YAML file of options or a checkpoint folder"),
+        ("[" * 100_000, "expected a YAML file of options or a checkpoint folder"),
         ("learning_rate: fast", "--learning_rate: invalid float value: 'fast'"),
         ("learning_rate:", "--learning_rate: invalid float value: ''"),
         ("hidden_size: [1, 2]", "hidden_size: expected one value, found a list"),

@@ -2,7 +2,7 @@
 
 import pytest
 from datasets import Dataset, DatasetDict
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_bert4rec import before, item_tokenizer, leave_one_out, split_at_time
@@ -157,6 +157,7 @@ def test_the_text_of_a_finding_has_rows_and_shares():
     assert "test: 2 of 2 rows (100.0%) are of users who are in train too" in lines
 
 
+@settings(max_examples=40)
 @given(
     st.lists(
         st.tuples(st.sampled_from("uvw"), st.sampled_from("abcd"), st.integers(0, 9)), min_size=12, max_size=30,

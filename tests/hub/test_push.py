@@ -221,28 +221,28 @@ def test_the_command_line_of_the_hub_uploads_and_downloads_a_checkpoint(hub, tmp
 WITHOUT_US = """
 import sys
 sys.path.append(sys.argv[1])
-name, folder = sys.argv[2:]
 import importlib.util
 assert not [package for package in ("hf_bert4rec", "datasets", "pyarrow") if importlib.util.find_spec(package)]
 import torch
 from safetensors.torch import save_file
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
-try:
-    AutoModelForMaskedLM.from_pretrained(name, trust_remote_code=False)
-except ValueError as error:
-    print(error)
-tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=True)
-batch = tokenizer([["a", "c", "d"], ["b"]], is_split_into_words=True, padding=True, return_tensors="pt")
-found = dict(batch)
-model = AutoModelForMaskedLM.from_pretrained(name, trust_remote_code=True)
-found["logits"] = model(**batch).logits
-found["states"] = AutoModel.from_pretrained(name, trust_remote_code=True)(**batch).last_hidden_state
-model.save_pretrained(folder + "/again")
-again = AutoModelForMaskedLM.from_pretrained(folder + "/again", trust_remote_code=True)
-found["again"] = again(**batch).logits
-found["states again"] = AutoModel.from_pretrained(folder + "/again", trust_remote_code=True)(**batch).last_hidden_state
-save_file({name: tensor.contiguous() for name, tensor in found.items()}, folder + "/found.safetensors")
+for name, folder in zip(sys.argv[2::2], sys.argv[3::2], strict=True):
+    try:
+        AutoModelForMaskedLM.from_pretrained(name, trust_remote_code=False)
+    except ValueError as error:
+        print(error)
+    tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=True)
+    batch = tokenizer([["a", "c", "d"], ["b"]], is_split_into_words=True, padding=True, return_tensors="pt")
+    found = dict(batch)
+    model = AutoModelForMaskedLM.from_pretrained(name, trust_remote_code=True)
+    found["logits"] = model(**batch).logits
+    found["states"] = AutoModel.from_pretrained(name, trust_remote_code=True)(**batch).last_hidden_state
+    again = folder + "/again"
+    model.save_pretrained(again)
+    found["again"] = AutoModelForMaskedLM.from_pretrained(again, trust_remote_code=True)(**batch).logits
+    found["states again"] = AutoModel.from_pretrained(again, trust_remote_code=True)(**batch).last_hidden_state
+    save_file({name: tensor.contiguous() for name, tensor in found.items()}, folder + "/found.safetensors")
 """
 
 
@@ -268,37 +268,41 @@ SASREC = CODE | {"modeling_sasrec.py"}
 GRU4REC = SASREC | {"modeling_gru4rec.py"}
 
 
-@pytest.mark.parametrize(
-    ("kind", "settings", "code"),
-    [
-        (Bert4RecForMaskedLM, {}, CODE),
-        (Bert4RecForMaskedLM, RECIPE, CODE),
-        (SasRecForMaskedLM, {}, SASREC),
-        (Gru4RecForMaskedLM, {}, GRU4REC),
-    ],
-)
-def test_torch_and_transformers_alone_give_the_same_logits_to_the_bit(hub, tokenizer, tmp_path, kind, settings, code):
-    torch.manual_seed(0)
-    sizes = small_config(len(tokenizer), 5, **settings).to_diff_dict()
-    model = kind(kind.config_class(**{name: value for name, value in sizes.items() if name != "auto_map"})).eval()
-    for part in (model, tokenizer):
-        part.save_pretrained(tmp_path / "model")
-    push_checkpoint(tmp_path / "model", NAME)
+KINDS = {
+    "plain": (Bert4RecForMaskedLM, {}, CODE),
+    "recipe": (Bert4RecForMaskedLM, RECIPE, CODE),
+    "sasrec": (SasRecForMaskedLM, {}, SASREC),
+    "gru4rec": (Gru4RecForMaskedLM, {}, GRU4REC),
+}
+
+
+def test_torch_and_transformers_alone_give_the_same_logits_to_the_bit(hub, tokenizer, tmp_path):
+    models, words = {}, []
+    for name, (kind, options, _) in KINDS.items():
+        torch.manual_seed(0)
+        sizes = small_config(len(tokenizer), 5, **options).to_diff_dict()
+        models[name] = kind(kind.config_class(**{key: it for key, it in sizes.items() if key != "auto_map"})).eval()
+        for part in (models[name], tokenizer):
+            part.save_pretrained(tmp_path / name / "model")
+        push_checkpoint(tmp_path / name / "model", f"{OWNER}/{name}")
+        words += [f"{OWNER}/{name}", str(tmp_path / name)]
     site = site_of(tmp_path / "site", "torch", "transformers")
-    command = [sys.executable, "-I", "-S", "-c", WITHOUT_US, str(site), NAME, str(tmp_path)]
+    command = [sys.executable, "-I", "-S", "-c", WITHOUT_US, str(site), *words]
     environment = child_environment(HF_HOME=str(tmp_path / "home"))
     finished = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
     assert finished.returncode == 0, finished.stderr
-    assert "contains custom code which must be executed" in finished.stdout
-    found = load_file(tmp_path / "found.safetensors")
-    assert found["input_ids"].tolist() == [[3, 5, 6], [4, 0, 0]]
-    batch = {name: found[name] for name in ("input_ids", "attention_mask")}
-    for name in ("logits", "again"):
-        assert torch.equal(found[name], model(**batch).logits)
-    for name in ("states", "states again"):
-        assert torch.equal(found[name], model.model(**batch).last_hidden_state)
-    assert {path.name for path in (tmp_path / "again").iterdir()} == {"config.json", "model.safetensors", *code}
-    assert isinstance(AutoModelForMaskedLM.from_pretrained(tmp_path / "again"), kind)
+    assert finished.stdout.count("contains custom code which must be executed") == len(KINDS)
+    for name, (kind, _, code) in KINDS.items():
+        model, found = models[name], load_file(tmp_path / name / "found.safetensors")
+        assert found["input_ids"].tolist() == [[3, 5, 6], [4, 0, 0]]
+        batch = {name: found[name] for name in ("input_ids", "attention_mask")}
+        for key in ("logits", "again"):
+            assert torch.equal(found[key], model(**batch).logits)
+        for key in ("states", "states again"):
+            assert torch.equal(found[key], model.model(**batch).last_hidden_state)
+        again = tmp_path / name / "again"
+        assert {path.name for path in again.iterdir()} == {"config.json", "model.safetensors", *code}
+        assert isinstance(AutoModelForMaskedLM.from_pretrained(again), kind)
 
 
 # ------------------------------------------------------------------------------------------------- what goes wrong
