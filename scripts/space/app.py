@@ -225,7 +225,8 @@ PRESS = """
 let pressed = null, top = 0;
 element.addEventListener('click', event => {
     const button = event.target.closest('button[data-action]');
-    if (!button) return;
+    const second = event.detail > 1 && button?.dataset.action === 'add';  // of a double click
+    if (!button || second) return;
     pressed = {...button.dataset};
     top = element.getBoundingClientRect().top;
     trigger('press', pressed);

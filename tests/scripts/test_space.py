@@ -529,7 +529,7 @@ def test_a_walk_through_the_space_on_a_phone(phone, address, app, recommender):
     search.press_sequentially("zzz")
     expect(phone.get_by_text("No title or ID contains “zzz”")).to_be_visible()
     search.fill("matr")  # as pasted
-    press("Add Matrix, The (1999)")
+    phone.get_by_role("button", name="Add Matrix, The (1999)", exact=True).dblclick()
     expect(search).to_have_value("")
     expect(hits).to_have_text("")
     shows("a")
