@@ -24,6 +24,7 @@ from typing import Any, Literal, Self, Union, get_args, get_origin, get_type_hin
 
 import yaml
 from transformers import HfArgumentParser, PreTrainedConfig
+from transformers.hf_argparser import HfArg
 from transformers.utils.chat_template_utils import parse_google_format_docstring
 
 from ..data.data_collator import DataCollatorForCloze
@@ -53,56 +54,70 @@ OWN_CODE = ("split", "architecture")
 """Options that can name code to import, `package.module:name`."""
 
 
-def option(help: str, default: Any = None) -> Any:  # noqa: A002
-    """Return a dataclass field with a text for the help."""
-    return dataclasses.field(default=default, metadata={"help": help})
-
-
 @dataclass(frozen=True)
 class RunArguments:
     """Options of the run itself."""
 
     _argument_group_name = "data and protocol"
 
-    data: str = option("Log to read: a file, a folder, a Hub dataset, or ml-latest-small (embedded).", "")
-    titles: str | None = option("Table with the titles of the items, such as movies.csv.")
-    title_item: str | None = option("Column of the item ID in `titles`; found by its usual names if not given.")
-    title_column: str | None = option("Column of the title in `titles`; found by its usual names if not given.")
-    item_features: str | None = option("Table with features of the items, such as brand, price, text (docs/items.md).")
+    data: str = HfArg(default="", help="Log to read: a file, a folder, a Hub dataset, or ml-latest-small (embedded).")
+    titles: str | None = HfArg(default=None, help="Table with the titles of the items, such as movies.csv.")
+    title_item: str | None = HfArg(
+        default=None, help="Column of the item ID in `titles`; found by its usual names if not given."
+    )
+    title_column: str | None = HfArg(
+        default=None, help="Column of the title in `titles`; found by its usual names if not given."
+    )
+    item_features: str | None = HfArg(
+        default=None, help="Table with features of the items, such as brand, price, text (docs/items.md)."
+    )
     feature_text: list[str] | None = dataclasses.field(
         default=None, metadata={"help": "Columns of `item_features` with text, which `encoder` turns into vectors."}
     )
-    encoder: str | None = option("Model of sentence-transformers for `feature_text`: Hub ID or folder.")
-    item_ids: str | None = option(
-        "Table that renames the items: ID in the log, ID to use. `titles` then lists the IDs of the log."
+    encoder: str | None = HfArg(
+        default=None, help="Model of sentence-transformers for `feature_text`: Hub ID or folder."
     )
-    split: str = option(
-        "leave_one_out, at_time, train_on_all, new_interactions, or package.module:function.", "leave_one_out"
+    item_ids: str | None = HfArg(
+        default=None,
+        help="Table that renames the items: ID in the log, ID to use. `titles` then lists the IDs of the log.",
     )
-    max_length: int | None = option("Longest input, including the [MASK] of the query (default: of the model).")
-    popularity_candidates: int = option("Also rank among N items per user, drawn by popularity; 100 in the paper.", 0)
-    uniform_candidates: int = option("Also rank among N items per user, drawn uniformly.", 0)
-    architecture: str = option("bert4rec, sasrec, gru4rec, or package.module:ConfigClass.", "bert4rec")
-    recommended_settings: bool = option(
-        "Choose the options that you do not give, from statistics of the log (docs/training.md).", True
+    split: str = HfArg(
+        default="leave_one_out",
+        help="leave_one_out, at_time, train_on_all, new_interactions, or package.module:function.",
     )
-    initialize_items: bool = option(
-        "Initialize item vectors and output biases from item counts of the training histories.", True
+    max_length: int | None = HfArg(
+        default=None, help="Longest input, including the [MASK] of the query (default: of the model)."
     )
-    start_from: str | None = option("Checkpoint of another catalog whose encoder and shared items are the start.")
-    continue_from: str | None = option(
-        "Checkpoint to continue training on the new interactions of `data`, with its recipe (docs/items.md)."
+    popularity_candidates: int = HfArg(
+        default=0, help="Also rank among N items per user, drawn by popularity; 100 in the paper."
     )
-    history: str | None = option("Log of the earlier interactions, with `continue_from`.")
-    allow_earlier: bool = option(
-        "With `continue_from`, accept interactions before the end of the log of its training.", False
+    uniform_candidates: int = HfArg(default=0, help="Also rank among N items per user, drawn uniformly.")
+    architecture: str = HfArg(default="bert4rec", help="bert4rec, sasrec, gru4rec, or package.module:ConfigClass.")
+    recommended_settings: bool = HfArg(
+        default=True, help="Choose the options that you do not give, from statistics of the log (docs/training.md)."
     )
-    tolerance: float = option(
-        "With `continue_from`, largest fall of validation NDCG@10 with which it is replaced.", 0.002
+    initialize_items: bool = HfArg(
+        default=True, help="Initialize item vectors and output biases from item counts of the training histories."
     )
-    match_items: Literal["id", "title"] = option("How items of `start_from` are matched.", "id")
-    name: str | None = option("Name of the checkpoint on its card (default: name of the output folder).")
-    terms: str | None = option("Terms of use of the data, for the card.")
+    start_from: str | None = HfArg(
+        default=None, help="Checkpoint of another catalog whose encoder and shared items are the start."
+    )
+    continue_from: str | None = HfArg(
+        default=None,
+        help="Checkpoint to continue training on the new interactions of `data`, with its recipe (docs/items.md).",
+    )
+    history: str | None = HfArg(default=None, help="Log of the earlier interactions, with `continue_from`.")
+    allow_earlier: bool = HfArg(
+        default=False, help="With `continue_from`, accept interactions before the end of the log of its training."
+    )
+    tolerance: float = HfArg(
+        default=0.002, help="With `continue_from`, largest fall of validation NDCG@10 with which it is replaced."
+    )
+    match_items: Literal["id", "title"] = HfArg(default="id", help="How items of `start_from` are matched.")
+    name: str | None = HfArg(
+        default=None, help="Name of the checkpoint on its card (default: name of the output folder)."
+    )
+    terms: str | None = HfArg(default=None, help="Terms of use of the data, for the card.")
     example: list[str] | None = dataclasses.field(
         default=None, metadata={"help": "History of item IDs for summary and card."}
     )
@@ -290,7 +305,7 @@ def _section(
         if default is inspect.Parameter.empty or default.__hash__ is None:  # a list cannot be the default of a field
             default = None
         kind = _option_type(parameters[name].annotation, default)
-        fields.append((name, kind, option(texts.get(name, "").replace("%", "%%"), default)))
+        fields.append((name, kind, HfArg(default=default, help=texts.get(name, "").replace("%", "%%"))))
     return dataclasses.make_dataclass(title, fields, frozen=True, namespace={"_argument_group_name": title})
 
 

@@ -1,10 +1,10 @@
 """Training arguments with the recommended defaults for recommendation models."""
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from transformers import TrainingArguments
+from transformers.hf_argparser import HfArg
 
 from .optimizer import muon
 
@@ -12,12 +12,6 @@ ID_DROPOUT = 0.2
 LABEL_SMOOTHING = (
     "`label_smoothing_factor` is not supported: it would also give probability to padding and [MASK]. Leave it at 0."
 )
-
-
-def option(default: Any, help: str) -> Any:  # noqa: A002
-    """Return a dataclass field with a default, or a function that computes it, and a text for the help."""
-    value = {"default_factory": default} if callable(default) else {"default": default}
-    return field(metadata={"help": help}, **value)
 
 
 @dataclass
@@ -33,41 +27,48 @@ class RecommendationTrainingArguments(TrainingArguments):
         ValueError: An option is out of range, or it does not work with recommendation models.
     """
 
-    learning_rate: float = option(2e-3, "Peak learning rate of AdamW.")
-    muon_learning_rate: float | None = option(
-        None, "Peak learning rate of Muon for the matrices; none: AdamW for all weights."
+    learning_rate: float = HfArg(default=2e-3, help="Peak learning rate of AdamW.")
+    muon_learning_rate: float | None = HfArg(
+        default=None, help="Peak learning rate of Muon for the matrices; none: AdamW for all weights."
     )
-    lr_scheduler_type: str = option("linear", "Learning rate schedule after the warm-up.")
-    warmup_steps: float = option(0.05, "Warm-up steps; below 1: share of all steps.")
-    weight_decay: float = option(0.01, "Weight decay; 0 for biases and normalizations.")
-    max_grad_norm: float = option(5.0, "Largest gradient norm; larger ones are clipped.")
-    adam_epsilon: float = option(1e-6, "Epsilon of AdamW.")
-    num_train_epochs: float = option(30, "Number of passes over the training rows.")
-    early_stopping_patience: int | None = option(
-        10, "Stop after this number of evaluations without improvement; none: never."
+    lr_scheduler_type: str = HfArg(default="linear", help="Learning rate schedule after the warm-up.")
+    warmup_steps: float = HfArg(default=0.05, help="Warm-up steps; below 1: share of all steps.")
+    weight_decay: float = HfArg(default=0.01, help="Weight decay; 0 for biases and normalizations.")
+    max_grad_norm: float = HfArg(default=5.0, help="Largest gradient norm; larger ones are clipped.")
+    adam_epsilon: float = HfArg(default=1e-6, help="Epsilon of AdamW.")
+    num_train_epochs: float = HfArg(default=30, help="Number of passes over the training rows.")
+    early_stopping_patience: int | None = HfArg(
+        default=10, help="Stop after this number of evaluations without improvement; none: never."
     )
-    id_dropout: float = option(
-        ID_DROPOUT, "With item features: share of the items that a step represents by their features alone."
+    id_dropout: float = HfArg(
+        default=ID_DROPOUT,
+        help="With item features: share of the items that a step represents by their features alone.",
     )
-    per_device_train_batch_size: int = option(64, "Training rows per step and device.")
-    per_device_eval_batch_size: int = option(256, "Evaluated users per step and device.")
-    eval_strategy: str = option("epoch", "When to evaluate: no, steps or epoch.")
-    save_strategy: str = option("epoch", "When to save a checkpoint: no, steps or epoch.")
-    save_total_limit: int | None = option(2, "Number of checkpoints to keep.")
-    logging_strategy: str = option("epoch", "When to log the loss: no, steps or epoch.")
-    load_best_model_at_end: bool = option(True, "Restore the best checkpoint at the end.")
-    metric_for_best_model: str | None = option("ndcg@10", "Metric of the best checkpoint.")
-    greater_is_better: bool | None = option(True, "Whether a larger metric is better.")
-    train_sampling_strategy: str = option("group_by_length", "How to draw batches; group_by_length reduces padding.")
-    dataloader_pin_memory: bool = option(torch.cuda.is_available, "Pin batches in memory (default: with a GPU).")
-    use_cpu: bool = option(
-        lambda: not torch.accelerator.is_available(),
-        "Train on the CPU (default: without an accelerator), which also allows bf16 there.",
+    per_device_train_batch_size: int = HfArg(default=64, help="Training rows per step and device.")
+    per_device_eval_batch_size: int = HfArg(default=256, help="Evaluated users per step and device.")
+    eval_strategy: str = HfArg(default="epoch", help="When to evaluate: no, steps or epoch.")
+    save_strategy: str = HfArg(default="epoch", help="When to save a checkpoint: no, steps or epoch.")
+    save_total_limit: int | None = HfArg(default=2, help="Number of checkpoints to keep.")
+    logging_strategy: str = HfArg(default="epoch", help="When to log the loss: no, steps or epoch.")
+    load_best_model_at_end: bool = HfArg(default=True, help="Restore the best checkpoint at the end.")
+    metric_for_best_model: str | None = HfArg(default="ndcg@10", help="Metric of the best checkpoint.")
+    greater_is_better: bool | None = HfArg(default=True, help="Whether a larger metric is better.")
+    train_sampling_strategy: str = HfArg(
+        default="group_by_length", help="How to draw batches; group_by_length reduces padding."
     )
-    ddp_find_unused_parameters: bool | None = option(False, "Not needed: each step uses every parameter.")
-    resume_from_checkpoint: str | None = option(None, "true: resume from the newest complete checkpoint; or its path.")
-    hub_strategy: str = option("end", "Must be end: intermediate checkpoints contain pickles.")
-    remove_unused_columns: bool = option(False, "Must be false: the collator reads them.")
+    dataloader_pin_memory: bool = HfArg(
+        default_factory=torch.cuda.is_available, help="Pin batches in memory (default: with a GPU)."
+    )
+    use_cpu: bool = HfArg(
+        default_factory=lambda: not torch.accelerator.is_available(),
+        help="Train on the CPU (default: without an accelerator), which also allows bf16 there.",
+    )
+    ddp_find_unused_parameters: bool | None = HfArg(default=False, help="Not needed: each step uses every parameter.")
+    resume_from_checkpoint: str | None = HfArg(
+        default=None, help="true: resume from the newest complete checkpoint; or its path."
+    )
+    hub_strategy: str = HfArg(default="end", help="Must be end: intermediate checkpoints contain pickles.")
+    remove_unused_columns: bool = HfArg(default=False, help="Must be false: the collator reads them.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
