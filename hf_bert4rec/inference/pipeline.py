@@ -10,7 +10,6 @@ import pandas as pd
 import pyarrow.compute as pc
 import torch
 import transformers
-from torch.nn.functional import normalize
 from transformers import AutoModelForMaskedLM, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.utils import logging
@@ -22,16 +21,15 @@ from ..hub.checkpoint import check_sizes, fetch_checkpoint, stored_exclude_histo
 from ..models.configuration_bert4rec import SPECIAL_TOKENS
 from ..training.resources import warn_about_spinning_threads
 from .answers import (
-    ITEM_LISTS,
     ItemCatalog,
     Recommendations,
     answer_in_batches,
-    check_options,
     check_scores,
     item_vectors,
     similar_items,
+    unit_vectors,
 )
-from .arguments import CONDITIONS, check_option, read_histories, read_list
+from .arguments import ITEM_LISTS, check_count, check_options, read_histories, read_list
 from .attributes import ItemAttributes, needed
 from .selection import best_items
 
@@ -75,7 +73,7 @@ class NextItemRecommendationPipeline(Pipeline):
         super().__init__(*args, **kwargs)
         check_sizes(self.model, self.tokenizer)
         if self._batch_size is not None:
-            check_option("batch_size", self._batch_size)
+            check_count("batch_size", self._batch_size)
         if self.device.type == "cpu":
             warn_about_spinning_threads()
         self.model.eval()
@@ -176,18 +174,16 @@ class NextItemRecommendationPipeline(Pipeline):
         read = [history[history != unknown] for history in rows]
         exclude = self._excludes_history(self._postprocess_params.get("exclude_history"))
 
-        def answer(histories: list[np.ndarray], places: list[int], _: Any) -> list[tuple[float, int]]:
-            targets = torch.tensor([int(history[place]) for history, place in zip(histories, places, strict=True)])
+        def answer(histories: list[np.ndarray], places: list[int]) -> list[tuple[float, int]]:
+            targets = np.array([history[place] for history, place in zip(histories, places, strict=True)])
             logits, found = self._log_probabilities(histories, places, targets)
-            own = logits.gather(1, targets[:, None])
-            logits[:, torch.from_numpy(self.catalog.removed)] = -torch.inf
-            logits.scatter_(1, targets[:, None], own)
-            others = [history[history != target] for history, target in zip(histories, targets.numpy(), strict=True)]
-            excluded = torch.from_numpy(pad_rows(others, -100)[0]) if exclude else None
-            return list(zip(found, target_ranks(logits, targets, excluded).ceil().int().tolist(), strict=True))
+            excluded = [np.append(self.catalog.removed, history if exclude else history[:0]) for history in histories]
+            others = [rows[rows != target] for rows, target in zip(excluded, targets, strict=True)]
+            ranks = target_ranks(logits, torch.from_numpy(targets), torch.from_numpy(pad_rows(others, -100)[0]))
+            return list(zip(found, ranks.ceil().int().tolist(), strict=True))
 
         places = [range(len(history)) for history in read]
-        found = iter(answer_in_batches(self.catalog, read, {}, self._size(batch_size), answer, places))
+        found = iter(answer_in_batches(self.catalog, read, answer, self._size(batch_size), places=places))
         numbers = [[(None, None) if row == unknown else next(found) for row in history] for history in rows]
         names = ("log_probability", "rank")
         return [self._label(*of, names) for of in zip(given, rows, numbers, strict=True)]
@@ -221,10 +217,10 @@ class NextItemRecommendationPipeline(Pipeline):
         read = read[max(0, len(read) - self.tokenizer.model_max_length + 1) :]
         variants = [rows[read], *(rows[np.delete(read, place)] for place in range(len(read)))]
 
-        def answer(histories: list[np.ndarray], places: list[int], _: Any) -> list[float]:
-            return self._log_probabilities(histories, places, torch.full((len(places),), int(target)))[1]
+        def answer(histories: list[np.ndarray], places: list[int]) -> list[float]:
+            return self._log_probabilities(histories, places, np.repeat(target, len(places)))[1]
 
-        whole, *without = answer_in_batches(self.catalog, variants, {}, self._size(batch_size), answer)
+        whole, *without = answer_in_batches(self.catalog, variants, answer, self._size(batch_size))
         contributions = np.zeros((len(rows), 1))
         contributions[read, 0] = whole - np.array(without)
         return self._label(given, rows, contributions.tolist(), ["contribution"])
@@ -239,10 +235,10 @@ class NextItemRecommendationPipeline(Pipeline):
             ValueError: As for a call.
         """
 
-        def answer(rows: list[np.ndarray], places: list[int], _: Any) -> list[np.ndarray]:
+        def answer(rows: list[np.ndarray], places: list[int]) -> list[np.ndarray]:
             return list(self.forward(self.preprocess(rows, places), scored=False)["queries"].numpy())
 
-        found = answer_in_batches(self.catalog, self._read(histories), {}, self._size(batch_size), answer)
+        found = answer_in_batches(self.catalog, self._read(histories), answer, self._size(batch_size))
         return np.array(found, np.float32).reshape(-1, self.model.config.hidden_size + 1)
 
     def item_vectors(self) -> np.ndarray:
@@ -270,8 +266,7 @@ class NextItemRecommendationPipeline(Pipeline):
         Raises:
             ValueError: The model does not have an item, or an argument has another form.
         """
-        vectors = normalize(torch.from_numpy(self.item_vectors()[:, :-1])).numpy()
-        return similar_items(self.catalog, vectors, items, top_k)
+        return similar_items(self.catalog, unit_vectors(self.item_vectors()), items, top_k)
 
     def _sanitize_parameters(self, **options: Any) -> tuple[dict, dict, dict]:
         return {}, {}, check_options(options, OPTIONS)
@@ -288,16 +283,15 @@ class NextItemRecommendationPipeline(Pipeline):
             places: Place of [MASK] in each history. Of a history that is too long, the part around it is kept.
         """
         limit, pad = self.tokenizer.model_max_length, self.tokenizer.pad_token_id
-        lengths = [max(len(history), place + 1) for history, place in zip(histories, places, strict=True)]
-        pairs = zip(places, lengths, strict=True)
-        starts = [max(0, min(place - limit // 2, length - limit)) for place, length in pairs]
+        of = np.array(places)
+        lengths = np.maximum(list(map(len, histories)), of + 1)
+        starts = np.minimum(of - limit // 2, lengths - limit).clip(min=0)
         kept = [history[start : start + limit] for history, start in zip(histories, starts, strict=True)]
-        longest = min(limit, -(-max(lengths) // LENGTH_MULTIPLE) * LENGTH_MULTIPLE)
-        missing = MIN_ROWS - len(histories)
-        input_ids, real = pad_rows([*kept, *[np.empty(0, np.int64)] * missing], pad, longest)
-        query = np.zeros(len(real), np.int64)
-        query[: len(starts)] = np.array(places) - starts
-        queries = np.arange(len(real)), query
+        kept += [np.empty(0, np.int64)] * (MIN_ROWS - len(histories))
+        longest = min(limit, -(-lengths.max() // LENGTH_MULTIPLE) * LENGTH_MULTIPLE)
+        input_ids, real = pad_rows(kept, pad, longest)
+        query = np.pad(of - starts, (0, len(kept) - len(histories)))
+        queries = np.arange(len(kept)), query
         input_ids[queries], real[queries] = self.tokenizer.mask_token_id, True
         return {
             "input_ids": torch.from_numpy(input_ids),
@@ -327,13 +321,13 @@ class NextItemRecommendationPipeline(Pipeline):
         size = self._size(given.pop("batch_size", None))
         options, lists = self._options(given, names)
 
-        def answer(rows: list[np.ndarray], places: list[int], listed: dict[str, list[np.ndarray]]) -> list[Any]:
+        def answer(rows: list[np.ndarray], places: list[int], **listed: list[np.ndarray]) -> list[Recommendations]:
             outputs = self.forward(self.preprocess(rows, places), scored="index" not in options)
             pad = self.tokenizer.pad_token_id
             outputs |= {name: torch.from_numpy(pad_rows(items, pad)[0]) for name, items in listed.items()}
             return self.postprocess(outputs, **options)
 
-        return answer_in_batches(self.catalog, rows, lists, size, answer, places)
+        return answer_in_batches(self.catalog, rows, answer, size, places=places, **lists)
 
     def _options(self, given: dict[str, Any], names: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return the options of `best_items` and the lists of items, from those of a call and the defaults."""
@@ -341,7 +335,7 @@ class NextItemRecommendationPipeline(Pipeline):
         options = {**defaults, **check_options(given, names)}
         lists = {name: options.pop(name) for name in ITEM_LISTS & options.keys()}
         options["exclude_history"] = self._excludes_history(options.get("exclude_history"))
-        conditions = {name: options.pop(name, {}) for name in CONDITIONS}
+        conditions = {name: options.pop(name, {}) for name in ("where", "where_not")}
         table = options.pop("attributes", None)
         if any(conditions.values()) or options.get("rerank"):
             options["attributes"] = self._read_attributes(table)
@@ -370,11 +364,11 @@ class NextItemRecommendationPipeline(Pipeline):
         return closed
 
     def _log_probabilities(
-        self, histories: list[np.ndarray], places: list[int], targets: torch.Tensor
+        self, histories: list[np.ndarray], places: list[int], targets: np.ndarray
     ) -> tuple[torch.Tensor, list[float]]:
         """Return the logits (histories, rows) at one place of each history, and the log-probability of the target."""
         logits = self.forward(self.preprocess(histories, places))["logits"]
-        found = logits.gather(1, targets[:, None])[:, 0] - logits.logsumexp(dim=1)
+        found = logits[np.arange(len(targets)), targets] - logits.logsumexp(dim=1)
         check_scores(found)
         return logits, found.tolist()
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .arguments import check_option
+from .arguments import check_conditions, check_count
 from .attributes import ItemAttributes, needed
 
 
@@ -45,7 +45,7 @@ def at_most(number: int, attribute: str) -> Rule:
 
     An item with several values is dropped if one of them has been used up. An item without a value is never dropped.
     """
-    check_option("number", number)
+    check_count("number", number)
 
     def rule(candidates: Candidates) -> np.ndarray:
         counts: Counter[Any] = Counter()
@@ -98,7 +98,7 @@ def boost(where: Mapping[str, Any], factor: float) -> Rule:
         where: Conditions, such as `{"new": True}`.
         factor: Above 1 moves them up, below 1 down.
     """
-    check_option("where", where)
+    check_conditions("where", where)
     _check_number("factor", factor, "above 0", lambda number: number > 0)
 
     @lru_cache(maxsize=1)  # a rule is called for each user
