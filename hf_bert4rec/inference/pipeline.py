@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow.compute as pc
 import torch
 import transformers
 from transformers import AutoModelForMaskedLM, Pipeline
@@ -30,8 +29,8 @@ from .answers import (
     unit_vectors,
 )
 from .arguments import ITEM_LISTS, check_count, check_options, read_histories, read_list
-from .attributes import ItemAttributes, needed
-from .selection import best_items
+from .attributes import ItemAttributes, read_attributes
+from .selection import Selection
 
 logger = logging.get_logger(__name__)
 
@@ -79,7 +78,7 @@ class NextItemRecommendationPipeline(Pipeline):
         self.model.eval()
         self.catalog = ItemCatalog(self.tokenizer)
         self.trained_on_last_items = False
-        self._options({}, OPTIONS)  # errors in defaults come now, not with the first call
+        self._select({}, OPTIONS)  # errors in defaults come now, not with the first call
 
     def __call__(self, histories: Iterable[Iterable[str | float]], **kwargs: Any) -> list[Recommendations]:
         """Recommend items for any number of histories.
@@ -95,7 +94,7 @@ class NextItemRecommendationPipeline(Pipeline):
                 - `allow`: IDs of the only items that may be recommended. `deny`: IDs of items that are not
                   recommended. Both are one list for all histories, or one list per history.
                 - `where`: conditions on attributes that an item must fulfill, such as `{"in_stock": True}`.
-                  `where_not`: conditions that it must not fulfill. See `CatalogAttributes.matches`.
+                  `where_not`: conditions that it must not fulfill. See `ItemAttributes.matching`.
                 - `attributes`: the table of attributes, or an `ItemAttributes`. Default: the item features of the
                   model.
                 - `rerank`: a rule that reorders or drops items, such as `at_most(2, "category")`, or a list of rules.
@@ -172,7 +171,7 @@ class NextItemRecommendationPipeline(Pipeline):
         given, unknown = read_histories(histories), self.tokenizer.unk_token_id
         rows = self.catalog.read_rows(given, "histories", keep_unknown=True)
         read = [history[history != unknown] for history in rows]
-        exclude = self._excludes_history(self._postprocess_params.get("exclude_history"))
+        exclude = self._postprocess_params.get("exclude_history", self.model.config.exclude_history)
 
         def answer(histories: list[np.ndarray], places: list[int]) -> list[tuple[float, int]]:
             targets = np.array([history[place] for history, place in zip(histories, places, strict=True)])
@@ -310,58 +309,40 @@ class NextItemRecommendationPipeline(Pipeline):
         queries = self.model.prediction_head(states)[: len(history)].float()
         return {"queries": torch.cat([queries, torch.ones_like(queries[:, :1])], dim=1), "history": history}
 
-    def postprocess(self, outputs: dict[str, torch.Tensor], **options: Any) -> list[Recommendations]:
-        """Return the best items for each user; see `best_items`."""
-        return best_items(self.catalog, self.model, outputs, **options)
+    def postprocess(self, outputs: dict[str, torch.Tensor], selection: Selection) -> list[Recommendations]:
+        """Return the best items for each user; see `Selection.best`."""
+        return selection.best(outputs)
 
     def _recommend(
         self, rows: Sequence[np.ndarray], given: dict[str, Any], names: Sequence[str], places: Any = None
     ) -> list[Recommendations]:
         """Return the recommendations for each place of each history of rows; `given` are the options of a call."""
         size = self._size(given.pop("batch_size", None))
-        options, lists = self._options(given, names)
+        selection, lists = self._select(given, names)
 
         def answer(rows: list[np.ndarray], places: list[int], **listed: list[np.ndarray]) -> list[Recommendations]:
-            outputs = self.forward(self.preprocess(rows, places), scored="index" not in options)
+            outputs = self.forward(self.preprocess(rows, places), scored=selection.index is None)
             pad = self.tokenizer.pad_token_id
             outputs |= {name: torch.from_numpy(pad_rows(items, pad)[0]) for name, items in listed.items()}
-            return self.postprocess(outputs, **options)
+            return self.postprocess(outputs, selection)
 
         return answer_in_batches(self.catalog, rows, answer, size, places=places, **lists)
 
-    def _options(self, given: dict[str, Any], names: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return the options of `best_items` and the lists of items, from those of a call and the defaults."""
+    def _select(self, given: dict[str, Any], names: Sequence[str]) -> tuple[Selection, dict[str, Any]]:
+        """Return the selection of items and the lists of items, from the options of a call and the defaults."""
         defaults = {name: value for name, value in self._postprocess_params.items() if name in names}
-        options = {**defaults, **check_options(given, names)}
+        options = {"exclude_history": self.model.config.exclude_history} | defaults | check_options(given, names)
         lists = {name: options.pop(name) for name in ITEM_LISTS & options.keys()}
-        options["exclude_history"] = self._excludes_history(options.get("exclude_history"))
-        conditions = {name: options.pop(name, {}) for name in ("where", "where_not")}
         table = options.pop("attributes", None)
-        if any(conditions.values()) or options.get("rerank"):
-            options["attributes"] = self._read_attributes(table)
-        options["closed"] = self._closed_rows(options.get("attributes"), **conditions)
-        return options, lists
+        if any(options.get(name) for name in ("where", "where_not", "rerank")):
+            options["attributes"] = self._features if table is None else read_attributes(table, self.tokenizer.items)
+        return Selection(self.catalog, self.model, **options), lists
 
     @cached_property
     def _features(self) -> ItemAttributes | None:
         """The item features of the model, which are read once. Other tables may change between calls."""
-        return None if self.tokenizer.features is None else ItemAttributes(self.tokenizer.features)
-
-    def _read_attributes(self, table: Any) -> ItemAttributes | None:
-        attributes = self._features if table is None else table
-        if attributes is not None:
-            attributes = attributes if isinstance(attributes, ItemAttributes) else ItemAttributes(attributes)
-            attributes.check_items(self.tokenizer.items)
-        return attributes
-
-    def _closed_rows(self, attributes: ItemAttributes | None, where: Any, where_not: Any) -> torch.Tensor:
-        """Return the rows (rows,) bool that are not recommended to anybody."""
-        closed = self.catalog.closed.clone()
-        for conditions, refused in ((where, False), (where_not, True)):
-            for condition in conditions.items():
-                found = pc.is_in(self.tokenizer.items, value_set=needed(attributes).matching(*condition))
-                closed[len(SPECIAL_TOKENS) :] |= torch.from_numpy(np.asarray(found)) == refused
-        return closed
+        features = self.tokenizer.features
+        return None if features is None else read_attributes(features, self.tokenizer.items)
 
     def _log_probabilities(
         self, histories: list[np.ndarray], places: list[int], targets: np.ndarray
@@ -380,9 +361,6 @@ class NextItemRecommendationPipeline(Pipeline):
 
     def _read(self, histories: Any) -> list[np.ndarray]:
         return self.catalog.read_rows(read_histories(histories), "histories")
-
-    def _excludes_history(self, given: bool | None) -> bool:
-        return bool(self.model.config.exclude_history if given is None else given)
 
     def _warn_about_gaps(self) -> None:
         if self.trained_on_last_items:

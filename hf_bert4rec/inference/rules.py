@@ -113,30 +113,29 @@ def boost(where: Mapping[str, Any], factor: float) -> Rule:
     return rule
 
 
-def rerank(candidates: Candidates, rules: Sequence[Any]) -> np.ndarray:
-    """Return the indices of candidates in the order of rules, each of which gets what the one before it returned.
+def order_by_rules(candidates: Candidates, rules: Sequence[Rule]) -> np.ndarray:
+    """Return the places of candidates in the order of rules, each of which gets what the one before it returned.
 
     Raises:
         ValueError: A rule does not return one number per candidate.
     """
     order = np.arange(len(candidates.items))
     for rule in rules:
-        if not len(order):
+        if not candidates.items:
             break
-        kept = Candidates(
-            items=[candidates.items[index] for index in order],
-            logits=candidates.logits[order],
-            vectors=candidates.vectors[order],
-            attributes=candidates.attributes,
-        )
-        found = rule(kept)
+        found = rule(candidates)
         logits = np.asarray(found)
         if logits.dtype.kind != "f" or logits.shape != order.shape or np.isnan(logits).any():
             expected = f"a float for each of the {len(order)} candidates, by which they are sorted (-inf drops one)"
             raise ValueError(f"A rule must return {expected}, found {found!r:.200}.")
-        candidates.logits[order] = logits
-        best = np.argsort(-logits, kind="stable")
-        order = order[best[: np.count_nonzero(logits > -np.inf)]]
+        best = np.argsort(-logits, kind="stable")[: np.count_nonzero(logits > -np.inf)]
+        candidates = Candidates(
+            items=[candidates.items[place] for place in best],
+            logits=logits[best].astype(np.float32),
+            vectors=candidates.vectors[best],
+            attributes=candidates.attributes,
+        )
+        order = order[best]
     return order
 
 
