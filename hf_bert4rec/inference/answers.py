@@ -23,7 +23,6 @@ DEFAULT_BATCH_SIZE = 64
 BATCHES_WITHOUT_PROGRESS_BAR = 8
 MAX_SCORES = 2**26  # per batch, users × catalog: a quarter of a gigabyte
 MAX_REPORTED = 100_000
-SCORES_ARE_DAMAGED = "The model's scores are NaN or infinite: its weights are damaged or its training diverged."
 
 
 class Recommendation(TypedDict):
@@ -94,15 +93,19 @@ class ItemCatalog:
             raise ValueError(f"{name}: the model has no item {ids[int(unknown.argmax())].as_py()!r}. Remove it.")
         return rows
 
+    def title(self, row: int) -> str | None:
+        """Return the title of a row; None for special tokens, and if the item has none."""
+        titles, place = self.tokenizer.titles, row - len(SPECIAL_TOKENS)
+        return titles[place] if titles and place >= 0 else None
+
     def describe(self, rows: np.ndarray, scores: np.ndarray, counts: Sequence[int]) -> list[Recommendations]:
         """Return the first `counts` items of each user for rows and scores (users, items)."""
-        places, titles = np.maximum(rows - len(SPECIAL_TOKENS), 0).ravel(), self.tokenizer.titles
-        items = self.tokenizer.items.take(pa.array(places)).to_pylist()
-        names = [titles[place] for place in places.tolist()] if titles else [None] * len(items)
-        fields = zip(items, names, scores.ravel().tolist(), strict=True)
-        answers = [Recommendation(item=item, title=title, score=score) for item, title, score in fields]
-        starts = range(0, len(answers), rows.shape[1]) if rows.shape[1] else [0] * len(rows)
-        return [Recommendations(answers[start : start + count]) for start, count in zip(starts, counts, strict=True)]
+        answers = []
+        for row, score, count in zip(rows, scores.tolist(), counts, strict=True):
+            items, titles = self.tokenizer.decode_items(row[:count]), map(self.title, row[:count].tolist())
+            fields = zip(items, titles, score[:count], strict=True)
+            answers.append(Recommendations(Recommendation(item=it, title=of, score=value) for it, of, value in fields))
+        return answers
 
 
 def closed_rows(rows: int, removed: np.ndarray) -> torch.Tensor:
@@ -156,7 +159,7 @@ def answer_in_batches(
 def check_scores(scores: torch.Tensor) -> None:
     """Raise ValueError unless all scores are finite."""
     if not scores.isfinite().all():
-        raise ValueError(SCORES_ARE_DAMAGED)
+        raise ValueError("The model's scores are NaN or infinite: its weights are damaged or its training diverged.")
 
 
 @torch.no_grad()

@@ -26,10 +26,10 @@ from ..hub.checkpoint import check_sizes, fetch_checkpoint, is_folder, replaced_
 from ..hub.errors import read_json
 from ..models.configuration_bert4rec import SPECIAL_TOKENS
 from .answers import (
-    SCORES_ARE_DAMAGED,
     ItemCatalog,
     Recommendations,
     answer_in_batches,
+    check_scores,
     closed_rows,
     item_vectors,
     similar_items,
@@ -216,8 +216,7 @@ class OnnxRecommender:
                 "top_k": np.array(number, np.int64),
             }
             found, scores = self._session.run(None, inputs)
-            if np.isnan(scores).any():
-                raise ValueError(SCORES_ARE_DAMAGED)
+            check_scores(torch.from_numpy(scores))
             return self.catalog.describe(found, scores, (found != PAD_ROW).sum(axis=1).tolist())
 
         rows = self.catalog.read_rows(read_histories(histories), "histories")

@@ -17,7 +17,6 @@ from ..data.data_collator import pad_rows
 from ..data.ids import as_item_ids
 from ..evaluation.ranking import target_ranks
 from ..hub.checkpoint import check_sizes, fetch_checkpoint, stored_exclude_history, stored_recipe
-from ..models.configuration_bert4rec import SPECIAL_TOKENS
 from ..training.resources import warn_about_spinning_threads
 from .answers import (
     ItemCatalog,
@@ -355,9 +354,9 @@ class NextItemRecommendationPipeline(Pipeline):
 
     def _label(self, items: list[Any], rows: np.ndarray, numbers: Any, names: Sequence[str]) -> list[dict[str, Any]]:
         """Return a dict for each item of a history: ID, title, and numbers with their names."""
-        titles = [None] * len(SPECIAL_TOKENS) + (self.tokenizer.titles or [None] * len(self.tokenizer.items))
-        fields = zip(as_item_ids(items, "histories").to_pylist(), rows.tolist(), numbers, strict=True)
-        return [{"item": it, "title": titles[row], **dict(zip(names, of, strict=True))} for it, row, of in fields]
+        ids, titles = as_item_ids(items, "histories").to_pylist(), map(self.catalog.title, rows.tolist())
+        fields = zip(ids, titles, numbers, strict=True)
+        return [{"item": it, "title": title, **dict(zip(names, of, strict=True))} for it, title, of in fields]
 
     def _read(self, histories: Any) -> list[np.ndarray]:
         return self.catalog.read_rows(read_histories(histories), "histories")

@@ -158,7 +158,7 @@ class Selection:
         for reason, rows in excluded.items():
             reasons[reason] = int((left & rows).sum())
             left &= ~rows
-        missed = f"not among the best {self._number:,} (`candidates`)" if self.rerank else "not found by the index"
-        reasons |= {missed: int(left.sum()) - found, "dropped by `rerank`": found - returned}
+        reasons[f"not among the best {self._number:,} (`candidates`)"] = int(left.sum()) - found
+        reasons["dropped by `rerank`"] = found - returned
         shown = ", ".join(f"{count:,} {reason}" for reason, count in reasons.items() if count)
         return f"{returned:,} of {items:,} items: {shown or 'the catalog has no more'}."
