@@ -172,19 +172,20 @@ class NextItemRecommendationPipeline(Pipeline):
         read = [history[history != unknown] for history in rows]
         exclude = self._postprocess_params.get("exclude_history", self.model.config.exclude_history)
 
-        def answer(histories: list[np.ndarray], places: list[int]) -> list[tuple[float, int]]:
+        def answer(histories: list[np.ndarray], places: list[int]) -> list[dict[str, Any]]:
             targets = np.array([history[place] for history, place in zip(histories, places, strict=True)])
             logits, found = self._log_probabilities(histories, places, targets)
             excluded = [np.append(self.catalog.removed, history if exclude else history[:0]) for history in histories]
             others = [rows[rows != target] for rows, target in zip(excluded, targets, strict=True)]
             ranks = target_ranks(logits, torch.from_numpy(targets), torch.from_numpy(pad_rows(others, -100)[0]))
-            return list(zip(found, ranks.ceil().int().tolist(), strict=True))
+            pairs = zip(found, ranks.ceil().int().tolist(), strict=True)
+            return [{"log_probability": value, "rank": rank} for value, rank in pairs]
 
         places = [range(len(history)) for history in read]
         found = iter(answer_in_batches(self.catalog, read, answer, self._size(batch_size), places=places))
-        numbers = [[(None, None) if row == unknown else next(found) for row in history] for history in rows]
-        names = ("log_probability", "rank")
-        return [self._label(*of, names) for of in zip(given, rows, numbers, strict=True)]
+        nothing = {"log_probability": None, "rank": None}
+        numbers = [[nothing if row == unknown else next(found) for row in history] for history in rows]
+        return [self._label(*of) for of in zip(given, rows, numbers, strict=True)]
 
     def explain(
         self, history: Iterable[str | float], item: str | float, batch_size: int | None = None
@@ -219,9 +220,9 @@ class NextItemRecommendationPipeline(Pipeline):
             return self._log_probabilities(histories, places, np.repeat(target, len(places)))[1]
 
         whole, *without = answer_in_batches(self.catalog, variants, answer, self._size(batch_size))
-        contributions = np.zeros((len(rows), 1))
-        contributions[read, 0] = whole - np.array(without)
-        return self._label(given, rows, contributions.tolist(), ["contribution"])
+        contributions = np.zeros(len(rows))
+        contributions[read] = whole - np.array(without)
+        return self._label(given, rows, [{"contribution": value} for value in contributions.tolist()])
 
     def encode(self, histories: Iterable[Iterable[str | float]], batch_size: int | None = None) -> np.ndarray:
         """Return the query vectors of histories, (histories, hidden + 1) float32.
@@ -281,14 +282,14 @@ class NextItemRecommendationPipeline(Pipeline):
             places: Place of [MASK] in each history. Of a history that is too long, the part around it is kept.
         """
         limit, pad = self.tokenizer.model_max_length, self.tokenizer.pad_token_id
-        of = np.array(places)
-        lengths = np.maximum(list(map(len, histories)), of + 1)
-        starts = np.minimum(of - limit // 2, lengths - limit).clip(min=0)
+        asked = np.array(places)
+        lengths = np.maximum(list(map(len, histories)), asked + 1)
+        starts = np.minimum(asked - limit // 2, lengths - limit).clip(min=0)
         kept = [history[start : start + limit] for history, start in zip(histories, starts, strict=True)]
         kept += [np.empty(0, np.int64)] * (MIN_ROWS - len(histories))
         longest = min(limit, -(-lengths.max() // LENGTH_MULTIPLE) * LENGTH_MULTIPLE)
         input_ids, real = pad_rows(kept, pad, longest)
-        query = np.pad(of - starts, (0, len(kept) - len(histories)))
+        query = np.pad(asked - starts, (0, len(kept) - len(histories)))
         queries = np.arange(len(kept)), query
         input_ids[queries], real[queries] = self.tokenizer.mask_token_id, True
         return {
@@ -352,11 +353,11 @@ class NextItemRecommendationPipeline(Pipeline):
         check_scores(found)
         return logits, found.tolist()
 
-    def _label(self, items: list[Any], rows: np.ndarray, numbers: Any, names: Sequence[str]) -> list[dict[str, Any]]:
-        """Return a dict for each item of a history: ID, title, and numbers with their names."""
+    def _label(self, items: list[Any], rows: np.ndarray, numbers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Return a dict for each item of a history: ID, title, and its numbers."""
         ids, titles = as_item_ids(items, "histories").to_pylist(), map(self.catalog.title, rows.tolist())
         fields = zip(ids, titles, numbers, strict=True)
-        return [{"item": it, "title": title, **dict(zip(names, of, strict=True))} for it, title, of in fields]
+        return [{"item": item, "title": title, **of} for item, title, of in fields]
 
     def _read(self, histories: Any) -> list[np.ndarray]:
         return self.catalog.read_rows(read_histories(histories), "histories")
