@@ -99,7 +99,7 @@ def boost(where: Mapping[str, Any], factor: float) -> Rule:
         factor: Above 1 moves them up, below 1 down.
     """
     check_conditions("where", where)
-    _check_number("factor", factor, "above 0", lambda number: 0 < number < np.inf)
+    _check_number("factor", factor, "above 0 and finite", lambda number: 0 < number < np.inf)
 
     @lru_cache(maxsize=1)  # a rule is called for each user
     def matching(attributes: ItemAttributes) -> list[set[str]]:

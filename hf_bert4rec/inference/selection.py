@@ -82,10 +82,12 @@ class Selection:
             rows, scores, logits = self._rank_found(outputs["queries"], excluded, lists.get("allow"))
         found = logits.isfinite().sum(dim=1).tolist()
         counts = list(found)
-        for user, count in enumerate(found if self.rerank else ()):
-            order = self._apply_rules(rows[user, :count], logits[user, :count])
-            counts[user] = len(order)
-            rows[user, : len(order)], scores[user, : len(order)] = rows[user, order], scores[user, order]
+        if self.rerank:
+            for user, count in enumerate(found):
+                order = self._apply_rules(rows[user, :count], logits[user, :count])
+                counts[user] = len(order)
+                rows[user, : len(order)] = rows[user, order]
+                scores[user, : len(order)] = scores[user, order]
         shown = [min(count, self.top_k) for count in counts]
         answers = self.catalog.describe(rows[:, : self.top_k].numpy(), scores[:, : self.top_k].numpy(), shown)
         for user, answer in enumerate(answers):
@@ -140,7 +142,7 @@ class Selection:
         weight = self.model._item_weights()[0]
         candidates = Candidates(
             items=self.catalog.tokenizer.decode_items(rows.numpy()),
-            logits=logits.numpy(),
+            logits=logits.clone().numpy(),  # a rule may change it; with an index, scores are the same numbers
             vectors=normalize(weight[rows.to(weight.device)].float()).cpu().numpy(),
             attributes=self.attributes,
         )

@@ -265,6 +265,18 @@ def test_a_boost_multiplies_the_probability(recommender):
     assert scores_of(answered) == pytest.approx([scores[item] for item in items_of(answered)[0]])
 
 
+def test_rules_do_not_change_scores_with_an_index(recommender):
+    def backwards(candidates):
+        return np.negative(candidates.logits, out=candidates.logits)
+
+    index = usearch_index(recommender.index_vectors())
+    logits = {row["item"]: row["score"] for row in recommender([["a"]], top_k=10, index=index)[0]}
+    for rule in (boost({"tags": "new"}, 3), backwards):
+        answered = recommender([["a"]], top_k=10, attributes=PRODUCTS, rerank=rule, index=index)
+        assert items_of(answered) != [[*logits]]
+        assert scores_of(answered) == pytest.approx([logits[item] for item in items_of(answered)[0]])
+
+
 def test_diversity_by_hand(recommender):
     candidates = [row["item"] for row in recommender([["a"]], top_k=10)[0]]
     vectors = recommender.item_vectors()[[ITEMS.index(item) for item in candidates], :-1].astype(float)
