@@ -8,13 +8,14 @@ from typing import Any, TypedDict
 import numpy as np
 import pyarrow as pa
 import torch
+from torch.nn.functional import normalize
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..data.tokenization import ItemTokenizer, as_item_ids
 from ..evaluation.ranking import stable_top_k
 from ..models.configuration_bert4rec import SPECIAL_TOKENS
-from .arguments import check_option, read_item_lists, read_list
+from .arguments import check_count, read_item_lists, read_list
 
 logger = logging.getLogger(__name__)
 
@@ -22,9 +23,6 @@ DEFAULT_BATCH_SIZE = 64
 BATCHES_WITHOUT_PROGRESS_BAR = 8
 MAX_SCORES = 2**26  # per batch, users × catalog: a quarter of a gigabyte
 MAX_REPORTED = 100_000
-ITEM_LISTS = {"allow", "deny"}
-UNCHECKED = {"index", "attributes"}  # by `check_options`
-SCORES_ARE_DAMAGED = "The model's scores are NaN or infinite: its weights are damaged or its training diverged."
 
 
 class Recommendation(TypedDict):
@@ -54,7 +52,7 @@ class ItemCatalog:
 
     Attributes:
         removed: Rows of removed items.
-        closed: (rows,) bool tensor: the rows that are never recommended, those of removed items and special tokens.
+        closed: Rows that are never recommended, see `closed_rows`.
         unknown: Number of unknown IDs that have been skipped so far.
         report: Whether unknown IDs are logged; False on a server, which must not log histories.
     """
@@ -62,8 +60,7 @@ class ItemCatalog:
     def __init__(self, tokenizer: ItemTokenizer) -> None:
         self.tokenizer = tokenizer
         self.removed = tokenizer.encode_items(tokenizer.removed).astype(np.int64)
-        self.closed = torch.arange(len(tokenizer)) < len(SPECIAL_TOKENS)
-        self.closed[torch.from_numpy(self.removed)] = True
+        self.closed = closed_rows(len(tokenizer), self.removed)
         self.unknown = 0
         self.report = True
         self._reported: set[str] = set()
@@ -96,38 +93,50 @@ class ItemCatalog:
             raise ValueError(f"{name}: the model has no item {ids[int(unknown.argmax())].as_py()!r}. Remove it.")
         return rows
 
+    def title(self, row: int) -> str | None:
+        """Return the title of a row; None for special tokens, and if the item has none."""
+        titles, place = self.tokenizer.titles, row - len(SPECIAL_TOKENS)
+        return titles[place] if titles and place >= 0 else None
+
     def describe(self, rows: np.ndarray, scores: np.ndarray, counts: Sequence[int]) -> list[Recommendations]:
         """Return the first `counts` items of each user for rows and scores (users, items)."""
-        places, titles = np.maximum(rows - len(SPECIAL_TOKENS), 0).ravel(), self.tokenizer.titles
-        items = self.tokenizer.items.take(pa.array(places)).to_pylist()
-        names = [titles[place] for place in places.tolist()] if titles else [None] * len(items)
-        fields = zip(items, names, scores.ravel().tolist(), strict=True)
-        answers = [Recommendation(item=item, title=title, score=score) for item, title, score in fields]
-        starts = range(0, len(answers), rows.shape[1]) if rows.shape[1] else [0] * len(rows)
-        return [Recommendations(answers[start : start + count]) for start, count in zip(starts, counts, strict=True)]
+        answers = []
+        for row, score, count in zip(rows, scores.tolist(), counts, strict=True):
+            items, titles = self.tokenizer.decode_items(row[:count]), map(self.title, row[:count].tolist())
+            fields = zip(items, titles, score[:count], strict=True)
+            answers.append(Recommendations(Recommendation(item=it, title=of, score=value) for it, of, value in fields))
+        return answers
+
+
+def closed_rows(rows: int, removed: np.ndarray) -> torch.Tensor:
+    """Return a bool for each row of the item table: True for special tokens and removed items."""
+    closed = torch.arange(rows) < len(SPECIAL_TOKENS)
+    closed[torch.from_numpy(removed)] = True
+    return closed
 
 
 def answer_in_batches(
     catalog: ItemCatalog,
     rows: Sequence[np.ndarray],
-    lists: dict[str, Any],
+    answer: Callable[..., list[Any]],
     batch_size: int | None,
-    answer: Callable[[list[np.ndarray], list[int], dict[str, list[np.ndarray]]], list[Any]],
+    *,
     places: Sequence[Sequence[int]] | None = None,
+    **lists: Any,
 ) -> list[Any]:
     """Return an answer for each place of each history, in the same order.
 
     Args:
         catalog: Its items.
         rows: Histories of rows of the item table.
-        lists: `allow` and `deny`, if they were given.
+        answer: Function of the histories of a batch and of the place in each, which returns one answer per place. By
+            name it gets the rows of each of the `lists`: one array for all histories, or one for each.
         batch_size: Answers per batch, fewer with a large catalog; by default 64.
-        answer: Function of the histories of a batch, of the place in each, and of the rows of each list (one for all
-            histories, or one for each), which returns one answer per place.
         places: Places in each history; by default the one after the newest item.
+        **lists: `allow` and `deny`, if they were given.
     """
     batch_size = DEFAULT_BATCH_SIZE if batch_size is None else batch_size
-    check_option("batch_size", batch_size)
+    check_count("batch_size", batch_size)
     batch_size = max(1, min(batch_size, MAX_SCORES // len(catalog.tokenizer)))
     listed = {name: catalog.read_rows(read_item_lists(value, name, len(rows)), name) for name, value in lists.items()}
     asked = [[len(history)] for history in rows] if places is None else places
@@ -141,7 +150,7 @@ def answer_in_batches(
         chosen = order[start : start + batch_size]
         users = [questions[i][0] for i in chosen]
         of_batch = {name: of if len(of) == 1 else [of[user] for user in users] for name, of in listed.items()}
-        found = answer([rows[user] for user in users], [questions[i][1] for i in chosen], of_batch)
+        found = answer([rows[user] for user in users], [questions[i][1] for i in chosen], **of_batch)
         for i, value in zip(chosen, found, strict=True):
             answers[i] = value
     return answers
@@ -150,24 +159,7 @@ def answer_in_batches(
 def check_scores(scores: torch.Tensor) -> None:
     """Raise ValueError unless all scores are finite."""
     if not scores.isfinite().all():
-        raise ValueError(SCORES_ARE_DAMAGED)
-
-
-def check_options(options: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """Return the options that are not None, with lists and rules as lists; ValueError for invalid ones."""
-    if unknown := sorted(options.keys() - names):
-        raise ValueError(f"Unknown option {unknown[0]!r}. The options are {', '.join(names)} and batch_size.")
-    given = {name: value for name, value in options.items() if value is not None}
-    for name, value in given.items():
-        if name in ITEM_LISTS:
-            given[name] = read_list(value, name)
-        elif name == "rerank":
-            given[name] = list(value) if isinstance(value, list | tuple) else [value]
-            if not all(map(callable, given[name])):
-                raise ValueError(f"`rerank` must be a rule or a list of rules, found {value!r:.100}.")
-        elif name not in UNCHECKED:
-            check_option(name, value)
-    return given
+        raise ValueError("The model's scores are NaN or infinite: its weights are damaged or its training diverged.")
 
 
 @torch.no_grad()
@@ -177,12 +169,17 @@ def item_vectors(model: PreTrainedModel) -> np.ndarray:
     return torch.cat([weight, bias[:, None]], dim=1)[len(SPECIAL_TOKENS) :].float().cpu().numpy()
 
 
+def unit_vectors(vectors: np.ndarray) -> np.ndarray:
+    """Return the vectors of `item_vectors` without the bias, with length 1."""
+    return normalize(torch.from_numpy(vectors[:, :-1])).numpy()
+
+
 def similar_items(catalog: ItemCatalog, vectors: np.ndarray, items: Any, top_k: int) -> list[Recommendations]:
     """Return the items with the most similar vectors for each raw ID; see `NextItemRecommendationPipeline.similar`.
 
-    `vectors` (items, width) are those of the catalog, of length 1.
+    `vectors` are the `unit_vectors` of the catalog.
     """
-    check_option("top_k", top_k)
+    check_count("top_k", top_k)
     places = catalog.known_rows(read_list(items, "items"), "items") - len(SPECIAL_TOKENS)
     answers: list[Recommendations] = []
     for place in places:  # one at a time, because each has a number for every item

@@ -1,12 +1,12 @@
 """Read what users pass to the pipeline: histories, lists of items and options."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
 import numpy as np
 
-CONDITIONS = ("where", "where_not")
+ITEM_LISTS = {"allow", "deny"}
 
 
 def read_histories(values: Any) -> list[list[Any]]:
@@ -61,16 +61,41 @@ def read_list(values: Any, name: str, ordered: bool = False) -> list[Any]:
     return list(values)
 
 
-def check_option(name: str, value: Any) -> None:
-    """Raise ValueError unless `exclude_history` is a bool, a condition a dict, and others whole numbers from 1 on."""
-    if name in CONDITIONS:
-        if not isinstance(value, Mapping):
-            raise ValueError(f"`{name}` must be a dict, such as {{'in_stock': True}}, found {value!r:.100}.")
-        return
-    flag = isinstance(value, bool | np.bool_)
-    if name == "exclude_history" and not flag:
-        raise ValueError(f"`{name}` must be True or False, found {value!r}.")
-    if name != "exclude_history" and (flag or not isinstance(value, Integral) or value < 1):
+def check_options(options: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Return the options that are not None, with lists and rules as lists; ValueError for invalid ones."""
+    if unknown := sorted(options.keys() - names):
+        raise ValueError(f"Unknown option {unknown[0]!r}. The options are {', '.join(names)} and batch_size.")
+    return {name: _read_option(name, value) for name, value in options.items() if value is not None}
+
+
+def _read_option(name: str, value: Any) -> Any:
+    match name:
+        case "allow" | "deny":
+            return read_list(value, name)
+        case "rerank":
+            rules = list(value) if isinstance(value, list | tuple) else [value]
+            if not all(map(callable, rules)):
+                raise ValueError(f"`rerank` must be a rule or a list of rules, found {value!r:.100}.")
+            return rules
+        case "where" | "where_not":
+            check_conditions(name, value)
+        case "exclude_history":
+            if not isinstance(value, bool | np.bool_):
+                raise ValueError(f"`{name}` must be True or False, found {value!r}.")
+        case "top_k" | "candidates":
+            check_count(name, value)
+    return value
+
+
+def check_conditions(name: str, value: Any) -> None:
+    """Raise ValueError unless conditions on attributes are a dict."""
+    if not isinstance(value, Mapping):
+        raise ValueError(f"`{name}` must be a dict, such as {{'in_stock': True}}, found {value!r:.100}.")
+
+
+def check_count(name: str, value: Any) -> None:
+    """Raise ValueError unless a value is a whole number of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
         raise ValueError(f"`{name}` must be a whole number of at least 1, found {value!r}.")
 
 

@@ -55,16 +55,6 @@ class ItemAttributes:
         self._columns: dict[str, pd.Series] = {}
         self._values: dict[str, dict[str, list[Any]]] = {}
 
-    def check_items(self, items: pa.Array) -> None:
-        """Warn if most items of a model have no row; ValueError if none has one."""
-        found = pc.sum(pc.is_in(items, value_set=self.items)).as_py()
-        if found == 0:
-            shown = " and ".join(repr(of[0].as_py()) for of in (self.items, items) if len(of))
-            raise ValueError(f"attributes: no item of the table is in the model, found {shown}. Use the same IDs.")
-        if found is not None and found < len(items) / 2:
-            text = "attributes: only %s of the %s items of the model have a row in the table. Check the column of IDs."
-            logger.warning_once(text, f"{found:,}", f"{len(items):,}")
-
     def values(self, name: str) -> dict[str, list[Any]]:
         """Return raw ID -> values of an attribute, for the items that have values; ValueError if it is unknown."""
         if name not in self._values:  # once, because a rule asks for each user
@@ -130,4 +120,20 @@ def needed(attributes: ItemAttributes | None) -> ItemAttributes:
     """Return the attributes; ValueError if there are none."""
     if attributes is None:
         raise ValueError("Attributes are missing: pass a table with one row per item as `attributes=`.")
+    return attributes
+
+
+def read_attributes(source: Any, items: pa.Array) -> ItemAttributes:
+    """Return the attributes of the items of a model, from a table or `ItemAttributes`.
+
+    Warns if most items have no row; ValueError if none has one.
+    """
+    attributes = source if isinstance(source, ItemAttributes) else ItemAttributes(source)
+    found = pc.sum(pc.is_in(items, value_set=attributes.items)).as_py()
+    if found == 0:
+        shown = " and ".join(repr(of[0].as_py()) for of in (attributes.items, items) if len(of))
+        raise ValueError(f"attributes: no item of the table is in the model, found {shown}. Use the same IDs.")
+    if found is not None and found < len(items) / 2:
+        text = "attributes: only %s of the %s items of the model have a row in the table. Check the column of IDs."
+        logger.warning_once(text, f"{found:,}", f"{len(items):,}")
     return attributes

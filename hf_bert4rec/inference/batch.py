@@ -25,8 +25,7 @@ from ..data.ids import as_item_ids
 from ..data.interactions import load_interactions
 from ..hub.checkpoint import fetch_checkpoint
 from ..hub.errors import disk_errors, read_json
-from .answers import ITEM_LISTS, check_options
-from .arguments import check_option
+from .arguments import ITEM_LISTS, check_count, check_options
 from .export import FACTS_FILE, OPTIONS, OnnxRecommender
 from .pipeline import pipeline
 
@@ -123,8 +122,8 @@ def recommend_to_parquet(
     options = check_options(options, OPTIONS)
     for name in ITEM_LISTS & options.keys():
         options[name] = as_item_ids(options[name], name).to_pylist()
-    check_option("processes", processes)
-    check_option("shard_size", shard_size)
+    check_count("processes", processes)
+    check_count("shard_size", shard_size)
     file, folder = Path(source), Path(output)
     model = Path(checkpoint) if Path(checkpoint, FACTS_FILE).exists() else fetch_checkpoint(checkpoint)
     arguments = {"checkpoint": str(model), "user": user, "history": history, **options}

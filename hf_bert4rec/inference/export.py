@@ -26,21 +26,22 @@ from ..hub.checkpoint import check_sizes, fetch_checkpoint, is_folder, replaced_
 from ..hub.errors import read_json
 from ..models.configuration_bert4rec import SPECIAL_TOKENS
 from .answers import (
-    ITEM_LISTS,
-    SCORES_ARE_DAMAGED,
     ItemCatalog,
     Recommendations,
     answer_in_batches,
-    check_options,
+    check_scores,
+    closed_rows,
     item_vectors,
     similar_items,
+    unit_vectors,
 )
-from .arguments import read_histories
+from .arguments import ITEM_LISTS, check_options, read_histories
 
 GRAPH_FILE, FACTS_FILE, ITEMS_FILE, VECTORS_FILE = "model.onnx", "export.json", "catalog.parquet", "vectors.npy"
 OPTIONS = ("top_k", "exclude_history", "allow", "deny")
 PAD_ROW, MASK_ROW = SPECIAL_TOKENS.index("[PAD]"), SPECIAL_TOKENS.index("[MASK]")
 MAX_BATCH = 2**16
+ALL_ROWS, NO_ROWS = [slice(None)], [np.empty(0, np.int64)]  # if `allow` or `deny` was not given
 
 
 class RecommendationGraph(nn.Module):
@@ -54,10 +55,8 @@ class RecommendationGraph(nn.Module):
     def __init__(self, model: PreTrainedModel, removed: np.ndarray) -> None:
         super().__init__()
         self.model = model.eval()
-        self.never: torch.Tensor
-        never = torch.arange(model.config.vocab_size) < len(SPECIAL_TOKENS)
-        never[torch.from_numpy(removed)] = True
-        self.register_buffer("never", never)
+        self.closed: torch.Tensor
+        self.register_buffer("closed", closed_rows(model.config.vocab_size, removed))
 
     def forward(
         self, history: torch.Tensor, excluded: torch.Tensor, allowed: torch.Tensor, top_k: torch.Tensor
@@ -82,7 +81,7 @@ class RecommendationGraph(nn.Module):
         states = self.model.model(input_ids, real, kept_positions=lengths).last_hidden_state[:, 0]
         scores = self.model.score_items(states).float().log_softmax(dim=1)
         damaged = scores.isnan().any(dim=1, keepdim=True)
-        scores = scores.masked_fill(self.never | ~allowed, -torch.inf).scatter(1, excluded, -torch.inf)
+        scores = scores.masked_fill(self.closed | ~allowed, -torch.inf).scatter(1, excluded, -torch.inf)
         number: Any = top_k.item()
         torch._check(number >= 1)
         torch._check(number <= self.model.config.vocab_size)
@@ -191,8 +190,7 @@ class OnnxRecommender:
         needed = {"checkpoint", "revision", "exclude_history", "max_length", "rows"} <= self.facts.keys()
         if not needed or not len(self.tokenizer) == self.facts["rows"] == len(vectors) + len(SPECIAL_TOKENS):
             raise ValueError(f"{folder}: the files do not belong together. Export again.")
-        lengths = np.linalg.norm(vectors[:, :-1], axis=1, keepdims=True)
-        self._unit_vectors = vectors[:, :-1] / np.maximum(lengths, 1e-12)
+        self._unit_vectors = unit_vectors(vectors)
 
     def __call__(
         self, histories: Iterable[Iterable[str | float]], batch_size: int | None = None, **kwargs: Any
@@ -204,27 +202,25 @@ class OnnxRecommender:
         exclude_history = options.get("exclude_history", self.facts["exclude_history"])
         limit = self.facts["max_length"] - 1
 
-        def answer(rows: list[np.ndarray], _: list[int], listed: dict[str, list[np.ndarray]]) -> list[Recommendations]:
-            denied, allowed = listed.get("deny", [np.empty(0, np.int64)]), listed.get("allow")
-            denied = denied * (len(rows) // len(denied))
+        def answer(rows: list[np.ndarray], _: Any, allow: Any = ALL_ROWS, deny: Any = NO_ROWS) -> list[Recommendations]:
+            allow, deny = (lists * (len(rows) // len(lists)) for lists in (allow, deny))  # one list may hold for all
             if exclude_history:
-                denied = [np.concatenate(pair) for pair in zip(rows, denied, strict=True)]
-            mask = np.full((len(rows), len(self.tokenizer)), allowed is None)
-            for user, items in enumerate(allowed or ()):
-                mask[user if len(allowed or ()) == len(rows) else slice(None), items] = True
+                deny = [np.concatenate(pair) for pair in zip(rows, deny, strict=True)]
+            allowed = np.zeros((len(rows), len(self.tokenizer)), bool)
+            for user, items in enumerate(allow):
+                allowed[user, items] = True
             inputs = {
                 "history": _filled([history[max(0, len(history) - limit) :] for history in rows]),
-                "excluded": _filled(denied),
-                "allowed": mask,
+                "excluded": _filled(deny),
+                "allowed": allowed,
                 "top_k": np.array(number, np.int64),
             }
             found, scores = self._session.run(None, inputs)
-            if np.isnan(scores).any():
-                raise ValueError(SCORES_ARE_DAMAGED)
+            check_scores(torch.from_numpy(scores))
             return self.catalog.describe(found, scores, (found != PAD_ROW).sum(axis=1).tolist())
 
         rows = self.catalog.read_rows(read_histories(histories), "histories")
-        return answer_in_batches(self.catalog, rows, lists, batch_size, answer)
+        return answer_in_batches(self.catalog, rows, answer, batch_size, **lists)
 
     def similar(self, items: Iterable[str | float], top_k: int = 10) -> list[Recommendations]:
         """Return the items with the most similar vectors, as `NextItemRecommendationPipeline.similar`."""

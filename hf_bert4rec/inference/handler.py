@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from .answers import check_options
+from .arguments import check_options
 from .export import OPTIONS, checkpoint_revision
 from .pipeline import pipeline
 

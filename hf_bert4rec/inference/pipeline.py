@@ -7,10 +7,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow.compute as pc
 import torch
 import transformers
-from torch.nn.functional import normalize
 from transformers import AutoModelForMaskedLM, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.utils import logging
@@ -19,21 +17,19 @@ from ..data.data_collator import pad_rows
 from ..data.ids import as_item_ids
 from ..evaluation.ranking import target_ranks
 from ..hub.checkpoint import check_sizes, fetch_checkpoint, stored_exclude_history, stored_recipe
-from ..models.configuration_bert4rec import SPECIAL_TOKENS
 from ..training.resources import warn_about_spinning_threads
 from .answers import (
-    ITEM_LISTS,
     ItemCatalog,
     Recommendations,
     answer_in_batches,
-    check_options,
     check_scores,
     item_vectors,
     similar_items,
+    unit_vectors,
 )
-from .arguments import CONDITIONS, check_option, read_histories, read_list
-from .attributes import ItemAttributes, needed
-from .selection import best_items
+from .arguments import ITEM_LISTS, check_count, check_options, read_histories, read_list
+from .attributes import ItemAttributes, read_attributes
+from .selection import Selection
 
 logger = logging.get_logger(__name__)
 
@@ -75,13 +71,13 @@ class NextItemRecommendationPipeline(Pipeline):
         super().__init__(*args, **kwargs)
         check_sizes(self.model, self.tokenizer)
         if self._batch_size is not None:
-            check_option("batch_size", self._batch_size)
+            check_count("batch_size", self._batch_size)
         if self.device.type == "cpu":
             warn_about_spinning_threads()
         self.model.eval()
         self.catalog = ItemCatalog(self.tokenizer)
         self.trained_on_last_items = False
-        self._options({}, OPTIONS)  # errors in defaults come now, not with the first call
+        self._select({}, OPTIONS)  # errors in defaults come now, not with the first call
 
     def __call__(self, histories: Iterable[Iterable[str | float]], **kwargs: Any) -> list[Recommendations]:
         """Recommend items for any number of histories.
@@ -97,7 +93,7 @@ class NextItemRecommendationPipeline(Pipeline):
                 - `allow`: IDs of the only items that may be recommended. `deny`: IDs of items that are not
                   recommended. Both are one list for all histories, or one list per history.
                 - `where`: conditions on attributes that an item must fulfill, such as `{"in_stock": True}`.
-                  `where_not`: conditions that it must not fulfill. See `CatalogAttributes.matches`.
+                  `where_not`: conditions that it must not fulfill. See `ItemAttributes.matching`.
                 - `attributes`: the table of attributes, or an `ItemAttributes`. Default: the item features of the
                   model.
                 - `rerank`: a rule that reorders or drops items, such as `at_most(2, "category")`, or a list of rules.
@@ -174,23 +170,22 @@ class NextItemRecommendationPipeline(Pipeline):
         given, unknown = read_histories(histories), self.tokenizer.unk_token_id
         rows = self.catalog.read_rows(given, "histories", keep_unknown=True)
         read = [history[history != unknown] for history in rows]
-        exclude = self._excludes_history(self._postprocess_params.get("exclude_history"))
+        exclude = self._postprocess_params.get("exclude_history", self.model.config.exclude_history)
 
-        def answer(histories: list[np.ndarray], places: list[int], _: Any) -> list[tuple[float, int]]:
-            targets = torch.tensor([int(history[place]) for history, place in zip(histories, places, strict=True)])
+        def answer(histories: list[np.ndarray], places: list[int]) -> list[dict[str, Any]]:
+            targets = np.array([history[place] for history, place in zip(histories, places, strict=True)])
             logits, found = self._log_probabilities(histories, places, targets)
-            own = logits.gather(1, targets[:, None])
-            logits[:, torch.from_numpy(self.catalog.removed)] = -torch.inf
-            logits.scatter_(1, targets[:, None], own)
-            others = [history[history != target] for history, target in zip(histories, targets.numpy(), strict=True)]
-            excluded = torch.from_numpy(pad_rows(others, -100)[0]) if exclude else None
-            return list(zip(found, target_ranks(logits, targets, excluded).ceil().int().tolist(), strict=True))
+            excluded = [np.append(self.catalog.removed, history if exclude else history[:0]) for history in histories]
+            others = [rows[rows != target] for rows, target in zip(excluded, targets, strict=True)]
+            ranks = target_ranks(logits, torch.from_numpy(targets), torch.from_numpy(pad_rows(others, -100)[0]))
+            pairs = zip(found, ranks.ceil().int().tolist(), strict=True)
+            return [{"log_probability": value, "rank": rank} for value, rank in pairs]
 
         places = [range(len(history)) for history in read]
-        found = iter(answer_in_batches(self.catalog, read, {}, self._size(batch_size), answer, places))
-        numbers = [[(None, None) if row == unknown else next(found) for row in history] for history in rows]
-        names = ("log_probability", "rank")
-        return [self._label(*of, names) for of in zip(given, rows, numbers, strict=True)]
+        found = iter(answer_in_batches(self.catalog, read, answer, self._size(batch_size), places=places))
+        nothing = {"log_probability": None, "rank": None}
+        numbers = [[nothing if row == unknown else next(found) for row in history] for history in rows]
+        return [self._label(*of) for of in zip(given, rows, numbers, strict=True)]
 
     def explain(
         self, history: Iterable[str | float], item: str | float, batch_size: int | None = None
@@ -221,13 +216,13 @@ class NextItemRecommendationPipeline(Pipeline):
         read = read[max(0, len(read) - self.tokenizer.model_max_length + 1) :]
         variants = [rows[read], *(rows[np.delete(read, place)] for place in range(len(read)))]
 
-        def answer(histories: list[np.ndarray], places: list[int], _: Any) -> list[float]:
-            return self._log_probabilities(histories, places, torch.full((len(places),), int(target)))[1]
+        def answer(histories: list[np.ndarray], places: list[int]) -> list[float]:
+            return self._log_probabilities(histories, places, np.repeat(target, len(places)))[1]
 
-        whole, *without = answer_in_batches(self.catalog, variants, {}, self._size(batch_size), answer)
-        contributions = np.zeros((len(rows), 1))
-        contributions[read, 0] = whole - np.array(without)
-        return self._label(given, rows, contributions.tolist(), ["contribution"])
+        whole, *without = answer_in_batches(self.catalog, variants, answer, self._size(batch_size))
+        contributions = np.zeros(len(rows))
+        contributions[read] = whole - np.array(without)
+        return self._label(given, rows, [{"contribution": value} for value in contributions.tolist()])
 
     def encode(self, histories: Iterable[Iterable[str | float]], batch_size: int | None = None) -> np.ndarray:
         """Return the query vectors of histories, (histories, hidden + 1) float32.
@@ -239,10 +234,10 @@ class NextItemRecommendationPipeline(Pipeline):
             ValueError: As for a call.
         """
 
-        def answer(rows: list[np.ndarray], places: list[int], _: Any) -> list[np.ndarray]:
+        def answer(rows: list[np.ndarray], places: list[int]) -> list[np.ndarray]:
             return list(self.forward(self.preprocess(rows, places), scored=False)["queries"].numpy())
 
-        found = answer_in_batches(self.catalog, self._read(histories), {}, self._size(batch_size), answer)
+        found = answer_in_batches(self.catalog, self._read(histories), answer, self._size(batch_size))
         return np.array(found, np.float32).reshape(-1, self.model.config.hidden_size + 1)
 
     def item_vectors(self) -> np.ndarray:
@@ -270,8 +265,7 @@ class NextItemRecommendationPipeline(Pipeline):
         Raises:
             ValueError: The model does not have an item, or an argument has another form.
         """
-        vectors = normalize(torch.from_numpy(self.item_vectors()[:, :-1])).numpy()
-        return similar_items(self.catalog, vectors, items, top_k)
+        return similar_items(self.catalog, unit_vectors(self.item_vectors()), items, top_k)
 
     def _sanitize_parameters(self, **options: Any) -> tuple[dict, dict, dict]:
         return {}, {}, check_options(options, OPTIONS)
@@ -288,16 +282,15 @@ class NextItemRecommendationPipeline(Pipeline):
             places: Place of [MASK] in each history. Of a history that is too long, the part around it is kept.
         """
         limit, pad = self.tokenizer.model_max_length, self.tokenizer.pad_token_id
-        lengths = [max(len(history), place + 1) for history, place in zip(histories, places, strict=True)]
-        pairs = zip(places, lengths, strict=True)
-        starts = [max(0, min(place - limit // 2, length - limit)) for place, length in pairs]
+        asked = np.array(places)
+        lengths = np.maximum(list(map(len, histories)), asked + 1)
+        starts = np.minimum(asked - limit // 2, lengths - limit).clip(min=0)
         kept = [history[start : start + limit] for history, start in zip(histories, starts, strict=True)]
-        longest = min(limit, -(-max(lengths) // LENGTH_MULTIPLE) * LENGTH_MULTIPLE)
-        missing = MIN_ROWS - len(histories)
-        input_ids, real = pad_rows([*kept, *[np.empty(0, np.int64)] * missing], pad, longest)
-        query = np.zeros(len(real), np.int64)
-        query[: len(starts)] = np.array(places) - starts
-        queries = np.arange(len(real)), query
+        kept += [np.empty(0, np.int64)] * (MIN_ROWS - len(histories))
+        longest = min(limit, -(-lengths.max() // LENGTH_MULTIPLE) * LENGTH_MULTIPLE)
+        input_ids, real = pad_rows(kept, pad, longest)
+        query = np.pad(asked - starts, (0, len(kept) - len(histories)))
+        queries = np.arange(len(kept)), query
         input_ids[queries], real[queries] = self.tokenizer.mask_token_id, True
         return {
             "input_ids": torch.from_numpy(input_ids),
@@ -316,79 +309,58 @@ class NextItemRecommendationPipeline(Pipeline):
         queries = self.model.prediction_head(states)[: len(history)].float()
         return {"queries": torch.cat([queries, torch.ones_like(queries[:, :1])], dim=1), "history": history}
 
-    def postprocess(self, outputs: dict[str, torch.Tensor], **options: Any) -> list[Recommendations]:
-        """Return the best items for each user; see `best_items`."""
-        return best_items(self.catalog, self.model, outputs, **options)
+    def postprocess(self, outputs: dict[str, torch.Tensor], selection: Selection) -> list[Recommendations]:
+        """Return the best items for each user; see `Selection.best`."""
+        return selection.best(outputs)
 
     def _recommend(
         self, rows: Sequence[np.ndarray], given: dict[str, Any], names: Sequence[str], places: Any = None
     ) -> list[Recommendations]:
         """Return the recommendations for each place of each history of rows; `given` are the options of a call."""
         size = self._size(given.pop("batch_size", None))
-        options, lists = self._options(given, names)
+        selection, lists = self._select(given, names)
 
-        def answer(rows: list[np.ndarray], places: list[int], listed: dict[str, list[np.ndarray]]) -> list[Any]:
-            outputs = self.forward(self.preprocess(rows, places), scored="index" not in options)
+        def answer(rows: list[np.ndarray], places: list[int], **listed: list[np.ndarray]) -> list[Recommendations]:
+            outputs = self.forward(self.preprocess(rows, places), scored=selection.index is None)
             pad = self.tokenizer.pad_token_id
             outputs |= {name: torch.from_numpy(pad_rows(items, pad)[0]) for name, items in listed.items()}
-            return self.postprocess(outputs, **options)
+            return self.postprocess(outputs, selection)
 
-        return answer_in_batches(self.catalog, rows, lists, size, answer, places)
+        return answer_in_batches(self.catalog, rows, answer, size, places=places, **lists)
 
-    def _options(self, given: dict[str, Any], names: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return the options of `best_items` and the lists of items, from those of a call and the defaults."""
+    def _select(self, given: dict[str, Any], names: Sequence[str]) -> tuple[Selection, dict[str, Any]]:
+        """Return the selection of items and the lists of items, from the options of a call and the defaults."""
         defaults = {name: value for name, value in self._postprocess_params.items() if name in names}
-        options = {**defaults, **check_options(given, names)}
+        options = {"exclude_history": self.model.config.exclude_history} | defaults | check_options(given, names)
         lists = {name: options.pop(name) for name in ITEM_LISTS & options.keys()}
-        options["exclude_history"] = self._excludes_history(options.get("exclude_history"))
-        conditions = {name: options.pop(name, {}) for name in CONDITIONS}
         table = options.pop("attributes", None)
-        if any(conditions.values()) or options.get("rerank"):
-            options["attributes"] = self._read_attributes(table)
-        options["closed"] = self._closed_rows(options.get("attributes"), **conditions)
-        return options, lists
+        if any(options.get(name) for name in ("where", "where_not", "rerank")):
+            options["attributes"] = self._features if table is None else read_attributes(table, self.tokenizer.items)
+        return Selection(self.catalog, self.model, **options), lists
 
     @cached_property
     def _features(self) -> ItemAttributes | None:
         """The item features of the model, which are read once. Other tables may change between calls."""
-        return None if self.tokenizer.features is None else ItemAttributes(self.tokenizer.features)
-
-    def _read_attributes(self, table: Any) -> ItemAttributes | None:
-        attributes = self._features if table is None else table
-        if attributes is not None:
-            attributes = attributes if isinstance(attributes, ItemAttributes) else ItemAttributes(attributes)
-            attributes.check_items(self.tokenizer.items)
-        return attributes
-
-    def _closed_rows(self, attributes: ItemAttributes | None, where: Any, where_not: Any) -> torch.Tensor:
-        """Return the rows (rows,) bool that are not recommended to anybody."""
-        closed = self.catalog.closed.clone()
-        for conditions, refused in ((where, False), (where_not, True)):
-            for condition in conditions.items():
-                found = pc.is_in(self.tokenizer.items, value_set=needed(attributes).matching(*condition))
-                closed[len(SPECIAL_TOKENS) :] |= torch.from_numpy(np.asarray(found)) == refused
-        return closed
+        features = self.tokenizer.features
+        return None if features is None else read_attributes(features, self.tokenizer.items)
 
     def _log_probabilities(
-        self, histories: list[np.ndarray], places: list[int], targets: torch.Tensor
+        self, histories: list[np.ndarray], places: list[int], targets: np.ndarray
     ) -> tuple[torch.Tensor, list[float]]:
         """Return the logits (histories, rows) at one place of each history, and the log-probability of the target."""
         logits = self.forward(self.preprocess(histories, places))["logits"]
-        found = logits.gather(1, targets[:, None])[:, 0] - logits.logsumexp(dim=1)
+        found = logits[np.arange(len(targets)), targets] - logits.logsumexp(dim=1)
         check_scores(found)
         return logits, found.tolist()
 
-    def _label(self, items: list[Any], rows: np.ndarray, numbers: Any, names: Sequence[str]) -> list[dict[str, Any]]:
-        """Return a dict for each item of a history: ID, title, and numbers with their names."""
-        titles = [None] * len(SPECIAL_TOKENS) + (self.tokenizer.titles or [None] * len(self.tokenizer.items))
-        fields = zip(as_item_ids(items, "histories").to_pylist(), rows.tolist(), numbers, strict=True)
-        return [{"item": it, "title": titles[row], **dict(zip(names, of, strict=True))} for it, row, of in fields]
+    def _label(self, items: list[Any], rows: np.ndarray, numbers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Return a dict for each item of a history: ID, title, and its numbers."""
+        ids, titles = as_item_ids(items, "histories").to_pylist(), map(self.catalog.title, rows.tolist())
+        fields = zip(ids, titles, numbers, strict=True)
+        return [{"item": item, "title": title, **of} for item, title, of in fields]
 
     def _read(self, histories: Any) -> list[np.ndarray]:
         return self.catalog.read_rows(read_histories(histories), "histories")
-
-    def _excludes_history(self, given: bool | None) -> bool:
-        return bool(self.model.config.exclude_history if given is None else given)
 
     def _warn_about_gaps(self) -> None:
         if self.trained_on_last_items:

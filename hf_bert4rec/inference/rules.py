@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .arguments import check_option
+from .arguments import check_conditions, check_count
 from .attributes import ItemAttributes, needed
 
 
@@ -45,7 +45,7 @@ def at_most(number: int, attribute: str) -> Rule:
 
     An item with several values is dropped if one of them has been used up. An item without a value is never dropped.
     """
-    check_option("number", number)
+    check_count("number", number)
 
     def rule(candidates: Candidates) -> np.ndarray:
         counts: Counter[Any] = Counter()
@@ -54,7 +54,7 @@ def at_most(number: int, attribute: str) -> Rule:
             if any(counts[value] >= number for value in values):
                 logits[place] = -np.inf
             else:
-                counts.update(values)
+                counts.update(set(values))
         return logits
 
     return rule
@@ -98,8 +98,8 @@ def boost(where: Mapping[str, Any], factor: float) -> Rule:
         where: Conditions, such as `{"new": True}`.
         factor: Above 1 moves them up, below 1 down.
     """
-    check_option("where", where)
-    _check_number("factor", factor, "above 0", lambda number: number > 0)
+    check_conditions("where", where)
+    _check_number("factor", factor, "above 0 and finite", lambda number: 0 < number < np.inf)
 
     @lru_cache(maxsize=1)  # a rule is called for each user
     def matching(attributes: ItemAttributes) -> list[set[str]]:
@@ -113,30 +113,29 @@ def boost(where: Mapping[str, Any], factor: float) -> Rule:
     return rule
 
 
-def rerank(candidates: Candidates, rules: Sequence[Any]) -> np.ndarray:
-    """Return the indices of candidates in the order of rules, each of which gets what the one before it returned.
+def order_by_rules(candidates: Candidates, rules: Sequence[Rule]) -> np.ndarray:
+    """Return the places of candidates in the order of rules, each of which gets what the one before it returned.
 
     Raises:
         ValueError: A rule does not return one number per candidate.
     """
     order = np.arange(len(candidates.items))
     for rule in rules:
-        if not len(order):
+        if not candidates.items:
             break
-        kept = Candidates(
-            items=[candidates.items[index] for index in order],
-            logits=candidates.logits[order],
-            vectors=candidates.vectors[order],
-            attributes=candidates.attributes,
-        )
-        found = rule(kept)
+        found = rule(candidates)
         logits = np.asarray(found)
         if logits.dtype.kind != "f" or logits.shape != order.shape or np.isnan(logits).any():
             expected = f"a float for each of the {len(order)} candidates, by which they are sorted (-inf drops one)"
             raise ValueError(f"A rule must return {expected}, found {found!r:.200}.")
-        candidates.logits[order] = logits
-        best = np.argsort(-logits, kind="stable")
-        order = order[best[: np.count_nonzero(logits > -np.inf)]]
+        best = np.argsort(-logits, kind="stable")[: np.count_nonzero(logits > -np.inf)]
+        candidates = Candidates(
+            items=[candidates.items[place] for place in best],
+            logits=logits[best].astype(np.float32),
+            vectors=candidates.vectors[best],
+            attributes=candidates.attributes,
+        )
+        order = order[best]
     return order
 
 

@@ -251,12 +251,30 @@ def test_at_most_n_items_of_a_value(recommender):
     assert sum(row["item"] in "adg" for row in answers) == 1
 
 
+def test_a_value_that_is_repeated_in_a_cell_counts_once(recommender):
+    everything = best(recommender)
+    products = pa.table({"item": [*"ab"], "tags": [["x", "x"], ["x", "x"]]})
+    assert best(recommender, attributes=products, rerank=at_most(2, "tags")) == everything
+
+
 def test_a_boost_multiplies_the_probability(recommender):
     scores = {row["item"]: row["score"] for row in recommender([["a"]], top_k=10)[0]}
     boosted = {item: score * (3 if item in "bh" else 1) for item, score in scores.items()}
     answered = recommender([["a"]], top_k=10, attributes=PRODUCTS, rerank=boost({"tags": "new"}, 3))
     assert items_of(answered) == [sorted(boosted, key=boosted.get, reverse=True)]
     assert scores_of(answered) == pytest.approx([scores[item] for item in items_of(answered)[0]])
+
+
+def test_rules_do_not_change_scores_with_an_index(recommender):
+    def backwards(candidates):
+        return np.negative(candidates.logits, out=candidates.logits)
+
+    index = usearch_index(recommender.index_vectors())
+    logits = {row["item"]: row["score"] for row in recommender([["a"]], top_k=10, index=index)[0]}
+    for rule in (boost({"tags": "new"}, 3), backwards):
+        answered = recommender([["a"]], top_k=10, attributes=PRODUCTS, rerank=rule, index=index)
+        assert items_of(answered) != [[*logits]]
+        assert scores_of(answered) == pytest.approx([logits[item] for item in items_of(answered)[0]])
 
 
 def test_diversity_by_hand(recommender):
@@ -326,7 +344,9 @@ def test_rules_hold_in_any_batch_and_with_an_index(recommender, rule):
     assert items_of(recommender(histories, **options, index=index)) == expected
 
 
-@pytest.mark.parametrize("make", [lambda: at_most(0, "x"), lambda: diversify(1.5), lambda: boost({}, 0)])
+@pytest.mark.parametrize(
+    "make", [lambda: at_most(0, "x"), lambda: diversify(1.5), lambda: boost({}, 0), lambda: boost({}, float("inf"))]
+)
 def test_settings_of_rules_are_checked(make):
     with pytest.raises(ValueError, match="must be"):
         make()
