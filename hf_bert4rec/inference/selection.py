@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 import torch
-from torch.nn.functional import normalize
-from torch.nn.utils.rnn import pad_sequence
+from torch.nn.functional import normalize, pad
 from transformers import PreTrainedModel
 
 from ..evaluation.ranking import stable_top_k
@@ -113,6 +112,7 @@ class Selection:
         """Rank the items that the index finds, or those of `allow`. Search for more if too few are not excluded."""
         check_scores(queries)
         possible = (~self._closed).nonzero()[:, 0]
+        denied = pad(excluded, (1, 0)).sort(dim=1).values  # with [PAD], which is row 0
         count = SEARCHED * self._number
         while True:
             all_possible = count >= len(possible)
@@ -123,19 +123,22 @@ class Selection:
             else:  # a place that the index left empty becomes the last special row, which is closed
                 places = search_index(self.index, queries.numpy(), count, len(self.catalog.tokenizer.items))
                 found = torch.from_numpy(places) + len(SPECIAL_TOKENS)
-            open_rows = [of[~self._closed[of]].unique() for of in found]  # sorted, because ties are in this order
-            left = [of[~torch.isin(of, denied)] for of, denied in zip(open_rows, excluded, strict=True)]
-            if allowed is not None or all_possible or min(map(len, left)) >= self._number:
+            rows = found.sort(dim=1).values
+            left = ~self._closed[rows]
+            left[:, 1:] &= rows[:, 1:] != rows[:, :-1]  # an item that `allow` lists twice
+            nearest = torch.searchsorted(denied, rows).clamp(max=denied.shape[1] - 1)
+            left &= denied.gather(1, nearest) != rows
+            if allowed is not None or all_possible or left.sum(dim=1).min() >= self._number:
                 break
             count *= SEARCHED
         weight, bias = self.model._item_weights()
         scores = []
-        for of, query in zip(left, queries, strict=True):
+        for of, query in zip(rows, queries, strict=True):
             vectors, added = weight[of.to(weight.device)].cpu(), bias[of.to(bias.device)].cpu()
             scores.append(added + vectors.float() @ query[:-1])
-        padded = pad_sequence(scores, batch_first=True, padding_value=-torch.inf)
-        values, order = stable_top_k(padded, min(self._number, padded.shape[1]))
-        return pad_sequence(left, batch_first=True).gather(1, order), values, values
+        logits = torch.stack(scores).masked_fill(~left, -torch.inf)
+        values, order = stable_top_k(logits, min(self._number, logits.shape[1]))
+        return rows.gather(1, order), values, values
 
     def _apply_rules(self, rows: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         """Return the places of the items that the rules keep, in their order."""
