@@ -1,6 +1,7 @@
 """Attributes of items, such as category, price and stock: which items fulfill conditions, and their values."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from datetime import date
 from os import PathLike
 from typing import Any
 
@@ -85,6 +86,11 @@ class ItemAttributes:
             return self._items_of(column[np.asarray(found.fillna(False), bool)])
         several = isinstance(condition, Iterable) and not isinstance(condition, str | bytes | Mapping)
         wanted = list(condition) if several else [condition]
+        if any(isinstance(value, Collection) and not isinstance(value, str | bytes) for value in wanted):
+            expected = "a value, a list of values, or a function of the column"
+            raise ValueError(f"The condition on {name!r} must be {expected}, found {condition!r:.100}.")
+        if column.dtype.kind == "M":
+            wanted = [pd.Timestamp(value) if isinstance(value, date) else value for value in wanted]
         if self._are_features and not pd.api.types.is_numeric_dtype(column):
             wanted = list(map(str, wanted))  # categories of features are text
         for value in wanted[:CHECKED]:

@@ -375,7 +375,7 @@ class NextItemRecommendationPipeline(Pipeline):
 
 
 def _is_gap(item: Any) -> bool:
-    return item is None or item is pd.NA or (isinstance(item, float) and item != item)  # NaN
+    return item is None or item is pd.NA or item is pd.NaT or (isinstance(item, float | np.floating) and np.isnan(item))
 
 
 def register_task() -> None:

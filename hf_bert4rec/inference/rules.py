@@ -1,7 +1,7 @@
 """Rules that rerank the best items of a user: at most n per category, diversity, and boosts."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from numbers import Real
@@ -11,6 +11,8 @@ import numpy as np
 
 from .arguments import check_conditions, check_count
 from .attributes import ItemAttributes, needed
+
+LARGEST = np.finfo(np.float32).max
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Candidates:
     def values(self, name: str) -> list[list[Any]]:
         """Return a list of the values of an attribute for each item; it is empty for an item without values."""
         found = needed(self.attributes).values(name)
-        return [found.get(item, []) for item in self.items]
+        return [list(found.get(item, ())) for item in self.items]
 
 
 Rule = Callable[[Candidates], Sequence[float] | np.ndarray]
@@ -67,6 +69,8 @@ def diversify(weight: float) -> Rule:
     logit, scaled to 0 for the last of the candidates and 1 for the first. Similarity is the largest cosine between the
     vector of the item and the vector of an item above it. Source: Carbonell and Goldstein, SIGIR 1998.
 
+    An item far below the others makes the relevance of these equal: drop it with a rule before this one.
+
     Args:
         weight: 0 keeps the order, 1 ignores the scores.
     """
@@ -99,6 +103,7 @@ def boost(where: Mapping[str, Any], factor: float) -> Rule:
         factor: Above 1 moves them up, below 1 down.
     """
     check_conditions("where", where)
+    where = {name: list(it) if isinstance(it, Iterator) else it for name, it in where.items()}  # for several tables
     _check_number("factor", factor, "above 0 and finite", lambda number: 0 < number < np.inf)
 
     @lru_cache(maxsize=1)  # a rule is called for each user
@@ -125,8 +130,11 @@ def order_by_rules(candidates: Candidates, rules: Sequence[Rule]) -> np.ndarray:
             break
         found = rule(candidates)
         logits = np.asarray(found)
-        if logits.dtype.kind != "f" or logits.shape != order.shape or np.isnan(logits).any():
-            expected = f"a float for each of the {len(order)} candidates, by which they are sorted (-inf drops one)"
+        fits = logits.dtype.kind == "f" and logits.shape == order.shape
+        if not fits or not np.all((np.abs(logits) < LARGEST) | (logits == -np.inf)):
+            expected = (
+                f"a finite float for each of the {len(order)} candidates, by which they are sorted (-inf drops one)"
+            )
             raise ValueError(f"A rule must return {expected}, found {found!r:.200}.")
         best = np.argsort(-logits, kind="stable")[: np.count_nonzero(logits > -np.inf)]
         candidates = Candidates(

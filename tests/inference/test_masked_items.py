@@ -5,6 +5,7 @@ import math
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -91,7 +92,7 @@ def test_unknown_items_are_skipped_and_gaps_stay(recommender, caplog):
 
 def test_missing_values_of_pandas_are_gaps(recommender):
     expected = recommender.fill([["a", None, "b"]])
-    for gap in (float("nan"), pd.NA):
+    for gap in (float("nan"), np.float32("nan"), pd.NA, pd.NaT):
         assert recommender.fill([["a", gap, "b"]]) == expected
     assert recommender.fill([pd.Series(["a", None, "b"])]) == expected
 

@@ -93,6 +93,7 @@ def test_missing_values_change_no_types_and_dates_are_dates(recommender):
     days = pd.to_datetime(["2024-01-02", None, "2024-03-01"]).date
     products = pa.table({"item": ["a", "b", "c"], "number": [large, None, 1], "day": days})
     assert best(recommender, attributes=products, where={"number": large}) == ["a"]
+    assert best(recommender, attributes=products, where={"day": days[2]}) == ["c"]
     recent = {"day": lambda day: day > pd.Timestamp("2024-02-01")}
     assert best(recommender, attributes=products, where=recent) == ["c"]
     kinds = pd.DataFrame({"item": ["a", "b"], "kind": pd.Categorical(["x", None]), "sold": pd.array([True, None])})
@@ -215,15 +216,19 @@ def test_defaults_of_the_pipeline_hold_for_each_call(folder):
         ),
         ({"rerank": at_most(1, "colour")}, "Unknown attribute 'colour'"),
         ({"rerank": 5}, "`rerank` must be a rule or a list of rules, found 5"),
-        ({"rerank": lambda candidates: [0, 0]}, "must return a float for each of the 9 candidates"),
-        ({"rerank": lambda candidates: range(9)}, "must return a float for each"),
-        ({"rerank": lambda candidates: candidates.items}, "must return a float for each"),
-        ({"rerank": lambda candidates: candidates.logits[:, None]}, "must return a float for each"),
-        ({"rerank": lambda candidates: candidates.logits[1:]}, "must return a float for each"),
-        ({"rerank": lambda candidates: candidates.logits * np.nan}, "must return a float for each"),
-        ({"rerank": lambda candidates: None}, "must return a float for each"),
-        ({"rerank": lambda candidates: 0.5}, "must return a float for each"),
-        ({"rerank": lambda candidates: candidates.logits > 0}, "must return a float for each"),
+        ({"rerank": lambda candidates: [0, 0]}, "must return a finite float for each of the 9 candidates"),
+        ({"rerank": lambda candidates: range(9)}, "must return a finite float for each"),
+        ({"rerank": lambda candidates: candidates.items}, "must return a finite float for each"),
+        ({"rerank": lambda candidates: candidates.logits[:, None]}, "must return a finite float for each"),
+        ({"rerank": lambda candidates: candidates.logits[1:]}, "must return a finite float for each"),
+        ({"rerank": lambda candidates: candidates.logits * np.nan}, "must return a finite float for each"),
+        ({"rerank": lambda candidates: candidates.logits + np.inf}, "must return a finite float for each"),
+        ({"rerank": lambda candidates: [-1e300] * 9}, "must return a finite float for each"),
+        ({"where": {"price": {"$lt": 5}}}, "condition on 'price' must be a value, a list of values, or a function"),
+        ({"where": {"tags": [["new"]]}}, "condition on 'tags' must be a value, a list of values, or a function"),
+        ({"rerank": lambda candidates: None}, "must return a finite float for each"),
+        ({"rerank": lambda candidates: 0.5}, "must return a finite float for each"),
+        ({"rerank": lambda candidates: candidates.logits > 0}, "must return a finite float for each"),
         ({"rerank": diversify}, "`weight` must be a number from 0 to 1, found Candidates"),
         ({"candidates": 0}, "`candidates` must be a whole number of at least 1"),
     ],
@@ -313,9 +318,21 @@ def test_a_rule_cannot_change_the_answer_but_by_its_order(recommender):
         logits = candidates.logits.copy()
         candidates.items.sort()
         candidates.logits[:] = candidates.vectors[:] = 0
+        for values in candidates.values("tags"):
+            values.clear()
         return logits
 
-    assert best(recommender, "a", rerank=spoil) == best(recommender, "a")
+    attributes = ItemAttributes(PRODUCTS)
+    assert best(recommender, "a", attributes=attributes, rerank=spoil) == best(recommender, "a")
+    expected = best(recommender, attributes=PRODUCTS, rerank=at_most(1, "tags"))
+    assert best(recommender, attributes=attributes, rerank=at_most(1, "tags")) == expected
+
+
+def test_a_boost_by_an_iterator_of_values_holds_for_several_tables(recommender):
+    rule = boost({"tags": iter(["new"])}, 30)
+    tables = [PRODUCTS, PRODUCTS.copy()]
+    first, second = (best(recommender, attributes=table, rerank=rule) for table in tables)
+    assert first == second != best(recommender)
 
 
 def test_rules_follow_each_other_and_see_only_the_candidates(recommender):
