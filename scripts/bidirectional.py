@@ -355,9 +355,9 @@ def rules(log: str, movies: str, model: str, image: str, item_ids: str) -> None:
         items = [[places[row["item"]] for row in answer] for answer in answers]
         distances = [1 - vectors[of] @ vectors[of].T for of in items if len(of) > 1]
         line = {"measured": "rules", "rule": name, "users": len(ranks), "ndcg@10": gains.mean()}
-        line |= {"interval": bootstrap_interval(gains), "gain": (gains - without).mean()}
+        line |= {"interval": bootstrap_interval(gains), "difference": (without - gains).mean()}
         line |= {
-            "gain_interval": bootstrap_interval(gains - without),
+            "difference_interval": bootstrap_interval(without - gains),
             "coverage": len(set().union(*items)) / len(places),
         }
         line |= {"diversity": np.mean([of[np.triu_indices(len(of), 1)].mean() for of in distances])}

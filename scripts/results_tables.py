@@ -538,8 +538,7 @@ def rules_table() -> str:
     """Return quality, coverage and diversity of the lists of each rule."""
     rows: Rows = []
     for line in find_measurements("rules"):
-        gain = format_interval(line["gain_interval"], "+") if line["gain"] else ""
-        cells = [f"{line['ndcg@10']:.4f}", gain, f"{100 * line['coverage']:.0f} %"]
+        cells = [f"{line['ndcg@10']:.4f}", format_difference(line), f"{100 * line['coverage']:.0f} %"]
         rows.append([line["rule"], *cells, f"{line['diversity']:.3f}", f"{line['genres']:.1f}", str(line["short"])])
     header = [
         "rule",
