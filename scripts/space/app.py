@@ -222,11 +222,14 @@ class Page:
 # A press on any button of a part is handled in Python, which replaces the HTML of all parts. Afterwards the pressed
 # part is where it was on the screen, so that nothing jumps, and the focus is on the same button or entry.
 PRESS = """
-let pressed = null, top = 0;
+let pressed = null, top = 0, adding = false;
+document.addEventListener('input', () => { adding = false; });
 element.addEventListener('click', event => {
     const button = event.target.closest('button[data-action]');
-    const second = event.detail > 1 && button?.dataset.action === 'add';  // of a double click
-    if (!button || second) return;
+    if (!button) return;
+    const again = adding && event.detail > 1;  // the second click of a double click, with nothing typed in between
+    adding = button.dataset.action === 'add';
+    if (adding && again) return;
     pressed = {...button.dataset};
     top = element.getBoundingClientRect().top;
     trigger('press', pressed);

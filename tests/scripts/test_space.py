@@ -588,8 +588,8 @@ def test_a_walk_through_the_space_on_a_phone(phone, address, app, recommender):
     search.fill("value")
     press("Add <b>${1 + 1} {{value}}</b>")
     shows(first, "c", "e")
-    search.fill("long name")
-    press(f"Add {names['i']}")
+    search.fill("long name")  # a click soon after the last one and at the same place is no double click if one typed
+    phone.get_by_role("button", name=f"Add {names['i']}", exact=True).dispatch_event("click", {"detail": 2})
     shows(first, "c", "e", "i")
     search.fill("c")
     search.press("Enter")  # the item with this ID, a second time
