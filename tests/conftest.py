@@ -1,6 +1,7 @@
 """Shared by all tests: no network, threads that do not spin, and small hand-written data."""
 
 import contextlib
+import importlib.util
 import io
 import logging
 import os
@@ -9,6 +10,7 @@ import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 with socket.socket() as free:  # where tests/hub_server.py listens when a test wants it; nothing else can be reached
     free.bind(("127.0.0.1", 0))
@@ -131,6 +133,15 @@ def small_config(vocab_size: int = 29, max_position_embeddings: int = 11, **chan
     return Bert4RecConfig.paper(
         vocab_size=vocab_size, max_position_embeddings=max_position_embeddings, **{**sizes, **changes}
     )
+
+
+def load_script(name: str) -> ModuleType:
+    """Import scripts/NAME.py, which is no part of the package."""
+    file = Path(__file__).parents[1] / "scripts" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def small_facts(**changes) -> RunFacts:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from statistics import mean, stdev
 from typing import get_args
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -14,6 +15,7 @@ from .run_facts import RunFacts
 CARD = "README.md"
 TEMPLATE = Path(__file__).parent / "model_card_template.md"
 REPEATED = ("ndcg@1", "mrr@1")  # equal to hr@1
+COLUMNS = ("hr@10", "ndcg@10", "mrr@10")
 
 Metrics = Mapping[str, Mapping[str, float]]  # model -> metric -> value
 
@@ -38,6 +40,9 @@ def model_card(facts: RunFacts) -> ModelCard:
         license_name="terms-of-the-data" if terms else None,
     )
     scores = {name: row.get("ndcg@10", 0) for name, row in metrics.items()}
+    seeds = {str(facts.recipe.get("seed")): own, **facts.other_seeds.get(split, {})}
+    rows = seeds.values() if len(seeds) > 1 else [{}]
+    spread = {name: [row[name] for row in rows] for name in COLUMNS if all(name in row for row in rows)}
     return ModelCard.from_template(
         card_data,
         template_path=str(TEMPLATE),
@@ -47,6 +52,8 @@ def model_card(facts: RunFacts) -> ModelCard:
         interval=facts.intervals.get(split, {}).get(facts.model),
         differences=facts.differences.get(split, {}),
         scores=scores,
+        seeds=list(seeds),
+        spread=[f"{name.upper()} {mean(of):.4f} ± {stdev(of):.4f}" for name, of in spread.items()],
         better=[name for name in scores if scores[name] > scores.get(facts.model, 0)],
         example=json.dumps(facts.example, ensure_ascii=False),
         results=results_table(metrics) if metrics else "",
@@ -70,7 +77,7 @@ def _result(facts: RunFacts, split: str, metric: str, value: float) -> EvalResul
     )
 
 
-def results_table(metrics: Metrics, columns: Sequence[str] = ("hr@10", "ndcg@10", "mrr@10")) -> str:
+def results_table(metrics: Metrics, columns: Sequence[str] = COLUMNS) -> str:
     """Return a Markdown table with one row per model and one column per metric."""
     cells = {model: [f"{row[it]:.4f}" if it in row else "" for it in columns] for model, row in metrics.items()}
     return markdown_table(["", *map(str.upper, columns)], [[model, *row] for model, row in cells.items()])

@@ -98,6 +98,7 @@ class RunFacts:
         results: Split -> model name -> metric -> value.
         intervals: Split -> model name -> 95 % interval of NDCG@10 over users.
         differences: Split -> other model -> 95 % interval of the NDCG@10 of `model` minus that of the other.
+        other_seeds: Split -> seed -> metric -> value, of other runs with the same options.
         recipe: Options as given, without `UNPUBLISHED_OPTIONS`.
         reproducible: Whether `recipe` holds all options, and the seed was set before the model was built.
         seconds: Duration of the training; None if unknown.
@@ -121,6 +122,7 @@ class RunFacts:
     results: dict[str, dict[str, dict[str, Number]]] = field(default_factory=dict)
     intervals: dict[str, dict[str, tuple[Number, Number]]] = field(default_factory=dict)
     differences: dict[str, dict[str, tuple[Number, Number]]] = field(default_factory=dict)
+    other_seeds: dict[str, dict[str, dict[str, Number]]] = field(default_factory=dict)
     recipe: dict[str, Any] = field(default_factory=dict)
     reproducible: bool = False
     seconds: Number | None = None

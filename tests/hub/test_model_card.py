@@ -91,6 +91,20 @@ def test_results_are_compared_with_the_other_models():
     assert "**Markov chain has a higher NDCG@10**" not in card
 
 
+def test_other_seeds_give_a_mean_and_a_standard_deviation():
+    others = {"2": {"hr@10": 0.4, "ndcg@10": 0.3}, "3": {"hr@10": 0.4, "ndcg@10": 0.4, "mrr@10": 0.1}}
+    text = model_card(small_facts(results={"test": ROWS}, other_seeds={"test": others})).text
+    assert "The table is of seed 1.\n" in text
+    assert (
+        "- Mean ± standard deviation of BERT4Rec over the seeds 1, 2, 3: HR@10 0.4000 ± 0.0000, "
+        "NDCG@10 0.3000 ± 0.1000.\n"
+    ) in text  # one run has no MRR@10
+    for seeds in ({}, {"validation": others}):
+        text = model_card(small_facts(results={"test": ROWS}, other_seeds=seeds)).text
+        assert "One run with one seed." in text
+        assert "Mean ±" not in text
+
+
 def test_results_of_the_validation_split_are_said_to_be_too_optimistic():
     card = model_card(small_facts(results={"validation": ROWS}, best_checkpoint="checkpoint-1", chosen_by="NDCG@10"))
     assert "with the best validation NDCG@10 was kept." in card.text

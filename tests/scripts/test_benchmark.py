@@ -1,6 +1,5 @@
 """scripts/benchmark.py: its measurements, tables and plots."""
 
-import importlib.util
 import json
 import re
 import runpy
@@ -12,6 +11,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from tests.conftest import load_script
+
 SCRIPT = Path(__file__).parents[2] / "scripts" / "benchmark.py"
 HARNESS = {"peer", "version", "torch", "what", "data", "hidden", "layers", "heads", "length", "batch", "mask_prob",
            "peak_rss_gb", "threads"}  # fmt: skip
@@ -19,10 +20,7 @@ HARNESS = {"peer", "version", "torch", "what", "data", "hidden", "layers", "head
 
 @pytest.fixture(scope="module")
 def benchmark():
-    spec = importlib.util.spec_from_file_location("benchmark", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("benchmark")
 
 
 @pytest.fixture

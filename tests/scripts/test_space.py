@@ -1,6 +1,5 @@
 """The Space: its functions, what it shows, what is pushed, and a walk through it in a browser at phone width."""
 
-import importlib.util
 import json
 import math
 import os
@@ -26,7 +25,7 @@ from packaging.requirements import Requirement
 
 import hf_bert4rec
 from hf_bert4rec import Bert4RecForMaskedLM, NextItemRecommendationPipeline, item_tokenizer
-from tests.conftest import small_config, small_facts
+from tests.conftest import load_script, small_config, small_facts
 
 ROOT = Path(__file__).parents[2]
 SPACE = ROOT / "scripts" / "space"
@@ -45,21 +44,14 @@ ITEMS = "abcdefghij"
 MASK, FIRST_ITEM, LIMIT = 1, 3, 5
 
 
-def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"space_{name}", SPACE / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
 def app() -> ModuleType:
-    return load("app")
+    return load_script("space/app")
 
 
 @pytest.fixture(scope="module")
 def push() -> ModuleType:
-    return load("push")
+    return load_script("space/push")
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,12 @@
 """scripts/study.py: the options of variants, resuming, tables and plots."""
 
-import importlib.util
 from pathlib import Path
 
 import pytest
 import yaml
 
 from hf_bert4rec.evaluation.ranking import ndcg_gains as study_gains
+from tests.conftest import load_script
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 LINES = [
@@ -21,10 +21,7 @@ LINES = [
 
 @pytest.fixture(scope="module")
 def study():
-    spec = importlib.util.spec_from_file_location("study", SCRIPTS / "study.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("study")
 
 
 @pytest.mark.parametrize(("cumulative", "last"), [(True, {"c": 0, "a": 1, "b": 3}), (False, {"c": 0, "b": 3})])
