@@ -27,7 +27,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning th
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -54,6 +53,7 @@ from hf_bert4rec.evaluation.trainer_evaluation import rank_rows
 from hf_bert4rec.inference.answers import DEFAULT_BATCH_SIZE
 from hf_bert4rec.models.item_loss import LOSSES
 from hf_bert4rec.models.registry import ARCHITECTURES
+from hf_bert4rec.training.resources import peak_memory
 
 STARTED = time.perf_counter()
 WARMUP = 3  # steps before the timed ones
@@ -318,7 +318,7 @@ def latency(args: argparse.Namespace) -> dict[str, Any]:
         **{f"cpu_ms_{name}": round(float(np.percentile(cpu[WARMUP:], q)), 2) for name, q in percentiles},
         **{f"ms_{name}": round(float(np.percentile(wall[WARMUP:], q)), 2) for name, q in percentiles},
         "cpu_seconds_to_load": round(loaded, 2),
-        "peak_rss_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 3),
+        "peak_rss_gb": round(peak_memory(), 3),
     }
 
 
@@ -344,7 +344,7 @@ def measure(args: argparse.Namespace) -> None:
         line[name] = getattr(args, name)
 
     def finish(**result: Any) -> None:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+        peak = peak_memory()
         if args.device == "cuda":
             result["peak_gpu_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 2)
         print(json.dumps({**line, **result, "peak_rss_gb": round(peak, 3), "threads": args.threads}), flush=True)

@@ -11,7 +11,6 @@ run facts of a checkpoint, and its card anew. Both refuse runs on other data, or
 import argparse
 import dataclasses
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -92,4 +91,4 @@ def main(args: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -4,7 +4,6 @@ import hashlib
 import json
 import logging
 import re
-import resource
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -36,6 +35,7 @@ from ..hub.checkpoint import (
 )
 from ..hub.run_facts import UNPUBLISHED_OPTIONS, RunFacts
 from ..models.configuration_bert4rec import SPECIAL_TOKENS
+from ..training.resources import peak_memory
 from .comparison_report import ModelResult, format_report, summarize
 from .evaluate import evaluator
 from .prepare import describe_data, excludes_history, prepare, protocol, sampled_by, whole_histories
@@ -188,7 +188,7 @@ def evaluate_model(comparison: Comparison, name: str, split: str, folder: str) -
         processes=processes,
         threads=threads,
         users_per_second=round(rows.num_rows / evaluation_seconds, 1),
-        peak_gb=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 2),
+        peak_gb=round(peak_memory(), 2),
         users=users,
     ).save(folder, file_name(name))
 

@@ -86,7 +86,7 @@ class RunArguments:
         help="leave_one_out, at_time, train_on_all, new_interactions, or package.module:function.",
     )
     max_length: int | None = HfArg(
-        default=None, help="Longest input, including the [MASK] of the query (default: of the model)."
+        default=None, help="Longest input, including the [MASK] of the query. None: that of the model."
     )
     popularity_candidates: int = HfArg(
         default=0, help="Also rank among N items per user, drawn by popularity; 100 in the paper."
@@ -114,9 +114,7 @@ class RunArguments:
         default=0.002, help="With `continue_from`, largest fall of validation NDCG@10 with which it is replaced."
     )
     match_items: Literal["id", "title"] = HfArg(default="id", help="How items of `start_from` are matched.")
-    name: str | None = HfArg(
-        default=None, help="Name of the checkpoint on its card (default: name of the output folder)."
-    )
+    name: str | None = HfArg(default=None, help="Name of the checkpoint on its card. None: that of the output folder.")
     terms: str | None = HfArg(default=None, help="Terms of use of the data, for the card.")
     example: list[str] | None = dataclasses.field(
         default=None, metadata={"help": "History of item IDs for summary and card."}

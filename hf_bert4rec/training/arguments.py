@@ -57,11 +57,11 @@ class RecommendationTrainingArguments(TrainingArguments):
         default="group_by_length", help="How to draw batches; group_by_length reduces padding."
     )
     dataloader_pin_memory: bool = HfArg(
-        default_factory=torch.cuda.is_available, help="Pin batches in memory (default: with a GPU)."
+        default_factory=torch.cuda.is_available, help="Pin batches in memory; false without a GPU."
     )
     use_cpu: bool = HfArg(
         default_factory=lambda: not torch.accelerator.is_available(),
-        help="Train on the CPU (default: without an accelerator), which also allows bf16 there.",
+        help="Train on the CPU, which also allows bf16 there; true without an accelerator.",
     )
     ddp_find_unused_parameters: bool | None = HfArg(default=False, help="Not needed: each step uses every parameter.")
     resume_from_checkpoint: str | None = HfArg(

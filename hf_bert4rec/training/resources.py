@@ -112,6 +112,16 @@ def free_memory(device: torch.device) -> float:
     return psutil.virtual_memory().available / GB / int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
+def peak_memory() -> float:
+    """Return the largest resident memory of this process so far, in GB."""
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset / GB
+    import resource  # not on Windows
+
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GB
+
+
 def check_memory(estimate: MemoryEstimate) -> None:
     """Raise MemoryError if the parameters alone need more than all memory of this machine, swap included."""
     available = (psutil.virtual_memory().total + psutil.swap_memory().total) / GB
