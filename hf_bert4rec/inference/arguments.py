@@ -1,6 +1,7 @@
 """Read what users pass to the pipeline: histories, lists of items and options."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from inspect import signature
 from numbers import Integral
 from typing import Any
 
@@ -74,8 +75,11 @@ def _read_option(name: str, value: Any) -> Any:
             return read_list(value, name)
         case "rerank":
             rules = list(value) if isinstance(value, list | tuple) else [value]
-            if not all(map(callable, rules)):
-                raise ValueError(f"`rerank` must be a rule or a list of rules, found {value!r:.100}.")
+            if not all(map(_takes_candidates, rules)):
+                raise ValueError(
+                    "`rerank` must be a rule, such as at_most(2, 'category'), or a list of rules, "
+                    f"found {value!r:.100}."
+                )
             return rules
         case "where" | "where_not":
             check_conditions(name, value)
@@ -97,6 +101,15 @@ def check_count(name: str, value: Any) -> None:
     """Raise ValueError unless a value is a whole number of at least 1."""
     if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
         raise ValueError(f"`{name}` must be a whole number of at least 1, found {value!r}.")
+
+
+def _takes_candidates(rule: Any) -> bool:
+    """Whether a rule can be called with one argument; `at_most` itself cannot, `at_most(2, "category")` can."""
+    try:
+        signature(rule).bind(None)
+    except (TypeError, ValueError) as error:
+        return callable(rule) and isinstance(error, ValueError)  # a function in C, which has no signature
+    return True
 
 
 def _is_collection(value: Any) -> bool:

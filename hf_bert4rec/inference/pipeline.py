@@ -77,7 +77,7 @@ class NextItemRecommendationPipeline(Pipeline):
         self.model.eval()
         self.catalog = ItemCatalog(self.tokenizer)
         self.trained_on_last_items = False
-        self._select({}, OPTIONS)  # errors in defaults come now, not with the first call
+        self._select({}, OPTIONS)  # invalid defaults are errors now, except what a rule finds when it is called
 
     def __call__(self, histories: Iterable[Iterable[str | float]], **kwargs: Any) -> list[Recommendations]:
         """Recommend items for any number of histories.

@@ -171,7 +171,7 @@ def test_the_features_of_the_model_are_attributes(recommender):
 
 
 def test_defaults_of_the_pipeline_hold_for_each_call(folder):
-    with pytest.raises(ValueError, match="must be a rule or a list of rules, found 3"):
+    with pytest.raises(ValueError, match="or a list of rules, found 3"):
         hf_bert4rec.pipeline(folder, device="cpu", rerank=3)
     with pytest.raises(ValueError, match="Unknown attribute 'colour'"):
         hf_bert4rec.pipeline(folder, device="cpu", attributes=PRODUCTS, where={"colour": "red"})
@@ -215,7 +215,8 @@ def test_defaults_of_the_pipeline_hold_for_each_call(folder):
             "no item of the table is in the model, found 'SKU-a' and 'a'. Use the same IDs.",
         ),
         ({"rerank": at_most(1, "colour")}, "Unknown attribute 'colour'"),
-        ({"rerank": 5}, "`rerank` must be a rule or a list of rules, found 5"),
+        ({"rerank": 5}, r"`rerank` must be a rule, such as at_most\(2, 'category'\), or a list of rules, found 5"),
+        ({"rerank": at_most}, r"`rerank` must be a rule, such as at_most\(2, 'category'\), .* found <function at_most"),
         ({"rerank": lambda candidates: [0, 0]}, "must return a finite float for each of the 9 candidates"),
         ({"rerank": lambda candidates: range(9)}, "must return a finite float for each"),
         ({"rerank": lambda candidates: candidates.items}, "must return a finite float for each"),
