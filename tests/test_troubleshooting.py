@@ -117,7 +117,8 @@ def checkpoint_faults(hub):
     yield lambda: hf_bert4rec.pipeline("runs/mine")
     yield lambda: hf_bert4rec.pipeline("runs/nothing/model")
     yield lambda: hf_bert4rec.pipeline(f"{OWNER}/nothing")
-    yield load_what_is_cut_off
+    yield lambda: load_what_is_cut_off("model.safetensors", 1000)
+    yield lambda: load_what_is_cut_off("config.json", 10)
     yield load_another_tokenizer
     yield lambda: transfer(recommender.model, recommender.tokenizer, item_tokenizer(["other"]))
     yield lambda: push_where_data_is(hub)
@@ -136,11 +137,11 @@ def checkpoint_faults(hub):
     yield lambda: recommend_with_damaged_weights(recommender)
 
 
-def load_what_is_cut_off():
-    shutil.copytree("runs/mine/model", "runs/cut")
-    file = Path("runs/cut/model.safetensors")
-    file.write_bytes(file.read_bytes()[:-1000])
-    hf_bert4rec.pipeline("runs/cut")
+def load_what_is_cut_off(name, missing):
+    folder = Path("runs", f"cut-{name}")
+    shutil.copytree("runs/mine/model", folder)
+    (folder / name).write_bytes((folder / name).read_bytes()[:-missing])
+    hf_bert4rec.pipeline(folder)
 
 
 def load_another_tokenizer():

@@ -97,7 +97,8 @@ class Comparison:
         """Check that all published metrics are columns of the table."""
         names = {name for sources in self.published.values() for metrics in sources.values() for name in metrics}
         if unknown := names - {*SAMPLED_METRICS}:
-            raise ValueError(f"published: unknown metric {min(unknown)}. Use {', '.join(SAMPLED_METRICS)}.")
+            known = ", ".join(SAMPLED_METRICS)
+            raise ValueError(f"Unknown metric {min(unknown)!r} in `published`. Choose from {known}.")
 
     def parse_recipe(self) -> Recipe:
         """Return the recipe that holds for all models."""

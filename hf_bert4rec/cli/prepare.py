@@ -44,8 +44,8 @@ def prepare(
 ) -> tuple[Recipe, Dataset, ItemTokenizer, DatasetDict]:
     """Read, filter, encode and split the data of a recipe; return recipe, interactions, tokenizer and histories.
 
-    Pass a tokenizer to evaluate its checkpoint. Otherwise one is built from the interactions that the split trains on,
-    and the recipe is completed with the settings that are recommended for the log.
+    To evaluate a checkpoint, pass its tokenizer. Without one, a tokenizer is built from the interactions of the
+    training split, and options that the recipe does not set get the values recommended for the log.
     """
     run = recipe.run
     if not run.data:

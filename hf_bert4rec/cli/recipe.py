@@ -244,7 +244,7 @@ def _read_options(config: Path) -> dict[str, Any]:
         text = config.read_text(encoding="utf-8")
         node = yaml.compose(text)  # first, because it refuses deep nesting, which the others need minutes for
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
-            raise ValueError("aliases (*name) are not supported. Write the value in each place")
+            raise ValueError("YAML aliases (*name) are not supported. Replace each alias by its value")
         options = yaml.load(text, yaml.BaseLoader) or {}  # all values are text
         names = [key.value for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []
         if len(names) > len(options):

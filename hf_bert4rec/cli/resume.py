@@ -64,7 +64,7 @@ def _find_problem(checkpoint: Path, needs_best: bool, data: str | None, options:
     """Return why a checkpoint cannot be resumed, and the solution; "" if it can."""
     record = _read(checkpoint.parent)
     if not record:
-        return f"found no {RECORD} next to it, which records the data and options of its run. Restore it"
+        return f"the file {RECORD} of its run, which records data and options, is missing. Restore this file"
     if record["data"] != data:
         return "the data has changed, so that items would be renumbered. Use the same data and filters"
     if changed := [name for name, value in record["options"].items() if options.get(name) != value]:

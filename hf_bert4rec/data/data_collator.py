@@ -26,7 +26,7 @@ class DataCollatorForNextItem:
 
     @property
     def scored_share(self) -> float:
-        """Share of the positions of a training batch that are scored: every item, or the masked ones."""
+        """Expected share of labeled items in a training batch: `mask_probability` with masking, otherwise 1."""
         return getattr(self, "mask_probability", 1.0)
 
     def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:

@@ -62,7 +62,7 @@ class ItemFeatures:
 
     @classmethod
     def load(cls, file: str | PathLike, number: int) -> Self:
-        """Read what `save` has written, for a catalog of `number` items. ValueError: the file is damaged."""
+        """Load the features that `save` wrote for a catalog of `number` items; ValueError if the file is damaged."""
         with suppress(KeyError, TypeError, ValueError, AttributeError, pa.ArrowException, OSError):
             if _expanded_size(file) <= BYTES * (number + 1):
                 table = pq.read_table(file)
@@ -72,7 +72,9 @@ class ItemFeatures:
                     _check_encoding(columns)
                     features.vectors(table["item"][:1])
                     return features
-        raise ValueError(f"{file}: expected features of at most {number} items. Copy it from where it was saved.")
+        raise ValueError(
+            f"{file} is damaged: expected features of at most {number} items. Download or save the checkpoint again."
+        )
 
 
 def _expanded_size(file: str | PathLike) -> float:

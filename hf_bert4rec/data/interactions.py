@@ -173,7 +173,7 @@ def load_titles(
 
 
 def rename_items(interactions: Dataset, names: Mapping[str, str]) -> Dataset:
-    """Give the items of a log other IDs, such as those of the catalog if the log only numbers its items.
+    """Replace the item IDs of a log by new ones, for example item numbers by the IDs of the catalog.
 
     Raises:
         ValueError: An item has no new ID in `names` (ID in the log -> new ID), or two items have the same.

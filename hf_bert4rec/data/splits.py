@@ -107,7 +107,7 @@ def split_at_time(
     sizes = {"train": past.sum(), **{name: (rows >= 0).sum() for name, rows in targets.items()}}
     if empty := [name for name, size in sizes.items() if not size]:
         times = f"; the log runs from {log.timestamps.min()} to {log.timestamps.max()}" if len(log.timestamps) else ""
-        raise ValueError(f"No interaction falls into the {empty[0]} split{times}. Choose other times.")
+        raise ValueError(f"The {empty[0]} split is empty{times}. Change `validation_time` or `test_time`.")
     train_ends = first_of_test if validation_in_train else first_of_validation
     return build_histories(
         log, tokenizer, train_ends, targets, max_length=max_length, window_step=window_step, prefixes=prefixes
@@ -228,7 +228,7 @@ class Split:
         values = {name: value if given.get(name) is None else given[name] for name, value in defaults.items()}
         if missing := [name for name, value in values.items() if value is inspect.Parameter.empty]:
             name = next((name for name, split in SPLITS.items() if split is self), self.function.__name__)
-            raise ValueError(f"The split {name} needs {' and '.join(missing)}.")
+            raise ValueError(f"The split {name!r} needs {' and '.join(f'`{option}`' for option in missing)}. Set them.")
         return values
 
     def past_of(self, interactions: Dataset, given: Mapping[str, Any]) -> Dataset:

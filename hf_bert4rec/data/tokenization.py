@@ -136,7 +136,7 @@ class ItemTokenizer(PreTrainedTokenizerFast):
         return pc.fill_null(places, self.unk_token_id).to_numpy().astype(np.int32, copy=False)
 
     def decode_items(self, rows: Iterable[int]) -> list[str]:
-        """Return raw IDs for rows of the item table; IndexError for those of special tokens and out of range."""
+        """Return the raw IDs of rows of the item table; raise IndexError for special tokens and rows out of range."""
         return self.items.take(pa.array(np.asarray(rows, np.int64) - len(SPECIAL_TOKENS))).to_pylist()
 
     def save_pretrained(self, save_directory: str | PathLike, **kwargs: Any) -> tuple[str, ...]:
@@ -274,7 +274,7 @@ def extend_item_tokenizer(
 def _as_text(items: Any) -> pa.Array | pa.ChunkedArray:
     if isinstance(items, Dataset):
         if "item" not in items.column_names:
-            raise ValueError(f"Expected a column item, found {', '.join(items.column_names)}. {READ_FIRST}")
+            raise ValueError(f"Expected a column 'item', found {', '.join(items.column_names)}. {READ_FIRST}")
         items = items.with_format("arrow")[:]["item"]
     return as_ids(items, "the item") if isinstance(items, pa.Array | pa.ChunkedArray) else as_item_ids(items)
 

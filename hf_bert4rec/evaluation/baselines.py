@@ -257,7 +257,7 @@ class BprMf(Baseline):
         self.user_factors, self.item_factors = map(torch.from_numpy, (model.user_factors, model.item_factors))
 
     def scores(self, batch: Batch) -> torch.Tensor:
-        """Return the products of factors; an unknown user has the mean factors."""
+        """Return the inner products of user and item factors; unknown users get the mean of the user factors."""
         users = batch["users"]
         factors = torch.where(users[:, None] >= 0, self.user_factors[users], self.user_factors.mean(dim=0))
         return factors @ self.item_factors.T

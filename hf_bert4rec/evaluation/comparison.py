@@ -42,7 +42,7 @@ class UserResults:
 
 
 def evaluate_users(trainer: Trainer, rows: Dataset) -> UserResults:
-    """Evaluate the model of a Trainer on a split, user by user."""
+    """Evaluate the model of a Trainer on a split and return the ranks and recommendations of each user."""
     trainer = copy.copy(trainer)
     trainer.preprocess_logits_for_metrics, trainer.compute_metrics = results_of_logits, None
     columns = rank_rows(trainer, rows)

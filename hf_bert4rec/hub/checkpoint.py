@@ -153,7 +153,8 @@ def weight_files(folder: Path) -> list[str]:
     files = list(weight_map.values()) if isinstance(weight_map, dict) and isinstance(metadata, dict) else []
     if not files or not all(isinstance(file, str) and re.fullmatch(r"[\w-]+\.safetensors", file) for file in files):
         raise ValueError(
-            f"{folder}: {WEIGHTS[1]} has no metadata, or names files outside it. Save the checkpoint again."
+            f"{folder}: {WEIGHTS[1]} must contain `metadata` and a `weight_map` to safetensors files in this folder. "
+            "Save the checkpoint again."
         )
     return sorted(set(files))
 
@@ -168,7 +169,9 @@ def _shapes(file: Path, name: str) -> dict[str, list[int]]:
                 raise ValueError(f"{name}: {found}. Save the model again without quantization.")
             return {key: tensor.get_shape() for key, tensor in tensors.items()}
     except SafetensorError as error:
-        raise ValueError(f"{name}: {file.name} is damaged or cut off ({error}). Download or save it again.") from error
+        raise ValueError(
+            f"{name}: {file.name} is damaged or cut off ({error}). Download or save the checkpoint again."
+        ) from error
 
 
 def stored_exclude_history(folder: str | PathLike) -> bool:

@@ -64,8 +64,8 @@ def hub_errors(repository: str) -> Iterator[None]:
         reason = error.__cause__ if isinstance(error, RuntimeError) else error  # that of a failed upload
         if isinstance(reason, hub.HTTPError) or (reason is not error and isinstance(reason, OSError)):
             raise ConnectionError(
-                f"{repository}: the connection to the Hub failed ({reason}). Commits and files are transferred as a "
-                "whole or not at all. Check the network, then try again."
+                f"{repository}: the connection to the Hub failed ({reason}). No file or commit was transferred in "
+                "part. Check the network, then try again."
             ) from error
         raise
 
@@ -104,7 +104,9 @@ def read_json(file: Path, name: str | PathLike) -> dict[str, Any]:
         if _depth(found) > JSON_DEPTH:
             raise ValueError(f"nested more than {JSON_DEPTH} levels deep")
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{name}: {file.name} is damaged or cut off ({error}). Download or save it again.") from error
+        raise ValueError(
+            f"{name}: {file.name} is not valid ({error}). Download or save the checkpoint again."
+        ) from error
     return found
 
 

@@ -68,7 +68,7 @@ class ItemCatalog:
     def read_rows(self, lists: Sequence[list[Any]], name: str, keep_unknown: bool = False) -> list[np.ndarray]:
         """Return the rows of the item table for each list of raw IDs.
 
-        Unknown IDs are reported, and skipped, or returned as [UNK].
+        Unknown IDs are logged. They are skipped, or returned as [UNK] if `keep_unknown` is true.
         """
         ids = as_item_ids(chain.from_iterable(lists), name)
         rows = self.tokenizer.encode_items(ids).astype(np.int64)

@@ -227,8 +227,8 @@ class NextItemRecommendationPipeline(Pipeline):
     def encode(self, histories: Iterable[Iterable[str | float]], batch_size: int | None = None) -> np.ndarray:
         """Return the query vectors of histories, (histories, hidden + 1) float32.
 
-        The inner product with a row of `item_vectors` is the logit of the item; scores are their softmax. The last
-        number is 1: it meets the bias of the item.
+        The inner product with a row of `item_vectors` is the logit of that item, and the scores are the softmax of the
+        logits. The last number of each vector is 1, because the last number of an item vector is the bias of the item.
 
         Raises:
             ValueError: As for a call.

@@ -85,7 +85,7 @@ class RecommendRequest(_Request):
 
 
 class SimilarRequest(_Request):
-    """Items of the model."""
+    """Raw item IDs for which to find similar items, and the number of similar items per ID."""
 
     items: Annotated[list[ID], Field(max_length=MAX_SIMILAR, examples=[["260"]])]
     top_k: TopK = 10

@@ -44,7 +44,7 @@ class Gru4RecConfig(Bert4RecConfig):
 
 
 class Gru4RecModel(Bert4RecEncoder):
-    """Recurrent encoder: one hidden state per position, of the items before it."""
+    """Recurrent encoder. The hidden state at a position is computed from the items before that position."""
 
     config: Gru4RecConfig
     right_padding_only = True

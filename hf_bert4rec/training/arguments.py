@@ -33,7 +33,7 @@ class RecommendationTrainingArguments(TrainingArguments):
     )
     lr_scheduler_type: str = HfArg(default="linear", help="Learning rate schedule after the warm-up.")
     warmup_steps: float = HfArg(default=0.05, help="Warm-up steps; below 1: share of all steps.")
-    weight_decay: float = HfArg(default=0.01, help="Weight decay; 0 for biases and normalizations.")
+    weight_decay: float = HfArg(default=0.01, help="Weight decay; not applied to biases and normalization layers.")
     max_grad_norm: float = HfArg(default=5.0, help="Largest gradient norm; larger ones are clipped.")
     adam_epsilon: float = HfArg(default=1e-6, help="Epsilon of AdamW.")
     num_train_epochs: float = HfArg(default=30, help="Number of passes over the training rows.")

@@ -134,10 +134,10 @@ def _log_memory(args: TrainingArguments, model: Bert4RecForMaskedLM, loader: Any
 
 
 class EarlyStopping(EarlyStoppingCallback):
-    """The stock early stopping, whose count of evaluations without improvement continues after a resumption.
+    """Early stopping of transformers that keeps its patience counter when training is resumed.
 
-    If evaluations follow epochs, it adds one after a third of the first epoch. On a log in which little but popularity
-    matters, the model can be best before the first epoch ends.
+    With `eval_strategy="epoch"`, it also evaluates after a third of the first epoch. If popularity explains most of a
+    log, the best model can occur before the end of the first epoch.
     """
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:

@@ -163,7 +163,7 @@ def load_projection(folder: str | PathLike) -> torch.Tensor | None:
     try:
         return load_file(file)["projection"] if (file := Path(folder, PROJECTION_FILE)).exists() else None
     except (KeyError, SafetensorError) as error:
-        raise ValueError(f"{folder}: {PROJECTION_FILE} is damaged. Copy it from where it was saved.") from error
+        raise ValueError(f"{folder}: {PROJECTION_FILE} is damaged. Download or save the checkpoint again.") from error
 
 
 def items_in(rows: Any, vocab_size: int) -> torch.Tensor:

@@ -248,7 +248,7 @@ def test_a_file_that_is_no_comparison_is_refused(tmp_path, text):
 @pytest.mark.parametrize(
     ("published", "message"),
     [
-        ({"Popularity": {"the paper": {"hit@10": 0.1, "mrr": 0.1}}}, "unknown metric hit@10"),
+        ({"Popularity": {"the paper": {"hit@10": 0.1, "mrr": 0.1}}}, "Unknown metric 'hit@10'"),
         ({"Popularity": {"the paper": {"hr@10": "abc"}}}, "published.*abc"),
         ({"Popularity": {"hr@10": 0.1}}, r"'published\['Popularity'\]\['hr@10'\]' expected a dict, got float"),
     ],

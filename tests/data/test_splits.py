@@ -138,7 +138,7 @@ def test_times_out_of_order_are_refused():
 )
 def test_an_empty_split_is_refused_and_the_log_s_times_are_named(validation_time, test_time, empty):
     tokenizer = item_tokenizer(["other"])
-    with pytest.raises(ValueError, match=f"{empty} split; the log runs from 1 to 22"):
+    with pytest.raises(ValueError, match=f"{empty} split is empty; the log runs from 1 to 22"):
         split_at_time(log_of(*TIMED), tokenizer, validation_time=validation_time, test_time=test_time)
 
 
@@ -244,9 +244,9 @@ def test_options_that_are_not_given_have_their_defaults():
 
 
 def test_a_missing_option_is_named_with_its_split():
-    with pytest.raises(ValueError, match="The split at_time needs validation_time and test_time"):
+    with pytest.raises(ValueError, match="The split 'at_time' needs `validation_time` and `test_time`"):
         SPLITS["at_time"].resolve({"window_step": 0.5})
-    with pytest.raises(ValueError, match="The split hold_out_users needs share"):
+    with pytest.raises(ValueError, match="The split 'hold_out_users' needs `share`"):
         OWN.resolve({"share": None})
 
 

@@ -396,7 +396,7 @@ def test_numbers_as_ids_become_text(items):
         (["\ud800"], "not valid Unicode"),
         ({"a": 1}, "expected a list, found the dict"),
         (pa.table({"item": ["a"]}), "expected a list, found the Table"),
-        (Dataset.from_dict({"id": ["a"]}), r"Expected a column item, found id.*load_interactions"),
+        (Dataset.from_dict({"id": ["a"]}), r"Expected a column 'item', found id.*load_interactions"),
         (Dataset.from_dict({"item": [["a"]]}), "expected text or numbers, found \\["),
     ],
 )
