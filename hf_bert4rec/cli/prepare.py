@@ -20,6 +20,7 @@ from ..data.formats import is_embedded
 from ..data.interactions import load_interactions, load_titles, rename_items
 from ..data.item_tables import load_item_features
 from ..data.tokenization import ItemTokenizer, extend_item_tokenizer, item_tokenizer
+from ..data.values import format_time
 from ..evaluation.ranking import Sampled
 from ..hub.checkpoint import fetch_checkpoint
 from ..hub.run_facts import FACTS_FILE, DataFacts, RunFacts
@@ -126,8 +127,8 @@ def _read_logs(recipe: Recipe, names: dict[str, str] | None) -> tuple[Dataset, D
     last, first = pc.max(tables[0]["timestamp"]).as_py(), pc.min(tables[1]["timestamp"]).as_py()
     if first <= last and not run.allow_earlier:
         raise ValueError(
-            f"{run.data} begins at {first}, but {run.history} ends at {last}. Pass each interaction once, or "
-            "--allow_earlier true if no interaction is in both."
+            f"{run.data} begins at {format_time(first)}, but {run.history} ends at {format_time(last)}. Pass each "
+            "interaction once, or --allow_earlier true if no interaction is in both."
         )
     return Dataset(pa.concat_tables(tables, promote_options="permissive")), new
 
@@ -142,8 +143,8 @@ def _continue(recipe: Recipe, new: Dataset, names: dict[str, str] | None) -> tup
     last = RunFacts.load(folder).data.last_time if (folder / FACTS_FILE).exists() else None
     if last is not None and first < last and not run.allow_earlier:
         raise ValueError(
-            f"{run.data} begins at {first}, but the log of {run.continue_from} ends at {last}. Pass only newer "
-            "interactions, or --allow_earlier true."
+            f"{run.data} begins at {format_time(first)}, but the log of {run.continue_from} ends at "
+            f"{format_time(last)}. Pass only newer interactions, or --allow_earlier true."
         )
     if run.max_length not in (None, tokenizer.model_max_length):
         raise ValueError(
@@ -154,7 +155,8 @@ def _continue(recipe: Recipe, new: Dataset, names: dict[str, str] | None) -> tup
     both = [old[item] == title for item, title in (titles or {}).items() if old.get(item) is not None]
     known = tokenizer.encode_items(table["item"]) != tokenizer.unk_token_id
     if 2 * sum(both) < len(both) or not known.any():
-        found = f"{len(both) - sum(both)} of {len(both)} titles differ" if known.any() else "it has none of its items"
+        number = len(pc.unique(table["item"]))
+        found = f"{len(both) - sum(both)} of {len(both)} titles differ" if known.any() else f"all {number} are new"
         raise ValueError(f"{run.data}: its item IDs are not those of {run.continue_from}: {found}.")
     features, ids = _features(run, names), table["item"].chunks
     if features is not None and tokenizer.features is None:

@@ -47,6 +47,8 @@ CONTINUED: dict[str, Any] = {
     "recommended_settings": False,
     "num_train_epochs": 8,
     "warmup_steps": 0.0,
+    "load_best_model_at_end": False,  # the held-out users decide whether the model is used, so they choose nothing else
+    "early_stopping_patience": None,
 }
 CONTINUED_RATE = 2.0  # times the peak learning rate of the training that is continued
 
@@ -240,6 +242,8 @@ def _find(kind: str, name: str, registry: Mapping[str, Any]) -> Any:
 def _read_options(config: Path) -> dict[str, Any]:
     if config.is_dir():
         return RunFacts.load(config).recipe if (config / FACTS_FILE).exists() else {}
+    if not config.exists():
+        raise ValueError(f"{config}: found no such file or folder. Pass a YAML file of options or a checkpoint folder.")
     try:
         text = config.read_text(encoding="utf-8")
         node = yaml.compose(text)  # first, because it refuses deep nesting, which the others need minutes for

@@ -14,6 +14,8 @@ from ..hub.model_card import results_table
 from ..hub.run_facts import RunFacts
 from ..inference.pipeline import NextItemRecommendationPipeline, pipeline
 
+LATE = 0.9  # share of the training after which a best checkpoint is late
+
 
 class EpochLines(TrainerCallback):
     """Print one short line per evaluation instead of the dictionaries of the Trainer."""
@@ -78,6 +80,8 @@ def summary(folder: Path) -> str:
             f"\nThe best checkpoint is that of epoch {epoch:.3g}. To train on all interactions before deployment, add "
             f"--split train_on_all --num_train_epochs {max(epoch, 1):.3g} --output_dir {folder.parent}-all"
         ]
+        if epoch >= LATE * facts.log[-1]["epoch"]:
+            text += ["It is near the end of the training: more epochs may be better (--num_train_epochs)."]
     return "\n".join([*text, f"Trained in {facts.seconds or 0:.0f} s; checkpoint, card and {CURVE} in {folder}"])
 
 
@@ -86,7 +90,7 @@ def _differences(facts: RunFacts, split: str) -> list[str]:
     lines, results = [], facts.results[split]
     for name, (low, high) in facts.differences.get(split, {}).items():
         ours, theirs = (results[model]["ndcg@10"] for model in (facts.model, name))
-        ratio = f"{ours / theirs:.2f} times that of {name}" if theirs else f"{name} has 0"
+        ratio = f"{ours / theirs:.2f} times that of {name}" if theirs else f"{ours:.4f}, that of {name} is 0"
         interval = f"{low:+.4f} to {high:+.4f}" + ", within noise" * (low <= 0 <= high)
         lines.append(f"NDCG@10 of {facts.model}: {ratio} (difference {ours - theirs:+.4f}, 95 % interval {interval}).")
     return lines

@@ -145,8 +145,8 @@ def build_histories(
     repeats = are_repeats(splits["test"]).sum() / max(1, len(splits["test"])) if "test" in splits else 0
     if repeats > REPEATS:
         _warn_once(
-            f"{repeats:.0%} of the test targets are items that the user has had before. A model with "
-            "`exclude_history=True` never recommends them (command line: --exclude_history true or false)."
+            f"{repeats:.0%} of the test targets are items that the user has had before. Only a model with "
+            "`exclude_history=False` recommends them (command line: --exclude_history false)."
         )
     return DatasetDict(splits)
 

@@ -118,6 +118,11 @@ def load_new_items(source: Any, known: ItemFeatures | None, item: Column = None,
         ids = items.to_pylist()
         titles = as_ids(columns["title"], "title", log.locate).to_pylist() if "title" in columns else []
         likes = _as_categories(columns[LIKE]) if LIKE in columns else []
+    own = () if known is None else known.columns
+    others = [name for place, name in enumerate(log.columns) if place not in found.values() and name not in own]
+    if others:
+        names = ", ".join(map(repr, others))
+        logger.info("%s: not used, because the checkpoint has no such features: %s.", log.name, names)
     described = known is not None and not known.columns.keys().isdisjoint(log.columns)
     return NewItems(
         ids,

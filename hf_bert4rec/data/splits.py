@@ -11,7 +11,7 @@ from datasets import Dataset, DatasetDict
 
 from .histories import SortedLog, build_histories, check_interactions, flatten, sort_by_user
 from .tokenization import ItemTokenizer
-from .values import as_seconds
+from .values import as_seconds, format_time
 
 
 def leave_one_out(
@@ -106,7 +106,10 @@ def split_at_time(
     targets["test"] = np.where(first_of_test < log.ends, first_of_test, -1)
     sizes = {"train": past.sum(), **{name: (rows >= 0).sum() for name, rows in targets.items()}}
     if empty := [name for name, size in sizes.items() if not size]:
-        times = f"; the log runs from {log.timestamps.min()} to {log.timestamps.max()}" if len(log.timestamps) else ""
+        ends = (
+            [format_time(time) for time in (log.timestamps.min(), log.timestamps.max())] if len(log.timestamps) else []
+        )
+        times = f"; the log runs from {' to '.join(ends)}" if ends else ""
         raise ValueError(f"The {empty[0]} split is empty{times}. Change `validation_time` or `test_time`.")
     train_ends = first_of_test if validation_in_train else first_of_validation
     return build_histories(
@@ -242,6 +245,8 @@ class Split:
         """Return the protocol with the given options."""
         values = self.resolve(given)
         merged = ", validation items trained on" if values.get("validation_in_train") else ""
+        if values.get("since") is not None:
+            values["since"] = format_time(as_seconds(values["since"]))
         return self.protocol.format(**values) + merged
 
 

@@ -120,6 +120,12 @@ def as_seconds(time: Any) -> float:
     return seconds
 
 
+def format_time(time: float) -> str:
+    """Return a time for messages, with its date if it can be seconds since 1970: 1500000000 (2017-07-14 02:40 UTC)."""
+    shown = str(int(time) if time == int(time) else time)
+    return f"{shown} ({datetime.fromtimestamp(time, UTC):%Y-%m-%d %H:%M} UTC)" if 1e8 <= time < 1e10 else shown
+
+
 def date_as_seconds(text: str) -> float:
     """Return a date as seconds since 1970 (UTC if it names no time zone).
 

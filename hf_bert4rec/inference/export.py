@@ -146,7 +146,7 @@ def export_checkpoint(checkpoint: str | PathLike, output: str | PathLike, revisi
     for node in graph.model.graph.all_nodes():
         node.metadata_props.clear()  # lines of code, with the paths of this machine
     facts = {
-        "checkpoint": Path(checkpoint).resolve().name if is_folder(checkpoint) else str(checkpoint),
+        "checkpoint": "/".join(Path(checkpoint).resolve().parts[-2:]) if is_folder(checkpoint) else str(checkpoint),
         "revision": checkpoint_revision(folder),
         "exclude_history": stored_exclude_history(folder),
         "max_length": tokenizer.model_max_length,

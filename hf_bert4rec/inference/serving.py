@@ -22,7 +22,7 @@ from typing import Annotated, Any, TypeAlias
 try:
     import prometheus_client as prometheus
     import uvicorn
-    from fastapi import FastAPI, HTTPException, Response
+    from fastapi import FastAPI, HTTPException, Request, Response
     from fastapi.exceptions import RequestValidationError
     from fastapi.responses import JSONResponse
     from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, WithJsonSchema
@@ -347,9 +347,11 @@ def create_app(load: Load) -> FastAPI:
     app.add_middleware(_Limits, metrics=service.metrics)
 
     @app.exception_handler(RequestValidationError)
-    async def explain(_: Any, error: RequestValidationError) -> JSONResponse:
+    async def explain(request: Request, error: RequestValidationError) -> JSONResponse:
         # Without the values, which may be histories.
         found = [f"{'.'.join(map(str, it['loc'][1:]))[:100] or 'body'}: {it['msg']}" for it in error.errors()[:5]]
+        if "json" not in request.headers.get("content-type", ""):
+            found.append("send Content-Type: application/json")
         return _problem(422, "; ".join(found).encode("utf-8", "replace").decode())
 
     @app.post("/recommend", response_model=RecommendAnswer)

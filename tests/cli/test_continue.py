@@ -103,7 +103,7 @@ def test_what_cannot_be_continued(first, options, message):
 def test_data_that_do_not_fit_the_checkpoint_are_errors(first, tmp_path):
     with pytest.raises(SystemExit, match=r"begins at 50, but .*old.csv ends at 107\. Pass each interaction once"):
         continue_training(first, data=write_log(tmp_path / "early.csv", range(4), range(50, 53), ["i1", "i2"]))
-    with pytest.raises(SystemExit, match=r"its item IDs are not those of .*: it has none of its items"):
+    with pytest.raises(SystemExit, match=r"its item IDs are not those of .*: all 2 are new"):
         continue_training(first, data=write_log(tmp_path / "other.csv", range(4), range(200, 203), ["x", "y"]))
     (tmp_path / "titles.csv").write_text("item,title\ni1,Title 7\ni2,Title 8\n")
     with pytest.raises(SystemExit, match=r"its item IDs are not those of .*: 2 of 2 titles differ"):

@@ -1,5 +1,6 @@
 """A whole run on a small log: what it saves and shows, what it refuses, and how it is resumed after a kill."""
 
+import dataclasses
 import errno
 import json
 import shutil
@@ -227,6 +228,16 @@ def test_the_summary_names_its_protocol_and_shows_the_titles_of_the_example(trai
     assert "| Popularity |" in text
     assert text.index("Zero") < text.index("Recommended")
     assert "--split train_on_all --num_train_epochs" in text
+
+
+@pytest.mark.parametrize(("best", "late"), [(3, False), (10, True)])
+def test_the_summary_says_whether_the_best_epoch_was_near_the_end(trained, tmp_path, best, late):
+    folder = shutil.copytree(trained, tmp_path / "model")
+    log = [{"epoch": float(epoch), "step": epoch} for epoch in range(1, 11)]
+    dataclasses.replace(RunFacts.load(folder), log=log, best_checkpoint=f"checkpoint-{best}").save(folder)
+    text = summary(folder)
+    assert f"The best checkpoint is that of epoch {best}." in text
+    assert ("more epochs may be better" in text) is late
 
 
 @pytest.mark.parametrize(("low", "high", "noise"), [(-0.01, 0.03, True), (0.001, 0.03, False), (-0.05, -0.02, False)])

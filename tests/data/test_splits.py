@@ -266,3 +266,6 @@ def test_protocols_state_the_options_that_shape_the_split():
     assert describe({"validation_in_train": True}) == f"{describe({})}, validation items trained on"
     at_time = SPLITS["at_time"].describe({"validation_time": "2015-01-01", "test_time": "2016-01-01"})
     assert at_time == "first item of every user from 2016-01-01 on"
+    for since, shown in ((7.0, "7"), ("2017-07-14T02:40:00", "1500000000 (2017-07-14 02:40 UTC)")):
+        new = SPLITS["new_interactions"].describe({"since": since})
+        assert new == f"last new item of 10% of the users with interactions since {shown}"

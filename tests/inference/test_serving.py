@@ -142,6 +142,12 @@ def test_an_invalid_request_gets_a_reason(client, body, status, reason):
     assert post(client, histories=[["a"]]).status_code == 200
 
 
+def test_a_request_that_is_not_declared_as_json_gets_the_header_that_it_needs(client):
+    answer = client.post("/recommend", content='{"histories": [["a"]]}', headers={"Content-Type": "text/plain"})
+    assert answer.status_code == 422
+    assert answer.json()["detail"].endswith("send Content-Type: application/json")
+
+
 def test_numbers_are_ids(client, recommender):
     assert post(client, histories=[[1, "1", 10**30]]).json()["recommendations"] == recommender([[]])
 
@@ -284,7 +290,7 @@ def test_a_reload_replaces_the_checkpoint_and_a_broken_one_does_not(recommender)
 
 def test_a_checkpoint_is_exported_to_be_served(folders):
     recommender, name, revision = load_for_serving(folders[0])
-    assert (name, revision) == (folders[0].name, None)
+    assert (name, revision) == ("/".join(folders[0].parts[-2:]), None)
     expected = hf_bert4rec.pipeline(folders[0], device="cpu")(HISTORIES)
     assert items_of(recommender(HISTORIES)) == items_of(expected)
 
