@@ -39,6 +39,17 @@ NEGATIVES = ("num_negatives", "share_negatives", "gbce_calibration")
 WITHOUT_WEIGHTS = (*NEGATIVES, "hidden_dropout_prob", "attention_probs_dropout_prob", "loss", "loss_chunk_size",
                    "exclude_history")  # fmt: skip
 """Options of a model that may change when it starts from a checkpoint."""
+NEEDED = {
+    "tolerance": ("continue_from",),
+    "allow_earlier": ("continue_from",),
+    "match_items": ("start_from",),
+    "title_column": ("titles",),
+    "title_item": ("titles", "item_features"),
+    "feature_text": ("item_features", "continue_from"),
+    "encoder": ("item_features", "continue_from"),
+    "id_dropout": ("item_features", "continue_from"),
+}
+"""Option of a run -> options of which it needs one."""
 
 
 def build_trainer(recipe: Recipe, tokenizer: ItemTokenizer, histories: DatasetDict) -> RecommendationTrainer:
@@ -48,6 +59,9 @@ def build_trainer(recipe: Recipe, tokenizer: ItemTokenizer, histories: DatasetDi
         raise ValueError("`--fp16` needs a GPU, found the device cpu. Remove `--fp16` to train in float32.")
     if "validation" not in histories:  # there is nothing to choose a checkpoint by
         args.eval_strategy, args.load_best_model_at_end = "no", False
+    for name, others in NEEDED.items():
+        if name in recipe.given and not any(recipe.given.get(other) for other in others):
+            logger.warning("--%s has no effect without --%s.", name, others[0])
     set_seed(args.seed)  # before the model is built
     trainer = RecommendationTrainer(
         _build_model(recipe, tokenizer, args, histories["train"]),

@@ -39,7 +39,7 @@ from ..training.resources import peak_memory
 from .comparison_report import ModelResult, format_report, summarize
 from .evaluate import evaluator
 from .prepare import describe_data, excludes_history, prepare, protocol, sampled_by, whole_histories
-from .recipe import Recipe, find_split, import_own_code, parse_recipe
+from .recipe import Recipe, find_split, import_own_code, parse_recipe, read_yaml
 from .run import run
 
 KINDS = ("baseline", "recipe", "checkpoint")
@@ -62,7 +62,7 @@ class Comparison:
     def load(cls, path: str) -> Self:
         """Read and check a comparison file."""
         try:
-            content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+            content = read_yaml(Path(path).read_text(encoding="utf-8"), yaml.SafeLoader)
             return cls(path, **{name: value for name, value in content.items() if value is not None})
         except (AttributeError, TypeError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
             raise ValueError(f"{path}: expected YAML with recipe, models and optionally published: {error}") from error

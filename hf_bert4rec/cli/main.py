@@ -107,6 +107,8 @@ def recommend(argv: list[str]) -> None:
         options["exclude_history"] = args.exclude_history == "true"
     if (args.input is None) != (args.output is None) or (args.input and args.history is not None):
         parser.error("Use --input with --output, and without --history.")
+    if not args.input and (args.user or args.item or args.timestamp or args.processes != 1):
+        parser.error("Use --user, --item, --timestamp and --processes with --input.")
     if args.input:
         from ..inference.batch import recommend_to_parquet
 
@@ -185,6 +187,8 @@ def serve(argv: list[str]) -> None:
     parser.add_argument("--port", type=int, default=8000, help="port to listen on (8000)")
     parser.add_argument("--revision", help="branch, tag or commit of a Hub ID (main)")
     args = parser.parse_args(argv)
+    if not 0 <= args.port < 2**16:
+        parser.error(f"argument --port: must be from 0 to 65535, found {args.port}")
     from ..inference.serving import serve as serve_checkpoint
 
     serve_checkpoint(args.checkpoint, args.host, args.port, args.revision, imported)

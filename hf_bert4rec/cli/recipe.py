@@ -182,7 +182,7 @@ def parse_recipe(argv: Sequence[str]) -> Recipe:
                 )
     sections, place = _sections({**from_file, **chosen}), f"{source or parent}: "
     parser = _parser(sections.values())
-    given, _ = _parse(parser, _words(from_file, parser, place), place)
+    given = _parse_file(from_file, parser, place)
     typed, others = _parse(parser, words)
     if others and others[0].startswith("--"):
         raise ValueError(_unknown(others[0].split("=")[0], [f"--{action.dest}" for action in parser._actions]))
@@ -246,19 +246,30 @@ def _read_options(config: Path) -> dict[str, Any]:
         raise ValueError(f"{config}: found no such file or folder. Pass a YAML file of options or a checkpoint folder.")
     try:
         text = config.read_text(encoding="utf-8")
-        node = yaml.compose(text)  # first, because it refuses deep nesting, which the others need minutes for
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
-            raise ValueError("YAML aliases (*name) are not supported. Replace each alias by its value")
-        options = yaml.load(text, yaml.BaseLoader) or {}  # all values are text
-        names = [key.value for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []
-        if len(names) > len(options):
-            raise ValueError(f"{max(names, key=names.count)} is given twice. Remove one of the lines")
+        options = read_yaml(text, yaml.BaseLoader) or {}  # all values are text
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{config}: expected a YAML file of options or a checkpoint folder: {reason}") from None
     if not isinstance(options, dict):
         raise ValueError(f"{config}: expected lines of `option: value`, found a {type(options).__name__}.")
     return options
+
+
+def read_yaml(text: str, loader: Any) -> Any:
+    """Return the content of YAML; raise YAMLError for aliases, and for a key that is given twice."""
+    nodes = [yaml.compose(text)]  # first, because it refuses deep nesting, which the others need minutes for
+    if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
+        raise yaml.YAMLError("YAML aliases (*name) are not supported. Replace each alias by its value")
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, yaml.MappingNode):
+            names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            if len(names) > len(set(names)):
+                raise yaml.YAMLError(f"{max(names, key=names.count)} is given twice. Remove one of the lines")
+            nodes += [value for _, value in node.value]
+        elif isinstance(node, yaml.SequenceNode):
+            nodes += node.value
+    return yaml.load(text, loader)
 
 
 def _options_to_continue(parent: str) -> dict[str, Any]:
@@ -341,19 +352,21 @@ def _or_none(convert: Any) -> Callable[[str], Any]:
     return convert_or_none
 
 
-def _words(options: Mapping[str, Any], parser: HfArgumentParser, place: str) -> list[str]:
-    """Return the options of a file as words of a command line."""
-    words, actions = [], {action.dest: action for action in parser._actions}
+def _parse_file(options: Mapping[str, Any], parser: HfArgumentParser, place: str) -> dict[str, Any]:
+    """Return option → value for the options of a file."""
+    given: dict[str, Any] = {}
+    actions = {action.dest: action for action in parser._actions}
     for name, value in options.items():
         if name not in actions:
             raise ValueError(place + _unknown(str(name), actions))
-        if isinstance(value, list):
-            if actions[name].nargs != "*":
-                raise ValueError(f"{place}{name}: expected one value, found a list. Write a single value.")
-            words += [f"--{name}", *map(str, value)]
-        else:
-            words.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")
-    return words
+        several = isinstance(value, list)
+        if several and actions[name].nargs != "*":
+            raise ValueError(f"{place}{name}: expected one value, found a list. Write a single value.")
+        # One value at a time and after "=": whatever it contains, it is not taken for an option.
+        texts = [json.dumps(it) if isinstance(it, dict) else it for it in (value if several else [value])]
+        read = [_parse(parser, [f"--{name}={text}"], place)[0][name] for text in texts]
+        given[name] = [it for of in read for it in of] if several else read[0]
+    return given
 
 
 def _parse(parser: HfArgumentParser, words: list[str], place: str = "") -> tuple[dict[str, Any], list[str]]:

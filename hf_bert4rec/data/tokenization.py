@@ -83,8 +83,15 @@ class ItemTokenizer(PreTrainedTokenizerFast):
         titles = [title if isinstance(title, str) or str(title) not in NO_TITLE else None for title in titles]
         if len(titles) != len(self.items):
             raise ValueError(f"{source}: expected {len(self.items)} titles, one per item, found {len(titles)}.")
-        texts = iter(as_item_ids([title for title in titles if title is not None], source).to_pylist())
-        self.titles = [None if title is None else next(texts) for title in titles]
+        texts = as_item_ids([title for title in titles if title is not None], source)
+        longest = pc.max(pc.binary_length(texts)).as_py() or 0
+        if longest > TITLE_BYTES:
+            raise ValueError(
+                f"{source}: expected titles of at most {TITLE_BYTES:,} bytes, found one of {longest:,}. Shorten it, or "
+                "name the column of the titles."
+            )
+        found = iter(texts.to_pylist())
+        self.titles = [None if title is None else next(found) for title in titles]
         self.init_kwargs["has_titles"] = True  # saved in tokenizer_config.json
 
     @property

@@ -110,8 +110,13 @@ def check_folder(folder: str | PathLike, name: str | None = None) -> PreTrainedM
         problem = f"{name}: config.json does not describe a model of hf-bert4rec ({reason})"
         raise ValueError(f"{problem}. Download or save the checkpoint again.") from error
     tied = model._keys_to_ignore_on_save or ()  # not saved, because they are the item table
+    if repeated := found.keys() & {*tied}:  # transformers would load them in place of the item table
+        raise ValueError(
+            f"{name}: the weights contain {min(repeated)}, but by config.json it is the item table, which is not saved "
+            "twice. Save the model again with save_pretrained."
+        )
     expected = {key: list(weight.shape) for key, weight in model.state_dict().items()}
-    for key in sorted((expected.keys() | found) - set(tied)):
+    for key in sorted((expected.keys() - set(tied)) | found.keys()):
         if expected.get(key) != found.get(key):
             raise ValueError(
                 f"{name}: config.json and weights do not belong together: expected shape {expected.get(key, 'none')} "

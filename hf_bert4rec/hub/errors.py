@@ -13,10 +13,11 @@ from huggingface_hub import errors as hub
 from huggingface_hub.utils import validate_repo_id
 
 JSON_BYTES = 2**24
-LARGE_FILES = {"tokenizer.json": inf, "trainer_state.json": inf, "run_facts.json": 2**26}
+LIMITS = {"config.json": 2**17, "tokenizer.json": inf, "trainer_state.json": inf, "run_facts.json": 2**26}
 """JSON file -> limit in bytes, where it is not `JSON_BYTES`: these grow with the items or the training log."""
 
 JSON_DEPTH = 20
+JSON_PARTS = 1_000_000  # lists and objects, which need much more time and memory than text of the same length
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 HUB_ERRORS = {
@@ -95,10 +96,13 @@ def is_repository(name: str | PathLike) -> bool:
 def read_json(file: Path, name: str | PathLike) -> dict[str, Any]:
     """Read a JSON object of the checkpoint `name`; raise ValueError if it is damaged, too large or too deep."""
     try:
-        limit = LARGE_FILES.get(file.name, JSON_BYTES)
+        limit = LIMITS.get(file.name, JSON_BYTES)
         if file.stat().st_size > limit:
             raise ValueError(f"larger than {limit:,} bytes")
-        found = json.loads(file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8")
+        if limit < inf and text.count("{") + text.count("[") > JSON_PARTS:
+            raise ValueError(f"more than {JSON_PARTS:,} lists and objects")
+        found = json.loads(text)
         if not isinstance(found, dict):
             raise ValueError(f"expected an object, found {type(found).__name__}")
         if _depth(found) > JSON_DEPTH:

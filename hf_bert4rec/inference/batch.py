@@ -169,6 +169,8 @@ def _read_shards(
         kind = opened_file.schema_arrow.field(history).type
         if not pa.types.is_list(kind) and not pa.types.is_large_list(kind):
             raise ValueError(f"{file}: expected lists of item IDs in the column {history}, found {kind}.")
+        if columns:
+            raise ValueError(f"{file} has a list of items per user, so {min(columns)}= is not used. Omit it.")
         if user not in opened_file.schema_arrow.names:
             found = ", ".join(opened_file.schema_arrow.names)
             raise ValueError(f"{file}: expected a column {user!r}, found {found}. Rename the column of the users.")

@@ -1,5 +1,6 @@
 """Training arguments with the recommended defaults for recommendation models."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -71,16 +72,18 @@ class RecommendationTrainingArguments(TrainingArguments):
     remove_unused_columns: bool = HfArg(default=False, help="Must be false: the collator reads them.")
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        if getattr(self, "report_to", None) is None:
+            self.report_to = "none"  # a recipe reads this word as None
+        for name in ("gradient_accumulation_steps", "per_device_train_batch_size", "per_device_eval_batch_size"):
+            self._check(name, getattr(self, name) >= 1, "at least 1")
+        self._check("num_train_epochs", 0 < self.num_train_epochs < math.inf, "above 0")
+        self._check("learning_rate", self.learning_rate >= 0, "at least 0")
         patience = self.early_stopping_patience
-        if not self.learning_rate >= 0:
-            raise ValueError(f"`learning_rate` must be at least 0, found {self.learning_rate}.")
+        self._check("early_stopping_patience", patience is None or patience >= 1, "at least 1, or None")
+        self._check("id_dropout", 0 <= self.id_dropout < 1, "at least 0 and below 1")
+        super().__post_init__()
         if self.muon_learning_rate is not None:
             muon(self, self.muon_learning_rate)  # checks what Muon cannot be combined with
-        if patience is not None and patience < 1:
-            raise ValueError(f"`early_stopping_patience` must be at least 1, or None, found {patience}.")
-        if not 0 <= self.id_dropout < 1:
-            raise ValueError(f"`id_dropout` must be at least 0 and below 1, found {self.id_dropout}.")
         if self.label_smoothing_factor:
             raise ValueError(LABEL_SMOOTHING)
         if self.dataloader_persistent_workers:
@@ -90,3 +93,7 @@ class RecommendationTrainingArguments(TrainingArguments):
             )
         if self.push_to_hub and self.hub_strategy != "end":
             raise ValueError(f"`hub_strategy` must be 'end', found {self.hub_strategy!r}. Others would upload pickles.")
+
+    def _check(self, name: str, holds: bool, expected: str) -> None:
+        if not holds:
+            raise ValueError(f"`{name}` must be {expected}, found {getattr(self, name)}.")

@@ -237,7 +237,16 @@ def test_invalid_models_are_refused(recipe_file, tmp_path, models, message):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "- recipe", "{", "recipe: a\nmodels: {X: {baseline: ease}}\nmodel: 1", "recipe: a", "\0"]
+    "text",
+    [
+        "",
+        "- recipe",
+        "{",
+        "recipe: a\nmodels: {X: {baseline: ease}}\nmodel: 1",
+        "recipe: a",
+        "\0",
+        "recipe: a\nmodels: {X: {baseline: ease}, X: {baseline: als}}",
+    ],
 )
 def test_a_file_that_is_no_comparison_is_refused(tmp_path, text):
     (tmp_path / "comparison.yaml").write_text(text)

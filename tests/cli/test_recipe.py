@@ -172,6 +172,7 @@ def test_an_unknown_option_in_the_file_is_refused_with_the_near_names(parse):
         ("bf16: maybe", "--bf16: .* got maybe but expected one of yes/no, true/false"),
         ("match_items: x", "--match_items: invalid choice: 'x'"),
         ("seed: 1\nseed: 2", "seed is given twice"),
+        ("example: {a: 1, a: 2}", "a is given twice"),
         ("eval_strategy: sometimes", "sometimes"),
     ],
 )
@@ -216,6 +217,15 @@ def trained_facts(tmp_path):
         return str(tmp_path)
 
     return write
+
+
+@pytest.mark.parametrize("value", ["--split", "--push_to_hub", "-x", "--hidden_size=5"])
+def test_no_value_of_a_list_in_a_file_is_taken_for_an_option(parse, trained_facts, value):
+    for recipe in (parse(f"example: [a, '{value}', b]"), parse_recipe([trained_facts(example=["a", value, "b"])])):
+        assert recipe.run.example == ["a", value, "b"]
+        assert recipe.run.split == "leave_one_out"
+        assert not recipe.training.push_to_hub
+        assert recipe.given.get("hidden_size") is None
 
 
 # ---- one place for each default and for each option ------------------------------------------------------------------

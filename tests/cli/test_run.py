@@ -407,6 +407,11 @@ def test_options_without_effect_are_reported_once(tmp_path, caplog):
     caplog.clear()
     run(recipe_for(tmp_path, "--architecture=sasrec", "--mask_probability=0.5", "--num_train_epochs=1"))
     assert len([m for m in caplog.messages if "does not use mask_probability" in m]) == 1
+    caplog.clear()
+    run(recipe_for(tmp_path, "--tolerance=0.1", "--encoder=x", "--num_train_epochs=1", "--report_to=none"))
+    assert [m for m in caplog.messages if "no effect" in m] == [
+        "--tolerance has no effect without --continue_from.", "--encoder has no effect without --item_features."
+    ]  # fmt: skip
 
 
 def test_fp16_on_a_cpu_is_refused(tmp_path):

@@ -418,6 +418,13 @@ def test_titles_of_other_types_are_refused_at_once(title):
         item_tokenizer(["a"], titles={"a": title})
 
 
+def test_a_title_that_could_not_be_loaded_again_is_not_accepted(tmp_path):
+    item_tokenizer(["a"], titles={"a": "é" * 5000}).save_pretrained(tmp_path)
+    assert AutoTokenizer.from_pretrained(tmp_path).titles == ["é" * 5000]
+    with pytest.raises(ValueError, match="titles: expected titles of at most 10,000 bytes, found one of 10,002"):
+        item_tokenizer(["a"], titles={"a": "é" * 5001})
+
+
 def test_titles_must_be_a_mapping():
     with pytest.raises(ValueError, match="Expected titles as a mapping from item ID to title, found list"):
         item_tokenizer(["a"], titles=["Alpha"])

@@ -121,6 +121,16 @@ def test_untied_weights_are_expected_where_the_config_says_so(folder):
     check_folder(folder)
 
 
+def test_a_second_item_table_is_refused_because_it_would_replace_the_first(folder):
+    weights = load_file(folder / "model.safetensors")
+    for shape in ((13, 12), (5, 5)):
+        save_file({**weights, "lm_head.weight": torch.ones(shape)}, folder / "model.safetensors", {"format": "pt"})
+        with pytest.raises(
+            ValueError, match=r"the weights contain lm_head\.weight, but by config\.json it is the item"
+        ):
+            hf_bert4rec.pipeline(folder)
+
+
 def test_weights_that_were_cut_off_are_refused(folder):
     weights = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(weights[:-1])
@@ -240,7 +250,14 @@ def test_json_that_is_deep_or_no_object_is_refused(folder, file, content):
         hf_bert4rec.pipeline(folder)
 
 
-@pytest.mark.parametrize(("file", "limit"), [("config.json", 2**24), ("run_facts.json", 2**26)])
+@pytest.mark.parametrize("file", ["tokenizer_config.json", "run_facts.json"])
+def test_json_of_a_million_parts_is_refused_before_it_is_parsed(folder, file):
+    (folder / file).write_text('{"x": [' + "{}," * 1_000_000 + "1]}")
+    with pytest.raises(ValueError, match=rf"{file} is not valid \(more than 1,000,000 lists and objects\)"):
+        hf_bert4rec.pipeline(folder)
+
+
+@pytest.mark.parametrize(("file", "limit"), [("config.json", 2**17), ("run_facts.json", 2**26)])
 def test_json_of_many_megabytes_is_refused_before_it_is_read(folder, file, limit):
     (folder / file).write_text(" " * limit + "{}")
     with pytest.raises(ValueError, match=rf"{file} is not valid \(larger than {limit:,} bytes\)"):

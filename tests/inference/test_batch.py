@@ -171,3 +171,9 @@ def test_the_command(source, histories, tmp_path, capsys):
         with pytest.raises(SystemExit):
             main(wrong)
         assert "Use --input with --output" in capsys.readouterr().err
+    for option in (["--user", "x"], ["--timestamp", "x"], ["--processes", "2"]):
+        with pytest.raises(SystemExit):
+            main([*words[:2], *option])
+        assert "Use --user, --item, --timestamp and --processes with --input." in capsys.readouterr().err
+    with pytest.raises(SystemExit, match=r"has a list of items per user, so user= is not used\. Omit it\."):
+        main([*words[:5], str(tmp_path / "other"), "--user", "name"])

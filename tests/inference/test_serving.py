@@ -19,6 +19,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 import hf_bert4rec
+from hf_bert4rec.cli.main import main
 from hf_bert4rec.hub.push import HANDLER, published_files
 from hf_bert4rec.inference import serving
 from hf_bert4rec.inference.export import OnnxRecommender, export_checkpoint
@@ -384,3 +385,10 @@ def test_the_handler_of_a_pushed_repository_answers_as_the_server(folders, tmp_p
             handler(body)
     with pytest.raises(ValueError, match="Unknown option 'k'"):
         handler({"inputs": [["a"]], "parameters": {"k": 1}})
+
+
+@pytest.mark.parametrize("port", ["-1", "65536"])
+def test_a_port_that_does_not_exist_is_refused(port, capsys):
+    with pytest.raises(SystemExit):
+        main(["serve", "nothing", f"--port={port}"])
+    assert f"argument --port: must be from 0 to 65535, found {port}" in capsys.readouterr().err
