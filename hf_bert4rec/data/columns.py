@@ -19,7 +19,8 @@ EVENT = (
     "(event|order|purchase|sales?|transaction|invoice|payment|review|rating|click|view|visit|session|action|activity|"
     "interaction|checkin|watch|play|listen|booking|request|create?|creation|record|server|added|placed){,2}"
 )
-DATE, TIME = f"{EVENT}(ed)?date|tdat|dateadded|dt", f"{EVENT}time"
+DURATION = "(listen|play|watch|(?<!re)view|session)time"  # not a time of the interaction
+DATE, TIME = f"{EVENT}(ed)?date|tdat|dateadded|dt", f"(?!.*{DURATION}){EVENT}time"
 MOMENT = f"{EVENT}(timestamp|datetime|ts|epoch)|unixtime|{EVENT}e?d?at|boughtat|soldat"
 NAMES = {  # role -> patterns, the best fit first, for names in lower case without blanks and punctuation
     "user": ("user", f"(id)?{PERSON}{KEY}?|uid", f"{PERSON}name", f"(session|visit|basket){KEY}?"),
@@ -42,15 +43,17 @@ def find_columns(log: RawLog, wanted: Mapping[str, Column], needed: Iterable[str
     Raises:
         ValueError: There is no column for a role, several fit equally well, or cells contain sequences.
     """
-    found = {role: place for role, place in guess_roles(log.first_rows).items() if role in wanted}
-    commands = {"item": "title_item", "title": "title_column"} if "title" in wanted else {}
+    needed = list(needed)
+    guessed = guess_roles(log.first_rows) if "user" in wanted else {}
+    found = {role: place for role, place in guessed.items() if role in wanted}
+    commands = {"item": "title_item", "title": "title_column"} if "title" in needed else {}
     for role, name in wanted.items():
         found |= _find(log, role, name, NAMES[role], commands.get(role, role))
     if "timestamp" in found and wanted["timestamp"] is None and _fits(log.columns[found["timestamp"]], DATE):
         for place in _find(log, "timestamp", None, [TIME], "timestamp").values():
             found["time of day"] = place
     if missing := [role for role in needed if role not in found]:
-        advice = _advice(log, missing[0], commands.get(missing[0], missing[0]))
+        advice = _advice(log, missing[0], commands.get(missing[0], missing[0]), "user" in wanted)
         raise ValueError(f"{log.name}: expected a column for the {missing[0]}, found {log}. {advice}")
     if "user" in found:
         sequences = [name for name in log.columns if wanted["item"] is None and _fits(name, SEQUENCES)]
@@ -62,11 +65,15 @@ def find_columns(log: RawLog, wanted: Mapping[str, Column], needed: Iterable[str
     return found
 
 
-def _advice(log: RawLog, role: str, command: str) -> str:
-    if len(log.columns) == 1 and (separators := re.findall(r"[;\t|,: ]", log.columns[0])):
+def _advice(log: RawLog, role: str, command: str, interactions: bool) -> str:
+    only = log.columns[0] if len(log.columns) == 1 else ""
+    if separators := [character for character in ";\t|, :" if character in only]:  # ":" last for user_id:token
         return f"Name the separator: {spell('separator', separators[0])}."
-    sequences = f" For lines of 'user item item …' use {spell('format', 'sequences')}." if log.first_rows else ""
-    return f"Name it, by its name or position: {spell(role, command=command)}.{sequences}"
+    advice = f"Name it, by its name or position: {spell(role, command=command)}."
+    if log.first_rows and interactions:
+        sequences = spell("format", "sequences")
+        advice += f" Name the time too, if there is one. For lines of 'user item item …' use {sequences}."
+    return advice
 
 
 def _find(log: RawLog, role: str, name: Column, patterns: Iterable[str], command: str) -> dict[str, int]:
@@ -106,12 +113,17 @@ def is_header(rows: Rows) -> bool:
 def guess_roles(rows: Rows) -> dict[str, int]:
     """Return role -> column of a file without a header: `user item`, or with `rating timestamp`, as in MovieLens.
 
-    Rating and timestamp may be swapped. User and item are swapped if their values look like IDs of Amazon.
+    Rating and timestamp may be swapped. User and item are swapped if their values look like IDs of Amazon. There are no
+    roles if one of the first two columns may be the time, because the order of the columns is unknown then.
     """
     columns = _columns(rows, len(rows[0])) if rows else []
-    if len(columns) not in (2, 4) or any(_most(DAY.match, column) for column in columns[:2]):
+    if len(columns) not in (2, 4):
         return {}
-    amazon = _most(ASIN.fullmatch, columns[0]) and _most(AMAZON_USER.fullmatch, columns[1])
+    users = [_most(AMAZON_USER.fullmatch, column) for column in columns[:2]]
+    isbns = any(users) and _most(_is_recent, columns[-1])  # they look like times, in the format of Amazon
+    if any(_most(DAY.match if isbns else _is_recent, column) for column in columns[:2]):
+        return {}
+    amazon = users[1] and _most(ASIN.fullmatch, columns[0])
     roles = ["item", "user"] if amazon else ["user", "item"]
     kinds = {"timestamp": _is_time, "rating": _is_rating}
     for column in columns[2:]:
@@ -140,6 +152,12 @@ def _most(fits: Callable[[str], object], cells: Sequence[str]) -> bool:
 def _is_time(cell: str) -> bool:
     """Return whether a cell is a date, or a Unix time in s, ms, us or ns between 1973 and 2038."""
     return bool(DAY.match(cell)) or any(1e8 <= _number(cell) / unit < 2**31 for unit in (1, 1e3, 1e6, 1e9))
+
+
+def _is_recent(cell: str) -> bool:
+    """Return whether a cell is a date, or a Unix time in s from 1995 on or in ms from 2001 on, no ISBN."""
+    number = _number(cell) if not cell.strip().startswith("0") else 0  # ISBNs begin with zeros
+    return bool(DAY.match(cell)) or 8e8 <= number < 2**31 or 1e12 <= number < 2**31 * 1e3
 
 
 def _is_rating(cell: str) -> bool:

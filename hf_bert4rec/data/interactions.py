@@ -137,7 +137,7 @@ def _check(log: RawLog, found: Mapping[str, int]) -> str:
     if "timestamp" not in found:
         notes += " (no timestamps; the rows are taken to be in time order)"
         unread = ", ".join(name for place, name in enumerate(log.columns) if place not in found.values())
-        if unread and not log.first_rows:
+        if unread:
             solution = f"If one of {unread:.200} is the time, name it: {spell('timestamp', command='timestamp')}."
             logger.warning(f"{log.name}: found no column of times. {solution}")
     return notes

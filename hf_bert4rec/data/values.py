@@ -29,10 +29,12 @@ DOUBTFUL = {  # IDs that are read as they are, with a warning
     r"^-?\d+([.,]\d+)?[eE]\+\d+$": "is a rounded number, so different IDs may have become one: export IDs as text",
     SEVERAL: "seems to contain several IDs: give each interaction a row of its own",
 }
+UNITS = {"seconds": 1e8, "milliseconds": 1e11, "microseconds": 1e14, "nanoseconds": 1e17}  # since 1970: from 1973 on
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _DAY = re.compile(r"(\d{4})([-/.])(\d{1,2})(?:\2(\d{1,2})(?=$|[T ])|$)|(\d{1,2})\.(\d{1,2})\.(\d{4})(?=$|[T ])")
 _ISO = re.compile(r"[\dW-]{8,10}([T ][\d:.,]+([+-][\d:]+)?)?", re.IGNORECASE)  # of what `fromisoformat` accepts
 _MONTH = re.compile("(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*")
+_YEAR = re.compile(r"(?<!\d)(?<!:\d\d[.,])(19|20)\d\d(?!\d)")  # not an offset (+0000) or a fraction of a second
 _WORD = re.compile(f"{_MONTH.pattern}|(mon|tue|wed|thu|fri|sat|sun)[a-z]*|am|pm|t|z|utc|gmt")
 
 
@@ -59,7 +61,29 @@ def as_times(values: Values, log: RawLog, rows: np.ndarray) -> pa.ChunkedArray:
             raise ValueError(f"{log.name}: expected dates or numbers as timestamp, found {kind}. Add a date to each.")
         micros = pc.cast(values, pa.timestamp("us"), safe=getattr(kind, "unit", "") != "ns")
         values = pc.divide(pc.cast(pc.cast(micros, pa.int64()), pa.float64()), 1e6)
-    return as_numbers(values, "timestamp", log, rows, dates=True)
+    times = as_numbers(values, "timestamp", log, rows, dates=True)
+    inexact = [kind for kind in (kind, times.type) if kind and pa.types.is_floating(kind)]
+    digits = min(({"halffloat": 11, "float": 24}.get(str(kind), 53) for kind in inexact), default=64)
+    _check_times(times.filter(pa.array(rows)).drop_null().to_numpy(), digits, log.name)
+    return times
+
+
+def _check_times(times: np.ndarray, digits: int, name: str) -> None:
+    """Warn about numbers that are unlike times of one unit; they are exact up to 2^`digits`."""
+    sizes = np.abs(times.astype(float))
+    if (sizes >= 2.0**digits).any():
+        advice = "Export them as integers (pandas: dtype='int64') below 2^63."
+        logger.warning(f"{name}: timestamps such as {times[sizes.argmax()]} may be rounded and out of order. {advice}")
+    units = {unit: (lowest <= times) & (times < lowest * 21.4) for unit, lowest in UNITS.items()}
+    mixed = [f"{unit} ({times[matches.argmax()]})" for unit, matches in units.items() if matches.any()]
+    if len(mixed) > 1:
+        logger.warning(f"{name}: timestamps seem to be in {' and in '.join(mixed)}. Convert them to one unit.")
+    if len(times) and times.min() >= 1_011_970 and times.max() < 32_000_000:  # such as 31012019 or 1312019
+        parts = times // 1_000_000, times // 10_000 % 100  # day and month, in either order
+        year, low, high = times % 10_000, np.minimum(*parts), np.maximum(*parts)
+        if ((year >= 1970) & (year < 2038) & (low >= 1) & (low <= 12) & (high <= 31)).all():
+            advice = "Convert the column with `pandas.to_datetime(..., format='%d%m%Y')`."
+            logger.warning(f"{name}: timestamps such as {times[0]} seem to be dates with the year at the end. {advice}")
 
 
 def as_numbers(values: Values, role: str, log: RawLog, rows: np.ndarray, dates: bool = False) -> pa.ChunkedArray:
@@ -78,7 +102,7 @@ def as_numbers(values: Values, role: str, log: RawLog, rows: np.ndarray, dates: 
         missing = np.isnan(found)
     except pa.ArrowException:
         distinct, places = distinct_values(values)
-        if dates and 2 * sum(map(bool, map(NUMBER.fullmatch, distinct))) < len(distinct):
+        if dates and 2 * sum(map(bool, map(NUMBER.fullmatch, map(str, distinct)))) < len(distinct):
             parse = date_as_seconds
         parsed = np.full(len(distinct) + 1, np.inf)
         for place, value in enumerate(distinct):
@@ -134,7 +158,7 @@ def date_as_seconds(text: str) -> float:
     """
     words = re.findall(r"[^\W\d_]+", text.lower())
     in_words = any(map(_MONTH.fullmatch, words)) and all(map(_WORD.fullmatch, words)) and len(text) < 60
-    if in_words and re.search(r"\d{4}", text) and not re.search("[CT][+-]", text):
+    if in_words and _YEAR.search(text) and not re.search("[CT][+-]", text):
         return pd.to_datetime(text, utc=True).timestamp()
     text = re.sub(r"\s*(UTC|GMT|Z)$", "", text, flags=re.IGNORECASE)
     if day := _DAY.match(text):

@@ -80,3 +80,56 @@ def test_min_rating_without_ratings_is_refused(write):
         match=r"log\.csv: expected a column for the rating, found user, item\. Name it, by its name or position",
     ):
         load_interactions(write("log.csv", "user,item\nu,a\n"), min_rating=3)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "1,1396860669,214536502,0",
+        "1,1396860669000,214536502,0",
+        "1396860669,1,214536502,0",
+        "1,1396860669,5,1396860669",
+        "1,2014-04-07,214536502,0",
+        "1,1396860669",
+        "A12345678,1396860669,214536502,0",
+        "A12345678,2014-04-07",
+    ],
+)
+def test_a_second_column_that_may_be_the_time_is_refused_without_a_header(write, line):
+    with pytest.raises(ValueError, match=r"a column for the user, found 0, 1.* Name it, .* Name the time too"):
+        load_interactions(write("log.csv", f"{line}\n{line}\n"))
+
+
+def test_ids_of_many_digits_are_not_times(write):
+    path = write("log.csv", "A1B2C3D4E5F6G7,1400050000,5,1369699200\n214536502,214536500,4,1369699201\n")
+    assert load_interactions(path)["item"][:] == ["1400050000", "214536500"]
+    path = write("steam.csv", "76561198000000001,214536502,5,1369699200\n")
+    assert rows(load_interactions(path)) == [("76561198000000001", "214536502", 1369699200)]
+
+
+def test_a_column_that_may_be_the_time_is_named_without_a_header_too(write, caplog):
+    path = write("log.csv", "1,1396860669,214536502,0\n1,1396860769,214536500,0\n")
+    assert rows(load_interactions(path, user=0, item=2, timestamp=1))[0] == ("1", "214536502", 1396860669)
+    assert not caplog.text
+    load_interactions(path, user=0, item=2)
+    assert "found no column of times. If one of 1, 3 is the time, name it" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["listen_time", "playtime", "watch_time", "viewTime", "session_time", "duration"])
+def test_a_duration_is_no_timestamp(write, caplog, name):
+    assert rows(load_interactions(write("log.csv", f"user,item,{name}\nu,a,200\nu,b,100\n")))[0] == ("u", "a", 0)
+    assert f"found no column of times. If one of {name} is the time, name it" in caplog.text
+    path = write("both.csv", f"user,item,{name},date\nu,a,200,2020-01-01\n")
+    assert rows(load_interactions(path)) == [("u", "a", 1577836800)]
+
+
+@pytest.mark.parametrize(
+    "name", ["time", "review_time", "unixReviewTime", "event_time", "watched_at", "view_timestamp"]
+)
+def test_a_time_is_a_timestamp(write, name):
+    assert rows(load_interactions(write("log.csv", f"user,item,{name}\nu,a,200\n"))) == [("u", "a", 200)]
+
+
+def test_the_separator_of_recbole_columns_is_named(write):
+    with pytest.raises(ValueError, match=r"Name the separator: `separator=' '`"):
+        load_interactions(write("log.inter", "user_id:token item_id:token\n1 2\n"))

@@ -155,6 +155,17 @@ def test_new_items_with_titles_and_known_items_that_they_are_like():
     assert new.likes == {"7": ["1", "2"], "9": ["3"]}
 
 
+@pytest.mark.parametrize("first", ["n4,Blue hat", "artikel,bezeichnung"])
+def test_new_items_without_a_known_header_need_the_column_of_the_item(tmp_path, first):
+    path = tmp_path / "new.csv"
+    path.write_text(f"{first}\nn5,Fine shoe\nn6,Red hat\n")
+    message = r"for the item, found 0, 1 \(no header.*Name it, by its name or position: .*`--item \.\.\.`\)\.$"
+    for load in (lambda path: load_new_items(path, None), load_item_features):
+        with pytest.raises(ValueError, match=message):
+            load(path)
+    assert load_new_items(path, None, item=first.split(",")[0]).items == ["n5", "n6"]
+
+
 def test_a_tokenizer_has_the_items_of_its_features_and_saves_them(tmp_path, caplog):
     caplog.set_level("INFO", "hf_bert4rec")
     tokenizer = item_tokenizer(["B 2", "x"], features=load_item_features(SHOP))

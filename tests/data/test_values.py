@@ -28,6 +28,7 @@ def test_whole_numbers_with_gaps_become_ids_without_a_fraction(make):
         (["2017-12-17", "1970-01-01"], [1513468800, 0], "int64"),
         (["2017-12-17 00:00:01", "2017-12-17T00:00:02"], [1513468801, 1513468802], "int64"),
         (["1970-01-01 00:00:01.25", "1970-01-01 00:00:02"], [1.25, 2.0], "float64"),
+        (["31 Dec 2017 23:00:00 +0000", "Mon, 17-Dec-2018"], [1514761200, 1545004800], "int64"),
         (["2014-04-07T10:51:09.277Z", "2014-04-07T12:51:10+02:00"], [1396867869.277, 1396867870.0], "float64"),
     ],
 )
@@ -77,3 +78,41 @@ def test_ids_with_blanks_around_them_are_told(tmp_path, caplog):
         "log.csv: the user of 1 rows (' u2') begins or ends with a blank: it is not the same ID as without the blank.",
         "log.csv: the item of 1 rows ('a ') begins or ends with a blank: it is not the same ID as without the blank.",
     ]
+
+
+@pytest.mark.parametrize(
+    "date", ["Dec 31 23:00:00 +0000", "Dec 31 23:00:00.2019", "03-Feb-01 10:00:00 +0000", "03-Feb-01 10:00:00-0500"]
+)
+def test_a_date_without_a_year_of_four_digits_is_refused(date):
+    table = pd.DataFrame({"user": ["u"], "item": ["a"], "time": [date]})
+    with pytest.raises(ValueError, match=r"row 0: found '.*Expected an ISO date as timestamp"):
+        load_interactions(table)
+
+
+SECONDS = 1546300800
+
+
+@pytest.mark.parametrize(
+    ("times", "warning"),
+    [
+        ([SECONDS * 1000, SECONDS + 86400], "in seconds (1546387200) and in milliseconds (1546300800000). Convert"),
+        ([31012019, 1022019], "such as 31012019 seem to be dates with the year at the end"),
+        ([1312019, 12312019], "such as 1312019 seem to be dates with the year at the end"),
+        (["1546300800000000001.0", "1546300800000000000"], "such as 1.5463008e+18 may be rounded"),
+        (["9300000000000000001", "1"], "such as 9.3e+18 may be rounded"),
+        (np.array([2**63 + 5, 1], np.uint64), "such as 9.223372036854776e+18 may be rounded"),
+        (np.array([SECONDS, SECONDS + 1], np.float32), "may be rounded and out of order"),
+        (np.array([SECONDS * 10**9, np.nan]), "may be rounded"),
+        ([20190131, 20190201], ""),
+        (["1546300800000000001", "1546300800000000000"], ""),
+        (np.array([SECONDS, SECONDS + 1], np.float64), ""),
+        ([2019, 2020], ""),
+        ([SECONDS, -1], ""),
+        (pd.Series(pd.to_datetime(["2019-01-01", "1971-01-01"])), ""),
+    ],
+)
+def test_times_that_are_unlike_times_of_one_unit_are_reported(caplog, times, warning):
+    read = load_interactions(pd.DataFrame({"user": ["u", "v"], "item": ["a", "b"], "time": times}))["timestamp"]
+    assert warning in caplog.text
+    assert bool(caplog.text) == bool(warning)
+    assert read[0] == pytest.approx(SECONDS if isinstance(times, pd.Series) else float(times[0]))
