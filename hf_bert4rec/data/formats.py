@@ -138,6 +138,9 @@ def open_log(
     columns: Iterable[Column],
 ) -> RawLog:
     """Open what `load_interactions` takes; `kind` is a key of `FOLDER_FILES`, `columns` are named by the user."""
+    for option, value in {"format": format, "separator": separator, "encoding": encoding}.items():
+        if not isinstance(value, str | None):
+            raise ValueError(f"Expected text as `{option}`, found {value!r}.")
     if not isinstance(source, str | PathLike):
         return open_table(source, type(source).__name__)
     with library_errors(str(source)[:99], "For a dataset on the Hub, use datasets.load_dataset and pass one split."):

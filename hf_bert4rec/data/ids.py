@@ -1,7 +1,9 @@
 """IDs of users and items: always text, whatever type a log or a history has them in."""
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from datetime import date
+from decimal import Decimal
 from numbers import Number
 from typing import Any, TypeAlias
 from uuid import UUID
@@ -25,7 +27,7 @@ def as_ids(values: Values | pa.Array, what: str, locate: Callable[[int], str] = 
             begins with the place of the row, as from `locate`, and `what` the IDs are.
     """
     kind = None if isinstance(values, list) else values.type
-    if kind and not (pa.types.is_floating(kind) or pa.types.is_nested(kind) or "binary" in str(kind)):
+    if kind and not (pa.types.is_floating(kind) or pa.types.is_nested(kind) or re.search("binary|decimal", str(kind))):
         ids = pc.cast(values, pa.string())
     else:
         digits = {"halffloat": 11, "float": 24}.get(str(kind), 53)
@@ -83,14 +85,13 @@ def _as_id(value: Any, digits: int = 53) -> str | None:
     if not isinstance(value, Number | date | UUID):
         advice = ONE_PER_ROW if hasattr(value, "__len__") else "Convert it to text."
         raise ValueError(f"expected text or numbers, found {value!r:.100} ({type(value).__name__}). {advice}")
-    if isinstance(value, float | np.floating):
-        if abs(value) >= 2**digits:
-            raise ValueError(
-                f"expected text or numbers, found {value!r}. Floats from 2^{digits} on are not exact, so different IDs "
-                "become one: read IDs as text (pandas: dtype=str) or integers (pandas: dtype='UInt64')."
-            )
-        value = int(value) if value.is_integer() else value
-    return str(value)
+    if isinstance(value, float | np.floating) and abs(value) >= 2**digits:
+        raise ValueError(
+            f"expected text or numbers, found {value!r}. Floats from 2^{digits} on are not exact, so different IDs "
+            "become one: read IDs as text (pandas: dtype=str) or integers (pandas: dtype='UInt64')."
+        )
+    whole = isinstance(value, float | np.floating | Decimal) and int(value) == value
+    return str(int(value) if whole else value)
 
 
 def distinct_values(values: Values | pa.Array) -> tuple[list[Any], np.ndarray]:

@@ -4,6 +4,7 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Mapping
+from numbers import Number
 from typing import Any
 
 import numpy as np
@@ -65,6 +66,11 @@ def load_interactions(
         FileNotFoundError: There is no such file.
         ValueError: The source cannot be read; the message names the line and says what to do.
     """
+    minimum = {"min_rating": 0 if min_rating is None else min_rating}
+    minimum |= {"min_user_interactions": min_user_interactions, "min_item_interactions": min_item_interactions}
+    for option, value in minimum.items():
+        if not isinstance(value, Number):
+            raise ValueError(f"Expected a number as `{option}`, found {value!r}.")
     log = open_log(source, "interactions", format, separator, encoding, [user, item, timestamp, rating])
     wanted: dict[str, Column] = {"user": user, "item": item, "timestamp": timestamp}
     if min_rating is not None:

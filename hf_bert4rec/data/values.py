@@ -25,6 +25,7 @@ SEVERAL = r"^\s*(\[.*\]|[({].*,.*[)}]|\d+([ ,;|]+\d+){2,})\s*$"  # such as "[1, 
 DOUBTFUL = {  # IDs that are read as they are, with a warning
     MISSING: "seems to stand for a missing value: remove these rows if it does",
     r"^[\s\pZ]|[\s\pZ]$": "begins or ends with a blank: it is not the same ID as without the blank",
+    r'^".*"$': "is in quotation marks: if they are not part of it, use format='csv' and name the separator",
     r"[\r\n]": "contains a line break: check the quotation marks in the file",
     r"^-?\d+([.,]\d+)?[eE]\+\d+$": "is a rounded number, so different IDs may have become one: export IDs as text",
     SEVERAL: "seems to contain several IDs: give each interaction a row of its own",

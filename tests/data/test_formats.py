@@ -153,6 +153,14 @@ def test_quotes_are_plain_characters_in_tab_separated_files(write):
     assert rows(load_interactions(path)) == [('"u', '5" nail', 0)]
 
 
+@pytest.mark.parametrize(("name", "separator"), [("log.tsv", "\t"), ("log.txt", " ")])
+def test_ids_in_quotation_marks_are_reported(write, caplog, name, separator):
+    path = write(name, f'"user"{separator}"item"\n"u"{separator}"a"\n'.replace(" ", separator))
+    assert rows(load_interactions(path)) == [('"u"', '"a"', 0)]
+    assert """the user of 1 rows ('"u"') is in quotation marks""" in caplog.text
+    assert rows(load_interactions(path, format="csv", separator=separator)) == [("u", "a", 0)]
+
+
 def test_a_tab_separated_file_may_begin_with_an_unnamed_column(write):
     path = write("log.tsv", "\tuser\titem\n0\tu\ta\n1\tv\tb\n")
     assert rows(load_interactions(path)) == [("u", "a", 0), ("v", "b", 1)]

@@ -102,6 +102,23 @@ def test_a_bad_file_is_refused_with_its_name_and_line(write, what):
         load_interactions(write(name, content))
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "expected"),
+    [
+        ("min_rating", "abc", "a number"),
+        ("min_user_interactions", "2", "a number"),
+        ("min_item_interactions", None, "a number"),
+        ("format", 5, "text"),
+        ("separator", 5, "text"),
+        ("encoding", b"utf-8", "text"),
+    ],
+)
+def test_an_option_of_another_type_is_refused_by_name(write, option, value, expected):
+    path = write("log.csv", "user,item,rating\nu,a,5\n")
+    with pytest.raises(ValueError, match=rf"^Expected {expected} as `{option}`, found {value!r}\.$"):
+        load_interactions(path, **{option: value})
+
+
 def test_rows_without_an_id_are_dropped_and_counted(write, caplog):
     path = write("log.csv", "user,item,timestamp\nu,a,1\n,b,2\nv,,\nw,c,4\n")
     with caplog.at_level(logging.INFO, "hf_bert4rec.data.interactions"):

@@ -1,5 +1,7 @@
 """IDs, times and ratings from the values of a column."""
 
+from decimal import Decimal
+
 import numpy as np
 import pandas as pd
 import polars as pl
@@ -14,6 +16,14 @@ from tests.data.raw_logs import TABLE, rows
 def test_whole_numbers_with_gaps_become_ids_without_a_fraction(make):
     table = make({"user": [1.0, float("nan"), 3.0], "item": [7, 8, 9]})
     assert rows(load_interactions(table)) == [("1", "7", 0), ("3", "9", 1)]
+
+
+def test_whole_decimals_become_ids_without_a_fraction():
+    decimals = pa.array([Decimal(77), Decimal("-1.0"), Decimal(10**27), None], pa.decimal128(38, 10))
+    expected = [("77", "a"), ("-1", "b"), ("1" + 27 * "0", "c")]
+    items = ["a", "b", "c", "d"]
+    for table in (pa.table({"user": decimals, "item": items}), pd.DataFrame({"user": decimals, "item": items})):
+        assert [row[:2] for row in rows(load_interactions(table))] == expected
 
 
 @pytest.mark.parametrize(
