@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from .ids import ONE_PER_ROW
 from .sources import RawLog, spell
@@ -97,6 +98,11 @@ def _find(log: RawLog, role: str, name: Column, patterns: Iterable[str], command
 def _fits(name: str, pattern: str) -> bool:
     """Return whether a name matches, ignoring case, blanks, punctuation and RecBole's types (user_id:token)."""
     return bool(re.fullmatch(pattern, re.sub(r"[\W_]", "", name.partition(":")[0]).lower()))
+
+
+def is_time_name(name: Any) -> bool:
+    """Return whether a column is found as timestamp by its name."""
+    return any(_fits(str(name), pattern) for pattern in NAMES["timestamp"])
 
 
 def is_header(rows: Rows) -> bool:

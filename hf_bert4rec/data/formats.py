@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from difflib import get_close_matches
-from functools import partial
+from functools import partial, reduce
 from itertools import islice
 from os import PathLike
 from pathlib import Path
@@ -24,13 +24,14 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet as pq
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from tqdm.auto import tqdm
 
-from .columns import Column, are_sequences, is_header
+from .columns import Column, are_sequences, is_header, is_time_name
 from .ids import Values
 from .sources import COMPRESSED, RawLog, SourceFile, library_errors, open_table, spell
 
@@ -44,14 +45,24 @@ JSON_TYPES = {str: pa.string(), int: pa.int64(), float: pa.float64()}
 
 def read_delimited(file: SourceFile, separator: str = ",", encoding: str = "utf-8") -> RawLog:
     """Open a text file with one row per line, with or without a header."""
-    return _open(file, _Rows(file.name, file.text(encoding).encode(), file.separator or separator, separator == ","))
+    text, quoted = _plain_text(file, encoding), separator == ","
+    if excel := re.match(r"sep=(.)(?=[\r\n])", text):  # its first line names the separator
+        text, separator = text[excel.end() :], excel[1]
+    return _open(file, _Rows(file.name, text.encode(), file.separator or separator, quoted))
+
+
+def _plain_text(file: SourceFile, encoding: str = "utf-8") -> str:
+    text = file.text(encoding)
+    if re.match(r"""\s*(\[\s*)?\{\s*u?["']""", text):
+        raise ValueError(f"{file.name}: contains JSON. Name the format: {spell('format', 'jsonl')}.")
+    return text
 
 
 def read_blank_separated(file: SourceFile) -> RawLog | pa.Table:
     """Open lines of `user item`, `user item rating timestamp` or `user item item …`."""
     if file.separator:
         return read_delimited(file, file.separator)
-    data = b"\n".join(b" ".join(line.split()) for line in file.text().encode().splitlines())
+    data = b"\n".join(b" ".join(line.split()) for line in _plain_text(file).encode().splitlines())
     first = [line.decode().split(" ") for line in data.split(b"\n", 1000)[:1000] if line]
     return read_sequences(file) if are_sequences(first) else _open(file, _Rows(file.name, data, " ", quoted=False))
 
@@ -60,7 +71,7 @@ def read_sequences(file: SourceFile) -> pa.Table:
     """Read lines of `user item item …`, oldest item first."""
     users, items = [], []
     separator = file.separator.encode() if file.separator else None
-    for number, line in enumerate(file.text().encode().splitlines(), start=1):
+    for number, line in enumerate(_plain_text(file).encode().splitlines(), start=1):
         user, *history = [cell.decode() for cell in line.split(separator)] or [""]
         if user and not history:
             raise ValueError(f"{file.name}, line {number}: found the user {user!r:.80} without items. Fix this line.")
@@ -88,7 +99,9 @@ def read_json(file: SourceFile) -> RawLog | pd.DataFrame:
         return row
 
     first: dict[Any, Any] = {}  # a value of each key, which the first lines may lack
-    for line in islice(lines(), 1000):
+    for count, line in enumerate(lines()):
+        if count == 1000 and any(map(is_time_name, first)):  # otherwise a later line may have the time
+            break
         first |= {key: value for key, value in parse(*line).items() if first.get(key) is None}
 
     def read(places: list[int]) -> list[Values]:
@@ -203,7 +216,16 @@ def _open(file: SourceFile, rows: "_Rows") -> RawLog:
     def locate(row: int) -> str:
         return f"{file.name}, line {next(islice(rows, row + skipped, None))[0]}"
 
-    return RawLog(file.name, names, lambda places: rows.read(places, len(first), lines, skipped), locate, first_rows)
+    def read(places: list[int]) -> list[Values]:
+        columns = rows.read(places, len(first), lines, skipped)
+        if skipped and len(places) > 1:
+            headers = reduce(pc.and_, (pc.equal(column, names[i]) for column, i in zip(columns, places, strict=True)))
+            if count := pc.sum(headers).as_py():
+                line = locate(headers.index(True).as_py())
+                raise ValueError(f"{line}: repeats the header ({count:,} such lines). Remove these lines.")
+        return columns
+
+    return RawLog(file.name, names, read, locate, first_rows)
 
 
 class _Rows:

@@ -90,8 +90,9 @@ def _as_id(value: Any, digits: int = 53) -> str | None:
             f"expected text or numbers, found {value!r}. Floats from 2^{digits} on are not exact, so different IDs "
             "become one: read IDs as text (pandas: dtype=str) or integers (pandas: dtype='UInt64')."
         )
-    whole = isinstance(value, float | np.floating | Decimal) and int(value) == value
-    return str(int(value) if whole else value)
+    if isinstance(value, float | np.floating | Decimal) and int(value) == value:
+        return str(int(value))
+    return str(value)
 
 
 def distinct_values(values: Values | pa.Array) -> tuple[list[Any], np.ndarray]:

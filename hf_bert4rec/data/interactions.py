@@ -122,7 +122,14 @@ def _read(log: RawLog, found: Mapping[str, int]) -> tuple[pa.Table, np.ndarray]:
         dates = pc.replace_substring_regex(as_text(columns["timestamp"]), r"[ T]00:00:00(\.0+)?$", "")
         columns["timestamp"] = pc.binary_join_element_wise(dates, as_text(columns["time of day"]), "T")
     if "timestamp" in found:
-        values["timestamp"] = as_times(columns["timestamp"], log, complete)
+        try:
+            values["timestamp"] = as_times(columns["timestamp"], log, complete)
+        except ValueError as error:
+            if "time of day" not in found:
+                raise
+            date, time = log.columns[found["timestamp"]], log.columns[found["time of day"]]
+            advice = f"{date!r} and {time!r} are read as date and time of day. If one of them is the time, name it: "
+            raise ValueError(f"{error} {advice}{spell('timestamp', time, 'timestamp')}.") from None
     if "rating" in found:
         values["rating"] = as_numbers(columns["rating"], "rating", log, complete)
     for column in values.values():

@@ -11,7 +11,8 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
-from datasets import Dataset
+import pyarrow.compute as pc
+from datasets import ClassLabel, Dataset
 
 from .ids import Values
 
@@ -19,6 +20,7 @@ COMPRESSED = {".gz": ("gzip", rb"\x1f\x8b"), ".bz2": ("bz2", rb"BZh\d1AY&SY"), "
 OTHER_FILES = {  # first bytes of files that are not text -> what they are, and what to do
     rb"(?s)PK\x03\x04.{,4000}xl/|\xd0\xcf\x11\xe0": "an Excel workbook. Pass pandas.read_excel(path)",
     rb"(?s)PK\x03\x04|Rar!\x1a|7z\xbc\xaf|\xfd7zXZ|.{257}ustar": "an archive. Extract it and pass one of its files",
+    rb"\x1f\x8b|BZh\d1AY&SY|\x28\xb5\x2f\xfd|x[\x01\x9c]|\x5d\0\0": "compressed twice or as zlib or lzma. Extract it",
     rb"ARROW1\0|SQLite format 3\0|\x89HDF|\x80[\x02-\x05]": "a binary file. Read it and pass a pandas data frame",
     rb"(?i)\s*<(!doctype |html)|%PDF-": "a document. Export the log as CSV",
 }
@@ -119,12 +121,18 @@ class RawLog:
 def open_table(source: Any, name: str) -> RawLog:
     """Open a table in memory: a `Dataset`, or a table of pandas, Polars or Arrow."""
     if isinstance(source, Dataset):
+        labels = {name: kind.names for name, kind in source.features.items() if isinstance(kind, ClassLabel)}
         source = source.with_format("arrow")[:]
+        for name, classes in labels.items():  # a negative number stands for no label
+            place, numbers = source.column_names.index(name), source[name]
+            numbers = pc.if_else(pc.less(numbers, 0), None, numbers)
+            source = source.set_column(place, name, pa.array(classes, pa.string()).take(numbers))
     if isinstance(source, pd.DataFrame):
         source = source.reset_index(allow_duplicates=True) if any(source.index.names) else source
         columns = [(str(key), source.iloc[:, place]) for place, key in enumerate(source.columns)]
     elif hasattr(source, "get_columns"):  # Polars, whose Python objects Arrow would read as memory addresses
-        columns = [(s.name, list(s) if str(s.dtype) == "Object" else s.to_arrow()) for s in source.get_columns()]
+        with library_errors(name, "Convert the columns to text, numbers or dates."):
+            columns = [(s.name, list(s) if str(s.dtype) == "Object" else s.to_arrow()) for s in source.get_columns()]
     elif hasattr(source, "__arrow_c_stream__") and not hasattr(source, "dtype"):  # a Series has a dtype
         with library_errors(name):
             table = pa.table(source)

@@ -288,6 +288,8 @@ def _as_text(items: Any) -> pa.Array | pa.ChunkedArray:
 
 def _distinct_ids(items: Any) -> list[str]:
     ids = pc.drop_null(pc.unique(_as_text(items))).to_pylist()
+    if "" in ids:
+        raise ValueError("Expected item IDs that are not empty, found ''. Remove it.")
     if taken := set(SPECIAL_TOKENS).intersection(ids):
         raise ValueError(f"The item ID {', '.join(sorted(taken))} is a special token: rename the item in your data.")
     return ids

@@ -153,6 +153,31 @@ def test_quotes_are_plain_characters_in_tab_separated_files(write):
     assert rows(load_interactions(path)) == [('"u', '5" nail', 0)]
 
 
+@pytest.mark.parametrize("content", ['{"user": "u"}\n', "{u'user': u'u'}\n", '[\n {"user": "u"}]', "{'user': 'u'}"])
+@pytest.mark.parametrize("name", ["log.csv", "log.tsv", "log.txt", "log.sequences"])
+def test_json_in_a_file_of_rows_is_refused_with_its_format(write, name, content):
+    with pytest.raises(ValueError, match=r"^log\..*: contains JSON\. Name the format: `format='jsonl'`"):
+        load_interactions(write(name, content))
+
+
+def test_ids_in_braces_are_no_json(write):
+    assert rows(load_interactions(write("log.csv", "{0A-1},a\n{0A-2},b\n")))[0] == ("{0A-1}", "a", 0)
+
+
+def test_a_header_in_the_middle_is_refused_with_its_line(write):
+    with pytest.raises(ValueError, match=r"log\.csv, line 4: repeats the header \(2 such lines\)\. Remove these lines"):
+        load_interactions(write("log.csv", "user,item\nu,a\n\nuser,item\nu,b\nuser,item\n"))
+    assert len(load_interactions(write("same.csv", "user,item\nuser,a\nu,item\n"))) == 2
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_the_first_line_of_excel_names_the_separator(write, end):
+    path = write("log.csv", end.join(["sep=;", "user;item;timestamp", "u;a,b;1", '"v;w";c;2', ""]))
+    assert rows(load_interactions(path)) == [("u", "a,b", 1), ("v;w", "c", 2)]
+    with pytest.raises(ValueError, match=r"log\.csv, line 3: found 'x'"):
+        load_interactions(write("log.csv", end.join(["sep=,", "user,item,timestamp", "u,a,x", ""])))
+
+
 @pytest.mark.parametrize(("name", "separator"), [("log.tsv", "\t"), ("log.txt", " ")])
 def test_ids_in_quotation_marks_are_reported(write, caplog, name, separator):
     path = write(name, f'"user"{separator}"item"\n"u"{separator}"a"\n'.replace(" ", separator))
@@ -245,3 +270,8 @@ def test_fields_of_json_lines_may_change_their_type_or_be_missing(write):
 def test_a_key_that_the_first_json_line_lacks_is_read_all_the_same(write):
     path = write("log.jsonl", '{"user": "u", "item": "a"}\n{"user": "u", "item": "b", "timestamp": 7}\n')
     assert rows(load_interactions(path)) == [("u", "b", 7)]
+
+
+def test_a_time_that_the_first_1000_json_lines_lack_is_read_all_the_same(write):
+    lines = ['{"user": "u", "item": "a"}\n'] * 1500 + ['{"user": "u", "item": "b", "timestamp": 7}\n']
+    assert rows(load_interactions(write("log.jsonl", "".join(lines)))) == [("u", "b", 7)]

@@ -79,6 +79,11 @@ BAD_FILES = {
         "user,item,date\nu,a,2017-12-17\nu,b,yesterday\n",
         r"log\.csv, line 3: .*found 'yesterday'",
     ),
+    "a date next to a time that is a date": (
+        "log.csv",
+        "user,item,date,event_time\nu,a,2017-12-17 10:00:00,2017-12-17 10:00:01\n",
+        r"log\.csv, line 2: .*'date' and 'event_time' are read as date.*name it: `timestamp='event_time'`",
+    ),
     "a time that is no number in JSON": (
         "log.jsonl",
         '{"user": "u", "item": "a", "timestamp": 1}\n\n \n{"user": "u", "item": "b", "timestamp": "x"}\n',

@@ -1,10 +1,16 @@
 """Sources: files as bytes and text, tables in memory, and errors of libraries."""
 
+import bz2
+import gzip
+import lzma
+import zlib
+from functools import partial
+
 import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pytest
-from datasets import Dataset, DatasetDict
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 from hf_bert4rec import load_interactions
 from tests.data.raw_logs import ORIGINAL_FORMS, TABLE, TABLE_ROWS, TWO_ROWS, rows
@@ -55,3 +61,43 @@ def test_a_source_of_a_wrong_type_is_refused_by_its_type(source):
 def test_a_dataset_dict_is_refused_with_the_split_to_pass():
     with pytest.raises(ValueError, match=r"found DatasetDict of train, test\. Pass one of them: source\['train'\]"):
         load_interactions(DatasetDict({"train": Dataset.from_dict(TABLE), "test": Dataset.from_dict(TABLE)}))
+
+
+def test_classes_of_a_dataset_become_their_names():
+    features = Features({"user": Value("string"), "item": ClassLabel(names=["shoe", "hat"])})
+    table = Dataset.from_dict({"user": ["u", "v", "w"], "item": [1, 0, None]}, features)
+    assert rows(load_interactions(table)) == [("u", "hat", 0), ("v", "shoe", 1)]
+    assert rows(load_interactions(table.with_format("numpy"))) == [("u", "hat", 0), ("v", "shoe", 1)]
+
+
+def test_a_type_that_arrow_lacks_is_refused_by_name():
+    table = pl.DataFrame({"user": ["u"], "item": [7]}, schema_overrides={"item": pl.Int128})
+    with pytest.raises(ValueError, match=r"^DataFrame: cannot be read .*Convert the columns to text, numbers or dates"):
+        load_interactions(table)
+
+
+LZMA = partial(lzma.compress, format=lzma.FORMAT_ALONE)
+
+
+@pytest.mark.parametrize(
+    ("name", "compressions"),
+    [
+        ("log.csv", [zlib.compress]),
+        ("log.csv", [LZMA]),
+        ("log.csv", [gzip.compress, gzip.compress]),
+        ("log.csv.gz", [gzip.compress]),
+        ("log.csv.gz", [bz2.compress]),
+        ("log.csv.gz", [zlib.compress]),
+    ],
+)
+def test_a_file_that_stays_compressed_is_refused(write, name, compressions):
+    data = b"user,item\nu,a\n" * 99
+    for compress in compressions:
+        data = compress(data)
+    with pytest.raises(ValueError, match=rf"^{name}: is compressed twice or as zlib or lzma\. Extract it\.$"):
+        load_interactions(write(name, data))
+
+
+def test_an_xz_file_is_refused(write):
+    with pytest.raises(ValueError, match=r"^log\.csv: is an archive\. Extract it"):
+        load_interactions(write("log.csv", lzma.compress(b"user,item\nu,a\n")))

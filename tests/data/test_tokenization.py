@@ -115,6 +115,11 @@ def test_an_id_equal_to_a_special_token_is_refused_by_name(token):
         item_tokenizer(["a", token])
 
 
+def test_an_empty_id_is_refused():
+    with pytest.raises(ValueError, match="item IDs that are not empty, found ''"):
+        item_tokenizer(["a", ""])
+
+
 def test_a_catalog_without_items_is_refused():
     with pytest.raises(ValueError, match="at least one item"):
         item_tokenizer([])
