@@ -90,7 +90,7 @@ def _as_id(value: Any, digits: int = 53) -> str | None:
             f"expected text or numbers, found {value!r}. Floats from 2^{digits} on are not exact, so different IDs "
             "become one: read IDs as text (pandas: dtype=str) or integers (pandas: dtype='UInt64')."
         )
-    if isinstance(value, float | np.floating | Decimal) and int(value) == value:
+    if isinstance(value, float | np.floating | Decimal) and value % 1 == 0:
         return str(int(value))
     return str(value)
 

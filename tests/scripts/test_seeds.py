@@ -60,7 +60,9 @@ def test_runs_that_cannot_be_averaged_are_refused_and_nothing_is_written(seeds, 
         assert not (other / "README.md").exists()
 
 
-@pytest.mark.parametrize(("runs", "release"), [("ml-1m-128", "ml1m"), ("beauty-5core", "beauty-5core")])
+@pytest.mark.parametrize(
+    ("runs", "release"), [("ml-1m-128", "ml1m"), ("beauty", "beauty"), ("beauty-5core", "beauty-5core")]
+)
 def test_the_cards_of_the_releases_have_the_recorded_seeds(seeds, tmp_path, runs, release):
     shutil.copytree(ROOT / "model_cards" / f"bert4rec-{release}", tmp_path / "model")
     seeds.main(["card", str(ROOT / "scripts" / "results" / f"seeds-{runs}.jsonl"), str(tmp_path / "model")])
