@@ -33,7 +33,7 @@ import torch
 from datasets import Dataset, disable_progress_bars
 from hypothesis import settings
 
-from hf_bert4rec import ARCHITECTURES, LOSSES, SPLITS, Bert4RecConfig, Bert4RecForMaskedLM, item_tokenizer
+from hf_bert4rec import ARCHITECTURES, BASELINES, LOSSES, SPLITS, Bert4RecConfig, Bert4RecForMaskedLM, item_tokenizer
 from hf_bert4rec.cli.main import main
 from hf_bert4rec.data.formats import EMBEDDED, FORMATS
 from hf_bert4rec.hub.run_facts import DataFacts, MachineFacts, RunFacts
@@ -118,7 +118,7 @@ def film_folder(trained_on_films, tmp_path, monkeypatch, hub) -> Iterator[Path]:
     monkeypatch.chdir(tmp_path / "films")
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
-    registries = [(registry, dict(registry)) for registry in (ARCHITECTURES, FORMATS, LOSSES, SPLITS)]
+    registries = [(registry, dict(registry)) for registry in (ARCHITECTURES, BASELINES, FORMATS, LOSSES, SPLITS)]
     handlers = [*logging.root.handlers]
     yield tmp_path / "films"
     logging.root.handlers[:] = handlers

@@ -18,7 +18,7 @@ import torch
 from transformers import AutoModelForMaskedLM
 
 import hf_bert4rec
-from hf_bert4rec import SPLITS, cloze_training, item_tokenizer, load_interactions
+from hf_bert4rec import BASELINES, SPLITS, cloze_training, item_tokenizer, leave_one_out, load_interactions
 from hf_bert4rec.cli.compare import Comparison
 from hf_bert4rec.cli.main import COMMANDS, main
 from hf_bert4rec.cli.recipe import parse_recipe
@@ -117,6 +117,12 @@ def test_what_the_page_on_architecture_adds_works(film_folder):
         optimizer.step()
         optimizer.zero_grad()
     assert losses[-1] < 0.5 * losses[0]
+    whole = leave_one_out(interactions, tokenizer, max_length=100)["train"]  # three items of each user
+    baseline = BASELINES["last_items"](whole, len(tokenizer), number=2)
+    rows = tokenizer.encode_items(["i1", "i2", "i3", "i4", "i0"])
+    assert baseline.counts[rows].tolist() == [1, 2, 2, 2, 1]
+    output = baseline(torch.tensor([[rows[0], tokenizer.mask_token_id]]), torch.ones(1, 2))
+    assert output.logits[0, 0].tolist() == baseline.counts.tolist()
 
 
 def test_the_page_on_results_names_the_items_of_movielens_1m(tmp_path, monkeypatch):
