@@ -5,7 +5,6 @@ import io
 import math
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -166,7 +165,8 @@ def check_everything(names, printed):
 
 def check_nightly(names, printed):
     """The script runs as it is printed: a better model becomes the current one, and a worse one does not."""
-    (script,) = (block for block in blocks(SECTIONS["Retrain every night"], "sh"))
+    first, script = blocks(SECTIONS["Retrain every night"], "sh")
+    Path("first.sh").write_text(f"set -e\n{first}")
     Path("nightly.sh").write_text(script)
     Path("bin").mkdir()
     command = Path("bin/hf-bert4rec")
@@ -179,18 +179,24 @@ def check_nightly(names, printed):
     def run_script(words, extra):
         return subprocess.run(words, env=environment | {"EXTRA": extra}).returncode
 
-    first = ["hf-bert4rec", "train", "--data", "until-yesterday.csv", "--output_dir", "runs/first"]
-    assert run_script(first, f"--disable_tqdm true {small}") == 0
-    Path("runs/current").symlink_to("first/model")
+    assert run_script(["sh", "first.sh"], f"--disable_tqdm true {small}") == 0
+    assert Path("runs/current").resolve() == Path("runs/first/model").resolve()
     assert run_script(["sh", "nightly.sh"], "--tolerance -1") == 1
     assert Path("runs/current").resolve() == Path("runs/first/model").resolve()
     lines = len(Path("until-yesterday.csv").read_text().splitlines())
     assert lines == 1 + len(names["log"])
-    shutil.rmtree(next(Path("runs").glob("20*-*")))
+    (rejected,) = Path("runs").glob("20*-*")
+    assert run_script(["sh", "nightly.sh"], "") != 0  # there is no today.csv
+    Path("today.csv").write_text("user,item,timestamp\n")
+    assert run_script(["sh", "nightly.sh"], "") == 0  # nothing was bought
+    assert [*Path("runs").glob("20*-*")] == [rejected]
     Path("today.csv").write_text("user,item,timestamp\nu1,tea-1,2026-03-01\nu2,tea-2,2026-03-01\nu3,tea-2,2026-03-01\n")
     assert run_script(["sh", "nightly.sh"], "--tolerance 1") == 0
-    assert Path("runs/current").resolve().parent.name.startswith("20")
-    assert hf_bert4rec.pipeline(Path("runs/current").resolve())([["tea-1"]])[0]
+    new = Path("runs/current").resolve()
+    assert re.fullmatch(r"20\d\d-\d\d-\d\d-\d{6}", new.parent.name)  # not the folder of the rejected model
+    assert new.parent.name != rejected.name
+    assert [(folder / "today.csv").exists() for folder in (rejected, new.parent)] == [True, True]
+    assert hf_bert4rec.pipeline(new)([["tea-1"]])[0][0]["title"]
 
 
 def check_changes(names, printed):

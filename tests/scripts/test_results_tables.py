@@ -63,6 +63,8 @@ def test_an_unknown_table_is_named(tables):
 def test_scores_in_prose_are_in_a_table_of_the_page(page):
     text = (ROOT / page).read_text("utf-8")
     shown = " ".join(TABLE.findall(text))
+    if page == "README.md":  # it also quotes the tables of the page that it links to
+        shown += " ".join(TABLE.findall((ROOT / "docs/results.md").read_text("utf-8")))
     prose = CODE.sub("", TABLE.sub("", text))
     assert [number for number in re.findall(r"(?<![\d.])0\.\d{3,}", prose) if number not in shown] == []
 
