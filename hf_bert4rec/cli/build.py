@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset, DatasetDict
 from transformers import (
@@ -19,6 +20,7 @@ from transformers import (
 )
 
 from ..data.tokenization import ItemTokenizer
+from ..evaluation.ranking import ranking_metrics, sampled_metrics
 from ..hub.checkpoint import check_sizes, fetch_checkpoint
 from ..models.item_loss import check_loss
 from ..models.registry import architecture_of
@@ -59,9 +61,7 @@ def build_trainer(recipe: Recipe, tokenizer: ItemTokenizer, histories: DatasetDi
         raise ValueError("`--fp16` needs a GPU, found the device cpu. Remove `--fp16` to train in float32.")
     if "validation" not in histories:  # there is nothing to choose a checkpoint by
         args.eval_strategy, args.load_best_model_at_end = "no", False
-    for name, others in NEEDED.items():
-        if name in recipe.given and not any(recipe.given.get(other) for other in others):
-            logger.warning("--%s has no effect without --%s.", name, others[0])
+    _check_options(recipe, args)
     set_seed(args.seed)  # before the model is built
     trainer = RecommendationTrainer(
         _build_model(recipe, tokenizer, args, histories["train"]),
@@ -75,6 +75,18 @@ def build_trainer(recipe: Recipe, tokenizer: ItemTokenizer, histories: DatasetDi
     trainer.remove_callback(PrinterCallback if args.disable_tqdm else ProgressCallback)
     trainer.add_callback(EpochLines if args.disable_tqdm else EpochLinesWithBar)
     return trainer
+
+
+def _check_options(recipe: Recipe, args: Any) -> None:
+    """Raise ValueError for an unknown metric, and warn about options without the option that they need."""
+    known = ["loss", *ranking_metrics(np.ones(1))]
+    if recipe.run.popularity_candidates or recipe.run.uniform_candidates:
+        known += sampled_metrics(np.ones(1), sampled_by(recipe))
+    if (metric := args.metric_for_best_model) and metric.removeprefix("eval_") not in known:
+        raise ValueError(f"Unknown metric `--metric_for_best_model {metric}`. Choose from {', '.join(known)}.")
+    for name, others in NEEDED.items():
+        if name in recipe.given and not any(recipe.given.get(other) for other in others):
+            logger.warning("--%s has no effect without --%s.", name, others[0])
 
 
 def _build_model(recipe: Recipe, tokenizer: ItemTokenizer, args: Any, train: Dataset) -> PreTrainedModel:

@@ -414,6 +414,12 @@ def test_options_without_effect_are_reported_once(tmp_path, caplog):
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("metric", ["foo", "eval_ndcg", "popularity_sampled"])
+def test_an_unknown_metric_of_the_best_checkpoint_is_refused_before_the_training(tmp_path, metric):
+    with pytest.raises(ValueError, match=rf"Unknown metric `--metric_for_best_model {metric}`. Choose from loss, hr@1"):
+        run(recipe_for(tmp_path, "--metric_for_best_model", metric))
+
+
 def test_fp16_on_a_cpu_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"`--fp16` needs a GPU, found the device cpu"):
         run(recipe_for(tmp_path, "--fp16", "true"))
