@@ -82,10 +82,11 @@ def _check_options(recipe: Recipe, args: Any) -> None:
     known = ["loss", *ranking_metrics(np.ones(1))]
     if recipe.run.popularity_candidates or recipe.run.uniform_candidates:
         known += sampled_metrics(np.ones(1), sampled_by(recipe))
-    if (metric := args.metric_for_best_model) and metric.removeprefix("eval_") not in known:
+    metric = args.metric_for_best_model if args.eval_strategy != "no" else None
+    if metric and metric.removeprefix("eval_") not in known:
         raise ValueError(f"Unknown metric `--metric_for_best_model {metric}`. Choose from {', '.join(known)}.")
     for name, others in NEEDED.items():
-        if name in recipe.given and not any(recipe.given.get(other) for other in others):
+        if recipe.given.get(name) and not any(recipe.given.get(other) for other in others):
             logger.warning("--%s has no effect without --%s.", name, others[0])
 
 

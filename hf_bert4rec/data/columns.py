@@ -20,7 +20,7 @@ EVENT = (
     "(event|order|purchase|sales?|transaction|invoice|payment|review|rating|click|view|visit|session|action|activity|"
     "interaction|checkin|watch|play|listen|booking|request|create?|creation|record|server|added|placed){,2}"
 )
-DURATION = "(listen|play|watch|(?<!re)view|session)time"  # not a time of the interaction
+DURATION = "(listen|play|watch)time"  # not a time of the interaction
 DATE, TIME = f"{EVENT}(ed)?date|tdat|dateadded|dt", f"(?!.*{DURATION}){EVENT}time"
 MOMENT = f"{EVENT}(timestamp|datetime|ts|epoch)|unixtime|{EVENT}e?d?at|boughtat|soldat"
 NAMES = {  # role -> patterns, the best fit first, for names in lower case without blanks and punctuation
@@ -125,11 +125,10 @@ def guess_roles(rows: Rows) -> dict[str, int]:
     columns = _columns(rows, len(rows[0])) if rows else []
     if len(columns) not in (2, 4):
         return {}
-    users = [_most(AMAZON_USER.fullmatch, column) for column in columns[:2]]
-    isbns = any(users) and _most(_is_recent, columns[-1])  # they look like times, in the format of Amazon
-    if any(_most(DAY.match if isbns else _is_recent, column) for column in columns[:2]):
+    timed = len(columns) == 2 or any(_most(_is_recent, column) for column in columns[2:])
+    if any(_most(DAY.match if timed else _is_recent, column) for column in columns[:2]):
         return {}
-    amazon = users[1] and _most(ASIN.fullmatch, columns[0])
+    amazon = _most(ASIN.fullmatch, columns[0]) and _most(AMAZON_USER.fullmatch, columns[1])
     roles = ["item", "user"] if amazon else ["user", "item"]
     kinds = {"timestamp": _is_time, "rating": _is_rating}
     for column in columns[2:]:

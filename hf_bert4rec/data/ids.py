@@ -1,6 +1,5 @@
 """IDs of users and items: always text, whatever type a log or a history has them in."""
 
-import re
 from collections.abc import Callable, Iterable, Mapping
 from datetime import date
 from decimal import Decimal
@@ -27,8 +26,10 @@ def as_ids(values: Values | pa.Array, what: str, locate: Callable[[int], str] = 
             begins with the place of the row, as from `locate`, and `what` the IDs are.
     """
     kind = None if isinstance(values, list) else values.type
-    if kind and not (pa.types.is_floating(kind) or pa.types.is_nested(kind) or re.search("binary|decimal", str(kind))):
+    if kind and not (pa.types.is_floating(kind) or pa.types.is_nested(kind) or "binary" in str(kind)):
         ids = pc.cast(values, pa.string())
+        if pa.types.is_decimal(kind):
+            ids = pc.replace_substring_regex(ids, r"\.0+$", "")
     else:
         digits = {"halffloat": 11, "float": 24}.get(str(kind), 53)
         distinct, places = distinct_values(values)
@@ -90,7 +91,9 @@ def _as_id(value: Any, digits: int = 53) -> str | None:
             f"expected text or numbers, found {value!r}. Floats from 2^{digits} on are not exact, so different IDs "
             "become one: read IDs as text (pandas: dtype=str) or integers (pandas: dtype='UInt64')."
         )
-    if isinstance(value, float | np.floating | Decimal) and value % 1 == 0:
+    if isinstance(value, float | np.floating) and value.is_integer():
+        return str(int(value))
+    if isinstance(value, Decimal) and value == value.to_integral_value():
         return str(int(value))
     return str(value)
 

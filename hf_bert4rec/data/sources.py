@@ -11,8 +11,7 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
-from datasets import ClassLabel, Dataset
+from datasets import Dataset
 
 from .ids import Values
 
@@ -121,12 +120,7 @@ class RawLog:
 def open_table(source: Any, name: str) -> RawLog:
     """Open a table in memory: a `Dataset`, or a table of pandas, Polars or Arrow."""
     if isinstance(source, Dataset):
-        labels = {name: kind.names for name, kind in source.features.items() if isinstance(kind, ClassLabel)}
         source = source.with_format("arrow")[:]
-        for name, classes in labels.items():  # a negative number stands for no label
-            place, numbers = source.column_names.index(name), source[name]
-            numbers = pc.if_else(pc.less(numbers, 0), None, numbers)
-            source = source.set_column(place, name, pa.array(classes, pa.string()).take(numbers))
     if isinstance(source, pd.DataFrame):
         source = source.reset_index(allow_duplicates=True) if any(source.index.names) else source
         columns = [(str(key), source.iloc[:, place]) for place, key in enumerate(source.columns)]

@@ -35,7 +35,7 @@ NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _DAY = re.compile(r"(\d{4})([-/.])(\d{1,2})(?:\2(\d{1,2})(?=$|[T ])|$)|(\d{1,2})\.(\d{1,2})\.(\d{4})(?=$|[T ])")
 _ISO = re.compile(r"[\dW-]{8,10}([T ][\d:.,]+([+-][\d:]+)?)?", re.IGNORECASE)  # of what `fromisoformat` accepts
 _MONTH = re.compile("(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*")
-_YEAR = re.compile(r"(?<!\d)(?<!:\d\d[.,])(19|20)\d\d(?!\d)")  # not an offset (+0000) or a fraction of a second
+_YEAR = re.compile(r"(?<!\d)(?<!:\d\d[.,])(18|19|20)\d\d(?!\d)")  # not an offset (+0000) or a fraction of a second
 _WORD = re.compile(f"{_MONTH.pattern}|(mon|tue|wed|thu|fri|sat|sun)[a-z]*|am|pm|t|z|utc|gmt")
 
 

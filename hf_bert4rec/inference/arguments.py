@@ -106,7 +106,7 @@ def check_count(name: str, value: Any) -> None:
 def _takes_candidates(rule: Any) -> bool:
     """Whether a rule can be called with one argument; `at_most` itself cannot, `at_most(2, "category")` can."""
     try:
-        signature(rule).bind(None)
+        signature(rule, follow_wrapped=False).bind(None)
     except (TypeError, ValueError) as error:
         return callable(rule) and isinstance(error, ValueError)  # a function in C, which has no signature
     return True

@@ -76,12 +76,14 @@ class RecommendationTrainingArguments(TrainingArguments):
             self.report_to = "none"  # a recipe reads this word as None
         for name in ("gradient_accumulation_steps", "per_device_train_batch_size", "per_device_eval_batch_size"):
             self._check(name, getattr(self, name) >= 1, "at least 1")
-        self._check("num_train_epochs", 0 < self.num_train_epochs < math.inf, "above 0")
+        trained = self.max_steps > 0 or 0 < self.num_train_epochs < math.inf
+        self._check("num_train_epochs", trained, "above 0 and finite")
         self._check("learning_rate", self.learning_rate >= 0, "at least 0")
         patience = self.early_stopping_patience
         self._check("early_stopping_patience", patience is None or patience >= 1, "at least 1, or None")
         self._check("id_dropout", 0 <= self.id_dropout < 1, "at least 0 and below 1")
-        self._check("prediction_loss_only", not self.prediction_loss_only, "False: the metrics need the scores")
+        loss = self.eval_strategy == "no" or str(self.metric_for_best_model).endswith("loss")
+        self._check("prediction_loss_only", loss or not self.prediction_loss_only, "False: the metric needs the scores")
         super().__post_init__()
         if self.muon_learning_rate is not None:
             muon(self, self.muon_learning_rate)  # checks what Muon cannot be combined with

@@ -88,9 +88,7 @@ def test_min_rating_without_ratings_is_refused(write):
         "1,1396860669,214536502,0",
         "1,1396860669000,214536502,0",
         "1396860669,1,214536502,0",
-        "1,1396860669,5,1396860669",
         "1,2014-04-07,214536502,0",
-        "1,1396860669",
         "A12345678,1396860669,214536502,0",
         "A12345678,2014-04-07",
     ],
@@ -115,7 +113,19 @@ def test_a_column_that_may_be_the_time_is_named_without_a_header_too(write, capl
     assert "found no column of times. If one of 1, 3 is the time, name it" in caplog.text
 
 
-@pytest.mark.parametrize("name", ["listen_time", "playtime", "watch_time", "viewTime", "session_time", "duration"])
+@pytest.mark.parametrize(
+    ("text", "first"),
+    [
+        ("1100000000 5\n1100000001 6\n1100000002 7\n", ("1100000000", "5", 0)),
+        ("0,1400000000\n0,1400000001\n0,1400000002\n", ("0", "1400000000", 0)),
+        ("1100000000,7,3,1600000000\n1100000001,8,3,1600000001\n", ("1100000000", "7", 1600000000)),
+    ],
+)
+def test_ids_without_a_header_may_look_like_times(write, text, first):
+    assert rows(load_interactions(write("log.csv" if "," in text else "log.txt", text)))[0] == first
+
+
+@pytest.mark.parametrize("name", ["listen_time", "playtime", "watch_time", "duration"])
 def test_a_duration_is_no_timestamp(write, caplog, name):
     assert rows(load_interactions(write("log.csv", f"user,item,{name}\nu,a,200\nu,b,100\n")))[0] == ("u", "a", 0)
     assert f"found no column of times. If one of {name} is the time, name it" in caplog.text
@@ -123,9 +133,7 @@ def test_a_duration_is_no_timestamp(write, caplog, name):
     assert rows(load_interactions(path)) == [("u", "a", 1577836800)]
 
 
-@pytest.mark.parametrize(
-    "name", ["time", "review_time", "unixReviewTime", "event_time", "watched_at", "view_timestamp"]
-)
+@pytest.mark.parametrize("name", ["time", "review_time", "unixReviewTime", "event_time", "watched_at", "viewtime"])
 def test_a_time_is_a_timestamp(write, name):
     assert rows(load_interactions(write("log.csv", f"user,item,{name}\nu,a,200\n"))) == [("u", "a", 200)]
 

@@ -10,7 +10,7 @@ import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pytest
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+from datasets import Dataset, DatasetDict
 
 from hf_bert4rec import load_interactions
 from tests.data.raw_logs import ORIGINAL_FORMS, TABLE, TABLE_ROWS, TWO_ROWS, rows
@@ -61,13 +61,6 @@ def test_a_source_of_a_wrong_type_is_refused_by_its_type(source):
 def test_a_dataset_dict_is_refused_with_the_split_to_pass():
     with pytest.raises(ValueError, match=r"found DatasetDict of train, test\. Pass one of them: source\['train'\]"):
         load_interactions(DatasetDict({"train": Dataset.from_dict(TABLE), "test": Dataset.from_dict(TABLE)}))
-
-
-def test_classes_of_a_dataset_become_their_names():
-    features = Features({"user": Value("string"), "item": ClassLabel(names=["shoe", "hat"])})
-    table = Dataset.from_dict({"user": ["u", "v", "w"], "item": [1, 0, None]}, features)
-    assert rows(load_interactions(table)) == [("u", "hat", 0), ("v", "shoe", 1)]
-    assert rows(load_interactions(table.with_format("numpy"))) == [("u", "hat", 0), ("v", "shoe", 1)]
 
 
 def test_a_type_that_arrow_lacks_is_refused_by_name():
