@@ -86,6 +86,8 @@ def _with_recommended_settings(recipe: Recipe, interactions: Dataset) -> Recipe:
     rows = settings.splitting | settings.masking
     if any(value != rows.get(name) for name, value in recipe.given.items() if name in ROWS):
         settings = recommended_settings(interactions, prefixes=False)
+    if recipe.given.get("loss", "softmax") != "softmax":  # which the head needs
+        settings.model.pop("repeat_head", None)
     options = {name: getattr(settings, name) for name in ("splitting", "masking", "training")}
     if recipe.run.start_from is None:  # otherwise the checkpoint has its own
         options["model"] = settings.model

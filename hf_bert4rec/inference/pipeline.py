@@ -228,7 +228,8 @@ class NextItemRecommendationPipeline(Pipeline):
         """Return the query vectors of histories, (histories, hidden + 1) float32.
 
         The inner product with a row of `item_vectors` is the logit of that item, and the scores are the softmax of the
-        logits. The last number of each vector is 1, because the last number of an item vector is the bias of the item.
+        logits. With `repeat_head`, items of the history have higher logits. The last number of each vector is 1,
+        because the last number of an item vector is the bias of the item.
 
         Raises:
             ValueError: As for a call.
@@ -303,10 +304,11 @@ class NextItemRecommendationPipeline(Pipeline):
         # Two queries, because torch computes attention for a single query differently, split over threads.
         ids, mask, history = inputs["input_ids"], inputs["attention_mask"], inputs["history"]
         query = inputs["query"][:, None].expand(-1, 2)
-        states = self.model.model(ids, mask, kept_positions=query).last_hidden_state[:, 0]
+        states = self.model.model(ids, mask, kept_positions=query).last_hidden_state[:, :1]
         if scored:
-            return {"logits": self.model.score_items(states)[: len(history)].float(), "history": history}
-        queries = self.model.prediction_head(states)[: len(history)].float()
+            logits = self.model.score_items(states, ids, query[:, :1])[: len(history), 0]
+            return {"logits": logits.float(), "history": history}
+        queries = self.model.prediction_head(states)[: len(history), 0].float()
         return {"queries": torch.cat([queries, torch.ones_like(queries[:, :1])], dim=1), "history": history}
 
     def postprocess(self, outputs: dict[str, torch.Tensor], selection: Selection) -> list[Recommendations]:

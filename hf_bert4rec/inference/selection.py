@@ -53,6 +53,11 @@ class Selection:
     index: Any = None
 
     def __post_init__(self) -> None:
+        if self.index is not None and self.model.repeat_head is not None and not self.exclude_history:
+            raise ValueError(
+                "An index does not know the scores of the model's `repeat_head`. Pass `exclude_history=True`, or no "
+                "`index`."
+            )
         self._number = max(self.top_k, self.candidates) if self.rerank else self.top_k
         self._closed = self.catalog.closed.clone()  # rows that are not recommended to anybody
         for conditions, refused in ((self.where, False), (self.where_not, True)):

@@ -47,7 +47,7 @@ class Gru4RecModel(Bert4RecEncoder):
     """Recurrent encoder. The hidden state at a position is computed from the items before that position."""
 
     config: Gru4RecConfig
-    right_padding_only = True
+    causal = True
     _no_split_modules = []
     _can_record_outputs = {"hidden_states": nn.GRU}
     supports_gradient_checkpointing = False

@@ -51,7 +51,7 @@ class SasRecModel(Bert4RecModel):
     """Causal encoder: one hidden state per position, of the items before it."""
 
     config: SasRecConfig
-    right_padding_only = True
+    causal = True
 
     def __init__(self, config: SasRecConfig) -> None:
         super().__init__(config)

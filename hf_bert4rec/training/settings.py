@@ -47,7 +47,8 @@ def recommended_settings(interactions: Dataset, *, prefixes: bool = True, max_le
     - Small, with prefixes: one layer and more weight decay.
     - Other short logs: more dropout and a lower learning rate; with prefixes also larger batches.
     - Other logs with at least 100 interactions per item: less dropout.
-    - More than 5 % of the interactions repeat an item of the user: the history is not excluded from recommendations.
+    - More than 5 % of the interactions repeat an item of the user: the history is not excluded from recommendations,
+      and the model has a `repeat_head`.
 
     The numbers were chosen on the validation splits of several logs: docs/experiments.md.
 
@@ -87,5 +88,5 @@ def recommended_settings(interactions: Dataset, *, prefixes: bool = True, max_le
     elif density >= DENSE:
         settings.model.update(hidden_dropout_prob=0.2, attention_probs_dropout_prob=0.1)
     if repeats > REPEATS:
-        settings.model["exclude_history"] = False
+        settings.model.update(exclude_history=False, repeat_head=True)
     return settings

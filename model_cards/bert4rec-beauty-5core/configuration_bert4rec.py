@@ -66,6 +66,9 @@ class Bert4RecConfig(PreTrainedConfig):
             as in the paper: random weights only.
         prediction_head: Whether a dense layer, the activation and a layer normalization stand between the encoder and
             the item table (paper, equation 7). Otherwise the scores are the product of encoder states and item table.
+        repeat_head: Whether the items of the history have a second score, for being taken again, as in RepeatNet (Ren
+            et al., AAAI 2019). For data with repeat consumption; it needs the loss `softmax`. False, as in the paper:
+            one score per item.
         pad_token_id: Row of [PAD], always 0.
         bos_token_id: None: a history has no start token.
         eos_token_id: None: a history has no end token.
@@ -82,8 +85,8 @@ class Bert4RecConfig(PreTrainedConfig):
 
     Raises:
         ValueError: A size or probability is out of range, `hidden_size` is not a multiple of the number of heads,
-            `vocab_size` leaves no row for an item, there are no positions, the loss or the activation is unknown, or
-            there are fewer other items than negatives.
+            `vocab_size` leaves no row for an item, there are no positions, the activation is unknown, `repeat_head`
+            with another loss than `softmax`, or there are fewer other items than negatives.
     """
 
     model_type = "bert4rec"
@@ -116,6 +119,7 @@ class Bert4RecConfig(PreTrainedConfig):
     conv_kernel_size: int | None = 3
     identity_attention: bool = True
     prediction_head: bool = False
+    repeat_head: bool = False
     pad_token_id: int | None = 0
     bos_token_id: int | None = None
     eos_token_id: int | None = None
@@ -198,6 +202,8 @@ class Bert4RecConfig(PreTrainedConfig):
 
     def validate_training_loss(self) -> None:
         """Check the options of the loss."""
+        if self.repeat_head and self.loss != "softmax":
+            raise ValueError(f"`repeat_head` needs the loss 'softmax', found {self.loss!r}. Change one of them.")
         if self.loss not in LOSSES:  # a loss of somebody else's is only needed to train
             logger.warning_once(
                 f"The loss {self.loss!r} is unknown: the model cannot be trained before it is in `LOSSES`."

@@ -33,6 +33,7 @@ def item_loss(
     labels: torch.Tensor,
     num_items_in_batch: torch.Tensor | int | None = None,
     loss: str | None = None,
+    repeats: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """Return the mean loss of the masked items.
 
@@ -45,6 +46,8 @@ def item_loss(
         num_items_in_batch: Number of scored positions in the whole batch (gradient accumulation, several processes).
             Counted here if not given.
         loss: Another loss than `config.loss`, a key of `LOSSES`.
+        repeats: (...) log-sums of the exponentials of the scores of a `repeat_head`: over the whole history, and over
+            the places of the target. For the softmax only.
 
     Returns:
         A scalar in nats, at least in single precision; 0 if nothing is scored.
@@ -60,15 +63,21 @@ def item_loss(
     hidden_states = hidden_states.flatten(0, -2).to(precision)
     item_table, item_bias = item_table.to(precision), item_bias.to(precision)
     with torch.autocast(hidden_states.device.type, enabled=False):
-        total = LOSSES[loss].total(config, hidden_states, item_table, item_bias, torch.where(scored, labels, -100))
+        inputs = config, hidden_states, item_table, item_bias, torch.where(scored, labels, -100)
+        total = LOSSES[loss].total(*inputs) if repeats is None else softmax_loss_with_repeats(*inputs, *repeats)
     count = scored.sum() if num_items_in_batch is None else torch.as_tensor(num_items_in_batch)
     return total / count.clamp(min=1)
 
 
 def softmax_loss(
-    config: Any, hidden_states: torch.Tensor, item_table: torch.Tensor, item_bias: torch.Tensor, targets: torch.Tensor
+    config: Any,
+    hidden_states: torch.Tensor,
+    item_table: torch.Tensor,
+    item_bias: torch.Tensor,
+    targets: torch.Tensor,
+    reduction: str = "sum",
 ) -> torch.Tensor:
-    """Negative log-likelihood over the whole catalog (paper, equation 8).
+    """Negative log-likelihood over the whole catalog (paper, equation 8), summed, or of each position with "none".
 
     It is computed in chunks of `config.loss_chunk_size` positions, so that the logits of one chunk exist at a time. On
     a GPU a chunk has up to `GPU_SCORES` logits if that is more.
@@ -80,16 +89,16 @@ def softmax_loss(
         chunk_size = max(chunk_size, GPU_SCORES // len(item_table))
     if linear_cross_entropy is None:
         chunks = zip(*(tensor.split(chunk_size) for tensor in (hidden_states, targets)), strict=True)
-        return sum(
-            (checkpoint(_chunk_loss, states, item_table, bias, rows, use_reentrant=False) for states, rows in chunks),
-            start=hidden_states.new_zeros(()),
-        )
+        losses = [
+            checkpoint(_chunk_losses, states, item_table, bias, rows, use_reentrant=False) for states, rows in chunks
+        ]
+        return torch.cat(losses) if reduction == "none" else torch.cat(losses).sum()
     return linear_cross_entropy(
         hidden_states,
         item_table,
         targets,
         linear_bias=bias,
-        reduction="sum",
+        reduction=reduction,
         ignore_index=-100,
         options=nn.LinearCrossEntropyOptions(
             batch_chunk_size=chunk_size,  # torch's automatic choice takes 10 times as long for 1M items
@@ -99,10 +108,31 @@ def softmax_loss(
     )
 
 
-def _chunk_loss(
+def _chunk_losses(
     states: torch.Tensor, item_table: torch.Tensor, bias: torch.Tensor, targets: torch.Tensor
 ) -> torch.Tensor:
-    return cross_entropy(linear(states, item_table, bias), targets, ignore_index=-100, reduction="sum")
+    return cross_entropy(linear(states, item_table, bias), targets, ignore_index=-100, reduction="none")
+
+
+def softmax_loss_with_repeats(
+    config: Any,
+    hidden_states: torch.Tensor,
+    item_table: torch.Tensor,
+    item_bias: torch.Tensor,
+    targets: torch.Tensor,
+    history: torch.Tensor,
+    repeated: torch.Tensor,
+) -> torch.Tensor:
+    """Negative log-likelihood of the catalog and the history together, see `Bert4RecRepeatHead`.
+
+    `history` and `repeated` are the two tensors that `item_loss` gets as `repeats`.
+    """
+    losses = softmax_loss(config, hidden_states, item_table, item_bias, targets, reduction="none")
+    rows = targets.clamp(min=0)
+    score = (hidden_states * embedding(rows, item_table)).sum(dim=-1) + item_bias[rows]
+    # A loss plus the score of the target is the log-sum of the exponentials of all scores.
+    losses = torch.logaddexp(losses + score, history.flatten()) - torch.logaddexp(score, repeated.flatten())
+    return torch.where(targets >= SPECIALS, losses, 0).sum()
 
 
 def sampled_softmax_loss(

@@ -6,9 +6,10 @@ Read the classes in order: embeddings, attention, feed-forward, layer, encoder, 
 - The special rows take no part in the softmax over the items.
 - The last layer and the head run on the scored positions only (`kept_positions`).
 - Options that the paper does not have: rotary positions, a convolution over neighboring items, attention that starts
-  at the identity.
+  at the identity, and a second head for items that users take again.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from os import PathLike
@@ -299,7 +300,7 @@ class Bert4RecEncoder(Bert4RecPreTrainedModel):
     """Base class of the encoders: checks the inputs. Subclasses implement `encode`."""
 
     _keys_to_ignore_on_load_unexpected = [r"^lm_head\.", r"^prediction_head\."]  # the head of a whole model
-    right_padding_only = False  # whether padding on the left would be read as items
+    causal = False  # whether a state knows only the items before it; then padding on the left would be read as items
 
     def encode(
         self,
@@ -345,7 +346,7 @@ class Bert4RecEncoder(Bert4RecPreTrainedModel):
         if input_ids is not None:
             self.warn_if_padding_and_no_attention_mask(input_ids, attention_mask)
         readable = torch.is_tensor(attention_mask) and attention_mask.ndim == 2 and not is_tracing(attention_mask)
-        if self.right_padding_only and attention_mask is not None and readable and not attention_mask[:, :1].all():
+        if self.causal and attention_mask is not None and readable and not attention_mask[:, :1].all():
             raise ValueError("Expected padding on the right, found the left. Set `tokenizer.padding_side = 'right'`.")
         return BaseModelOutput(self.encode(input_ids, inputs_embeds, attention_mask, kept_positions, **kwargs))
 
@@ -397,6 +398,74 @@ class Bert4RecPredictionHead(nn.Module):
         return self.norm(self.act(self.dense(hidden_states)))
 
 
+class Bert4RecRepeatHead(nn.Module):
+    """Scores of the items of a history for being taken again (the repeat mode of RepeatNet; Ren et al., AAAI 2019).
+
+    An attention over the history gives each of its places a share a, and a gate g says how much they count together.
+    With the scores s of the catalog, the probability of an item is
+
+        (exp(s of the item) + exp(g) · sum of a over its places) / (sum of exp(s) over all items + exp(g))
+
+    An inner product of a few numbers cannot tell the items of a user from thousands of others. This head can.
+    """
+
+    def __init__(self, config: Bert4RecConfig) -> None:
+        super().__init__()
+        self.query = nn.Linear(config.hidden_size, config.hidden_size)
+        self.distance = nn.Embedding(config.max_position_embeddings, 1)
+        self.gate = nn.Linear(config.hidden_size, 1)
+        self.start = math.log(config.vocab_size)  # of the gate: both kinds of score are about equally likely at first
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        items: torch.Tensor,
+        input_ids: torch.Tensor,
+        kept: torch.Tensor,
+        causal: bool,
+    ) -> torch.Tensor:
+        """Return g + log a, (batch, kept, length), at least in single precision; the lowest value without an item.
+
+        Args:
+            hidden_states: (batch, kept, hidden) at the scored positions.
+            items: (batch, length, hidden) vectors of the items of the history.
+            input_ids: (batch, length) their rows.
+            kept: (batch, kept) scored positions.
+            causal: Whether only items before a position count.
+        """
+        distances = kept.unsqueeze(-1) - torch.arange(input_ids.shape[1], device=kept.device)
+        real = (input_ids >= len(SPECIAL_TOKENS)).unsqueeze(1) & ((distances > 0) | (not causal))
+        weights = self.query(hidden_states) @ items.transpose(1, 2) + self.distance(distances.abs()).squeeze(-1)
+        weights = weights.to(torch.promote_types(weights.dtype, torch.float32))
+        lowest = torch.finfo(weights.dtype).min
+        shares = weights.masked_fill(~real, lowest).log_softmax(dim=-1)
+        return (self.start + self.gate(hidden_states) + shares).masked_fill(~real, lowest)
+
+
+def add_repeats(logits: torch.Tensor, repeats: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
+    """Return logits (batch, kept, rows) with the scores (batch, kept, length) of the repeat head for `input_ids`."""
+    rows = input_ids.unsqueeze(1).expand_as(repeats)
+    same = (input_ids.unsqueeze(-1) == input_ids.unsqueeze(1)).to(repeats)  # places (batch, length, length) of an item
+    largest = repeats.amax(dim=-1, keepdim=True)
+    sums, tiny = (repeats - largest).exp() @ same, torch.finfo(repeats.dtype).tiny
+    together = torch.where(sums > tiny, sums.clamp(min=tiny).log() + largest, repeats)
+    scores = logits.gather(-1, rows)
+    added = torch.logaddexp(scores, together.to(scores)) - scores
+    added = added.masked_fill(rows < len(SPECIAL_TOKENS), 0) / same.sum(dim=1, keepdim=True)  # a part at each place
+    return logits.scatter_add(-1, rows, added.to(logits))
+
+
+def sums_of_repeats(
+    repeats: torch.Tensor | None, input_ids: torch.Tensor | None, labels: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Return log-sums (batch, kept) of scores of the repeat head: of the whole history, and of the true item in it."""
+    if repeats is None or input_ids is None:
+        return None
+    others = input_ids.unsqueeze(1) != labels.unsqueeze(-1)
+    of_labels = repeats.masked_fill(others, torch.finfo(repeats.dtype).min)
+    return repeats.logsumexp(dim=-1), of_labels.logsumexp(dim=-1)
+
+
 def scored_positions(labels: torch.Tensor) -> torch.Tensor:
     """Return the positions with a label, (batch, kept). `kept` is the largest number of labels in a row.
 
@@ -435,6 +504,7 @@ class Bert4RecForMaskedLM(Bert4RecPreTrainedModel):
         self.model = self.base_class(config)
         self.prediction_head = Bert4RecPredictionHead(config) if config.prediction_head else nn.Identity()
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
+        self.repeat_head = Bert4RecRepeatHead(config) if config.repeat_head else None
         self.post_init()
         if config.tie_word_embeddings:  # otherwise the Trainer warns of a missing weight when it loads a checkpoint
             self._keys_to_ignore_on_save.add("lm_head.weight")
@@ -476,7 +546,8 @@ class Bert4RecForMaskedLM(Bert4RecPreTrainedModel):
 
         Raises:
             ValueError: Not exactly one of `input_ids` and `inputs_embeds`, more positions than
-                `max_position_embeddings`, or `logits_to_keep` and `kept_positions` are both given or have other shapes.
+                `max_position_embeddings`, `logits_to_keep` and `kept_positions` are both given or have other shapes, or
+                `inputs_embeds` with `repeat_head`.
         """
         inputs = input_ids if inputs_embeds is None else inputs_embeds
         if inputs is not None and (torch.is_tensor(logits_to_keep) or logits_to_keep != 0):
@@ -490,14 +561,16 @@ class Bert4RecForMaskedLM(Bert4RecPreTrainedModel):
 
         outputs = self.model(input_ids, attention_mask, inputs_embeds, kept_positions, **kwargs)
         hidden_states = self.prediction_head(outputs.last_hidden_state)
+        repeats = self._repeats(hidden_states, input_ids, kept_positions)
         loss = logits = ranking = None
         if labels is not None:
             # Evaluation has the same loss for all training losses.
             kind = None if self.training else "softmax"
             count = num_items_in_batch if self.training else None  # the Trainer also counts targets that are no items
-            loss = item_loss(self.config, hidden_states, *self._item_weights(), labels, count, kind)
+            sums = sums_of_repeats(repeats, input_ids, labels)
+            loss = item_loss(self.config, hidden_states, *self._item_weights(), labels, count, kind, sums)
         if labels is None or not self.training:
-            logits = self._item_logits(hidden_states)
+            logits = self._item_logits(hidden_states, repeats, input_ids)
         row_inputs = [rows for rows in (history, labels, candidates) if rows is not None]
         if row_inputs and not self.training:
             excluded = history if self.config.exclude_history else row_inputs[0][:, :0]
@@ -518,15 +591,49 @@ class Bert4RecForMaskedLM(Bert4RecPreTrainedModel):
             custom_object_save(self.model, save_directory, config=self.config)
         super().save_pretrained(save_directory, is_main_process, **kwargs)
 
-    def score_items(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Return the logits (..., rows) of all items for last hidden states (..., hidden) of the encoder."""
-        return self._item_logits(self.prediction_head(hidden_states))
+    def score_items(
+        self,
+        hidden_states: torch.Tensor,
+        input_ids: torch.Tensor | None = None,
+        kept_positions: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Return the logits of all items for last hidden states of the encoder.
 
-    def _item_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        Args:
+            hidden_states: (batch, kept, hidden); without `repeat_head` any shape (..., hidden).
+            input_ids: (batch, length) rows that the encoder has read; `repeat_head` needs them.
+            kept_positions: (batch, kept) positions of the states; all if not given.
+
+        Returns:
+            (batch, kept, rows). Without `repeat_head`, a logit is the inner product of a state and an item vector plus
+            a bias. With it, this holds for items outside the history.
+
+        Raises:
+            ValueError: The model has a `repeat_head`, and `input_ids` are missing.
+        """
+        hidden_states = self.prediction_head(hidden_states)
+        return self._item_logits(hidden_states, self._repeats(hidden_states, input_ids, kept_positions), input_ids)
+
+    def _item_logits(
+        self, hidden_states: torch.Tensor, repeats: torch.Tensor | None, input_ids: torch.Tensor | None
+    ) -> torch.Tensor:
         with torch.autocast(hidden_states.device.type, enabled=False):  # bfloat16 would make ties in the ranking
             logits = self.lm_head(hidden_states.to(getattr(self.lm_head.weight, "dtype", self.dtype)))
         logits[..., : len(SPECIAL_TOKENS)] = torch.finfo(logits.dtype).min
-        return logits
+        return logits if repeats is None or input_ids is None else add_repeats(logits, repeats, input_ids)
+
+    def _repeats(
+        self, hidden_states: torch.Tensor, input_ids: torch.Tensor | None, kept_positions: torch.Tensor | None
+    ) -> torch.Tensor | None:
+        """Return the scores (batch, kept, length) of the repeat head, or None without one."""
+        if self.repeat_head is None:
+            return None
+        if input_ids is None:
+            raise ValueError("A model with `repeat_head` needs `input_ids`, which tell which items are the same.")
+        if kept_positions is None:
+            kept_positions = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
+        items = self.get_input_embeddings()(input_ids)
+        return self.repeat_head(hidden_states, items, input_ids, kept_positions, self.model.causal)
 
     def _item_weights(self) -> tuple[torch.Tensor, torch.Tensor]:
         head: Any = self.lm_head

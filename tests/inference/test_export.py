@@ -27,7 +27,7 @@ def checkpoint(folder, kind):
     model = {
         "bert4rec": lambda: hf_bert4rec.Bert4RecForMaskedLM(small_config(13, 5)),
         "recipe": lambda: hf_bert4rec.Bert4RecForMaskedLM(
-            hf_bert4rec.Bert4RecConfig(**SIZES, rope_theta=10_000, conv_kernel_size=3)
+            hf_bert4rec.Bert4RecConfig(**SIZES, rope_theta=10_000, conv_kernel_size=3, repeat_head=True)
         ),
         "sasrec": lambda: SasRecForMaskedLM(SasRecConfig(**SIZES)),
         "gru4rec": lambda: Gru4RecForMaskedLM(Gru4RecConfig(**SIZES, num_hidden_layers=2)),

@@ -721,6 +721,7 @@ CHANGES = {
     "conv_kernel_size": 3,
     "identity_attention": True,
     "prediction_head": False,
+    "repeat_head": True,
     "tie_word_embeddings": False,
     "loss": "sampled_softmax",
     "loss_chunk_size": 2,
@@ -768,7 +769,15 @@ def test_a_size_changes_the_shapes(field):
 
 @pytest.mark.parametrize(
     "field",
-    ["num_attention_heads", "hidden_act", "layer_norm_eps", "rope_theta", "conv_kernel_size", "prediction_head"],
+    [
+        "num_attention_heads",
+        "hidden_act",
+        "layer_norm_eps",
+        "rope_theta",
+        "conv_kernel_size",
+        "prediction_head",
+        "repeat_head",
+    ],
 )
 def test_a_setting_changes_the_logits(batch, field):
     one, other = (lively_model(**changes) for changes in ({}, {field: CHANGES[field]}))

@@ -38,8 +38,8 @@ class GatedConfig(Bert4RecConfig):
 class GatedForMaskedLM(Bert4RecForMaskedLM):
     config: GatedConfig
 
-    def score_items(self, hidden_states):
-        return super().score_items(hidden_states * self.config.gate)
+    def score_items(self, hidden_states, *inputs):
+        return super().score_items(hidden_states * self.config.gate, *inputs)
 """
 
 

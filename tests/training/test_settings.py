@@ -154,4 +154,16 @@ def test_a_dense_log_gets_less_dropout(limits):
 
 @pytest.mark.parametrize(("repeat", "excluded"), [(1, True), (2, False)])  # 1 and 2 of 21 and 22: 4.8 and 9.1 %
 def test_repeats_above_five_percent_are_recommended(repeat, excluded):
-    assert recommended_settings(log(50, 20, 60, repeat)).model.get("exclude_history", True) is excluded
+    settings = recommended_settings(log(50, 20, 60, repeat)).model
+    assert settings.get("exclude_history", True) is excluded
+    assert settings.get("repeat_head", False) is not excluded
+
+
+def test_a_log_with_repeats_gets_the_repeat_head_unless_the_loss_cannot_have_it(tmp_path):
+    rows = [f"u{u},i{(u + t % 6) % 12},{t}\n" for u in range(16) for t in range(9)]
+    (tmp_path / "log.csv").write_text("user,item,timestamp\n" + "".join(rows))
+    words = ["--data", str(tmp_path / "log.csv"), "--output_dir", str(tmp_path / "out")]
+    assert prepare(parse_recipe(words))[0].options("model")["repeat_head"] is True
+    other = prepare(parse_recipe([*words, "--loss", "bce", "--num_negatives", "3"]))[0].options("model")
+    assert "repeat_head" not in other
+    assert other["exclude_history"] is False
