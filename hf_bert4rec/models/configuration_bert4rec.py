@@ -23,7 +23,7 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
     ),
     ("at least 0 and below 1", lambda value: 0 <= value < 1, ("hidden_dropout_prob", "attention_probs_dropout_prob")),
     ("above 1, or None", lambda value: value is None or value > 1, ("rope_theta",)),
-    ("above 0", lambda value: value > 0, ("initializer_range", "layer_norm_eps")),
+    ("above 0 and at most 10", lambda value: 0 < value <= 10, ("initializer_range", "layer_norm_eps")),
     ("from 0 to 1", lambda value: 0 <= value <= 1, ("gbce_calibration",)),
     ("0, the row of [PAD]", lambda value: value == 0, ("pad_token_id",)),
     (
