@@ -6,7 +6,6 @@ model that gives every item the same score gains nothing.
 """
 
 import logging
-import sys
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Literal, get_args
@@ -96,15 +95,10 @@ def target_ranks(scores: torch.Tensor, targets: torch.Tensor, history: torch.Ten
 
 
 def candidate_ranks(scores: torch.Tensor, targets: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
-    """Return the rank of each user's target among sampled candidates (paper, section 4.2).
+    """Return the rank of each user's target among sampled candidates (paper, section 4.2), (users,) float32 from 1.
 
-    Args:
-        scores: As for `target_ranks`, like `targets`.
-        targets: (users,).
-        candidates: (users, number) rows of items without the target, padded with -100.
-
-    Returns:
-        (users,) float32 ranks from 1. A tie counts half a place. An unknown target ranks last.
+    `scores` and `targets` are those of `target_ranks`; `candidates` (users, number) are rows of items without the
+    target, padded with -100. A tie counts half a place. An unknown target ranks last.
     """
     candidate_scores = scores.gather(1, candidates.clamp(min=0)).masked_fill(candidates < 0, torch.nan)  # never counted
     target_scores = torch.where(targets >= SPECIALS, scores.gather(1, targets[:, None])[:, 0], -torch.inf)[:, None]
@@ -128,26 +122,10 @@ def stable_top_k(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tens
     return values, places.gather(1, order)
 
 
-def hit_rate(ranks: Ranks, k: int) -> float:
-    """Return HR@k, the share of users whose target is among the first k. With one target per user it equals recall."""
-    return float(np.mean(np.asarray(ranks) <= k))
-
-
-def ndcg(ranks: Ranks, k: int) -> float:
-    """Return NDCG@k with one target per user: the mean of 1 / log2(rank + 1), or 0 for ranks above k."""
-    return float(np.mean(ndcg_gains(ranks, k)))
-
-
 def ndcg_gains(ranks: Ranks, k: int) -> np.ndarray:
     """Return the contribution of each user to NDCG@k, shape (users,)."""
     ranks = np.asarray(ranks, float)
     return np.where(ranks <= k, 1 / np.log2(ranks + 1), 0.0)
-
-
-def mrr(ranks: Ranks, k: int) -> float:
-    """Return MRR@k: the mean of 1 / rank, or 0 for ranks above k."""
-    ranks = np.asarray(ranks, float)
-    return float(np.mean(np.where(ranks <= k, 1 / ranks, 0.0)))
 
 
 def bootstrap_interval(gains: np.ndarray) -> tuple[float, float]:
@@ -165,7 +143,9 @@ def bootstrap_interval(gains: np.ndarray) -> tuple[float, float]:
 def ranking_metrics(ranks: Ranks, k: int | Sequence[int] = CUTOFFS) -> dict[str, float]:
     """Return HR, NDCG and MRR at all cut-offs: `hr@10`, `ndcg@10`, `mrr@10` and so on.
 
-    A metric at k is meaningful only if more than k items are ranked (`check_cutoffs`).
+    HR@k is the share of users whose target is among the first k; with one target per user it equals recall. NDCG@k is
+    the mean of 1 / log2(rank + 1) and MRR@k that of 1 / rank, both with 0 for ranks above k. A metric at k is
+    meaningful only if more than k items are ranked (`check_cutoffs`).
 
     Raises:
         ValueError: There are no ranks, or a rank or a cut-off is below 1.
@@ -177,21 +157,20 @@ def ranking_metrics(ranks: Ranks, k: int | Sequence[int] = CUTOFFS) -> dict[str,
     cutoffs = [k] if isinstance(k, int) else list(k)
     if min(cutoffs, default=0) < 1:
         raise ValueError(f"Expected at least one cut-off, each at least 1, found {k}.")
-    metrics = {"hr": hit_rate, "ndcg": ndcg, "mrr": mrr}
-    return {f"{name}@{cutoff}": metric(ranks, cutoff) for cutoff in cutoffs for name, metric in metrics.items()}
+    metrics: dict[str, float] = {}
+    for cutoff in cutoffs:
+        hits = ranks <= cutoff
+        gains = {"hr": hits, "ndcg": ndcg_gains(ranks, cutoff), "mrr": np.where(hits, 1 / ranks, 0.0)}
+        metrics |= {f"{name}@{cutoff}": float(np.mean(gain)) for name, gain in gains.items()}
+    return metrics
 
 
 def sampled_metrics(ranks: Ranks, sampled: Sampled) -> dict[str, float]:
     """Return the metrics of ranks among candidates, and the paper's MRR without cut-off, as `ndcg@10_…` and `mrr_…`.
 
-    Args:
-        ranks: (users,) ranks from 1.
-        sampled: How the candidates were drawn.
-
-    Raises:
-        ValueError: As for `ranking_metrics`.
+    `ranks` (users,) count from 1; `sampled` says how the candidates were drawn. Errors are those of `ranking_metrics`.
     """
-    metrics = ranking_metrics(ranks) | {"mrr": mrr(ranks, sys.maxsize)}
+    metrics = ranking_metrics(ranks) | {"mrr": float(np.mean(1 / np.asarray(ranks, float)))}
     return {f"{name}_{sampled}": value for name, value in metrics.items()}
 
 
@@ -201,11 +180,7 @@ def how_sampled(metrics: Mapping[str, float]) -> Sampled | None:
 
 
 def check_cutoffs(items: int) -> None:
-    """Check that the catalog has more items than the largest cut-off: otherwise every target is a hit.
-
-    Raises:
-        ValueError: There are too few items.
-    """
+    """Raise ValueError unless the catalog has more items than the largest cut-off: else every target is a hit."""
     if items <= max(CUTOFFS):
         needed = f"need a catalog of more than {max(CUTOFFS)} items, found {items}"
         raise ValueError(f"Metrics at {max(CUTOFFS)} {needed}. Use a larger log, or `eval_strategy='no'`.")
@@ -215,9 +190,5 @@ def check_cutoffs(items: int) -> None:
 def warn_about_few_candidates(number: int) -> None:
     """Warn, once per number, if every target is a hit among so few sampled candidates."""
     if number < max(CUTOFFS):
-        logger.warning(
-            "Among %d sampled candidates HR@%d is always 1. Draw at least %d candidates per user.",
-            number,
-            max(CUTOFFS),
-            max(CUTOFFS),
-        )
+        text = "Among %d sampled candidates HR@%d is always 1. Draw at least %d candidates per user."
+        logger.warning(text, number, max(CUTOFFS), max(CUTOFFS))

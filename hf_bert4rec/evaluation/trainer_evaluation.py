@@ -1,5 +1,6 @@
 """Evaluation with the Trainer: one rank per user instead of a row of scores, and metrics from the ranks."""
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,19 +25,14 @@ FEW_BATCHES = 50
 
 
 def ranks_of_logits(logits: Any, labels: torch.Tensor) -> torch.Tensor:
-    """Return one rank per user: `preprocess_logits_for_metrics` of the Trainer.
+    """Return one rank per user, (users,) from 1: `preprocess_logits_for_metrics` of the Trainer.
+
+    If there are candidates, the result is (users, 2) with the rank among them in the second column.
 
     Args:
         logits: Output of the model without the loss: first the logits (users, 1 or length, vocab_size), and among the
             others the mapping `ranking` of `MaskedItemOutput`.
         labels: (users, length) the target at the [MASK], -100 elsewhere.
-
-    Returns:
-        (users,) ranks from 1; if there are candidates, (users, 2) with the rank among them in the second column.
-
-    Raises:
-        ValueError: The output has no history, there is not one target per user, or the catalog or the candidates are
-            too few; or as for `target_ranks`.
     """
     scores, targets, history, candidates = unpack_ranking(logits, labels)
     check_cutoffs(scores.shape[1] - SPECIALS)
@@ -86,19 +82,14 @@ def rank_rows(trainer: Trainer, rows: Dataset) -> np.ndarray:
     """
     lengths = rows["length"][:] if "length" in rows.column_names else list(map(len, rows["input_ids"][:]))
     order = np.argsort(lengths, kind="stable")  # reduces padding
-    handler, args = trainer.callback_handler, trainer.args
-    options = args.train_sampling_strategy, args.dataloader_drop_last, args.eval_do_concat_batches
-    bars = [callback for callback in handler.callbacks if isinstance(callback, ProgressCallback)]
-    bars = bars if len(order) <= FEW_BATCHES * args.eval_batch_size * args.world_size else []
+    trainer = copy.copy(trainer)
+    trainer.args, trainer.callback_handler = copy.copy(trainer.args), copy.copy(trainer.callback_handler)
+    args, handler = trainer.args, trainer.callback_handler
     # All rows in the given order, as one array
     args.train_sampling_strategy, args.dataloader_drop_last, args.eval_do_concat_batches = "random", False, True
-    for bar in bars:
-        handler.callbacks.remove(bar)
-    try:
-        drawn = trainer.predict(rows.select(order)).predictions
-    finally:
-        handler.callbacks += bars
-        args.train_sampling_strategy, args.dataloader_drop_last, args.eval_do_concat_batches = options
+    if len(order) <= FEW_BATCHES * args.eval_batch_size * args.world_size:
+        handler.callbacks = [it for it in handler.callbacks if not isinstance(it, ProgressCallback)]
+    drawn = trainer.predict(rows.select(order)).predictions
     ranks = np.empty_like(drawn)
     ranks[order] = drawn
     return ranks

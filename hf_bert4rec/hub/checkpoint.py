@@ -42,11 +42,7 @@ REDIRECTING_FILES = ("adapter_config.json", "shard-*.safetensors")
 
 
 def is_folder(model: str | PathLike) -> bool:
-    """Return whether a checkpoint is named by its folder (True) or by a Hub ID, org/name (False).
-
-    Raises:
-        FileNotFoundError: The name has the form of a folder, and there is none.
-    """
+    """Return whether a checkpoint is named by its folder or by a Hub ID, org/name; FileNotFoundError if by neither."""
     restore_folder(Path(model))
     folder = Path(model).is_dir()
     if not folder and not is_repository(model):
@@ -58,11 +54,7 @@ def fetch_checkpoint(model: str | PathLike, revision: str | None = None, token: 
     """Return the folder of a checkpoint, downloaded if it is named by a Hub ID (org/name) and not in the cache.
 
     An existing folder takes precedence. All files are of the same commit, by default the newest of `main`, and are
-    checked before anything is built from them. Code is not downloaded.
-
-    Raises:
-        OSError: The checkpoint is not found, cannot be downloaded, or is incomplete.
-        ValueError: Its parts do not belong together, see `check_folder`.
+    checked (`check_folder`) before anything is built from them. Code is not downloaded.
     """
     folder, options = Path(model), {"allow_patterns": LOADED, "ignore_patterns": "*/*"}
     if not is_folder(model):
@@ -73,14 +65,10 @@ def fetch_checkpoint(model: str | PathLike, revision: str | None = None, token: 
 
 
 def check_folder(folder: str | PathLike, name: str | None = None) -> PreTrainedModel:
-    """Check that a checkpoint is complete and that its weights and config match.
+    """Check that a checkpoint is complete and that its weights and config match; return its model on the meta device.
 
-    Only the headers of the weight files are read. Error messages use `name`, by default the path. Returns the model on
-    the meta device, without its weights.
-
-    Raises:
-        FileNotFoundError: Files are missing.
-        ValueError: A file is damaged, or weights and config do not belong together.
+    Only the headers of the weight files are read. Error messages use `name`, by default the path. FileNotFoundError if
+    files are missing; ValueError if one is damaged, or weights and config do not belong together.
     """
     folder, name = Path(folder), name or str(folder)
     options = {file: read_json(folder / file, name) for file in (*NEEDED, FACTS_FILE) if (folder / file).exists()}
@@ -130,8 +118,9 @@ def _check_options(folder: Path, config: dict[str, Any], tokenizer: dict[str, An
     redirecting = [f"{option} in config.json" for option in REDIRECTING_OPTIONS if config.get(option)]
     redirecting += [file.name for pattern in REDIRECTING_FILES for file in folder.glob(pattern)]
     if redirecting:
-        found = f"{redirecting[0]} makes transformers load weights or code that were not checked"
-        raise ValueError(f"{name}: {found}. Remove this entry or file.")
+        raise ValueError(
+            f"{name}: {redirecting[0]} makes transformers load weights or code that were not checked. Remove it."
+        )
     if (kind := tokenizer.get("tokenizer_class")) != ItemTokenizer.__name__:
         raise ValueError(f"{name}: expected an ItemTokenizer, found {kind!r}. Save the tokenizer with the model again.")
     for option, value in config.items():
@@ -146,11 +135,7 @@ def _check_options(folder: Path, config: dict[str, Any], tokenizer: dict[str, An
 
 
 def weight_files(folder: Path) -> list[str]:
-    """Return the names of the files with the weights: one file, or those in the index of a sharded checkpoint.
-
-    Raises:
-        ValueError: The index is damaged, or names files outside the folder.
-    """
+    """Return the names of the files with the weights: one, or those in a valid index of a sharded checkpoint."""
     if (folder / WEIGHTS[0]).exists() or not (folder / WEIGHTS[1]).exists():
         return [WEIGHTS[0]]
     index = read_json(folder / WEIGHTS[1], folder)
@@ -184,10 +169,8 @@ def stored_exclude_history(folder: str | PathLike) -> bool:
 
     Config files of format version 1 do not have this setting; it is in the recipe of their run facts, if it was given.
     """
-    folder = Path(folder)
-    if (stored := read_json(folder / NEEDED[0], folder).get("exclude_history")) is not None:
-        return bool(stored)
-    return not (folder / FACTS_FILE).exists() or RunFacts.load(folder).exclude_history
+    stored = read_json(Path(folder, NEEDED[0]), folder).get("exclude_history")
+    return stored_recipe(folder).get("exclude_history", True) if stored is None else bool(stored)
 
 
 def stored_recipe(folder: str | PathLike) -> dict[str, Any]:
@@ -226,10 +209,7 @@ def last_complete_checkpoint(output_dir: str | PathLike) -> Path | None:
 
 
 def is_complete(checkpoint: str | PathLike) -> bool:
-    """Return whether a Trainer can resume from a checkpoint: all files that it writes are there and readable.
-
-    A kill or a full disk leaves a checkpoint without some of them, or with a file that is cut off.
-    """
+    """Return whether a Trainer can resume from a checkpoint: a kill left no file missing or cut off."""
     folder = Path(checkpoint)
     distributed = any(folder.glob("*/"))  # FSDP and DeepSpeed save weights and optimizer in folders of their own
     try:
@@ -253,10 +233,6 @@ def save_checkpoint(
     """Save a checkpoint with its card, written from `facts`, and other files (name -> content) such as the curve.
 
     An older checkpoint in `folder` is replaced when all files are written, and kept if that fails.
-
-    Raises:
-        ValueError: Model and tokenizer belong to different catalogs.
-        OSError: For instance, the disk is full.
     """
     check_sizes(model, tokenizer)
     with replaced_folder(folder) as new:

@@ -1,7 +1,7 @@
 """Convert raw IDs to rows of the item table, and rows to recommendations, for every kind of recommender."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from typing import Any, TypedDict
 
@@ -55,7 +55,10 @@ class ItemCatalog:
         closed: Rows that are never recommended, see `closed_rows`.
         unknown: Number of unknown IDs that have been skipped so far.
         report: Whether unknown IDs are logged; False on a server, which must not log histories.
+        batch_size: Answers per batch, if a call names no other number.
     """
+
+    batch_size = DEFAULT_BATCH_SIZE
 
     def __init__(self, tokenizer: ItemTokenizer) -> None:
         self.tokenizer = tokenizer
@@ -70,9 +73,7 @@ class ItemCatalog:
 
         Unknown IDs are logged. They are skipped, or returned as [UNK] if `keep_unknown` is true.
         """
-        ids = as_item_ids(chain.from_iterable(lists), name)
-        rows = self.tokenizer.encode_items(ids).astype(np.int64)
-        known = rows != self.tokenizer.unk_token_id
+        ids, rows, known = self._rows(chain.from_iterable(lists), name)
         if not known.all():
             unknown = ids.filter(pa.array(~known)).to_pylist()
             self.unknown += len(unknown)
@@ -87,11 +88,15 @@ class ItemCatalog:
 
     def known_rows(self, items: Sequence[Any], name: str) -> np.ndarray:
         """Return the rows of the item table for raw IDs; ValueError for an unknown one."""
+        ids, rows, known = self._rows(items, name)
+        if not known.all():
+            raise ValueError(f"{name}: the model has no item {ids[int(known.argmin())].as_py()!r}. Remove it.")
+        return rows
+
+    def _rows(self, items: Iterable[Any], name: str) -> tuple[pa.StringArray, np.ndarray, np.ndarray]:
         ids = as_item_ids(items, name)
         rows = self.tokenizer.encode_items(ids).astype(np.int64)
-        if (unknown := rows == self.tokenizer.unk_token_id).any():
-            raise ValueError(f"{name}: the model has no item {ids[int(unknown.argmax())].as_py()!r}. Remove it.")
-        return rows
+        return ids, rows, rows != self.tokenizer.unk_token_id
 
     def title(self, row: int) -> str | None:
         """Return the title of a row; None for special tokens, and if the item has none."""
@@ -109,53 +114,62 @@ class ItemCatalog:
         starts = range(0, len(answers), rows.shape[1]) if rows.shape[1] else [0] * len(rows)
         return [Recommendations(answers[start : start + count]) for start, count in zip(starts, counts, strict=True)]
 
+    def similar(self, vectors: np.ndarray, items: Any, top_k: int) -> list[Recommendations]:
+        """Return the items with the most similar `vectors`, the `unit_vectors` of the catalog, for each raw ID."""
+        check_count("top_k", top_k)
+        places = self.known_rows(read_list(items, "items"), "items") - len(SPECIAL_TOKENS)
+        answers: list[Recommendations] = []
+        for place in places:  # one at a time, because each has a number for every item
+            cosines = torch.from_numpy(vectors @ vectors[place])[None]
+            cosines[:, torch.from_numpy(np.append(self.removed - len(SPECIAL_TOKENS), place))] = -torch.inf
+            found, best = (part.numpy() for part in stable_top_k(cosines, min(top_k, len(vectors))))
+            answers += self.describe(best + len(SPECIAL_TOKENS), found, np.isfinite(found).sum(axis=1).tolist())
+        return answers
+
+    def answer_in_batches(
+        self,
+        rows: Sequence[np.ndarray],
+        answer: Callable[..., list[Any]],
+        batch_size: int | None,
+        places: Sequence[Sequence[int]] | None = None,
+        **lists: Any,
+    ) -> list[Any]:
+        """Return an answer for each place of each history, in the same order.
+
+        Args:
+            rows: Histories of rows of the item table.
+            answer: Function of the histories of a batch and of the place in each, which returns one answer per place.
+                By name it gets the rows of each of the `lists`: one array for all histories, or one for each.
+            batch_size: Answers per batch, fewer with a large catalog. Default: the attribute `batch_size`.
+            places: Places in each history; by default the one after the newest item.
+            **lists: `allow` and `deny`, if they were given.
+        """
+        batch_size = self.batch_size if batch_size is None else batch_size
+        check_count("batch_size", batch_size)
+        batch_size = max(1, min(batch_size, MAX_SCORES // len(self.tokenizer)))
+        listed = {name: self.read_rows(read_item_lists(value, name, len(rows)), name) for name, value in lists.items()}
+        asked = [[len(history)] for history in rows] if places is None else places
+        questions = [(user, place) for user, of in enumerate(asked) for place in of]
+        # Histories of similar length form a batch, so that there is little padding.
+        order = sorted(range(len(questions)), key=lambda i: -len(rows[questions[i][0]]))
+        answers: list[Any] = [None] * len(questions)
+        starts = range(0, len(questions), batch_size)
+        quiet = len(starts) < BATCHES_WITHOUT_PROGRESS_BAR
+        for start in tqdm(starts, desc="Scoring", unit="batch", disable=quiet, leave=False):
+            chosen = order[start : start + batch_size]
+            users = [questions[i][0] for i in chosen]
+            of_batch = {name: of if len(of) == 1 else [of[user] for user in users] for name, of in listed.items()}
+            found = answer([rows[user] for user in users], [questions[i][1] for i in chosen], **of_batch)
+            for i, value in zip(chosen, found, strict=True):
+                answers[i] = value
+        return answers
+
 
 def closed_rows(rows: int, removed: np.ndarray) -> torch.Tensor:
     """Return a bool for each row of the item table: True for special tokens and removed items."""
     closed = torch.arange(rows) < len(SPECIAL_TOKENS)
     closed[torch.from_numpy(removed)] = True
     return closed
-
-
-def answer_in_batches(
-    catalog: ItemCatalog,
-    rows: Sequence[np.ndarray],
-    answer: Callable[..., list[Any]],
-    batch_size: int | None,
-    *,
-    places: Sequence[Sequence[int]] | None = None,
-    **lists: Any,
-) -> list[Any]:
-    """Return an answer for each place of each history, in the same order.
-
-    Args:
-        catalog: Its items.
-        rows: Histories of rows of the item table.
-        answer: Function of the histories of a batch and of the place in each, which returns one answer per place. By
-            name it gets the rows of each of the `lists`: one array for all histories, or one for each.
-        batch_size: Answers per batch, fewer with a large catalog; by default 64.
-        places: Places in each history; by default the one after the newest item.
-        **lists: `allow` and `deny`, if they were given.
-    """
-    batch_size = DEFAULT_BATCH_SIZE if batch_size is None else batch_size
-    check_count("batch_size", batch_size)
-    batch_size = max(1, min(batch_size, MAX_SCORES // len(catalog.tokenizer)))
-    listed = {name: catalog.read_rows(read_item_lists(value, name, len(rows)), name) for name, value in lists.items()}
-    asked = [[len(history)] for history in rows] if places is None else places
-    questions = [(user, place) for user, of in enumerate(asked) for place in of]
-    # Histories of similar length form a batch, so that there is little padding.
-    order = sorted(range(len(questions)), key=lambda i: -len(rows[questions[i][0]]))
-    answers: list[Any] = [None] * len(questions)
-    starts = range(0, len(questions), batch_size)
-    quiet = len(starts) < BATCHES_WITHOUT_PROGRESS_BAR
-    for start in tqdm(starts, desc="Scoring", unit="batch", disable=quiet, leave=False):
-        chosen = order[start : start + batch_size]
-        users = [questions[i][0] for i in chosen]
-        of_batch = {name: of if len(of) == 1 else [of[user] for user in users] for name, of in listed.items()}
-        found = answer([rows[user] for user in users], [questions[i][1] for i in chosen], **of_batch)
-        for i, value in zip(chosen, found, strict=True):
-            answers[i] = value
-    return answers
 
 
 def check_scores(scores: torch.Tensor) -> None:
@@ -174,19 +188,3 @@ def item_vectors(model: PreTrainedModel) -> np.ndarray:
 def unit_vectors(vectors: np.ndarray) -> np.ndarray:
     """Return the vectors of `item_vectors` without the bias, with length 1."""
     return normalize(torch.from_numpy(vectors[:, :-1])).numpy()
-
-
-def similar_items(catalog: ItemCatalog, vectors: np.ndarray, items: Any, top_k: int) -> list[Recommendations]:
-    """Return the items with the most similar vectors for each raw ID; see `NextItemRecommendationPipeline.similar`.
-
-    `vectors` are the `unit_vectors` of the catalog.
-    """
-    check_count("top_k", top_k)
-    places = catalog.known_rows(read_list(items, "items"), "items") - len(SPECIAL_TOKENS)
-    answers: list[Recommendations] = []
-    for place in places:  # one at a time, because each has a number for every item
-        cosines = torch.from_numpy(vectors @ vectors[place])[None]
-        cosines[:, torch.from_numpy(np.append(catalog.removed - len(SPECIAL_TOKENS), place))] = -torch.inf
-        found, best = (part.numpy() for part in stable_top_k(cosines, min(top_k, len(vectors))))
-        answers += catalog.describe(best + len(SPECIAL_TOKENS), found, np.isfinite(found).sum(axis=1).tolist())
-    return answers

@@ -25,16 +25,7 @@ from ..data.data_collator import pad_rows
 from ..hub.checkpoint import check_sizes, fetch_checkpoint, is_folder, replaced_folder, stored_exclude_history
 from ..hub.errors import read_json
 from ..models.configuration_bert4rec import SPECIAL_TOKENS
-from .answers import (
-    ItemCatalog,
-    Recommendations,
-    answer_in_batches,
-    check_scores,
-    closed_rows,
-    item_vectors,
-    similar_items,
-    unit_vectors,
-)
+from .answers import ItemCatalog, Recommendations, check_scores, closed_rows, item_vectors, unit_vectors
 from .arguments import ITEM_LISTS, check_options, read_histories
 
 GRAPH_FILE, FACTS_FILE, ITEMS_FILE, VECTORS_FILE = "model.onnx", "export.json", "catalog.parquet", "vectors.npy"
@@ -134,14 +125,11 @@ def export_checkpoint(checkpoint: str | PathLike, output: str | PathLike, revisi
         raise ValueError("The export needs a model with at least 3 positions (`max_position_embeddings`).")
     catalog = ItemCatalog(tokenizer)
     program = export_program(model, catalog.removed)
-    names: dict[str, Any] = {
-        "input_names": ["history", "excluded", "allowed", "top_k"],
-        "output_names": ["items", "scores"],
-    }
+    inputs, outputs = ["history", "excluded", "allowed", "top_k"], ["items", "scores"]
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of operators of torchvision
     with _loops_for_gru(model), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        graph = torch.onnx.export(program, (), dynamo=True, verbose=False, **names)
+        graph = torch.onnx.export(program, (), input_names=inputs, output_names=outputs, dynamo=True, verbose=False)
     assert graph is not None
     for node in graph.model.graph.all_nodes():
         node.metadata_props.clear()  # lines of code, with the paths of this machine
@@ -220,11 +208,11 @@ class OnnxRecommender:
             return self.catalog.describe(found, scores, (found != PAD_ROW).sum(axis=1).tolist())
 
         rows = self.catalog.read_rows(read_histories(histories), "histories")
-        return answer_in_batches(self.catalog, rows, answer, batch_size, **lists)
+        return self.catalog.answer_in_batches(rows, answer, batch_size, **lists)
 
     def similar(self, items: Iterable[str | float], top_k: int = 10) -> list[Recommendations]:
         """Return the items with the most similar vectors, as `NextItemRecommendationPipeline.similar`."""
-        return similar_items(self.catalog, self._unit_vectors, items, top_k)
+        return self.catalog.similar(self._unit_vectors, items, top_k)
 
 
 def checkpoint_revision(folder: Path) -> str | None:

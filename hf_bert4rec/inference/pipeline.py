@@ -18,15 +18,7 @@ from ..data.ids import as_item_ids
 from ..evaluation.ranking import target_ranks
 from ..hub.checkpoint import check_sizes, fetch_checkpoint, stored_exclude_history, stored_recipe
 from ..training.resources import warn_about_spinning_threads
-from .answers import (
-    ItemCatalog,
-    Recommendations,
-    answer_in_batches,
-    check_scores,
-    item_vectors,
-    similar_items,
-    unit_vectors,
-)
+from .answers import ItemCatalog, Recommendations, check_scores, item_vectors, unit_vectors
 from .arguments import ITEM_LISTS, check_count, check_options, read_histories, read_list
 from .attributes import ItemAttributes, read_attributes
 from .selection import Selection
@@ -70,12 +62,13 @@ class NextItemRecommendationPipeline(Pipeline):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         check_sizes(self.model, self.tokenizer)
-        if self._batch_size is not None:
-            check_count("batch_size", self._batch_size)
         if self.device.type == "cpu":
             warn_about_spinning_threads()
         self.model.eval()
         self.catalog = ItemCatalog(self.tokenizer)
+        if self._batch_size is not None:
+            check_count("batch_size", self._batch_size)
+            self.catalog.batch_size = self._batch_size
         self.trained_on_last_items = False
         self._select({}, OPTIONS)  # invalid defaults are errors now, except what a rule finds when it is called
 
@@ -182,7 +175,7 @@ class NextItemRecommendationPipeline(Pipeline):
             return [{"log_probability": value, "rank": rank} for value, rank in pairs]
 
         places = [range(len(history)) for history in read]
-        found = iter(answer_in_batches(self.catalog, read, answer, self._size(batch_size), places=places))
+        found = iter(self.catalog.answer_in_batches(read, answer, batch_size, places=places))
         nothing = {"log_probability": None, "rank": None}
         numbers = [[nothing if row == unknown else next(found) for row in history] for history in rows]
         return [self._label(*of) for of in zip(given, rows, numbers, strict=True)]
@@ -219,7 +212,7 @@ class NextItemRecommendationPipeline(Pipeline):
         def answer(histories: list[np.ndarray], places: list[int]) -> list[float]:
             return self._log_probabilities(histories, places, np.repeat(target, len(places)))[1]
 
-        whole, *without = answer_in_batches(self.catalog, variants, answer, self._size(batch_size))
+        whole, *without = self.catalog.answer_in_batches(variants, answer, batch_size)
         contributions = np.zeros(len(rows))
         contributions[read] = whole - np.array(without)
         return self._label(given, rows, [{"contribution": value} for value in contributions.tolist()])
@@ -238,7 +231,7 @@ class NextItemRecommendationPipeline(Pipeline):
         def answer(rows: list[np.ndarray], places: list[int]) -> list[np.ndarray]:
             return list(self.forward(self.preprocess(rows, places), scored=False)["queries"].numpy())
 
-        found = answer_in_batches(self.catalog, self._read(histories), answer, self._size(batch_size))
+        found = self.catalog.answer_in_batches(self._read(histories), answer, batch_size)
         return np.array(found, np.float32).reshape(-1, self.model.config.hidden_size + 1)
 
     def item_vectors(self) -> np.ndarray:
@@ -266,7 +259,7 @@ class NextItemRecommendationPipeline(Pipeline):
         Raises:
             ValueError: The model does not have an item, or an argument has another form.
         """
-        return similar_items(self.catalog, unit_vectors(self.item_vectors()), items, top_k)
+        return self.catalog.similar(unit_vectors(self.item_vectors()), items, top_k)
 
     def _sanitize_parameters(self, **options: Any) -> tuple[dict, dict, dict]:
         return {}, {}, check_options(options, OPTIONS)
@@ -319,7 +312,7 @@ class NextItemRecommendationPipeline(Pipeline):
         self, rows: Sequence[np.ndarray], given: dict[str, Any], names: Sequence[str], places: Any = None
     ) -> list[Recommendations]:
         """Return the recommendations for each place of each history of rows; `given` are the options of a call."""
-        size = self._size(given.pop("batch_size", None))
+        size = given.pop("batch_size", None)
         selection, lists = self._select(given, names)
 
         def answer(rows: list[np.ndarray], places: list[int], **listed: list[np.ndarray]) -> list[Recommendations]:
@@ -328,7 +321,7 @@ class NextItemRecommendationPipeline(Pipeline):
             outputs |= {name: torch.from_numpy(pad_rows(items, pad)[0]) for name, items in listed.items()}
             return self.postprocess(outputs, selection)
 
-        return answer_in_batches(self.catalog, rows, answer, size, places=places, **lists)
+        return self.catalog.answer_in_batches(rows, answer, size, places=places, **lists)
 
     def _select(self, given: dict[str, Any], names: Sequence[str]) -> tuple[Selection, dict[str, Any]]:
         """Return the selection of items and the lists of items, from the options of a call and the defaults."""
@@ -371,9 +364,6 @@ class NextItemRecommendationPipeline(Pipeline):
                 "The model was trained on last items only (last_item_probability=1), so it has not learned to predict "
                 "items inside a history. Train it with --prefixes false --last_item_probability 0.1."
             )
-
-    def _size(self, batch_size: int | None) -> int | None:
-        return self._batch_size if batch_size is None else batch_size
 
 
 def _is_gap(item: Any) -> bool:

@@ -26,20 +26,7 @@ Ranking = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 @dataclass
 class Selection:
-    """The options of a call that decide which items are returned.
-
-    Args:
-        catalog: The items.
-        model: The model, for the vectors of its items.
-        exclude_history: Whether to exclude the items of the history.
-        top_k: Number of items per user.
-        where: Conditions on attributes that an item must fulfill.
-        where_not: Conditions that it must not fulfill.
-        attributes: Attributes of the items, for conditions and rules.
-        rerank: Rules, see `Rule`.
-        candidates: Number of items that the rules get, at least `top_k`.
-        index: An index of item vectors, see `search_index`.
-    """
+    """The options of a call of the pipeline that decide which items are returned, and its model and catalog."""
 
     catalog: ItemCatalog
     model: PreTrainedModel
@@ -49,7 +36,7 @@ class Selection:
     where_not: Mapping[str, Any] = field(default_factory=dict)
     attributes: ItemAttributes | None = None
     rerank: Sequence[Rule] = ()
-    candidates: int = 100
+    candidates: int = 100  # number of items that the rules get, at least `top_k`
     index: Any = None
 
     def __post_init__(self) -> None:

@@ -5,14 +5,13 @@ Requests that arrive while others are scored wait, and are scored together. Hist
 
 import asyncio
 import logging
-import os
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from os import PathLike
@@ -37,13 +36,14 @@ logger = logging.getLogger(__name__)
 MAX_BODY = 2**20  # bytes
 MAX_HISTORIES, MAX_LENGTH, MAX_TOP_K, MAX_SIMILAR, MAX_ID = 64, 10_000, 1000, 64, 1000
 MAX_BATCH = 32  # histories that are scored together
-MAX_WAITING = 256  # histories; more requests are refused
-MAX_SIMILAR_WAITING = 16  # requests
+MAX_WAITING = 256  # histories, or items for which to find similar ones; more requests are refused
 MAX_CONNECTIONS = 2000
 EXPORT_SECONDS = 1800.0  # after which an export, or the download before it, is given up
 TOO_MANY = "Too many requests are waiting. Try again later."
 BODY_SECONDS = 10.0  # in which a request must have arrived
-EXPORT_NICENESS = 10  # a reload must not slow down requests
+CLOSE = {"connection": "close"}
+EXPORT = "import os; from hf_bert4rec.cli.main import main; getattr(os, 'nice', int)(10); main()"
+"""Program of an export; it is nice, because a reload must not slow down requests."""
 
 Recommender: TypeAlias = NextItemRecommendationPipeline | OnnxRecommender
 Load: TypeAlias = Callable[[], tuple[Recommender, str, str | None]]
@@ -89,6 +89,9 @@ class SimilarRequest(_Request):
 
     items: Annotated[list[ID], Field(max_length=MAX_SIMILAR, examples=[["260"]])]
     top_k: TopK = 10
+
+
+AnyRequest: TypeAlias = RecommendRequest | SimilarRequest
 
 
 class Item(BaseModel):
@@ -145,29 +148,23 @@ class Metrics:
 
 
 class Service:
-    """A loaded recommender, and the requests that wait for it. Requests are scored in one thread, in batches."""
+    """A loaded recommender, and the requests that wait for it. Requests are answered in one thread, in batches."""
 
     def __init__(self, load: Load) -> None:
         self.metrics = Metrics()
-        self._load, self._loaded = load, self._without_reports(load())
-        self._similar = 0  # requests that wait
-        self._waiting: deque[tuple[RecommendRequest, asyncio.Future]] = deque()
+        self._load = load
+        self._use(*load())
+        self._waiting: deque[tuple[AnyRequest, asyncio.Future]] = deque()
         self._arrived = asyncio.Event()
         self._reloading = asyncio.Lock()
         self._thread = ThreadPoolExecutor(1, "scoring")
 
-    @staticmethod
-    def _without_reports(loaded: tuple[Recommender, str, str | None]) -> tuple[Recommender, str, str | None]:
-        loaded[0].catalog.report = False  # unknown IDs are part of histories, which are not logged
-        return loaded
+    def _use(self, recommender: Recommender, checkpoint: str, revision: str | None) -> None:
+        recommender.catalog.report = False  # unknown IDs are part of histories, which are not logged
+        self._recommender, self.source = recommender, {"checkpoint": checkpoint, "revision": revision}
 
-    @property
-    def source(self) -> dict[str, str | None]:
-        """Checkpoint and revision, for answers."""
-        return {"checkpoint": self._loaded[1], "revision": self._loaded[2]}
-
-    async def recommend(self, request: RecommendRequest) -> dict[str, Any]:
-        """Answer a request; HTTPException 503 if too many are waiting."""
+    async def answer(self, request: AnyRequest) -> dict[str, Any]:
+        """Answer a request; HTTPException 404 for similar items of an unknown one, and 503 if too many are waiting."""
         if sum(_size(waiting) for waiting, _ in self._waiting) + _size(request) > MAX_WAITING:
             raise HTTPException(503, TOO_MANY, {"Retry-After": "1"})
         answered: asyncio.Future = asyncio.get_running_loop().create_future()
@@ -175,27 +172,12 @@ class Service:
         self._arrived.set()
         return await answered
 
-    async def similar(self, request: SimilarRequest) -> dict[str, Any]:
-        """Answer a request; HTTPException 404 if an item is unknown, and 503 if too many are waiting."""
-        (recommender, *_), source = self._loaded, self.source
-        loop = asyncio.get_running_loop()
-        if self._similar >= MAX_SIMILAR_WAITING:
-            raise HTTPException(503, TOO_MANY, {"Retry-After": "1"})
-        self._similar += 1
-        try:
-            found = await loop.run_in_executor(self._thread, recommender.similar, request.items, request.top_k)
-        except ValueError as error:
-            raise HTTPException(404, str(error)) from None
-        finally:
-            self._similar -= 1
-        return {**source, "similar": found}
-
     async def work(self) -> None:
-        """Score what has arrived, batch by batch, until cancelled; then refuse what waits."""
+        """Answer what has arrived, batch by batch, until cancelled; then refuse what waits."""
         loop = asyncio.get_running_loop()
         while True:
             await self._arrived.wait()
-            batch: list[tuple[RecommendRequest, asyncio.Future]] = []
+            batch: list[tuple[AnyRequest, asyncio.Future]] = []
             size = 0
             while self._waiting and (not batch or size + _size(self._waiting[0][0]) <= MAX_BATCH):
                 batch.append(self._waiting.popleft())
@@ -203,7 +185,7 @@ class Service:
             if not self._waiting:
                 self._arrived.clear()
             self.metrics.batches.observe(size)
-            recommender, source = self._loaded[0], self.source
+            recommender, source = self._recommender, self.source
             try:
                 answers = await loop.run_in_executor(self._thread, self._score, recommender, [it for it, _ in batch])
             except asyncio.CancelledError:
@@ -218,49 +200,62 @@ class Service:
                 if isinstance(answer, HTTPException):
                     answered.set_exception(answer)
                 else:
-                    answered.set_result({**source, "recommendations": answer})
+                    answered.set_result(source | answer)
 
-    def _score(self, recommender: Recommender, requests: list[RecommendRequest]) -> list[Any]:
-        """Return the answer of each request, or its HTTPException."""
-        groups: dict[tuple, list[int]] = {}
+    def _score(self, recommender: Recommender, requests: list[AnyRequest]) -> list[Any]:
+        """Return the answer of each request, or its HTTPException. Those with the same options are scored together."""
+        groups: dict[Any, list[int]] = {}
         for place, request in enumerate(requests):
-            lists = request.allow is not None, request.deny is not None
-            alone = any(lists) and len(request.histories) > 1  # its lists are read once, not for each history
-            key = request.exclude_history, *lists, place if alone else None
+            key: Any = place
+            if isinstance(request, RecommendRequest):
+                lists = request.allow is not None, request.deny is not None
+                # The lists of several histories are read once, not for each history.
+                key = place if any(lists) and len(request.histories) != 1 else (request.exclude_history, *lists)
             groups.setdefault(key, []).append(place)
-        answers: list[Any] = [None] * len(requests)
+        answers: dict[int, Any] = {}
         before = recommender.catalog.unknown
-        for (exclude_history, *_), places in groups.items():
-            group = [requests[place] for place in places]
-            options: dict[str, Any] = {"exclude_history": exclude_history, "top_k": max(it.top_k for it in group)}
-            for name in ("allow", "deny"):
-                if getattr(group[0], name) is not None:
-                    options[name] = [getattr(request, name) for request in group for _ in request.histories]
-                    if len(group) == 1:
-                        options[name] = getattr(group[0], name)
+        for places in groups.values():
             try:
-                found = iter(recommender([history for it in group for history in it.histories], **options))
-                for place, request in zip(places, group, strict=True):
-                    answers[place] = [next(found)[: request.top_k] for _ in request.histories]
+                found = _answer(recommender, [requests[place] for place in places])
             except BaseException as error:  # such as NaN as a score, or a panic of a library; the server must go on
                 logger.error("Scoring failed: %s", type(error).__name__)
                 reason = str(error) if isinstance(error, ValueError) else "Scoring failed."
-                answers = [HTTPException(500, reason) if i in places else it for i, it in enumerate(answers)]
+                found = [HTTPException(500, reason)] * len(places)
+            answers |= zip(places, found, strict=True)
         self.metrics.unknown.inc(recommender.catalog.unknown - before)
-        return answers
+        return [answers[place] for place in range(len(requests))]
 
     async def reload(self) -> None:
         """Load the checkpoint again, and use it from the next batch on. If that fails, the old one is kept."""
         async with self._reloading:
             try:
-                loaded = await asyncio.get_running_loop().run_in_executor(None, self._load)
-                self._loaded = self._without_reports(loaded)
+                self._use(*await asyncio.get_running_loop().run_in_executor(None, self._load))
                 result = "loaded"
             except Exception as error:
                 logger.error("Reloading failed, the loaded checkpoint stays in use: %s", error)
                 result = "failed"
             self.metrics.reloads.labels(result).inc()
             logger.info("In use: %s", self.source)
+
+
+def _size(request: AnyRequest) -> int:
+    return max(1, len(request.histories if isinstance(request, RecommendRequest) else request.items))
+
+
+def _answer(recommender: Recommender, requests: list[Any]) -> list[Any]:
+    """Return the answers of requests with the same options: of histories, or of one request for similar items."""
+    first = requests[0]
+    if isinstance(first, SimilarRequest):
+        try:
+            return [{"similar": recommender.similar(first.items, first.top_k)}]
+        except ValueError as error:
+            return [HTTPException(404, str(error))]
+    options: dict[str, Any] = {"exclude_history": first.exclude_history, "top_k": max(it.top_k for it in requests)}
+    for name in ("allow", "deny"):
+        lists = [getattr(request, name) for request in requests]
+        options[name] = lists[0] if lists[0] is None or len(lists) == 1 else lists
+    found = iter(recommender([history for request in requests for history in request.histories], **options))
+    return [{"recommendations": [next(found)[: it.top_k] for _ in it.histories]} for it in requests]
 
 
 class _Limits:
@@ -273,7 +268,21 @@ class _Limits:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        start, status = time.perf_counter(), 500
+        start, status, app, body = time.perf_counter(), 500, self.app, bytearray()
+        message: Any = {"more_body": True}
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                while message.get("more_body") and len(body) <= MAX_BODY:
+                    message = await receive()
+                    body += message.get("body", b"")
+        except TimeoutError:
+            app = _problem(408, f"The request did not arrive within {BODY_SECONDS:.0f} seconds.", CLOSE)
+        if len(body) > MAX_BODY:
+            app = _problem(413, f"The request has more than {MAX_BODY:,} bytes.", CLOSE)
+        unread = deque([{"type": "http.request", "body": bytes(body), "more_body": False}])
+
+        async def receive_body() -> dict[str, Any]:
+            return unread.popleft() if unread else await receive()
 
         async def send_and_note(message: Any) -> None:
             nonlocal status
@@ -281,48 +290,16 @@ class _Limits:
             await send(message)
 
         try:
-            async with asyncio.timeout(BODY_SECONDS):
-                body = await _read_body(receive)
-        except TimeoutError:
-            problem: Response | None = _problem(408, f"The request did not arrive within {BODY_SECONDS:.0f} seconds.")
-        else:
-            problem = _problem(413, f"The request has more than {MAX_BODY:,} bytes.") if body is None else None
-        if problem is not None:
-            problem.headers["connection"] = "close"
-            await problem(scope, receive, send_and_note)
-        else:
-            unread = deque([{"type": "http.request", "body": body, "more_body": False}])
-
-            async def receive_body() -> dict[str, Any]:
-                return unread.popleft() if unread else await receive()
-
-            try:
-                await self.app(scope, receive_body, send_and_note)
-            except Exception as error:
-                logger.error("A request failed: %s", type(error).__name__)
-                await _problem(500, "The request failed.")(scope, receive, send_and_note)
+            await app(scope, receive_body, send_and_note)
+        except Exception as error:
+            logger.error("A request failed: %s", type(error).__name__)
+            await _problem(500, "The request failed.")(scope, receive, send_and_note)
         route = getattr(scope.get("route"), "path", "other")
         self.metrics.requests.labels(route, status).inc()
         self.metrics.seconds.labels(route).observe(time.perf_counter() - start)
 
 
-async def _read_body(receive: Callable[[], Awaitable[dict[str, Any]]]) -> bytes | None:
-    """Return the body of a request, or None if it is too large."""
-    body, more = bytearray(), True
-    while more:
-        message = await receive()
-        body += message.get("body", b"")
-        more = message.get("more_body", False)
-        if len(body) > MAX_BODY:
-            return None
-    return bytes(body)
-
-
-def _size(request: RecommendRequest) -> int:
-    return max(1, len(request.histories))
-
-
-def _problem(status: int, detail: str, headers: Any = None) -> JSONResponse:
+def _problem(status: int, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:
     return JSONResponse({"detail": detail}, status, headers)
 
 
@@ -357,12 +334,12 @@ def create_app(load: Load) -> FastAPI:
     @app.post("/recommend", response_model=RecommendAnswer)
     async def recommend(request: RecommendRequest) -> Response:
         """Recommend the next items for histories."""
-        return JSONResponse(await service.recommend(request))
+        return JSONResponse(await service.answer(request))
 
     @app.post("/similar", response_model=SimilarAnswer)
     async def similar(request: SimilarRequest) -> Response:
         """Find items with similar vectors; `score` is the cosine."""
-        return JSONResponse(await service.similar(request))
+        return JSONResponse(await service.answer(request))
 
     @app.get("/health", responses={200: {"content": {"application/json": {"example": {"status": "running"}}}}})
     async def health() -> dict[str, str]:
@@ -396,19 +373,14 @@ def load_for_serving(
             exported = Path(folder, "export")
             words = ["export", str(checkpoint), "--output", str(exported)]
             words += ["--revision", revision] if revision else []
-            for module in modules:
-                words += ["--import", module]
+            words += [word for module in modules for word in ("--import", module)]
             logger.info("Exporting %s. This takes ten seconds on a free core, and longer on a busy one.", checkpoint)
-            command = [sys.executable, "-m", "hf_bert4rec.cli.main", *words]
-            with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
-                if hasattr(os, "setpriority"):
-                    os.setpriority(os.PRIO_PROCESS, process.pid, EXPORT_NICENESS)
-                try:
-                    _, messages = process.communicate(timeout=EXPORT_SECONDS)
-                finally:
-                    process.kill()
-            if process.returncode:
-                reason = messages.strip().rpartition("\n")[2].rpartition("error: ")[2]
+            command = [sys.executable, "-c", EXPORT, *words]
+            done = subprocess.run(
+                command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, timeout=EXPORT_SECONDS
+            )
+            if done.returncode:
+                reason = done.stderr.strip().rpartition("\n")[2].rpartition("error: ")[2]
                 raise ValueError(reason or f"{checkpoint}: the export failed.")
         recommender = OnnxRecommender(exported)
     recommender([[]])  # damaged weights must not replace a model that works
@@ -441,11 +413,9 @@ def serve(
         app = create_app(lambda: load_for_serving(checkpoint, revision, modules))
         config = uvicorn.Config(app, host, port, access_log=False, limit_concurrency=MAX_CONNECTIONS, log_level="info")
         if hasattr(signal, "SIGHUP"):
-            tasks: set[asyncio.Task] = set()  # asyncio keeps no reference
 
             def reload() -> None:
-                tasks.add(task := asyncio.create_task(app.state.service.reload()))
-                task.add_done_callback(tasks.discard)
+                app.state.reloading = asyncio.create_task(app.state.service.reload())  # asyncio keeps no reference
 
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
         await uvicorn.Server(config).serve()
