@@ -170,7 +170,7 @@ def stored_exclude_history(folder: str | PathLike) -> bool:
     Config files of format version 1 do not have this setting; it is in the recipe of their run facts, if it was given.
     """
     stored = read_json(Path(folder, NEEDED[0]), folder).get("exclude_history")
-    return stored_recipe(folder).get("exclude_history", True) if stored is None else bool(stored)
+    return bool(stored_recipe(folder).get("exclude_history", True) if stored is None else stored)
 
 
 def stored_recipe(folder: str | PathLike) -> dict[str, Any]:

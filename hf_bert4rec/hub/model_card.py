@@ -26,9 +26,8 @@ def model_card(facts: RunFacts) -> ModelCard:
     metrics = facts.results.get(split, {})
     own = metrics.get(facts.model, {})
     source, terms = facts.recipe.get("start_from"), facts.data.terms
-    results = [
-        _result(facts, split, name, value) for name, value in own.items() if name.partition("_")[0] not in REPEATED
-    ]
+    names = [name for name in own if name.partition("_")[0] not in REPEATED]
+    results = [_result(facts, split, name, own[name]) for name in names]
     card_data = ModelCardData(
         library_name="transformers",
         pipeline_tag="fill-mask",

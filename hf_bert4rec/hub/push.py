@@ -54,32 +54,25 @@ def push_files(
 ) -> CommitInfo:
     """Push files (name in the repository -> content) to an existing repository in one commit, and return the commit.
 
-    Args:
-        marker: A file that every repository of this kind contains.
-        replaced: Patterns of files that are deleted if they are not among `files`; without "/" at the top level only.
-        repo_type: `model`, `dataset` or `space`.
-        token: Access token. Default: the saved login, or `HF_TOKEN`.
-        revision: Branch to push to; `main` if not given.
-
-    Raises:
-        FileExistsError: The repository has other files but not `marker`, or a model of another `model_type`.
-        OSError: The Hub refuses the push or cannot be reached. The repository is unchanged or, if only the answer was
-            lost, contains the whole commit.
-        ValueError: The Hub refuses the card.
+    FileExistsError if the repository has other files but not `marker`, which every repository of this kind contains, or
+    a model of another `model_type`. Files that fit the patterns `replaced` (without "/": at the top level) and are not
+    among `files` are deleted. After an OSError the repository is unchanged or, if only the answer was lost, contains
+    the whole commit.
     """
     api = HfApi(token=token)
     with hub_errors(repository), warnings.catch_warnings():
         current = api.repo_info(repository, repo_type=repo_type, revision=revision)
         existing = sorted(file.rfilename for file in current.siblings or ())
         others = [name for name in existing if name not in PLAIN]
-        taken = f"{repository} is taken: it contains"
+        taken = None
         if others and marker not in others:
-            raise FileExistsError(f"{taken} other files, such as {others[0]}, and no {marker}. Push to another name.")
-        if others and repo_type == "model":
+            taken = f"other files, such as {others[0]}, and no {marker}"
+        elif others and repo_type == "model":
             config = api.hf_hub_download(repository, marker, revision=current.sha)
             found, ours = (read_json(Path(file), repository).get("model_type") for file in (config, str(files[marker])))
-            if found != ours:
-                raise FileExistsError(f"{taken} a model of type {found!r}, not {ours!r}. Push to another name.")
+            taken = None if found == ours else f"a model of type {found!r}, not {ours!r}"
+        if taken:
+            raise FileExistsError(f"{repository} is taken: it contains {taken}. Push to another name.")
         operations: list[Any] = [CommitOperationAdd(name, content) for name, content in files.items()]
         for name in existing:
             stale = any(fnmatch(name, pattern) and ("/" in pattern or "/" not in name) for pattern in replaced)

@@ -86,54 +86,32 @@ class MachineFacts:
 @strict
 @dataclass(kw_only=True)
 class RunFacts:
-    """What is recorded about the training and evaluation of a checkpoint. The model card is written from these facts.
+    """What is recorded about the training and evaluation of a checkpoint; its card is written from these facts."""
 
-    Args:
-        name: Name of the checkpoint.
-        model: Display name of the evaluated model in `results`, such as "BERT4Rec".
-        data: The interactions.
-        protocol: How the model was evaluated, for metrics over the whole catalog.
-        sampled_protocol: The same for metrics among sampled candidates; None if there are none.
-        exclude_history: Whether items of the history are excluded from rankings and recommendations.
-        results: Split -> model name -> metric -> value.
-        intervals: Split -> model name -> 95 % interval of NDCG@10 over users.
-        differences: Split -> other model -> 95 % interval of the NDCG@10 of `model` minus that of the other.
-        other_seeds: Split -> seed -> metric -> value, of other runs with the same options.
-        recipe: Options as given, without `UNPUBLISHED_OPTIONS`.
-        reproducible: Whether `recipe` holds all options, and the seed was set before the model was built.
-        seconds: Duration of the training; None if unknown.
-        best_checkpoint: Folder name of the checkpoint with the best validation metric; "" if the last one was kept.
-        chosen_by: The metric it was chosen by.
-        machine: The machine of the training.
-        versions: Package -> version.
-        log: Entries of the Trainer's `log_history`.
-        example: A history of raw item IDs, for the card.
-        titles: Whether the tokenizer has titles.
-        card: SHA-256 of the card as written by this package; None if unknown.
-        format_version: Version of the file format.
-    """
-
-    name: str
-    model: str
+    name: str  # of the checkpoint
+    model: str  # display name of the evaluated model in `results`, such as "BERT4Rec"
     data: DataFacts
-    protocol: str
-    sampled_protocol: str | None = None
-    exclude_history: bool = True
-    results: dict[str, dict[str, dict[str, Number]]] = field(default_factory=dict)
+    protocol: str  # how the model was evaluated, for metrics over the whole catalog
+    sampled_protocol: str | None = None  # the same for metrics among sampled candidates; None if there are none
+    exclude_history: bool = True  # whether items of the history are excluded from rankings and recommendations
+    results: dict[str, dict[str, dict[str, Number]]] = field(default_factory=dict)  # split -> model -> metric -> value
+    # Split -> model -> 95 % interval of NDCG@10 over users
     intervals: dict[str, dict[str, tuple[Number, Number]]] = field(default_factory=dict)
+    # Split -> other model -> 95 % interval of the NDCG@10 of `model` minus that of the other
     differences: dict[str, dict[str, tuple[Number, Number]]] = field(default_factory=dict)
+    # Split -> seed -> metric -> value, of other runs with the same options
     other_seeds: dict[str, dict[str, dict[str, Number]]] = field(default_factory=dict)
-    recipe: dict[str, Any] = field(default_factory=dict)
-    reproducible: bool = False
-    seconds: Number | None = None
-    best_checkpoint: str = ""
-    chosen_by: str = ""
+    recipe: dict[str, Any] = field(default_factory=dict)  # options as given, without `UNPUBLISHED_OPTIONS`
+    reproducible: bool = False  # `recipe` holds all options, and the seed was set before the model was built
+    seconds: Number | None = None  # duration of the training; None if unknown
+    best_checkpoint: str = ""  # folder of the checkpoint with the best validation metric; "" if the last one was kept
+    chosen_by: str = ""  # the metric it was chosen by
     machine: MachineFacts
-    versions: dict[str, str] = field(default_factory=dict)
-    log: list[dict] = field(default_factory=list)
-    example: list[str] = field(default_factory=list)
-    titles: bool = False
-    card: str | None = None
+    versions: dict[str, str] = field(default_factory=dict)  # package -> version
+    log: list[dict] = field(default_factory=list)  # entries of the Trainer's `log_history`
+    example: list[str] = field(default_factory=list)  # a history of raw item IDs, for the card
+    titles: bool = False  # whether the tokenizer has titles
+    card: str | None = None  # SHA-256 of the card as written by this package; None if unknown
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
@@ -142,12 +120,7 @@ class RunFacts:
 
     @classmethod
     def load(cls, folder: str | PathLike) -> Self:
-        """Read the run facts of a checkpoint folder, also those of earlier format versions.
-
-        Raises:
-            FileNotFoundError: The folder has no `run_facts.json`.
-            ValueError: The file is damaged, or of a newer format version.
-        """
+        """Read the run facts of a checkpoint folder, also those of earlier format versions."""
         file = Path(folder, FACTS_FILE)
         if not file.exists():
             raise FileNotFoundError(f"{folder}: found no {FACTS_FILE}. Copy it from where the checkpoint was saved.")
@@ -225,12 +198,10 @@ def _from_version_1(values: Mapping[str, Any]) -> dict[str, Any]:
         "chosen_by": "NDCG@10",  # not recorded before it was an option
         "titles": bool(recipe.get("titles")),
         **values,
-        "recipe": recipe,
         "reproducible": of_recipe,
         "sampled_protocol": values["sampled_protocol"] if "_sampled" in json.dumps(results) else None,
         "exclude_history": recipe.get("exclude_history", True),
         "results": results,
         "machine": {"processes": int(processes), "threads": int(threads), "processor": processor, "device": device},
         "example": example,
-        "format_version": FORMAT_VERSION,
     }

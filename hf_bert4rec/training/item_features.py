@@ -31,21 +31,13 @@ class FeatureProjection(nn.Module):
     """The part of item vectors and output biases that comes from features.
 
     The vector and the bias of an item are those of its ID plus a projection of its features. In training, the part of
-    the ID is dropped for a random share of the items with features, so that features alone can represent an item.
+    the ID is dropped for a random share `id_dropout` of the items with features, so that features alone can represent
+    an item. The `projection` (width, hidden + 1), whose last column is for the biases, starts from a checkpoint, or
+    from a ridge regression of the item vectors and biases of the model on the features.
 
-    Args:
-        model: A model of the package with tied item tables. Its item vectors and biases are the start.
-        tokenizer: Its tokenizer, which has features.
-        id_dropout: Share of the items whose ID is dropped in a training step.
-        seen: (rows,) bool, True for items in the training rows. Unseen items with features use only these, unless a
-            checkpoint already has an embedding of their ID. They are masked in the training loss: they are never a
-            target, and their scores would only decrease.
-        projection: (width, hidden + 1), the last column for the biases. Default: ridge regression of the item vectors
-            and biases on the features.
-
-    Raises:
-        ValueError: The item tables are not tied, the projection does not fit the features of the tokenizer, or no
-            item of the training rows has features.
+    Items with features that are not `seen` (rows,) in the training rows use only these, unless a checkpoint already has
+    an embedding of their ID. They are masked in the training loss: they are never a target, and their scores would only
+    decrease.
     """
 
     def __init__(
@@ -155,11 +147,7 @@ def projection_file(projection: torch.Tensor | None) -> dict[str, bytes]:
 
 
 def load_projection(folder: str | PathLike) -> torch.Tensor | None:
-    """Read the projection of item features, (width, hidden + 1), of a checkpoint; None if it has none.
-
-    Raises:
-        ValueError: The file is damaged.
-    """
+    """Read the projection of item features, (width, hidden + 1), of a checkpoint; None if it has none."""
     try:
         return load_file(file)["projection"] if (file := Path(folder, PROJECTION_FILE)).exists() else None
     except (KeyError, SafetensorError) as error:

@@ -114,12 +114,10 @@ class RecommendationTrainer(Trainer):
         """
         checkpoint: Any = resume_from_checkpoint or None
         if checkpoint is True:
-            checkpoint = last_complete_checkpoint(str(self.args.output_dir))
+            checkpoint, folder = last_complete_checkpoint(str(self.args.output_dir)), self.args.output_dir
             if checkpoint is None:
-                raise ValueError(
-                    f"Found no complete checkpoint to resume from in {self.args.output_dir}. "
-                    "Train without `resume_from_checkpoint`."
-                )
+                advice = "Train without `resume_from_checkpoint`."
+                raise ValueError(f"Found no complete checkpoint to resume from in {folder}. {advice}")
         elif checkpoint and not is_complete(checkpoint):
             raise ValueError(
                 f"{checkpoint} is not a complete checkpoint to resume from: a file is missing or damaged. Use "
