@@ -73,13 +73,12 @@ class BatchRecommender:
             )
         histories = [history or [] for history in table[self.history].to_pylist()]
         answers = self.recommender(histories, **self.options)
-        counts = np.array([len(answer) for answer in answers], np.int64)
+        places = [(user, rank) for user, answer in enumerate(answers) for rank in range(len(answer))]
         rows = [row for answer in answers for row in answer]
-        ranks = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts) + 1
         return pa.table(
             {
-                self.user: users.take(pa.array(np.repeat(np.arange(len(answers)), counts))),
-                "rank": pa.array(ranks, pa.int32()),
+                self.user: users.take(pa.array([user for user, _ in places], pa.int64())),
+                "rank": pa.array([rank + 1 for _, rank in places], pa.int32()),
                 "item": pa.array([row["item"] for row in rows], pa.string()),
                 "score": pa.array([row["score"] for row in rows], pa.float32()),
             }

@@ -44,6 +44,7 @@ class NextItemRecommendationPipeline(Pipeline):
     - Items with the same score are in the order of the item table.
     - Removed items of the tokenizer are never recommended, also if `allow` lists them, and are read in histories.
     - Several threads may call the same pipeline at once.
+    - All methods raise ValueError if an argument has another form, or the model's scores are not finite.
 
     Args:
         model: A `Bert4RecForMaskedLM`.
@@ -101,11 +102,8 @@ class NextItemRecommendationPipeline(Pipeline):
         Returns:
             The items for each history, in the same order, best first. If fewer than `top_k` are left, the attribute
             `reason` of the list says why.
-
-        Raises:
-            ValueError: An argument has another form, an attribute is unknown, or the model's scores are not finite.
         """
-        return self._recommend(self._read(histories), kwargs, OPTIONS)
+        return self._recommend(self.catalog.read_rows(read_histories(histories), "histories"), kwargs, OPTIONS)
 
     def fill(self, histories: Iterable[Iterable[str | float | None]], **kwargs: Any) -> list[list[Recommendations]]:
         """Return the best items for each gap of histories, given the items on both sides.
@@ -124,9 +122,6 @@ class NextItemRecommendationPipeline(Pipeline):
 
         Returns:
             For each history, the items for each gap, in the order of the gaps.
-
-        Raises:
-            ValueError: As for a call.
         """
         self._warn_about_gaps()
         given, mask = read_histories(histories), self.tokenizer.mask_token_id
@@ -145,19 +140,13 @@ class NextItemRecommendationPipeline(Pipeline):
     ) -> list[list[dict[str, Any]]]:
         """Return how likely each item of histories is, given all other items.
 
-        One item at a time is replaced by [MASK] and scored, as for `fill`. Rare items are unlikely everywhere.
-
-        Args:
-            histories: As for a call.
-            batch_size: As for a call.
+        One item at a time is replaced by [MASK] and scored, as for `fill`. Rare items are unlikely everywhere. The
+        arguments are those of a call.
 
         Returns:
             For each history one dict per item, with `item`, `title`, `log_probability` (natural logarithm, over the
             whole catalog) and `rank`. It counts from 1, without the other items of the history where the model
             excludes them; a tie counts half a place, rounded up. Both are None for an unknown ID.
-
-        Raises:
-            ValueError: As for a call.
         """
         self._warn_about_gaps()
         given, unknown = read_histories(histories), self.tokenizer.unk_token_id
@@ -197,10 +186,7 @@ class NextItemRecommendationPipeline(Pipeline):
         Returns:
             One dict per item of the history, in its order, with `item`, `title` and `contribution`: above 0 the item
             speaks for the explained one, below 0 against it. Of a long history, the newest items that the model reads
-            are explained; the contribution of older and unknown ones is 0.
-
-        Raises:
-            ValueError: The model does not have the item, or an argument has another form.
+            are explained; the contribution of older and unknown ones is 0. ValueError if the model lacks the item.
         """
         given = read_list(history, "history", ordered=True)
         (rows,) = self.catalog.read_rows([given], "history", keep_unknown=True)
@@ -223,15 +209,13 @@ class NextItemRecommendationPipeline(Pipeline):
         The inner product with a row of `item_vectors` is the logit of that item, and the scores are the softmax of the
         logits. With `repeat_head`, items of the history have higher logits. The last number of each vector is 1,
         because the last number of an item vector is the bias of the item.
-
-        Raises:
-            ValueError: As for a call.
         """
 
-        def answer(rows: list[np.ndarray], places: list[int]) -> list[np.ndarray]:
-            return list(self.forward(self.preprocess(rows, places), scored=False)["queries"].numpy())
+        def answer(histories: list[np.ndarray], places: list[int]) -> list[np.ndarray]:
+            return list(self.forward(self.preprocess(histories, places), scored=False)["queries"].numpy())
 
-        found = self.catalog.answer_in_batches(self._read(histories), answer, batch_size)
+        rows = self.catalog.read_rows(read_histories(histories), "histories")
+        found = self.catalog.answer_in_batches(rows, answer, batch_size)
         return np.array(found, np.float32).reshape(-1, self.model.config.hidden_size + 1)
 
     def item_vectors(self) -> np.ndarray:
@@ -254,10 +238,8 @@ class NextItemRecommendationPipeline(Pipeline):
     def similar(self, items: Iterable[str | float], top_k: int = 10) -> list[Recommendations]:
         """Return the items with the most similar vectors for each of some raw IDs, best first.
 
-        `score` is the cosine of the vectors without the bias. The item itself and removed items are excluded.
-
-        Raises:
-            ValueError: The model does not have an item, or an argument has another form.
+        `score` is the cosine of the vectors without the bias. The item itself and removed items are excluded. Raises
+        ValueError if the model lacks an item.
         """
         return self.catalog.similar(unit_vectors(self.item_vectors()), items, top_k)
 
@@ -269,11 +251,8 @@ class NextItemRecommendationPipeline(Pipeline):
 
         A history must get the same scores in any batch; otherwise the batch size would decide near ties. Matrix
         products and sums over whole vectors of the processor are bit-equal, so the length is padded to a multiple of
-        `LENGTH_MULTIPLE`, and the batch to at least `MIN_ROWS` rows.
-
-        Args:
-            histories: Rows of the item table.
-            places: Place of [MASK] in each history. Of a history that is too long, the part around it is kept.
+        `LENGTH_MULTIPLE`, and the batch to at least `MIN_ROWS` rows. Of a history of rows that is too long, the part
+        around its place is kept.
         """
         limit, pad = self.tokenizer.model_max_length, self.tokenizer.pad_token_id
         asked = np.array(places)
@@ -353,9 +332,6 @@ class NextItemRecommendationPipeline(Pipeline):
         ids, titles = as_item_ids(items, "histories").to_pylist(), map(self.catalog.title, rows.tolist())
         fields = zip(ids, titles, numbers, strict=True)
         return [{"item": item, "title": title, **of} for item, title, of in fields]
-
-    def _read(self, histories: Any) -> list[np.ndarray]:
-        return self.catalog.read_rows(read_histories(histories), "histories")
 
     def _warn_about_gaps(self) -> None:
         if self.trained_on_last_items:

@@ -364,6 +364,13 @@ def load_for_serving(
 ) -> tuple[OnnxRecommender, str, str | None]:
     """Load an exported folder, or export a checkpoint in a process of its own, and check that it recommends.
 
+    Returns the recommender, and the name and the revision of its checkpoint, as `create_app` needs them.
+
+    Args:
+        checkpoint: Folder or Hub ID of a checkpoint, or a folder that `export_checkpoint` wrote.
+        revision: Branch, tag or commit of a Hub ID.
+        modules: Modules that register models of your own.
+
     Raises:
         OSError, ValueError: As for `OnnxRecommender`, or the export failed.
     """
@@ -394,31 +401,23 @@ def serve(
     revision: str | None = None,
     modules: Sequence[str] = (),
 ) -> None:
-    """Serve a checkpoint until the process is stopped. SIGHUP loads it again.
+    """Serve a checkpoint at an address until the process is stopped. SIGHUP loads it again.
 
-    Args:
-        checkpoint: Folder or Hub ID of a checkpoint, or a folder that `export_checkpoint` wrote.
-        host: Address to listen on. The server has no authentication: put a proxy in front before others reach it.
-        port: Port to listen on.
-        revision: Branch, tag or commit of a Hub ID.
-        modules: Modules that register models of your own.
-
-    Raises:
-        OSError, ValueError: The checkpoint cannot be loaded.
+    The server has no authentication: put a proxy in front before others reach it. The other arguments are those of
+    `load_for_serving`.
     """
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the server listens
 
-    async def run() -> None:
+    def make_app() -> FastAPI:  # called in the event loop of the server
         app = create_app(lambda: load_for_serving(checkpoint, revision, modules))
-        config = uvicorn.Config(app, host, port, access_log=False, limit_concurrency=MAX_CONNECTIONS, log_level="info")
+
+        def reload() -> None:
+            app.state.reloading = asyncio.create_task(app.state.service.reload())  # asyncio keeps no reference
+
         if hasattr(signal, "SIGHUP"):
-
-            def reload() -> None:
-                app.state.reloading = asyncio.create_task(app.state.service.reload())  # asyncio keeps no reference
-
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
-        await uvicorn.Server(config).serve()
+        return app
 
-    with asyncio.Runner(loop_factory=uvicorn.Config("", loop="auto").get_loop_factory()) as runner:
-        runner.run(run())
+    options: dict[str, Any] = {"access_log": False, "limit_concurrency": MAX_CONNECTIONS, "log_level": "info"}
+    uvicorn.run(make_app, factory=True, host=host, port=port, **options)
