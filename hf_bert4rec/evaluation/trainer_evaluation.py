@@ -62,11 +62,9 @@ def unpack_ranking(
 
 
 def metrics_of_ranks(prediction: EvalPrediction, sampled: Sampled = "popularity_sampled") -> dict[str, float]:
-    """Return HR, NDCG and MRR at 1, 5 and 10: `compute_metrics` of the Trainer.
+    """Return HR, NDCG and MRR at 1, 5 and 10 from `ranks_of_logits`: `compute_metrics` of the Trainer.
 
-    Args:
-        prediction: Ranks, as from `ranks_of_logits`; a list of batches with `eval_do_concat_batches=False`.
-        sampled: How the candidates were drawn; their metrics are named `ndcg@10_popularity_sampled` and so on.
+    `sampled` says how the candidates were drawn; their metrics are named `ndcg@10_popularity_sampled` and so on.
     """
     ranks: Any = prediction.predictions
     ranks = np.concatenate(ranks) if isinstance(ranks, (list, tuple)) else np.asarray(ranks)

@@ -134,15 +134,10 @@ class ItemCatalog:
         places: Sequence[Sequence[int]] | None = None,
         **lists: Any,
     ) -> list[Any]:
-        """Return an answer for each place of each history, in the same order.
+        """Return an answer for each of the `places` (default: after the newest item) of each history, in their order.
 
-        Args:
-            rows: Histories of rows of the item table.
-            answer: Function of the histories of a batch and of the place in each, which returns one answer per place.
-                By name it gets the rows of each of the `lists`: one array for all histories, or one for each.
-            batch_size: Answers per batch, fewer with a large catalog. Default: the attribute `batch_size`.
-            places: Places in each history; by default the one after the newest item.
-            **lists: `allow` and `deny`, if they were given.
+        The function `answer` gets the histories (rows of the item table) of a batch and the place in each, and by name
+        the rows of each of the lists `allow` and `deny`, if given: one array for all histories, or one for each.
         """
         batch_size = self.batch_size if batch_size is None else batch_size
         check_count("batch_size", batch_size)

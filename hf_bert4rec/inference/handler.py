@@ -9,11 +9,7 @@ from .pipeline import pipeline
 
 
 class EndpointHandler:
-    """Answer the requests of the server (`POST /recommend`) in an Inference Endpoint.
-
-    Args:
-        path: Folder of the repository.
-    """
+    """Answer the requests of the server (`POST /recommend`) in an Inference Endpoint; `path` is its repository."""
 
     def __init__(self, path: str = "") -> None:
         self.recommender = pipeline(path)
@@ -21,17 +17,10 @@ class EndpointHandler:
         self.source = {"checkpoint": Path(path).name, "revision": checkpoint_revision(Path(path))}
 
     def __call__(self, data: dict[str, Any]) -> dict[str, Any]:
-        """Answer a request.
+        """Return `recommendations`, `checkpoint` and `revision` for a request; ValueError if it has another form.
 
-        Args:
-            data: `inputs` has the fields of `POST /recommend`: `histories`, and optionally `top_k`, `allow`, `deny` and
-                `exclude_history`. It may also be the histories alone, with the options in `parameters`.
-
-        Returns:
-            `recommendations`, `checkpoint` and `revision`.
-
-        Raises:
-            ValueError: The request has another form.
+        Its `inputs` have the fields of `POST /recommend`: `histories`, and optionally `top_k`, `allow`, `deny` and
+        `exclude_history`. They may also be the histories alone, with the options in `parameters`.
         """
         inputs, options = (data.get(name) for name in ("inputs", "parameters")) if isinstance(data, dict) else (0, 0)
         if isinstance(inputs, dict):

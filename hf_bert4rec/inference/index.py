@@ -9,15 +9,9 @@ from datasets import Dataset
 def search_index(index: Any, queries: np.ndarray, count: int, items: int) -> np.ndarray:
     """Return places in the catalog, (users, count) int64, of the items that an index finds; -1 where it finds fewer.
 
-    Args:
-        index: Of the rows of `index_vectors()` or `item_vectors()`, by inner product: a usearch or FAISS index, or a
-            `Dataset` after `add_faiss_index`.
-        queries: (users, width) float32, from `encode`.
-        count: Number of items per user.
-        items: Number of items of the catalog.
-
-    Raises:
-        ValueError: It is none of these, or has another number of vectors.
+    The index contains the rows of `index_vectors()` or `item_vectors()` for all `items` of the catalog, by inner
+    product: a usearch or FAISS index, or a `Dataset` after `add_faiss_index`. The queries (users, width) float32 are
+    those of `encode`.
     """
     faiss = index
     if isinstance(index, Dataset):

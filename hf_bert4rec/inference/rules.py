@@ -119,11 +119,7 @@ def boost(where: Mapping[str, Any], factor: float) -> Rule:
 
 
 def order_by_rules(candidates: Candidates, rules: Sequence[Rule]) -> np.ndarray:
-    """Return the places of candidates in the order of rules, each of which gets what the one before it returned.
-
-    Raises:
-        ValueError: A rule does not return one number per candidate.
-    """
+    """Return the places of candidates in the order of rules, each of which gets what the one before it returned."""
     order = np.arange(len(candidates.items))
     for rule in rules:
         if not candidates.items:
@@ -132,17 +128,13 @@ def order_by_rules(candidates: Candidates, rules: Sequence[Rule]) -> np.ndarray:
         logits = np.asarray(found)
         fits = logits.dtype.kind == "f" and logits.shape == order.shape
         if not fits or not np.all((np.abs(logits) < LARGEST) | (logits == -np.inf)):
-            expected = (
-                f"a finite float for each of the {len(order)} candidates, by which they are sorted (-inf drops one)"
+            raise ValueError(
+                f"A rule must return a finite float for each of the {len(order)} candidates, by which they are sorted "
+                f"(-inf drops one), found {found!r:.200}."
             )
-            raise ValueError(f"A rule must return {expected}, found {found!r:.200}.")
         best = np.argsort(-logits, kind="stable")[: np.count_nonzero(logits > -np.inf)]
-        candidates = Candidates(
-            items=[candidates.items[place] for place in best],
-            logits=logits[best].astype(np.float32),
-            vectors=candidates.vectors[best],
-            attributes=candidates.attributes,
-        )
+        items, vectors = [candidates.items[place] for place in best], candidates.vectors[best]
+        candidates = Candidates(items, logits[best].astype(np.float32), vectors, candidates.attributes)
         order = order[best]
     return order
 

@@ -57,10 +57,8 @@ class Selection:
     def best(self, outputs: dict[str, torch.Tensor]) -> list[Recommendations]:
         """Return the best items for each user; raise ValueError if scores are not finite.
 
-        Args:
-            outputs: `logits` (users, rows), which are overwritten, or with an index `queries` (users, hidden + 1);
-                `history` (users, longest) rows; and optionally `allow` and `deny` (users or 1, longest) rows. Rows are
-                padded with [PAD].
+        `outputs` are `logits` (users, rows), which are overwritten, or with an index `queries` (users, hidden + 1);
+        `history` (users, longest) rows; optionally `allow` and `deny` (users or 1, longest) rows, padded with [PAD].
         """
         users = len(outputs["history"])
         lists = {name: outputs[name].expand(users, -1) for name in LISTS if name in outputs}

@@ -57,9 +57,7 @@ class ResourceCallback(TrainerCallback, ExportableState):
     """
 
     steps = 0
-    steps_per_epoch = 0
     second_step_started = 0.0
-    sampling_pays = False
     earlier_seconds = 0.0
     started: float | None = None
 
@@ -79,14 +77,11 @@ class ResourceCallback(TrainerCallback, ExportableState):
         if args.device.type == "cpu":
             resources.keep_freed_memory(not args.gradient_checkpointing)
             resources.warn_about_spinning_threads()
+        self.steps = 0
         model, loader = kwargs["model"], kwargs["train_dataloader"]
-        batches = len(loader) if has_length(loader) else 0
-        self.steps, self.steps_per_epoch = 0, -(-batches // args.gradient_accumulation_steps)
-        if isinstance(model, Bert4RecForMaskedLM) and isinstance(loader.collate_fn, DataCollatorForNextItem):
-            full = not LOSSES[model.config.loss].samples_negatives
-            self.sampling_pays = full and model.config.vocab_size >= resources.MANY_ITEMS
-            if state.is_world_process_zero:
-                _log_memory(args, model, loader, resumed=bool(state.global_step))
+        ours = isinstance(model, Bert4RecForMaskedLM) and isinstance(loader.collate_fn, DataCollatorForNextItem)
+        if ours and state.is_world_process_zero:
+            _log_memory(args, model, loader, resumed=bool(state.global_step))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Time the second step; the first one is slower."""
@@ -94,18 +89,15 @@ class ResourceCallback(TrainerCallback, ExportableState):
         if self.steps == 1:
             self.second_step_started = time.perf_counter()
         elif self.steps == 2 and state.is_world_process_zero:
-            seconds = time.perf_counter() - self.second_step_started
-            per_epoch, remaining = seconds * self.steps_per_epoch, seconds * (state.max_steps - state.global_step)
-            limit = (
-                "at most" if args.train_sampling_strategy == "group_by_length" else "about"
-            )  # longest rows come first
-            logger.info(
-                "%.2f s per step. An epoch takes %s %s and the rest of the training %s, not counting evaluations.",
-                seconds,
-                limit,
-                *(timedelta(seconds=round(it)) if it >= 60 else f"{it:.1f} s" for it in (per_epoch, remaining)),
-            )
-            if self.sampling_pays:
+            seconds, model = time.perf_counter() - self.second_step_started, kwargs["model"]
+            steps = _steps_per_epoch(args, kwargs["train_dataloader"]), state.max_steps - state.global_step
+            times = [timedelta(seconds=round(it)) if it >= 60 else f"{it:.1f} s" for it in (seconds * n for n in steps)]
+            # Grouped by length, the longest rows come first.
+            limit = "at most" if args.train_sampling_strategy == "group_by_length" else "about"
+            text = "%.2f s per step. An epoch takes %s %s and the rest of the training %s, not counting evaluations."
+            logger.info(text, seconds, limit, *times)
+            many = isinstance(model, Bert4RecForMaskedLM) and model.config.vocab_size >= resources.MANY_ITEMS
+            if many and not LOSSES[model.config.loss].samples_negatives:
                 logger.info("`loss='sampled_softmax'` (`--loss sampled_softmax`) is faster for this catalog.")
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
@@ -147,11 +139,14 @@ class EarlyStopping(EarlyStoppingCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Evaluate and save early in the first epoch."""
-        loader = kwargs["train_dataloader"]
-        early = -(-len(loader) // args.gradient_accumulation_steps) // 3 if has_length(loader) else 0
+        early = _steps_per_epoch(args, kwargs["train_dataloader"]) // 3
         by_epoch = args.eval_strategy == args.save_strategy == "epoch" and not args.eval_delay
         if by_epoch and state.global_step == early:
             control.should_evaluate = control.should_save = True
+
+
+def _steps_per_epoch(args: TrainingArguments, loader: Any) -> int:
+    return -(-len(loader) // args.gradient_accumulation_steps) if has_length(loader) else 0
 
 
 def _stored(state: TrainerState, callback: TrainerCallback, attribute: str) -> float:

@@ -52,7 +52,8 @@ class FeatureProjection(nn.Module):
         if not model.config.tie_word_embeddings:
             raise ValueError("Item features need `tie_word_embeddings=True`: inputs and outputs share the vectors.")
         assert tokenizer.features is not None
-        self.id_dropout, (table, bias) = id_dropout, _weights(model)
+        table, bias = model.get_input_embeddings().weight.detach(), model.get_output_embeddings().bias.detach()
+        self.id_dropout = id_dropout
         self.vectors: torch.Tensor
         self.described: torch.Tensor
         self.unseen: torch.Tensor
@@ -67,16 +68,16 @@ class FeatureProjection(nn.Module):
                 f"Expected a projection of shape {shape} for the features of the tokenizer, found "
                 f"{tuple(projection.shape)}. Use the features with which the checkpoint was trained."
             )
-        projection_given = projection is not None
-        projection = self._regression(table, bias) if projection is None else projection
+        start = self._regression(table, bias) if projection is None else projection
         # A fused optimizer mixes up numbers if the strides of a weight differ from those of its restored state.
-        self.projection = nn.Parameter(projection.detach().clone(memory_format=torch.contiguous_format).to(table))
-        if projection_given:  # an item that a checkpoint knows by its ID keeps it, also without rows this time
-            self.unseen &= (table.detach() - vectors @ self.projection[:, :-1]).abs().amax(dim=1) < NO_ID
-        self.ids, self.bias = nn.Parameter(torch.empty_like(table)), nn.Parameter(torch.empty_like(bias))
-        self._subtract(table, bias)
+        self.projection = nn.Parameter(start.detach().clone(memory_format=torch.contiguous_format).to(table))
+        projected = vectors @ self.projection.detach()
+        if projection is not None:  # an item that a checkpoint knows by its ID keeps it, also without rows this time
+            self.unseen &= (table - projected[:, :-1]).abs().amax(dim=1) < NO_ID
+        # The sums are item table and biases as they were, except for unseen items.
+        self.ids = nn.Parameter((table - projected[:, :-1]).masked_fill(self.unseen[:, None], 0))
+        self.bias = nn.Parameter((bias - projected[:, -1]).masked_fill(self.unseen, 0))
 
-    @torch.no_grad()
     def _regression(self, table: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         known = self.described & ~self.unseen
         if not known.any():
@@ -84,13 +85,6 @@ class FeatureProjection(nn.Module):
         features, wanted = self.vectors[known].float(), torch.cat([table, bias[:, None]], dim=1)[known].float()
         weight = RIDGE * len(features) * torch.eye(features.shape[1]).to(features)
         return torch.linalg.solve(features.T @ features + weight, features.T @ wanted)
-
-    @torch.no_grad()
-    def _subtract(self, table: torch.Tensor, bias: torch.Tensor) -> None:
-        """Set the part of the IDs so that item table and biases are these, except for unseen items."""
-        projected = self.vectors @ self.projection
-        self.ids.copy_((table - projected[:, :-1]).masked_fill(self.unseen[:, None], 0))
-        self.bias.copy_((bias - projected[:, -1]).masked_fill(self.unseen, 0))
 
     def forward(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return item table (rows, hidden) and output biases (rows,)."""
@@ -160,7 +154,3 @@ def items_in(rows: Any, vocab_size: int) -> torch.Tensor:
         return torch.ones(vocab_size, dtype=torch.bool)
     items, _ = flatten(rows.with_format("arrow")[:]["input_ids"])
     return torch.from_numpy(np.bincount(items, minlength=vocab_size) > 0)
-
-
-def _weights(model: PreTrainedModel) -> tuple[torch.Tensor, torch.Tensor]:
-    return model.get_input_embeddings().weight, model.get_output_embeddings().bias
