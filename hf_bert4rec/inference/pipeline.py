@@ -125,12 +125,13 @@ class NextItemRecommendationPipeline(Pipeline):
         """
         self._warn_about_gaps()
         given, mask = read_histories(histories), self.tokenizer.mask_token_id
-        known = [[item for item in history if not _is_gap(item)] for history in given]
+        gaps = [[pd.isna(item) is True for item in history] for history in given]
+        items = [[item for item, gap in zip(*pair, strict=True) if not gap] for pair in zip(given, gaps, strict=True)]
         rows = []
-        for history, found in zip(given, self.catalog.read_rows(known, "histories", keep_unknown=True), strict=True):
-            whole = np.full(len(history), mask)
-            whole[[not _is_gap(item) for item in history]] = found
-            rows.append(whole[whole != self.tokenizer.unk_token_id])
+        for of, known in zip(gaps, self.catalog.read_rows(items, "histories", keep_unknown=True), strict=True):
+            history = np.full(len(of), mask)
+            history[~np.array(of, bool)] = known
+            rows.append(history[history != self.tokenizer.unk_token_id])
         places = [np.flatnonzero(history == mask).tolist() for history in rows]
         answers = iter(self._recommend(rows, kwargs, FILTERS, places))
         return [[next(answers) for _ in of] for of in places]
@@ -340,10 +341,6 @@ class NextItemRecommendationPipeline(Pipeline):
                 "The model was trained on last items only (last_item_probability=1), so it has not learned to predict "
                 "items inside a history. Train it with --prefixes false --last_item_probability 0.1."
             )
-
-
-def _is_gap(item: Any) -> bool:
-    return item is None or item is pd.NA or item is pd.NaT or (isinstance(item, float | np.floating) and np.isnan(item))
 
 
 def register_task() -> None:
