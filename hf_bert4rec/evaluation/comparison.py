@@ -3,29 +3,15 @@
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import torch
 from datasets import Dataset
 from transformers import Trainer
 
 from ..data.histories import target_items
-from .ranking import (
-    SPECIALS,
-    Sampled,
-    bootstrap_interval,
-    candidate_ranks,
-    check_cutoffs,
-    count_better_and_tied,
-    ndcg_gains,
-    ranking_metrics,
-    sampled_metrics,
-    stable_top_k,
-)
-from .trainer_evaluation import rank_rows, unpack_ranking
+from .ranking import SPECIALS, Sampled, bootstrap_interval, ndcg_gains, ranking_metrics, sampled_metrics
+from .trainer_evaluation import TOP_K, rank_rows, results_of_logits
 
-TOP_K = 10
 HEAD_SHARE = 0.2
 RANDOMIZATIONS = 10_000
 SMALLEST_P = 1 / (1 + RANDOMIZATIONS)  # the smallest p-value that the test can return
@@ -48,21 +34,6 @@ def evaluate_users(trainer: Trainer, rows: Dataset) -> UserResults:
     columns = rank_rows(trainer, rows)
     ranks, ties, *sampled = columns[:, TOP_K:].T
     return UserResults(ranks, ties.astype(int), columns[:, :TOP_K].astype(int), sampled[0] if sampled else None)
-
-
-def results_of_logits(logits: Any, labels: torch.Tensor) -> torch.Tensor:
-    """Return `UserResults` as columns, (users, TOP_K + 2 or 3) float32, exact for up to 2^24 rows of items."""
-    scores, targets, history, candidates = unpack_ranking(logits, labels)
-    check_cutoffs(scores.shape[1] - SPECIALS)
-    better, tied = count_better_and_tied(scores, targets, history)
-    columns = [better.float() + tied.float() / 2 + 1, torch.where(targets >= SPECIALS, tied, 0).float()]
-    if candidates is not None:
-        columns.append(candidate_ranks(scores, targets, candidates))
-    remaining = scores.clone()
-    remaining[:, :SPECIALS] = -torch.inf
-    remaining.scatter_(1, history.clamp(min=0), -torch.inf)  # padding becomes a special row
-    values, best = stable_top_k(remaining, TOP_K)
-    return torch.cat([torch.where(values > -torch.inf, best, -1), torch.stack(columns, dim=1)], dim=1)
 
 
 def split_metrics(

@@ -14,12 +14,15 @@ from .ranking import (
     Sampled,
     candidate_ranks,
     check_cutoffs,
+    count_better_and_tied,
     ranking_metrics,
     sampled_metrics,
+    stable_top_k,
     target_ranks,
     warn_about_few_candidates,
 )
 
+TOP_K = 10
 FEW_BATCHES = 50
 """Evaluations of fewer batches show no progress bar."""
 
@@ -34,17 +37,26 @@ def ranks_of_logits(logits: Any, labels: torch.Tensor) -> torch.Tensor:
             others the mapping `ranking` of `MaskedItemOutput`.
         labels: (users, length) the target at the [MASK], -100 elsewhere.
     """
-    scores, targets, history, candidates = unpack_ranking(logits, labels)
-    check_cutoffs(scores.shape[1] - SPECIALS)
-    if candidates is not None:
-        warn_about_few_candidates(candidates.shape[1])
+    scores, targets, history, candidates = _unpack(logits, labels)
     ranks = target_ranks(scores, targets, history)
     return ranks if candidates is None else torch.stack([ranks, candidate_ranks(scores, targets, candidates)], dim=1)
 
 
-def unpack_ranking(
-    logits: Any, labels: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+def results_of_logits(logits: Any, labels: torch.Tensor) -> torch.Tensor:
+    """Return `UserResults` as columns, (users, TOP_K + 2 or 3) float32, exact for up to 2^24 rows of items."""
+    scores, targets, history, candidates = _unpack(logits, labels)
+    better, tied = count_better_and_tied(scores, targets, history)
+    columns = [better.float() + tied.float() / 2 + 1, torch.where(targets >= SPECIALS, tied, 0).float()]
+    if candidates is not None:
+        columns.append(candidate_ranks(scores, targets, candidates))
+    remaining = scores.clone()
+    remaining[:, :SPECIALS] = -torch.inf
+    remaining.scatter_(1, history.clamp(min=0), -torch.inf)  # padding becomes a special row
+    values, best = stable_top_k(remaining, TOP_K)
+    return torch.cat([torch.where(values > -torch.inf, best, -1), torch.stack(columns, dim=1)], dim=1)
+
+
+def _unpack(logits: Any, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """Return scores (users, vocab_size), targets (users,), history and candidates from what the Trainer passes on."""
     outputs = (logits,) if torch.is_tensor(logits) else tuple(logits)
     ranking: Mapping[str, torch.Tensor] = next((part for part in outputs if isinstance(part, Mapping)), {})
@@ -58,7 +70,10 @@ def unpack_ranking(
         scores = scores.take_along_dim((labels != -100).int().argmax(dim=1)[:, None, None], dim=1)
     if scores.shape[1] != 1:
         raise ValueError(f"Expected one target per user, found {scores.shape[1]}.")
-    return scores[:, 0], labels.amax(dim=1), ranking["history"], ranking.get("candidates")
+    check_cutoffs(scores.shape[2] - SPECIALS)
+    if (candidates := ranking.get("candidates")) is not None:
+        warn_about_few_candidates(candidates.shape[1])
+    return scores[:, 0], labels.amax(dim=1), ranking["history"], candidates
 
 
 def metrics_of_ranks(prediction: EvalPrediction, sampled: Sampled = "popularity_sampled") -> dict[str, float]:

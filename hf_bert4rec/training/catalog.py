@@ -82,11 +82,10 @@ def remove_items(
     rows = tokenizer.encode_items(ids)
     if unknown := [item for item, row in zip(ids, rows, strict=True) if row == tokenizer.unk_token_id]:
         raise ValueError(f"{checkpoint} has no item {unknown[0]!r}. Remove only items that it has.")
-    removed = {*tokenizer.removed, *ids}
-    if len(removed) == len(tokenizer.items):
+    tokenizer.removed = {*tokenizer.removed, *ids}
+    if len(tokenizer.removed) == len(tokenizer.items):
         raise ValueError("All items of the checkpoint would be removed. Keep at least one.")
-    logger.info("%d of %d items are removed.", len(removed), len(tokenizer.items))
-    tokenizer.removed = removed
+    logger.info("%d of %d items are removed.", len(tokenizer.removed), len(tokenizer.items))
     _save(folder, output, tokenizer, None)
 
 
@@ -95,8 +94,7 @@ def _open(checkpoint: str | PathLike, output: str | PathLike | None) -> tuple[Pa
         raise ValueError(f"{checkpoint} is a Hub ID. Name a folder for the result: `output=...` (`--output ...`).")
     folder = fetch_checkpoint(checkpoint)
     if output is not None and (target := Path(output).resolve()) != (source := folder.resolve()):
-        nested = target in source.parents or source in target.parents
-        if nested:
+        if target in source.parents or source in target.parents:
             raise ValueError(f"One of {output} and {folder} contains the other. Name a folder outside the checkpoint.")
         if target.exists() and not (target / NEEDED[0]).exists():
             raise ValueError(f"{output} contains other files, which would be lost. Name a new folder for the result.")
@@ -119,11 +117,9 @@ def append_items(
     tied = head.weight is embeddings.weight
     tables = [embeddings.weight, head.weight, head.bias[:, None]]
     new = extended.items[len(tokenizer.items) :]
-    starts, rows = (
-        ["mean"] * len(new),
-        [table[len(SPECIAL_TOKENS) :].mean(dim=0).repeat(len(new), 1) for table in tables],
-    )
+    rows = [table[len(SPECIAL_TOKENS) :].mean(dim=0).repeat(len(new), 1) for table in tables]
     rows[-1][:] = head.bias[len(SPECIAL_TOKENS) :].min()
+    starts = ["like" if likes.get(item) else "mean" for item in new.to_pylist()]
     named = [(place, other) for place, item in enumerate(new.to_pylist()) for other in likes.get(item, ())]
     if named:
         places, others = zip(*named, strict=True)
@@ -134,7 +130,6 @@ def append_items(
         chosen, counts = torch.tensor(places).unique_consecutive(return_counts=True)
         for values, table in zip(rows, tables, strict=True):
             values[chosen] = torch.stack([part.mean(dim=0) for part in table[known].split(counts.tolist())])
-        starts = ["like" if item in likes else "mean" for item in new.to_pylist()]
     if projection is not None and extended.features is not None:  # the tables are tied
         vectors = torch.from_numpy(extended.features.vectors(new))
         if projection.shape != (vectors.shape[1], rows[0].shape[1] + 1):
@@ -143,8 +138,8 @@ def append_items(
                 f"{vectors.shape[1], rows[0].shape[1] + 1}. Copy it from where the checkpoint was saved."
             )
         projected, described = (vectors @ projection.float()).to(rows[0]), vectors[:, 0] > 0
-        for values, part in zip(rows, (projected[:, :-1], projected[:, :-1], projected[:, -1:]), strict=True):
-            values[described] = part[described]
+        for values, columns in zip(rows, (slice(-1), slice(-1), slice(-1, None)), strict=True):
+            values[described] = projected[described, columns]
         starts = ["features" if has else start for has, start in zip(described.tolist(), starts, strict=True)]
     table, outputs, bias = (nn.Parameter(torch.cat(pair)) for pair in zip(tables, rows, strict=True))
     embeddings.weight, head.weight, head.bias = table, table if tied else outputs, nn.Parameter(bias[:, 0])

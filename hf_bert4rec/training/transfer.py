@@ -59,17 +59,16 @@ def transfer(
     sizes = {"vocab_size": len(new_tokenizer), "max_position_embeddings": new_tokenizer.model_max_length}
     config = copy.deepcopy(model.config)
     new = type(model)(type(config)(**{**config.to_dict(), **changes, **sizes})).to(model.dtype)
-    tables = [(model.get_input_embeddings().weight.detach(), new.get_input_embeddings().weight)]
-    if not config.tie_word_embeddings:
-        tables.append((model.lm_head.weight.detach(), new.lm_head.weight))
-    old_bias, bias = model.lm_head.bias.detach(), new.lm_head.bias
     specials, total = len(SPECIAL_TOKENS), len(new_tokenizer.items)
     with torch.no_grad():
+        tables = [(model.get_input_embeddings().weight, new.get_input_embeddings().weight)]
+        if not config.tie_word_embeddings:
+            tables.append((model.lm_head.weight, new.lm_head.weight))
         _copy_encoder(model, new)
         for old, table in tables:
             table[specials:] += old[specials:].mean(dim=0)
-        bias[specials:] = old_bias[specials:].min()
-        for old, values in (*tables, (old_bias, bias)):
+        new.lm_head.bias[specials:] = model.lm_head.bias[specials:].min()
+        for old, values in (*tables, (model.lm_head.bias, new.lm_head.bias)):
             values[:specials], values[places] = old[:specials], old[rows]
     logger.info("%d of %d items keep their weights, %d are new.", len(rows), total, total - len(rows))
     return new
