@@ -54,7 +54,8 @@ def fetch_checkpoint(model: str | PathLike, revision: str | None = None, token: 
     """Return the folder of a checkpoint, downloaded if it is named by a Hub ID (org/name) and not in the cache.
 
     An existing folder takes precedence. All files are of the same commit, by default the newest of `main`, and are
-    checked (`check_folder`) before anything is built from them. Code is not downloaded.
+    checked (`check_folder`) before anything is built from them. Code is not downloaded. OSError if the checkpoint is
+    not found, cannot be downloaded or is incomplete; ValueError if its parts do not belong together.
     """
     folder, options = Path(model), {"allow_patterns": LOADED, "ignore_patterns": "*/*"}
     if not is_folder(model):

@@ -67,10 +67,8 @@ class BatchRecommender:
         if missing := [name for name in (self.user, self.history) if name not in table.column_names]:
             raise ValueError(f"Expected a column {missing[0]}, found {', '.join(table.column_names)}.")
         users = table[self.user]
-        if users.null_count:
-            raise ValueError(
-                f"Expected a user in each row of {self.user}, found {users.null_count} rows without a user."
-            )
+        if nulls := users.null_count:
+            raise ValueError(f"Expected a user in each row of {self.user}, found {nulls} rows without a user.")
         histories = [history or [] for history in table[self.history].to_pylist()]
         answers = self.recommender(histories, **self.options)
         places = [(user, rank) for user, answer in enumerate(answers) for rank in range(len(answer))]
@@ -140,20 +138,19 @@ def recommend_to_parquet(
 
 def _begin(folder: Path, request: dict[str, Any]) -> None:
     """Note what is written to the folder, or check that it is the same as what was begun there."""
-    noted = folder / REQUEST_FILE
+    noted, advice = folder / REQUEST_FILE, "Name a new folder for the recommendations."
+    unfinished = noted.with_suffix(".tmp")
     if noted.exists():
         begun = read_json(noted, folder)
-        if changed := [name for name in {**request, **begun} if begun.get(name) != request.get(name)]:
-            found = f": {begun.get(changed[0])!r}, now {request.get(changed[0])!r}"
-            found = "" if changed[0].startswith("state") else found
-            raise ValueError(
-                f"{folder} was begun with another {changed[0]}{found}. Name a new folder for the recommendations."
-            )
-    elif folder.exists() and {path.name for path in folder.iterdir()} - {noted.with_suffix(".tmp").name}:
-        raise ValueError(f"{folder} contains other files. Name a new folder for the recommendations.")
+        for name in {**request, **begun}:
+            was, now = begun.get(name), request.get(name)
+            if was != now:
+                found = "" if name.startswith("state") else f": {was!r}, now {now!r}"
+                raise ValueError(f"{folder} was begun with another {name}{found}. {advice}")
+    elif folder.exists() and {*folder.iterdir()} - {unfinished}:
+        raise ValueError(f"{folder} contains other files. {advice}")
     else:
         folder.mkdir(parents=True, exist_ok=True)
-        unfinished = noted.with_suffix(".tmp")
         unfinished.write_text(json.dumps(request, indent=2), encoding="utf-8")
         unfinished.replace(noted)
 
@@ -163,18 +160,17 @@ def _read_shards(
 ) -> tuple[int, Iterator[pa.Table]]:
     """Return the number of users, and tables of `size` users with the columns of users and histories."""
     with file.open("rb") as opened:
-        parquet = opened.read(len(FIRST_BYTES)) == FIRST_BYTES
-    if parquet and history in (opened_file := pq.ParquetFile(file, pre_buffer=False)).schema_arrow.names:
-        kind = opened_file.schema_arrow.field(history).type
+        parquet = pq.ParquetFile(file, pre_buffer=False) if opened.read(len(FIRST_BYTES)) == FIRST_BYTES else None
+    if parquet and history in (schema := parquet.schema_arrow).names:
+        kind = schema.field(history).type
         if not pa.types.is_list(kind) and not pa.types.is_large_list(kind):
             raise ValueError(f"{file}: expected lists of item IDs in the column {history}, found {kind}.")
         if columns:
             raise ValueError(f"{file} has a list of items per user, so {min(columns)}= is not used. Omit it.")
-        if user not in opened_file.schema_arrow.names:
-            found = ", ".join(opened_file.schema_arrow.names)
+        if user not in schema.names:
+            found = ", ".join(schema.names)
             raise ValueError(f"{file}: expected a column {user!r}, found {found}. Rename the column of the users.")
-        batches: Iterator[pa.RecordBatch] = opened_file.iter_batches(size, columns=[user, history])
-        return opened_file.metadata.num_rows, _cut(batches, size)
+        return parquet.metadata.num_rows, _cut(parquet.iter_batches(size, columns=[user, history]), size)
     log = load_interactions(str(file), **columns).with_format("arrow")[:]
     log = log.sort_by([("user", "ascending"), ("timestamp", "ascending")])
     users = pc.run_end_encode(log["user"].combine_chunks())

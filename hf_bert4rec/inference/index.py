@@ -13,28 +13,25 @@ def search_index(index: Any, queries: np.ndarray, count: int, items: int) -> np.
     product: a usearch or FAISS index, or a `Dataset` after `add_faiss_index`. The queries (users, width) float32 are
     those of `encode`.
     """
-    faiss = index
+    width = queries.shape[1]
     if isinstance(index, Dataset):
         if len(names := index.list_indexes()) != 1:
             raise ValueError(f"Expected a dataset with one FAISS index, found {len(names)}. Call add_faiss_index once.")
-        faiss = index.get_index(names[0]).faiss_index
-    size = getattr(faiss, "ntotal", None)  # FAISS
-    if size is None and not (hasattr(index, "search") and hasattr(index, "__len__")):
+        index = index.get_index(names[0]).faiss_index
+    is_faiss = hasattr(index, "ntotal")
+    if not is_faiss and not (hasattr(index, "search") and hasattr(index, "__len__")):
         found = type(index).__name__
         raise ValueError(f"`index` must be a usearch or FAISS index, or a Dataset with a FAISS index, found {found}.")
-    if (size := len(index) if size is None else size) != items:
-        raise ValueError(
-            f"The index has {size} vectors, the catalog {items} items. Build it from index_vectors() of this model."
-        )
-    missing = getattr(faiss, "d", getattr(faiss, "ndim", queries.shape[1])) - queries.shape[1]
+    advice = "Build it from index_vectors() of this model."
+    if (size := index.ntotal if is_faiss else len(index)) != items:
+        raise ValueError(f"The index has {size} vectors, the catalog {items} items. {advice}")
+    missing = getattr(index, "d" if is_faiss else "ndim", width) - width
     if missing not in (0, 1):
-        raise ValueError(
-            f"The vectors of the index have {queries.shape[1] + missing} numbers, those of the model "
-            f"{queries.shape[1] + 1}. Build it from index_vectors() of this model."
-        )
+        found = f"The vectors of the index have {width + missing} numbers, those of the model {width + 1}"
+        raise ValueError(f"{found}. {advice}")
     queries = np.pad(queries, ((0, 0), (0, missing)))  # the number that makes item vectors equally long meets a zero
-    if faiss is not index or hasattr(faiss, "ntotal"):
-        return faiss.search(queries, count)[1].astype(np.int64, copy=False)
+    if is_faiss:
+        return index.search(queries, count)[1].astype(np.int64, copy=False)
     found = index.search(queries, count)
     places = np.full((len(queries), count), -1, np.int64)
     keys = np.atleast_2d(found.keys).astype(np.int64)
