@@ -20,15 +20,9 @@ logger = logging.getLogger(__name__)
 Sampled = Literal["popularity_sampled", "uniform_sampled"]
 """Suffixes of the names of metrics among sampled candidates, which cannot be compared with those of the catalog."""
 
-CUTOFFS = (1, 5, 10)
-"""The k of HR@k, NDCG@k and MRR@k."""
-
-SAMPLED_METRICS = ("hr@1", "hr@5", "hr@10", "ndcg@5", "ndcg@10", "mrr")
-"""Metrics of the paper's Table 2, in its order."""
-
-BLOCK_SIZE = 2**19
-"""Number of scores that are compared at a time, so that they stay in the processor's cache."""
-
+CUTOFFS = (1, 5, 10)  # the k of HR@k, NDCG@k and MRR@k
+SAMPLED_METRICS = ("hr@1", "hr@5", "hr@10", "ndcg@5", "ndcg@10", "mrr")  # of the paper's Table 2, in its order
+BLOCK_SIZE = 2**19  # scores that are compared at a time, so that they stay in the processor's cache
 SPECIALS = len(SPECIAL_TOKENS)
 
 Ranks = np.ndarray | Sequence[float]

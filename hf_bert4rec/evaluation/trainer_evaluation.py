@@ -23,8 +23,7 @@ from .ranking import (
 )
 
 TOP_K = 10
-FEW_BATCHES = 50
-"""Evaluations of fewer batches show no progress bar."""
+FEW_BATCHES = 50  # evaluations of fewer batches show no progress bar
 
 
 def ranks_of_logits(logits: Any, labels: torch.Tensor) -> torch.Tensor:

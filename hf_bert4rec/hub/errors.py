@@ -13,9 +13,8 @@ from huggingface_hub import errors as hub
 from huggingface_hub.utils import validate_repo_id
 
 JSON_BYTES = 2**24
+# JSON file -> limit in bytes, where it is not `JSON_BYTES`: these grow with the items or the training log
 LIMITS = {"config.json": 2**17, "tokenizer.json": inf, "trainer_state.json": inf, "run_facts.json": 2**26}
-"""JSON file -> limit in bytes, where it is not `JSON_BYTES`: these grow with the items or the training log."""
-
 JSON_DEPTH = 20
 JSON_PARTS = 1_000_000  # lists and objects, which need much more time and memory than text of the same length
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)

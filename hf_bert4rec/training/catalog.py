@@ -20,8 +20,7 @@ from .item_features import load_projection
 
 logger = logging.getLogger(__name__)
 
-STARTS = ("features", "like", "mean")
-"""What the vector and the bias of a new item come from."""
+STARTS = ("features", "like", "mean")  # what the vector and the bias of a new item come from
 
 
 def add_items(

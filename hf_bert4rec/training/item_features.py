@@ -4,8 +4,6 @@ The model is a stock one before and after training. In between, its item table a
 forward pass.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -124,15 +122,6 @@ class FeatureProjection(nn.Module):
         del model.item_features
         self.train(training)
         return self.projection.detach()
-
-    @contextmanager
-    def detached(self, model: PreTrainedModel) -> Iterator[None]:
-        """Detach for a while, to save the model as a stock one."""
-        self.detach(model)
-        try:
-            yield
-        finally:
-            self.attach(model)
 
 
 def projection_file(projection: torch.Tensor | None) -> dict[str, bytes]:

@@ -6,7 +6,6 @@ import logging
 import platform
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from importlib.metadata import version
 from inspect import signature
 from pathlib import Path
@@ -166,12 +165,16 @@ class RecommendationTrainer(Trainer):
             self.args.train_sampling_strategy = strategy
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        folder = Path(output_dir or self.args.output_dir)
-        with nullcontext() if self._features is None else self._features.detached(self.model):
+        folder, projection = Path(output_dir or self.args.output_dir), self.projection
+        if self._features is not None:  # the model is saved as a stock one
+            projection = self._features.detach(self.model)
+        try:
             super()._save(output_dir, state_dict)
+        finally:
+            if self._features is not None:
+                self._features.attach(self.model)
         if self.args.should_save:
             (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
-            projection = self.projection if self._features is None else self._features.projection
             (folder / PROJECTION_FILE).unlink(missing_ok=True)  # of another model that was saved here before
             for name, content in projection_file(projection).items():
                 (folder / name).write_bytes(content)

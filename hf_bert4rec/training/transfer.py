@@ -2,10 +2,10 @@
 
 import copy
 import logging
-from collections import Counter
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 import torch
 from transformers import PreTrainedModel
 
@@ -91,16 +91,11 @@ def shared_items(
         raise ValueError(
             "Matching by title needs the titles of both catalogs. Pass `titles` to `item_tokenizer` (`--titles`)."
         )
-    old, new = (_unique(titles) for titles in (tokenizer.titles, new_tokenizer.titles))
-    pairs = [(place, old[title]) for title, place in new.items() if title in old]
-    places, rows = np.array(pairs, np.int64).reshape(-1, 2).T + len(SPECIAL_TOKENS)
-    return torch.from_numpy(places), torch.from_numpy(rows)
-
-
-def _unique(titles: list[str | None]) -> dict[str, int]:
-    """Title -> place of its item, for titles of a single item."""
-    counts = Counter(titles)
-    return {title: place for place, title in enumerate(titles) if title is not None and counts[title] == 1}
+    catalogs = pd.Series(tokenizer.titles, dtype=object), pd.Series(new_tokenizer.titles, dtype=object)
+    old, new = (titles.drop_duplicates(keep=False).dropna() for titles in catalogs)
+    shared = new[new.isin(old)]
+    places, rows = shared.index.to_numpy(), old.index.to_numpy()[pd.Index(old).get_indexer(shared)]
+    return torch.from_numpy(places + len(SPECIAL_TOKENS)), torch.from_numpy(rows + len(SPECIAL_TOKENS))
 
 
 def _copy_encoder(model: PreTrainedModel, new: PreTrainedModel) -> None:
