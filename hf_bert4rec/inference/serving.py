@@ -92,6 +92,7 @@ class SimilarRequest(_Request):
 
 
 AnyRequest: TypeAlias = RecommendRequest | SimilarRequest
+Waiting: TypeAlias = tuple[AnyRequest, asyncio.Future]
 
 
 class Item(BaseModel):
@@ -154,7 +155,7 @@ class Service:
         self.metrics = Metrics()
         self._load = load
         self._use(*load())
-        self._waiting: deque[tuple[AnyRequest, asyncio.Future]] = deque()
+        self._waiting: deque[Waiting] = deque()
         self._arrived = asyncio.Event()
         self._reloading = asyncio.Lock()
         self._thread = ThreadPoolExecutor(1, "scoring")
@@ -177,7 +178,7 @@ class Service:
         loop = asyncio.get_running_loop()
         while True:
             await self._arrived.wait()
-            batch: list[tuple[AnyRequest, asyncio.Future]] = []
+            batch: list[Waiting] = []
             size = 0
             while self._waiting and (not batch or size + _size(self._waiting[0][0]) <= MAX_BATCH):
                 batch.append(self._waiting.popleft())
@@ -187,14 +188,14 @@ class Service:
             self.metrics.batches.observe(size)
             recommender, source = self._recommender, self.source
             try:
-                answers = await loop.run_in_executor(self._thread, self._score, recommender, [it for it, _ in batch])
+                answers = await loop.run_in_executor(self._thread, self._score, recommender, batch)
             except asyncio.CancelledError:
                 for _, answered in (*batch, *self._waiting):
                     if not answered.done():
                         answered.set_exception(HTTPException(503, "The server is stopping."))
                 self._thread.shutdown(wait=False)
                 raise
-            for (_, answered), answer in zip(batch, answers, strict=True):
+            for answered, answer in answers:
                 if answered.done():  # the client has gone
                     continue
                 if isinstance(answer, HTTPException):
@@ -202,28 +203,28 @@ class Service:
                 else:
                     answered.set_result(source | answer)
 
-    def _score(self, recommender: Recommender, requests: list[AnyRequest]) -> list[Any]:
+    def _score(self, recommender: Recommender, batch: list[Waiting]) -> list[tuple[asyncio.Future, Any]]:
         """Return the answer of each request, or its HTTPException. Those with the same options are scored together."""
-        groups: dict[Any, list[int]] = {}
-        for place, request in enumerate(requests):
-            key: Any = place
+        groups: dict[Any, list[Waiting]] = {}
+        for number, (request, answered) in enumerate(batch):
+            key: Any = number
             if isinstance(request, RecommendRequest):
                 lists = request.allow is not None, request.deny is not None
                 # The lists of several histories are read once, not for each history.
-                key = place if any(lists) and len(request.histories) != 1 else (request.exclude_history, *lists)
-            groups.setdefault(key, []).append(place)
-        answers: dict[int, Any] = {}
+                key = number if any(lists) and len(request.histories) != 1 else (request.exclude_history, *lists)
+            groups.setdefault(key, []).append((request, answered))
+        answers: list[tuple[asyncio.Future, Any]] = []
         before = recommender.catalog.unknown
-        for places in groups.values():
+        for group in groups.values():
             try:
-                found = _answer(recommender, [requests[place] for place in places])
+                found = _answer(recommender, [request for request, _ in group])
             except BaseException as error:  # such as NaN as a score, or a panic of a library; the server must go on
                 logger.error("Scoring failed: %s", type(error).__name__)
                 reason = str(error) if isinstance(error, ValueError) else "Scoring failed."
-                found = [HTTPException(500, reason)] * len(places)
-            answers |= zip(places, found, strict=True)
+                found = [HTTPException(500, reason)] * len(group)
+            answers += zip([answered for _, answered in group], found, strict=True)
         self.metrics.unknown.inc(recommender.catalog.unknown - before)
-        return [answers[place] for place in range(len(requests))]
+        return answers
 
     async def reload(self) -> None:
         """Load the checkpoint again, and use it from the next batch on. If that fails, the old one is kept."""
