@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedModel
 from ..data.features import FEATURES_FILE
 from ..data.tokenization import TITLES_FILE, ItemTokenizer, check_tokenizer
 from ..models.registry import ARCHITECTURES, architecture_of
-from .errors import disk_errors, hub_errors, is_repository, read_json
+from .errors import damaged, disk_errors, hub_errors, is_repository, read_json
 from .model_card import CARD, model_card
 from .run_facts import FACTS_FILE, RunFacts
 
@@ -96,8 +96,7 @@ def check_folder(folder: str | PathLike, name: str | None = None) -> PreTrainedM
             model = AutoModelForMaskedLM.from_config(config, trust_remote_code=False)
     except Exception as error:  # whatever transformers and torch raise for values that no model can have
         reason = error.__cause__ or error
-        problem = f"{name}: config.json does not describe a model of hf-bert4rec ({reason})"
-        raise ValueError(f"{problem}. Download or save the checkpoint again.") from error
+        raise damaged(name, f"config.json does not describe a model of hf-bert4rec ({reason})") from error
     tied = model._keys_to_ignore_on_save or ()  # not saved, because they are the item table
     if repeated := found.keys() & {*tied}:  # transformers would load them in place of the item table
         raise ValueError(
@@ -127,12 +126,11 @@ def _check_options(folder: Path, config: dict[str, Any], tokenizer: dict[str, An
     for option, value in config.items():
         limit = max(weights, 2) if option in ("num_hidden_layers", "num_labels") else 2**63
         if isinstance(value, int) and abs(value) > limit:  # each layer has weights, and no model has labels
-            found = f"{option} in config.json is {value}, too large for {weights} weight tensors"
-            raise ValueError(f"{name}: {found}. Download or save the checkpoint again.")
+            raise damaged(name, f"{option} in config.json is {value}, too large for {weights} weight tensors")
     for file, values in (("config.json", config), ("tokenizer_config.json", tokenizer)):
         names, code = values.get("architectures") or [], values.get("auto_map", {})
         if not isinstance(names, list) or not all(isinstance(it, str) for it in names) or not isinstance(code, dict):
-            raise ValueError(f"{name}: architectures or auto_map in {file} are not those of a model. Save it again.")
+            raise damaged(name, f"architectures or auto_map in {file} are not those of a model")
 
 
 def weight_files(folder: Path) -> list[str]:
@@ -143,10 +141,8 @@ def weight_files(folder: Path) -> list[str]:
     weight_map, metadata = index.get("weight_map"), index.get("metadata")
     files = list(weight_map.values()) if isinstance(weight_map, dict) and isinstance(metadata, dict) else []
     if not files or not all(isinstance(file, str) and re.fullmatch(r"[\w-]+\.safetensors", file) for file in files):
-        raise ValueError(
-            f"{folder}: {WEIGHTS[1]} must contain `metadata` and a `weight_map` to safetensors files in this folder. "
-            "Save the checkpoint again."
-        )
+        expected = "`metadata` and a `weight_map` to safetensors files in this folder"
+        raise damaged(folder, f"{WEIGHTS[1]} must contain {expected}")
     return sorted(set(files))
 
 
@@ -160,9 +156,7 @@ def _shapes(file: Path, name: str) -> dict[str, list[int]]:
                 raise ValueError(f"{name}: {found}. Save the model again without quantization.")
             return {key: tensor.get_shape() for key, tensor in tensors.items()}
     except SafetensorError as error:
-        raise ValueError(
-            f"{name}: {file.name} is damaged or cut off ({error}). Download or save the checkpoint again."
-        ) from error
+        raise damaged(name, f"{file.name} is damaged or cut off ({error})") from error
 
 
 def stored_exclude_history(folder: str | PathLike) -> bool:

@@ -92,6 +92,11 @@ def is_repository(name: str | PathLike) -> bool:
     return str(name).count("/") == 1
 
 
+def damaged(name: str | PathLike, problem: str) -> ValueError:
+    """Return the error of a checkpoint with damaged files."""
+    return ValueError(f"{name}: {problem}. Download or save the checkpoint again.")
+
+
 def read_json(file: Path, name: str | PathLike) -> dict[str, Any]:
     """Read a JSON object of the checkpoint `name`; raise ValueError if it is damaged, too large or too deep."""
     try:
@@ -107,9 +112,7 @@ def read_json(file: Path, name: str | PathLike) -> dict[str, Any]:
         if _depth(found) > JSON_DEPTH:
             raise ValueError(f"nested more than {JSON_DEPTH} levels deep")
     except (ValueError, RecursionError) as error:
-        raise ValueError(
-            f"{name}: {file.name} is not valid ({error}). Download or save the checkpoint again."
-        ) from error
+        raise damaged(name, f"{file.name} is not valid ({error})") from error
     return found
 
 

@@ -12,7 +12,7 @@ from typing import Any, Self
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 
-from .errors import read_json
+from .errors import damaged, read_json
 
 FACTS_FILE = "run_facts.json"
 FORMAT_VERSION = 4
@@ -143,9 +143,7 @@ class RunFacts:
             return _build(cls, values)
         except (ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
             reason = error.__cause__ if isinstance(error, StrictDataclassError) else error
-            raise ValueError(
-                f"{file}: these are not run facts of hf-bert4rec ({reason!r}). Download or save it again."
-            ) from error
+            raise damaged(file, f"these are not run facts of hf-bert4rec ({reason!r})") from error
 
     def save(self, folder: str | PathLike) -> None:
         """Write `run_facts.json` into a folder."""

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from ..data.features import PROJECTION_FILE
 from ..data.histories import flatten
 from ..data.tokenization import ItemTokenizer
+from ..hub.errors import damaged
 from ..models.configuration_bert4rec import SPECIAL_TOKENS
 
 NO_ID = 1e-5  # largest number of a vector that is only the rounding of a projection
@@ -134,7 +135,7 @@ def load_projection(folder: str | PathLike) -> torch.Tensor | None:
     try:
         return load_file(file)["projection"] if (file := Path(folder, PROJECTION_FILE)).exists() else None
     except (KeyError, SafetensorError) as error:
-        raise ValueError(f"{folder}: {PROJECTION_FILE} is damaged. Download or save the checkpoint again.") from error
+        raise damaged(folder, f"{PROJECTION_FILE} is damaged") from error
 
 
 def items_in(rows: Any, vocab_size: int) -> torch.Tensor:
