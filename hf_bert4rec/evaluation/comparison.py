@@ -1,8 +1,8 @@
 """Comparison of models user by user: recommendations, metrics of groups of users, and paired tests."""
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 from datasets import Dataset
@@ -29,9 +29,7 @@ class UserResults:
 
 def evaluate_users(trainer: Trainer, rows: Dataset) -> UserResults:
     """Evaluate the model of a Trainer on a split and return the ranks and recommendations of each user."""
-    trainer = copy.copy(trainer)
-    trainer.preprocess_logits_for_metrics, trainer.compute_metrics = results_of_logits, None
-    columns = rank_rows(trainer, rows)
+    columns = rank_rows(trainer, rows, results_of_logits)
     ranks, ties, *sampled = columns[:, TOP_K:].T
     return UserResults(ranks, ties.astype(int), columns[:, :TOP_K].astype(int), sampled[0] if sampled else None)
 
@@ -121,8 +119,7 @@ def paired_difference(first: Sequence[float] | np.ndarray, second: Sequence[floa
 
 def holm(p_values: Mapping[tuple[str, str], float]) -> dict[tuple[str, str], float]:
     """Return p-values of several tests corrected for their number (Holm, 1979)."""
-    corrected, largest = {}, 0.0
-    for place, (pair, p) in enumerate(sorted(p_values.items(), key=lambda entry: entry[1])):
-        largest = max(largest, min(1.0, p * (len(p_values) - place)))
-        corrected[pair] = largest
-    return {pair: corrected[pair] for pair in p_values}
+    pairs = sorted(p_values, key=lambda pair: p_values[pair])
+    corrected = [min(1.0, p_values[pair] * (len(pairs) - place)) for place, pair in enumerate(pairs)]
+    largest = dict(zip(pairs, accumulate(corrected, max), strict=True))
+    return {pair: largest[pair] for pair in p_values}

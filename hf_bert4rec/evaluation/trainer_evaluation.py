@@ -1,7 +1,7 @@
 """Evaluation with the Trainer: one rank per user instead of a row of scores, and metrics from the ranks."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -87,8 +87,8 @@ def metrics_of_ranks(prediction: EvalPrediction, sampled: Sampled = "popularity_
     return ranking_metrics(ranks[:, 0]) | sampled_metrics(ranks[:, 1], sampled)
 
 
-def rank_rows(trainer: Trainer, rows: Dataset) -> np.ndarray:
-    """Return what `preprocess_logits_for_metrics` of a Trainer returns for each row, in the order of the rows.
+def rank_rows(trainer: Trainer, rows: Dataset, results: Callable | None = None) -> np.ndarray:
+    """Return `results` of the logits (default: `preprocess_logits_for_metrics`) for each row, in the order of the rows.
 
     `Trainer.predict` would return the rows in the order in which they were drawn, grouped by length.
     """
@@ -96,7 +96,8 @@ def rank_rows(trainer: Trainer, rows: Dataset) -> np.ndarray:
     order = np.argsort(lengths, kind="stable")  # reduces padding
     trainer = copy.copy(trainer)
     trainer.args, trainer.callback_handler = copy.copy(trainer.args), copy.copy(trainer.callback_handler)
-    args, handler = trainer.args, trainer.callback_handler
+    trainer.preprocess_logits_for_metrics = results or trainer.preprocess_logits_for_metrics
+    trainer.compute_metrics, args, handler = None, trainer.args, trainer.callback_handler
     # All rows in the given order, as one array
     args.train_sampling_strategy, args.dataloader_drop_last, args.eval_do_concat_batches = "random", False, True
     if len(order) <= FEW_BATCHES * args.eval_batch_size * args.world_size:
