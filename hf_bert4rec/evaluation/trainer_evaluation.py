@@ -29,12 +29,9 @@ FEW_BATCHES = 50  # evaluations of fewer batches show no progress bar
 def ranks_of_logits(logits: Any, labels: torch.Tensor) -> torch.Tensor:
     """Return one rank per user, (users,) from 1: `preprocess_logits_for_metrics` of the Trainer.
 
-    If there are candidates, the result is (users, 2) with the rank among them in the second column.
-
-    Args:
-        logits: Output of the model without the loss: first the logits (users, 1 or length, vocab_size), and among the
-            others the mapping `ranking` of `MaskedItemOutput`.
-        labels: (users, length) the target at the [MASK], -100 elsewhere.
+    If there are candidates, the result is (users, 2) with the rank among them in the second column. `logits` are the
+    output of the model without the loss: first the logits (users, 1 or length, vocab_size), and among the others the
+    mapping `ranking` of `MaskedItemOutput`. `labels` (users, length) are the target at the [MASK], -100 elsewhere.
     """
     scores, targets, history, candidates = _unpack(logits, labels)
     ranks = target_ranks(scores, targets, history)

@@ -48,24 +48,15 @@ class Recommendations(list[Recommendation]):
 
 
 class ItemCatalog:
-    """The items of a tokenizer, as requests and answers need them.
-
-    Attributes:
-        removed: Rows of removed items.
-        closed: Rows that are never recommended, see `closed_rows`.
-        unknown: Number of unknown IDs that have been skipped so far.
-        report: Whether unknown IDs are logged; False on a server, which must not log histories.
-        batch_size: Answers per batch, if a call names no other number.
-    """
-
-    batch_size = DEFAULT_BATCH_SIZE
+    """The items of a tokenizer, as requests and answers need them."""
 
     def __init__(self, tokenizer: ItemTokenizer) -> None:
         self.tokenizer = tokenizer
-        self.removed = tokenizer.encode_items(tokenizer.removed).astype(np.int64)
+        self.removed = tokenizer.encode_items(tokenizer.removed).astype(np.int64)  # rows
         self.closed = closed_rows(len(tokenizer), self.removed)
-        self.unknown = 0
-        self.report = True
+        self.batch_size = DEFAULT_BATCH_SIZE  # answers per batch, if a call names no other number
+        self.unknown = 0  # number of unknown IDs that have been skipped so far
+        self.report = True  # whether unknown IDs are logged; False on a server, which must not log histories
         self._reported: set[str] = set()
 
     def read_rows(self, lists: Sequence[list[Any]], name: str, keep_unknown: bool = False) -> list[np.ndarray]:

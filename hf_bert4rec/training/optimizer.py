@@ -20,9 +20,7 @@ logger = logging.getLogger(__name__)
 class MuonAdamW(Optimizer):
     """Muon and AdamW of torch as one optimizer, which the Trainer schedules, saves and resumes like any other.
 
-    Args:
-        muon: Parameters and options of `torch.optim.Muon`.
-        adamw: Parameters and options of `torch.optim.AdamW`.
+    The arguments are the parameters and options of each.
     """
 
     def __init__(self, muon: dict[str, Any], adamw: dict[str, Any]) -> None:
