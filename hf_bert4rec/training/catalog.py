@@ -14,7 +14,15 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel
 from ..data.ids import as_item_ids
 from ..data.item_tables import load_new_items
 from ..data.tokenization import ItemTokenizer, extend_item_tokenizer
-from ..hub.checkpoint import NEEDED, check_sizes, fetch_checkpoint, is_folder, replaced_folder, weight_files
+from ..hub.checkpoint import (
+    NEEDED,
+    check_folder,
+    check_sizes,
+    fetch_checkpoint,
+    is_folder,
+    replaced_folder,
+    weight_files,
+)
 from ..models.configuration_bert4rec import SPECIAL_TOKENS
 from .item_features import load_projection
 
@@ -158,3 +166,4 @@ def _save(folder: Path, output: str | PathLike | None, tokenizer: ItemTokenizer,
             for name in weight_files(new):
                 (new / name).unlink()
             model.save_pretrained(new)
+        check_sizes(check_folder(new), AutoTokenizer.from_pretrained(new))  # before the old one is replaced

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArgu
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PredictionOutput, TrainOutput
 
-from ..data.data_collator import DataCollatorForNextItem
+from ..data.data_collator import DataCollatorForCloze, DataCollatorForNextItem
 from ..data.features import PROJECTION_FILE
 from ..data.tokenization import ItemTokenizer
 from ..evaluation.ranking import check_cutoffs, how_sampled
@@ -101,6 +101,12 @@ class RecommendationTrainer(Trainer):
         if architecture.objective == "cloze" and type(self.data_collator) is DataCollatorForNextItem:
             raise ValueError(
                 f"{architecture.name} would see the items that it has to predict. Use `cloze_training(tokenizer)`."
+            )
+        if architecture.objective == "next_item" and type(self.data_collator) is DataCollatorForCloze:
+            logger.warning(
+                "%s predicts the next item at every position, but `cloze_training` trains the masked ones only. Use "
+                "`next_item_training(tokenizer)`.",
+                architecture.name,
             )
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:

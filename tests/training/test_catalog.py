@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 import hf_bert4rec
-from hf_bert4rec import Bert4RecForMaskedLM, add_items, item_tokenizer, load_item_features, remove_items
+from hf_bert4rec import Bert4RecForMaskedLM, ItemTokenizer, add_items, item_tokenizer, load_item_features, remove_items
 from hf_bert4rec.cli.main import main
 from tests.conftest import small_config
 
@@ -134,6 +134,16 @@ def test_invalid_items(checkpoint):
         remove_items("org/name", ["a"])
     with pytest.raises(FileNotFoundError):
         remove_items(checkpoint / "other" / "folder", ["a"])
+
+
+def test_a_result_that_cannot_be_loaded_does_not_replace_the_checkpoint(checkpoint, monkeypatch):
+    before = {file.name: file.read_bytes() for file in checkpoint.iterdir() if file.is_file()}
+    monkeypatch.setattr(
+        ItemTokenizer, "save_pretrained", lambda self, folder: (folder / "tokenizer.json").write_text("{}")
+    )
+    with pytest.raises(ValueError, match="the tokenizer cannot be loaded"):
+        remove_items(checkpoint, ["a"])
+    assert {file.name: file.read_bytes() for file in checkpoint.iterdir() if file.is_file()} == before
 
 
 def test_a_kill_between_the_renames_loses_nothing(checkpoint, monkeypatch):

@@ -281,6 +281,17 @@ def test_a_cloze_model_with_next_item_labels_raises(histories, tmp_path):  # noq
         make_trainer(histories, tmp_path, setup=next_item_training(histories[1]))
 
 
+def test_masks_for_a_next_item_model_are_reported(histories, tmp_path, caplog):  # noqa: F811
+    splits, tokenizer = histories
+    model = SasRecForMaskedLM(SasRecConfig(vocab_size=len(tokenizer), max_position_embeddings=8, hidden_size=8))
+    args = RecommendationTrainingArguments(
+        str(tmp_path), use_cpu=True, eval_strategy="no", load_best_model_at_end=False
+    )
+    for setup, reported in ((next_item_training, False), (cloze_training, True)):
+        RecommendationTrainer(model, args, train_dataset=splits["train"], **setup(tokenizer))
+        assert ("Use `next_item_training(tokenizer)`." in caplog.text) is reported
+
+
 def test_a_catalog_that_is_too_small_for_the_metrics_raises_before_training(tmp_path):
     log = Dataset.from_dict({"user": list("aaabbb"), "item": list("xyzyzx"), "timestamp": [1, 2, 3, 1, 2, 3]})
     tokenizer = item_tokenizer(log, max_length=8)
