@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 import pyarrow.compute as pc
@@ -14,26 +14,25 @@ from .tokenization import ItemTokenizer
 from .values import as_seconds, format_time
 
 
+class RowOptions(TypedDict, total=False):
+    """Options of `build_histories`, which every split passes on."""
+
+    max_length: int | None
+    window_step: float
+    prefixes: bool
+
+
 def leave_one_out(
-    interactions: Dataset,
-    tokenizer: ItemTokenizer,
-    *,
-    max_length: int | None = None,
-    window_step: float = 0.5,
-    prefixes: bool = False,
-    validation_in_train: bool = False,
+    interactions: Dataset, tokenizer: ItemTokenizer, *, validation_in_train: bool = False, **rows: Unpack[RowOptions]
 ) -> DatasetDict:
     """Hold out every user's last item for test and the one before for validation; train on the rest (paper, 4.2).
 
     Users with fewer than three interactions are in train only. No held-out item is trained on, and every target counts.
+    `rows` are the options `max_length`, `window_step` and `prefixes` of `build_histories`.
 
     Args:
         interactions: Columns `user`, `item` and `timestamp`, as from `load_interactions`.
         tokenizer: Items that it does not contain are dropped from histories; as targets they count as missed.
-        max_length: Longest input N, including the [MASK] of the query. Default: `tokenizer.model_max_length`.
-        window_step: Step between the training windows of a history longer than N, as a share of N.
-        prefixes: Train on a row for each item but the first, instead of windows: the item and up to N - 1 items before
-            it.
         validation_in_train: Train on the validation items too, as in the paper's final runs: no validation split.
 
     Returns:
@@ -51,9 +50,7 @@ def leave_one_out(
     train_ends = np.where(held_out, log.ends - (1 if validation_in_train else 2), log.ends)
     targets = {} if validation_in_train else {"validation": np.where(held_out, log.ends - 2, -1)}
     targets["test"] = np.where(held_out, log.ends - 1, -1)
-    return build_histories(
-        log, tokenizer, train_ends, targets, max_length=max_length, window_step=window_step, prefixes=prefixes
-    )
+    return build_histories(log, tokenizer, train_ends, targets, **rows)
 
 
 def split_at_time(
@@ -62,15 +59,14 @@ def split_at_time(
     *,
     validation_time: str | float,
     test_time: str | float,
-    max_length: int | None = None,
-    window_step: float = 0.5,
-    prefixes: bool = False,
     validation_in_train: bool = False,
+    **rows: Unpack[RowOptions],
 ) -> DatasetDict:
     """Train on all interactions before a point in time; test on each user's first interaction from that time on.
 
     No interaction, user or item of the future is trained on. The tokenizer must be built from the past too:
     `item_tokenizer(before(interactions, validation_time))`. Users who first appear later have an empty history.
+    `rows` are the options `max_length`, `window_step` and `prefixes` of `build_histories`.
 
     Args:
         interactions: Columns `user`, `item` and `timestamp`, as from `load_interactions`.
@@ -78,10 +74,6 @@ def split_at_time(
         validation_time: Validation targets are the first interactions from here to before `test_time`; in the unit of
             the timestamps, or an ISO date if these are seconds.
         test_time: Test targets are the first interactions from here on.
-        max_length: Longest input N, including the [MASK] of the query. Default: `tokenizer.model_max_length`.
-        window_step: Step between the training windows of a history longer than N, as a share of N.
-        prefixes: Train on a row for each item but the first, instead of windows: the item and up to N - 1 items before
-            it.
         validation_in_train: Train on all interactions before `test_time`, without a validation split.
 
     Raises:
@@ -104,35 +96,23 @@ def split_at_time(
     validation = np.where(first_of_validation < first_of_test, first_of_validation, -1)
     targets = {} if validation_in_train else {"validation": validation}
     targets["test"] = np.where(first_of_test < log.ends, first_of_test, -1)
-    sizes = {"train": past.sum(), **{name: (rows >= 0).sum() for name, rows in targets.items()}}
+    sizes = {"train": past.sum(), **{name: (places >= 0).sum() for name, places in targets.items()}}
     if empty := [name for name, size in sizes.items() if not size]:
-        ends = (
-            [format_time(time) for time in (log.timestamps.min(), log.timestamps.max())] if len(log.timestamps) else []
-        )
-        times = f"; the log runs from {' to '.join(ends)}" if ends else ""
-        raise ValueError(f"The {empty[0]} split is empty{times}. Change `validation_time` or `test_time`.")
+        found = ""
+        if len(log.timestamps):
+            found = f"; the log runs from {format_time(log.timestamps.min())} to {format_time(log.timestamps.max())}"
+        raise ValueError(f"The {empty[0]} split is empty{found}. Change `validation_time` or `test_time`.")
     train_ends = first_of_test if validation_in_train else first_of_validation
-    return build_histories(
-        log, tokenizer, train_ends, targets, max_length=max_length, window_step=window_step, prefixes=prefixes
-    )
+    return build_histories(log, tokenizer, train_ends, targets, **rows)
 
 
-def train_on_all(
-    interactions: Dataset,
-    tokenizer: ItemTokenizer,
-    *,
-    max_length: int | None = None,
-    window_step: float = 0.5,
-    prefixes: bool = False,
-) -> DatasetDict:
+def train_on_all(interactions: Dataset, tokenizer: ItemTokenizer, **rows: Unpack[RowOptions]) -> DatasetDict:
     """Put all interactions into train, without validation or test: for the last training before deployment.
 
     Arguments are those of `leave_one_out`. Find the number of epochs with another split first.
     """
     log = sort_by_user(interactions, tokenizer)
-    return build_histories(
-        log, tokenizer, log.ends, {}, max_length=max_length, window_step=window_step, prefixes=prefixes
-    )
+    return build_histories(log, tokenizer, log.ends, {}, **rows)
 
 
 def before(interactions: Dataset, time: str | float) -> Dataset:
@@ -148,13 +128,12 @@ def new_interactions(
     since: str | float | None = None,
     held_out: float = 0.1,
     replay: float = 1.0,
-    max_length: int | None = None,
-    window_step: float = 0.5,
-    prefixes: bool = False,
+    **rows: Unpack[RowOptions],
 ) -> DatasetDict:
     """Train on the interactions from a point in time on, and on a sample of older ones, to continue a training.
 
     Histories are whole: they begin before that time.
+    `rows` are the options `max_length`, `window_step` and `prefixes` of `build_histories`.
 
     Args:
         interactions: Columns `user`, `item` and `timestamp`, as from `load_interactions`.
@@ -163,10 +142,6 @@ def new_interactions(
         held_out: Share of the users with new interactions whose last one is a validation target.
         replay: Number of older training rows for each new one, which ends with a new interaction. Users and rows are
             drawn at random, in the same way for the same log.
-        max_length: Longest input N, including the [MASK] of the query. Default: `tokenizer.model_max_length`.
-        window_step: Step between the training windows of a history longer than N, as a share of N.
-        prefixes: Train on a row for each item but the first, instead of windows: the item and up to N - 1 items before
-            it.
 
     Returns:
         `DatasetDict` with `train` and `validation`; columns: `COLUMNS`.
@@ -184,18 +159,11 @@ def new_interactions(
     chosen = random.choice(users, max(1, round(held_out * len(users))), replace=False)
     targets = np.full(len(log.users), -1)
     targets[chosen] = log.ends[chosen] - 1
-    histories = build_histories(
-        log,
-        tokenizer,
-        np.where(targets >= 0, targets, log.ends),
-        {"validation": targets},
-        max_length=max_length,
-        window_step=window_step,
-        prefixes=prefixes,
-    )
-    times, rows = flatten(histories["train"].with_format("arrow")[:]["timestamps"])
+    train_ends = np.where(targets >= 0, targets, log.ends)
+    histories = build_histories(log, tokenizer, train_ends, {"validation": targets}, **rows)
+    times, owners = flatten(histories["train"].with_format("arrow")[:]["timestamps"])
     newest = np.full(histories["train"].num_rows, -np.inf)
-    np.maximum.at(newest, rows, times)
+    np.maximum.at(newest, owners, times)
     new, old = np.flatnonzero(newest >= time), np.flatnonzero(newest < time)
     replayed = random.choice(old, int(min(len(old), replay * len(new))), replace=False)
     kept = histories["train"].select(np.sort(np.concatenate([new, replayed])))
@@ -221,9 +189,15 @@ class Split:
 
     @property
     def options(self) -> dict[str, inspect.Parameter]:
-        """Options of a recipe: the parameters of `function` after the first two, except `max_length`."""
-        parameters = list(inspect.signature(self.function, eval_str=True).parameters.items())[2:]
-        return {name: parameter for name, parameter in parameters if name != "max_length"}
+        """Options of a recipe: the parameters of `function` after the first two, except `max_length`.
+
+        `**rows` stands for the options of `build_histories`.
+        """
+        parameters = [*inspect.signature(self.function, eval_str=True).parameters.values()][2:]
+        if parameters and parameters[-1].kind is inspect.Parameter.VAR_KEYWORD:
+            passed_on = inspect.signature(build_histories).parameters
+            parameters = [*parameters[:-1], *(passed_on[name] for name in RowOptions.__annotations__)]
+        return {parameter.name: parameter for parameter in parameters if parameter.name != "max_length"}
 
     def resolve(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Return the value of every option: the default if it is None or missing in `given`."""
