@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 FEATURES_FILE = "item_features.parquet"
 PROJECTION_FILE = "item_features.safetensors"  # of a checkpoint: how features become item vectors
-BYTES, MOST_BYTES = 50_000, 2**33  # of an item, and of all together
+BYTES = 50_000  # of an item
 MOST_CATEGORIES = 1000  # per column; more would rarely be shared by enough items
 MOST_INTERVALS = 10  # of a number
 _SCHEMA = b"hf-bert4rec"  # key in the metadata of the Parquet file
@@ -64,35 +64,34 @@ class ItemFeatures:
     def load(cls, file: str | PathLike, number: int) -> Self:
         """Load the features that `save` wrote for a catalog of `number` items; ValueError if the file is damaged."""
         with suppress(KeyError, TypeError, ValueError, AttributeError, pa.ArrowException, OSError):
-            if _expanded_size(file) <= BYTES * (number + 1):
-                table = pq.read_table(file)
-                columns = json.loads(table.schema.metadata[_SCHEMA])
-                features = cls(table.replace_schema_metadata(None), columns)
-                if len(table) <= number and table.column_names == ["item", *columns]:
-                    _check_encoding(columns)
-                    features.vectors(table["item"][:1])
-                    return features
+            table = read_parquet(file, BYTES * (number + 1))
+            columns = json.loads(table.schema.metadata[_SCHEMA])
+            features = cls(table.replace_schema_metadata(None), columns)
+            if len(table) <= number and table.column_names == ["item", *columns]:
+                _check_encoding(columns)
+                features.vectors(table["item"][:1])
+                return features
         raise ValueError(
             f"{file} is damaged: expected features of at most {number} items. Download or save the checkpoint again."
         )
 
 
-def _expanded_size(file: str | PathLike) -> float:
-    """Return the bytes of a Parquet file in memory: a small one can hold gigabytes, by repeating a long text."""
+def read_parquet(file: str | PathLike, most_bytes: int) -> pa.Table:
+    """Read a Parquet file; ValueError if it needs more memory. A small one can repeat a long text in gigabytes."""
     with pq.ParquetFile(file) as parquet:
-        leaves = [parquet.schema.column(place) for place in range(len(parquet.schema))]
         groups = [parquet.metadata.row_group(group) for group in range(parquet.num_row_groups)]
         values = sum(group.column(place).num_values for group in groups for place in range(group.num_columns))
+        size = max(8 * values, sum(group.total_byte_size for group in groups))
+        leaves = [parquet.schema.column(place) for place in range(len(parquet.schema))]
         texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
-    with pq.ParquetFile(file, read_dictionary=texts) as parquet:
-        columns = [parquet.read([path])[0] for path in texts] if 8 * values <= MOST_BYTES else []
-    dictionaries = [chunk.dictionary for column in columns for chunk in _flat(column).chunks]
-    longest = max((pc.max(pc.binary_length(it)).as_py() or 0 for it in dictionaries), default=0)
-    return values * (8 + longest)
-
-
-def _flat(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    return pc.list_flatten(column) if pa.types.is_list(column.type) else column
+        if size <= most_bytes and texts:
+            with pq.ParquetFile(file, read_dictionary=texts) as encoded:
+                columns = [pc.list_flatten(it) if pa.types.is_list(it.type) else it for it in encoded.read(texts)]
+            distinct = [chunk.dictionary for column in columns for chunk in column.chunks]
+            size = values * (8 + max((pc.max(pc.binary_length(it)).as_py() or 0 for it in distinct), default=0))
+        if size > most_bytes:
+            raise ValueError(f"expected at most {most_bytes:,} bytes in memory, found {size:,}")
+        return parquet.read()
 
 
 def _check_encoding(columns: dict[str, dict[str, Any]]) -> None:

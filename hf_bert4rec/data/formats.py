@@ -151,6 +151,8 @@ def open_log(
     columns: Iterable[Column],
 ) -> RawLog:
     """Open what `load_interactions` takes; `kind` is a key of `FOLDER_FILES`, `columns` are named by the user."""
+    if isinstance(source, RawLog):  # open already
+        return source
     for option, value in {"format": format, "separator": separator, "encoding": encoding}.items():
         if not isinstance(value, str | None):
             raise ValueError(f"Expected text as `{option}`, found {value!r}.")

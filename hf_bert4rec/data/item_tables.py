@@ -57,20 +57,18 @@ def load_item_features(
         ValueError: An item has no ID or two rows, most values of a column are numbers but not all, vectors have
             different widths or are not finite, or a column of `text` or the encoder is missing.
     """
-    known: dict[str, dict[str, Any]] = {key: {"kind": "text"} for key in text} if like is None else like.columns
+    known = {key: {"kind": "text"} for key in text} if like is None else like.columns
     log = open_log(source, "titles", format, separator, encoding, [item, *known])
     with library_errors(log.name):
-        place = find_columns(log, {"item": item}, needed=["item"])["item"]
+        place, items = read_items(log, item)
         if missing := [name for name in known if name not in log.columns]:
             raise ValueError(f"{log.name}: expected a column {missing[0]!r} of features, found {log}.")
         names = [name for name in log.columns if name != LIKE and log.columns.index(name) != place]
         names = names if like is None else list(known)
-        ids, *values = log.read([place, *map(log.columns.index, names)])
-        items = as_ids(ids, "item", log.locate)
-        check_items(items, log)
+        _, *values = log.read([place, *map(log.columns.index, names)])
         read, columns = {"item": items}, {}
         for name, column in zip(names, values, strict=True):
-            if (found := _read_column(name, column, log, known.get(name), encoder)) is not None:
+            if (found := _read_column(name, column, log, known.get(name, {}), encoder)) is not None:
                 read[name], columns[name] = found
         if not columns:
             raise ValueError(f"{log.name}: expected columns of features, found none that can be used: {log}.")
@@ -107,33 +105,34 @@ def load_new_items(source: Any, known: ItemFeatures | None, item: Column = None,
         ValueError: As for `load_item_features`; some columns of the features are missing, and others are there.
     """
     form, separator, encoding = map(options.get, ("format", "separator", "encoding"))
-    log = open_log(source, "titles", form, separator, encoding, [item])
+    own = {} if known is None else known.columns
+    log = open_log(source, "titles", form, separator, encoding, [item, *own])
     with library_errors(log.name):
-        found = find_columns(log, {"item": item, "title": None}, needed=["item"])
+        place, items = read_items(log, item)
+        used = {"item": place} | find_columns(log, {"title": None}, needed=[])
         if LIKE in log.columns:
-            found[LIKE] = log.columns.index(LIKE)
-        columns = dict(zip(found, log.read(list(found.values())), strict=True))
-        items = as_ids(columns["item"], "item", log.locate)
-        check_items(items, log)
+            used[LIKE] = log.columns.index(LIKE)
+        columns = dict(zip(used, log.read(list(used.values())), strict=True))
         ids = items.to_pylist()
-        titles = as_ids(columns["title"], "title", log.locate).to_pylist() if "title" in columns else []
-        likes = _as_categories(columns[LIKE]) if LIKE in columns else []
-    own = () if known is None else known.columns
-    others = [name for place, name in enumerate(log.columns) if place not in found.values() and name not in own]
+        titles = as_ids(columns["title"], "title", log.locate).to_pylist() if "title" in used else []
+        likes = _as_categories(_cells(columns[LIKE])) if LIKE in used else []
+    others = [name for place, name in enumerate(log.columns) if place not in used.values() and name not in own]
     if others:
         names = ", ".join(map(repr, others))
         logger.info("%s: not used, because the checkpoint has no such features: %s.", log.name, names)
-    described = known is not None and not known.columns.keys().isdisjoint(log.columns)
+    described = not own.keys().isdisjoint(log.columns)
     return NewItems(
         ids,
         {item: title for item, title in zip(ids, titles, strict=False) if title is not None},
         {item: others for item, others in zip(ids, likes, strict=False) if others},
-        load_item_features(source, item=item, like=known, **options) if described else None,
+        load_item_features(log, item=item, like=known, encoder=options.get("encoder")) if described else None,
     )
 
 
-def check_items(items: pa.ChunkedArray, log: RawLog) -> None:
-    """Raise ValueError unless each row has an item, and each item one row."""
+def read_items(log: RawLog, item: Column) -> tuple[int, pa.ChunkedArray]:
+    """Return the column of the item and its IDs; ValueError unless each row has an item, and each item one row."""
+    place = find_columns(log, {"item": item}, needed=["item"])["item"]
+    items = as_ids(log.read([place])[0], "item", log.locate)
     if items.null_count:
         row = items.is_null().index(True).as_py()
         raise ValueError(f"{log.name}: expected an item in every row, found none in {log.locate(row)}.")
@@ -143,34 +142,35 @@ def check_items(items: pa.ChunkedArray, log: RawLog) -> None:
         twice = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
         shown = ", ".join(map(repr, twice[:3].to_pylist()))
         raise ValueError(f"{log.name}: expected one row per item, found several of {shown}. Keep one row of each.")
+    return place, items
 
 
 def _read_column(
-    name: str, values: Values, log: RawLog, known: dict[str, Any] | None, encoder: str | None
+    name: str, values: Values, log: RawLog, known: dict[str, Any], encoder: str | None
 ) -> tuple[pa.Array, dict[str, Any]] | None:
     """Return the values as they are stored, and their encoding; None if the column has no information."""
-    kind = (known or {}).get("kind") or _kind(values)
+    cells = _cells(values)
+    kind = known.get("kind") or _kind(values, cells)
     if kind in ("vector", "text"):
-        used = (known or {}).get("encoder", encoder)
+        used = known.get("encoder", encoder)
         if kind == "text" and used != encoder:  # a downloaded checkpoint must not choose what is loaded
             raise ValueError(
                 f"{log.name}: the text of {name!r} needs the encoder {used!r}. Name it again: `encoder=...`."
             )
-        rows = _embed(name, as_text(values), log, encoder) if kind == "text" else _as_vectors(name, values, log)
-        how = known if known and "scale" in known else {"kind": kind, **_scale(rows)}
-        width = rows.shape[1]
+        rows = _embed(name, as_text(values), log, encoder) if kind == "text" else _as_vectors(name, cells, log)
+        width, scale = rows.shape[1], float(1 / max(np.linalg.norm(rows, axis=1).mean(), 1e-9))
+        how = {"kind": kind, "width": width, "scale": scale} | known
         if width != how["width"]:
             raise ValueError(f"{log.name}: the vectors of {name!r} have {width} numbers, expected {how['width']}.")
         stored = pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), width)
         return stored, how | ({"encoder": encoder} if kind == "text" else {})
     if kind == "number":
         numbers = pc.cast(as_numbers(values, name, log, np.ones(len(values), bool)), pa.float64())
-        if known is None:
-            edges = np.unique(np.quantile(numbers.drop_null(), BINS)).tolist() if len(numbers.drop_null()) else []
-            known = {"kind": kind, "edges": edges}
-        return numbers, known
-    categories = _as_categories(values)
-    if known is None:
+        given = numbers.drop_null()
+        edges = np.unique(np.quantile(given, BINS)).tolist() if len(given) else []
+        return numbers, known or {"kind": kind, "edges": edges}
+    categories = _as_categories(cells)
+    if not known:
         counts = Counter(value for row in categories for value in set(row))
         shared = [value for value, count in counts.most_common(MOST_CATEGORIES) if count > 1]
         owners = sum(not set(shared).isdisjoint(row) for row in categories)
@@ -181,12 +181,14 @@ def _read_column(
     return pa.array(categories, pa.list_(pa.string())), known
 
 
-def _kind(values: Values) -> str:
-    first = next((value for value in (values if isinstance(values, list) else values.to_pylist()) if _given(value)), "")
+def _cells(values: Values) -> list[Any]:
+    return values if isinstance(values, list) else values.to_pylist()
+
+
+def _kind(values: Values, cells: list[Any]) -> str:
+    first = next(filter(_given, cells), "")
     if isinstance(first, Sequence | np.ndarray) and not isinstance(first, str):
         return "vector" if len(first) and not isinstance(first[0], str) else "categories"
-    if not isinstance(values, list) and (pa.types.is_integer(values.type) or pa.types.is_floating(values.type)):
-        return "number"
     distinct = [value for value in pc.unique(as_text(values)).to_pylist() if value is not None]
     numbers = sum(bool(NUMBER.fullmatch(value)) for value in distinct)
     return "number" if distinct and 2 * numbers >= len(distinct) else "categories"
@@ -196,9 +198,9 @@ def _given(value: Any) -> bool:
     return value is not None and value == value  # NaN is not equal to itself
 
 
-def _as_categories(values: Values) -> list[list[str]]:
+def _as_categories(cells: list[Any]) -> list[list[str]]:
     rows = []
-    for cell in values if isinstance(values, list) else values.to_pylist():
+    for cell in cells:
         found = cell.split(SEPARATOR) if isinstance(cell, str) else cell
         several = found if isinstance(found, Sequence | np.ndarray) else [found]
         texts = (str(int(it) if isinstance(it, float) and it.is_integer() else it) for it in several if _given(it))
@@ -211,8 +213,7 @@ def distinct_texts(texts: Iterable[str]) -> list[str]:
     return [text for text in dict.fromkeys(map(str.strip, texts)) if text]
 
 
-def _as_vectors(name: str, values: Values, log: RawLog) -> np.ndarray:
-    rows = values if isinstance(values, list) else values.to_pylist()
+def _as_vectors(name: str, rows: list[Any], log: RawLog) -> np.ndarray:
     widths = [len(row) if isinstance(row, Sequence | np.ndarray) else 0 for row in rows]
     usual = Counter(filter(None, widths)).most_common(1)[0][0] if any(widths) else "some"
     for row, width in enumerate(widths):
@@ -238,7 +239,3 @@ def _embed(name: str, texts: pa.ChunkedArray, log: RawLog, encoder: str | None) 
     vectors = np.array(model.encode(pc.fill_null(texts, "").to_pylist(), show_progress_bar=True), np.float32)
     vectors[np.asarray(texts.is_null())] = 0  # a missing text says nothing
     return vectors
-
-
-def _scale(rows: np.ndarray) -> dict[str, Any]:
-    return {"width": rows.shape[1], "scale": float(1 / max(np.linalg.norm(rows, axis=1).mean(), 1e-9))}

@@ -21,7 +21,7 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from ..models.configuration_bert4rec import SPECIAL_TOKENS, Bert4RecConfig
-from .features import FEATURES_FILE, ItemFeatures
+from .features import FEATURES_FILE, ItemFeatures, read_parquet
 from .ids import READ_FIRST, as_ids, as_item_ids
 
 logger = logging.getLogger(__name__)
@@ -316,16 +316,9 @@ def _titles_in_order(ids: list[str], titles: Mapping[Any, Any]) -> list[Any]:
 
 
 def _read_titles(file: str, number: int) -> list[str | None]:
-    """Read titles from Parquet. Sizes are checked before anything is expanded: a small file can hold gigabytes."""
-    problem = f"expected Parquet with a column title of text, at most {TITLE_BYTES:,} bytes each"
-    with suppress(KeyError, pa.ArrowException, OSError), pq.ParquetFile(file, read_dictionary=["title"]) as parquet:
-        groups = [parquet.metadata.row_group(group) for group in range(parquet.num_row_groups)]
-        if parquet.metadata.num_rows != number:
-            problem = f"expected {number} titles, one per item, found {parquet.metadata.num_rows}"
-        elif sum(group.total_byte_size for group in groups) < TITLE_BYTES * (number + 1):
-            titles = parquet.read(["title"])["title"]  # KeyError: no such column, or a nested one
-            if titles.type == pa.dictionary(pa.int32(), pa.string()):
-                lengths = [pc.max(pc.binary_length(chunk.dictionary)).as_py() or 0 for chunk in titles.chunks]
-                if max(lengths, default=0) <= TITLE_BYTES:
-                    return titles.to_pylist()
-    raise ValueError(f"{file}: {problem}. Copy it again from where the tokenizer was saved.")
+    with suppress(KeyError, AttributeError, ValueError, pa.ArrowException, OSError):
+        titles = read_parquet(file, (8 + TITLE_BYTES) * (number + 1))["title"]
+        if titles.type in (pa.string(), pa.dictionary(pa.int32(), pa.string())):
+            return titles.to_pylist()
+    expected = f"expected Parquet with a column title of text, at most {TITLE_BYTES:,} bytes each"
+    raise ValueError(f"{file}: {expected}. Copy it again from where the tokenizer was saved.")

@@ -11,10 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from transformers.utils import logging
 
-from ..data.columns import Column, find_columns
+from ..data.columns import Column
 from ..data.features import ItemFeatures
-from ..data.ids import as_ids
-from ..data.item_tables import SEPARATOR, check_items, distinct_texts
+from ..data.item_tables import SEPARATOR, distinct_texts, read_items
 from ..data.sources import library_errors, open_table
 
 logger = logging.get_logger(__name__)
@@ -49,9 +48,7 @@ class ItemAttributes:
         if len(set(self._table.columns)) < len(self._table.columns):
             raise ValueError(f"attributes: expected columns with different names, found {self._table}.")
         with library_errors(self._table.name):
-            place = find_columns(self._table, {"item": item}, needed=["item"])["item"]
-            items = as_ids(self._table.read([place])[0], "item", self._table.locate)
-            check_items(items, self._table)
+            _, items = read_items(self._table, item)
         self.items = items.combine_chunks()
         self._columns: dict[str, pd.Series] = {}
         self._values: dict[str, dict[str, list[Any]]] = {}
