@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import re
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -36,7 +35,7 @@ from ..hub.checkpoint import (
 from ..hub.run_facts import UNPUBLISHED_OPTIONS, RunFacts
 from ..models.configuration_bert4rec import SPECIAL_TOKENS
 from ..training.resources import peak_memory
-from .comparison_report import ModelResult, format_report, summarize
+from .comparison_report import ModelResult, format_report, result_file, summarize
 from .evaluate import evaluator
 from .prepare import describe_data, excludes_history, prepare, protocol, sampled_by, whole_histories
 from .recipe import Recipe, find_split, import_own_code, parse_recipe, read_yaml
@@ -78,19 +77,19 @@ class Comparison:
             raise ValueError("`models` is empty. Name at least one model.")
         files: dict[str, str] = {}
         for name, options in self.models.items():
-            other = files.setdefault(file_name(name), name)
+            file = result_file("", name).name
+            other = files.setdefault(file, name)
             if sum(kind in options for kind in KINDS) != 1:
                 raise ValueError(f"{name!r}: expected one of {', '.join(KINDS)}, found {options}. Name exactly one.")
             if options.get("baseline", "popularity") not in BASELINES:
                 raise ValueError(f"{name!r}: unknown baseline {options['baseline']!r}. Use {', '.join(BASELINES)}.")
             if "checkpoint" in options and len(options) > 1:
                 raise ValueError(f"{name!r}: a checkpoint takes no options, found {options}. Remove the rest.")
-            if file_name(name) == "comparison":
+            if file == "comparison.json":
                 raise ValueError(f"{name!r}: the report is written to comparison.json, too. Rename this model.")
             if "|" in name:
                 raise ValueError(f"{name!r}: a name with | breaks the tables. Rename this model.")
             if other != name:
-                file = f"{file_name(name)}.json"
                 raise ValueError(f"{name!r} and {other!r} would share the file {file}. Rename one of them.")
 
     def validate_published(self) -> None:
@@ -132,9 +131,9 @@ def compare(path: str, split: str, folder: str, modules: Sequence[str] = ()) -> 
     for name in comparison.models:
         if not result_file(folder, name).exists():
             print(f"{name} …", flush=True)
-            with ProcessPoolExecutor(1, get_context("spawn"), import_all, (list(modules),)) as process:
-                process.submit(evaluate_model, comparison, name, split, folder).result()
-    results = {name: ModelResult.load(folder, file_name(name)) for name in comparison.models}
+            with ProcessPoolExecutor(1, get_context("spawn")) as process:
+                process.submit(evaluate_model, comparison, name, split, folder, modules).result()
+    results = {name: ModelResult.load(folder, name) for name in comparison.models}
     counts = count_items(whole_histories(recipe, interactions, tokenizer), len(tokenizer))
     groups = user_groups(histories[split], counts)
     summary = summarize(split, results, groups, comparison.published, audit(histories))
@@ -144,14 +143,10 @@ def compare(path: str, split: str, folder: str, modules: Sequence[str] = ()) -> 
     return report
 
 
-def import_all(modules: Sequence[str]) -> None:
-    """Import the modules of `--import` in the process of a model."""
+def evaluate_model(comparison: Comparison, name: str, split: str, folder: str, modules: Sequence[str] = ()) -> None:
+    """Evaluate one model, which is fitted or trained first if necessary, and save its `ModelResult`."""
     for module in modules:
         import_own_code(module)
-
-
-def evaluate_model(comparison: Comparison, name: str, split: str, folder: str) -> None:
-    """Evaluate one model, which is fitted or trained first if necessary, and save its `ModelResult`."""
     transformers.logging.disable_progress_bar()
     logging.getLogger("hf_bert4rec.data").setLevel(logging.ERROR)  # the main process has warned about the data
     options = dict(comparison.models[name])
@@ -163,7 +158,9 @@ def evaluate_model(comparison: Comparison, name: str, split: str, folder: str) -
         model = BASELINES[baseline](train, len(tokenizer), **options)
         seconds, processes, threads = time.perf_counter() - started, 1, torch.get_num_threads()
     else:
-        checkpoint = fetch_checkpoint(options.get("checkpoint") or train_model(options, f"{folder}/{file_name(name)}"))
+        checkpoint = fetch_checkpoint(
+            options.get("checkpoint") or train_model(options, str(result_file(folder, name).with_suffix("")))
+        )
         facts, items = RunFacts.load(checkpoint), tokenizer.items
         model, tokenizer = (auto.from_pretrained(checkpoint) for auto in (AutoModelForMaskedLM, AutoTokenizer))
         check_sizes(model, tokenizer)
@@ -191,7 +188,7 @@ def evaluate_model(comparison: Comparison, name: str, split: str, folder: str) -
         users_per_second=round(rows.num_rows / evaluation_seconds, 1),
         peak_gb=round(peak_memory(), 2),
         users=users,
-    ).save(folder, file_name(name))
+    ).save(folder, name)
 
 
 def train_model(options: dict[str, Any], folder: str) -> Path:
@@ -308,13 +305,3 @@ def count_items(train: Dataset, vocab_size: int) -> np.ndarray:
     """Return how often each row of the item table occurs in whole training histories, (vocab_size,)."""
     items = train.with_format("arrow")[:]["input_ids"]
     return np.bincount(items.combine_chunks().flatten().to_numpy(), minlength=vocab_size)
-
-
-def file_name(model: str) -> str:
-    """Return the name of a model for files."""
-    return re.sub(r"\W+", "-", str(model).lower()).strip("-")
-
-
-def result_file(folder: str, model: str) -> Path:
-    """Return the JSON file of a model, which exists when its result is complete."""
-    return Path(folder, f"{file_name(model)}.json")

@@ -1,6 +1,7 @@
 """Results of a comparison: kept in files, and reported in Markdown tables."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -26,6 +27,19 @@ Results = Mapping[str, "ModelResult"]
 Published = Mapping[str, Mapping[str, Mapping[str, float]]]
 Summary = Mapping[str, Any]  # as from `summarize`, or read from `comparison.json`
 COSTS = ("training_seconds", "processes", "threads", "users_per_second", "peak_gb")
+CELLS = {
+    "HR@10": "{metrics[hr@10]:.4f}",
+    "NDCG@10": "{metrics[ndcg@10]:.4f}",
+    "95 %": "{interval[0]:.4f} to {interval[1]:.4f}",
+    "MRR@10": "{metrics[mrr@10]:.4f}",
+    "coverage": "{metrics[coverage@10]:.3f}",
+    "popularity": "{metrics[popularity@10]:.2f}",
+    "ties": "{metrics[ties]:.3f}",
+    "training": "{training_seconds:,.0f} s on {processes} × {threads}",
+    "users/s": "{users_per_second:,.0f}",
+    "GB": "{peak_gb:.2f}",
+}
+"""Column of the table of metrics → its cell, from the entry of a model in the summary."""
 
 
 @dataclass(kw_only=True)
@@ -44,19 +58,24 @@ class ModelResult:
     users: UserResults
 
     @classmethod
-    def load(cls, folder: str, name: str) -> Self:
-        """Read `name.json` and `name.npz`."""
-        values = json.loads(Path(folder, f"{name}.json").read_text(encoding="utf-8"))
-        with np.load(Path(folder, f"{name}.npz")) as arrays:
-            return cls(**values, users=UserResults(**arrays))
+    def load(cls, folder: str, model: str) -> Self:
+        """Read the files of a model."""
+        file = result_file(folder, model)
+        with np.load(file.with_suffix(".npz")) as arrays:
+            return cls(**json.loads(file.read_text(encoding="utf-8")), users=UserResults(**arrays))
 
-    def save(self, folder: str, name: str) -> None:
-        """Write `name.npz`, then `name.json`: a result is complete if the latter exists."""
-        values = dict(vars(self))
+    def save(self, folder: str, model: str) -> None:
+        """Write the NPZ file, then the JSON file: a result is complete if the latter exists."""
+        values, file = dict(vars(self)), result_file(folder, model)
         arrays = {key: value for key, value in vars(values.pop("users")).items() if value is not None}
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(Path(folder, f"{name}.npz"), **arrays)
-        Path(folder, f"{name}.json").write_text(json.dumps(values, indent=1), encoding="utf-8")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(file.with_suffix(".npz"), **arrays)
+        file.write_text(json.dumps(values, indent=1), encoding="utf-8")
+
+
+def result_file(folder: str, model: str) -> Path:
+    """Return the JSON file of a model, which exists when its result is complete."""
+    return Path(folder, re.sub(r"\W+", "-", model.lower()).strip("-") + ".json")
 
 
 def summarize(
@@ -122,16 +141,12 @@ def format_report(summary: Summary) -> str:
         parts += [f"Protocol: {protocol}. Never compare these with the above.", table]
     parts += [groups_table(summary), differences_table(summary)]
     if summary["leaks"]:
-        parts += ["**Leaks**, or interactions that a user repeated at the same time:", bullets(summary["leaks"])]
+        parts += ["**Leaks**, or interactions that a user repeated at the same time:"]
+        parts += ["\n".join(f"- {line}" for line in summary["leaks"])]
     else:
         parts += ["The audit found no leaks."]
-    parts += ["Properties of the split:", bullets(summary["properties"])]
+    parts += ["Properties of the split:", "\n".join(f"- {line}" for line in summary["properties"])]
     return "\n\n".join(parts) + "\n"
-
-
-def bullets(lines: Sequence[str]) -> str:
-    """Return a Markdown list."""
-    return "\n".join(f"- {line}" for line in lines)
 
 
 def format_interval(interval: Sequence[float], sign: str = "") -> str:
@@ -142,26 +157,9 @@ def format_interval(interval: Sequence[float], sign: str = "") -> str:
 
 def metrics_table(summary: Summary) -> str:
     """Return metrics over the whole catalog and costs, one row per model."""
-    names = ("HR@10", "NDCG@10", "95 %", "MRR@10", "coverage", "popularity", "ties", "training", "users/s", "GB")
-    rows = []
-    for name, model in summary["models"].items():
-        value = model["metrics"]
-        rows.append(
-            [
-                name,
-                f"{value['hr@10']:.4f}",
-                f"{value['ndcg@10']:.4f}",
-                format_interval(model["interval"]),
-                f"{value['mrr@10']:.4f}",
-                f"{value['coverage@10']:.3f}",
-                f"{value['popularity@10']:.2f}",
-                f"{value['ties']:.3f}",
-                f"{model['training_seconds']:,.0f} s on {model['processes']} × {model['threads']}",
-                f"{model['users_per_second']:,.0f}",
-                f"{model['peak_gb']:.2f}",
-            ]
-        )
-    return markdown_table(["model", *names], rows)
+    models = summary["models"].items()
+    rows = [[name, *(cell.format(**model) for cell in CELLS.values())] for name, model in models]
+    return markdown_table(["model", *CELLS], rows)
 
 
 def sampled_metrics_table(summary: Summary) -> str:
@@ -195,10 +193,5 @@ def differences_table(summary: Summary) -> str:
         p = f"{'≤ ' if pair['p_is_bound'] else ''}{pair['p']:.4f}"
         interval = format_interval(pair["interval"], "+")
         rows.append([" − ".join(pair["models"]), f"{pair['mean']:+.4f}", interval, p])
-    header = [
-        "difference of NDCG@10",
-        "",
-        "95 %, this pair",
-        f"p, corrected for {len(rows)} pair{'s' * (len(rows) != 1)}",
-    ]
-    return markdown_table(header, rows)
+    p_header = f"p, corrected for {len(rows)} pair{'s' * (len(rows) != 1)}"
+    return markdown_table(["difference of NDCG@10", "", "95 %, this pair", p_header], rows)
