@@ -62,7 +62,8 @@ def evaluate(argv: list[str]) -> None:
 
 def compare(argv: list[str]) -> None:
     """Train and evaluate several models on one dataset."""
-    parser = _parser("compare", _help_text("compare"))
+    parser = _parser("compare")
+    parser.description = _help_text("compare")
     parser.add_argument("config", metavar="CONFIG", help="YAML file of the comparison")
     parser.add_argument("--split", default="test", choices=("validation", "test"), help="split to evaluate on (test)")
     parser.add_argument("--output_dir", metavar="FOLDER", help="folder of the results (runs/compare-CONFIG-SPLIT)")
@@ -79,11 +80,11 @@ def compare(argv: list[str]) -> None:
 
 def recommend(argv: list[str]) -> None:
     """Recommend items for a history of item IDs, or for all users of a file."""
-    examples = [
-        "hf-bert4rec recommend runs/mine/model --history 260 1196 --top_k 5",
-        "hf-bert4rec recommend runs/mine/model --input histories.parquet --output recommendations --processes 2",
-    ]
-    parser = _parser("recommend", "\n  ".join([f"{recommend.__doc__}\n", *examples]))
+    parser = _parser(
+        "recommend",
+        "runs/mine/model --history 260 1196 --top_k 5",
+        "runs/mine/model --input histories.parquet --output recommendations --processes 2",
+    )
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="checkpoint folder or Hub ID")
     parser.add_argument(
         "--history", nargs="*", metavar="ID", help="item IDs, oldest first (default: none, as for a new user)"
@@ -125,8 +126,8 @@ def recommend(argv: list[str]) -> None:
 
 def push(argv: list[str]) -> None:
     """Push a checkpoint to the Hugging Face Hub."""
-    text = f"{push.__doc__} Log in first with hf auth login, or set HF_TOKEN."
-    parser = _parser("push", f"{text}\n\n  hf-bert4rec push runs/mine/model your-name/bert4rec-mine")
+    more = " Log in first with hf auth login, or set HF_TOKEN."
+    parser = _parser("push", "runs/mine/model your-name/bert4rec-mine", more=more)
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="checkpoint folder, as hf-bert4rec train saves it")
     parser.add_argument("repository", metavar="REPO", help="Hub ID: org/name; created if there is none")
     parser.add_argument("--private", action="store_true", help="create a private repository")
@@ -138,9 +139,8 @@ def push(argv: list[str]) -> None:
 
 def push_data(argv: list[str]) -> None:
     """Push histories and their tokenizer to the Hugging Face Hub."""
-    text = f"{push_data.__doc__}\nFurther options are those of hf-bert4rec train. Log in first with hf auth login."
-    example = "hf-bert4rec push-data runs/mine/model your-name/mine --i_may_share_this_data"
-    parser = _parser("push-data", f"{text}\n\n  {example}")
+    more = "\nFurther options are those of hf-bert4rec train. Log in first with hf auth login."
+    parser = _parser("push-data", "runs/mine/model your-name/mine --i_may_share_this_data", more=more)
     parser.add_argument("config", metavar="CONFIG", help="YAML file or checkpoint folder, as for hf-bert4rec train")
     parser.add_argument("repository", metavar="REPO", help="Hub ID: org/name; created if there is none")
     parser.add_argument("--private", action="store_true", help="create a private repository")
@@ -156,8 +156,7 @@ def push_data(argv: list[str]) -> None:
 
 def items(argv: list[str]) -> None:
     """Add items to a checkpoint, or remove items from its recommendations."""
-    examples = "hf-bert4rec items add runs/mine/model new.csv\n  hf-bert4rec items remove runs/mine/model 260 1196"
-    parser = _parser("items", f"{items.__doc__}\n\n  {examples}")
+    parser = _parser("items", "add runs/mine/model new.csv", "remove runs/mine/model 260 1196")
     commands = parser.add_subparsers(dest="command", required=True, metavar="add|remove")
     add = commands.add_parser("add", help="add the items of a table; known items get its titles, removed ones return")
     remove = commands.add_parser("remove", help="never recommend items again; histories may contain them")
@@ -180,8 +179,8 @@ def items(argv: list[str]) -> None:
 
 def serve(argv: list[str]) -> None:
     """Answer requests over HTTP: raw item IDs in, recommendations out."""
-    text = f"{serve.__doc__} On SIGHUP the server loads the checkpoint again."
-    parser = _parser("serve", f"{text}\n\n  hf-bert4rec serve runs/mine/model --port 8000")
+    more = " On SIGHUP the server loads the checkpoint again."
+    parser = _parser("serve", "runs/mine/model --port 8000", more=more)
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="checkpoint folder, Hub ID, or exported folder")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine only)")
     parser.add_argument("--port", type=int, default=8000, help="port to listen on (8000)")
@@ -196,7 +195,7 @@ def serve(argv: list[str]) -> None:
 
 def export(argv: list[str]) -> None:
     """Write a checkpoint as an ONNX graph, for other runtimes."""
-    parser = _parser("export", f"{export.__doc__}\n\n  hf-bert4rec export runs/mine/model --output runs/mine/onnx")
+    parser = _parser("export", "runs/mine/model --output runs/mine/onnx")
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="checkpoint folder or Hub ID")
     parser.add_argument("--output", required=True, metavar="FOLDER", help="folder of the result")
     parser.add_argument("--to", default="onnx", choices=("onnx",), help="format (onnx)")
@@ -244,23 +243,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     logger.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR)  # once, by the first process
     with plain_errors(f"hf-bert4rec {name}"):
         while "--import" in rest:
+            from .recipe import import_own_code
+
             place = rest.index("--import")
-            _import(*rest[place + 1 : place + 2])
+            module = " ".join(rest[place + 1 : place + 2])
+            try:
+                import_own_code(module)
+            except (ImportError, ValueError) as error:
+                raise ValueError(f"--import {module} failed: {error}.") from error
+            imported.append(module)
             del rest[place : place + 2]
         COMMANDS[name](rest)
 
 
 imported: list[str] = []  # modules of `--import`, which processes that a command starts import too
-
-
-def _import(module: str = "") -> None:
-    from .recipe import import_own_code
-
-    try:
-        import_own_code(module)
-        imported.append(module)
-    except (ImportError, ValueError) as error:
-        raise ValueError(f"--import {module} failed: {error}.") from error
 
 
 @contextmanager
@@ -283,13 +279,12 @@ def plain_errors(program: str | None = None) -> Iterator[None]:
         sys.exit(f"{program}: error: {reason}")
 
 
-def _parser(name: str, description: str | None = None) -> ArgumentParser:
-    return ArgumentParser(
-        prog=f"hf-bert4rec {name}",
-        description=description or COMMANDS[name].__doc__,
-        formatter_class=RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def _parser(name: str, *examples: str, more: str = "") -> ArgumentParser:
+    """Return a parser whose help begins with the docstring of the command, and examples of its arguments."""
+    command = f"hf-bert4rec {name}"
+    lines = [f"{COMMANDS[name].__doc__}{more}\n", *(f"  {command} {example}" for example in examples)]
+    form = RawDescriptionHelpFormatter
+    return ArgumentParser(command, description="\n".join(lines), formatter_class=form, allow_abbrev=False)
 
 
 def _help_text(name: str) -> str:

@@ -56,62 +56,60 @@ OWN_CODE = ("split", "architecture")
 """Options that can name code to import, `package.module:name`."""
 
 
+def _option(default: Any, text: str) -> Any:
+    return HfArg(default=default, help=text)
+
+
 @dataclass(frozen=True)
 class RunArguments:
-    """Options of the run itself.
+    """Options of the run itself."""
 
-    Args:
-        data: Log to read: a file, a folder, a Hub dataset, or ml-latest-small (embedded).
-        titles: Table with the titles of the items, such as movies.csv.
-        title_item: Column of the item ID in `titles`; found by its usual names if not given.
-        title_column: Column of the title in `titles`; found by its usual names if not given.
-        item_features: Table with features of the items, such as brand, price, text (docs/items.md).
-        feature_text: Columns of `item_features` with text, which `encoder` turns into vectors.
-        encoder: Model of sentence-transformers for `feature_text`: Hub ID or folder.
-        item_ids: Table that renames the items: ID in the log, ID to use. `titles` then lists the IDs of the log.
-        split: leave_one_out, at_time, train_on_all, new_interactions, or package.module:function.
-        max_length: Longest input, including the [MASK] of the query. None: that of the model.
-        popularity_candidates: Also rank among N items per user, drawn by popularity; 100 in the paper.
-        uniform_candidates: Also rank among N items per user, drawn uniformly.
-        architecture: bert4rec, sasrec, gru4rec, or package.module:ConfigClass.
-        recommended_settings: Choose the options that you do not give, from statistics of the log (docs/training.md).
-        initialize_items: Initialize item vectors and output biases from item counts of the training histories.
-        start_from: Checkpoint of another catalog whose encoder and shared items are the start.
-        continue_from: Checkpoint to continue training on the new interactions of `data`, with its recipe
-            (docs/items.md).
-        history: Log of the earlier interactions, with `continue_from`.
-        allow_earlier: With `continue_from`, accept interactions before the end of the log of its training.
-        tolerance: With `continue_from`, largest fall of validation NDCG@10 with which it is replaced.
-        match_items: How items of `start_from` are matched.
-        name: Name of the checkpoint on its card. None: that of the output folder.
-        terms: Terms of use of the data, for the card.
-        example: History of item IDs for summary and card.
-    """
+    _argument_group_name = "data and protocol"
 
-    data: str = ""
-    titles: str | None = None
-    title_item: str | None = None
-    title_column: str | None = None
-    item_features: str | None = None
-    feature_text: list[str] | None = None
-    encoder: str | None = None
-    item_ids: str | None = None
-    split: str = "leave_one_out"
-    max_length: int | None = None
-    popularity_candidates: int = 0
-    uniform_candidates: int = 0
-    architecture: str = "bert4rec"
-    recommended_settings: bool = True
-    initialize_items: bool = True
-    start_from: str | None = None
-    continue_from: str | None = None
-    history: str | None = None
-    allow_earlier: bool = False
-    tolerance: float = 0.002
-    match_items: Literal["id", "title"] = "id"
-    name: str | None = None
-    terms: str | None = None
-    example: list[str] | None = None
+    data: str = _option("", "Log to read: a file, a folder, a Hub dataset, or ml-latest-small (embedded).")
+    titles: str | None = _option(None, "Table with the titles of the items, such as movies.csv.")
+    title_item: str | None = _option(None, "Column of the item ID in `titles`; found by its usual names if not given.")
+    title_column: str | None = _option(None, "Column of the title in `titles`; found by its usual names if not given.")
+    item_features: str | None = _option(
+        None, "Table with features of the items, such as brand, price, text (docs/items.md)."
+    )
+    feature_text: list[str] | None = _option(  # noqa: RUF009
+        None, "Columns of `item_features` with text, which `encoder` turns into vectors."
+    )
+    encoder: str | None = _option(None, "Model of sentence-transformers for `feature_text`: Hub ID or folder.")
+    item_ids: str | None = _option(
+        None, "Table that renames the items: ID in the log, ID to use. `titles` then lists the IDs of the log."
+    )
+    split: str = _option(
+        "leave_one_out", "leave_one_out, at_time, train_on_all, new_interactions, or package.module:function."
+    )
+    max_length: int | None = _option(None, "Longest input, including the [MASK] of the query. None: that of the model.")
+    popularity_candidates: int = _option(0, "Also rank among N items per user, drawn by popularity; 100 in the paper.")
+    uniform_candidates: int = _option(0, "Also rank among N items per user, drawn uniformly.")
+    architecture: str = _option("bert4rec", "bert4rec, sasrec, gru4rec, or package.module:ConfigClass.")
+    recommended_settings: bool = _option(
+        True, "Choose the options that you do not give, from statistics of the log (docs/training.md)."
+    )
+    initialize_items: bool = _option(
+        True, "Initialize item vectors and output biases from item counts of the training histories."
+    )
+    start_from: str | None = _option(
+        None, "Checkpoint of another catalog whose encoder and shared items are the start."
+    )
+    continue_from: str | None = _option(
+        None, "Checkpoint to continue training on the new interactions of `data`, with its recipe (docs/items.md)."
+    )
+    history: str | None = _option(None, "Log of the earlier interactions, with `continue_from`.")
+    allow_earlier: bool = _option(
+        False, "With `continue_from`, accept interactions before the end of the log of its training."
+    )
+    tolerance: float = _option(
+        0.002, "With `continue_from`, largest fall of validation NDCG@10 with which it is replaced."
+    )
+    match_items: Literal["id", "title"] = _option("id", "How items of `start_from` are matched.")
+    name: str | None = _option(None, "Name of the checkpoint on its card. None: that of the output folder.")
+    terms: str | None = _option(None, "Terms of use of the data, for the card.")
+    example: list[str] | None = _option(None, "History of item IDs for summary and card.")  # noqa: RUF009
 
 
 @dataclass(frozen=True)
@@ -119,7 +117,7 @@ class Recipe:
     """All options of a run, by what they are passed to. Nothing changes them after parsing."""
 
     source: str | None  # the YAML file or checkpoint folder
-    run: RunArguments  # an object with its attributes
+    run: RunArguments
     reading: Any  # options of `load_interactions`
     splitting: Any  # options of all splits in `SPLITS`, and of the split of this run
     model: Any  # options of the model's configuration
@@ -286,9 +284,8 @@ def _sections(run: Mapping[str, Any]) -> dict[str, type]:
     from_data = ("vocab_size", "max_position_embeddings", "pad_token_id", "bos_token_id", "eos_token_id")
     reading = inspect.signature(load_interactions, eval_str=True).parameters
     masking = inspect.signature(DataCollatorForCloze, eval_str=True).parameters
-    run_options = inspect.signature(RunArguments, eval_str=True).parameters
     return {
-        "run": _section("data and protocol", run_options, [RunArguments]),
+        "run": RunArguments,
         "reading": _section("reading the log", reading, [load_interactions], without=("source",)),
         "splitting": _section("splitting", splitting, [build_histories, *(it.function for it in splits)]),
         "model": _section("model", model, classes, without=from_data),
