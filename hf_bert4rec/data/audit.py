@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,7 @@ from ..models.configuration_bert4rec import SPECIAL_TOKENS
 from .histories import are_repeats, flatten, target_items, times_are_comparable
 
 NEEDED = ("user", "input_ids", "timestamps", "labels", "history")
+KEY = ["user", "item", "time"]  # numbers of user and item; the row of the split is `row`
 
 
 @dataclass(frozen=True)
@@ -66,19 +68,19 @@ def audit(histories: DatasetDict) -> list[Finding]:
     numbers = {user: number for number, user in enumerate(users)}
     inputs = {name: _actions(rows, numbers, "input_ids") for name, rows in histories.items()}
     targets = {name: _targets(rows, numbers) for name, rows in histories.items() if name != "train"}
-    train = np.concatenate([inputs["train"], _actions(histories["train"], numbers, "labels")])
-    every = np.concatenate([train, *targets.values()])
-    comparable = times_are_comparable(every["user"], every["time"])
+    train = pd.concat([inputs["train"], _actions(histories["train"], numbers, "labels")])
+    every = pd.concat([train, *targets.values()])
+    comparable = times_are_comparable(every["user"].to_numpy(), every["time"].to_numpy())
     first_target = np.full(len(numbers), np.inf)
     for target in targets.values():
         np.minimum.at(first_target, target["user"], target["time"])
-    late = np.unique(train["row"][train["time"] > first_target[train["user"]]])
+    late = train["row"][train["time"] > first_target[train["user"]]].unique()
     what = "contain an interaction later than an evaluated target of the same user"
     findings = [Finding(what, "train", late, histories["train"].num_rows, leak=True)]
     for name, target in targets.items():
         found = _evaluated(histories[name], train, inputs[name], target)
         if name == "test" and "validation" in targets:
-            chosen_by = np.concatenate([targets["validation"], inputs["validation"]])
+            chosen_by = pd.concat([targets["validation"], inputs["validation"]])
             found.append(("have a target that is in the user's validation row", _in(target, chosen_by), True))
         if comparable:
             older = target["time"] < (train["time"].max() if len(train) else -np.inf)
@@ -99,20 +101,19 @@ def _check(histories: DatasetDict) -> None:
 
 
 def _evaluated(
-    rows: Dataset, train: np.ndarray, inputs: np.ndarray, target: np.ndarray
-) -> list[tuple[str, np.ndarray, bool]]:
+    rows: Dataset, train: pd.DataFrame, inputs: pd.DataFrame, target: pd.DataFrame
+) -> list[tuple[str, Any, bool]]:
     """Findings in a validation or test split: text, which rows (bool), and whether it is a leak."""
-    late = np.isin(target["row"], inputs["row"][inputs["time"] > target["time"][inputs["row"]]])
-    first = np.isin(target["row"], np.unique(target["user"], return_index=True)[1])
+    late = inputs["row"][inputs["time"].to_numpy() > target["time"].to_numpy()[inputs["row"]]]
     known = target["item"] >= len(SPECIAL_TOKENS)
     found = [
         ("have a target that is in the user's training rows", _in(target, train), True),
         ("have a target that is among their inputs", _in(target, inputs), True),
-        ("have an input later than the target", late, True),
-        ("are a second row of their user", ~first, True),
-        ("are of users who are in train too", np.isin(target["user"], train["user"]), False),
+        ("have an input later than the target", target["row"].isin(late), True),
+        ("are a second row of their user", target["user"].duplicated(), True),
+        ("are of users who are in train too", target["user"].isin(train["user"]), False),
         ("have a target that the user has had before", are_repeats(rows), False),
-        ("have a target that never occurs in train", known & ~np.isin(target["item"], train["item"]), False),
+        ("have a target that never occurs in train", known & ~target["item"].isin(train["item"]), False),
         ("have a target that is not in the tokenizer and counts as missed", ~known, False),
     ]
     if "candidates" in rows.column_names:
@@ -122,33 +123,26 @@ def _evaluated(
     return found
 
 
-def _actions(rows: Dataset, numbers: Mapping[str, int], column: str) -> np.ndarray:
+def _actions(rows: Dataset, numbers: Mapping[str, int], column: str) -> pd.DataFrame:
     """Interactions on the items in a column, which is null in some rows; special tokens are not items."""
     table = rows.select_columns(["user", "timestamps", column]).with_format("arrow")[:]
     given = np.flatnonzero(table[column].is_valid())
     if not len(given):
-        return _structured(*np.zeros((4, 0), np.int64))
+        return pd.DataFrame(columns=["row", *KEY], dtype=np.int64)
     table = table.take(given)
     (items, places), (times, _) = flatten(table[column]), flatten(table["timestamps"])
     users = np.array([numbers[user] for user in table["user"].to_pylist()])
-    return _structured(given[places], users[places], items, times)[items >= len(SPECIAL_TOKENS)]
+    found = pd.DataFrame({"row": given[places], "user": users[places], "item": items, "time": times})
+    return found[items >= len(SPECIAL_TOKENS)]
 
 
-def _targets(rows: Dataset, numbers: Mapping[str, int]) -> np.ndarray:
+def _targets(rows: Dataset, numbers: Mapping[str, int]) -> pd.DataFrame:
     """The target of each row; its time is that of the [MASK], the last one."""
     users = np.array([numbers[user] for user in rows["user"][:]], np.int64)
     times = np.array([times[-1] for times in rows["timestamps"][:]])
-    return _structured(np.arange(rows.num_rows), users, target_items(rows), times)
+    return pd.DataFrame({"row": range(len(users)), "user": users, "item": target_items(rows), "time": times})
 
 
-def _structured(*columns: np.ndarray) -> np.ndarray:
-    names = ("row", "user", "item", "time")  # numbers of row and user, row of the item table
-    dtype = [(name, column.dtype) for name, column in zip(names, columns, strict=True)]
-    return np.rec.fromarrays(columns, dtype=dtype).view(np.ndarray)
-
-
-def _in(targets: np.ndarray, actions: np.ndarray) -> np.ndarray:
+def _in(targets: pd.DataFrame, actions: pd.DataFrame) -> np.ndarray:
     """Whether the user, item and time of each target are those of an interaction."""
-    fields = ("user", "item", "time")
-    keys = [pd.MultiIndex.from_arrays([rows[field] for field in fields]) for rows in (targets, actions)]
-    return keys[0].isin(keys[1])
+    return pd.MultiIndex.from_frame(targets[KEY]).isin(pd.MultiIndex.from_frame(actions[KEY]))

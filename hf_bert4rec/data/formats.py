@@ -122,11 +122,6 @@ def read_json(file: SourceFile) -> RawLog | pd.DataFrame:
     return RawLog(file.name, list(map(str, first)), read, locate)
 
 
-def read_parquet(file: SourceFile) -> pa.Table:
-    """Read a Parquet file."""
-    return pq.ParquetFile(file.path, page_checksum_verification=True).read()
-
-
 FORMATS: dict[str, Callable[[SourceFile], Any]] = {  # suffix -> function
     "csv": read_delimited,  # also MovieLens ratings.csv, Amazon ratings only
     "tsv": partial(read_delimited, separator="\t"),
@@ -138,7 +133,7 @@ FORMATS: dict[str, Callable[[SourceFile], Any]] = {  # suffix -> function
     "sequences": read_sequences,  # user item item …
     "json": read_json,  # Amazon reviews, Steam
     "jsonl": read_json,
-    "parquet": read_parquet,
+    "parquet": lambda file: pq.ParquetFile(file.path, page_checksum_verification=True).read(),
 }
 
 

@@ -66,11 +66,10 @@ def load_interactions(
         FileNotFoundError: There is no such file.
         ValueError: The source cannot be read; the message names the line and says what to do.
     """
-    _check_numbers(
-        min_rating=min_rating or 0,
-        min_user_interactions=min_user_interactions,
-        min_item_interactions=min_item_interactions,
-    )
+    fewest = {"min_user_interactions": min_user_interactions, "min_item_interactions": min_item_interactions}
+    for name, value in {"min_rating": min_rating or 0, **fewest}.items():
+        if not isinstance(value, Number):
+            raise ValueError(f"Expected a number as `{name}`, found {value!r}.")
     log = open_log(source, "interactions", format, separator, encoding, [user, item, timestamp, rating])
     wanted: dict[str, Column] = {"user": user, "item": item, "timestamp": timestamp}
     if min_rating is not None:
@@ -111,12 +110,6 @@ def load_interactions(
     level = logging.WARNING if 10 * (~complete).sum() > len(complete) else logging.INFO
     logger.log(level, f"{log.name}: {len(table):,} interactions of {' with '.join(counts)}{notes}; dropped: {losses}.")
     return Dataset(table)
-
-
-def _check_numbers(**options: Any) -> None:
-    for name, value in options.items():
-        if not isinstance(value, Number):
-            raise ValueError(f"Expected a number as `{name}`, found {value!r}.")
 
 
 def _read(log: RawLog, found: Mapping[str, int]) -> tuple[pa.Table, np.ndarray]:

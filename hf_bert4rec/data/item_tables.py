@@ -81,19 +81,12 @@ def load_item_features(
 
 @dataclass(frozen=True)
 class NewItems:
-    """Items to add to a catalog.
+    """Items to add to a catalog."""
 
-    Args:
-        items: Raw IDs.
-        titles: ID -> title, of the items that have one.
-        likes: ID -> IDs of known items that it is like, of the items that have some.
-        features: Their features, encoded like those of the catalog; None if the table has no such columns.
-    """
-
-    items: list[str]
-    titles: dict[str, str]
-    likes: dict[str, list[str]]
-    features: ItemFeatures | None
+    items: list[str]  # raw IDs
+    titles: dict[str, str]  # ID -> title, of the items that have one
+    likes: dict[str, list[str]]  # ID -> IDs of known items that it is like, of the items that have some
+    features: ItemFeatures | None  # encoded like those of the catalog; None if the table has no such columns
 
 
 def load_new_items(source: Any, known: ItemFeatures | None, item: Column = None, **options: Any) -> NewItems:
