@@ -36,10 +36,10 @@ from ..hub.run_facts import UNPUBLISHED_OPTIONS, RunFacts
 from ..models.configuration_bert4rec import SPECIAL_TOKENS
 from ..training.resources import peak_memory
 from .comparison_report import ModelResult, format_report, result_file, summarize
-from .evaluate import evaluator
 from .prepare import describe_data, excludes_history, prepare, protocol, sampled_by, whole_histories
 from .recipe import Recipe, find_split, import_own_code, parse_recipe, read_yaml
 from .run import run
+from .trainers import evaluator
 
 KINDS = ("baseline", "recipe", "checkpoint")
 WITHOUT_EFFECT = (*UNPUBLISHED_OPTIONS, "disable_tqdm", "use_cpu")

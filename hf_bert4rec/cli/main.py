@@ -46,8 +46,8 @@ def evaluate(argv: list[str]) -> None:
         return
     from ..hub.checkpoint import fetch_checkpoint
     from ..hub.model_card import results_table, sampled_table
-    from .evaluate import evaluate
     from .recipe import parse_recipe
+    from .trainers import evaluate
 
     words = [*argv]
     if words and not words[0].startswith("-"):

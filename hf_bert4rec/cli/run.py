@@ -14,12 +14,11 @@ from ..hub.push import push_checkpoint
 from ..hub.run_facts import FACTS_FILE, RunFacts
 from ..training.item_features import projection_file
 from ..training.trainer import RecommendationTrainer
-from .build import build_trainer
-from .evaluate import evaluate_rows, evaluator
 from .prepare import describe_data, prepare, protocol, whole_histories
 from .recipe import Recipe, find_split
 from .report import draw_curve
 from .resume import finish, start_or_resume
+from .trainers import build_trainer, evaluate_rows, evaluator
 
 logger = logging.getLogger(__name__)
 

@@ -14,12 +14,12 @@ from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, Trainer
 import hf_bert4rec
 from hf_bert4rec.cli import resume
 from hf_bert4rec.cli import run as run_module
-from hf_bert4rec.cli.evaluate import evaluate, evaluator
 from hf_bert4rec.cli.main import main
 from hf_bert4rec.cli.prepare import describe_data, prepare, whole_histories
 from hf_bert4rec.cli.recipe import parse_recipe
 from hf_bert4rec.cli.report import recommendation_table, summary
 from hf_bert4rec.cli.run import run
+from hf_bert4rec.cli.trainers import evaluate, evaluator
 from hf_bert4rec.evaluation.baselines import Popularity
 from hf_bert4rec.evaluation.trainer_evaluation import rank_rows
 from hf_bert4rec.hub.checkpoint import check_sizes, save_checkpoint

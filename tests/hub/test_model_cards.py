@@ -11,8 +11,8 @@ from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 import hf_bert4rec
-from hf_bert4rec.cli.evaluate import evaluate
 from hf_bert4rec.cli.recipe import parse_recipe
+from hf_bert4rec.cli.trainers import evaluate
 from hf_bert4rec.hub.checkpoint import check_checkpoint
 from hf_bert4rec.hub.model_card import model_card, sampled_table
 from hf_bert4rec.hub.push import HANDLER, push_checkpoint

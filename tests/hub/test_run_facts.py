@@ -9,8 +9,8 @@ import huggingface_hub
 import pytest
 
 import hf_bert4rec
-from hf_bert4rec.cli.evaluate import evaluate
 from hf_bert4rec.cli.recipe import parse_recipe
+from hf_bert4rec.cli.trainers import evaluate
 from hf_bert4rec.hub.checkpoint import check_checkpoint
 from hf_bert4rec.hub.model_card import model_card
 from hf_bert4rec.hub.run_facts import FORMAT_VERSION, DataFacts, MachineFacts, RunFacts

@@ -4,9 +4,9 @@ import pytest
 from datasets import Dataset, Features, Value
 
 from hf_bert4rec import recommended_settings
-from hf_bert4rec.cli.build import objective_arguments
 from hf_bert4rec.cli.prepare import prepare
 from hf_bert4rec.cli.recipe import parse_recipe
+from hf_bert4rec.cli.trainers import objective_arguments
 
 
 def log(users: int, length: int, items: int, repeat: int = 0) -> Dataset:

@@ -1,7 +1,8 @@
-"""Model and Trainer of a recipe."""
+"""Trainers of a recipe: one that trains its model, and one that evaluates a model or baseline."""
 
 import copy
 import logging
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,17 @@ from transformers import (
     AutoConfig,
     AutoModelForMaskedLM,
     AutoTokenizer,
+    EvalPrediction,
     PreTrainedModel,
     PrinterCallback,
     ProgressCallback,
+    Trainer,
     set_seed,
 )
 
 from ..data.tokenization import ItemTokenizer
-from ..evaluation.ranking import ranking_metrics, sampled_metrics
+from ..evaluation.ranking import bootstrap_interval, ndcg_gains, ranking_metrics, sampled_metrics
+from ..evaluation.trainer_evaluation import rank_rows
 from ..hub.checkpoint import check_sizes, fetch_checkpoint
 from ..models.item_loss import check_loss
 from ..models.registry import architecture_of
@@ -31,7 +35,7 @@ from ..training.objectives import cloze_training, next_item_training
 from ..training.resources import check_memory, estimate_memory
 from ..training.trainer import RecommendationTrainer
 from ..training.transfer import transfer
-from .prepare import sampled_by
+from .prepare import prepare, protocol, sampled_by
 from .recipe import Recipe, find_configuration
 from .report import EpochLines, EpochLinesWithBar
 
@@ -144,3 +148,48 @@ def objective_arguments(recipe: Recipe, tokenizer: ItemTokenizer) -> dict[str, A
 def _warn_unused(recipe: Recipe, names: Iterable[str], reader: str) -> None:
     if unused := [name for name in names if name in recipe.given]:
         logger.warning("%s does not use %s.", reader, ", ".join(unused))
+
+
+def evaluate(recipe: Recipe) -> tuple[tuple[str, str | None], dict[str, dict[str, float]], dict[str, tuple]]:
+    """Evaluate the checkpoint folder of a recipe again; options that are not given are those of its own recipe.
+
+    Return the protocols, as from `protocol`; split → metric → value; and split → 95 % interval of NDCG@10 over users.
+    """
+    if recipe.source is None:
+        raise ValueError("Name the checkpoint to evaluate, a folder or a Hub ID, before all options.")
+    model, tokenizer = (auto.from_pretrained(recipe.source) for auto in (AutoModelForMaskedLM, AutoTokenizer))
+    _, _, _, histories = prepare(recipe, tokenizer)
+    trainer = evaluator(model, recipe, tokenizer)
+    found = {split: evaluate_rows(trainer, rows) for split, rows in histories.items() if split != "train"}
+    if not found:
+        raise ValueError(f"The split {recipe.run.split} holds nothing out to evaluate on. Choose another `--split`.")
+    return (
+        protocol(recipe, len(tokenizer.items), model.config.exclude_history),
+        {split: metrics for split, (metrics, _) in found.items()},
+        {split: bootstrap_interval(gains) for split, (_, gains) in found.items()},
+    )
+
+
+def evaluator(model: torch.nn.Module, recipe: Recipe, tokenizer: ItemTokenizer) -> Trainer:
+    """Return a stock Trainer that evaluates a model or baseline as a run does, without progress bars.
+
+    A given `exclude_history` overrides that of the model. Raises ValueError if the tokenizer has another catalog.
+    """
+    settings: Any = getattr(model, "config", model)
+    settings.exclude_history = recipe.given.get("exclude_history", settings.exclude_history)
+    if settings is not model:
+        check_sizes(model, tokenizer)
+    args = copy.copy(recipe.training)
+    args.output_dir, args.disable_tqdm, args.torch_compile = tempfile.gettempdir(), True, False  # nothing is written
+    args.eval_strategy, args.load_best_model_at_end, args.push_to_hub = "no", False, False
+    trainer = Trainer(model, args, **objective_arguments(recipe, tokenizer))
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def evaluate_rows(trainer: Trainer, rows: Dataset) -> tuple[dict[str, float], np.ndarray]:
+    """Return the ranking metrics of a split, and NDCG@10 of each user."""
+    ranks = rank_rows(trainer, rows)
+    assert trainer.compute_metrics is not None
+    metrics = trainer.compute_metrics(EvalPrediction(predictions=ranks, label_ids=None))
+    return metrics, ndcg_gains(ranks if ranks.ndim == 1 else ranks[:, 0], 10)
