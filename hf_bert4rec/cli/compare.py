@@ -25,13 +25,7 @@ from ..data.histories import target_items
 from ..evaluation.baselines import BASELINES, DataCollatorWithUsers
 from ..evaluation.comparison import evaluate_users, split_metrics, user_groups
 from ..evaluation.ranking import SAMPLED_METRICS
-from ..hub.checkpoint import (
-    check_sizes,
-    fetch_checkpoint,
-    last_complete_checkpoint,
-    stored_exclude_history,
-    weight_files,
-)
+from ..hub.checkpoint import fetch_checkpoint, last_complete_checkpoint, stored_exclude_history, weight_files
 from ..hub.run_facts import UNPUBLISHED_OPTIONS, RunFacts
 from ..models.configuration_bert4rec import SPECIAL_TOKENS
 from ..training.resources import peak_memory
@@ -163,7 +157,6 @@ def evaluate_model(comparison: Comparison, name: str, split: str, folder: str, m
         )
         facts, items = RunFacts.load(checkpoint), tokenizer.items
         model, tokenizer = (auto.from_pretrained(checkpoint) for auto in (AutoModelForMaskedLM, AutoTokenizer))
-        check_sizes(model, tokenizer)
         if facts.data.sha256 != data.sha256 or tokenizer.items != items:
             other = f"other data or items than those of {comparison.recipe}"
             raise ValueError(f"{checkpoint} was trained on {other}. Use the same data, or remove it from `models`.")

@@ -105,8 +105,7 @@ def _add_candidates(recipe: Recipe, histories: DatasetDict, interactions: Datase
     run = recipe.run
     for name in set(histories) - {"train"}:
         if run.popularity_candidates:
-            items = tokenizer.encode_items(interactions.with_format("arrow")[:]["item"])
-            counts = np.bincount(items, minlength=len(tokenizer))
+            counts = np.bincount(tokenizer.encode_items(interactions), minlength=len(tokenizer))
             histories[name] = popularity_candidates(histories[name], counts, run.popularity_candidates)
         elif run.uniform_candidates:
             histories[name] = uniform_candidates(histories[name], len(tokenizer), run.uniform_candidates)

@@ -131,17 +131,13 @@ class Recipe:
 
     def fill(self, options: Mapping[str, Mapping[str, Any]]) -> Self:
         """Return a recipe with more given options, section -> option -> value, except those that are given already."""
-        new = {
-            section: {name: it for name, it in values.items() if name not in self.given}
-            for section, values in options.items()
-        }
-        sections: dict[str, Any] = {}
-        for section, values in new.items():
-            sections[section] = copy.copy(getattr(self, section))
-            for name, value in values.items():
-                object.__setattr__(sections[section], name, value)  # replace() would prepare the devices once more
-        given = self.given | {name: value for values in new.values() for name, value in values.items()}
-        return dataclasses.replace(self, **sections, given=given)
+        given: dict[str, Any] = {}
+        sections: dict[str, Any] = {section: copy.copy(getattr(self, section)) for section in options}
+        for section, values in options.items():
+            for name in values.keys() - self.given.keys():
+                object.__setattr__(sections[section], name, values[name])  # replace() would prepare the devices again
+                given[name] = values[name]
+        return dataclasses.replace(self, **sections, given=self.given | given)
 
 
 def parse_recipe(argv: Sequence[str]) -> Recipe:

@@ -130,7 +130,7 @@ def guess_roles(rows: Rows) -> dict[str, int]:
         return {}
     amazon = _most(ASIN.fullmatch, columns[0]) and _most(AMAZON_USER.fullmatch, columns[1])
     roles = ["item", "user"] if amazon else ["user", "item"]
-    kinds = {"timestamp": _is_time, "rating": _is_rating}
+    kinds = {"timestamp": _is_time, "rating": lambda cell: -100 <= _number(cell) <= 100}
     for column in columns[2:]:
         roles.append(next((kind for kind, fits in kinds.items() if _most(fits, column)), ""))
     return {} if "" in roles or len(set(roles)) < len(roles) else {role: i for i, role in enumerate(roles)}
@@ -163,10 +163,6 @@ def _is_recent(cell: str) -> bool:
     """Return whether a cell is a date, or a Unix time in s from 1995 on or in ms from 2001 on, no ISBN."""
     number = _number(cell) if not cell.strip().startswith("0") else 0  # ISBNs begin with zeros
     return bool(DAY.match(cell)) or 8e8 <= number < 2**31 or 1e12 <= number < 2**31 * 1e3
-
-
-def _is_rating(cell: str) -> bool:
-    return -100 <= _number(cell) <= 100
 
 
 def _number(cell: str) -> float:

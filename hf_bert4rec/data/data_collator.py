@@ -51,10 +51,10 @@ class DataCollatorForNextItem:
                 raise ValueError(f"An evaluated row has {wrong[0]}. Give each of the `input_ids` one label.")
             labels[own], _ = pad_rows([row["labels"] for row in evaluated], -100, input_ids.shape[1])
         if len(evaluated) < len(features):
-            train = ~own if evaluated else slice(None)  # a slice copies nothing
+            train = ~own
             if not real[train].any(axis=1).all():
                 raise ValueError("Expected at least one item in each training row, found an empty row. Remove it.")
-            rows = [row for row in features if row.get("labels") is None] if evaluated else features
+            rows = [row for row in features if row.get("labels") is None]
             input_ids[train], chosen = self._choose_labels(rows, input_ids[train], real[train])
             labels[train] = np.where(chosen < len(SPECIAL_TOKENS), -100, chosen)  # [UNK] is not to be predicted
         batch = {"input_ids": input_ids, "attention_mask": real.astype(np.int64), "labels": labels}

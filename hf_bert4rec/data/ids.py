@@ -1,5 +1,6 @@
 """IDs of users and items: always text, whatever type a log or a history has them in."""
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from datetime import date
 from decimal import Decimal
@@ -26,10 +27,8 @@ def as_ids(values: Values | pa.Array, what: str, locate: Callable[[int], str] = 
             begins with the place of the row, as from `locate`, and `what` the IDs are.
     """
     kind = None if isinstance(values, list) else values.type
-    if kind and not (pa.types.is_floating(kind) or pa.types.is_nested(kind) or "binary" in str(kind)):
+    if kind and not (pa.types.is_nested(kind) or re.search("float|double|decimal|binary", str(kind))):
         ids = pc.cast(values, pa.string())
-        if pa.types.is_decimal(kind):
-            ids = pc.replace_substring_regex(ids, r"\.0+$", "")
     else:
         digits = {"halffloat": 11, "float": 24}.get(str(kind), 53)
         distinct, places = distinct_values(values)

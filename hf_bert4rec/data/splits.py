@@ -224,15 +224,15 @@ class Split:
         return self.protocol.format(**values) + merged
 
 
-def _past_of_time(
-    interactions: Dataset, validation_time: str | float, test_time: str | float, validation_in_train: bool
-) -> Dataset:
-    return before(interactions, test_time if validation_in_train else validation_time)
-
-
 SPLITS: dict[str, Split] = {  # name in a recipe -> split; add your own before a recipe is parsed
     "leave_one_out": Split(leave_one_out, "leave-one-out (every user's last item)"),
-    "at_time": Split(split_at_time, "first item of every user from {test_time} on", _past_of_time),
+    "at_time": Split(
+        split_at_time,
+        "first item of every user from {test_time} on",
+        lambda interactions, validation_time, test_time, validation_in_train: before(
+            interactions, test_time if validation_in_train else validation_time
+        ),
+    ),
     "new_interactions": Split(
         new_interactions, "last new item of {held_out:.0%} of the users with interactions since {since}"
     ),
