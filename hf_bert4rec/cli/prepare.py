@@ -15,10 +15,9 @@ from datasets import Dataset, DatasetDict
 from transformers import AutoTokenizer
 
 from ..data.candidates import popularity_candidates, uniform_candidates
-from ..data.features import ItemFeatures
+from ..data.features import ItemFeatures, load_item_features
 from ..data.formats import is_embedded
 from ..data.interactions import load_interactions, load_titles, rename_items
-from ..data.item_tables import load_item_features
 from ..data.tokenization import ItemTokenizer, extend_item_tokenizer, item_tokenizer
 from ..data.values import format_time
 from ..evaluation.ranking import Sampled

@@ -1,6 +1,9 @@
-"""Features of items, and how they become vectors. They are saved with the tokenizer."""
+"""Features of items: read from a table with one row per item, turned into vectors, and saved with the tokenizer."""
 
 import json
+import logging
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from os import PathLike
@@ -11,12 +14,23 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from .columns import Column, find_columns
+from .formats import open_log
+from .ids import Values, as_ids
+from .sources import RawLog, library_errors
+from .values import NUMBER, as_numbers, as_text, check_ids
+
+logger = logging.getLogger(__name__)
+
 FEATURES_FILE = "item_features.parquet"
 PROJECTION_FILE = "item_features.safetensors"  # of a checkpoint: how features become item vectors
 BYTES = 50_000  # of an item
 MOST_CATEGORIES = 1000  # per column; more would rarely be shared by enough items
 MOST_INTERVALS = 10  # of a number
 _SCHEMA = b"hf-bert4rec"  # key in the metadata of the Parquet file
+SEPARATOR = "|"  # between the categories of a text cell, as in the genres of MovieLens
+BINS = np.arange(1, MOST_INTERVALS) / MOST_INTERVALS  # quantiles between the intervals of a number
+LIKE = "like"  # column of new items with the IDs of known ones
 
 
 @dataclass(frozen=True)
@@ -117,3 +131,213 @@ def _encode(column: pa.ChunkedArray, how: dict[str, Any]) -> np.ndarray:
     encoded = np.zeros((len(rows), len(how["values"])), np.float32)
     encoded[owners[places >= 0], places[places >= 0]] = 1
     return encoded / np.sqrt(np.maximum(encoded.sum(axis=1, keepdims=True), 1))
+
+
+def load_item_features(
+    source: Any,
+    *,
+    item: Column = None,
+    text: Sequence[str] = (),
+    encoder: str | None = None,
+    like: ItemFeatures | None = None,
+    format: str | None = None,  # noqa: A002
+    separator: str | None = None,
+    encoding: str | None = None,
+) -> ItemFeatures:
+    """Read the features of items from a table with one row per item.
+
+    The kind of a column follows from its values: numbers; lists of numbers, which are vectors; lists of text, or text,
+    which are categories (text is split at `|`). Columns of text in which most values belong to one item each are
+    ignored, unless they are named in `text`. Values may be missing, but not in vectors. An item without any value is
+    ignored too.
+
+    Args:
+        source: A file, a data frame, or anything else that `load_interactions` reads.
+        item: Column of the item. Default: found by its usual names.
+        text: Columns that become vectors with `encoder`, such as titles and descriptions.
+        encoder: A model of sentence-transformers: Hub ID or folder (`pip install "hf-bert4rec[features]"`).
+        like: Features of other items, with whose columns, encoder and encoding these are read. Other columns are
+            ignored.
+        format: As for `load_interactions`, like the next two.
+        separator: Separator of a text file.
+        encoding: Encoding of a text file.
+
+    Raises:
+        ValueError: An item has no ID or two rows, most values of a column are numbers but not all, vectors have
+            different widths or are not finite, or a column of `text` or the encoder is missing.
+    """
+    known = {key: {"kind": "text"} for key in text} if like is None else like.columns
+    log = open_log(source, "titles", format, separator, encoding, [item, *known])
+    with library_errors(log.name):
+        place, items = read_items(log, item)
+        if missing := [name for name in known if name not in log.columns]:
+            raise ValueError(f"{log.name}: expected a column {missing[0]!r} of features, found {log}.")
+        names = [name for name in log.columns if name != LIKE and log.columns.index(name) != place]
+        names = names if like is None else list(known)
+        _, *values = log.read([place, *map(log.columns.index, names)])
+        read, columns = {"item": items}, {}
+        for name, column in zip(names, values, strict=True):
+            if (found := _read_column(name, column, log, known.get(name, {}), encoder)) is not None:
+                read[name], columns[name] = found
+        if not columns:
+            raise ValueError(f"{log.name}: expected columns of features, found none that can be used: {log}.")
+        kinds = ", ".join(f"{name} ({how['kind']})" for name, how in columns.items())
+        logger.info("%s: features of %d items: %s.", log.name, len(items), kinds)
+        features = ItemFeatures(pa.table(read), columns)
+        described = (features.vectors(items)[:, 1:] != 0).any(axis=1)
+    return ItemFeatures(features.table.filter(pa.array(described)), columns)
+
+
+@dataclass(frozen=True)
+class NewItems:
+    """Items to add to a catalog."""
+
+    items: list[str]  # raw IDs
+    titles: dict[str, str]  # ID -> title, of the items that have one
+    likes: dict[str, list[str]]  # ID -> IDs of known items that it is like, of the items that have some
+    features: ItemFeatures | None  # encoded like those of the catalog; None if the table has no such columns
+
+
+def load_new_items(source: Any, known: ItemFeatures | None, item: Column = None, **options: Any) -> NewItems:
+    """Read items to add, with the columns `title`, `like` and those of the features of the catalog if there are any.
+
+    The options are those of `load_item_features`. The IDs of `like` are a list, or text separated by `|`.
+
+    Raises:
+        ValueError: As for `load_item_features`; some columns of the features are missing, and others are there.
+    """
+    form, separator, encoding = map(options.get, ("format", "separator", "encoding"))
+    own = {} if known is None else known.columns
+    log = open_log(source, "titles", form, separator, encoding, [item, *own])
+    with library_errors(log.name):
+        place, items = read_items(log, item)
+        used = {"item": place} | find_columns(log, {"title": None}, needed=[])
+        if LIKE in log.columns:
+            used[LIKE] = log.columns.index(LIKE)
+        columns = dict(zip(used, log.read(list(used.values())), strict=True))
+        ids = items.to_pylist()
+        titles = as_ids(columns["title"], "title", log.locate).to_pylist() if "title" in used else []
+        likes = _as_categories(_cells(columns[LIKE])) if LIKE in used else []
+    others = [name for place, name in enumerate(log.columns) if place not in used.values() and name not in own]
+    if others:
+        names = ", ".join(map(repr, others))
+        logger.info("%s: not used, because the checkpoint has no such features: %s.", log.name, names)
+    described = not own.keys().isdisjoint(log.columns)
+    return NewItems(
+        ids,
+        {item: title for item, title in zip(ids, titles, strict=False) if title is not None},
+        {item: others for item, others in zip(ids, likes, strict=False) if others},
+        load_item_features(log, item=item, like=known, encoder=options.get("encoder")) if described else None,
+    )
+
+
+def read_items(log: RawLog, item: Column) -> tuple[int, pa.ChunkedArray]:
+    """Return the column of the item and its IDs; ValueError unless each row has an item, and each item one row."""
+    place = find_columns(log, {"item": item}, needed=["item"])["item"]
+    items = as_ids(log.read([place])[0], "item", log.locate)
+    if items.null_count:
+        row = items.is_null().index(True).as_py()
+        raise ValueError(f"{log.name}: expected an item in every row, found none in {log.locate(row)}.")
+    counts = pc.value_counts(items)
+    check_ids(counts.field("values"), counts.field("counts").to_numpy(), "item", log.name)
+    if len(counts) < len(items):
+        twice = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
+        shown = ", ".join(map(repr, twice[:3].to_pylist()))
+        raise ValueError(f"{log.name}: expected one row per item, found several of {shown}. Keep one row of each.")
+    return place, items
+
+
+def _read_column(
+    name: str, values: Values, log: RawLog, known: dict[str, Any], encoder: str | None
+) -> tuple[pa.Array, dict[str, Any]] | None:
+    """Return the values as they are stored, and their encoding; None if the column has no information."""
+    cells = _cells(values)
+    kind = known.get("kind") or _kind(values, cells)
+    if kind in ("vector", "text"):
+        used = known.get("encoder", encoder)
+        if kind == "text" and used != encoder:  # a downloaded checkpoint must not choose what is loaded
+            raise ValueError(
+                f"{log.name}: the text of {name!r} needs the encoder {used!r}. Name it again: `encoder=...`."
+            )
+        rows = _embed(name, as_text(values), log, encoder) if kind == "text" else _as_vectors(name, cells, log)
+        width, scale = rows.shape[1], float(1 / max(np.linalg.norm(rows, axis=1).mean(), 1e-9))
+        how = {"kind": kind, "width": width, "scale": scale} | known
+        if width != how["width"]:
+            raise ValueError(f"{log.name}: the vectors of {name!r} have {width} numbers, expected {how['width']}.")
+        stored = pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), width)
+        return stored, how | ({"encoder": encoder} if kind == "text" else {})
+    if kind == "number":
+        numbers = pc.cast(as_numbers(values, name, log, np.ones(len(values), bool)), pa.float64())
+        given = numbers.drop_null()
+        edges = np.unique(np.quantile(given, BINS)).tolist() if len(given) else []
+        return numbers, known or {"kind": kind, "edges": edges}
+    categories = _as_categories(cells)
+    if not known:
+        counts = Counter(value for row in categories for value in set(row))
+        shared = [value for value, count in counts.most_common(MOST_CATEGORIES) if count > 1]
+        owners = sum(not set(shared).isdisjoint(row) for row in categories)
+        if 2 * owners < sum(map(bool, categories)) or not shared:
+            logger.info("%s: most values of %r belong to one item each, so it is not used.", log.name, name)
+            return None
+        known = {"kind": kind, "values": shared}
+    return pa.array(categories, pa.list_(pa.string())), known
+
+
+def _cells(values: Values) -> list[Any]:
+    return values if isinstance(values, list) else values.to_pylist()
+
+
+def _kind(values: Values, cells: list[Any]) -> str:
+    first = next(filter(_given, cells), "")
+    if isinstance(first, Sequence | np.ndarray) and not isinstance(first, str):
+        return "vector" if len(first) and not isinstance(first[0], str) else "categories"
+    distinct = [value for value in pc.unique(as_text(values)).to_pylist() if value is not None]
+    numbers = sum(bool(NUMBER.fullmatch(value)) for value in distinct)
+    return "number" if distinct and 2 * numbers >= len(distinct) else "categories"
+
+
+def _given(value: Any) -> bool:
+    return value is not None and value == value  # NaN is not equal to itself
+
+
+def _as_categories(cells: list[Any]) -> list[list[str]]:
+    rows = []
+    for cell in cells:
+        found = cell.split(SEPARATOR) if isinstance(cell, str) else cell
+        several = found if isinstance(found, Sequence | np.ndarray) else [found]
+        texts = (str(int(it) if isinstance(it, float) and it.is_integer() else it) for it in several if _given(it))
+        rows.append(distinct_texts(texts))
+    return rows
+
+
+def distinct_texts(texts: Iterable[str]) -> list[str]:
+    """Return texts without blanks around them, each once, and none that is empty."""
+    return [text for text in dict.fromkeys(map(str.strip, texts)) if text]
+
+
+def _as_vectors(name: str, rows: list[Any], log: RawLog) -> np.ndarray:
+    widths = [len(row) if isinstance(row, Sequence | np.ndarray) else 0 for row in rows]
+    usual = Counter(filter(None, widths)).most_common(1)[0][0] if any(widths) else "some"
+    for row, width in enumerate(widths):
+        if width != usual:
+            raise ValueError(f"{log.locate(row)}: expected a vector of {usual} numbers as {name}, found {width}.")
+    vectors = np.array(rows, np.float32)
+    if (bad := np.flatnonzero(~np.isfinite(vectors).all(axis=1))).size:
+        raise ValueError(f"{log.locate(int(bad[0]))}: expected finite numbers as {name}, found NaN or infinity.")
+    return vectors
+
+
+def _embed(name: str, texts: pa.ChunkedArray, log: RawLog, encoder: str | None) -> np.ndarray:
+    if encoder is None:
+        raise ValueError(
+            f"{log.name}: the text of {name!r} needs an encoder. Name a model of sentence-transformers: `encoder=...` "
+            "(command line: `--encoder ...`)."
+        )
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError as error:
+        raise ValueError('Text needs sentence-transformers. Run pip install "hf-bert4rec[features]".') from error
+    model = SentenceTransformer(encoder, trust_remote_code=False, model_kwargs={"use_safetensors": True})
+    vectors = np.array(model.encode(pc.fill_null(texts, "").to_pylist(), show_progress_bar=True), np.float32)
+    vectors[np.asarray(texts.is_null())] = 0  # a missing text says nothing
+    return vectors

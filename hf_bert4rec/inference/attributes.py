@@ -12,8 +12,7 @@ import pyarrow.compute as pc
 from transformers.utils import logging
 
 from ..data.columns import Column
-from ..data.features import ItemFeatures
-from ..data.item_tables import SEPARATOR, distinct_texts, read_items
+from ..data.features import SEPARATOR, ItemFeatures, distinct_texts, read_items
 from ..data.sources import library_errors, open_table
 
 logger = logging.get_logger(__name__)
