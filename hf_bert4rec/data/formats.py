@@ -200,21 +200,20 @@ def is_embedded(source: str | PathLike) -> bool:
 
 
 def _open(file: SourceFile, rows: "_Rows") -> RawLog:
-    sample = [(end, list(map(str.strip, fields))) for _, end, fields in islice(rows, 21)]
-    header = next((row for row, (_, fields) in enumerate(sample) if any(fields)), 0)  # rows of empty cells may precede
-    lines, first = sample[header]
-    first_rows = [fields for _, fields in sample[header:]]
-    names = first
-    if len(first) == 1 or is_header(first_rows) or file.names.intersection(first):
-        skipped, first_rows = header + 1, []
+    sample = [list(map(str.strip, fields)) for _, fields in islice(rows, 21)]
+    start = next((row for row, fields in enumerate(sample) if any(fields)), 0)  # rows of empty cells may precede
+    first_rows = sample[start:]
+    names, width = first_rows[0], len(first_rows[0])
+    if width == 1 or is_header(first_rows) or file.names.intersection(names):
+        skipped, first_rows = start + 1, []
     else:
-        lines, skipped, names = 0, 0, [str(place) for place in range(len(first))]
+        skipped, names = 0, [str(place) for place in range(width)]
 
     def locate(row: int) -> str:
         return f"{file.name}, line {next(islice(rows, row + skipped, None))[0]}"
 
     def read(places: list[int]) -> list[Values]:
-        columns = rows.read(places, len(first), lines, skipped)
+        columns = rows.read(places, width, skipped)
         if skipped and len(places) > 1:
             headers = reduce(pc.and_, (pc.equal(column, names[i]) for column, i in zip(columns, places, strict=True)))
             if count := pc.sum(headers).as_py():
@@ -234,27 +233,27 @@ class _Rows:
         if len(separator.encode()) > 1:  # Arrow splits at a single byte; MovieLens separates by "::"
             self.data, self.delimiter = data.replace(separator.encode(), b"\x1f"), "\x1f"
 
-    def __iter__(self) -> Iterator[tuple[int, int, list[str]]]:
-        """Yield the first and the last line of each row, from 1, and its fields; blank lines are not rows."""
+    def __iter__(self) -> Iterator[tuple[int, list[str]]]:
+        """Yield the first line of each row, from 1, and its fields; blank lines are not rows."""
         quoting: Any = csv.QUOTE_MINIMAL if self.quoted else csv.QUOTE_NONE
-        limit, end = csv.field_size_limit(2**31 - 1), 0
+        limit, line = csv.field_size_limit(2**31 - 1), 1
         try:
             reader = csv.reader(io.StringIO(self.data.decode(), newline=""), delimiter=self.delimiter, quoting=quoting)
             for fields in reader:
-                begin, end = end + 1, reader.line_num
                 if fields:
-                    yield begin, end, fields
+                    yield line, fields
+                line = reader.line_num + 1
         finally:
             csv.field_size_limit(limit)
 
     def fields(self, width: int, skipped: int) -> Iterator[list[str]]:
         """Yield the fields of each row; other widths or an open quotation raise ValueError at the end."""
-        begin, end, bad = 0, 0, []
-        for begin, end, fields in islice(self, skipped, None):  # noqa: B007
+        line, fields, bad = 1, [""], []
+        for line, fields in islice(self, skipped, None):
             if len(fields) == width:
                 yield fields
             else:
-                bad.append((begin, fields))
+                bad.append((line, fields))
         if bad:
             line, fields = bad[0]
             raise ValueError(
@@ -263,23 +262,24 @@ class _Rows:
                 "Fix or remove these lines, or name another `separator` or `format`, such as "
                 f"{spell('separator', ';')} or {spell('format', 'sequences')}."
             )
-        if self.quoted and begin < end and self.data.split(b"\n", begin - 1)[-1].count(b'"') % 2:
-            raise ValueError(f"{self.name}, line {begin}: a quotation mark is not closed. Fix or remove this line.")
+        several_lines = self.quoted and "\n" in "".join(fields)
+        if several_lines and self.data.split(b"\n", line - 1)[-1].count(b'"') % 2:
+            raise ValueError(f"{self.name}, line {line}: a quotation mark is not closed. Fix or remove this line.")
 
-    def read(self, places: list[int], width: int, lines: int, skipped: int) -> list[pa.ChunkedArray]:
-        """Read columns as text, without the first `lines` lines and the first `skipped` rows after them."""
+    def read(self, places: list[int], width: int, skipped: int) -> list[pa.ChunkedArray]:
+        """Read columns as text, without the first `skipped` rows."""
         names = [str(place) for place in range(width)]
         quote, types = '"' if self.quoted else False, dict.fromkeys(names, pa.string())
         try:
             table = pyarrow.csv.read_csv(
                 pa.BufferReader(self.data),
-                pyarrow.csv.ReadOptions(column_names=names, skip_rows=lines),
+                pyarrow.csv.ReadOptions(column_names=names),
                 pyarrow.csv.ParseOptions(delimiter=self.delimiter, quote_char=quote, newlines_in_values=self.quoted),
                 pyarrow.csv.ConvertOptions(column_types=types, include_columns=sorted({names[i] for i in places})),
-            )
+            ).slice(skipped)
             if self.quoted and self.data.count(b'"') % 2:
                 deque(self.fields(width, skipped), maxlen=0)
-        except pa.ArrowInvalid:  # also if a row is longer than a block
+        except pa.ArrowInvalid:  # also if a row is longer than a block, or rows before the header have other widths
             columns = list(zip(*self.fields(width, skipped), strict=True)) or [()] * width
             table = pa.table([pa.array(column, pa.string()) for column in columns], names)
         return [table[names[place]] for place in places]

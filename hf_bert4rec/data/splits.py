@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypedDict, Unpack
+from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
@@ -14,16 +14,8 @@ from .tokenization import ItemTokenizer
 from .values import as_seconds, format_time
 
 
-class RowOptions(TypedDict, total=False):
-    """Options of `build_histories`, which every split passes on."""
-
-    max_length: int | None
-    window_step: float
-    prefixes: bool
-
-
 def leave_one_out(
-    interactions: Dataset, tokenizer: ItemTokenizer, *, validation_in_train: bool = False, **rows: Unpack[RowOptions]
+    interactions: Dataset, tokenizer: ItemTokenizer, *, validation_in_train: bool = False, **rows: Any
 ) -> DatasetDict:
     """Hold out every user's last item for test and the one before for validation; train on the rest (paper, 4.2).
 
@@ -60,7 +52,7 @@ def split_at_time(
     validation_time: str | float,
     test_time: str | float,
     validation_in_train: bool = False,
-    **rows: Unpack[RowOptions],
+    **rows: Any,
 ) -> DatasetDict:
     """Train on all interactions before a point in time; test on each user's first interaction from that time on.
 
@@ -106,7 +98,7 @@ def split_at_time(
     return build_histories(log, tokenizer, train_ends, targets, **rows)
 
 
-def train_on_all(interactions: Dataset, tokenizer: ItemTokenizer, **rows: Unpack[RowOptions]) -> DatasetDict:
+def train_on_all(interactions: Dataset, tokenizer: ItemTokenizer, **rows: Any) -> DatasetDict:
     """Put all interactions into train, without validation or test: for the last training before deployment.
 
     Arguments are those of `leave_one_out`. Find the number of epochs with another split first.
@@ -128,7 +120,7 @@ def new_interactions(
     since: str | float | None = None,
     held_out: float = 0.1,
     replay: float = 1.0,
-    **rows: Unpack[RowOptions],
+    **rows: Any,
 ) -> DatasetDict:
     """Train on the interactions from a point in time on, and on a sample of older ones, to continue a training.
 
@@ -195,8 +187,8 @@ class Split:
         """
         parameters = [*inspect.signature(self.function, eval_str=True).parameters.values()][2:]
         if parameters and parameters[-1].kind is inspect.Parameter.VAR_KEYWORD:
-            passed_on = inspect.signature(build_histories).parameters
-            parameters = [*parameters[:-1], *(passed_on[name] for name in RowOptions.__annotations__)]
+            passed_on = inspect.signature(build_histories).parameters.values()
+            parameters[-1:] = [it for it in passed_on if it.kind is inspect.Parameter.KEYWORD_ONLY]
         return {parameter.name: parameter for parameter in parameters if parameter.name != "max_length"}
 
     def resolve(self, given: Mapping[str, Any]) -> dict[str, Any]:
