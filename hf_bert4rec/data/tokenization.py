@@ -8,6 +8,7 @@ import copy
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ class ItemTokenizer(PreTrainedTokenizerFast):
         "tokenizer_file": "tokenizer.json", "titles_file": TITLES_FILE, "features_file": FEATURES_FILE,
     }  # fmt: skip
     titles: list[str | None] | None = None
-    _features: ItemFeatures | Path | None = None
+    _features_file: str | None = None
     _items: pa.StringArray | None = None
 
     # Not in `__init__`: for a class that has one, transformers rebuilds the vocabulary and loses the pre-tokenizer.
@@ -69,8 +70,7 @@ class ItemTokenizer(PreTrainedTokenizerFast):
             raise
         except Exception as error:  # the class that the tokenizers library raises
             raise ValueError(f"{source}: the tokenizer cannot be loaded; save or copy it again. {error}") from error
-        if features_file := tokenizer.init_kwargs.pop("features_file", None):
-            tokenizer._features = Path(features_file)
+        tokenizer._features_file = tokenizer.init_kwargs.pop("features_file", None)
         if titles_file := tokenizer.init_kwargs.pop("titles_file", None):
             tokenizer.set_titles(_read_titles(titles_file, len(tokenizer.items)), source=titles_file)
         elif tokenizer.init_kwargs.get("has_titles"):
@@ -103,16 +103,10 @@ class ItemTokenizer(PreTrainedTokenizerFast):
     def removed(self, items: Iterable[str]) -> None:
         self.init_kwargs["removed_items"] = sorted(set(items))
 
-    @property
+    @cached_property
     def features(self) -> ItemFeatures | None:
         """Features of items; ValueError if their file is damaged."""
-        if isinstance(self._features, Path):
-            self._features = ItemFeatures.load(self._features, len(self.items))
-        return self._features
-
-    @features.setter
-    def features(self, features: ItemFeatures | None) -> None:
-        self._features = features
+        return ItemFeatures.load(self._features_file, len(self.items)) if self._features_file else None
 
     @property
     def items(self) -> pa.StringArray:
