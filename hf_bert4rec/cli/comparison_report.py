@@ -83,12 +83,7 @@ def summarize(
 ) -> dict[str, Any]:
     """Return all numbers of a comparison as JSON values, from which `format_report` makes the tables.
 
-    Args:
-        split: The evaluated split.
-        results: Name of the model → result.
-        groups: Name of a group → mask of its users, as from `user_groups`. Empty groups are excluded.
-        published: As in `Comparison`.
-        findings: Audit of the histories.
+    `groups` are those of `user_groups`, of which empty ones are excluded; `findings` are the audit of the histories.
     """
     first = next(iter(results.values()))
     groups = {name: users for name, users in groups.items() if users.any()}

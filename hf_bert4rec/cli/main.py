@@ -206,17 +206,8 @@ def export(argv: list[str]) -> None:
     print(f"Saved in {export_checkpoint(args.checkpoint, args.output, args.revision)}.")
 
 
-COMMANDS: dict[str, Callable[[list[str]], None]] = {
-    "train": train,
-    "evaluate": evaluate,
-    "compare": compare,
-    "recommend": recommend,
-    "serve": serve,
-    "export": export,
-    "items": items,
-    "push": push,
-    "push-data": push_data,
-}
+RUNS = (train, evaluate, compare, recommend, serve, export, items, push, push_data)
+COMMANDS: dict[str, Callable[[list[str]], None]] = {run.__name__.replace("_", "-"): run for run in RUNS}
 """Name of a command → function, called with the arguments after the name. Its docstring is a line of the help."""
 
 

@@ -18,15 +18,11 @@ RECORD = "begun.json"
 def start_or_resume(args: TrainingArguments, data: str | None, options: dict[str, Any]) -> str | None:
     """Return the checkpoint to resume from, or None for a new run, whose record is written.
 
-    Args:
-        args: Training arguments. `resume_from_checkpoint` is false, true (the newest complete one) or a path.
-        data: Checksum of the interactions.
-        options: Values that a resumed run must not change.
-
-    Raises:
-        ValueError: The run cannot be resumed, or a new run would overwrite an interrupted one.
+    `data` is the checksum of the interactions, `options` are values that a resumed run must not change. Raises
+    ValueError if the run cannot be resumed, or if a new run would overwrite an interrupted one.
     """
-    folder, wanted = Path(args.output_dir or ""), str(args.resume_from_checkpoint or False)
+    folder = Path(args.output_dir or "")
+    wanted = str(args.resume_from_checkpoint or False)  # false, true (the newest complete one) or a path
     options = json.loads(json.dumps(options, default=str))
     finished = _read(folder).get("finished")
     if finished and args.process_index == 0:

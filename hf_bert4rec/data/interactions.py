@@ -176,11 +176,9 @@ def load_titles(
         if log.first_rows and len(log.columns) > 1:
             item, title = (0 if item is None else item), (1 if title is None else title)
         found = find_columns(log, {"item": item, "title": title}, needed=["item", "title"])
-        columns = log.read([found["item"], found["title"]])
-        ids, titles = (
-            as_ids(values, role, log.locate) for values, role in zip(columns, ("item", "title"), strict=True)
-        )
-    pairs = zip(ids.to_pylist(), titles.to_pylist(), strict=True)
+        columns = zip(("item", "title"), log.read([found["item"], found["title"]]), strict=True)
+        ids, titles = (as_ids(values, role, log.locate).to_pylist() for role, values in columns)
+    pairs = zip(ids, titles, strict=True)
     return {item: title for item, title in pairs if item is not None and title is not None}
 
 
