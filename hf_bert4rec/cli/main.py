@@ -206,8 +206,8 @@ def export(argv: list[str]) -> None:
     print(f"Saved in {export_checkpoint(args.checkpoint, args.output, args.revision)}.")
 
 
-RUNS = (train, evaluate, compare, recommend, serve, export, items, push, push_data)
-COMMANDS: dict[str, Callable[[list[str]], None]] = {run.__name__.replace("_", "-"): run for run in RUNS}
+FUNCTIONS = (train, evaluate, compare, recommend, serve, export, items, push, push_data)
+COMMANDS: dict[str, Callable[[list[str]], None]] = {it.__name__.replace("_", "-"): it for it in FUNCTIONS}
 """Name of a command → function, called with the arguments after the name. Its docstring is a line of the help."""
 
 

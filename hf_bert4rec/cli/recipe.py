@@ -134,9 +134,10 @@ class Recipe:
         given: dict[str, Any] = {}
         sections: dict[str, Any] = {section: copy.copy(getattr(self, section)) for section in options}
         for section, values in options.items():
-            for name in values.keys() - self.given.keys():
-                object.__setattr__(sections[section], name, values[name])  # replace() would prepare the devices again
-                given[name] = values[name]
+            for name, value in values.items():
+                if name not in self.given:
+                    object.__setattr__(sections[section], name, value)  # replace() would prepare the devices once more
+                    given[name] = value
         return dataclasses.replace(self, **sections, given=self.given | given)
 
 

@@ -26,6 +26,7 @@ def as_ids(values: Values | pa.Array, what: str, locate: Callable[[int], str] = 
         ValueError: A value is not text, a number, a UUID or a date, or is a float too large to be exact. The message
             begins with the place of the row, as from `locate`, and `what` the IDs are.
     """
+    values = pa.chunked_array([values]) if isinstance(values, pa.Array) else values
     kind = None if isinstance(values, list) else values.type
     if kind and not (pa.types.is_nested(kind) or re.search("float|double|decimal|binary", str(kind))):
         ids = pc.cast(values, pa.string())
@@ -39,9 +40,9 @@ def as_ids(values: Values | pa.Array, what: str, locate: Callable[[int], str] = 
             except ValueError as error:
                 raise ValueError(f"{locate(int(np.argmax(places == place)))}, {what}: {error}") from None
         ids = pa.chunked_array([pa.array(texts, pa.string()).take(pa.array(places, mask=places < 0))])
-    chunks = ids.chunks if isinstance(ids, pa.ChunkedArray) else [ids]
     null = pa.scalar(None, pa.string())  # not by if_else, which damages parts of arrays before pyarrow 23
-    return pa.chunked_array([pc.replace_with_mask(chunk, pc.equal(chunk, ""), null) for chunk in chunks], pa.string())
+    given = [pc.replace_with_mask(chunk, pc.equal(chunk, ""), null) for chunk in ids.chunks]
+    return pa.chunked_array(given, pa.string())
 
 
 def as_item_ids(values: Iterable[Any], name: str = "item IDs") -> pa.StringArray:
@@ -97,10 +98,9 @@ def _as_id(value: Any, digits: int = 53) -> str | None:
     return str(value)
 
 
-def distinct_values(values: Values | pa.Array) -> tuple[list[Any], np.ndarray]:
+def distinct_values(values: Values) -> tuple[list[Any], np.ndarray]:
     """Return the distinct values, and for each row the place of its value among them (-1: null)."""
     if isinstance(values, list) or pa.types.is_nested(values.type):
         return values if isinstance(values, list) else values.to_pylist(), np.arange(len(values))
-    values = values if isinstance(values, pa.ChunkedArray) else pa.chunked_array([values])
     encoded = values.dictionary_encode().combine_chunks()
     return encoded.dictionary.to_pylist(), pc.fill_null(encoded.indices, -1).to_numpy()
