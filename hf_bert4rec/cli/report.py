@@ -76,9 +76,12 @@ def summary(folder: Path) -> str:
     if facts.best_checkpoint and split == "test":
         step = int(facts.best_checkpoint.rpartition("-")[2])
         epoch = next(entry["epoch"] for entry in facts.log if entry["step"] == step)
+        found, length = f"that of epoch {epoch:.3g}", f"--num_train_epochs {max(epoch, 1):.3g}"
+        if step == 1:
+            found, length = "the initial model, which recommends popular items: no epoch was better", "--max_steps 1"
         text += [
-            f"\nThe best checkpoint is that of epoch {epoch:.3g}. To train on all interactions before deployment, add "
-            f"--split train_on_all --num_train_epochs {max(epoch, 1):.3g} --output_dir {folder.parent}-all"
+            f"\nThe best checkpoint is {found}. To train on all interactions before deployment, add "
+            f"--split train_on_all {length} --output_dir {folder.parent}-all"
         ]
         if epoch >= LATE * facts.log[-1]["epoch"]:
             text += ["It is near the end of the training: more epochs may be better (--num_train_epochs)."]

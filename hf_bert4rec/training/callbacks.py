@@ -128,8 +128,9 @@ def _log_memory(args: TrainingArguments, model: Bert4RecForMaskedLM, loader: Any
 class EarlyStopping(EarlyStoppingCallback):
     """Early stopping of transformers that keeps its patience counter when training is resumed.
 
-    With `eval_strategy="epoch"`, it also evaluates after a third of the first epoch. If popularity explains most of a
-    log, the best model can occur before the end of the first epoch.
+    With `eval_strategy="epoch"`, it also evaluates after the first step, whose learning rate is 0 with a warm-up, and
+    after a third of the first epoch. If popularity explains most of a log, the best model is the initial one, or one
+    from the first epoch.
     """
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
@@ -139,9 +140,9 @@ class EarlyStopping(EarlyStoppingCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Evaluate and save early in the first epoch."""
-        early = _steps_per_epoch(args, kwargs["train_dataloader"]) // 3
+        step, steps = state.global_step, _steps_per_epoch(args, kwargs["train_dataloader"])
         by_epoch = args.eval_strategy == args.save_strategy == "epoch" and not args.eval_delay
-        if by_epoch and state.global_step == early:
+        if by_epoch and step < steps and step in (1, steps // 3):
             control.should_evaluate = control.should_save = True
 
 

@@ -70,12 +70,20 @@ def test_it_trains_as_the_stock_trainer_does(histories, tmp_path, rate):  # noqa
     assert all(torch.equal(one, other) for one, other in pairs)
 
 
-def test_it_evaluates_after_a_third_of_the_first_epoch_and_after_each_epoch(histories, tmp_path):  # noqa: F811
+def test_it_evaluates_the_initial_model_then_after_a_third_of_an_epoch_and_after_each(histories, tmp_path):  # noqa: F811
     trainer = make_trainer(histories, tmp_path, per_device_train_batch_size=1, early_stopping_patience=5)
+    initial, evaluated = {name: it.clone() for name, it in trainer.model.state_dict().items()}, []
+
+    class Compare(TrainerCallback):
+        def on_evaluate(self, args, state, control, model=None, **kwargs):
+            evaluated.append(all(torch.equal(it, initial[name]) for name, it in model.state_dict().items()))
+
+    trainer.add_callback(Compare)
     trainer.train()
     steps = [entry["step"] for entry in trainer.state.log_history if "eval_loss" in entry or "eval_ndcg@10" in entry]
     epoch = trainer.state.max_steps // 3
-    assert steps == [epoch // 3, epoch, 2 * epoch, 3 * epoch]
+    assert steps == [1, epoch // 3, epoch, 2 * epoch, 3 * epoch]
+    assert evaluated == [True, False, False, False, False]
 
 
 def test_it_saves_a_checkpoint_with_a_card_and_without_pickles(trained, tmp_path):
