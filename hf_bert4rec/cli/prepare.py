@@ -79,14 +79,15 @@ def _with_recommended_settings(recipe: Recipe, interactions: Dataset) -> Recipe:
 
     Rows and masks belong together: if the recipe gives one of these options another value, none is filled in.
     """
-    cloze = architecture_of(find_configuration(recipe.run.architecture)()).objective == "cloze"
+    configuration = find_configuration(recipe.run.architecture)
+    cloze = architecture_of(configuration()).objective == "cloze"
     prefixes = cloze and "prefixes" in find_split(recipe.run.split).options
     settings = recommended_settings(interactions, prefixes=prefixes, max_length=recipe.run.max_length)
     rows = settings.splitting | settings.masking
     if any(value != rows.get(name) for name, value in recipe.given.items() if name in ROWS):
         settings = recommended_settings(interactions, prefixes=False)
-    if recipe.given.get("loss", "softmax") != "softmax":  # which the head needs
-        settings.model.pop("repeat_head", None)
+    if recipe.given.get("loss", configuration.loss) != "softmax" or recipe.given.get("exclude_history"):
+        settings.model.pop("repeat_head", None)  # it needs this loss, and to recommend items of the history
     options = {name: getattr(settings, name) for name in ("splitting", "masking", "training")}
     if recipe.run.start_from is None:  # otherwise the checkpoint has its own
         options["model"] = settings.model

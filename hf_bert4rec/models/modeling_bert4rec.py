@@ -277,6 +277,8 @@ class Bert4RecPreTrainedModel(PreTrainedModel):
         if isinstance(module, (nn.Linear, nn.Embedding)):
             std = self.config.initializer_range
             initialization.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
+            if (start := getattr(module, "starts_at", None)) is not None:
+                initialization.constant_(module.bias, start)
             if getattr(module, "starts_at_identity", False):
                 initialization.copy_(module.weight, module.weight + torch.eye(len(module.weight)).to(module.weight))
         if isinstance(module, nn.Conv1d):  # a position starts as its own item plus a quarter of each neighbor
@@ -299,7 +301,7 @@ def keep(hidden_states: torch.Tensor, kept_positions: torch.Tensor | None) -> to
 class Bert4RecEncoder(Bert4RecPreTrainedModel):
     """Base class of the encoders: checks the inputs. Subclasses implement `encode`."""
 
-    _keys_to_ignore_on_load_unexpected = [r"^lm_head\.", r"^prediction_head\."]  # the head of a whole model
+    _keys_to_ignore_on_load_unexpected = [r"^lm_head\.", r"^prediction_head\.", r"^repeat_head\."]  # of a whole model
     causal = False  # whether a state knows only the items before it; then padding on the left would be read as items
 
     def encode(
@@ -414,7 +416,8 @@ class Bert4RecRepeatHead(nn.Module):
         self.query = nn.Linear(config.hidden_size, config.hidden_size)
         self.distance = nn.Embedding(config.max_position_embeddings, 1)
         self.gate = nn.Linear(config.hidden_size, 1)
-        self.start = math.log(config.vocab_size)  # of the gate: both kinds of score are about equally likely at first
+        # For `_init_weights`: with it, catalog and history are about equally likely at first.
+        self.gate.starts_at = math.log(config.vocab_size)  # type: ignore[assignment]
 
     def forward(
         self,
@@ -429,17 +432,18 @@ class Bert4RecRepeatHead(nn.Module):
         Args:
             hidden_states: (batch, kept, hidden) at the scored positions.
             items: (batch, length, hidden) vectors of the items of the history.
-            input_ids: (batch, length) their rows.
+            input_ids: (batch, length) their rows; padding is [PAD].
             kept: (batch, kept) scored positions.
             causal: Whether only items before a position count.
         """
         distances = kept.unsqueeze(-1) - torch.arange(input_ids.shape[1], device=kept.device)
         real = (input_ids >= len(SPECIAL_TOKENS)).unsqueeze(1) & ((distances > 0) | (not causal))
-        weights = self.query(hidden_states) @ items.transpose(1, 2) + self.distance(distances.abs()).squeeze(-1)
+        near = distances.abs().clamp(max=self.distance.num_embeddings - 1)  # a GRU may read more positions
+        weights = self.query(hidden_states) @ items.transpose(1, 2) + self.distance(near).squeeze(-1)
         weights = weights.to(torch.promote_types(weights.dtype, torch.float32))
         lowest = torch.finfo(weights.dtype).min
         shares = weights.masked_fill(~real, lowest).log_softmax(dim=-1)
-        return (self.start + self.gate(hidden_states) + shares).masked_fill(~real, lowest)
+        return (self.gate(hidden_states) + shares).masked_fill(~real, lowest)
 
 
 def add_repeats(logits: torch.Tensor, repeats: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
@@ -619,8 +623,10 @@ class Bert4RecForMaskedLM(Bert4RecPreTrainedModel):
     ) -> torch.Tensor:
         with torch.autocast(hidden_states.device.type, enabled=False):  # bfloat16 would make ties in the ranking
             logits = self.lm_head(hidden_states.to(getattr(self.lm_head.weight, "dtype", self.dtype)))
-        logits[..., : len(SPECIAL_TOKENS)] = torch.finfo(logits.dtype).min
-        return logits if repeats is None or input_ids is None else add_repeats(logits, repeats, input_ids)
+            logits[..., : len(SPECIAL_TOKENS)] = torch.finfo(logits.dtype).min
+            if repeats is None or input_ids is None:
+                return logits
+            return add_repeats(logits.to(repeats.dtype), repeats, input_ids)
 
     def _repeats(
         self, hidden_states: torch.Tensor, input_ids: torch.Tensor | None, kept_positions: torch.Tensor | None
@@ -633,7 +639,9 @@ class Bert4RecForMaskedLM(Bert4RecPreTrainedModel):
         if kept_positions is None:
             kept_positions = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
         items = self.get_input_embeddings()(input_ids)
-        return self.repeat_head(hidden_states, items, input_ids, kept_positions, self.model.causal)
+        with torch.autocast(hidden_states.device.type, enabled=False):
+            states = hidden_states.to(items.dtype)
+            return self.repeat_head(states, items, input_ids, kept_positions, self.model.causal)
 
     def _item_weights(self) -> tuple[torch.Tensor, torch.Tensor]:
         head: Any = self.lm_head

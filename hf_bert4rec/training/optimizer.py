@@ -93,7 +93,7 @@ def muon(args: TrainingArguments, learning_rate: float = 1e-2) -> dict[str, Any]
     def build(model: PreTrainedModel) -> Optimizer:
         model = getattr(model, "module", model)
         layers = [it for it in model.modules() if isinstance(it, nn.Linear) and it is not model.get_output_embeddings()]
-        matrices = [layer.weight for layer in layers if layer.weight.requires_grad]
+        matrices = [layer.weight for layer in layers if layer.weight.requires_grad and layer.out_features > 1]
         if not matrices:
             text = "%s has no linear layers: `muon_learning_rate` has no effect, and AdamW trains all weights."
             logger.warning(text, type(model).__name__)

@@ -59,7 +59,8 @@ def estimate_memory(
     Counted per position, with width d and feed-forward width f, are the values that the backward pass needs: 4 d for
     the embeddings, 6 d with a convolution; 10 d + 2 f and the attention weights for each layer; 2 d for keys and values
     of the last layer, whose other values exist at the scored positions only; and 3 f for the layer at work. With
-    gradient checkpointing the layers before the last keep their input alone. A GRU keeps 9 d.
+    gradient checkpointing the layers before the last keep their input alone. A GRU keeps 9 d. A `repeat_head` adds 8
+    values per scored position and position of its row.
 
     Sharding (FSDP), other optimizers, half precision and frozen weights are not taken into account.
 
@@ -86,6 +87,8 @@ def estimate_memory(
             activations = positions * (embeddings + (layers - 1) * d + layer + f)
         else:
             activations = positions * (embeddings + (layers - 1) * layer + 2 * d + 3 * f) + scored * layer
+    if config.repeat_head:  # scores of all positions for each scored one, and their backward pass
+        activations += 8 * scored * length
     if not LOSSES[config.loss].samples_negatives:
         loss = min(config.loss_chunk_size, scored) * rows + 2 * table + scored * 2 * d
         advice = "the loss `sampled_softmax`, or a smaller `loss_chunk_size`"

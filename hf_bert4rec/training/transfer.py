@@ -99,14 +99,15 @@ def shared_items(
 
 
 def _copy_encoder(model: PreTrainedModel, new: PreTrainedModel) -> None:
-    """Copy all weights except those with one row per item; of positions the first ones, those of the oldest items."""
+    """Copy all weights except those with one row per item; of positions and distances the first ones."""
     old, table = model.state_dict(keep_vars=True), model.get_input_embeddings().weight
     item_weights = {name for name, weight in old.items() if weight is table} | {"lm_head.weight", "lm_head.bias"}
     for name, weight in new.state_dict().items():
         if name in item_weights:
             continue
         found = list(old[name].shape) if name in old else [0]
-        rows = len(weight) if "position_embeddings" in name else found[0]  # more positions than needed can be cut off
+        positions = name.endswith(("position_embeddings.weight", "repeat_head.distance.weight"))
+        rows = len(weight) if positions else found[0]  # more positions than needed can be cut off
         if found[1:] != list(weight.shape[1:]) or not len(weight) == rows <= found[0]:
             raise ValueError(
                 f"The model to start from has no weights for {name} of shape {list(weight.shape)}, found "

@@ -120,18 +120,18 @@ def softmax_loss_with_repeats(
     item_table: torch.Tensor,
     item_bias: torch.Tensor,
     targets: torch.Tensor,
-    history: torch.Tensor,
-    repeated: torch.Tensor,
+    log_history: torch.Tensor,
+    log_target: torch.Tensor,
 ) -> torch.Tensor:
     """Negative log-likelihood of the catalog and the history together, see `Bert4RecRepeatHead`.
 
-    `history` and `repeated` are the two tensors that `item_loss` gets as `repeats`.
+    `log_history` and `log_target` are the two tensors that `item_loss` gets as `repeats`.
     """
     losses = softmax_loss(config, hidden_states, item_table, item_bias, targets, reduction="none")
     rows = targets.clamp(min=0)
     score = (hidden_states * embedding(rows, item_table)).sum(dim=-1) + item_bias[rows]
     # A loss plus the score of the target is the log-sum of the exponentials of all scores.
-    losses = torch.logaddexp(losses + score, history.flatten()) - torch.logaddexp(score, repeated.flatten())
+    losses = torch.logaddexp(losses + score, log_history.flatten()) - torch.logaddexp(score, log_target.flatten())
     return torch.where(targets >= SPECIALS, losses, 0).sum()
 
 

@@ -5,10 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from huggingface_hub.errors import StrictDataclassError
 from torch.nn.functional import cross_entropy
 
-from hf_bert4rec import Bert4RecForMaskedLM, item_tokenizer
+from hf_bert4rec import Bert4RecForMaskedLM, Bert4RecModel, initialize_items, item_tokenizer, transfer
 from hf_bert4rec.inference.pipeline import NextItemRecommendationPipeline
 from hf_bert4rec.models.modeling_bert4rec import add_repeats
 from hf_bert4rec.models.modeling_gru4rec import Gru4RecConfig, Gru4RecForMaskedLM
@@ -41,7 +42,7 @@ def test_probabilities_are_those_of_the_catalog_and_of_the_history_together(mode
             math.exp(float(head.query(states[0, 0]) @ vectors[HISTORIES[0, place]] + head.distance.weight[6 - place]))
             for place in places
         ]
-        gate = math.exp(float(head.gate(states[0, 0])) + math.log(model.config.vocab_size))
+        gate = math.exp(float(head.gate(states[0, 0])))
         mass = [math.exp(score) for score in scores]
         for place, weight in zip(places, weights, strict=True):
             mass[int(HISTORIES[0, place]) - SPECIALS] += gate * weight / sum(weights)
@@ -137,3 +138,47 @@ def test_an_index_has_no_scores_of_the_repeat_head(model):
         recommender(history, exclude_history=False, index=index)
     own = recommender(history, exclude_history=False, top_k=26)[0]
     assert sum(row["score"] for row in own) == pytest.approx(1)
+
+
+def test_at_first_catalog_and_history_are_about_equally_likely():
+    torch.manual_seed(0)
+    model = Bert4RecForMaskedLM(small_config(repeat_head=True)).eval()
+    shares = model(**INPUTS, kept_positions=LAST).logits.softmax(dim=-1)[0, 0, [5, 7, 9]].sum()
+    assert 0.4 < shares < 0.6
+    rows = Dataset.from_dict({"user": ["a", "b"], "input_ids": [[5, 7, 9], [9, 11, 5, 12, 28]]})
+    initialize_items(model, rows)
+    assert 0.3 < model(**INPUTS, kept_positions=LAST).logits.softmax(dim=-1)[0, 0, [5, 7, 9]].sum() < 0.8
+
+
+def test_a_larger_catalog_changes_no_score_of_the_history(model, tmp_path):
+    before = model(**INPUTS, kept_positions=LAST).logits[..., SPECIALS:]
+    model.resize_token_embeddings(model.config.vocab_size + 100)
+    model.save_pretrained(tmp_path)
+    after = Bert4RecForMaskedLM.from_pretrained(tmp_path)(**INPUTS, kept_positions=LAST).logits[..., SPECIALS:]
+    torch.testing.assert_close(after[..., : before.shape[-1]], before)
+
+
+def test_autocast_makes_no_ties_among_items_of_the_history(model):
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(**INPUTS, kept_positions=LAST).logits
+    assert logits.dtype == torch.float32
+    torch.testing.assert_close(logits, model(**INPUTS, kept_positions=LAST).logits, atol=0.1, rtol=0.05)
+
+
+def test_fewer_positions_keep_the_nearest_distances(model):
+    tokenizer, shorter = (item_tokenizer(range(26), max_length=length) for length in (11, 6))
+    assert torch.equal(
+        transfer(model, tokenizer, shorter).repeat_head.distance.weight, model.repeat_head.distance.weight[:6]
+    )
+
+
+def test_the_encoder_alone_loads_without_a_report_of_the_head(model, tmp_path, caplog):
+    model.save_pretrained(tmp_path)
+    Bert4RecModel.from_pretrained(tmp_path)
+    assert "repeat_head" not in caplog.text
+
+
+def test_a_recurrent_model_reads_more_positions_than_it_has_distances():
+    options = {"hidden_size": 8, "max_position_embeddings": 4, "repeat_head": True}
+    model = Gru4RecForMaskedLM(Gru4RecConfig(vocab_size=20, **options)).eval()
+    assert model(torch.arange(3, 13)[None]).logits.isfinite().all()

@@ -166,4 +166,5 @@ def test_a_log_with_repeats_gets_the_repeat_head_unless_the_loss_cannot_have_it(
     assert prepare(parse_recipe(words))[0].options("model")["repeat_head"] is True
     other = prepare(parse_recipe([*words, "--loss", "bce", "--num_negatives", "3"]))[0].options("model")
     assert "repeat_head" not in other
+    assert "repeat_head" not in prepare(parse_recipe([*words, "--exclude_history", "true"]))[0].options("model")
     assert other["exclude_history"] is False
