@@ -49,8 +49,6 @@ def initialize_items(model: PreTrainedModel, rows: Dataset) -> None:
     if output.bias is not None:
         logarithms = users[first:].log1p()
         output.bias[first:] = (logarithms - logarithms.mean()).to(output.bias)
-        if model.repeat_head is not None:  # catalog and history are about equally likely at first
-            model.repeat_head.gate.bias.fill_(output.bias[first:].float().logsumexp(dim=0))
 
 
 def _matrix_of_users_and_items(rows: Dataset, vocab_size: int) -> torch.Tensor:

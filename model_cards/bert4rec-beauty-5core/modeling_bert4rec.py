@@ -416,7 +416,7 @@ class Bert4RecRepeatHead(nn.Module):
         self.query = nn.Linear(config.hidden_size, config.hidden_size)
         self.distance = nn.Embedding(config.max_position_embeddings, 1)
         self.gate = nn.Linear(config.hidden_size, 1)
-        # For `_init_weights`: with it, catalog and history are about equally likely at first.
+        # For `_init_weights`: with small random weights, catalog and history are about equally likely at first.
         self.gate.starts_at = math.log(config.vocab_size)  # type: ignore[assignment]
 
     def forward(
