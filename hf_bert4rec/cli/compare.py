@@ -57,6 +57,8 @@ class Comparison:
         try:
             content = read_yaml(Path(path).read_text(encoding="utf-8"), yaml.SafeLoader)
             return cls(path, **{name: value for name, value in content.items() if value is not None})
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{path}: there is no such file. Name the YAML file of a comparison.") from error
         except (AttributeError, TypeError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
             raise ValueError(f"{path}: expected YAML with recipe, models and optionally published: {error}") from error
         except StrictDataclassError as error:
@@ -123,7 +125,9 @@ def compare(path: str, split: str, folder: str, modules: Sequence[str] = ()) -> 
         check_model(comparison, name, recipe, folder)
     check_results(comparison, split, str(describe_data(recipe, interactions).sha256), folder)
     for name in comparison.models:
-        if not result_file(folder, name).exists():
+        if (file := result_file(folder, name)).exists():
+            print(f"{name}: the earlier result is used. Delete {file} to run this model again.", flush=True)
+        else:
             print(f"{name} …", flush=True)
             with ProcessPoolExecutor(1, get_context("spawn")) as process:
                 process.submit(evaluate_model, comparison, name, split, folder, modules).result()

@@ -76,12 +76,13 @@ def summary(folder: Path) -> str:
     if facts.best_checkpoint and split == "test":
         step = int(facts.best_checkpoint.rpartition("-")[2])
         epoch = next(entry["epoch"] for entry in facts.log if entry["step"] == step)
-        found, length = f"that of epoch {epoch:.3g}", f"--num_train_epochs {max(epoch, 1):.3g}"
-        if step == 1:
-            found, length = "the initial model, which recommends popular items: no epoch was better", "--max_steps 1"
+        found = f"that of epoch {epoch:.3g}" if step > 1 else "the initial model: training did not improve it"
+        length = f"--num_train_epochs {epoch:.3g}" if epoch >= 1 else f"--max_steps {step}"
+        times = [f"--{name}" for name in ("validation_time", "test_time") if name in facts.recipe]
+        instead = f" instead of {' and '.join(times)}" if times else ""
         text += [
             f"\nThe best checkpoint is {found}. To train on all interactions before deployment, add "
-            f"--split train_on_all {length} --output_dir {folder.parent}-all"
+            f"--split train_on_all {length} --output_dir {folder.parent}-all{instead}"
         ]
         if epoch >= LATE * facts.log[-1]["epoch"]:
             text += ["It is near the end of the training: more epochs may be better (--num_train_epochs)."]

@@ -7,7 +7,7 @@ from pathlib import Path
 from datasets import DatasetDict
 from transformers import Trainer
 
-from ..evaluation.baselines import MarkovChain, Popularity
+from ..evaluation.baselines import MarkovChain, OwnItems, Popularity
 from ..evaluation.ranking import bootstrap_interval
 from ..hub.checkpoint import CURVE, save_checkpoint
 from ..hub.push import push_checkpoint
@@ -70,7 +70,8 @@ def run(recipe: Recipe) -> Path | None:
     trainers = {}
     if set(histories) != {"train"}:
         train = whole_histories(recipe, interactions, tokenizer)
-        for name, kind in BASELINES.items():
+        repeats = {} if config.exclude_history else {"Own items": OwnItems}
+        for name, kind in (BASELINES | repeats).items():
             baseline = kind(train, len(tokenizer))
             baseline.exclude_history = config.exclude_history
             trainers[name] = evaluator(baseline, recipe, tokenizer)

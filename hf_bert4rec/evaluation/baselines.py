@@ -131,6 +131,8 @@ class OwnItems(Popularity):
     For logs with repeat consumption, and models with `exclude_history=False`.
     """
 
+    exclude_history = False
+
     def scores(self, batch: Batch) -> torch.Tensor:
         """Return the counts in the history, plus popularity scaled to less than one."""
         history = batch["history"]

@@ -182,7 +182,7 @@ class ItemLoss:
     """
 
     total: Callable[[Any, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-    samples_negatives: bool
+    samples_negatives: bool = False
 
 
 LOSSES: dict[str, ItemLoss] = {

@@ -201,6 +201,7 @@ REPEATING_LOG += "".join(f"v{item},i{item},0\nv{item},i{item},1\nv{item},i{item}
 def test_what_is_recommended_follows_the_setting_that_was_evaluated(tmp_path):
     (tmp_path / "log.csv").write_text(REPEATING_LOG)
     folder = run(recipe_for(tmp_path, "--exclude_history=false", "--example", "i0", "i1"))
+    assert "Own items" in RunFacts.load(folder).results["test"]
     facts = RunFacts.load(folder)
     assert facts.protocol.endswith("history not excluded")
     assert AutoModelForMaskedLM.from_pretrained(folder).config.exclude_history is False
