@@ -1,8 +1,8 @@
 """Registration of the models with transformers, delayed until transformers is imported.
 
 `AutoModel` must find the models after `import hf_bert4rec`, but importing transformers takes seconds, which
-`hf-bert4rec --help` cannot spend. Each module of transformers below makes one registration possible. It is carried out
-when the outermost import that loads the module has ended, because the models import from transformers themselves.
+`hf-bert4rec --help` cannot spend. Each module of transformers below makes one registration possible. The registration
+runs when the outermost import that loads the module has ended, because the models import from transformers themselves.
 """
 
 import sys
@@ -18,7 +18,7 @@ REGISTRATIONS = {
     "transformers.models.auto.tokenization_auto": (".registration", "register_tokenizers"),
     "transformers.pipelines": (".inference.pipeline", "register_task"),
 }
-"""Module of transformers -> module and function of this package."""
+"""For each module of transformers, the module and the function of this package that registers."""
 
 
 def register_tokenizers() -> None:
@@ -60,7 +60,7 @@ class _RegistrationFinder(MetaPathFinder):
         return spec
 
     def register(self) -> None:
-        """Carry out the registrations whose module has been imported, unless an import is still going on."""
+        """Run the registrations whose module has been imported, unless an import is in progress."""
         for name in REGISTRATIONS:
             if self.depth == 0 and name in self.waiting and name in sys.modules:
                 self.waiting.remove(name)

@@ -1,4 +1,4 @@
-"""Train and evaluate any number of models on one dataset, each in its own process, and keep what they ranked."""
+"""Train and evaluate any number of models on one dataset, each in its own process, and save their results."""
 
 import hashlib
 import json
@@ -49,7 +49,7 @@ class Comparison:
     recipe: str  # its data, split and protocol hold for all models
     models: dict[str, dict[str, Any]]  # name → one of KINDS, and options of that baseline or recipe
     published: dict[str, dict[str, dict[str, float | int]]] = field(default_factory=dict)
-    """Name → source → metric among sampled candidates → published value."""
+    """Published values of metrics among sampled candidates, by model, source and metric."""
 
     @classmethod
     def load(cls, path: str) -> Self:
@@ -76,20 +76,20 @@ class Comparison:
             file = result_file("", name).name
             other = files.setdefault(file, name)
             if sum(kind in options for kind in KINDS) != 1:
-                raise ValueError(f"{name!r}: expected one of {', '.join(KINDS)}, found {options}. Name exactly one.")
+                raise ValueError(f"{name!r}: expected one of {', '.join(KINDS)}, found {options}. Give exactly one.")
             if options.get("baseline", "popularity") not in BASELINES:
                 raise ValueError(f"{name!r}: unknown baseline {options['baseline']!r}. Use {', '.join(BASELINES)}.")
             if "checkpoint" in options and len(options) > 1:
-                raise ValueError(f"{name!r}: a checkpoint takes no options, found {options}. Remove the rest.")
+                raise ValueError(f"{name!r}: a checkpoint takes no other options, found {options}. Remove them.")
             if file == "comparison.json":
-                raise ValueError(f"{name!r}: the report is written to comparison.json, too. Rename this model.")
+                raise ValueError(f"{name!r}: comparison.json is the file of the report. Rename this model.")
             if "|" in name:
                 raise ValueError(f"{name!r}: a name with | breaks the tables. Rename this model.")
             if other != name:
                 raise ValueError(f"{name!r} and {other!r} would share the file {file}. Rename one of them.")
 
     def validate_published(self) -> None:
-        """Check that all published metrics are columns of the table."""
+        """Check that all published metrics are columns of the table of sampled metrics."""
         names = {name for sources in self.published.values() for metrics in sources.values() for name in metrics}
         if unknown := names - {*SAMPLED_METRICS}:
             known = ", ".join(SAMPLED_METRICS)
@@ -114,7 +114,7 @@ def compare(path: str, split: str, folder: str, modules: Sequence[str] = ()) -> 
     recipe, interactions, tokenizer, histories = prepare(comparison.parse_recipe())
     if split not in histories:
         raise ValueError(
-            f"{comparison.recipe} has no {split} split, only {', '.join(histories)}. Choose another `--split`."
+            f"{comparison.recipe} has no {split} split, only {', '.join(histories)}. Choose one of these as `--split`."
         )
     if comparison.published and "candidates" not in histories[split].column_names:
         raise ValueError(
@@ -163,7 +163,7 @@ def evaluate_model(comparison: Comparison, name: str, split: str, folder: str, m
         model, tokenizer = (auto.from_pretrained(checkpoint) for auto in (AutoModelForMaskedLM, AutoTokenizer))
         if facts.data.sha256 != data.sha256 or tokenizer.items != items:
             other = f"other data or items than those of {comparison.recipe}"
-            raise ValueError(f"{checkpoint} was trained on {other}. Use the same data, or remove it from `models`.")
+            raise ValueError(f"{checkpoint} was trained on {other}. Use the same data, or remove the model.")
         seconds, processes, threads = facts.seconds or 0, facts.machine.processes, facts.machine.threads
         _, _, _, histories = prepare(recipe, tokenizer)  # models may read inputs of different lengths
     rows, trainer = histories[split], evaluator(model, recipe, tokenizer)
@@ -196,12 +196,12 @@ def train_model(options: dict[str, Any], folder: str) -> Path:
         interrupted = last_complete_checkpoint(folder) is not None
         run(parse_recipe([*words, "--resume_from_checkpoint=true"]) if interrupted else recipe)
     elif weight_options(prepare(recipe)[0].given) != weight_options(RunFacts.load(checkpoint).recipe):
-        raise ValueError(f"{checkpoint} was trained with other options. Delete it, or name it as a `checkpoint`.")
+        raise ValueError(f"{checkpoint} was trained with other options. Delete this folder, or use it as `checkpoint`.")
     return checkpoint
 
 
 def check_model(comparison: Comparison, name: str, recipe: Recipe, folder: str) -> None:
-    """Check the options of a model, its checkpoint, its packages, and that it uses the split of the comparison."""
+    """Check the options, the checkpoint and the packages of a model, and that its split is that of the comparison."""
     options = dict(comparison.models[name])
     try:
         if "baseline" in options:
@@ -217,7 +217,7 @@ def check_model(comparison: Comparison, name: str, recipe: Recipe, folder: str) 
         else:
             own, whole = parse_recipe(recipe_words(options, folder)), comparison.parse_recipe()
             if _chooses_exclusion(own) != _chooses_exclusion(whole):
-                raise ValueError("Only one of comparison and model sets `exclude_history`. Set it in both recipes.")
+                raise ValueError("One recipe leaves `exclude_history` to the log, the other does not. Set it in both.")
             if _chooses_exclusion(own):  # by the same log
                 own = own.fill({"model": {"exclude_history": expected["exclude_history"]}})
             found = split_options(own)
@@ -225,7 +225,7 @@ def check_model(comparison: Comparison, name: str, recipe: Recipe, folder: str) 
             expected[option] = found[option] = None
         if changes := describe_changes(expected, found):
             raise ValueError(
-                f"split or ranking differ from those of the comparison ({', '.join(changes)}). With another split the "
+                f"the split or ranking differs from the comparison ({', '.join(changes)}). With another split the "
                 "model may have been trained on its targets. Use the same options for all models."
             )
     except (ImportError, TypeError, ValueError) as error:
@@ -233,7 +233,7 @@ def check_model(comparison: Comparison, name: str, recipe: Recipe, folder: str) 
 
 
 def _chooses_exclusion(recipe: Recipe) -> bool:
-    """Return whether the log decides if rankings exclude the history."""
+    """Return whether statistics of the log decide if rankings exclude the history."""
     return recipe.run.recommended_settings and "exclude_history" not in recipe.given
 
 
@@ -258,7 +258,7 @@ def weight_options(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def describe_settings(comparison: Comparison, name: str, split: str, sha256: str, folder: str) -> dict[str, Any]:
-    """Return all that determines the result of a model, as read back from JSON."""
+    """Return everything that determines the result of a model, as read back from JSON."""
     options, recipe = comparison.models[name], comparison.parse_recipe()
     names = ("max_length", "popularity_candidates", "uniform_candidates")
     protocol = {option: getattr(recipe.run, option) for option in names} | split_options(recipe)
@@ -282,7 +282,7 @@ def check_results(comparison: Comparison, split: str, sha256: str, folder: str) 
             if changes := describe_changes(found, describe_settings(comparison, name, split, sha256, folder)):
                 lines.append(f"{file}: {', '.join(changes)}")
     if lines:
-        found = f"{folder} contains results with other settings. Delete them, or choose another `--output_dir`:"
+        found = f"{folder} contains results with other settings. Delete these, or choose another `--output_dir`:"
         raise ValueError("\n".join([found, *lines]))
 
 

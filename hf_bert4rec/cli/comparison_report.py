@@ -1,4 +1,4 @@
-"""Results of a comparison: kept in files, and reported in Markdown tables."""
+"""Results of a comparison: saved in files, and reported in Markdown tables."""
 
 import json
 import re
@@ -39,12 +39,12 @@ CELLS = {
     "users/s": "{users_per_second:,.0f}",
     "GB": "{peak_gb:.2f}",
 }
-"""Column of the table of metrics → its cell, from the entry of a model in the summary."""
+"""Format of each column of the metrics table, for the entry of a model in the summary."""
 
 
 @dataclass(kw_only=True)
 class ModelResult:
-    """Evaluation of one model on a split, kept as a JSON file and the results of its users as NPZ."""
+    """Evaluation of one model on a split, saved as a JSON file, with the results of each user in an NPZ file."""
 
     settings: dict[str, Any]  # all that determines the result: options, split, data and weights
     protocol: str  # how the model was evaluated over the whole catalog
@@ -65,7 +65,7 @@ class ModelResult:
             return cls(**json.loads(file.read_text(encoding="utf-8")), users=UserResults(**arrays))
 
     def save(self, folder: str, model: str) -> None:
-        """Write the NPZ file, then the JSON file: a result is complete if the latter exists."""
+        """Write the NPZ file, then the JSON file: a result is complete if the JSON file exists."""
         values, file = dict(vars(self)), result_file(folder, model)
         arrays = {key: value for key, value in vars(values.pop("users")).items() if value is not None}
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -83,7 +83,7 @@ def summarize(
 ) -> dict[str, Any]:
     """Return all numbers of a comparison as JSON values, from which `format_report` makes the tables.
 
-    `groups` are those of `user_groups`, of which empty ones are excluded; `findings` are the audit of the histories.
+    `groups` come from `user_groups`; empty groups are excluded. `findings` are the result of `audit`.
     """
     first = next(iter(results.values()))
     groups = {name: users for name, users in groups.items() if users.any()}
@@ -128,7 +128,7 @@ def summarize_differences(results: Results) -> list[dict[str, Any]]:
 
 
 def format_report(summary: Summary) -> str:
-    """Return the report of a comparison, Markdown."""
+    """Return the report of a comparison as Markdown."""
     number = f"{summary['users']:,} users"
     parts = [f"Protocol: {summary['split']}, {summary['protocol']}; {number}.", metrics_table(summary), COLUMNS]
     if table := sampled_metrics_table(summary):
@@ -151,14 +151,14 @@ def format_interval(interval: Sequence[float], sign: str = "") -> str:
 
 
 def metrics_table(summary: Summary) -> str:
-    """Return metrics over the whole catalog and costs, one row per model."""
+    """Return a table of metrics over the whole catalog and costs, one row per model."""
     models = summary["models"].items()
     rows = [[name, *(cell.format(**model) for cell in CELLS.values())] for name, model in models]
     return markdown_table(["model", *CELLS], rows)
 
 
 def sampled_metrics_table(summary: Summary) -> str:
-    """Return metrics among sampled candidates, the published ones next to them; "" if no result has any."""
+    """Return a table of measured and published metrics among candidates; "" if no model has such metrics."""
     models, published = summary["models"], summary["published"]
     sampled = next(filter(None, (how_sampled(model["metrics"]) for model in models.values())), None)
     if sampled is None:
@@ -175,14 +175,14 @@ def sampled_metrics_table(summary: Summary) -> str:
 
 
 def groups_table(summary: Summary) -> str:
-    """Return NDCG@10 per group of users, one row per model."""
+    """Return a table of NDCG@10 per group of users, one row per model."""
     header = ["NDCG@10", *(f"{name} ({users:,})" for name, users in summary["groups"].items())]
     rows = [[name, *(f"{v:.4f}" for v in model["groups"].values())] for name, model in summary["models"].items()]
     return markdown_table(header, rows)
 
 
 def differences_table(summary: Summary) -> str:
-    """Return the difference of NDCG@10 and its p-value for each pair of models."""
+    """Return a table of the difference of NDCG@10 and the p-value for each pair of models."""
     rows = []
     for pair in summary["differences"]:
         p = f"{'≤ ' if pair['p_is_bound'] else ''}{pair['p']:.4f}"

@@ -13,7 +13,7 @@ from pathlib import Path
 from huggingface_hub.errors import StrictDataclassError
 
 EXTRAS = {"implicit": "baselines", "gradio": "space"}
-"""Module → the optional extra of this package that installs it."""
+"""For each optional module, the extra of this package that installs it."""
 
 
 def train(argv: list[str]) -> None:
@@ -37,7 +37,7 @@ def train(argv: list[str]) -> None:
     if folder is not None:
         print(summary(folder))
         if folder.name == REJECTED:
-            sys.exit("The new model is worse than the one that it continues, which was not replaced.")
+            sys.exit("The new model is worse than the model that it continues, which was not replaced.")
 
 
 def evaluate(argv: list[str]) -> None:
@@ -87,29 +87,29 @@ def recommend(argv: list[str]) -> None:
     )
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="checkpoint folder or Hub ID")
     parser.add_argument(
-        "--history", nargs="*", metavar="ID", help="item IDs, oldest first (default: none, as for a new user)"
+        "--history", nargs="*", metavar="ID", help="item IDs, oldest first (default: no items, as for a new user)"
     )
     text = "Parquet with columns user and history (lists of item IDs), or a log of interactions"
     parser.add_argument("--input", metavar="FILE", help=text)
-    text = "with --input: column of the user in a log; --item and --timestamp likewise"
+    text = "with --input: column of the user in a log; likewise --item and --timestamp"
     parser.add_argument("--user", metavar="COLUMN", help=text)
     for role in ("item", "timestamp"):
         parser.add_argument(f"--{role}", metavar="COLUMN", help=SUPPRESS)
-    parser.add_argument("--output", metavar="FOLDER", help="with --input: folder of the result, continued if it exists")
+    parser.add_argument("--output", metavar="FOLDER", help="with --input: folder of the result, new or to continue")
     parser.add_argument("--processes", type=int, default=1, metavar="N", help="with --input: number of processes (1)")
     parser.add_argument("--top_k", type=int, default=10, metavar="N", help="number of items to recommend (10)")
     parser.add_argument("--allow", nargs="+", metavar="ID", help="recommend only these items")
     parser.add_argument("--deny", nargs="+", metavar="ID", help="never recommend these items")
-    text = "whether items of the history are excluded (default: as the model was trained)"
+    text = "whether items of the history are excluded (default: the setting of the model)"
     parser.add_argument("--exclude_history", choices=("true", "false"), help=text)
     args = parser.parse_args(argv)
     options = {"top_k": args.top_k, "allow": args.allow, "deny": args.deny}
     if args.exclude_history:
         options["exclude_history"] = args.exclude_history == "true"
     if (args.input is None) != (args.output is None) or (args.input and args.history is not None):
-        parser.error("Use --input with --output, and without --history.")
+        parser.error("Use --input together with --output, and without --history.")
     if not args.input and (args.user or args.item or args.timestamp or args.processes != 1):
-        parser.error("Use --user, --item, --timestamp and --processes with --input.")
+        parser.error("Use --user, --item, --timestamp and --processes only with --input.")
     if args.input:
         from ..inference.batch import recommend_to_parquet
 
@@ -144,7 +144,7 @@ def push_data(argv: list[str]) -> None:
     parser.add_argument("config", metavar="CONFIG", help="YAML file or checkpoint folder, as for hf-bert4rec train")
     parser.add_argument("repository", metavar="REPO", help="Hub ID: org/name; created if there is none")
     parser.add_argument("--private", action="store_true", help="create a private repository")
-    text = "you are allowed to publish the data; required unless it is embedded in this package"
+    text = "you are allowed to publish the data; required unless the data is part of this package"
     parser.add_argument("--i_may_share_this_data", action="store_true", help=text)
     args, options = parser.parse_known_args(argv)
     from .push_data import push_data as push_histories
@@ -158,14 +158,14 @@ def items(argv: list[str]) -> None:
     """Add items to a checkpoint, or remove items from its recommendations."""
     parser = _parser("items", "add runs/mine/model new.csv", "remove runs/mine/model 260 1196")
     commands = parser.add_subparsers(dest="command", required=True, metavar="add|remove")
-    add = commands.add_parser("add", help="add the items of a table; known items get its titles, removed ones return")
+    add = commands.add_parser("add", help="add the items of a table; known items get new titles, removed items return")
     remove = commands.add_parser("remove", help="never recommend items again; histories may contain them")
     for command in (add, remove):
         command.add_argument("checkpoint", metavar="CHECKPOINT", help="checkpoint folder or Hub ID")
         command.add_argument("--output", metavar="FOLDER", help="folder of the result (replaces CHECKPOINT)")
     add.add_argument("table", metavar="TABLE", help="columns item, and optionally title, like (item IDs) and features")
     add.add_argument("--encoder", metavar="NAME", help="model of sentence-transformers, if the features have text")
-    add.add_argument("--item", help="column of the item ID; found by its usual names if not given")
+    add.add_argument("--item", help="column of the item ID (default: a column with a usual name)")
     remove.add_argument("ids", nargs="+", metavar="ID", help="item IDs")
     args = parser.parse_args(argv)
     from ..training.catalog import add_items, remove_items
@@ -208,11 +208,11 @@ def export(argv: list[str]) -> None:
 
 FUNCTIONS = (train, evaluate, compare, recommend, serve, export, items, push, push_data)
 COMMANDS: dict[str, Callable[[list[str]], None]] = {it.__name__.replace("_", "-"): it for it in FUNCTIONS}
-"""Name of a command → function, called with the arguments after the name. Its docstring is a line of the help."""
+"""Function of each command, called with the arguments after the name. Its docstring is a line of the help."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run a command with its arguments, by default those of the process. An error ends it with one sentence."""
+    """Run a command with arguments, by default those of the process. An error ends the command with one sentence."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads slow down small models
     name, *rest = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     if name in ("-h", "--help"):
@@ -271,7 +271,7 @@ def plain_errors(program: str | None = None) -> Iterator[None]:
 
 
 def _parser(name: str, *examples: str, more: str = "") -> ArgumentParser:
-    """Return a parser whose help begins with the docstring of the command, and examples of its arguments."""
+    """Return a parser whose help begins with the docstring and example arguments of the command."""
     command = f"hf-bert4rec {name}"
     lines = [f"{COMMANDS[name].__doc__}{more}\n", *(f"  {command} {example}" for example in examples)]
     form = RawDescriptionHelpFormatter

@@ -35,7 +35,7 @@ EMBEDDED_TERMS = (
 )
 WHOLE_HISTORY = 2**31 - 1  # longer than any
 ROWS = ("prefixes", "window_step", "last_item_probability", "mask_probability", "max_predictions")
-"""Options of training rows and masks, which depend on each other."""
+"""Options of training rows and masks. They depend on each other."""
 CHUNK = 1_000_000  # interactions that are hashed at a time
 
 
@@ -49,12 +49,12 @@ def prepare(
     """
     run = recipe.run
     if not run.data:
-        raise ValueError("Name the log to read: `--data ratings.csv`, or `--data ml-latest-small` to try it out.")
+        raise ValueError("The log is missing. Pass `--data ratings.csv`, or `--data ml-latest-small` as an example.")
     split, options = find_split(run.split), recipe.options("splitting")
     if unread := [name for name, value in options.items() if value is not None and name not in split.options]:
-        raise ValueError(f"The split {run.split} has no option {unread[0]}. Use {', '.join(split.options)}.")
+        raise ValueError(f"The split {run.split} has no option {unread[0]!r}. Use {', '.join(split.options)}.")
     if run.popularity_candidates and run.uniform_candidates:
-        raise ValueError("Use popularity_candidates or uniform_candidates, not both: set one of them to 0.")
+        raise ValueError("Use `popularity_candidates` or `uniform_candidates`, not both. Set one of them to 0.")
     split.resolve(options)  # before the log is read
     names = load_titles(run.item_ids, item=0, title=1) if run.item_ids else None
     interactions, new = _read_logs(recipe, names)
@@ -77,7 +77,7 @@ def prepare(
 def _with_recommended_settings(recipe: Recipe, interactions: Dataset) -> Recipe:
     """Fill in the options that `recommended_settings` chooses and the recipe does not give; log them.
 
-    Rows and masks belong together: if the recipe gives one of these options another value, none is filled in.
+    Rows and masks depend on each other: if the recipe gives one of the options `ROWS` another value, none is filled in.
     """
     configuration = find_configuration(recipe.run.architecture)
     cloze = architecture_of(configuration()).objective == "cloze"
@@ -115,7 +115,7 @@ def _read_logs(recipe: Recipe, names: dict[str, str] | None) -> tuple[Dataset, D
     """Return all interactions of a recipe, and those of `data` without those of `history`."""
     run = recipe.run
     if run.history and run.continue_from is None:
-        raise ValueError("--history needs --continue_from. To train a new model, pass one log with all interactions.")
+        raise ValueError("`--history` needs `--continue_from`. To train a new model, pass one log as `--data`.")
     read = [load_interactions(log, **recipe.options("reading")) for log in (run.history, run.data) if log]
     if names is not None:
         read = [rename_items(log, names) for log in read]
@@ -128,8 +128,8 @@ def _read_logs(recipe: Recipe, names: dict[str, str] | None) -> tuple[Dataset, D
     last, first = pc.max(tables[0]["timestamp"]).as_py(), pc.min(tables[1]["timestamp"]).as_py()
     if first <= last and not run.allow_earlier:
         raise ValueError(
-            f"{run.data} begins at {format_time(first)}, but {run.history} ends at {format_time(last)}. Pass each "
-            "interaction once, or --allow_earlier true if no interaction is in both."
+            f"{run.data} begins at {format_time(first)}, but {run.history} ends at {format_time(last)}. Remove "
+            "interactions that are in both logs. If there are none, pass `--allow_earlier true`."
         )
     return Dataset(pa.concat_tables(tables, promote_options="permissive")), new
 
@@ -145,11 +145,11 @@ def _continue(recipe: Recipe, new: Dataset, names: dict[str, str] | None) -> tup
     if last is not None and first < last and not run.allow_earlier:
         raise ValueError(
             f"{run.data} begins at {format_time(first)}, but the log of {run.continue_from} ends at "
-            f"{format_time(last)}. Pass only newer interactions, or --allow_earlier true."
+            f"{format_time(last)}. Remove the earlier interactions, or pass `--allow_earlier true`."
         )
     if run.max_length not in (None, tokenizer.model_max_length):
         raise ValueError(
-            f"{run.continue_from} has a max_length of {tokenizer.model_max_length}, found {run.max_length}."
+            f"`max_length` must be that of {run.continue_from}, {tokenizer.model_max_length}, found {run.max_length}."
         )
     titles = _titles(run, names)
     old = dict(zip(tokenizer.items.to_pylist(), tokenizer.titles or (), strict=False))
@@ -158,7 +158,7 @@ def _continue(recipe: Recipe, new: Dataset, names: dict[str, str] | None) -> tup
     if 2 * sum(both) < len(both) or not known.any():
         number = len(pc.unique(table["item"]))
         found = f"{len(both) - sum(both)} of {len(both)} titles differ" if known.any() else f"all {number} are new"
-        raise ValueError(f"{run.data}: its item IDs are not those of {run.continue_from}: {found}.")
+        raise ValueError(f"{run.data}: the item IDs are not those of {run.continue_from}: {found}. Check the log.")
     features, ids = _features(run, names), table["item"].chunks
     if features is not None and tokenizer.features is None:
         raise ValueError(
@@ -173,7 +173,7 @@ def _continue(recipe: Recipe, new: Dataset, names: dict[str, str] | None) -> tup
 
 
 def _titles(run: RunArguments, names: dict[str, str] | None) -> dict[str, str] | None:
-    """Item ID → title. With `item_ids` both tables list the IDs of the log, which are renamed here."""
+    """Return the title of each item ID. With `item_ids`, both tables list IDs of the log, which are renamed here."""
     titles = load_titles(run.titles, item=run.title_item, title=run.title_column) if run.titles else None
     if titles is None or names is None:
         return titles
@@ -186,7 +186,7 @@ def _titles(run: RunArguments, names: dict[str, str] | None) -> dict[str, str] |
 
 
 def _features(run: RunArguments, names: dict[str, str] | None) -> ItemFeatures | None:
-    """Features of the items, encoded like those of `start_from` if it has any; with new IDs as in `_titles`."""
+    """Return the features of items, encoded as in `start_from` if it has features; IDs are renamed as in `_titles`."""
     if run.item_features is None:
         return None
     old = None if run.start_from is None else AutoTokenizer.from_pretrained(fetch_checkpoint(run.start_from)).features
@@ -200,7 +200,7 @@ def _features(run: RunArguments, names: dict[str, str] | None) -> ItemFeatures |
 
 
 def whole_histories(recipe: Recipe, interactions: Dataset, tokenizer: ItemTokenizer) -> Dataset:
-    """Return the training split with one row per user, whatever its length. Baselines count in it."""
+    """Return the training split with one row per user, of any length. Baselines are fitted to these rows."""
     return _split(recipe, interactions, tokenizer, WHOLE_HISTORY, prefixes=False, replay=float("inf"))["train"]
 
 

@@ -34,23 +34,23 @@ def push_data(
     `load_dataset` returns the same rows and columns. Older histories of the repository stay in its git history.
 
     Args:
-        recipe: Determines the data, and how they are filtered and split.
-        repository: Hub ID; created if it does not exist. Without an owner it is yours.
+        recipe: Options that determine the data, the filters and the split.
+        repository: Hub ID; created if it does not exist. A name without an owner is in your account.
         may_share: Whether you may publish the data. Only the embedded data can be pushed without this.
-        private: Whether to create a private repository; the owner's default if not given.
+        private: Whether to create a private repository. Default: the setting of the owner.
         token: Access token. Default: the saved login, or `HF_TOKEN`.
 
     Raises:
-        PermissionError: The data are not embedded in this package, and `may_share` is not set.
+        PermissionError: The data is not part of this package, and `may_share` is not set.
     """
     run = recipe.run
     sources = (run.data, run.titles, run.item_ids, run.item_features)
     foreign = [source for source in sources if source and not is_embedded(source)]
     if foreign and not may_share:
-        terms = f"Its terms: {run.terms}" if run.terms else "Its terms are not recorded."
+        terms = f"Terms of the data: {run.terms.rstrip('.')}." if run.terms else "The data has no recorded terms."
         raise PermissionError(
             f"{foreign[0]} is not part of this package, and the pushed histories contain the ID, items and times of "
-            f"every user. {terms} Add `--i_may_share_this_data` if you are allowed to publish them."
+            f"every user. {terms} Add `--i_may_share_this_data` if you are allowed to publish the data."
         )
     if run.popularity_candidates or run.uniform_candidates:
         raise ValueError(

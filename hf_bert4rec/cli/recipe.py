@@ -4,8 +4,8 @@ As with TRL's `TrlParser`, dataclasses define the options, the file sets them, a
 Values in the file are converted like words of the command line: `eval_strategy: no` and `1e-3` need no quotes. A value
 that is empty, `null` or `none` unsets an option that can be None.
 
-Options of a run are fields of `RunArguments`. All others are parameters of what reads them, with the types, defaults
-and texts that they have there: a new parameter of `load_interactions` or field of a configuration is an option.
+Options of a run are fields of `RunArguments`. All other options are parameters of functions and classes of the package,
+with the same types, defaults and texts. So a new parameter of `load_interactions` is an option too.
 """
 
 import argparse
@@ -41,7 +41,7 @@ OF_ONE_RUN = (
     "validation_time", "test_time", "validation_in_train", "min_user_interactions", "min_item_interactions",
     "max_steps", "name", "seed", "resume_from_checkpoint",
 )  # fmt: skip
-"""Options that a run which continues another does not take over."""
+"""Options that a run does not take over from the run that it continues."""
 CONTINUED: dict[str, Any] = {
     "split": "new_interactions",
     "recommended_settings": False,
@@ -68,8 +68,8 @@ class RunArguments:
 
     data: str = _option("", "Log to read: a file, a folder, a Hub dataset, or ml-latest-small (embedded).")
     titles: str | None = _option(None, "Table with the titles of the items, such as movies.csv.")
-    title_item: str | None = _option(None, "Column of the item ID in `titles`; found by its usual names if not given.")
-    title_column: str | None = _option(None, "Column of the title in `titles`; found by its usual names if not given.")
+    title_item: str | None = _option(None, "Column of the item ID in `titles`; by default one with a usual name.")
+    title_column: str | None = _option(None, "Column of the title in `titles`; by default one with a usual name.")
     item_features: str | None = _option(
         None, "Table with features of the items, such as brand, price, text (docs/items.md)."
     )
@@ -78,12 +78,12 @@ class RunArguments:
     )
     encoder: str | None = _option(None, "Model of sentence-transformers for `feature_text`: Hub ID or folder.")
     item_ids: str | None = _option(
-        None, "Table that renames the items: ID in the log, ID to use. `titles` then lists the IDs of the log."
+        None, "Table with two columns that renames items: ID in the log, ID to use. `titles` lists the IDs of the log."
     )
     split: str = _option(
         "leave_one_out", "leave_one_out, at_time, train_on_all, new_interactions, or package.module:function."
     )
-    max_length: int | None = _option(None, "Longest input, including the [MASK] of the query. None: that of the model.")
+    max_length: int | None = _option(None, "Longest input, including the [MASK] of the query. None: model default.")
     popularity_candidates: int = _option(0, "Also rank among N items per user, drawn by popularity; 100 in the paper.")
     uniform_candidates: int = _option(0, "Also rank among N items per user, drawn uniformly.")
     architecture: str = _option("bert4rec", "bert4rec, sasrec, gru4rec, or package.module:ConfigClass.")
@@ -94,7 +94,7 @@ class RunArguments:
         True, "Initialize item vectors and output biases from item counts of the training histories."
     )
     start_from: str | None = _option(
-        None, "Checkpoint of another catalog whose encoder and shared items are the start."
+        None, "Checkpoint of another catalog. The model starts from its encoder and shared items."
     )
     continue_from: str | None = _option(
         None, "Checkpoint to continue training on the new interactions of `data`, with its recipe (docs/items.md)."
@@ -104,17 +104,17 @@ class RunArguments:
         False, "With `continue_from`, accept interactions before the end of the log of its training."
     )
     tolerance: float = _option(
-        0.002, "With `continue_from`, largest fall of validation NDCG@10 with which it is replaced."
+        0.002, "With `continue_from`, largest fall of validation NDCG@10 with which the new model is accepted."
     )
     match_items: Literal["id", "title"] = _option("id", "How items of `start_from` are matched.")
-    name: str | None = _option(None, "Name of the checkpoint on its card. None: that of the output folder.")
+    name: str | None = _option(None, "Name of the checkpoint on its card. None: name of the output folder.")
     terms: str | None = _option(None, "Terms of use of the data, for the card.")
     example: list[str] | None = _option(None, "History of item IDs for summary and card.")  # noqa: RUF009
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """All options of a run, by what they are passed to. Nothing changes them after parsing."""
+    """All options of a run, grouped by the function or class that gets them. They are not changed after parsing."""
 
     source: str | None  # the YAML file or checkpoint folder
     run: RunArguments
@@ -126,11 +126,11 @@ class Recipe:
     given: dict[str, Any]  # the options that were given, and the seed: a file of these makes the same run again
 
     def options(self, section: str) -> dict[str, Any]:
-        """Return the given options of a section, to pass on. The others keep the defaults of what reads them."""
+        """Return the given options of a section. Other options keep the defaults of the function or class."""
         return {name: self.given[name] for name in vars(getattr(self, section)) if name in self.given}
 
     def fill(self, options: Mapping[str, Mapping[str, Any]]) -> Self:
-        """Return a recipe with more given options, section -> option -> value, except those that are given already."""
+        """Return a recipe with more given options, by section and name. Options that are given do not change."""
         given: dict[str, Any] = {}
         sections: dict[str, Any] = {section: copy.copy(getattr(self, section)) for section in options}
         for section, values in options.items():
@@ -156,7 +156,7 @@ def parse_recipe(argv: Sequence[str]) -> Recipe:
     stored = {} if source is None or not Path(source).is_dir() else from_file  # may be downloaded
     if (parent := chosen.get("continue_from", None if stored else from_file.get("continue_from"))) is not None:
         if "start_from" in {**from_file, **chosen}:
-            raise ValueError("Use --start_from or --continue_from, not both.")
+            raise ValueError("Use `--start_from` or `--continue_from`, not both.")
         stored = _options_to_continue(str(parent))
         from_file = stored | from_file
     if stored:  # it must not choose what is imported
@@ -173,7 +173,7 @@ def parse_recipe(argv: Sequence[str]) -> Recipe:
     if others and others[0].startswith("--"):
         raise ValueError(_unknown(others[0].split("=")[0], [f"--{action.dest}" for action in parser._actions]))
     if others:
-        raise ValueError(f"Unexpected argument {others[0]!r}. CONFIG is one file or folder, before all options.")
+        raise ValueError(f"Unexpected argument {others[0]!r}. Name one CONFIG file or folder, before all options.")
     given |= typed
     values = {
         name: section(**{field.name: given[field.name] for field in dataclasses.fields(section) if field.name in given})
@@ -206,7 +206,7 @@ def find_configuration(name: str) -> type[PreTrainedConfig]:
 
 
 def import_own_code(module: str) -> ModuleType:
-    """Import a module of the user, which may be in the working directory: an installed command does not look there."""
+    """Import a module of the user, also from the working directory, where an installed command does not look."""
     if "" not in sys.path:
         sys.path.append("")
     return import_module(module)
@@ -270,7 +270,7 @@ def _options_to_continue(parent: str) -> dict[str, Any]:
 
 
 def _sections(run: Mapping[str, Any]) -> dict[str, type]:
-    """Return section → dataclass, for the split and architecture of a run."""
+    """Return a dataclass for each section of options, for the split and architecture of a run."""
     split, architecture = (str(run.get(name, getattr(RunArguments, name))) for name in OWN_CODE)
     splits, configuration = [*SPLITS.values(), find_split(split)], find_configuration(architecture)
     splitting = {name: parameter for it in splits for name, parameter in it.options.items()}
@@ -294,7 +294,7 @@ def _sections(run: Mapping[str, Any]) -> dict[str, type]:
 def _section(
     title: str, parameters: Mapping[str, inspect.Parameter], readers: Sequence[Any], without: Sequence[str] = ()
 ) -> type:
-    """Return a dataclass with parameters as fields. The first docstring that has a name is its help."""
+    """Return a dataclass with parameters as fields. The help of a field is from the first docstring with its name."""
     texts: dict[str, str] = {}
     for reader in readers:
         texts = (parse_google_format_docstring(f"\n{inspect.getdoc(reader) or ''}")[1] or {}) | texts
@@ -309,14 +309,14 @@ def _section(
 
 
 def _option_type(annotation: Any, default: Any) -> Any:
-    """Return one type of an annotation, since argparse takes one, and None if it is allowed or the default."""
+    """Return one type of an annotation, as argparse needs; with None, if None is allowed or the default."""
     kinds = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
     kind = str if {str, inspect.Parameter.empty} & {*kinds} else next(it for it in kinds if it is not type(None))
     return kind | None if default is None or type(None) in kinds else kind
 
 
 def _parser(sections: Iterable[Any]) -> HfArgumentParser:
-    """Return a parser whose result contains only what was given: defaults are left to the dataclasses."""
+    """Return a parser whose result contains only the given options: the dataclasses have the defaults."""
     parser = HfArgumentParser(sections, add_help=False, allow_abbrev=False, exit_on_error=False)
     hints = {name: hint for section in sections for name, hint in get_type_hints(section).items()}
     for action in parser._actions:
@@ -339,7 +339,7 @@ def _or_none(convert: Any) -> Callable[[str], Any]:
 
 
 def _parse_file(options: Mapping[str, Any], parser: HfArgumentParser, place: str) -> dict[str, Any]:
-    """Return option → value for the options of a file."""
+    """Return a dict from option to value for the options of a file."""
     given: dict[str, Any] = {}
     actions = {action.dest: action for action in parser._actions}
     for name, value in options.items():
@@ -356,7 +356,7 @@ def _parse_file(options: Mapping[str, Any], parser: HfArgumentParser, place: str
 
 
 def _parse(parser: HfArgumentParser, words: list[str], place: str = "") -> tuple[dict[str, Any], list[str]]:
-    """Return option → value for the words of a command line, and the words that belong to no option."""
+    """Return a dict from option to value for the words of a command line, and the words that belong to no option."""
     try:
         given, others = parser.parse_known_args(words)
     except argparse.ArgumentError as error:

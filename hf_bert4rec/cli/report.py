@@ -1,4 +1,4 @@
-"""What a run shows: a line per evaluation, the learning curve, the summary and recommendations."""
+"""Output of a run: one line per evaluation, the learning curve, the summary and recommendations."""
 
 import io
 from pathlib import Path
@@ -23,7 +23,7 @@ class EpochLines(TrainerCallback):
     loss: float | None = None
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """Print the line, above a progress bar if there is one."""
+        """Print the line of an evaluation, above the progress bar."""
         self.loss = logs.get("loss", self.loss)
         if state.is_world_process_zero and "eval_ndcg@10" in logs:
             loss = "" if self.loss is None else f"loss {self.loss:6.3f}   "
@@ -62,7 +62,7 @@ def draw_curve(facts: RunFacts) -> bytes:
 
 
 def summary(folder: Path) -> str:
-    """Return the results on test, or else on validation, recommendations, and the folder of each output."""
+    """Return the test results (validation results if there is no test split), recommendations and output folders."""
     facts = RunFacts.load(folder)
     recommender = pipeline(folder)
     history = facts.example or recommender.tokenizer.items[:3].to_pylist()
@@ -71,12 +71,12 @@ def summary(folder: Path) -> str:
         results = results_table(facts.results[split])
         text = [f"\n{split.capitalize()}: {text[0].strip()}", results, *_differences(facts, split), ""]
     else:
-        text += ["There are no results, because nothing was held out.\n"]
+        text += ["There are no results, because the split holds no items out.\n"]
     text += [recommendation_table(recommender, history, top_k=10)]
     if facts.best_checkpoint and split == "test":
         step = int(facts.best_checkpoint.rpartition("-")[2])
         epoch = next(entry["epoch"] for entry in facts.log if entry["step"] == step)
-        found = f"that of epoch {epoch:.3g}" if step > 1 else "the initial model: training did not improve it"
+        found = f"from epoch {epoch:.3g}" if step > 1 else "the initial model: training did not improve it"
         length = f"--num_train_epochs {epoch:.3g}" if epoch >= 1 else f"--max_steps {step}"
         times = [f"--{name}" for name in ("validation_time", "test_time") if name in facts.recipe]
         instead = f" instead of {' and '.join(times)}" if times else ""
@@ -85,16 +85,16 @@ def summary(folder: Path) -> str:
             f"--split train_on_all {length} --output_dir {folder.parent}-all{instead}"
         ]
         if epoch >= LATE * facts.log[-1]["epoch"]:
-            text += ["It is near the end of the training: more epochs may be better (--num_train_epochs)."]
+            text += ["This epoch is near the end of the training: more epochs may be better (--num_train_epochs)."]
     return "\n".join([*text, f"Trained in {facts.seconds or 0:.0f} s; checkpoint, card and {CURVE} in {folder}"])
 
 
 def _differences(facts: RunFacts, split: str) -> list[str]:
-    """NDCG@10 as a multiple of that of each baseline, with the paired interval of the difference."""
+    """Return lines with NDCG@10 relative to each baseline, and the paired interval of the difference."""
     lines, results = [], facts.results[split]
     for name, (low, high) in facts.differences.get(split, {}).items():
         ours, theirs = (results[model]["ndcg@10"] for model in (facts.model, name))
-        ratio = f"{ours / theirs:.2f} times that of {name}" if theirs else f"{ours:.4f}, that of {name} is 0"
+        ratio = f"{ours / theirs:.2f} times that of {name}" if theirs else f"{ours:.4f}, {name} has 0"
         interval = f"{low:+.4f} to {high:+.4f}" + ", within noise" * (low <= 0 <= high)
         lines.append(f"NDCG@10 of {facts.model}: {ratio} (difference {ours - theirs:+.4f}, 95 % interval {interval}).")
     return lines

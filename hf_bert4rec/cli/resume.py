@@ -1,4 +1,4 @@
-"""The record of a run in its output folder, so that an interrupted run is only continued as it began."""
+"""Record of a run in its output folder, so that an interrupted run only continues with the same data and options."""
 
 import json
 import logging
@@ -16,7 +16,7 @@ RECORD = "begun.json"
 
 
 def start_or_resume(args: TrainingArguments, data: str | None, options: dict[str, Any]) -> str | None:
-    """Return the checkpoint to resume from, or None for a new run, whose record is written.
+    """Return the checkpoint to resume from. For a new run, write its record and return None.
 
     `data` is the checksum of the interactions, `options` are values that a resumed run must not change. Raises
     ValueError if the run cannot be resumed, or if a new run would overwrite an interrupted one.
@@ -31,7 +31,7 @@ def start_or_resume(args: TrainingArguments, data: str | None, options: dict[str
     if wanted.lower() == "false":
         if newest is not None and not finished:
             raise ValueError(
-                f"{folder} contains {newest.name} of an interrupted run. Continue the run with "
+                f"{folder} contains {newest.name} of an interrupted run. Continue this run with "
                 f"`--resume_from_checkpoint true`, delete the folder {folder}, or choose another `--output_dir`."
             )
         if args.process_index == 0:
@@ -60,20 +60,20 @@ def _find_problem(checkpoint: Path, needs_best: bool, data: str | None, options:
     """Return why a checkpoint cannot be resumed, and the solution; "" if it can."""
     record = _read(checkpoint.parent)
     if not record:
-        return f"the file {RECORD} of its run, which records data and options, is missing. Restore this file"
+        return f"the file {RECORD}, which records data and options of the run, is missing. Restore this file"
     if record["data"] != data:
-        return "the data has changed, so that items would be renumbered. Use the same data and filters"
+        return "the data has changed, and token IDs with it. Use the same data and filters"
     if changed := [name for name, value in record["options"].items() if options.get(name) != value]:
         changes = (f"{name} was {record['options'][name]} and is {options.get(name)}" for name in changed)
         return f"{', '.join(changes)}. Use the same options"
     best = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["best_model_checkpoint"]
     if needs_best and best and not is_complete(best):
-        return f"the best checkpoint of this run, {best}, is missing or incomplete. Restore it"
+        return f"the best checkpoint of this run, {best}, is missing or incomplete. Restore this folder"
     return ""
 
 
 def finish(folder: Path) -> None:
-    """Record that the model is saved, and only then remove the checkpoints: a kill in between loses nothing."""
+    """Record that the model is saved, then remove the checkpoints. In this order, a kill in between loses nothing."""
     _write(folder, {**_read(folder), "finished": True})
     _remove_checkpoints(folder)
 

@@ -1,4 +1,4 @@
-"""A run: prepare the data, train, save the model, evaluate it next to baselines, save the results."""
+"""A run: prepare the data, train, save the model, evaluate the model and baselines, save the results."""
 
 import dataclasses
 import logging
@@ -23,20 +23,20 @@ from .trainers import build_trainer, evaluate_rows, evaluator
 logger = logging.getLogger(__name__)
 
 REJECTED = "rejected"
-"""Name of the folder of a continued model that is worse than before."""
+"""Name of the folder for a continued model that is worse than the model it continues."""
 BASELINES: dict[str, type[Popularity]] = {"Popularity": Popularity, "Markov chain, first order": MarkovChain}
 FIXED = ("seed", "learning_rate", "muon_learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon")
 """Training arguments that a resumed run cannot change: the optimizer state contains them, or rows depend on them."""
 
 
 def run(recipe: Recipe) -> Path | None:
-    """Train by a recipe and save a complete checkpoint with its learning curve in `model/` of the output folder.
+    """Train with a recipe and save a complete checkpoint with its learning curve in `model/` of the output folder.
 
     The model is saved before it is evaluated, and checkpoints are removed when everything is saved. A run that was
-    killed at any point can be resumed. Return the folder of the checkpoint; None in all processes but the first.
+    killed at any point can be resumed. Return the folder of the checkpoint, but None in processes other than the first.
     """
     if recipe.source and Path(recipe.source, FACTS_FILE).exists() and not RunFacts.load(recipe.source).reproducible:
-        raise ValueError(f"{recipe.source}: its run facts do not contain all options of its training. Use a YAML file.")
+        raise ValueError(f"{recipe.source}: the run facts do not contain all options of the training. Use a YAML file.")
     recipe, interactions, tokenizer, histories = prepare(recipe)
     trainer = build_trainer(recipe, tokenizer, histories)
     data = describe_data(recipe, interactions)
@@ -51,7 +51,7 @@ def run(recipe: Recipe) -> Path | None:
         logger.info("Validation NDCG@10 of %d users: %.4f before this training, %.4f after.", users, before, after)
         if after < before - recipe.run.tolerance:
             folder = output / REJECTED
-            logger.warning("It fell by more than %g: the new model is saved in %s.", recipe.run.tolerance, folder)
+            logger.warning("NDCG@10 fell by more than %g: the new model is saved in %s.", recipe.run.tolerance, folder)
     config = trainer.model.config
     whole, sampled = protocol(recipe, len(tokenizer.items), config.exclude_history)
     facts = dataclasses.replace(

@@ -1,4 +1,4 @@
-"""Trainers of a recipe: one that trains its model, and one that evaluates a model or baseline."""
+"""Trainers of a recipe: one to train the model of the recipe, and one to evaluate a model or baseline."""
 
 import copy
 import logging
@@ -44,7 +44,7 @@ logger = logging.getLogger(__name__)
 NEGATIVES = ("num_negatives", "share_negatives", "gbce_calibration")
 WITHOUT_WEIGHTS = (*NEGATIVES, "hidden_dropout_prob", "attention_probs_dropout_prob", "loss", "loss_chunk_size",
                    "exclude_history")  # fmt: skip
-"""Options of a model that may change when it starts from a checkpoint."""
+"""Options that may change when a model starts from a checkpoint."""
 NEEDED = {
     "tolerance": ("continue_from",),
     "allow_earlier": ("continue_from",),
@@ -55,7 +55,7 @@ NEEDED = {
     "encoder": ("item_features", "continue_from"),
     "id_dropout": ("item_features", "continue_from"),
 }
-"""Option of a run -> options of which it needs one."""
+"""For each option of a run, the options of which one is needed."""
 
 
 def build_trainer(recipe: Recipe, tokenizer: ItemTokenizer, histories: DatasetDict) -> RecommendationTrainer:
@@ -124,7 +124,7 @@ def _transferred(recipe: Recipe, source: Path, tokenizer: ItemTokenizer) -> PreT
     config, wanted = model.config, find_configuration(recipe.run.architecture).model_type
     if config.model_type != wanted:
         raise ValueError(
-            f"{source} is a {config.model_type} model, but the architecture is {wanted}. Use the same for both."
+            f"{source} is a {config.model_type} model, but `architecture` is {wanted}. Use the same for both."
         )
     given = recipe.options("model")
     changes = {name: given.pop(name) for name in WITHOUT_WEIGHTS if name in given}
@@ -151,18 +151,18 @@ def _warn_unused(recipe: Recipe, names: Iterable[str], reader: str) -> None:
 
 
 def evaluate(recipe: Recipe) -> tuple[tuple[str, str | None], dict[str, dict[str, float]], dict[str, tuple]]:
-    """Evaluate the checkpoint folder of a recipe again; options that are not given are those of its own recipe.
+    """Evaluate the checkpoint of a recipe again. Options that are not given come from the recipe in the checkpoint.
 
-    Return the protocols, as from `protocol`; split → metric → value; and split → 95 % interval of NDCG@10 over users.
+    Return the protocols, as from `protocol`; the metrics of each split; and the 95 % interval of NDCG@10 of each split.
     """
     if recipe.source is None:
-        raise ValueError("Name the checkpoint to evaluate, a folder or a Hub ID, before all options.")
+        raise ValueError("The checkpoint is missing. Name its folder or Hub ID before all options.")
     model, tokenizer = (auto.from_pretrained(recipe.source) for auto in (AutoModelForMaskedLM, AutoTokenizer))
     _, _, _, histories = prepare(recipe, tokenizer)
     trainer = evaluator(model, recipe, tokenizer)
     found = {split: evaluate_rows(trainer, rows) for split, rows in histories.items() if split != "train"}
     if not found:
-        raise ValueError(f"The split {recipe.run.split} holds nothing out to evaluate on. Choose another `--split`.")
+        raise ValueError(f"The split {recipe.run.split} has no items held out for evaluation. Use another `--split`.")
     return (
         protocol(recipe, len(tokenizer.items), model.config.exclude_history),
         {split: metrics for split, (metrics, _) in found.items()},

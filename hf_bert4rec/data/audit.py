@@ -1,4 +1,4 @@
-"""Audit of a split: leaks of evaluated targets into training, and what the protocol lets a model learn from."""
+"""Audit of a split: leaks of evaluated targets into training, and properties of the protocol."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class Finding:
     """One property of the rows of a split.
 
     Attributes:
-        what: The property, as the predicate of a sentence about the rows.
+        what: The property, worded to follow the number of rows, such as "have an input later than the target".
         split: Name of the split.
         rows: Numbers of the rows that have the property.
         of: Number of rows in the split.
@@ -40,22 +40,22 @@ class Finding:
 
 
 def audit(histories: DatasetDict) -> list[Finding]:
-    """Look for leaks in histories, whether from a function in `SPLITS` or from elsewhere.
+    """Look for leaks in histories, from a function in `SPLITS` or from elsewhere.
 
     Leaks are:
 
-    - a target (same user, item and time) in the user's training rows or inputs, or for test in the validation row;
-    - a target among its candidates;
+    - a target (same user, item and time) in the user's training rows or inputs, or a test target in the validation row;
+    - a target among the candidates of its row;
     - an input that is later than its target;
     - more than one row of a user in validation or test;
     - a training interaction that is later than an evaluated target of the same user.
 
-    A user who acted on the same item twice at one time cannot be distinguished from the first case. The other
-    findings describe the protocol. Targets older than a training interaction of any user occur in every leave-one-out
-    split and never in `split_at_time`; without comparable times (`times_are_comparable`) they are not reported.
+    Two interactions of a user with the same item at the same time cannot be distinguished from the first case. The
+    other findings describe the protocol. Targets older than a training interaction of any user occur in every
+    leave-one-out split, never in `split_at_time`; they are reported if `times_are_comparable`.
 
     Args:
-        histories: `train` and perhaps `validation` and `test`, with the columns `NEEDED` and perhaps `candidates`.
+        histories: `train` and optionally `validation` and `test`, with the columns `NEEDED`, optionally `candidates`.
 
     Returns:
         All findings, including those without rows.
@@ -103,7 +103,7 @@ def _check(histories: DatasetDict) -> None:
 def _evaluated(
     rows: Dataset, train: pd.DataFrame, inputs: pd.DataFrame, target: pd.DataFrame
 ) -> list[tuple[str, Any, bool]]:
-    """Findings in a validation or test split: text, which rows (bool), and whether it is a leak."""
+    """Return the findings in a validation or test split: text, rows (bool), and whether the finding is a leak."""
     late = inputs["row"][inputs["time"].to_numpy() > target["time"].to_numpy()[inputs["row"]]]
     known = target["item"] >= len(SPECIAL_TOKENS)
     found = [
@@ -124,7 +124,7 @@ def _evaluated(
 
 
 def _actions(rows: Dataset, numbers: Mapping[str, int], column: str) -> pd.DataFrame:
-    """Interactions on the items in a column, which is null in some rows; special tokens are not items."""
+    """Return the interactions in a column of token IDs, without special tokens. The column may be null in some rows."""
     table = rows.select_columns(["user", "timestamps", column]).with_format("arrow")[:]
     given = np.flatnonzero(table[column].is_valid())
     if not len(given):
@@ -137,12 +137,12 @@ def _actions(rows: Dataset, numbers: Mapping[str, int], column: str) -> pd.DataF
 
 
 def _targets(rows: Dataset, numbers: Mapping[str, int]) -> pd.DataFrame:
-    """The target of each row; its time is that of the [MASK], the last one."""
+    """Return the target of each row. The time of a target is the time of the [MASK], the last time of the row."""
     users = np.array([numbers[user] for user in rows["user"][:]], np.int64)
     times = np.array([times[-1] for times in rows["timestamps"][:]])
     return pd.DataFrame({"row": range(len(users)), "user": users, "item": target_items(rows), "time": times})
 
 
 def _in(targets: pd.DataFrame, actions: pd.DataFrame) -> np.ndarray:
-    """Whether the user, item and time of each target are those of an interaction."""
+    """Return whether an interaction has the user, item and time of each target."""
     return pd.MultiIndex.from_frame(targets[KEY]).isin(pd.MultiIndex.from_frame(actions[KEY]))

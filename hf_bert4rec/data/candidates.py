@@ -8,28 +8,28 @@ from ..models.configuration_bert4rec import SPECIAL_TOKENS
 
 
 def popularity_candidates(rows: Dataset, counts: np.ndarray, number: int = 100, seed: int = 0) -> Dataset:
-    """Draw popular items that the user has not had; the paper ranks each target among such items (section 4.2).
+    """Draw popular items that are new to the user; the paper ranks each target among such items (section 4.2).
 
     Results depend on the draw and are not comparable with a ranking among the whole catalog.
 
     Args:
         rows: A validation or test split.
-        counts: (rows of the item table,) interactions of each item, in the paper of the whole log; the values of
-            special rows are ignored.
+        counts: (vocab_size,) number of interactions of each item; in the paper, in the whole log. The values of special
+            tokens are ignored.
         number: Number of items per user, drawn without replacement and in proportion to their counts.
-        seed: Seed of the draw, together with the column `row`: the draw of a user does not depend on the other users.
+        seed: Seed of the draw. The draw of a user depends on the seed and the column `row`, not on the other users.
 
     Returns:
         The split with a column `candidates`.
 
     Raises:
-        ValueError: An argument is out of range, the rows have no targets, or a user has fewer than `number` items left.
+        ValueError: An argument is out of range, the rows have no targets, or too few items are left for a user.
     """
     if number < 1:
         raise ValueError(f"The number of candidates must be at least 1, found {number}.")
     counts = np.where(np.arange(len(counts)) < len(SPECIAL_TOKENS), 0, counts)
     if counts.dtype.kind not in "iu" or (counts < 0).any():
-        raise ValueError("Expected `counts` to be integers of at least 0, one per row of the item table.")
+        raise ValueError("`counts` must be integers of at least 0, one per token ID, found other values.")
     table = rows.with_format("arrow")[:]
     if table["labels"].null_count:
         raise ValueError("Expected rows with targets, found training rows. Pass the validation or test split.")
@@ -41,7 +41,7 @@ def popularity_candidates(rows: Dataset, counts: np.ndarray, number: int = 100, 
         if number > left:
             user = table["user"][place]
             raise ValueError(
-                f"Cannot draw {number} candidates: only {left} items are left for user {user}. Draw fewer."
+                f"Cannot draw {number} candidates: only {left} items are left for user {user}. Lower the number."
             )
         generator = np.random.default_rng((seed, row.as_py()))
         found = np.empty(0, np.int64)
@@ -57,8 +57,8 @@ def popularity_candidates(rows: Dataset, counts: np.ndarray, number: int = 100, 
 
 
 def uniform_candidates(rows: Dataset, vocab_size: int, number: int = 100, seed: int = 0) -> Dataset:
-    """Draw items that the user has not had, each with the same probability; see `popularity_candidates`.
+    """Draw items that are new to the user, each with the same probability; see `popularity_candidates`.
 
-    `vocab_size` is the number of rows of the item table, including the special rows.
+    `vocab_size` is `len(tokenizer)`: the number of items, plus the special tokens.
     """
     return popularity_candidates(rows, np.ones(vocab_size, np.int64), number, seed)

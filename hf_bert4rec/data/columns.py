@@ -1,4 +1,4 @@
-"""Which column of a log plays which role: by its usual names, or by what the first rows contain."""
+"""Find the column of each role (user, item, timestamp ...) in a log, by usual names or by the first rows."""
 
 import re
 from collections import Counter
@@ -37,12 +37,12 @@ ASIN, AMAZON_USER = re.compile(r"B0[0-9A-Z]{8}|[0-9]{9}[0-9X]"), re.compile(r"A[
 
 
 def find_columns(log: RawLog, wanted: Mapping[str, Column], needed: Iterable[str]) -> dict[str, int]:
-    """Return the position of the column of each role: as named by the user, else by its usual names.
+    """Return the position of the column of each role: the column that the user named, else one with a usual name.
 
-    "time of day" is added if the timestamp is a date next to a time.
+    The role "time of day" is added if the log has a column of dates next to a column of times.
 
     Raises:
-        ValueError: There is no column for a role, several fit equally well, or cells contain sequences.
+        ValueError: There is no column for a role, several columns fit equally well, or cells contain sequences.
     """
     needed = list(needed)
     guessed = guess_roles(log.first_rows) if "user" in wanted else {}
@@ -62,7 +62,7 @@ def find_columns(log: RawLog, wanted: Mapping[str, Column], needed: Iterable[str
         if sequences:
             raise ValueError(f"{log.name}: the cells of {sequences[0]!r} contain several values. {ONE_PER_ROW}")
         if found["user"] == found["item"]:
-            raise ValueError(f"{log.name}: user and item are both column {found['user']}. Name different columns.")
+            raise ValueError(f"{log.name}: user and item are both column {found['user']}. Name two columns.")
     return found
 
 
@@ -70,15 +70,15 @@ def _advice(log: RawLog, role: str, command: str, interactions: bool) -> str:
     only = log.columns[0] if len(log.columns) == 1 else ""
     if separators := [character for character in ";\t|, :" if character in only]:  # ":" last for user_id:token
         return f"Name the separator: {spell('separator', separators[0])}."
-    advice = f"Name it, by its name or position: {spell(role, command=command)}."
+    advice = f"Name the column, by its name or position: {spell(role, command=command)}."
     if log.first_rows and interactions:
         sequences = spell("format", "sequences")
-        advice += f" Name the time too, if there is one. For lines of 'user item item …' use {sequences}."
+        advice += f" Name the column of times too, if there is one. For lines of 'user item item …' use {sequences}."
     return advice
 
 
 def _find(log: RawLog, role: str, name: Column, patterns: Iterable[str], command: str) -> dict[str, int]:
-    """Return role -> its column: the one that the user named, otherwise the one that fits the best pattern, if any."""
+    """Return the role and its column: named by the user, otherwise the one that fits the best pattern; {} if none."""
     if name is None:
         fits = ([i for i, column in enumerate(log.columns) if _fits(column, pattern)] for pattern in patterns)
         places = next(filter(None, fits), [])
@@ -91,22 +91,22 @@ def _find(log: RawLog, role: str, name: Column, patterns: Iterable[str], command
         shown = " and ".join(f"{log.columns[place]!r} (column {place})" for place in places)
         choice = places[0] if len({log.columns[place] for place in places}) == 1 else log.columns[places[0]]
         example = spell(role, choice, command)
-        raise ValueError(f"{log.name}: {shown} fit the {role} equally well. Name one, such as {example}.")
+        raise ValueError(f"{log.name}: {shown} fit the {role} equally well. Name one of them: {example}.")
     return {role: places[0]} if places else {}
 
 
 def _fits(name: str, pattern: str) -> bool:
-    """Return whether a name matches, ignoring case, blanks, punctuation and RecBole's types (user_id:token)."""
+    """Return whether a name matches, ignoring case, whitespace, punctuation and RecBole's types (user_id:token)."""
     return bool(re.fullmatch(pattern, re.sub(r"[\W_]", "", name.partition(":")[0]).lower()))
 
 
 def is_time_name(name: Any) -> bool:
-    """Return whether a column is found as timestamp by its name."""
+    """Return whether a column is taken as the timestamp because of its name."""
     return any(_fits(str(name), pattern) for pattern in NAMES["timestamp"])
 
 
 def is_header(rows: Rows) -> bool:
-    """Return whether the first row contains names: a usual one, or words above a column of numbers or dates."""
+    """Return whether the first row is a header: it has a usual name, or words above a column of numbers or dates."""
     first, *others = rows
     if any(map(NUMBER.fullmatch, first)):
         return False
@@ -117,10 +117,10 @@ def is_header(rows: Rows) -> bool:
 
 
 def guess_roles(rows: Rows) -> dict[str, int]:
-    """Return role -> column of a file without a header: `user item`, or with `rating timestamp`, as in MovieLens.
+    """Return a dict from role to column of a file without a header: `user item [rating timestamp]`, as in MovieLens.
 
-    Rating and timestamp may be swapped. User and item are swapped if their values look like IDs of Amazon. There are no
-    roles if one of the first two columns may be the time, because the order of the columns is unknown then.
+    Rating and timestamp may be swapped. User and item are swapped if their values look like IDs of Amazon. The dict
+    is empty if one of the first two columns may be the time, because then the order of the columns is unknown.
     """
     columns = _columns(rows, len(rows[0])) if rows else []
     if len(columns) not in (2, 4):
@@ -160,7 +160,7 @@ def _is_time(cell: str) -> bool:
 
 
 def _is_recent(cell: str) -> bool:
-    """Return whether a cell is a date, or a Unix time in s from 1995 on or in ms from 2001 on, no ISBN."""
+    """Return whether a cell is a date, or a Unix time in s from 1995 on or in ms from 2001 on, and not an ISBN."""
     number = _number(cell) if not cell.strip().startswith("0") else 0  # ISBNs begin with zeros
     return bool(DAY.match(cell)) or 8e8 <= number < 2**31 or 1e12 <= number < 2**31 * 1e3
 

@@ -1,4 +1,4 @@
-"""Collators: pad rows of `histories` to a batch and, for training, choose what to predict."""
+"""Collators: pad rows of histories to a batch and, for training, choose the items to predict."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,9 +14,9 @@ from .tokenization import ItemTokenizer
 
 @dataclass
 class DataCollatorForNextItem:
-    """Collator for models that only look back (`SasRecForMaskedLM`, `Gru4RecForMaskedLM`): every item is a label.
+    """Collator for models that read past items only (`SasRecForMaskedLM`, `Gru4RecForMaskedLM`): every item is a label.
 
-    Rows with labels of their own (validation, test) are only padded. A batch may mix both kinds of row.
+    Rows that already have labels (validation, test) are only padded. A batch may contain both kinds of row.
 
     Args:
         tokenizer: Source of the IDs of [PAD] and [MASK].
@@ -30,7 +30,7 @@ class DataCollatorForNextItem:
         return getattr(self, "mask_probability", 1.0)
 
     def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        """Build a batch from rows with `input_ids`, and with `labels` if they are to be evaluated.
+        """Build a batch from rows with `input_ids`; rows to evaluate also have `labels`.
 
         Returns:
             `input_ids` (batch, length); `attention_mask` (batch, length), 1 = real item, 0 = padding; `labels` (batch,
@@ -38,7 +38,7 @@ class DataCollatorForNextItem:
             padded with -100. All int64.
 
         Raises:
-            ValueError: A training row has no item, labels do not match the inputs, or only some of the rows to evaluate
+            ValueError: A training row has no item, labels do not match the inputs, or some but not all rows to evaluate
                 have `history` or `candidates`.
         """
         input_ids, real = pad_rows([row["input_ids"] for row in features], self.tokenizer.pad_token_id)
@@ -63,14 +63,14 @@ class DataCollatorForNextItem:
             if any(found):
                 if not all(found):
                     missing = f"{found.count(False)} of {len(found)} evaluated rows have no `{name}`"
-                    raise ValueError(f"{missing}. Add it to all rows or to none.")
+                    raise ValueError(f"{missing}. Add this column to all rows or to none.")
                 batch[name], _ = pad_rows([row[name] if row.get(name) is not None else [] for row in features], -100)
         return {name: torch.from_numpy(array) for name, array in batch.items()}
 
     def _choose_labels(
         self, rows: Sequence[Mapping[str, Any]], input_ids: np.ndarray, real: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Inputs and labels of training rows, (rows, length) each."""
+        """Return inputs and labels of training rows, (rows, length) each."""
         return input_ids, np.where(real, input_ids, -100)
 
 
@@ -82,19 +82,19 @@ class DataCollatorForCloze(DataCollatorForNextItem):
     by a random item, as in the published code. In rows of two items or more, one item stays visible. In a share of the
     rows, `last_item_probability`, only the last item is masked, as in a recommendation.
 
-    In a loop of your own every batch gets fresh masks, drawn from torch's generator (`torch.manual_seed`):
+    In your own training loop every batch gets fresh masks, drawn from torch's generator (`torch.manual_seed`):
 
         collator = DataCollatorForCloze(tokenizer)
         for batch in DataLoader(histories["train"], batch_size=64, shuffle=True, collate_fn=collator):
             model(**batch).loss.backward()
 
     If `epoch` is set, masks are a pure function of `seed`, `epoch`, the row's number (column `row`) and the position:
-    the same for any batching, number of workers or processes, and after a resumption. In the Trainer `ClozeCallback`
-    sets it in every epoch.
+    the same for any batch size, number of workers or processes, and after a resumption. In the Trainer,
+    `ClozeCallback` sets `epoch`.
 
     Args:
         tokenizer: Source of the IDs of [PAD] and [MASK].
-        mask_probability: Share ρ of a row's positions that is masked.
+        mask_probability: Share ρ of the positions of a row that are masked.
         last_item_probability: Share of the rows in which only the last item is masked (1 in 11 in the published code).
         max_predictions: Largest number of masks in a row, as in the published code. None: no limit.
         seed: Seed of the masks. None: `args.seed` in the Trainer, otherwise 0.
@@ -130,7 +130,7 @@ class DataCollatorForCloze(DataCollatorForNextItem):
         return np.where(masked, self.tokenizer.mask_token_id, input_ids), np.where(masked, input_ids, -100)
 
     def _draw_masks(self, epoch: int, rows: np.ndarray, real: np.ndarray) -> np.ndarray:
-        """Positions to mask, (rows, length) bool: in each row the k real positions with the smallest hash."""
+        """Return which positions to mask, (rows, length) bool: the k real positions of a row with the smallest hash."""
         lengths = real.sum(axis=1)
         counts = np.rint(self.mask_probability * lengths).astype(int)
         counts = np.clip(counts, 1, np.maximum(1, np.minimum(lengths - 1, self.max_predictions or lengths)))
@@ -156,7 +156,7 @@ def pad_rows(
 
 
 def _hash(counters: np.ndarray | np.uint64) -> np.ndarray:
-    """Pseudorandom numbers as a function of counters: the finalizer of splitmix64 (Steele et al., 2014)."""
+    """Return pseudorandom numbers as a function of counters: the finalizer of splitmix64 (Steele et al., 2014)."""
     with np.errstate(over="ignore"):  # arithmetic modulo 2^64 is wanted
         mixed = np.asarray(counters, np.uint64) + np.uint64(0x9E3779B97F4A7C15)
         mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

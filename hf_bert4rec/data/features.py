@@ -1,4 +1,4 @@
-"""Features of items: read from a table with one row per item, turned into vectors, and saved with the tokenizer."""
+"""Features of items: read from a table with one row per item, converted to vectors, and saved with the tokenizer."""
 
 import json
 import logging
@@ -35,12 +35,12 @@ LIKE = "like"  # column of new items with the IDs of known ones
 
 @dataclass(frozen=True)
 class ItemFeatures:
-    """Features of items, and how they become vectors.
+    """Features of items, and the encoding that converts them to vectors.
 
     Args:
-        table: `item`, then one column per feature: numbers, lists of categories, or vectors. Text is its vector.
-        columns: Name of a column -> `kind` ("number", "categories", "vector" or "text") and what its encoding needs:
-            `edges` of intervals; `values`; `width` and `scale`; for text also `encoder`.
+        table: `item`, then one column per feature: numbers, lists of categories, or vectors (also for text).
+        columns: For each feature its `kind` and encoding: `edges` of the intervals for "number", `values` for
+            "categories", `width` and `scale` for "vector" and "text", and for "text" also `encoder`.
     """
 
     table: pa.Table
@@ -54,9 +54,9 @@ class ItemFeatures:
     def vectors(self, items: pa.Array | pa.ChunkedArray) -> np.ndarray:
         """Return the vectors of raw IDs, (items, width) float32; zeros for items without features.
 
-        The first number is 1 if the item has features. A number becomes the interval that it is in, of intervals with
-        the same number of items; a category whether the item has it, divided by the root of how many it has. Vectors
-        are divided by their mean length.
+        The first number is 1 if the item has features. A number is encoded as one of several intervals with the same
+        number of items. Each category is encoded as 1 or 0, divided by the square root of the number of categories of
+        the item. Vectors are divided by their mean length.
         """
         blocks = [_encode(self.table[name], how) for name, how in self.columns.items()]
         ones = np.ones((len(self.table), 1), np.float32)
@@ -65,7 +65,7 @@ class ItemFeatures:
         return np.where(places[:, None] >= 0, encoded[places], np.float32(0))
 
     def extended(self, others: Self) -> Self:
-        """Return these features and those of other items, which have the same encoding."""
+        """Return these features together with features of other items that have the same encoding."""
         new = pc.invert(pc.is_in(others.items, value_set=self.items.combine_chunks()))
         return type(self)(pa.concat_tables([self.table, others.table.filter(new)]), self.columns)
 
@@ -91,7 +91,7 @@ class ItemFeatures:
 
 
 def read_parquet(file: str | PathLike, most_bytes: int) -> pa.Table:
-    """Read a Parquet file; ValueError if it needs more memory. A small one can repeat a long text in gigabytes."""
+    """Read a Parquet file; ValueError if it needs more memory. In a small file one long text can fill gigabytes."""
     with pq.ParquetFile(file) as parquet:
         groups = [parquet.metadata.row_group(group) for group in range(parquet.num_row_groups)]
         values = sum(group.column(place).num_values for group in groups for place in range(group.num_columns))
@@ -156,22 +156,22 @@ def load_item_features(
         item: Column of the item. Default: found by its usual names.
         text: Columns that become vectors with `encoder`, such as titles and descriptions.
         encoder: A model of sentence-transformers: Hub ID or folder (`pip install "hf-bert4rec[features]"`).
-        like: Features of other items, with whose columns, encoder and encoding these are read. Other columns are
+        like: Features of other items. Their columns, encoder and encoding are used, and other columns of the table are
             ignored.
-        format: As for `load_interactions`, like the next two.
+        format: As for `load_interactions`, like `separator` and `encoding`.
         separator: Separator of a text file.
         encoding: Encoding of a text file.
 
     Raises:
         ValueError: An item has no ID or two rows, most values of a column are numbers but not all, vectors have
-            different widths or are not finite, or a column of `text` or the encoder is missing.
+            different widths or are not finite, or the encoder or a column of `text` is missing.
     """
     known = {key: {"kind": "text"} for key in text} if like is None else like.columns
     log = open_log(source, "titles", format, separator, encoding, [item, *known])
     with library_errors(log.name):
         place, items = read_items(log, item)
         if missing := [name for name in known if name not in log.columns]:
-            raise ValueError(f"{log.name}: expected a column {missing[0]!r} of features, found {log}.")
+            raise ValueError(f"{log.name}: expected a feature column {missing[0]!r}, found {log}. Add or rename it.")
         names = [name for name in log.columns if name != LIKE and log.columns.index(name) != place]
         names = names if like is None else list(known)
         _, *values = log.read([place, *map(log.columns.index, names)])
@@ -180,7 +180,7 @@ def load_item_features(
             if (found := _read_column(name, column, log, known.get(name, {}), encoder)) is not None:
                 read[name], columns[name] = found
         if not columns:
-            raise ValueError(f"{log.name}: expected columns of features, found none that can be used: {log}.")
+            raise ValueError(f"{log.name}: found no column that can be used as a feature: {log}. Add such columns.")
         kinds = ", ".join(f"{name} ({how['kind']})" for name, how in columns.items())
         logger.info("%s: features of %d items: %s.", log.name, len(items), kinds)
         features = ItemFeatures(pa.table(read), columns)
@@ -199,12 +199,12 @@ class NewItems:
 
 
 def load_new_items(source: Any, known: ItemFeatures | None, item: Column = None, **options: Any) -> NewItems:
-    """Read items to add, with the columns `title`, `like` and those of the features of the catalog if there are any.
+    """Read items to add, with optional columns `title` and `like`, and the columns of the features of the catalog.
 
     The options are those of `load_item_features`. The IDs of `like` are a list, or text separated by `|`.
 
     Raises:
-        ValueError: As for `load_item_features`; some columns of the features are missing, and others are there.
+        ValueError: As for `load_item_features`; or the table has some, but not all of the feature columns.
     """
     form, separator, encoding = map(options.get, ("format", "separator", "encoding"))
     own = {} if known is None else known.columns
@@ -221,7 +221,7 @@ def load_new_items(source: Any, known: ItemFeatures | None, item: Column = None,
     others = [name for place, name in enumerate(log.columns) if place not in used.values() and name not in own]
     if others:
         names = ", ".join(map(repr, others))
-        logger.info("%s: not used, because the checkpoint has no such features: %s.", log.name, names)
+        logger.info("%s: columns that are not used, because the checkpoint has no such features: %s.", log.name, names)
     described = not own.keys().isdisjoint(log.columns)
     return NewItems(
         ids,
@@ -232,18 +232,18 @@ def load_new_items(source: Any, known: ItemFeatures | None, item: Column = None,
 
 
 def read_items(log: RawLog, item: Column) -> tuple[int, pa.ChunkedArray]:
-    """Return the column of the item and its IDs; ValueError unless each row has an item, and each item one row."""
+    """Return the position of the item column, and the IDs; ValueError unless each row has an ID of its own."""
     place = find_columns(log, {"item": item}, needed=["item"])["item"]
     items = as_ids(log.read([place])[0], "item", log.locate)
     if items.null_count:
         row = items.is_null().index(True).as_py()
-        raise ValueError(f"{log.name}: expected an item in every row, found none in {log.locate(row)}.")
+        raise ValueError(f"{log.locate(row)}: expected an item ID, found none. Fix or remove this row.")
     counts = pc.value_counts(items)
     check_ids(counts.field("values"), counts.field("counts").to_numpy(), "item", log.name)
     if len(counts) < len(items):
         twice = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
         shown = ", ".join(map(repr, twice[:3].to_pylist()))
-        raise ValueError(f"{log.name}: expected one row per item, found several of {shown}. Keep one row of each.")
+        raise ValueError(f"{log.name}: expected one row per item, found several for {shown}. Keep one row of each.")
     return place, items
 
 
@@ -256,9 +256,7 @@ def _read_column(
     if kind in ("vector", "text"):
         used = known.get("encoder", encoder)
         if kind == "text" and used != encoder:  # a downloaded checkpoint must not choose what is loaded
-            raise ValueError(
-                f"{log.name}: the text of {name!r} needs the encoder {used!r}. Name it again: `encoder=...`."
-            )
+            raise ValueError(f"{log.name}: the text of {name!r} needs the encoder {used!r}. Pass `encoder={used!r}`.")
         rows = _embed(name, as_text(values), log, encoder) if kind == "text" else _as_vectors(name, cells, log)
         width, scale = rows.shape[1], float(1 / max(np.linalg.norm(rows, axis=1).mean(), 1e-9))
         how = {"kind": kind, "width": width, "scale": scale} | known
@@ -277,7 +275,7 @@ def _read_column(
         shared = [value for value, count in counts.most_common(MOST_CATEGORIES) if count > 1]
         owners = sum(not set(shared).isdisjoint(row) for row in categories)
         if 2 * owners < sum(map(bool, categories)) or not shared:
-            logger.info("%s: most values of %r belong to one item each, so it is not used.", log.name, name)
+            logger.info("%s: %r is not used, because most values of this column belong to one item.", log.name, name)
             return None
         known = {"kind": kind, "values": shared}
     return pa.array(categories, pa.list_(pa.string())), known
@@ -311,7 +309,7 @@ def _as_categories(cells: list[Any]) -> list[list[str]]:
 
 
 def distinct_texts(texts: Iterable[str]) -> list[str]:
-    """Return texts without blanks around them, each once, and none that is empty."""
+    """Return the distinct texts that are not empty, without surrounding whitespace."""
     return [text for text in dict.fromkeys(map(str.strip, texts)) if text]
 
 
@@ -320,10 +318,10 @@ def _as_vectors(name: str, rows: list[Any], log: RawLog) -> np.ndarray:
     usual = Counter(filter(None, widths)).most_common(1)[0][0] if any(widths) else "some"
     for row, width in enumerate(widths):
         if width != usual:
-            raise ValueError(f"{log.locate(row)}: expected a vector of {usual} numbers as {name}, found {width}.")
+            raise ValueError(f"{log.locate(row)}: expected {usual} numbers as {name!r}, found {width}. Fix this row.")
     vectors = np.array(rows, np.float32)
     if (bad := np.flatnonzero(~np.isfinite(vectors).all(axis=1))).size:
-        raise ValueError(f"{log.locate(int(bad[0]))}: expected finite numbers as {name}, found NaN or infinity.")
+        raise ValueError(f"{log.locate(int(bad[0]))}: expected finite numbers as {name!r}, found NaN or infinity.")
     return vectors
 
 
@@ -336,7 +334,8 @@ def _embed(name: str, texts: pa.ChunkedArray, log: RawLog, encoder: str | None) 
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError as error:
-        raise ValueError('Text needs sentence-transformers. Run pip install "hf-bert4rec[features]".') from error
+        advice = 'Run pip install "hf-bert4rec[features]".'
+        raise ValueError(f"Text columns of item features need sentence-transformers. {advice}") from error
     model = SentenceTransformer(encoder, trust_remote_code=False, model_kwargs={"use_safetensors": True})
     vectors = np.array(model.encode(pc.fill_null(texts, "").to_pylist(), show_progress_bar=True), np.float32)
     vectors[np.asarray(texts.is_null())] = 0  # a missing text says nothing

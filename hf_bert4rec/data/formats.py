@@ -1,10 +1,10 @@
 """The formats of logs. A new format is a function and an entry in `FORMATS`.
 
 The function takes a `SourceFile`, with the methods `text()` and `content()` (bytes) and the attributes `path` and
-`separator`. It returns a table of pandas, Polars, Arrow or datasets. Columns with the usual names are found; the user
-names other columns.
+`separator`. It returns a table of pandas, Polars, Arrow or datasets. Columns with the usual names are found; the
+user names the other columns.
 
-Arrow reads text and JSON. If it fails, Python reads them, which is slower and finds the line with an error.
+Arrow reads text and JSON. If Arrow fails, Python reads the file, which is slower and finds the line with the error.
 """
 
 import ast
@@ -81,7 +81,7 @@ def read_sequences(file: SourceFile) -> pa.Table:
 
 
 def read_json(file: SourceFile) -> RawLog | pd.DataFrame:
-    """Open one JSON object or Python literal (Steam) per line, or an array of objects."""
+    """Open a file with one JSON object or Python literal (Steam) per line, or with an array of objects."""
     text = file.text()
     array = _parse(text) if text.lstrip().startswith("[") else None
     if isinstance(array, list) and all(isinstance(row, dict) for row in array):
@@ -145,12 +145,12 @@ def open_log(
     encoding: str | None,
     columns: Iterable[Column],
 ) -> RawLog:
-    """Open what `load_interactions` takes; `kind` is a key of `FOLDER_FILES`, `columns` are named by the user."""
+    """Open a source of `load_interactions`; `kind` is a key of `FOLDER_FILES`, `columns` are named by the user."""
     if isinstance(source, RawLog):  # open already
         return source
     for option, value in {"format": format, "separator": separator, "encoding": encoding}.items():
         if not isinstance(value, str | None):
-            raise ValueError(f"Expected text as `{option}`, found {value!r}.")
+            raise ValueError(f"`{option}` must be text, found {value!r}.")
     if not isinstance(source, str | PathLike):
         return open_table(source, type(source).__name__)
     with library_errors(str(source)[:99], "For a dataset on the Hub, use datasets.load_dataset and pass one split."):
@@ -179,18 +179,18 @@ def _find(source: str | PathLike, kind: str) -> Path | Dataset | DatasetDict:
     if path.is_dir():
         if files := [path / name for name in FOLDER_FILES[kind] if (path / name).exists()]:
             return files[0]
-        raise FileNotFoundError(f"{source}: found none of {', '.join(FOLDER_FILES[kind])} in it. Pass a file.")
+        raise FileNotFoundError(f"{source}: this folder has none of {', '.join(FOLDER_FILES[kind])}. Pass a file.")
     if path.exists():
         return path
     if re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) and _suffix(path).lower() not in FORMATS:
         return load_dataset(str(source), split="train")
     raise FileNotFoundError(
-        f"{source}: found no such file or folder. Other sources are 'ml-latest-small' and the Hub ID of a dataset."
+        f"{source}: found no such file or folder. Check the path, or pass 'ml-latest-small' or the Hub ID of a dataset."
     )
 
 
 def _suffix(path: Path) -> str:
-    """Return the last suffix, without its dot, that is not one of compression."""
+    """Return the last suffix that does not stand for compression, without the dot."""
     return ([suffix for suffix in path.suffixes if suffix.lower() not in COMPRESSED] or ["."])[-1][1:]
 
 
@@ -234,7 +234,7 @@ class _Rows:
             self.data, self.delimiter = data.replace(separator.encode(), b"\x1f"), "\x1f"
 
     def __iter__(self) -> Iterator[tuple[int, list[str]]]:
-        """Yield the first line of each row, from 1, and its fields; blank lines are not rows."""
+        """Yield the number of the first line (from 1) and the fields of each row; empty lines are not rows."""
         quoting: Any = csv.QUOTE_MINIMAL if self.quoted else csv.QUOTE_NONE
         limit, line = csv.field_size_limit(2**31 - 1), 1
         try:
@@ -247,7 +247,7 @@ class _Rows:
             csv.field_size_limit(limit)
 
     def fields(self, width: int, skipped: int) -> Iterator[list[str]]:
-        """Yield the fields of each row; other widths or an open quotation raise ValueError at the end."""
+        """Yield the fields of each row; rows of other widths or an open quotation raise ValueError at the end."""
         line, fields, bad = 1, [""], []
         for line, fields in islice(self, skipped, None):
             if len(fields) == width:

@@ -17,13 +17,13 @@ from .tokenization import ItemTokenizer, check_max_length
 logger = logging.getLogger(__name__)
 
 COLUMNS = {  # column -> its meaning; all splits have the same, so that the `DatasetDict` can be saved and pushed
-    "row": "number of the row within its split; the collator draws masks from it",
+    "row": "number of the row within its split; the masks of the collator depend on this number",
     "user": "raw ID",
-    "input_ids": "rows of the item table, oldest first; validation and test end in the [MASK] of the query",
+    "input_ids": "token IDs, oldest item first; rows of validation and test end in the [MASK] of the query",
     "timestamps": "time of each input; for the [MASK] the time of the target",
-    "labels": "null in train (the collator masks); else -100, and the target at the [MASK]",
-    "history": "null in train; else all items before the target, including those too old for `input_ids`: rankings "
-    "exclude them",
+    "labels": "null in train (the collator masks); else the target at the [MASK], and -100 elsewhere",
+    "history": "null in train; else all items before the target, including items too old for `input_ids`; rankings "
+    "exclude these items",
     "candidates": "only after `popularity_candidates` or `uniform_candidates`, not in train: the items that sampled "
     "metrics rank the target among",
     "length": "number of `input_ids`, so that batches can be grouped by length without reading the rows",
@@ -33,7 +33,7 @@ REPEATS = 0.05  # share of repeats among the test targets from which `build_hist
 
 @dataclass(frozen=True)
 class SortedLog:
-    """All interactions, sorted by user and then by time. Those of user u are `starts[u]` to before `ends[u]`."""
+    """All interactions, sorted by user and then by time. User u has the interactions `starts[u]` to `ends[u] - 1`."""
 
     users: pa.Array  # (users,) raw IDs
     starts: np.ndarray  # (users,) number of each user's first interaction
@@ -43,7 +43,7 @@ class SortedLog:
 
 
 def check_interactions(interactions: Dataset) -> pa.Table:
-    """Return interactions as a table, with IDs as text; raise ValueError if `load_interactions` did not make them."""
+    """Return interactions as a table, with IDs as text; raise ValueError if a column is not as expected."""
     columns = interactions.column_names if isinstance(interactions, Dataset) else [type(interactions).__name__]
     if not {"user", "item", "timestamp"} <= set(columns):
         raise ValueError(f"Expected the columns user, item and timestamp, found {', '.join(columns)}. {READ_FIRST}")
@@ -74,7 +74,7 @@ def sort_by_user(interactions: Dataset, tokenizer: ItemTokenizer) -> SortedLog:
 
 
 def _stable_order(values: np.ndarray) -> np.ndarray:
-    """Return the places of values in ascending order; equal ones keep their order. torch sorts faster than numpy."""
+    """Return the indices that sort values; equal values keep their order. torch sorts faster than numpy."""
     return torch.sort(torch.tensor(values), stable=True).indices.numpy()
 
 
@@ -88,22 +88,22 @@ def build_histories(
     window_step: float = 0.5,
     prefixes: bool = False,
 ) -> DatasetDict:
-    """Build the rows of all splits; warn if the test targets are often items that the user has had before.
+    """Build the rows of all splits; warn if many test targets are items that the user has interacted with before.
 
     Args:
         log: Result of `sort_by_user`.
         tokenizer: Items that it does not contain are dropped from histories; as targets they count as missed.
         train_ends: (users,) number of the interaction before which the training history ends; `log.starts` for users
-            who are not trained on.
+            without training rows.
         targets: "validation" or "test" → (users,) number of the interaction to predict, -1 for users without a row. The
             history of a row is all interactions of the user before the target.
         max_length: Longest input N, including the [MASK] of the query. Default: `tokenizer.model_max_length`.
         window_step: Step between the training windows of a history longer than N, as a share of N.
-        prefixes: Train on a row for each item but the first, instead of windows: the item and up to N - 1 items before
-            it. For short histories, with `last_item_probability=1` of the collator.
+        prefixes: Instead of windows, use one training row for each item but the first: the item and up to N - 1 items
+            before it. For short histories, with `last_item_probability=1` of the collator.
 
     Returns:
-        `DatasetDict` with `train` and the splits of `targets`; columns: `COLUMNS`.
+        `DatasetDict` with `train` and the splits of `targets`, and the columns of `COLUMNS`.
 
     Raises:
         ValueError: An option is out of range, or `train_ends` or `targets` contains the interaction of another user.
@@ -145,7 +145,7 @@ def build_histories(
     repeats = are_repeats(splits["test"]).sum() / max(1, len(splits["test"])) if "test" in splits else 0
     if repeats > REPEATS:
         _warn_once(
-            f"{repeats:.0%} of the test targets are items that the user has had before. Only a model with "
+            f"{repeats:.0%} of the test targets are items that the user has interacted with before. Only a model with "
             "`exclude_history=False` recommends them (command line: --exclude_history false)."
         )
     return DatasetDict(splits)
@@ -159,7 +159,7 @@ def flatten(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def target_items(rows: Dataset) -> np.ndarray:
-    """Return the target of each row of a validation or test split, (rows,) rows of the item table."""
+    """Return the token ID of the target of each row of a validation or test split, (rows,)."""
     labels, places = flatten(rows.with_format("arrow")[:]["labels"])
     targets = np.full(rows.num_rows, -100)
     np.maximum.at(targets, places, labels)
@@ -176,7 +176,7 @@ def times_are_comparable(users: np.ndarray, times: np.ndarray) -> bool:
     """Return whether timestamps show which of two users acted first.
 
     In a log without timestamps, row numbers stand for times. If such a log is written user by user, each user begins
-    after the one before has ended, and times of different users cannot be compared. Both arrays are (interactions,);
+    after the previous user has ended, and times of different users cannot be compared. Both arrays are (interactions,);
     users are numbered from 0.
     """
     first, last = (np.full(users.max(initial=0) + 1, limit) for limit in (np.inf, -np.inf))
@@ -194,10 +194,10 @@ def _warn_once(message: str) -> None:
 def _windows(
     starts: np.ndarray, ends: np.ndarray, max_length: int, step: int, prefixes: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """User, start and end of every training window, as in the published code.
+    """Return user, start and end of every training window, as in the published code.
 
-    Windows end at the last item and at multiples of `step` before it. The earliest one begins at the history's start.
-    With `prefixes`, shorter windows that begin there follow, down to two items.
+    Windows end at the last item and at multiples of `step` before it. The earliest window begins at the start of
+    the history. With `prefixes`, shorter windows that begin there follow, down to two items.
     """
     lengths = ends - starts
     shortest = 2 if prefixes else max_length  # nothing precedes a single item
@@ -211,7 +211,7 @@ def _windows(
 
 
 def _lists(values: np.ndarray, firsts: np.ndarray, lasts: np.ndarray, last: np.ndarray | None = None) -> pa.ListArray:
-    """`values[first:last]` for each pair, with `last[i]` appended to the i-th list if given."""
+    """Return `values[first:last]` for each pair, with `last[i]` appended to the i-th list if given."""
     lengths = lasts - firsts + (last is not None)
     ends = np.cumsum(lengths)
     places = np.arange(lengths.sum()) + np.repeat(firsts - (ends - lengths), lengths)

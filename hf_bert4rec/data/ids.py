@@ -1,4 +1,4 @@
-"""IDs of users and items: always text, whatever type a log or a history has them in."""
+"""IDs of users and items: always text, whatever their type in a log or a history is."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -15,8 +15,8 @@ import pyarrow.compute as pc
 
 Values: TypeAlias = pa.ChunkedArray | list[Any]  # a column; a list if Arrow has no type for its values
 
-READ_FIRST = "Read the log with load_interactions(dataset), which converts IDs to text and times to numbers."
-ONE_PER_ROW = "Give each item a row of its own, in pandas with str.split and explode, and pass the data frame."
+READ_FIRST = "Read the log with `load_interactions`, which converts IDs to text and times to numbers."
+ONE_PER_ROW = "Give each item a row of its own (pandas: `str.split` and `explode`), and pass the data frame."
 
 
 def as_ids(values: Values | pa.Array, what: str, locate: Callable[[int], str] = "row {}".format) -> pa.ChunkedArray:
@@ -24,7 +24,7 @@ def as_ids(values: Values | pa.Array, what: str, locate: Callable[[int], str] = 
 
     Raises:
         ValueError: A value is not text, a number, a UUID or a date, or is a float too large to be exact. The message
-            begins with the place of the row, as from `locate`, and `what` the IDs are.
+            begins with the row, as `locate` describes it, and `what`: whose ID it is.
     """
     values = pa.chunked_array([values]) if isinstance(values, pa.Array) else values
     kind = None if isinstance(values, list) else values.type
@@ -60,7 +60,7 @@ def as_item_ids(values: Iterable[Any], name: str = "item IDs") -> pa.StringArray
             ids = [_as_item_id(value) for value in ids]
         return pa.array(ids, pa.string())
     except UnicodeEncodeError as error:
-        raise ValueError(f"{name}: {error.object!r} is not valid Unicode text. Fix or remove it.") from None
+        raise ValueError(f"{name}: {error.object!r} is not valid Unicode text. Fix or remove this ID.") from None
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
 
@@ -69,18 +69,18 @@ def _as_item_id(value: Any) -> str:
     scalar = value.item() if getattr(value, "ndim", None) == 0 else value  # numpy scalars, tensors
     text = _as_id(scalar) if isinstance(scalar, str | int | float) and not isinstance(scalar, bool) else None
     if text is None:
-        advice = "Remove it; only `fill` takes gaps." if value is None else "Convert it to text."
+        advice = "Remove it. Only `fill` accepts gaps." if value is None else "Convert it to text."
         raise ValueError(f"expected text or numbers, found {value!r:.100} ({type(value).__name__}). {advice}")
     return text
 
 
 def _as_id(value: Any, digits: int = 53) -> str | None:
-    """Convert one ID to text, missing values to None. Floats are exact up to 2^`digits`."""
+    """Convert one ID to text, and a missing value to None. Floats are exact up to 2^`digits`."""
     if isinstance(value, str | bytes):
         try:
             return value.decode() if isinstance(value, bytes) else value.encode().decode()
         except UnicodeError:
-            raise ValueError(f"{value!r:.100} is not valid Unicode text. Fix or remove it.") from None
+            raise ValueError(f"{value!r:.100} is not valid Unicode text. Fix or remove this ID.") from None
     if value is None or value is pd.NA or (isinstance(value, Number | date) and pd.isna(value)):
         return None
     if not isinstance(value, Number | date | UUID):
@@ -88,8 +88,8 @@ def _as_id(value: Any, digits: int = 53) -> str | None:
         raise ValueError(f"expected text or numbers, found {value!r:.100} ({type(value).__name__}). {advice}")
     if isinstance(value, float | np.floating) and abs(value) >= 2**digits:
         raise ValueError(
-            f"expected text or numbers, found {value!r}. Floats from 2^{digits} on are not exact, so different IDs "
-            "become one: read IDs as text (pandas: dtype=str) or integers (pandas: dtype='UInt64')."
+            f"found the float {value!r}. Floats from 2^{digits} on are not exact, so different IDs can become the same "
+            "ID. Read IDs as text (pandas: dtype=str) or integers (pandas: dtype='UInt64')."
         )
     if isinstance(value, float | np.floating) and value.is_integer():
         return str(int(value))
@@ -99,7 +99,7 @@ def _as_id(value: Any, digits: int = 53) -> str | None:
 
 
 def distinct_values(values: Values) -> tuple[list[Any], np.ndarray]:
-    """Return the distinct values, and for each row the place of its value among them (-1: null)."""
+    """Return the distinct values, and for each row the index of its value among them (-1: null)."""
     if isinstance(values, list) or pa.types.is_nested(values.type):
         return values if isinstance(values, list) else values.to_pylist(), np.arange(len(values))
     encoded = values.dictionary_encode().combine_chunks()

@@ -1,4 +1,4 @@
-"""Interactions: one row each, with user, item and timestamp, read from any log and filtered."""
+"""Interactions: read from any log, filtered, one row each with user, item and timestamp."""
 
 import logging
 import re
@@ -39,24 +39,24 @@ def load_interactions(
 ) -> Dataset:
     """Read a log of users' interactions on items.
 
-    Rows without user, item or timestamp are dropped; one log line reports what was read and dropped. Rows keep the
-    order of the source, also among equal timestamps. Without timestamps, the rows are taken to be in time order and are
-    numbered.
+    Rows without user, item or timestamp are dropped. A log line reports how many rows were read and dropped. Rows keep
+    the order of the source, also among equal timestamps. Without timestamps, the rows are assumed to be in time order,
+    and their numbers are the timestamps.
 
     Args:
         source: A file (see `FORMATS`; also compressed with gzip, bzip2 or Zstandard), a folder of MovieLens,
             `"ml-latest-small"` (contained in this package), a pandas, Polars or Arrow table, a `datasets.Dataset`, or
-            the Hub ID of one.
+            the Hub ID of a dataset.
         format: Key of `FORMATS`. Default: the suffix of the file.
-        user: Column of the user: its name, or its position from 0. Default: found by its usual names.
+        user: Column of the user: a name, or a position from 0. Default: a column with a usual name.
         item: Column of the item.
         timestamp: Column of the time: numbers are kept as they are, dates become seconds since 1970.
         rating: Column of the rating; read only if `min_rating` is given.
         min_rating: Drop interactions with a lower rating.
-        min_user_interactions: Drop users with fewer interactions, until all have enough (k-core).
-        min_item_interactions: Drop items with fewer interactions, until all have enough.
+        min_user_interactions: Drop users with fewer interactions, until all users have enough (k-core).
+        min_item_interactions: Drop items with fewer interactions, until all items have enough.
         keep_repeats: Whether to keep a user's later interactions on the same item.
-        separator: Separator of a text file. Default: the usual one of its format.
+        separator: Separator of a text file. Default: the usual separator of the format.
         encoding: Encoding of a text file. Default: UTF-8.
 
     Returns:
@@ -69,7 +69,7 @@ def load_interactions(
     fewest = {"min_user_interactions": min_user_interactions, "min_item_interactions": min_item_interactions}
     for name, value in {"min_rating": min_rating or 0, **fewest}.items():
         if not isinstance(value, Number):
-            raise ValueError(f"Expected a number as `{name}`, found {value!r}.")
+            raise ValueError(f"`{name}` must be a number, found {value!r}.")
     log = open_log(source, "interactions", format, separator, encoding, [user, item, timestamp, rating])
     wanted: dict[str, Column] = {"user": user, "item": item, "timestamp": timestamp}
     if min_rating is not None:
@@ -99,7 +99,7 @@ def load_interactions(
         table = table.combine_chunks()
         losses = ", ".join(f"{rows:,} {why}" for why, rows in dropped.items() if rows) or "none"
         if not len(table):
-            advice = "Lower the filters, or check the columns."
+            advice = "Relax the filters, or check the columns."
             raise ValueError(f"{log.name}: no interactions are left. Dropped: {losses}. {advice}")
         for role, column in coded.items():
             rows = np.bincount(core[role], minlength=len(column.dictionary))
@@ -144,10 +144,10 @@ def _check(log: RawLog, found: Mapping[str, int]) -> str:
         if not re.search(r"\d", first := ", ".join(log.first_rows[0])):
             logger.warning(
                 f"{log.name}: the first line has no known column name. "
-                f"If {first!r} is a header, name its columns, such as {spell('user', command='user')}."
+                f"If {first!r} is a header, name the columns, such as {spell('user', command='user')}."
             )
     if "timestamp" not in found:
-        notes += " (no timestamps; the rows are taken to be in time order)"
+        notes += " (no timestamps; the rows are assumed to be in time order)"
         unread = ", ".join(name for place, name in enumerate(log.columns) if place not in found.values())
         if unread:
             solution = f"If one of {unread:.200} is the time, name it: {spell('timestamp', command='timestamp')}."
@@ -164,12 +164,12 @@ def load_titles(
     separator: str | None = None,
     encoding: str | None = None,
 ) -> dict[str, str]:
-    """Read raw item ID -> title, from the same kinds of source as `load_interactions`.
+    """Return a dict from raw item ID to title, read from the same kinds of source as `load_interactions`.
 
     Without a header, the first column is the item and the second the title, unless `item` and `title` name others.
 
     Raises:
-        ValueError: As for `load_interactions`; for instance, there is no column for the title.
+        ValueError: As for `load_interactions`; for example, there is no column for the title.
     """
     log = open_log(source, "titles", format, separator, encoding, [item, title])
     with library_errors(log.name):
@@ -186,7 +186,7 @@ def rename_items(interactions: Dataset, names: Mapping[str, str]) -> Dataset:
     """Replace the item IDs of a log by new ones, for example item numbers by the IDs of the catalog.
 
     Raises:
-        ValueError: An item has no new ID in `names` (ID in the log -> new ID), or two items have the same.
+        ValueError: An item has no new ID in `names`, a dict from old to new ID, or two items have the same new ID.
     """
     table = interactions.with_format("arrow")[:]
     old = pc.unique(table["item"])
@@ -194,7 +194,7 @@ def rename_items(interactions: Dataset, names: Mapping[str, str]) -> Dataset:
     new = [known.get(item) for item in old.to_pylist()]
     if None in new:
         found = f"{new.count(None):,} items of the log have no new ID, such as {old[new.index(None)].as_py()!r}"
-        raise ValueError(f"{found}. Add them to `names`.")
+        raise ValueError(f"{found}. Add these items to `names`.")
     name, times = Counter(new).most_common(1)[0]
     if times > 1:
         merged = [item for item, other in zip(old.to_pylist(), new, strict=True) if other == name]

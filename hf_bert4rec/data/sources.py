@@ -19,8 +19,8 @@ COMPRESSED = {".gz": ("gzip", rb"\x1f\x8b"), ".bz2": ("bz2", rb"BZh\d1AY&SY"), "
 OTHER_FILES = {  # first bytes of files that are not text -> what they are, and what to do
     rb"(?s)PK\x03\x04.{,4000}xl/|\xd0\xcf\x11\xe0": "an Excel workbook. Pass pandas.read_excel(path)",
     rb"(?s)PK\x03\x04|Rar!\x1a|7z\xbc\xaf|\xfd7zXZ|.{257}ustar": "an archive. Extract it and pass one of its files",
-    rb"\x1f\x8b|BZh\d1AY&SY|\x28\xb5\x2f\xfd|x[\x01\x9c]|\x5d\0\0": "compressed twice or as zlib or lzma. Extract it",
-    rb"ARROW1\0|SQLite format 3\0|\x89HDF|\x80[\x02-\x05]": "a binary file. Read it and pass a pandas data frame",
+    rb"\x1f\x8b|BZh\d1AY&SY|\x28\xb5\x2f\xfd|x[\x01\x9c]|\x5d\0\0": "compressed twice or with zlib or lzma. Extract it",
+    rb"ARROW1\0|SQLite format 3\0|\x89HDF|\x80[\x02-\x05]": "a binary file. Read the file and pass a pandas data frame",
     rb"(?i)\s*<(!doctype |html)|%PDF-": "a document. Export the log as CSV",
 }
 BYTE_ORDER_MARKS = {  # that of UTF-32-LE begins with that of UTF-16-LE
@@ -30,16 +30,16 @@ BYTE_ORDER_MARKS = {  # that of UTF-32-LE begins with that of UTF-16-LE
 
 
 def spell(option: str, value: Any = "...", command: str | None = None) -> str:
-    """Return an option as it is written in Python, and on the command line, where it may be named `command`."""
+    """Return an option as it is written in Python and on the command line, where its name may be `command`."""
     where = "command line" if command else "command line, for `--data`"
     return f"`{option}={value!r}` ({where}: `--{command or option} {shlex.quote(str(value))}`)"
 
 
 @contextmanager
 def library_errors(
-    name: str, advice: str = "If it is not damaged, read it with pandas and pass the result."
+    name: str, advice: str = "If the source is not damaged, read it with pandas and pass the data frame."
 ) -> Iterator[None]:
-    """Raise every error as a ValueError that begins with the name of the source, as our own errors do."""
+    """Raise every error as a ValueError that begins with the name of the source, as the errors of this package do."""
     try:
         yield
     except Exception as error:
@@ -51,7 +51,7 @@ def library_errors(
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file, and the user's options for text."""
+    """A file of a log, and the options for text that the user passed."""
 
     path: Path
     separator: str | None = None
@@ -64,7 +64,7 @@ class SourceFile:
         return self.path.name
 
     def content(self, size: int | None = None) -> bytes:
-        """Return the bytes, or the first `size` of them, decompressed if they are compressed."""
+        """Return the decompressed bytes of the file, or the first `size` bytes."""
         with self.path.open("rb") as file:
             first, suffix = file.read(10), self.path.suffix.lower()
         fits = (codec for end, (codec, start) in COMPRESSED.items() if re.match(start, first) or suffix == end)
@@ -75,7 +75,7 @@ class SourceFile:
         """Raise ValueError if the first bytes are not those of a text file."""
         for pattern, advice in OTHER_FILES.items():
             if re.match(pattern, data):
-                raise ValueError(f"{self.name}: is {advice}.")
+                raise ValueError(f"{self.name}: the file is {advice}.")
 
     def text(self, usual_encoding: str = "utf-8") -> str:
         """Return the content as text; a byte order mark takes precedence over the user's encoding."""
@@ -85,19 +85,19 @@ class SourceFile:
         encoding = next((name for mark, name in BYTE_ORDER_MARKS.items() if data.startswith(mark)), encoding)
         if b"\0" in data[:1000] and not re.search("16|32", str(encoding)):
             likely = "utf-16-be" if data[0] == 0 else "utf-16-le"
-            raise ValueError(f"{self.name}: contains null characters. If it is text, name {spell('encoding', likely)}.")
+            raise ValueError(f"{self.name}: contains null characters. If it is text, pass {spell('encoding', likely)}.")
         try:
             text = data.decode(encoding)
         except UnicodeDecodeError as error:
             line = data.count(b"\n", 0, error.start) + 1
             raise ValueError(
                 f"{self.name}, line {line}: expected {encoding} text, found the byte {data[error.start]:#04x}. Name "
-                f"the encoding, for instance {spell('encoding', 'latin-1')}, or fix this line."
+                f"the encoding, such as {spell('encoding', 'latin-1')}, or fix this line."
             ) from None
         except (LookupError, TypeError):
             raise ValueError(f"{self.name}: unknown encoding {encoding!r}. Use one of Python, such as utf-8.") from None
         if not text.strip():
-            raise ValueError(f"{self.name}: is empty. Expected one row per interaction. Check the path.")
+            raise ValueError(f"{self.name}: the file is empty. Expected one row per interaction. Check the path.")
         return text
 
 
@@ -141,7 +141,7 @@ def open_table(source: Any, name: str) -> RawLog:
 
 
 def _as_values(column: Any) -> Values:
-    """Convert to Arrow, without dictionaries, string views and extension types, which few functions accept."""
+    """Convert a column to Arrow, without dictionaries, string views and extension types, which few functions accept."""
     try:
         array = column if isinstance(column, pa.Array | pa.ChunkedArray) else pa.array(column, from_pandas=True)
     except (pa.ArrowException, OverflowError, UnicodeError):  # mixed types

@@ -17,9 +17,9 @@ from .values import as_seconds, format_time
 def leave_one_out(
     interactions: Dataset, tokenizer: ItemTokenizer, *, validation_in_train: bool = False, **rows: Any
 ) -> DatasetDict:
-    """Hold out every user's last item for test and the one before for validation; train on the rest (paper, 4.2).
+    """Hold out every user's last item for test and the item before it for validation; train on the rest (paper, 4.2).
 
-    Users with fewer than three interactions are in train only. No held-out item is trained on, and every target counts.
+    Users with fewer than three interactions are in train only. Held-out items are not trained on. Every target counts.
     `rows` are the options `max_length`, `window_step` and `prefixes` of `build_histories`.
 
     Args:
@@ -38,7 +38,7 @@ def leave_one_out(
     held_out = lengths >= 3
     if not held_out.any():
         longest = f"the longest of {len(lengths)} histories has {lengths.max(initial=0)}"
-        raise ValueError(f"Leave-one-out needs users with at least 3 interactions; {longest}. Lower the filters.")
+        raise ValueError(f"Leave-one-out needs users with at least 3 interactions, but {longest}. Relax the filters.")
     train_ends = np.where(held_out, log.ends - (1 if validation_in_train else 2), log.ends)
     targets = {} if validation_in_train else {"validation": np.where(held_out, log.ends - 2, -1)}
     targets["test"] = np.where(held_out, log.ends - 1, -1)
@@ -54,18 +54,18 @@ def split_at_time(
     validation_in_train: bool = False,
     **rows: Any,
 ) -> DatasetDict:
-    """Train on all interactions before a point in time; test on each user's first interaction from that time on.
+    """Split by time: train before `validation_time`, and test on each user's first interaction from `test_time` on.
 
-    No interaction, user or item of the future is trained on. The tokenizer must be built from the past too:
-    `item_tokenizer(before(interactions, validation_time))`. Users who first appear later have an empty history.
-    `rows` are the options `max_length`, `window_step` and `prefixes` of `build_histories`.
+    The model is not trained on later interactions, users or items, and the tokenizer must not contain such items:
+    `item_tokenizer(before(interactions, validation_time))`. Users without interactions before a target have an empty
+    history. `rows` are the options `max_length`, `window_step` and `prefixes` of `build_histories`.
 
     Args:
         interactions: Columns `user`, `item` and `timestamp`, as from `load_interactions`.
         tokenizer: Items that it does not contain are dropped from histories; as targets they count as missed.
-        validation_time: Validation targets are the first interactions from here to before `test_time`; in the unit of
-            the timestamps, or an ISO date if these are seconds.
-        test_time: Test targets are the first interactions from here on.
+        validation_time: Validation targets are each user's first interactions from this time to before `test_time`. A
+            number in the unit of the timestamps, or an ISO date if the timestamps are seconds.
+        test_time: Test targets are each user's first interactions from this time on.
         validation_in_train: Train on all interactions before `test_time`, without a validation split.
 
     Raises:
@@ -73,7 +73,7 @@ def split_at_time(
     """
     validation_from, test_from = as_seconds(validation_time), as_seconds(test_time)
     if not validation_from < test_from:
-        raise ValueError(f"Expected validation_time before test_time, found {validation_time} and {test_time}.")
+        raise ValueError(f"`validation_time` must be before `test_time`, found {validation_time} and {test_time}.")
     log = sort_by_user(interactions, tokenizer)
     train_time = test_time if validation_in_train else validation_time
     past = log.timestamps < as_seconds(train_time)
@@ -82,7 +82,7 @@ def split_at_time(
     if len(leaked):
         raise ValueError(
             f"The tokenizer contains {len(leaked)} items that first occur after training ends, such as "
-            f"{tokenizer.decode_items(leaked[:1])[0]!r}. Use item_tokenizer(before(interactions, {train_time!r}))."
+            f"{tokenizer.decode_items(leaked[:1])[0]!r}. Use `item_tokenizer(before(interactions, {train_time!r}))`."
         )
     first_of_validation, first_of_test = (first_from(log, time) for time in (validation_from, test_from))
     validation = np.where(first_of_validation < first_of_test, first_of_validation, -1)
@@ -101,7 +101,7 @@ def split_at_time(
 def train_on_all(interactions: Dataset, tokenizer: ItemTokenizer, **rows: Any) -> DatasetDict:
     """Put all interactions into train, without validation or test: for the last training before deployment.
 
-    Arguments are those of `leave_one_out`. Find the number of epochs with another split first.
+    The arguments are those of `leave_one_out`. Find the number of epochs with another split first.
     """
     log = sort_by_user(interactions, tokenizer)
     return build_histories(log, tokenizer, log.ends, {}, **rows)
@@ -124,16 +124,16 @@ def new_interactions(
 ) -> DatasetDict:
     """Train on the interactions from a point in time on, and on a sample of older ones, to continue a training.
 
-    Histories are whole: they begin before that time.
+    Histories also contain the interactions before that time.
     `rows` are the options `max_length`, `window_step` and `prefixes` of `build_histories`.
 
     Args:
         interactions: Columns `user`, `item` and `timestamp`, as from `load_interactions`.
         tokenizer: Items that it does not contain are dropped from histories; as targets they count as missed.
-        since: Time of the first new interaction; in the unit of the timestamps, or an ISO date. Default: all are new.
+        since: Time of the first new interaction, a number or an ISO date as for `split_at_time`. Default: all are new.
         held_out: Share of the users with new interactions whose last one is a validation target.
-        replay: Number of older training rows for each new one, which ends with a new interaction. Users and rows are
-            drawn at random, in the same way for the same log.
+        replay: Number of older training rows for each new row (a row that ends with a new interaction). Users and rows
+            are drawn at random, the same ones for the same log.
 
     Returns:
         `DatasetDict` with `train` and `validation`; columns: `COLUMNS`.
@@ -142,12 +142,13 @@ def new_interactions(
         ValueError: No interaction is new, or an option is out of range.
     """
     if not (0 < held_out < 1 and replay >= 0):
-        raise ValueError(f"`held_out` must be above 0 and below 1, `replay` at least 0, found {held_out} and {replay}.")
+        raise ValueError(f"`held_out` must be above 0 and below 1, `replay` at least 0; found {held_out} and {replay}.")
     log, random = sort_by_user(interactions, tokenizer), np.random.default_rng(0)
     time = -np.inf if since is None else as_seconds(since)
     users = np.flatnonzero(first_from(log, time) < log.ends)
     if len(users) < 2:
-        raise ValueError(f"Expected new interactions of at least two users, found {len(users)} users from {since} on.")
+        found = f"found {len(users)}. Pass an earlier time, or more interactions."
+        raise ValueError(f"Expected at least 2 users with interactions from {since} on, {found}")
     chosen = random.choice(users, max(1, round(held_out * len(users))), replace=False)
     targets = np.full(len(log.users), -1)
     targets[chosen] = log.ends[chosen] - 1
@@ -169,10 +170,10 @@ class Split:
 
     Attributes:
         function: `function(interactions, tokenizer, *, max_length, **options)` returns a `DatasetDict` with `train` and
-            perhaps `validation` and `test`; `sort_by_user` and `build_histories` do most of the work.
+            optionally `validation` and `test`; `sort_by_user` and `build_histories` do most of the work.
         protocol: Description in results and cards; `{name}` stands for the value of an option.
-        past: `past(interactions, **options)` returns the interactions that the tokenizer may be built from. It is given
-            the options that it has parameters for. None: all interactions.
+        past: `past(interactions, **options)` returns the interactions that the tokenizer may be built from. It gets
+            those options that are among its parameters. None: all interactions.
     """
 
     function: Callable[..., DatasetDict]
@@ -197,7 +198,7 @@ class Split:
         values = {name: value if given.get(name) is None else given[name] for name, value in defaults.items()}
         if missing := [name for name, value in values.items() if value is inspect.Parameter.empty]:
             name = next((name for name, split in SPLITS.items() if split is self), self.function.__name__)
-            raise ValueError(f"The split {name!r} needs {' and '.join(f'`{option}`' for option in missing)}. Set them.")
+            raise ValueError(f"The split {name!r} needs {' and '.join(f'`{option}`' for option in missing)}. Set each.")
         return values
 
     def past_of(self, interactions: Dataset, given: Mapping[str, Any]) -> Dataset:
@@ -233,6 +234,6 @@ SPLITS: dict[str, Split] = {  # name in a recipe -> split; add your own before a
 
 
 def first_from(log: SortedLog, time: float) -> np.ndarray:
-    """Number of each user's first interaction from `time` on, (users,); `log.ends` if there is none."""
+    """Return the number of each user's first interaction from `time` on, (users,); `log.ends` if there is none."""
     earlier = np.concatenate([[0], np.cumsum(log.timestamps < time)])
     return log.starts + earlier[log.ends] - earlier[log.starts]

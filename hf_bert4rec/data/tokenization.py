@@ -1,7 +1,7 @@
-"""The item tokenizer: raw item ID ↔ row of the item table, and what is saved with it about items.
+"""The item tokenizer: it converts raw item IDs to token IDs and back, and is saved with titles and other item data.
 
 An item ID is one token, whatever Unicode it contains. The saved files are those of any fast tokenizer, so AutoTokenizer
-loads them without this package; with it, titles, removed items and features are loaded too.
+loads them without this package. With this package, titles, removed items and features are loaded too.
 """
 
 import copy
@@ -43,7 +43,7 @@ class ItemTokenizer(PreTrainedTokenizerFast):
 
     Attributes:
         titles: Title of each item (None: unknown) in the order of `items`, or None if there are no titles.
-        features: Features of items, or None. Those of a loaded tokenizer are read when they are first needed.
+        features: Features of items, or None. A loaded tokenizer reads its features when they are first needed.
     """
 
     vocab_files_names = {
@@ -60,7 +60,7 @@ class ItemTokenizer(PreTrainedTokenizerFast):
 
         Raises:
             FileNotFoundError: The tokenizer was saved with titles, and `items.parquet` is missing.
-            ValueError: A file is damaged, or is not that of an `ItemTokenizer`.
+            ValueError: A file is damaged, or the tokenizer is not an `ItemTokenizer`.
         """
         source = args[0] if args else kwargs.get("pretrained_model_name_or_path")
         try:
@@ -69,17 +69,17 @@ class ItemTokenizer(PreTrainedTokenizerFast):
         except (OSError, MemoryError):
             raise
         except Exception as error:  # the class that the tokenizers library raises
-            raise ValueError(f"{source}: the tokenizer cannot be loaded; save or copy it again. {error}") from error
+            raise ValueError(f"{source}: the tokenizer cannot be loaded. Save or copy it again. {error}") from error
         tokenizer._features_file = tokenizer.init_kwargs.pop("features_file", None)
         if titles_file := tokenizer.init_kwargs.pop("titles_file", None):
             tokenizer.set_titles(_read_titles(titles_file, len(tokenizer.items)), source=titles_file)
         elif tokenizer.init_kwargs.get("has_titles"):
-            solution = "Copy it from where the tokenizer was saved, or remove has_titles from tokenizer_config.json"
-            raise FileNotFoundError(f"{source}: expected {TITLES_FILE} next to the tokenizer, found none. {solution}.")
+            solution = "Copy this file from the original folder, or remove `has_titles` from tokenizer_config.json"
+            raise FileNotFoundError(f"{source}: found no {TITLES_FILE} next to the tokenizer. {solution}.")
         return tokenizer
 
     def set_titles(self, titles: Iterable[Any], source: str = "titles") -> None:
-        """Set the title of every item, in the order of `items`: text, numbers (become text), None or NaN (unknown)."""
+        """Set the title of every item, in the order of `items`. Numbers become text; None and NaN mean no title."""
         titles = [title if isinstance(title, str) or str(title) not in NO_TITLE else None for title in titles]
         if len(titles) != len(self.items):
             raise ValueError(f"{source}: expected {len(self.items)} titles, one per item, found {len(titles)}.")
@@ -87,8 +87,8 @@ class ItemTokenizer(PreTrainedTokenizerFast):
         longest = pc.max(pc.binary_length(texts)).as_py() or 0
         if longest > TITLE_BYTES:
             raise ValueError(
-                f"{source}: expected titles of at most {TITLE_BYTES:,} bytes, found one of {longest:,}. Shorten it, or "
-                "name the column of the titles."
+                f"{source}: expected titles of at most {TITLE_BYTES:,} bytes, found one of {longest:,}. Shorten this "
+                "title, or name the column of the titles."
             )
         found = iter(texts.to_pylist())
         self.titles = [None if title is None else next(found) for title in titles]
@@ -96,7 +96,7 @@ class ItemTokenizer(PreTrainedTokenizerFast):
 
     @property
     def removed(self) -> list[str]:
-        """Raw IDs of items that are not recommended any more, and may be in histories. Saved with the tokenizer."""
+        """Raw IDs of items that are no longer recommended but may be in histories. Saved with the tokenizer."""
         return self.init_kwargs.get("removed_items", [])
 
     @removed.setter
@@ -105,12 +105,12 @@ class ItemTokenizer(PreTrainedTokenizerFast):
 
     @cached_property
     def features(self) -> ItemFeatures | None:
-        """Features of items; ValueError if their file is damaged."""
+        """Features of items, or None; ValueError if the file of the features is damaged."""
         return ItemFeatures.load(self._features_file, len(self.items)) if self._features_file else None
 
     @property
     def items(self) -> pa.StringArray:
-        """Raw IDs in the order of the item table, without the special rows; ValueError unless rows are 0 to n-1."""
+        """Raw IDs in the order of their token IDs, without special tokens; ValueError if a token ID is missing."""
         if self._items is None or len(self._items) + len(SPECIAL_TOKENS) != len(self):  # items have been added
             vocab = self.get_vocab()
             rows = np.fromiter(vocab.values(), np.int64, len(vocab))
@@ -119,14 +119,14 @@ class ItemTokenizer(PreTrainedTokenizerFast):
             if (*tokens[:3],) != SPECIAL_TOKENS or (rows[order] != np.arange(len(self))).any():
                 found = ", ".join(f"{vocab[token]}: {token!r}" for token in (*tokens[:4], tokens[-1]))
                 raise ValueError(
-                    f"Expected {', '.join(SPECIAL_TOKENS)} in rows 0, 1, 2 of the tokenizer and one item in each row "
-                    f"from 3 to {len(self) - 1}, found {found}. Build it with item_tokenizer."
+                    f"Expected {', '.join(SPECIAL_TOKENS)} with the token IDs 0, 1, 2, and one item for each token ID "
+                    f"from 3 to {len(self) - 1}, found {found}. Build the tokenizer with `item_tokenizer`."
                 )
             self._items = pa.array(tokens[len(SPECIAL_TOKENS) :], pa.string())
         return self._items
 
     def encode_items(self, items: pa.Array | pa.ChunkedArray | Iterable[str | float]) -> np.ndarray:
-        """Return rows of the item table, (n,) int32, for raw IDs (text or numbers); unknown IDs become [UNK]."""
+        """Return the token IDs, (n,) int32, of raw IDs (text or numbers); unknown IDs become [UNK]."""
         ids = _as_text(items)
         if FEW * len(ids) < len(self):  # pyarrow would build a look-up table of the whole catalog
             find = self.backend_tokenizer.token_to_id
@@ -137,11 +137,11 @@ class ItemTokenizer(PreTrainedTokenizerFast):
         return pc.fill_null(places, self.unk_token_id).to_numpy().astype(np.int32, copy=False)
 
     def decode_items(self, rows: Iterable[int]) -> list[str]:
-        """Return the raw IDs of rows of the item table; raise IndexError for special tokens and rows out of range."""
+        """Return the raw IDs for token IDs; raise IndexError for special tokens and token IDs out of range."""
         return self.items.take(pa.array(np.asarray(rows, np.int64) - len(SPECIAL_TOKENS))).to_pylist()
 
     def save_pretrained(self, save_directory: str | PathLike, **kwargs: Any) -> tuple[str, ...]:
-        """Write the files of a stock tokenizer and, if there are any, titles and features as Parquet."""
+        """Write the files of a stock tokenizer and, if the tokenizer has them, titles and features as Parquet."""
         titles_file, features_file = Path(save_directory, TITLES_FILE), Path(save_directory, FEATURES_FILE)
         features = self.features  # read before the file may be removed
         Path(save_directory).mkdir(parents=True, exist_ok=True)
@@ -156,7 +156,7 @@ class ItemTokenizer(PreTrainedTokenizerFast):
         return (*files, *(str(file) for file in (titles_file, features_file) if file.exists()))
 
     def _encode_plus(self, *args: Any, is_split_into_words: bool = False, **kwargs: Any) -> Any:
-        """Encode as usual, but never split a word of a list: an unknown ID may contain blanks."""
+        """Encode as usual, but never split a word of a list: an unknown ID may contain whitespace."""
         backend = self.backend_tokenizer
         splitter = backend.pre_tokenizer
         backend.pre_tokenizer = None if is_split_into_words else splitter
@@ -169,7 +169,7 @@ class ItemTokenizer(PreTrainedTokenizerFast):
         """Append items to the vocabulary. Stock added tokens would also be cut out of longer IDs."""
         special = [token for token in new_tokens if special_tokens or getattr(token, "special", False)]
         if others := [str(token) for token in special if str(token) not in SPECIAL_TOKENS]:
-            raise ValueError(f"Expected no special tokens but {', '.join(SPECIAL_TOKENS)}, found {', '.join(others)}.")
+            raise ValueError(f"Special tokens are {', '.join(SPECIAL_TOKENS)}, found {', '.join(others)}. Remove it.")
         super()._add_tokens(special, special_tokens)
         backend = self.backend_tokenizer
         new = [token for token in dict.fromkeys(map(str, new_tokens)) if token and backend.token_to_id(token) is None]
@@ -180,10 +180,10 @@ class ItemTokenizer(PreTrainedTokenizerFast):
 
 
 def check_tokenizer(tokenizer: Any) -> None:
-    """Raise ValueError unless a tokenizer is an `ItemTokenizer` whose rows are those of an item table."""
+    """Raise ValueError unless a tokenizer is an `ItemTokenizer` with the token IDs of an item table."""
     if not isinstance(tokenizer, ItemTokenizer):
         found = type(tokenizer).__name__
-        raise ValueError(f"Expected an ItemTokenizer, found {found}: check tokenizer_class in tokenizer_config.json.")
+        raise ValueError(f"Expected an ItemTokenizer, found {found}. Check `tokenizer_class` in tokenizer_config.json.")
     backend, number = tokenizer.backend_tokenizer, len(tokenizer.items) + len(SPECIAL_TOKENS)
     properties = {
         "pad_token": (tokenizer.pad_token, PAD),
@@ -198,7 +198,7 @@ def check_tokenizer(tokenizer: Any) -> None:
     }
     for name, (found, expected) in properties.items():
         if found != expected:
-            raise ValueError(f"Expected {expected} as {name}, found {found}. Build the tokenizer with item_tokenizer.")
+            raise ValueError(f"Expected {expected} as {name}, found {found}. Build it with `item_tokenizer`.")
 
 
 def item_tokenizer(
@@ -212,22 +212,22 @@ def item_tokenizer(
 
     Args:
         items: Interactions with a column `item`, or raw item IDs. Repeated IDs count once; numbers become text.
-        titles: Raw ID → title; those of other items are ignored.
-        features: Features of items, from `load_item_features`. Their other items come last: they have no interactions
-            yet, and are recommended by their features.
+        titles: Mapping from raw ID to title. Titles of other items are ignored.
+        features: Features of items, from `load_item_features`. Items that have features but no interactions come last,
+            and are recommended by their features.
         max_length: Longest input N, including the [MASK] of the query.
 
     Raises:
-        ValueError: No item at all, or an ID, a title or `max_length` is not as described.
+        ValueError: `items` contains no item, or an ID, a title or `max_length` is not as described.
     """
     check_max_length(max_length)
     ids = _distinct_ids(items)
     if not ids:
-        raise ValueError("Expected at least one item, found none.")
+        raise ValueError("`items` contains no item ID. Pass interactions or IDs. To split by time, use a later time.")
     if features is not None:
         described = len(ids) - len(missing := set(ids).difference(features.items.to_pylist()))
         ids = list(dict.fromkeys([*ids, *_distinct_ids(features.items)]))
-        text = "Features: %d items with interactions have them, %d have none, and %d items have no interactions."
+        text = "Features: %d items with interactions have features, %d do not; %d items have no interactions."
         logger.info(text, described, len(missing), len(ids) - described - len(missing))
     backend = Tokenizer(models.WordLevel({UNK: 0}, unk_token=UNK))
     _set_vocabulary(backend, [*SPECIAL_TOKENS, *ids])
@@ -252,7 +252,7 @@ def item_tokenizer(
 def check_max_length(max_length: int) -> None:
     """Raise ValueError unless an input has room for an item and the [MASK] of the query."""
     if not isinstance(max_length, int | np.integer) or max_length < 2:
-        raise ValueError(f"Expected max_length of at least 2, an item and the [MASK] of the query, found {max_length}.")
+        raise ValueError(f"`max_length` must be at least 2 (an item and the [MASK] of the query), found {max_length}.")
 
 
 def extend_item_tokenizer(
@@ -262,7 +262,7 @@ def extend_item_tokenizer(
 
     Afterwards `model.resize_token_embeddings(len(tokenizer))` gives the new items their rows in the model.
 
-    Arguments are those of `item_tokenizer`; `titles` may contain those of known items too.
+    `items` and `titles` are as for `item_tokenizer`; `titles` may also contain titles of known items.
     """
     extended = copy.deepcopy(tokenizer)
     extended.add_tokens(_distinct_ids(items))
@@ -283,23 +283,23 @@ def _as_text(items: Any) -> pa.Array | pa.ChunkedArray:
 def _distinct_ids(items: Any) -> list[str]:
     ids = pc.drop_null(pc.unique(_as_text(items))).to_pylist()
     if "" in ids:
-        raise ValueError("Expected item IDs that are not empty, found ''. Remove it.")
+        raise ValueError("Expected item IDs that are not empty, found ''. Remove the empty ID.")
     if taken := set(SPECIAL_TOKENS).intersection(ids):
-        raise ValueError(f"The item ID {', '.join(sorted(taken))} is a special token: rename the item in your data.")
+        raise ValueError(f"The item ID {', '.join(sorted(taken))} is a special token. Rename the item in your data.")
     return ids
 
 
 def _set_vocabulary(backend: Tokenizer, tokens: Sequence[str]) -> None:
-    """Number the tokens in their order. Text can be encoded too, split at blanks, if no token contains any."""
+    """Number the tokens in their order. Text can be encoded too, split at whitespace, if no token contains any."""
     backend.model = models.WordLevel({token: row for row, token in enumerate(tokens)}, unk_token=UNK)
     blanks = any(character.isspace() for character in "".join(tokens))
     backend.pre_tokenizer = None if blanks else pre_tokenizers.WhitespaceSplit()
 
 
 def _titles_in_order(ids: list[str], titles: Mapping[Any, Any]) -> list[Any]:
-    """The title of each ID, with a warning if all titles belong to other IDs."""
+    """Return the title of each ID; warn if all titles belong to other IDs."""
     if not isinstance(titles, Mapping):
-        raise ValueError(f"Expected titles as a mapping from item ID to title, found {type(titles).__name__}.")
+        raise ValueError(f"`titles` must be a dict from item ID to title, found {type(titles).__name__}.")
     by_id = dict(zip(as_item_ids(list(titles), "keys of titles").to_pylist(), titles.values(), strict=True))
     if by_id and by_id.keys().isdisjoint(ids):
         examples = [", ".join(map(repr, some[:3])) for some in (list(by_id), ids)]
@@ -314,5 +314,5 @@ def _read_titles(file: str, number: int) -> list[str | None]:
         titles = read_parquet(file, (8 + TITLE_BYTES) * (number + 1))["title"]
         if titles.type in (pa.string(), pa.dictionary(pa.int32(), pa.string())):
             return titles.to_pylist()
-    expected = f"expected Parquet with a column title of text, at most {TITLE_BYTES:,} bytes each"
-    raise ValueError(f"{file}: {expected}. Copy it again from where the tokenizer was saved.")
+    expected = f"expected Parquet with a text column 'title', at most {TITLE_BYTES:,} bytes per title"
+    raise ValueError(f"{file}: {expected}. Copy this file again from the original folder.")

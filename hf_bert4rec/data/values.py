@@ -1,4 +1,4 @@
-"""From the values of a column to times and ratings as numbers, and doubts about IDs."""
+"""Convert the values of a column to times, ratings or text, and warn about values that look unlike IDs."""
 
 import logging
 import math
@@ -23,12 +23,12 @@ logger = logging.getLogger(__name__)
 MISSING = r"(?i)^\s*(null|none|nan|n/?a|<na>|nat|undefined|\\n|0000-00-00( 00:00:00)?)?\s*$"
 SEVERAL = r"^\s*(\[.*\]|[({].*,.*[)}]|\d+([ ,;|]+\d+){2,})\s*$"  # such as "[1, 2]" or "1 2 3"
 DOUBTFUL = {  # IDs that are read as they are, with a warning
-    MISSING: "seems to stand for a missing value: remove these rows if it does",
-    r"^[\s\pZ]|[\s\pZ]$": "begins or ends with a blank: it is not the same ID as without the blank",
-    r'^".*"$': "is in quotation marks: if they are not part of it, use format='csv' and name the separator",
-    r"[\r\n]": "contains a line break: check the quotation marks in the file",
-    r"^-?\d+([.,]\d+)?[eE]\+\d+$": "is a rounded number, so different IDs may have become one: export IDs as text",
-    SEVERAL: "seems to contain several IDs: give each interaction a row of its own",
+    MISSING: "seems to stand for a missing value. If it does, remove these rows",
+    r"^[\s\pZ]|[\s\pZ]$": "begins or ends with whitespace, without which it would be another ID",
+    r'^".*"$': "is in quotation marks. If these are not part of the ID, use format='csv' and name the separator",
+    r"[\r\n]": "contains a line break. Check the quotation marks in the file",
+    r"^-?\d+([.,]\d+)?[eE]\+\d+$": "is a rounded number, so different IDs may have become the same. Export IDs as text",
+    SEVERAL: "seems to contain several IDs. Give each interaction a row of its own",
 }
 UNITS = {"seconds": 1e8, "milliseconds": 1e11, "microseconds": 1e14, "nanoseconds": 1e17}  # since 1970: from 1973 on
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
@@ -59,7 +59,7 @@ def as_times(values: Values, log: RawLog, rows: np.ndarray) -> pa.ChunkedArray:
     kind = None if isinstance(values, list) else values.type
     if kind and pa.types.is_temporal(kind):
         if not (pa.types.is_date(kind) or pa.types.is_timestamp(kind)):
-            raise ValueError(f"{log.name}: expected dates or numbers as timestamp, found {kind}. Add a date to each.")
+            raise ValueError(f"{log.name}: expected dates or numbers as timestamp, found {kind}. Add the dates.")
         micros = pc.cast(values, pa.timestamp("us"), safe=getattr(kind, "unit", "") != "ns")
         values = pc.divide(pc.cast(pc.cast(micros, pa.int64()), pa.float64()), 1e6)
     times = as_numbers(values, "timestamp", log, rows, dates=True)
@@ -70,7 +70,7 @@ def as_times(values: Values, log: RawLog, rows: np.ndarray) -> pa.ChunkedArray:
 
 
 def _check_times(times: np.ndarray, digits: int, name: str) -> None:
-    """Warn about numbers that are unlike times of one unit; they are exact up to 2^`digits`."""
+    """Warn about numbers that are unlike times of one unit. Numbers up to 2^`digits` are exact."""
     sizes = np.abs(times.astype(float))
     if (sizes >= 2.0**digits).any():
         advice = "Export them as integers (pandas: dtype='int64') below 2^63."
@@ -91,7 +91,7 @@ def as_numbers(values: Values, role: str, log: RawLog, rows: np.ndarray, dates: 
     """Convert to int64, or to float64 if there are fractions; missing values become null.
 
     Raises:
-        ValueError: A value in one of the `rows` is not a number, or where most values are dates, not a date.
+        ValueError: A value in one of the `rows` is not a number, or not a date if most values are dates.
     """
     if isinstance(values, list) or not pa.types.is_primitive(values.type):
         values = as_text(values)
@@ -123,7 +123,7 @@ def as_numbers(values: Values, role: str, log: RawLog, rows: np.ndarray, dates: 
 
 
 def as_text(values: Values) -> pa.ChunkedArray:
-    """Convert to text without blanks around it; words for missing values become null."""
+    """Convert to text without surrounding whitespace; words for missing values become null."""
     if isinstance(values, list) or pa.types.is_nested(values.type) or "binary" in str(values.type):
         rows = values if isinstance(values, list) else values.to_pylist()
         values = pa.chunked_array([pa.array([str(row).encode(errors="replace").decode() for row in rows], pa.string())])
@@ -132,7 +132,7 @@ def as_text(values: Values) -> pa.ChunkedArray:
 
 
 def as_seconds(time: Any) -> float:
-    """Return a number as it is, a date as seconds since 1970; see `date_as_seconds`.
+    """Return a number unchanged, and a date as seconds since 1970; see `date_as_seconds`.
 
     Raises:
         ValueError: The number is not finite, or the date is ambiguous.
@@ -152,10 +152,10 @@ def format_time(time: float) -> str:
 
 
 def date_as_seconds(text: str) -> float:
-    """Return a date as seconds since 1970 (UTC if it names no time zone).
+    """Return a date as seconds since 1970 (UTC if the date has no time zone).
 
-    Dates are ISO 8601, year first with slashes or dots, like 31.01.2019, or have the name of the month in English. Any
-    other raises ValueError, because it may be ambiguous: 01/02/2026 can be in January or February.
+    Accepted are ISO 8601, the year first with slashes or dots, 31.01.2019, and the English name of the month. Other
+    dates raise ValueError, because they may be ambiguous: 01/02/2026 can be in January or February.
     """
     words = re.findall(r"[^\W\d_]+", text.lower())
     in_words = any(map(_MONTH.fullmatch, words)) and all(map(_WORD.fullmatch, words)) and len(text) < 60

@@ -1,11 +1,11 @@
 """Baselines: simple recommenders as modules that the Trainer evaluates like any model.
 
-Each is fitted to the whole histories of the training users, one row per user: `leave_one_out(..., max_length=...)` with
-a length above that of every history. For a query a baseline reads the items of the history to complete. BPR-MF, which
-cannot add items to a user, identifies its users by their raw IDs instead.
+A baseline is fitted to the whole histories of the training users, one row per user, for example
+`leave_one_out(..., max_length=...)` with a length above that of every history. For a query, a baseline reads the items
+of the given history. BPR-MF cannot do this, so it identifies its users by their raw IDs.
 
-All take `train`, the training rows, and `vocab_size`, the number of rows of the item table, `len(tokenizer)`. All raise
-ValueError if a user has two rows or an option is out of range. Those of the package `implicit` need it (ImportError).
+All take `train`, the training rows, and `vocab_size`, which is `len(tokenizer)`. All raise ValueError if a user has two
+rows or an option is out of range. Models of the package `implicit` raise ImportError if this package is missing.
 """
 
 import warnings
@@ -33,7 +33,7 @@ class DataCollatorWithUsers(DataCollatorForNextItem):
     """`DataCollatorForNextItem` whose batches also have `users` (batch,), the numbers of the users, for `BprMf`.
 
     Args:
-        users: Raw user ID -> number; other users are -1.
+        users: Dict from raw user ID to number; other users get -1.
     """
 
     users: Mapping[str, int] = field(default_factory=dict)
@@ -45,13 +45,13 @@ class DataCollatorWithUsers(DataCollatorForNextItem):
 
 
 class Baseline(nn.Module):
-    """Base class: returns the output of the models, computed on the CPU."""
+    """Base class of baselines. They return the same output as the models, computed on the CPU."""
 
     users: Mapping[str, int] = {}  # raw user ID → number; empty for baselines that read histories only
     exclude_history = True  # whether items of the history are excluded from the ranking, as in `Bert4RecConfig`
 
     def scores(self, batch: Batch) -> torch.Tensor:
-        """Return scores (users, vocab_size), larger is better.
+        """Return scores (users, vocab_size); larger is better.
 
         The batch has `input_ids` and `attention_mask` (users, length), the newest items and the [MASK] of the query;
         `history` (users, longest), all items before the target, padded; and `users` (users,), numbers or -1.
@@ -87,7 +87,7 @@ class Popularity(Baseline):
     """Recommend the items with the most interactions to every user.
 
     Args:
-        recent_share: Share of the interactions that are counted, the most recent ones. It needs a log with times.
+        recent_share: Share of the most recent interactions that are counted. A value below 1 needs a log with times.
     """
 
     def __init__(self, train: Dataset, vocab_size: int, recent_share: float = 1.0) -> None:
@@ -99,7 +99,7 @@ class Popularity(Baseline):
         if recent_share < 1:
             times = np.concatenate(train.with_format("numpy")["timestamps"][:])
             if not times_are_comparable(np.repeat(np.arange(len(histories)), list(map(len, histories))), times):
-                raise ValueError("`recent_share` needs a log with times, found one with an order only. Leave it at 1.")
+                raise ValueError("`recent_share` needs a log with times, found only an order. Leave it at 1.")
             items = items[times >= np.quantile(times, 1 - recent_share)]
         self.counts = torch.from_numpy(np.bincount(items, minlength=vocab_size)).float()  # no buffer: stays on the CPU
 
@@ -109,7 +109,7 @@ class Popularity(Baseline):
 
 
 class MarkovChain(Popularity):
-    """First-order Markov chain: items by how often they followed the last item, then by popularity."""
+    """First-order Markov chain: rank items by how often they followed the last item, then by popularity."""
 
     def __init__(self, train: Dataset, vocab_size: int) -> None:
         super().__init__(train, vocab_size)
@@ -126,7 +126,7 @@ class MarkovChain(Popularity):
 
 
 class OwnItems(Popularity):
-    """The user's own items by how often they occur in the history, then all others by popularity.
+    """Rank the user's own items by how often they occur in the history, then all other items by popularity.
 
     For logs with repeat consumption, and models with `exclude_history=False`.
     """
@@ -161,7 +161,7 @@ class Ease(SetBaseline):
     """EASE (Steck, WWW 2019): linear autoencoder over sets of items with an empty diagonal, in closed form.
 
     Args:
-        regularization: λ, added to the count of every item.
+        regularization: λ, which is added to the count of every item.
 
     Raises:
         MemoryError: Three matrices of shape (vocab_size, vocab_size) do not fit into the memory.
@@ -195,7 +195,7 @@ class ItemNeighbors(SetBaseline):
 
     Args:
         weighting: `cosine`, or `bm25`, which reduces the weight of popular items.
-        neighbors: Number of nearest items per item, itself included.
+        neighbors: Number of nearest items per item, including the item itself.
     """
 
     def __init__(
@@ -215,10 +215,10 @@ class ItemNeighbors(SetBaseline):
 
 
 class Als(SetBaseline):
-    """Matrix factorization of implicit feedback (Hu et al., ICDM 2008; `implicit`); users are solved for by history.
+    """Matrix factorization of implicit feedback (Hu et al., ICDM 2008; `implicit`); user factors follow from histories.
 
     Args:
-        factors: Width of user and item factors.
+        factors: Number of user and item factors.
         iterations: Number of alternations between users and items.
         seed: Seed of the initial factors.
         **options: `regularization` and `alpha` of `implicit.cpu.als.AlternatingLeastSquares`.
@@ -242,9 +242,9 @@ class BprMf(Baseline):
     """Matrix factorization by pairs (BPR-MF; Rendle et al., UAI 2009; `implicit`), for users of the training rows.
 
     Args:
-        factors: Width of user and item factors.
+        factors: Number of user and item factors.
         iterations: Number of passes over the interactions.
-        seed: Seed of initial factors and sampling. Results repeat with a single thread only (`torch.set_num_threads`).
+        seed: Seed of initial factors and sampling. Results repeat only with one thread (`torch.set_num_threads`).
         **options: `learning_rate` and `regularization` of `implicit.cpu.bpr.BayesianPersonalizedRanking`.
     """
 
@@ -297,7 +297,7 @@ def fit_implicit(module: str, kind: str, train: Dataset, vocab_size: int, **opti
         model = getattr(import_module(f"implicit.{module}"), kind)(**options)
     except ImportError as error:
         raise ImportError(
-            "This baseline needs the package implicit. Install it with: pip install 'hf-bert4rec[baselines]'"
+            "This baseline needs the package implicit. Run pip install 'hf-bert4rec[baselines]'."
         ) from error
     histories = training_histories(train)
     users = np.repeat(np.arange(len(histories)), list(map(len, histories)))
@@ -311,7 +311,7 @@ def fit_implicit(module: str, kind: str, train: Dataset, vocab_size: int, **opti
 
 
 def check_positive(**options: Any) -> None:
-    """Check that options are whole numbers of at least 1: `implicit` accepts some others and fails later."""
+    """Check that options are whole numbers of at least 1: `implicit` accepts some other values and fails later."""
     for name, value in options.items():
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"`{name}` must be a whole number of at least 1, found {value}.")

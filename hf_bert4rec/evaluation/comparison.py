@@ -39,14 +39,14 @@ def split_metrics(
 ) -> dict[str, float]:
     """Return all metrics of a model on a split.
 
-    - `hr@k`, `ndcg@k`, `mrr@k` over the catalog, and among candidates under their own names;
+    - `hr@k`, `ndcg@k`, `mrr@k` over the catalog, and sampled metrics such as `ndcg@10_popularity_sampled`;
     - `coverage@10`: share of the catalog that is recommended to at least one user;
-    - `popularity@10`: mean training count of the recommended items, divided by that of the known targets;
+    - `popularity@10`: mean training count of the recommended items, divided by the mean of the known targets;
     - `ties`: share of users whose target has the same score as another item.
 
     Args:
         results: Results of the model.
-        targets: (users,) rows of the item table.
+        targets: (users,) token IDs.
         counts: (vocab_size,) number of interactions of each item in training.
         sampled: How the candidates were drawn, if there are any.
     """
@@ -64,9 +64,9 @@ def split_metrics(
 def user_groups(rows: Dataset, counts: np.ndarray) -> dict[str, np.ndarray]:
     """Return groups of users by their targets and histories, each as a mask (users,); a group may be empty.
 
-    Head items are the 20 % of the catalog with the most interactions in training, tail items the other items with
-    interactions, unseen items have none. Short histories are those up to the median length. New users have no history.
-    `counts` (vocab_size,) are the interactions of each item in training.
+    Head items are the 20 % of the catalog with the most interactions in training. Tail items are the other items with
+    interactions, unseen items have none. Short histories have at most the median length. New users have no history.
+    `counts` (vocab_size,) are the numbers of interactions of each item in training.
     """
     targets = target_items(rows)
     lengths = np.array([len(history) for history in rows.with_format("numpy")["history"]])
@@ -101,7 +101,7 @@ def paired_difference(first: Sequence[float] | np.ndarray, second: Sequence[floa
         second: Ranks of the same targets by the second model.
 
     Raises:
-        ValueError: The numbers of users differ, or are 0.
+        ValueError: The numbers of users differ or are 0.
     """
     first, second = (np.asarray(ranks, float) for ranks in (first, second))
     if first.shape != second.shape or not first.size:
@@ -118,7 +118,7 @@ def paired_difference(first: Sequence[float] | np.ndarray, second: Sequence[floa
 
 
 def holm(p_values: Mapping[tuple[str, str], float]) -> dict[tuple[str, str], float]:
-    """Return p-values of several tests corrected for their number (Holm, 1979)."""
+    """Return p-values corrected for the number of tests (Holm, 1979)."""
     pairs = sorted(p_values, key=lambda pair: p_values[pair])
     corrected = [min(1.0, p_values[pair] * (len(pairs) - place)) for place, pair in enumerate(pairs)]
     largest = dict(zip(pairs, accumulate(corrected, max), strict=True))

@@ -1,8 +1,8 @@
 """Ranks of held-out items, and the metrics of next-item recommendation that follow from ranks.
 
-A rank is the place of the held-out item, counted from 1, among the items of the catalog that are not in the user's
-history. Items with the same score share their places: the rank is the expected one under random tie-breaking, so that a
-model that gives every item the same score gains nothing.
+A rank is the position of the held-out item, counted from 1, among the items of the catalog that are not in the user's
+history. For items with the same score, the rank is the expected rank under random tie-breaking, so that a model that
+gives every item the same score gains nothing.
 """
 
 import logging
@@ -18,7 +18,7 @@ from ..models.configuration_bert4rec import SPECIAL_TOKENS
 logger = logging.getLogger(__name__)
 
 Sampled = Literal["popularity_sampled", "uniform_sampled"]
-"""Suffixes of the names of metrics among sampled candidates, which cannot be compared with those of the catalog."""
+"""Suffixes of metrics among sampled candidates, which cannot be compared with metrics over the catalog."""
 
 CUTOFFS = (1, 5, 10)  # the k of HR@k, NDCG@k and MRR@k
 SAMPLED_METRICS = ("hr@1", "hr@5", "hr@10", "ndcg@5", "ndcg@10", "mrr")  # of the paper's Table 2, in its order
@@ -31,12 +31,12 @@ Ranks = np.ndarray | Sequence[float]
 def count_better_and_tied(
     scores: torch.Tensor, targets: torch.Tensor, history: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Count the items with a higher score than each user's target, and those with the same score.
+    """Count the items with a higher score than each user's target, and the items with the same score.
 
     Arguments and errors are those of `target_ranks`. Returns two int64 tensors of shape (users,).
     """
     if len({len(rows) for rows in (scores, targets, *(() if history is None else (history,)))}) > 1:
-        raise ValueError(f"Expected one target per user, found {len(targets)} for scores of {len(scores)} users.")
+        raise ValueError(f"Expected one target per user, found {len(targets)} targets for {len(scores)} users.")
     items = scores[:, SPECIALS:]
     if items.sum(dim=1).isnan().any() and items.isnan().any():  # the sum takes a sixth of the time
         raise ValueError("Expected a score for every item, found NaN: the model diverged. Lower the learning rate.")
@@ -73,13 +73,13 @@ def target_ranks(scores: torch.Tensor, targets: torch.Tensor, history: torch.Ten
     """Return the rank of each user's target over the whole catalog.
 
     Args:
-        scores: (users, vocab_size) scores of all rows of the item table; those of special rows are ignored.
-        targets: (users,) rows of the item table. A special row, such as [UNK] for an item that the model does not
-            contain, ranks last, as does an item of the history.
-        history: (users, longest) rows to exclude from the ranking, padded with -100. Nothing is excluded if not given.
+        scores: (users, vocab_size) scores of all token IDs; scores of special tokens are ignored.
+        targets: (users,) token IDs. A special token, such as [UNK] for an item that the model does not contain, ranks
+            last, as does an item of the history.
+        history: (users, longest) token IDs to exclude from the ranking, padded with -100. Default: none.
 
     Returns:
-        (users,) float32 ranks from 1, exact for up to 8 million items. A tie counts half a place.
+        (users,) float32 ranks from 1, exact for up to 8 million items. A tie counts half a rank.
 
     Raises:
         ValueError: A score is NaN, a target or an item of the history has no score, or the numbers of users differ.
@@ -91,8 +91,8 @@ def target_ranks(scores: torch.Tensor, targets: torch.Tensor, history: torch.Ten
 def candidate_ranks(scores: torch.Tensor, targets: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
     """Return the rank of each user's target among sampled candidates (paper, section 4.2), (users,) float32 from 1.
 
-    `scores` and `targets` are those of `target_ranks`; `candidates` (users, number) are rows of items without the
-    target, padded with -100. A tie counts half a place. An unknown target ranks last.
+    `scores` and `targets` are as for `target_ranks`; `candidates` (users, number) are token IDs of items other than the
+    target, padded with -100. A tie counts half a rank. An unknown target ranks last.
     """
     candidate_scores = scores.gather(1, candidates.clamp(min=0)).masked_fill(candidates < 0, torch.nan)  # never counted
     target_scores = torch.where(targets >= SPECIALS, scores.gather(1, targets[:, None])[:, 0], -torch.inf)[:, None]
@@ -101,7 +101,7 @@ def candidate_ranks(scores: torch.Tensor, targets: torch.Tensor, candidates: tor
 
 
 def stable_top_k(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the k largest values of each row and their places, largest first; equal values in the order of places.
+    """Return the k largest values of each row and their indices, largest first; equal values in the order of indices.
 
     `torch.topk` does not define which of equal values it returns. Where values outside equal the smallest one inside,
     all of them are compared.
@@ -138,7 +138,7 @@ def ranking_metrics(ranks: Ranks, k: int | Sequence[int] = CUTOFFS) -> dict[str,
     """Return HR, NDCG and MRR at all cut-offs: `hr@10`, `ndcg@10`, `mrr@10` and so on.
 
     HR@k is the share of users whose target is among the first k; with one target per user it equals recall. NDCG@k is
-    the mean of 1 / log2(rank + 1) and MRR@k that of 1 / rank, both with 0 for ranks above k. A metric at k is
+    the mean of 1 / log2(rank + 1) and MRR@k the mean of 1 / rank, both with 0 for ranks above k. A metric at k is
     meaningful only if more than k items are ranked (`check_cutoffs`).
 
     Raises:
@@ -174,7 +174,7 @@ def how_sampled(metrics: Mapping[str, float]) -> Sampled | None:
 
 
 def check_cutoffs(items: int) -> None:
-    """Raise ValueError unless the catalog has more items than the largest cut-off: else every target is a hit."""
+    """Raise ValueError unless the catalog has more items than the largest cut-off: otherwise every target is a hit."""
     if items <= max(CUTOFFS):
         needed = f"need a catalog of more than {max(CUTOFFS)} items, found {items}"
         raise ValueError(f"Metrics at {max(CUTOFFS)} {needed}. Use a larger log, or `eval_strategy='no'`.")
@@ -184,5 +184,5 @@ def check_cutoffs(items: int) -> None:
 def warn_about_few_candidates(number: int) -> None:
     """Warn, once per number, if every target is a hit among so few sampled candidates."""
     if number < max(CUTOFFS):
-        text = "Among %d sampled candidates HR@%d is always 1. Draw at least %d candidates per user."
+        text = "With %d sampled candidates, HR@%d is always 1. Draw at least %d candidates per user."
         logger.warning(text, number, max(CUTOFFS), max(CUTOFFS))

@@ -29,7 +29,7 @@ FEW_BATCHES = 50  # evaluations of fewer batches show no progress bar
 def ranks_of_logits(logits: Any, labels: torch.Tensor) -> torch.Tensor:
     """Return one rank per user, (users,) from 1: `preprocess_logits_for_metrics` of the Trainer.
 
-    If there are candidates, the result is (users, 2) with the rank among them in the second column. `logits` are the
+    With candidates, the result is (users, 2) with the rank among candidates in the second column. `logits` are the
     output of the model without the loss: first the logits (users, 1 or length, vocab_size), and among the others the
     mapping `ranking` of `MaskedItemOutput`. `labels` (users, length) are the target at the [MASK], -100 elsewhere.
     """
@@ -39,7 +39,7 @@ def ranks_of_logits(logits: Any, labels: torch.Tensor) -> torch.Tensor:
 
 
 def results_of_logits(logits: Any, labels: torch.Tensor) -> torch.Tensor:
-    """Return `UserResults` as columns, (users, TOP_K + 2 or 3) float32, exact for up to 2^24 rows of items."""
+    """Return `UserResults` as columns, (users, TOP_K + 2 or 3) float32, exact for up to 2^24 token IDs."""
     scores, targets, history, candidates = _unpack(logits, labels)
     better, tied = count_better_and_tied(scores, targets, history)
     columns = [better.float() + tied.float() / 2 + 1, torch.where(targets >= SPECIALS, tied, 0).float()]
@@ -65,7 +65,7 @@ def _unpack(logits: Any, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tens
     if scores.shape[1] == labels.shape[1]:  # every position is scored, for instance by a compiled model
         scores = scores.take_along_dim((labels != -100).int().argmax(dim=1)[:, None, None], dim=1)
     if scores.shape[1] != 1:
-        raise ValueError(f"Expected one target per user, found {scores.shape[1]}.")
+        raise ValueError(f"Expected one target per user, found {scores.shape[1]} targets.")
     check_cutoffs(scores.shape[2] - SPECIALS)
     if (candidates := ranking.get("candidates")) is not None:
         warn_about_few_candidates(candidates.shape[1])
@@ -75,7 +75,7 @@ def _unpack(logits: Any, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tens
 def metrics_of_ranks(prediction: EvalPrediction, sampled: Sampled = "popularity_sampled") -> dict[str, float]:
     """Return HR, NDCG and MRR at 1, 5 and 10 from `ranks_of_logits`: `compute_metrics` of the Trainer.
 
-    `sampled` says how the candidates were drawn; their metrics are named `ndcg@10_popularity_sampled` and so on.
+    `sampled` says how candidates were drawn; metrics among candidates are named `ndcg@10_popularity_sampled` and so on.
     """
     ranks: Any = prediction.predictions
     ranks = np.concatenate(ranks) if isinstance(ranks, (list, tuple)) else np.asarray(ranks)
@@ -87,7 +87,7 @@ def metrics_of_ranks(prediction: EvalPrediction, sampled: Sampled = "popularity_
 def rank_rows(trainer: Trainer, rows: Dataset, results: Callable | None = None) -> np.ndarray:
     """Return `results` of the logits (default: `preprocess_logits_for_metrics`) for each row, in the order of the rows.
 
-    `Trainer.predict` would return the rows in the order in which they were drawn, grouped by length.
+    `Trainer.predict` would return results in the order in which rows are drawn, grouped by length.
     """
     lengths = rows["length"][:] if "length" in rows.column_names else list(map(len, rows["input_ids"][:]))
     order = np.argsort(lengths, kind="stable")  # reduces padding

@@ -38,23 +38,23 @@ REDIRECTING_OPTIONS = (
     "custom_pipelines",
 )  # fmt: skip
 REDIRECTING_FILES = ("adapter_config.json", "shard-*.safetensors")
-"""Options of config.json, and files, by which transformers loads other weights or code than those that are checked."""
+"""Options of config.json, and files, that make transformers load other weights or code than the checked ones."""
 
 
 def is_folder(model: str | PathLike) -> bool:
-    """Return whether a checkpoint is named by its folder or by a Hub ID, org/name; FileNotFoundError if by neither."""
+    """Return whether a checkpoint name is a folder, and not a Hub ID (org/name); FileNotFoundError if it is neither."""
     restore_folder(Path(model))
     folder = Path(model).is_dir()
     if not folder and not is_repository(model):
-        raise FileNotFoundError(f"{model}: found no such folder. Pass a checkpoint folder or a Hub ID, org/name.")
+        raise FileNotFoundError(f"{model}: found no such folder. Pass a checkpoint folder or a Hub ID (org/name).")
     return folder
 
 
 def fetch_checkpoint(model: str | PathLike, revision: str | None = None, token: str | bool | None = None) -> Path:
     """Return the folder of a checkpoint, downloaded if it is named by a Hub ID (org/name) and not in the cache.
 
-    An existing folder takes precedence. All files are of the same commit, by default the newest of `main`, and are
-    checked (`check_folder`) before anything is built from them. Code is not downloaded. OSError if the checkpoint is
+    An existing folder takes precedence. All files are from the same commit, by default the newest of `main`, and are
+    checked (`check_folder`) before a model is built. Code is not downloaded. OSError if the checkpoint is
     not found, cannot be downloaded or is incomplete; ValueError if its parts do not belong together.
     """
     folder, options = Path(model), {"allow_patterns": LOADED, "ignore_patterns": "*/*"}
@@ -68,8 +68,8 @@ def fetch_checkpoint(model: str | PathLike, revision: str | None = None, token: 
 def check_folder(folder: str | PathLike, name: str | None = None) -> PreTrainedModel:
     """Check that a checkpoint is complete and that its weights and config match; return its model on the meta device.
 
-    Only the headers of the weight files are read. Error messages use `name`, by default the path. FileNotFoundError if
-    files are missing; ValueError if one is damaged, or weights and config do not belong together.
+    Only the headers of the weight files are read. Error messages contain `name`, by default the path. FileNotFoundError
+    if files are missing; ValueError if a file is damaged, or weights and config do not belong together.
     """
     folder, name = Path(folder), name or str(folder)
     options = {file: read_json(folder / file, name) for file in (*NEEDED, FACTS_FILE) if (folder / file).exists()}
@@ -78,7 +78,7 @@ def check_folder(folder: str | PathLike, name: str | None = None) -> PreTrainedM
         near = (folder / "model" / NEEDED[0]).exists()
         raise FileNotFoundError(
             f"{name}: the checkpoint is incomplete, found no {', no '.join(missing)}. "
-            + (f"Did you mean {folder / 'model'}?" if near else "Copy the missing files, or save it again.")
+            + (f"Did you mean {folder / 'model'}?" if near else "Copy the missing files, or save the checkpoint again.")
             + " A pytorch_model.bin is never read: it is a pickle, which can run code." * (WEIGHTS[0] in missing)
         )
     found = {key: shape for file in files for key, shape in _shapes(folder / file, name).items()}
@@ -86,8 +86,8 @@ def check_folder(folder: str | PathLike, name: str | None = None) -> PreTrainedM
     kind = options["config.json"].get("model_type")
     if not isinstance(kind, str) or kind not in ARCHITECTURES:
         raise ValueError(
-            f"{name}: the model type {kind!r} is not one of {', '.join(ARCHITECTURES)}. If it is a model of your own, "
-            "import the module that registers it first (on the command line: --import MODULE)."
+            f"{name}: the model type {kind!r} is not one of {', '.join(ARCHITECTURES)}. If it is your own model, first "
+            "import the module that registers the model (on the command line: --import MODULE)."
         )
     try:
         with torch.device("meta"):
@@ -100,8 +100,8 @@ def check_folder(folder: str | PathLike, name: str | None = None) -> PreTrainedM
     tied = model._keys_to_ignore_on_save or ()  # not saved, because they are the item table
     if repeated := found.keys() & {*tied}:  # transformers would load them in place of the item table
         raise ValueError(
-            f"{name}: the weights contain {min(repeated)}, but by config.json it is the item table, which is not saved "
-            "twice. Save the model again with save_pretrained."
+            f"{name}: the weights contain {min(repeated)}, but by config.json this is the item table, which is not "
+            "saved twice. Save the model again with `save_pretrained`."
         )
     expected = {key: list(weight.shape) for key, weight in model.state_dict().items()}
     for key in sorted((expected.keys() - set(tied)) | found.keys()):
@@ -114,13 +114,11 @@ def check_folder(folder: str | PathLike, name: str | None = None) -> PreTrainedM
 
 
 def _check_options(folder: Path, config: dict[str, Any], tokenizer: dict[str, Any], weights: int, name: str) -> None:
-    """Check the options by which transformers chooses files and classes, and the sizes, before it reads them."""
+    """Check sizes, and the options by which transformers chooses files and classes, before transformers reads them."""
     redirecting = [f"{option} in config.json" for option in REDIRECTING_OPTIONS if config.get(option)]
     redirecting += [file.name for pattern in REDIRECTING_FILES for file in folder.glob(pattern)]
     if redirecting:
-        raise ValueError(
-            f"{name}: {redirecting[0]} makes transformers load weights or code that were not checked. Remove it."
-        )
+        raise ValueError(f"{name}: {redirecting[0]} makes transformers load unchecked weights or code. Remove it.")
     if (kind := tokenizer.get("tokenizer_class")) != ItemTokenizer.__name__:
         raise ValueError(f"{name}: expected an ItemTokenizer, found {kind!r}. Save the tokenizer with the model again.")
     for option, value in config.items():
@@ -134,7 +132,7 @@ def _check_options(folder: Path, config: dict[str, Any], tokenizer: dict[str, An
 
 
 def weight_files(folder: Path) -> list[str]:
-    """Return the names of the files with the weights: one, or those in a valid index of a sharded checkpoint."""
+    """Return the names of the weight files: one file, or the files in a valid index of a sharded checkpoint."""
     if (folder / WEIGHTS[0]).exists() or not (folder / WEIGHTS[1]).exists():
         return [WEIGHTS[0]]
     index = read_json(folder / WEIGHTS[1], folder)
@@ -147,7 +145,7 @@ def weight_files(folder: Path) -> list[str]:
 
 
 def _shapes(file: Path, name: str) -> dict[str, list[int]]:
-    """Tensor -> shape, from the header of a file of floating-point weights."""
+    """Return the shape of each tensor, from the header of a file of floating-point weights."""
     try:
         with safe_open(file, framework="pt") as weights:
             tensors = {key: weights.get_slice(key) for key in weights.keys()}  # noqa: SIM118
@@ -162,7 +160,7 @@ def _shapes(file: Path, name: str) -> dict[str, list[int]]:
 def stored_exclude_history(folder: str | PathLike) -> bool:
     """Return whether a checked checkpoint excludes items of the history from its recommendations.
 
-    Config files of format version 1 do not have this setting; it is in the recipe of their run facts, if it was given.
+    In config files of format version 1 this setting is missing. It is in the recipe in the run facts, if it was given.
     """
     stored = read_json(Path(folder, NEEDED[0]), folder).get("exclude_history")
     return bool(stored_recipe(folder).get("exclude_history", True) if stored is None else stored)
@@ -181,18 +179,18 @@ def check_checkpoint(folder: str | PathLike) -> None:
 
 
 def check_sizes(model: nn.Module, tokenizer: ItemTokenizer) -> None:
-    """Raise ValueError unless model and tokenizer have the same items, and the model accepts inputs of that length."""
+    """Raise ValueError unless model and tokenizer have the same number of items, and compatible input lengths."""
     check_tokenizer(tokenizer)
     config: Any = model.config
     if config.vocab_size != len(tokenizer):
         raise ValueError(
             f"The model has {config.vocab_size} rows in its item table, the tokenizer {len(tokenizer)} tokens. Take "
-            "both from the same checkpoint, or call resize_token_embeddings after extend_item_tokenizer."
+            "both from the same checkpoint, or call `resize_token_embeddings` after `extend_item_tokenizer`."
         )
     if not 2 <= tokenizer.model_max_length <= config.max_position_embeddings:
         raise ValueError(
-            f"The tokenizer keeps {tokenizer.model_max_length} items (`model_max_length`, at least 2), the model has "
-            f"{config.max_position_embeddings} positions: set max_position_embeddings=tokenizer.model_max_length."
+            f"`tokenizer.model_max_length` must be from 2 to `max_position_embeddings` of the model, "
+            f"{config.max_position_embeddings}, found {tokenizer.model_max_length}. Set both to the same value."
         )
 
 
@@ -204,7 +202,7 @@ def last_complete_checkpoint(output_dir: str | PathLike) -> Path | None:
 
 
 def is_complete(checkpoint: str | PathLike) -> bool:
-    """Return whether a Trainer can resume from a checkpoint: a kill left no file missing or cut off."""
+    """Return whether a Trainer can resume from a checkpoint: no file is missing or cut off after a kill."""
     folder = Path(checkpoint)
     distributed = any(folder.glob("*/"))  # FSDP and DeepSpeed save weights and optimizer in folders of their own
     try:
@@ -225,9 +223,9 @@ def save_checkpoint(
     facts: RunFacts,
     others: Mapping[str, bytes],
 ) -> None:
-    """Save a checkpoint with its card, written from `facts`, and other files (name -> content) such as the curve.
+    """Save a checkpoint with its card, written from `facts`, and other files, such as the learning curve.
 
-    An older checkpoint in `folder` is replaced when all files are written, and kept if that fails.
+    An older checkpoint in `folder` is replaced after all files are written, and kept if writing fails.
     """
     check_sizes(model, tokenizer)
     with replaced_folder(folder) as new:
@@ -240,14 +238,14 @@ def save_checkpoint(
 
 
 def restore_folder(folder: Path) -> None:
-    """Restore a folder if a kill came between the two renames that replace it."""
+    """Restore a folder after a kill between the two renames of `replaced_folder`."""
     if folder.name and not folder.exists() and (old := folder.with_name(f"{folder.name}{REPLACED}")).exists():
         old.rename(folder)
 
 
 @contextmanager
 def replaced_folder(folder: str | PathLike) -> Iterator[Path]:
-    """Yield a new path to write a folder to, which replaces `folder` at the end, or is removed after an error."""
+    """Yield a path for a new folder, which replaces `folder` at the end, or is removed after an error."""
     folder = Path(folder).resolve()  # of a link, the folder that it leads to
     new, old = folder.with_name(f"{folder.name}.incomplete"), folder.with_name(f"{folder.name}{REPLACED}")
     restore_folder(folder)

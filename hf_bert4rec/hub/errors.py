@@ -20,7 +20,7 @@ JSON_PARTS = 1_000_000  # lists and objects, which need much more time and memor
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 HUB_ERRORS = {
-    hub.RevisionNotFoundError: (FileNotFoundError, "found no such revision. Name a branch, a tag or a commit hash"),
+    hub.RevisionNotFoundError: (FileNotFoundError, "found no such revision. Pass a branch, a tag or a commit hash"),
     hub.GatedRepoError: (PermissionError, "the repository is gated. Ask for access on its page, then log in"),
     hub.RepositoryNotFoundError: (
         FileNotFoundError,
@@ -30,11 +30,11 @@ HUB_ERRORS = {
     hub.OfflineModeIsEnabled: (ConnectionError, "offline mode is enabled. Unset HF_HUB_OFFLINE"),
     hub.LocalEntryNotFoundError: (
         ConnectionError,
-        "found no such folder, and the Hub cannot be reached, and the cache does not contain all files. Check the name "
+        "found neither such a folder nor a complete copy in the cache, and the Hub cannot be reached. Check the name "
         "and the network, and unset HF_HUB_OFFLINE",
     ),
 }
-"""Error of the client -> built-in error and its text. The first that fits is taken."""
+"""For each error of the client, a built-in error and a text. The first match is used."""
 
 STATUSES = {
     401: (PermissionError, "does not accept the token. Log in again with `hf auth login`, or correct HF_TOKEN"),
@@ -42,13 +42,13 @@ STATUSES = {
         PermissionError,
         "does not allow you to write there. Choose a name under your own account, or a token with write access",
     ),
-    412: (OSError, "received another commit in the meantime. Look at it, then push again to replace it"),
+    412: (OSError, "received another commit in the meantime. Check this commit, then push again to replace it"),
 }
 
 
 @contextmanager
 def hub_errors(repository: str) -> Iterator[None]:
-    """Raise every error of the Hub, or of the connection to it, as an OSError of one sentence with a solution."""
+    """Raise every error of the Hub or of its connection as an OSError of one sentence with a solution."""
     try:
         with disk_errors(repository):
             yield
@@ -84,7 +84,7 @@ def disk_errors(path: str | PathLike) -> Iterator[None]:
 
 
 def is_repository(name: str | PathLike) -> bool:
-    """Return whether `name` has the form of a Hub ID, org/name."""
+    """Return whether `name` has the form of a Hub ID (org/name)."""
     try:
         validate_repo_id(str(name))
     except hub.HFValidationError:
@@ -98,7 +98,7 @@ def damaged(name: str | PathLike, problem: str) -> ValueError:
 
 
 def read_json(file: Path, name: str | PathLike) -> dict[str, Any]:
-    """Read a JSON object of the checkpoint `name`; raise ValueError if it is damaged, too large or too deep."""
+    """Read a JSON object of the checkpoint `name`; raise ValueError if the file is damaged, too large or too deep."""
     try:
         limit = LIMITS.get(file.name, JSON_BYTES)
         if file.stat().st_size > limit:

@@ -83,7 +83,7 @@ def results_table(metrics: Metrics, columns: Sequence[str] = COLUMNS) -> str:
 
 
 def sampled_table(metrics: Metrics) -> str:
-    """Return a table of the metrics among sampled candidates (columns of the paper's Table 2), or "" without them."""
+    """Return a table of metrics among sampled candidates (columns of the paper's Table 2); "" without such metrics."""
     kinds = {how_sampled(row) for row in metrics.values()}
     if len(kinds) != 1 or None in kinds:
         return ""

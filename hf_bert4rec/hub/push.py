@@ -37,7 +37,7 @@ def create_repository(repository: str, *, token: str | bool | None = None, **opt
 
 
 def files_in(folder: Path) -> dict[str, Path]:
-    """Return path in the folder -> file, for all files of a folder."""
+    """Return all files of a folder, by their path in the folder."""
     return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
@@ -52,7 +52,7 @@ def push_files(
     token: str | bool | None = None,
     revision: str | None = None,
 ) -> CommitInfo:
-    """Push files (name in the repository -> content) to an existing repository in one commit, and return the commit.
+    """Push files, by their names in the repository, to an existing repository in one commit, and return the commit.
 
     FileExistsError if the repository has other files but not `marker`, which every repository of this kind contains, or
     a model of another `model_type`. Files that fit the patterns `replaced` (without "/": at the top level) and are not
@@ -72,7 +72,7 @@ def push_files(
             found, ours = (read_json(Path(file), repository).get("model_type") for file in (config, str(files[marker])))
             taken = None if found == ours else f"a model of type {found!r}, not {ours!r}"
         if taken:
-            raise FileExistsError(f"{repository} is taken: it contains {taken}. Push to another name.")
+            raise FileExistsError(f"{repository} is taken: the repository contains {taken}. Push to another name.")
         operations: list[Any] = [CommitOperationAdd(name, content) for name, content in files.items()]
         for name in existing:
             stale = any(fnmatch(name, pattern) and ("/" in pattern or "/" not in name) for pattern in replaced)
@@ -95,11 +95,11 @@ def push_checkpoint(
 ) -> CommitInfo:
     """Push a checkpoint to the Hub in one commit: its own files without pickles, and nothing else of the folder.
 
-    `handler.py` is added, with which it can be deployed as an Inference Endpoint.
+    `handler.py` is added, so that the repository can be deployed as an Inference Endpoint.
 
     An older checkpoint in the repository is replaced and stays in the history. Paths of this machine in the run facts
-    are reduced to names (`RunFacts.published`). The repository is created if it does not exist; a name without an owner
-    is yours. The result is the commit; as a string, it is the address of the commit.
+    are reduced to names (`RunFacts.published`). The repository is created if it does not exist, in your account if the
+    name has no owner. Returns the commit; as a string, it is the address of the commit.
 
     Raises:
         OSError: The checkpoint is incomplete, or as for `push_files`.
@@ -107,11 +107,11 @@ def push_checkpoint(
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: found no such folder. Pass a checkpoint folder.")
+        raise FileNotFoundError(f"{folder}: found no such folder. Pass the folder of a checkpoint.")
     check_checkpoint(folder)
     files = published_files(folder) | HANDLER
     if CARD not in files:
-        logger.warning("%s has no README.md: the repository will have no card.", folder)
+        logger.warning("%s has no README.md, so the repository will have no card.", folder)
     return push_files(
         create_repository(repository, private=private, token=token),
         files,
@@ -124,7 +124,7 @@ def push_checkpoint(
 
 
 def published_files(folder: Path) -> dict[str, Path | bytes]:
-    """Return name -> content of the files of a checkpoint that are published."""
+    """Return the published files of a checkpoint, by name."""
     index = () if WEIGHTS[0] in (weights := weight_files(folder)) else WEIGHTS[1:]
     names = (*NEEDED, *weights, *index, TITLES_FILE, FEATURES_FILE, PROJECTION_FILE, *_code_files(folder), CARD, CURVE)
     files: dict[str, Path | bytes] = {name: folder / name for name in names if (folder / name).exists()}
@@ -134,7 +134,7 @@ def published_files(folder: Path) -> dict[str, Path | bytes]:
 
 
 def _code_files(folder: Path) -> list[str]:
-    """Names of the files that the `auto_map` of a checkpoint refers to, and of the files that these import."""
+    """Return the names of the files in the `auto_map` of a checkpoint, and of the files that these import."""
     auto_map = read_json(folder / NEEDED[0], folder).get("auto_map") or {}
     modules = {str(reference).rpartition("--")[2].partition(".")[0] for reference in auto_map.values()}
     files = {folder / f"{module}.py" for module in modules if module.isidentifier()}

@@ -21,9 +21,9 @@ UNPUBLISHED_OPTIONS = (
     "output_dir", "hub_", "push_to_hub", "resume_from_checkpoint", "report_to", "trackio_", "run_name", "project",
     "deepspeed", "accelerator_config", "parallelism_config", "fsdp", "local_rank",
 )  # fmt: skip
-"""Prefixes of options that say where a run is computed, logged or uploaded, and may contain a token.
+"""Prefixes of options that determine where a run is computed, logged or uploaded, and may contain a token.
 
-Run facts drop them from the recipe when they are written and when they are read, so that a downloaded checkpoint cannot
+Run facts are written and read without these options, so that a downloaded checkpoint cannot
 upload anything.
 """
 
@@ -48,17 +48,17 @@ OLD_DEFAULTS: dict[int, dict[str, dict[str, Any]]] = {
     },
     3: {"": {"learned_positions": True}},
 }  # fmt: skip
-"""Format version -> architecture ("" = all) -> defaults of that version that differ from those of the next one."""
+"""Defaults that differ from the next format version, by format version and architecture ("": all architectures)."""
 
 WITH_START_FROM = ("recommended_settings", "learning_rate", "muon_learning_rate", "num_train_epochs",
                    "early_stopping_patience")  # fmt: skip
-"""Old defaults that hold for a model that starts from a checkpoint."""
+"""Options whose old defaults also apply to a model that starts from a checkpoint."""
 
 
 @strict
 @dataclass(kw_only=True)
 class DataFacts:
-    """The interactions of a run: name of the log, sizes, checksum, time of the last one, terms; None if unknown."""
+    """The interactions of a run: name of the log, sizes, checksum, last time, terms; None if unknown."""
 
     name: str
     items: int
@@ -86,7 +86,7 @@ class MachineFacts:
 @strict
 @dataclass(kw_only=True)
 class RunFacts:
-    """What is recorded about the training and evaluation of a checkpoint; its card is written from these facts."""
+    """Facts about the training and evaluation of a checkpoint, from which the model card is written."""
 
     name: str  # of the checkpoint
     model: str  # display name of the evaluated model in `results`, such as "BERT4Rec"
@@ -120,15 +120,15 @@ class RunFacts:
 
     @classmethod
     def load(cls, folder: str | PathLike) -> Self:
-        """Read the run facts of a checkpoint folder, also those of earlier format versions."""
+        """Read the run facts of a checkpoint folder, of this or an earlier format version."""
         file = Path(folder, FACTS_FILE)
         if not file.exists():
-            raise FileNotFoundError(f"{folder}: found no {FACTS_FILE}. Copy it from where the checkpoint was saved.")
+            raise FileNotFoundError(f"{folder}: found no {FACTS_FILE}. Copy this file from the original checkpoint.")
         values = read_json(file, folder)
         version = values.get("format_version", 1)
         if version not in range(1, FORMAT_VERSION + 1):
             raise ValueError(
-                f"{file}: format_version is {version}, but this hf-bert4rec reads up to {FORMAT_VERSION}. Update it."
+                f"{file}: `format_version` must be from 1 to {FORMAT_VERSION}, found {version}. Update hf-bert4rec."
             )
         try:
             values = _from_version_1(values) if version == 1 else values
@@ -172,7 +172,7 @@ def _build(kind: type, values: Mapping[str, Any]) -> Any:
 
 
 def _old_defaults(version: int, recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the defaults of an earlier version that differ from those of today."""
+    """Return the defaults of an earlier version that differ from the current defaults."""
     defaults: dict[str, Any] = {}
     for changed in range(FORMAT_VERSION - 1, version - 1, -1):  # older ones take precedence
         rows = OLD_DEFAULTS[changed]

@@ -1,4 +1,4 @@
-"""Convert raw IDs to rows of the item table, and rows to recommendations, for every kind of recommender."""
+"""Convert raw IDs to token IDs, and token IDs to recommendations, for every kind of recommender."""
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
@@ -28,7 +28,7 @@ MAX_REPORTED = 100_000
 class Recommendation(TypedDict):
     """One recommended item. `score` is the model's probability that it is next, over the whole catalog.
 
-    A model trained with `gbce` or `bce` overstates it for likely items; the order is not affected. With an `index`,
+    A model trained with `gbce` or `bce` overstates this for likely items, but the order is right. With an `index`,
     `score` is the logit, and for similar items the cosine.
     """
 
@@ -41,14 +41,14 @@ class Recommendations(list[Recommendation]):
     """The items for one history, best first.
 
     Attributes:
-        reason: Why there are fewer than `top_k`. None if there are `top_k`, and for similar items and ONNX graphs.
+        reason: Why there are fewer than `top_k` items. None if there are `top_k`, for similar items and ONNX graphs.
     """
 
     reason: str | None = None
 
 
 class ItemCatalog:
-    """The items of a tokenizer, as requests and answers need them."""
+    """The items of a tokenizer, and functions that read requests and describe answers."""
 
     def __init__(self, tokenizer: ItemTokenizer) -> None:
         self.tokenizer = tokenizer
@@ -60,9 +60,9 @@ class ItemCatalog:
         self._reported: set[str] = set()
 
     def read_rows(self, lists: Sequence[list[Any]], name: str, keep_unknown: bool = False) -> list[np.ndarray]:
-        """Return the rows of the item table for each list of raw IDs.
+        """Return the token IDs for each list of raw IDs.
 
-        Unknown IDs are logged. They are skipped, or returned as [UNK] if `keep_unknown` is true.
+        Unknown IDs are logged. They are skipped, or become [UNK] if `keep_unknown` is true.
         """
         ids, rows, known = self._rows(chain.from_iterable(lists), name)
         if not known.all():
@@ -78,10 +78,10 @@ class ItemCatalog:
         return np.split(rows[known], ends[:-1]) if lists else []
 
     def known_rows(self, items: Sequence[Any], name: str) -> np.ndarray:
-        """Return the rows of the item table for raw IDs; ValueError for an unknown one."""
+        """Return the token IDs for raw IDs; ValueError for an unknown ID."""
         ids, rows, known = self._rows(items, name)
         if not known.all():
-            raise ValueError(f"{name}: the model has no item {ids[int(known.argmin())].as_py()!r}. Remove it.")
+            raise ValueError(f"{name}: the model has no item {ids[int(known.argmin())].as_py()!r}. Remove this ID.")
         return rows
 
     def _rows(self, items: Iterable[Any], name: str) -> tuple[pa.StringArray, np.ndarray, np.ndarray]:
@@ -90,12 +90,12 @@ class ItemCatalog:
         return ids, rows, rows != self.tokenizer.unk_token_id
 
     def title(self, row: int) -> str | None:
-        """Return the title of a row; None for special tokens, and if the item has none."""
+        """Return the title of a token ID; None for special tokens, and for items without a title."""
         titles, place = self.tokenizer.titles, row - len(SPECIAL_TOKENS)
         return titles[place] if titles and place >= 0 else None
 
     def describe(self, rows: np.ndarray, scores: np.ndarray, counts: Sequence[int]) -> list[Recommendations]:
-        """Return the first `counts` items of each user for rows and scores (users, items)."""
+        """Return the first `counts` items of each user, from token IDs and scores (users, items)."""
         # All users at once, because a look-up in Arrow takes longer than the item itself.
         places, titles = np.maximum(rows - len(SPECIAL_TOKENS), 0).ravel(), self.tokenizer.titles
         items = self.tokenizer.items.take(pa.array(places)).to_pylist()
@@ -106,7 +106,7 @@ class ItemCatalog:
         return [Recommendations(answers[start : start + count]) for start, count in zip(starts, counts, strict=True)]
 
     def similar(self, vectors: np.ndarray, items: Any, top_k: int) -> list[Recommendations]:
-        """Return the items with the most similar `vectors`, the `unit_vectors` of the catalog, for each raw ID."""
+        """Return the most similar items for each raw ID. `vectors` are the `unit_vectors` of the catalog."""
         check_count("top_k", top_k)
         places = self.known_rows(read_list(items, "items"), "items") - len(SPECIAL_TOKENS)
         answers: list[Recommendations] = []
@@ -125,10 +125,10 @@ class ItemCatalog:
         places: Sequence[Sequence[int]] | None = None,
         **lists: Any,
     ) -> list[Any]:
-        """Return an answer for each of the `places` (default: after the newest item) of each history, in their order.
+        """Return an answer for each of the `places` (positions; default: after the newest item) of each history.
 
-        The function `answer` gets the histories (rows of the item table) of a batch and the place in each, and by name
-        the rows of each of the lists `allow` and `deny`, if given: one array for all histories, or one for each.
+        The function `answer` gets the histories (token IDs) of a batch and a position in each, and by name the token
+        IDs of the lists `allow` and `deny`, if given: one array for all histories, or one array for each.
         """
         batch_size = self.batch_size if batch_size is None else batch_size
         check_count("batch_size", batch_size)
@@ -152,7 +152,7 @@ class ItemCatalog:
 
 
 def closed_rows(rows: int, removed: np.ndarray) -> torch.Tensor:
-    """Return a bool for each row of the item table: True for special tokens and removed items."""
+    """Return a bool for each token ID: True for special tokens and removed items."""
     closed = torch.arange(rows) < len(SPECIAL_TOKENS)
     closed[torch.from_numpy(removed)] = True
     return closed
@@ -161,7 +161,7 @@ def closed_rows(rows: int, removed: np.ndarray) -> torch.Tensor:
 def check_scores(scores: torch.Tensor) -> None:
     """Raise ValueError unless all scores are finite."""
     if not scores.isfinite().all():
-        raise ValueError("The model's scores are NaN or infinite: its weights are damaged or its training diverged.")
+        raise ValueError("The scores are NaN or infinite: the weights are damaged or the training diverged.")
 
 
 @torch.no_grad()

@@ -36,13 +36,13 @@ def read_item_lists(values: Any, name: str, histories: int) -> list[list[Any]]:
     if False in nested or len(lists) != histories:
         raise ValueError(
             f"{name}: expected a list of item IDs, or one list for each of the {histories} histories, found "
-            f"{len(lists)} elements: {lists!r:.200}"
+            f"{len(lists)} elements: {lists!r:.200}. Pass one of the two."
         )
     return [read_list(ids, name) for ids in lists]
 
 
 def read_list(values: Any, name: str, ordered: bool = False) -> list[Any]:
-    """Return the elements of a list, an iterator, an array, a tensor or a column of a table."""
+    """Return the elements of a list, iterator, array, tensor or column of a table; ValueError for other values."""
     if type(values) is list:
         return values
     if isinstance(values, Mapping) or hasattr(values, "column_names") or hasattr(values, "columns"):
@@ -63,7 +63,7 @@ def read_list(values: Any, name: str, ordered: bool = False) -> list[Any]:
 
 
 def check_options(options: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """Return the options that are not None, with lists and rules as lists; ValueError for invalid ones."""
+    """Return the options that are not None, with iterables and rules as lists; ValueError for invalid options."""
     if unknown := sorted(options.keys() - names):
         raise ValueError(f"Unknown option {unknown[0]!r}. The options are {', '.join(names)} and batch_size.")
     return {name: _read_option(name, value) for name, value in options.items() if value is not None}
@@ -92,7 +92,7 @@ def _read_option(name: str, value: Any) -> Any:
 
 
 def check_conditions(name: str, value: Any) -> None:
-    """Raise ValueError unless conditions on attributes are a dict."""
+    """Raise ValueError unless the conditions on attributes are a dict."""
     if not isinstance(value, Mapping):
         raise ValueError(f"`{name}` must be a dict, such as {{'in_stock': True}}, found {value!r:.100}.")
 
@@ -104,7 +104,7 @@ def check_count(name: str, value: Any) -> None:
 
 
 def _takes_candidates(rule: Any) -> bool:
-    """Whether a rule can be called with one argument; `at_most` itself cannot, `at_most(2, "category")` can."""
+    """Return whether a rule accepts one argument: `at_most(2, "category")` does, `at_most` does not."""
     try:
         signature(rule, follow_wrapped=False).bind(None)
     except (TypeError, ValueError) as error:
@@ -113,5 +113,5 @@ def _takes_candidates(rule: Any) -> bool:
 
 
 def _is_collection(value: Any) -> bool:
-    """Whether a value is more than a single ID; a tensor without dimensions is a single ID."""
+    """Return whether a value is a collection of IDs; a tensor without dimensions is a single ID."""
     return isinstance(value, Iterable) and not isinstance(value, str | bytes) and getattr(value, "ndim", 1) > 0

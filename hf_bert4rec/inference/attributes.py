@@ -30,12 +30,12 @@ class ItemAttributes:
     with values separated by `|`. An item without a row, or without a value, has no values.
 
     Args:
-        source: Data frame, `Dataset`, Arrow table, or `ItemFeatures`. Later changes of it are not seen.
+        source: Data frame, `Dataset`, Arrow table, or `ItemFeatures`. Later changes of the source have no effect.
         item: Column of the item. Default: found by its usual names.
 
     Raises:
-        ValueError: It is not a table, two columns have the same name, no column fits the item, or an item has no ID or
-            several rows.
+        ValueError: `source` is not a table, two columns have the same name, no item column is found, or an item has no
+            ID or several rows.
     """
 
     def __init__(self, source: Any, item: Column = None) -> None:
@@ -45,7 +45,7 @@ class ItemAttributes:
         self._are_features = isinstance(source, ItemFeatures)
         self._table = open_table(source.table if isinstance(source, ItemFeatures) else source, "attributes")
         if len(set(self._table.columns)) < len(self._table.columns):
-            raise ValueError(f"attributes: expected columns with different names, found {self._table}.")
+            raise ValueError(f"attributes: expected distinct column names, found {self._table}. Rename one.")
         with library_errors(self._table.name):
             _, items = read_items(self._table, item)
         self.items = items.combine_chunks()
@@ -53,7 +53,7 @@ class ItemAttributes:
         self._values: dict[str, dict[str, list[Any]]] = {}
 
     def values(self, name: str) -> dict[str, list[Any]]:
-        """Return raw ID -> values of an attribute, for the items that have values; ValueError if it is unknown."""
+        """Return a dict from raw ID to the values of an attribute, for items with values; ValueError if unknown."""
         if name not in self._values:  # once, because a rule asks for each user
             groups = self._column(name).groupby(level=0).agg(list)
             self._values[name] = dict(zip(self._items_of(groups).to_pylist(), groups, strict=True))
@@ -64,7 +64,7 @@ class ItemAttributes:
 
         Args:
             name: The attribute.
-            condition: A value, a list of values of which one is enough, or a function of the column (a pandas Series
+            condition: A value, a list of values of which one must match, or a function of the column (a pandas Series
                 with one element per value) that returns one bool per element, such as `lambda price: price < 20`.
 
         Raises:
@@ -76,7 +76,7 @@ class ItemAttributes:
                 found = condition(column)
                 ordered = isinstance(found, pd.Series) and found.index.equals(column.index)
                 if not ordered or str(found.dtype) not in ("bool", "boolean"):
-                    raise ValueError("return one bool per value, as a Series in the order of the column")
+                    raise ValueError("return a Series with one bool per value, in the order of the column")
             except Exception as error:  # whatever the function of the user raises
                 raise ValueError(f"The condition on {name!r} failed for a column of {column.dtype}: {error}") from error
             return self._items_of(column[np.asarray(found.fillna(False), bool)])
@@ -92,7 +92,7 @@ class ItemAttributes:
         for value in wanted[:CHECKED]:
             if not column.isin([value]).any():
                 known = ", ".join(map(repr, column.drop_duplicates()[:3].tolist()))
-                text = "No item has %s among its values of %r, such as %s. For a range use a function."
+                text = "No item has %s as %r. Values of this attribute are %s and so on. For a range, use a function."
                 logger.warning_once(text, repr(value), name, known)
         return self._items_of(column[column.isin(wanted)])
 
@@ -100,9 +100,9 @@ class ItemAttributes:
         return self.items.take(pa.array(column.index.unique(), pa.int64()))
 
     def _column(self, name: str) -> pd.Series:
-        """Return the values of a column; the index is the row of the table, once for each value of its cell."""
+        """Return the values of a column, several for a cell with a list; the index is the row of the table."""
         if name not in self._table.columns:
-            raise ValueError(f"Unknown attribute {name!r}. The table has {self._table}.")
+            raise ValueError(f"Unknown attribute {name!r}. Use one of {self._table}.")
         if name not in self._columns:
             with library_errors(self._table.name):
                 (cells,) = self._table.read([self._table.columns.index(name)])
@@ -119,22 +119,22 @@ class ItemAttributes:
 
 
 def needed(attributes: ItemAttributes | None) -> ItemAttributes:
-    """Return the attributes; ValueError if there are none."""
+    """Return the attributes; ValueError for None."""
     if attributes is None:
-        raise ValueError("Attributes are missing: pass a table with one row per item as `attributes=`.")
+        raise ValueError("Attributes are missing. Pass a table with one row per item as `attributes=`.")
     return attributes
 
 
 def read_attributes(source: Any, items: pa.Array) -> ItemAttributes:
     """Return the attributes of the items of a model, from a table or `ItemAttributes`.
 
-    Warns if most items have no row; ValueError if none has one.
+    Warns if most items of the model have no row in the table; ValueError if no item has a row.
     """
     attributes = source if isinstance(source, ItemAttributes) else ItemAttributes(source)
     found = pc.sum(pc.is_in(items, value_set=attributes.items)).as_py()
     if found == 0:
         shown = " and ".join(repr(of[0].as_py()) for of in (attributes.items, items) if len(of))
-        raise ValueError(f"attributes: no item of the table is in the model, found {shown}. Use the same IDs.")
+        raise ValueError(f"attributes: no item of the table is in the model, found IDs like {shown}. Use the same.")
     if found is not None and found < len(items) / 2:
         text = "attributes: only %s of the %s items of the model have a row in the table. Check the column of IDs."
         logger.warning_once(text, f"{found:,}", f"{len(items):,}")

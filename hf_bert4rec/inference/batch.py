@@ -38,7 +38,7 @@ Table = TypeVar("Table", pa.Table, pd.DataFrame)
 
 
 class BatchRecommender:
-    """Recommend for tables of users, as Ray Data (`map_batches`) and Spark (`mapInPandas`) hand them out.
+    """Recommend for tables of users, such as the batches of Ray Data (`map_batches`) and Spark (`mapInPandas`).
 
     Args:
         checkpoint: Folder or Hub ID of a checkpoint, or a folder that `export_checkpoint` wrote.
@@ -57,7 +57,7 @@ class BatchRecommender:
     def __call__(self, table: Table) -> Table:
         """Return `user`, `rank` from 1, `item` and `score`, one row per recommendation, as a table of the same kind.
 
-        A user without a history gets the unconditional recommendations.
+        A user without a history gets the same recommendations as an empty history.
 
         Raises:
             ValueError: A column is missing, or a history contains no valid item IDs.
@@ -65,10 +65,11 @@ class BatchRecommender:
         if isinstance(table, pd.DataFrame):
             return self(pa.Table.from_pandas(table, preserve_index=False)).to_pandas()
         if missing := [name for name in (self.user, self.history) if name not in table.column_names]:
-            raise ValueError(f"Expected a column {missing[0]}, found {', '.join(table.column_names)}.")
+            raise ValueError(f"Expected a column {missing[0]!r}, found {', '.join(table.column_names)}.")
         users = table[self.user]
         if nulls := users.null_count:
-            raise ValueError(f"Expected a user in each row of {self.user}, found {nulls} rows without a user.")
+            found = f"found {nulls} missing values. Fix or remove these rows."
+            raise ValueError(f"Expected a user ID in every row of the column {self.user!r}, {found}")
         histories = [history or [] for history in table[self.history].to_pylist()]
         answers = self.recommender(histories, **self.options)
         places = [(user, rank) for user, answer in enumerate(answers) for rank in range(len(answer))]
@@ -98,22 +99,22 @@ def recommend_to_parquet(
     """Write the recommendations for all users of a file to a folder of Parquet files, and return the folder.
 
     The columns are those of `BatchRecommender`. A file appears when it is complete. After an interruption, the same
-    call continues with the missing files. Only a few shards are in memory at a time; a log is first read as a whole.
+    call continues with the missing files. Only a few shards are in memory at a time, but a log is read completely.
 
     Args:
         checkpoint: As for `BatchRecommender`.
-        source: Parquet with a row per user, columns `user` and `history` (a list); or a log of interactions, in any
+        source: Parquet with one row per user and columns `user` and `history` (a list), or a log of interactions in any
             format that `load_interactions` reads.
         output: Folder of the result.
-        processes: Number of processes, each with one thread; one per core is fastest.
+        processes: Number of processes, each with one thread. One process per core is fastest.
         shard_size: Number of users per file.
         user: Name of the column of user IDs.
         history: Name of the column of histories.
-        columns: `user`, `item` and `timestamp` -> column of a log. Default: found by their usual names.
+        columns: Columns of a log, a dict with the keys `user`, `item` and `timestamp`. Default: by usual names.
         **options: `top_k`, `exclude_history`, `allow` and `deny`, the same for all users; see a call of the pipeline.
 
     Raises:
-        ValueError: The folder contains another result, or as for `BatchRecommender` and `load_interactions`.
+        ValueError: `output` contains another result, or as for `BatchRecommender` and `load_interactions`.
         ChildProcessError: A process was killed.
     """
     options = check_options(options, OPTIONS)
@@ -137,7 +138,7 @@ def recommend_to_parquet(
 
 
 def _begin(folder: Path, request: dict[str, Any]) -> None:
-    """Note what is written to the folder, or check that it is the same as what was begun there."""
+    """Record the request in a new folder, or check that an existing folder was begun with the same request."""
     noted, advice = folder / REQUEST_FILE, "Name a new folder for the recommendations."
     unfinished = noted.with_suffix(".tmp")
     if noted.exists():
@@ -164,12 +165,12 @@ def _read_shards(
     if parquet and history in (schema := parquet.schema_arrow).names:
         kind = schema.field(history).type
         if not pa.types.is_list(kind) and not pa.types.is_large_list(kind):
-            raise ValueError(f"{file}: expected lists of item IDs in the column {history}, found {kind}.")
+            raise ValueError(f"{file}: expected lists of item IDs in the column {history!r}, found {kind}.")
         if columns:
-            raise ValueError(f"{file} has a list of items per user, so {min(columns)}= is not used. Omit it.")
+            raise ValueError(f"{file} has one history per user. Omit `{min(columns)}`, which names a column of logs.")
         if user not in schema.names:
             found = ", ".join(schema.names)
-            raise ValueError(f"{file}: expected a column {user!r}, found {found}. Rename the column of the users.")
+            raise ValueError(f"{file}: expected a column {user!r}, found {found}. Rename the user column.")
         return parquet.metadata.num_rows, _cut(parquet.iter_batches(size, columns=[user, history]), size)
     log = load_interactions(str(file), **columns).with_format("arrow")[:]
     log = log.sort_by([("user", "ascending"), ("timestamp", "ascending")])
@@ -218,15 +219,15 @@ def _scored(
                 yield running.popleft().result()
         except BrokenProcessPool as error:
             raise ChildProcessError(
-                "A process was killed, perhaps because memory ran out. Finished files are kept: run the same command "
-                "again, with fewer processes or smaller shards."
+                "A process was killed, perhaps for lack of memory. Finished files are kept. Run the command again, "
+                "with fewer processes or smaller shards."
             ) from error
         finally:
             pool.shutdown(cancel_futures=True)
 
 
 def _start(arguments: dict[str, Any], module: str) -> None:
-    """Load the recommender of a process, which ends with its parent; `module` registers the model."""
+    """Load the recommender of a worker process, which ends with its parent; `module` registers the model."""
     global _recommender
     threading.Thread(target=_end_with_parent, daemon=True).start()
     import_module(module)
@@ -242,7 +243,7 @@ def _end_with_parent() -> None:
 
 
 def _write(path: Path, shard: pa.Table, recommender: BatchRecommender | None = None) -> int:
-    """Write a file under another name first, so that it appears when it is complete; return the number of users."""
+    """Write a file under another name first, so that only complete files appear; return the number of users."""
     recommender = recommender or _recommender
     assert recommender is not None
     unfinished = path.with_name(f"_{path.name}.{os.getpid()}.tmp")
@@ -252,6 +253,6 @@ def _write(path: Path, shard: pa.Table, recommender: BatchRecommender | None = N
 
 
 def _states(path: Path) -> list[Any]:
-    """Return names, sizes and times of a file, or of the weights in a folder: they must not change in between."""
+    """Return names, sizes and times of a file, or of the weights in a folder, to notice changes between two runs."""
     files = sorted(file for pattern in ("*.safetensors", "*.onnx", "*.json") for file in path.glob(pattern)) or [path]
     return [[file.name, file.stat().st_size, file.stat().st_mtime] for file in files]

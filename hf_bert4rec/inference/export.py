@@ -36,11 +36,11 @@ ALL_ROWS, NO_ROWS = [slice(None)], [np.empty(0, np.int64)]  # if `allow` or `den
 
 
 class RecommendationGraph(nn.Module):
-    """A model from histories to the best items, as `torch.export` needs it: without choices that depend on values.
+    """A model that maps histories to the best items without control flow that depends on values, for `torch.export`.
 
     Args:
-        model: A model with masked-item head.
-        removed: (removed,) rows that are never recommended.
+        model: A model with a masked-item head.
+        removed: (removed,) token IDs of items that are never recommended.
     """
 
     def __init__(self, model: PreTrainedModel, removed: np.ndarray) -> None:
@@ -55,15 +55,15 @@ class RecommendationGraph(nn.Module):
         """Return the best items.
 
         Args:
-            history: (batch, length) int64 rows of the item table, oldest first, filled up with 0 on the right. The
-                newest items that fit: `length` is at most `max_position_embeddings` - 1.
-            excluded: (batch, number) int64 rows that are not recommended, such as the whole history; filled up with 0.
-            allowed: (batch, rows) bool, True for the items that may be recommended.
+            history: (batch, length) int64 token IDs of the newest items, oldest first, padded with 0 on the right.
+                `length` is at most `max_position_embeddings` - 1.
+            excluded: (batch, number) int64 token IDs not to recommend, such as the whole history; padded with 0.
+            allowed: (batch, vocab_size) bool, True for the items that may be recommended.
             top_k: int64 number of items.
 
         Returns:
-            (batch, top_k) int64 rows, best first, 0 after the last item if fewer are left, and (batch, top_k) float32
-            probabilities that an item is next, over the whole catalog. They are NaN if the weights are damaged.
+            (batch, top_k) int64 token IDs, best first, 0 after the last item if fewer are left; (batch, top_k) float32
+            probabilities that an item is next, over the whole catalog, which are NaN if the weights are damaged.
         """
         lengths = (history != PAD_ROW).sum(dim=1, keepdim=True)
         places = torch.arange(history.shape[1] + 1, device=history.device)[None]
@@ -98,11 +98,11 @@ def export_program(model: PreTrainedModel, removed: np.ndarray) -> ExportedProgr
 
 
 def export_checkpoint(checkpoint: str | PathLike, output: str | PathLike, revision: str | None = None) -> Path:
-    """Write a checkpoint as an ONNX graph, with the files that turn rows into items; return the folder.
+    """Write a checkpoint as an ONNX graph, with the files that convert token IDs to items; return the folder.
 
-    `model.onnx` is the graph, see `RecommendationGraph`. `catalog.parquet` has `item` and `title` of each row from
-    row 3 on, `vectors.npy` the `item_vectors` of these rows, and `export.json` sizes and settings. The tokenizer is
-    also written. An older folder is replaced when all files are written.
+    `model.onnx` is the graph, see `RecommendationGraph`. `catalog.parquet` has `item` and `title` for each token ID
+    from 3 on, `vectors.npy` the `item_vectors` in the same order, and `export.json` sizes and settings. The tokenizer
+    is also written. An older folder is replaced after all files are written.
 
     Args:
         checkpoint: Folder or Hub ID.
@@ -122,7 +122,7 @@ def export_checkpoint(checkpoint: str | PathLike, output: str | PathLike, revisi
     tokenizer = AutoTokenizer.from_pretrained(folder)
     check_sizes(model, tokenizer)
     if model.config.max_position_embeddings < 3:
-        raise ValueError("The export needs a model with at least 3 positions (`max_position_embeddings`).")
+        raise ValueError("The export needs a model with `max_position_embeddings` of at least 3.")
     catalog = ItemCatalog(tokenizer)
     program = export_program(model, catalog.removed)
     inputs, outputs = ["history", "excluded", "allowed", "top_k"], ["items", "scores"]
@@ -151,11 +151,11 @@ def export_checkpoint(checkpoint: str | PathLike, output: str | PathLike, revisi
 
 
 class OnnxRecommender:
-    """Recommend from an exported checkpoint. Calls and answers are those of `NextItemRecommendationPipeline`.
+    """Recommend from an exported checkpoint. Calls and answers are as in `NextItemRecommendationPipeline`.
 
     Args:
         folder: Folder that `export_checkpoint` wrote.
-        threads: Threads of a call; 0 for all cores.
+        threads: Number of threads of a call; 0 for all cores.
 
     Raises:
         ImportError: The extra `export` is missing.
@@ -174,10 +174,10 @@ class OnnxRecommender:
             self._session = onnxruntime.InferenceSession(path / GRAPH_FILE, options, ["CPUExecutionProvider"])
             vectors = np.load(path / VECTORS_FILE, allow_pickle=False)
         except Exception as error:  # of onnxruntime, which has no base class
-            raise ValueError(f"{folder}: the exported files cannot be read ({error}). Export again.") from error
+            raise ValueError(f"{folder}: the exported files cannot be read ({error}). Repeat the export.") from error
         needed = {"checkpoint", "revision", "exclude_history", "max_length", "rows"} <= self.facts.keys()
         if not needed or not len(self.tokenizer) == self.facts["rows"] == len(vectors) + len(SPECIAL_TOKENS):
-            raise ValueError(f"{folder}: the files do not belong together. Export again.")
+            raise ValueError(f"{folder}: the files do not belong together. Repeat the export.")
         self._unit_vectors = unit_vectors(vectors)
 
     def __call__(
@@ -221,7 +221,7 @@ def checkpoint_revision(folder: Path) -> str | None:
 
 
 def _filled(rows: list[np.ndarray]) -> np.ndarray:
-    """Return rows (users, longest) filled up with 0, at least one column."""
+    """Return token IDs (users, longest) padded with 0, with at least one column."""
     return pad_rows(rows, PAD_ROW, max(1, *map(len, rows)))[0]
 
 
@@ -237,7 +237,7 @@ def _loops_for_gru(model: PreTrainedModel) -> Any:
 
 
 def _require(module: str) -> Any:
-    """Import an optional module, or name the extra that has it."""
+    """Import an optional module; ImportError names the extra that installs it."""
     try:
         return __import__(module)
     except ImportError as error:

@@ -9,7 +9,7 @@ from .pipeline import pipeline
 
 
 class EndpointHandler:
-    """Answer the requests of the server (`POST /recommend`) in an Inference Endpoint; `path` is its repository."""
+    """Answer requests as the server does (`POST /recommend`), in an Inference Endpoint; `path` is the repository."""
 
     def __init__(self, path: str = "") -> None:
         self.recommender = pipeline(path)
@@ -17,10 +17,10 @@ class EndpointHandler:
         self.source = {"checkpoint": Path(path).name, "revision": checkpoint_revision(Path(path))}
 
     def __call__(self, data: dict[str, Any]) -> dict[str, Any]:
-        """Return `recommendations`, `checkpoint` and `revision` for a request; ValueError if it has another form.
+        """Return `recommendations`, `checkpoint` and `revision` for a request; ValueError for other forms of data.
 
-        Its `inputs` have the fields of `POST /recommend`: `histories`, and optionally `top_k`, `allow`, `deny` and
-        `exclude_history`. They may also be the histories alone, with the options in `parameters`.
+        The `inputs` of a request have the fields of `POST /recommend`: `histories`, optionally `top_k`, `allow`, `deny`
+        and `exclude_history`. `inputs` may also be the histories alone, with the options in `parameters`.
         """
         inputs, options = (data.get(name) for name in ("inputs", "parameters")) if isinstance(data, dict) else (0, 0)
         if isinstance(inputs, dict):

@@ -1,4 +1,4 @@
-"""Next-item recommendation: histories of raw item IDs in; IDs, titles and scores out, best first."""
+"""Next-item recommendation: from histories of raw item IDs to IDs, titles and scores, best first."""
 
 from collections.abc import Iterable, Sequence
 from functools import cached_property
@@ -38,19 +38,20 @@ class NextItemRecommendationPipeline(Pipeline):
         recommender = hf_bert4rec.pipeline("org/bert4rec-ml1m")
         recommender([["1", "6", "2571"]], top_k=10)
 
-    - Unknown IDs are skipped. A warning reports how many; the same ID is not reported again.
+    - Unknown IDs are skipped. A warning reports their number; the same ID is not reported again.
     - An empty history, or one of unknown IDs only, returns the model's unconditional recommendations.
-    - Of a history longer than the model's input, the model reads the newest items. All of them are excluded.
+    - If a history is longer than the model's input, the model reads the newest items only. With `exclude_history`, all
+      items of the history are excluded.
     - Items with the same score are in the order of the item table.
-    - Removed items of the tokenizer are never recommended, also if `allow` lists them, and are read in histories.
+    - Removed items of the tokenizer may be in histories, but are never recommended, even if `allow` lists them.
     - Several threads may call the same pipeline at once.
-    - All methods raise ValueError if an argument has another form, or the model's scores are not finite.
+    - All methods raise ValueError if an argument has another form, or if scores of the model are not finite.
 
     Args:
         model: A `Bert4RecForMaskedLM`.
         tokenizer: The `ItemTokenizer` of the same checkpoint.
-        batch_size: Histories per batch, by default 64, and fewer with a large catalog. The result depends neither on
-            it nor on the order of the histories: items are in the same order, and scores are equal to 1e-5.
+        batch_size: Histories per batch, by default 64, and fewer with a large catalog. Batch size and order of the
+            histories do not affect the result: items are in the same order, and scores are equal to 1e-5.
         **kwargs: As for `transformers.pipeline`, and defaults for the options of a call.
 
     Raises:
@@ -87,17 +88,17 @@ class NextItemRecommendationPipeline(Pipeline):
                 - `allow`: IDs of the only items that may be recommended. `deny`: IDs of items that are not
                   recommended. Both are one list for all histories, or one list per history.
                 - `where`: conditions on attributes that an item must fulfill, such as `{"in_stock": True}`.
-                  `where_not`: conditions that it must not fulfill. See `ItemAttributes.matching`.
+                  `where_not`: conditions that an item must not fulfill. See `ItemAttributes.matching`.
                 - `attributes`: the table of attributes, or an `ItemAttributes`. Default: the item features of the
                   model.
                 - `rerank`: a rule that reorders or drops items, such as `at_most(2, "category")`, or a list of rules.
-                - `candidates` (100): number of items that a rule gets, at least `top_k`.
+                - `candidates` (100): number of items that are passed to a rule, at least `top_k`.
                 - `index`: an index of `index_vectors()` (usearch, FAISS, or a `Dataset` after `add_faiss_index`), from
-                  which candidates are taken. They are ranked by the model, and all other options hold. An item that
-                  the index misses is missing.
+                  which candidates are taken. The model ranks the candidates, and all other options apply. Items that
+                  the index does not find are not recommended.
                 - `batch_size`: see the class.
 
-                None stands for the default.
+                None stands for the default of an option.
 
         Returns:
             The items for each history, in the same order, best first. If fewer than `top_k` are left, the attribute
@@ -111,14 +112,14 @@ class NextItemRecommendationPipeline(Pipeline):
             recommender.fill([["260", None, "1210"]], top_k=5)[0][0]  # the first gap of the first history
 
         The [MASK] of the cloze task (paper, section 3.6) is put into every gap. Each gap is filled as if the others
-        stayed empty, so two of them may get the same item. A history may consist of gaps only. SASRec and GRU4Rec read
+        stayed empty, so two gaps may get the same item. A history may consist of gaps only. SASRec and GRU4Rec read
         the left side only. A model that was trained on last items only (`last_item_probability=1`) has not learned to
         fill gaps: a warning says so.
 
         Args:
-            histories: As for a call, with None for each gap. Of a longer history than the model reads, it reads the
+            histories: As for a call, with None for each gap. Of a history longer than its input, the model reads the
                 part around the gap.
-            **kwargs: The options of a call, except `index`. `exclude_history` excludes the items of both sides.
+            **kwargs: The options of a call, except `index`. `exclude_history` excludes the items on both sides.
 
         Returns:
             For each history, the items for each gap, in the order of the gaps.
@@ -139,15 +140,15 @@ class NextItemRecommendationPipeline(Pipeline):
     def surprise(
         self, histories: Iterable[Iterable[str | float]], batch_size: int | None = None
     ) -> list[list[dict[str, Any]]]:
-        """Return how likely each item of histories is, given all other items.
+        """Return how likely each item of a history is, given all other items of the history.
 
         One item at a time is replaced by [MASK] and scored, as for `fill`. Rare items are unlikely everywhere. The
         arguments are those of a call.
 
         Returns:
             For each history one dict per item, with `item`, `title`, `log_probability` (natural logarithm, over the
-            whole catalog) and `rank`. It counts from 1, without the other items of the history where the model
-            excludes them; a tie counts half a place, rounded up. Both are None for an unknown ID.
+            whole catalog) and `rank`. Ranks count from 1. If the model excludes the history, its other items are
+            not ranked. A tie counts half a rank, rounded up. Both values are None for an unknown ID.
         """
         self._warn_about_gaps()
         given, unknown = read_histories(histories), self.tokenizer.unk_token_id
@@ -175,19 +176,19 @@ class NextItemRecommendationPipeline(Pipeline):
     ) -> list[dict[str, Any]]:
         """Return the contribution of each item of one history to the score of an item.
 
-        The contribution is the log-probability of the item as the next one, minus that without the item of the history
-        (leave-one-out, or occlusion: Zeiler and Fergus, ECCV 2014). Contributions do not add up to the score: of two
-        items that say the same, each contributes little.
+        The contribution is the log-probability that the explained item is next, minus this log-probability without the
+        item of the history (leave-one-out, or occlusion: Zeiler and Fergus, ECCV 2014). Contributions do not add up to
+        the score: if two items carry the same information, each contributes little.
 
         Args:
             history: Raw IDs, oldest first.
-            item: The raw ID to explain, also one of the history.
+            item: Raw ID of the item to explain, which may be in the history.
             batch_size: As for a call.
 
         Returns:
             One dict per item of the history, in its order, with `item`, `title` and `contribution`: above 0 the item
-            speaks for the explained one, below 0 against it. Of a long history, the newest items that the model reads
-            are explained; the contribution of older and unknown ones is 0. ValueError if the model lacks the item.
+            raises the score, below 0 it lowers the score. Items that the model does not read, because they are too old
+            or unknown, have a contribution of 0. ValueError if the model lacks the explained item.
         """
         given = read_list(history, "history", ordered=True)
         (rows,) = self.catalog.read_rows([given], "history", keep_unknown=True)
@@ -207,8 +208,8 @@ class NextItemRecommendationPipeline(Pipeline):
     def encode(self, histories: Iterable[Iterable[str | float]], batch_size: int | None = None) -> np.ndarray:
         """Return the query vectors of histories, (histories, hidden + 1) float32.
 
-        The inner product with a row of `item_vectors` is the logit of that item, and the scores are the softmax of the
-        logits. With `repeat_head`, items of the history have higher logits. The last number of each vector is 1,
+        The inner product with a row of `item_vectors` is the logit of that item; scores of a call are the softmax of
+        the logits. With `repeat_head`, items of the history have higher logits. The last number of each vector is 1,
         because the last number of an item vector is the bias of the item.
         """
 
@@ -222,22 +223,22 @@ class NextItemRecommendationPipeline(Pipeline):
     def item_vectors(self) -> np.ndarray:
         """Return the vectors of all items in the order of `tokenizer.items`, (items, hidden + 1) float32.
 
-        The last number is the bias. Removed items are included.
+        The last number of a vector is the bias of the item. Removed items are included.
         """
         return item_vectors(self.model)
 
     def index_vectors(self) -> np.ndarray:
-        """Return `item_vectors` with one more number, (items, hidden + 2) float32, so that all have the same length.
+        """Return `item_vectors` with one more number, (items, hidden + 2) float32, so that all vectors have one norm.
 
-        The query vectors get a zero there, so the inner products stay the same. An index finds items by their
-        direction: with vectors of different lengths it misses most of the best ones (Bachrach et al., RecSys 2014).
+        Query vectors get a zero at this index, so the inner products stay the same. An index finds items by their
+        direction: if the norms differ, it misses most of the best items (Bachrach et al., RecSys 2014).
         """
         vectors = self.item_vectors()
         squares = np.square(vectors, dtype=np.float64).sum(axis=1)
         return np.c_[vectors, np.sqrt(squares.max() - squares)].astype(np.float32)
 
     def similar(self, items: Iterable[str | float], top_k: int = 10) -> list[Recommendations]:
-        """Return the items with the most similar vectors for each of some raw IDs, best first.
+        """Return the items with the most similar vectors for each raw ID, best first.
 
         `score` is the cosine of the vectors without the bias. The item itself and removed items are excluded. Raises
         ValueError if the model lacks an item.
@@ -248,12 +249,12 @@ class NextItemRecommendationPipeline(Pipeline):
         return {}, {}, check_options(options, OPTIONS)
 
     def preprocess(self, histories: list[np.ndarray], places: Sequence[int]) -> dict[str, torch.Tensor]:
-        """Make a batch from histories of rows, with [MASK] at one place of each; the result has it as `query`.
+        """Make a batch from histories of token IDs, with [MASK] at one position of each history, returned as `query`.
 
         A history must get the same scores in any batch; otherwise the batch size would decide near ties. Matrix
         products and sums over whole vectors of the processor are bit-equal, so the length is padded to a multiple of
-        `LENGTH_MULTIPLE`, and the batch to at least `MIN_ROWS` rows. Of a history of rows that is too long, the part
-        around its place is kept.
+        `LENGTH_MULTIPLE`, and the batch to at least `MIN_ROWS` rows. Of a history that is too long, the part around
+        the [MASK] is kept.
         """
         limit, pad = self.tokenizer.model_max_length, self.tokenizer.pad_token_id
         asked = np.array(places)
@@ -291,7 +292,7 @@ class NextItemRecommendationPipeline(Pipeline):
     def _recommend(
         self, rows: Sequence[np.ndarray], given: dict[str, Any], names: Sequence[str], places: Any = None
     ) -> list[Recommendations]:
-        """Return the recommendations for each place of each history of rows; `given` are the options of a call."""
+        """Return recommendations for each position in histories of token IDs; `given` are the options of a call."""
         size = given.pop("batch_size", None)
         selection, lists = self._select(given, names)
 
@@ -315,21 +316,21 @@ class NextItemRecommendationPipeline(Pipeline):
 
     @cached_property
     def _features(self) -> ItemAttributes | None:
-        """The item features of the model, which are read once. Other tables may change between calls."""
+        """The item features of the model, read once. Tables that are passed may change between calls."""
         features = self.tokenizer.features
         return None if features is None else read_attributes(features, self.tokenizer.items)
 
     def _log_probabilities(
         self, histories: list[np.ndarray], places: list[int], targets: np.ndarray
     ) -> tuple[torch.Tensor, list[float]]:
-        """Return the logits (histories, rows) at one place of each history, and the log-probability of the target."""
+        """Return the logits (histories, vocab_size) at one position per history, and the targets' log-probabilities."""
         logits = self.forward(self.preprocess(histories, places))["logits"]
         found = logits[np.arange(len(targets)), targets] - logits.logsumexp(dim=1)
         check_scores(found)
         return logits, found.tolist()
 
     def _label(self, items: list[Any], rows: np.ndarray, numbers: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Return a dict for each item of a history: ID, title, and its numbers."""
+        """Return a dict for each item of a history: ID, title, and the given numbers."""
         ids, titles = as_item_ids(items, "histories").to_pylist(), map(self.catalog.title, rows.tolist())
         fields = zip(ids, titles, numbers, strict=True)
         return [{"item": item, "title": title, **of} for item, title, of in fields]
@@ -344,7 +345,7 @@ class NextItemRecommendationPipeline(Pipeline):
 
 
 def register_task() -> None:
-    """Register the task with transformers."""
+    """Register the task `next-item-recommendation` with transformers."""
     PIPELINE_REGISTRY.register_pipeline(TASK, NextItemRecommendationPipeline, pt_model=AutoModelForMaskedLM)
     # Otherwise pipeline.save_pretrained writes the class into the configuration, and loading it requires
     # trust_remote_code, although the class is installed.
@@ -358,13 +359,13 @@ def pipeline(
 
     Args:
         model: Folder or Hub ID. A downloaded checkpoint is also available offline.
-        revision: Branch, tag or commit of a Hub ID; `main` if not given.
-        token: For a private repository; that of `hf auth login` or HF_TOKEN if not given.
+        revision: Branch, tag or commit of a Hub ID. Default: `main`.
+        token: Access token for a private repository. Default: the token of `hf auth login` or HF_TOKEN.
         **kwargs: As for `transformers.pipeline` (`device`, `dtype`, `batch_size` …), and defaults for the options of a
             call of `NextItemRecommendationPipeline`.
 
     Raises:
-        OSError: The checkpoint is missing, incomplete or cannot be reached. Pickled weights are never read.
+        OSError: The checkpoint is missing or incomplete, or the Hub cannot be reached. Pickled weights are never read.
         ValueError: Weights, config, tokenizer and titles do not belong together.
     """
     if not isinstance(model, str | PathLike):

@@ -17,14 +17,14 @@ LARGEST = np.finfo(np.float32).max
 
 @dataclass(frozen=True)
 class Candidates:
-    """The best items for one user, best first, as a rule gets them.
+    """The best items for one user, best first: the argument of a rule.
 
     Args:
         items: Raw IDs.
-        logits: (items,) float32: logarithms of the probabilities, plus the same number for all items; after another
-            rule, what it returned.
+        logits: (items,) float32: logarithms of the probabilities plus a constant; after another rule, the values that
+            this rule returned.
         vectors: (items, hidden) float32 vectors of length 1.
-        attributes: Their attributes; None without a table.
+        attributes: Attributes of items; None without a table.
     """
 
     items: list[str]
@@ -39,13 +39,13 @@ class Candidates:
 
 
 Rule = Callable[[Candidates], Sequence[float] | np.ndarray]
-"""Function of candidates that returns a new logit for each, (items,) float. They are sorted by it; -inf drops one."""
+"""Function of candidates that returns their new logits, (items,) float, to sort by. -inf drops an item."""
 
 
 def at_most(number: int, attribute: str) -> Rule:
     """Return a rule that keeps at most `number` items with the same value of an attribute, the best ones.
 
-    An item with several values is dropped if one of them has been used up. An item without a value is never dropped.
+    An item with several values is dropped if one value has occurred `number` times, an item without a value never.
     """
     check_count("number", number)
 
@@ -63,13 +63,13 @@ def at_most(number: int, attribute: str) -> Rule:
 
 
 def diversify(weight: float) -> Rule:
-    """Return a rule that prefers items that differ from those above them (maximal marginal relevance).
+    """Return a rule that prefers items that differ from the items above them (maximal marginal relevance).
 
     The next item is always the one with the largest (1 - weight) * relevance - weight * similarity. Relevance is the
     logit, scaled to 0 for the last of the candidates and 1 for the first. Similarity is the largest cosine between the
     vector of the item and the vector of an item above it. Source: Carbonell and Goldstein, SIGIR 1998.
 
-    An item far below the others makes the relevance of these equal: drop it with a rule before this one.
+    An item with a far lower logit makes the relevance of the others almost equal. Drop such an item with a rule before.
 
     Args:
         weight: 0 keeps the order, 1 ignores the scores.
@@ -100,7 +100,7 @@ def boost(where: Mapping[str, Any], factor: float) -> Rule:
 
     Args:
         where: Conditions, such as `{"new": True}`.
-        factor: Above 1 moves them up, below 1 down.
+        factor: Above 1 moves these items up, below 1 down.
     """
     check_conditions("where", where)
     where = {name: list(it) if isinstance(it, Iterator) else it for name, it in where.items()}  # for several tables
@@ -119,7 +119,7 @@ def boost(where: Mapping[str, Any], factor: float) -> Rule:
 
 
 def order_by_rules(candidates: Candidates, rules: Sequence[Rule]) -> np.ndarray:
-    """Return the places of candidates in the order of rules, each of which gets what the one before it returned."""
+    """Return the indices of candidates, sorted by rules. Each rule gets the result of the rule before it."""
     order = np.arange(len(candidates.items))
     for rule in rules:
         if not candidates.items:
@@ -129,8 +129,8 @@ def order_by_rules(candidates: Candidates, rules: Sequence[Rule]) -> np.ndarray:
         fits = logits.dtype.kind == "f" and logits.shape == order.shape
         if not fits or not np.all((np.abs(logits) < LARGEST) | (logits == -np.inf)):
             raise ValueError(
-                f"A rule must return a finite float for each of the {len(order)} candidates, by which they are sorted "
-                f"(-inf drops one), found {found!r:.200}."
+                f"A rule must return one finite float for each of the {len(order)} candidates, or -inf to drop the "
+                f"item, found {found!r:.200}."
             )
         best = np.argsort(-logits, kind="stable")[: np.count_nonzero(logits > -np.inf)]
         items, vectors = [candidates.items[place] for place in best], candidates.vectors[best]

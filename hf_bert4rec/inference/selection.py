@@ -26,7 +26,7 @@ Ranking = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 @dataclass
 class Selection:
-    """The options of a call of the pipeline that decide which items are returned, and its model and catalog."""
+    """The options of a pipeline call that determine the returned items, and the model and catalog of the pipeline."""
 
     catalog: ItemCatalog
     model: PreTrainedModel
@@ -42,7 +42,7 @@ class Selection:
     def __post_init__(self) -> None:
         if self.index is not None and self.model.repeat_head is not None and not self.exclude_history:
             raise ValueError(
-                "An index does not know the scores of the model's `repeat_head`. Pass `exclude_history=True`, or no "
+                "An index does not contain the scores of the model's `repeat_head`. Pass `exclude_history=True`, or no "
                 "`index`."
             )
         self._number = max(self.top_k, self.candidates) if self.rerank else self.top_k
@@ -57,8 +57,8 @@ class Selection:
     def best(self, outputs: dict[str, torch.Tensor]) -> list[Recommendations]:
         """Return the best items for each user; raise ValueError if scores are not finite.
 
-        `outputs` are `logits` (users, rows), which are overwritten, or with an index `queries` (users, hidden + 1);
-        `history` (users, longest) rows; optionally `allow` and `deny` (users or 1, longest) rows, padded with [PAD].
+        `outputs` are `logits` (users, vocab_size), overwritten here, or with an index `queries` (users, hidden + 1);
+        and token IDs, padded with [PAD]: `history` (users, longest), optionally `allow`, `deny` (users or 1, longest).
         """
         users = len(outputs["history"])
         lists = {name: outputs[name].expand(users, -1) for name in LISTS if name in outputs}
@@ -86,7 +86,7 @@ class Selection:
         return answers
 
     def _rank_all(self, outputs: dict[str, torch.Tensor], excluded: torch.Tensor) -> Ranking:
-        """Return rows, probabilities and logits (users, number) of the best items."""
+        """Return token IDs, probabilities and logits (users, number) of the best items."""
         logits = outputs["logits"]
         normalizer = logits.logsumexp(dim=1, keepdim=True)
         check_scores(normalizer)
@@ -99,7 +99,7 @@ class Selection:
         return rows, (values - normalizer).exp(), values
 
     def _rank_found(self, queries: torch.Tensor, excluded: torch.Tensor, allowed: torch.Tensor | None) -> Ranking:
-        """Rank the items that the index finds, or those of `allow`. Search for more if too few are not excluded."""
+        """Rank the items that the index finds, or the items of `allow`. Search for more if too few are left."""
         check_scores(queries)
         possible = (~self._closed).nonzero()[:, 0]
         denied = pad(excluded, (1, 0)).sort(dim=1).values  # with [PAD], which is row 0
@@ -131,7 +131,7 @@ class Selection:
         return rows.gather(1, order), values, values
 
     def _apply_rules(self, rows: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        """Return the places of the items that the rules keep, in their order."""
+        """Return the indices of the items that the rules keep, in the new order."""
         weight = self.model._item_weights()[0]
         candidates = Candidates(
             items=self.catalog.tokenizer.decode_items(rows.numpy()),
@@ -142,7 +142,7 @@ class Selection:
         return torch.from_numpy(order_by_rules(candidates, self.rerank))
 
     def _reason(self, lists: dict[str, torch.Tensor], found: int, returned: int) -> str:
-        """Return why a user gets so few items. An item counts for the first rule that excludes it."""
+        """Return why a user gets fewer than `top_k` items. An item counts for the first reason that excludes it."""
         excluded = {
             LISTS[name]: torch.zeros_like(self._closed).index_fill(0, rows, True) ^ (name == "allow")
             for name, rows in lists.items()
@@ -160,11 +160,11 @@ class Selection:
 
 
 def search_index(index: Any, queries: np.ndarray, count: int, items: int) -> np.ndarray:
-    """Return places in the catalog, (users, count) int64, of the items that an index finds; -1 where it finds fewer.
+    """Return the positions in the catalog, (users, count) int64, of the items that an index finds; -1 if fewer.
 
     The index contains the rows of `index_vectors()` or `item_vectors()` for all `items` of the catalog, by inner
-    product: a usearch or FAISS index, or a `Dataset` after `add_faiss_index`. The queries (users, width) float32 are
-    those of `encode`.
+    product: a usearch or FAISS index, or a `Dataset` after `add_faiss_index`. The queries (users, width) float32 come
+    from `encode`.
     """
     width = queries.shape[1]
     if isinstance(index, Dataset):
@@ -175,7 +175,7 @@ def search_index(index: Any, queries: np.ndarray, count: int, items: int) -> np.
     if not is_faiss and not (hasattr(index, "search") and hasattr(index, "__len__")):
         found = type(index).__name__
         raise ValueError(f"`index` must be a usearch or FAISS index, or a Dataset with a FAISS index, found {found}.")
-    advice = "Build it from index_vectors() of this model."
+    advice = "Build the index from index_vectors() of this model."
     if (size := index.ntotal if is_faiss else len(index)) != items:
         raise ValueError(f"The index has {size} vectors, the catalog {items} items. {advice}")
     missing = getattr(index, "d" if is_faiss else "ndim", width) - width

@@ -1,6 +1,6 @@
 """Answer requests over HTTP: raw IDs in, recommended items out.
 
-Requests that arrive while others are scored wait, and are scored together. Histories are never logged.
+Requests that arrive while others are scored wait, and are then scored together. Histories are never logged.
 """
 
 import asyncio
@@ -43,14 +43,14 @@ TOO_MANY = "Too many requests are waiting. Try again later."
 BODY_SECONDS = 10.0  # in which a request must have arrived
 CLOSE = {"connection": "close"}
 EXPORT = "import os; from hf_bert4rec.cli.main import main; getattr(os, 'nice', int)(10); main()"
-"""Program of an export; it is nice, because a reload must not slow down requests."""
+"""Program of an export, with low priority, because a reload must not slow down requests."""
 
 Recommender: TypeAlias = NextItemRecommendationPipeline | OnnxRecommender
 Load: TypeAlias = Callable[[], tuple[Recommender, str, str | None]]
 
 
 def _whole(value: Any) -> Any:
-    """Convert 10.0 to 10, which JSON does not tell apart."""
+    """Convert 10.0 to 10: JSON does not distinguish the two."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -75,7 +75,7 @@ class _Request(BaseModel):
 
 
 class RecommendRequest(_Request):
-    """Histories of raw item IDs, oldest first, and options, which hold for all of them."""
+    """Histories of raw item IDs, oldest first, and options for all histories."""
 
     histories: Annotated[list[IDs], Field(max_length=MAX_HISTORIES, examples=[[["260", "1196"]]])]
     top_k: TopK = 10
@@ -96,7 +96,7 @@ Waiting: TypeAlias = tuple[AnyRequest, asyncio.Future]
 
 
 class Item(BaseModel):
-    """An item; `score` is the probability that it is next, or the cosine of similar items."""
+    """An item; `score` is the probability that it is next, or its cosine as a similar item."""
 
     item: str
     title: str | None
@@ -104,7 +104,7 @@ class Item(BaseModel):
 
 
 class Source(BaseModel):
-    """The checkpoint that answered; `revision` is its commit on the Hub."""
+    """The checkpoint that answered; `revision` is the commit on the Hub."""
 
     checkpoint: str
     revision: str | None
@@ -140,7 +140,7 @@ class Metrics:
             "request_seconds", "Time to answer", ["route"], buckets=[2**n / 1000 for n in range(14)], **make
         )
         self.unknown = prometheus.Counter(
-            "unknown_ids", "IDs that the model does not have, and that were skipped", **make
+            "unknown_ids", "IDs that were skipped, because the model does not have them", **make
         )
         self.batches = prometheus.Histogram(
             "batch_histories", "Histories that were scored together", buckets=[1, 2, 4, 8, 16, 32, 64], **make
@@ -149,7 +149,7 @@ class Metrics:
 
 
 class Service:
-    """A loaded recommender, and the requests that wait for it. Requests are answered in one thread, in batches."""
+    """A loaded recommender and the waiting requests, which are answered in one thread, in batches."""
 
     def __init__(self, load: Load) -> None:
         self.metrics = Metrics()
@@ -165,7 +165,7 @@ class Service:
         self._recommender, self.source = recommender, {"checkpoint": checkpoint, "revision": revision}
 
     async def answer(self, request: AnyRequest) -> dict[str, Any]:
-        """Answer a request; HTTPException 404 for similar items of an unknown one, and 503 if too many are waiting."""
+        """Answer a request; HTTPException 404 for items similar to an unknown item, 503 if too many requests wait."""
         if sum(_size(waiting) for waiting, _ in self._waiting) + _size(request) > MAX_WAITING:
             raise HTTPException(503, TOO_MANY, {"Retry-After": "1"})
         answered: asyncio.Future = asyncio.get_running_loop().create_future()
@@ -174,7 +174,7 @@ class Service:
         return await answered
 
     async def work(self) -> None:
-        """Answer what has arrived, batch by batch, until cancelled; then refuse what waits."""
+        """Answer waiting requests in batches until cancelled, then refuse the rest."""
         loop = asyncio.get_running_loop()
         while True:
             await self._arrived.wait()
@@ -204,7 +204,7 @@ class Service:
                     answered.set_result(source | answer)
 
     def _score(self, recommender: Recommender, batch: list[Waiting]) -> list[tuple[asyncio.Future, Any]]:
-        """Return the answer of each request, or its HTTPException. Those with the same options are scored together."""
+        """Return the answer or HTTPException of each request. Requests with the same options are scored together."""
         groups: dict[Any, list[Waiting]] = {}
         for number, (request, answered) in enumerate(batch):
             key: Any = number
@@ -227,16 +227,16 @@ class Service:
         return answers
 
     async def reload(self) -> None:
-        """Load the checkpoint again, and use it from the next batch on. If that fails, the old one is kept."""
+        """Load the checkpoint again for the next batches. If loading fails, keep the old checkpoint."""
         async with self._reloading:
             try:
                 self._use(*await asyncio.get_running_loop().run_in_executor(None, self._load))
                 result = "loaded"
             except Exception as error:
-                logger.error("Reloading failed, the loaded checkpoint stays in use: %s", error)
+                logger.error("Reloading failed. The loaded checkpoint stays in use. Reason: %s", error)
                 result = "failed"
             self.metrics.reloads.labels(result).inc()
-            logger.info("In use: %s", self.source)
+            logger.info("In use: checkpoint %s, revision %s", *self.source.values())
 
 
 def _size(request: AnyRequest) -> int:
@@ -260,7 +260,7 @@ def _answer(recommender: Recommender, requests: list[Any]) -> list[Any]:
 
 
 class _Limits:
-    """ASGI middleware: requests must be small and arrive in time, and each is counted with its time."""
+    """ASGI middleware: refuse requests that are too large or too slow; count requests and measure their times."""
 
     def __init__(self, app: Any, metrics: Metrics) -> None:
         self.app, self.metrics = app, metrics
@@ -308,8 +308,8 @@ def create_app(load: Load) -> FastAPI:
     """Return the ASGI application.
 
     Args:
-        load: Function that loads the recommender, now and at each reload. It returns the recommender, and the name and
-            the revision of its checkpoint for the answers.
+        load: Function that loads the recommender, now and at each reload. It returns the recommender, and name and
+            revision of the checkpoint for the answers.
     """
     service = Service(load)
 
@@ -349,12 +349,12 @@ def create_app(load: Load) -> FastAPI:
 
     @app.get("/ready", response_model=Source)
     async def ready() -> Response:
-        """Whether requests are answered: the checkpoint is loaded before the server listens."""
+        """The checkpoint in use. The server listens only after it is loaded."""
         return JSONResponse(service.source)
 
     @app.get("/metrics", response_class=Response)
     async def metrics() -> Response:
-        """Numbers for Prometheus."""
+        """Metrics for Prometheus."""
         return Response(prometheus.generate_latest(service.metrics.registry), media_type=prometheus.CONTENT_TYPE_LATEST)
 
     return app
@@ -365,12 +365,12 @@ def load_for_serving(
 ) -> tuple[OnnxRecommender, str, str | None]:
     """Load an exported folder, or export a checkpoint in a process of its own, and check that it recommends.
 
-    Returns the recommender, and the name and the revision of its checkpoint, as `create_app` needs them.
+    Returns the recommender, and name and revision of the checkpoint, as `create_app` needs them.
 
     Args:
         checkpoint: Folder or Hub ID of a checkpoint, or a folder that `export_checkpoint` wrote.
         revision: Branch, tag or commit of a Hub ID.
-        modules: Modules that register models of your own.
+        modules: Modules that register your own models.
 
     Raises:
         OSError, ValueError: As for `OnnxRecommender`, or the export failed.
@@ -404,7 +404,7 @@ def serve(
 ) -> None:
     """Serve a checkpoint at an address until the process is stopped. SIGHUP loads it again.
 
-    The server has no authentication: put a proxy in front before others reach it. The other arguments are those of
+    The server has no authentication: put a proxy in front of it. `checkpoint`, `revision` and `modules` are as for
     `load_for_serving`.
     """
     if hasattr(signal, "SIGHUP"):

@@ -32,7 +32,7 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
         ("conv_kernel_size",),
     ),
 )
-"""What is expected, its check, and the options that it holds for."""
+"""Expected range, its check, and the options with this range."""
 
 
 @strict
@@ -55,18 +55,18 @@ class Bert4RecConfig(PreTrainedConfig):
         initializer_range: Standard deviation of the normal distribution of the initial weights, truncated at twice
             this value.
         layer_norm_eps: Epsilon of the layer normalizations.
-        learned_positions: Whether a learned vector of its position is added to each item, as in the paper. On a small
+        learned_positions: Whether a learned vector of the position is added to each item, as in the paper. On a small
             log of short histories, rotary positions alone were better.
         rope_theta: Base of the wavelengths of rotary position embeddings in attention (Su et al., 2021). None, as in
             the paper: no rotary positions.
         conv_kernel_size: Odd width of a depthwise convolution over the item embeddings. With 3, each position also
             starts from its two neighbors, so that a [MASK] starts from items. None, as in the paper: no convolution.
         identity_attention: Whether the value and output matrices of attention start at the identity, plus the random
-            weights. Attention then starts as a mean of item vectors, which the item table can score as they are. False,
+            weights. Attention then starts as a mean of item vectors, which the item table can score directly. False,
             as in the paper: random weights only.
-        prediction_head: Whether a dense layer, the activation and a layer normalization stand between the encoder and
-            the item table (paper, equation 7). Otherwise the scores are the product of encoder states and item table.
-        repeat_head: Whether the items of the history have a second score, for being taken again, as in RepeatNet (Ren
+        prediction_head: Whether there are a dense layer, the activation and a layer normalization between the encoder
+            and the item table (paper, equation 7). Otherwise scores are the product of encoder states and item table.
+        repeat_head: Whether items of the history have a second score, for repeated interactions, as in RepeatNet (Ren
             et al., AAAI 2019). For data with repeat consumption; it needs the loss `softmax`. False, as in the paper:
             one score per item.
         pad_token_id: Row of [PAD], always 0.
@@ -75,7 +75,7 @@ class Bert4RecConfig(PreTrainedConfig):
         tie_word_embeddings: Whether the item table is also the output matrix (paper, section 3.5).
         loss: Training loss: `softmax` over the whole catalog, or `sampled_softmax`, `gbce` or `bce` over sampled
             negatives, for 100,000 items or more. `LOSSES` describes each.
-        loss_chunk_size: Number of positions whose softmax is computed at a time. Memory grows with this times
+        loss_chunk_size: Number of positions whose softmax is computed at a time. Memory grows with `loss_chunk_size` ·
             `vocab_size`.
         num_negatives: Number of negatives of a sampled loss.
         share_negatives: Whether all positions of a batch share their negatives, which is much faster.
@@ -85,8 +85,8 @@ class Bert4RecConfig(PreTrainedConfig):
 
     Raises:
         ValueError: A size or probability is out of range, `hidden_size` is not a multiple of the number of heads,
-            `vocab_size` leaves no row for an item, there are no positions, the activation is unknown, `repeat_head`
-            with another loss than `softmax`, or there are fewer other items than negatives.
+            `vocab_size` leaves no row for an item, there are no positions, the activation is unknown, `repeat_head` is
+            combined with another loss than `softmax`, or there are more negatives than other items.
     """
 
     model_type = "bert4rec"
@@ -159,8 +159,8 @@ class Bert4RecConfig(PreTrainedConfig):
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """Read a saved configuration.
 
-        A saved configuration contains every option. One that lacks an option was saved before the option existed, by a
-        version whose models had the published settings, so these are used and not today's defaults.
+        A saved configuration contains every option. If an option is missing, the configuration was saved by a version
+        without this option, whose models had the published settings. So these are used, not the current defaults.
         """
         return super().from_dict({**cls._paper_settings, **config_dict}, **kwargs)
 
@@ -172,7 +172,7 @@ class Bert4RecConfig(PreTrainedConfig):
                     raise ValueError(f"`{name}` must be {expected}, found {getattr(self, name)}.")
 
     def validate_sizes(self) -> None:
-        """Check the sizes that depend on others."""
+        """Check the sizes that depend on other options."""
         if self.hidden_size < 1 or self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"`hidden_size` must be a positive multiple of `num_attention_heads`, found {self.hidden_size} "
@@ -205,13 +205,11 @@ class Bert4RecConfig(PreTrainedConfig):
         if self.repeat_head and self.loss != "softmax":
             raise ValueError(f"`repeat_head` needs the loss 'softmax', found {self.loss!r}. Change one of them.")
         if self.loss not in LOSSES:  # a loss of somebody else's is only needed to train
-            logger.warning_once(
-                f"The loss {self.loss!r} is unknown: the model cannot be trained before it is in `LOSSES`."
-            )
+            logger.warning_once(f"Unknown loss {self.loss!r}. To train the model, add an entry to `LOSSES` for it.")
             return
         others = self.vocab_size - len(SPECIAL_TOKENS) - 1
         if LOSSES[self.loss].samples_negatives and self.num_negatives > others:
             raise ValueError(
                 f"`num_negatives` must be at most {others}, the number of items other than the target, found "
-                f"{self.num_negatives}. Lower it, or use the loss `softmax` for so few items."
+                f"{self.num_negatives}. Lower `num_negatives`, or use the loss `softmax`."
             )

@@ -1,4 +1,4 @@
-"""GRU4Rec: a recurrent encoder. An item is predicted from the items before it only, as in SASRec."""
+"""GRU4Rec: a recurrent encoder. An item is predicted only from the items before it, as in SASRec."""
 
 import torch
 from huggingface_hub.dataclasses import strict

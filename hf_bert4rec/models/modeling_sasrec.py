@@ -1,6 +1,6 @@
-"""SASRec: BERT4Rec's encoder with a causal mask. An item is predicted from the items before it only.
+"""SASRec: BERT4Rec's encoder with a causal mask. An item is predicted only from the items before it.
 
-As in BERT4Rec, the hidden state at a position predicts the item there. The inputs are therefore shifted by one place:
+As in BERT4Rec, the hidden state at a position predicts the item there. So the inputs are shifted by one position:
 position t reads item t - 1, and position 0 reads [MASK]. Training scores every position (`DataCollatorForNextItem`).
 The [MASK] after a history is not read.
 """

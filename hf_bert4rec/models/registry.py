@@ -1,4 +1,4 @@
-"""The architectures that the package trains: one row for each, read by every other part."""
+"""The architectures that the package trains, one row each. All other modules read this registry."""
 
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -81,13 +81,13 @@ def register_architecture(
 
         register_architecture(MyConfig, MyForMaskedLM)
 
-    Register it before loading, too. The file with the classes is saved next to the weights, unless it is a notebook.
+    Also register the model before you load it. The file with the classes is saved with the weights (not a notebook).
 
     Args:
         config_class: Subclass of `Bert4RecConfig` with its own `model_type`.
         model_class: Subclass of `Bert4RecForMaskedLM` with the annotation `config: MyConfig`.
         objective: `next_item` if a position sees only the items before it, otherwise `cloze`.
-        name: Name in tables and model cards, the class name without "Config" if not given.
+        name: Name in tables and model cards. Default: the class name without "Config".
 
     Raises:
         ValueError: The model type belongs to another model, or `model_class` has another configuration class.

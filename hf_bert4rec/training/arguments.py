@@ -11,7 +11,7 @@ from .optimizer import muon
 
 ID_DROPOUT = 0.2
 LABEL_SMOOTHING = (
-    "`label_smoothing_factor` is not supported: it would also give probability to padding and [MASK]. Leave it at 0."
+    "`label_smoothing_factor` must be 0: label smoothing would also give probability to padding and [MASK]."
 )
 
 
@@ -20,22 +20,22 @@ class RecommendationTrainingArguments(TrainingArguments):
     """`TrainingArguments` with the defaults of recommendation models, and three new fields.
 
     The new fields are `muon_learning_rate`, `early_stopping_patience` and `id_dropout`; `RecommendationTrainer` applies
-    them. The model is evaluated and saved after each epoch, with early stopping also once before. The checkpoint with
-    the highest validation NDCG@10 is restored at the end of training. Without a validation split pass
-    `eval_strategy="no", load_best_model_at_end=False`.
+    them. The model is evaluated and saved after each epoch, and with early stopping also after the first step and after
+    a third of the first epoch. The checkpoint with the highest validation NDCG@10 is restored at the end of training.
+    Without a validation split pass `eval_strategy="no", load_best_model_at_end=False`.
 
     Raises:
-        ValueError: An option is out of range, or it does not work with recommendation models.
+        ValueError: An option is out of range, or does not work with recommendation models.
     """
 
     learning_rate: float = HfArg(default=2e-3, help="Peak learning rate of AdamW.")
     muon_learning_rate: float | None = HfArg(
-        default=None, help="Peak learning rate of Muon for the matrices; none: AdamW for all weights."
+        default=None, help="Peak learning rate of Muon for the matrices of the layers; none: AdamW for all weights."
     )
     lr_scheduler_type: str = HfArg(default="linear", help="Learning rate schedule after the warm-up.")
     warmup_steps: float = HfArg(default=0.05, help="Warm-up steps; below 1: share of all steps.")
     weight_decay: float = HfArg(default=0.01, help="Weight decay; not applied to biases and normalization layers.")
-    max_grad_norm: float = HfArg(default=5.0, help="Largest gradient norm; larger ones are clipped.")
+    max_grad_norm: float = HfArg(default=5.0, help="Largest gradient norm; larger gradients are clipped.")
     adam_epsilon: float = HfArg(default=1e-6, help="Epsilon of AdamW.")
     num_train_epochs: float = HfArg(default=30, help="Number of passes over the training rows.")
     early_stopping_patience: int | None = HfArg(
@@ -66,10 +66,10 @@ class RecommendationTrainingArguments(TrainingArguments):
     )
     ddp_find_unused_parameters: bool | None = HfArg(default=False, help="Not needed: each step uses every parameter.")
     resume_from_checkpoint: str | None = HfArg(
-        default=None, help="true: resume from the newest complete checkpoint; or its path."
+        default=None, help="true: resume from the newest complete checkpoint; or the path of a checkpoint."
     )
     hub_strategy: str = HfArg(default="end", help="Must be end: intermediate checkpoints contain pickles.")
-    remove_unused_columns: bool = HfArg(default=False, help="Must be false: the collator reads them.")
+    remove_unused_columns: bool = HfArg(default=False, help="Must be false: the collator reads all columns.")
 
     def __post_init__(self) -> None:
         if getattr(self, "report_to", None) is None:
@@ -95,7 +95,7 @@ class RecommendationTrainingArguments(TrainingArguments):
                 "Set it to False."
             )
         if self.push_to_hub and self.hub_strategy != "end":
-            raise ValueError(f"`hub_strategy` must be 'end', found {self.hub_strategy!r}. Others would upload pickles.")
+            raise ValueError(f"`hub_strategy` must be 'end', found {self.hub_strategy!r}: others upload pickles.")
 
     def _check(self, name: str, holds: bool, expected: str) -> None:
         if not holds:

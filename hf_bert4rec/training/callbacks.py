@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 class ClozeCallback(TrainerCallback):
-    """Set the epoch of collator and sampler: masks and order are fresh in each epoch, and repeat after a resumption.
+    """Set the epoch of collator and sampler: masks and order change in each epoch, and are the same after a resumption.
 
     The stock length-grouped sampler takes its order from torch's global generator, which differs between processes and
     after a resumption, so that rows would be skipped or drawn twice. With this callback the order depends on seed and
@@ -29,7 +29,7 @@ class ClozeCallback(TrainerCallback):
     """
 
     def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """Set the epoch before the first batch is drawn; data loader workers start later and inherit it."""
+        """Set the epoch before the first batch is drawn; data loader workers start later and inherit the epoch."""
         loader, epoch = kwargs["train_dataloader"], int((state.epoch or 0) + 1e-6)
         collator = loader.collate_fn
         collator.epoch = epoch  # cloze masks depend on it
@@ -50,10 +50,10 @@ class ClozeCallback(TrainerCallback):
 
 
 class ResourceCallback(TrainerCallback, ExportableState):
-    """Log the memory that training needs at its start, and the time of an epoch after two steps.
+    """Log the memory that training needs when training starts, and the time of an epoch after two steps.
 
-    On a CPU it also sets what happens to freed memory (`keep_freed_memory`), and warns about threads that spin. Its
-    count of the seconds of training is stored in checkpoints and continues after a resumption.
+    On a CPU the callback also sets whether freed memory is kept (`keep_freed_memory`), and warns about spinning
+    threads. Its count of training seconds is stored in checkpoints and continues after a resumption.
     """
 
     steps = 0
@@ -63,15 +63,15 @@ class ResourceCallback(TrainerCallback, ExportableState):
 
     @property
     def seconds(self) -> float:
-        """Seconds of training so far, those before a resumption included."""
+        """Seconds of training so far, including the seconds before a resumption."""
         return self.earlier_seconds + (0 if self.started is None else time.perf_counter() - self.started)
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint stores of this callback."""
+        """Return the values that a checkpoint stores for this callback."""
         return {"args": {}, "attributes": {"earlier_seconds": self.seconds}}
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """Log the memory of a training step and of evaluation, with advice where it is more than is free."""
+        """Log the memory of a training step and of evaluation, with advice if there is not enough free memory."""
         self.earlier_seconds = _stored(state, self, "earlier_seconds")
         self.started = time.perf_counter()
         if args.device.type == "cpu":
@@ -84,7 +84,7 @@ class ResourceCallback(TrainerCallback, ExportableState):
             _log_memory(args, model, loader, resumed=bool(state.global_step))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """Time the second step; the first one is slower."""
+        """Measure the time of the second step; the first step is slower."""
         self.steps += 1
         if self.steps == 1:
             self.second_step_started = time.perf_counter()
@@ -115,26 +115,26 @@ def _log_memory(args: TrainingArguments, model: Bert4RecForMaskedLM, loader: Any
     scores = 3 * 4e-9 * args.per_device_eval_batch_size * model.config.vocab_size
     if args.eval_strategy != "no" and scores > estimate.total:
         needed = resources.format_memory(scores)
-        logger.info("Evaluation needs up to %s. Use a smaller `per_device_eval_batch_size` to need less.", needed)
+        logger.info("Evaluation needs up to %s. To reduce it, use a smaller `per_device_eval_batch_size`.", needed)
     # The model is allocated already, and after a resumption so is the state of the optimizer.
     allocated = estimate.parameters + (estimate.optimizer_state if resumed else 0)
     free = resources.free_memory(args.device) + allocated
     if estimate.total > free:
         sizes = map(resources.format_memory, (estimate.total, free))
-        text = "Training may not fit into the free memory: it needs about %s, %s are free. Use %s."
+        text = "Training may not fit into the free memory: training needs about %s, %s are free. Use %s."
         logger.warning(text, *sizes, estimate.advice)
 
 
 class EarlyStopping(EarlyStoppingCallback):
     """Early stopping of transformers that keeps its patience counter when training is resumed.
 
-    With `eval_strategy="epoch"`, it also evaluates after the first step, whose learning rate is 0 with a warm-up, and
-    after a third of the first epoch. If popularity explains most of a log, the best model is the initial one, or one
-    from the first epoch.
+    With `eval_strategy="epoch"`, the model is also evaluated after the first step, whose learning rate is 0 with a
+    warm-up, and after a third of the first epoch. If popularity explains most of a log, the best model is the initial
+    model, or a model from the first epoch.
     """
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """Restore the count."""
+        """Restore the patience counter."""
         super().on_train_begin(args, state, control, **kwargs)
         self.early_stopping_patience_counter = int(_stored(state, self, "early_stopping_patience_counter"))
 
@@ -151,7 +151,7 @@ def _steps_per_epoch(args: TrainingArguments, loader: Any) -> int:
 
 
 def _stored(state: TrainerState, callback: TrainerCallback, attribute: str) -> float:
-    """The number that the checkpoint of a resumed training stores of a callback; 0 in a new training."""
+    """Return the number that the checkpoint of a resumed training stores for a callback; 0 in a new training."""
     stored: Any = (state.stateful_callbacks or {}).get(type(callback).__name__, {}) if state.global_step else {}
     stored = stored[0] if isinstance(stored, list) else stored
     return stored.get("attributes", {}).get(attribute, 0)

@@ -24,7 +24,7 @@ from ..hub.checkpoint import (
     weight_files,
 )
 from ..models.configuration_bert4rec import SPECIAL_TOKENS
-from .item_features import load_projection
+from .item_features import PROJECTION_FILE, load_projection
 
 logger = logging.getLogger(__name__)
 
@@ -34,22 +34,22 @@ STARTS = ("features", "like", "mean")  # what the vector and the bias of a new i
 def add_items(
     checkpoint: str | PathLike, source: Any, output: str | PathLike | None = None, **options: Any
 ) -> dict[str, int]:
-    """Add items to a checkpoint. They can be recommended at once, and keep their rows in later training.
+    """Add items to a checkpoint. New items can be recommended at once, and keep their token IDs in later training.
 
-    The vector and the bias of a new item come from its features, if the checkpoint was trained with features; otherwise
-    they are the means of the items that it is like; otherwise the mean vector and the smallest bias, with which it is
-    hardly recommended. An item of the checkpoint gets the title of the table, and returns if it was removed.
+    Vector and bias of a new item come from its features, if the checkpoint was trained with features. Else they are
+    the means of the items in `like`. Without `like`, they are the mean vector and the smallest bias, with which an item
+    is hardly recommended. An item of the checkpoint gets the title of the table, and returns if it was removed.
 
     Args:
         checkpoint: Folder or Hub ID.
         source: Table with one row per item: a file, a data frame, or anything else that `load_interactions` reads.
             Columns `item`, and optionally `title`, `like` (IDs of items of the checkpoint; in text separated by `|`)
             and the features of the checkpoint.
-        output: Folder of the result. Default: `checkpoint` is replaced, when all files are written.
+        output: Folder of the result. Default: `checkpoint` is replaced after all files are written.
         **options: As for `load_item_features`.
 
     Returns:
-        How many items started from "features", "like" and "mean", how many "returned", and how many "titles" were read.
+        The number of items that start from "features", "like" and "mean", that "returned", and of "titles" read.
 
     Raises:
         ValueError: The table cannot be read, `like` names an unknown item, or `output` is missing for a Hub ID.
@@ -76,22 +76,22 @@ def add_items(
 def remove_items(
     checkpoint: str | PathLike, items: Iterable[str | float], output: str | PathLike | None = None
 ) -> None:
-    """Remove items from the recommendations of a checkpoint. They keep their rows, and are understood in histories.
+    """Remove items from the recommendations of a checkpoint. They keep their token IDs and may be in histories.
 
-    `add_items` lets them return. Evaluation still ranks them, since they may be targets.
+    `add_items` lets removed items return. Evaluation still ranks them, since they may be targets.
 
     Raises:
-        ValueError: An item is unknown, none would be left, or `output` is missing for a Hub ID.
+        ValueError: An item is unknown, no item would be left, or `output` is missing for a Hub ID.
         OSError: As for `fetch_checkpoint`.
     """
     folder, tokenizer = _open(checkpoint, output)
     ids = as_item_ids(items, "items to remove").to_pylist()
     rows = tokenizer.encode_items(ids)
     if unknown := [item for item, row in zip(ids, rows, strict=True) if row == tokenizer.unk_token_id]:
-        raise ValueError(f"{checkpoint} has no item {unknown[0]!r}. Remove only items that it has.")
+        raise ValueError(f"{checkpoint} has no item {unknown[0]!r}. Name only items of the checkpoint.")
     tokenizer.removed = {*tokenizer.removed, *ids}
     if len(tokenizer.removed) == len(tokenizer.items):
-        raise ValueError("All items of the checkpoint would be removed. Keep at least one.")
+        raise ValueError("All items of the checkpoint would be removed. Keep at least one item.")
     logger.info("%d of %d items are removed.", len(tokenizer.removed), len(tokenizer.items))
     _save(folder, output, tokenizer, None)
 
@@ -118,7 +118,7 @@ def append_items(
 ) -> list[str]:
     """Append rows for the items of an extended tokenizer to the item table and biases of a model, in place.
 
-    Return what each new item starts from, one of `STARTS`; see `add_items`.
+    Return the start of each new item, one of `STARTS`; see `add_items`.
     """
     embeddings, head, likes = model.get_input_embeddings(), model.get_output_embeddings(), likes or {}
     tied = head.weight is embeddings.weight
@@ -133,7 +133,7 @@ def append_items(
         known = tokenizer.encode_items(others)  # of all at once: each call looks at the whole catalog
         if (unknown := known == tokenizer.unk_token_id).any():
             place, other = named[int(unknown.argmax())]
-            raise ValueError(f"{new[place].as_py()!r} is like {other!r}, which the checkpoint does not have.")
+            raise ValueError(f"{new[place].as_py()!r}: `like` names {other!r}, which the checkpoint lacks.")
         chosen, counts = torch.tensor(places).unique_consecutive(return_counts=True)
         for values, table in zip(rows, tables, strict=True):
             values[chosen] = torch.stack([part.mean(dim=0) for part in table[known].split(counts.tolist())])
@@ -141,8 +141,8 @@ def append_items(
         vectors = torch.from_numpy(extended.features.vectors(new))
         if projection.shape != (vectors.shape[1], rows[0].shape[1] + 1):
             raise ValueError(
-                f"The projection of the features has the shape {tuple(projection.shape)}, expected "
-                f"{vectors.shape[1], rows[0].shape[1] + 1}. Copy it from where the checkpoint was saved."
+                f"The projection in {PROJECTION_FILE} has the shape {tuple(projection.shape)}, expected "
+                f"{vectors.shape[1], rows[0].shape[1] + 1}. Copy this file from the original checkpoint."
             )
         projected, described = (vectors @ projection.float()).to(rows[0]), vectors[:, 0] > 0
         for values, columns in zip(rows, (slice(-1), slice(-1), slice(-1, None)), strict=True):
@@ -151,13 +151,13 @@ def append_items(
     table, outputs, bias = (nn.Parameter(torch.cat(pair)) for pair in zip(tables, rows, strict=True))
     embeddings.weight, head.weight, head.bias = table, table if tied else outputs, nn.Parameter(bias[:, 0])
     model.config.vocab_size = embeddings.num_embeddings = head.out_features = len(table)
-    text = "Added %d items: %d start from their features, %d from items that they are like, %d from the mean of all."
+    text = "Added %d items: %d start from their features, %d from the items in `like`, %d from the mean of all items."
     logger.info(text, len(new), *map(starts.count, STARTS))
     return starts
 
 
 def _save(folder: Path, output: str | PathLike | None, tokenizer: ItemTokenizer, model: PreTrainedModel | None) -> None:
-    """Write a copy of a checkpoint with another tokenizer and, if given, model; all of its other files are kept."""
+    """Write a copy of a checkpoint with another tokenizer and, if given, model; all other files are kept."""
     own = None if output is None else lambda path, names: [name for name in names if Path(path, name).is_dir()]
     with replaced_folder(folder if output is None else output) as new:
         shutil.copytree(folder, new, ignore=own)

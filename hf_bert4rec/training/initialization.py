@@ -1,4 +1,4 @@
-"""A start for new models: item vectors and biases from counts of the training histories, before the first step."""
+"""Initialization of new models: item vectors and biases from item counts of the training histories."""
 
 import numpy as np
 import pyarrow as pa
@@ -22,11 +22,11 @@ def initialize_items(model: PreTrainedModel, rows: Dataset) -> None:
     entries are 1 / sqrt(items of the user · users of the item) (PureSVD; Cremonesi et al., RecSys 2010). They are
     rotated at random and scaled to a mean length of 0.2 (0.05 if users have fewer than 5 items on average). The
     random vectors, times 0.1, are added; an item without users has only this part. The output biases become
-    log(1 + users of the item), minus the mean. Untied output matrices start with the same vectors. The special rows do
-    not change. Random numbers come from torch's generator.
+    log(1 + users of the item), minus the mean. Untied output matrices start with the same vectors. The rows of special
+    tokens do not change. Random numbers come from torch's generator.
 
     Args:
-        model: A model of the package with random weights. It is changed in place.
+        model: A model of the package with random weights, changed in place.
         rows: Training rows with `user` and `input_ids`, as from `leave_one_out(…)["train"]`.
 
     Raises:
@@ -52,7 +52,7 @@ def initialize_items(model: PreTrainedModel, rows: Dataset) -> None:
 
 
 def _matrix_of_users_and_items(rows: Dataset, vocab_size: int) -> torch.Tensor:
-    """Return the normalized matrix (users, vocab_size), sparse. Rows of a user may repeat items, each counts once."""
+    """Return the normalized matrix (users, vocab_size), sparse. Each item of a user counts once."""
     arrow = rows.with_format("arrow")[:]
     items, places = flatten(arrow["input_ids"])
     users = pa.chunked_array(arrow["user"]).combine_chunks().dictionary_encode().indices.to_numpy()[places]

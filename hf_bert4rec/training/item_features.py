@@ -1,7 +1,7 @@
-"""Item vectors from features: an embedding per item plus a projection of its features, added up when a model is saved.
+"""Item vectors from features: an embedding per item plus a projection of its features, summed when a model is saved.
 
-The model is a stock one before and after training. In between, its item table and output biases are computed in each
-forward pass.
+Before and after training the model is a stock model. During training, its item table and output biases are computed in
+each forward pass.
 """
 
 from os import PathLike
@@ -29,14 +29,14 @@ RIDGE = 0.01  # weight of the squared projection per item, in the regression tha
 class FeatureProjection(nn.Module):
     """The part of item vectors and output biases that comes from features.
 
-    The vector and the bias of an item are those of its ID plus a projection of its features. In training, the part of
-    the ID is dropped for a random share `id_dropout` of the items with features, so that features alone can represent
-    an item. The `projection` (width, hidden + 1), whose last column is for the biases, starts from a checkpoint, or
-    from a ridge regression of the item vectors and biases of the model on the features.
+    Vector and bias of an item are the sum of an embedding of its ID and a projection of its features. In training, the
+    ID embedding is dropped for a random share `id_dropout` of the items with features, so that features alone can
+    represent an item. The `projection` (width, hidden + 1), with the biases in the last column, starts from a
+    checkpoint, or from a ridge regression of the item vectors and biases of the model on the features.
 
-    Items with features that are not `seen` (rows,) in the training rows use only these, unless a checkpoint already has
-    an embedding of their ID. They are masked in the training loss: they are never a target, and their scores would only
-    decrease.
+    Items with features that are not `seen` (rows,) in the training rows use only their features, unless a checkpoint
+    already has an embedding of their ID. The training loss masks such items: they are never a target, and their scores
+    would only decrease.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class FeatureProjection(nn.Module):
     ) -> None:
         super().__init__()
         if not model.config.tie_word_embeddings:
-            raise ValueError("Item features need `tie_word_embeddings=True`: inputs and outputs share the vectors.")
+            raise ValueError("Item features need `tie_word_embeddings=True`, since inputs and outputs share vectors.")
         assert tokenizer.features is not None
         table, bias = model.get_input_embeddings().weight.detach(), model.get_output_embeddings().bias.detach()
         self.id_dropout = id_dropout
@@ -80,13 +80,13 @@ class FeatureProjection(nn.Module):
     def _regression(self, table: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         known = self.described & ~self.unseen
         if not known.any():
-            raise ValueError("No item of the training rows has features. Check that both use the same item IDs.")
+            raise ValueError("No item of the training rows has features. Use the same item IDs in log and features.")
         features, wanted = self.vectors[known].float(), torch.cat([table, bias[:, None]], dim=1)[known].float()
         weight = RIDGE * len(features) * torch.eye(features.shape[1]).to(features)
         return torch.linalg.solve(features.T @ features + weight, features.T @ wanted)
 
     def forward(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return item table (rows, hidden) and output biases (rows,)."""
+        """Return the item table (rows, hidden) and the output biases (rows,)."""
         projected = self.vectors @ self.projection
         table, bias = projected[:, :-1], projected[:, -1]
         if not self.training:
@@ -113,7 +113,7 @@ class FeatureProjection(nn.Module):
 
     @torch.no_grad()
     def detach(self, model: PreTrainedModel) -> torch.Tensor:
-        """Make the model a stock one again, with the sums as its item table and biases; return the projection."""
+        """Make the model a stock model again, with the sums as item table and biases; return the projection."""
         self._hook.remove()
         embeddings, head, training = model.get_input_embeddings(), model.get_output_embeddings(), self.training
         table, bias = map(nn.Parameter, self.eval()())
@@ -126,7 +126,7 @@ class FeatureProjection(nn.Module):
 
 
 def projection_file(projection: torch.Tensor | None) -> dict[str, bytes]:
-    """Return name -> content of the file with a projection of item features; nothing for None."""
+    """Return name and content of the file with a projection of item features, as a dict; {} for None."""
     return {} if projection is None else {PROJECTION_FILE: save({"projection": projection.detach().cpu().contiguous()})}
 
 
@@ -139,7 +139,7 @@ def load_projection(folder: str | PathLike) -> torch.Tensor | None:
 
 
 def items_in(rows: Any, vocab_size: int) -> torch.Tensor:
-    """Return which rows of the item table are in training rows, (vocab_size,); all if the rows cannot be read first."""
+    """Return which token IDs are in training rows, (vocab_size,); all if the rows cannot be read in advance."""
     if not isinstance(rows, Dataset):
         return torch.ones(vocab_size, dtype=torch.bool)
     items, _ = flatten(rows.with_format("arrow")[:]["input_ids"])

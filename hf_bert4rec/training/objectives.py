@@ -25,11 +25,11 @@ def cloze_training(
         RecommendationTrainer(model, args, train_dataset=…, eval_dataset=…, **cloze_training(tokenizer))
 
     Args:
-        tokenizer: Saved with every checkpoint.
-        callbacks: Your own callbacks, for the stock `Trainer`. The callbacks of the package are added to them, so pass
-            `[]` if you have none. Without the package callbacks, a resumed or distributed run may skip or repeat rows.
-            Not needed with `RecommendationTrainer`.
-        sampled: Suffix of the metrics among candidates: how the column `candidates` was drawn.
+        tokenizer: Tokenizer of the items. It is saved with every checkpoint.
+        callbacks: Only for the stock `Trainer`: your own callbacks, or `[]`. The callbacks of the package are added.
+            Without these, a resumed or distributed run may skip or repeat rows. `RecommendationTrainer` has them
+            already.
+        sampled: How the column `candidates` was drawn; the suffix of the metrics among candidates.
         **masking: Arguments of `DataCollatorForCloze`.
     """
     return {

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 class MuonAdamW(Optimizer):
     """Muon and AdamW of torch as one optimizer, which the Trainer schedules, saves and resumes like any other.
 
-    The arguments are the parameters and options of each.
+    The arguments are the parameters and options of each of the two.
     """
 
     def __init__(self, muon: dict[str, Any], adamw: dict[str, Any]) -> None:
@@ -33,7 +33,7 @@ class MuonAdamW(Optimizer):
         return {**super().__getstate__(), "_parts": self._parts}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group during construction; raise later, when neither part would update its parameters."""
+        """Add a parameter group during construction; raise ValueError later, because it would not be updated."""
         if hasattr(self, "_parts"):
             raise ValueError("MuonAdamW does not accept new parameters. Create a new optimizer with all parameters.")
         super().add_param_group(param_group)
@@ -47,7 +47,7 @@ class MuonAdamW(Optimizer):
             first = last
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state as in torch, which replaces groups and state."""
+        """Load a state as in torch, and share it with both parts again."""
         super().load_state_dict(state_dict)
         self._share()
 

@@ -23,7 +23,7 @@ MANY_ITEMS = 100_000  # from here on a step with the full softmax takes 15 times
 
 @dataclass
 class MemoryEstimate:
-    """Peak memory of training in GB (10^9 bytes) by part, without libraries and data, and advice how to reduce it."""
+    """Peak memory of training in GB (10^9 bytes) by part, without libraries and data, and advice to reduce memory."""
 
     parameters: float
     gradients: float
@@ -56,19 +56,19 @@ def estimate_memory(
 ) -> MemoryEstimate:
     """Estimate the peak memory of float32 training steps with AdamW from the shapes alone.
 
-    Counted per position, with width d and feed-forward width f, are the values that the backward pass needs: 4 d for
-    the embeddings, 6 d with a convolution; 10 d + 2 f and the attention weights for each layer; 2 d for keys and values
-    of the last layer, whose other values exist at the scored positions only; and 3 f for the layer at work. With
-    gradient checkpointing the layers before the last keep their input alone. A GRU keeps 9 d. A `repeat_head` adds 8
-    values per scored position and position of its row.
+    The estimate counts the values that the backward pass needs per position. With width d and feed-forward width f:
+    4 d for the embeddings (6 d with a convolution), 10 d + 2 f and the attention weights for each layer, 2 d for keys
+    and values of the last layer (its other values exist at scored positions only), and 3 f for the current layer. With
+    gradient checkpointing, layers before the last keep only their input. A GRU keeps 9 d. A `repeat_head` adds 8 values
+    per scored position and position of its row.
 
     Sharding (FSDP), other optimizers, half precision and frozen weights are not taken into account.
 
     Args:
-        model: A model of the package; on the meta device it needs no memory itself.
+        model: A model of the package. A model on the meta device needs no memory.
         batch_size: Rows per step and device.
         length: Length of the longest row.
-        scored_share: Share of the positions that is scored: the mask probability of the cloze objective.
+        scored_share: Share of the positions that are scored: the mask probability of the cloze objective.
         gradient_checkpointing: Whether activations are computed again in the backward pass.
     """
     config = model.config
@@ -109,7 +109,7 @@ def estimate_memory(
 
 
 def free_memory(device: torch.device) -> float:
-    """Return the free memory of a device in GB; on a CPU the share of each process of this machine."""
+    """Return the free memory of a device in GB; on a CPU divided by the number of processes on this machine."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] / GB
     return psutil.virtual_memory().available / GB / int(os.environ.get("LOCAL_WORLD_SIZE", 1))
@@ -140,8 +140,8 @@ def keep_freed_memory(keep: bool = True) -> None:
     """Let glibc keep freed memory for later operations (`keep`), or return blocks above 1 MB to the system at once.
 
     By default glibc returns blocks above 32 MB at once, and the next step gets new pages that must be cleared first.
-    Training is 1.1 to 1.2 times faster when freed blocks are kept; the process then does not shrink. With gradient
-    checkpointing the gaps between kept blocks would be larger than its savings. Other C libraries are not affected.
+    Training is 1.1 to 1.2 times faster when freed blocks are kept, but the process does not shrink. With gradient
+    checkpointing, the gaps between kept blocks would exceed the saved memory. Other C libraries are not affected.
     """
     if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "mallopt"):
         for option in (-3, -1):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD

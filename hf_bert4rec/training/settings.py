@@ -1,4 +1,4 @@
-"""Recommended settings, which follow from statistics of the log."""
+"""Recommended settings for a log, chosen from statistics of the log."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,7 +27,7 @@ class Settings:
         model: For the configuration, such as `Bert4RecConfig`.
         masking: For `cloze_training`.
         training: For `RecommendationTrainingArguments`.
-        reason: The statistics of the log from which they follow, as text.
+        reason: The statistics of the log that determine the options, as text.
     """
 
     splitting: dict[str, Any] = field(default_factory=dict)
@@ -40,22 +40,23 @@ class Settings:
 def recommended_settings(interactions: Dataset, *, prefixes: bool = True, max_length: int | None = None) -> Settings:
     """Return the settings that are recommended for a log.
 
-    A log is short if the median user has fewer than 20 interactions, and small if it has fewer than 100,000.
+    A log is short if the median user has fewer than 20 interactions, and small if it has fewer than 100,000 in total.
 
     - Short or small: a training row for every prefix of a history, whose last item is predicted, and 8 to 40 epochs.
-      The rows of a short log may have 20 million items in all, those of others 3 million. Above, there are no prefixes.
+      The prefixes of a short log may contain 20 million items in total, those of other small logs 3 million. Above
+      this limit, prefixes are not used.
     - Small, with prefixes: one layer and more weight decay.
     - Other short logs: more dropout and a lower learning rate; with prefixes also larger batches.
     - Other logs with at least 100 interactions per item: less dropout.
     - More than 5 % of the interactions repeat an item of the user: the history is not excluded from recommendations,
       and the model has a `repeat_head`.
 
-    The numbers were chosen on the validation splits of several logs: docs/experiments.md.
+    The numbers were chosen on validation splits of several logs (docs/experiments.md).
 
     Args:
         interactions: Columns `user`, `item` and `timestamp`, as from `load_interactions`.
         prefixes: Whether the training rows may be prefixes. False for next-item training, which predicts every item of
-            a row, and if you choose rows or masks yourself.
+            a row, and if you set the options of rows or masks yourself.
         max_length: Longest input; None: the default of `Bert4RecConfig`.
     """
     table = check_interactions(interactions)

@@ -44,22 +44,22 @@ class RecommendationTrainer(Trainer):
     callbacks of the package, checks that model and tokenizer fit, and resumes from complete checkpoints only.
     `save_model` also writes a model card and run facts, and no pickles. `push_to_hub` uploads the saved model in one
     commit. The pickles of `checkpoint-*` folders, for resuming, are never pushed. If the tokenizer has features of
-    items, they take part in the item vectors (`FeatureProjection`).
+    items, they are part of the item vectors (`FeatureProjection`).
 
     Attributes:
-        projection: The projection of item features (width, hidden + 1), after training; set it before training to
-            continue with that of a checkpoint.
+        projection: The projection of item features (width, hidden + 1), after training. To continue with the projection
+            of a checkpoint, set this attribute before training.
 
     Args:
-        model: `Bert4RecForMaskedLM` or another model of the package; or None with `model_init`. To get the same initial
-            weights again, call `transformers.set_seed` before you build a model, or pass `model_init`.
+        model: `Bert4RecForMaskedLM` or another model of the package; None with `model_init`. For reproducible initial
+            weights, call `transformers.set_seed` before you build the model, or pass `model_init`.
         args: `RecommendationTrainingArguments`.
         callbacks: Your own callbacks.
-        **options: Other arguments of the stock `Trainer`; most of them come from `cloze_training(tokenizer)`.
+        **options: Other arguments of the stock `Trainer`, most of which `cloze_training(tokenizer)` returns.
 
     Raises:
-        ValueError: The tokenizer is missing or does not fit the model, the catalog is too small for the metrics, or an
-            argument does not work with recommenders.
+        ValueError: The tokenizer is missing or does not match the model, the catalog is too small for the metrics, or
+            an argument is not supported.
     """
 
     _card_arguments: Mapping[str, list[str]] = {}  # as passed to `create_model_card`
@@ -121,7 +121,7 @@ class RecommendationTrainer(Trainer):
         if checkpoint is True:
             checkpoint, folder = last_complete_checkpoint(str(self.args.output_dir)), self.args.output_dir
             if checkpoint is None:
-                advice = "Train without `resume_from_checkpoint`."
+                advice = "To start anew, omit `resume_from_checkpoint`."
                 raise ValueError(f"Found no complete checkpoint to resume from in {folder}. {advice}")
         elif checkpoint and not is_complete(checkpoint):
             raise ValueError(
@@ -143,7 +143,7 @@ class RecommendationTrainer(Trainer):
         if tokenizer.features is not None and self._features is None:
             if self.optimizer is not None:
                 raise ValueError(
-                    "Features of items need an optimizer that the Trainer creates. Do not pass `optimizers`."
+                    "With features of items, the Trainer must create the optimizer. Do not pass `optimizers`."
                 )
             share, seen = getattr(self.args, "id_dropout", ID_DROPOUT), items_in(self.train_dataset, len(tokenizer))
             self._features = FeatureProjection(self.model, tokenizer, share, seen, self.projection)
@@ -157,13 +157,13 @@ class RecommendationTrainer(Trainer):
         super()._load_best_model()
 
     def _end_features(self) -> None:
-        """Make the model a stock one, if it trains with features."""
+        """Make the model a stock model again, if it was trained with features."""
         if self._features is not None:
             self.projection, self._features = self._features.detach(self.model), None
             self.optimizer = self.lr_scheduler = None  # of parameters that no longer exist
 
     def predict(self, *args: Any, **kwargs: Any) -> PredictionOutput:
-        """Predict as the stock Trainer does, but always in the order of the rows, not grouped by length."""
+        """Predict as the stock Trainer does, but return results in the order of the rows, not grouped by length."""
         strategy, self.args.train_sampling_strategy = self.args.train_sampling_strategy, "sequential"
         try:
             return super().predict(*args, **kwargs)
@@ -188,19 +188,19 @@ class RecommendationTrainer(Trainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save model, tokenizer, card and run facts; with `push_to_hub=True` also to the Hub.
 
-        A README.md that was not written by this package, or was changed, is kept.
+        A README.md that was edited, or was not written by this package, is kept.
         """
         super().save_model(output_dir, _internal_call)
         if not _internal_call:
             self._write_card(Path(output_dir or self.args.output_dir), overwrite=False)
 
     def create_model_card(self, *args: Any, **card: Any) -> None:
-        """Write `README.md` and `run_facts.json` into the output folder. Later cards have the same arguments.
+        """Write `README.md` and `run_facts.json` into the output folder. Cards written later use the same arguments.
 
         Args:
             *args: Values of the arguments below, in the same order.
-            **card: Arguments of the stock Trainer: `language`, `license`, `tags`, `model_name` (by default that of the
-                repository, or of the output folder), `finetuned_from` (Hub ID), `tasks`, `dataset_tags` (Hub IDs),
+            **card: Arguments of the stock Trainer: `language`, `license`, `tags`, `model_name` (default: name of the
+                repository or output folder), `finetuned_from` (Hub ID), `tasks`, `dataset_tags` (Hub IDs),
                 `dataset` and `dataset_args` (name and part of the interactions).
         """
         given = signature(Trainer.create_model_card).bind(self, *args, **card).arguments
@@ -216,7 +216,8 @@ class RecommendationTrainer(Trainer):
         facts = self.run_facts(" ".join(given["model_name"]) or None, data or None)
         file, checksum = folder / CARD, RunFacts.load(folder).card if (folder / FACTS_FILE).exists() else None
         if not overwrite and file.exists() and _checksum(file) != checksum:
-            logger.warning("%s is kept: it was not written by this package. create_model_card() replaces it.", file)
+            text = "%s is kept: edited or not written by this package. `trainer.create_model_card()` replaces it."
+            logger.warning(text, file)
             dataclasses.replace(facts, card=checksum).save(folder)
             return
         card = model_card(facts)
@@ -230,10 +231,10 @@ class RecommendationTrainer(Trainer):
         dataclasses.replace(facts, card=_checksum(file)).save(folder)
 
     def run_facts(self, name: str | None = None, data: str | None = None) -> RunFacts:
-        """Return the facts of this training, for a model `name` (default: output folder) and interactions `data`.
+        """Return the facts of this training. `name` is the model (default: the output folder), `data` the interactions.
 
-        Results are the validation metrics of the best checkpoint, or of the last evaluation if none is restored. Test
-        results are not included, because the Trainer cannot tell which split was evaluated after training.
+        The results are validation metrics of the best checkpoint, or of the last one if no checkpoint is restored.
+        Test results are not included, because the Trainer does not know which split was evaluated after training.
         """
         args, config, tokenizer = self.args, self.model.config, self.processing_class
         ours = self.preprocess_logits_for_metrics is ranks_of_logits
@@ -274,7 +275,7 @@ class RecommendationTrainer(Trainer):
         )
 
     def _validation_metrics(self) -> dict[str, float]:
-        """Metrics of the current model, as logged during training; a later evaluation may be of any split."""
+        """Return the metrics that were logged during training: a later evaluation may be of any split."""
         log = self.state.log_history
         end = max((i for i, entry in enumerate(log) if "train_runtime" in entry), default=0)
         evaluated = [entry for entry in log[:end] if "eval_ndcg@10" in entry]
@@ -284,7 +285,7 @@ class RecommendationTrainer(Trainer):
         return {name: value for name, value in last.items() if "@" in name or name.startswith("mrr_")}
 
     def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
-        """Create the repository before training, if `push_to_hub=True`. OSError names why the Hub does not allow it."""
+        """Create the repository before training, if `push_to_hub=True`. OSError says why the Hub refuses."""
         with hub_errors(self.args.hub_model_id or Path(self.args.output_dir).name):
             super().init_hf_repo(*args, **kwargs)
 
@@ -297,11 +298,11 @@ class RecommendationTrainer(Trainer):
         private: bool | None = None,
         **card: Any,
     ) -> CommitInfo | None:
-        """Save the checkpoint and upload it with its card in one commit; errors are those of `push_checkpoint`.
+        """Save the checkpoint and upload it with its card in one commit; see `push_checkpoint` for errors.
 
         By default, token, branch and visibility are `hub_token`, `hub_revision` and `hub_private_repo` of the training
-        arguments. `blocking` is not used: the upload has finished when this method returns. `card` are arguments of
-        `create_model_card`. The result is the commit, and None in all processes but the first.
+        arguments. `blocking` is not used: the upload is finished when this method returns. `card` are arguments of
+        `create_model_card`. Returns the commit, and None in processes other than the first.
         """
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         self.save_model(_internal_call=True)

@@ -1,4 +1,4 @@
-"""Start a model for one catalog from a model of another: the encoder and the shared items are kept."""
+"""Start a model for one catalog from a model of another catalog: the encoder and the shared items are kept."""
 
 import copy
 import logging
@@ -25,24 +25,24 @@ def transfer(
 ) -> PreTrainedModel:
     """Return a model for the catalog of `new_tokenizer` that starts from the weights of `model`.
 
-    The encoder and the special rows are copied. An item of both catalogs keeps its row and its bias. A new item starts
-    at the mean of the old items plus the noise of an initialized row; its bias is the smallest of the old ones, since
-    it has no interactions yet.
+    The encoder and the special rows are copied. An item of both catalogs keeps its vector and its bias. A new
+    item starts at the mean of the old items plus the noise of an initialized row, with the smallest of the old biases,
+    since it has no interactions yet.
 
     Args:
         model: `Bert4RecForMaskedLM` or another model of the package.
         tokenizer: Tokenizer of `model`.
         new_tokenizer: Tokenizer of the other catalog; its `model_max_length` is at most the number of positions of the
             model.
-        match: Whether items are matched by ID, or by title if the IDs of the catalogs are unrelated.
-        **changes: Other values of the configuration, such as `hidden_dropout_prob`.
+        match: How to match items: by "id", or by "title" if the IDs of the catalogs are unrelated.
+        **changes: Changed values of the configuration, such as `hidden_dropout_prob`.
 
     Returns:
         A new model; `model` is not changed.
 
     Raises:
-        ValueError: `model` and `tokenizer` do not belong together, the catalogs share no item, titles are missing, or a
-            changed size has no weights.
+        ValueError: `model` and `tokenizer` do not belong together, the catalogs share no item, titles are missing, or
+            `model` has no weights for a changed size.
     """
     check_sizes(model, tokenizer)
     places, rows = shared_items(tokenizer, new_tokenizer, match)
@@ -70,7 +70,7 @@ def transfer(
         new.lm_head.bias[specials:] = model.lm_head.bias[specials:].min()
         for old, values in (*tables, (model.lm_head.bias, new.lm_head.bias)):
             values[:specials], values[places] = old[:specials], old[rows]
-    logger.info("%d of %d items keep their weights, %d are new.", len(rows), total, total - len(rows))
+    logger.info("%d of %d items keep their weights, %d items are new.", len(rows), total, total - len(rows))
     return new
 
 
@@ -79,7 +79,7 @@ def shared_items(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the rows of shared items in the new and in the old item table, (shared,) each.
 
-    A title that two items of a catalog have matches neither of them.
+    A title that occurs twice in a catalog matches no item.
     """
     if match not in ("id", "title"):
         raise ValueError(f"`match` must be 'id' or 'title', found {match!r}.")
@@ -99,7 +99,7 @@ def shared_items(
 
 
 def _copy_encoder(model: PreTrainedModel, new: PreTrainedModel) -> None:
-    """Copy all weights except those with one row per item; of positions and distances the first ones."""
+    """Copy all weights except those with one row per item. Of positions and distances, the first ones are copied."""
     old, table = model.state_dict(keep_vars=True), model.get_input_embeddings().weight
     item_weights = {name for name, weight in old.items() if weight is table} | {"lm_head.weight", "lm_head.bias"}
     for name, weight in new.state_dict().items():
@@ -111,6 +111,6 @@ def _copy_encoder(model: PreTrainedModel, new: PreTrainedModel) -> None:
         if found[1:] != list(weight.shape[1:]) or not len(weight) == rows <= found[0]:
             raise ValueError(
                 f"The model to start from has no weights for {name} of shape {list(weight.shape)}, found "
-                f"{found if name in old else 'none'}. Do not change its sizes."
+                f"{found if name in old else 'none'}. Keep the sizes of that model."
             )
         weight.copy_(old[name][: len(weight)])

@@ -3,10 +3,10 @@
 Read the classes in order: embeddings, attention, feed-forward, layer, encoder, head. Differences from BERT:
 
 - There are no token types and no pooler.
-- The special rows take no part in the softmax over the items.
+- The softmax over the items does not include special tokens.
 - The last layer and the head run on the scored positions only (`kept_positions`).
 - Options that the paper does not have: rotary positions, a convolution over neighboring items, attention that starts
-  at the identity, and a second head for items that users take again.
+  at the identity, and a second head for repeated interactions.
 """
 
 import math
@@ -38,21 +38,21 @@ from .item_loss import item_loss
 
 @dataclass
 class MaskedItemOutput(MaskedLMOutput):
-    """`MaskedLMOutput` with what a ranking of the target among the other items needs.
+    """`MaskedLMOutput` with the tensors that are needed to rank the target among the other items.
 
     Args:
-        ranking: None in training and where nothing is ranked. `history` (batch, longest), filled up with -100: rows of
-            the item table that the ranking excludes; (batch, 0) with `config.exclude_history=False`. `candidates`
-            (batch, number), if the batch has them: rows among which sampled metrics rank the target.
+        ranking: None in training and if nothing is ranked. `history` (batch, longest), padded with -100: token IDs that
+            the ranking excludes; (batch, 0) with `config.exclude_history=False`. `candidates` (batch, number), if the
+            batch has them: token IDs among which sampled metrics rank the target.
     """
 
     ranking: dict[str, torch.Tensor] | None = None
 
 
 class Dropout(nn.Dropout):
-    """Dropout that is faster on a CPU: each random number of 64 bits decides on four elements.
+    """Dropout that is faster on a CPU: each random number of 64 bits is used for four elements.
 
-    torch draws a random number for each element. A training step takes 1.1 times as long with it.
+    torch draws a random number for each element. A training step with torch's dropout takes 1.1 times as long.
     """
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -66,10 +66,10 @@ class Dropout(nn.Dropout):
 
 
 class Bert4RecEmbeddings(nn.Module):
-    """Item embedding; with `learned_positions`, plus that of its position, 0 for the oldest (paper, section 3.4).
+    """Item embedding; with `learned_positions`, plus an embedding of the position, 0 for the oldest (section 3.4).
 
-    With `conv_kernel_size` each position also starts from its neighbors. A [MASK] has no item to start from, unlike the
-    last position of a causal model.
+    With `conv_kernel_size`, the input of a position also contains its neighbors. This helps a [MASK], which has no item
+    of its own.
     """
 
     def __init__(self, config: Bert4RecConfig) -> None:
@@ -97,8 +97,8 @@ class Bert4RecEmbeddings(nn.Module):
         length = inputs_embeds.shape[1]
         if length > self.max_length:
             raise ValueError(
-                f"Expected at most {self.max_length} positions (max_position_embeddings), found {length}. Keep the "
-                "newest items."
+                f"Expected at most {self.max_length} positions (`max_position_embeddings`), found {length}. Keep only "
+                "the newest items."
             )
         if self.convolution is not None:
             if attention_mask is not None:  # padding must not be a neighbor of the newest item
@@ -328,20 +328,20 @@ class Bert4RecEncoder(Bert4RecPreTrainedModel):
         """Encode a batch of histories.
 
         Args:
-            input_ids: (batch, length) rows of the item table, oldest item first, padding on the right (on the left,
-                items would get the positions of newer ones).
+            input_ids: (batch, length) token IDs, oldest item first, padding on the right (with padding on the left,
+                items would get the positions of newer items).
             attention_mask: (batch, length), 1 = real item, 0 = padding. All real if not given.
             inputs_embeds: (batch, length, hidden) instead of `input_ids`.
-            kept_positions: (batch, kept) positions to return, all if not given. The last layer of BERT4Rec runs on
-                these only, so that the last of `hidden_states` is (batch, kept, hidden), too.
+            kept_positions: (batch, kept) positions to return, all if not given. The last layer of BERT4Rec runs only on
+                these positions, so the last tensor of `hidden_states` is also (batch, kept, hidden).
 
         Returns:
             `BaseModelOutput` whose `last_hidden_state` is (batch, length or kept, hidden).
 
         Raises:
-            ValueError: Not exactly one of `input_ids` and `inputs_embeds`, more positions than
-                `max_position_embeddings`, with `conv_kernel_size` an attention mask of another shape, or for SASRec and
-                GRU4Rec padding on the left.
+            ValueError: Not exactly one of `input_ids` and `inputs_embeds` is given, there are more positions than
+                `max_position_embeddings`, `attention_mask` has another shape (with `conv_kernel_size`), or padding is
+                on the left (SASRec and GRU4Rec).
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Pass exactly one of `input_ids` and `inputs_embeds`.")
@@ -354,7 +354,7 @@ class Bert4RecEncoder(Bert4RecPreTrainedModel):
 
 
 class Bert4RecModel(Bert4RecEncoder):
-    """Bidirectional encoder: one hidden state per position, of the whole history."""
+    """Bidirectional encoder: one hidden state per position, computed from the whole history."""
 
     def __init__(self, config: Bert4RecConfig) -> None:
         super().__init__(config)
@@ -401,14 +401,14 @@ class Bert4RecPredictionHead(nn.Module):
 
 
 class Bert4RecRepeatHead(nn.Module):
-    """Scores of the items of a history for being taken again (the repeat mode of RepeatNet; Ren et al., AAAI 2019).
+    """Scores for repeated interactions with items of the history (repeat mode of RepeatNet; Ren et al., AAAI 2019).
 
-    An attention over the history gives each of its places a share a, and a gate g says how much they count together.
+    An attention over the history gives each position a share a, and a gate g determines their total weight.
     With the scores s of the catalog, the probability of an item is
 
-        (exp(s of the item) + exp(g) · sum of a over its places) / (sum of exp(s) over all items + exp(g))
+        (exp(s of the item) + exp(g) · sum of a over its positions) / (sum of exp(s) over all items + exp(g))
 
-    An inner product of a few numbers cannot tell the items of a user from thousands of others. This head can.
+    An inner product of short vectors cannot distinguish the items of a user from thousands of others. This head can.
     """
 
     def __init__(self, config: Bert4RecConfig) -> None:
@@ -427,14 +427,14 @@ class Bert4RecRepeatHead(nn.Module):
         kept: torch.Tensor,
         causal: bool,
     ) -> torch.Tensor:
-        """Return g + log a, (batch, kept, length), at least in single precision; the lowest value without an item.
+        """Return g + log a, (batch, kept, length), at least in single precision; the lowest value for other tokens.
 
         Args:
             hidden_states: (batch, kept, hidden) at the scored positions.
             items: (batch, length, hidden) vectors of the items of the history.
-            input_ids: (batch, length) their rows; padding is [PAD].
+            input_ids: (batch, length) token IDs of these items; padding is [PAD].
             kept: (batch, kept) scored positions.
-            causal: Whether only items before a position count.
+            causal: Whether only items before a scored position count.
         """
         distances = kept.unsqueeze(-1) - torch.arange(input_ids.shape[1], device=kept.device)
         real = (input_ids >= len(SPECIAL_TOKENS)).unsqueeze(1) & ((distances > 0) | (not causal))
@@ -462,7 +462,7 @@ def add_repeats(logits: torch.Tensor, repeats: torch.Tensor, input_ids: torch.Te
 def sums_of_repeats(
     repeats: torch.Tensor | None, input_ids: torch.Tensor | None, labels: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Return log-sums (batch, kept) of scores of the repeat head: of the whole history, and of the true item in it."""
+    """Return log-sums (batch, kept) of repeat scores: over the whole history, and over the true item in it."""
     if repeats is None or input_ids is None:
         return None
     others = input_ids.unsqueeze(1) != labels.unsqueeze(-1)
@@ -473,7 +473,7 @@ def sums_of_repeats(
 def scored_positions(labels: torch.Tensor) -> torch.Tensor:
     """Return the positions with a label, (batch, kept). `kept` is the largest number of labels in a row.
 
-    Rows with fewer labels are filled up with other positions, whose label stays -100, so each label counts once.
+    Rows with fewer labels are padded with other positions, whose label stays -100, so each label counts once.
     """
     unscored = labels == -100
     kept = max(1, int((~unscored).sum(dim=-1).max()))
@@ -530,28 +530,28 @@ class Bert4RecForMaskedLM(Bert4RecPreTrainedModel):
         """Score all items at the positions of a batch of histories.
 
         Args:
-            input_ids: (batch, length) rows of the item table, oldest item first, padding on the right.
+            input_ids: (batch, length) token IDs, oldest item first, padding on the right.
             attention_mask: (batch, length), 1 = real item, 0 = padding. All real if not given.
             inputs_embeds: (batch, length, hidden) instead of `input_ids`.
             labels: (batch, length) the true item where `input_ids` has [MASK], -100 where nothing is scored.
             logits_to_keep: As in transformers: the number of positions to score at the end of each row, 0 for all, or
                 positions (kept,) that are the same in every row.
-            kept_positions: (batch, kept) positions to score in each row. With `labels` they are found from the labels
-                if neither is given. A graph of torch.compile scores all positions instead.
-            history: (batch, longest) rows of the user's items, filled up with -100. Evaluation returns it in `ranking`.
-                It is not among the labels, since a Trainer collects labels for all users.
-            candidates: (batch, number) rows to rank the target among, returned in the same way.
+            kept_positions: (batch, kept) positions to score in each row. Default: with `labels`, and without
+                `logits_to_keep`, the positions with labels (all positions under torch.compile).
+            history: (batch, longest) token IDs of the user's items, padded with -100. In evaluation it is part of
+                `ranking`, not of the labels, because a Trainer collects labels for all users.
+            candidates: (batch, number) token IDs to rank the target among, returned in the same way.
             num_items_in_batch: Number of scored positions in all steps and processes of a batch, from the Trainer.
 
         Returns:
-            `MaskedItemOutput`: `loss` with `labels`; `logits` (batch, length or kept, rows), with the special rows at
-            the lowest finite value; `ranking` in evaluation. Training with `labels` returns no logits, which would
-            be the largest tensor.
+            `MaskedItemOutput`: `loss` with `labels`; `logits` (batch, length or kept, vocab_size), with the lowest
+            finite value for special tokens; `ranking` in evaluation. Training with `labels` returns no logits, which
+            would be the largest tensor.
 
         Raises:
-            ValueError: Not exactly one of `input_ids` and `inputs_embeds`, more positions than
+            ValueError: Not exactly one of `input_ids` and `inputs_embeds` is given, there are more positions than
                 `max_position_embeddings`, `logits_to_keep` and `kept_positions` are both given or have other shapes, or
-                `inputs_embeds` with `repeat_head`.
+                `inputs_embeds` is given for a model with `repeat_head`.
         """
         inputs = input_ids if inputs_embeds is None else inputs_embeds
         if inputs is not None and (torch.is_tensor(logits_to_keep) or logits_to_keep != 0):
@@ -589,7 +589,7 @@ class Bert4RecForMaskedLM(Bert4RecPreTrainedModel):
         )
 
     def save_pretrained(self, save_directory: str | PathLike, is_main_process: bool = True, **kwargs: Any) -> None:
-        """Save as any model of transformers, and the code of the encoder, so that AutoModel can load it."""
+        """Save as any model of transformers, with the code of the encoder, so that AutoModel can load the encoder."""
         if is_main_process and type(self.model).__module__ != "__main__":
             Path(save_directory).mkdir(parents=True, exist_ok=True)
             custom_object_save(self.model, save_directory, config=self.config)
@@ -605,12 +605,12 @@ class Bert4RecForMaskedLM(Bert4RecPreTrainedModel):
 
         Args:
             hidden_states: (batch, kept, hidden); without `repeat_head` any shape (..., hidden).
-            input_ids: (batch, length) rows that the encoder has read; `repeat_head` needs them.
+            input_ids: (batch, length) token IDs that the encoder has read, needed for `repeat_head`.
             kept_positions: (batch, kept) positions of the states; all if not given.
 
         Returns:
-            (batch, kept, rows). Without `repeat_head`, a logit is the inner product of a state and an item vector plus
-            a bias. With it, this holds for items outside the history.
+            (batch, kept, vocab_size). A logit is the inner product of a state and an item vector plus a bias; with
+            `repeat_head`, this holds only for items outside the history.
 
         Raises:
             ValueError: The model has a `repeat_head`, and `input_ids` are missing.
@@ -635,7 +635,7 @@ class Bert4RecForMaskedLM(Bert4RecPreTrainedModel):
         if self.repeat_head is None:
             return None
         if input_ids is None:
-            raise ValueError("A model with `repeat_head` needs `input_ids`, which tell which items are the same.")
+            raise ValueError("A model with `repeat_head` needs `input_ids`. Pass the token IDs of the history.")
         if kept_positions is None:
             kept_positions = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
         items = self.get_input_embeddings()(input_ids)

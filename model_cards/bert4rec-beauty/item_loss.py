@@ -40,20 +40,20 @@ def item_loss(
     Args:
         config: `Bert4RecConfig` with the name of the loss and its options.
         hidden_states: (..., hidden) at the scored positions.
-        item_table: (rows, hidden), the special rows first. They take no part in any loss.
+        item_table: (rows, hidden), special tokens first. Losses do not include them.
         item_bias: (rows,).
-        labels: (...) rows of the item table; -100 and the special rows are not scored.
+        labels: (...) token IDs; -100 and special tokens are not scored.
         num_items_in_batch: Number of scored positions in the whole batch (gradient accumulation, several processes).
-            Counted here if not given.
+            Default: the number in `labels`.
         loss: Another loss than `config.loss`, a key of `LOSSES`.
         repeats: (...) log-sums of the exponentials of the scores of a `repeat_head`: over the whole history, and over
-            the places of the target. For the softmax only.
+            the positions of the target. For the loss `softmax` only.
 
     Returns:
         A scalar in nats, at least in single precision; 0 if nothing is scored.
 
     Raises:
-        ValueError: The loss is unknown, or there are fewer other items than negatives.
+        ValueError: The loss is unknown, or there are more negatives than other items.
     """
     check_loss(loss := loss or config.loss)
     labels = labels.flatten().long()
@@ -77,10 +77,10 @@ def softmax_loss(
     targets: torch.Tensor,
     reduction: str = "sum",
 ) -> torch.Tensor:
-    """Negative log-likelihood over the whole catalog (paper, equation 8), summed, or of each position with "none".
+    """Return the negative log-likelihood over the catalog (paper, equation 8): the sum, or with "none" each position.
 
-    It is computed in chunks of `config.loss_chunk_size` positions, so that the logits of one chunk exist at a time. On
-    a GPU a chunk has up to `GPU_SCORES` logits if that is more.
+    It is computed in chunks of `config.loss_chunk_size` positions, so that only the logits of one chunk exist at a
+    time. On a GPU, a chunk has up to `GPU_SCORES` logits if this is more.
     """
     special = torch.arange(len(item_bias), device=item_bias.device) < SPECIALS
     bias = item_bias.masked_fill(special, torch.finfo(item_bias.dtype).min)
@@ -123,7 +123,7 @@ def softmax_loss_with_repeats(
     log_history: torch.Tensor,
     log_target: torch.Tensor,
 ) -> torch.Tensor:
-    """Negative log-likelihood of the catalog and the history together, see `Bert4RecRepeatHead`.
+    """Return the negative log-likelihood of catalog and history together, see `Bert4RecRepeatHead`.
 
     `log_history` and `log_target` are the two tensors that `item_loss` gets as `repeats`.
     """
@@ -157,12 +157,12 @@ def binary_loss(
     targets: torch.Tensor,
     calibrated: bool,
 ) -> torch.Tensor:
-    """Binary cross-entropy on the target and `config.num_negatives` other items, averaged over them.
+    """Return the binary cross-entropy on the target and `config.num_negatives` other items, averaged over these items.
 
     Args:
-        calibrated: Whether the likelihood of the target is raised to the power β = 1 - t (1 - α). α is the share of
-            the other items that is drawn, t is `config.gbce_calibration`. It corrects the overconfidence that negative
-            sampling causes (gSASRec; Petrov and Macdonald, RecSys 2023). Otherwise β is 1.
+        calibrated: Whether the likelihood of the target is raised to the power β = 1 - t (1 - α). α is the drawn
+            share of the other items, t is `config.gbce_calibration`. This corrects the overconfidence from negative
+            sampling (gSASRec; Petrov and Macdonald, RecSys 2023). Otherwise β is 1.
     """
     positive, negative = sampled_scores(config, hidden_states, item_table, item_bias, targets)
     beta = 1 - config.gbce_calibration * (1 - _share_drawn(config, item_table)) if calibrated else 1
@@ -176,9 +176,9 @@ class ItemLoss:
 
     Args:
         total: Function of config, hidden states (positions, hidden), item table (rows, hidden), item bias (rows,) and
-            targets (positions,), which are rows of items, or -100 where nothing is scored. Returns the sum of the
-            losses of the scored positions in nats.
-        samples_negatives: Whether it draws `config.num_negatives` items.
+            targets (positions,), which are token IDs of items, or -100 where nothing is scored. Returns the sum of
+            the losses of the scored positions in nats.
+        samples_negatives: Whether the loss draws `config.num_negatives` items.
     """
 
     total: Callable[[Any, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -201,14 +201,14 @@ def check_loss(name: str) -> None:
 
 
 def _share_drawn(config: Any, item_table: torch.Tensor) -> float:
-    """Return the share of the items other than the target that is drawn."""
+    """Return the drawn share of the items other than the target."""
     return config.num_negatives / (len(item_table) - SPECIALS - 1)
 
 
 def sampled_scores(
     config: Any, hidden_states: torch.Tensor, item_table: torch.Tensor, item_bias: torch.Tensor, targets: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the scores of the targets, (positions,), and of negatives, (positions, drawn); -inf: none.
+    """Return the scores of the targets, (positions,), and of negatives, (positions, drawn), -inf for none.
 
     Negatives are drawn uniformly from all items other than the target of the position. Negatives that are not shared
     may repeat.
@@ -218,10 +218,10 @@ def sampled_scores(
         hidden_states: (positions, hidden).
         item_table: (rows, hidden), the special rows first.
         item_bias: (rows,).
-        targets: (positions,) rows of items; the scores at other positions have no meaning.
+        targets: (positions,) token IDs of items. At positions with -100 the scores have no meaning.
 
     Raises:
-        ValueError: There are fewer other items than negatives.
+        ValueError: There are more negatives than other items.
     """
     negatives, items = config.num_negatives, len(item_table) - SPECIALS
     if not 0 < negatives < items:

@@ -66,7 +66,7 @@ def test_models_are_evaluated_once_and_reported(recipe_file, tmp_path):
     assert format_report(json.loads(Path(folder, "comparison.json").read_text())) == report
     with pytest.raises(
         ValueError,
-        match=r"Delete them, or choose .*:\n\S+popularity\.json: evaluated split validation → test\n\S+sasrec\.json: ",
+        match=r"Delete these, or choose .*:\n\S+popularity\.json: evaluated split validation → test\n\S+sasrec\.json: ",
     ):
         compare(path, "test", folder)
 
@@ -75,7 +75,7 @@ def test_a_checkpoint_trained_with_other_options_is_not_reused(recipe_file, tmp_
     options = {"recipe": str(recipe_file), "num_train_epochs": 1}
     first = train_model(options, str(tmp_path / "out"))
     assert train_model(options, str(tmp_path / "out")) == first
-    with pytest.raises(ValueError, match=r"was trained with other options\. Delete it"):
+    with pytest.raises(ValueError, match=r"was trained with other options\. Delete this folder"):
         train_model({**options, "hidden_size": 24}, str(tmp_path / "out"))
 
 
@@ -222,9 +222,9 @@ def test_a_missing_package_is_named_with_its_install_command_before_anything_is_
             {"BPR-MF": {"baseline": "bpr_mf"}, "BPR MF": {"baseline": "bpr_mf"}},
             "'BPR MF' and 'BPR-MF' would share the file bpr-mf.json",
         ),
-        ({"Comparison": {"baseline": "ease"}}, "'Comparison': the report is written to comparison.json, too"),
+        ({"Comparison": {"baseline": "ease"}}, "'Comparison': comparison.json is the file of the report"),
         ({"a|b": {"baseline": "ease"}}, r"'a\|b': a name with \| breaks the tables"),
-        ({"X": {"checkpoint": "y", "max_length": 5}}, "'X': a checkpoint takes no options, found .*max_length"),
+        ({"X": {"checkpoint": "y", "max_length": 5}}, "'X': a checkpoint takes no other options, found .*max_length"),
         ({"X": {}}, "'X': expected one of baseline, recipe, checkpoint"),
         ({"X": {"baseline": "ease", "checkpoint": "y"}}, "'X': expected one of baseline, recipe, checkpoint"),
         ({"X": "ease"}, r"'models\['X'\]' expected a dict, got str"),
@@ -286,7 +286,7 @@ def test_published_values_need_candidates(recipe_file, tmp_path):
 )
 def test_a_model_of_another_split_is_refused(recipe_file, tmp_path, options, message):
     models = {"Other": {"recipe": str(recipe_file), **options}}
-    with pytest.raises(ValueError, match=f"'Other': split or ranking differ from those of the comparison .*{message}"):
+    with pytest.raises(ValueError, match=f"'Other': the split or ranking differs from the comparison .*{message}"):
         compare(comparison_file(tmp_path, recipe_file, **models), "test", str(tmp_path / "kept"))
 
 

@@ -53,7 +53,7 @@ def test_new_rows_are_trained_on_with_a_sample_of_old_ones(first):
     assert trained == ([("a", 2), ("b", 2), ("c", 2)] if target == "a" else [("a", 3), ("a", 2), ("b", 2), ("c", 1)])
     new = new_interactions(log, tokenizer, since=30, held_out=0.5, replay=0, prefixes=True)["train"]
     assert all(max(times) >= 30 for times in new["timestamps"])
-    with pytest.raises(ValueError, match="at least two users, found 0 users from 99 on"):
+    with pytest.raises(ValueError, match="at least 2 users with interactions from 99 on, found 0"):
         new_interactions(log, tokenizer, since=99)
     with pytest.raises(ValueError, match="`held_out` must be above 0 and below 1"):
         new_interactions(log, tokenizer, held_out=0)
@@ -91,7 +91,7 @@ def test_a_worse_model_does_not_replace_the_old_one(first, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--architecture", "sasrec"], "is a bert4rec model, but the architecture is sasrec"),
+        (["--architecture", "sasrec"], "is a bert4rec model, but `architecture` is sasrec"),
         (["--tolerance", "x"], "tolerance"),
     ],
 )
@@ -101,12 +101,14 @@ def test_what_cannot_be_continued(first, options, message):
 
 
 def test_data_that_do_not_fit_the_checkpoint_are_errors(first, tmp_path):
-    with pytest.raises(SystemExit, match=r"begins at 50, but .*old.csv ends at 107\. Pass each interaction once"):
+    with pytest.raises(
+        SystemExit, match=r"begins at 50, but .*old.csv ends at 107\. Remove interactions that are in both"
+    ):
         continue_training(first, data=write_log(tmp_path / "early.csv", range(4), range(50, 53), ["i1", "i2"]))
-    with pytest.raises(SystemExit, match=r"its item IDs are not those of .*: all 2 are new"):
+    with pytest.raises(SystemExit, match=r"the item IDs are not those of .*: all 2 are new"):
         continue_training(first, data=write_log(tmp_path / "other.csv", range(4), range(200, 203), ["x", "y"]))
     (tmp_path / "titles.csv").write_text("item,title\ni1,Title 7\ni2,Title 8\n")
-    with pytest.raises(SystemExit, match=r"its item IDs are not those of .*: 2 of 2 titles differ"):
+    with pytest.raises(SystemExit, match=r"the item IDs are not those of .*: 2 of 2 titles differ"):
         continue_training(first, "--titles", str(tmp_path / "titles.csv"))
     early = write_log(tmp_path / "early.csv", range(4), range(50, 53), ["i1", "i2"])
     continue_training(first, "--allow_earlier", "true", "--tolerance", "1", data=early, output="early")
@@ -125,7 +127,7 @@ def test_features_of_a_continued_checkpoint(first, tmp_path):
     new = write_log(tmp_path / "today.csv", range(8, 14), range(200, 203), ["i1", "n1", "i2", "n2"])
     more = ["--data", new, "--history", str(first / "old.csv"), "--tolerance", "1", *QUIET]
     parent = str(tmp_path / "first" / "model")
-    with pytest.raises(SystemExit, match="expected a column 'kind' of features"):
+    with pytest.raises(SystemExit, match="expected a feature column 'kind'"):
         main(["train", "--continue_from", parent, *more, "--item_features", str(tmp_path / "other.csv")])
     output = ["--output_dir", str(tmp_path / "second"), "--item_features", str(tmp_path / "new.csv")]
     main(["train", "--continue_from", parent, *more, *output])
@@ -150,11 +152,11 @@ def test_the_tolerance_is_a_fall_of_the_score(first, monkeypatch, after, kept):
 
 def test_options_that_contradict_each_other(first):
     parent = str(first / "first" / "model")
-    with pytest.raises(SystemExit, match="Use --start_from or --continue_from, not both"):
+    with pytest.raises(SystemExit, match="Use `--start_from` or `--continue_from`, not both"):
         continue_training(first, "--start_from", parent)
-    with pytest.raises(SystemExit, match=r"has a max_length of 6, found 9"):
+    with pytest.raises(SystemExit, match=r"`max_length` must be that of .*, 6, found 9"):
         continue_training(first, "--max_length", "9")
-    with pytest.raises(SystemExit, match="--history needs --continue_from"):
+    with pytest.raises(SystemExit, match="`--history` needs `--continue_from`"):
         main(["train", "--data", str(first / "old.csv"), "--history", str(first / "old.csv")])
 
 

@@ -124,7 +124,7 @@ def test_a_wrong_size_of_the_model_is_one_sentence(tmp_path):
 
 
 def test_train_needs_the_name_of_a_log():
-    with pytest.raises(SystemExit, match=r"Name the log to read: `--data ratings\.csv`"):
+    with pytest.raises(SystemExit, match=r"The log is missing. Pass `--data ratings\.csv`"):
         main(["train", "--output_dir", "unused"])
 
 
@@ -164,7 +164,7 @@ def test_evaluate_prints_results_and_intervals(trained, capsys):
     assert "| test |" in text
     assert "95 % interval of NDCG@10 over users (bootstrap), test: 0." in text
     assert "ranked among 2 items drawn for each user by their popularity" in text
-    with pytest.raises(SystemExit, match="Name the checkpoint to evaluate"):
+    with pytest.raises(SystemExit, match="The checkpoint is missing"):
         main(["evaluate"])
 
 

@@ -104,7 +104,7 @@ def test_the_card_is_valid_and_describes_the_data(hub, config):
         "Protocol: leave-one-out (every user's last item), ranked among all 5 items, history excluded.",
         "max_length: 2",
         "- `user`: raw ID\n",
-        "- `labels`: null in train (the collator masks); else -100, and the target at the [MASK]\n",
+        "- `labels`: null in train (the collator masks); else the target at the [MASK], and -100 elsewhere\n",
         "Rows 0 to 2 are\n[PAD], [MASK], [UNK].",
         "The audit found no leaks:\n\n- train: 0 of 5 rows (0.0%) contain an interaction later than",
         "- test: 0 of 3 rows (0.0%) have an input later than the target\n",
@@ -176,14 +176,14 @@ def test_simultaneous_pushes_are_not_mixed(hub, config):
 
 def test_other_data_are_only_pushed_with_permission(hub, config):
     with pytest.raises(
-        PermissionError, match=r"mine\.csv is not part of this package.* Its terms: Ours, CC BY 4\.0\..*--i_may_share"
+        PermissionError, match=r"mine\.csv is not part of this package.* Terms of the data: Ours, CC BY 4\.0\. Add"
     ):
         push_data(parse_recipe([str(config)]), NAME)
     names = ["--data=ml-latest-small", "--titles=none", f"--item_ids={config}", "--terms=none"]
     with pytest.raises(PermissionError, match=rf"{config.name} is not part of this package"):
         push_data(parse_recipe([str(config), *names]), NAME)
     with pytest.raises(
-        PermissionError, match=r"titles\.csv is not part of this package.* Its terms are not recorded\."
+        PermissionError, match=r"titles\.csv is not part of this package.* The data has no recorded terms\."
     ):
         push_data(parse_recipe([str(config), "--data=ml-latest-small", "--terms=none"]), NAME)
     assert hub.requests == []
@@ -206,7 +206,7 @@ def test_a_repository_with_other_data_is_not_changed(hub, config):
         path_or_fileobj=b"a,b\n", path_in_repo="data/all.csv", repo_id=NAME, repo_type="dataset"
     )
     with pytest.raises(
-        FileExistsError, match=r"org/histories is taken: it contains other files, such as data/all\.csv"
+        FileExistsError, match=r"org/histories is taken: the repository contains other files, such as data/all\.csv"
     ):
         push_data(parse_recipe([str(config)]), NAME, may_share=True)
     assert hub.repositories[f"datasets/{NAME}"].files == {"data/all.csv": b"a,b\n"}

@@ -190,7 +190,7 @@ def test_rows_without_lengths_have_the_same_ranks(tmp_path):
 def test_a_checkpoint_without_facts_is_not_evaluated_on_unnamed_data(tmp_path, model, tokenizer):
     for part in (model, tokenizer):
         part.save_pretrained(tmp_path / "bare")
-    with pytest.raises(ValueError, match=r"Name the log to read: `--data ratings\.csv`"):
+    with pytest.raises(ValueError, match=r"The log is missing. Pass `--data ratings\.csv`"):
         evaluate(parse_recipe([str(tmp_path / "bare")]))
 
 
@@ -237,7 +237,7 @@ def test_the_summary_says_whether_the_best_epoch_was_near_the_end(trained, tmp_p
     log = [{"epoch": float(epoch), "step": epoch} for epoch in range(1, 11)]
     dataclasses.replace(RunFacts.load(folder), log=log, best_checkpoint=f"checkpoint-{best}").save(folder)
     text = summary(folder)
-    assert f"The best checkpoint is that of epoch {best}." in text
+    assert f"The best checkpoint is from epoch {best}." in text
     assert ("more epochs may be better" in text) is late
 
 
@@ -307,7 +307,7 @@ def test_a_run_can_start_from_the_checkpoint_of_another_catalog(trained, tmp_pat
     assert f"not from the recipe: conv_kernel_size {old.config.conv_kernel_size}." in caplog.text
     assert RunFacts.load(folder).recipe["conv_kernel_size"] == old.config.conv_kernel_size
     assert recipe.given["conv_kernel_size"] == 5  # the recipe itself is never modified
-    with pytest.raises(ValueError, match="is a bert4rec model, but the architecture is sasrec"):
+    with pytest.raises(ValueError, match="is a bert4rec model, but `architecture` is sasrec"):
         run(recipe_for(tmp_path, *options, "--architecture=sasrec", f"--output_dir={tmp_path}/other"))
 
 
@@ -321,7 +321,7 @@ def test_metrics_among_uniform_candidates_say_so_in_name_protocol_and_card(tmp_p
     card = (folder / "README.md").read_text()
     assert "uniformly" in card
     assert "by their popularity" not in card
-    with pytest.raises(ValueError, match="popularity_candidates or uniform_candidates, not both"):
+    with pytest.raises(ValueError, match="`popularity_candidates` or `uniform_candidates`, not both"):
         run(recipe_for(tmp_path, "--uniform_candidates=3", "--popularity_candidates=3"))
 
 
@@ -368,7 +368,7 @@ def test_a_split_at_a_point_in_time_trains_on_the_past_alone(tmp_path):
     assert RunFacts.load(folder).protocol.startswith("first item of every user from 5 on")
     with pytest.raises(ValueError, match="'at_time' needs `validation_time`"):
         run(recipe_for(tmp_path, "--split=at_time", "--test_time=5"))
-    with pytest.raises(ValueError, match="The split leave_one_out has no option validation_time"):
+    with pytest.raises(ValueError, match="The split leave_one_out has no option 'validation_time'"):
         run(recipe_for(tmp_path, "--validation_time=4"))
 
 
@@ -396,9 +396,9 @@ def test_training_on_all_interactions_has_no_results_and_says_so(tmp_path):
     assert [entry["epoch"] for entry in facts.log if "loss" in entry] == [1, 2]
     assert not ModelCard.load(folder / "README.md").data.eval_results
     text = summary(folder)
-    assert "There are no results, because nothing was held out" in text
+    assert "There are no results, because the split holds no items out" in text
     assert "Recommended" in text
-    with pytest.raises(ValueError, match="train_on_all holds nothing out to evaluate on"):
+    with pytest.raises(ValueError, match="train_on_all has no items held out for evaluation"):
         evaluate(parse_recipe([str(folder)]))
 
 
@@ -501,7 +501,7 @@ def test_resuming_on_changed_data_is_refused_because_items_would_be_renumbered(t
     interrupt(tmp_path, 2)
     header, first, *rest = LOG.splitlines()
     (tmp_path / "log.csv").write_text("\n".join([header, *rest, first]))
-    with pytest.raises(ValueError, match="items would be renumbered"):
+    with pytest.raises(ValueError, match="the data has changed, and token IDs with it"):
         run(resumed(tmp_path))
 
 
@@ -532,7 +532,7 @@ def test_resuming_where_there_is_nothing_to_resume_is_refused(tmp_path, wanted):
 def test_resuming_a_checkpoint_whose_run_has_no_record_is_refused(tmp_path):
     interrupt(tmp_path, 2)
     (tmp_path / "out" / "begun.json").unlink()
-    with pytest.raises(ValueError, match=r"file begun.json of its run"):
+    with pytest.raises(ValueError, match=r"file begun.json, which records data and options"):
         run(resumed(tmp_path))
 
 

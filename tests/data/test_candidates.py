@@ -70,7 +70,7 @@ def test_more_candidates_than_items_left_are_refused(interactions, tokenizer):
 
 @pytest.mark.parametrize("counts", [np.full(13, 0.5), np.full(13, np.nan), np.arange(13) - 5])
 def test_counts_that_are_not_integers_from_0_on_are_refused(interactions, tokenizer, counts):
-    with pytest.raises(ValueError, match="Expected `counts` to be integers of at least 0"):
+    with pytest.raises(ValueError, match="`counts` must be integers of at least 0"):
         popularity_candidates(leave_one_out(interactions, tokenizer)["test"], counts, number=1)
 
 

@@ -13,14 +13,14 @@ from tests.data.raw_logs import rows
 def test_a_header_in_words_of_its_own_is_no_action(write, header):
     width = header.count(",") + 1
     path = write("log.csv", header + "\n" + "".join(f"u{n},{'7,5,9'[: 2 * width - 3]}\n" for n in range(3)))
-    with pytest.raises(ValueError, match=f"a column for the user, found {header.replace(',', ', ')}. Name it"):
+    with pytest.raises(ValueError, match=f"a column for the user, found {header.replace(',', ', ')}. Name the column"):
         load_interactions(path)
     assert rows(load_interactions(path, user="who", item=1)) == [(f"u{n}", "7", n) for n in range(3)]
 
 
 def test_a_column_of_dates_tells_a_header_too(write):
     path = write("log.csv", "who,what,when\n" + "".join(f"u{n},i{n},2020-01-0{n} 10:00:00\n" for n in range(1, 4)))
-    with pytest.raises(ValueError, match=r"a column for the user, found who, what, when\. Name it"):
+    with pytest.raises(ValueError, match=r"a column for the user, found who, what, when\. Name the column"):
         load_interactions(path)
 
 
@@ -76,8 +76,7 @@ def test_a_column_that_may_hold_times_is_named(write, caplog):
 
 def test_min_rating_without_ratings_is_refused(write):
     with pytest.raises(
-        ValueError,
-        match=r"log\.csv: expected a column for the rating, found user, item\. Name it, by its name or position",
+        ValueError, match=r"log\.csv: expected a column for the rating, found user, item\. Name the column, by its name"
     ):
         load_interactions(write("log.csv", "user,item\nu,a\n"), min_rating=3)
 
@@ -94,7 +93,7 @@ def test_min_rating_without_ratings_is_refused(write):
     ],
 )
 def test_a_second_column_that_may_be_the_time_is_refused_without_a_header(write, line):
-    with pytest.raises(ValueError, match=r"a column for the user, found 0, 1.* Name it, .* Name the time too"):
+    with pytest.raises(ValueError, match=r"column for the user, found 0, 1.* Name the column, .* the column of times"):
         load_interactions(write("log.csv", f"{line}\n{line}\n"))
 
 

@@ -49,7 +49,7 @@ def test_kinds_follow_from_the_values(caplog):
     features = load_item_features(SHOP)
     kinds = {name: how["kind"] for name, how in features.columns.items()}
     assert kinds == {"brand": "categories", "tags": "categories", "price": "number", "picture": "vector"}
-    assert "most values of 'name' belong to one item each, so it is not used" in caplog.text
+    assert "'name' is not used, because most values of this column belong to one item" in caplog.text
     assert features.items.to_pylist() == ["A 1", "A 2", "B 1", "B 2"]
 
 
@@ -78,7 +78,7 @@ def test_text_becomes_vectors(encoder):
     features = load_item_features(SHOP[["sku", "name"]], text=["name"], encoder=encoder)
     assert features.table["name"].to_pylist()[:2] == [[5, 2], [3, 2]]
     new = pd.DataFrame({"sku": ["C"], "name": ["Auto"]})
-    with pytest.raises(ValueError, match=r"needs the encoder 'org/encoder'\. Name it again"):
+    with pytest.raises(ValueError, match=r"needs the encoder 'org/encoder'\. Pass `encoder"):
         load_item_features(new, like=features)
     missing = pd.DataFrame({"sku": ["D", "C"], "name": [None, "Auto"]})
     assert load_item_features(missing, like=features, encoder=encoder).items.to_pylist() == ["C"]
@@ -115,15 +115,15 @@ def test_files_are_read_like_data_frames(tmp_path):
 @pytest.mark.parametrize(
     ("table", "options", "message"),
     [
-        ({"item": ["a", "a"], "kind": ["x", "x"]}, {}, "one row per item, found several of 'a'"),
-        ({"item": ["a", None], "kind": ["x", "x"]}, {}, "expected an item in every row"),
+        ({"item": ["a", "a"], "kind": ["x", "x"]}, {}, "one row per item, found several for 'a'"),
+        ({"item": ["a", None], "kind": ["x", "x"]}, {}, "row 1: expected an item ID, found none"),
         ({"kind": ["x", "x"]}, {}, "expected a column for the item"),
-        ({"item": ["a", "b"], "v": [[1.0, 2.0], [1.0]]}, {}, "row 1: expected a vector of 2 numbers as v, found 1"),
-        ({"item": ["a", "b"], "v": [[1.0, np.nan], [1.0, 2.0]]}, {}, "row 0: expected finite numbers as v, found NaN"),
+        ({"item": ["a", "b"], "v": [[1.0, 2.0], [1.0]]}, {}, "row 1: expected 2 numbers as 'v', found 1"),
+        ({"item": ["a", "b"], "v": [[1.0, np.nan], [1.0, 2.0]]}, {}, "row 0: expected finite numbers as 'v'"),
         ({"item": ["a", "b", "c"], "price": ["1", "2", "cheap"]}, {}, "row 2: found 'cheap'.* Expected a number"),
         ({"item": ["a", "b"], "name": ["x", "y"]}, {"text": ["name"]}, "the text of 'name' needs an encoder"),
-        ({"item": ["a", "b"], "name": ["x", "y"]}, {"text": ["title"]}, "expected a column 'title' of features"),
-        ({"item": ["a", "b"], "name": ["x", "y"]}, {}, "expected columns of features, found none that can be used"),
+        ({"item": ["a", "b"], "name": ["x", "y"]}, {"text": ["title"]}, "expected a feature column 'title'"),
+        ({"item": ["a", "b"], "name": ["x", "y"]}, {}, "found no column that can be used as a feature"),
     ],
 )
 def test_a_table_that_cannot_be_read(table, options, message):
@@ -142,7 +142,7 @@ def test_features_of_new_items_need_the_same_columns_and_widths():
     new = pd.DataFrame({"item": ["C"], "brand": ["Acme"], "picture": [[1.0, 2.0, 3.0]]})
     with pytest.raises(ValueError, match="the vectors of 'picture' have 3 numbers, expected 2"):
         load_new_items(new, known)
-    with pytest.raises(ValueError, match="expected a column 'picture' of features"):
+    with pytest.raises(ValueError, match="expected a feature column 'picture'"):
         load_new_items(new[["item", "brand"]], known)
     assert load_new_items(new[["item"]], known).features is None
 
@@ -158,7 +158,7 @@ def test_new_items_with_titles_and_known_items_that_they_are_like():
 def test_new_items_without_a_known_header_need_the_column_of_the_item(tmp_path, first):
     path = tmp_path / "new.csv"
     path.write_text(f"{first}\nn5,Fine shoe\nn6,Red hat\n")
-    message = r"for the item, found 0, 1 \(no header.*Name it, by its name or position: .*`--item \.\.\.`\)\.$"
+    message = r"for the item, found 0, 1 \(no header.*Name the column, by its name or position: .*`--item \.\.\.`\)\.$"
     for load in (lambda path: load_new_items(path, None), load_item_features):
         with pytest.raises(ValueError, match=message):
             load(path)
@@ -169,7 +169,7 @@ def test_a_tokenizer_has_the_items_of_its_features_and_saves_them(tmp_path, capl
     caplog.set_level("INFO", "hf_bert4rec")
     tokenizer = item_tokenizer(["B 2", "x"], features=load_item_features(SHOP))
     assert tokenizer.items.to_pylist() == ["B 2", "x", "A 1", "A 2", "B 1"]
-    assert "1 items with interactions have them, 1 have none, and 3 items have no interactions" in caplog.text
+    assert "1 items with interactions have features, 1 do not; 3 items have no interactions" in caplog.text
     tokenizer.removed = ["x"]
     tokenizer.save_pretrained(tmp_path)
     loaded = type(tokenizer).from_pretrained(tmp_path)

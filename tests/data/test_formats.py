@@ -88,7 +88,7 @@ def test_a_latin_1_file_is_read_with_its_encoding(write):
 def test_a_missing_file_and_an_empty_folder_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nothing\.csv: found no such file or folder"):
         load_interactions(tmp_path / "nothing.csv")
-    with pytest.raises(FileNotFoundError, match=r"found none of ratings\.csv, .*u\.data in it"):
+    with pytest.raises(FileNotFoundError, match=r"this folder has none of ratings\.csv, .*u\.data"):
         load_interactions(tmp_path)
 
 

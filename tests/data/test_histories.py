@@ -153,7 +153,7 @@ def test_repeats_among_the_test_targets_are_reported_once(tokenizer, caplog, tim
     for max_length in (3, 5):
         leave_one_out(log, tokenizer, max_length=max_length)
     assert caplog.messages == warnings * [
-        "90% of the test targets are items that the user has had before. Only a model with "
+        "90% of the test targets are items that the user has interacted with before. Only a model with "
         "`exclude_history=False` recommends them (command line: --exclude_history false)."
     ]
 
@@ -194,7 +194,7 @@ def test_columns_of_other_types_are_refused(tokenizer, column, values, found, us
     columns = {"user": ["u"] * 4, "item": list("abcd"), "timestamp": [1, 2, 3, 4], column: values}
     with pytest.raises(ValueError, match=found) as error:
         use(Dataset.from_dict(columns), tokenizer)
-    assert "load_interactions(dataset)" in str(error.value) or "expected text or numbers" in str(error.value)
+    assert "`load_interactions`" in str(error.value) or "expected text or numbers" in str(error.value)
 
 
 def test_a_table_that_is_not_a_dataset_is_refused(interactions, tokenizer):

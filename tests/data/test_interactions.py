@@ -120,7 +120,7 @@ def test_a_bad_file_is_refused_with_its_name_and_line(write, what):
 )
 def test_an_option_of_another_type_is_refused_by_name(write, option, value, expected):
     path = write("log.csv", "user,item,rating\nu,a,5\n")
-    with pytest.raises(ValueError, match=rf"^Expected {expected} as `{option}`, found {value!r}\.$"):
+    with pytest.raises(ValueError, match=rf"^`{option}` must be {expected}, found {value!r}\.$"):
         load_interactions(path, **{option: value})
 
 
@@ -139,7 +139,7 @@ def test_equal_timestamps_keep_the_order_of_the_file(write):
 def test_without_timestamps_the_row_numbers_are_the_times(write, caplog):
     with caplog.at_level(logging.INFO, "hf_bert4rec.data.interactions"):
         assert rows(load_interactions(write("log.csv", "user,item\nv,b\nu,a\n"))) == [("v", "b", 0), ("u", "a", 1)]
-    assert "no timestamps; the rows are taken to be in time order" in caplog.text
+    assert "no timestamps; the rows are assumed to be in time order" in caplog.text
     assert "found no column of times" not in caplog.text
 
 

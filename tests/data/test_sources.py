@@ -87,10 +87,12 @@ def test_a_file_that_stays_compressed_is_refused(write, name, compressions):
     data = b"user,item\nu,a\n" * 99
     for compress in compressions:
         data = compress(data)
-    with pytest.raises(ValueError, match=rf"^{name}: is compressed twice or as zlib or lzma\. Extract it\.$"):
+    with pytest.raises(
+        ValueError, match=rf"^{name}: the file is compressed twice or with zlib or lzma\. Extract it\.$"
+    ):
         load_interactions(write(name, data))
 
 
 def test_an_xz_file_is_refused(write):
-    with pytest.raises(ValueError, match=r"^log\.csv: is an archive\. Extract it"):
+    with pytest.raises(ValueError, match=r"^log\.csv: the file is an archive\. Extract it"):
         load_interactions(write("log.csv", lzma.compress(b"user,item\nu,a\n")))

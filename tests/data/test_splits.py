@@ -129,7 +129,7 @@ def test_before_gives_the_interactions_for_the_tokenizer():
 
 def test_times_out_of_order_are_refused():
     for times in ((20, 10), (10, 10)):
-        with pytest.raises(ValueError, match=f"validation_time before test_time, found {times[0]} and {times[1]}"):
+        with pytest.raises(ValueError, match=f"must be before `test_time`, found {times[0]} and {times[1]}"):
             split_at_time(log_of(*TIMED), past_tokenizer(), validation_time=times[0], test_time=times[1])
 
 

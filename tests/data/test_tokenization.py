@@ -121,13 +121,13 @@ def test_an_empty_id_is_refused():
 
 
 def test_a_catalog_without_items_is_refused():
-    with pytest.raises(ValueError, match="at least one item"):
+    with pytest.raises(ValueError, match="`items` contains no item ID"):
         item_tokenizer([])
 
 
 @pytest.mark.parametrize("max_length", [1, 2.5])
 def test_a_length_without_room_for_an_item_is_refused(max_length):
-    with pytest.raises(ValueError, match=rf"max_length of at least 2.*found {max_length}"):
+    with pytest.raises(ValueError, match=rf"max_length` must be at least 2.*found {max_length}"):
         item_tokenizer(["a"], max_length=max_length)
 
 
@@ -260,7 +260,7 @@ def test_a_model_resized_for_new_items_scores_the_old_ones_as_before(tokenizer):
 def test_a_missing_titles_file_is_reported(tmp_path, tokenizer):
     tokenizer.save_pretrained(tmp_path)
     (tmp_path / "items.parquet").unlink()
-    with pytest.raises(FileNotFoundError, match=r"expected items\.parquet next to the tokenizer"):
+    with pytest.raises(FileNotFoundError, match=r"found no items\.parquet next to the tokenizer"):
         AutoTokenizer.from_pretrained(tmp_path)
 
 
@@ -284,17 +284,17 @@ def vocabulary(**rows):
 @pytest.mark.parametrize(
     ("file", "path", "value", "error"),
     [
-        (TOKENIZER, "model.vocab", {"a": 0, "b": 1, "c": 2}, "rows 0, 1, 2 of the tokenizer"),
+        (TOKENIZER, "model.vocab", {"a": 0, "b": 1, "c": 2}, "with the token IDs 0, 1, 2"),
         (TOKENIZER, "model.vocab", {token: 5 - row for token, row in vocabulary().items()}, "found 0: 'c', 1: 'b'"),
-        (TOKENIZER, "model.vocab", vocabulary(c=9), "one item in each row from 3 to 5, found .* 9: 'c'"),
-        (TOKENIZER, "model.vocab", vocabulary(c=4), "one item in each row from 3 to 5"),
-        (TOKENIZER, "model.vocab", vocabulary(a=0, **{"[PAD]": 3}), "rows 0, 1, 2 of the tokenizer"),
+        (TOKENIZER, "model.vocab", vocabulary(c=9), "one item for each token ID from 3 to 5, found .* 9: 'c'"),
+        (TOKENIZER, "model.vocab", vocabulary(c=4), "one item for each token ID from 3 to 5"),
+        (TOKENIZER, "model.vocab", vocabulary(a=0, **{"[PAD]": 3}), "with the token IDs 0, 1, 2"),
         (TOKENIZER, "model.vocab", vocabulary(c=-1), "invalid value"),
         (TOKENIZER, "model.unk_token", "a", r"Expected \[UNK\] as unk_token in tokenizer.json, found a"),
         (TOKENIZER, "model.unk_token", None, "invalid type: null"),
         (TOKENIZER, "normalizer", {"type": "Lowercase"}, "Expected None as normalizer"),
         (TOKENIZER, "added_tokens", [{"id": 6, "content": "d", **ADDED}], "added_tokens, found 6"),
-        (CONFIG, "mask_token", "a", r"no special tokens but \[PAD\], \[MASK\], \[UNK\], found a"),
+        (CONFIG, "mask_token", "a", r"Special tokens are \[PAD\], \[MASK\], \[UNK\], found a"),
         (CONFIG, "mask_token", "[UNK]", r"Expected \[MASK\] as mask_token, found \[UNK\]"),
         (CONFIG, "unk_token", None, r"Expected \[UNK\] as unk_token, found None"),
         (CONFIG, "cls_token", "[CLS]", r"found \[CLS\]"),
@@ -315,7 +315,7 @@ def test_rows_and_tokens_other_than_those_of_an_item_table_are_refused(tmp_path,
 def test_a_damaged_or_deep_tokenizer_file_is_refused(tmp_path, content):
     item_tokenizer(list("abc")).save_pretrained(tmp_path)
     (tmp_path / TOKENIZER).write_text(content)
-    with pytest.raises(ValueError, match="the tokenizer cannot be loaded; save or copy it again"):
+    with pytest.raises(ValueError, match=r"the tokenizer cannot be loaded\. Save or copy it again"):
         AutoTokenizer.from_pretrained(tmp_path)
 
 
@@ -323,7 +323,7 @@ def test_a_tokenizer_of_another_class_is_refused(tmp_path):
     item_tokenizer(list("abc")).save_pretrained(tmp_path)
     config = json.loads((tmp_path / CONFIG).read_text())
     (tmp_path / CONFIG).write_text(json.dumps({**config, "tokenizer_class": "PreTrainedTokenizerFast"}))
-    with pytest.raises(ValueError, match=r"Expected an ItemTokenizer, found .*: check tokenizer_class"):
+    with pytest.raises(ValueError, match=r"Expected an ItemTokenizer, found .* Check `tokenizer_class`"):
         check_tokenizer(AutoTokenizer.from_pretrained(tmp_path))
 
 
@@ -361,7 +361,7 @@ def test_further_special_tokens_are_refused(tokenizer):
         lambda: tokenizer.add_tokens(["[X]"], special_tokens=True),
         lambda: tokenizer.add_special_tokens({"cls_token": "[X]"}),
     ):
-        with pytest.raises(ValueError, match=r"no special tokens but \[PAD\], \[MASK\], \[UNK\], found \[X\]"):
+        with pytest.raises(ValueError, match=r"Special tokens are \[PAD\], \[MASK\], \[UNK\], found \[X\]"):
             add()
     assert len(tokenizer) == 13
 
@@ -431,7 +431,7 @@ def test_a_title_that_could_not_be_loaded_again_is_not_accepted(tmp_path):
 
 
 def test_titles_must_be_a_mapping():
-    with pytest.raises(ValueError, match="Expected titles as a mapping from item ID to title, found list"):
+    with pytest.raises(ValueError, match="`titles` must be a dict from item ID to title, found list"):
         item_tokenizer(["a"], titles=["Alpha"])
 
 
@@ -463,7 +463,7 @@ def test_titles_files_of_another_kind_are_refused(tmp_path, titles):
     item_tokenizer(list("abc"), titles={"a": "A"}).save_pretrained(tmp_path)
     pq.write_table(pa.table(titles), tmp_path / "items.parquet")
     with pytest.raises(
-        ValueError, match=r"items\.parquet: expected Parquet with a column title of text, at most 10,000"
+        ValueError, match=r"items\.parquet: expected Parquet with a text column 'title', at most 10,000"
     ):
         AutoTokenizer.from_pretrained(tmp_path)
 
@@ -486,7 +486,7 @@ def test_a_damaged_titles_file_is_refused(tmp_path, place):
     content = bytearray((tmp_path / "items.parquet").read_bytes())
     content[place] ^= 255
     (tmp_path / "items.parquet").write_bytes(content[: place if place < 0 else None])
-    with pytest.raises(ValueError, match=r"items\.parquet: expected Parquet with a column title"):
+    with pytest.raises(ValueError, match=r"items\.parquet: expected Parquet with a text column 'title'"):
         AutoTokenizer.from_pretrained(tmp_path)
 
 

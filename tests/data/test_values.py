@@ -85,8 +85,8 @@ def test_ids_with_blanks_around_them_are_told(tmp_path, caplog):
     items = load_interactions(tmp_path / "log.csv")["item"][:]
     assert items == ["a", "a ", "b", "b c"]
     assert caplog.messages[:2] == [
-        "log.csv: the user of 1 rows (' u2') begins or ends with a blank: it is not the same ID as without the blank.",
-        "log.csv: the item of 1 rows ('a ') begins or ends with a blank: it is not the same ID as without the blank.",
+        "log.csv: the user of 1 rows (' u2') begins or ends with whitespace, without which it would be another ID.",
+        "log.csv: the item of 1 rows ('a ') begins or ends with whitespace, without which it would be another ID.",
     ]
 
 

@@ -249,7 +249,7 @@ def test_rows_without_a_score_raise(target, history):
 
 
 def test_one_target_for_several_users_raises():
-    with pytest.raises(ValueError, match="Expected one target per user, found 1 for scores of 3 users"):
+    with pytest.raises(ValueError, match="Expected one target per user, found 1 targets for 3 users"):
         target_ranks(torch.rand(3, 9), torch.tensor([4]))
     with pytest.raises(ValueError, match="Expected one target per user"):
         target_ranks(torch.rand(3, 9), torch.tensor([4, 4, 5]), torch.tensor([[4]]))
@@ -259,4 +259,4 @@ def test_few_candidates_are_reported_once(caplog):
     warn_about_few_candidates.cache_clear()
     for number in (10, 9, 9):
         warn_about_few_candidates(number)
-    assert caplog.messages == ["Among 9 sampled candidates HR@10 is always 1. Draw at least 10 candidates per user."]
+    assert caplog.messages == ["With 9 sampled candidates, HR@10 is always 1. Draw at least 10 candidates per user."]

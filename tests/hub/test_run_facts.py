@@ -217,7 +217,7 @@ def test_published_recipes_contain_no_folder_of_this_machine(given, published):
 
 def test_a_newer_format_asks_for_an_update(tmp_path):
     (tmp_path / "run_facts.json").write_bytes(dataclasses.replace(small_facts(), format_version=5).to_json())
-    with pytest.raises(ValueError, match=r"format_version is 5, but this hf-bert4rec reads up to 4\. Update it"):
+    with pytest.raises(ValueError, match=r"`format_version` must be from 1 to 4, found 5\. Update hf-bert4rec"):
         RunFacts.load(tmp_path)
 
 

@@ -183,7 +183,7 @@ WRONG_HISTORIES = [
     ([[None]], f"{ID}, found None"),
     ([["1", None]], ID),
     ([[float("nan")]], f"{ID}, found nan"),
-    ([[float("inf")]], ID),
+    ([[float("inf")]], "found the float inf"),
     (np.array([[1, np.nan]]), ID),
     ([pd.array([1, None], dtype="Int64")], ID),
     (pl.Series([["1", None]]), ID),

@@ -130,8 +130,8 @@ def test_a_killed_command_loses_and_doubles_no_user(source, histories, tmp_path,
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ({"user": ["u"], "history": ["a"]}, "expected lists of item IDs in the column history, found string"),
-        ({"user": [None], "history": [["a"]]}, "Expected a user in each row of user, found 1 rows without a user"),
+        ({"user": ["u"], "history": ["a"]}, "expected lists of item IDs in the column 'history', found string"),
+        ({"user": [None], "history": [["a"]]}, "Expected a user ID in every row of the column 'user', found 1 missing"),
         ({"person": ["u"], "history": [["a"]]}, "expected a column 'user', found person, history. Rename"),
     ],
 )
@@ -170,10 +170,10 @@ def test_the_command(source, histories, tmp_path, capsys):
     for wrong in (words[:4], [*words, "--history", "a"]):
         with pytest.raises(SystemExit):
             main(wrong)
-        assert "Use --input with --output" in capsys.readouterr().err
+        assert "Use --input together with --output" in capsys.readouterr().err
     for option in (["--user", "x"], ["--timestamp", "x"], ["--processes", "2"]):
         with pytest.raises(SystemExit):
             main([*words[:2], *option])
-        assert "Use --user, --item, --timestamp and --processes with --input." in capsys.readouterr().err
-    with pytest.raises(SystemExit, match=r"has a list of items per user, so user= is not used\. Omit it\."):
+        assert "Use --user, --item, --timestamp and --processes only with --input." in capsys.readouterr().err
+    with pytest.raises(SystemExit, match=r"has one history per user\. Omit `user`, which names"):
         main([*words[:5], str(tmp_path / "other"), "--user", "name"])

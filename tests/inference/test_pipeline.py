@@ -317,7 +317,7 @@ def test_model_and_tokenizer_of_different_catalogs_are_refused(folder, tmp_path)
 
 def test_a_tokenizer_with_longer_inputs_than_the_model_is_refused(folder, tmp_path):
     item_tokenizer(list(ITEMS), max_length=6).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"tokenizer keeps 6 items .* the model has 5 positions"):
+    with pytest.raises(ValueError, match=r"of the model, 5, found 6"):
         hf_bert4rec.pipeline(folder, device="cpu")
 
 
@@ -345,7 +345,9 @@ def test_a_folder_that_is_not_there_is_refused_without_asking_the_hub(place, tmp
 def test_a_folder_does_not_shadow_the_repositories_of_an_owner_with_its_name(tmp_path, monkeypatch):
     (tmp_path / "alice").mkdir()
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConnectionError, match="alice/mine: found no such folder, and the Hub cannot be reached"):
+    with pytest.raises(
+        ConnectionError, match="alice/mine: found neither such a folder nor a complete copy in the cache"
+    ):
         hf_bert4rec.pipeline("alice/mine")
 
 

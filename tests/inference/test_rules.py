@@ -106,7 +106,9 @@ def test_a_value_that_no_item_has_is_reported_once(recommender, caplog):
     for _ in range(2):
         assert best(recommender, attributes=attributes, where={"price": "3"}) == []
         assert sorted(best(recommender, attributes=attributes, where={"price": [3, 99]})) == ["c"]
-    text = "No item has {} among its values of 'price', such as 1.0, 2.0, 3.0. For a range use a function."
+    text = (
+        "No item has {} as 'price'. Values of this attribute are 1.0, 2.0, 3.0 and so on. For a range, use a function."
+    )
     assert caplog.messages == [text.format("'3'"), text.format("99")]
 
 
@@ -160,7 +162,9 @@ def test_removed_items_and_contradictory_rules(recommender):
 
 
 def test_the_features_of_the_model_are_attributes(recommender):
-    with pytest.raises(ValueError, match="Attributes are missing: pass a table with one row per item as `attributes=`"):
+    with pytest.raises(
+        ValueError, match=r"Attributes are missing\. Pass a table with one row per item as `attributes=`"
+    ):
         best(recommender, where={"category": "tea"})
     recommender.tokenizer.features = load_item_features(PRODUCTS)
     recommender = NextItemRecommendationPipeline(model=recommender.model, tokenizer=recommender.tokenizer)
@@ -189,12 +193,15 @@ def test_defaults_of_the_pipeline_hold_for_each_call(folder):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"where": {"colour": 1}}, "Unknown attribute 'colour'. The table has item, category, tags, price, in_stock"),
+        ({"where": {"colour": 1}}, "Unknown attribute 'colour'. Use one of item, category, tags, price, in_stock"),
         ({"where": "in_stock"}, r"`where` must be a dict, such as \{'in_stock': True\}, found 'in_stock'"),
-        ({"where": {"price": lambda price: price.head(2) > 1}}, "condition on 'price' .* return one bool per value"),
+        (
+            {"where": {"price": lambda price: price.head(2) > 1}},
+            "condition on 'price' .* return a Series with one bool per value",
+        ),
         ({"where": {"price": lambda price: price.sort_values(ascending=False) > 1}}, "in the order of the column"),
-        ({"where": {"price": lambda price: price - 1}}, "return one bool per value"),
-        ({"where": {"price": lambda price: True}}, "return one bool per value"),
+        ({"where": {"price": lambda price: price - 1}}, "return a Series with one bool per value"),
+        ({"where": {"price": lambda price: True}}, "return a Series with one bool per value"),
         ({"where": []}, "`where` must be a dict"),
         ({"where": {"tags": lambda tags: tags < 5}}, "The condition on 'tags' failed for a column of"),
         ({"where_not": {"colour": 1}}, "Unknown attribute 'colour'"),
@@ -205,31 +212,28 @@ def test_defaults_of_the_pipeline_hold_for_each_call(folder):
             r"attributes: expected a table, found dict. Pass pd.DataFrame",
         ),
         ({"where": SOLD, "attributes": PRODUCTS.drop(columns="item")}, "attributes: expected a column for the item"),
-        ({"where": SOLD, "attributes": pd.concat([PRODUCTS, PRODUCTS])}, "found several of 'a'"),
-        (
-            {"where": SOLD, "attributes": pd.concat([PRODUCTS, PRODUCTS["tags"]], axis=1)},
-            "columns with different names",
-        ),
+        ({"where": SOLD, "attributes": pd.concat([PRODUCTS, PRODUCTS])}, "found several for 'a'"),
+        ({"where": SOLD, "attributes": pd.concat([PRODUCTS, PRODUCTS["tags"]], axis=1)}, "distinct column names"),
         (
             {"where": SOLD, "attributes": PRODUCTS.assign(item="SKU-" + PRODUCTS["item"])},
-            "no item of the table is in the model, found 'SKU-a' and 'a'. Use the same IDs.",
+            "no item of the table is in the model, found IDs like 'SKU-a' and 'a'. Use the same.",
         ),
         ({"rerank": at_most(1, "colour")}, "Unknown attribute 'colour'"),
         ({"rerank": 5}, r"`rerank` must be a rule, such as at_most\(2, 'category'\), or a list of rules, found 5"),
         ({"rerank": at_most}, r"`rerank` must be a rule, such as at_most\(2, 'category'\), .* found <function at_most"),
-        ({"rerank": lambda candidates: [0, 0]}, "must return a finite float for each of the 9 candidates"),
-        ({"rerank": lambda candidates: range(9)}, "must return a finite float for each"),
-        ({"rerank": lambda candidates: candidates.items}, "must return a finite float for each"),
-        ({"rerank": lambda candidates: candidates.logits[:, None]}, "must return a finite float for each"),
-        ({"rerank": lambda candidates: candidates.logits[1:]}, "must return a finite float for each"),
-        ({"rerank": lambda candidates: candidates.logits * np.nan}, "must return a finite float for each"),
-        ({"rerank": lambda candidates: candidates.logits + np.inf}, "must return a finite float for each"),
-        ({"rerank": lambda candidates: [-1e300] * 9}, "must return a finite float for each"),
+        ({"rerank": lambda candidates: [0, 0]}, "must return one finite float for each of the 9 candidates"),
+        ({"rerank": lambda candidates: range(9)}, "must return one finite float for each"),
+        ({"rerank": lambda candidates: candidates.items}, "must return one finite float for each"),
+        ({"rerank": lambda candidates: candidates.logits[:, None]}, "must return one finite float for each"),
+        ({"rerank": lambda candidates: candidates.logits[1:]}, "must return one finite float for each"),
+        ({"rerank": lambda candidates: candidates.logits * np.nan}, "must return one finite float for each"),
+        ({"rerank": lambda candidates: candidates.logits + np.inf}, "must return one finite float for each"),
+        ({"rerank": lambda candidates: [-1e300] * 9}, "must return one finite float for each"),
         ({"where": {"price": {"$lt": 5}}}, "condition on 'price' must be a value, a list of values, or a function"),
         ({"where": {"tags": [["new"]]}}, "condition on 'tags' must be a value, a list of values, or a function"),
-        ({"rerank": lambda candidates: None}, "must return a finite float for each"),
-        ({"rerank": lambda candidates: 0.5}, "must return a finite float for each"),
-        ({"rerank": lambda candidates: candidates.logits > 0}, "must return a finite float for each"),
+        ({"rerank": lambda candidates: None}, "must return one finite float for each"),
+        ({"rerank": lambda candidates: 0.5}, "must return one finite float for each"),
+        ({"rerank": lambda candidates: candidates.logits > 0}, "must return one finite float for each"),
         ({"rerank": diversify}, "`weight` must be a number from 0 to 1, found Candidates"),
         ({"candidates": 0}, "`candidates` must be a whole number of at least 1"),
     ],

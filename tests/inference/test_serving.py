@@ -76,7 +76,7 @@ def test_similar_items(client, recommender):
     unknown = client.post("/similar", json={"items": ["nothing"]})
     assert (unknown.status_code, unknown.json()) == (
         404,
-        {"detail": "items: the model has no item 'nothing'. Remove it."},
+        {"detail": "items: the model has no item 'nothing'. Remove this ID."},
     )
 
 
@@ -175,7 +175,7 @@ class Broken:
 
 
 def serving_error():
-    return "The model's scores are NaN or infinite: its weights are damaged or its training diverged."
+    return "The scores are NaN or infinite: the weights are damaged or the training diverged."
 
 
 # ---- batches and overload --------------------------------------------------------------------------------------------

@@ -535,7 +535,7 @@ def test_the_stock_feature_extraction_pipeline_encodes(folder, model):
 
 
 def test_an_input_that_is_too_long_is_refused():
-    with pytest.raises(ValueError, match=r"at most 11 positions \(max_position_embeddings\), found 12"):
+    with pytest.raises(ValueError, match=r"at most 11 positions \(`max_position_embeddings`\), found 12"):
         lively_model()(torch.full((1, 12), 5))
 
 

@@ -133,7 +133,7 @@ def test_an_index_has_no_scores_of_the_repeat_head(model):
     expected = recommender(history, top_k=3, exclude_history=True)[0]
     found = recommender(history, top_k=3, exclude_history=True, index=index)[0]
     assert [row["item"] for row in found] == [row["item"] for row in expected]
-    with pytest.raises(ValueError, match="does not know the scores of the model's `repeat_head`"):
+    with pytest.raises(ValueError, match="does not contain the scores of the model's `repeat_head`"):
         recommender(history, exclude_history=False, index=index)
     own = recommender(history, exclude_history=False, top_k=26)[0]
     assert sum(row["score"] for row in own) == pytest.approx(1)

@@ -424,7 +424,9 @@ def test_another_app_is_not_replaced(push, hub):
     huggingface_hub.upload_file(
         path_or_fileobj=b"print()", path_in_repo="app.py", repo_id="org/demo", repo_type="space"
     )
-    with pytest.raises(FileExistsError, match=r"org/demo is taken: it contains other files, such as app\.py"):
+    with pytest.raises(
+        FileExistsError, match=r"org/demo is taken: the repository contains other files, such as app\.py"
+    ):
         push.push("org/demo", "org/bert4rec")
 
 

@@ -119,12 +119,12 @@ def test_the_command(checkpoint, tmp_path, capsys):
     assert "Saved in" in capsys.readouterr().out
     main(["recommend", str(tmp_path / "output"), "--history", "a"])
     assert "New" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match=r"has no item 'zz'\. Remove only items that it has"):
+    with pytest.raises(SystemExit, match=r"has no item 'zz'\. Name only items of the checkpoint"):
         main(["items", "remove", str(tmp_path / "output"), "zz"])
 
 
 def test_invalid_items(checkpoint):
-    with pytest.raises(ValueError, match="'n' is like 'zz', which the checkpoint does not have"):
+    with pytest.raises(ValueError, match="'n': `like` names 'zz', which the checkpoint lacks"):
         add_items(checkpoint, pd.DataFrame({"item": ["n"], "like": ["a|zz"]}))
     with pytest.raises(ValueError, match="expected one row per item"):
         add_items(checkpoint, pd.DataFrame({"item": ["n", "n"]}))

@@ -176,7 +176,7 @@ def test_stock_arguments_and_optimizers_of_the_user(log, tmp_path):
     rows = {"train_dataset": trainer.train_dataset, **cloze_training(trainer.processing_class)}
     RecommendationTrainer(trainer.model, stock, **rows).train()
     optimizer = torch.optim.AdamW(trainer.model.parameters())
-    with pytest.raises(ValueError, match="need an optimizer that the Trainer creates"):
+    with pytest.raises(ValueError, match="the Trainer must create the optimizer"):
         RecommendationTrainer(trainer.model, stock, optimizers=(optimizer, None), **rows).train()
 
 
@@ -184,7 +184,7 @@ def test_features_of_other_items_are_an_error(log, tmp_path):
     trainer = make_trainer(log, tmp_path)
     others = load_item_features(FEATURES.assign(item=[f"sku-{item}" for item in FEATURES["item"]]))
     trainer.processing_class.features = others
-    with pytest.raises(ValueError, match=r"No item of the training rows has features\. Check that both use the same"):
+    with pytest.raises(ValueError, match=r"No item of the training rows has features\. Use the same item IDs"):
         trainer.train()
 
 

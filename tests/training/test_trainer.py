@@ -220,7 +220,8 @@ def test_a_card_of_the_user_is_kept_until_create_model_card_replaces_it(trained,
     card.write_text("# By hand\n")
     trained.save_model()
     assert card.read_text() == "# By hand\n"
-    assert caplog.messages == [f"{card} is kept: it was not written by this package. create_model_card() replaces it."]
+    kept = "is kept: edited or not written by this package. `trainer.create_model_card()` replaces it."
+    assert caplog.messages == [f"{card} {kept}"]
     trained.create_model_card()
     written = card.read_text()
     assert "# bert4rec-mine" in written
@@ -353,7 +354,7 @@ def test_the_recipe_of_next_item_training_is_read_again(histories, tmp_path):  #
     recipe = parse_recipe([str(tmp_path), "--data", "log.csv"])
     assert "mask_probability" not in recipe.given
     assert (recipe.training.seed, recipe.run.architecture) == (7, "sasrec")
-    with pytest.raises(ValueError, match=r"do not contain all options of its training. Use a YAML file."):
+    with pytest.raises(ValueError, match=r"do not contain all options of the training. Use a YAML file."):
         run(recipe)
 
 
@@ -436,7 +437,7 @@ def test_a_model_init_gives_the_same_weights_whatever_was_seeded_before(historie
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"label_smoothing_factor": 0.1}, "`label_smoothing_factor` is not supported"),
+        ({"label_smoothing_factor": 0.1}, "`label_smoothing_factor` must be 0"),
         ({"learning_rate": -1.0}, "`learning_rate` must be at least 0, found -1"),
         ({"learning_rate": float("nan")}, "`learning_rate` must be at least 0, found nan"),
         ({"muon_learning_rate": -1.0}, r"\(`muon_learning_rate`\) must be above 0, found -1"),
@@ -457,5 +458,5 @@ def test_arguments_that_do_not_work_raise(tmp_path, options, message):
 def test_label_smoothing_of_stock_arguments_raises(histories, tmp_path):  # noqa: F811
     tokenizer = histories[1]
     args = TrainingArguments(str(tmp_path), label_smoothing_factor=0.1, use_cpu=True)
-    with pytest.raises(ValueError, match="`label_smoothing_factor` is not supported"):
+    with pytest.raises(ValueError, match="`label_smoothing_factor` must be 0"):
         RecommendationTrainer(Bert4RecForMaskedLM(small_config(len(tokenizer), 8)), args, **cloze_training(tokenizer))

@@ -313,7 +313,8 @@ def test_training_that_may_not_fit_warns_with_advice_and_starts(histories, tmp_p
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     needed = format_memory(estimate.total)
     assert warnings == [
-        f"Training may not fit into the free memory: it needs about {needed}, {needed} are free. Use {estimate.advice}."
+        f"Training may not fit into the free memory: training needs about {needed}, {needed} are free. "
+        f"Use {estimate.advice}."
     ]
 
 
@@ -349,7 +350,8 @@ def test_memory_of_evaluation_is_logged_if_it_exceeds_that_of_training(histories
     with caplog.at_level("INFO", logger="hf_bert4rec.training.callbacks"):
         trainer.train()
     assert (
-        caplog.messages[1] == "Evaluation needs up to 3.60 GB. Use a smaller `per_device_eval_batch_size` to need less."
+        caplog.messages[1]
+        == "Evaluation needs up to 3.60 GB. To reduce it, use a smaller `per_device_eval_batch_size`."
     )
 
 
