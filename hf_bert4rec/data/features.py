@@ -101,8 +101,9 @@ def read_parquet(file: str | PathLike, most_bytes: int) -> pa.Table:
         if size <= most_bytes and texts:
             with pq.ParquetFile(file, read_dictionary=texts) as encoded:
                 columns = [pc.list_flatten(it) if pa.types.is_list(it.type) else it for it in encoded.read(texts)]
-            distinct = [chunk.dictionary for column in columns for chunk in column.chunks]
-            size = values * (8 + max((pc.max(pc.binary_length(it)).as_py() or 0 for it in distinct), default=0))
+            chunks = [chunk for column in columns for chunk in column.chunks]
+            lengths = (pc.take(pc.binary_length(chunk.dictionary), chunk.indices) for chunk in chunks)
+            size = 8 * values + sum(pc.sum(it).as_py() or 0 for it in lengths)
         if size > most_bytes:
             raise ValueError(f"expected at most {most_bytes:,} bytes in memory, found {size:,}")
         return parquet.read()
@@ -164,7 +165,8 @@ def load_item_features(
 
     Raises:
         ValueError: An item has no ID or two rows, most values of a column are numbers but not all, vectors have
-            different widths or are not finite, or the encoder or a column of `text` is missing.
+            different widths or are not finite, the encoder or a column of `text` is missing, or the features have more
+            than 25,000 bytes per item.
     """
     known = {key: {"kind": "text"} for key in text} if like is None else like.columns
     log = open_log(source, "titles", format, separator, encoding, [item, *known])
@@ -185,7 +187,15 @@ def load_item_features(
         logger.info("%s: features of %d items: %s.", log.name, len(items), kinds)
         features = ItemFeatures(pa.table(read), columns)
         described = (features.vectors(items)[:, 1:] != 0).any(axis=1)
-    return ItemFeatures(features.table.filter(pa.array(described)), columns)
+    features = ItemFeatures(features.table.filter(pa.array(described)), columns)
+    if features.table.nbytes > BYTES // 2 * (len(features.table) + 1):  # otherwise they could not be loaded again
+        sizes = {name: features.table[name].nbytes // len(features.table) for name in columns}
+        largest = max(sizes, key=sizes.__getitem__)
+        raise ValueError(
+            f"{log.name}: expected features of at most {BYTES // 2:,} bytes per item, found {sum(sizes.values()):,}. "
+            f"The largest column is {largest!r}. Shorten or remove it."
+        )
+    return features
 
 
 @dataclass(frozen=True)
@@ -198,7 +208,16 @@ class NewItems:
     features: ItemFeatures | None  # encoded like those of the catalog; None if the table has no such columns
 
 
-def load_new_items(source: Any, known: ItemFeatures | None, item: Column = None, **options: Any) -> NewItems:
+def load_new_items(
+    source: Any,
+    known: ItemFeatures | None,
+    *,
+    item: Column = None,
+    encoder: str | None = None,
+    format: str | None = None,  # noqa: A002
+    separator: str | None = None,
+    encoding: str | None = None,
+) -> NewItems:
     """Read items to add, with optional columns `title` and `like`, and the columns of the features of the catalog.
 
     The options are those of `load_item_features`. The IDs of `like` are a list, or text separated by `|`.
@@ -206,9 +225,8 @@ def load_new_items(source: Any, known: ItemFeatures | None, item: Column = None,
     Raises:
         ValueError: As for `load_item_features`; or the table has some, but not all of the feature columns.
     """
-    form, separator, encoding = map(options.get, ("format", "separator", "encoding"))
     own = {} if known is None else known.columns
-    log = open_log(source, "titles", form, separator, encoding, [item, *own])
+    log = open_log(source, "titles", format, separator, encoding, [item, *own])
     with library_errors(log.name):
         place, items = read_items(log, item)
         used = {"item": place} | find_columns(log, {"title": None}, needed=[])
@@ -227,7 +245,7 @@ def load_new_items(source: Any, known: ItemFeatures | None, item: Column = None,
         ids,
         {item: title for item, title in zip(ids, titles, strict=False) if title is not None},
         {item: others for item, others in zip(ids, likes, strict=False) if others},
-        load_item_features(log, item=item, like=known, encoder=options.get("encoder")) if described else None,
+        load_item_features(log, item=item, like=known, encoder=encoder) if described else None,
     )
 
 
@@ -271,6 +289,9 @@ def _read_column(
         return numbers, known or {"kind": kind, "edges": edges}
     categories = _as_categories(cells)
     if not known:
+        if not any(categories):
+            logger.info("%s: %r has no values, so it is not used.", log.name, name)
+            return None
         counts = Counter(value for row in categories for value in set(row))
         shared = [value for value, count in counts.most_common(MOST_CATEGORIES) if count > 1]
         owners = sum(not set(shared).isdisjoint(row) for row in categories)

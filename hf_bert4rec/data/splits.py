@@ -15,17 +15,25 @@ from .values import as_seconds, format_time
 
 
 def leave_one_out(
-    interactions: Dataset, tokenizer: ItemTokenizer, *, validation_in_train: bool = False, **rows: Any
+    interactions: Dataset,
+    tokenizer: ItemTokenizer,
+    *,
+    validation_in_train: bool = False,
+    max_length: int | None = None,
+    window_step: float = 0.5,
+    prefixes: bool = False,
 ) -> DatasetDict:
     """Hold out every user's last item for test and the item before it for validation; train on the rest (paper, 4.2).
 
     Users with fewer than three interactions are in train only. Held-out items are not trained on. Every target counts.
-    `rows` are the options `max_length`, `window_step` and `prefixes` of `build_histories`.
 
     Args:
         interactions: Columns `user`, `item` and `timestamp`, as from `load_interactions`.
         tokenizer: Items that it does not contain are dropped from histories; as targets they count as missed.
         validation_in_train: Train on the validation items too, as in the paper's final runs: no validation split.
+        max_length: Longest input, including the [MASK] of the query. Default: `tokenizer.model_max_length`.
+        window_step: Step between the training windows of a longer history, as a share of `max_length`.
+        prefixes: Train on a row for each item but the first, with the items before it, instead of windows.
 
     Returns:
         `DatasetDict` with `train`, `validation` (unless `validation_in_train`) and `test`; columns: `COLUMNS`.
@@ -42,7 +50,9 @@ def leave_one_out(
     train_ends = np.where(held_out, log.ends - (1 if validation_in_train else 2), log.ends)
     targets = {} if validation_in_train else {"validation": np.where(held_out, log.ends - 2, -1)}
     targets["test"] = np.where(held_out, log.ends - 1, -1)
-    return build_histories(log, tokenizer, train_ends, targets, **rows)
+    return build_histories(
+        log, tokenizer, train_ends, targets, max_length=max_length, window_step=window_step, prefixes=prefixes
+    )
 
 
 def split_at_time(
@@ -52,13 +62,15 @@ def split_at_time(
     validation_time: str | float,
     test_time: str | float,
     validation_in_train: bool = False,
-    **rows: Any,
+    max_length: int | None = None,
+    window_step: float = 0.5,
+    prefixes: bool = False,
 ) -> DatasetDict:
     """Split by time: train before `validation_time`, and test on each user's first interaction from `test_time` on.
 
     The model is not trained on later interactions, users or items, and the tokenizer must not contain such items:
     `item_tokenizer(before(interactions, validation_time))`. Users without interactions before a target have an empty
-    history. `rows` are the options `max_length`, `window_step` and `prefixes` of `build_histories`.
+    history.
 
     Args:
         interactions: Columns `user`, `item` and `timestamp`, as from `load_interactions`.
@@ -67,6 +79,9 @@ def split_at_time(
             number in the unit of the timestamps, or an ISO date if the timestamps are seconds.
         test_time: Test targets are each user's first interactions from this time on.
         validation_in_train: Train on all interactions before `test_time`, without a validation split.
+        max_length: Longest input, including the [MASK] of the query. Default: `tokenizer.model_max_length`.
+        window_step: Step between the training windows of a longer history, as a share of `max_length`.
+        prefixes: Train on a row for each item but the first, with the items before it, instead of windows.
 
     Raises:
         ValueError: The times are not in order, a split would be empty, or the tokenizer contains items of the future.
@@ -95,16 +110,34 @@ def split_at_time(
             found = f"; the log runs from {format_time(log.timestamps.min())} to {format_time(log.timestamps.max())}"
         raise ValueError(f"The {empty[0]} split is empty{found}. Change `validation_time` or `test_time`.")
     train_ends = first_of_test if validation_in_train else first_of_validation
-    return build_histories(log, tokenizer, train_ends, targets, **rows)
+    return build_histories(
+        log, tokenizer, train_ends, targets, max_length=max_length, window_step=window_step, prefixes=prefixes
+    )
 
 
-def train_on_all(interactions: Dataset, tokenizer: ItemTokenizer, **rows: Any) -> DatasetDict:
+def train_on_all(
+    interactions: Dataset,
+    tokenizer: ItemTokenizer,
+    *,
+    max_length: int | None = None,
+    window_step: float = 0.5,
+    prefixes: bool = False,
+) -> DatasetDict:
     """Put all interactions into train, without validation or test: for the last training before deployment.
 
-    The arguments are those of `leave_one_out`. Find the number of epochs with another split first.
+    Find the number of epochs with another split first.
+
+    Args:
+        interactions: Columns `user`, `item` and `timestamp`, as from `load_interactions`.
+        tokenizer: Items that it does not contain are dropped from histories.
+        max_length: Longest input, including the [MASK] of the query. Default: `tokenizer.model_max_length`.
+        window_step: Step between the training windows of a longer history, as a share of `max_length`.
+        prefixes: Train on a row for each item but the first, with the items before it, instead of windows.
     """
     log = sort_by_user(interactions, tokenizer)
-    return build_histories(log, tokenizer, log.ends, {}, **rows)
+    return build_histories(
+        log, tokenizer, log.ends, {}, max_length=max_length, window_step=window_step, prefixes=prefixes
+    )
 
 
 def before(interactions: Dataset, time: str | float) -> Dataset:
@@ -120,12 +153,13 @@ def new_interactions(
     since: str | float | None = None,
     held_out: float = 0.1,
     replay: float = 1.0,
-    **rows: Any,
+    max_length: int | None = None,
+    window_step: float = 0.5,
+    prefixes: bool = False,
 ) -> DatasetDict:
     """Train on the interactions from a point in time on, and on a sample of older ones, to continue a training.
 
     Histories also contain the interactions before that time.
-    `rows` are the options `max_length`, `window_step` and `prefixes` of `build_histories`.
 
     Args:
         interactions: Columns `user`, `item` and `timestamp`, as from `load_interactions`.
@@ -134,6 +168,9 @@ def new_interactions(
         held_out: Share of the users with new interactions whose last one is a validation target.
         replay: Number of older training rows for each new row (a row that ends with a new interaction). Users and rows
             are drawn at random, the same ones for the same log.
+        max_length: Longest input, including the [MASK] of the query. Default: `tokenizer.model_max_length`.
+        window_step: Step between the training windows of a longer history, as a share of `max_length`.
+        prefixes: Train on a row for each item but the first, with the items before it, instead of windows.
 
     Returns:
         `DatasetDict` with `train` and `validation`; columns: `COLUMNS`.
@@ -153,7 +190,15 @@ def new_interactions(
     targets = np.full(len(log.users), -1)
     targets[chosen] = log.ends[chosen] - 1
     train_ends = np.where(targets >= 0, targets, log.ends)
-    histories = build_histories(log, tokenizer, train_ends, {"validation": targets}, **rows)
+    histories = build_histories(
+        log,
+        tokenizer,
+        train_ends,
+        {"validation": targets},
+        max_length=max_length,
+        window_step=window_step,
+        prefixes=prefixes,
+    )
     times, owners = flatten(histories["train"].with_format("arrow")[:]["timestamps"])
     newest = np.full(histories["train"].num_rows, -np.inf)
     np.maximum.at(newest, owners, times)
@@ -184,7 +229,7 @@ class Split:
     def options(self) -> dict[str, inspect.Parameter]:
         """Options of a recipe: the parameters of `function` after the first two, except `max_length`.
 
-        `**rows` stands for the options of `build_histories`.
+        `**` of any name stands for the options of `build_histories`.
         """
         parameters = [*inspect.signature(self.function, eval_str=True).parameters.values()][2:]
         if parameters and parameters[-1].kind is inspect.Parameter.VAR_KEYWORD:

@@ -310,9 +310,13 @@ def _titles_in_order(ids: list[str], titles: Mapping[Any, Any]) -> list[Any]:
 
 
 def _read_titles(file: str, number: int) -> list[str | None]:
+    expected = f"expected Parquet with a text column 'title', at most {TITLE_BYTES:,} bytes per title"
     with suppress(KeyError, AttributeError, ValueError, pa.ArrowException, OSError):
         titles = read_parquet(file, (8 + TITLE_BYTES) * (number + 1))["title"]
-        if titles.type in (pa.string(), pa.dictionary(pa.int32(), pa.string())):
-            return titles.to_pylist()
-    expected = f"expected Parquet with a text column 'title', at most {TITLE_BYTES:,} bytes per title"
+        kind = titles.type.value_type if pa.types.is_dictionary(titles.type) else titles.type
+        if kind in (pa.string(), pa.large_string(), pa.string_view()):  # Polars writes the last two
+            if len(titles) != number:
+                expected = f"expected {number} titles, one per item, found {len(titles)}"
+            elif max(len(title.encode()) for title in ("", *titles.to_pylist()) if title is not None) <= TITLE_BYTES:
+                return titles.to_pylist()
     raise ValueError(f"{file}: {expected}. Copy this file again from the original folder.")

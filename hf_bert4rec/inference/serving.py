@@ -5,6 +5,7 @@ Requests that arrive while others are scored wait, and are then scored together.
 
 import asyncio
 import logging
+import os
 import signal
 import subprocess
 import sys
@@ -36,14 +37,20 @@ logger = logging.getLogger(__name__)
 MAX_BODY = 2**20  # bytes
 MAX_HISTORIES, MAX_LENGTH, MAX_TOP_K, MAX_SIMILAR, MAX_ID = 64, 10_000, 1000, 64, 1000
 MAX_BATCH = 32  # histories that are scored together
-MAX_WAITING = 256  # histories, or items for which to find similar ones; more requests are refused
+MAX_WAITING = 256  # histories, and as many items for which to find similar ones; more requests are refused
 MAX_CONNECTIONS = 2000
 EXPORT_SECONDS = 1800.0  # after which an export, or the download before it, is given up
 TOO_MANY = "Too many requests are waiting. Try again later."
 BODY_SECONDS = 10.0  # in which a request must have arrived
 CLOSE = {"connection": "close"}
-EXPORT = "import os; from hf_bert4rec.cli.main import main; getattr(os, 'nice', int)(10); main()"
-"""Program of an export, with low priority, because a reload must not slow down requests."""
+EXPORT = """
+import os, threading
+threading.Thread(target=lambda: (os.read(0, 1), os._exit(1)), daemon=True).start()
+getattr(os, "nice", int)(10)
+from hf_bert4rec.cli.main import main
+main()
+"""
+"""Program of an export. It ends when the server ends, which closes its input. Its priority is low, for the requests."""
 
 Recommender: TypeAlias = NextItemRecommendationPipeline | OnnxRecommender
 Load: TypeAlias = Callable[[], tuple[Recommender, str, str | None]]
@@ -166,7 +173,8 @@ class Service:
 
     async def answer(self, request: AnyRequest) -> dict[str, Any]:
         """Answer a request; HTTPException 404 for items similar to an unknown item, 503 if too many requests wait."""
-        if sum(_size(waiting) for waiting, _ in self._waiting) + _size(request) > MAX_WAITING:
+        same = [waiting for waiting, _ in self._waiting if type(waiting) is type(request)]
+        if sum(map(_size, same)) + _size(request) > MAX_WAITING:
             raise HTTPException(503, TOO_MANY, {"Retry-After": "1"})
         answered: asyncio.Future = asyncio.get_running_loop().create_future()
         self._waiting.append((request, answered))
@@ -185,7 +193,6 @@ class Service:
                 size += _size(batch[-1][0])
             if not self._waiting:
                 self._arrived.clear()
-            self.metrics.batches.observe(size)
             recommender, source = self._recommender, self.source
             try:
                 answers = await loop.run_in_executor(self._thread, self._score, recommender, batch)
@@ -205,6 +212,8 @@ class Service:
 
     def _score(self, recommender: Recommender, batch: list[Waiting]) -> list[tuple[asyncio.Future, Any]]:
         """Return the answer or HTTPException of each request. Requests with the same options are scored together."""
+        if histories := sum(len(it.histories) for it, _ in batch if isinstance(it, RecommendRequest)):
+            self.metrics.batches.observe(histories)
         groups: dict[Any, list[Waiting]] = {}
         for number, (request, answered) in enumerate(batch):
             key: Any = number
@@ -384,9 +393,13 @@ def load_for_serving(
             words += [word for module in modules for word in ("--import", module)]
             logger.info("Exporting %s. This takes ten seconds on a free core, and longer on a busy one.", checkpoint)
             command = [sys.executable, "-c", EXPORT, *words]
-            done = subprocess.run(
-                command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, timeout=EXPORT_SECONDS
-            )
+            options: dict[str, Any] = {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL, "text": True}
+            source, sink = os.pipe()  # `sink` is closed when this process ends, however it ends
+            try:
+                done = subprocess.run(command, stdin=source, timeout=EXPORT_SECONDS, **options)
+            finally:
+                os.close(source)
+                os.close(sink)
             if done.returncode:
                 reason = done.stderr.strip().rpartition("\n")[2].rpartition("error: ")[2]
                 raise ValueError(reason or f"{checkpoint}: the export failed.")
@@ -409,16 +422,25 @@ def serve(
     """
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the server listens
-
-    def make_app() -> FastAPI:  # called in the event loop of the server
+    # The handlers of uvicorn would ignore signals while the checkpoint is loaded, and Linux does so for process 1.
+    usual = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
         app = create_app(lambda: load_for_serving(checkpoint, revision, modules))
+    finally:
+        signal.signal(signal.SIGTERM, usual)
+    working = app.router.lifespan_context
 
-        def reload() -> None:
-            app.state.reloading = asyncio.create_task(app.state.service.reload())  # asyncio keeps no reference
+    def reload() -> None:
+        app.state.reloading = asyncio.create_task(app.state.service.reload())  # asyncio keeps no reference
 
-        if hasattr(signal, "SIGHUP"):
-            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
-        return app
+    @asynccontextmanager
+    async def reloading(app: FastAPI) -> AsyncIterator[None]:
+        async with working(app):
+            if hasattr(signal, "SIGHUP"):
+                asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
+            yield
 
+    app.router.lifespan_context = reloading
     options: dict[str, Any] = {"access_log": False, "limit_concurrency": MAX_CONNECTIONS, "log_level": "info"}
-    uvicorn.run(make_app, factory=True, host=host, port=port, **options)
+    # One process, whatever WEB_CONCURRENCY says: an application that is loaded cannot be sent to several.
+    uvicorn.run(app, host=host, port=port, workers=1, **options)

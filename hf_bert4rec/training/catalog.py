@@ -32,7 +32,15 @@ STARTS = ("features", "like", "mean")  # what the vector and the bias of a new i
 
 
 def add_items(
-    checkpoint: str | PathLike, source: Any, output: str | PathLike | None = None, **options: Any
+    checkpoint: str | PathLike,
+    source: Any,
+    output: str | PathLike | None = None,
+    *,
+    item: str | int | None = None,
+    encoder: str | None = None,
+    format: str | None = None,  # noqa: A002
+    separator: str | None = None,
+    encoding: str | None = None,
 ) -> dict[str, int]:
     """Add items to a checkpoint. New items can be recommended at once, and keep their token IDs in later training.
 
@@ -46,7 +54,11 @@ def add_items(
             Columns `item`, and optionally `title`, `like` (IDs of items of the checkpoint; in text separated by `|`)
             and the features of the checkpoint.
         output: Folder of the result. Default: `checkpoint` is replaced after all files are written.
-        **options: As for `load_item_features`.
+        item: As for `load_item_features`, like the next four.
+        encoder: Model of sentence-transformers, needed if the features of the checkpoint have text.
+        format: Format of the file.
+        separator: Separator of a text file.
+        encoding: Encoding of a text file.
 
     Returns:
         The number of items that start from "features", "like" and "mean", that "returned", and of "titles" read.
@@ -56,7 +68,9 @@ def add_items(
         OSError: As for `fetch_checkpoint`.
     """
     folder, tokenizer = _open(checkpoint, output)
-    given = load_new_items(source, tokenizer.features, **options)
+    given = load_new_items(
+        source, tokenizer.features, item=item, encoder=encoder, format=format, separator=separator, encoding=encoding
+    )
     rows = dict(zip(given.items, tokenizer.encode_items(given.items).tolist(), strict=True))
     new = [item for item, row in rows.items() if row == tokenizer.unk_token_id]
     model = AutoModelForMaskedLM.from_pretrained(folder)

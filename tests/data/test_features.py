@@ -188,6 +188,29 @@ def test_a_small_file_with_gigabytes_is_not_read(tmp_path):
         ItemFeatures.load(tmp_path / "bomb.parquet", 2000)
 
 
+@pytest.mark.parametrize(("width", "length"), [(384, 130), (1536, 1000), (4, 20_000)])
+def test_vectors_and_long_categories_are_loaded_again(tmp_path, width, length):
+    vectors = list(np.random.default_rng(0).normal(size=(50, width)))
+    table = pd.DataFrame({"item": [str(it) for it in range(50)], "v": vectors, "kind": ["x" * length, "y"] * 25})
+    features = load_item_features(table)
+    features.save(tmp_path / "features.parquet")
+    assert ItemFeatures.load(tmp_path / "features.parquet", 50).table.equals(features.table)
+
+
+def test_features_that_could_not_be_loaded_again_are_refused_when_they_are_read():
+    table = pd.DataFrame({"item": ["a", "b"], "kind": ["x", "x"], "v": [np.ones(10_000)] * 2})
+    message = r"expected features of at most 25,000 bytes per item, found 40,0\d\d. The largest column is 'v'"
+    with pytest.raises(ValueError, match=message):
+        load_item_features(table)
+
+
+def test_a_column_without_values_is_reported(caplog):
+    caplog.set_level("INFO", "hf_bert4rec")
+    load_item_features(pd.DataFrame({"item": ["a", "b"], "p": [np.nan, np.nan], "kind": ["x", "x"]}))
+    assert "'p' has no values, so it is not used." in caplog.text
+    assert "belong to one item each" not in caplog.text
+
+
 @pytest.mark.parametrize(
     "columns",
     [

@@ -1,6 +1,7 @@
 """Splits: row by row, no future in the past, and the registry."""
 
 import datetime
+import inspect
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from hf_bert4rec import (
     build_histories,
     item_tokenizer,
     leave_one_out,
+    new_interactions,
     sort_by_user,
     split_at_time,
     train_on_all,
@@ -236,6 +238,38 @@ def test_options_of_a_split_are_the_parameters_of_its_function():
     assert list(OWN.options) == ["share", "seed"]
     assert OWN.options["share"].annotation is float
     assert list(SPLITS["train_on_all"].options) == ["window_step", "prefixes"]
+
+
+@pytest.mark.parametrize("name", SPLITS)
+def test_the_splits_have_the_options_of_build_histories(name):
+    function, ours = SPLITS[name].function, inspect.signature(build_histories).parameters
+    parameters = inspect.signature(function).parameters
+    for option in ("max_length", "window_step", "prefixes"):
+        assert parameters[option] == ours[option]
+    with pytest.raises(TypeError, match=rf"{function.__name__}\(\) got an unexpected keyword argument 'prefix'"):
+        function(None, None, prefix=True)
+
+
+@pytest.mark.parametrize(
+    ("function", "options", "rows"),
+    [
+        (leave_one_out, {}, [[B, C], [A, B], [B], [B, A]]),
+        (train_on_all, {}, [[A, D], [C, A], [B, C], [A, B], [A, C], [B, A], [B, A]]),
+        (split_at_time, {"validation_time": 12, "test_time": 21}, [[B, C], [A, B], [A, C], [B, A]]),
+        (new_interactions, {}, [[A, D], [C, A], [B, C], [A, B], [A, C], [B, A], [B]]),
+    ],
+)
+def test_training_rows_follow_the_options_of_a_split(function, options, rows):
+    log, tokenizer = log_of(*TIMED), item_tokenizer(["a", "b", "c"] if options else ["a", "b", "c", "d"])
+    splits = function(log, tokenizer, **options, max_length=2, window_step=1, prefixes=True)
+    assert splits["train"]["input_ids"][:] == rows
+
+
+def test_a_split_of_ones_own_may_pass_its_options_on():
+    def own(interactions, tokenizer, *, share: float = 0.5, **rows):
+        raise NotImplementedError
+
+    assert list(Split(own, "").options) == ["share", "window_step", "prefixes"]
 
 
 def test_options_that_are_not_given_have_their_defaults():

@@ -211,8 +211,17 @@ def test_without_this_package_auto_tokenizer_encodes_the_same(tmp_path):
 def test_titles_of_another_save_are_refused_at_load(tokenizer, tmp_path):
     tokenizer.save_pretrained(tmp_path)
     pq.write_table(pa.table({"title": ["Alpha", "Beta"]}), tmp_path / "items.parquet")
-    with pytest.raises(ValueError, match=r"items\.parquet: expected 10 titles.*found 2"):
+    message = r"items\.parquet: expected 10 titles, one per item, found 2. Copy this file again from the original"
+    with pytest.raises(ValueError, match=message):
         AutoTokenizer.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("kind", [pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.large_string())])
+def test_titles_may_be_text_of_any_type(tokenizer, tmp_path, kind):
+    tokenizer.save_pretrained(tmp_path)
+    titles = [*"ABCDEFGHI", None]
+    pq.write_table(pa.table({"title": pa.array(titles, pa.string()).cast(kind)}), tmp_path / "items.parquet")
+    assert AutoTokenizer.from_pretrained(tmp_path).titles == titles
 
 
 def test_saving_without_titles_removes_those_of_an_earlier_save(tokenizer, tmp_path):

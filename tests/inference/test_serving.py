@@ -4,6 +4,7 @@ import asyncio
 import importlib.util
 import json
 import logging
+import os
 import shutil
 import signal
 import socket
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import httpx
 import numpy as np
+import psutil
 import pytest
 from fastapi.testclient import TestClient
 
@@ -251,6 +253,38 @@ def test_overload_is_refused_at_once(recommender, monkeypatch):
     assert refused.json() == {"detail": "Too many requests are waiting. Try again later."}
 
 
+def test_requests_for_similar_items_and_histories_wait_separately(recommender, monkeypatch):
+    monkeypatch.setattr(serving, "MAX_WAITING", 4)
+    slow = Slow(recommender)
+    slow.similar = recommender.similar
+    app = create_app(lambda: (slow, "shop", None))
+
+    async def ask():
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server", timeout=30) as client,
+        ):
+
+            def post(route, **body):
+                return asyncio.create_task(client.post(route, json=body))
+
+            first = post("/recommend", histories=[["a"]])
+            await arrived(app, slow, 1)
+            similar = post("/similar", items=["a", "b", "d", "e"])
+            await arrived(app, slow, 2)
+            refused = await post("/similar", items=["a"])
+            second = post("/recommend", histories=[["a"], ["b"]])
+            await arrived(app, slow, 3)
+            slow.may.set()
+            statuses = [answer.status_code for answer in (await first, await similar, refused, await second)]
+            return statuses, (await client.get("/metrics")).text
+
+    statuses, numbers = asyncio.run(ask())
+    assert statuses == [200, 200, 503, 200]
+    assert "batch_histories_sum 3.0" in numbers
+    assert "batch_histories_count 2.0" in numbers
+
+
 def test_what_waits_is_refused_when_the_server_stops(recommender):
     slow = Slow(recommender)
     app = create_app(lambda: (slow, "shop", None))
@@ -313,7 +347,8 @@ def process(folders, tmp_path):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "hf_bert4rec.cli.main", "serve", str(folder), "--port", str(port)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
+    environment = os.environ | {"WEB_CONCURRENCY": "2"}  # one process serves nevertheless
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as server:
         address = f"http://127.0.0.1:{port}"
         for _ in range(600):
             try:
@@ -357,6 +392,31 @@ def test_a_process_reloads_without_losing_requests_and_survives_slow_clients(pro
     assert set(statuses) == {200}
     assert revisions[-1] == "new"
     assert "broken" not in revisions
+
+
+WAIT = """
+import signal, sys
+from hf_bert4rec.inference import serving
+serving.EXPORT = serving.EXPORT.rpartition("from")[0] + "open(os.environ['STARTED'], 'w'); threading.Event().wait()"
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a background job of a shell
+serving.serve(sys.argv[1], port=0)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs signals")
+@pytest.mark.parametrize(("number", "codes"), [(signal.SIGTERM, {143}), (signal.SIGINT, {-signal.SIGINT}), (9, {-9})])
+def test_a_server_that_loads_ends_at_once_and_its_export_too(folders, tmp_path, number, codes):
+    started = tmp_path / "started"
+    command, environment = [sys.executable, "-c", WAIT, str(folders[0])], os.environ | {"STARTED": str(started)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment) as server:
+        for _ in range(600):
+            if started.exists():
+                break
+            time.sleep(0.1)
+        [export] = psutil.Process(server.pid).children()
+        server.send_signal(number)
+        assert server.wait(20) in codes
+        assert psutil.wait_procs([export], 20)[1] == []
 
 
 # ---- Inference Endpoints ---------------------------------------------------------------------------------------------

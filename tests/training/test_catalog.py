@@ -123,6 +123,19 @@ def test_the_command(checkpoint, tmp_path, capsys):
         main(["items", "remove", str(tmp_path / "output"), "zz"])
 
 
+def test_an_unknown_option_is_an_error(checkpoint):
+    with pytest.raises(TypeError, match=r"add_items\(\) got an unexpected keyword argument 'seperator'"):
+        add_items(checkpoint, pd.DataFrame({"item": ["n"]}), seperator=";")
+
+
+def test_options_of_a_text_file(checkpoint, tmp_path):
+    (tmp_path / "new.txt").write_text("sku;title\nn;Größe\n", encoding="latin-1")
+    options = {"item": "sku", "format": "csv", "separator": ";", "encoding": "latin-1"}
+    assert add_items(checkpoint, tmp_path / "new.txt", **options)["titles"] == 1
+    tokenizer = ItemTokenizer.from_pretrained(checkpoint)
+    assert (tokenizer.items.to_pylist()[-1], tokenizer.titles[-1]) == ("n", "Größe")
+
+
 def test_invalid_items(checkpoint):
     with pytest.raises(ValueError, match="'n': `like` names 'zz', which the checkpoint lacks"):
         add_items(checkpoint, pd.DataFrame({"item": ["n"], "like": ["a|zz"]}))
