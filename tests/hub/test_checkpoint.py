@@ -285,7 +285,7 @@ def test_weights_of_whole_numbers_are_refused(folder):
 def test_millions_of_titles_are_refused_by_their_number(folder):
     titles = pa.DictionaryArray.from_arrays(pa.array(np.zeros(3_000_000, np.int32)), pa.array(["x"]))
     pq.write_table(pa.table({"title": titles}), folder / "items.parquet")
-    with pytest.raises(ValueError, match=r"items\.parquet: expected 10 titles.*found 3000000"):
+    with pytest.raises(ValueError, match=r"items\.parquet: expected Parquet with a text column"):
         check_checkpoint(folder)
 
 
