@@ -29,6 +29,7 @@ COLUMNS = {  # column -> its meaning; all splits have the same, so that the `Dat
     "length": "number of `input_ids`, so that batches can be grouped by length without reading the rows",
 }
 REPEATS = 0.05  # share of repeats among the test targets from which `build_histories` warns
+TOGETHER = 0.5  # share of test targets at the time of the interaction before them from which it warns
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def build_histories(
     window_step: float = 0.5,
     prefixes: bool = False,
 ) -> DatasetDict:
-    """Build the rows of all splits; warn if many test targets are items that the user has interacted with before.
+    """Build the rows of all splits; warn if many test targets are repeats, or belong to the last order.
 
     Args:
         log: Result of `sort_by_user`.
@@ -147,6 +148,14 @@ def build_histories(
         _warn_once(
             f"{repeats:.0%} of the test targets are items that the user has interacted with before. Only a model with "
             "`exclude_history=False` recommends them (command line: --exclude_history false)."
+        )
+    tests = targets.get("test", log.starts)
+    tests = tests[tests > log.starts]  # with an interaction before them
+    if len(tests) and (together := np.mean(log.timestamps[tests] == log.timestamps[tests - 1])) > TOGETHER:
+        _warn_once(
+            f"{together:.0%} of the test targets have the same time as the interaction before them, like products of "
+            "one order. To measure how well a model predicts the next order, split at a point in time (command line: "
+            "--split at_time)."
         )
     return DatasetDict(splits)
 

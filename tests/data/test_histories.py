@@ -158,6 +158,17 @@ def test_repeats_among_the_test_targets_are_reported_once(tokenizer, caplog, tim
     ]
 
 
+@pytest.mark.parametrize(("together", "warnings"), [(5, 0), (6, 1)])
+def test_targets_that_belong_to_the_last_order_are_reported(tokenizer, caplog, together, warnings):
+    rows = [
+        (f"u{user}", item, min(time, 2 - (user < together))) for user in range(10) for time, item in enumerate("abc")
+    ]
+    log = log_of(*rows, ("v", "a", 1))
+    leave_one_out(log, tokenizer)
+    assert len(caplog.messages) == warnings
+    assert not warnings or caplog.messages[0].startswith("60% of the test targets have the same time as the ")
+
+
 @pytest.mark.parametrize(
     ("user", "item"), [([7, 7, 7, 8], list("abcd")), ([7.0, 7.0, 7.0, 8.0], list("abcd")), (list("7778"), [1, 2, 3, 4])]
 )
