@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 import torch
 from datasets import Dataset, DatasetDict
 
+from .arguments import check_number
 from .ids import READ_FIRST, as_ids
 from .tokenization import ItemTokenizer, check_max_length
 
@@ -111,8 +112,7 @@ def build_histories(
     """
     max_length = tokenizer.model_max_length if max_length is None else max_length
     check_max_length(max_length)
-    if not 0 < window_step <= 1:
-        raise ValueError(f"`window_step`, a fraction of `max_length`, must be in (0, 1], found {window_step}.")
+    check_number("window_step", window_step, "in (0, 1]", lambda share: 0 < share <= 1)
     for name, actions in {"train_ends": train_ends, **targets}.items():
         last = log.ends - (name != "train_ends")
         none = (actions == -1) & (name != "train_ends")

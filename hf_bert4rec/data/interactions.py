@@ -4,7 +4,6 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Mapping
-from numbers import Number
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset
 
+from .arguments import check_number
 from .columns import Column, find_columns
 from .formats import open_log
 from .ids import as_ids, as_item_ids
@@ -67,9 +67,8 @@ def load_interactions(
         ValueError: The source cannot be read; the message names the line and says what to do.
     """
     fewest = {"min_user_interactions": min_user_interactions, "min_item_interactions": min_item_interactions}
-    for name, value in {"min_rating": min_rating or 0, **fewest}.items():
-        if not isinstance(value, Number):
-            raise ValueError(f"`{name}` must be a number, found {value!r}.")
+    for name, value in {"min_rating": 0 if min_rating is None else min_rating, **fewest}.items():
+        check_number(name, value)
     log = open_log(source, "interactions", format, separator, encoding, [user, item, timestamp, rating])
     wanted: dict[str, Column] = {"user": user, "item": item, "timestamp": timestamp}
     if min_rating is not None:

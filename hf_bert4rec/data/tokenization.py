@@ -9,6 +9,7 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
+from numbers import Integral
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from ..models.configuration_bert4rec import SPECIAL_TOKENS, Bert4RecConfig
+from .arguments import check_number
 from .features import FEATURES_FILE, ItemFeatures, read_parquet
 from .ids import READ_FIRST, as_ids, as_item_ids
 
@@ -251,8 +253,8 @@ def item_tokenizer(
 
 def check_max_length(max_length: int) -> None:
     """Raise ValueError unless an input has room for an item and the [MASK] of the query."""
-    if not isinstance(max_length, int | np.integer) or max_length < 2:
-        raise ValueError(f"`max_length` must be at least 2 (an item and the [MASK] of the query), found {max_length}.")
+    expected = "at least 2 (an item and the [MASK] of the query)"
+    check_number("max_length", max_length, expected, lambda number: number >= 2, Integral)
 
 
 def extend_item_tokenizer(

@@ -12,10 +12,11 @@ from torch.nn.functional import normalize
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from ..data.arguments import check_count
 from ..data.tokenization import ItemTokenizer, as_item_ids
 from ..evaluation.ranking import stable_top_k
 from ..models.configuration_bert4rec import SPECIAL_TOKENS
-from .arguments import check_count, read_item_lists, read_list
+from .arguments import read_item_lists, read_list
 
 logger = logging.getLogger(__name__)
 

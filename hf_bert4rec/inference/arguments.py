@@ -2,10 +2,11 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from inspect import signature
-from numbers import Integral
 from typing import Any
 
 import numpy as np
+
+from ..data.arguments import check_count
 
 ITEM_LISTS = {"allow", "deny"}
 
@@ -95,12 +96,6 @@ def check_conditions(name: str, value: Any) -> None:
     """Raise ValueError unless the conditions on attributes are a dict."""
     if not isinstance(value, Mapping):
         raise ValueError(f"`{name}` must be a dict, such as {{'in_stock': True}}, found {value!r:.100}.")
-
-
-def check_count(name: str, value: Any) -> None:
-    """Raise ValueError unless a value is a whole number of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-        raise ValueError(f"`{name}` must be a whole number of at least 1, found {value!r}.")
 
 
 def _takes_candidates(rule: Any) -> bool:

@@ -21,11 +21,12 @@ import pyarrow.parquet as pq
 import torch
 from tqdm.auto import tqdm
 
+from ..data.arguments import check_count
 from ..data.ids import as_item_ids
 from ..data.interactions import load_interactions
 from ..hub.checkpoint import fetch_checkpoint
 from ..hub.errors import disk_errors, read_json
-from .arguments import ITEM_LISTS, check_count, check_options
+from .arguments import ITEM_LISTS, check_options
 from .export import FACTS_FILE, OPTIONS, OnnxRecommender
 from .pipeline import pipeline
 
