@@ -40,6 +40,8 @@ class Selection:
     index: Any = None
 
     def __post_init__(self) -> None:
+        if self.index is not None:
+            self.index = open_index(self.index, len(self.catalog.tokenizer.items), self.model.config.hidden_size + 1)
         if self.index is not None and self.model.repeat_head is not None and not self.exclude_history:
             raise ValueError(
                 "An index does not contain the scores of the model's `repeat_head`. Pass `exclude_history=True`, or no "
@@ -111,7 +113,7 @@ class Selection:
             elif all_possible:
                 found = possible.expand(len(queries), -1)
             else:  # a place that the index left empty becomes the last special row, which is closed
-                places = search_index(self.index, queries.numpy(), count, len(self.catalog.tokenizer.items))
+                places = search_index(self.index, queries.numpy(), count)
                 found = torch.from_numpy(places) + len(SPECIAL_TOKENS)
             rows = found.sort(dim=1).values
             left = ~self._closed[rows]
@@ -159,14 +161,11 @@ class Selection:
         return f"{returned:,} of {items:,} items: {shown or 'the catalog has no more'}."
 
 
-def search_index(index: Any, queries: np.ndarray, count: int, items: int) -> np.ndarray:
-    """Return the positions in the catalog, (users, count) int64, of the items that an index finds; -1 if fewer.
+def open_index(index: Any, items: int, width: int) -> Any:
+    """Return a usearch or FAISS index, also of a `Dataset` after `add_faiss_index`; ValueError for other values.
 
-    The index contains the rows of `index_vectors()` or `item_vectors()` for all `items` of the catalog, by inner
-    product: a usearch or FAISS index, or a `Dataset` after `add_faiss_index`. The queries (users, width) float32 come
-    from `encode`.
+    It contains the rows of `index_vectors()` or `item_vectors()`, of that `width`, for all `items` of the catalog.
     """
-    width = queries.shape[1]
     if isinstance(index, Dataset):
         if len(names := index.list_indexes()) != 1:
             raise ValueError(f"Expected a dataset with one FAISS index, found {len(names)}. Call add_faiss_index once.")
@@ -182,6 +181,16 @@ def search_index(index: Any, queries: np.ndarray, count: int, items: int) -> np.
     if missing not in (0, 1):
         found = f"The vectors of the index have {width + missing} numbers, those of the model {width + 1}"
         raise ValueError(f"{found}. {advice}")
+    return index
+
+
+def search_index(index: Any, queries: np.ndarray, count: int) -> np.ndarray:
+    """Return the positions in the catalog, (users, count) int64, of the items that an index finds; -1 if fewer.
+
+    The queries (users, width) float32 come from `encode`.
+    """
+    is_faiss, width = hasattr(index, "ntotal"), queries.shape[1]
+    missing = getattr(index, "d" if is_faiss else "ndim", width) - width
     queries = np.pad(queries, ((0, 0), (0, missing)))  # the number that makes item vectors equally long meets a zero
     if is_faiss:
         return index.search(queries, count)[1].astype(np.int64, copy=False)
