@@ -237,6 +237,12 @@ def save_checkpoint(
             (new / name).write_bytes(content)
 
 
+def check_output(folder: str | PathLike, file: str) -> None:
+    """Raise ValueError if a folder that is to be replaced has files, but not the `file` of an earlier result."""
+    if (path := Path(folder)).exists() and any(path.iterdir()) and not (path / file).exists():
+        raise ValueError(f"{folder} contains other files, which would be lost. Name a new folder for the result.")
+
+
 def restore_folder(folder: Path) -> None:
     """Restore a folder after a kill between the two renames of `replaced_folder`."""
     if folder.name and not folder.exists() and (old := folder.with_name(f"{folder.name}{REPLACED}")).exists():

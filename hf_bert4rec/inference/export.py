@@ -22,7 +22,14 @@ from torch.export import Dim, ExportedProgram
 from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel
 
 from ..data.data_collator import pad_rows
-from ..hub.checkpoint import check_sizes, fetch_checkpoint, is_folder, replaced_folder, stored_exclude_history
+from ..hub.checkpoint import (
+    check_output,
+    check_sizes,
+    fetch_checkpoint,
+    is_folder,
+    replaced_folder,
+    stored_exclude_history,
+)
 from ..hub.errors import read_json
 from ..models.configuration_bert4rec import SPECIAL_TOKENS
 from .answers import ItemCatalog, Recommendations, check_scores, closed_rows, item_vectors, unit_vectors
@@ -115,8 +122,7 @@ def export_checkpoint(checkpoint: str | PathLike, output: str | PathLike, revisi
     """
     _require("onnxscript")
     folder, target = fetch_checkpoint(checkpoint, revision), Path(output)
-    if target.exists() and any(target.iterdir()) and not (target / FACTS_FILE).exists():
-        raise ValueError(f"{output} contains other files, which would be lost. Name a new folder for the export.")
+    check_output(output, FACTS_FILE)
     # In float32, because few runtimes compute in bfloat16 on a CPU.
     model = AutoModelForMaskedLM.from_pretrained(folder, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(folder)

@@ -17,6 +17,7 @@ from ..data.tokenization import ItemTokenizer, extend_item_tokenizer
 from ..hub.checkpoint import (
     NEEDED,
     check_folder,
+    check_output,
     check_sizes,
     fetch_checkpoint,
     is_folder,
@@ -117,8 +118,7 @@ def _open(checkpoint: str | PathLike, output: str | PathLike | None) -> tuple[Pa
     if output is not None and (target := Path(output).resolve()) != (source := folder.resolve()):
         if target in source.parents or source in target.parents:
             raise ValueError(f"One of {output} and {folder} contains the other. Name a folder outside the checkpoint.")
-        if target.exists() and not (target / NEEDED[0]).exists():
-            raise ValueError(f"{output} contains other files, which would be lost. Name a new folder for the result.")
+        check_output(output, NEEDED[0])
     return folder, AutoTokenizer.from_pretrained(folder)
 
 

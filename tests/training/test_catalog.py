@@ -186,6 +186,9 @@ def test_other_files_are_never_replaced(checkpoint, tmp_path):
         with pytest.raises(ValueError, match="contains the other"):
             remove_items(checkpoint, ["a"], output)
     assert (tmp_path / "notes" / "thesis.txt").exists()
+    (tmp_path / "empty").mkdir()
+    remove_items(checkpoint, ["a"], tmp_path / "empty")
+    assert load(tmp_path / "empty")[1].removed == ["a"]
 
 
 def test_a_link_stays_a_link(checkpoint, tmp_path):
