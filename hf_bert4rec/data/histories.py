@@ -13,7 +13,7 @@ from datasets import Dataset, DatasetDict
 
 from .arguments import check_number
 from .ids import READ_FIRST, as_ids
-from .tokenization import ItemTokenizer, check_max_length
+from .tokenization import ItemTokenizer, check_max_length, check_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +64,7 @@ def check_interactions(interactions: Dataset) -> pa.Table:
 
 def sort_by_user(interactions: Dataset, tokenizer: ItemTokenizer) -> SortedLog:
     """Sort interactions by user and time; equal times keep the order of the log."""
+    check_tokenizer(tokenizer)
     table = check_interactions(interactions)
     users = table["user"].combine_chunks().dictionary_encode()
     codes, timestamps = users.indices.to_numpy(), table["timestamp"].to_numpy()

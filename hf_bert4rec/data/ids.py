@@ -52,7 +52,8 @@ def as_item_ids(values: Iterable[Any], name: str = "item IDs") -> pa.StringArray
         ValueError: A value is not text or a finite number (also in a tensor), or is a float too large to be exact. The
             message begins with `name`.
     """
-    if isinstance(values, str | bytes | Mapping) or hasattr(values, "columns"):  # tables
+    unsuitable = isinstance(values, str | bytes | Mapping) or hasattr(values, "columns")  # tables
+    if unsuitable or not isinstance(values, Iterable):
         raise ValueError(f"{name}: expected a list, found the {type(values).__name__} {str(values)[:100]!r}.")
     ids = list(values)
     try:

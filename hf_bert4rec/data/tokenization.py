@@ -185,7 +185,8 @@ def check_tokenizer(tokenizer: Any) -> None:
     """Raise ValueError unless a tokenizer is an `ItemTokenizer` with the token IDs of an item table."""
     if not isinstance(tokenizer, ItemTokenizer):
         found = type(tokenizer).__name__
-        raise ValueError(f"Expected an ItemTokenizer, found {found}. Check `tokenizer_class` in tokenizer_config.json.")
+        advice = "Build it with `item_tokenizer`. Check `tokenizer_class` in tokenizer_config.json if you loaded it."
+        raise ValueError(f"Expected an ItemTokenizer, found {found}. {advice}")
     backend, number = tokenizer.backend_tokenizer, len(tokenizer.items) + len(SPECIAL_TOKENS)
     properties = {
         "pad_token": (tokenizer.pad_token, PAD),
@@ -266,6 +267,7 @@ def extend_item_tokenizer(
 
     `items` and `titles` are as for `item_tokenizer`; `titles` may also contain titles of known items.
     """
+    check_tokenizer(tokenizer)
     extended = copy.deepcopy(tokenizer)
     extended.add_tokens(_distinct_ids(items))
     if titles is not None:

@@ -43,6 +43,8 @@ REDIRECTING_FILES = ("adapter_config.json", "shard-*.safetensors")
 
 def is_folder(model: str | PathLike) -> bool:
     """Return whether a checkpoint name is a folder, and not a Hub ID (org/name); FileNotFoundError if it is neither."""
+    if not isinstance(model, str | PathLike):
+        raise ValueError(f"Expected a checkpoint folder or a Hub ID (org/name), found {model!r:.100}.")
     restore_folder(Path(model))
     folder = Path(model).is_dir()
     if not folder and not is_repository(model):
@@ -57,12 +59,12 @@ def fetch_checkpoint(model: str | PathLike, revision: str | None = None, token: 
     checked (`check_folder`) before a model is built. Code is not downloaded. OSError if the checkpoint is
     not found, cannot be downloaded or is incomplete; ValueError if its parts do not belong together.
     """
-    folder, options = Path(model), {"allow_patterns": LOADED, "ignore_patterns": "*/*"}
-    if not is_folder(model):
+    options: Any = {"allow_patterns": LOADED, "ignore_patterns": "*/*"}
+    if not is_folder(folder := model):
         with hub_errors(str(model)):
-            folder = Path(snapshot_download(str(model), revision=revision, token=token, **options))
+            folder = snapshot_download(str(model), revision=revision, token=token, **options)
     check_folder(folder, str(model))
-    return folder
+    return Path(folder)
 
 
 def check_folder(folder: str | PathLike, name: str | None = None) -> PreTrainedModel:

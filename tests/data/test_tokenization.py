@@ -5,6 +5,7 @@ import os
 import pickle
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -120,14 +121,21 @@ def test_an_empty_id_is_refused():
         item_tokenizer(["a", ""])
 
 
+@pytest.mark.parametrize("items", [None, 5])
+def test_items_that_are_no_list_are_refused(tokenizer, items):
+    for build in (item_tokenizer, partial(extend_item_tokenizer, tokenizer), tokenizer.encode_items):
+        with pytest.raises(ValueError, match="item IDs: expected a list, found the "):
+            build(items)
+
+
 def test_a_catalog_without_items_is_refused():
     with pytest.raises(ValueError, match="`items` contains no item ID"):
         item_tokenizer([])
 
 
-@pytest.mark.parametrize("max_length", [1, 2.5])
+@pytest.mark.parametrize("max_length", [1, 2.5, "5", None])
 def test_a_length_without_room_for_an_item_is_refused(max_length):
-    with pytest.raises(ValueError, match=rf"max_length` must be at least 2.*found {max_length}"):
+    with pytest.raises(ValueError, match=rf"max_length` must be at least 2.*found {max_length!r}"):
         item_tokenizer(["a"], max_length=max_length)
 
 
