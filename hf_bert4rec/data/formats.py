@@ -53,7 +53,9 @@ def read_delimited(file: SourceFile, separator: str = ",", encoding: str = "utf-
 
 def _plain_text(file: SourceFile, encoding: str = "utf-8") -> str:
     text = file.text(encoding)
-    if re.match(r"""\s*(\[\s*)?\{\s*u?["']""", text):
+    first = re.match(r"""[\s\[]*(\{\s*u?["'][^\r\n]*)""", text)  # to the end of the line, where an object may be open
+    ends = (_parse(f"[{first[1].rstrip(' ,')}{end}") for end in ("", "]", "}]")) if first else ()
+    if any(isinstance(rows, list) and all(isinstance(row, dict) for row in rows) for rows in ends):
         raise ValueError(f"{file.name}: contains JSON. Name the format: {spell('format', 'jsonl')}.")
     return text
 

@@ -153,7 +153,13 @@ def test_quotes_are_plain_characters_in_tab_separated_files(write):
     assert rows(load_interactions(path)) == [('"u', '5" nail', 0)]
 
 
-@pytest.mark.parametrize("content", ['{"user": "u"}\n', "{u'user': u'u'}\n", '[\n {"user": "u"}]', "{'user': 'u'}"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *('{"user": "u"}\n', "{u'user': u'u'}\n", '[\n {"user": "u"}]', "{'user': 'u'}"),
+        *('[{"user": null}, {"user": [1]}]', '[{"user": "u"},\n{"user": "v"}]', '{\n  "user": "u",\n  "item": 1\n}\n'),
+    ],
+)
 @pytest.mark.parametrize("name", ["log.csv", "log.tsv", "log.txt", "log.sequences"])
 def test_json_in_a_file_of_rows_is_refused_with_its_format(write, name, content):
     with pytest.raises(ValueError, match=r"^log\..*: contains JSON\. Name the format: `format='jsonl'`"):
@@ -162,6 +168,8 @@ def test_json_in_a_file_of_rows_is_refused_with_its_format(write, name, content)
 
 def test_ids_in_braces_are_no_json(write):
     assert rows(load_interactions(write("log.csv", "{0A-1},a\n{0A-2},b\n")))[0] == ("{0A-1}", "a", 0)
+    for cell in ('{"x": 1}', '{"x'):
+        assert rows(load_interactions(write("log.tsv", f"{cell}\ta\n{cell}\tb\n")))[0] == (cell, "a", 0)
 
 
 def test_a_header_in_the_middle_is_refused_with_its_line(write):
