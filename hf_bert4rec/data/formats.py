@@ -102,7 +102,8 @@ def read_json(file: SourceFile) -> RawLog | pd.DataFrame:
 
     first: dict[Any, Any] = {}  # a value of each key, which the first lines may lack
     for count, line in enumerate(lines()):
-        if count == 1000 and any(map(is_time_name, first)):  # otherwise a later line may have the time
+        if count == 1000 and any(key == file.timestamp or is_time_name(key) for key in first):
+            # Without such a key, a later line may still have the time.
             break
         first |= {key: value for key, value in parse(*line).items() if first.get(key) is None}
 
@@ -146,6 +147,7 @@ def open_log(
     separator: str | None,
     encoding: str | None,
     columns: Iterable[Column],
+    timestamp: Column = None,
 ) -> RawLog:
     """Open a source of `load_interactions`; `kind` is a key of `FOLDER_FILES`, `columns` are named by the user."""
     if isinstance(source, RawLog):  # open already
@@ -160,7 +162,7 @@ def open_log(
     if not isinstance(path, Path):
         return open_table(path, Path(source).name)
     names = frozenset(name for name in columns if isinstance(name, str) and not name.isdecimal())
-    file = SourceFile(path, separator, encoding, names)
+    file = SourceFile(path, separator, encoding, names, timestamp)
     with library_errors(file.name):
         first = file.content(5000)
         name = "parquet" if first.startswith(b"PAR1") else (format or _suffix(path)).lower()

@@ -57,6 +57,7 @@ class SourceFile:
     separator: str | None = None
     encoding: str | None = None
     names: frozenset[str] = frozenset()  # of columns; the first line is a header if it contains one
+    timestamp: str | int | None = None  # column of the time, if the user named it
 
     @property
     def name(self) -> str:
