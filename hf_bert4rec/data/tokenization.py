@@ -285,9 +285,9 @@ def _as_text(items: Any) -> pa.Array | pa.ChunkedArray:
 
 
 def _distinct_ids(items: Any) -> list[str]:
-    ids = pc.drop_null(pc.unique(_as_text(items))).to_pylist()
-    if "" in ids:
-        raise ValueError("Expected item IDs that are not empty, found ''. Remove the empty ID.")
+    ids = pc.unique(_as_text(items)).to_pylist()
+    if not all(ids):  # empty text, which is null in an Arrow array
+        raise ValueError("Expected item IDs that are not empty, found '' or null. Remove the empty ID.")
     if taken := set(SPECIAL_TOKENS).intersection(ids):
         raise ValueError(f"The item ID {', '.join(sorted(taken))} is a special token. Rename the item in your data.")
     return ids

@@ -116,9 +116,12 @@ def test_an_id_equal_to_a_special_token_is_refused_by_name(token):
         item_tokenizer(["a", token])
 
 
-def test_an_empty_id_is_refused():
+@pytest.mark.parametrize(
+    "items", [["a", ""], pa.array(["a", ""]), pa.array(["a", None]), Dataset.from_dict({"item": ["a", ""]})]
+)
+def test_an_empty_id_is_refused(items):
     with pytest.raises(ValueError, match="item IDs that are not empty, found ''"):
-        item_tokenizer(["a", ""])
+        item_tokenizer(items)
 
 
 @pytest.mark.parametrize("items", [None, 5])
