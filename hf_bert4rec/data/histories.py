@@ -147,8 +147,9 @@ def build_histories(
     repeats = are_repeats(splits["test"]).sum() / max(1, len(splits["test"])) if "test" in splits else 0
     if repeats > REPEATS:
         _warn_once(
-            f"{repeats:.0%} of the test targets are items that the user has interacted with before. Only a model with "
-            "`exclude_history=False` recommends them (command line: --exclude_history false)."
+            f"{repeats:.0%} of the test targets are items that the user has interacted with before. A model that "
+            "excludes the history never recommends them. If yours does, set `exclude_history=False` (command line: "
+            "--exclude_history false)."
         )
     tests = targets.get("test", log.starts)
     tests = tests[tests > log.starts]  # with an interaction before them

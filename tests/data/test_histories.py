@@ -158,8 +158,9 @@ def test_repeats_among_the_test_targets_are_reported_once(tokenizer, caplog, tim
     for max_length in (3, 5):
         leave_one_out(log, tokenizer, max_length=max_length)
     assert caplog.messages == warnings * [
-        "90% of the test targets are items that the user has interacted with before. Only a model with "
-        "`exclude_history=False` recommends them (command line: --exclude_history false)."
+        "90% of the test targets are items that the user has interacted with before. A model that "
+        "excludes the history never recommends them. If yours does, set `exclude_history=False` (command line: "
+        "--exclude_history false)."
     ]
 
 
