@@ -148,7 +148,8 @@ def _begin(folder: Path, request: dict[str, Any]) -> None:
             was, now = begun.get(name), request.get(name)
             if was != now:
                 found = "" if name.startswith("state") else f": {was!r}, now {now!r}"
-                raise ValueError(f"{folder} was begun with another {name}{found}. {advice}")
+                other = "other" if name == "columns" else "another"
+                raise ValueError(f"{folder} was begun with {other} {name}{found}. {advice}")
     elif folder.exists() and {*folder.iterdir()} - {unfinished}:
         raise ValueError(f"{folder} contains other files. {advice}")
     else:

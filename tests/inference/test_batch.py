@@ -1,5 +1,6 @@
 """Recommendations for all users of a file: shards, several processes, and a kill in between."""
 
+import json
 import os
 import random
 import signal
@@ -102,6 +103,8 @@ def test_the_same_call_continues_and_another_one_is_refused(source, histories, t
     for changes, name in (({"top_k": 4}, "top_k"), ({"shard_size": 9}, "shard_size")):
         with pytest.raises(ValueError, match=f"was begun with another {name}"):
             recommend_to_parquet(source, histories, tmp_path / "out", **{"shard_size": 8, "top_k": 3, **changes})
+    with pytest.raises(ValueError, match="was begun with other columns: None, now "):
+        batch._begin(folder, json.loads((folder / batch.REQUEST_FILE).read_text()) | {"columns": {"user": "user"}})
     pq.write_table(pq.read_table(histories), histories, row_group_size=3)
     with pytest.raises(ValueError, match="was begun with another state of the source"):
         recommend_to_parquet(source, histories, tmp_path / "out", shard_size=8, top_k=3)
