@@ -111,7 +111,8 @@ def recommend_to_parquet(
         shard_size: Number of users per file.
         user: Name of the column of user IDs.
         history: Name of the column of histories.
-        columns: Columns of a log, a dict with the keys `user`, `item` and `timestamp`. Default: by usual names.
+        columns: Columns of a log, a dict with the keys `user`, `item` and `timestamp`, and other options of
+            `load_interactions`, such as `separator`. Default: by usual names.
         **options: `top_k`, `exclude_history`, `allow` and `deny`, the same for all users; see a call of the pipeline.
 
     Raises:
@@ -169,7 +170,7 @@ def _read_shards(
         if not pa.types.is_list(kind) and not pa.types.is_large_list(kind):
             raise ValueError(f"{file}: expected lists of item IDs in the column {history!r}, found {kind}.")
         if columns:
-            raise ValueError(f"{file} has one history per user. Omit `{min(columns)}`, which names a column of logs.")
+            raise ValueError(f"{file} has one history per user. Omit `{min(columns)}`, which is for logs.")
         if user not in schema.names:
             found = ", ".join(schema.names)
             raise ValueError(f"{file}: expected a column {user!r}, found {found}. Rename the user column.")
