@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from datasets import Dataset
 
 from .arguments import check_number
-from .columns import Column, find_columns
+from .columns import Column, find_columns, is_time_name
 from .formats import open_log
 from .ids import as_ids, as_item_ids
 from .sources import RawLog, library_errors, spell
@@ -145,6 +145,8 @@ def _check(log: RawLog, found: Mapping[str, int]) -> str:
                 f"{log.name}: the first line has no known column name. "
                 f"If {first!r} is a header, name the columns, such as {spell('user', command='user')}."
             )
+    if "timestamp" in found and not is_time_name(time := log.columns[found["timestamp"]]):
+        notes += "" if log.first_rows else f" (timestamp: column {time!r})"
     if "timestamp" not in found:
         notes += " (no timestamps; the rows are assumed to be in time order)"
         unread = ", ".join(name for place, name in enumerate(log.columns) if place not in found.values())
