@@ -117,9 +117,10 @@ def recommend(argv: list[str]) -> None:
         parser.error("Use --processes and options for reading a log, such as --user, only with --input.")
     if args.input:
         from ..inference.batch import recommend_to_parquet
-        from .recipe import parse_reading
+        from .recipe import parse_recipe
 
-        options |= {"processes": args.processes, "columns": parse_reading(reading)}
+        columns = parse_recipe([f"--{name}={value}" for name, value in reading.items()]).options("reading")
+        options |= {"processes": args.processes, "columns": columns}
         folder = recommend_to_parquet(args.checkpoint, args.input, args.output, **options)
         print(f"Saved in {folder}.")
         return

@@ -182,11 +182,6 @@ def parse_recipe(argv: Sequence[str]) -> Recipe:
     return Recipe(source=source, given={"seed": values["training"].seed, **given}, **values)
 
 
-def parse_reading(words: Mapping[str, str]) -> dict[str, Any]:
-    """Return options of `load_interactions` from the words of a command line."""
-    return _parse_file(words, _parser([_sections({})["reading"]]), "")
-
-
 def format_help(usage: str) -> str:
     """Return the help of all options."""
     return HfArgumentParser(_sections({}).values(), usage=usage, add_help=False).format_help()

@@ -68,7 +68,7 @@ def load_interactions(
     """
     fewest = {"min_user_interactions": min_user_interactions, "min_item_interactions": min_item_interactions}
     for name, value in {"min_rating": 0 if min_rating is None else min_rating, **fewest}.items():
-        check_number(name, value)
+        check_number(name, value, "a number", lambda _: True)
     log = open_log(source, "interactions", format, separator, encoding, [user, item, timestamp, rating], timestamp)
     wanted: dict[str, Column] = {"user": user, "item": item, "timestamp": timestamp}
     if min_rating is not None:
