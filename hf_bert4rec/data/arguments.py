@@ -1,6 +1,6 @@
-"""Checks of arguments that are numbers."""
+"""Checks of arguments: numbers and lists."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from numbers import Integral, Real
 from typing import Any
 
@@ -14,3 +14,29 @@ def check_number(name: str, value: Any, expected: str, holds: Callable[[Any], ob
 def check_count(name: str, value: Any) -> None:
     """Raise ValueError unless a value is a whole number of at least 1."""
     check_number(name, value, "a whole number of at least 1", lambda number: number >= 1, Integral)
+
+
+def read_list(values: Any, name: str, ordered: bool = False) -> list[Any]:
+    """Return the elements of a list, iterator, array, tensor or column of a table; ValueError for other values."""
+    if type(values) is list:
+        return values
+    if isinstance(values, Mapping) or hasattr(values, "column_names") or hasattr(values, "columns"):
+        raise ValueError(
+            f"{name}: expected a list, found {type(values).__name__}. Pass one of its columns, such as data['history']."
+        )
+    for method in ("tolist", "to_pylist", "to_list"):  # NumPy, PyTorch and pandas; Arrow; Polars
+        if hasattr(values, method):
+            values = getattr(values, method)()
+            break
+    unordered = ordered and isinstance(values, set | frozenset)
+    if unordered or not is_collection(values) or isinstance(values, bytearray | memoryview):
+        reason = ", because a set has no order" if unordered else ""
+        raise ValueError(
+            f"{name}: expected a list, found {type(values).__name__} {values!r:.100}. Pass a list{reason}."
+        )
+    return list(values)
+
+
+def is_collection(value: Any) -> bool:
+    """Return whether a value is a collection of IDs; a tensor without dimensions is a single ID."""
+    return isinstance(value, Iterable) and not isinstance(value, str | bytes) and getattr(value, "ndim", 1) > 0

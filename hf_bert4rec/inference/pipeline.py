@@ -13,14 +13,14 @@ from transformers import AutoModelForMaskedLM, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.utils import logging
 
-from ..data.arguments import check_count
+from ..data.arguments import check_count, read_list
 from ..data.data_collator import pad_rows
 from ..data.ids import as_item_ids
 from ..evaluation.ranking import target_ranks
 from ..hub.checkpoint import check_sizes, fetch_checkpoint, stored_exclude_history, stored_recipe
 from ..training.resources import warn_about_spinning_threads
 from .answers import ItemCatalog, Recommendations, check_scores, item_vectors, unit_vectors
-from .arguments import ITEM_LISTS, check_options, read_histories, read_list
+from .arguments import ITEM_LISTS, check_options, read_histories
 from .attributes import ItemAttributes, read_attributes
 from .selection import Selection
 
