@@ -31,6 +31,7 @@ LOADED = (*NEEDED, "*.safetensors", WEIGHTS[1], TITLES_FILE, FEATURES_FILE, FACT
 REPLACED = ".replaced"  # ends the name of a folder while a new one takes its place
 CURVE = "learning_curve.png"
 FLOATS = ("F64", "F32", "F16", "BF16")
+COUNTED = tuple(f"transition_head.{name}" for name in ("followers", "counts", "users"))  # integers
 
 REDIRECTING_OPTIONS = (
     "transformers_weights", "quantization_config", "attn_implementation", "_attn_implementation",
@@ -151,7 +152,8 @@ def _shapes(file: Path, name: str) -> dict[str, list[int]]:
     try:
         with safe_open(file, framework="pt") as weights:
             tensors = {key: weights.get_slice(key) for key in weights.keys()}  # noqa: SIM118
-            if others := [key for key, tensor in tensors.items() if tensor.get_dtype() not in FLOATS]:
+            kinds = {key: ("I32",) if key in COUNTED else FLOATS for key in tensors}
+            if others := [key for key, tensor in tensors.items() if tensor.get_dtype() not in kinds[key]]:
                 found = f"expected floating-point weights, found {others[0]} in {file.name}"
                 raise ValueError(f"{name}: {found}. Save the model again without quantization.")
             return {key: tensor.get_shape() for key, tensor in tensors.items()}

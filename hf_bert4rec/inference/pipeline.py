@@ -210,8 +210,9 @@ class NextItemRecommendationPipeline(Pipeline):
         """Return the query vectors of histories, (histories, hidden + 1) float32.
 
         The inner product with a row of `item_vectors` is the logit of that item; scores of a call are the softmax of
-        the logits. With `repeat_head`, items of the history have higher logits. The last number of each vector is 1,
-        because the last number of an item vector is the bias of the item.
+        the logits. Items of the history have higher logits with `repeat_head`, and followers of the last item with
+        `num_followers`. The last number of each vector is 1, because the last number of an item vector is the bias of
+        the item.
         """
 
         def answer(histories: list[np.ndarray], places: list[int]) -> list[np.ndarray]:
@@ -283,8 +284,13 @@ class NextItemRecommendationPipeline(Pipeline):
         if scored:
             logits = self.model.score_items(states, ids, query[:, :1])[: len(history), 0]
             return {"logits": logits.float(), "history": history}
-        queries = self.model.prediction_head(states)[: len(history), 0].float()
-        return {"queries": torch.cat([queries, torch.ones_like(queries[:, :1])], dim=1), "history": history}
+        states = self.model.prediction_head(states)
+        queries = states[: len(history), 0].float()
+        found = {"queries": torch.cat([queries, torch.ones_like(queries[:, :1])], dim=1), "history": history}
+        if self.model.transition_head is not None:
+            rows, scores = self.model.transition_head(states, ids, query[:, :1])
+            found |= {"followers": rows[: len(history), 0], "transitions": scores[: len(history), 0]}
+        return found
 
     def postprocess(self, outputs: dict[str, torch.Tensor], selection: Selection) -> list[Recommendations]:
         """Return the best items for each user; see `Selection.best`."""

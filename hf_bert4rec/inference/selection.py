@@ -59,8 +59,9 @@ class Selection:
     def best(self, outputs: dict[str, torch.Tensor]) -> list[Recommendations]:
         """Return the best items for each user; raise ValueError if scores are not finite.
 
-        `outputs` are `logits` (users, vocab_size), overwritten here, or with an index `queries` (users, hidden + 1);
-        and token IDs, padded with [PAD]: `history` (users, longest), optionally `allow`, `deny` (users or 1, longest).
+        `outputs` are `logits` (users, vocab_size), overwritten here, or with an index `queries` (users, hidden + 1)
+        and, if the model has them, `followers` and `transitions` (users, number); and token IDs, padded with [PAD]:
+        `history` (users, longest), optionally `allow`, `deny` (users or 1, longest).
         """
         users = len(outputs["history"])
         lists = {name: outputs[name].expand(users, -1) for name in LISTS if name in outputs}
@@ -70,7 +71,7 @@ class Selection:
         if self.index is None:
             rows, scores, logits = self._rank_all(outputs, excluded)
         else:
-            rows, scores, logits = self._rank_found(outputs["queries"], excluded, lists.get("allow"))
+            rows, scores, logits = self._rank_found(outputs, excluded, lists.get("allow"))
         found = logits.isfinite().sum(dim=1).tolist()
         counts = list(found)
         if self.rerank:
@@ -100,9 +101,11 @@ class Selection:
         values, rows = stable_top_k(logits, min(self._number, logits.shape[1]))
         return rows, (values - normalizer).exp(), values
 
-    def _rank_found(self, queries: torch.Tensor, excluded: torch.Tensor, allowed: torch.Tensor | None) -> Ranking:
-        """Rank the items that the index finds, or the items of `allow`. Search for more if too few are left."""
-        check_scores(queries)
+    def _rank_found(
+        self, outputs: dict[str, torch.Tensor], excluded: torch.Tensor, allowed: torch.Tensor | None
+    ) -> Ranking:
+        """Rank followers and items that the index finds, or the items of `allow`. Search for more if few are left."""
+        check_scores(queries := outputs["queries"])
         possible = (~self._closed).nonzero()[:, 0]
         denied = pad(excluded, (1, 0)).sort(dim=1).values  # with [PAD], which is row 0
         count = SEARCHED * self._number
@@ -115,6 +118,7 @@ class Selection:
             else:  # a place that the index left empty becomes the last special row, which is closed
                 places = search_index(self.index, queries.numpy(), count)
                 found = torch.from_numpy(places) + len(SPECIAL_TOKENS)
+                found = torch.cat([found, outputs.get("followers", found[:, :0])], dim=1)
             rows = found.sort(dim=1).values
             left = ~self._closed[rows]
             left[:, 1:] &= rows[:, 1:] != rows[:, :-1]  # an item that `allow` lists twice
@@ -128,7 +132,10 @@ class Selection:
         for of, query in zip(rows, queries, strict=True):
             vectors, added = weight[of.to(weight.device)].cpu(), bias[of.to(bias.device)].cpu()
             scores.append(added + vectors.float() @ query[:-1])
-        logits = torch.stack(scores).masked_fill(~left, -torch.inf)
+        logits = torch.stack(scores)
+        if "followers" in outputs:
+            logits = _with_transitions(logits, rows, outputs["followers"], outputs["transitions"])
+        logits = logits.masked_fill(~left, -torch.inf)
         values, order = stable_top_k(logits, min(self._number, logits.shape[1]))
         return rows.gather(1, order), values, values
 
@@ -159,6 +166,16 @@ class Selection:
         reasons["dropped by `rerank`"] = found - returned
         shown = ", ".join(f"{count:,} {reason}" for reason, count in reasons.items() if count)
         return f"{returned:,} of {items:,} items: {shown or 'the catalog has no more'}."
+
+
+def _with_transitions(
+    logits: torch.Tensor, rows: torch.Tensor, followers: torch.Tensor, transitions: torch.Tensor
+) -> torch.Tensor:
+    """Return the logits of the token IDs `rows`, ascending, with the scores of followers; all are (users, number)."""
+    places = torch.searchsorted(rows, followers).clamp(max=rows.shape[1] - 1)
+    transitions = transitions.masked_fill(rows.gather(1, places) != followers, torch.finfo(transitions.dtype).min)
+    old = logits.gather(1, places)
+    return logits.scatter_add(1, places, torch.logaddexp(old, transitions.to(old)) - old)
 
 
 def open_index(index: Any, items: int, width: int) -> Any:
