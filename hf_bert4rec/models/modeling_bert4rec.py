@@ -301,7 +301,7 @@ def keep(hidden_states: torch.Tensor, kept_positions: torch.Tensor | None) -> to
 class Bert4RecEncoder(Bert4RecPreTrainedModel):
     """Base class of the encoders: checks the inputs. Subclasses implement `encode`."""
 
-    _keys_to_ignore_on_load_unexpected = [r"^lm_head\.", r"^prediction_head\.", r"^repeat_head\.", r"^transition_head\."]
+    _keys_to_ignore_on_load_unexpected = [r"^(lm|prediction|repeat|transition)_head\."]  # of a whole model
     causal = False  # whether a state knows only the items before it; then padding on the left would be read as items
 
     def encode(

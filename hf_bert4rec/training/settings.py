@@ -53,8 +53,8 @@ def recommended_settings(interactions: Dataset, *, prefixes: bool = True, max_le
     - Other logs with at least 100 interactions per item: less dropout.
     - More than 5 % of the interactions repeat an item of the user: the history is not excluded from recommendations,
       and the model has a `repeat_head`.
-    - Items are at least 1.1 times as likely by the item before as by popularity alone (`Transitions.mixture`), and there
-      are at most 100,000: the model has `num_followers`, a Markov chain over the 50 most frequent followers of an item.
+    - Items are at least 1.1 times as likely by the item before as by popularity alone (`Transitions.mixture`), and
+      there are at most 100,000: `num_followers`, a Markov chain over the 50 most frequent followers of an item.
 
     The numbers were chosen on validation splits of several logs (docs/experiments.md).
 

@@ -69,10 +69,9 @@ class Transitions:
         """
         old, places = (head.counts > 0).nonzero(as_tuple=True)
         known = old, head.followers[old, places], head.counts[old, places]
-        merged = self._summed(
-            *(np.r_[a.cpu().numpy(), b] for a, b in zip(known, (self.items, self.followers, self.counts), strict=True)),
-            largest=True,
-        )
+        pairs = zip(known, (self.items, self.followers, self.counts), strict=True)
+        items, followers, counts = (np.r_[before.cpu().numpy(), new] for before, new in pairs)
+        merged = self._summed(items, followers, counts, largest=True)
         place = np.arange(len(merged.items)) - np.searchsorted(merged.items, merged.items)
         kept = place < head.followers.shape[1]
         where = torch.from_numpy(merged.items[kept]), torch.from_numpy(place[kept])
