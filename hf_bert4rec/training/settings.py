@@ -53,8 +53,8 @@ def recommended_settings(interactions: Dataset, *, prefixes: bool = True, max_le
     - Other logs with at least 100 interactions per item: less dropout.
     - More than 5 % of the interactions repeat an item of the user: the history is not excluded from recommendations,
       and the model has a `repeat_head`.
-    - Items are at least 1.1 times as likely by the item before as by popularity alone (`Transitions.mixture`), and
-      there are at most 100,000: `num_followers`, a Markov chain over the 50 most frequent followers of an item.
+    - Small or not short, at most 100,000 items, and items are at least 1.1 times as likely by the item before as by
+      popularity alone (`Transitions.mixture`): `num_followers`, a Markov chain over the 50 most frequent followers.
 
     The numbers were chosen on validation splits of several logs (docs/experiments.md).
 
@@ -97,7 +97,7 @@ def recommended_settings(interactions: Dataset, *, prefixes: bool = True, max_le
             settings.training["per_device_train_batch_size"] = 256
     elif density >= DENSE:
         settings.model.update(hidden_dropout_prob=0.2, attention_probs_dropout_prob=0.1)
-    if gain >= GAIN and catalog <= MOST_ITEMS:
+    if gain >= GAIN and catalog <= MOST_ITEMS and (small or not short):
         settings.model["num_followers"] = FOLLOWERS
     if repeats > REPEATS:
         settings.model.update(exclude_history=False, repeat_head=True)
