@@ -18,19 +18,19 @@ LATE = 0.9  # share of the training after which a best checkpoint is late
 
 
 class EpochLines(TrainerCallback):
-    """Print one short line per evaluation instead of the dictionaries of the Trainer."""
+    """Print one short line per evaluation, or per loss if there are none, instead of the dictionaries of the Trainer."""
 
     loss: float | None = None
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """Print the line of an evaluation, above the progress bar."""
+        """Print a line above the progress bar."""
         self.loss = logs.get("loss", self.loss)
-        if state.is_world_process_zero and "eval_ndcg@10" in logs:
-            loss = "" if self.loss is None else f"loss {self.loss:6.3f}   "
-            tqdm.write(
-                f"epoch {state.epoch:5.1f}   {loss}validation HR@10 {logs['eval_hr@10']:.4f}   "
-                f"NDCG@10 {logs['eval_ndcg@10']:.4f}"
-            )
+        evaluated = "eval_ndcg@10" in logs
+        if state.is_world_process_zero and (evaluated or args.eval_strategy == "no" and "loss" in logs):
+            text = f"epoch {state.epoch:5.1f}" + ("" if self.loss is None else f"   loss {self.loss:6.3f}")
+            if evaluated:
+                text += f"   validation HR@10 {logs['eval_hr@10']:.4f}   NDCG@10 {logs['eval_ndcg@10']:.4f}"
+            tqdm.write(text)
 
 
 class EpochLinesWithBar(EpochLines, ProgressCallback):

@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -386,7 +387,7 @@ def test_validation_merged_into_train_keeps_the_last_checkpoint(tmp_path):
     assert "validation items trained on" in facts.protocol
 
 
-def test_training_on_all_interactions_has_no_results_and_says_so(tmp_path):
+def test_training_on_all_interactions_has_no_results_and_says_so(tmp_path, capsys):
     recipe = recipe_for(tmp_path, "--split", "train_on_all", "--num_train_epochs", "2")
     _, interactions, _, histories = prepare(recipe)
     assert sum(histories["train"]["length"]) == interactions.num_rows
@@ -394,6 +395,7 @@ def test_training_on_all_interactions_has_no_results_and_says_so(tmp_path):
     facts = RunFacts.load(folder)
     assert (facts.results, facts.best_checkpoint) == ({}, "")
     assert [entry["epoch"] for entry in facts.log if "loss" in entry] == [1, 2]
+    assert re.findall(r"^epoch +(\S+)   loss +\d\.\d{3}$", capsys.readouterr().out, re.MULTILINE) == ["1.0", "2.0"]
     assert not ModelCard.load(folder / "README.md").data.eval_results
     text = summary(folder)
     assert "There are no results, because the split holds no items out" in text
