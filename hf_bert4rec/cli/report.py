@@ -18,7 +18,7 @@ LATE = 0.9  # share of the training after which a best checkpoint is late
 
 
 class EpochLines(TrainerCallback):
-    """Print one short line per evaluation, or per loss if there are none, instead of the dictionaries of the Trainer."""
+    """Print one short line per evaluation, or else per loss, instead of the dictionaries of the Trainer."""
 
     loss: float | None = None
 
@@ -26,7 +26,7 @@ class EpochLines(TrainerCallback):
         """Print a line above the progress bar."""
         self.loss = logs.get("loss", self.loss)
         evaluated = "eval_ndcg@10" in logs
-        if state.is_world_process_zero and (evaluated or args.eval_strategy == "no" and "loss" in logs):
+        if state.is_world_process_zero and (evaluated or (args.eval_strategy == "no" and "loss" in logs)):
             text = f"epoch {state.epoch:5.1f}" + ("" if self.loss is None else f"   loss {self.loss:6.3f}")
             if evaluated:
                 text += f"   validation HR@10 {logs['eval_hr@10']:.4f}   NDCG@10 {logs['eval_ndcg@10']:.4f}"
