@@ -76,7 +76,7 @@ def summary(folder: Path) -> str:
     if facts.best_checkpoint and split == "test":
         step = int(facts.best_checkpoint.rpartition("-")[2])
         epoch = next(entry["epoch"] for entry in facts.log if entry["step"] == step)
-        found = f"from epoch {epoch:.3g}" if step > 1 else "the initial model: training did not improve it"
+        found = f"from epoch {epoch:.3g}" if step > 1 else "from step 1: more training did not improve the model"
         length = f"--num_train_epochs {epoch:.3g}" if epoch >= 1 else f"--max_steps {step}"
         times = [f"--{name}" for name in ("validation_time", "test_time") if name in facts.recipe]
         instead = f" instead of {' and '.join(times)}" if times else ""

@@ -123,9 +123,8 @@ def _transferred(recipe: Recipe, source: Path, tokenizer: ItemTokenizer) -> PreT
     check_sizes(model, its_tokenizer)
     config, wanted = model.config, find_configuration(recipe.run.architecture).model_type
     if config.model_type != wanted:
-        raise ValueError(
-            f"{source} is a {config.model_type} model, but `architecture` is {wanted}. Use the same for both."
-        )
+        found = f"{source} is a {config.model_type} model, but `architecture` is {wanted}"
+        raise ValueError(f"{found}. Set `architecture` to {config.model_type}.")
     given = recipe.options("model")
     changes = {name: given.pop(name) for name in WITHOUT_WEIGHTS if name in given}
     if overridden := sorted(name for name, value in given.items() if value != getattr(config, name)):
@@ -156,7 +155,7 @@ def evaluate(recipe: Recipe) -> tuple[tuple[str, str | None], dict[str, dict[str
     Return the protocols, as from `protocol`; the metrics of each split; and the 95 % interval of NDCG@10 of each split.
     """
     if recipe.source is None:
-        raise ValueError("The checkpoint is missing. Name its folder or Hub ID before all options.")
+        raise ValueError("The checkpoint is missing. Name a checkpoint folder or a Hub ID before all options.")
     model, tokenizer = (auto.from_pretrained(recipe.source) for auto in (AutoModelForMaskedLM, AutoTokenizer))
     _, _, _, histories = prepare(recipe, tokenizer)
     trainer = evaluator(model, recipe, tokenizer)

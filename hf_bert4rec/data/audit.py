@@ -20,7 +20,7 @@ class Finding:
     """One property of the rows of a split.
 
     Attributes:
-        what: The property, worded to follow the number of rows, such as "have an input later than the target".
+        what: The property, as the predicate of a sentence about rows, such as "have an input later than the target".
         split: Name of the split.
         rows: Numbers of the rows that have the property.
         of: Number of rows in the split.
@@ -40,13 +40,14 @@ class Finding:
 
 
 def audit(histories: DatasetDict) -> list[Finding]:
-    """Look for leaks in histories, from a function in `SPLITS` or from elsewhere.
+    """Look for leaks in the splits of a `DatasetDict`, from a function in `SPLITS` or from your own code.
 
     Leaks are:
 
-    - a target (same user, item and time) in the user's training rows or inputs, or a test target in the validation row;
+    - a target (same user, item and time) in the training rows of the user or in the inputs of its own row, or a test
+      target in the validation row of the user;
     - a target among the candidates of its row;
-    - an input that is later than its target;
+    - an input that is later than the target of its row;
     - more than one row of a user in validation or test;
     - a training interaction that is later than an evaluated target of the same user.
 
@@ -95,9 +96,9 @@ def _check(histories: DatasetDict) -> None:
         raise ValueError(f"Expected the splits train, validation and test (train at least), found {', '.join(names)}.")
     for name, rows in histories.items():
         if missing := set(NEEDED) - set(rows.column_names):
-            raise ValueError(f"{name}: expected the columns {', '.join(NEEDED)}, found no {min(missing)}. Add it.")
+            raise ValueError(f"{name}: expected the columns {', '.join(NEEDED)}, found no {min(missing)}.")
         if name != "train" and None in (labels := rows["labels"][:]):
-            raise ValueError(f"{name}: expected labels in every row, found none in row {labels.index(None)}. Add them.")
+            raise ValueError(f"{name}: expected labels in every row, found none in row {labels.index(None)}.")
 
 
 def _evaluated(
@@ -144,5 +145,5 @@ def _targets(rows: Dataset, numbers: Mapping[str, int]) -> pd.DataFrame:
 
 
 def _in(targets: pd.DataFrame, actions: pd.DataFrame) -> np.ndarray:
-    """Return whether an interaction has the user, item and time of each target."""
+    """Return for each target whether an interaction has its user, item and time, (targets,) bool."""
     return pd.MultiIndex.from_frame(targets[KEY]).isin(pd.MultiIndex.from_frame(actions[KEY]))

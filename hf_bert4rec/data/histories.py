@@ -117,7 +117,8 @@ def build_histories(
         last = log.ends - (name != "train_ends")
         none = (actions == -1) & (name != "train_ends")
         if np.shape(actions) != (len(log.users),) or not (none | (log.starts <= actions) & (actions <= last)).all():
-            raise ValueError(f"{name}: expected one number per user, from `log.starts` to `log.ends`.")
+            expected = "`log.ends`" if name == "train_ends" else "`log.ends` - 1, or -1"
+            raise ValueError(f"{name}: expected one number per user, from `log.starts` to {expected}, found others.")
     # From here on only items in the tokenizer count: `position[i]` of them precede interaction i.
     known = log.items != tokenizer.unk_token_id
     position = np.concatenate([[0], np.cumsum(known)])
@@ -147,7 +148,7 @@ def build_histories(
     if repeats > REPEATS:
         _warn_once(
             f"{repeats:.0%} of the test targets are items that the user has interacted with before. Only a model with "
-            "`exclude_history=False` recommends them (command line: --exclude_history false)."
+            "`exclude_history=False` recommends these items (command line: --exclude_history false)."
         )
     tests = targets.get("test", log.starts)
     tests = tests[tests > log.starts]  # with an interaction before them

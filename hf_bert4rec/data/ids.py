@@ -53,7 +53,8 @@ def as_item_ids(values: Iterable[Any], name: str = "item IDs") -> pa.StringArray
             message begins with `name`.
     """
     if isinstance(values, str | bytes | Mapping) or hasattr(values, "columns"):  # tables
-        raise ValueError(f"{name}: expected a list, found the {type(values).__name__} {str(values)[:100]!r}.")
+        found = f"the {type(values).__name__} {str(values)[:100]!r}"
+        raise ValueError(f"{name}: expected a list, found {found}. Pass a list.")
     ids = list(values)
     try:
         if not {str}.issuperset(map(type, ids)):
@@ -69,7 +70,7 @@ def _as_item_id(value: Any) -> str:
     scalar = value.item() if getattr(value, "ndim", None) == 0 else value  # numpy scalars, tensors
     text = _as_id(scalar) if isinstance(scalar, str | int | float) and not isinstance(scalar, bool) else None
     if text is None:
-        advice = "Remove it. Only `fill` accepts gaps." if value is None else "Convert it to text."
+        advice = "Remove the gap. Only `fill` accepts gaps." if value is None else "Convert the value to text."
         raise ValueError(f"expected text or numbers, found {value!r:.100} ({type(value).__name__}). {advice}")
     return text
 
@@ -84,7 +85,7 @@ def _as_id(value: Any, digits: int = 53) -> str | None:
     if value is None or value is pd.NA or (isinstance(value, Number | date) and pd.isna(value)):
         return None
     if not isinstance(value, Number | date | UUID):
-        advice = ONE_PER_ROW if hasattr(value, "__len__") else "Convert it to text."
+        advice = ONE_PER_ROW if hasattr(value, "__len__") else "Convert the value to text."
         raise ValueError(f"expected text or numbers, found {value!r:.100} ({type(value).__name__}). {advice}")
     if isinstance(value, float | np.floating) and abs(value) >= 2**digits:
         raise ValueError(

@@ -39,9 +39,9 @@ def load_interactions(
 ) -> Dataset:
     """Read a log of users' interactions on items.
 
-    Rows without user, item or timestamp are dropped. A log line reports how many rows were read and dropped. Rows keep
-    the order of the source, also among equal timestamps. Without timestamps, the rows are assumed to be in time order,
-    and their numbers are the timestamps.
+    Rows without user, item or timestamp are dropped. The numbers of rows that were read and dropped are logged. Rows
+    keep the order of the source, also among equal timestamps. Without timestamps, the rows are assumed to be in time
+    order, and their numbers are the timestamps.
 
     Args:
         source: A file (see `FORMATS`; also compressed with gzip, bzip2 or Zstandard), a folder of MovieLens,
@@ -127,7 +127,7 @@ def _read(log: RawLog, found: Mapping[str, int]) -> tuple[pa.Table, np.ndarray]:
             if "time of day" not in found:
                 raise
             date, time = log.columns[found["timestamp"]], log.columns[found["time of day"]]
-            advice = f"{date!r} and {time!r} are read as date and time of day. If one of them is the time, name it: "
+            advice = f"{date!r} and {time!r} are read as date and time of day. If one column is the time, name it: "
             raise ValueError(f"{error} {advice}{spell('timestamp', time, 'timestamp')}.") from None
     if "rating" in found:
         values["rating"] = as_numbers(columns["rating"], "rating", log, complete)
@@ -194,7 +194,7 @@ def rename_items(interactions: Dataset, names: Mapping[str, str]) -> Dataset:
     new = [known.get(item) for item in old.to_pylist()]
     if None in new:
         found = f"{new.count(None):,} items of the log have no new ID, such as {old[new.index(None)].as_py()!r}"
-        raise ValueError(f"{found}. Add these items to `names`.")
+        raise ValueError(f"{found}. Add these items to `names` (in a recipe: `item_ids`).")
     name, times = Counter(new).most_common(1)[0]
     if times > 1:
         merged = [item for item, other in zip(old.to_pylist(), new, strict=True) if other == name]

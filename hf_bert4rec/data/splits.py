@@ -25,7 +25,7 @@ def leave_one_out(
 ) -> DatasetDict:
     """Hold out every user's last item for test and the item before it for validation; train on the rest (paper, 4.2).
 
-    Users with fewer than three interactions are in train only. Held-out items are not trained on. Every target counts.
+    Users with fewer than three interactions are in the training split only. Held-out items are not trained on.
 
     Args:
         interactions: Columns `user`, `item` and `timestamp`, as from `load_interactions`.
@@ -68,9 +68,9 @@ def split_at_time(
 ) -> DatasetDict:
     """Split by time: train before `validation_time`, and test on each user's first interaction from `test_time` on.
 
-    The model is not trained on later interactions, users or items, and the tokenizer must not contain such items:
-    `item_tokenizer(before(interactions, validation_time))`. Users without interactions before a target have an empty
-    history.
+    The model is not trained on later interactions, users or items. The tokenizer must not contain items that first
+    occur later, unless they have features: `item_tokenizer(before(interactions, validation_time))`. Users without
+    interactions before a target have an empty history.
 
     Args:
         interactions: Columns `user`, `item` and `timestamp`, as from `load_interactions`.
@@ -123,7 +123,7 @@ def train_on_all(
     window_step: float = 0.5,
     prefixes: bool = False,
 ) -> DatasetDict:
-    """Put all interactions into train, without validation or test: for the last training before deployment.
+    """Put all interactions into the training split, without validation and test, for the training before deployment.
 
     Find the number of epochs with another split first.
 
@@ -176,7 +176,7 @@ def new_interactions(
         `DatasetDict` with `train` and `validation`; columns: `COLUMNS`.
 
     Raises:
-        ValueError: No interaction is new, or an option is out of range.
+        ValueError: Fewer than two users have new interactions, or an option is out of range.
     """
     if not (0 < held_out < 1 and replay >= 0):
         raise ValueError(f"`held_out` must be above 0 and below 1, `replay` at least 0; found {held_out} and {replay}.")
@@ -184,8 +184,8 @@ def new_interactions(
     time = -np.inf if since is None else as_seconds(since)
     users = np.flatnonzero(first_from(log, time) < log.ends)
     if len(users) < 2:
-        found = f"found {len(users)}. Pass an earlier time, or more interactions."
-        raise ValueError(f"Expected at least 2 users with interactions from {since} on, {found}")
+        found = f"found {len(users)}. Pass an earlier `since`, or more interactions."
+        raise ValueError(f"Expected at least 2 users with interactions from `since` ({since}) on, {found}")
     chosen = random.choice(users, max(1, round(held_out * len(users))), replace=False)
     targets = np.full(len(log.users), -1)
     targets[chosen] = log.ends[chosen] - 1

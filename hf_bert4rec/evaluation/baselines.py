@@ -99,7 +99,7 @@ class Popularity(Baseline):
         if recent_share < 1:
             times = np.concatenate(train.with_format("numpy")["timestamps"][:])
             if not times_are_comparable(np.repeat(np.arange(len(histories)), list(map(len, histories))), times):
-                raise ValueError("`recent_share` needs a log with times, found only an order. Leave it at 1.")
+                raise ValueError("`recent_share` needs a log with times, found only an order. Set it to 1.")
             items = items[times >= np.quantile(times, 1 - recent_share)]
         self.counts = torch.from_numpy(np.bincount(items, minlength=vocab_size)).float()  # no buffer: stays on the CPU
 
@@ -172,7 +172,7 @@ class Ease(SetBaseline):
             raise ValueError(f"`regularization` must be above 0, found {regularization}.")
         needed, free = 3 * 4e-9 * vocab_size**2, psutil.virtual_memory().available / 1e9
         if needed > free:
-            solution = "Drop rare items with `min_item_interactions`, or use item neighbors."
+            solution = "Drop rare items with `min_item_interactions`, or use `item_neighbors`."
             raise MemoryError(f"EASE needs {needed:.1f} GB of memory, {free:.1f} GB are free. {solution}")
         super().__init__(train, vocab_size)
         counts = np.zeros((vocab_size, vocab_size), np.float32)  # users who have both items
@@ -296,9 +296,8 @@ def fit_implicit(module: str, kind: str, train: Dataset, vocab_size: int, **opti
     try:
         model = getattr(import_module(f"implicit.{module}"), kind)(**options)
     except ImportError as error:
-        raise ImportError(
-            "This baseline needs the package implicit. Run pip install 'hf-bert4rec[baselines]'."
-        ) from error
+        advice = "Run pip install 'hf-bert4rec[baselines]'."
+        raise ImportError(f"This baseline needs the package implicit. {advice}") from error
     histories = training_histories(train)
     users = np.repeat(np.arange(len(histories)), list(map(len, histories)))
     ones = np.ones(len(users), np.float32)

@@ -36,7 +36,7 @@ def read_item_lists(values: Any, name: str, histories: int) -> list[list[Any]]:
     if False in nested or len(lists) != histories:
         raise ValueError(
             f"{name}: expected a list of item IDs, or one list for each of the {histories} histories, found "
-            f"{len(lists)} elements: {lists!r:.200}. Pass one of the two."
+            f"{len(lists)} elements: {lists!r:.200}. Pass one of these forms."
         )
     return [read_list(ids, name) for ids in lists]
 
@@ -46,9 +46,8 @@ def read_list(values: Any, name: str, ordered: bool = False) -> list[Any]:
     if type(values) is list:
         return values
     if isinstance(values, Mapping) or hasattr(values, "column_names") or hasattr(values, "columns"):
-        raise ValueError(
-            f"{name}: expected a list, found {type(values).__name__}. Pass one of its columns, such as data['history']."
-        )
+        advice = "Pass one of its columns, such as data['history']."
+        raise ValueError(f"{name}: expected a list, found {type(values).__name__}. {advice}")
     for method in ("tolist", "to_pylist", "to_list"):  # NumPy, PyTorch and pandas; Arrow; Polars
         if hasattr(values, method):
             values = getattr(values, method)()
@@ -56,9 +55,8 @@ def read_list(values: Any, name: str, ordered: bool = False) -> list[Any]:
     unordered = ordered and isinstance(values, set | frozenset)
     if unordered or not _is_collection(values) or isinstance(values, bytearray | memoryview):
         reason = ", because a set has no order" if unordered else ""
-        raise ValueError(
-            f"{name}: expected a list, found {type(values).__name__} {values!r:.100}. Pass a list{reason}."
-        )
+        found = f"{type(values).__name__} {values!r:.100}"
+        raise ValueError(f"{name}: expected a list, found {found}. Pass a list{reason}.")
     return list(values)
 
 
@@ -76,10 +74,8 @@ def _read_option(name: str, value: Any) -> Any:
         case "rerank":
             rules = list(value) if isinstance(value, list | tuple) else [value]
             if not all(map(_takes_candidates, rules)):
-                raise ValueError(
-                    "`rerank` must be a rule, such as at_most(2, 'category'), or a list of rules, "
-                    f"found {value!r:.100}."
-                )
+                expected = "a rule, such as at_most(2, 'category'), or a list of rules"
+                raise ValueError(f"`rerank` must be {expected}, found {value!r:.100}.")
             return rules
         case "where" | "where_not":
             check_conditions(name, value)

@@ -65,7 +65,8 @@ class BatchRecommender:
         if isinstance(table, pd.DataFrame):
             return self(pa.Table.from_pandas(table, preserve_index=False)).to_pandas()
         if missing := [name for name in (self.user, self.history) if name not in table.column_names]:
-            raise ValueError(f"Expected a column {missing[0]!r}, found {', '.join(table.column_names)}.")
+            advice = "Name the columns of users and histories: `user=...` and `history=...`."
+            raise ValueError(f"Expected a column {missing[0]!r}, found {', '.join(table.column_names)}. {advice}")
         users = table[self.user]
         if nulls := users.null_count:
             found = f"found {nulls} missing values. Fix or remove these rows."

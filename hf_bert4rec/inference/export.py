@@ -22,7 +22,7 @@ from torch.export import Dim, ExportedProgram
 from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel
 
 from ..data.data_collator import pad_rows
-from ..hub.checkpoint import check_sizes, fetch_checkpoint, is_folder, replaced_folder, stored_exclude_history
+from ..hub.checkpoint import check_output, check_sizes, fetch_checkpoint, replaced_folder, stored_exclude_history
 from ..hub.errors import read_json
 from ..models.configuration_bert4rec import SPECIAL_TOKENS
 from .answers import ItemCatalog, Recommendations, check_scores, closed_rows, item_vectors, unit_vectors
@@ -36,11 +36,11 @@ ALL_ROWS, NO_ROWS = [slice(None)], [np.empty(0, np.int64)]  # if `allow` or `den
 
 
 class RecommendationGraph(nn.Module):
-    """A model that maps histories to the best items without control flow that depends on values, for `torch.export`.
+    """A model that maps histories to the best items, without data-dependent control flow, for `torch.export`.
 
     Args:
-        model: A model with a masked-item head.
-        removed: (removed,) token IDs of items that are never recommended.
+        model: Model with an item head, such as `Bert4RecForMaskedLM`.
+        removed: (number,) token IDs of items that are never recommended.
     """
 
     def __init__(self, model: PreTrainedModel, removed: np.ndarray) -> None:
@@ -115,14 +115,14 @@ def export_checkpoint(checkpoint: str | PathLike, output: str | PathLike, revisi
     """
     _require("onnxscript")
     folder, target = fetch_checkpoint(checkpoint, revision), Path(output)
-    if target.exists() and any(target.iterdir()) and not (target / FACTS_FILE).exists():
-        raise ValueError(f"{output} contains other files, which would be lost. Name a new folder for the export.")
+    check_output(target, FACTS_FILE)
     # In float32, because few runtimes compute in bfloat16 on a CPU.
     model = AutoModelForMaskedLM.from_pretrained(folder, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     check_sizes(model, tokenizer)
     if model.config.max_position_embeddings < 3:
-        raise ValueError("The export needs a model with `max_position_embeddings` of at least 3.")
+        found = model.config.max_position_embeddings
+        raise ValueError(f"The export needs a model with `max_position_embeddings` of at least 3, found {found}.")
     catalog = ItemCatalog(tokenizer)
     program = export_program(model, catalog.removed)
     inputs, outputs = ["history", "excluded", "allowed", "top_k"], ["items", "scores"]
@@ -134,7 +134,7 @@ def export_checkpoint(checkpoint: str | PathLike, output: str | PathLike, revisi
     for node in graph.model.graph.all_nodes():
         node.metadata_props.clear()  # lines of code, with the paths of this machine
     facts = {
-        "checkpoint": "/".join(Path(checkpoint).resolve().parts[-2:]) if is_folder(checkpoint) else str(checkpoint),
+        "checkpoint": "/".join(Path(checkpoint).resolve().parts[-2:]) if Path(checkpoint).is_dir() else str(checkpoint),
         "revision": checkpoint_revision(folder),
         "exclude_history": stored_exclude_history(folder),
         "max_length": tokenizer.model_max_length,
@@ -232,7 +232,8 @@ def _loops_for_gru(model: PreTrainedModel) -> Any:
     try:
         from torch.export._patches import register_gru_while_loop_decomposition
     except ImportError as error:
-        raise ImportError("The export of GRU4Rec needs a newer torch. Run pip install --upgrade torch.") from error
+        found = f"torch {torch.__version__}. Run pip install 'torch==2.13.*'."
+        raise ImportError(f"The export of GRU4Rec was tested with torch 2.13, found {found}") from error
     return register_gru_while_loop_decomposition()
 
 

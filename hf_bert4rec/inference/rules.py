@@ -69,7 +69,8 @@ def diversify(weight: float) -> Rule:
     logit, scaled to 0 for the last of the candidates and 1 for the first. Similarity is the largest cosine between the
     vector of the item and the vector of an item above it. Source: Carbonell and Goldstein, SIGIR 1998.
 
-    An item with a far lower logit makes the relevance of the others almost equal. Drop such an item with a rule before.
+    An item with a far lower logit makes the relevance of the others almost equal. Put a rule before this one that drops
+    such items.
 
     Args:
         weight: 0 keeps the order, 1 ignores the scores.
@@ -128,10 +129,8 @@ def order_by_rules(candidates: Candidates, rules: Sequence[Rule]) -> np.ndarray:
         logits = np.asarray(found)
         fits = logits.dtype.kind == "f" and logits.shape == order.shape
         if not fits or not np.all((np.abs(logits) < LARGEST) | (logits == -np.inf)):
-            raise ValueError(
-                f"A rule must return one finite float for each of the {len(order)} candidates, or -inf to drop the "
-                f"item, found {found!r:.200}."
-            )
+            expected = f"one finite float for each of the {len(order)} candidates, or -inf to drop the item"
+            raise ValueError(f"A rule must return {expected}, found {found!r:.200}.")
         best = np.argsort(-logits, kind="stable")[: np.count_nonzero(logits > -np.inf)]
         items, vectors = [candidates.items[place] for place in best], candidates.vectors[best]
         candidates = Candidates(items, logits[best].astype(np.float32), vectors, candidates.attributes)

@@ -41,10 +41,8 @@ class Selection:
 
     def __post_init__(self) -> None:
         if self.index is not None and self.model.repeat_head is not None and not self.exclude_history:
-            raise ValueError(
-                "An index does not contain the scores of the model's `repeat_head`. Pass `exclude_history=True`, or no "
-                "`index`."
-            )
+            solution = "Pass `exclude_history=True`, or no `index`."
+            raise ValueError(f"An index does not contain the scores of the model's `repeat_head`. {solution}")
         self._number = max(self.top_k, self.candidates) if self.rerank else self.top_k
         self._closed = self.catalog.closed.clone()  # rows that are not recommended to anybody
         for conditions, refused in ((self.where, False), (self.where_not, True)):
@@ -57,8 +55,10 @@ class Selection:
     def best(self, outputs: dict[str, torch.Tensor]) -> list[Recommendations]:
         """Return the best items for each user; raise ValueError if scores are not finite.
 
-        `outputs` are `logits` (users, vocab_size), overwritten here, or with an index `queries` (users, hidden + 1);
-        and token IDs, padded with [PAD]: `history` (users, longest), optionally `allow`, `deny` (users or 1, longest).
+        Args:
+            outputs: `logits` (users, vocab_size), which are overwritten; with an index `queries` (users, hidden + 1)
+                instead. Token IDs padded with [PAD]: `history` (users, longest), and optionally `allow` and `deny`
+                (users or 1, longest).
         """
         users = len(outputs["history"])
         lists = {name: outputs[name].expand(users, -1) for name in LISTS if name in outputs}

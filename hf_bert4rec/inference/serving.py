@@ -228,7 +228,8 @@ class Service:
             try:
                 found = _answer(recommender, [request for request, _ in group])
             except BaseException as error:  # such as NaN as a score, or a panic of a library; the server must go on
-                logger.error("Scoring failed: %s", type(error).__name__)
+                text = "Scoring failed with %s, so the status is 500. The text is not logged: it may contain histories."
+                logger.error(text, type(error).__name__)
                 reason = str(error) if isinstance(error, ValueError) else "Scoring failed."
                 found = [HTTPException(500, reason)] * len(group)
             answers += zip([answered for _, answered in group], found, strict=True)
@@ -302,7 +303,7 @@ class _Limits:
         try:
             await app(scope, receive_body, send_and_note)
         except Exception as error:
-            logger.error("A request failed: %s", type(error).__name__)
+            logger.error("A request failed with %s, so the status is 500.", type(error).__name__)
             await _problem(500, "The request failed.")(scope, receive, send_and_note)
         route = getattr(scope.get("route"), "path", "other")
         self.metrics.requests.labels(route, status).inc()

@@ -10,9 +10,7 @@ from transformers.hf_argparser import HfArg
 from .optimizer import muon
 
 ID_DROPOUT = 0.2
-LABEL_SMOOTHING = (
-    "`label_smoothing_factor` must be 0: label smoothing would also give probability to padding and [MASK]."
-)
+LABEL_SMOOTHING = "`label_smoothing_factor` must be 0: label smoothing would also give probability to [PAD] and [MASK]."
 
 
 @dataclass
@@ -90,10 +88,8 @@ class RecommendationTrainingArguments(TrainingArguments):
         if self.label_smoothing_factor:
             raise ValueError(LABEL_SMOOTHING)
         if self.dataloader_persistent_workers:
-            raise ValueError(
-                "`dataloader_persistent_workers` would repeat the masks of the first epoch in all epochs. "
-                "Set it to False."
-            )
+            reason = "persistent workers would repeat the masks of the first epoch"
+            raise ValueError(f"`dataloader_persistent_workers` must be False, found True: {reason}.")
         if self.push_to_hub and self.hub_strategy != "end":
             raise ValueError(f"`hub_strategy` must be 'end', found {self.hub_strategy!r}: others upload pickles.")
 

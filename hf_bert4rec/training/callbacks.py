@@ -115,13 +115,13 @@ def _log_memory(args: TrainingArguments, model: Bert4RecForMaskedLM, loader: Any
     scores = 3 * 4e-9 * args.per_device_eval_batch_size * model.config.vocab_size
     if args.eval_strategy != "no" and scores > estimate.total:
         needed = resources.format_memory(scores)
-        logger.info("Evaluation needs up to %s. To reduce it, use a smaller `per_device_eval_batch_size`.", needed)
+        logger.info("Evaluation needs up to %s of memory, less with a lower `per_device_eval_batch_size`.", needed)
     # The model is allocated already, and after a resumption so is the state of the optimizer.
     allocated = estimate.parameters + (estimate.optimizer_state if resumed else 0)
     free = resources.free_memory(args.device) + allocated
     if estimate.total > free:
         sizes = map(resources.format_memory, (estimate.total, free))
-        text = "Training may not fit into the free memory: training needs about %s, %s are free. Use %s."
+        text = "Training may not fit into the free memory: it needs about %s, and %s are free. Use %s."
         logger.warning(text, *sizes, estimate.advice)
 
 
@@ -158,6 +158,6 @@ def _stored(state: TrainerState, callback: TrainerCallback, attribute: str) -> f
 
 
 def with_package_callbacks(callbacks: Sequence[TrainerCallback]) -> list[TrainerCallback]:
-    """The callbacks of the package that are missing among the given ones, then the given ones."""
+    """Return the callbacks of the package that are missing among the given ones, followed by the given ones."""
     kinds = (ClozeCallback, ResourceCallback)
     return [*(kind() for kind in kinds if not any(isinstance(it, kind) for it in callbacks)), *callbacks]

@@ -17,6 +17,7 @@ from ..data.tokenization import ItemTokenizer, extend_item_tokenizer
 from ..hub.checkpoint import (
     NEEDED,
     check_folder,
+    check_output,
     check_sizes,
     fetch_checkpoint,
     is_folder,
@@ -117,8 +118,7 @@ def _open(checkpoint: str | PathLike, output: str | PathLike | None) -> tuple[Pa
     if output is not None and (target := Path(output).resolve()) != (source := folder.resolve()):
         if target in source.parents or source in target.parents:
             raise ValueError(f"One of {output} and {folder} contains the other. Name a folder outside the checkpoint.")
-        if target.exists() and not (target / NEEDED[0]).exists():
-            raise ValueError(f"{output} contains other files, which would be lost. Name a new folder for the result.")
+        check_output(output, NEEDED[0])
     return folder, AutoTokenizer.from_pretrained(folder)
 
 
@@ -130,9 +130,9 @@ def append_items(
     projection: torch.Tensor | None,
     likes: Mapping[str, list[str]] | None = None,
 ) -> list[str]:
-    """Append rows for the items of an extended tokenizer to the item table and biases of a model, in place.
+    """Append a row for each new item of an extended tokenizer to the item table and biases of a model, in place.
 
-    Return the start of each new item, one of `STARTS`; see `add_items`.
+    Return for each new item what its row was computed from, an entry of `STARTS`; see `add_items`.
     """
     embeddings, head, likes = model.get_input_embeddings(), model.get_output_embeddings(), likes or {}
     tied = head.weight is embeddings.weight
@@ -147,7 +147,7 @@ def append_items(
         known = tokenizer.encode_items(others)  # of all at once: each call looks at the whole catalog
         if (unknown := known == tokenizer.unk_token_id).any():
             place, other = named[int(unknown.argmax())]
-            raise ValueError(f"{new[place].as_py()!r}: `like` names {other!r}, which the checkpoint lacks.")
+            raise ValueError(f"{new[place].as_py()!r}: `like` names {other!r}, which is not in the checkpoint.")
         chosen, counts = torch.tensor(places).unique_consecutive(return_counts=True)
         for values, table in zip(rows, tables, strict=True):
             values[chosen] = torch.stack([part.mean(dim=0) for part in table[known].split(counts.tolist())])

@@ -53,7 +53,7 @@ def test_a_user_s_candidates_are_the_same_in_any_company(interactions, tokenizer
 
 @pytest.mark.parametrize("number", [0, -1])
 def test_fewer_candidates_than_one_are_refused(interactions, tokenizer, number):
-    with pytest.raises(ValueError, match=f"candidates must be at least 1, found {number}"):
+    with pytest.raises(ValueError, match=f"`number` must be at least 1, found {number}"):
         popularity_candidates(leave_one_out(interactions, tokenizer)["test"], COUNTS, number=number)
 
 
@@ -64,7 +64,7 @@ def test_training_rows_have_no_candidates(interactions, tokenizer):
 
 def test_more_candidates_than_items_left_are_refused(interactions, tokenizer):
     test = leave_one_out(interactions, tokenizer)["test"]
-    with pytest.raises(ValueError, match="Cannot draw 6 candidates: only 5 items are left for user u1"):
+    with pytest.raises(ValueError, match=r"at least 6 items to draw .*found 5 for user u1\. Lower `number`"):
         popularity_candidates(test, COUNTS, number=6)
 
 

@@ -154,7 +154,7 @@ def test_repeats_among_the_test_targets_are_reported_once(tokenizer, caplog, tim
         leave_one_out(log, tokenizer, max_length=max_length)
     assert caplog.messages == warnings * [
         "90% of the test targets are items that the user has interacted with before. Only a model with "
-        "`exclude_history=False` recommends them (command line: --exclude_history false)."
+        "`exclude_history=False` recommends these items (command line: --exclude_history false)."
     ]
 
 

@@ -194,7 +194,7 @@ def test_two_that_push_at_once_do_not_mix(hub, folder):
 
 def test_a_lost_answer_does_not_claim_that_nothing_was_pushed(hub, folder):
     hub.lose_answers = True
-    with pytest.raises(ConnectionError, match="No file or commit was transferred in part"):
+    with pytest.raises(ConnectionError, match="a commit is made as a whole or not at all"):
         push_checkpoint(folder, NAME)
     assert set(hub.repositories[NAME].files) >= LOADED
 
@@ -316,7 +316,7 @@ def test_an_interrupted_upload_changes_nothing_and_can_be_repeated(hub, folder, 
     for fault in ("refuse_uploads", "lose_commits"):
         setattr(hub, fault, True)
         with pytest.raises(
-            ConnectionError, match=r"the connection to the Hub failed.*No file or commit was transferred in part"
+            ConnectionError, match=r"the connection to the Hub failed.*a commit is made as a whole or not at all"
         ):
             push_checkpoint(folder, NAME)
         setattr(hub, fault, False)

@@ -78,7 +78,7 @@ def test_similar_items(client, recommender):
     unknown = client.post("/similar", json={"items": ["nothing"]})
     assert (unknown.status_code, unknown.json()) == (
         404,
-        {"detail": "items: the model has no item 'nothing'. Remove this ID."},
+        {"detail": "items: the model has no item 'nothing'. Pass the ID of an item of the model."},
     )
 
 

@@ -137,7 +137,7 @@ def test_options_of_a_text_file(checkpoint, tmp_path):
 
 
 def test_invalid_items(checkpoint):
-    with pytest.raises(ValueError, match="'n': `like` names 'zz', which the checkpoint lacks"):
+    with pytest.raises(ValueError, match="'n': `like` names 'zz', which is not in the checkpoint"):
         add_items(checkpoint, pd.DataFrame({"item": ["n"], "like": ["a|zz"]}))
     with pytest.raises(ValueError, match="expected one row per item"):
         add_items(checkpoint, pd.DataFrame({"item": ["n", "n"]}))
@@ -180,12 +180,20 @@ def test_a_kill_between_the_renames_loses_nothing(checkpoint, monkeypatch):
 def test_other_files_are_never_replaced(checkpoint, tmp_path):
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "thesis.txt").write_text("five years")
-    with pytest.raises(ValueError, match="contains other files, which would be lost"):
+    with pytest.raises(ValueError, match=r"exists and has no config\.json, so it is not replaced"):
         remove_items(checkpoint, ["a"], tmp_path / "notes")
     for output in (tmp_path, checkpoint / "inside"):
         with pytest.raises(ValueError, match="contains the other"):
             remove_items(checkpoint, ["a"], output)
     assert (tmp_path / "notes" / "thesis.txt").exists()
+    with pytest.raises(ValueError, match=r"thesis\.txt exists and has no config.json, so it is not replaced"):
+        remove_items(checkpoint, ["a"], tmp_path / "notes" / "thesis.txt")
+
+
+def test_an_empty_folder_is_filled(checkpoint, tmp_path):
+    (tmp_path / "empty").mkdir()
+    remove_items(checkpoint, ["a"], tmp_path / "empty")
+    assert load(tmp_path / "empty")[1].removed == ["a"]
 
 
 def test_a_link_stays_a_link(checkpoint, tmp_path):

@@ -220,7 +220,7 @@ def test_a_card_of_the_user_is_kept_until_create_model_card_replaces_it(trained,
     card.write_text("# By hand\n")
     trained.save_model()
     assert card.read_text() == "# By hand\n"
-    kept = "is kept: edited or not written by this package. `trainer.create_model_card()` replaces it."
+    kept = "was edited or not written by this package, so it is kept. `trainer.create_model_card()` replaces it."
     assert caplog.messages == [f"{card} {kept}"]
     trained.create_model_card()
     written = card.read_text()
