@@ -198,7 +198,7 @@ def train_model(options: dict[str, Any], folder: str) -> Path:
         interrupted = last_complete_checkpoint(folder) is not None
         run(parse_recipe([*words, "--resume_from_checkpoint=true"]) if interrupted else recipe)
     elif weight_options(prepare(recipe)[0].given) != weight_options(RunFacts.load(checkpoint).recipe):
-        raise ValueError(f"{checkpoint} was trained with other options. Delete the folder, or use it as `checkpoint`.")
+        raise ValueError(f"{checkpoint} was trained with other options. Delete this folder, or use it as `checkpoint`.")
     return checkpoint
 
 

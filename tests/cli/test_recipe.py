@@ -318,10 +318,7 @@ def test_one_entry_in_the_registry_is_enough_for_a_split(monkeypatch):
         ),
         (["--split", "os:nothing"], "`--split os:nothing` cannot be imported"),
         (["--split", "os:sep"], "`--split os:sep` names an object of type str. Name a function or a `Split`"),
-        (
-            ["--architecture", "os:path"],
-            "`--architecture os:path` names posixpath. Name a subclass of `Bert4RecConfig`",
-        ),
+        (["--architecture", "os:path"], "`--architecture os:path` names posixpath. Name a subclass"),
         (["--architecture", "gru"], "Unknown architecture gru. Choose from bert4rec, sasrec, gru4rec"),
         (["--architecture", "no_such_module:Config"], "No module named 'no_such_module'"),
     ],
