@@ -66,7 +66,7 @@ def test_models_are_evaluated_once_and_reported(recipe_file, tmp_path):
     assert format_report(json.loads(Path(folder, "comparison.json").read_text())) == report
     with pytest.raises(
         ValueError,
-        match=r"Delete these files, or choose .*:\n\S+popularity\.json: evaluated split validation → test\n\S+sasrec\.json: ",
+        match=r"Delete these files.*\n\S+popularity\.json: evaluated split validation → test\n\S+sasrec\.json: ",
     ):
         compare(path, "test", folder)
 
