@@ -76,7 +76,7 @@ def prepare(
 
 
 def _with_recommended_settings(recipe: Recipe, interactions: Dataset) -> Recipe:
-    """Fill in the options that `recommended_settings` chooses and the recipe does not give; log them.
+    """Return a recipe with the options that `recommended_settings` chooses and the recipe does not give; log them.
 
     Rows and masks depend on each other: if the recipe gives one of the options `ROWS` another value, none is filled in.
     """
@@ -176,7 +176,7 @@ def _continue(recipe: Recipe, new: Dataset, names: dict[str, str] | None) -> tup
 
 
 def _titles(run: RunArguments, names: dict[str, str] | None) -> dict[str, str] | None:
-    """Return the title of each item ID. With `item_ids`, both tables list IDs of the log, which are renamed here."""
+    """Return a dict from item ID to title, or None. With `item_ids`, the IDs of `titles` are renamed like the log."""
     titles = load_titles(run.titles, item=run.title_item, title=run.title_column) if run.titles else None
     if titles is None or names is None:
         return titles

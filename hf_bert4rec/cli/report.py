@@ -18,7 +18,7 @@ LATE = 0.9  # share of the training after which a best checkpoint is late
 
 
 class EpochLines(TrainerCallback):
-    """Print one short line per evaluation instead of the dictionaries of the Trainer."""
+    """Callback that prints one short line per evaluation instead of the dictionaries of the Trainer."""
 
     loss: float | None = None
 
@@ -62,7 +62,7 @@ def draw_curve(facts: RunFacts) -> bytes:
 
 
 def summary(folder: Path) -> str:
-    """Return the test results (validation results if there is no test split), recommendations and output folders."""
+    """Return a text with test results (else validation results), recommendations and the folder of the checkpoint."""
     facts = RunFacts.load(folder)
     recommender = pipeline(folder)
     history = facts.example or recommender.tokenizer.items[:3].to_pylist()

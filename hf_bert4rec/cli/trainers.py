@@ -59,7 +59,7 @@ NEEDED = {
 
 
 def build_trainer(recipe: Recipe, tokenizer: ItemTokenizer, histories: DatasetDict) -> RecommendationTrainer:
-    """Return a Trainer with a new model, ready to train."""
+    """Return a Trainer with the model that the recipe describes, ready to train."""
     args = copy.copy(recipe.training)
     if args.fp16 and args.device.type == "cpu":
         raise ValueError("`--fp16` needs a GPU, found the device cpu. Remove `--fp16` to train in float32.")
@@ -110,14 +110,14 @@ def _build_model(recipe: Recipe, tokenizer: ItemTokenizer, args: Any, train: Dat
         shapes = AutoModelForMaskedLM.from_config(config)
     check_memory(estimate_memory(shapes, args.per_device_train_batch_size, 1))
     if source is not None:
-        return _transferred(recipe, source, tokenizer)
+        return _start_from(recipe, source, tokenizer)
     model = AutoModelForMaskedLM.from_config(config)
     if recipe.run.initialize_items:
         initialize_items(model, train)
     return model
 
 
-def _transferred(recipe: Recipe, source: Path, tokenizer: ItemTokenizer) -> PreTrainedModel:
+def _start_from(recipe: Recipe, source: Path, tokenizer: ItemTokenizer) -> PreTrainedModel:
     """Return the model of a checkpoint for the catalog of `tokenizer`, with the dropout and loss of the recipe."""
     model, its_tokenizer = AutoModelForMaskedLM.from_pretrained(source), AutoTokenizer.from_pretrained(source)
     check_sizes(model, its_tokenizer)

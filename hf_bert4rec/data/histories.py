@@ -62,7 +62,7 @@ def check_interactions(interactions: Dataset) -> pa.Table:
 
 
 def sort_by_user(interactions: Dataset, tokenizer: ItemTokenizer) -> SortedLog:
-    """Sort interactions by user and time; equal times keep the order of the log."""
+    """Return interactions sorted by user and time; equal times keep the order of the log."""
     table = check_interactions(interactions)
     users = table["user"].combine_chunks().dictionary_encode()
     codes, timestamps = users.indices.to_numpy(), table["timestamp"].to_numpy()

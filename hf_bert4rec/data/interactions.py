@@ -137,7 +137,7 @@ def _read(log: RawLog, found: Mapping[str, int]) -> tuple[pa.Table, np.ndarray]:
 
 
 def _check(log: RawLog, found: Mapping[str, int]) -> str:
-    """Warn about columns that may have been read wrongly; return notes for the report."""
+    """Warn about columns that may have been read wrongly; return notes for the message about the log."""
     notes = ""
     if log.first_rows:
         notes = f" (no header; {', '.join(f'{role}: column {place}' for role, place in found.items())})"
@@ -183,7 +183,7 @@ def load_titles(
 
 
 def rename_items(interactions: Dataset, names: Mapping[str, str]) -> Dataset:
-    """Replace the item IDs of a log by new ones, for example item numbers by the IDs of the catalog.
+    """Return a log with new item IDs, for example with IDs of the catalog instead of numbers.
 
     Raises:
         ValueError: An item has no new ID in `names`, a dict from old to new ID, or two items have the same new ID.

@@ -157,9 +157,9 @@ def new_interactions(
     window_step: float = 0.5,
     prefixes: bool = False,
 ) -> DatasetDict:
-    """Train on the interactions from a point in time on, and on a sample of older ones, to continue a training.
+    """Put the interactions from a point in time on, and a sample of older ones, into the training split.
 
-    Histories also contain the interactions before that time.
+    This split continues a training. Histories also contain the interactions before that time.
 
     Args:
         interactions: Columns `user`, `item` and `timestamp`, as from `load_interactions`.
@@ -238,7 +238,7 @@ class Split:
         return {parameter.name: parameter for parameter in parameters if parameter.name != "max_length"}
 
     def resolve(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the value of every option: the default if it is None or missing in `given`."""
+        """Return the value of every option: the default for an option that is None or missing in `given`."""
         defaults = {name: parameter.default for name, parameter in self.options.items()}
         values = {name: value if given.get(name) is None else given[name] for name, value in defaults.items()}
         if missing := [name for name, value in values.items() if value is inspect.Parameter.empty]:

@@ -167,7 +167,7 @@ class ItemTokenizer(PreTrainedTokenizerFast):
             backend.pre_tokenizer = splitter
 
     def _add_tokens(self, new_tokens: Sequence[str | AddedToken], special_tokens: bool = False) -> int:
-        """Append items to the vocabulary. Stock added tokens would also be cut out of longer IDs."""
+        """Append items to the vocabulary; return their number. Stock added tokens would be cut out of longer IDs."""
         special = [token for token in new_tokens if special_tokens or getattr(token, "special", False)]
         if others := [str(token) for token in special if str(token) not in SPECIAL_TOKENS]:
             found = f"found {', '.join(others)}. Remove all others."

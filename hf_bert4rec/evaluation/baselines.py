@@ -39,13 +39,13 @@ class DataCollatorWithUsers(DataCollatorForNextItem):
     users: Mapping[str, int] = field(default_factory=dict)
 
     def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        """Build a batch."""
+        """Build a batch with `users`."""
         users = torch.tensor([self.users.get(row["user"], -1) for row in features])
         return {**super().__call__(features), "users": users}
 
 
 class Baseline(nn.Module):
-    """Base class of baselines. They return the same output as the models, computed on the CPU."""
+    """Base class of baselines, which return the same output as the models, computed on the CPU."""
 
     users: Mapping[str, int] = {}  # raw user ID → number; empty for baselines that read histories only
     exclude_history = True  # whether items of the history are excluded from the ranking, as in `Bert4RecConfig`
@@ -84,7 +84,7 @@ class Baseline(nn.Module):
 
 
 class Popularity(Baseline):
-    """Recommend the items with the most interactions to every user.
+    """Baseline that recommends the items with the most interactions to every user.
 
     Args:
         recent_share: Share of the most recent interactions that are counted. A value below 1 needs a log with times.
@@ -126,7 +126,7 @@ class MarkovChain(Popularity):
 
 
 class OwnItems(Popularity):
-    """Rank the user's own items by how often they occur in the history, then all other items by popularity.
+    """Baseline that ranks the user's own items by their number in the history, then all other items by popularity.
 
     For logs with repeat consumption, and models with `exclude_history=False`.
     """
@@ -277,7 +277,7 @@ BASELINES: dict[str, type[Baseline]] = {
 
 
 def training_histories(train: Dataset) -> list[np.ndarray]:
-    """Return the history of each user."""
+    """Return the history of each user; ValueError if a user has several rows."""
     if len(set(train["user"][:])) != train.num_rows:
         raise ValueError(
             "Baselines need one row per user, found users with several rows. Split with `prefixes=False` and a "

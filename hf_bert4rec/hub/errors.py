@@ -72,7 +72,7 @@ def hub_errors(repository: str) -> Iterator[None]:
 
 @contextmanager
 def disk_errors(path: str | PathLike) -> Iterator[None]:
-    """Raise a full disk as an OSError of one sentence, whichever library wrote the file."""
+    """Raise the error of a full disk as an OSError of one sentence, whichever library wrote the file."""
     try:
         yield
     except Exception as error:  # safetensors and tokenizers give the number in the text, torch.save its own name

@@ -154,7 +154,7 @@ class RunFacts:
         return text.encode("utf-8", "backslashreplace")  # a lone surrogate of a file name becomes a JSON escape
 
     def published(self) -> Self:
-        """Return the facts for other readers: paths outside the working folder are reduced to their last part."""
+        """Return the facts to publish: paths outside the working folder are reduced to their last part."""
         return dataclasses.replace(self, recipe={name: _public(value) for name, value in self.recipe.items()})
 
 

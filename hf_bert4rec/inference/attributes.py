@@ -118,7 +118,7 @@ class ItemAttributes:
         return self._columns[name]
 
 
-def needed(attributes: ItemAttributes | None) -> ItemAttributes:
+def require_attributes(attributes: ItemAttributes | None) -> ItemAttributes:
     """Return the attributes; ValueError for None."""
     if attributes is None:
         raise ValueError("Attributes are missing. Pass a table with one row per item as `attributes=`.")

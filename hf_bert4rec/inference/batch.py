@@ -38,7 +38,7 @@ Table = TypeVar("Table", pa.Table, pd.DataFrame)
 
 
 class BatchRecommender:
-    """Recommend for tables of users, such as the batches of Ray Data (`map_batches`) and Spark (`mapInPandas`).
+    """Recommender for tables of users, such as the batches of Ray Data (`map_batches`) and Spark (`mapInPandas`).
 
     Args:
         checkpoint: Folder or Hub ID of a checkpoint, or a folder that `export_checkpoint` wrote.
@@ -133,7 +133,7 @@ def recommend_to_parquet(
     with disk_errors(folder):
         _begin(folder, json.loads(json.dumps(request, default=int)))
         with tqdm(total=users, desc="Recommending", unit="user") as bar:
-            for count in _scored(shards, folder, processes, arguments, recommender):
+            for count in _write_shards(shards, folder, processes, arguments, recommender):
                 bar.update(count)
     return folder
 
@@ -195,7 +195,7 @@ def _cut(batches: Iterator[pa.RecordBatch], size: int) -> Iterator[pa.Table]:
         yield pa.Table.from_batches(kept)
 
 
-def _scored(
+def _write_shards(
     shards: Iterator[pa.Table], folder: Path, processes: int, arguments: dict[str, Any], recommender: BatchRecommender
 ) -> Iterator[int]:
     """Write the missing files, and yield the number of users of each."""

@@ -151,7 +151,7 @@ def export_checkpoint(checkpoint: str | PathLike, output: str | PathLike, revisi
 
 
 class OnnxRecommender:
-    """Recommend from an exported checkpoint. Calls and answers are as in `NextItemRecommendationPipeline`.
+    """Recommender that executes an exported checkpoint, with calls and answers of `NextItemRecommendationPipeline`.
 
     Args:
         folder: Folder that `export_checkpoint` wrote.
@@ -198,8 +198,8 @@ class OnnxRecommender:
             for user, items in enumerate(allow):
                 allowed[user, items] = True
             inputs = {
-                "history": _filled([history[max(0, len(history) - limit) :] for history in rows]),
-                "excluded": _filled(deny),
+                "history": _pad_with_zeros([history[max(0, len(history) - limit) :] for history in rows]),
+                "excluded": _pad_with_zeros(deny),
                 "allowed": allowed,
                 "top_k": np.array(number, np.int64),
             }
@@ -220,7 +220,7 @@ def checkpoint_revision(folder: Path) -> str | None:
     return folder.name if folder.parent.name == "snapshots" else None
 
 
-def _filled(rows: list[np.ndarray]) -> np.ndarray:
+def _pad_with_zeros(rows: list[np.ndarray]) -> np.ndarray:
     """Return token IDs (users, longest) padded with 0, with at least one column."""
     return pad_rows(rows, PAD_ROW, max(1, *map(len, rows)))[0]
 

@@ -33,7 +33,7 @@ OPTIONS = (*FILTERS, "index")
 
 
 class NextItemRecommendationPipeline(Pipeline):
-    """Recommend the next item for histories of raw item IDs.
+    """Pipeline that recommends the next item for histories of raw item IDs.
 
         recommender = hf_bert4rec.pipeline("org/bert4rec-ml1m")
         recommender([["1", "6", "2571"]], top_k=10)
@@ -228,7 +228,7 @@ class NextItemRecommendationPipeline(Pipeline):
         return item_vectors(self.model)
 
     def index_vectors(self) -> np.ndarray:
-        """Return `item_vectors` with one more number, (items, hidden + 2) float32, so that all vectors have one norm.
+        """Return `item_vectors` with one more number, (items, hidden + 2) float32, so that all norms are equal.
 
         Query vectors get a zero at this index, so the inner products stay the same. An index finds items by their
         direction: if the norms differ, it misses most of the best items (Bachrach et al., RecSys 2014).

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .arguments import check_conditions, check_count
-from .attributes import ItemAttributes, needed
+from .attributes import ItemAttributes, require_attributes
 
 LARGEST = np.finfo(np.float32).max
 
@@ -34,7 +34,7 @@ class Candidates:
 
     def values(self, name: str) -> list[list[Any]]:
         """Return a list of the values of an attribute for each item; it is empty for an item without values."""
-        found = needed(self.attributes).values(name)
+        found = require_attributes(self.attributes).values(name)
         return [list(found.get(item, ())) for item in self.items]
 
 
@@ -112,7 +112,7 @@ def boost(where: Mapping[str, Any], factor: float) -> Rule:
         return [set(attributes.matching(*condition).to_pylist()) for condition in where.items()]
 
     def rule(candidates: Candidates) -> np.ndarray:
-        found = matching(needed(candidates.attributes))
+        found = matching(require_attributes(candidates.attributes))
         boosted = [all(item in ids for ids in found) for item in candidates.items]
         return candidates.logits + np.log(factor) * np.array(boosted)
 

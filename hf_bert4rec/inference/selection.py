@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from ..evaluation.ranking import stable_top_k
 from ..models.configuration_bert4rec import SPECIAL_TOKENS
 from .answers import ItemCatalog, Recommendations, check_scores
-from .attributes import ItemAttributes, needed
+from .attributes import ItemAttributes, require_attributes
 from .rules import Candidates, Rule, order_by_rules
 
 SEARCHED = 4  # items that an index is asked for, per item to return
@@ -47,7 +47,7 @@ class Selection:
         self._closed = self.catalog.closed.clone()  # rows that are not recommended to anybody
         for conditions, refused in ((self.where, False), (self.where_not, True)):
             for condition in conditions.items():
-                ids = needed(self.attributes).matching(*condition)
+                ids = require_attributes(self.attributes).matching(*condition)
                 found = np.asarray(pc.is_in(self.catalog.tokenizer.items, value_set=ids))
                 self._closed[len(SPECIAL_TOKENS) :] |= torch.from_numpy(found) == refused
 
@@ -99,7 +99,7 @@ class Selection:
         return rows, (values - normalizer).exp(), values
 
     def _rank_found(self, queries: torch.Tensor, excluded: torch.Tensor, allowed: torch.Tensor | None) -> Ranking:
-        """Rank the items that the index finds, or the items of `allow`. Search for more if too few are left."""
+        """Return the best of the items that the index finds, or of `allow`. Search for more if too few are left."""
         check_scores(queries)
         possible = (~self._closed).nonzero()[:, 0]
         denied = pad(excluded, (1, 0)).sort(dim=1).values  # with [PAD], which is row 0

@@ -130,13 +130,13 @@ class SimilarAnswer(Source):
 
 
 class Problem(BaseModel):
-    """Why a request was not answered."""
+    """Reason why a request was not answered."""
 
     detail: str
 
 
 class Metrics:
-    """What `GET /metrics` reports, in the format of Prometheus."""
+    """Metrics that `GET /metrics` reports, in the format of Prometheus."""
 
     def __init__(self) -> None:
         self.registry = prometheus.CollectorRegistry()
@@ -354,17 +354,17 @@ def create_app(load: Load) -> FastAPI:
 
     @app.get("/health", responses={200: {"content": {"application/json": {"example": {"status": "running"}}}}})
     async def health() -> dict[str, str]:
-        """Whether the process answers."""
+        """Report that the process answers."""
         return {"status": "running"}
 
     @app.get("/ready", response_model=Source)
     async def ready() -> Response:
-        """The checkpoint in use. The server listens only after it is loaded."""
+        """Return the checkpoint in use. The server listens only after the checkpoint is loaded."""
         return JSONResponse(service.source)
 
     @app.get("/metrics", response_class=Response)
     async def metrics() -> Response:
-        """Metrics for Prometheus."""
+        """Return metrics for Prometheus."""
         return Response(prometheus.generate_latest(service.metrics.registry), media_type=prometheus.CONTENT_TYPE_LATEST)
 
     return app

@@ -21,11 +21,12 @@ logger = logging.getLogger(__name__)
 
 
 class ClozeCallback(TrainerCallback):
-    """Set the epoch of collator and sampler: masks and order change in each epoch, and are the same after a resumption.
+    """Callback that sets the epoch of collator and sampler, so that masks and order differ between epochs.
 
     The stock length-grouped sampler takes its order from torch's global generator, which differs between processes and
-    after a resumption, so that rows would be skipped or drawn twice. With this callback the order depends on seed and
-    epoch alone. Rows are grouped over all processes of a step, so that the number of processes changes nothing.
+    after a resumption, so that rows would be skipped or drawn twice. With this callback, masks and order depend on seed
+    and epoch alone, also after a resumption. Rows are grouped over all processes of a step, so that the number of
+    processes changes nothing.
     """
 
     def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
@@ -50,7 +51,7 @@ class ClozeCallback(TrainerCallback):
 
 
 class ResourceCallback(TrainerCallback, ExportableState):
-    """Log the memory that training needs when training starts, and the time of an epoch after two steps.
+    """Callback that logs the memory that training needs, and after two steps the time of an epoch.
 
     On a CPU the callback also sets whether freed memory is kept (`keep_freed_memory`), and warns about spinning
     threads. Its count of training seconds is stored in checkpoints and continues after a resumption.

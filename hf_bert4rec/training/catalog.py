@@ -91,7 +91,7 @@ def add_items(
 def remove_items(
     checkpoint: str | PathLike, items: Iterable[str | float], output: str | PathLike | None = None
 ) -> None:
-    """Remove items from the recommendations of a checkpoint. They keep their token IDs and may be in histories.
+    """Remove items from the recommendations of a checkpoint. The items keep their token IDs and may be in histories.
 
     `add_items` lets removed items return. Evaluation still ranks them, since they may be targets.
 

@@ -35,7 +35,7 @@ def item_loss(
     loss: str | None = None,
     repeats: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> torch.Tensor:
-    """Return the mean loss of the masked items.
+    """Return the mean loss over the scored positions.
 
     Args:
         config: `Bert4RecConfig` with the name of the loss and its options.
@@ -123,7 +123,7 @@ def softmax_loss_with_repeats(
     log_history: torch.Tensor,
     log_target: torch.Tensor,
 ) -> torch.Tensor:
-    """Return the negative log-likelihood of catalog and history together, see `Bert4RecRepeatHead`.
+    """Return the summed negative log-likelihood of catalog and history together, see `Bert4RecRepeatHead`.
 
     `log_history` and `log_target` are the two tensors that `item_loss` gets as `repeats`.
     """
@@ -157,7 +157,7 @@ def binary_loss(
     targets: torch.Tensor,
     calibrated: bool,
 ) -> torch.Tensor:
-    """Return the binary cross-entropy on the target and `config.num_negatives` other items, averaged over these items.
+    """Return the summed binary cross-entropy: per position the mean over target and `config.num_negatives` other items.
 
     Args:
         calibrated: Whether the likelihood of the target is raised to the power β = 1 - t (1 - α). α is the drawn

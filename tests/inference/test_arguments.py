@@ -406,5 +406,5 @@ def test_a_checkpoint_that_is_not_named_by_text_or_a_path_is_refused(model):
 
 
 def test_a_model_object_is_refused_with_the_class_to_use(recommender):
-    with pytest.raises(ValueError, match=r"found Bert4RecForMaskedLM\. .* NextItemRecommendationPipeline\(model="):
+    with pytest.raises(ValueError, match=r"found Bert4RecForMaskedLM\. .*`NextItemRecommendationPipeline\(model="):
         hf_bert4rec.pipeline(recommender.model, tokenizer=recommender.tokenizer)
