@@ -96,9 +96,11 @@ def _check(histories: DatasetDict) -> None:
         raise ValueError(f"Expected the splits train, validation and test (train at least), found {', '.join(names)}.")
     for name, rows in histories.items():
         if missing := set(NEEDED) - set(rows.column_names):
-            raise ValueError(f"{name}: expected the columns {', '.join(NEEDED)}, found no {min(missing)}.")
+            raise ValueError(f"{name}: expected the columns {', '.join(NEEDED)}. Add {', '.join(sorted(missing))}.")
         if name != "train" and None in (labels := rows["labels"][:]):
-            raise ValueError(f"{name}: expected labels in every row, found none in row {labels.index(None)}.")
+            raise ValueError(
+                f"{name}: expected labels in every row, but row {labels.index(None)} has none. Add labels."
+            )
 
 
 def _describe_targets(

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 Values: TypeAlias = pa.ChunkedArray | list[Any]  # a column; a list if Arrow has no type for its values
 
 READ_FIRST = "Read the log with `load_interactions`, which converts IDs to text and times to numbers."
-ONE_PER_ROW = "Give each item a row of its own (pandas: `str.split` and `explode`), and pass the data frame."
+ONE_PER_ROW = "Give each value a row of its own (pandas: `str.split` and `explode`), and pass the data frame."
 
 
 def as_ids(values: Values | pa.Array, what: str, locate: Callable[[int], str] = "row {}".format) -> pa.ChunkedArray:
@@ -70,7 +70,7 @@ def _as_item_id(value: Any) -> str:
     scalar = value.item() if getattr(value, "ndim", None) == 0 else value  # numpy scalars, tensors
     text = _as_id(scalar) if isinstance(scalar, str | int | float) and not isinstance(scalar, bool) else None
     if text is None:
-        advice = "Remove the gap. Only `fill` accepts gaps." if value is None else "Convert the value to text."
+        advice = "Remove it (only `fill` accepts gaps)." if value is None else "Convert the value to text."
         raise ValueError(f"expected text or numbers, found {value!r:.100} ({type(value).__name__}). {advice}")
     return text
 

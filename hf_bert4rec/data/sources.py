@@ -37,7 +37,7 @@ def spell(option: str, value: Any = "...", command: str | None = None) -> str:
 
 @contextmanager
 def library_errors(
-    name: str, advice: str = "If the source is not damaged, read it with pandas and pass the data frame."
+    name: str, advice: str = "If the source is not damaged, pass a pandas data frame of text, numbers and dates."
 ) -> Iterator[None]:
     """Raise every error as a ValueError that begins with the name of the source, as the errors of this package do."""
     try:

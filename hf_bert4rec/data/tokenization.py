@@ -200,7 +200,8 @@ def check_tokenizer(tokenizer: Any) -> None:
     }
     for name, (found, expected) in properties.items():
         if found != expected:
-            raise ValueError(f"Expected {expected} as {name}, found {found}. Use `item_tokenizer` to build it.")
+            solution = "Build the tokenizer with `item_tokenizer`."
+            raise ValueError(f"Expected {expected} as {name}, found {found}. {solution}")
 
 
 def item_tokenizer(

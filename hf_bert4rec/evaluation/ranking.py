@@ -178,8 +178,8 @@ def how_sampled(metrics: Mapping[str, float]) -> Sampled | None:
 def check_cutoffs(items: int) -> None:
     """Raise ValueError unless the catalog has more items than the largest cut-off: otherwise every target is a hit."""
     if items <= max(CUTOFFS):
-        needed = f"need a catalog of more than {max(CUTOFFS)} items, found {items}"
-        raise ValueError(f"Metrics at {max(CUTOFFS)} {needed}. Use a larger log, or `eval_strategy='no'`.")
+        needed = f"need a catalog of more than {max(CUTOFFS)} items, found {items}. Use a larger log, or train with"
+        raise ValueError(f"Metrics at {max(CUTOFFS)} {needed} `eval_strategy='no', load_best_model_at_end=False`.")
 
 
 @cache

@@ -40,7 +40,7 @@ STATUSES = {
     401: (PermissionError, "does not accept the token. Log in again with `hf auth login`, or correct HF_TOKEN"),
     403: (
         PermissionError,
-        "does not allow you to write there. Choose a name under your own account, or a token with write access",
+        "denies access. To push, choose a name under your own account, or a token with write access",
     ),
     412: (OSError, "received another commit in the meantime. Check this commit, then push again to replace it"),
 }

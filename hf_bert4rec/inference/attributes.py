@@ -91,8 +91,8 @@ class ItemAttributes:
             wanted = list(map(str, wanted))  # categories of features are text
         for value in wanted[:CHECKED]:
             if not column.isin([value]).any():
-                known = ", ".join(map(repr, column.drop_duplicates()[:3].tolist()))
-                text = "No item has %s as %r. Values of this attribute are %s and so on. For a range, use a function."
+                known = ", ".join(map(repr, column.drop_duplicates()[:3].tolist())) or "none"
+                text = "No item has %s as %r. First values of this attribute: %s. For a range, use a function."
                 logger.warning_once(text, repr(value), name, known)
         return self._items_of(column[column.isin(wanted)])
 

@@ -81,7 +81,7 @@ class RecommendationTrainingArguments(TrainingArguments):
         self._check("early_stopping_patience", patience is None or patience >= 1, "at least 1, or None")
         self._check("id_dropout", 0 <= self.id_dropout < 1, "at least 0 and below 1")
         loss = self.eval_strategy == "no" or str(self.metric_for_best_model).endswith("loss")
-        self._check("prediction_loss_only", loss or not self.prediction_loss_only, "False: the metric needs the scores")
+        self._check("prediction_loss_only", loss or not self.prediction_loss_only, "False, as the metric needs scores")
         super().__post_init__()
         if self.muon_learning_rate is not None:
             muon(self, self.muon_learning_rate)  # checks what Muon cannot be combined with

@@ -147,7 +147,7 @@ def append_items(
         known = tokenizer.encode_items(others)  # of all at once: each call looks at the whole catalog
         if (unknown := known == tokenizer.unk_token_id).any():
             place, other = named[int(unknown.argmax())]
-            raise ValueError(f"{new[place].as_py()!r}: `like` names {other!r}, which is not in the checkpoint.")
+            raise ValueError(f"{new[place].as_py()!r}: `like` names {other!r}. Name an item of the checkpoint.")
         chosen, counts = torch.tensor(places).unique_consecutive(return_counts=True)
         for values, table in zip(rows, tables, strict=True):
             values[chosen] = torch.stack([part.mean(dim=0) for part in table[known].split(counts.tolist())])

@@ -363,7 +363,7 @@ def test_a_wrong_token_is_named_as_the_cause(hub, folder, monkeypatch):
 
 
 def test_a_name_that_belongs_to_others_is_refused(hub, folder):
-    with pytest.raises(PermissionError, match="the Hub does not allow you to write there"):
+    with pytest.raises(PermissionError, match="the Hub denies access"):
         push_checkpoint(folder, "others/bert4rec")
     huggingface_hub.create_repo(NAME)
     huggingface_hub.upload_file(path_or_fileobj=b'{"model_type": "bert"}', path_in_repo="config.json", repo_id=NAME)

@@ -137,7 +137,7 @@ def test_options_of_a_text_file(checkpoint, tmp_path):
 
 
 def test_invalid_items(checkpoint):
-    with pytest.raises(ValueError, match="'n': `like` names 'zz', which is not in the checkpoint"):
+    with pytest.raises(ValueError, match=r"'n': `like` names 'zz'\. Name an item of the checkpoint"):
         add_items(checkpoint, pd.DataFrame({"item": ["n"], "like": ["a|zz"]}))
     with pytest.raises(ValueError, match="expected one row per item"):
         add_items(checkpoint, pd.DataFrame({"item": ["n", "n"]}))
