@@ -170,7 +170,7 @@ class ItemTokenizer(PreTrainedTokenizerFast):
         """Append items to the vocabulary; return their number. Stock added tokens would be cut out of longer IDs."""
         special = [token for token in new_tokens if special_tokens or getattr(token, "special", False)]
         if others := [str(token) for token in special if str(token) not in SPECIAL_TOKENS]:
-            found = f"found {', '.join(others)}. Remove all others."
+            found = f"found {', '.join(others)}. Remove other special tokens."
             raise ValueError(f"Special tokens are {', '.join(SPECIAL_TOKENS)}, {found}")
         super()._add_tokens(special, special_tokens)
         backend = self.backend_tokenizer

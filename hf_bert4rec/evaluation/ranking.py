@@ -38,7 +38,8 @@ def count_better_and_tied(
     """
     sizes = [len(rows) for rows in (scores, targets, history) if rows is not None]
     if len({*sizes}) > 1:
-        raise ValueError(f"Expected scores, targets and history of the same users, found {', '.join(map(str, sizes))}.")
+        found = f"{' and '.join(map(str, sizes))} rows"
+        raise ValueError(f"Expected scores, targets and history of the same users, found {found}.")
     items = scores[:, SPECIALS:]
     if items.sum(dim=1).isnan().any() and items.isnan().any():  # the sum takes a sixth of the time
         raise ValueError(f"Expected a score for every item, found NaN. {NOT_FINITE}")

@@ -35,7 +35,7 @@ def read_item_lists(values: Any, name: str, histories: int) -> list[list[Any]]:
         return [lists]
     if False in nested or len(lists) != histories:
         raise ValueError(
-            f"{name}: expected a list of item IDs, or one list for each of the {histories} histories, found "
+            f"{name}: expected a list of item IDs, or one list for each history ({histories}), found "
             f"{len(lists)} elements: {lists!r:.200}. Pass one of these forms."
         )
     return [read_list(ids, name) for ids in lists]

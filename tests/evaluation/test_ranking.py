@@ -249,9 +249,9 @@ def test_rows_without_a_score_raise(target, history):
 
 
 def test_one_target_for_several_users_raises():
-    with pytest.raises(ValueError, match="scores, targets and history of the same users, found 3, 1"):
+    with pytest.raises(ValueError, match="scores, targets and history of the same users, found 3 and 1 rows"):
         target_ranks(torch.rand(3, 9), torch.tensor([4]))
-    with pytest.raises(ValueError, match="found 3, 3, 1"):
+    with pytest.raises(ValueError, match="found 3 and 3 and 1 rows"):
         target_ranks(torch.rand(3, 9), torch.tensor([4, 4, 5]), torch.tensor([[4]]))
 
 
