@@ -1,6 +1,7 @@
 """Train and evaluate any number of models on one dataset, each in its own process, and save their results."""
 
 import hashlib
+import inspect
 import json
 import logging
 import time
@@ -266,6 +267,8 @@ def describe_settings(comparison: Comparison, name: str, split: str, sha256: str
     protocol = {option: getattr(recipe.run, option) for option in names} | split_options(recipe)
     protocol.pop("prefixes", None)  # of the training rows
     settings = {"model": options, "evaluated split": split, "data": sha256, "protocol": protocol}
+    if "baseline" in options and not (kind := BASELINES[options["baseline"]]).__module__.startswith("hf_bert4rec."):
+        settings["code"] = hashlib.sha256(Path(inspect.getfile(kind)).read_bytes()).hexdigest()
     if "recipe" in options:
         settings["recipe"] = weight_options(parse_recipe(recipe_words(options, folder)).given)
     if "checkpoint" in options:

@@ -12,6 +12,11 @@ from pathlib import Path
 
 from huggingface_hub.errors import StrictDataclassError
 
+READING = (
+    "user", "item", "timestamp", "rating", "min_rating", "min_user_interactions", "min_item_interactions",
+    "keep_repeats", "format", "separator", "encoding",
+)  # fmt: skip
+"""Options of `load_interactions`."""
 EXTRAS = {"implicit": "baselines", "gradio": "space"}
 """For each optional module, the extra of this package that installs it."""
 
@@ -91,10 +96,9 @@ def recommend(argv: list[str]) -> None:
     )
     text = "Parquet with columns user and history (lists of item IDs), or a log of interactions"
     parser.add_argument("--input", metavar="FILE", help=text)
-    text = "with --input: column of the user in a log; likewise --item and --timestamp"
-    parser.add_argument("--user", metavar="COLUMN", help=text)
-    for role in ("item", "timestamp"):
-        parser.add_argument(f"--{role}", metavar="COLUMN", help=SUPPRESS)
+    text = "with --input: column of the user in a log; likewise all options of hf-bert4rec train for reading a log"
+    for name in READING:
+        parser.add_argument(f"--{name}", metavar="COLUMN", help=text if name == "user" else SUPPRESS)
     parser.add_argument("--output", metavar="FOLDER", help="with --input: folder of the result, new or to continue")
     parser.add_argument("--processes", type=int, default=1, metavar="N", help="with --input: number of processes (1)")
     parser.add_argument("--top_k", type=int, default=10, metavar="N", help="number of items to recommend (10)")
@@ -108,12 +112,14 @@ def recommend(argv: list[str]) -> None:
         options["exclude_history"] = args.exclude_history == "true"
     if (args.input is None) != (args.output is None) or (args.input and args.history is not None):
         parser.error("Use --input together with --output, and without --history.")
-    if not args.input and (args.user or args.item or args.timestamp or args.processes != 1):
-        parser.error("Use --user, --item, --timestamp and --processes only with --input.")
+    reading = {name: value for name in READING if (value := getattr(args, name)) is not None}
+    if not args.input and (reading or args.processes != 1):
+        parser.error("Use --processes and options for reading a log, such as --user, only with --input.")
     if args.input:
         from ..inference.batch import recommend_to_parquet
+        from .recipe import parse_recipe
 
-        columns = {role: getattr(args, role) for role in ("user", "item", "timestamp") if getattr(args, role)}
+        columns = parse_recipe([f"--{name}={value}" for name, value in reading.items()]).options("reading")
         options |= {"processes": args.processes, "columns": columns}
         folder = recommend_to_parquet(args.checkpoint, args.input, args.output, **options)
         print(f"Saved in {folder}.")

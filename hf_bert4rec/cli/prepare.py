@@ -87,8 +87,11 @@ def _with_recommended_settings(recipe: Recipe, interactions: Dataset) -> Recipe:
     rows = settings.splitting | settings.masking
     if any(value != rows.get(name) for name, value in recipe.given.items() if name in ROWS):
         settings = recommended_settings(interactions, prefixes=False)
-    if recipe.given.get("loss", configuration.loss) != "softmax" or recipe.given.get("exclude_history"):
+    softmax = recipe.given.get("loss", configuration.loss) == "softmax"
+    if not softmax or recipe.given.get("exclude_history"):
         settings.model.pop("repeat_head", None)  # it needs this loss, and to recommend items of the history
+    if not softmax or not recipe.run.initialize_items:
+        settings.model.pop("num_followers", None)
     options = {name: getattr(settings, name) for name in ("splitting", "masking", "training")}
     if recipe.run.start_from is None:  # otherwise the checkpoint has its own
         options["model"] = settings.model

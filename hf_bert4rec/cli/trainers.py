@@ -29,7 +29,7 @@ from ..hub.checkpoint import check_sizes, fetch_checkpoint
 from ..models.item_loss import check_loss
 from ..models.registry import architecture_of
 from ..training.catalog import append_items
-from ..training.initialization import initialize_items
+from ..training.initialization import count_transitions, initialize_items
 from ..training.item_features import load_projection
 from ..training.objectives import cloze_training, next_item_training
 from ..training.resources import check_memory, estimate_memory
@@ -104,13 +104,18 @@ def _build_model(recipe: Recipe, tokenizer: ItemTokenizer, args: Any, train: Dat
     check_loss(config.loss)
     if architecture_of(config).objective == "next_item":
         _warn_unused(recipe, recipe.options("masking"), "Next-item training")
+    if config.num_followers and not recipe.run.initialize_items:
+        raise ValueError("`--num_followers` needs `--initialize_items true`, which counts the followers of each item.")
     if config.loss == "softmax":
         _warn_unused(recipe, NEGATIVES, "The loss softmax")
     with torch.device("meta"):  # nothing is allocated
         shapes = AutoModelForMaskedLM.from_config(config)
     check_memory(estimate_memory(shapes, args.per_device_train_batch_size, 1))
     if source is not None:
-        return _start_from(recipe, source, tokenizer)
+        model = _start_from(recipe, source, tokenizer)
+        if config.num_followers:
+            count_transitions(model, train)
+        return model
     model = AutoModelForMaskedLM.from_config(config)
     if recipe.run.initialize_items:
         initialize_items(model, train)

@@ -1,10 +1,13 @@
 """Candidates of sampled metrics: items drawn for each evaluated user, among which the target is ranked."""
 
+from numbers import Integral
+
 import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 
 from ..models.configuration_bert4rec import SPECIAL_TOKENS
+from .arguments import check_number
 
 
 def popularity_candidates(rows: Dataset, counts: np.ndarray, number: int = 100, seed: int = 0) -> Dataset:
@@ -25,8 +28,7 @@ def popularity_candidates(rows: Dataset, counts: np.ndarray, number: int = 100, 
     Raises:
         ValueError: An argument is out of range, the rows have no targets, or too few items are left for a user.
     """
-    if number < 1:
-        raise ValueError(f"`number` must be at least 1, found {number}.")
+    check_number("number", number, "a whole number of candidates, at least 1", lambda number: number >= 1, Integral)
     counts = np.where(np.arange(len(counts)) < len(SPECIAL_TOKENS), 0, counts)
     if counts.dtype.kind not in "iu" or (counts < 0).any():
         found = counts.min() if counts.dtype.kind in "iu" else counts.dtype

@@ -50,6 +50,9 @@ def find_columns(log: RawLog, wanted: Mapping[str, Column], needed: Iterable[str
     commands = {"item": "title_item", "title": "title_column"} if "title" in needed else {}
     for role, name in wanted.items():
         found |= _find(log, role, name, NAMES[role], commands.get(role, role))
+    if "timestamp" in wanted and "timestamp" not in found:
+        dates = [place for place in log.dates if place not in found.values()]
+        found |= _only(log, "timestamp", dates, "timestamp")
     if "timestamp" in found and wanted["timestamp"] is None and _fits(log.columns[found["timestamp"]], DATE):
         for place in _find(log, "timestamp", None, [TIME], "timestamp").values():
             found["time of day"] = place
@@ -87,6 +90,11 @@ def _find(log: RawLog, role: str, name: Column, patterns: Iterable[str], command
         places = [place for place, column in enumerate(log.columns) if name in (place, column)]
         if not places:
             raise ValueError(f"{log.name}: expected a column {name!r} for the {role}, found {log}. Name one of these.")
+    return _only(log, role, places, command)
+
+
+def _only(log: RawLog, role: str, places: list[int], command: str) -> dict[str, int]:
+    """Return the role and the only place, {} if there is none; ValueError for several."""
     if len(places) > 1:
         shown = " and ".join(f"{log.columns[place]!r} (column {place})" for place in places)
         choice = places[0] if len({log.columns[place] for place in places}) == 1 else log.columns[places[0]]

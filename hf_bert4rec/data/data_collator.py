@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from ..models.configuration_bert4rec import SPECIAL_TOKENS
+from .arguments import check_number
 from .tokenization import ItemTokenizer
 
 
@@ -108,11 +109,10 @@ class DataCollatorForCloze(DataCollatorForNextItem):
     epoch: int | None = None
 
     def __post_init__(self) -> None:
-        if not 0 < self.mask_probability < 1 or not 0 <= self.last_item_probability <= 1:
-            expected = "`mask_probability` must be in (0, 1) and `last_item_probability` in [0, 1]"
-            raise ValueError(f"{expected}, found {self.mask_probability} and {self.last_item_probability}.")
-        if self.max_predictions is not None and self.max_predictions < 1:
-            raise ValueError(f"`max_predictions` must be at least 1, or None, found {self.max_predictions}.")
+        check_number("mask_probability", self.mask_probability, "in (0, 1)", lambda share: 0 < share < 1)
+        check_number("last_item_probability", self.last_item_probability, "in [0, 1]", lambda share: 0 <= share <= 1)
+        if self.max_predictions is not None:
+            check_number("max_predictions", self.max_predictions, "at least 1, or None", lambda number: number >= 1)
 
     def _choose_labels(
         self, rows: Sequence[Mapping[str, Any]], input_ids: np.ndarray, real: np.ndarray

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from .columns import Column, find_columns
+from .columns import DAY, Column, find_columns
 from .formats import open_log
 from .ids import Values, as_ids
 from .sources import RawLog, library_errors
@@ -298,6 +298,9 @@ def _read_column(
         if 2 * owners < sum(map(bool, categories)) or not shared:
             logger.info("%s: %r is not used, because most values of this column belong to one item.", log.name, name)
             return None
+        first = str(next(filter(_given, cells)))
+        if what := "dates" if DAY.match(first) else "booleans" if first.lower() in ("true", "false") else "":
+            logger.info("%s: the %s in %r are categories, without an order.", log.name, what, name)
         known = {"kind": kind, "values": shared}
     return pa.array(categories, pa.list_(pa.string())), known
 

@@ -53,7 +53,9 @@ def read_delimited(file: SourceFile, separator: str = ",", encoding: str = "utf-
 
 def _plain_text(file: SourceFile, encoding: str = "utf-8") -> str:
     text = file.text(encoding)
-    if re.match(r"""\s*(\[\s*)?\{\s*u?["']""", text):
+    first = re.match(r"""[\s\[]*(\{\s*u?["'][^\r\n]*)""", text)  # to the end of the line, where an object may be open
+    ends = (_parse(f"[{first[1].rstrip(' ,')}{end}") for end in ("", "]", "}]")) if first else ()
+    if any(isinstance(rows, list) and all(isinstance(row, dict) for row in rows) for rows in ends):
         raise ValueError(f"{file.name}: contains JSON. Name the format: {spell('format', 'jsonl')}.")
     return text
 
@@ -101,7 +103,8 @@ def read_json(file: SourceFile) -> RawLog | pd.DataFrame:
 
     first: dict[Any, Any] = {}  # a value of each key, which the first lines may lack
     for count, line in enumerate(lines()):
-        if count == 1000 and any(map(is_time_name, first)):  # otherwise a later line may have the time
+        if count == 1000 and any(key == file.timestamp or is_time_name(key) for key in first):
+            # Without such a key, a later line may still have the time.
             break
         first |= {key: value for key, value in parse(*line).items() if first.get(key) is None}
 
@@ -145,6 +148,7 @@ def open_log(
     separator: str | None,
     encoding: str | None,
     columns: Iterable[Column],
+    timestamp: Column = None,
 ) -> RawLog:
     """Open a source of `load_interactions`; `kind` is a key of `FOLDER_FILES`, `columns` are named by the user."""
     if isinstance(source, RawLog):  # open already
@@ -159,7 +163,7 @@ def open_log(
     if not isinstance(path, Path):
         return open_table(path, Path(source).name)
     names = frozenset(name for name in columns if isinstance(name, str) and not name.isdecimal())
-    file = SourceFile(path, separator, encoding, names)
+    file = SourceFile(path, separator, encoding, names, timestamp)
     with library_errors(file.name):
         first = file.content(5000)
         name = "parquet" if first.startswith(b"PAR1") else (format or _suffix(path)).lower()

@@ -11,8 +11,9 @@ import pyarrow.compute as pc
 import torch
 from datasets import Dataset, DatasetDict
 
+from .arguments import check_number
 from .ids import READ_FIRST, as_ids
-from .tokenization import ItemTokenizer, check_max_length
+from .tokenization import ItemTokenizer, check_max_length, check_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +64,7 @@ def check_interactions(interactions: Dataset) -> pa.Table:
 
 def sort_by_user(interactions: Dataset, tokenizer: ItemTokenizer) -> SortedLog:
     """Return interactions sorted by user and time; equal times keep the order of the log."""
+    check_tokenizer(tokenizer)
     table = check_interactions(interactions)
     users = table["user"].combine_chunks().dictionary_encode()
     codes, timestamps = users.indices.to_numpy(), table["timestamp"].to_numpy()
@@ -111,8 +113,7 @@ def build_histories(
     """
     max_length = tokenizer.model_max_length if max_length is None else max_length
     check_max_length(max_length)
-    if not 0 < window_step <= 1:
-        raise ValueError(f"`window_step`, a fraction of `max_length`, must be in (0, 1], found {window_step}.")
+    check_number("window_step", window_step, "in (0, 1]", lambda share: 0 < share <= 1)
     for name, actions in {"train_ends": train_ends, **targets}.items():
         last = log.ends - (name != "train_ends")
         none = (actions == -1) & (name != "train_ends")
@@ -147,8 +148,9 @@ def build_histories(
     repeats = are_repeats(splits["test"]).sum() / max(1, len(splits["test"])) if "test" in splits else 0
     if repeats > REPEATS:
         _warn_once(
-            f"{repeats:.0%} of the test targets are items that the user has interacted with before. Only a model with "
-            "`exclude_history=False` recommends these items (command line: --exclude_history false)."
+            f"{repeats:.0%} of the test targets are items that the user has interacted with before. A model that "
+            "excludes the history never recommends these items. If your model does, set `exclude_history=False` "
+            "(command line: --exclude_history false)."
         )
     tests = targets.get("test", log.starts)
     tests = tests[tests > log.starts]  # with an interaction before them

@@ -1,7 +1,7 @@
 """IDs of users and items: always text, whatever their type in a log or a history is."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from datetime import date
 from decimal import Decimal
 from numbers import Number
@@ -12,6 +12,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from .arguments import read_list
 
 Values: TypeAlias = pa.ChunkedArray | list[Any]  # a column; a list if Arrow has no type for its values
 
@@ -52,10 +54,7 @@ def as_item_ids(values: Iterable[Any], name: str = "item IDs") -> pa.StringArray
         ValueError: A value is not text or a finite number (also in a tensor), or is a float too large to be exact. The
             message begins with `name`.
     """
-    if isinstance(values, str | bytes | Mapping) or hasattr(values, "columns"):  # tables
-        found = f"the {type(values).__name__} {str(values)[:100]!r}"
-        raise ValueError(f"{name}: expected a list, found {found}. Pass a list.")
-    ids = list(values)
+    ids = read_list(values, name)
     try:
         if not {str}.issuperset(map(type, ids)):
             ids = [_as_item_id(value) for value in ids]

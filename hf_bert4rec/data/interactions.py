@@ -4,7 +4,6 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Mapping
-from numbers import Number
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset
 
-from .columns import Column, find_columns
+from .arguments import check_number
+from .columns import Column, find_columns, is_time_name
 from .formats import open_log
 from .ids import as_ids, as_item_ids
 from .sources import RawLog, library_errors, spell
@@ -67,10 +67,9 @@ def load_interactions(
         ValueError: The source cannot be read; the message names the line and says what to do.
     """
     fewest = {"min_user_interactions": min_user_interactions, "min_item_interactions": min_item_interactions}
-    for name, value in {"min_rating": min_rating or 0, **fewest}.items():
-        if not isinstance(value, Number):
-            raise ValueError(f"`{name}` must be a number, found {value!r}.")
-    log = open_log(source, "interactions", format, separator, encoding, [user, item, timestamp, rating])
+    for name, value in {"min_rating": 0 if min_rating is None else min_rating, **fewest}.items():
+        check_number(name, value, "a number", lambda _: True)
+    log = open_log(source, "interactions", format, separator, encoding, [user, item, timestamp, rating], timestamp)
     wanted: dict[str, Column] = {"user": user, "item": item, "timestamp": timestamp}
     if min_rating is not None:
         wanted["rating"] = rating
@@ -146,6 +145,8 @@ def _check(log: RawLog, found: Mapping[str, int]) -> str:
                 f"{log.name}: the first line has no known column name. "
                 f"If {first!r} is a header, name the columns, such as {spell('user', command='user')}."
             )
+    if "timestamp" in found and not is_time_name(time := log.columns[found["timestamp"]]):
+        notes += "" if log.first_rows else f" (timestamp: column {time!r})"
     if "timestamp" not in found:
         notes += " (no timestamps; the rows are assumed to be in time order)"
         unread = ", ".join(name for place, name in enumerate(log.columns) if place not in found.values())

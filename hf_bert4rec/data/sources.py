@@ -57,6 +57,7 @@ class SourceFile:
     separator: str | None = None
     encoding: str | None = None
     names: frozenset[str] = frozenset()  # of columns; the first line is a header if it contains one
+    timestamp: str | int | None = None  # column of the time, if the user named it
 
     @property
     def name(self) -> str:
@@ -110,6 +111,7 @@ class RawLog:
     read: Callable[[list[int]], list[Values]]  # columns by position
     locate: Callable[[int], str]  # row -> "ratings.csv, line 17"
     first_rows: Sequence[Sequence[str]] = ()  # of a text file without a known header
+    dates: Sequence[int] = ()  # positions of columns whose type is a date or a time with a date
 
     def __str__(self) -> str:
         """List the columns for messages."""
@@ -140,7 +142,14 @@ def open_table(source: Any, name: str) -> RawLog:
             found += f" of {', '.join(map(str, source))}. Pass {advice}"
         raise ValueError(f"Expected a path, a Hub ID or a table (pandas, Polars, Arrow, datasets), found {found}.")
     names = [key for key, _ in columns]
-    return RawLog(name, names, lambda places: [_as_values(columns[i][1]) for i in places], lambda i: f"{name}, row {i}")
+    types = [str(getattr(column, "type", getattr(column, "dtype", ""))) for _, column in columns]
+    return RawLog(
+        name,
+        names,
+        lambda places: [_as_values(columns[i][1]) for i in places],
+        lambda i: f"{name}, row {i}",
+        dates=[place for place, kind in enumerate(types) if kind.startswith(("date", "timestamp"))],
+    )
 
 
 def _as_values(column: Any) -> Values:

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict
 
+from .arguments import check_number
 from .histories import SortedLog, build_histories, check_interactions, flatten, sort_by_user
 from .tokenization import ItemTokenizer
 from .values import as_seconds, format_time
@@ -178,8 +179,8 @@ def new_interactions(
     Raises:
         ValueError: Fewer than two users have new interactions, or an option is out of range.
     """
-    if not (0 < held_out < 1 and replay >= 0):
-        raise ValueError(f"`held_out` must be above 0 and below 1, `replay` at least 0; found {held_out} and {replay}.")
+    check_number("held_out", held_out, "above 0 and below 1", lambda share: 0 < share < 1)
+    check_number("replay", replay, "at least 0", lambda number: number >= 0)
     log, random = sort_by_user(interactions, tokenizer), np.random.default_rng(0)
     time = -np.inf if since is None else as_seconds(since)
     users = np.flatnonzero(first_from(log, time) < log.ends)

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
+from numbers import Integral
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from ..models.configuration_bert4rec import SPECIAL_TOKENS, Bert4RecConfig
+from .arguments import check_number
 from .features import FEATURES_FILE, ItemFeatures, read_parquet
 from .ids import READ_FIRST, as_ids, as_item_ids
 
@@ -185,7 +187,8 @@ def check_tokenizer(tokenizer: Any) -> None:
     """Raise ValueError unless a tokenizer is an `ItemTokenizer` with the token IDs of an item table."""
     if not isinstance(tokenizer, ItemTokenizer):
         found = type(tokenizer).__name__
-        raise ValueError(f"Expected an ItemTokenizer, found {found}. Check `tokenizer_class` in tokenizer_config.json.")
+        advice = "Build it with `item_tokenizer`. Check `tokenizer_class` in tokenizer_config.json if you loaded it."
+        raise ValueError(f"Expected an ItemTokenizer, found {found}. {advice}")
     backend, number = tokenizer.backend_tokenizer, len(tokenizer.items) + len(SPECIAL_TOKENS)
     properties = {
         "pad_token": (tokenizer.pad_token, PAD),
@@ -254,9 +257,8 @@ def item_tokenizer(
 
 def check_max_length(max_length: int) -> None:
     """Raise ValueError unless an input has room for an item and the [MASK] of the query."""
-    if not isinstance(max_length, int | np.integer) or max_length < 2:
-        expected = "an integer of at least 2 (one item and the [MASK] of the query)"
-        raise ValueError(f"`max_length` must be {expected}, found {max_length!r}.")
+    expected = "an integer of at least 2 (one item and the [MASK] of the query)"
+    check_number("max_length", max_length, expected, lambda number: number >= 2, Integral)
 
 
 def extend_item_tokenizer(
@@ -268,6 +270,7 @@ def extend_item_tokenizer(
 
     `items` and `titles` are as for `item_tokenizer`; `titles` may also contain titles of known items.
     """
+    check_tokenizer(tokenizer)
     extended = copy.deepcopy(tokenizer)
     extended.add_tokens(_distinct_ids(items))
     if titles is not None:
@@ -285,9 +288,9 @@ def _as_text(items: Any) -> pa.Array | pa.ChunkedArray:
 
 
 def _distinct_ids(items: Any) -> list[str]:
-    ids = pc.drop_null(pc.unique(_as_text(items))).to_pylist()
-    if "" in ids:
-        raise ValueError("Expected item IDs that are not empty, found ''. Remove the empty ID.")
+    ids = pc.unique(_as_text(items)).to_pylist()
+    if not all(ids):  # empty text, which is null in an Arrow array
+        raise ValueError("Expected item IDs that are not empty, found '' or null. Remove the empty ID.")
     if taken := set(SPECIAL_TOKENS).intersection(ids):
         raise ValueError(f"The item ID {', '.join(sorted(taken))} is a special token. Rename the item in your data.")
     return ids

@@ -33,7 +33,9 @@ DOUBTFUL = {  # IDs that are read as they are, with a warning
 UNITS = {"seconds": 1e8, "milliseconds": 1e11, "microseconds": 1e14, "nanoseconds": 1e17}  # since 1970: from 1973 on
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _DAY = re.compile(r"(\d{4})([-/.])(\d{1,2})(?:\2(\d{1,2})(?=$|[T ])|$)|(\d{1,2})\.(\d{1,2})\.(\d{4})(?=$|[T ])")
-_ISO = re.compile(r"[\dW-]{8,10}([T ][\d:.,]+([+-][\d:]+)?)?", re.IGNORECASE)  # of what `fromisoformat` accepts
+_ISO = re.compile(  # of what `fromisoformat` accepts, without fractions of hours and minutes, which it misreads
+    r"[\dW-]{8,10}([T ](?!(\d\d:?){1,2}[.,])[\d:.,]+([+-][\d:]+)?)?", re.IGNORECASE
+)
 _MONTH = re.compile("(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*")
 _YEAR = re.compile(r"(?<!\d)(?<!:\d\d[.,])(18|19|20)\d\d(?!\d)")  # not an offset (+0000) or a fraction of a second
 _WORD = re.compile(f"{_MONTH.pattern}|(mon|tue|wed|thu|fri|sat|sun)[a-z]*|am|pm|t|z|utc|gmt")

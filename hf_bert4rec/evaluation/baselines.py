@@ -20,6 +20,7 @@ import torch
 from datasets import Dataset
 from torch import nn
 
+from ..data.arguments import check_count, check_number
 from ..data.data_collator import DataCollatorForNextItem
 from ..data.histories import times_are_comparable
 from ..models.modeling_bert4rec import MaskedItemOutput
@@ -92,8 +93,7 @@ class Popularity(Baseline):
 
     def __init__(self, train: Dataset, vocab_size: int, recent_share: float = 1.0) -> None:
         super().__init__()
-        if not 0 < recent_share <= 1:
-            raise ValueError(f"`recent_share` must be above 0 and at most 1, found {recent_share}.")
+        check_number("recent_share", recent_share, "above 0 and at most 1", lambda share: 0 < share <= 1)
         histories = training_histories(train)
         items = np.concatenate(histories)
         if recent_share < 1:
@@ -168,8 +168,7 @@ class Ease(SetBaseline):
     """
 
     def __init__(self, train: Dataset, vocab_size: int, regularization: float = 500.0) -> None:
-        if not regularization > 0:
-            raise ValueError(f"`regularization` must be above 0, found {regularization}.")
+        check_number("regularization", regularization, "above 0", lambda number: number > 0)
         needed, free = 3 * 4e-9 * vocab_size**2, psutil.virtual_memory().available / 1e9
         if needed > free:
             solution = "Drop rare items with `min_item_interactions`, or use `item_neighbors`."
@@ -202,7 +201,7 @@ class ItemNeighbors(SetBaseline):
         self, train: Dataset, vocab_size: int, weighting: Literal["cosine", "bm25"] = "cosine", neighbors: int = 100
     ) -> None:
         super().__init__(train, vocab_size)
-        check_positive(neighbors=neighbors)
+        check_count("neighbors", neighbors)
         classes = {"cosine": "CosineRecommender", "bm25": "BM25Recommender"}
         if weighting not in classes:
             raise ValueError(f"`weighting` must be {' or '.join(classes)}, found {weighting!r}.")
@@ -228,7 +227,6 @@ class Als(SetBaseline):
         self, train: Dataset, vocab_size: int, factors: int = 64, iterations: int = 15, seed: int = 0, **options: float
     ) -> None:
         super().__init__(train, vocab_size)
-        check_positive(factors=factors, iterations=iterations)
         options |= {"factors": factors, "iterations": iterations, "num_threads": torch.get_num_threads()}
         self.model = fit_implicit("cpu.als", "AlternatingLeastSquares", train, vocab_size, random_state=seed, **options)
 
@@ -252,7 +250,6 @@ class BprMf(Baseline):
         self, train: Dataset, vocab_size: int, factors: int = 64, iterations: int = 100, seed: int = 0, **options: float
     ) -> None:
         super().__init__()
-        check_positive(factors=factors, iterations=iterations)
         options |= {"factors": factors, "iterations": iterations, "num_threads": torch.get_num_threads()}
         model = fit_implicit("cpu.bpr", "BayesianPersonalizedRanking", train, vocab_size, random_state=seed, **options)
         self.users = {user: row for row, user in enumerate(train["user"][:])}
@@ -293,6 +290,8 @@ def sparse_matrix(values: Any, shape: tuple[int, int] | None = None) -> Any:
 
 def fit_implicit(module: str, kind: str, train: Dataset, vocab_size: int, **options: Any) -> Any:
     """Fit a model of the package `implicit` to the distinct items of each training user."""
+    for name in sorted({"factors", "iterations"} & options.keys()):  # `implicit` accepts other values and fails later
+        check_count(name, options[name])
     try:
         model = getattr(import_module(f"implicit.{module}"), kind)(**options)
     except ImportError as error:
@@ -307,10 +306,3 @@ def fit_implicit(module: str, kind: str, train: Dataset, vocab_size: int, **opti
         warnings.simplefilter("ignore")  # implicit warns about a conversion of its own
         model.fit(matrix, show_progress=False)
     return model
-
-
-def check_positive(**options: Any) -> None:
-    """Check that options are whole numbers of at least 1: `implicit` accepts some other values and fails later."""
-    for name, value in options.items():
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"`{name}` must be a whole number of at least 1, found {value}.")

@@ -6,13 +6,14 @@ gives every item the same score gains nothing.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 
+from ..data.arguments import check_number
 from ..models.configuration_bert4rec import SPECIAL_TOKENS
 
 logger = logging.getLogger(__name__)
@@ -151,9 +152,9 @@ def ranking_metrics(ranks: Ranks, k: int | Sequence[int] = CUTOFFS) -> dict[str,
     if not ranks.size or not (ranks >= 1).all():
         wrong = ranks[~(ranks >= 1)]
         raise ValueError(f"Expected one or more ranks of at least 1, found {wrong[0] if wrong.size else 'none'}.")
-    cutoffs = [k] if isinstance(k, int) else list(k)
-    if min(cutoffs, default=0) < 1:
-        raise ValueError(f"Expected at least one cut-off, each at least 1, found {k}.")
+    cutoffs: list[Any] = list(k) if isinstance(k, Iterable) else [k]
+    for cutoff in cutoffs or [()]:
+        check_number("k", cutoff, "at least one cut-off, each at least 1", lambda number: number >= 1)
     metrics: dict[str, float] = {}
     for cutoff in cutoffs:
         hits = ranks <= cutoff

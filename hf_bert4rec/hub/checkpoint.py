@@ -31,6 +31,7 @@ LOADED = (*NEEDED, "*.safetensors", WEIGHTS[1], TITLES_FILE, FEATURES_FILE, FACT
 REPLACED = ".replaced"  # ends the name of a folder while a new one takes its place
 CURVE = "learning_curve.png"
 FLOATS = ("F64", "F32", "F16", "BF16")
+COUNTED = tuple(f"transition_head.{name}" for name in ("followers", "counts", "users"))  # integers
 
 REDIRECTING_OPTIONS = (
     "transformers_weights", "quantization_config", "attn_implementation", "_attn_implementation",
@@ -43,6 +44,8 @@ REDIRECTING_FILES = ("adapter_config.json", "shard-*.safetensors")
 
 def is_folder(model: str | PathLike) -> bool:
     """Return whether a checkpoint name is a folder, and not a Hub ID (org/name); FileNotFoundError if it is neither."""
+    if not isinstance(model, str | PathLike):
+        raise ValueError(f"Expected a checkpoint folder or a Hub ID (org/name), found {model!r:.100}.")
     restore_folder(Path(model))
     folder = Path(model).is_dir()
     if not folder and not is_repository(model):
@@ -57,12 +60,12 @@ def fetch_checkpoint(model: str | PathLike, revision: str | None = None, token: 
     checked (`check_folder`) before a model is built. Code is not downloaded. OSError if the checkpoint is
     not found, cannot be downloaded or is incomplete; ValueError if its parts do not belong together.
     """
-    folder, options = Path(model), {"allow_patterns": LOADED, "ignore_patterns": "*/*"}
-    if not is_folder(model):
+    options: Any = {"allow_patterns": LOADED, "ignore_patterns": "*/*"}
+    if not is_folder(folder := model):
         with hub_errors(str(model)):
-            folder = Path(snapshot_download(str(model), revision=revision, token=token, **options))
+            folder = snapshot_download(str(model), revision=revision, token=token, **options)
     check_folder(folder, str(model))
-    return folder
+    return Path(folder)
 
 
 def check_folder(folder: str | PathLike, name: str | None = None) -> PreTrainedModel:
@@ -150,7 +153,8 @@ def _shapes(file: Path, name: str) -> dict[str, list[int]]:
     try:
         with safe_open(file, framework="pt") as weights:
             tensors = {key: weights.get_slice(key) for key in weights.keys()}  # noqa: SIM118
-            if others := [key for key, tensor in tensors.items() if tensor.get_dtype() not in FLOATS]:
+            kinds = {key: ("I32",) if key in COUNTED else FLOATS for key in tensors}
+            if others := [key for key, tensor in tensors.items() if tensor.get_dtype() not in kinds[key]]:
                 found = f"found {tensors[others[0]].get_dtype()} for {others[0]}. Save the model without quantization."
                 raise ValueError(f"{name}: expected floating-point weights in {file.name}, {found}")
             return {key: tensor.get_shape() for key, tensor in tensors.items()}

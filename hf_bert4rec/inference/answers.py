@@ -12,10 +12,11 @@ from torch.nn.functional import normalize
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from ..data.arguments import check_count
 from ..data.tokenization import ItemTokenizer, as_item_ids
 from ..evaluation.ranking import NOT_FINITE, stable_top_k
 from ..models.configuration_bert4rec import SPECIAL_TOKENS
-from .arguments import check_count, read_item_lists, read_list
+from .arguments import read_item_lists
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +78,7 @@ class ItemCatalog:
         ends = np.append(0, np.cumsum(known))[np.cumsum(list(map(len, lists)), dtype=np.int64)]
         return np.split(rows[known], ends[:-1]) if lists else []
 
-    def known_rows(self, items: Sequence[Any], name: str) -> np.ndarray:
+    def known_rows(self, items: Iterable[Any], name: str) -> np.ndarray:
         """Return the token IDs for raw IDs; ValueError for an unknown ID."""
         ids, rows, known = self._rows(items, name)
         if not known.all():
@@ -109,7 +110,7 @@ class ItemCatalog:
     def similar(self, vectors: np.ndarray, items: Any, top_k: int) -> list[Recommendations]:
         """Return the most similar items for each raw ID. `vectors` are the `unit_vectors` of the catalog."""
         check_count("top_k", top_k)
-        places = self.known_rows(read_list(items, "items"), "items") - len(SPECIAL_TOKENS)
+        places = self.known_rows(items, "items") - len(SPECIAL_TOKENS)
         answers: list[Recommendations] = []
         for place in places:  # one at a time, because each has a number for every item
             cosines = torch.from_numpy(vectors @ vectors[place])[None]

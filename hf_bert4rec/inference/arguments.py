@@ -1,11 +1,12 @@
 """Read what users pass to the pipeline: histories, lists of items and options."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from inspect import signature
-from numbers import Integral
 from typing import Any
 
 import numpy as np
+
+from ..data.arguments import check_count, is_collection, read_list
 
 ITEM_LISTS = {"allow", "deny"}
 
@@ -16,7 +17,7 @@ def read_histories(values: Any) -> list[list[Any]]:
     Other forms raise ValueError, such as a flat list, a whole table, or sets, which have no order.
     """
     histories = read_list(values, "histories", ordered=True)
-    if not all(map(_is_collection, histories)):
+    if not all(map(is_collection, histories)):
         raise ValueError(
             f"histories: expected one list of item IDs per user, found {histories!r:.200}. Put a single history in "
             "brackets: [['1', '6']]."
@@ -30,7 +31,7 @@ def read_item_lists(values: Any, name: str, histories: int) -> list[list[Any]]:
     Other forms, or another number of lists, raise ValueError.
     """
     lists = read_list(values, name)
-    nested = set(map(_is_collection, lists))
+    nested = set(map(is_collection, lists))
     if True not in nested:
         return [lists]
     if False in nested or len(lists) != histories:
@@ -39,25 +40,6 @@ def read_item_lists(values: Any, name: str, histories: int) -> list[list[Any]]:
             f"{len(lists)} elements: {lists!r:.200}. Pass one of these forms."
         )
     return [read_list(ids, name) for ids in lists]
-
-
-def read_list(values: Any, name: str, ordered: bool = False) -> list[Any]:
-    """Return the elements of a list, iterator, array, tensor or column of a table; ValueError for other values."""
-    if type(values) is list:
-        return values
-    if isinstance(values, Mapping) or hasattr(values, "column_names") or hasattr(values, "columns"):
-        advice = "Pass one of its columns, such as data['history']."
-        raise ValueError(f"{name}: expected a list, found {type(values).__name__}. {advice}")
-    for method in ("tolist", "to_pylist", "to_list"):  # NumPy, PyTorch and pandas; Arrow; Polars
-        if hasattr(values, method):
-            values = getattr(values, method)()
-            break
-    unordered = ordered and isinstance(values, set | frozenset)
-    if unordered or not _is_collection(values) or isinstance(values, bytearray | memoryview):
-        reason = ", because a set has no order" if unordered else ""
-        found = f"{type(values).__name__} {values!r:.100}"
-        raise ValueError(f"{name}: expected a list, found {found}. Pass a list{reason}.")
-    return list(values)
 
 
 def check_options(options: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
@@ -93,12 +75,6 @@ def check_conditions(name: str, value: Any) -> None:
         raise ValueError(f"`{name}` must be a dict, such as {{'in_stock': True}}, found {value!r:.100}.")
 
 
-def check_count(name: str, value: Any) -> None:
-    """Raise ValueError unless a value is a whole number of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-        raise ValueError(f"`{name}` must be a whole number of at least 1, found {value!r}.")
-
-
 def _takes_candidates(rule: Any) -> bool:
     """Return whether a rule accepts one argument: `at_most(2, "category")` does, `at_most` does not."""
     try:
@@ -106,8 +82,3 @@ def _takes_candidates(rule: Any) -> bool:
     except (TypeError, ValueError) as error:
         return callable(rule) and isinstance(error, ValueError)  # a function in C, which has no signature
     return True
-
-
-def _is_collection(value: Any) -> bool:
-    """Return whether a value is a collection of IDs; a tensor without dimensions is a single ID."""
-    return isinstance(value, Iterable) and not isinstance(value, str | bytes) and getattr(value, "ndim", 1) > 0

@@ -21,11 +21,12 @@ import pyarrow.parquet as pq
 import torch
 from tqdm.auto import tqdm
 
+from ..data.arguments import check_count
 from ..data.ids import as_item_ids
 from ..data.interactions import load_interactions
 from ..hub.checkpoint import fetch_checkpoint
 from ..hub.errors import disk_errors, read_json
-from .arguments import ITEM_LISTS, check_count, check_options
+from .arguments import ITEM_LISTS, check_options
 from .export import FACTS_FILE, OPTIONS, OnnxRecommender
 from .pipeline import pipeline
 
@@ -111,7 +112,8 @@ def recommend_to_parquet(
         shard_size: Number of users per file.
         user: Name of the column of user IDs.
         history: Name of the column of histories.
-        columns: Columns of a log, a dict with the keys `user`, `item` and `timestamp`. Default: by usual names.
+        columns: Columns of a log, a dict with the keys `user`, `item` and `timestamp`, and other options of
+            `load_interactions`, such as `separator`. Default: by usual names.
         **options: `top_k`, `exclude_history`, `allow` and `deny`, the same for all users; see a call of the pipeline.
 
     Raises:
@@ -148,7 +150,8 @@ def _begin(folder: Path, request: dict[str, Any]) -> None:
             was, now = begun.get(name), request.get(name)
             if was != now:
                 found = "" if name.startswith("state") else f": {was!r}, now {now!r}"
-                raise ValueError(f"{folder} was begun with another {name}{found}. {advice}")
+                other = "other" if name == "columns" else "another"
+                raise ValueError(f"{folder} was begun with {other} {name}{found}. {advice}")
     elif folder.exists() and {*folder.iterdir()} - {unfinished}:
         raise ValueError(f"{folder} contains other files. {advice}")
     else:
@@ -168,7 +171,7 @@ def _read_shards(
         if not pa.types.is_list(kind) and not pa.types.is_large_list(kind):
             raise ValueError(f"{file}: expected lists of item IDs in the column {history!r}, found {kind}.")
         if columns:
-            raise ValueError(f"{file} has one history per user. Omit `{min(columns)}`, which names a column of logs.")
+            raise ValueError(f"{file} has one history per user. Omit `{min(columns)}`, which is for logs.")
         if user not in schema.names:
             found = ", ".join(schema.names)
             raise ValueError(f"{file}: expected a column {user!r}, found {found}. Rename the user column.")

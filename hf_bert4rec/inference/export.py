@@ -115,7 +115,7 @@ def export_checkpoint(checkpoint: str | PathLike, output: str | PathLike, revisi
     """
     _require("onnxscript")
     folder, target = fetch_checkpoint(checkpoint, revision), Path(output)
-    check_output(target, FACTS_FILE)
+    check_output(output, FACTS_FILE)
     # In float32, because few runtimes compute in bfloat16 on a CPU.
     model = AutoModelForMaskedLM.from_pretrained(folder, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(folder)

@@ -13,13 +13,14 @@ from transformers import AutoModelForMaskedLM, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.utils import logging
 
+from ..data.arguments import check_count, read_list
 from ..data.data_collator import pad_rows
 from ..data.ids import as_item_ids
 from ..evaluation.ranking import target_ranks
 from ..hub.checkpoint import check_sizes, fetch_checkpoint, stored_exclude_history, stored_recipe
 from ..training.resources import warn_about_spinning_threads
 from .answers import ItemCatalog, Recommendations, check_scores, item_vectors, unit_vectors
-from .arguments import ITEM_LISTS, check_count, check_options, read_histories, read_list
+from .arguments import ITEM_LISTS, check_options, read_histories
 from .attributes import ItemAttributes, read_attributes
 from .selection import Selection
 
@@ -209,8 +210,9 @@ class NextItemRecommendationPipeline(Pipeline):
         """Return the query vectors of histories, (histories, hidden + 1) float32.
 
         The inner product with a row of `item_vectors` is the logit of that item; scores of a call are the softmax of
-        the logits. With `repeat_head`, items of the history have higher logits. The last number of each vector is 1,
-        because the last number of an item vector is the bias of the item.
+        the logits. Items of the history have higher logits with `repeat_head`, and followers of the last item with
+        `num_followers`. The last number of each vector is 1, because the last number of an item vector is the bias of
+        the item.
         """
 
         def answer(histories: list[np.ndarray], places: list[int]) -> list[np.ndarray]:
@@ -282,8 +284,13 @@ class NextItemRecommendationPipeline(Pipeline):
         if scored:
             logits = self.model.score_items(states, ids, query[:, :1])[: len(history), 0]
             return {"logits": logits.float(), "history": history}
-        queries = self.model.prediction_head(states)[: len(history), 0].float()
-        return {"queries": torch.cat([queries, torch.ones_like(queries[:, :1])], dim=1), "history": history}
+        states = self.model.prediction_head(states)
+        queries = states[: len(history), 0].float()
+        found = {"queries": torch.cat([queries, torch.ones_like(queries[:, :1])], dim=1), "history": history}
+        if self.model.transition_head is not None:
+            rows, scores = self.model.transition_head(states, ids, query[:, :1])
+            found |= {"followers": rows[: len(history), 0], "transitions": scores[: len(history), 0]}
+        return found
 
     def postprocess(self, outputs: dict[str, torch.Tensor], selection: Selection) -> list[Recommendations]:
         """Return the best items for each user; see `Selection.best`."""

@@ -4,12 +4,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from numbers import Real
 from typing import Any
 
 import numpy as np
 
-from .arguments import check_conditions, check_count
+from ..data.arguments import check_count, check_number
+from .arguments import check_conditions
 from .attributes import ItemAttributes, require_attributes
 
 LARGEST = np.finfo(np.float32).max
@@ -75,7 +75,7 @@ def diversify(weight: float) -> Rule:
     Args:
         weight: 0 keeps the order, 1 ignores the scores.
     """
-    _check_number("weight", weight, "from 0 to 1", lambda number: 0 <= number <= 1)
+    check_number("weight", weight, "a number from 0 to 1", lambda number: 0 <= number <= 1)
 
     def rule(candidates: Candidates) -> np.ndarray:
         logits = candidates.logits
@@ -105,7 +105,7 @@ def boost(where: Mapping[str, Any], factor: float) -> Rule:
     """
     check_conditions("where", where)
     where = {name: list(it) if isinstance(it, Iterator) else it for name, it in where.items()}  # for several tables
-    _check_number("factor", factor, "above 0 and finite", lambda number: 0 < number < np.inf)
+    check_number("factor", factor, "a number above 0 and finite", lambda number: 0 < number < np.inf)
 
     @lru_cache(maxsize=1)  # a rule is called for each user
     def matching(attributes: ItemAttributes) -> list[set[str]]:
@@ -136,8 +136,3 @@ def order_by_rules(candidates: Candidates, rules: Sequence[Rule]) -> np.ndarray:
         candidates = Candidates(items, logits[best].astype(np.float32), vectors, candidates.attributes)
         order = order[best]
     return order
-
-
-def _check_number(name: str, value: Any, expected: str, holds: Callable[[Any], bool]) -> None:
-    if not isinstance(value, Real) or not holds(value):
-        raise ValueError(f"`{name}` must be a number {expected}, found {value!r:.100}.")

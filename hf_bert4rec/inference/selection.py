@@ -40,6 +40,8 @@ class Selection:
     index: Any = None
 
     def __post_init__(self) -> None:
+        if self.index is not None:
+            self.index = open_index(self.index, len(self.catalog.tokenizer.items), self.model.config.hidden_size + 1)
         if self.index is not None and self.model.repeat_head is not None and not self.exclude_history:
             solution = "Pass `exclude_history=True`, or no `index`."
             raise ValueError(f"An index does not contain the scores of the model's `repeat_head`. {solution}")
@@ -56,9 +58,9 @@ class Selection:
         """Return the best items for each user; raise ValueError if scores are not finite.
 
         Args:
-            outputs: `logits` (users, vocab_size), which are overwritten; with an index `queries` (users, hidden + 1)
-                instead. Token IDs padded with [PAD]: `history` (users, longest), and optionally `allow` and `deny`
-                (users or 1, longest).
+            outputs: `logits` (users, vocab_size), which are overwritten; with an index instead `queries` (users, hidden
+                + 1) and, if the model has them, `followers` and `transitions` (users, number). Token IDs padded with
+                [PAD]: `history` (users, longest), and optionally `allow` and `deny` (users or 1, longest).
         """
         users = len(outputs["history"])
         lists = {name: outputs[name].expand(users, -1) for name in LISTS if name in outputs}
@@ -68,7 +70,7 @@ class Selection:
         if self.index is None:
             rows, scores, logits = self._rank_all(outputs, excluded)
         else:
-            rows, scores, logits = self._rank_found(outputs["queries"], excluded, lists.get("allow"))
+            rows, scores, logits = self._rank_found(outputs, excluded, lists.get("allow"))
         found = logits.isfinite().sum(dim=1).tolist()
         counts = list(found)
         if self.rerank:
@@ -98,9 +100,11 @@ class Selection:
         values, rows = stable_top_k(logits, min(self._number, logits.shape[1]))
         return rows, (values - normalizer).exp(), values
 
-    def _rank_found(self, queries: torch.Tensor, excluded: torch.Tensor, allowed: torch.Tensor | None) -> Ranking:
-        """Return the best of the items that the index finds, or of `allow`. Search for more if too few are left."""
-        check_scores(queries)
+    def _rank_found(
+        self, outputs: dict[str, torch.Tensor], excluded: torch.Tensor, allowed: torch.Tensor | None
+    ) -> Ranking:
+        """Return the best of followers and items from the index, or of `allow`. Search for more if few are left."""
+        check_scores(queries := outputs["queries"])
         possible = (~self._closed).nonzero()[:, 0]
         denied = pad(excluded, (1, 0)).sort(dim=1).values  # with [PAD], which is row 0
         count = SEARCHED * self._number
@@ -111,8 +115,9 @@ class Selection:
             elif all_possible:
                 found = possible.expand(len(queries), -1)
             else:  # a place that the index left empty becomes the last special row, which is closed
-                places = search_index(self.index, queries.numpy(), count, len(self.catalog.tokenizer.items))
+                places = search_index(self.index, queries.numpy(), count)
                 found = torch.from_numpy(places) + len(SPECIAL_TOKENS)
+                found = torch.cat([found, outputs.get("followers", found[:, :0])], dim=1)
             rows = found.sort(dim=1).values
             left = ~self._closed[rows]
             left[:, 1:] &= rows[:, 1:] != rows[:, :-1]  # an item that `allow` lists twice
@@ -126,7 +131,10 @@ class Selection:
         for of, query in zip(rows, queries, strict=True):
             vectors, added = weight[of.to(weight.device)].cpu(), bias[of.to(bias.device)].cpu()
             scores.append(added + vectors.float() @ query[:-1])
-        logits = torch.stack(scores).masked_fill(~left, -torch.inf)
+        logits = torch.stack(scores)
+        if "followers" in outputs:
+            logits = _with_transitions(logits, rows, outputs["followers"], outputs["transitions"])
+        logits = logits.masked_fill(~left, -torch.inf)
         values, order = stable_top_k(logits, min(self._number, logits.shape[1]))
         return rows.gather(1, order), values, values
 
@@ -159,14 +167,21 @@ class Selection:
         return f"{returned:,} of {items:,} items: {shown or 'the catalog has no more'}."
 
 
-def search_index(index: Any, queries: np.ndarray, count: int, items: int) -> np.ndarray:
-    """Return the positions in the catalog, (users, count) int64, of the items that an index finds; -1 if fewer.
+def _with_transitions(
+    logits: torch.Tensor, rows: torch.Tensor, followers: torch.Tensor, transitions: torch.Tensor
+) -> torch.Tensor:
+    """Return the logits of the token IDs `rows`, ascending, with the scores of followers; all are (users, number)."""
+    places = torch.searchsorted(rows, followers).clamp(max=rows.shape[1] - 1)
+    transitions = transitions.masked_fill(rows.gather(1, places) != followers, torch.finfo(transitions.dtype).min)
+    old = logits.gather(1, places)
+    return logits.scatter_add(1, places, torch.logaddexp(old, transitions.to(old)) - old)
 
-    The index contains the rows of `index_vectors()` or `item_vectors()` for all `items` of the catalog, by inner
-    product: a usearch or FAISS index, or a `Dataset` after `add_faiss_index`. The queries (users, width) float32 come
-    from `encode`.
+
+def open_index(index: Any, items: int, width: int) -> Any:
+    """Return a usearch or FAISS index, also of a `Dataset` after `add_faiss_index`; ValueError for other values.
+
+    It contains the rows of `index_vectors()` or `item_vectors()`, of that `width`, for all `items` of the catalog.
     """
-    width = queries.shape[1]
     if isinstance(index, Dataset):
         if len(names := index.list_indexes()) != 1:
             raise ValueError(f"Expected a dataset with one FAISS index, found {len(names)}. Call add_faiss_index once.")
@@ -182,6 +197,16 @@ def search_index(index: Any, queries: np.ndarray, count: int, items: int) -> np.
     if missing not in (0, 1):
         found = f"The vectors of the index have {width + missing} numbers, those of the model {width + 1}"
         raise ValueError(f"{found}. {advice}")
+    return index
+
+
+def search_index(index: Any, queries: np.ndarray, count: int) -> np.ndarray:
+    """Return the positions in the catalog, (users, count) int64, of the items that an index finds; -1 if fewer.
+
+    The queries (users, width) float32 come from `encode`.
+    """
+    is_faiss, width = hasattr(index, "ntotal"), queries.shape[1]
+    missing = getattr(index, "d" if is_faiss else "ndim", width) - width
     queries = np.pad(queries, ((0, 0), (0, missing)))  # the number that makes item vectors equally long meets a zero
     if is_faiss:
         return index.search(queries, count)[1].astype(np.int64, copy=False)

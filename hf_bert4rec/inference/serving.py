@@ -314,20 +314,24 @@ def _problem(status: int, detail: str, headers: dict[str, str] | None = None) ->
     return JSONResponse({"detail": detail}, status, headers)
 
 
-def create_app(load: Load) -> FastAPI:
+def create_app(load: Load, reload_on_sighup: bool = False) -> FastAPI:
     """Return the ASGI application.
 
     Args:
         load: Function that loads the recommender, now and at each reload. It returns the recommender, and name and
             revision of the checkpoint for the answers.
+        reload_on_sighup: Whether to load the recommender again on the signal SIGHUP. Only for the main thread.
     """
     service = Service(load)
 
     @asynccontextmanager
     async def working(_: FastAPI) -> AsyncIterator[None]:
-        task = asyncio.create_task(service.work())
+        tasks = [asyncio.create_task(service.work())]  # asyncio keeps no reference
+        if reload_on_sighup and hasattr(signal, "SIGHUP"):
+            loop = asyncio.get_running_loop()
+            loop.add_signal_handler(signal.SIGHUP, lambda: tasks.append(asyncio.create_task(service.reload())))
         yield
-        task.cancel()
+        tasks[0].cancel()
 
     problems: Any = {status: {"model": Problem} for status in (400, 404, 408, 413, 422, 500, 503)}
     app = FastAPI(title="hf-bert4rec", lifespan=working, responses=problems)
@@ -426,22 +430,9 @@ def serve(
     # The handlers of uvicorn would ignore signals while the checkpoint is loaded, and Linux does so for process 1.
     usual = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        app = create_app(lambda: load_for_serving(checkpoint, revision, modules))
+        app = create_app(lambda: load_for_serving(checkpoint, revision, modules), reload_on_sighup=True)
     finally:
         signal.signal(signal.SIGTERM, usual)
-    working = app.router.lifespan_context
-
-    def reload() -> None:
-        app.state.reloading = asyncio.create_task(app.state.service.reload())  # asyncio keeps no reference
-
-    @asynccontextmanager
-    async def reloading(app: FastAPI) -> AsyncIterator[None]:
-        async with working(app):
-            if hasattr(signal, "SIGHUP"):
-                asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
-            yield
-
-    app.router.lifespan_context = reloading
     options: dict[str, Any] = {"access_log": False, "limit_concurrency": MAX_CONNECTIONS, "log_level": "info"}
     # One process, whatever WEB_CONCURRENCY says: an application that is loaded cannot be sent to several.
     uvicorn.run(app, host=host, port=port, workers=1, **options)

@@ -22,6 +22,7 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
         ("num_attention_heads", "intermediate_size", "max_position_embeddings", "loss_chunk_size", "num_negatives"),
     ),
     ("at least 0 and below 1", lambda value: 0 <= value < 1, ("hidden_dropout_prob", "attention_probs_dropout_prob")),
+    ("from 0 to 1000", lambda value: 0 <= value <= 1000, ("num_followers",)),
     ("above 1, or None", lambda value: value is None or value > 1, ("rope_theta",)),
     ("above 0 and at most 10", lambda value: 0 < value <= 10, ("initializer_range", "layer_norm_eps")),
     ("from 0 to 1", lambda value: 0 <= value <= 1, ("gbce_calibration",)),
@@ -69,6 +70,9 @@ class Bert4RecConfig(PreTrainedConfig):
         repeat_head: Whether items of the history have a second score, for repeated interactions, as in RepeatNet (Ren
             et al., AAAI 2019). For data with repeat consumption; it needs the loss `softmax`. False, as in the paper:
             one score per item.
+        num_followers: Number of items per item whose transitions have a second score: those that came right after it in
+            the training histories of most users. For data in which the last item says much about the next one; it
+            needs the loss `softmax`, and `initialize_items`, which counts them. 0, as in the paper: none.
         pad_token_id: Row of [PAD], always 0.
         bos_token_id: None: a history has no start token.
         eos_token_id: None: a history has no end token.
@@ -85,8 +89,8 @@ class Bert4RecConfig(PreTrainedConfig):
 
     Raises:
         ValueError: A size or probability is out of range, `hidden_size` is not a multiple of the number of heads,
-            `vocab_size` leaves no row for an item, there are no positions, the activation is unknown, `repeat_head` is
-            combined with another loss than `softmax`, or there are more negatives than other items.
+            `vocab_size` leaves no row for an item, there are no positions, the activation is unknown, `repeat_head` or
+            `num_followers` is combined with another loss than `softmax`, or there are more negatives than other items.
     """
 
     model_type = "bert4rec"
@@ -120,6 +124,7 @@ class Bert4RecConfig(PreTrainedConfig):
     identity_attention: bool = True
     prediction_head: bool = False
     repeat_head: bool = False
+    num_followers: int = 0
     pad_token_id: int | None = 0
     bos_token_id: int | None = None
     eos_token_id: int | None = None
@@ -200,8 +205,9 @@ class Bert4RecConfig(PreTrainedConfig):
 
     def validate_training_loss(self) -> None:
         """Check the options of the loss."""
-        if self.repeat_head and self.loss != "softmax":
-            raise ValueError(f"`repeat_head` needs the loss 'softmax', found {self.loss!r}. Change one option.")
+        for name in ("repeat_head", "num_followers"):
+            if getattr(self, name) and self.loss != "softmax":
+                raise ValueError(f"`{name}` needs the loss 'softmax', found {self.loss!r}. Change one option.")
         if self.loss not in LOSSES:  # a loss of somebody else's is only needed to train
             logger.warning_once(f"Unknown loss {self.loss!r}. To train the model, add an entry to `LOSSES` for it.")
             return

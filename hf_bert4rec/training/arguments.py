@@ -7,6 +7,7 @@ import torch
 from transformers import TrainingArguments
 from transformers.hf_argparser import HfArg
 
+from ..data.arguments import check_number
 from .optimizer import muon
 
 ID_DROPOUT = 0.2
@@ -73,15 +74,16 @@ class RecommendationTrainingArguments(TrainingArguments):
         if getattr(self, "report_to", None) is None:
             self.report_to = "none"  # a recipe reads this word as None
         for name in ("gradient_accumulation_steps", "per_device_train_batch_size", "per_device_eval_batch_size"):
-            self._check(name, getattr(self, name) >= 1, "at least 1")
-        trained = self.max_steps > 0 or 0 < self.num_train_epochs < math.inf
-        self._check("num_train_epochs", trained, "above 0 and finite")
-        self._check("learning_rate", self.learning_rate >= 0, "at least 0")
-        patience = self.early_stopping_patience
-        self._check("early_stopping_patience", patience is None or patience >= 1, "at least 1, or None")
-        self._check("id_dropout", 0 <= self.id_dropout < 1, "at least 0 and below 1")
+            check_number(name, getattr(self, name), "at least 1", lambda number: number >= 1)
+        if self.max_steps <= 0:
+            check_number("num_train_epochs", self.num_train_epochs, "above 0 and finite", lambda n: 0 < n < math.inf)
+        check_number("learning_rate", self.learning_rate, "at least 0", lambda rate: rate >= 0)
+        if (patience := self.early_stopping_patience) is not None:
+            check_number("early_stopping_patience", patience, "at least 1, or None", lambda number: number >= 1)
+        check_number("id_dropout", self.id_dropout, "at least 0 and below 1", lambda share: 0 <= share < 1)
         loss = self.eval_strategy == "no" or str(self.metric_for_best_model).endswith("loss")
-        self._check("prediction_loss_only", loss or not self.prediction_loss_only, "False, as the metric needs scores")
+        if self.prediction_loss_only and not loss:
+            raise ValueError("`prediction_loss_only` must be False, found True: the metric needs the scores.")
         super().__post_init__()
         if self.muon_learning_rate is not None:
             muon(self, self.muon_learning_rate)  # checks what Muon cannot be combined with
@@ -92,7 +94,3 @@ class RecommendationTrainingArguments(TrainingArguments):
             raise ValueError(f"`dataloader_persistent_workers` must be False, found True: {reason}.")
         if self.push_to_hub and self.hub_strategy != "end":
             raise ValueError(f"`hub_strategy` must be 'end', found {self.hub_strategy!r}: others upload pickles.")
-
-    def _check(self, name: str, holds: bool, expected: str) -> None:
-        if not holds:
-            raise ValueError(f"`{name}` must be {expected}, found {getattr(self, name)}.")

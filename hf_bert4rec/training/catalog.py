@@ -165,6 +165,8 @@ def append_items(
     table, outputs, bias = (nn.Parameter(torch.cat(pair)) for pair in zip(tables, rows, strict=True))
     embeddings.weight, head.weight, head.bias = table, table if tied else outputs, nn.Parameter(bias[:, 0])
     model.config.vocab_size = embeddings.num_embeddings = head.out_features = len(table)
+    if model.transition_head is not None:
+        model.transition_head.resize(len(table))
     text = "Added %d items: %d start from their features, %d from the items in `like`, %d from the mean of all items."
     logger.info(text, len(new), *map(starts.count, STARTS))
     return starts

@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from ..data.histories import flatten
 from ..models.configuration_bert4rec import SPECIAL_TOKENS
+from .transitions import Transitions
 
 NORM = 0.2  # mean length of the item vectors
 FEW_ITEMS, WEAK_NORM = 5, 0.05  # below 5 items per user, the vectors are mostly noise, and must not outweigh the biases
@@ -23,7 +24,8 @@ def initialize_items(model: PreTrainedModel, rows: Dataset) -> None:
     rotated at random and scaled to a mean length of 0.2 (0.05 if users have fewer than 5 items on average). The
     random vectors, times 0.1, are added; an item without users has only this part. The output biases become
     log(1 + users of the item), minus the mean. Untied output matrices start with the same vectors. The rows of special
-    tokens do not change. Random numbers come from torch's generator.
+    tokens do not change. With `num_followers`, the transitions are counted too; see `count_transitions`. Random numbers
+    come from torch's generator.
 
     Args:
         model: A model of the package with random weights, changed in place.
@@ -49,13 +51,37 @@ def initialize_items(model: PreTrainedModel, rows: Dataset) -> None:
     if output.bias is not None:
         logarithms = users[first:].log1p()
         output.bias[first:] = (logarithms - logarithms.mean()).to(output.bias)
+    if model.config.num_followers:
+        weight = count_transitions(model, rows)
+        # The mixture with the largest likelihood, as long as all items have the scores of the biases.
+        start = np.log(weight / (1 - weight)) + output.bias[first:].logsumexp(dim=0).item()
+        model.transition_head.gate.bias.fill_(start)
+
+
+def count_transitions(model: PreTrainedModel, rows: Dataset) -> float:
+    """Count the transitions of training rows for `num_followers`, in place.
+
+    Return the weight of their Markov chain in the best mixture with the popularity of the items, from 0.001 to 0.999.
+    """
+    arrow = rows.with_format("arrow")[:]
+    items, places = flatten(arrow["input_ids"])
+    known = np.where(items >= len(SPECIAL_TOKENS), items, -1)
+    found = Transitions.count(_users(arrow)[places], places, known)
+    found.store(model.transition_head)
+    popularity = np.bincount(items, minlength=model.config.vocab_size) + 1.0
+    return float(np.clip(found.mixture(popularity / popularity.sum())[0], 0.001, 0.999))
+
+
+def _users(rows: pa.Table) -> np.ndarray:
+    """Return a number for the user of each row."""
+    return pa.chunked_array(rows["user"]).combine_chunks().dictionary_encode().indices.to_numpy()
 
 
 def _matrix_of_users_and_items(rows: Dataset, vocab_size: int) -> torch.Tensor:
     """Return the normalized matrix (users, vocab_size), sparse. Each item of a user counts once."""
     arrow = rows.with_format("arrow")[:]
     items, places = flatten(arrow["input_ids"])
-    users = pa.chunked_array(arrow["user"]).combine_chunks().dictionary_encode().indices.to_numpy()[places]
+    users = _users(arrow)[places]
     known = items >= len(SPECIAL_TOKENS)
     if not known.any():
         raise ValueError("Expected items in the training rows, found none. Check the split and its tokenizer.")

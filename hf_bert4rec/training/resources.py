@@ -60,7 +60,7 @@ def estimate_memory(
     4 d for the embeddings (6 d with a convolution), 10 d + 2 f and the attention weights for each layer, 2 d for keys
     and values of the last layer (its other values exist at scored positions only), and 3 f for the current layer. With
     gradient checkpointing, layers before the last keep only their input. A GRU keeps 9 d. A `repeat_head` adds 8 values
-    per scored position and position of its row.
+    per scored position and position of its row, `num_followers` 8 values per scored position and follower.
 
     Sharding (FSDP), other optimizers, half precision and frozen weights are not taken into account.
 
@@ -87,8 +87,8 @@ def estimate_memory(
             activations = positions * (embeddings + (layers - 1) * d + layer + f)
         else:
             activations = positions * (embeddings + (layers - 1) * layer + 2 * d + 3 * f) + scored * layer
-    if config.repeat_head:  # scores of all positions for each scored one, and their backward pass
-        activations += 8 * scored * length
+    # Of the other heads: scores of all positions or followers for each scored position, and their backward pass.
+    activations += 8 * scored * (length * config.repeat_head + config.num_followers)
     if not LOSSES[config.loss].samples_negatives:
         loss = min(config.loss_chunk_size, scored) * rows + 2 * table + scored * 2 * d
         advice = "the loss `sampled_softmax`, or a smaller `loss_chunk_size`"
@@ -104,8 +104,8 @@ def estimate_memory(
     elif activations > loss:
         possible = model.supports_gradient_checkpointing and not gradient_checkpointing
         advice = "a smaller `per_device_train_batch_size`" + (", or `gradient_checkpointing`" if possible else "")
-    weights, unit = 4 * parameters / GB, 4 * held / GB
-    return MemoryEstimate(weights, weights, 2 * weights, unit * activations, unit * loss, advice)
+    weights, followers, unit = 4 * parameters / GB, 8 * rows * config.num_followers / GB, 4 * held / GB
+    return MemoryEstimate(weights + followers, weights, 2 * weights, unit * activations, unit * loss, advice)
 
 
 def free_memory(device: torch.device) -> float:

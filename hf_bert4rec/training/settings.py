@@ -8,6 +8,7 @@ from datasets import Dataset
 
 from ..data.histories import REPEATS, check_interactions
 from ..models.configuration_bert4rec import Bert4RecConfig
+from .transitions import Transitions
 
 SHORT = 20  # median number of interactions of a user below which histories are short
 SMALL = 100_000  # interactions below which a log is small
@@ -16,6 +17,8 @@ ROWS, PREFIX_ITEMS = 800_000, 20_000_000  # aim for all epochs together: five mi
 EPOCHS = (8, 40)  # fewest and most, which take precedence
 MOST_PREFIX_ITEMS = 20_000_000  # in all prefixes of short histories together: 0.3 GB of rows
 MOST_PREFIX_ITEMS_OF_LONG_HISTORIES = 3_000_000  # more need more than five minutes on one core
+GAIN, FOLLOWERS = 1.1, 50  # of a Markov chain, from which transitions have a head of their own; followers per item
+MOST_COUNTED, MOST_ITEMS = 2_000_000, 100_000  # interactions of which transitions are counted; items with followers
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,8 @@ def recommended_settings(interactions: Dataset, *, prefixes: bool = True, max_le
     - Other logs with at least 100 interactions per item: less dropout.
     - More than 5 % of the interactions repeat an item of the user: the history is not excluded from recommendations,
       and the model has a `repeat_head`.
+    - Small or not short, at most 100,000 items, and items are at least 1.1 times as likely by the item before as by
+      popularity alone (`Transitions.mixture`): `num_followers`, a Markov chain over the 50 most frequent followers.
 
     The numbers were chosen on validation splits of several logs (docs/experiments.md).
 
@@ -66,8 +71,12 @@ def recommended_settings(interactions: Dataset, *, prefixes: bool = True, max_le
     histories, catalog = np.bincount(users), items.max() + 1
     pairs = len(np.unique(users.astype(np.int64) * catalog + items))
     median, density, repeats = np.median(histories), len(users) / catalog, 1 - pairs / len(users)
+    order = np.lexsort((table["timestamp"], users))[:MOST_COUNTED]  # whole users, except the last one
+    transitions = Transitions.count(users[order], users[order], items[order])
+    _, gain = transitions.mixture(np.bincount(items) / len(items))
     settings = Settings(
-        reason=f"median history {median:.0f}, {density:.1f} interactions per item, {repeats:.0%} repeats"
+        reason=f"median history {median:.0f}, {density:.1f} interactions per item, {repeats:.0%} repeats, items "
+        f"{gain:.1f} times as likely by the item before"
     )
     prefix_items = (histories * np.minimum(histories, max_length or Bert4RecConfig.max_position_embeddings)).sum()
     short, small = median < SHORT, len(users) < SMALL
@@ -88,6 +97,8 @@ def recommended_settings(interactions: Dataset, *, prefixes: bool = True, max_le
             settings.training["per_device_train_batch_size"] = 256
     elif density >= DENSE:
         settings.model.update(hidden_dropout_prob=0.2, attention_probs_dropout_prob=0.1)
+    if gain >= GAIN and catalog <= MOST_ITEMS and (small or not short):
+        settings.model["num_followers"] = FOLLOWERS
     if repeats > REPEATS:
         settings.model.update(exclude_history=False, repeat_head=True)
     return settings

@@ -101,6 +101,7 @@ def _copy_encoder(model: PreTrainedModel, new: PreTrainedModel) -> None:
     """Copy all weights except those with one row per item. Of positions and distances, the first ones are copied."""
     old, table = model.state_dict(keep_vars=True), model.get_input_embeddings().weight
     item_weights = {name for name, weight in old.items() if weight is table} | {"lm_head.weight", "lm_head.bias"}
+    item_weights |= {name for name, weight in old.items() if not weight.is_floating_point()}  # counts of the old log
     for name, weight in new.state_dict().items():
         if name in item_weights:
             continue

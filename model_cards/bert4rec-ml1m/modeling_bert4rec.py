@@ -6,7 +6,7 @@ Read the classes in order: embeddings, attention, feed-forward, layer, encoder, 
 - The softmax over the items does not include special tokens.
 - The last layer and the head run on the scored positions only (`kept_positions`).
 - Options that the paper does not have: rotary positions, a convolution over neighboring items, attention that starts
-  at the identity, and a second head for repeated interactions.
+  at the identity, and heads for repeated interactions and for transitions between two items.
 """
 
 import math
@@ -301,7 +301,7 @@ def keep(hidden_states: torch.Tensor, kept_positions: torch.Tensor | None) -> to
 class Bert4RecEncoder(Bert4RecPreTrainedModel):
     """Base class of the encoders: checks the inputs. Subclasses implement `encode`."""
 
-    _keys_to_ignore_on_load_unexpected = [r"^lm_head\.", r"^prediction_head\.", r"^repeat_head\."]  # of a whole model
+    _keys_to_ignore_on_load_unexpected = [r"^(lm|prediction|repeat|transition)_head\."]  # of a whole model
     causal = False  # whether a state knows only the items before it; then padding on the left would be read as items
 
     def encode(
@@ -446,9 +446,12 @@ class Bert4RecRepeatHead(nn.Module):
         return (self.gate(hidden_states) + shares).masked_fill(~real, lowest)
 
 
-def add_repeats(logits: torch.Tensor, repeats: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
-    """Return logits (batch, kept, rows) with the scores (batch, kept, length) of the repeat head for `input_ids`."""
-    rows = input_ids.unsqueeze(1).expand_as(repeats)
+def add_repeats(logits: torch.Tensor, rows: torch.Tensor, repeats: torch.Tensor) -> torch.Tensor:
+    """Return logits (batch, kept, vocab_size) with the scores of `Bert4RecRepeatHead` for the items `rows`.
+
+    `rows` and `repeats` are (batch, kept, length); all positions of a history have the same rows.
+    """
+    input_ids = rows[:, 0]
     same = (input_ids.unsqueeze(-1) == input_ids.unsqueeze(1)).to(repeats)  # places (batch, length, length) of an item
     largest = repeats.amax(dim=-1, keepdim=True)
     sums, tiny = (repeats - largest).exp() @ same, torch.finfo(repeats.dtype).tiny
@@ -459,15 +462,90 @@ def add_repeats(logits: torch.Tensor, repeats: torch.Tensor, input_ids: torch.Te
     return logits.scatter_add(-1, rows, added.to(logits))
 
 
-def sums_of_repeats(
-    repeats: torch.Tensor | None, input_ids: torch.Tensor | None, labels: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Return log-sums (batch, kept) of repeat scores: over the whole history, and over the true item in it."""
-    if repeats is None or input_ids is None:
+class Bert4RecTransitionHead(nn.Module):
+    """Scores for the items that often followed the item before a position: a Markov chain next to the catalog.
+
+    With the scores s of the catalog and the count c of users in whose training history an item came right after the
+    item before the position, which n users continued, the probability of an item is
+
+        (exp(s of the item) + exp(g) · c^a / n^b) / (sum of exp(s) over all items + exp(g) · sum of c^a / n^b)
+
+    g is a gate that depends on the hidden state; a and b start at 1. In training, the user's own transition does not
+    count, because it would predict the target. An inner product of short vectors cannot store single transitions.
+
+    The buffers are filled by `initialize_items`: `followers` (rows, number) are token IDs with the most users, 0 for
+    none, `counts` (rows, number) their users, and `users` (rows,) all users who continued after the item.
+    """
+
+    def __init__(self, config: Bert4RecConfig) -> None:
+        super().__init__()
+        rows, number = config.vocab_size, config.num_followers
+        self.followers: torch.Tensor
+        self.counts: torch.Tensor
+        self.users: torch.Tensor
+        for name, shape in (("followers", (rows, number)), ("counts", (rows, number)), ("users", (rows,))):
+            self.register_buffer(name, torch.zeros(shape, dtype=torch.int32))
+        self.gate = nn.Linear(config.hidden_size, 1)
+        self.powers = nn.Parameter(torch.ones(2))
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        input_ids: torch.Tensor,
+        kept: torch.Tensor,
+        labels: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return token IDs of followers and g + a log c - b log n, both (batch, kept, number); the lowest for none.
+
+        Args:
+            hidden_states: (batch, kept, hidden) at the scored positions.
+            input_ids: (batch, length) token IDs.
+            kept: (batch, kept) scored positions.
+            labels: (batch, kept) true items, whose transitions are not counted, or None.
+        """
+        before = input_ids.gather(1, (kept - 1).clamp(min=0)).masked_fill(kept == 0, 0)
+        before = before.masked_fill(before < len(SPECIAL_TOKENS), 0)
+        followers, counts, users = self.followers[before].long(), self.counts[before], self.users[before]
+        if labels is not None:
+            counts, users = counts - (followers == labels.unsqueeze(-1)).to(counts), users - 1
+        c, n = (number.clamp(min=1).to(self.powers).log() for number in (counts, users.unsqueeze(-1)))
+        scores = self.gate(hidden_states) + self.powers[0] * c - self.powers[1] * n
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+        return followers, scores.masked_fill(counts < 1, torch.finfo(scores.dtype).min)
+
+    def resize(self, rows: int) -> None:
+        """Change the number of items. New items have no followers, and removed ones follow no item."""
+        for name in ("followers", "counts", "users"):
+            old = getattr(self, name)
+            new = old.new_zeros(rows, *old.shape[1:])
+            new[: len(old)] = old[:rows]
+            setattr(self, name, new)
+        gone = self.followers >= rows
+        self.followers[gone] = self.counts[gone] = 0
+
+
+def add_transitions(logits: torch.Tensor, followers: torch.Tensor, transitions: torch.Tensor) -> torch.Tensor:
+    """Return logits (batch, kept, vocab_size) with the scores of `Bert4RecTransitionHead`, (batch, kept, number)."""
+    scores = logits.gather(-1, followers)
+    added = torch.logaddexp(scores, transitions.to(scores)) - scores
+    return logits.scatter_add(-1, followers, added.masked_fill(followers < len(SPECIAL_TOKENS), 0))
+
+
+AddedScores = list[tuple[Callable, torch.Tensor, torch.Tensor]]
+"""Of each head next to the catalog: the function that adds its scores to logits, token IDs and scores of these items.
+
+Both tensors are (batch, kept, number).
+"""
+
+
+def added_sums(added: AddedScores, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Return the log-sums (batch, kept) of the exponentials of added scores: of all items, and of the true item."""
+    if not added:
         return None
-    others = input_ids.unsqueeze(1) != labels.unsqueeze(-1)
-    of_labels = repeats.masked_fill(others, torch.finfo(repeats.dtype).min)
-    return repeats.logsumexp(dim=-1), of_labels.logsumexp(dim=-1)
+    _, *tensors = zip(*added, strict=True)
+    rows, scores = (torch.cat(of, dim=-1) for of in tensors)
+    of_labels = scores.masked_fill(rows != labels.unsqueeze(-1), torch.finfo(scores.dtype).min)
+    return scores.logsumexp(dim=-1), of_labels.logsumexp(dim=-1)
 
 
 def scored_positions(labels: torch.Tensor) -> torch.Tensor:
@@ -509,6 +587,7 @@ class Bert4RecForMaskedLM(Bert4RecPreTrainedModel):
         self.prediction_head = Bert4RecPredictionHead(config) if config.prediction_head else nn.Identity()
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
         self.repeat_head = Bert4RecRepeatHead(config) if config.repeat_head else None
+        self.transition_head = Bert4RecTransitionHead(config) if config.num_followers else None
         self.post_init()
         if config.tie_word_embeddings:  # otherwise the Trainer warns of a missing weight when it loads a checkpoint
             self._keys_to_ignore_on_save.add("lm_head.weight")
@@ -551,7 +630,7 @@ class Bert4RecForMaskedLM(Bert4RecPreTrainedModel):
         Raises:
             ValueError: Not exactly one of `input_ids` and `inputs_embeds` is given, there are more positions than
                 `max_position_embeddings`, `logits_to_keep` and `kept_positions` are both given or have other shapes, or
-                `inputs_embeds` is given for a model with `repeat_head`.
+                `inputs_embeds` is given for a model with `repeat_head` or `num_followers`.
         """
         inputs = input_ids if inputs_embeds is None else inputs_embeds
         if inputs is not None and (torch.is_tensor(logits_to_keep) or logits_to_keep != 0):
@@ -565,16 +644,16 @@ class Bert4RecForMaskedLM(Bert4RecPreTrainedModel):
 
         outputs = self.model(input_ids, attention_mask, inputs_embeds, kept_positions, **kwargs)
         hidden_states = self.prediction_head(outputs.last_hidden_state)
-        repeats = self._repeats(hidden_states, input_ids, kept_positions)
+        added = self._added_scores(hidden_states, input_ids, kept_positions, labels if self.training else None)
         loss = logits = ranking = None
         if labels is not None:
             # Evaluation has the same loss for all training losses.
             kind = None if self.training else "softmax"
             count = num_items_in_batch if self.training else None  # the Trainer also counts targets that are no items
-            sums = sums_of_repeats(repeats, input_ids, labels)
+            sums = added_sums(added, labels)
             loss = item_loss(self.config, hidden_states, *self._item_weights(), labels, count, kind, sums)
         if labels is None or not self.training:
-            logits = self._item_logits(hidden_states, repeats, input_ids)
+            logits = self._item_logits(hidden_states, added)
         row_inputs = [rows for rows in (history, labels, candidates) if rows is not None]
         if row_inputs and not self.training:
             excluded = history if self.config.exclude_history else row_inputs[0][:, :0]
@@ -604,44 +683,61 @@ class Bert4RecForMaskedLM(Bert4RecPreTrainedModel):
         """Return the logits of all items for last hidden states of the encoder.
 
         Args:
-            hidden_states: (batch, kept, hidden); without `repeat_head` any shape (..., hidden).
-            input_ids: (batch, length) token IDs that the encoder has read, needed for `repeat_head`.
+            hidden_states: (batch, kept, hidden); without `repeat_head` and `num_followers` any shape (..., hidden).
+            input_ids: (batch, length) token IDs that the encoder has read, needed for these two.
             kept_positions: (batch, kept) positions of the states; all if not given.
 
         Returns:
-            (batch, kept, vocab_size). A logit is the inner product of a state and an item vector plus a bias; with
-            `repeat_head`, this holds only for items outside the history.
+            (batch, kept, vocab_size). A logit is the inner product of a state and an item vector plus a bias. This
+            does not hold for items of the history with `repeat_head`, and for followers with `num_followers`.
 
         Raises:
-            ValueError: The model has a `repeat_head`, and `input_ids` are missing.
+            ValueError: The model has `repeat_head` or `num_followers`, and `input_ids` are missing.
         """
         hidden_states = self.prediction_head(hidden_states)
-        return self._item_logits(hidden_states, self._repeats(hidden_states, input_ids, kept_positions), input_ids)
+        return self._item_logits(hidden_states, self._added_scores(hidden_states, input_ids, kept_positions))
 
-    def _item_logits(
-        self, hidden_states: torch.Tensor, repeats: torch.Tensor | None, input_ids: torch.Tensor | None
-    ) -> torch.Tensor:
+    def _item_logits(self, hidden_states: torch.Tensor, added: AddedScores) -> torch.Tensor:
         with torch.autocast(hidden_states.device.type, enabled=False):  # bfloat16 would make ties in the ranking
             logits = self.lm_head(hidden_states.to(getattr(self.lm_head.weight, "dtype", self.dtype)))
             logits[..., : len(SPECIAL_TOKENS)] = torch.finfo(logits.dtype).min
-            if repeats is None or input_ids is None:
-                return logits
-            return add_repeats(logits.to(repeats.dtype), repeats, input_ids)
+            for add, rows, scores in added:
+                logits = add(logits.to(scores.dtype), rows, scores)
+            return logits
 
-    def _repeats(
-        self, hidden_states: torch.Tensor, input_ids: torch.Tensor | None, kept_positions: torch.Tensor | None
-    ) -> torch.Tensor | None:
-        """Return the scores (batch, kept, length) of the repeat head, or None without one."""
-        if self.repeat_head is None:
-            return None
+    def _added_scores(
+        self,
+        hidden_states: torch.Tensor,
+        input_ids: torch.Tensor | None,
+        kept_positions: torch.Tensor | None,
+        labels: torch.Tensor | None = None,
+    ) -> AddedScores:
+        """Return the scores of `repeat_head` and `transition_head`. `labels` (batch, kept) are given in training."""
+        found: AddedScores = []
+        if self.repeat_head is None and self.transition_head is None:
+            return found
         if input_ids is None:
-            raise ValueError("A model with `repeat_head` needs `input_ids`. Pass the token IDs of the history.")
+            raise ValueError(
+                "A model with `repeat_head` or `num_followers` needs `input_ids`. Pass the token IDs of the history."
+            )
         if kept_positions is None:
             kept_positions = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
         items = self.get_input_embeddings()(input_ids)
         with torch.autocast(hidden_states.device.type, enabled=False):
             states = hidden_states.to(items.dtype)
-            return self.repeat_head(states, items, input_ids, kept_positions, self.model.causal)
+            if self.repeat_head is not None:
+                repeats = self.repeat_head(states, items, input_ids, kept_positions, self.model.causal)
+                found.append((add_repeats, input_ids.unsqueeze(1).expand_as(repeats), repeats))
+            if self.transition_head is not None:
+                found.append((add_transitions, *self.transition_head(states, input_ids, kept_positions, labels)))
+        return found
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Module:
+        """Change the number of rows of the item table, as in transformers, also in the table of followers."""
+        embeddings = super().resize_token_embeddings(*args, **kwargs)
+        if self.transition_head is not None:
+            self.transition_head.resize(self.config.vocab_size)
+        return embeddings
 
     def _item_weights(self) -> tuple[torch.Tensor, torch.Tensor]:
         head: Any = self.lm_head

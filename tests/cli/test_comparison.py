@@ -23,7 +23,8 @@ from hf_bert4rec.cli.comparison_report import (
 )
 from hf_bert4rec.cli.main import main
 from hf_bert4rec.cli.prepare import prepare
-from hf_bert4rec.cli.recipe import parse_recipe
+from hf_bert4rec.cli.recipe import import_own_code, parse_recipe
+from hf_bert4rec.evaluation.baselines import BASELINES
 from hf_bert4rec.evaluation.comparison import UserResults, paired_difference, split_metrics
 from tests.training.test_training import LOG, RECIPE
 
@@ -86,6 +87,20 @@ def test_results_of_another_protocol_are_not_mixed(recipe_file, tmp_path):
     recipe_file.write_text(recipe_file.read_text() + "exclude_history: false\n")
     with pytest.raises(ValueError, match=r"popularity\.json: exclude_history True → False$"):
         compare(path, "test", folder)
+
+
+def test_the_result_of_a_baseline_whose_code_has_changed_is_not_reused(recipe_file, tmp_path, monkeypatch):
+    code = "from hf_bert4rec import BASELINES, Popularity\nclass Own(Popularity): pass\nBASELINES['own'] = Own\n"
+    (tmp_path / "own_baseline.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(BASELINES, "own", None)  # removed after the test
+    path, folder = comparison_file(tmp_path, recipe_file, Own={"baseline": "own"}), str(tmp_path / "kept")
+    import_own_code("own_baseline")
+    evaluate_model(Comparison.load(path), "Own", "validation", folder)
+    compare(path, "validation", folder)
+    (tmp_path / "own_baseline.py").write_text(code + "# other code")
+    with pytest.raises(ValueError, match=r"own\.json: code \w{64} → \w{64}"):
+        compare(path, "validation", folder)
 
 
 def test_results_of_other_options_or_weights_are_not_reused(recipe_file, tmp_path):

@@ -53,7 +53,7 @@ def test_a_user_s_candidates_are_the_same_in_any_company(interactions, tokenizer
 
 @pytest.mark.parametrize("number", [0, -1])
 def test_fewer_candidates_than_one_are_refused(interactions, tokenizer, number):
-    with pytest.raises(ValueError, match=f"`number` must be at least 1, found {number}"):
+    with pytest.raises(ValueError, match=f"must be a whole number of candidates, at least 1, found {number}"):
         popularity_candidates(leave_one_out(interactions, tokenizer)["test"], COUNTS, number=number)
 
 

@@ -3,6 +3,8 @@
 import logging
 
 import pandas as pd
+import polars as pl
+import pyarrow as pa
 import pytest
 
 from hf_bert4rec import load_interactions, load_titles
@@ -72,6 +74,19 @@ def test_a_column_that_may_hold_times_is_named(write, caplog):
     with caplog.at_level(logging.INFO, "hf_bert4rec.data.interactions"):
         load_interactions(write("log.csv", "user_id,item_id,rating,bought\nv,b,3,2\nu,a,1,1\n"))
     assert "found no column of times. If one of rating, bought is the time, name it: `timestamp='...'`" in caplog.text
+
+
+@pytest.mark.parametrize("convert", [pd.DataFrame.copy, pl.from_pandas, pa.Table.from_pandas])
+def test_the_only_column_of_dates_is_the_time(caplog, convert):
+    dates = pd.to_datetime(["1970-01-02", "1970-01-01"])
+    log = pd.DataFrame({"user": ["u", "u"], "item": ["a", "b"], "bought": dates, "price": [1.5, 2.5]})
+    with caplog.at_level(logging.INFO, "hf_bert4rec.data.interactions"):
+        assert rows(load_interactions(convert(log))) == [("u", "a", 86_400), ("u", "b", 0)]
+    assert "(timestamp: column 'bought'); dropped: none." in caplog.text
+    log["paid"] = dates
+    with pytest.raises(ValueError, match=r"'bought' .* and 'paid' .* fit the timestamp equally well"):
+        load_interactions(convert(log))
+    assert rows(load_interactions(convert(log), timestamp="paid"))[1] == ("u", "b", 0)
 
 
 def test_min_rating_without_ratings_is_refused(write):

@@ -174,11 +174,11 @@ def test_training_rows_need_their_number():
 @pytest.mark.parametrize(
     ("settings", "found"),
     [
-        ({"mask_probability": 0.0}, r"found 0\.0 and 0\.0"),
-        ({"mask_probability": 1.0}, r"found 1\.0 and 0\.0"),
+        ({"mask_probability": 0.0}, r"`mask_probability` must be in \(0, 1\), found 0\.0"),
+        ({"mask_probability": 1.0}, r"`mask_probability` must be in \(0, 1\), found 1\.0"),
         ({"mask_probability": float("nan")}, "found nan"),
-        ({"last_item_probability": -0.1}, r"found 0\.2 and -0\.1"),
-        ({"last_item_probability": 1.1}, r"found 0\.2 and 1\.1"),
+        ({"last_item_probability": -0.1}, r"`last_item_probability` must be in \[0, 1\], found -0\.1"),
+        ({"last_item_probability": 1.1}, r"`last_item_probability` must be in \[0, 1\], found 1\.1"),
         ({"max_predictions": 0}, "`max_predictions` must be at least 1, or None, found 0"),
     ],
 )

@@ -217,6 +217,22 @@ def test_features_that_could_not_be_loaded_again_are_refused_when_they_are_read(
         load_item_features(pd.DataFrame({"item": list("abc"), "v": [np.ones(6250)] * 3}))
 
 
+@pytest.mark.parametrize(
+    ("values", "what"),
+    [
+        ([True, False, True], "booleans"),
+        (["true", None, "true"], "booleans"),
+        (pd.to_datetime(["2024-01-31", "2024-01-31", None]), "dates"),
+        (["2024-01-31", "2024-02-01", "2024-01-31"], "dates"),
+    ],
+)
+def test_booleans_and_dates_are_reported_as_categories(caplog, values, what):
+    caplog.set_level("INFO", "hf_bert4rec")
+    features = load_item_features(pd.DataFrame({"item": ["a", "b", "c"], "new": values}))
+    assert [how["kind"] for how in features.columns.values()] == ["categories"]
+    assert f"DataFrame: the {what} in 'new' are categories, without an order." in caplog.messages
+
+
 def test_a_column_without_values_is_reported(caplog):
     caplog.set_level("INFO", "hf_bert4rec")
     load_item_features(pd.DataFrame({"item": ["a", "b"], "p": [np.nan, np.nan], "kind": ["x", "x"]}))

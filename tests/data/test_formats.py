@@ -153,7 +153,13 @@ def test_quotes_are_plain_characters_in_tab_separated_files(write):
     assert rows(load_interactions(path)) == [('"u', '5" nail', 0)]
 
 
-@pytest.mark.parametrize("content", ['{"user": "u"}\n', "{u'user': u'u'}\n", '[\n {"user": "u"}]', "{'user': 'u'}"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *('{"user": "u"}\n', "{u'user': u'u'}\n", '[\n {"user": "u"}]', "{'user': 'u'}"),
+        *('[{"user": null}, {"user": [1]}]', '[{"user": "u"},\n{"user": "v"}]', '{\n  "user": "u",\n  "item": 1\n}\n'),
+    ],
+)
 @pytest.mark.parametrize("name", ["log.csv", "log.tsv", "log.txt", "log.sequences"])
 def test_json_in_a_file_of_rows_is_refused_with_its_format(write, name, content):
     with pytest.raises(ValueError, match=r"^log\..*: contains JSON\. Name the format: `format='jsonl'`"):
@@ -162,6 +168,8 @@ def test_json_in_a_file_of_rows_is_refused_with_its_format(write, name, content)
 
 def test_ids_in_braces_are_no_json(write):
     assert rows(load_interactions(write("log.csv", "{0A-1},a\n{0A-2},b\n")))[0] == ("{0A-1}", "a", 0)
+    for cell in ('{"x": 1}', '{"x'):
+        assert rows(load_interactions(write("log.tsv", f"{cell}\ta\n{cell}\tb\n")))[0] == (cell, "a", 0)
 
 
 def test_the_advice_for_sequences_with_commas_works(write):
@@ -283,6 +291,14 @@ def test_fields_of_json_lines_may_change_their_type_or_be_missing(write):
 def test_a_key_that_the_first_json_line_lacks_is_read_all_the_same(write):
     path = write("log.jsonl", '{"user": "u", "item": "a"}\n{"user": "u", "item": "b", "timestamp": 7}\n')
     assert rows(load_interactions(path)) == [("u", "b", 7)]
+
+
+def test_json_lines_are_read_once_if_the_column_of_the_time_is_named(write, monkeypatch):
+    parsed = []
+    monkeypatch.setattr("hf_bert4rec.data.formats._parse", lambda text: parsed.append(text) or json.loads(text))
+    path = write("log.jsonl", "".join(f'{{"user": "u", "item": "a", "zeit": {row}}}\n' for row in range(1500)))
+    assert len(load_interactions(path, timestamp="zeit")) == 1500
+    assert len(parsed) == 1000  # Arrow reads the rows; these were read for the names of the columns
 
 
 def test_a_time_that_the_first_1000_json_lines_lack_is_read_all_the_same(write):

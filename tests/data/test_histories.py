@@ -111,9 +111,9 @@ def test_inputs_are_the_end_of_the_history_and_agree_with_the_log(log, max_lengt
             assert line["labels"] == [-100] * (len(times) - 1) + [item_at[times[-1]]]
 
 
-@pytest.mark.parametrize("step", [0, -0.5, 1.5])
+@pytest.mark.parametrize("step", [0, -0.5, 1.5, None, "5"])
 def test_a_window_step_out_of_range_is_refused(interactions, tokenizer, step):
-    with pytest.raises(ValueError, match=rf"window_step.* must be in \(0, 1\], found {step}"):
+    with pytest.raises(ValueError, match=rf"window_step.* must be in \(0, 1\], found {step!r}"):
         leave_one_out(interactions, tokenizer, window_step=step)
 
 
@@ -121,6 +121,11 @@ def test_a_window_step_out_of_range_is_refused(interactions, tokenizer, step):
 def test_a_max_length_without_room_for_an_item_is_refused(interactions, tokenizer, max_length):
     with pytest.raises(ValueError, match=f"max_length.*{max_length}"):
         leave_one_out(interactions, tokenizer, max_length=max_length)
+
+
+def test_another_object_as_tokenizer_is_refused(interactions):
+    with pytest.raises(ValueError, match="Expected an ItemTokenizer, found NoneType"):
+        leave_one_out(interactions, None)
 
 
 @pytest.mark.parametrize("column", ["user", "item", "timestamp"])
@@ -153,8 +158,9 @@ def test_repeats_among_the_test_targets_are_reported_once(tokenizer, caplog, tim
     for max_length in (3, 5):
         leave_one_out(log, tokenizer, max_length=max_length)
     assert caplog.messages == warnings * [
-        "90% of the test targets are items that the user has interacted with before. Only a model with "
-        "`exclude_history=False` recommends these items (command line: --exclude_history false)."
+        "90% of the test targets are items that the user has interacted with before. A model that "
+        "excludes the history never recommends these items. If your model does, set `exclude_history=False` (command "
+        "line: --exclude_history false)."
     ]
 
 

@@ -5,6 +5,7 @@ import os
 import pickle
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -115,9 +116,19 @@ def test_an_id_equal_to_a_special_token_is_refused_by_name(token):
         item_tokenizer(["a", token])
 
 
-def test_an_empty_id_is_refused():
+@pytest.mark.parametrize(
+    "items", [["a", ""], pa.array(["a", ""]), pa.array(["a", None]), Dataset.from_dict({"item": ["a", ""]})]
+)
+def test_an_empty_id_is_refused(items):
     with pytest.raises(ValueError, match="item IDs that are not empty, found ''"):
-        item_tokenizer(["a", ""])
+        item_tokenizer(items)
+
+
+@pytest.mark.parametrize("items", [None, 5])
+def test_items_that_are_no_list_are_refused(tokenizer, items):
+    for build in (item_tokenizer, partial(extend_item_tokenizer, tokenizer), tokenizer.encode_items):
+        with pytest.raises(ValueError, match="item IDs: expected a list, found "):
+            build(items)
 
 
 def test_a_catalog_without_items_is_refused():
@@ -125,9 +136,9 @@ def test_a_catalog_without_items_is_refused():
         item_tokenizer([])
 
 
-@pytest.mark.parametrize("max_length", [1, 20.0])
+@pytest.mark.parametrize("max_length", [1, 20.0, "5", None])
 def test_a_length_without_room_for_an_item_is_refused(max_length):
-    with pytest.raises(ValueError, match=rf"max_length` must be an integer of at least 2.*found {max_length}"):
+    with pytest.raises(ValueError, match=rf"max_length` must be an integer of at least 2.*found {max_length!r}"):
         item_tokenizer(["a"], max_length=max_length)
 
 
@@ -275,7 +286,7 @@ def test_a_missing_titles_file_is_reported(tmp_path, tokenizer):
 
 def test_a_bare_string_is_not_split_into_items(tokenizer):
     for build in (item_tokenizer, lambda text: extend_item_tokenizer(tokenizer, text)):
-        with pytest.raises(ValueError, match="expected a list, found the str 'neu'"):
+        with pytest.raises(ValueError, match="expected a list, found str 'neu'"):
             build("neu")
 
 
@@ -408,8 +419,8 @@ def test_numbers_as_ids_become_text(items):
         ([float("nan")], "found nan"),
         ([["a"]], r"found \['a'\] \(list\)"),
         (["\ud800"], "not valid Unicode"),
-        ({"a": 1}, "expected a list, found the dict"),
-        (pa.table({"item": ["a"]}), "expected a list, found the Table"),
+        ({"a": 1}, "expected a list, found dict"),
+        (pa.table({"item": ["a"]}), "expected a list, found Table"),
         (Dataset.from_dict({"id": ["a"]}), r"Expected a column 'item', found id.*load_interactions"),
         (Dataset.from_dict({"item": [["a"]]}), "expected text or numbers, found \\["),
     ],

@@ -50,6 +50,13 @@ def test_timestamps_are_kept_and_dates_become_seconds(write, written, read, dtyp
     assert interactions.features["timestamp"].dtype == dtype
 
 
+@pytest.mark.parametrize("time", ["19.4", "19,4", "19.460", "9.4", "19:46.5", "1946.5"])
+def test_fractions_of_hours_and_minutes_are_refused(write, time):
+    path = write("log.tsv", f"user\titem\ttime\nu\ta\t2024-04-11 19.46\nv\tb\t2024-04-11 {time}\n")
+    with pytest.raises(ValueError, match=rf"line 3: found '2024-04-11 {time}'.*Expected an ISO date as timestamp"):
+        load_interactions(path)
+
+
 @pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
 def test_columns_of_dates_become_seconds_whatever_their_unit(unit):
     times = pa.array(np.array(["1970-01-02", "1970-01-01T00:00:03"], f"datetime64[{unit}]"))

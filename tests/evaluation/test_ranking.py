@@ -186,7 +186,7 @@ def test_invalid_ranks_raise(ranks, found):
         ranking_metrics(ranks)
 
 
-@pytest.mark.parametrize("k", [[10, 0], [], 0])
+@pytest.mark.parametrize("k", [[10, 0], [], 0, None, "10", [5, "10"]])
 def test_cutoffs_below_one_and_none_at_all_raise(k):
     with pytest.raises(ValueError, match="at least one cut-off, each at least 1, found"):
         ranking_metrics([1, 2], k=k)

@@ -21,6 +21,7 @@ from hf_bert4rec import item_tokenizer
 from hf_bert4rec.hub.checkpoint import (
     check_checkpoint,
     check_folder,
+    fetch_checkpoint,
     is_complete,
     is_folder,
     last_complete_checkpoint,
@@ -352,6 +353,12 @@ def test_a_local_folder_of_the_owners_name_does_not_shadow_a_hub_id(tmp_path, mo
     assert not is_folder("alice/bert4rec-mine")
     (tmp_path / "alice" / "bert4rec-mine").mkdir()
     assert is_folder("alice/bert4rec-mine")
+
+
+@pytest.mark.parametrize("name", [None, 5])
+def test_a_checkpoint_that_is_no_name_is_refused(name):
+    with pytest.raises(ValueError, match=f"Expected a checkpoint folder or a Hub ID .*, found {name}"):
+        fetch_checkpoint(name)
 
 
 @pytest.mark.parametrize("name", ["nothing", "runs/mine/model", "/nothing/here", "./runs/mine", "../model", "a b/c"])

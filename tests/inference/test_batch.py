@@ -1,5 +1,7 @@
 """Recommendations for all users of a file: shards, several processes, and a kill in between."""
 
+import inspect
+import json
 import os
 import random
 import signal
@@ -13,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import hf_bert4rec
-from hf_bert4rec.cli.main import main
+from hf_bert4rec.cli.main import READING, main
 from hf_bert4rec.inference import batch
 from hf_bert4rec.inference.batch import BatchRecommender, recommend_to_parquet
 from hf_bert4rec.inference.export import export_checkpoint
@@ -102,6 +104,8 @@ def test_the_same_call_continues_and_another_one_is_refused(source, histories, t
     for changes, name in (({"top_k": 4}, "top_k"), ({"shard_size": 9}, "shard_size")):
         with pytest.raises(ValueError, match=f"was begun with another {name}"):
             recommend_to_parquet(source, histories, tmp_path / "out", **{"shard_size": 8, "top_k": 3, **changes})
+    with pytest.raises(ValueError, match="was begun with other columns: None, now "):
+        batch._begin(folder, json.loads((folder / batch.REQUEST_FILE).read_text()) | {"columns": {"user": "user"}})
     pq.write_table(pq.read_table(histories), histories, row_group_size=3)
     with pytest.raises(ValueError, match="was begun with another state of the source"):
         recommend_to_parquet(source, histories, tmp_path / "out", shard_size=8, top_k=3)
@@ -162,6 +166,19 @@ def test_the_columns_of_a_log_can_be_named(source, tmp_path):
     assert [(row["user"], row["item"]) for row in rows] == [("u", found[0][0]["item"]), ("v", found[1][0]["item"])]
 
 
+def test_a_log_is_read_with_the_options_of_train(source, tmp_path):
+    assert set(READING) == inspect.signature(hf_bert4rec.load_interactions).parameters.keys() - {"source"}
+    (tmp_path / "log.txt").write_text("u;b;1;2\nu;a;5;1\nu;c;4;3\nv;c;5;3\n")
+    words = ["recommend", str(source), "--input", str(tmp_path / "log.txt"), "--output", str(tmp_path / "out")]
+    words += ["--separator", ";", "--format", "csv", "--user", "0", "--item", "1", "--rating", "2", "--timestamp", "3"]
+    main([*words, "--min_rating", "4", "--min_user_interactions", "2", "--top_k", "1"])
+    found = hf_bert4rec.pipeline(source)([["a", "c"]], top_k=1)
+    rows = pq.read_table(tmp_path / "out").to_pylist()
+    assert [(row["user"], row["item"]) for row in rows] == [("u", found[0][0]["item"])]
+    with pytest.raises(SystemExit, match="error: --min_rating: invalid float"):
+        main([*words, "--min_rating", "many"])
+
+
 def test_the_command(source, histories, tmp_path, capsys):
     words = ["recommend", str(source), "--input", str(histories), "--output", str(tmp_path / "out"), "--top_k", "2"]
     main(words)
@@ -174,6 +191,6 @@ def test_the_command(source, histories, tmp_path, capsys):
     for option in (["--user", "x"], ["--timestamp", "x"], ["--processes", "2"]):
         with pytest.raises(SystemExit):
             main([*words[:2], *option])
-        assert "Use --user, --item, --timestamp and --processes only with --input." in capsys.readouterr().err
-    with pytest.raises(SystemExit, match=r"has one history per user\. Omit `user`, which names"):
+        assert "Use --processes and options for reading a log, such as --user, only with" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match=r"has one history per user\. Omit `user`, which is for logs"):
         main([*words[:5], str(tmp_path / "other"), "--user", "name"])

@@ -20,22 +20,29 @@ SIZES = {"vocab_size": 13, "max_position_embeddings": 5, "hidden_size": 12, "num
 
 
 def checkpoint(folder, kind):
-    """A small model with weights that differ from their small start, for items a to j; c is removed."""
+    """A small model with weights that differ from their small start, for items a to j; c is removed.
+
+    In "recipe" and "sasrec", each item is followed by the next two.
+    """
     torch.manual_seed(0)
     tokenizer = item_tokenizer(list(ITEMS), titles={"a": "Alpha"}, max_length=5)
     tokenizer.removed = ["c"]
     model = {
         "bert4rec": lambda: hf_bert4rec.Bert4RecForMaskedLM(small_config(13, 5)),
         "recipe": lambda: hf_bert4rec.Bert4RecForMaskedLM(
-            hf_bert4rec.Bert4RecConfig(**SIZES, rope_theta=10_000, conv_kernel_size=3, repeat_head=True)
+            hf_bert4rec.Bert4RecConfig(**SIZES, rope_theta=9, conv_kernel_size=3, repeat_head=True, num_followers=2)
         ),
-        "sasrec": lambda: SasRecForMaskedLM(SasRecConfig(**SIZES)),
+        "sasrec": lambda: SasRecForMaskedLM(SasRecConfig(**SIZES, num_followers=2)),
         "gru4rec": lambda: Gru4RecForMaskedLM(Gru4RecConfig(**SIZES, num_hidden_layers=2)),
     }[kind]()
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if not name.endswith("norm.weight"):
                 weight.add_(torch.randn(weight.shape) * 0.4)
+    if model.transition_head is not None:
+        rows = torch.arange(3, 13)
+        model.transition_head.followers[3:] = torch.stack([3 + (rows - 2) % 10, 3 + (rows - 1) % 10], dim=1)
+        model.transition_head.counts[3:], model.transition_head.users[3:] = torch.tensor([9, 4]), 15
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

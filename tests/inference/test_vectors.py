@@ -146,7 +146,7 @@ def test_removed_items_are_not_taken_from_an_index(model, tokenizer):
 )
 def test_another_index_is_refused(recommender, index, message):
     with pytest.raises(ValueError, match=message):
-        recommender([["a"]], top_k=1, index=index)
+        recommender([["a"]], index=index)  # all items are ranked, without a search
 
 
 def test_damaged_weights_are_an_error_with_an_index_too(recommender):

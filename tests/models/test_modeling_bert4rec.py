@@ -722,6 +722,7 @@ CHANGES = {
     "identity_attention": True,
     "prediction_head": False,
     "repeat_head": True,
+    "num_followers": 4,
     "tie_word_embeddings": False,
     "loss": "sampled_softmax",
     "loss_chunk_size": 2,
@@ -730,7 +731,9 @@ CHANGES = {
     "gbce_calibration": 0.1,
 }
 PRIVATE = {"model_type", "_auto_class", "_paper_settings"}
-SHAPE_CHANGES = {"vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size", "max_position_embeddings"}
+SHAPE_CHANGES = {
+    "vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size", "max_position_embeddings", "num_followers"
+}  # fmt: skip
 
 
 def test_every_field_of_the_configuration_is_tried():

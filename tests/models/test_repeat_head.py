@@ -90,7 +90,7 @@ def test_the_training_loss_and_its_gradients_are_those_of_the_logits(model):
 def test_very_large_scores_stay_finite():
     repeats = torch.tensor([[[500.0, -500.0]]], requires_grad=True)
     logits = torch.tensor([[[torch.finfo(torch.float32).min] * 3 + [0.0, 300.0, -1000.0]]], requires_grad=True)
-    found = add_repeats(logits, repeats, torch.tensor([[3, 5]]))
+    found = add_repeats(logits, torch.tensor([[[3, 5]]]), repeats)
     assert found[0, 0, 3:5].tolist() == [500, 300]
     assert found[0, 0, 5] == -500
     found[..., 3:].sum().backward()

@@ -186,11 +186,6 @@ def test_other_files_are_never_replaced(checkpoint, tmp_path):
         with pytest.raises(ValueError, match="contains the other"):
             remove_items(checkpoint, ["a"], output)
     assert (tmp_path / "notes" / "thesis.txt").exists()
-    with pytest.raises(ValueError, match=r"thesis\.txt exists and has no config.json, so it is not replaced"):
-        remove_items(checkpoint, ["a"], tmp_path / "notes" / "thesis.txt")
-
-
-def test_an_empty_folder_is_filled(checkpoint, tmp_path):
     (tmp_path / "empty").mkdir()
     remove_items(checkpoint, ["a"], tmp_path / "empty")
     assert load(tmp_path / "empty")[1].removed == ["a"]

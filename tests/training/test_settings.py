@@ -1,5 +1,6 @@
 """Recommended settings: the rule at its limits, and what a run makes of it."""
 
+import numpy as np
 import pytest
 from datasets import Dataset, Features, Value
 
@@ -10,9 +11,11 @@ from hf_bert4rec.cli.trainers import objective_arguments
 
 
 def log(users: int, length: int, items: int, repeat: int = 0) -> Dataset:
-    """Users who each have `length` different items and then the last one `repeat` times more."""
-    rows = [(f"u{u}", f"i{(u + t) % items}", t) for u in range(users) for t in range(length)]
-    rows += [(f"u{u}", f"i{(u + length - 1) % items}", length + t) for u in range(users) for t in range(repeat)]
+    """Users who each have `length` different items in random order and then the last one `repeat` times more."""
+    random = np.random.default_rng(0)
+    orders = [random.permutation(items)[:length] for _ in range(users)]
+    rows = [(f"u{u}", f"i{item}", t) for u, order in enumerate(orders) for t, item in enumerate(order)]
+    rows += [(f"u{u}", f"i{order[-1]}", length + t) for u, order in enumerate(orders) for t in range(repeat)]
     return Dataset.from_dict(dict(zip(("user", "item", "timestamp"), zip(*rows, strict=True), strict=True)))
 
 
@@ -30,7 +33,24 @@ def test_a_small_log_trains_one_layer_on_prefixes():
     assert settings.masking == {"last_item_probability": 1.0}
     assert settings.model == {"num_hidden_layers": 1}
     assert settings.training == {"weight_decay": 0.1, "num_train_epochs": 40}
-    assert settings.reason == "median history 30, 25.0 interactions per item, 0% repeats"
+    statistics = "median history 30, 25.0 interactions per item, 0% repeats"
+    assert settings.reason == f"{statistics}, items 1.0 times as likely by the item before"
+
+
+@pytest.mark.parametrize(("share", "followers"), [(0.05, None), (0.3, 50)])
+def test_followers_are_counted_if_enough_items_follow_from_the_last_one(share, followers):
+    random = np.random.default_rng(0)
+    items = [[int(random.integers(40))] for _ in range(400)]
+    for history in items:
+        for _ in range(9):
+            follows = random.random() < share
+            history.append((history[-1] + 1) % 40 if follows else int(random.integers(40)))
+    rows = [(f"u{u}", f"i{item}", t) for u, history in enumerate(items) for t, item in enumerate(history)]
+    shuffled = [rows[place] for place in random.permutation(len(rows))]
+    interactions = Dataset.from_dict(dict(zip(("user", "item", "timestamp"), zip(*shuffled, strict=True), strict=True)))
+    settings = recommended_settings(interactions)
+    assert settings.model.get("num_followers") == followers
+    assert recommended_settings(interactions, prefixes=False).model.get("num_followers") == followers
 
 
 def test_short_histories_train_on_prefixes_with_more_dropout(limits):
@@ -104,12 +124,13 @@ def test_a_recipe_is_filled_with_what_the_log_asks_for_and_says_so(short_log, ca
     recipe, _, tokenizer, histories = short_log("--hidden_dropout_prob", "0.2")
     assert recipe.given["prefixes"] is True
     assert recipe.given["recommended_settings"] is False  # the options of another log would not fit
-    assert recipe.options("model") == {"hidden_dropout_prob": 0.2, "num_hidden_layers": 1}
+    assert recipe.options("model") == {"hidden_dropout_prob": 0.2, "num_hidden_layers": 1, "num_followers": 50}
     assert recipe.training.weight_decay == 0.1
     assert histories["train"].num_rows == 16 * 3  # of four training items, all but the first
     assert objective_arguments(recipe, tokenizer)["data_collator"].last_item_probability == 1
     (text,) = [message for message in caplog.messages if "Recommended settings" in message]
-    assert "(median history 6, 8.0 interactions per item, 0% repeats)" in text
+    statistics = "median history 6, 8.0 interactions per item, 0% repeats"
+    assert f"({statistics}, items 11.7 times as likely by the item before)" in text
     assert "--prefixes True" in text
     assert "hidden_dropout_prob" not in text
 

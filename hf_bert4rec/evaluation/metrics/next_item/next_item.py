@@ -39,4 +39,4 @@ class NextItem(evaluate.Metric):
         )
 
     def _compute(self, predictions: Sequence[float], k: int | Sequence[int] = (1, 5, 10)) -> dict[str, float]:
-        return ranking_metrics(predictions, [k] if isinstance(k, int) else k)
+        return ranking_metrics(predictions, k)

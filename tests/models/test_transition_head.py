@@ -1,0 +1,171 @@
+"""The head for transitions: probabilities by hand, losses, gradients, and what changes its tables."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from huggingface_hub.errors import StrictDataclassError
+from torch.nn.functional import cross_entropy
+
+from hf_bert4rec import Bert4RecForMaskedLM, Bert4RecModel, initialize_items, item_tokenizer, transfer
+from hf_bert4rec.inference.pipeline import NextItemRecommendationPipeline
+from hf_bert4rec.models.modeling_gru4rec import Gru4RecConfig, Gru4RecForMaskedLM
+from hf_bert4rec.models.modeling_sasrec import SasRecConfig, SasRecForMaskedLM
+from hf_bert4rec.training.catalog import append_items
+from tests.conftest import small_config
+from tests.models.test_modeling_bert4rec import MASK, PAD, SPECIALS, UNK, lively, lively_model
+
+HISTORIES = torch.tensor([[5, 7, 9, MASK], [9, UNK, MASK, PAD], [MASK, PAD, PAD, PAD], [9, MASK, 7, MASK]])
+INPUTS = {"input_ids": HISTORIES, "attention_mask": (HISTORIES != PAD).long()}
+LAST = torch.tensor([[3], [2], [0], [3]])
+
+
+@pytest.fixture
+def model() -> Bert4RecForMaskedLM:
+    """After item 9 came item 5 (4 users), 11 (2 users) and others (3 users); after item 7 item 9 (1 user)."""
+    model = lively_model(num_followers=2, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    head = model.transition_head
+    head.followers[9], head.counts[9], head.users[9] = torch.tensor([5, 11]), torch.tensor([4, 2]), 9
+    head.followers[7, 0], head.counts[7, 0], head.users[7] = 9, 1, 1
+    with torch.no_grad():
+        head.powers[:] = torch.tensor([1.2, 0.7])
+    return model
+
+
+def test_probabilities_are_those_of_the_catalog_and_of_the_chain_together(model):
+    with torch.no_grad():
+        states = model.prediction_head(model.model(**INPUTS, kept_positions=LAST).last_hidden_state)
+        mass = model.lm_head(states)[0, 0].exp()
+        mass[:SPECIALS] = 0
+        gate = math.exp(float(model.transition_head.gate(states[0, 0])))
+        for item, count in ((5, 4), (11, 2)):
+            mass[item] += gate * count**1.2 / 9**0.7
+        found = model(**INPUTS, kept_positions=LAST).logits[0, 0].softmax(dim=0)
+    torch.testing.assert_close(found, mass / mass.sum())
+
+
+def test_only_followers_of_the_item_before_a_position_have_another_logit(model):
+    states = model.model(**INPUTS, kept_positions=LAST).last_hidden_state
+    logits, plain = model.score_items(states, HISTORIES, LAST), model.lm_head(model.prediction_head(states))
+    changed = (logits - plain).abs()[:, 0, SPECIALS:] > 1e-6
+    assert [(row.nonzero()[:, 0] + SPECIALS).tolist() for row in changed] == [[5, 11], [], [], [9]]
+
+
+def test_a_training_target_is_predicted_from_the_transitions_of_other_users(model):
+    input_ids, labels = torch.tensor([[9, MASK], [7, MASK]]), torch.tensor([[-100, 5], [-100, 9]])
+    mask = torch.ones_like(input_ids)
+    states = model.prediction_head(model.model(input_ids, mask, kept_positions=torch.ones(2, 1).long())[0])
+    plain = model.lm_head(states)[:, 0].masked_fill(torch.arange(29) < SPECIALS, -torch.inf)
+    gate = model.transition_head.gate(states)[0, 0, 0].exp()
+    first = plain[0].exp()
+    first[5] += gate * 3**1.2 / 8**0.7  # one of four users fewer, of eight that continued after item 9
+    first[11] += gate * 2**1.2 / 8**0.7
+    # Nobody else took item 9 after item 7, so the second target has its score in the catalog only.
+    expected = -(first[5] / first.sum()).log() - plain[1].log_softmax(dim=0)[9]
+    found = model.train()(input_ids, mask, labels=labels).loss
+    torch.testing.assert_close(found, expected / 2)
+    found.backward()
+    assert all(weight.grad.abs().max() > 1e-4 for weight in model.transition_head.parameters())
+    logits = model.eval()(input_ids, mask).logits
+    evaluated = model(input_ids, mask, labels=labels).loss
+    torch.testing.assert_close(evaluated, cross_entropy(logits.flatten(0, 1), labels.flatten()))
+
+
+def test_both_heads_together_have_the_loss_of_their_logits():
+    model = lively_model(num_followers=2, repeat_head=True)
+    model.transition_head.followers[:] = torch.tensor([9, 12])
+    model.transition_head.counts[:], model.transition_head.users[:] = 3, 8
+    labels = torch.tensor([[-100, -100, -100, 9], [-100] * 4, [12, -100, -100, -100], [-100, 7, -100, 9]])
+    logits = model(**INPUTS).logits
+    by_hand = cross_entropy(logits.flatten(0, 1), labels.flatten())
+    torch.testing.assert_close(model(**INPUTS, labels=labels).loss, by_hand)
+
+
+def test_initialization_counts_each_pair_of_a_user_once(model):
+    rows = {"user": ["u", "u", "v", "w"], "input_ids": [[3, 4], [3, 4, 5, 3, 4], [3, 4, UNK, 5], [3, 6]]}
+    model = Bert4RecForMaskedLM(small_config(num_followers=2))
+    initialize_items(model, Dataset.from_dict(rows))
+    head = model.transition_head
+    assert head.followers[3:6].tolist() == [[4, 6], [5, 0], [3, 0]]
+    assert head.counts[3:6].tolist() == [[2, 1], [1, 0], [1, 0]]
+    assert head.users[3:8].tolist() == [3, 1, 1, 0, 0]
+
+
+@pytest.mark.parametrize("catalog", ["items that always follow", "unrelated items"])
+def test_the_gate_starts_at_the_share_of_transitions_that_follow_a_chain(catalog):
+    random = np.random.default_rng(0)
+    firsts = random.integers(3, 13, 2000)
+    seconds = firsts + 10 if catalog == "items that always follow" else random.integers(3, 13, 2000)
+    rows = Dataset.from_dict({"user": np.arange(2000), "input_ids": np.stack([firsts, seconds], axis=1).tolist()})
+    model = Bert4RecForMaskedLM(small_config(num_followers=3)).eval()
+    initialize_items(model, rows)
+    logits = model(torch.tensor([[4, MASK]])).logits[0, 1].softmax(dim=0)
+    if catalog == "unrelated items":
+        assert logits[3:13].max() < 0.2
+    else:
+        assert logits[14] > 0.98
+
+
+@pytest.mark.parametrize(
+    ("architecture", "config"), [(SasRecForMaskedLM, SasRecConfig), (Gru4RecForMaskedLM, Gru4RecConfig)]
+)
+def test_models_that_read_the_left_side_only_have_the_same_followers(architecture, config):
+    options = {"vocab_size": 29, "hidden_size": 12, "max_position_embeddings": 11, "num_followers": 1}
+    model = lively(architecture(config(**options)))
+    model.transition_head.followers[9, 0] = 5
+    model.transition_head.counts[9, 0] = model.transition_head.users[9] = 1
+    logits, plain = model(HISTORIES[:1]).logits, model.lm_head(model.prediction_head(model.model(HISTORIES[:1])[0]))
+    assert ((logits - plain).abs()[0, :, SPECIALS:] > 1e-6).nonzero().tolist() == [[3, 5 - SPECIALS]]
+
+
+def test_it_needs_rows_and_the_softmax(model):
+    with pytest.raises(ValueError, match="needs `input_ids`"):
+        model(inputs_embeds=torch.zeros(1, 3, 12))
+    with pytest.raises(StrictDataclassError, match="`num_followers` needs the loss 'softmax', found 'gbce'"):
+        small_config(num_followers=1, loss="gbce")
+
+
+def test_it_is_saved_and_loaded_also_by_the_encoder_alone(model, tmp_path, caplog):
+    model.save_pretrained(tmp_path)
+    loaded = Bert4RecForMaskedLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert torch.equal(loaded.transition_head.followers, model.transition_head.followers)
+    assert torch.equal(loaded.transition_head.counts, model.transition_head.counts)
+    assert torch.equal(Bert4RecForMaskedLM.from_pretrained(tmp_path)(**INPUTS).logits, model(**INPUTS).logits)
+    Bert4RecModel.from_pretrained(tmp_path)
+    assert "transition_head" not in caplog.text
+
+
+@pytest.mark.parametrize("how", ["resize_token_embeddings", "append_items"])
+def test_new_items_have_no_followers(how, model, tmp_path):
+    before = model(**INPUTS).logits
+    if how == "append_items":
+        append_items(model, item_tokenizer(range(26)), item_tokenizer(range(30)), None)
+    else:
+        model.resize_token_embeddings(33, mean_resizing=False)
+    model.save_pretrained(tmp_path)
+    model = Bert4RecForMaskedLM.from_pretrained(tmp_path)
+    torch.testing.assert_close(model(**INPUTS).logits[..., :29], before)
+    assert model(torch.tensor([[32, MASK]])).logits.isfinite().all()
+
+
+def test_a_transferred_model_counts_in_the_new_log(model):
+    tokenizer = item_tokenizer(range(26), max_length=11)
+    moved = transfer(model, tokenizer, item_tokenizer(range(5, 20), max_length=11))
+    assert torch.equal(moved.transition_head.gate.weight, model.transition_head.gate.weight)
+    assert not moved.transition_head.counts.any()
+
+
+def test_an_index_finds_followers_too(model):
+    usearch = pytest.importorskip("usearch.index")
+    recommender = NextItemRecommendationPipeline(model=model, tokenizer=item_tokenizer(range(26), max_length=11))
+    model.transition_head.gate.bias.data.fill_(9)
+    index = usearch.Index(ndim=14, metric="ip")
+    index.add(np.arange(26), recommender.index_vectors())
+    history = [["2", "6"], ["3"], []]  # token IDs 5, 9 and 6
+    for options in ({"top_k": 2}, {"top_k": 26}, {"top_k": 2, "allow": ["2", "4", "8", "9"]}):
+        expected, found = recommender(history, **options), recommender(history, **options, index=index)
+        for one, other in zip(expected, found, strict=True):
+            assert [row["item"] for row in other] == [row["item"] for row in one]
+    assert [row["item"] for row in recommender(history, top_k=1, index=index)[0]] == ["8"]
