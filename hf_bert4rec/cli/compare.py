@@ -59,7 +59,7 @@ class Comparison:
             content = read_yaml(Path(path).read_text(encoding="utf-8"), yaml.SafeLoader)
             return cls(path, **{name: value for name, value in content.items() if value is not None})
         except FileNotFoundError as error:
-            raise FileNotFoundError(f"{path}: there is no such file. Name the YAML file of a comparison.") from error
+            raise FileNotFoundError(f"{path}: found no such file. Name the YAML file of a comparison.") from error
         except (AttributeError, TypeError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
             raise ValueError(f"{path}: expected YAML with recipe, models and optionally published: {error}") from error
         except StrictDataclassError as error:
@@ -79,9 +79,11 @@ class Comparison:
             if sum(kind in options for kind in KINDS) != 1:
                 raise ValueError(f"{name!r}: expected one of {', '.join(KINDS)}, found {options}. Give exactly one.")
             if options.get("baseline", "popularity") not in BASELINES:
-                raise ValueError(f"{name!r}: unknown baseline {options['baseline']!r}. Use {', '.join(BASELINES)}.")
+                known = ", ".join(BASELINES)
+                raise ValueError(f"{name!r}: unknown baseline {options['baseline']!r}. Choose from {known}.")
             if "checkpoint" in options and len(options) > 1:
-                raise ValueError(f"{name!r}: a checkpoint takes no other options, found {options}. Remove them.")
+                others = f"other options, found {', '.join(sorted(options.keys() - {'checkpoint'}))}"
+                raise ValueError(f"{name!r}: `checkpoint` cannot be combined with {others}. Remove these options.")
             if file == "comparison.json":
                 raise ValueError(f"{name!r}: comparison.json is the file of the report. Rename this model.")
             if "|" in name:
@@ -114,9 +116,9 @@ def compare(path: str, split: str, folder: str, modules: Sequence[str] = ()) -> 
     comparison = Comparison.load(path)
     recipe, interactions, tokenizer, histories = prepare(comparison.parse_recipe())
     if split not in histories:
-        raise ValueError(
-            f"{comparison.recipe} has no {split} split, only {', '.join(histories)}. Choose one of these as `--split`."
-        )
+        others = [f"Pass `--split {name}`." for name in histories if name != "train"]
+        advice = others[0] if others else "Use a split that holds items out, such as leave_one_out."
+        raise ValueError(f"{comparison.recipe} has no {split} split, only {', '.join(histories)}. {advice}")
     if comparison.published and "candidates" not in histories[split].column_names:
         raise ValueError(
             f"{path}: `published` needs metrics among sampled candidates. Set popularity_candidates or "
@@ -218,7 +220,7 @@ def check_model(comparison: Comparison, name: str, recipe: Recipe, folder: str) 
         else:
             own, whole = parse_recipe(recipe_words(options, folder)), comparison.parse_recipe()
             if _chooses_exclusion(own) != _chooses_exclusion(whole):
-                raise ValueError("One recipe leaves `exclude_history` to the log, the other does not. Set it in both.")
+                raise ValueError("One recipe leaves `exclude_history` to the log, the other does not. Set it in each.")
             if _chooses_exclusion(own):  # by the same log
                 own = own.fill({"model": {"exclude_history": expected["exclude_history"]}})
             found = split_options(own)
@@ -227,7 +229,7 @@ def check_model(comparison: Comparison, name: str, recipe: Recipe, folder: str) 
         if changes := describe_changes(expected, found):
             raise ValueError(
                 f"the split or ranking differs from the comparison ({', '.join(changes)}). With another split the "
-                "model may have been trained on its targets. Use the same options for all models."
+                "model may have been trained on the targets. Use the same options for all models."
             )
     except (ImportError, TypeError, ValueError) as error:
         raise ValueError(f"{comparison.path}: {name!r}: {error}") from error
@@ -259,7 +261,7 @@ def weight_options(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def describe_settings(comparison: Comparison, name: str, split: str, sha256: str, folder: str) -> dict[str, Any]:
-    """Return everything that determines the result of a model, as read back from JSON."""
+    """Return all settings that determine the result of a model, as values of JSON."""
     options, recipe = comparison.models[name], comparison.parse_recipe()
     names = ("max_length", "popularity_candidates", "uniform_candidates")
     protocol = {option: getattr(recipe.run, option) for option in names} | split_options(recipe)
@@ -285,7 +287,7 @@ def check_results(comparison: Comparison, split: str, sha256: str, folder: str) 
             if changes := describe_changes(found, describe_settings(comparison, name, split, sha256, folder)):
                 lines.append(f"{file}: {', '.join(changes)}")
     if lines:
-        found = f"{folder} contains results with other settings. Delete these, or choose another `--output_dir`:"
+        found = f"{folder} contains results with other settings. Delete these files, or choose another `--output_dir`:"
         raise ValueError("\n".join([found, *lines]))
 
 
@@ -302,6 +304,6 @@ def describe_changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 
 def count_items(train: Dataset, vocab_size: int) -> np.ndarray:
-    """Return how often each row of the item table occurs in whole training histories, (vocab_size,)."""
+    """Return the number of occurrences of each token ID in whole training histories, (vocab_size,)."""
     items = train.with_format("arrow")[:]["input_ids"]
     return np.bincount(items.combine_chunks().flatten().to_numpy(), minlength=vocab_size)

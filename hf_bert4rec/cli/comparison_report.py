@@ -145,7 +145,7 @@ def format_report(summary: Summary) -> str:
 
 
 def format_interval(interval: Sequence[float], sign: str = "") -> str:
-    """Return the two ends of an interval with four decimals."""
+    """Return an interval as text with four decimals, such as "0.1839 to 0.1998"; with `sign="+"` also signs above 0."""
     low, high = interval
     return f"{low:{sign}.4f} to {high:{sign}.4f}"
 

@@ -38,7 +38,7 @@ def train(argv: list[str]) -> None:
         with disk_errors(recipe.training.output_dir or ""):
             folder = run(recipe)
     except KeyboardInterrupt:
-        sys.exit("\nInterrupted. Run the same command with --resume_from_checkpoint true to continue.")
+        sys.exit("\nInterrupted. To resume from a checkpoint, run the command with --resume_from_checkpoint true.")
     if folder is not None:
         print(summary(folder))
         if folder.name == REJECTED:

@@ -52,7 +52,8 @@ def prepare(
         raise ValueError("The log is missing. Pass `--data ratings.csv`, or `--data ml-latest-small` as an example.")
     split, options = find_split(run.split), recipe.options("splitting")
     if unread := [name for name, value in options.items() if value is not None and name not in split.options]:
-        raise ValueError(f"The split {run.split} has no option {unread[0]!r}. Use {', '.join(split.options)}.")
+        own = ", ".join(split.options) or "none"
+        raise ValueError(f"The split {run.split} has no option {unread[0]!r}. Options of this split: {own}.")
     if run.popularity_candidates and run.uniform_candidates:
         raise ValueError("Use `popularity_candidates` or `uniform_candidates`, not both. Set one of them to 0.")
     split.resolve(options)  # before the log is read
@@ -75,7 +76,7 @@ def prepare(
 
 
 def _with_recommended_settings(recipe: Recipe, interactions: Dataset) -> Recipe:
-    """Fill in the options that `recommended_settings` chooses and the recipe does not give; log them.
+    """Return a recipe with the options that `recommended_settings` chooses and the recipe does not give; log them.
 
     Rows and masks depend on each other: if the recipe gives one of the options `ROWS` another value, none is filled in.
     """
@@ -97,9 +98,8 @@ def _with_recommended_settings(recipe: Recipe, interactions: Dataset) -> Recipe:
     filled = recipe.fill(options)
     if new := {name: value for name, value in filled.given.items() if name not in recipe.given}:
         words = " ".join(f"--{name} {value}" for name, value in new.items())
-        logger.info(
-            "Settings that follow from the log (%s): %s. Give other values to override.", settings.reason, words
-        )
+        text = "Recommended settings for this log (%s): %s. Pass an option to override its value."
+        logger.info(text, settings.reason, words)
     return filled.fill({"run": {"recommended_settings": False}})  # a run from this recipe has the same options
 
 
@@ -151,22 +151,25 @@ def _continue(recipe: Recipe, new: Dataset, names: dict[str, str] | None) -> tup
             f"{format_time(last)}. Remove the earlier interactions, or pass `--allow_earlier true`."
         )
     if run.max_length not in (None, tokenizer.model_max_length):
-        raise ValueError(
-            f"`max_length` must be that of {run.continue_from}, {tokenizer.model_max_length}, found {run.max_length}."
-        )
+        length = tokenizer.model_max_length
+        raise ValueError(f"`max_length` must be {length}, as in {run.continue_from}, found {run.max_length}.")
     titles = _titles(run, names)
     old = dict(zip(tokenizer.items.to_pylist(), tokenizer.titles or (), strict=False))
     both = [old[item] == title for item, title in (titles or {}).items() if old.get(item) is not None]
     known = tokenizer.encode_items(table["item"]) != tokenizer.unk_token_id
-    if 2 * sum(both) < len(both) or not known.any():
-        number = len(pc.unique(table["item"]))
-        found = f"{len(both) - sum(both)} of {len(both)} titles differ" if known.any() else f"all {number} are new"
-        raise ValueError(f"{run.data}: the item IDs are not those of {run.continue_from}: {found}. Check the log.")
+    if not known.any():
+        raise ValueError(
+            f"{run.data}: none of the {len(pc.unique(table['item']))} items is in {run.continue_from}. Use the item "
+            "IDs of this checkpoint, or train with `--start_from` instead of `--continue_from`."
+        )
+    if 2 * sum(both) < len(both):
+        raise ValueError(
+            f"{run.titles}: {len(both) - sum(both)} of {len(both)} items have another title than in "
+            f"{run.continue_from}. Use the same item IDs in both. If only the titles have changed, omit `--titles`."
+        )
     features, ids = _features(run, names), table["item"].chunks
     if features is not None and tokenizer.features is None:
-        raise ValueError(
-            f"{run.continue_from} was trained without features of items. Continue without --item_features."
-        )
+        raise ValueError(f"{run.continue_from} was trained without features of items. Omit `--item_features`.")
     if features is not None:
         ids = [*ids, *features.items.chunks]
     extended = extend_item_tokenizer(tokenizer, pa.chunked_array(ids, pa.string()), titles=titles)
@@ -176,14 +179,14 @@ def _continue(recipe: Recipe, new: Dataset, names: dict[str, str] | None) -> tup
 
 
 def _titles(run: RunArguments, names: dict[str, str] | None) -> dict[str, str] | None:
-    """Return the title of each item ID. With `item_ids`, both tables list IDs of the log, which are renamed here."""
+    """Return a dict from item ID to title, or None. With `item_ids`, the IDs of `titles` are renamed like the log."""
     titles = load_titles(run.titles, item=run.title_item, title=run.title_column) if run.titles else None
     if titles is None or names is None:
         return titles
     if untitled := set(names) - set(titles):  # otherwise catalog numbers could be taken for IDs of the log
         raise ValueError(
-            f"{run.titles}: {len(untitled)} items of {run.item_ids} have no title, such as {min(untitled)!r}. With "
-            "`item_ids`, list the IDs of the log in `titles`, not the new ones."
+            f"{run.titles}: found no title for {len(untitled)} items of {run.item_ids}, such as {min(untitled)!r}. "
+            "`titles` must have a title for each of these items, under its ID in the log, not under its new ID."
         )
     return {names[item]: title for item, title in titles.items() if item in names}
 

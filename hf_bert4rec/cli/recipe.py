@@ -68,7 +68,7 @@ class RunArguments:
 
     data: str = _option("", "Log to read: a file, a folder, a Hub dataset, or ml-latest-small (embedded).")
     titles: str | None = _option(None, "Table with the titles of the items, such as movies.csv.")
-    title_item: str | None = _option(None, "Column of the item ID in `titles`; by default one with a usual name.")
+    title_item: str | None = _option(None, "Item column of `titles` and `item_features`. Default: a usual name.")
     title_column: str | None = _option(None, "Column of the title in `titles`; by default one with a usual name.")
     item_features: str | None = _option(
         None, "Table with features of the items, such as brand, price, text (docs/items.md)."
@@ -106,7 +106,7 @@ class RunArguments:
     tolerance: float = _option(
         0.002, "With `continue_from`, largest fall of validation NDCG@10 with which the new model is accepted."
     )
-    match_items: Literal["id", "title"] = _option("id", "How items of `start_from` are matched.")
+    match_items: Literal["id", "title"] = _option("id", "How items are matched with those of `start_from`.")
     name: str | None = _option(None, "Name of the checkpoint on its card. None: name of the output folder.")
     terms: str | None = _option(None, "Terms of use of the data, for the card.")
     example: list[str] | None = _option(None, "History of item IDs for summary and card.")  # noqa: RUF009
@@ -130,7 +130,7 @@ class Recipe:
         return {name: self.given[name] for name in vars(getattr(self, section)) if name in self.given}
 
     def fill(self, options: Mapping[str, Mapping[str, Any]]) -> Self:
-        """Return a recipe with more given options, by section and name. Options that are given do not change."""
+        """Return a recipe with more given options (section -> name -> value). Options that are given do not change."""
         given: dict[str, Any] = {}
         sections: dict[str, Any] = {section: copy.copy(getattr(self, section)) for section in options}
         for section, values in options.items():
@@ -163,9 +163,7 @@ def parse_recipe(argv: Sequence[str]) -> Recipe:
         for name in OWN_CODE:
             if ":" in str(from_file.get(name)) and name not in chosen:
                 code = str(from_file[name])
-                raise ValueError(
-                    f"{parent or source} would import the code {code}. Add `--{name} {code}` if you trust it."
-                )
+                raise ValueError(f"{parent or source} would import {code}. If you trust it, add `--{name} {code}`.")
     sections, place = _sections({**from_file, **chosen}), f"{source or parent}: "
     parser = _parser(sections.values())
     given = _parse_file(from_file, parser, place)
@@ -173,7 +171,7 @@ def parse_recipe(argv: Sequence[str]) -> Recipe:
     if others and others[0].startswith("--"):
         raise ValueError(_unknown(others[0].split("=")[0], [f"--{action.dest}" for action in parser._actions]))
     if others:
-        raise ValueError(f"Unexpected argument {others[0]!r}. Name one CONFIG file or folder, before all options.")
+        raise ValueError(f"Unexpected argument {others[0]!r}. Name CONFIG first, and quote values that contain spaces.")
     given |= typed
     values = {
         name: section(**{field.name: given[field.name] for field in dataclasses.fields(section) if field.name in given})
@@ -192,7 +190,7 @@ def find_split(name: str) -> Split:
     found = _find("split", name, SPLITS)
     if not isinstance(found, Split) and not callable(found):
         kind = type(found).__name__
-        raise ValueError(f"`--split` must name a function or a `Split`, found {kind} at {name}. Check the name.")
+        raise ValueError(f"`--split {name}` names an object of type {kind}. Name a function or a `Split`.")
     return found if isinstance(found, Split) else Split(found, protocol=name)
 
 
@@ -201,7 +199,7 @@ def find_configuration(name: str) -> type[PreTrainedConfig]:
     found = _find("architecture", name, {key: row.config_class for key, row in ARCHITECTURES.items()})
     if not (inspect.isclass(found) and issubclass(found, PreTrainedConfig)):
         kind = getattr(found, "__name__", type(found).__name__)
-        raise ValueError(f"`--architecture` must name a subclass of `Bert4RecConfig`, found {kind} at {name}.")
+        raise ValueError(f"`--architecture {name}` names {kind}. Name a subclass of `Bert4RecConfig`.")
     return found
 
 
@@ -217,7 +215,7 @@ def _find(kind: str, name: str, registry: Mapping[str, Any]) -> Any:
     if not colon:
         if name not in registry:
             known = ", ".join(registry)
-            raise ValueError(f"Unknown {kind} {name}. Choose from {known}, or name package.module:object.")
+            raise ValueError(f"Unknown {kind} {name}. Choose from {known}, or pass package.module:name.")
         return registry[name]
     try:
         return getattr(import_own_code(module), attribute)
@@ -259,7 +257,10 @@ def read_yaml(text: str, loader: Any) -> Any:
 
 
 def _options_to_continue(parent: str) -> dict[str, Any]:
-    """Return the options of a run that continues a checkpoint: its recipe, with fewer and smaller steps."""
+    """Return the options of a run that continues a checkpoint: its recipe without `OF_ONE_RUN`, with `CONTINUED`.
+
+    The learning rate is doubled, or kept if the checkpoint was itself continued.
+    """
     recipe = _read_options(fetch_checkpoint(parent))
     rate = float(recipe.get("learning_rate", RecommendationTrainingArguments.learning_rate))
     if "continue_from" not in recipe:  # otherwise the rate would grow every night
@@ -309,7 +310,7 @@ def _section(
 
 
 def _option_type(annotation: Any, default: Any) -> Any:
-    """Return one type of an annotation, as argparse needs; with None, if None is allowed or the default."""
+    """Return the type of an option: `str` or the first type of the annotation, and None if None is allowed."""
     kinds = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
     kind = str if {str, inspect.Parameter.empty} & {*kinds} else next(it for it in kinds if it is not type(None))
     return kind | None if default is None or type(None) in kinds else kind

@@ -18,7 +18,7 @@ LATE = 0.9  # share of the training after which a best checkpoint is late
 
 
 class EpochLines(TrainerCallback):
-    """Print one short line per evaluation, or else per loss, instead of the dictionaries of the Trainer."""
+    """Callback that prints one short line per evaluation, or else per loss, not the dictionaries of the Trainer."""
 
     loss: float | None = None
 
@@ -62,7 +62,7 @@ def draw_curve(facts: RunFacts) -> bytes:
 
 
 def summary(folder: Path) -> str:
-    """Return the test results (validation results if there is no test split), recommendations and output folders."""
+    """Return a text with test results (else validation results), recommendations and the folder of the checkpoint."""
     facts = RunFacts.load(folder)
     recommender = pipeline(folder)
     history = facts.example or recommender.tokenizer.items[:3].to_pylist()
@@ -76,7 +76,7 @@ def summary(folder: Path) -> str:
     if facts.best_checkpoint and split == "test":
         step = int(facts.best_checkpoint.rpartition("-")[2])
         epoch = next(entry["epoch"] for entry in facts.log if entry["step"] == step)
-        found = f"from epoch {epoch:.3g}" if step > 1 else "the initial model: training did not improve it"
+        found = f"from epoch {epoch:.3g}" if step > 1 else "from step 1: more training did not improve the model"
         length = f"--num_train_epochs {epoch:.3g}" if epoch >= 1 else f"--max_steps {step}"
         times = [f"--{name}" for name in ("validation_time", "test_time") if name in facts.recipe]
         instead = f" instead of {' and '.join(times)}" if times else ""

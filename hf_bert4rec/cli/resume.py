@@ -49,7 +49,7 @@ def start_or_resume(args: TrainingArguments, data: str | None, options: dict[str
     if checkpoint is None or not is_complete(checkpoint):
         raise ValueError(
             f"Expected a complete checkpoint to resume in {checkpoint or folder}, found none. Use the `--output_dir` "
-            "of the interrupted run."
+            "of the interrupted run, or omit `--resume_from_checkpoint` to start again."
         )
     if problem := _find_problem(checkpoint, args.load_best_model_at_end, data, options):
         raise ValueError(f"{checkpoint}: {problem}, or start again in another `--output_dir`.")

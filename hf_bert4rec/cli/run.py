@@ -51,7 +51,9 @@ def run(recipe: Recipe) -> Path | None:
         logger.info("Validation NDCG@10 of %d users: %.4f before this training, %.4f after.", users, before, after)
         if after < before - recipe.run.tolerance:
             folder = output / REJECTED
-            logger.warning("NDCG@10 fell by more than %g: the new model is saved in %s.", recipe.run.tolerance, folder)
+            logger.warning(
+                "NDCG@10 fell by more than %g, so the new model is saved in %s.", recipe.run.tolerance, folder
+            )
     config = trainer.model.config
     whole, sampled = protocol(recipe, len(tokenizer.items), config.exclude_history)
     facts = dataclasses.replace(
@@ -94,7 +96,7 @@ def _validation_score(trainer: RecommendationTrainer, recipe: Recipe, histories:
 
 
 def _with_results(facts: RunFacts, trainers: dict[str, Trainer], histories: DatasetDict) -> RunFacts:
-    """Evaluate the model and the baselines on every split but train."""
+    """Return run facts with the results of the model and the baselines on every split except train."""
     results, intervals, differences = {}, {}, {}
     for split, rows in histories.items():
         if split != "train":

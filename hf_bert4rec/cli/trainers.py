@@ -59,7 +59,7 @@ NEEDED = {
 
 
 def build_trainer(recipe: Recipe, tokenizer: ItemTokenizer, histories: DatasetDict) -> RecommendationTrainer:
-    """Return a Trainer with a new model, ready to train."""
+    """Return a Trainer with the model that the recipe describes, ready to train."""
     args = copy.copy(recipe.training)
     if args.fp16 and args.device.type == "cpu":
         raise ValueError("`--fp16` needs a GPU, found the device cpu. Remove `--fp16` to train in float32.")
@@ -112,7 +112,7 @@ def _build_model(recipe: Recipe, tokenizer: ItemTokenizer, args: Any, train: Dat
         shapes = AutoModelForMaskedLM.from_config(config)
     check_memory(estimate_memory(shapes, args.per_device_train_batch_size, 1))
     if source is not None:
-        model = _transferred(recipe, source, tokenizer)
+        model = _start_from(recipe, source, tokenizer)
         if config.num_followers:
             count_transitions(model, train)
         return model
@@ -122,15 +122,14 @@ def _build_model(recipe: Recipe, tokenizer: ItemTokenizer, args: Any, train: Dat
     return model
 
 
-def _transferred(recipe: Recipe, source: Path, tokenizer: ItemTokenizer) -> PreTrainedModel:
+def _start_from(recipe: Recipe, source: Path, tokenizer: ItemTokenizer) -> PreTrainedModel:
     """Return the model of a checkpoint for the catalog of `tokenizer`, with the dropout and loss of the recipe."""
     model, its_tokenizer = AutoModelForMaskedLM.from_pretrained(source), AutoTokenizer.from_pretrained(source)
     check_sizes(model, its_tokenizer)
     config, wanted = model.config, find_configuration(recipe.run.architecture).model_type
     if config.model_type != wanted:
-        raise ValueError(
-            f"{source} is a {config.model_type} model, but `architecture` is {wanted}. Use the same for both."
-        )
+        found = f"{source} is a {config.model_type} model, but `architecture` is {wanted}"
+        raise ValueError(f"{found}. Set `architecture` to {config.model_type}.")
     given = recipe.options("model")
     changes = {name: given.pop(name) for name in WITHOUT_WEIGHTS if name in given}
     if overridden := sorted(name for name, value in given.items() if value != getattr(config, name)):
@@ -161,7 +160,7 @@ def evaluate(recipe: Recipe) -> tuple[tuple[str, str | None], dict[str, dict[str
     Return the protocols, as from `protocol`; the metrics of each split; and the 95 % interval of NDCG@10 of each split.
     """
     if recipe.source is None:
-        raise ValueError("The checkpoint is missing. Name its folder or Hub ID before all options.")
+        raise ValueError("The checkpoint is missing. Name a checkpoint folder or a Hub ID before all options.")
     model, tokenizer = (auto.from_pretrained(recipe.source) for auto in (AutoModelForMaskedLM, AutoTokenizer))
     _, _, _, histories = prepare(recipe, tokenizer)
     trainer = evaluator(model, recipe, tokenizer)

@@ -21,9 +21,8 @@ def read_list(values: Any, name: str, ordered: bool = False) -> list[Any]:
     if type(values) is list:
         return values
     if isinstance(values, Mapping) or hasattr(values, "column_names") or hasattr(values, "columns"):
-        raise ValueError(
-            f"{name}: expected a list, found {type(values).__name__}. Pass one of its columns, such as data['history']."
-        )
+        advice = "Pass one of its columns, such as data['history']."
+        raise ValueError(f"{name}: expected a list, found {type(values).__name__}. {advice}")
     for method in ("tolist", "to_pylist", "to_list"):  # NumPy, PyTorch and pandas; Arrow; Polars
         if hasattr(values, method):
             values = getattr(values, method)()
@@ -31,9 +30,8 @@ def read_list(values: Any, name: str, ordered: bool = False) -> list[Any]:
     unordered = ordered and isinstance(values, set | frozenset)
     if unordered or not is_collection(values) or isinstance(values, bytearray | memoryview):
         reason = ", because a set has no order" if unordered else ""
-        raise ValueError(
-            f"{name}: expected a list, found {type(values).__name__} {values!r:.100}. Pass a list{reason}."
-        )
+        found = f"{type(values).__name__} {values!r:.100}"
+        raise ValueError(f"{name}: expected a list, found {found}. Pass a list{reason}.")
     return list(values)
 
 

@@ -20,7 +20,7 @@ class Finding:
     """One property of the rows of a split.
 
     Attributes:
-        what: The property, worded to follow the number of rows, such as "have an input later than the target".
+        what: The property, as the predicate of a sentence about rows, such as "have an input later than the target".
         split: Name of the split.
         rows: Numbers of the rows that have the property.
         of: Number of rows in the split.
@@ -40,13 +40,14 @@ class Finding:
 
 
 def audit(histories: DatasetDict) -> list[Finding]:
-    """Look for leaks in histories, from a function in `SPLITS` or from elsewhere.
+    """Look for leaks in the splits of a `DatasetDict`, from a function in `SPLITS` or from your own code.
 
     Leaks are:
 
-    - a target (same user, item and time) in the user's training rows or inputs, or a test target in the validation row;
+    - a target (same user, item and time) in the training rows of the user or in the inputs of its own row, or a test
+      target in the validation row of the user;
     - a target among the candidates of its row;
-    - an input that is later than its target;
+    - an input that is later than the target of its row;
     - more than one row of a user in validation or test;
     - a training interaction that is later than an evaluated target of the same user.
 
@@ -78,10 +79,10 @@ def audit(histories: DatasetDict) -> list[Finding]:
     what = "contain an interaction later than an evaluated target of the same user"
     findings = [Finding(what, "train", late, histories["train"].num_rows, leak=True)]
     for name, target in targets.items():
-        found = _evaluated(histories[name], train, inputs[name], target)
+        found = _describe_targets(histories[name], train, inputs[name], target)
         if name == "test" and "validation" in targets:
             chosen_by = pd.concat([targets["validation"], inputs["validation"]])
-            found.append(("have a target that is in the user's validation row", _in(target, chosen_by), True))
+            found.append(("have a target that is in the user's validation row", _occur(target, chosen_by), True))
         if comparable:
             older = target["time"] < (train["time"].max() if len(train) else -np.inf)
             found.append(("have a target older than a training interaction of any user", older, False))
@@ -95,20 +96,22 @@ def _check(histories: DatasetDict) -> None:
         raise ValueError(f"Expected the splits train, validation and test (train at least), found {', '.join(names)}.")
     for name, rows in histories.items():
         if missing := set(NEEDED) - set(rows.column_names):
-            raise ValueError(f"{name}: expected the columns {', '.join(NEEDED)}, found no {min(missing)}. Add it.")
+            raise ValueError(f"{name}: expected the columns {', '.join(NEEDED)}. Add {', '.join(sorted(missing))}.")
         if name != "train" and None in (labels := rows["labels"][:]):
-            raise ValueError(f"{name}: expected labels in every row, found none in row {labels.index(None)}. Add them.")
+            raise ValueError(
+                f"{name}: expected labels in every row, but row {labels.index(None)} has none. Add labels."
+            )
 
 
-def _evaluated(
+def _describe_targets(
     rows: Dataset, train: pd.DataFrame, inputs: pd.DataFrame, target: pd.DataFrame
 ) -> list[tuple[str, Any, bool]]:
     """Return the findings in a validation or test split: text, rows (bool), and whether the finding is a leak."""
     late = inputs["row"][inputs["time"].to_numpy() > target["time"].to_numpy()[inputs["row"]]]
     known = target["item"] >= len(SPECIAL_TOKENS)
     found = [
-        ("have a target that is in the user's training rows", _in(target, train), True),
-        ("have a target that is among their inputs", _in(target, inputs), True),
+        ("have a target that is in the user's training rows", _occur(target, train), True),
+        ("have a target that is among their inputs", _occur(target, inputs), True),
         ("have an input later than the target", target["row"].isin(late), True),
         ("are a second row of their user", target["user"].duplicated(), True),
         ("are of users who are in train too", target["user"].isin(train["user"]), False),
@@ -143,6 +146,6 @@ def _targets(rows: Dataset, numbers: Mapping[str, int]) -> pd.DataFrame:
     return pd.DataFrame({"row": range(len(users)), "user": users, "item": target_items(rows), "time": times})
 
 
-def _in(targets: pd.DataFrame, actions: pd.DataFrame) -> np.ndarray:
-    """Return whether an interaction has the user, item and time of each target."""
+def _occur(targets: pd.DataFrame, actions: pd.DataFrame) -> np.ndarray:
+    """Return for each target whether an interaction has its user, item and time, (targets,) bool."""
     return pd.MultiIndex.from_frame(targets[KEY]).isin(pd.MultiIndex.from_frame(actions[KEY]))

@@ -31,7 +31,8 @@ def popularity_candidates(rows: Dataset, counts: np.ndarray, number: int = 100, 
     check_number("number", number, "a whole number of candidates, at least 1", lambda number: number >= 1, Integral)
     counts = np.where(np.arange(len(counts)) < len(SPECIAL_TOKENS), 0, counts)
     if counts.dtype.kind not in "iu" or (counts < 0).any():
-        raise ValueError("`counts` must be integers of at least 0, one per token ID, found other values.")
+        found = counts.min() if counts.dtype.kind in "iu" else counts.dtype
+        raise ValueError(f"`counts` must be integers of at least 0, one per token ID, found {found}.")
     table = rows.with_format("arrow")[:]
     if table["labels"].null_count:
         raise ValueError("Expected rows with targets, found training rows. Pass the validation or test split.")
@@ -41,10 +42,10 @@ def popularity_candidates(rows: Dataset, counts: np.ndarray, number: int = 100, 
         had = np.append(np.asarray(history.values), labels.values[-1].as_py())
         left = occurring - np.count_nonzero(counts[np.unique(had)])
         if number > left:
-            user = table["user"][place]
-            raise ValueError(
-                f"Cannot draw {number} candidates: only {left} items are left for user {user}. Lower the number."
-            )
+            option = "`number` (in a recipe `popularity_candidates` or `uniform_candidates`)"
+            advice = f"Lower {option} to at most {left}." if left else "Remove this user."
+            found = f"found {left} for user {table['user'][place]}"
+            raise ValueError(f"Expected at least {number} items to draw candidates from, {found}. {advice}")
         generator = np.random.default_rng((seed, row.as_py()))
         found = np.empty(0, np.int64)
         while len(found) < number:  # the same as to draw one by one and reject what was drawn or had before

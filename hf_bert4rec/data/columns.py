@@ -75,8 +75,8 @@ def _advice(log: RawLog, role: str, command: str, interactions: bool) -> str:
         return f"Name the separator: {spell('separator', separators[0])}."
     advice = f"Name the column, by its name or position: {spell(role, command=command)}."
     if log.first_rows and interactions:
-        sequences = spell("format", "sequences")
-        advice += f" Name the column of times too, if there is one. For lines of 'user item item …' use {sequences}."
+        sequences = f"use {spell('format', 'sequences')}, and name the separator unless it is whitespace"
+        advice += f" Name the column of times too, if there is one. For lines of 'user item item …' {sequences}."
     return advice
 
 

@@ -27,7 +27,7 @@ class DataCollatorForNextItem:
 
     @property
     def scored_share(self) -> float:
-        """Expected share of labeled items in a training batch: `mask_probability` with masking, otherwise 1."""
+        """Approximate share of labeled items in a training batch: `mask_probability` with masking, otherwise 1."""
         return getattr(self, "mask_probability", 1.0)
 
     def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
@@ -54,7 +54,7 @@ class DataCollatorForNextItem:
         if len(evaluated) < len(features):
             train = ~own
             if not real[train].any(axis=1).all():
-                raise ValueError("Expected at least one item in each training row, found an empty row. Remove it.")
+                raise ValueError("Expected at least one item in each training row, found none. Remove such rows.")
             rows = [row for row in features if row.get("labels") is None]
             input_ids[train], chosen = self._choose_labels(rows, input_ids[train], real[train])
             labels[train] = np.where(chosen < len(SPECIAL_TOKENS), -100, chosen)  # [UNK] is not to be predicted
@@ -79,9 +79,9 @@ class DataCollatorForNextItem:
 class DataCollatorForCloze(DataCollatorForNextItem):
     """Collator for cloze masking (paper, section 3.6).
 
-    Of a training row of n items, max(1, round(`mask_probability` · n)) distinct positions are replaced by [MASK], never
-    by a random item, as in the published code. In rows of two items or more, one item stays visible. In a share of the
-    rows, `last_item_probability`, only the last item is masked, as in a recommendation.
+    In a training row of n items, max(1, round(`mask_probability` · n)) positions, at most `max_predictions`, are
+    replaced by [MASK], never by a random item, as in the published code. In rows of two items or more, at least one
+    item stays visible. In a share `last_item_probability` of the rows, only the last item is masked, as in inference.
 
     In your own training loop every batch gets fresh masks, drawn from torch's generator (`torch.manual_seed`):
 

@@ -91,7 +91,7 @@ class ItemFeatures:
 
 
 def read_parquet(file: str | PathLike, most_bytes: int) -> pa.Table:
-    """Read a Parquet file; ValueError if it needs more memory. In a small file one long text can fill gigabytes."""
+    """Read a Parquet file; ValueError if its values need more than `most_bytes`. In a small file they may be large."""
     with pq.ParquetFile(file) as parquet:
         groups = [parquet.metadata.row_group(group) for group in range(parquet.num_row_groups)]
         values = sum(group.column(place).num_values for group in groups for place in range(group.num_columns))
@@ -166,14 +166,14 @@ def load_item_features(
     Raises:
         ValueError: An item has no ID or two rows, most values of a column are numbers but not all, vectors have
             different widths or are not finite, the encoder or a column of `text` is missing, or the features have more
-            than 25,000 bytes per item.
+            than 25,000 bytes per item on average.
     """
     known = {key: {"kind": "text"} for key in text} if like is None else like.columns
     log = open_log(source, "titles", format, separator, encoding, [item, *known])
     with library_errors(log.name):
         place, items = read_items(log, item)
         if missing := [name for name in known if name not in log.columns]:
-            raise ValueError(f"{log.name}: expected a feature column {missing[0]!r}, found {log}. Add or rename it.")
+            raise ValueError(f"{log.name}: expected a feature column {missing[0]!r}, found {log}. Add or rename one.")
         names = [name for name in log.columns if name != LIKE and log.columns.index(name) != place]
         names = names if like is None else list(known)
         _, *values = log.read([place, *map(log.columns.index, names)])
@@ -182,19 +182,17 @@ def load_item_features(
             if (found := _read_column(name, column, log, known.get(name, {}), encoder)) is not None:
                 read[name], columns[name] = found
         if not columns:
-            raise ValueError(f"{log.name}: found no column that can be used as a feature: {log}. Add such columns.")
+            raise ValueError(f"{log.name}: expected columns of features, found {log}. Add numbers or categories.")
         kinds = ", ".join(f"{name} ({how['kind']})" for name, how in columns.items())
         logger.info("%s: features of %d items: %s.", log.name, len(items), kinds)
         features = ItemFeatures(pa.table(read), columns)
         described = (features.vectors(items)[:, 1:] != 0).any(axis=1)
     features = ItemFeatures(features.table.filter(pa.array(described)), columns)
-    if features.table.nbytes > BYTES // 2 * (len(features.table) + 1):  # otherwise they could not be loaded again
-        sizes = {name: features.table[name].nbytes // len(features.table) for name in columns}
-        largest = max(sizes, key=sizes.__getitem__)
-        raise ValueError(
-            f"{log.name}: expected features of at most {BYTES // 2:,} bytes per item, found {sum(sizes.values()):,}. "
-            f"The largest column is {largest!r}. Shorten or remove it."
-        )
+    mean = features.table.nbytes // max(1, len(features.table))
+    if mean > BYTES // 2:  # otherwise they could not be loaded again
+        largest = max(columns, key=lambda name: features.table[name].nbytes)
+        expected = f"expected at most {BYTES // 2:,} bytes of features per item on average, found {mean:,}"
+        raise ValueError(f"{log.name}: {expected}. Shorten values of the largest column, {largest!r}, or remove it.")
     return features
 
 
@@ -274,12 +272,14 @@ def _read_column(
     if kind in ("vector", "text"):
         used = known.get("encoder", encoder)
         if kind == "text" and used != encoder:  # a downloaded checkpoint must not choose what is loaded
-            raise ValueError(f"{log.name}: the text of {name!r} needs the encoder {used!r}. Pass `encoder={used!r}`.")
+            advice = f"Pass `encoder={used!r}` (command line: `--encoder {used}`)."
+            raise ValueError(f"{log.name}: the text of {name!r} needs the encoder {used!r}. {advice}")
         rows = _embed(name, as_text(values), log, encoder) if kind == "text" else _as_vectors(name, cells, log)
         width, scale = rows.shape[1], float(1 / max(np.linalg.norm(rows, axis=1).mean(), 1e-9))
         how = {"kind": kind, "width": width, "scale": scale} | known
         if width != how["width"]:
-            raise ValueError(f"{log.name}: the vectors of {name!r} have {width} numbers, expected {how['width']}.")
+            found = f"found {width}. Compute the vectors as for the training."
+            raise ValueError(f"{log.name}: expected vectors of {how['width']} numbers in {name!r}, {found}")
         stored = pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), width)
         return stored, how | ({"encoder": encoder} if kind == "text" else {})
     if kind == "number":
@@ -342,19 +342,20 @@ def _as_vectors(name: str, rows: list[Any], log: RawLog) -> np.ndarray:
     usual = Counter(filter(None, widths)).most_common(1)[0][0] if any(widths) else "some"
     for row, width in enumerate(widths):
         if width != usual:
-            raise ValueError(f"{log.locate(row)}: expected {usual} numbers as {name!r}, found {width}. Fix this row.")
-    vectors = np.array(rows, np.float32)
+            found = f"found {width}. Fix or remove this row."
+            raise ValueError(f"{log.locate(row)}: expected {usual} numbers in the column {name!r}, {found}")
+    with np.errstate(over="ignore"):  # becomes infinity
+        vectors = np.array(rows, np.float32)
     if (bad := np.flatnonzero(~np.isfinite(vectors).all(axis=1))).size:
-        raise ValueError(f"{log.locate(int(bad[0]))}: expected finite numbers as {name!r}, found NaN or infinity.")
+        found = f"found NaN, infinity or a number above {np.finfo(np.float32).max:.1e}. Fix or remove this row."
+        raise ValueError(f"{log.locate(int(bad[0]))}: expected finite numbers in the column {name!r}, {found}")
     return vectors
 
 
 def _embed(name: str, texts: pa.ChunkedArray, log: RawLog, encoder: str | None) -> np.ndarray:
     if encoder is None:
-        raise ValueError(
-            f"{log.name}: the text of {name!r} needs an encoder. Name a model of sentence-transformers: `encoder=...` "
-            "(command line: `--encoder ...`)."
-        )
+        advice = "Name a model of sentence-transformers: `encoder=...` (command line: `--encoder ...`)."
+        raise ValueError(f"{log.name}: the text of {name!r} needs an encoder. {advice}")
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError as error:

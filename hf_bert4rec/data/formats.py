@@ -76,7 +76,8 @@ def read_sequences(file: SourceFile) -> pa.Table:
     for number, line in enumerate(_plain_text(file).encode().splitlines(), start=1):
         user, *history = [cell.decode() for cell in line.split(separator)] or [""]
         if user and not history:
-            raise ValueError(f"{file.name}, line {number}: found the user {user!r:.80} without items. Fix this line.")
+            found = f"{file.name}, line {number}: expected a user and items, found only {user!r:.80}"
+            raise ValueError(f"{found}. Fix or remove this line, or name the separator: {spell('separator', ',')}.")
         users += [user] * len(history)
         items += history
     return pa.table({"user": users, "item": items})
@@ -170,7 +171,7 @@ def open_log(
             file.check_kind(first)
             known, near = ", ".join(FORMATS), (get_close_matches(name, FORMATS) or ["csv"])[0]
             example = spell("format", near)
-            raise ValueError(f"{file.name}: unknown format {name!r}. Name one of {known}, such as {example}.")
+            raise ValueError(f"{file.name}: unknown format {name!r}. Choose from {known}, such as {example}.")
         opened = FORMATS[name](file)
         return opened if isinstance(opened, RawLog) else open_table(opened, file.name)
 
@@ -183,13 +184,15 @@ def _find(source: str | PathLike, kind: str) -> Path | Dataset | DatasetDict:
     if path.is_dir():
         if files := [path / name for name in FOLDER_FILES[kind] if (path / name).exists()]:
             return files[0]
-        raise FileNotFoundError(f"{source}: this folder has none of {', '.join(FOLDER_FILES[kind])}. Pass a file.")
+        expected = f"expected {' or '.join(FOLDER_FILES[kind])} in this folder"
+        raise FileNotFoundError(f"{source}: {expected}, found none. Pass the path of a file.")
     if path.exists():
         return path
     if re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) and _suffix(path).lower() not in FORMATS:
         return load_dataset(str(source), split="train")
     raise FileNotFoundError(
-        f"{source}: found no such file or folder. Check the path, or pass 'ml-latest-small' or the Hub ID of a dataset."
+        f"{source}: found no such file or folder. Check the path. Other sources are the Hub ID of a dataset (org/name) "
+        "and 'ml-latest-small', the example data of this package."
     )
 
 
@@ -222,7 +225,7 @@ def _open(file: SourceFile, rows: "_Rows") -> RawLog:
             headers = reduce(pc.and_, (pc.equal(column, names[i]) for column, i in zip(columns, places, strict=True)))
             if count := pc.sum(headers).as_py():
                 line = locate(headers.index(True).as_py())
-                raise ValueError(f"{line}: repeats the header ({count:,} such lines). Remove these lines.")
+                raise ValueError(f"{line}: repeats the header. Remove all repetitions of the header ({count:,}).")
         return columns
 
     return RawLog(file.name, names, read, locate, first_rows)
@@ -260,11 +263,14 @@ class _Rows:
                 bad.append((line, fields))
         if bad:
             line, fields = bad[0]
+            lines = ", ".join(str(number) for number, _ in bad[:9]) + f" and {len(bad) - 9:,} more" * (len(bad) > 9)
+            sequences = spell("format", "sequences")
+            if not self.separator.isspace():
+                sequences += f" with {spell('separator', self.separator)}"
             raise ValueError(
                 f"{self.name}, line {line}: expected {width} columns, found {len(fields)} in "
-                f"{self.separator.join(fields)!r:.80} ({len(bad):,} such lines: {str([n for n, _ in bad[:9]])[1:-1]}). "
-                "Fix or remove these lines, or name another `separator` or `format`, such as "
-                f"{spell('separator', ';')} or {spell('format', 'sequences')}."
+                f"{self.separator.join(fields)!r:.80}. Fix or remove lines with another number of columns ({lines}), "
+                f"or name another `separator` or `format`, such as {spell('separator', ';')} or {sequences}."
             )
         several_lines = self.quoted and "\n" in "".join(fields)
         if several_lines and self.data.split(b"\n", line - 1)[-1].count(b'"') % 2:

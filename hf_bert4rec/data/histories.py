@@ -63,7 +63,7 @@ def check_interactions(interactions: Dataset) -> pa.Table:
 
 
 def sort_by_user(interactions: Dataset, tokenizer: ItemTokenizer) -> SortedLog:
-    """Sort interactions by user and time; equal times keep the order of the log."""
+    """Return interactions sorted by user and time; equal times keep the order of the log."""
     check_tokenizer(tokenizer)
     table = check_interactions(interactions)
     users = table["user"].combine_chunks().dictionary_encode()
@@ -118,7 +118,8 @@ def build_histories(
         last = log.ends - (name != "train_ends")
         none = (actions == -1) & (name != "train_ends")
         if np.shape(actions) != (len(log.users),) or not (none | (log.starts <= actions) & (actions <= last)).all():
-            raise ValueError(f"{name}: expected one number per user, from `log.starts` to `log.ends`.")
+            expected = "`log.ends`" if name == "train_ends" else "`log.ends` - 1, or -1"
+            raise ValueError(f"{name}: expected one number per user, from `log.starts` to {expected}, found others.")
     # From here on only items in the tokenizer count: `position[i]` of them precede interaction i.
     known = log.items != tokenizer.unk_token_id
     position = np.concatenate([[0], np.cumsum(known)])
@@ -148,8 +149,8 @@ def build_histories(
     if repeats > REPEATS:
         _warn_once(
             f"{repeats:.0%} of the test targets are items that the user has interacted with before. A model that "
-            "excludes the history never recommends them. If yours does, set `exclude_history=False` (command line: "
-            "--exclude_history false)."
+            "excludes the history never recommends these items. If your model does, set `exclude_history=False` "
+            "(command line: --exclude_history false)."
         )
     tests = targets.get("test", log.starts)
     tests = tests[tests > log.starts]  # with an interaction before them

@@ -18,7 +18,7 @@ from .arguments import read_list
 Values: TypeAlias = pa.ChunkedArray | list[Any]  # a column; a list if Arrow has no type for its values
 
 READ_FIRST = "Read the log with `load_interactions`, which converts IDs to text and times to numbers."
-ONE_PER_ROW = "Give each item a row of its own (pandas: `str.split` and `explode`), and pass the data frame."
+ONE_PER_ROW = "Give each value a row of its own (pandas: `str.split` and `explode`), and pass the data frame."
 
 
 def as_ids(values: Values | pa.Array, what: str, locate: Callable[[int], str] = "row {}".format) -> pa.ChunkedArray:
@@ -69,7 +69,7 @@ def _as_item_id(value: Any) -> str:
     scalar = value.item() if getattr(value, "ndim", None) == 0 else value  # numpy scalars, tensors
     text = _as_id(scalar) if isinstance(scalar, str | int | float) and not isinstance(scalar, bool) else None
     if text is None:
-        advice = "Remove it. Only `fill` accepts gaps." if value is None else "Convert it to text."
+        advice = "Remove it (only `fill` accepts gaps)." if value is None else "Convert the value to text."
         raise ValueError(f"expected text or numbers, found {value!r:.100} ({type(value).__name__}). {advice}")
     return text
 
@@ -84,7 +84,7 @@ def _as_id(value: Any, digits: int = 53) -> str | None:
     if value is None or value is pd.NA or (isinstance(value, Number | date) and pd.isna(value)):
         return None
     if not isinstance(value, Number | date | UUID):
-        advice = ONE_PER_ROW if hasattr(value, "__len__") else "Convert it to text."
+        advice = ONE_PER_ROW if hasattr(value, "__len__") else "Convert the value to text."
         raise ValueError(f"expected text or numbers, found {value!r:.100} ({type(value).__name__}). {advice}")
     if isinstance(value, float | np.floating) and abs(value) >= 2**digits:
         raise ValueError(

@@ -39,9 +39,9 @@ def load_interactions(
 ) -> Dataset:
     """Read a log of users' interactions on items.
 
-    Rows without user, item or timestamp are dropped. A log line reports how many rows were read and dropped. Rows keep
-    the order of the source, also among equal timestamps. Without timestamps, the rows are assumed to be in time order,
-    and their numbers are the timestamps.
+    Rows without user, item or timestamp are dropped. The numbers of rows that were read and dropped are logged. Rows
+    keep the order of the source, also among equal timestamps. Without timestamps, the rows are assumed to be in time
+    order, and their numbers are the timestamps.
 
     Args:
         source: A file (see `FORMATS`; also compressed with gzip, bzip2 or Zstandard), a folder of MovieLens,
@@ -126,7 +126,7 @@ def _read(log: RawLog, found: Mapping[str, int]) -> tuple[pa.Table, np.ndarray]:
             if "time of day" not in found:
                 raise
             date, time = log.columns[found["timestamp"]], log.columns[found["time of day"]]
-            advice = f"{date!r} and {time!r} are read as date and time of day. If one of them is the time, name it: "
+            advice = f"{date!r} and {time!r} are read as date and time of day. If one column is the time, name it: "
             raise ValueError(f"{error} {advice}{spell('timestamp', time, 'timestamp')}.") from None
     if "rating" in found:
         values["rating"] = as_numbers(columns["rating"], "rating", log, complete)
@@ -136,7 +136,7 @@ def _read(log: RawLog, found: Mapping[str, int]) -> tuple[pa.Table, np.ndarray]:
 
 
 def _check(log: RawLog, found: Mapping[str, int]) -> str:
-    """Warn about columns that may have been read wrongly; return notes for the report."""
+    """Warn about columns that may have been read wrongly; return notes for the message about the log."""
     notes = ""
     if log.first_rows:
         notes = f" (no header; {', '.join(f'{role}: column {place}' for role, place in found.items())})"
@@ -184,7 +184,7 @@ def load_titles(
 
 
 def rename_items(interactions: Dataset, names: Mapping[str, str]) -> Dataset:
-    """Replace the item IDs of a log by new ones, for example item numbers by the IDs of the catalog.
+    """Return a log with new item IDs, for example with IDs of the catalog instead of numbers.
 
     Raises:
         ValueError: An item has no new ID in `names`, a dict from old to new ID, or two items have the same new ID.
@@ -195,7 +195,7 @@ def rename_items(interactions: Dataset, names: Mapping[str, str]) -> Dataset:
     new = [known.get(item) for item in old.to_pylist()]
     if None in new:
         found = f"{new.count(None):,} items of the log have no new ID, such as {old[new.index(None)].as_py()!r}"
-        raise ValueError(f"{found}. Add these items to `names`.")
+        raise ValueError(f"{found}. Add these items to `names` (in a recipe: `item_ids`).")
     name, times = Counter(new).most_common(1)[0]
     if times > 1:
         merged = [item for item, other in zip(old.to_pylist(), new, strict=True) if other == name]

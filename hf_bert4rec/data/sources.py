@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 
 from .ids import Values
 
@@ -37,7 +37,7 @@ def spell(option: str, value: Any = "...", command: str | None = None) -> str:
 
 @contextmanager
 def library_errors(
-    name: str, advice: str = "If the source is not damaged, read it with pandas and pass the data frame."
+    name: str, advice: str = "If the source is not damaged, pass a pandas data frame of text, numbers and dates."
 ) -> Iterator[None]:
     """Raise every error as a ValueError that begins with the name of the source, as the errors of this package do."""
     try:
@@ -86,7 +86,7 @@ class SourceFile:
         encoding = next((name for mark, name in BYTE_ORDER_MARKS.items() if data.startswith(mark)), encoding)
         if b"\0" in data[:1000] and not re.search("16|32", str(encoding)):
             likely = "utf-16-be" if data[0] == 0 else "utf-16-le"
-            raise ValueError(f"{self.name}: contains null characters. If it is text, pass {spell('encoding', likely)}.")
+            raise ValueError(f"{self.name}: contains null characters. For text, pass {spell('encoding', likely)}.")
         try:
             text = data.decode(encoding)
         except UnicodeDecodeError as error:
@@ -96,9 +96,9 @@ class SourceFile:
                 f"the encoding, such as {spell('encoding', 'latin-1')}, or fix this line."
             ) from None
         except (LookupError, TypeError):
-            raise ValueError(f"{self.name}: unknown encoding {encoding!r}. Use one of Python, such as utf-8.") from None
+            raise ValueError(f"{self.name}: unknown encoding {encoding!r}. Name one, such as utf-8.") from None
         if not text.strip():
-            raise ValueError(f"{self.name}: the file is empty. Expected one row per interaction. Check the path.")
+            raise ValueError(f"{self.name}: the file is empty. Check the path.")
         return text
 
 
@@ -136,7 +136,10 @@ def open_table(source: Any, name: str) -> RawLog:
     else:
         found = type(source).__name__
         if isinstance(source, dict):
-            found += f" of {', '.join(map(str, source))}. Pass one of them: source[{next(iter(source), 'train')!r}]"
+            split = f"[{next(iter(source), 'train')!r}]"
+            splits = f"source{split}, or for a folder datasets.load_from_disk(folder){split}"
+            advice = splits if isinstance(source, DatasetDict) else "pandas.DataFrame(source)"
+            found += f" of {', '.join(map(str, source))}. Pass {advice}"
         raise ValueError(f"Expected a path, a Hub ID or a table (pandas, Polars, Arrow, datasets), found {found}.")
     names = [key for key, _ in columns]
     types = [str(getattr(column, "type", getattr(column, "dtype", ""))) for _, column in columns]

@@ -26,7 +26,7 @@ def leave_one_out(
 ) -> DatasetDict:
     """Hold out every user's last item for test and the item before it for validation; train on the rest (paper, 4.2).
 
-    Users with fewer than three interactions are in train only. Held-out items are not trained on. Every target counts.
+    Users with fewer than three interactions are in the training split only. Held-out items are not trained on.
 
     Args:
         interactions: Columns `user`, `item` and `timestamp`, as from `load_interactions`.
@@ -69,9 +69,9 @@ def split_at_time(
 ) -> DatasetDict:
     """Split by time: train before `validation_time`, and test on each user's first interaction from `test_time` on.
 
-    The model is not trained on later interactions, users or items, and the tokenizer must not contain such items:
-    `item_tokenizer(before(interactions, validation_time))`. Users without interactions before a target have an empty
-    history.
+    The model is not trained on later interactions, users or items. The tokenizer must not contain items that first
+    occur later, unless they have features: `item_tokenizer(before(interactions, validation_time))`. Users without
+    interactions before a target have an empty history.
 
     Args:
         interactions: Columns `user`, `item` and `timestamp`, as from `load_interactions`.
@@ -124,7 +124,7 @@ def train_on_all(
     window_step: float = 0.5,
     prefixes: bool = False,
 ) -> DatasetDict:
-    """Put all interactions into train, without validation or test: for the last training before deployment.
+    """Put all interactions into the training split, without validation and test, for the training before deployment.
 
     Find the number of epochs with another split first.
 
@@ -158,9 +158,9 @@ def new_interactions(
     window_step: float = 0.5,
     prefixes: bool = False,
 ) -> DatasetDict:
-    """Train on the interactions from a point in time on, and on a sample of older ones, to continue a training.
+    """Put the interactions from a point in time on, and a sample of older ones, into the training split.
 
-    Histories also contain the interactions before that time.
+    This split continues a training. Histories also contain the interactions before that time.
 
     Args:
         interactions: Columns `user`, `item` and `timestamp`, as from `load_interactions`.
@@ -177,7 +177,7 @@ def new_interactions(
         `DatasetDict` with `train` and `validation`; columns: `COLUMNS`.
 
     Raises:
-        ValueError: No interaction is new, or an option is out of range.
+        ValueError: Fewer than two users have new interactions, or an option is out of range.
     """
     check_number("held_out", held_out, "above 0 and below 1", lambda share: 0 < share < 1)
     check_number("replay", replay, "at least 0", lambda number: number >= 0)
@@ -185,8 +185,8 @@ def new_interactions(
     time = -np.inf if since is None else as_seconds(since)
     users = np.flatnonzero(first_from(log, time) < log.ends)
     if len(users) < 2:
-        found = f"found {len(users)}. Pass an earlier time, or more interactions."
-        raise ValueError(f"Expected at least 2 users with interactions from {since} on, {found}")
+        found = f"found {len(users)}. Pass an earlier `since`, or more interactions."
+        raise ValueError(f"Expected at least 2 users with interactions from `since` ({since}) on, {found}")
     chosen = random.choice(users, max(1, round(held_out * len(users))), replace=False)
     targets = np.full(len(log.users), -1)
     targets[chosen] = log.ends[chosen] - 1
@@ -239,7 +239,7 @@ class Split:
         return {parameter.name: parameter for parameter in parameters if parameter.name != "max_length"}
 
     def resolve(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the value of every option: the default if it is None or missing in `given`."""
+        """Return the value of every option: the default for an option that is None or missing in `given`."""
         defaults = {name: parameter.default for name, parameter in self.options.items()}
         values = {name: value if given.get(name) is None else given[name] for name, value in defaults.items()}
         if missing := [name for name, value in values.items() if value is inspect.Parameter.empty]:

@@ -76,8 +76,9 @@ class ItemTokenizer(PreTrainedTokenizerFast):
         if titles_file := tokenizer.init_kwargs.pop("titles_file", None):
             tokenizer.set_titles(_read_titles(titles_file, len(tokenizer.items)), source=titles_file)
         elif tokenizer.init_kwargs.get("has_titles"):
-            solution = "Copy this file from the original folder, or remove `has_titles` from tokenizer_config.json"
-            raise FileNotFoundError(f"{source}: found no {TITLES_FILE} next to the tokenizer. {solution}.")
+            solution = "Copy this file from the original folder. To use no titles, remove `has_titles` from "
+            found = f"{source}: found no {TITLES_FILE} (the titles of the items) next to the tokenizer"
+            raise FileNotFoundError(f"{found}. {solution}tokenizer_config.json.")
         return tokenizer
 
     def set_titles(self, titles: Iterable[Any], source: str = "titles") -> None:
@@ -158,7 +159,7 @@ class ItemTokenizer(PreTrainedTokenizerFast):
         return (*files, *(str(file) for file in (titles_file, features_file) if file.exists()))
 
     def _encode_plus(self, *args: Any, is_split_into_words: bool = False, **kwargs: Any) -> Any:
-        """Encode as usual, but never split a word of a list: an unknown ID may contain whitespace."""
+        """Encode as the base class does, but never split the words of a list: an unknown ID may contain whitespace."""
         backend = self.backend_tokenizer
         splitter = backend.pre_tokenizer
         backend.pre_tokenizer = None if is_split_into_words else splitter
@@ -168,10 +169,11 @@ class ItemTokenizer(PreTrainedTokenizerFast):
             backend.pre_tokenizer = splitter
 
     def _add_tokens(self, new_tokens: Sequence[str | AddedToken], special_tokens: bool = False) -> int:
-        """Append items to the vocabulary. Stock added tokens would also be cut out of longer IDs."""
+        """Append items to the vocabulary; return their number. Stock added tokens would be cut out of longer IDs."""
         special = [token for token in new_tokens if special_tokens or getattr(token, "special", False)]
         if others := [str(token) for token in special if str(token) not in SPECIAL_TOKENS]:
-            raise ValueError(f"Special tokens are {', '.join(SPECIAL_TOKENS)}, found {', '.join(others)}. Remove it.")
+            found = f"found {', '.join(others)}. Remove other special tokens."
+            raise ValueError(f"Special tokens are {', '.join(SPECIAL_TOKENS)}, {found}")
         super()._add_tokens(special, special_tokens)
         backend = self.backend_tokenizer
         new = [token for token in dict.fromkeys(map(str, new_tokens)) if token and backend.token_to_id(token) is None]
@@ -201,7 +203,8 @@ def check_tokenizer(tokenizer: Any) -> None:
     }
     for name, (found, expected) in properties.items():
         if found != expected:
-            raise ValueError(f"Expected {expected} as {name}, found {found}. Build it with `item_tokenizer`.")
+            solution = "Build the tokenizer with `item_tokenizer`."
+            raise ValueError(f"Expected {expected} as {name}, found {found}. {solution}")
 
 
 def item_tokenizer(
@@ -254,7 +257,7 @@ def item_tokenizer(
 
 def check_max_length(max_length: int) -> None:
     """Raise ValueError unless an input has room for an item and the [MASK] of the query."""
-    expected = "at least 2 (an item and the [MASK] of the query)"
+    expected = "an integer of at least 2 (one item and the [MASK] of the query)"
     check_number("max_length", max_length, expected, lambda number: number >= 2, Integral)
 
 
@@ -307,7 +310,8 @@ def _titles_in_order(ids: list[str], titles: Mapping[Any, Any]) -> list[Any]:
     by_id = dict(zip(as_item_ids(list(titles), "keys of titles").to_pylist(), titles.values(), strict=True))
     if by_id and by_id.keys().isdisjoint(ids):
         examples = [", ".join(map(repr, some[:3])) for some in (list(by_id), ids)]
-        logger.warning("No title belongs to an item: titles have IDs such as %s, items such as %s.", *examples)
+        text = "None of the titles belongs to an item. IDs of titles are, for example, %s, and IDs of items %s. %s"
+        logger.warning(text, *examples, "Use the same IDs in `titles` and in the log.")
     found = [by_id.get(item) for item in ids]
     logger.info("%d of %d items have a title.", sum(title is not None for title in found), len(ids))
     return found

@@ -24,7 +24,7 @@ MISSING = r"(?i)^\s*(null|none|nan|n/?a|<na>|nat|undefined|\\n|0000-00-00( 00:00
 SEVERAL = r"^\s*(\[.*\]|[({].*,.*[)}]|\d+([ ,;|]+\d+){2,})\s*$"  # such as "[1, 2]" or "1 2 3"
 DOUBTFUL = {  # IDs that are read as they are, with a warning
     MISSING: "seems to stand for a missing value. If it does, remove these rows",
-    r"^[\s\pZ]|[\s\pZ]$": "begins or ends with whitespace, without which it would be another ID",
+    r"^[\s\pZ]|[\s\pZ]$": "begins or ends with whitespace. Remove the whitespace, unless it is part of the ID",
     r'^".*"$': "is in quotation marks. If these are not part of the ID, use format='csv' and name the separator",
     r"[\r\n]": "contains a line break. Check the quotation marks in the file",
     r"^-?\d+([.,]\d+)?[eE]\+\d+$": "is a rounded number, so different IDs may have become the same. Export IDs as text",
@@ -53,7 +53,7 @@ def check_ids(distinct: pa.Array, counts: np.ndarray, role: str, name: str) -> N
         matches = pc.match_substring_regex(distinct, pattern)
         if len(doubtful := distinct.filter(matches)):
             rows, examples = counts[np.asarray(matches)].sum(), ", ".join(map(repr, doubtful[:3].to_pylist()))
-            logger.warning(f"{name}: the {role} of {rows:,} rows ({examples}) {doubt}.")
+            logger.warning(f"{name}: the {role} ID of {rows:,} row{'s' * int(rows != 1)} ({examples}) {doubt}.")
 
 
 def as_times(values: Values, log: RawLog, rows: np.ndarray) -> pa.ChunkedArray:
@@ -75,7 +75,7 @@ def _check_times(times: np.ndarray, digits: int, name: str) -> None:
     """Warn about numbers that are unlike times of one unit. Numbers up to 2^`digits` are exact."""
     sizes = np.abs(times.astype(float))
     if (sizes >= 2.0**digits).any():
-        advice = "Export them as integers (pandas: dtype='int64') below 2^63."
+        advice = "Export timestamps as integers (pandas: dtype='int64') below 2^63."
         logger.warning(f"{name}: timestamps such as {times[sizes.argmax()]} may be rounded and out of order. {advice}")
     units = {unit: (lowest <= times) & (times < lowest * 21.4) for unit, lowest in UNITS.items()}
     mixed = [f"{unit} ({times[matches.argmax()]})" for unit, matches in units.items() if matches.any()]
@@ -116,9 +116,9 @@ def as_numbers(values: Values, role: str, log: RawLog, rows: np.ndarray, dates: 
     bad = np.flatnonzero(~np.isfinite(found) & ~missing).tolist()
     if bad:
         shown = "; ".join(f"{log.locate(row)}: found {values[row].as_py()!r:.80}" for row in bad[:3])
-        what = "a number" if parse is float else "an ISO date"
-        advice = " If they are dates, convert the column with `pandas.to_datetime(..., format=...)`." if dates else ""
-        raise ValueError(f"{shown} ({len(bad):,} in all). Expected {what} as {role}. Fix or remove these rows.{advice}")
+        what = "a finite number" if parse is float else "an ISO date"
+        advice = " If these are dates, convert the column with `pandas.to_datetime(..., format=...)`." if dates else ""
+        raise ValueError(f"{shown} (rows: {len(bad):,}). Expected {what} as {role}. Fix or remove these rows.{advice}")
     whole = np.all(missing | ((found == np.floor(found)) & (np.abs(found) < 2**53)))
     result = pa.chunked_array([pa.array(np.where(missing, 0, found), mask=missing)])
     return pc.cast(result, pa.int64()) if whole else result

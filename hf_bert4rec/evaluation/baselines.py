@@ -40,13 +40,13 @@ class DataCollatorWithUsers(DataCollatorForNextItem):
     users: Mapping[str, int] = field(default_factory=dict)
 
     def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        """Build a batch."""
+        """Build a batch with `users`."""
         users = torch.tensor([self.users.get(row["user"], -1) for row in features])
         return {**super().__call__(features), "users": users}
 
 
 class Baseline(nn.Module):
-    """Base class of baselines. They return the same output as the models, computed on the CPU."""
+    """Base class of baselines, which return the same output as the models, computed on the CPU."""
 
     users: Mapping[str, int] = {}  # raw user ID → number; empty for baselines that read histories only
     exclude_history = True  # whether items of the history are excluded from the ranking, as in `Bert4RecConfig`
@@ -85,7 +85,7 @@ class Baseline(nn.Module):
 
 
 class Popularity(Baseline):
-    """Recommend the items with the most interactions to every user.
+    """Baseline that recommends the items with the most interactions to every user.
 
     Args:
         recent_share: Share of the most recent interactions that are counted. A value below 1 needs a log with times.
@@ -99,7 +99,7 @@ class Popularity(Baseline):
         if recent_share < 1:
             times = np.concatenate(train.with_format("numpy")["timestamps"][:])
             if not times_are_comparable(np.repeat(np.arange(len(histories)), list(map(len, histories))), times):
-                raise ValueError("`recent_share` needs a log with times, found only an order. Leave it at 1.")
+                raise ValueError("`recent_share` needs a log with times, found only an order. Set it to 1.")
             items = items[times >= np.quantile(times, 1 - recent_share)]
         self.counts = torch.from_numpy(np.bincount(items, minlength=vocab_size)).float()  # no buffer: stays on the CPU
 
@@ -126,7 +126,7 @@ class MarkovChain(Popularity):
 
 
 class OwnItems(Popularity):
-    """Rank the user's own items by how often they occur in the history, then all other items by popularity.
+    """Baseline that ranks the user's own items by their number in the history, then all other items by popularity.
 
     For logs with repeat consumption, and models with `exclude_history=False`.
     """
@@ -171,7 +171,7 @@ class Ease(SetBaseline):
         check_number("regularization", regularization, "above 0", lambda number: number > 0)
         needed, free = 3 * 4e-9 * vocab_size**2, psutil.virtual_memory().available / 1e9
         if needed > free:
-            solution = "Drop rare items with `min_item_interactions`, or use item neighbors."
+            solution = "Drop rare items with `min_item_interactions`, or use `item_neighbors`."
             raise MemoryError(f"EASE needs {needed:.1f} GB of memory, {free:.1f} GB are free. {solution}")
         super().__init__(train, vocab_size)
         counts = np.zeros((vocab_size, vocab_size), np.float32)  # users who have both items
@@ -274,7 +274,7 @@ BASELINES: dict[str, type[Baseline]] = {
 
 
 def training_histories(train: Dataset) -> list[np.ndarray]:
-    """Return the history of each user."""
+    """Return the history of each user; ValueError if a user has several rows."""
     if len(set(train["user"][:])) != train.num_rows:
         raise ValueError(
             "Baselines need one row per user, found users with several rows. Split with `prefixes=False` and a "
@@ -295,9 +295,8 @@ def fit_implicit(module: str, kind: str, train: Dataset, vocab_size: int, **opti
     try:
         model = getattr(import_module(f"implicit.{module}"), kind)(**options)
     except ImportError as error:
-        raise ImportError(
-            "This baseline needs the package implicit. Run pip install 'hf-bert4rec[baselines]'."
-        ) from error
+        advice = "Run pip install 'hf-bert4rec[baselines]'."
+        raise ImportError(f"This baseline needs the package implicit. {advice}") from error
     histories = training_histories(train)
     users = np.repeat(np.arange(len(histories)), list(map(len, histories)))
     ones = np.ones(len(users), np.float32)

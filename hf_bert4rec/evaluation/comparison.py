@@ -105,7 +105,8 @@ def paired_difference(first: Sequence[float] | np.ndarray, second: Sequence[floa
     """
     first, second = (np.asarray(ranks, float) for ranks in (first, second))
     if first.shape != second.shape or not first.size:
-        raise ValueError(f"Expected ranks of the same users, found {first.size} and {second.size}. Use the same rows.")
+        found = f"{first.size} and {second.size} ranks"
+        raise ValueError(f"Expected ranks of the same users, at least one, found {found}. Use the same rows.")
     gains = ndcg_gains(first, TOP_K) - ndcg_gains(second, TOP_K)
     nonzero = gains[gains != 0].astype(np.float32)
     generator = np.random.default_rng(0)

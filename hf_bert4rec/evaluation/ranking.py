@@ -23,6 +23,7 @@ Sampled = Literal["popularity_sampled", "uniform_sampled"]
 
 CUTOFFS = (1, 5, 10)  # the k of HR@k, NDCG@k and MRR@k
 SAMPLED_METRICS = ("hr@1", "hr@5", "hr@10", "ndcg@5", "ndcg@10", "mrr")  # of the paper's Table 2, in its order
+NOT_FINITE = "If the training diverged, lower the learning rate. If the weights are damaged, download the model again."
 BLOCK_SIZE = 2**19  # scores that are compared at a time, so that they stay in the processor's cache
 SPECIALS = len(SPECIAL_TOKENS)
 
@@ -36,11 +37,13 @@ def count_better_and_tied(
 
     Arguments and errors are those of `target_ranks`. Returns two int64 tensors of shape (users,).
     """
-    if len({len(rows) for rows in (scores, targets, *(() if history is None else (history,)))}) > 1:
-        raise ValueError(f"Expected one target per user, found {len(targets)} targets for {len(scores)} users.")
+    sizes = [len(rows) for rows in (scores, targets, history) if rows is not None]
+    if len({*sizes}) > 1:
+        found = f"{' and '.join(map(str, sizes))} rows"
+        raise ValueError(f"Expected scores, targets and history of the same users, found {found}.")
     items = scores[:, SPECIALS:]
     if items.sum(dim=1).isnan().any() and items.isnan().any():  # the sum takes a sixth of the time
-        raise ValueError("Expected a score for every item, found NaN: the model diverged. Lower the learning rate.")
+        raise ValueError(f"Expected a score for every item, found NaN. {NOT_FINITE}")
     last = max([int(rows.max()) for rows in (targets, history) if rows is not None and rows.numel()], default=0)
     if last >= scores.shape[1]:
         raise ValueError(
@@ -177,8 +180,8 @@ def how_sampled(metrics: Mapping[str, float]) -> Sampled | None:
 def check_cutoffs(items: int) -> None:
     """Raise ValueError unless the catalog has more items than the largest cut-off: otherwise every target is a hit."""
     if items <= max(CUTOFFS):
-        needed = f"need a catalog of more than {max(CUTOFFS)} items, found {items}"
-        raise ValueError(f"Metrics at {max(CUTOFFS)} {needed}. Use a larger log, or `eval_strategy='no'`.")
+        needed = f"need a catalog of more than {max(CUTOFFS)} items, found {items}. Use a larger log, or train with"
+        raise ValueError(f"Metrics at {max(CUTOFFS)} {needed} `eval_strategy='no', load_best_model_at_end=False`.")
 
 
 @cache

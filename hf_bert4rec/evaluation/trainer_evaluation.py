@@ -59,7 +59,7 @@ def _unpack(logits: Any, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tens
     if "history" not in ranking:
         raise ValueError(
             "The output of the model has no `history` to exclude from the ranking. Rows to evaluate need a column "
-            "`history`, which `leave_one_out` and `split_at_time` create, unless the model has `exclude_history=False`."
+            "`history`, which `leave_one_out` and other splits create, unless the model has `exclude_history=False`."
         )
     scores: torch.Tensor = outputs[0]
     if scores.shape[1] == labels.shape[1]:  # every position is scored, for instance by a compiled model

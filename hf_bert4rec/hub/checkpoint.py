@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedModel
 from ..data.features import FEATURES_FILE
 from ..data.tokenization import TITLES_FILE, ItemTokenizer, check_tokenizer
 from ..models.registry import ARCHITECTURES, architecture_of
-from .errors import damaged, disk_errors, hub_errors, is_repository, read_json
+from .errors import damage_error, disk_errors, hub_errors, is_repository, read_json
 from .model_card import CARD, model_card
 from .run_facts import FACTS_FILE, RunFacts
 
@@ -99,12 +99,13 @@ def check_folder(folder: str | PathLike, name: str | None = None) -> PreTrainedM
             model = AutoModelForMaskedLM.from_config(config, trust_remote_code=False)
     except Exception as error:  # whatever transformers and torch raise for values that no model can have
         reason = error.__cause__ or error
-        raise damaged(name, f"config.json does not describe a model of hf-bert4rec ({reason})") from error
+        raise damage_error(name, f"config.json does not describe a model of hf-bert4rec ({reason})") from error
     tied = model._keys_to_ignore_on_save or ()  # not saved, because they are the item table
     if repeated := found.keys() & {*tied}:  # transformers would load them in place of the item table
         raise ValueError(
-            f"{name}: the weights contain {min(repeated)}, but by config.json this is the item table, which is not "
-            "saved twice. Save the model again with `save_pretrained`."
+            f"{name}: the weights contain {min(repeated)}, but `tie_word_embeddings: true` in config.json "
+            "replaces this weight by the item table. If the model was trained with separate output vectors, set this "
+            "option to false. Otherwise save the model again with `save_pretrained`."
         )
     expected = {key: list(weight.shape) for key, weight in model.state_dict().items()}
     for key in sorted((expected.keys() - set(tied)) | found.keys()):
@@ -127,11 +128,11 @@ def _check_options(folder: Path, config: dict[str, Any], tokenizer: dict[str, An
     for option, value in config.items():
         limit = max(weights, 2) if option in ("num_hidden_layers", "num_labels") else 2**63
         if isinstance(value, int) and abs(value) > limit:  # each layer has weights, and no model has labels
-            raise damaged(name, f"{option} in config.json is {value}, too large for {weights} weight tensors")
+            raise damage_error(name, f"{option} in config.json is {value}, too large for {weights} weight tensors")
     for file, values in (("config.json", config), ("tokenizer_config.json", tokenizer)):
         names, code = values.get("architectures") or [], values.get("auto_map", {})
         if not isinstance(names, list) or not all(isinstance(it, str) for it in names) or not isinstance(code, dict):
-            raise damaged(name, f"architectures or auto_map in {file} are not those of a model")
+            raise damage_error(name, f"architectures or auto_map in {file} are not those of a model")
 
 
 def weight_files(folder: Path) -> list[str]:
@@ -143,7 +144,7 @@ def weight_files(folder: Path) -> list[str]:
     files = list(weight_map.values()) if isinstance(weight_map, dict) and isinstance(metadata, dict) else []
     if not files or not all(isinstance(file, str) and re.fullmatch(r"[\w-]+\.safetensors", file) for file in files):
         expected = "`metadata` and a `weight_map` to safetensors files in this folder"
-        raise damaged(folder, f"{WEIGHTS[1]} must contain {expected}")
+        raise damage_error(folder, f"{WEIGHTS[1]} must contain {expected}")
     return sorted(set(files))
 
 
@@ -154,11 +155,11 @@ def _shapes(file: Path, name: str) -> dict[str, list[int]]:
             tensors = {key: weights.get_slice(key) for key in weights.keys()}  # noqa: SIM118
             kinds = {key: ("I32",) if key in COUNTED else FLOATS for key in tensors}
             if others := [key for key, tensor in tensors.items() if tensor.get_dtype() not in kinds[key]]:
-                found = f"expected floating-point weights, found {others[0]} in {file.name}"
-                raise ValueError(f"{name}: {found}. Save the model again without quantization.")
+                found = f"found {tensors[others[0]].get_dtype()} for {others[0]}. Save the model without quantization."
+                raise ValueError(f"{name}: expected floating-point weights in {file.name}, {found}")
             return {key: tensor.get_shape() for key, tensor in tensors.items()}
     except SafetensorError as error:
-        raise damaged(name, f"{file.name} is damaged or cut off ({error})") from error
+        raise damage_error(name, f"{file.name} is damaged or cut off ({error})") from error
 
 
 def stored_exclude_history(folder: str | PathLike) -> bool:
@@ -241,16 +242,18 @@ def save_checkpoint(
             (new / name).write_bytes(content)
 
 
-def check_output(folder: str | PathLike, file: str) -> None:
-    """Raise ValueError if a folder that is to be replaced has files, but not the `file` of an earlier result."""
-    if (path := Path(folder)).exists() and any(path.iterdir()) and not (path / file).exists():
-        raise ValueError(f"{folder} contains other files, which would be lost. Name a new folder for the result.")
-
-
 def restore_folder(folder: Path) -> None:
     """Restore a folder after a kill between the two renames of `replaced_folder`."""
     if folder.name and not folder.exists() and (old := folder.with_name(f"{folder.name}{REPLACED}")).exists():
         old.rename(folder)
+
+
+def check_output(output: str | PathLike, marker: str) -> None:
+    """Raise ValueError if `output` is a file, or a folder that has files, but not the file `marker`."""
+    path = Path(output)
+    if path.exists() and not (path / marker).exists() and (path.is_file() or any(path.iterdir())):
+        advice = "Name a new folder: `output=...` (`--output ...`)."
+        raise ValueError(f"{output} exists and has no {marker}, so it is not replaced. {advice}")
 
 
 @contextmanager

@@ -40,7 +40,7 @@ STATUSES = {
     401: (PermissionError, "does not accept the token. Log in again with `hf auth login`, or correct HF_TOKEN"),
     403: (
         PermissionError,
-        "does not allow you to write there. Choose a name under your own account, or a token with write access",
+        "denies access. To push, choose a name under your own account, or a token with write access",
     ),
     412: (OSError, "received another commit in the meantime. Check this commit, then push again to replace it"),
 }
@@ -64,15 +64,15 @@ def hub_errors(repository: str) -> Iterator[None]:
         reason = error.__cause__ if isinstance(error, RuntimeError) else error  # that of a failed upload
         if isinstance(reason, hub.HTTPError) or (reason is not error and isinstance(reason, OSError)):
             raise ConnectionError(
-                f"{repository}: the connection to the Hub failed ({reason}). No file or commit was transferred in "
-                "part. Check the network, then try again."
+                f"{repository}: the connection to the Hub failed ({reason}). Incomplete downloads are not used, and a "
+                "commit is made as a whole or not at all. Check the network, then try again."
             ) from error
         raise
 
 
 @contextmanager
 def disk_errors(path: str | PathLike) -> Iterator[None]:
-    """Raise a full disk as an OSError of one sentence, whichever library wrote the file."""
+    """Raise the error of a full disk as an OSError of one sentence, whichever library wrote the file."""
     try:
         yield
     except Exception as error:  # safetensors and tokenizers give the number in the text, torch.save its own name
@@ -92,8 +92,8 @@ def is_repository(name: str | PathLike) -> bool:
     return str(name).count("/") == 1
 
 
-def damaged(name: str | PathLike, problem: str) -> ValueError:
-    """Return the error of a checkpoint with damaged files."""
+def damage_error(name: str | PathLike, problem: str) -> ValueError:
+    """Return the ValueError for a checkpoint with damaged files. `problem` says what is wrong."""
     return ValueError(f"{name}: {problem}. Download or save the checkpoint again.")
 
 
@@ -112,7 +112,7 @@ def read_json(file: Path, name: str | PathLike) -> dict[str, Any]:
         if _depth(found) > JSON_DEPTH:
             raise ValueError(f"nested more than {JSON_DEPTH} levels deep")
     except (ValueError, RecursionError) as error:
-        raise damaged(name, f"{file.name} is not valid ({error})") from error
+        raise damage_error(name, f"{file.name} is not valid ({error})") from error
     return found
 
 

@@ -12,7 +12,7 @@ from typing import Any, Self
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 
-from .errors import damaged, read_json
+from .errors import damage_error, read_json
 
 FACTS_FILE = "run_facts.json"
 FORMAT_VERSION = 4
@@ -127,9 +127,8 @@ class RunFacts:
         values = read_json(file, folder)
         version = values.get("format_version", 1)
         if version not in range(1, FORMAT_VERSION + 1):
-            raise ValueError(
-                f"{file}: `format_version` must be from 1 to {FORMAT_VERSION}, found {version}. Update hf-bert4rec."
-            )
+            expected = f"`format_version` must be from 1 to {FORMAT_VERSION}"
+            raise ValueError(f"{file}: {expected}, found {version!r}. Update hf-bert4rec.")
         try:
             values = _from_version_1(values) if version == 1 else values
             if values.get("reproducible"):
@@ -143,7 +142,7 @@ class RunFacts:
             return _build(cls, values)
         except (ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
             reason = error.__cause__ if isinstance(error, StrictDataclassError) else error
-            raise damaged(file, f"these are not run facts of hf-bert4rec ({reason!r})") from error
+            raise damage_error(file, f"these are not run facts of hf-bert4rec ({reason!r})") from error
 
     def save(self, folder: str | PathLike) -> None:
         """Write `run_facts.json` into a folder."""
@@ -155,7 +154,7 @@ class RunFacts:
         return text.encode("utf-8", "backslashreplace")  # a lone surrogate of a file name becomes a JSON escape
 
     def published(self) -> Self:
-        """Return the facts for other readers: paths outside the working folder are reduced to their last part."""
+        """Return the facts to publish: paths outside the working folder are reduced to their last part."""
         return dataclasses.replace(self, recipe={name: _public(value) for name, value in self.recipe.items()})
 
 

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from ..data.arguments import check_count
 from ..data.tokenization import ItemTokenizer, as_item_ids
-from ..evaluation.ranking import stable_top_k
+from ..evaluation.ranking import NOT_FINITE, stable_top_k
 from ..models.configuration_bert4rec import SPECIAL_TOKENS
 from .arguments import read_item_lists
 
@@ -49,7 +49,7 @@ class Recommendations(list[Recommendation]):
 
 
 class ItemCatalog:
-    """The items of a tokenizer, and functions that read requests and describe answers."""
+    """The items of a tokenizer, with methods that convert raw IDs to token IDs, and scores to recommendations."""
 
     def __init__(self, tokenizer: ItemTokenizer) -> None:
         self.tokenizer = tokenizer
@@ -82,7 +82,8 @@ class ItemCatalog:
         """Return the token IDs for raw IDs; ValueError for an unknown ID."""
         ids, rows, known = self._rows(items, name)
         if not known.all():
-            raise ValueError(f"{name}: the model has no item {ids[int(known.argmin())].as_py()!r}. Remove this ID.")
+            missing = ids[int(known.argmin())].as_py()
+            raise ValueError(f"{name}: the model has no item {missing!r}. Pass the ID of an item of the model.")
         return rows
 
     def _rows(self, items: Iterable[Any], name: str) -> tuple[pa.StringArray, np.ndarray, np.ndarray]:
@@ -162,7 +163,7 @@ def closed_rows(rows: int, removed: np.ndarray) -> torch.Tensor:
 def check_scores(scores: torch.Tensor) -> None:
     """Raise ValueError unless all scores are finite."""
     if not scores.isfinite().all():
-        raise ValueError("The scores are NaN or infinite: the weights are damaged or the training diverged.")
+        raise ValueError(f"The scores are NaN or infinite. {NOT_FINITE}")
 
 
 @torch.no_grad()

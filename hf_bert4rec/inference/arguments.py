@@ -36,8 +36,8 @@ def read_item_lists(values: Any, name: str, histories: int) -> list[list[Any]]:
         return [lists]
     if False in nested or len(lists) != histories:
         raise ValueError(
-            f"{name}: expected a list of item IDs, or one list for each of the {histories} histories, found "
-            f"{len(lists)} elements: {lists!r:.200}. Pass one of the two."
+            f"{name}: expected a list of item IDs, or one list for each history ({histories}), found "
+            f"{len(lists)} elements: {lists!r:.200}. Pass one of these forms."
         )
     return [read_list(ids, name) for ids in lists]
 
@@ -56,10 +56,8 @@ def _read_option(name: str, value: Any) -> Any:
         case "rerank":
             rules = list(value) if isinstance(value, list | tuple) else [value]
             if not all(map(_takes_candidates, rules)):
-                raise ValueError(
-                    "`rerank` must be a rule, such as at_most(2, 'category'), or a list of rules, "
-                    f"found {value!r:.100}."
-                )
+                expected = "a rule, such as at_most(2, 'category'), or a list of rules"
+                raise ValueError(f"`rerank` must be {expected}, found {value!r:.100}.")
             return rules
         case "where" | "where_not":
             check_conditions(name, value)

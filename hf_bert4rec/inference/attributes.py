@@ -91,8 +91,8 @@ class ItemAttributes:
             wanted = list(map(str, wanted))  # categories of features are text
         for value in wanted[:CHECKED]:
             if not column.isin([value]).any():
-                known = ", ".join(map(repr, column.drop_duplicates()[:3].tolist()))
-                text = "No item has %s as %r. Values of this attribute are %s and so on. For a range, use a function."
+                known = ", ".join(map(repr, column.drop_duplicates()[:3].tolist())) or "none"
+                text = "No item has %s as %r. First values of this attribute: %s. For a range, use a function."
                 logger.warning_once(text, repr(value), name, known)
         return self._items_of(column[column.isin(wanted)])
 
@@ -102,7 +102,7 @@ class ItemAttributes:
     def _column(self, name: str) -> pd.Series:
         """Return the values of a column, several for a cell with a list; the index is the row of the table."""
         if name not in self._table.columns:
-            raise ValueError(f"Unknown attribute {name!r}. Use one of {self._table}.")
+            raise ValueError(f"Unknown attribute {name!r}. Choose from {self._table}.")
         if name not in self._columns:
             with library_errors(self._table.name):
                 (cells,) = self._table.read([self._table.columns.index(name)])
@@ -118,7 +118,7 @@ class ItemAttributes:
         return self._columns[name]
 
 
-def needed(attributes: ItemAttributes | None) -> ItemAttributes:
+def require_attributes(attributes: ItemAttributes | None) -> ItemAttributes:
     """Return the attributes; ValueError for None."""
     if attributes is None:
         raise ValueError("Attributes are missing. Pass a table with one row per item as `attributes=`.")
@@ -133,8 +133,9 @@ def read_attributes(source: Any, items: pa.Array) -> ItemAttributes:
     attributes = source if isinstance(source, ItemAttributes) else ItemAttributes(source)
     found = pc.sum(pc.is_in(items, value_set=attributes.items)).as_py()
     if found == 0:
-        shown = " and ".join(repr(of[0].as_py()) for of in (attributes.items, items) if len(of))
-        raise ValueError(f"attributes: no item of the table is in the model, found IDs like {shown}. Use the same.")
+        table, model = (repr(of[0].as_py()) if len(of) else "none" for of in (attributes.items, items))
+        found = f"first ID of the table: {table}, of the model: {model}"
+        raise ValueError(f"attributes: no item of the table is in the model ({found}). Use the same IDs in both.")
     if found is not None and found < len(items) / 2:
         text = "attributes: only %s of the %s items of the model have a row in the table. Check the column of IDs."
         logger.warning_once(text, f"{found:,}", f"{len(items):,}")

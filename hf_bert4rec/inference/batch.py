@@ -39,7 +39,7 @@ Table = TypeVar("Table", pa.Table, pd.DataFrame)
 
 
 class BatchRecommender:
-    """Recommend for tables of users, such as the batches of Ray Data (`map_batches`) and Spark (`mapInPandas`).
+    """Recommender for tables of users, such as the batches of Ray Data (`map_batches`) and Spark (`mapInPandas`).
 
     Args:
         checkpoint: Folder or Hub ID of a checkpoint, or a folder that `export_checkpoint` wrote.
@@ -66,7 +66,8 @@ class BatchRecommender:
         if isinstance(table, pd.DataFrame):
             return self(pa.Table.from_pandas(table, preserve_index=False)).to_pandas()
         if missing := [name for name in (self.user, self.history) if name not in table.column_names]:
-            raise ValueError(f"Expected a column {missing[0]!r}, found {', '.join(table.column_names)}.")
+            advice = "Name the columns of users and histories: `user=...` and `history=...`."
+            raise ValueError(f"Expected a column {missing[0]!r}, found {', '.join(table.column_names)}. {advice}")
         users = table[self.user]
         if nulls := users.null_count:
             found = f"found {nulls} missing values. Fix or remove these rows."
@@ -134,7 +135,7 @@ def recommend_to_parquet(
     with disk_errors(folder):
         _begin(folder, json.loads(json.dumps(request, default=int)))
         with tqdm(total=users, desc="Recommending", unit="user") as bar:
-            for count in _scored(shards, folder, processes, arguments, recommender):
+            for count in _write_shards(shards, folder, processes, arguments, recommender):
                 bar.update(count)
     return folder
 
@@ -197,7 +198,7 @@ def _cut(batches: Iterator[pa.RecordBatch], size: int) -> Iterator[pa.Table]:
         yield pa.Table.from_batches(kept)
 
 
-def _scored(
+def _write_shards(
     shards: Iterator[pa.Table], folder: Path, processes: int, arguments: dict[str, Any], recommender: BatchRecommender
 ) -> Iterator[int]:
     """Write the missing files, and yield the number of users of each."""

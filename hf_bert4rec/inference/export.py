@@ -22,14 +22,7 @@ from torch.export import Dim, ExportedProgram
 from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel
 
 from ..data.data_collator import pad_rows
-from ..hub.checkpoint import (
-    check_output,
-    check_sizes,
-    fetch_checkpoint,
-    is_folder,
-    replaced_folder,
-    stored_exclude_history,
-)
+from ..hub.checkpoint import check_output, check_sizes, fetch_checkpoint, replaced_folder, stored_exclude_history
 from ..hub.errors import read_json
 from ..models.configuration_bert4rec import SPECIAL_TOKENS
 from .answers import ItemCatalog, Recommendations, check_scores, closed_rows, item_vectors, unit_vectors
@@ -43,11 +36,11 @@ ALL_ROWS, NO_ROWS = [slice(None)], [np.empty(0, np.int64)]  # if `allow` or `den
 
 
 class RecommendationGraph(nn.Module):
-    """A model that maps histories to the best items without control flow that depends on values, for `torch.export`.
+    """A model that maps histories to the best items, without data-dependent control flow, for `torch.export`.
 
     Args:
-        model: A model with a masked-item head.
-        removed: (removed,) token IDs of items that are never recommended.
+        model: Model with an item head, such as `Bert4RecForMaskedLM`.
+        removed: (number,) token IDs of items that are never recommended.
     """
 
     def __init__(self, model: PreTrainedModel, removed: np.ndarray) -> None:
@@ -128,7 +121,8 @@ def export_checkpoint(checkpoint: str | PathLike, output: str | PathLike, revisi
     tokenizer = AutoTokenizer.from_pretrained(folder)
     check_sizes(model, tokenizer)
     if model.config.max_position_embeddings < 3:
-        raise ValueError("The export needs a model with `max_position_embeddings` of at least 3.")
+        found = model.config.max_position_embeddings
+        raise ValueError(f"The export needs a model with `max_position_embeddings` of at least 3, found {found}.")
     catalog = ItemCatalog(tokenizer)
     program = export_program(model, catalog.removed)
     inputs, outputs = ["history", "excluded", "allowed", "top_k"], ["items", "scores"]
@@ -140,7 +134,7 @@ def export_checkpoint(checkpoint: str | PathLike, output: str | PathLike, revisi
     for node in graph.model.graph.all_nodes():
         node.metadata_props.clear()  # lines of code, with the paths of this machine
     facts = {
-        "checkpoint": "/".join(Path(checkpoint).resolve().parts[-2:]) if is_folder(checkpoint) else str(checkpoint),
+        "checkpoint": "/".join(Path(checkpoint).resolve().parts[-2:]) if Path(checkpoint).is_dir() else str(checkpoint),
         "revision": checkpoint_revision(folder),
         "exclude_history": stored_exclude_history(folder),
         "max_length": tokenizer.model_max_length,
@@ -157,7 +151,7 @@ def export_checkpoint(checkpoint: str | PathLike, output: str | PathLike, revisi
 
 
 class OnnxRecommender:
-    """Recommend from an exported checkpoint. Calls and answers are as in `NextItemRecommendationPipeline`.
+    """Recommender that executes an exported checkpoint, with calls and answers of `NextItemRecommendationPipeline`.
 
     Args:
         folder: Folder that `export_checkpoint` wrote.
@@ -204,8 +198,8 @@ class OnnxRecommender:
             for user, items in enumerate(allow):
                 allowed[user, items] = True
             inputs = {
-                "history": _filled([history[max(0, len(history) - limit) :] for history in rows]),
-                "excluded": _filled(deny),
+                "history": _pad_with_zeros([history[max(0, len(history) - limit) :] for history in rows]),
+                "excluded": _pad_with_zeros(deny),
                 "allowed": allowed,
                 "top_k": np.array(number, np.int64),
             }
@@ -226,7 +220,7 @@ def checkpoint_revision(folder: Path) -> str | None:
     return folder.name if folder.parent.name == "snapshots" else None
 
 
-def _filled(rows: list[np.ndarray]) -> np.ndarray:
+def _pad_with_zeros(rows: list[np.ndarray]) -> np.ndarray:
     """Return token IDs (users, longest) padded with 0, with at least one column."""
     return pad_rows(rows, PAD_ROW, max(1, *map(len, rows)))[0]
 
@@ -238,7 +232,8 @@ def _loops_for_gru(model: PreTrainedModel) -> Any:
     try:
         from torch.export._patches import register_gru_while_loop_decomposition
     except ImportError as error:
-        raise ImportError("The export of GRU4Rec needs a newer torch. Run pip install --upgrade torch.") from error
+        found = f"torch {torch.__version__}. Run pip install 'torch==2.13.*'."
+        raise ImportError(f"The export of GRU4Rec was tested with torch 2.13, found {found}") from error
     return register_gru_while_loop_decomposition()
 
 

@@ -9,7 +9,7 @@ from .pipeline import pipeline
 
 
 class EndpointHandler:
-    """Answer requests as the server does (`POST /recommend`), in an Inference Endpoint; `path` is the repository."""
+    """Handler of an Inference Endpoint, which answers as the server does (`POST /recommend`); `path` is its folder."""
 
     def __init__(self, path: str = "") -> None:
         self.recommender = pipeline(path)

@@ -34,7 +34,7 @@ OPTIONS = (*FILTERS, "index")
 
 
 class NextItemRecommendationPipeline(Pipeline):
-    """Recommend the next item for histories of raw item IDs.
+    """Pipeline that recommends the next item for histories of raw item IDs.
 
         recommender = hf_bert4rec.pipeline("org/bert4rec-ml1m")
         recommender([["1", "6", "2571"]], top_k=10)
@@ -49,7 +49,7 @@ class NextItemRecommendationPipeline(Pipeline):
     - All methods raise ValueError if an argument has another form, or if scores of the model are not finite.
 
     Args:
-        model: A `Bert4RecForMaskedLM`.
+        model: `Bert4RecForMaskedLM` or another model of the package.
         tokenizer: The `ItemTokenizer` of the same checkpoint.
         batch_size: Histories per batch, by default 64, and fewer with a large catalog. Batch size and order of the
             histories do not affect the result: items are in the same order, and scores are equal to 1e-5.
@@ -86,8 +86,8 @@ class NextItemRecommendationPipeline(Pipeline):
                 - `top_k` (10): number of items per user.
                 - `exclude_history`: whether to exclude the items of the history. Default: as in the evaluation of the
                   model (`model.config.exclude_history`).
-                - `allow`: IDs of the only items that may be recommended. `deny`: IDs of items that are not
-                  recommended. Both are one list for all histories, or one list per history.
+                - `allow`: only these IDs can be recommended. `deny`: these IDs are never recommended. Pass one list
+                  for all histories, or one list per history.
                 - `where`: conditions on attributes that an item must fulfill, such as `{"in_stock": True}`.
                   `where_not`: conditions that an item must not fulfill. See `ItemAttributes.matching`.
                 - `attributes`: the table of attributes, or an `ItemAttributes`. Default: the item features of the
@@ -230,7 +230,7 @@ class NextItemRecommendationPipeline(Pipeline):
         return item_vectors(self.model)
 
     def index_vectors(self) -> np.ndarray:
-        """Return `item_vectors` with one more number, (items, hidden + 2) float32, so that all vectors have one norm.
+        """Return `item_vectors` with one more number, (items, hidden + 2) float32, so that all norms are equal.
 
         Query vectors get a zero at this index, so the inner products stay the same. An index finds items by their
         direction: if the norms differ, it misses most of the best items (Bachrach et al., RecSys 2014).
@@ -347,7 +347,7 @@ class NextItemRecommendationPipeline(Pipeline):
             self.trained_on_last_items = False  # once
             logger.warning(
                 "The model was trained on last items only (last_item_probability=1), so it has not learned to predict "
-                "items inside a history. Train it with --prefixes false --last_item_probability 0.1."
+                "items inside a history. Train the model with --prefixes false --last_item_probability 0.1."
             )
 
 
@@ -377,8 +377,8 @@ def pipeline(
     """
     if not isinstance(model, str | PathLike):
         raise ValueError(
-            f"`model` must be a checkpoint folder or a Hub ID, found {type(model).__name__}. For objects use "
-            "NextItemRecommendationPipeline(model=…, tokenizer=…)."
+            f"`model` must be a checkpoint folder or a Hub ID, found {type(model).__name__}. For a loaded model "
+            "use `NextItemRecommendationPipeline(model=model, tokenizer=tokenizer)`."
         )
     folder = fetch_checkpoint(model, revision, token)
     recommender = transformers.pipeline(TASK, model=str(folder), **kwargs)

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..data.arguments import check_count, check_number
 from .arguments import check_conditions
-from .attributes import ItemAttributes, needed
+from .attributes import ItemAttributes, require_attributes
 
 LARGEST = np.finfo(np.float32).max
 
@@ -34,7 +34,7 @@ class Candidates:
 
     def values(self, name: str) -> list[list[Any]]:
         """Return a list of the values of an attribute for each item; it is empty for an item without values."""
-        found = needed(self.attributes).values(name)
+        found = require_attributes(self.attributes).values(name)
         return [list(found.get(item, ())) for item in self.items]
 
 
@@ -69,7 +69,8 @@ def diversify(weight: float) -> Rule:
     logit, scaled to 0 for the last of the candidates and 1 for the first. Similarity is the largest cosine between the
     vector of the item and the vector of an item above it. Source: Carbonell and Goldstein, SIGIR 1998.
 
-    An item with a far lower logit makes the relevance of the others almost equal. Drop such an item with a rule before.
+    An item with a far lower logit makes the relevance of the others almost equal. Put a rule before this one that drops
+    such items.
 
     Args:
         weight: 0 keeps the order, 1 ignores the scores.
@@ -111,7 +112,7 @@ def boost(where: Mapping[str, Any], factor: float) -> Rule:
         return [set(attributes.matching(*condition).to_pylist()) for condition in where.items()]
 
     def rule(candidates: Candidates) -> np.ndarray:
-        found = matching(needed(candidates.attributes))
+        found = matching(require_attributes(candidates.attributes))
         boosted = [all(item in ids for ids in found) for item in candidates.items]
         return candidates.logits + np.log(factor) * np.array(boosted)
 
@@ -128,10 +129,8 @@ def order_by_rules(candidates: Candidates, rules: Sequence[Rule]) -> np.ndarray:
         logits = np.asarray(found)
         fits = logits.dtype.kind == "f" and logits.shape == order.shape
         if not fits or not np.all((np.abs(logits) < LARGEST) | (logits == -np.inf)):
-            raise ValueError(
-                f"A rule must return one finite float for each of the {len(order)} candidates, or -inf to drop the "
-                f"item, found {found!r:.200}."
-            )
+            expected = f"one finite float for each of the {len(order)} candidates, or -inf to drop the item"
+            raise ValueError(f"A rule must return {expected}, found {found!r:.200}.")
         best = np.argsort(-logits, kind="stable")[: np.count_nonzero(logits > -np.inf)]
         items, vectors = [candidates.items[place] for place in best], candidates.vectors[best]
         candidates = Candidates(items, logits[best].astype(np.float32), vectors, candidates.attributes)

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from ..evaluation.ranking import stable_top_k
 from ..models.configuration_bert4rec import SPECIAL_TOKENS
 from .answers import ItemCatalog, Recommendations, check_scores
-from .attributes import ItemAttributes, needed
+from .attributes import ItemAttributes, require_attributes
 from .rules import Candidates, Rule, order_by_rules
 
 SEARCHED = 4  # items that an index is asked for, per item to return
@@ -43,15 +43,13 @@ class Selection:
         if self.index is not None:
             self.index = open_index(self.index, len(self.catalog.tokenizer.items), self.model.config.hidden_size + 1)
         if self.index is not None and self.model.repeat_head is not None and not self.exclude_history:
-            raise ValueError(
-                "An index does not contain the scores of the model's `repeat_head`. Pass `exclude_history=True`, or no "
-                "`index`."
-            )
+            solution = "Pass `exclude_history=True`, or no `index`."
+            raise ValueError(f"An index does not contain the scores of the model's `repeat_head`. {solution}")
         self._number = max(self.top_k, self.candidates) if self.rerank else self.top_k
         self._closed = self.catalog.closed.clone()  # rows that are not recommended to anybody
         for conditions, refused in ((self.where, False), (self.where_not, True)):
             for condition in conditions.items():
-                ids = needed(self.attributes).matching(*condition)
+                ids = require_attributes(self.attributes).matching(*condition)
                 found = np.asarray(pc.is_in(self.catalog.tokenizer.items, value_set=ids))
                 self._closed[len(SPECIAL_TOKENS) :] |= torch.from_numpy(found) == refused
 
@@ -59,9 +57,10 @@ class Selection:
     def best(self, outputs: dict[str, torch.Tensor]) -> list[Recommendations]:
         """Return the best items for each user; raise ValueError if scores are not finite.
 
-        `outputs` are `logits` (users, vocab_size), overwritten here, or with an index `queries` (users, hidden + 1)
-        and, if the model has them, `followers` and `transitions` (users, number); and token IDs, padded with [PAD]:
-        `history` (users, longest), optionally `allow`, `deny` (users or 1, longest).
+        Args:
+            outputs: `logits` (users, vocab_size), which are overwritten; with an index instead `queries` (users, hidden
+                + 1) and, if the model has them, `followers` and `transitions` (users, number). Token IDs padded with
+                [PAD]: `history` (users, longest), and optionally `allow` and `deny` (users or 1, longest).
         """
         users = len(outputs["history"])
         lists = {name: outputs[name].expand(users, -1) for name in LISTS if name in outputs}
@@ -104,7 +103,7 @@ class Selection:
     def _rank_found(
         self, outputs: dict[str, torch.Tensor], excluded: torch.Tensor, allowed: torch.Tensor | None
     ) -> Ranking:
-        """Rank followers and items that the index finds, or the items of `allow`. Search for more if few are left."""
+        """Return the best of followers and items from the index, or of `allow`. Search for more if few are left."""
         check_scores(queries := outputs["queries"])
         possible = (~self._closed).nonzero()[:, 0]
         denied = pad(excluded, (1, 0)).sort(dim=1).values  # with [PAD], which is row 0

@@ -130,13 +130,13 @@ class SimilarAnswer(Source):
 
 
 class Problem(BaseModel):
-    """Why a request was not answered."""
+    """Reason why a request was not answered."""
 
     detail: str
 
 
 class Metrics:
-    """What `GET /metrics` reports, in the format of Prometheus."""
+    """Metrics that `GET /metrics` reports, in the format of Prometheus."""
 
     def __init__(self) -> None:
         self.registry = prometheus.CollectorRegistry()
@@ -228,7 +228,8 @@ class Service:
             try:
                 found = _answer(recommender, [request for request, _ in group])
             except BaseException as error:  # such as NaN as a score, or a panic of a library; the server must go on
-                logger.error("Scoring failed: %s", type(error).__name__)
+                text = "Scoring failed with %s, so the status is 500. The text is not logged: it may contain histories."
+                logger.error(text, type(error).__name__)
                 reason = str(error) if isinstance(error, ValueError) else "Scoring failed."
                 found = [HTTPException(500, reason)] * len(group)
             answers += zip([answered for _, answered in group], found, strict=True)
@@ -302,7 +303,7 @@ class _Limits:
         try:
             await app(scope, receive_body, send_and_note)
         except Exception as error:
-            logger.error("A request failed: %s", type(error).__name__)
+            logger.error("A request failed with %s, so the status is 500.", type(error).__name__)
             await _problem(500, "The request failed.")(scope, receive, send_and_note)
         route = getattr(scope.get("route"), "path", "other")
         self.metrics.requests.labels(route, status).inc()
@@ -357,17 +358,17 @@ def create_app(load: Load, reload_on_sighup: bool = False) -> FastAPI:
 
     @app.get("/health", responses={200: {"content": {"application/json": {"example": {"status": "running"}}}}})
     async def health() -> dict[str, str]:
-        """Whether the process answers."""
+        """Report that the process answers."""
         return {"status": "running"}
 
     @app.get("/ready", response_model=Source)
     async def ready() -> Response:
-        """The checkpoint in use. The server listens only after it is loaded."""
+        """Return the checkpoint in use. The server listens only after the checkpoint is loaded."""
         return JSONResponse(service.source)
 
     @app.get("/metrics", response_class=Response)
     async def metrics() -> Response:
-        """Metrics for Prometheus."""
+        """Return metrics for Prometheus."""
         return Response(prometheus.generate_latest(service.metrics.registry), media_type=prometheus.CONTENT_TYPE_LATEST)
 
     return app

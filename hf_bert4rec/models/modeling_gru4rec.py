@@ -38,9 +38,8 @@ class Gru4RecConfig(Bert4RecConfig):
         """Check that options of other encoders are not set."""
         for name in ("rope_theta", "conv_kernel_size"):
             if getattr(self, name) is not None:
-                raise ValueError(
-                    f"`{name}` must be None for GRU4Rec, which has no such part, found {getattr(self, name)}."
-                )
+                found = f"found {getattr(self, name)}"
+                raise ValueError(f"`{name}` must be None for GRU4Rec, which has no such part, {found}.")
 
 
 class Gru4RecModel(Bert4RecEncoder):

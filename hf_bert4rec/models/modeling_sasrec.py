@@ -32,10 +32,8 @@ class SasRecConfig(Bert4RecConfig):
     def validate_direction(self) -> None:
         """Check that `conv_kernel_size` is None: a convolution would leak the target."""
         if self.conv_kernel_size is not None:
-            raise ValueError(
-                "`conv_kernel_size` must be None for SASRec, which does not see later items, found "
-                f"{self.conv_kernel_size}."
-            )
+            expected = "must be None for SASRec, which does not see later items"
+            raise ValueError(f"`conv_kernel_size` {expected}, found {self.conv_kernel_size}.")
 
 
 def shift_right(

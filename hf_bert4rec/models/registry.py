@@ -93,9 +93,8 @@ def register_architecture(
         ValueError: The model type belongs to another model, or `model_class` has another configuration class.
     """
     if config_class.model_type in {row.model_type for row in _BUILT_IN}:
-        raise ValueError(
-            f"{config_class.__name__} needs its own `model_type`, found {config_class.model_type!r}, which is built in."
-        )
+        found = f"found {config_class.model_type!r}, which is built in"
+        raise ValueError(f"{config_class.__name__} needs its own `model_type`, {found}.")
     if model_class.config_class is not config_class:
         raise ValueError(f"Add the annotation `config: {config_class.__name__}` to the class {model_class.__name__}.")
     row = Architecture(config_class, model_class, objective, name or config_class.__name__.removesuffix("Config"))

@@ -11,9 +11,7 @@ from ..data.arguments import check_number
 from .optimizer import muon
 
 ID_DROPOUT = 0.2
-LABEL_SMOOTHING = (
-    "`label_smoothing_factor` must be 0: label smoothing would also give probability to padding and [MASK]."
-)
+LABEL_SMOOTHING = "`label_smoothing_factor` must be 0: label smoothing would also give probability to [PAD] and [MASK]."
 
 
 @dataclass
@@ -85,16 +83,14 @@ class RecommendationTrainingArguments(TrainingArguments):
         check_number("id_dropout", self.id_dropout, "at least 0 and below 1", lambda share: 0 <= share < 1)
         loss = self.eval_strategy == "no" or str(self.metric_for_best_model).endswith("loss")
         if self.prediction_loss_only and not loss:
-            raise ValueError("`prediction_loss_only` must be False: the metric needs the scores, found True.")
+            raise ValueError("`prediction_loss_only` must be False, found True: the metric needs the scores.")
         super().__post_init__()
         if self.muon_learning_rate is not None:
             muon(self, self.muon_learning_rate)  # checks what Muon cannot be combined with
         if self.label_smoothing_factor:
             raise ValueError(LABEL_SMOOTHING)
         if self.dataloader_persistent_workers:
-            raise ValueError(
-                "`dataloader_persistent_workers` would repeat the masks of the first epoch in all epochs. "
-                "Set it to False."
-            )
+            reason = "persistent workers would repeat the masks of the first epoch"
+            raise ValueError(f"`dataloader_persistent_workers` must be False, found True: {reason}.")
         if self.push_to_hub and self.hub_strategy != "end":
             raise ValueError(f"`hub_strategy` must be 'end', found {self.hub_strategy!r}: others upload pickles.")

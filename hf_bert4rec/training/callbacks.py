@@ -21,11 +21,12 @@ logger = logging.getLogger(__name__)
 
 
 class ClozeCallback(TrainerCallback):
-    """Set the epoch of collator and sampler: masks and order change in each epoch, and are the same after a resumption.
+    """Callback that sets the epoch of collator and sampler, so that masks and order differ between epochs.
 
     The stock length-grouped sampler takes its order from torch's global generator, which differs between processes and
-    after a resumption, so that rows would be skipped or drawn twice. With this callback the order depends on seed and
-    epoch alone. Rows are grouped over all processes of a step, so that the number of processes changes nothing.
+    after a resumption, so that rows would be skipped or drawn twice. With this callback, masks and order depend on seed
+    and epoch alone, also after a resumption. Rows are grouped over all processes of a step, so that the number of
+    processes changes nothing.
     """
 
     def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
@@ -50,7 +51,7 @@ class ClozeCallback(TrainerCallback):
 
 
 class ResourceCallback(TrainerCallback, ExportableState):
-    """Log the memory that training needs when training starts, and the time of an epoch after two steps.
+    """Callback that logs the memory that training needs, and after two steps the time of an epoch.
 
     On a CPU the callback also sets whether freed memory is kept (`keep_freed_memory`), and warns about spinning
     threads. Its count of training seconds is stored in checkpoints and continues after a resumption.
@@ -115,13 +116,13 @@ def _log_memory(args: TrainingArguments, model: Bert4RecForMaskedLM, loader: Any
     scores = 3 * 4e-9 * args.per_device_eval_batch_size * model.config.vocab_size
     if args.eval_strategy != "no" and scores > estimate.total:
         needed = resources.format_memory(scores)
-        logger.info("Evaluation needs up to %s. To reduce it, use a smaller `per_device_eval_batch_size`.", needed)
+        logger.info("Evaluation needs up to %s of memory, less with a lower `per_device_eval_batch_size`.", needed)
     # The model is allocated already, and after a resumption so is the state of the optimizer.
     allocated = estimate.parameters + (estimate.optimizer_state if resumed else 0)
     free = resources.free_memory(args.device) + allocated
     if estimate.total > free:
         sizes = map(resources.format_memory, (estimate.total, free))
-        text = "Training may not fit into the free memory: training needs about %s, %s are free. Use %s."
+        text = "Training may not fit into the free memory: it needs about %s, and %s are free. Use %s."
         logger.warning(text, *sizes, estimate.advice)
 
 
@@ -158,6 +159,6 @@ def _stored(state: TrainerState, callback: TrainerCallback, attribute: str) -> f
 
 
 def with_package_callbacks(callbacks: Sequence[TrainerCallback]) -> list[TrainerCallback]:
-    """The callbacks of the package that are missing among the given ones, then the given ones."""
+    """Return the callbacks of the package that are missing among the given ones, followed by the given ones."""
     kinds = (ClozeCallback, ResourceCallback)
     return [*(kind() for kind in kinds if not any(isinstance(it, kind) for it in callbacks)), *callbacks]

@@ -91,7 +91,7 @@ def add_items(
 def remove_items(
     checkpoint: str | PathLike, items: Iterable[str | float], output: str | PathLike | None = None
 ) -> None:
-    """Remove items from the recommendations of a checkpoint. They keep their token IDs and may be in histories.
+    """Remove items from the recommendations of a checkpoint. The items keep their token IDs and may be in histories.
 
     `add_items` lets removed items return. Evaluation still ranks them, since they may be targets.
 
@@ -130,9 +130,9 @@ def append_items(
     projection: torch.Tensor | None,
     likes: Mapping[str, list[str]] | None = None,
 ) -> list[str]:
-    """Append rows for the items of an extended tokenizer to the item table and biases of a model, in place.
+    """Append a row for each new item of an extended tokenizer to the item table and biases of a model, in place.
 
-    Return the start of each new item, one of `STARTS`; see `add_items`.
+    Return for each new item what its row was computed from, an entry of `STARTS`; see `add_items`.
     """
     embeddings, head, likes = model.get_input_embeddings(), model.get_output_embeddings(), likes or {}
     tied = head.weight is embeddings.weight
@@ -147,7 +147,7 @@ def append_items(
         known = tokenizer.encode_items(others)  # of all at once: each call looks at the whole catalog
         if (unknown := known == tokenizer.unk_token_id).any():
             place, other = named[int(unknown.argmax())]
-            raise ValueError(f"{new[place].as_py()!r}: `like` names {other!r}, which the checkpoint lacks.")
+            raise ValueError(f"{new[place].as_py()!r}: `like` names {other!r}. Name an item of the checkpoint.")
         chosen, counts = torch.tensor(places).unique_consecutive(return_counts=True)
         for values, table in zip(rows, tables, strict=True):
             values[chosen] = torch.stack([part.mean(dim=0) for part in table[known].split(counts.tolist())])

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from ..data.features import PROJECTION_FILE
 from ..data.histories import flatten
 from ..data.tokenization import ItemTokenizer
-from ..hub.errors import damaged
+from ..hub.errors import damage_error
 from ..models.configuration_bert4rec import SPECIAL_TOKENS
 
 NO_ID = 1e-5  # largest number of a vector that is only the rounding of a projection
@@ -27,16 +27,15 @@ RIDGE = 0.01  # weight of the squared projection per item, in the regression tha
 
 
 class FeatureProjection(nn.Module):
-    """The part of item vectors and output biases that comes from features.
+    """Item vectors and output biases, each the sum of an ID embedding and a projection of the features.
 
-    Vector and bias of an item are the sum of an embedding of its ID and a projection of its features. In training, the
-    ID embedding is dropped for a random share `id_dropout` of the items with features, so that features alone can
-    represent an item. The `projection` (width, hidden + 1), with the biases in the last column, starts from a
-    checkpoint, or from a ridge regression of the item vectors and biases of the model on the features.
+    In training, the ID embedding is dropped for a random share `id_dropout` of the items with features, so that
+    features alone can represent an item. The `projection` (width, hidden + 1), with the biases in the last column,
+    starts from a checkpoint, or from a ridge regression of the item vectors and biases of the model on the features.
 
-    Items with features that are not `seen` (rows,) in the training rows use only their features, unless a checkpoint
-    already has an embedding of their ID. The training loss masks such items: they are never a target, and their scores
-    would only decrease.
+    `in_training` (vocab_size,) marks the items that occur in the training rows. Other items with features use only
+    their features, unless a checkpoint already has an embedding of their ID. The training loss masks these items: they
+    are never a target, and their scores would only decrease.
     """
 
     def __init__(
@@ -44,7 +43,7 @@ class FeatureProjection(nn.Module):
         model: PreTrainedModel,
         tokenizer: ItemTokenizer,
         id_dropout: float,
-        seen: torch.Tensor,
+        in_training: torch.Tensor,
         projection: torch.Tensor | None = None,
     ) -> None:
         super().__init__()
@@ -60,7 +59,7 @@ class FeatureProjection(nn.Module):
         vectors = torch.cat([torch.zeros(len(SPECIAL_TOKENS), vectors.shape[1]), vectors]).to(table)
         self.register_buffer("vectors", vectors, persistent=False)
         self.register_buffer("described", vectors[:, 0] > 0, persistent=False)
-        self.register_buffer("unseen", self.described & ~seen.to(vectors.device), persistent=False)
+        self.register_buffer("unseen", self.described & ~in_training.to(vectors.device), persistent=False)
         shape = vectors.shape[1], table.shape[1] + 1
         if projection is not None and projection.shape != shape:
             raise ValueError(
@@ -135,11 +134,11 @@ def load_projection(folder: str | PathLike) -> torch.Tensor | None:
     try:
         return load_file(file)["projection"] if (file := Path(folder, PROJECTION_FILE)).exists() else None
     except (KeyError, SafetensorError) as error:
-        raise damaged(folder, f"{PROJECTION_FILE} is damaged") from error
+        raise damage_error(folder, f"{PROJECTION_FILE} is damaged") from error
 
 
 def items_in(rows: Any, vocab_size: int) -> torch.Tensor:
-    """Return which token IDs are in training rows, (vocab_size,); all if the rows cannot be read in advance."""
+    """Return whether each token ID is in the training rows, (vocab_size,); True if rows cannot be read in advance."""
     if not isinstance(rows, Dataset):
         return torch.ones(vocab_size, dtype=torch.bool)
     items, _ = flatten(rows.with_format("arrow")[:]["input_ids"])

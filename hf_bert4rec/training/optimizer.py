@@ -78,25 +78,22 @@ def muon(args: TrainingArguments, learning_rate: float = 1e-2) -> dict[str, Any]
             for FSDP, which cuts matrices into pieces that Muon cannot train.
     """
     if not learning_rate > 0:
-        raise ValueError(
-            f"The learning rate of Muon (`muon_learning_rate`) must be above 0, found {learning_rate}. Set it to None "
-            "to train all weights with AdamW."
-        )
+        found = f"found {learning_rate}. None trains all weights with AdamW."
+        raise ValueError(f"The learning rate of Muon (`muon_learning_rate`) must be above 0, {found}")
     if args.optim != TrainingArguments.default_optim:
         other = getattr(args.optim, "value", args.optim)
         raise ValueError(f"`optim={other!r}` cannot be combined with Muon. Set `muon_learning_rate` to None.")
     if args.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("true", "1"):
-        raise ValueError(
-            "Muon needs whole matrices, and FSDP shards them. Set `muon_learning_rate` to None, or train without FSDP."
-        )
+        solution = "Set `muon_learning_rate` to None, or train without FSDP."
+        raise ValueError(f"Muon needs whole matrices, and FSDP shards matrices. {solution}")
 
     def build(model: PreTrainedModel) -> Optimizer:
         model = getattr(model, "module", model)
         layers = [it for it in model.modules() if isinstance(it, nn.Linear) and it is not model.get_output_embeddings()]
         matrices = [layer.weight for layer in layers if layer.weight.requires_grad and layer.out_features > 1]
         if not matrices:
-            text = "%s has no linear layers: `muon_learning_rate` has no effect, and AdamW trains all weights."
-            logger.warning(text, type(model).__name__)
+            text = "%s has no trainable linear layers except the output, so AdamW trains all weights. %s"
+            logger.warning(text, type(model).__name__, "Set `muon_learning_rate` to None.")
         chosen = set(matrices)  # lists keep the order of the model, by which a saved state finds its parameters
         others = [weight for weight in model.parameters() if weight.requires_grad and weight not in chosen]
         adamw = {

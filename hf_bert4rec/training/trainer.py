@@ -101,15 +101,11 @@ class RecommendationTrainer(Trainer):
             logger.warning("`num_followers` has no effect without counts. Call `initialize_items(model, rows)` first.")
         architecture = architecture_of(self.model.config)
         if architecture.objective == "cloze" and type(self.data_collator) is DataCollatorForNextItem:
-            raise ValueError(
-                f"{architecture.name} would see the items that it has to predict. Use `cloze_training(tokenizer)`."
-            )
+            solution = "Use `cloze_training(tokenizer)`."
+            raise ValueError(f"{architecture.name} would see the items that it has to predict. {solution}")
         if architecture.objective == "next_item" and type(self.data_collator) is DataCollatorForCloze:
-            logger.warning(
-                "%s predicts the next item at every position, but `cloze_training` trains the masked ones only. Use "
-                "`next_item_training(tokenizer)`.",
-                architecture.name,
-            )
+            text = "%s predicts the next item at every position, but `cloze_training` trains masked positions only. %s"
+            logger.warning(text, architecture.name, "Use `next_item_training(tokenizer)`.")
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train as the stock Trainer does, but resume from complete checkpoints only.
@@ -144,11 +140,9 @@ class RecommendationTrainer(Trainer):
         tokenizer = self.processing_class
         if tokenizer.features is not None and self._features is None:
             if self.optimizer is not None:
-                raise ValueError(
-                    "With features of items, the Trainer must create the optimizer. Do not pass `optimizers`."
-                )
-            share, seen = getattr(self.args, "id_dropout", ID_DROPOUT), items_in(self.train_dataset, len(tokenizer))
-            self._features = FeatureProjection(self.model, tokenizer, share, seen, self.projection)
+                raise ValueError("With item features, the Trainer creates the optimizer. Do not pass `optimizers`.")
+            share, rows = getattr(self.args, "id_dropout", ID_DROPOUT), items_in(self.train_dataset, len(tokenizer))
+            self._features = FeatureProjection(self.model, tokenizer, share, rows, self.projection)
             self._features.attach(self.model)
         return super().create_optimizer(*args, **kwargs)
 
@@ -218,8 +212,8 @@ class RecommendationTrainer(Trainer):
         facts = self.run_facts(" ".join(given["model_name"]) or None, data or None)
         file, checksum = folder / CARD, RunFacts.load(folder).card if (folder / FACTS_FILE).exists() else None
         if not overwrite and file.exists() and _checksum(file) != checksum:
-            text = "%s is kept: edited or not written by this package. `trainer.create_model_card()` replaces it."
-            logger.warning(text, file)
+            text = "%s was edited or not written by this package, so it is kept. %s"
+            logger.warning(text, file, "`trainer.create_model_card()` replaces it.")
             dataclasses.replace(facts, card=checksum).save(folder)
             return
         card = model_card(facts)
@@ -287,7 +281,7 @@ class RecommendationTrainer(Trainer):
         return {name: value for name, value in last.items() if "@" in name or name.startswith("mrr_")}
 
     def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
-        """Create the repository before training, if `push_to_hub=True`. OSError says why the Hub refuses."""
+        """Create the repository on the Hub, with `push_to_hub=True` before training; OSError if the Hub refuses."""
         with hub_errors(self.args.hub_model_id or Path(self.args.output_dir).name):
             super().init_hf_repo(*args, **kwargs)
 

@@ -88,9 +88,8 @@ def shared_items(
         known = np.flatnonzero(rows != tokenizer.unk_token_id)
         return torch.from_numpy(known + len(SPECIAL_TOKENS)), torch.from_numpy(rows[known]).long()
     if tokenizer.titles is None or new_tokenizer.titles is None:
-        raise ValueError(
-            "Matching by title needs the titles of both catalogs. Pass `titles` to `item_tokenizer` (`--titles`)."
-        )
+        solution = "Pass `titles` to `item_tokenizer` (`--titles`)."
+        raise ValueError(f"Matching by title needs the titles of both catalogs. {solution}")
     catalogs = pd.Series(tokenizer.titles, dtype=object), pd.Series(new_tokenizer.titles, dtype=object)
     old, new = (titles.drop_duplicates(keep=False).dropna() for titles in catalogs)
     shared = new[new.isin(old)]

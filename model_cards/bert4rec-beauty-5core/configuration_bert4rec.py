@@ -177,12 +177,10 @@ class Bert4RecConfig(PreTrainedConfig):
                     raise ValueError(f"`{name}` must be {expected}, found {getattr(self, name)}.")
 
     def validate_sizes(self) -> None:
-        """Check the sizes that depend on other options."""
+        """Check that `num_attention_heads` divides `hidden_size`, and that `vocab_size` has room for an item."""
         if self.hidden_size < 1 or self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"`hidden_size` must be a positive multiple of `num_attention_heads`, found {self.hidden_size} "
-                f"and {self.num_attention_heads}."
-            )
+            found = f"found {self.hidden_size} and {self.num_attention_heads}"
+            raise ValueError(f"`hidden_size` must be a positive multiple of `num_attention_heads`, {found}.")
         if self.vocab_size <= len(SPECIAL_TOKENS):
             raise ValueError(
                 f"`vocab_size` must count the {len(SPECIAL_TOKENS)} special rows {', '.join(SPECIAL_TOKENS)} and at "
@@ -192,7 +190,7 @@ class Bert4RecConfig(PreTrainedConfig):
     def validate_positions(self) -> None:
         """Check that the order of the items has an effect."""
         if self.rope_theta is None and not self.learned_positions:
-            raise ValueError("Expected `rope_theta` or `learned_positions`, found None and False. Set one of them.")
+            raise ValueError("Expected `rope_theta` or `learned_positions`, found None and False. Set one of the two.")
 
     def validate_activation(self) -> None:
         """Check the name of the activation."""
@@ -209,7 +207,7 @@ class Bert4RecConfig(PreTrainedConfig):
         """Check the options of the loss."""
         for name in ("repeat_head", "num_followers"):
             if getattr(self, name) and self.loss != "softmax":
-                raise ValueError(f"`{name}` needs the loss 'softmax', found {self.loss!r}. Change one of them.")
+                raise ValueError(f"`{name}` needs the loss 'softmax', found {self.loss!r}. Change one option.")
         if self.loss not in LOSSES:  # a loss of somebody else's is only needed to train
             logger.warning_once(f"Unknown loss {self.loss!r}. To train the model, add an entry to `LOSSES` for it.")
             return

@@ -289,7 +289,7 @@ class Bert4RecPreTrainedModel(PreTrainedModel):
 
 
 def keep(hidden_states: torch.Tensor, kept_positions: torch.Tensor | None) -> torch.Tensor:
-    """Return the states (batch, kept, hidden) at the positions (batch, kept), or all states for None."""
+    """Return the states (batch, kept, hidden) at the `kept_positions` (batch, kept). If these are None, return all."""
     if kept_positions is None:
         return hidden_states
     # Not by `take_along_dim`, with which torch.export would fix the size of the batch.
@@ -388,7 +388,7 @@ class Bert4RecModel(Bert4RecEncoder):
 
 
 class Bert4RecPredictionHead(nn.Module):
-    """Dense, activation and layer normalization (the published code; equation 7 of the paper has no normalization)."""
+    """Dense layer, activation and layer normalization, as in the published code (equation 7: without normalization)."""
 
     def __init__(self, config: Bert4RecConfig) -> None:
         super().__init__()

@@ -35,7 +35,7 @@ def item_loss(
     loss: str | None = None,
     repeats: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> torch.Tensor:
-    """Return the mean loss of the masked items.
+    """Return the mean loss over the scored positions.
 
     Args:
         config: `Bert4RecConfig` with the name of the loss and its options.
@@ -77,10 +77,10 @@ def softmax_loss(
     targets: torch.Tensor,
     reduction: str = "sum",
 ) -> torch.Tensor:
-    """Return the negative log-likelihood over the catalog (paper, equation 8): the sum, or with "none" each position.
+    """Return the negative log-likelihood over the catalog (paper, equation 8), summed; with "none", per position.
 
-    It is computed in chunks of `config.loss_chunk_size` positions, so that only the logits of one chunk exist at a
-    time. On a GPU, a chunk has up to `GPU_SCORES` logits if this is more.
+    The loss is computed in chunks of `config.loss_chunk_size` positions, so that only the logits of one chunk exist at
+    a time. On a GPU, a chunk has as many positions as give `GPU_SCORES` logits, if this number is larger.
     """
     special = torch.arange(len(item_bias), device=item_bias.device) < SPECIALS
     bias = item_bias.masked_fill(special, torch.finfo(item_bias.dtype).min)
@@ -123,7 +123,7 @@ def softmax_loss_with_repeats(
     log_history: torch.Tensor,
     log_target: torch.Tensor,
 ) -> torch.Tensor:
-    """Return the negative log-likelihood of catalog and history together, see `Bert4RecRepeatHead`.
+    """Return the summed negative log-likelihood of catalog and history together, see `Bert4RecRepeatHead`.
 
     `log_history` and `log_target` are the two tensors that `item_loss` gets as `repeats`.
     """
@@ -138,11 +138,11 @@ def softmax_loss_with_repeats(
 def sampled_softmax_loss(
     config: Any, hidden_states: torch.Tensor, item_table: torch.Tensor, item_bias: torch.Tensor, targets: torch.Tensor
 ) -> torch.Tensor:
-    """Softmax over the target and `config.num_negatives` sampled items that stand for all other items.
+    """Return the summed cross-entropy over the target and `config.num_negatives` sampled items.
 
-    The sum over the sampled items is multiplied by the number of other items and divided by the number of sampled items
-    (logQ correction of uniform sampling; Bengio and Senécal, 2008).
-    With all other items as shared negatives it is the full softmax.
+    The sampled items represent all other items: the sum of the exponentials of their scores is multiplied by the number
+    of other items and divided by the number of sampled items (logQ correction of uniform sampling; Bengio and Senécal,
+    2008). If all other items are sampled and shared (`share_negatives`), the loss is the full softmax.
     """
     positive, negative = sampled_scores(config, hidden_states, item_table, item_bias, targets)
     candidates = torch.cat([positive[:, None], negative - math.log(_share_drawn(config, item_table))], dim=1)
@@ -157,7 +157,7 @@ def binary_loss(
     targets: torch.Tensor,
     calibrated: bool,
 ) -> torch.Tensor:
-    """Return the binary cross-entropy on the target and `config.num_negatives` other items, averaged over these items.
+    """Return the summed binary cross-entropy: per position the mean over target and `config.num_negatives` other items.
 
     Args:
         calibrated: Whether the likelihood of the target is raised to the power β = 1 - t (1 - α). α is the drawn
@@ -225,9 +225,8 @@ def sampled_scores(
     """
     negatives, items = config.num_negatives, len(item_table) - SPECIALS
     if not 0 < negatives < items:
-        raise ValueError(
-            f"`num_negatives` must be from 1 to {items - 1}, the number of other items, found {negatives}."
-        )
+        most = f"{items - 1}, the number of other items"
+        raise ValueError(f"`num_negatives` must be from 1 to {most}, found {negatives}.")
     targets = targets.clamp(min=SPECIALS)
     if config.share_negatives:  # one more than needed, all different
         rows = torch.randperm(items, device=targets.device)[: negatives + 1] + SPECIALS

@@ -67,7 +67,7 @@ def test_models_are_evaluated_once_and_reported(recipe_file, tmp_path):
     assert format_report(json.loads(Path(folder, "comparison.json").read_text())) == report
     with pytest.raises(
         ValueError,
-        match=r"Delete these, or choose .*:\n\S+popularity\.json: evaluated split validation → test\n\S+sasrec\.json: ",
+        match=r"Delete these files.*\n\S+popularity\.json: evaluated split validation → test\n\S+sasrec\.json: ",
     ):
         compare(path, "test", folder)
 
@@ -232,14 +232,14 @@ def test_a_missing_package_is_named_with_its_install_command_before_anything_is_
 @pytest.mark.parametrize(
     ("models", "message"),
     [
-        ({"X": {"baseline": "popular"}}, "'X': unknown baseline 'popular'. Use popularity, "),
+        ({"X": {"baseline": "popular"}}, "'X': unknown baseline 'popular'. Choose from popularity, "),
         (
             {"BPR-MF": {"baseline": "bpr_mf"}, "BPR MF": {"baseline": "bpr_mf"}},
             "'BPR MF' and 'BPR-MF' would share the file bpr-mf.json",
         ),
         ({"Comparison": {"baseline": "ease"}}, "'Comparison': comparison.json is the file of the report"),
         ({"a|b": {"baseline": "ease"}}, r"'a\|b': a name with \| breaks the tables"),
-        ({"X": {"checkpoint": "y", "max_length": 5}}, "'X': a checkpoint takes no other options, found .*max_length"),
+        ({"X": {"checkpoint": "y", "max_length": 5}}, "'X': `checkpoint` cannot be combined with other options"),
         ({"X": {}}, "'X': expected one of baseline, recipe, checkpoint"),
         ({"X": {"baseline": "ease", "checkpoint": "y"}}, "'X': expected one of baseline, recipe, checkpoint"),
         ({"X": "ease"}, r"'models\['X'\]' expected a dict, got str"),

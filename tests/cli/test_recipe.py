@@ -199,7 +199,7 @@ def test_options_that_are_never_published_are_ignored_in_a_checkpoint(trained_fa
 @pytest.mark.parametrize("name", ["split", "architecture"])
 def test_a_checkpoint_does_not_choose_the_code_that_is_imported(trained_facts, name):
     folder = trained_facts(**{name: "antigravity:module"})
-    with pytest.raises(ValueError, match=f"Add `--{name} antigravity:module` if you trust it"):
+    with pytest.raises(ValueError, match=f"If you trust it, add `--{name} antigravity:module`"):
         parse_recipe([folder])
 
 
@@ -317,8 +317,8 @@ def test_one_entry_in_the_registry_is_enough_for_a_split(monkeypatch):
             "Unknown split leave_on_out. Choose from leave_one_out, at_time, new_interactions, train_on_all",
         ),
         (["--split", "os:nothing"], "`--split os:nothing` cannot be imported"),
-        (["--split", "os:sep"], "`--split` must name a function or a `Split`, found str at os:sep"),
-        (["--architecture", "os:path"], "`--architecture` must name a subclass of `Bert4RecConfig`, found posixpath"),
+        (["--split", "os:sep"], "`--split os:sep` names an object of type str. Name a function or a `Split`"),
+        (["--architecture", "os:path"], "`--architecture os:path` names posixpath. Name a subclass"),
         (["--architecture", "gru"], "Unknown architecture gru. Choose from bert4rec, sasrec, gru4rec"),
         (["--architecture", "no_such_module:Config"], "No module named 'no_such_module'"),
     ],

@@ -351,7 +351,7 @@ def test_a_run_with_candidates_renames_its_items(tmp_path):
 
 def test_titles_that_do_not_list_the_ids_of_the_log_are_refused(tmp_path):
     (tmp_path / "ids.tsv").write_text("item\tname\n" + "".join(f"i{i}\tfilm {i}\n" for i in range(12)))
-    with pytest.raises(ValueError, match=r"10 items of .*ids.tsv have no title, such as 'i10'"):
+    with pytest.raises(ValueError, match=r"no title for 10 items of .*ids.tsv, such as 'i10'"):
         run(recipe_for(tmp_path, "--item_ids", str(tmp_path / "ids.tsv")))
 
 

@@ -78,7 +78,9 @@ def test_text_becomes_vectors(encoder):
     features = load_item_features(SHOP[["sku", "name"]], text=["name"], encoder=encoder)
     assert features.table["name"].to_pylist()[:2] == [[5, 2], [3, 2]]
     new = pd.DataFrame({"sku": ["C"], "name": ["Auto"]})
-    with pytest.raises(ValueError, match=r"needs the encoder 'org/encoder'\. Pass `encoder"):
+    with pytest.raises(
+        ValueError, match=r"needs the encoder 'org/encoder'\. Pass `encoder='org/encoder'` \(command line"
+    ):
         load_item_features(new, like=features)
     missing = pd.DataFrame({"sku": ["D", "C"], "name": [None, "Auto"]})
     assert load_item_features(missing, like=features, encoder=encoder).items.to_pylist() == ["C"]
@@ -118,12 +120,21 @@ def test_files_are_read_like_data_frames(tmp_path):
         ({"item": ["a", "a"], "kind": ["x", "x"]}, {}, "one row per item, found several for 'a'"),
         ({"item": ["a", None], "kind": ["x", "x"]}, {}, "row 1: expected an item ID, found none"),
         ({"kind": ["x", "x"]}, {}, "expected a column for the item"),
-        ({"item": ["a", "b"], "v": [[1.0, 2.0], [1.0]]}, {}, "row 1: expected 2 numbers as 'v', found 1"),
-        ({"item": ["a", "b"], "v": [[1.0, np.nan], [1.0, 2.0]]}, {}, "row 0: expected finite numbers as 'v'"),
-        ({"item": ["a", "b", "c"], "price": ["1", "2", "cheap"]}, {}, "row 2: found 'cheap'.* Expected a number"),
+        ({"item": ["a", "b"], "v": [[1.0, 2.0], [1.0]]}, {}, "row 1: expected 2 numbers in the column 'v', found 1"),
+        (
+            {"item": ["a", "b"], "v": [[1.0, np.nan], [1.0, 2.0]]},
+            {},
+            "row 0: expected finite numbers in the column 'v'",
+        ),
+        ({"item": ["a", "b"], "v": [[1.0, 1.0], [1e39, 2.0]]}, {}, r"row 1: .*or a number above 3\.4e\+38\. Fix or"),
+        (
+            {"item": ["a", "b", "c"], "price": ["1", "2", "cheap"]},
+            {},
+            "row 2: found 'cheap'.* Expected a finite number",
+        ),
         ({"item": ["a", "b"], "name": ["x", "y"]}, {"text": ["name"]}, "the text of 'name' needs an encoder"),
         ({"item": ["a", "b"], "name": ["x", "y"]}, {"text": ["title"]}, "expected a feature column 'title'"),
-        ({"item": ["a", "b"], "name": ["x", "y"]}, {}, "found no column that can be used as a feature"),
+        ({"item": ["a", "b"], "name": ["x", "y"]}, {}, "expected columns of features, found item, name"),
     ],
 )
 def test_a_table_that_cannot_be_read(table, options, message):
@@ -140,7 +151,7 @@ def test_a_missing_encoder_names_the_solution(monkeypatch):
 def test_features_of_new_items_need_the_same_columns_and_widths():
     known = load_item_features(SHOP[["sku", "brand", "picture"]])
     new = pd.DataFrame({"item": ["C"], "brand": ["Acme"], "picture": [[1.0, 2.0, 3.0]]})
-    with pytest.raises(ValueError, match="the vectors of 'picture' have 3 numbers, expected 2"):
+    with pytest.raises(ValueError, match="expected vectors of 2 numbers in 'picture', found 3"):
         load_new_items(new, known)
     with pytest.raises(ValueError, match="expected a feature column 'picture'"):
         load_new_items(new[["item", "brand"]], known)
@@ -199,9 +210,11 @@ def test_vectors_and_long_categories_are_loaded_again(tmp_path, width, length):
 
 def test_features_that_could_not_be_loaded_again_are_refused_when_they_are_read():
     table = pd.DataFrame({"item": ["a", "b"], "kind": ["x", "x"], "v": [np.ones(10_000)] * 2})
-    message = r"expected features of at most 25,000 bytes per item, found 40,0\d\d. The largest column is 'v'"
+    message = r"25,000 bytes of features per item on average, found 40,0\d\d\. Shorten .* column, 'v', or remove"
     with pytest.raises(ValueError, match=message):
         load_item_features(table)
+    with pytest.raises(ValueError, match=r"on average, found 25,0\d\d\."):
+        load_item_features(pd.DataFrame({"item": list("abc"), "v": [np.ones(6250)] * 3}))
 
 
 @pytest.mark.parametrize(

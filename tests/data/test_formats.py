@@ -88,12 +88,12 @@ def test_a_latin_1_file_is_read_with_its_encoding(write):
 def test_a_missing_file_and_an_empty_folder_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nothing\.csv: found no such file or folder"):
         load_interactions(tmp_path / "nothing.csv")
-    with pytest.raises(FileNotFoundError, match=r"this folder has none of ratings\.csv, .*u\.data"):
+    with pytest.raises(FileNotFoundError, match=r"expected ratings\.csv or .*u\.data in this folder, found none"):
         load_interactions(tmp_path)
 
 
 def test_an_unknown_format_is_refused_and_the_known_are_named(write):
-    with pytest.raises(ValueError, match=r"log\.xlsx: unknown format 'xlsx'\. Name one of csv, tsv, .*format='csv'"):
+    with pytest.raises(ValueError, match=r"log\.xlsx: unknown format 'xlsx'\. Choose from csv, tsv, .*format='csv'"):
         load_interactions(write("log.xlsx", "x"))
     with pytest.raises(ValueError, match=r"unknown format 'jsonlines'.*format='jsonl'"):
         load_interactions(write("log.txt", "x"), format="jsonlines")
@@ -122,7 +122,7 @@ def test_a_file_that_only_claims_to_be_gzip_is_refused_by_name(tmp_path):
 
 def test_a_saved_dataset_dict_is_refused_with_the_split_to_pass(tmp_path):
     DatasetDict({"train": Dataset.from_dict(TABLE)}).save_to_disk(tmp_path / "saved")
-    with pytest.raises(ValueError, match=r"found DatasetDict of train\. Pass one of them: source\['train'\]"):
+    with pytest.raises(ValueError, match=r"found DatasetDict of train\. Pass .*load_from_disk\(folder\)\['train'\]"):
         load_interactions(tmp_path / "saved")
 
 
@@ -172,8 +172,21 @@ def test_ids_in_braces_are_no_json(write):
         assert rows(load_interactions(write("log.tsv", f"{cell}\ta\n{cell}\tb\n")))[0] == (cell, "a", 0)
 
 
+def test_the_advice_for_sequences_with_commas_works(write):
+    path = write("log.csv", "u1,a,b\nu2,a,b,c,d\n" * 10)
+    with pytest.raises(ValueError, match=r"\(2, 4, .*18 and 1 more\).*`format='sequences'`.* with `separator=','`"):
+        load_interactions(path, user=0, item=1)
+    with pytest.raises(ValueError, match=r"expected a user and items, found only 'u1,a,b'.*`separator=','`"):
+        load_interactions(path, format="sequences")
+    assert rows(load_interactions(path, format="sequences", separator=","))[:3] == [
+        ("u1", "a", 0),
+        ("u1", "b", 1),
+        ("u2", "a", 2),
+    ]
+
+
 def test_a_header_in_the_middle_is_refused_with_its_line(write):
-    with pytest.raises(ValueError, match=r"log\.csv, line 4: repeats the header \(2 such lines\)\. Remove these lines"):
+    with pytest.raises(ValueError, match=r"line 4: repeats the header\. Remove all repetitions of the header \(2\)"):
         load_interactions(write("log.csv", "user,item\nu,a\n\nuser,item\nu,b\nuser,item\n"))
     assert len(load_interactions(write("same.csv", "user,item\nuser,a\nu,item\n"))) == 2
 
@@ -190,7 +203,7 @@ def test_the_first_line_of_excel_names_the_separator(write, end):
 def test_ids_in_quotation_marks_are_reported(write, caplog, name, separator):
     path = write(name, f'"user"{separator}"item"\n"u"{separator}"a"\n'.replace(" ", separator))
     assert rows(load_interactions(path)) == [('"u"', '"a"', 0)]
-    assert """the user of 1 rows ('"u"') is in quotation marks""" in caplog.text
+    assert """the user ID of 1 row ('"u"') is in quotation marks""" in caplog.text
     assert rows(load_interactions(path, format="csv", separator=separator)) == [("u", "a", 0)]
 
 

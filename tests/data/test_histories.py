@@ -159,8 +159,8 @@ def test_repeats_among_the_test_targets_are_reported_once(tokenizer, caplog, tim
         leave_one_out(log, tokenizer, max_length=max_length)
     assert caplog.messages == warnings * [
         "90% of the test targets are items that the user has interacted with before. A model that "
-        "excludes the history never recommends them. If yours does, set `exclude_history=False` (command line: "
-        "--exclude_history false)."
+        "excludes the history never recommends these items. If your model does, set `exclude_history=False` (command "
+        "line: --exclude_history false)."
     ]
 
 

@@ -37,7 +37,11 @@ BAD_FILES = {
         "1 10 5 978300760\n1 11 5 978300761\n1 1\n1 12 5 978300762\n",
         r"log\.txt, line 3: expected 4 columns, found 2",
     ),
-    "a sequence without items": ("s.txt", "1 10 11 12\n2\n3 11\n", r"s\.txt, line 2: found the user '2' without items"),
+    "a sequence without items": (
+        "s.txt",
+        "1 10 11 12\n2\n3 11\n",
+        r"s\.txt, line 2: expected a user and items, found only '2'",
+    ),
     "too many columns": ("log.csv", "user,item\nu,a\nv,b,c\n", r"log\.csv, line 3: expected 2 columns, found 3"),
     "a quote that does not end": ("log.csv", 'user,item\nu,a\n"v,b\nw,c\n', r"log\.csv, line 3"),
     "a broken byte": ("log.csv", b"user,item\nu,a\n\nu,\xff\n", r"log\.csv, line 4: .*0xff.*encoding='latin-1'"),

@@ -59,7 +59,7 @@ def test_a_source_of_a_wrong_type_is_refused_by_its_type(source):
 
 
 def test_a_dataset_dict_is_refused_with_the_split_to_pass():
-    with pytest.raises(ValueError, match=r"found DatasetDict of train, test\. Pass one of them: source\['train'\]"):
+    with pytest.raises(ValueError, match=r"found DatasetDict of train, test\. Pass source\['train'\]"):
         load_interactions(DatasetDict({"train": Dataset.from_dict(TABLE), "test": Dataset.from_dict(TABLE)}))
 
 

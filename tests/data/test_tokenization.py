@@ -136,9 +136,9 @@ def test_a_catalog_without_items_is_refused():
         item_tokenizer([])
 
 
-@pytest.mark.parametrize("max_length", [1, 2.5, "5", None])
+@pytest.mark.parametrize("max_length", [1, 20.0, "5", None])
 def test_a_length_without_room_for_an_item_is_refused(max_length):
-    with pytest.raises(ValueError, match=rf"max_length` must be at least 2.*found {max_length!r}"):
+    with pytest.raises(ValueError, match=rf"max_length` must be an integer of at least 2.*found {max_length!r}"):
         item_tokenizer(["a"], max_length=max_length)
 
 
@@ -280,7 +280,7 @@ def test_a_model_resized_for_new_items_scores_the_old_ones_as_before(tokenizer):
 def test_a_missing_titles_file_is_reported(tmp_path, tokenizer):
     tokenizer.save_pretrained(tmp_path)
     (tmp_path / "items.parquet").unlink()
-    with pytest.raises(FileNotFoundError, match=r"found no items\.parquet next to the tokenizer"):
+    with pytest.raises(FileNotFoundError, match=r"found no items\.parquet \(the titles of the items\) next"):
         AutoTokenizer.from_pretrained(tmp_path)
 
 
@@ -458,7 +458,8 @@ def test_titles_must_be_a_mapping():
 def test_titles_that_belong_to_no_item_are_reported_with_examples(caplog):
     assert item_tokenizer(["1.0", "2.0"], titles={"1": "A", "2": "B"}).titles == [None, None]
     assert caplog.messages == [
-        "No title belongs to an item: titles have IDs such as '1', '2', items such as '1.0', '2.0'."
+        "None of the titles belongs to an item. IDs of titles are, for example, '1', '2', and IDs of items '1.0', "
+        "'2.0'. Use the same IDs in `titles` and in the log."
     ]
     caplog.clear()
     item_tokenizer(["1", "2.0"], titles={"1": "A", "2": "B"})

@@ -73,12 +73,12 @@ def test_nanoseconds_are_read_up_to_what_a_timestamp_can_hold():
 def test_a_rating_that_is_no_number_is_refused_where_ratings_matter(write):
     path = write("log.csv", "user,item,rating\nu,a,5\nu,b,good\n")
     assert len(load_interactions(path)) == 2
-    with pytest.raises(ValueError, match=r"log\.csv, line 3: found 'good' \(1 in all\)\. Expected a number as rating"):
+    with pytest.raises(ValueError, match=r"line 3: found 'good' \(rows: 1\)\. Expected a finite number as rating"):
         load_interactions(path, min_rating=3)
 
 
 def test_a_bad_value_of_a_table_is_refused_with_its_row():
-    with pytest.raises(ValueError, match=r"DataFrame, row 1: found 'x' .*Expected a number as timestamp"):
+    with pytest.raises(ValueError, match=r"DataFrame, row 1: found 'x' .*Expected a finite number as timestamp"):
         load_interactions(pd.DataFrame({"user": ["u", "v"], "item": ["a", "b"], "timestamp": ["1", "x"]}))
 
 
@@ -93,8 +93,8 @@ def test_ids_with_blanks_around_them_are_told(tmp_path, caplog):
     items = load_interactions(tmp_path / "log.csv")["item"][:]
     assert items == ["a", "a ", "b", "b c"]
     assert caplog.messages[:2] == [
-        "log.csv: the user of 1 rows (' u2') begins or ends with whitespace, without which it would be another ID.",
-        "log.csv: the item of 1 rows ('a ') begins or ends with whitespace, without which it would be another ID.",
+        f"log.csv: the {found} begins or ends with whitespace. Remove the whitespace, unless it is part of the ID."
+        for found in ("user ID of 1 row (' u2')", "item ID of 1 row ('a ')")
     ]
 
 

@@ -104,7 +104,7 @@ def test_an_unknown_target_comes_last_whatever_the_scores():
 def test_a_score_that_is_nan_raises():
     scores = SCORES.clone()
     scores[0, 6] = torch.nan
-    with pytest.raises(ValueError, match="found NaN: the model diverged"):
+    with pytest.raises(ValueError, match=r"found NaN\. If the training diverged, lower"):
         target_ranks(scores, torch.tensor([3]))
 
 
@@ -249,9 +249,9 @@ def test_rows_without_a_score_raise(target, history):
 
 
 def test_one_target_for_several_users_raises():
-    with pytest.raises(ValueError, match="Expected one target per user, found 1 targets for 3 users"):
+    with pytest.raises(ValueError, match="scores, targets and history of the same users, found 3 and 1 rows"):
         target_ranks(torch.rand(3, 9), torch.tensor([4]))
-    with pytest.raises(ValueError, match="Expected one target per user"):
+    with pytest.raises(ValueError, match="found 3 and 3 and 1 rows"):
         target_ranks(torch.rand(3, 9), torch.tensor([4, 4, 5]), torch.tensor([[4]]))
 
 

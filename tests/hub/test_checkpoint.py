@@ -126,10 +126,23 @@ def test_a_second_item_table_is_refused_because_it_would_replace_the_first(folde
     weights = load_file(folder / "model.safetensors")
     for shape in ((13, 12), (5, 5)):
         save_file({**weights, "lm_head.weight": torch.ones(shape)}, folder / "model.safetensors", {"format": "pt"})
-        with pytest.raises(
-            ValueError, match=r"the weights contain lm_head\.weight, but by config\.json this is the item"
-        ):
+        with pytest.raises(ValueError, match=r"contain lm_head\.weight, but `tie_word_embeddings: true`"):
             hf_bert4rec.pipeline(folder)
+
+
+def test_both_solutions_for_a_second_item_table_work(folder, model):
+    untied = hf_bert4rec.Bert4RecConfig(**model.config.to_dict() | {"tie_word_embeddings": False})
+    original = type(model)(untied)
+    original.save_pretrained(folder)
+    change_config(folder, tie_word_embeddings=True)
+    with pytest.raises(ValueError, match="If the model was trained with separate output vectors, set this"):
+        check_folder(folder)
+    change_config(folder, tie_word_embeddings=False)
+    check_folder(folder)
+    assert torch.equal(type(model).from_pretrained(folder).lm_head.weight, original.lm_head.weight)
+    change_config(folder, tie_word_embeddings=True)
+    type(model).from_pretrained(folder).save_pretrained(folder)
+    check_folder(folder)
 
 
 def test_weights_that_were_cut_off_are_refused(folder):
@@ -279,7 +292,7 @@ def test_weights_of_whole_numbers_are_refused(folder):
     weights = load_file(folder / "model.safetensors")
     weights["lm_head.bias"] = weights["lm_head.bias"].to(torch.int8)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=r"expected floating-point weights, found lm_head\.bias"):
+    with pytest.raises(ValueError, match=r"floating-point weights in model\.safetensors, found I\w+ for lm_head\.bias"):
         check_folder(folder)
 
 

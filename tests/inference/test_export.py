@@ -125,7 +125,7 @@ def test_the_command_replaces_an_export_and_nothing_else(tmp_path, capsys):
     assert capsys.readouterr().out.endswith(f"Saved in {tmp_path / 'onnx'}.\n")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").write_text("mine")
-    with pytest.raises(SystemExit, match="contains other files, which would be lost"):
+    with pytest.raises(SystemExit, match=r"exists and has no export\.json, so it is not replaced"):
         main(["export", str(source), "--output", str(tmp_path / "other")])
     assert (tmp_path / "other" / "thesis.txt").read_text() == "mine"
 

@@ -106,9 +106,7 @@ def test_a_value_that_no_item_has_is_reported_once(recommender, caplog):
     for _ in range(2):
         assert best(recommender, attributes=attributes, where={"price": "3"}) == []
         assert sorted(best(recommender, attributes=attributes, where={"price": [3, 99]})) == ["c"]
-    text = (
-        "No item has {} as 'price'. Values of this attribute are 1.0, 2.0, 3.0 and so on. For a range, use a function."
-    )
+    text = "No item has {} as 'price'. First values of this attribute: 1.0, 2.0, 3.0. For a range, use a function."
     assert caplog.messages == [text.format("'3'"), text.format("99")]
 
 
@@ -193,7 +191,7 @@ def test_defaults_of_the_pipeline_hold_for_each_call(folder):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"where": {"colour": 1}}, "Unknown attribute 'colour'. Use one of item, category, tags, price, in_stock"),
+        ({"where": {"colour": 1}}, "Unknown attribute 'colour'. Choose from item, category, tags, price, in_stock"),
         ({"where": "in_stock"}, r"`where` must be a dict, such as \{'in_stock': True\}, found 'in_stock'"),
         (
             {"where": {"price": lambda price: price.head(2) > 1}},
@@ -216,7 +214,7 @@ def test_defaults_of_the_pipeline_hold_for_each_call(folder):
         ({"where": SOLD, "attributes": pd.concat([PRODUCTS, PRODUCTS["tags"]], axis=1)}, "distinct column names"),
         (
             {"where": SOLD, "attributes": PRODUCTS.assign(item="SKU-" + PRODUCTS["item"])},
-            "no item of the table is in the model, found IDs like 'SKU-a' and 'a'. Use the same.",
+            r"no item of the table is in the model \(first ID of the table: 'SKU-a', of the model: 'a'\)",
         ),
         ({"rerank": at_most(1, "colour")}, "Unknown attribute 'colour'"),
         ({"rerank": 5}, r"`rerank` must be a rule, such as at_most\(2, 'category'\), or a list of rules, found 5"),

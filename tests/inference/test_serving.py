@@ -22,6 +22,7 @@ from fastapi.testclient import TestClient
 
 import hf_bert4rec
 from hf_bert4rec.cli.main import main
+from hf_bert4rec.evaluation.ranking import NOT_FINITE
 from hf_bert4rec.hub.push import HANDLER, published_files
 from hf_bert4rec.inference import serving
 from hf_bert4rec.inference.export import OnnxRecommender, export_checkpoint
@@ -78,7 +79,7 @@ def test_similar_items(client, recommender):
     unknown = client.post("/similar", json={"items": ["nothing"]})
     assert (unknown.status_code, unknown.json()) == (
         404,
-        {"detail": "items: the model has no item 'nothing'. Remove this ID."},
+        {"detail": "items: the model has no item 'nothing'. Pass the ID of an item of the model."},
     )
 
 
@@ -177,7 +178,7 @@ class Broken:
 
 
 def serving_error():
-    return "The scores are NaN or infinite: the weights are damaged or the training diverged."
+    return f"The scores are NaN or infinite. {NOT_FINITE}"
 
 
 # ---- batches and overload --------------------------------------------------------------------------------------------

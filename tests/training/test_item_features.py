@@ -176,7 +176,7 @@ def test_stock_arguments_and_optimizers_of_the_user(log, tmp_path):
     rows = {"train_dataset": trainer.train_dataset, **cloze_training(trainer.processing_class)}
     RecommendationTrainer(trainer.model, stock, **rows).train()
     optimizer = torch.optim.AdamW(trainer.model.parameters())
-    with pytest.raises(ValueError, match="the Trainer must create the optimizer"):
+    with pytest.raises(ValueError, match="the Trainer creates the optimizer"):
         RecommendationTrainer(trainer.model, stock, optimizers=(optimizer, None), **rows).train()
 
 

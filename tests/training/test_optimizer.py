@@ -140,17 +140,27 @@ def test_muon_with_fsdp_raises_before_training(tmp_path, monkeypatch, by):
     if by == "launcher":
         monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     options = {"use_cpu": True, "fsdp": "full_shard" if by == "argument" else None}
-    with pytest.raises(ValueError, match=r"Muon needs whole matrices, and FSDP shards them\. Set `muon_learning_rate`"):
+    with pytest.raises(
+        ValueError, match=r"Muon needs whole matrices, and FSDP shards matrices\. Set `muon_learning_rate`"
+    ):
         RecommendationTrainingArguments(str(tmp_path), muon_learning_rate=0.01, **options)
     with pytest.raises(ValueError, match="Muon needs whole matrices"):
         muon(TrainingArguments(str(tmp_path), **options))
     assert RecommendationTrainingArguments(str(tmp_path), muon_learning_rate=None, **options).muon_learning_rate is None
 
 
-def test_a_model_without_matrices_for_muon_is_reported(tmp_path, caplog):
+def test_a_model_without_matrices_for_muon_is_reported(small_model, tmp_path, caplog):
+    frozen = copy.deepcopy(small_model)
+    for layer in frozen.modules():
+        if isinstance(layer, torch.nn.Linear) and layer is not frozen.lm_head:
+            layer.requires_grad_(False)
+    make(frozen, tmp_path)
+    assert "Bert4RecForMaskedLM has no trainable linear layers except the output" in caplog.messages.pop()
+    caplog.clear()
     model = Gru4RecForMaskedLM(Gru4RecConfig(vocab_size=9, hidden_size=4))
     optimizer = make(model, tmp_path)
     assert [len(group["params"]) > 0 for group in optimizer.param_groups] == [True, True, False]
     assert caplog.messages == [
-        "Gru4RecForMaskedLM has no linear layers: `muon_learning_rate` has no effect, and AdamW trains all weights."
+        "Gru4RecForMaskedLM has no trainable linear layers except the output, so AdamW trains all weights. "
+        "Set `muon_learning_rate` to None."
     ]

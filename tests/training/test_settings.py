@@ -128,7 +128,7 @@ def test_a_recipe_is_filled_with_what_the_log_asks_for_and_says_so(short_log, ca
     assert recipe.training.weight_decay == 0.1
     assert histories["train"].num_rows == 16 * 3  # of four training items, all but the first
     assert objective_arguments(recipe, tokenizer)["data_collator"].last_item_probability == 1
-    (text,) = [message for message in caplog.messages if "Settings that follow" in message]
+    (text,) = [message for message in caplog.messages if "Recommended settings" in message]
     statistics = "median history 6, 8.0 interactions per item, 0% repeats"
     assert f"({statistics}, items 11.7 times as likely by the item before)" in text
     assert "--prefixes True" in text

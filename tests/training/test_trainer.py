@@ -220,7 +220,7 @@ def test_a_card_of_the_user_is_kept_until_create_model_card_replaces_it(trained,
     card.write_text("# By hand\n")
     trained.save_model()
     assert card.read_text() == "# By hand\n"
-    kept = "is kept: edited or not written by this package. `trainer.create_model_card()` replaces it."
+    kept = "was edited or not written by this package, so it is kept. `trainer.create_model_card()` replaces it."
     assert caplog.messages == [f"{card} {kept}"]
     trained.create_model_card()
     written = card.read_text()
@@ -443,7 +443,7 @@ def test_a_model_init_gives_the_same_weights_whatever_was_seeded_before(historie
         ({"muon_learning_rate": -1.0}, r"\(`muon_learning_rate`\) must be above 0, found -1"),
         ({"optim": "sgd", "muon_learning_rate": 0.01}, "`optim='sgd'` cannot be combined with Muon"),
         ({"early_stopping_patience": 0}, "`early_stopping_patience` must be at least 1, or None, found 0"),
-        ({"prediction_loss_only": True}, "must be False: the metric needs the scores, found True"),
+        ({"prediction_loss_only": True}, "must be False, found True: the metric needs the scores"),
         ({"num_train_epochs": 0}, "`num_train_epochs` must be above 0 and finite, found 0"),
         ({"num_train_epochs": float("nan")}, "`num_train_epochs` must be above 0 and finite, found nan"),
         ({"gradient_accumulation_steps": 0}, "`gradient_accumulation_steps` must be at least 1, found 0"),

@@ -313,7 +313,7 @@ def test_training_that_may_not_fit_warns_with_advice_and_starts(histories, tmp_p
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     needed = format_memory(estimate.total)
     assert warnings == [
-        f"Training may not fit into the free memory: training needs about {needed}, {needed} are free. "
+        f"Training may not fit into the free memory: it needs about {needed}, and {needed} are free. "
         f"Use {estimate.advice}."
     ]
 
@@ -351,7 +351,7 @@ def test_memory_of_evaluation_is_logged_if_it_exceeds_that_of_training(histories
         trainer.train()
     assert (
         caplog.messages[1]
-        == "Evaluation needs up to 3.60 GB. To reduce it, use a smaller `per_device_eval_batch_size`."
+        == "Evaluation needs up to 3.60 GB of memory, less with a lower `per_device_eval_batch_size`."
     )
 
 
