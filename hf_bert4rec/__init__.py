@@ -38,7 +38,7 @@ if TYPE_CHECKING:  # the public names, for type checkers and for `__getattr__`
     from .training.arguments import RecommendationTrainingArguments
     from .training.callbacks import ClozeCallback, ResourceCallback
     from .training.catalog import add_items, remove_items
-    from .training.initialization import initialize_items
+    from .training.initialization import count_transitions, initialize_items
     from .training.objectives import cloze_training, next_item_training
     from .training.optimizer import muon
     from .training.resources import estimate_memory

@@ -104,7 +104,7 @@ def _build_model(recipe: Recipe, tokenizer: ItemTokenizer, args: Any, train: Dat
     check_loss(config.loss)
     if architecture_of(config).objective == "next_item":
         _warn_unused(recipe, recipe.options("masking"), "Next-item training")
-    if config.num_followers and not recipe.run.initialize_items:
+    if source is None and config.num_followers and not recipe.run.initialize_items:
         raise ValueError("`--num_followers` needs `--initialize_items true`, which counts the followers of each item.")
     if config.loss == "softmax":
         _warn_unused(recipe, NEGATIVES, "The loss softmax")
@@ -114,7 +114,7 @@ def _build_model(recipe: Recipe, tokenizer: ItemTokenizer, args: Any, train: Dat
     if source is not None:
         model = _start_from(recipe, source, tokenizer)
         if config.num_followers:
-            count_transitions(model, train)
+            count_transitions(model, train, recipe.options("splitting").get("since"))
         return model
     model = AutoModelForMaskedLM.from_config(config)
     if recipe.run.initialize_items:

@@ -31,7 +31,8 @@ LOADED = (*NEEDED, "*.safetensors", WEIGHTS[1], TITLES_FILE, FEATURES_FILE, FACT
 REPLACED = ".replaced"  # ends the name of a folder while a new one takes its place
 CURVE = "learning_curve.png"
 FLOATS = ("F64", "F32", "F16", "BF16")
-COUNTED = tuple(f"transition_head.{name}" for name in ("followers", "counts", "users"))  # integers
+FOLLOWERS = "transition_head.followers"
+COUNTED = (FOLLOWERS, "transition_head.counts", "transition_head.totals")  # integers
 
 REDIRECTING_OPTIONS = (
     "transformers_weights", "quantization_config", "attn_implementation", "_attn_implementation",
@@ -114,6 +115,11 @@ def check_folder(folder: str | PathLike, name: str | None = None) -> PreTrainedM
                 f"{name}: config.json and weights do not belong together: expected shape {expected.get(key, 'none')} "
                 f"for {key}, found {found.get(key, 'none')}. Take both from the same checkpoint."
             )
+    for file in files if FOLLOWERS in found else ():
+        with safe_open(folder / file, framework="pt") as weights:
+            followers = weights.get_tensor(FOLLOWERS) if FOLLOWERS in weights.keys() else None  # noqa: SIM118
+        if followers is not None and not 0 <= followers.min() <= followers.max() < config.vocab_size:
+            raise damage_error(name, f"{FOLLOWERS} in {file} must be token IDs below {config.vocab_size}")
     return model
 
 

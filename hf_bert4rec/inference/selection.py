@@ -117,15 +117,12 @@ class Selection:
             else:  # a place that the index left empty becomes the last special row, which is closed
                 places = search_index(self.index, queries.numpy(), count)
                 found = torch.from_numpy(places) + len(SPECIAL_TOKENS)
-                found = torch.cat([found, outputs.get("followers", found[:, :0])], dim=1)
-            rows = found.sort(dim=1).values
-            left = ~self._closed[rows]
-            left[:, 1:] &= rows[:, 1:] != rows[:, :-1]  # an item that `allow` lists twice
-            nearest = torch.searchsorted(denied, rows).clamp(max=denied.shape[1] - 1)
-            left &= denied.gather(1, nearest) != rows
+            rows, left = self._possible(found, denied)
             if allowed is not None or all_possible or left.sum(dim=1).min() >= self._number:
                 break
             count *= SEARCHED
+        if "followers" in outputs and allowed is None and not all_possible:
+            rows, left = self._possible(torch.cat([found, outputs["followers"]], dim=1), denied)
         weight, bias = self.model._item_weights()
         scores = []
         for of, query in zip(rows, queries, strict=True):
@@ -137,6 +134,14 @@ class Selection:
         logits = logits.masked_fill(~left, -torch.inf)
         values, order = stable_top_k(logits, min(self._number, logits.shape[1]))
         return rows.gather(1, order), values, values
+
+    def _possible(self, found: torch.Tensor, denied: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return token IDs (users, number) in ascending order, and which of them may be recommended."""
+        rows = found.sort(dim=1).values
+        left = ~self._closed[rows]
+        left[:, 1:] &= rows[:, 1:] != rows[:, :-1]  # an item that is listed twice
+        nearest = torch.searchsorted(denied, rows).clamp(max=denied.shape[1] - 1)
+        return rows, left & (denied.gather(1, nearest) != rows)
 
     def _apply_rules(self, rows: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         """Return the indices of the items that the rules keep, in the new order."""

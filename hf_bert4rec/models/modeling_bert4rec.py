@@ -281,6 +281,9 @@ class Bert4RecPreTrainedModel(PreTrainedModel):
                 initialization.constant_(module.bias, start)
             if getattr(module, "starts_at_identity", False):
                 initialization.copy_(module.weight, module.weight + torch.eye(len(module.weight)).to(module.weight))
+        if isinstance(module, Bert4RecTransitionHead):
+            for weight in (module.powers, module.followers, module.counts, module.totals):
+                initialization.zeros_(weight)
         if isinstance(module, nn.Conv1d):  # a position starts as its own item plus a quarter of each neighbor
             size = module.weight.shape[-1]
             offsets = (torch.arange(size) - size // 2).abs()
@@ -465,16 +468,17 @@ def add_repeats(logits: torch.Tensor, rows: torch.Tensor, repeats: torch.Tensor)
 class Bert4RecTransitionHead(nn.Module):
     """Scores for the items that often followed the item before a position: a Markov chain next to the catalog.
 
-    With the scores s of the catalog and the count c of users in whose training history an item came right after the
-    item before the position, which n users continued, the probability of an item is
+    c users have an item right after the item before the position in their training histories, and n is the sum of c
+    over all items. With the scores s of the catalog, the probability of an item is
 
         (exp(s of the item) + exp(g) · c^a / n^b) / (sum of exp(s) over all items + exp(g) · sum of c^a / n^b)
 
-    g is a gate that depends on the hidden state; a and b start at 1. In training, the user's own transition does not
-    count, because it would predict the target. An inner product of short vectors cannot store single transitions.
+    g is a gate that depends on the hidden state; a and b start at 1. In training, the transition to the target counts
+    once less, because the user's own transition would predict the target. An inner product of short vectors cannot
+    store single transitions.
 
-    The buffers are filled by `initialize_items`: `followers` (rows, number) are token IDs with the most users, 0 for
-    none, `counts` (rows, number) their users, and `users` (rows,) all users who continued after the item.
+    `count_transitions` fills the buffers: `followers` (rows, number) are the token IDs with the most users, 0 for none,
+    `counts` (rows, number) their c, and `totals` (rows,) the n of each item.
     """
 
     def __init__(self, config: Bert4RecConfig) -> None:
@@ -482,11 +486,11 @@ class Bert4RecTransitionHead(nn.Module):
         rows, number = config.vocab_size, config.num_followers
         self.followers: torch.Tensor
         self.counts: torch.Tensor
-        self.users: torch.Tensor
-        for name, shape in (("followers", (rows, number)), ("counts", (rows, number)), ("users", (rows,))):
+        self.totals: torch.Tensor
+        for name, shape in (("followers", (rows, number)), ("counts", (rows, number)), ("totals", (rows,))):
             self.register_buffer(name, torch.zeros(shape, dtype=torch.int32))
         self.gate = nn.Linear(config.hidden_size, 1)
-        self.powers = nn.Parameter(torch.ones(2))
+        self.powers = nn.Parameter(torch.zeros(2))  # a - 1 and b - 1, since weight decay draws them to 0
 
     def forward(
         self,
@@ -501,21 +505,23 @@ class Bert4RecTransitionHead(nn.Module):
             hidden_states: (batch, kept, hidden) at the scored positions.
             input_ids: (batch, length) token IDs.
             kept: (batch, kept) scored positions.
-            labels: (batch, kept) true items, whose transitions are not counted, or None.
+            labels: (batch, kept) true items, whose transitions count once less, or None.
         """
+        kept = kept.expand(input_ids.shape[0], -1)
         before = input_ids.gather(1, (kept - 1).clamp(min=0)).masked_fill(kept == 0, 0)
         before = before.masked_fill(before < len(SPECIAL_TOKENS), 0)
-        followers, counts, users = self.followers[before].long(), self.counts[before], self.users[before]
+        followers, counts, totals = self.followers[before].long(), self.counts[before], self.totals[before]
         if labels is not None:
-            counts, users = counts - (followers == labels.unsqueeze(-1)).to(counts), users - 1
-        c, n = (number.clamp(min=1).to(self.powers).log() for number in (counts, users.unsqueeze(-1)))
-        scores = self.gate(hidden_states) + self.powers[0] * c - self.powers[1] * n
-        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+            counts, totals = counts - (followers == labels.unsqueeze(-1)).to(counts), totals - 1
+        precision = torch.promote_types(self.powers.dtype, torch.float32)  # a count may exceed float16
+        c, n = (number.clamp(min=1).to(precision).log() for number in (counts, totals.unsqueeze(-1)))
+        a, b = self.powers.to(precision) + 1
+        scores = self.gate(hidden_states).to(precision) + a * c - b * n
         return followers, scores.masked_fill(counts < 1, torch.finfo(scores.dtype).min)
 
     def resize(self, rows: int) -> None:
         """Change the number of items. New items have no followers, and removed ones follow no item."""
-        for name in ("followers", "counts", "users"):
+        for name in ("followers", "counts", "totals"):
             old = getattr(self, name)
             new = old.new_zeros(rows, *old.shape[1:])
             new[: len(old)] = old[:rows]
@@ -722,10 +728,10 @@ class Bert4RecForMaskedLM(Bert4RecPreTrainedModel):
             )
         if kept_positions is None:
             kept_positions = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
-        items = self.get_input_embeddings()(input_ids)
         with torch.autocast(hidden_states.device.type, enabled=False):
-            states = hidden_states.to(items.dtype)
+            states = hidden_states.to(self.dtype)
             if self.repeat_head is not None:
+                items = self.get_input_embeddings()(input_ids)
                 repeats = self.repeat_head(states, items, input_ids, kept_positions, self.model.causal)
                 found.append((add_repeats, input_ids.unsqueeze(1).expand_as(repeats), repeats))
             if self.transition_head is not None:

@@ -51,25 +51,40 @@ def initialize_items(model: PreTrainedModel, rows: Dataset) -> None:
     if output.bias is not None:
         logarithms = users[first:].log1p()
         output.bias[first:] = (logarithms - logarithms.mean()).to(output.bias)
-    if model.config.num_followers:
+    if model.config.num_followers and output.bias is not None:
         weight = count_transitions(model, rows)
         # The mixture with the largest likelihood, as long as all items have the scores of the biases.
         start = np.log(weight / (1 - weight)) + output.bias[first:].logsumexp(dim=0).item()
         model.transition_head.gate.bias.fill_(start)
 
 
-def count_transitions(model: PreTrainedModel, rows: Dataset) -> float:
-    """Count the transitions of training rows for `num_followers`, in place.
+@torch.no_grad()
+def count_transitions(model: PreTrainedModel, rows: Dataset, since: float | None = None) -> float:
+    """Count the transitions of training rows for a model with `num_followers`, in place.
 
-    Return the weight of their Markov chain in the best mixture with the popularity of the items, from 0.001 to 0.999.
+    `initialize_items` does this for a new model. Call this function after `transfer`.
+
+    Args:
+        model: A model of the package with `num_followers`.
+        rows: Training rows with `user` and `input_ids`, as from `leave_one_out(…)["train"]`; for `since` also with
+            `timestamps`.
+        since: Count only transitions to interactions from this time on, and add them to the counts of the model.
+            Default: the model gets the counts of the rows.
+
+    Returns:
+        The weight of the Markov chain in its best mixture with the popularity of the items, from 0.001 to 0.999.
     """
-    arrow = rows.with_format("arrow")[:]
+    arrow, counted = rows.with_format("arrow")[:], None
     items, places = flatten(arrow["input_ids"])
+    if since is None:
+        for counts in (model.transition_head.counts, model.transition_head.totals):
+            counts.zero_()
+    else:
+        counted = flatten(arrow["timestamps"])[0] >= since
     known = np.where(items >= len(SPECIAL_TOKENS), items, -1)
-    found = Transitions.count(_users(arrow)[places], places, known)
-    found.store(model.transition_head)
-    popularity = np.bincount(items, minlength=model.config.vocab_size) + 1.0
-    return float(np.clip(found.mixture(popularity / popularity.sum())[0], 0.001, 0.999))
+    found = Transitions.count(_users(arrow)[places], places, known, counted)
+    found.add_to(model.transition_head)
+    return float(np.clip(found.mixture()[0], 0.001, 0.999))
 
 
 def _users(rows: pa.Table) -> np.ndarray:

@@ -97,8 +97,8 @@ class RecommendationTrainer(Trainer):
         super().__init__(model, args, callbacks=callbacks, **options)
         check_sizes(self.model, tokenizer)
         check_loss(self.model.config.loss)
-        if self.model.config.num_followers and not self.model.transition_head.users.any():
-            logger.warning("`num_followers` has no effect without counts. Call `initialize_items(model, rows)` first.")
+        if self.model.config.num_followers and not self.model.transition_head.totals.any():
+            logger.warning("`num_followers` has no effect without counts. Call `count_transitions(model, rows)` first.")
         architecture = architecture_of(self.model.config)
         if architecture.objective == "cloze" and type(self.data_collator) is DataCollatorForNextItem:
             solution = "Use `cloze_training(tokenizer)`."

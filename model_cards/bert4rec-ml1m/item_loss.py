@@ -33,7 +33,7 @@ def item_loss(
     labels: torch.Tensor,
     num_items_in_batch: torch.Tensor | int | None = None,
     loss: str | None = None,
-    repeats: tuple[torch.Tensor, torch.Tensor] | None = None,
+    added: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """Return the mean loss over the scored positions.
 
@@ -46,8 +46,8 @@ def item_loss(
         num_items_in_batch: Number of scored positions in the whole batch (gradient accumulation, several processes).
             Default: the number in `labels`.
         loss: Another loss than `config.loss`, a key of `LOSSES`.
-        repeats: (...) log-sums of the exponentials of the scores of a `repeat_head`: over the whole history, and over
-            the positions of the target. For the loss `softmax` only.
+        added: (...) log-sums of the exponentials of the scores that heads next to the catalog add: of all items, and of
+            the target. For the loss `softmax` only.
 
     Returns:
         A scalar in nats, at least in single precision; 0 if nothing is scored.
@@ -64,7 +64,7 @@ def item_loss(
     item_table, item_bias = item_table.to(precision), item_bias.to(precision)
     with torch.autocast(hidden_states.device.type, enabled=False):
         inputs = config, hidden_states, item_table, item_bias, torch.where(scored, labels, -100)
-        total = LOSSES[loss].total(*inputs) if repeats is None else softmax_loss_with_repeats(*inputs, *repeats)
+        total = LOSSES[loss].total(*inputs) if added is None else softmax_loss_with_added(*inputs, *added)
     count = scored.sum() if num_items_in_batch is None else torch.as_tensor(num_items_in_batch)
     return total / count.clamp(min=1)
 
@@ -114,24 +114,24 @@ def _chunk_losses(
     return cross_entropy(linear(states, item_table, bias), targets, ignore_index=-100, reduction="none")
 
 
-def softmax_loss_with_repeats(
+def softmax_loss_with_added(
     config: Any,
     hidden_states: torch.Tensor,
     item_table: torch.Tensor,
     item_bias: torch.Tensor,
     targets: torch.Tensor,
-    log_history: torch.Tensor,
+    log_all: torch.Tensor,
     log_target: torch.Tensor,
 ) -> torch.Tensor:
-    """Return the summed negative log-likelihood of catalog and history together, see `Bert4RecRepeatHead`.
+    """Return the summed negative log-likelihood of the catalog and the added scores together.
 
-    `log_history` and `log_target` are the two tensors that `item_loss` gets as `repeats`.
+    `log_all` and `log_target` are the two tensors that `item_loss` gets as `added`.
     """
     losses = softmax_loss(config, hidden_states, item_table, item_bias, targets, reduction="none")
     rows = targets.clamp(min=0)
     score = (hidden_states * embedding(rows, item_table)).sum(dim=-1) + item_bias[rows]
     # A loss plus the score of the target is the log-sum of the exponentials of all scores.
-    losses = torch.logaddexp(losses + score, log_history.flatten()) - torch.logaddexp(score, log_target.flatten())
+    losses = torch.logaddexp(losses + score, log_all.flatten()) - torch.logaddexp(score, log_target.flatten())
     return torch.where(targets >= SPECIALS, losses, 0).sum()
 
 

@@ -42,7 +42,7 @@ def checkpoint(folder, kind):
     if model.transition_head is not None:
         rows = torch.arange(3, 13)
         model.transition_head.followers[3:] = torch.stack([3 + (rows - 2) % 10, 3 + (rows - 1) % 10], dim=1)
-        model.transition_head.counts[3:], model.transition_head.users[3:] = torch.tensor([9, 4]), 15
+        model.transition_head.counts[3:], model.transition_head.totals[3:] = torch.tensor([9, 4]), 15
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
