@@ -91,7 +91,7 @@ def main() -> None:
         trainer.add_callback(cost := CostCallback(trainer.model))
         trainer.train()
     for entry in cost.curve:
-        entry["petaflops"] = round(cost.flops * entry["step"] / 1e15, 3)
+        entry["teraflops"] = round(cost.flops * entry["step"] / 1e12, 2)
     line = {
         "name": name,
         "options": words,
