@@ -26,6 +26,7 @@ from ..data.tokenization import ItemTokenizer
 from ..evaluation.ranking import bootstrap_interval, ndcg_gains, ranking_metrics, sampled_metrics
 from ..evaluation.trainer_evaluation import rank_rows
 from ..hub.checkpoint import check_sizes, fetch_checkpoint
+from ..hub.run_facts import FACTS_FILE, RunFacts
 from ..models.item_loss import check_loss
 from ..models.registry import architecture_of
 from ..training.catalog import append_items
@@ -35,8 +36,8 @@ from ..training.objectives import cloze_training, next_item_training
 from ..training.resources import check_memory, estimate_memory
 from ..training.trainer import RecommendationTrainer
 from ..training.transfer import transfer
-from .prepare import prepare, protocol, sampled_by
-from .recipe import Recipe, find_configuration
+from .prepare import ROWS, describe_data, prepare, protocol, sampled_by
+from .recipe import Recipe, find_configuration, find_split
 from .report import EpochLines, EpochLinesWithBar
 
 logger = logging.getLogger(__name__)
@@ -162,16 +163,38 @@ def evaluate(recipe: Recipe) -> tuple[tuple[str, str | None], dict[str, dict[str
     if recipe.source is None:
         raise ValueError("The checkpoint is missing. Name a checkpoint folder or a Hub ID before all options.")
     model, tokenizer = (auto.from_pretrained(recipe.source) for auto in (AutoModelForMaskedLM, AutoTokenizer))
-    _, _, _, histories = prepare(recipe, tokenizer)
+    _, interactions, _, histories = prepare(recipe, tokenizer)
+    _warn_about_other_targets(recipe, interactions)
     trainer = evaluator(model, recipe, tokenizer)
     found = {split: evaluate_rows(trainer, rows) for split, rows in histories.items() if split != "train"}
     if not found:
-        raise ValueError(f"The split {recipe.run.split} has no items held out for evaluation. Use another `--split`.")
+        raise ValueError(
+            f"The split {recipe.run.split} has no items held out for evaluation. A model that was trained on all "
+            "interactions can only be evaluated on later ones. Evaluate the model of the run that held items out."
+        )
     return (
         protocol(recipe, len(tokenizer.items), model.config.exclude_history),
         {split: metrics for split, (metrics, _) in found.items()},
         {split: bootstrap_interval(gains) for split, (_, gains) in found.items()},
     )
+
+
+def _warn_about_other_targets(recipe: Recipe, interactions: Dataset) -> None:
+    """Warn if the log or the split of an evaluation is not that of the training, which may have had the targets."""
+    folder = fetch_checkpoint(str(recipe.source))
+    if not (folder / FACTS_FILE).exists():
+        return
+    facts = RunFacts.load(folder)
+    before = {"split": type(recipe.run).split} | facts.recipe
+    now = {"split": recipe.run.split} | {
+        name: recipe.given.get(name) for name in find_split(recipe.run.split).options if name not in ROWS
+    }
+    other = [f"--{name} {before.get(name)}" for name, value in now.items() if before.get(name) != value]
+    found = f"The model was trained with {' '.join(other)}" if other else ""
+    if facts.data.sha256 and describe_data(recipe, interactions).sha256 != facts.data.sha256:
+        found = "The log is not that of the training"
+    if found:
+        logger.warning("%s. If the model was trained on targets of this evaluation, the results are too high.", found)
 
 
 def evaluator(model: torch.nn.Module, recipe: Recipe, tokenizer: ItemTokenizer) -> Trainer:

@@ -29,7 +29,7 @@ COLUMNS = {  # column -> its meaning; all splits have the same, so that the `Dat
     "metrics rank the target among",
     "length": "number of `input_ids`, so that batches can be grouped by length without reading the rows",
 }
-REPEATS = 0.05  # share of repeats among the test targets from which `build_histories` warns
+REPEATS = 0.05  # share of repeats from which a log has repeat consumption
 TOGETHER = 0.5  # share of test targets at the time of the interaction before them from which it warns
 
 
@@ -145,13 +145,6 @@ def build_histories(
         )
     if not known.all():
         _warn_once(f"Dropped {(~known).sum():,} interactions on items that the tokenizer does not contain.")
-    repeats = are_repeats(splits["test"]).sum() / max(1, len(splits["test"])) if "test" in splits else 0
-    if repeats > REPEATS:
-        _warn_once(
-            f"{repeats:.0%} of the test targets are items that the user has interacted with before. A model that "
-            "excludes the history never recommends these items. If your model does, set `exclude_history=False` "
-            "(command line: --exclude_history false)."
-        )
     tests = targets.get("test", log.starts)
     tests = tests[tests > log.starts]  # with an interaction before them
     if len(tests) and (together := np.mean(log.timestamps[tests] == log.timestamps[tests - 1])) > TOGETHER:
@@ -176,6 +169,17 @@ def target_items(rows: Dataset) -> np.ndarray:
     targets = np.full(rows.num_rows, -100)
     np.maximum.at(targets, places, labels)
     return targets
+
+
+def warn_about_repeats(rows: Dataset, exclude_history: bool) -> None:
+    """Warn if a model excludes many targets of evaluation rows, because they are in the history of the user."""
+    repeats = are_repeats(rows).sum() / max(1, len(rows)) if exclude_history else 0
+    if repeats > REPEATS:
+        _warn_once(
+            f"{repeats:.0%} of the targets are items that the user has interacted with before. The model excludes the "
+            "history, so these targets count as missed. To recommend such items, set `exclude_history=False` (command "
+            "line: --exclude_history false)."
+        )
 
 
 def are_repeats(rows: Dataset) -> np.ndarray:

@@ -250,7 +250,8 @@ def item_tokenizer(
         model_input_names=["input_ids", "attention_mask"],
     )
     if titles is not None:
-        tokenizer.set_titles(_titles_in_order(ids, titles))
+        tokenizer.set_titles(found := _titles_in_order(ids, titles))
+        logger.info("%d of %d items have a title.", sum(title is not None for title in found), len(ids))
     tokenizer.features = features
     return tokenizer
 
@@ -312,9 +313,7 @@ def _titles_in_order(ids: list[str], titles: Mapping[Any, Any]) -> list[Any]:
         examples = [", ".join(map(repr, some[:3])) for some in (list(by_id), ids)]
         text = "None of the titles belongs to an item. IDs of titles are, for example, %s, and IDs of items %s. %s"
         logger.warning(text, *examples, "Use the same IDs in `titles` and in the log.")
-    found = [by_id.get(item) for item in ids]
-    logger.info("%d of %d items have a title.", sum(title is not None for title in found), len(ids))
-    return found
+    return [by_id.get(item) for item in ids]
 
 
 def _read_titles(file: str, number: int) -> list[str | None]:

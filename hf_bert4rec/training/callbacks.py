@@ -84,12 +84,15 @@ class ResourceCallback(TrainerCallback, ExportableState):
         if ours and state.is_world_process_zero:
             _log_memory(args, model, loader, resumed=bool(state.global_step))
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """Measure the time of the second step; the first step is slower."""
-        self.steps += 1
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """Start to measure the second step; the first step is slower, and an evaluation may follow it."""
         if self.steps == 1:
             self.second_step_started = time.perf_counter()
-        elif self.steps == 2 and state.is_world_process_zero:
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """Log the time of the second step."""
+        self.steps += 1
+        if self.steps == 2 and state.is_world_process_zero:
             seconds, model = time.perf_counter() - self.second_step_started, kwargs["model"]
             steps = _steps_per_epoch(args, kwargs["train_dataloader"]), state.max_steps - state.global_step
             times = [timedelta(seconds=round(it)) if it >= 60 else f"{it:.1f} s" for it in (seconds * n for n in steps)]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 from huggingface_hub import CommitInfo
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer import TRAINING_ARGS_NAME
@@ -19,6 +20,7 @@ from transformers.trainer_utils import PredictionOutput, TrainOutput
 
 from ..data.data_collator import DataCollatorForCloze, DataCollatorForNextItem
 from ..data.features import PROJECTION_FILE
+from ..data.histories import warn_about_repeats
 from ..data.tokenization import ItemTokenizer
 from ..evaluation.ranking import check_cutoffs, how_sampled
 from ..evaluation.trainer_evaluation import ranks_of_logits
@@ -96,7 +98,14 @@ class RecommendationTrainer(Trainer):
                 callbacks.append(EarlyStopping(args.early_stopping_patience))
         super().__init__(model, args, callbacks=callbacks, **options)
         check_sizes(self.model, tokenizer)
+        self._check_parts()
+
+    def _check_parts(self) -> None:
+        """Check that model, rows and collator fit together."""
         check_loss(self.model.config.loss)
+        rows = self.eval_dataset
+        if isinstance(rows, Dataset) and {"history", "labels"} <= {*rows.column_names}:
+            warn_about_repeats(rows, self.model.config.exclude_history)
         if self.model.config.num_followers and not self.model.transition_head.totals.any():
             logger.warning("`num_followers` has no effect without counts. Call `count_transitions(model, rows)` first.")
         architecture = architecture_of(self.model.config)

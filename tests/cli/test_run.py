@@ -139,13 +139,21 @@ def test_the_checksum_of_a_log_that_is_larger_than_a_chunk_is_that_of_its_csv(tm
 # ---- evaluation ------------------------------------------------------------------------------------------------------
 
 
-def test_evaluating_the_checkpoint_gives_the_same_results_again(trained):
+def test_evaluating_the_checkpoint_gives_the_same_results_again(trained, caplog, tmp_path):
     facts = RunFacts.load(trained)
     (protocol, sampled_protocol), results, intervals = evaluate(parse_recipe([str(trained)]))
     assert (protocol, sampled_protocol) == (facts.protocol, None)
     assert intervals["test"] == pytest.approx(facts.intervals["test"]["BERT4Rec"], abs=1e-9)
     for split in ("validation", "test"):
         assert results[split] == pytest.approx(facts.results[split]["BERT4Rec"], abs=1e-9)
+    evaluate(parse_recipe([str(trained), "--split", "leave_one_out"]))
+    assert "too high" not in caplog.text
+    evaluate(parse_recipe([str(trained), "--min_user_interactions", "2"]))
+    assert "too high" not in caplog.text
+    lines = Path(facts.recipe["data"]).read_text().splitlines(keepends=True)
+    (tmp_path / "other.csv").write_text("".join(lines[:-1]))
+    evaluate(parse_recipe([str(trained), "--data", str(tmp_path / "other.csv")]))
+    assert "The log is not that of the training. If the model was trained on targets of this" in caplog.text
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
@@ -387,7 +395,7 @@ def test_validation_merged_into_train_keeps_the_last_checkpoint(tmp_path):
     assert "validation items trained on" in facts.protocol
 
 
-def test_training_on_all_interactions_has_no_results_and_says_so(tmp_path, capsys):
+def test_training_on_all_interactions_has_no_results_and_says_so(tmp_path, capsys, caplog):
     recipe = recipe_for(tmp_path, "--split", "train_on_all", "--num_train_epochs", "2")
     _, interactions, _, histories = prepare(recipe)
     assert sum(histories["train"]["length"]) == interactions.num_rows
@@ -402,6 +410,8 @@ def test_training_on_all_interactions_has_no_results_and_says_so(tmp_path, capsy
     assert "Recommended" in text
     with pytest.raises(ValueError, match="train_on_all has no items held out for evaluation"):
         evaluate(parse_recipe([str(folder)]))
+    evaluate(parse_recipe([str(folder), "--split", "leave_one_out"]))
+    assert "The model was trained with --split train_on_all. If the model was trained on targets of" in caplog.text
 
 
 def test_options_without_effect_are_reported_once(tmp_path, caplog):

@@ -20,7 +20,7 @@ from hf_bert4rec import (
     train_on_all,
 )
 from hf_bert4rec.data import histories
-from hf_bert4rec.data.histories import COLUMNS, are_repeats, target_items
+from hf_bert4rec.data.histories import COLUMNS, are_repeats, target_items, warn_about_repeats
 from tests.data.logs import MASK, UNK, A, B, C, D, E, log_of, logs, row
 
 
@@ -151,16 +151,16 @@ def test_saved_splits_come_back_the_same(interactions, tokenizer, tmp_path):
         assert loaded[name].to_list() == splits[name].to_list()
 
 
-@pytest.mark.parametrize(("times", "warnings"), [(3, 0), (6, 1)])
-def test_repeats_among_the_test_targets_are_reported_once(tokenizer, caplog, times, warnings):
+@pytest.mark.parametrize(("times", "exclude_history", "warnings"), [(3, True, 0), (6, True, 1), (6, False, 0)])
+def test_targets_that_a_model_excludes_are_reported_once(tokenizer, caplog, times, exclude_history, warnings):
     rows = [(f"u{user}", "abc"[(user + time) % 3], time) for user in range(9) for time in range(times)]
     log = log_of(*rows, ("v", "a", 1), ("v", "b", 2), ("v", "e", 3))
     for max_length in (3, 5):
-        leave_one_out(log, tokenizer, max_length=max_length)
+        warn_about_repeats(leave_one_out(log, tokenizer, max_length=max_length)["test"], exclude_history)
     assert caplog.messages == warnings * [
-        "90% of the test targets are items that the user has interacted with before. A model that "
-        "excludes the history never recommends these items. If your model does, set `exclude_history=False` (command "
-        "line: --exclude_history false)."
+        "90% of the targets are items that the user has interacted with before. The model excludes the history, so "
+        "these targets count as missed. To recommend such items, set `exclude_history=False` (command line: "
+        "--exclude_history false)."
     ]
 
 

@@ -268,13 +268,14 @@ def test_memory_is_logged_before_training_and_time_after_two_steps(histories, tm
 
 
 def report_of_time(caplog, monkeypatch, strategy="random", model=None):
-    """What is logged after two steps that end 2.5 seconds after each other, of 40 steps per epoch and 102 in all."""
+    """What is logged after a second step that takes 2.5 seconds, of 40 steps per epoch and 102 in all."""
     clock = iter([10.0, 12.5])
     monkeypatch.setattr("hf_bert4rec.training.callbacks.time.perf_counter", lambda: next(clock))
     callback, state = ResourceCallback(), TrainerState(global_step=2, max_steps=102)
     args = SimpleNamespace(train_sampling_strategy=strategy, gradient_accumulation_steps=2)
     with caplog.at_level("INFO", logger="hf_bert4rec.training.callbacks"):
         for _ in range(3):
+            callback.on_step_begin(args, state, None)
             callback.on_step_end(args, state, None, model=model, train_dataloader=range(80))
     return "\n".join(caplog.messages)
 
