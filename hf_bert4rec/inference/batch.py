@@ -108,7 +108,8 @@ def recommend_to_parquet(
         source: Parquet with one row per user and columns `user` and `history` (a list), or a log of interactions in any
             format that `load_interactions` reads.
         output: Folder of the result.
-        processes: Number of processes, each with one thread. One process per core is fastest.
+        processes: Number of processes, each with one thread. One process per core is fastest. In a script, more
+            than one process needs `if __name__ == "__main__":` before the call: each process imports the script again.
         shard_size: Number of users per file.
         user: Name of the column of user IDs.
         history: Name of the column of histories.
