@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import pyarrow as pa
 import torch
 import transformers
 import yaml
@@ -27,7 +28,7 @@ from ..evaluation.baselines import BASELINES, DataCollatorWithUsers
 from ..evaluation.comparison import evaluate_users, split_metrics, user_groups
 from ..evaluation.ranking import SAMPLED_METRICS
 from ..hub.checkpoint import fetch_checkpoint, last_complete_checkpoint, stored_exclude_history, weight_files
-from ..hub.run_facts import UNPUBLISHED_OPTIONS, RunFacts
+from ..hub.run_facts import UNPUBLISHED_OPTIONS, DataFacts, RunFacts
 from ..models.configuration_bert4rec import SPECIAL_TOKENS
 from ..training.resources import peak_memory
 from .comparison_report import ModelResult, format_report, result_file, summarize
@@ -35,6 +36,8 @@ from .prepare import describe_data, excludes_history, prepare, protocol, sampled
 from .recipe import Recipe, find_split, import_own_code, parse_recipe, read_yaml
 from .run import run
 from .trainers import evaluator
+
+logger = logging.getLogger(__name__)
 
 KINDS = ("baseline", "recipe", "checkpoint")
 WITHOUT_EFFECT = (*UNPUBLISHED_OPTIONS, "disable_tqdm", "use_cpu")
@@ -85,7 +88,8 @@ class Comparison:
                 others = f"other options, found {', '.join(sorted(options.keys() - {'checkpoint'}))}"
                 raise ValueError(f"{name!r}: `checkpoint` cannot be combined with {others}. Remove these options.")
             if file == "comparison.json":
-                raise ValueError(f"{name!r}: comparison.json is the file of the report. Rename this model.")
+                kept = "comparison.json, which contains the numbers of the report"
+                raise ValueError(f"{name!r}: the result of this model would be written to {kept}. Rename this model.")
             if "|" in name:
                 raise ValueError(f"{name!r}: a name with | breaks the tables. Rename this model.")
             if other != name:
@@ -126,7 +130,11 @@ def compare(path: str, split: str, folder: str, modules: Sequence[str] = ()) -> 
         )
     for name in comparison.models:
         check_model(comparison, name, recipe, folder)
-    check_results(comparison, split, str(describe_data(recipe, interactions).sha256), folder)
+    data = describe_data(recipe, interactions)
+    for options in comparison.models.values():
+        if "checkpoint" in options:
+            check_data(fetch_checkpoint(options["checkpoint"]), data, tokenizer.items, comparison.recipe)
+    check_results(comparison, split, str(data.sha256), folder)
     for name in comparison.models:
         if (file := result_file(folder, name)).exists():
             print(f"{name}: the earlier result is used. Delete {file} to run this model again.", flush=True)
@@ -162,11 +170,8 @@ def evaluate_model(comparison: Comparison, name: str, split: str, folder: str, m
         checkpoint = fetch_checkpoint(
             options.get("checkpoint") or train_model(options, str(result_file(folder, name).with_suffix("")))
         )
-        facts, items = RunFacts.load(checkpoint), tokenizer.items
+        facts = check_data(checkpoint, data, tokenizer.items, comparison.recipe)
         model, tokenizer = (auto.from_pretrained(checkpoint) for auto in (AutoModelForMaskedLM, AutoTokenizer))
-        if facts.data.sha256 != data.sha256 or tokenizer.items != items:
-            other = f"other data or items than those of {comparison.recipe}"
-            raise ValueError(f"{checkpoint} was trained on {other}. Use the same data, or remove the model.")
         seconds, processes, threads = facts.seconds or 0, facts.machine.processes, facts.machine.threads
         _, _, _, histories = prepare(recipe, tokenizer)  # models may read inputs of different lengths
     rows, trainer = histories[split], evaluator(model, recipe, tokenizer)
@@ -233,6 +238,21 @@ def check_model(comparison: Comparison, name: str, recipe: Recipe, folder: str) 
             )
     except (ImportError, TypeError, ValueError) as error:
         raise ValueError(f"{comparison.path}: {name!r}: {error}") from error
+
+
+def check_data(checkpoint: Path, data: DataFacts, items: pa.ChunkedArray, recipe: str) -> RunFacts:
+    """Return the run facts of a checkpoint; ValueError if it was trained on other data or items than the recipe.
+
+    Run facts of a `RecommendationTrainer` have no checksum of the data, so that only the items can be compared.
+    """
+    facts = RunFacts.load(checkpoint)
+    if facts.data.sha256 not in (None, data.sha256) or AutoTokenizer.from_pretrained(checkpoint).items != items:
+        other = f"other data or items than those of {recipe}"
+        raise ValueError(f"{checkpoint} was trained on {other}. Use the same data, or remove the model.")
+    if facts.data.sha256 is None:
+        text = "%s: the run facts have no checksum of the data. Check that the training data has no targets of %s."
+        logger.warning(text, checkpoint, recipe)
+    return facts
 
 
 def _chooses_exclusion(recipe: Recipe) -> bool:

@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from .ids import ONE_PER_ROW
@@ -36,9 +37,12 @@ DAY = re.compile(r"\s*(\d{4}[-/.]\d|\d\d?\.\d\d?\.\d{4})")
 ASIN, AMAZON_USER = re.compile(r"B0[0-9A-Z]{8}|[0-9]{9}[0-9X]"), re.compile(r"A[0-9A-Z]{7,}")
 
 
-def find_columns(log: RawLog, wanted: Mapping[str, Column], needed: Iterable[str]) -> dict[str, int]:
+def find_columns(
+    log: RawLog, wanted: Mapping[str, Column], needed: Iterable[str], commands: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, int]:
     """Return the position of the column of each role: the column that the user named, else one with a usual name.
 
+    `commands` are the options of the command line for roles where the name of the option is not the role ("": none).
     The role "time of day" is added if the log has a column of dates next to a column of times.
 
     Raises:
@@ -47,7 +51,6 @@ def find_columns(log: RawLog, wanted: Mapping[str, Column], needed: Iterable[str
     needed = list(needed)
     guessed = guess_roles(log.first_rows) if "user" in wanted else {}
     found = {role: place for role, place in guessed.items() if role in wanted}
-    commands = {"item": "title_item", "title": "title_column"} if "title" in needed else {}
     for role, name in wanted.items():
         found |= _find(log, role, name, NAMES[role], commands.get(role, role))
     if "timestamp" in wanted and "timestamp" not in found:

@@ -171,7 +171,7 @@ def load_item_features(
     known = {key: {"kind": "text"} for key in text} if like is None else like.columns
     log = open_log(source, "titles", format, separator, encoding, [item, *known])
     with library_errors(log.name):
-        place, items = read_items(log, item)
+        place, items = read_items(log, item, "title_item")
         if missing := [name for name in known if name not in log.columns]:
             raise ValueError(f"{log.name}: expected a feature column {missing[0]!r}, found {log}. Add or rename one.")
         names = [name for name in log.columns if name != LIKE and log.columns.index(name) != place]
@@ -226,7 +226,7 @@ def load_new_items(
     own = {} if known is None else known.columns
     log = open_log(source, "titles", format, separator, encoding, [item, *own])
     with library_errors(log.name):
-        place, items = read_items(log, item)
+        place, items = read_items(log, item, "item")
         used = {"item": place} | find_columns(log, {"title": None}, needed=[])
         if LIKE in log.columns:
             used[LIKE] = log.columns.index(LIKE)
@@ -247,9 +247,12 @@ def load_new_items(
     )
 
 
-def read_items(log: RawLog, item: Column) -> tuple[int, pa.ChunkedArray]:
-    """Return the position of the item column, and the IDs; ValueError unless each row has an ID of its own."""
-    place = find_columns(log, {"item": item}, needed=["item"])["item"]
+def read_items(log: RawLog, item: Column, command: str) -> tuple[int, pa.ChunkedArray]:
+    """Return the position of the item column, and the IDs; ValueError unless each row has an ID of its own.
+
+    `command` is the option of the command line that names the column ("": none).
+    """
+    place = find_columns(log, {"item": item}, needed=["item"], commands={"item": command})["item"]
     items = as_ids(log.read([place])[0], "item", log.locate)
     if items.null_count:
         row = items.is_null().index(True).as_py()

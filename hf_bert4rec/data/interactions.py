@@ -176,7 +176,8 @@ def load_titles(
     with library_errors(log.name):
         if log.first_rows and len(log.columns) > 1:
             item, title = (0 if item is None else item), (1 if title is None else title)
-        found = find_columns(log, {"item": item, "title": title}, needed=["item", "title"])
+        commands = {"item": "title_item", "title": "title_column"}
+        found = find_columns(log, {"item": item, "title": title}, needed=["item", "title"], commands=commands)
         columns = zip(("item", "title"), log.read([found["item"], found["title"]]), strict=True)
         ids, titles = (as_ids(values, role, log.locate).to_pylist() for role, values in columns)
     pairs = zip(ids, titles, strict=True)

@@ -39,15 +39,17 @@ class ItemAttributes:
     """
 
     def __init__(self, source: Any, item: Column = None) -> None:
-        if isinstance(source, str | PathLike | Mapping):
-            advice = "pd.DataFrame(...)" if isinstance(source, Mapping) else 'pd.read_csv(..., dtype={"item": str})'
-            raise ValueError(f"attributes: expected a table, found {type(source).__name__}. Pass {advice}.")
+        expected = "attributes: expected a table"
+        if isinstance(source, str | PathLike):
+            found = type(source).__name__
+            raise ValueError(f'{expected}, found {found}. Pass pd.read_csv(..., dtype={{"item": str}}).')
         self._are_features = isinstance(source, ItemFeatures)
-        self._table = open_table(source.table if isinstance(source, ItemFeatures) else source, "attributes")
+        table = source.table if isinstance(source, ItemFeatures) else source
+        self._table = open_table(table, "attributes", expected)
         if len(set(self._table.columns)) < len(self._table.columns):
             raise ValueError(f"attributes: expected distinct column names, found {self._table}. Rename one.")
         with library_errors(self._table.name):
-            _, items = read_items(self._table, item)
+            _, items = read_items(self._table, item, "")
         self.items = items.combine_chunks()
         self._columns: dict[str, pd.Series] = {}
         self._values: dict[str, dict[str, list[Any]]] = {}
