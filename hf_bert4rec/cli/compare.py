@@ -128,10 +128,9 @@ def compare(path: str, split: str, folder: str, modules: Sequence[str] = ()) -> 
             f"{path}: `published` needs metrics among sampled candidates. Set popularity_candidates or "
             f"uniform_candidates in {comparison.recipe}."
         )
-    for name in comparison.models:
-        check_model(comparison, name, recipe, folder)
     data = describe_data(recipe, interactions)
-    for options in comparison.models.values():
+    for name, options in comparison.models.items():
+        check_model(comparison, name, recipe, folder)
         if "checkpoint" in options:
             check_data(fetch_checkpoint(options["checkpoint"]), data, tokenizer.items, comparison.recipe)
     check_results(comparison, split, str(data.sha256), folder)
@@ -167,9 +166,8 @@ def evaluate_model(comparison: Comparison, name: str, split: str, folder: str, m
         model = BASELINES[baseline](train, len(tokenizer), **options)
         seconds, processes, threads = time.perf_counter() - started, 1, torch.get_num_threads()
     else:
-        checkpoint = fetch_checkpoint(
-            options.get("checkpoint") or train_model(options, str(result_file(folder, name).with_suffix("")))
-        )
+        given = options.get("checkpoint")
+        checkpoint = fetch_checkpoint(given or train_model(options, str(result_file(folder, name).with_suffix(""))))
         facts = check_data(checkpoint, data, tokenizer.items, comparison.recipe)
         model, tokenizer = (auto.from_pretrained(checkpoint) for auto in (AutoModelForMaskedLM, AutoTokenizer))
         seconds, processes, threads = facts.seconds or 0, facts.machine.processes, facts.machine.threads
@@ -241,16 +239,13 @@ def check_model(comparison: Comparison, name: str, recipe: Recipe, folder: str) 
 
 
 def check_data(checkpoint: Path, data: DataFacts, items: pa.ChunkedArray, recipe: str) -> RunFacts:
-    """Return the run facts of a checkpoint; ValueError if it was trained on other data or items than the recipe.
-
-    Run facts of a `RecommendationTrainer` have no checksum of the data, so that only the items can be compared.
-    """
-    facts = RunFacts.load(checkpoint)
+    """Return the run facts of a checkpoint; ValueError if it was trained on other data or items than the recipe."""
+    facts = RunFacts.load(checkpoint)  # those of a `RecommendationTrainer` have no checksum
     if facts.data.sha256 not in (None, data.sha256) or AutoTokenizer.from_pretrained(checkpoint).items != items:
         other = f"other data or items than those of {recipe}"
         raise ValueError(f"{checkpoint} was trained on {other}. Use the same data, or remove the model.")
     if facts.data.sha256 is None:
-        text = "%s: the run facts have no checksum of the data. Check that the training data has no targets of %s."
+        text = "%s: the run facts have no checksum of the data. Make sure that it was not trained on targets of %s."
         logger.warning(text, checkpoint, recipe)
     return facts
 

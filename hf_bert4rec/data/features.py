@@ -227,7 +227,7 @@ def load_new_items(
     log = open_log(source, "titles", format, separator, encoding, [item, *own])
     with library_errors(log.name):
         place, items = read_items(log, item, "item")
-        used = {"item": place} | find_columns(log, {"title": None}, needed=[])
+        used = {"item": place} | find_columns(log, {"title": None}, needed={})
         if LIKE in log.columns:
             used[LIKE] = log.columns.index(LIKE)
         columns = dict(zip(used, log.read(list(used.values())), strict=True))
@@ -248,11 +248,8 @@ def load_new_items(
 
 
 def read_items(log: RawLog, item: Column, command: str) -> tuple[int, pa.ChunkedArray]:
-    """Return the position of the item column, and the IDs; ValueError unless each row has an ID of its own.
-
-    `command` is the option of the command line that names the column ("": none).
-    """
-    place = find_columns(log, {"item": item}, needed=["item"], commands={"item": command})["item"]
+    """Return place and IDs of the item column, which `--command` names; ValueError unless each row has its own ID."""
+    place = find_columns(log, {"item": item}, needed={"item": command})["item"]
     items = as_ids(log.read([place])[0], "item", log.locate)
     if items.null_count:
         row = items.is_null().index(True).as_py()

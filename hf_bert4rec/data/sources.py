@@ -21,8 +21,7 @@ OTHER_FILES = {  # first bytes of files that are not text -> what they are, and 
     rb"(?s)PK\x03\x04|Rar!\x1a|7z\xbc\xaf|\xfd7zXZ|.{257}ustar": "an archive. Extract it and pass one of its files",
     rb"\x1f\x8b|BZh\d1AY&SY|\x28\xb5\x2f\xfd|x[\x01\x9c]|\x5d\0\0": "compressed twice or with zlib or lzma. Extract it",
     rb"ARROW1\0|SQLite format 3\0|\x89HDF|\x80[\x02-\x05]": "a binary file. Read the file and pass a pandas data frame",
-    rb"(?i)\s*<(!doctype |html)": "an HTML page, perhaps the error page of a download. Download the log again, or "
-    "export it as CSV",
+    rb"(?i)\s*<(!doctype |html)": "an HTML page, perhaps of a failed download. Download it again, or export it as CSV",
     rb"%PDF-": "a PDF document. Export the log as CSV",
 }
 BYTE_ORDER_MARKS = {  # that of UTF-32-LE begins with that of UTF-16-LE
@@ -33,10 +32,9 @@ BYTE_ORDER_MARKS = {  # that of UTF-32-LE begins with that of UTF-16-LE
 
 def spell(option: str, value: Any = "...", command: str | None = None) -> str:
     """Return an option as it is written in Python, and on the command line with the name `command` ("": not at all)."""
-    if command == "":
-        return f"`{option}={value!r}`"
     where = "command line" if command else "command line, for `--data`"
-    return f"`{option}={value!r}` ({where}: `--{command or option} {shlex.quote(str(value))}`)"
+    also = "" if command == "" else f" ({where}: `--{command or option} {shlex.quote(str(value))}`)"
+    return f"`{option}={value!r}`{also}"
 
 
 @contextmanager
@@ -138,10 +136,7 @@ def open_table(source: Any, name: str, expected: str = "Expected a path, a Hub I
             table = pa.table(source)
         columns = list(zip(table.column_names, table.columns, strict=True))
     else:
-        found, advice = (
-            type(source).__name__,
-            "a table with named columns, such as pandas.DataFrame(source, columns=[...])",
-        )
+        found, advice = type(source).__name__, "pandas.DataFrame(source, columns=[...]), with the names of the columns"
         if isinstance(source, dict):
             split = f"[{next(iter(source), 'train')!r}]"
             splits = f"source{split}, or for a folder datasets.load_from_disk(folder){split}"

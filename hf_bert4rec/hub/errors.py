@@ -60,10 +60,9 @@ def hub_errors(repository: str) -> Iterator[None]:
         if isinstance(error, hub.HfHubHTTPError):
             status = error.response.status_code
             reason = " ".join((error.server_message or "").split()).rstrip(".!")
-            later = not reason or status == 429 or status >= 500
-            advice = "Try again later" if later else "Fix what the Hub reports, then try again"
-            other = (OSError, f"answered {status}{f' ({reason})' if reason else ''}. {advice}")
-            builtin, text = STATUSES.get(status, other)
+            text = f"answered {status}{f' ({reason})' if reason else ''}. "
+            text += "Try again later" if not reason or status == 429 or status >= 500 else "Fix this, then try again"
+            builtin, text = STATUSES.get(status, (OSError, text))
             raise builtin(f"{repository}: the Hub {text}.") from error
         cause = error.__cause__ if isinstance(error, RuntimeError) else error  # that of a failed upload
         if isinstance(cause, hub.HTTPError) or (cause is not error and isinstance(cause, OSError)):

@@ -39,13 +39,11 @@ class ItemAttributes:
     """
 
     def __init__(self, source: Any, item: Column = None) -> None:
-        expected = "attributes: expected a table"
+        wanted = "attributes: expected a table"
         if isinstance(source, str | PathLike):
-            found = type(source).__name__
-            raise ValueError(f'{expected}, found {found}. Pass pd.read_csv(..., dtype={{"item": str}}).')
+            raise ValueError(f'{wanted}, found {type(source).__name__}. Pass pd.read_csv(..., dtype={{"item": str}}).')
         self._are_features = isinstance(source, ItemFeatures)
-        table = source.table if isinstance(source, ItemFeatures) else source
-        self._table = open_table(table, "attributes", expected)
+        self._table = open_table(source.table if self._are_features else source, "attributes", wanted)
         if len(set(self._table.columns)) < len(self._table.columns):
             raise ValueError(f"attributes: expected distinct column names, found {self._table}. Rename one.")
         with library_errors(self._table.name):

@@ -177,8 +177,7 @@ class OnnxRecommender:
             raise ValueError(f"{folder}: the exported files cannot be read ({error}). Repeat the export.") from error
         needed = {"checkpoint", "revision", "exclude_history", "max_length", "rows"} <= self.facts.keys()
         if not needed or not len(self.tokenizer) == self.facts["rows"] == len(vectors) + len(SPECIAL_TOKENS):
-            files = f"{FACTS_FILE}, {VECTORS_FILE} and the tokenizer"
-            problem = f"{files} are not from the same export, or {FACTS_FILE} is incomplete"
+            problem = f"{FACTS_FILE} is incomplete, or not from the same export as {VECTORS_FILE} and the tokenizer"
             raise ValueError(f"{folder}: {problem}. Repeat the export.")
         self._unit_vectors = unit_vectors(vectors)
 

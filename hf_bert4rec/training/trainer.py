@@ -42,9 +42,11 @@ class RecommendationTrainer(Trainer):
 
     It applies `muon_learning_rate` and `early_stopping_patience` of `RecommendationTrainingArguments`, adds the
     callbacks of the package, checks that model and tokenizer fit, and resumes from complete checkpoints only.
-    `save_model` also writes a model card and run facts, and no pickles. `push_to_hub` uploads the saved model in one
-    commit. The pickles of `checkpoint-*` folders, for resuming, are never pushed. If the tokenizer has features of
-    items, they are part of the item vectors (`FeatureProjection`).
+
+    `save_model` also writes a model card and run facts. It writes no pickles. `push_to_hub` uploads the saved model in
+    one commit, without the pickles in `checkpoint-*` folders, which are for resuming only.
+
+    If the tokenizer has features of items, they are part of the item vectors (`FeatureProjection`).
 
     Attributes:
         projection: The projection of item features (width, hidden + 1), after training. To continue with the projection

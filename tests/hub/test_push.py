@@ -371,7 +371,7 @@ def test_a_wrong_token_is_named_as_the_cause(hub, folder, monkeypatch):
     [
         (429, "We had to limit you.\nRetry after 9 s.", "answered 429 (We had to limit you. Retry after 9 s). "),
         (503, None, "answered 503. "),
-        (400, "The name is long!", "answered 400 (The name is long). Fix what the Hub reports, then try again."),
+        (400, "The name is long!", "answered 400 (The name is long). Fix this, then try again."),
     ],
 )
 def test_the_reason_of_the_hub_is_reported_in_one_line_with_a_solution(status, text, message):

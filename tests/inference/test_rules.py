@@ -203,7 +203,7 @@ def test_defaults_of_the_pipeline_hold_for_each_call(folder):
         ({"where": []}, "`where` must be a dict"),
         ({"where": {"tags": lambda tags: tags < 5}}, "The condition on 'tags' failed for a column of"),
         ({"where_not": {"colour": 1}}, "Unknown attribute 'colour'"),
-        ({"where": SOLD, "attributes": [1]}, r"attributes: expected a table \(.*\), found list\. Pass a table with"),
+        ({"where": SOLD, "attributes": [1]}, r"attributes: expected a table \(.*\), found list\. Pass pandas"),
         ({"where": SOLD, "attributes": "products.csv"}, r"attributes: expected a table, found str\. Pass pd\.read_csv"),
         (
             {"where": SOLD, "attributes": {"item": ["a"]}},
