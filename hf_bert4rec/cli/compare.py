@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-import pyarrow as pa
 import torch
 import transformers
 import yaml
@@ -238,15 +237,14 @@ def check_model(comparison: Comparison, name: str, recipe: Recipe, folder: str) 
         raise ValueError(f"{comparison.path}: {name!r}: {error}") from error
 
 
-def check_data(checkpoint: Path, data: DataFacts, items: pa.ChunkedArray, recipe: str) -> RunFacts:
+def check_data(checkpoint: Path, data: DataFacts, items: Any, recipe: str) -> RunFacts:
     """Return the run facts of a checkpoint; ValueError if it was trained on other data or items than the recipe."""
     facts = RunFacts.load(checkpoint)  # those of a `RecommendationTrainer` have no checksum
     if facts.data.sha256 not in (None, data.sha256) or AutoTokenizer.from_pretrained(checkpoint).items != items:
         other = f"other data or items than those of {recipe}"
         raise ValueError(f"{checkpoint} was trained on {other}. Use the same data, or remove the model.")
     if facts.data.sha256 is None:
-        text = "%s: the run facts have no checksum of the data. Make sure that it was not trained on targets of %s."
-        logger.warning(text, checkpoint, recipe)
+        logger.warning("%s: the training data is unknown. It must not contain targets of %s.", checkpoint, recipe)
     return facts
 
 

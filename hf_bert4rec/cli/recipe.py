@@ -250,8 +250,7 @@ def read_yaml(text: str, loader: Any) -> Any:
         if isinstance(node, yaml.MappingNode):
             names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
             if len(names) > len(set(names)):
-                key = max(names, key=names.count)
-                raise yaml.YAMLError(f"`{key}` is given more than once. Keep one of these lines.")
+                raise yaml.YAMLError(f"`{max(names, key=names.count)}` is given more than once. Keep one line.")
             nodes += [value for _, value in node.value]
         elif isinstance(node, yaml.SequenceNode):
             nodes += node.value

@@ -33,8 +33,7 @@ BYTE_ORDER_MARKS = {  # that of UTF-32-LE begins with that of UTF-16-LE
 def spell(option: str, value: Any = "...", command: str | None = None) -> str:
     """Return an option as it is written in Python, and on the command line with the name `command` ("": not at all)."""
     where = "command line" if command else "command line, for `--data`"
-    also = "" if command == "" else f" ({where}: `--{command or option} {shlex.quote(str(value))}`)"
-    return f"`{option}={value!r}`{also}"
+    return f"`{option}={value!r}`" + f" ({where}: `--{command or option} {shlex.quote(str(value))}`)" * (command != "")
 
 
 @contextmanager

@@ -146,7 +146,7 @@ def test_a_checkpoint_without_a_checksum_of_its_data_is_compared_by_its_items(re
     dataclasses.replace(facts, data=dataclasses.replace(facts.data, sha256=None)).save(checkpoint)
     path = comparison_file(tmp_path, recipe_file, Ours={"checkpoint": str(checkpoint)})
     evaluate_model(Comparison.load(path), "Ours", "test", str(tmp_path / "kept"))
-    assert "the run facts have no checksum of the data" in caplog.text
+    assert "the training data is unknown" in caplog.text
     (tmp_path / "log.csv").write_text(LOG + "u3,new,99\n")
     with pytest.raises(ValueError, match="was trained on other data or items"):
         compare(path, "test", str(tmp_path / "kept"))
