@@ -142,8 +142,7 @@ def compare(path: str, split: str, folder: str, modules: Sequence[str] = ()) -> 
                 process.submit(evaluate_model, comparison, name, split, folder, modules).result()
     results = {name: ModelResult.load(folder, name) for name in comparison.models}
     counts = count_items(whole_histories(recipe, interactions, tokenizer), len(tokenizer))
-    groups = user_groups(histories[split], counts)
-    summary = summarize(split, results, groups, comparison.published, audit(histories))
+    summary = summarize(split, results, user_groups(histories[split], counts), comparison.published, audit(histories))
     Path(folder, "comparison.json").write_text(json.dumps(summary, indent=1, ensure_ascii=False), encoding="utf-8")
     report = format_report(summary)
     Path(folder, "comparison.md").write_text(report, encoding="utf-8")

@@ -215,8 +215,7 @@ def _find(kind: str, name: str, registry: Mapping[str, Any]) -> Any:
     module, colon, attribute = name.partition(":")
     if not colon:
         if name not in registry:
-            known = ", ".join(registry)
-            raise ValueError(f"Unknown {kind} {name}. Choose from {known}, or pass package.module:name.")
+            raise ValueError(f"Unknown {kind} {name}. Choose from {', '.join(registry)}, or pass package.module:name.")
         return registry[name]
     try:
         return getattr(import_own_code(module), attribute)

@@ -50,8 +50,7 @@ def find_columns(log: RawLog, wanted: Mapping[str, Column], needed: Mapping[str,
     for role, name in wanted.items():
         found |= _find(log, role, name, NAMES[role], needed.get(role, role))
     if "timestamp" in wanted and "timestamp" not in found:
-        dates = [place for place in log.dates if place not in found.values()]
-        found |= _only(log, "timestamp", dates, "timestamp")
+        found |= _only(log, "timestamp", [place for place in log.dates if place not in found.values()], "timestamp")
     if "timestamp" in found and wanted["timestamp"] is None and _fits(log.columns[found["timestamp"]], DATE):
         for place in _find(log, "timestamp", None, [TIME], "timestamp").values():
             found["time of day"] = place

@@ -59,8 +59,7 @@ class ItemFeatures:
         the item. Vectors are divided by their mean length.
         """
         blocks = [_encode(self.table[name], how) for name, how in self.columns.items()]
-        ones = np.ones((len(self.table), 1), np.float32)
-        encoded = np.concatenate([ones, *blocks], axis=1)
+        encoded = np.concatenate([np.ones((len(self.table), 1), np.float32), *blocks], axis=1)
         places = pc.fill_null(pc.index_in(items, value_set=self.items), -1).to_numpy()
         return np.where(places[:, None] >= 0, encoded[places], np.float32(0))
 

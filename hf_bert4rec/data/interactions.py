@@ -179,8 +179,7 @@ def load_titles(
         found = find_columns(log, {"item": item, "title": title}, {"item": "title_item", "title": "title_column"})
         columns = zip(("item", "title"), log.read([found["item"], found["title"]]), strict=True)
         ids, titles = (as_ids(values, role, log.locate).to_pylist() for role, values in columns)
-    pairs = zip(ids, titles, strict=True)
-    return {item: title for item, title in pairs if item is not None and title is not None}
+    return {item: title for item, title in zip(ids, titles, strict=True) if item is not None and title is not None}
 
 
 def rename_items(interactions: Dataset, names: Mapping[str, str]) -> Dataset:

@@ -72,8 +72,7 @@ class BatchRecommender:
         if nulls := users.null_count:
             found = f"found {nulls} missing values. Fix or remove these rows."
             raise ValueError(f"Expected a user ID in every row of the column {self.user!r}, {found}")
-        histories = [history or [] for history in table[self.history].to_pylist()]
-        answers = self.recommender(histories, **self.options)
+        answers = self.recommender([history or [] for history in table[self.history].to_pylist()], **self.options)
         places = [(user, rank) for user, answer in enumerate(answers) for rank in range(len(answer))]
         rows = [row for answer in answers for row in answer]
         return pa.table(

@@ -339,8 +339,7 @@ class NextItemRecommendationPipeline(Pipeline):
     def _label(self, items: list[Any], rows: np.ndarray, numbers: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Return a dict for each item of a history: ID, title, and the given numbers."""
         ids, titles = as_item_ids(items, "histories").to_pylist(), map(self.catalog.title, rows.tolist())
-        fields = zip(ids, titles, numbers, strict=True)
-        return [{"item": item, "title": title, **of} for item, title, of in fields]
+        return [{"item": item, "title": title, **of} for item, title, of in zip(ids, titles, numbers, strict=True)]
 
     def _warn_about_gaps(self) -> None:
         if self.trained_on_last_items:

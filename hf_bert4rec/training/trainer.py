@@ -235,8 +235,7 @@ class RecommendationTrainer(Trainer):
         Test results are not included, because the Trainer does not know which split was evaluated after training.
         """
         args, config, tokenizer = self.args, self.model.config, self.processing_class
-        ours = self.preprocess_logits_for_metrics is ranks_of_logits
-        metrics = self._validation_metrics() if ours else {}
+        metrics = self._validation_metrics() if self.preprocess_logits_for_metrics is ranks_of_logits else {}
         sampled, model = how_sampled(metrics), architecture_of(config).name
         drawn = "uniformly" if sampled == "uniform_sampled" else "by their popularity"
         history = "excluded" if config.exclude_history else "not excluded"
