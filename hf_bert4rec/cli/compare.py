@@ -27,7 +27,7 @@ from ..evaluation.baselines import BASELINES, DataCollatorWithUsers
 from ..evaluation.comparison import evaluate_users, split_metrics, user_groups
 from ..evaluation.ranking import SAMPLED_METRICS
 from ..hub.checkpoint import fetch_checkpoint, last_complete_checkpoint, stored_exclude_history, weight_files
-from ..hub.run_facts import UNPUBLISHED_OPTIONS, RunFacts
+from ..hub.run_facts import UNPUBLISHED_OPTIONS, DataFacts, RunFacts
 from ..models.configuration_bert4rec import SPECIAL_TOKENS
 from ..training.resources import peak_memory
 from .comparison_report import ModelResult, format_report, result_file, summarize
@@ -35,6 +35,8 @@ from .prepare import describe_data, excludes_history, prepare, protocol, sampled
 from .recipe import Recipe, find_split, import_own_code, parse_recipe, read_yaml
 from .run import run
 from .trainers import evaluator
+
+logger = logging.getLogger(__name__)
 
 KINDS = ("baseline", "recipe", "checkpoint")
 WITHOUT_EFFECT = (*UNPUBLISHED_OPTIONS, "disable_tqdm", "use_cpu")
@@ -85,7 +87,8 @@ class Comparison:
                 others = f"other options, found {', '.join(sorted(options.keys() - {'checkpoint'}))}"
                 raise ValueError(f"{name!r}: `checkpoint` cannot be combined with {others}. Remove these options.")
             if file == "comparison.json":
-                raise ValueError(f"{name!r}: comparison.json is the file of the report. Rename this model.")
+                kept = "comparison.json, which contains the numbers of the report"
+                raise ValueError(f"{name!r}: the result of this model would be written to {kept}. Rename this model.")
             if "|" in name:
                 raise ValueError(f"{name!r}: a name with | breaks the tables. Rename this model.")
             if other != name:
@@ -124,9 +127,12 @@ def compare(path: str, split: str, folder: str, modules: Sequence[str] = ()) -> 
             f"{path}: `published` needs metrics among sampled candidates. Set popularity_candidates or "
             f"uniform_candidates in {comparison.recipe}."
         )
-    for name in comparison.models:
+    data = describe_data(recipe, interactions)
+    for name, options in comparison.models.items():
         check_model(comparison, name, recipe, folder)
-    check_results(comparison, split, str(describe_data(recipe, interactions).sha256), folder)
+        if "checkpoint" in options:
+            check_data(fetch_checkpoint(options["checkpoint"]), data, tokenizer.items, comparison.recipe)
+    check_results(comparison, split, str(data.sha256), folder)
     for name in comparison.models:
         if (file := result_file(folder, name)).exists():
             print(f"{name}: the earlier result is used. Delete {file} to run this model again.", flush=True)
@@ -136,8 +142,7 @@ def compare(path: str, split: str, folder: str, modules: Sequence[str] = ()) -> 
                 process.submit(evaluate_model, comparison, name, split, folder, modules).result()
     results = {name: ModelResult.load(folder, name) for name in comparison.models}
     counts = count_items(whole_histories(recipe, interactions, tokenizer), len(tokenizer))
-    groups = user_groups(histories[split], counts)
-    summary = summarize(split, results, groups, comparison.published, audit(histories))
+    summary = summarize(split, results, user_groups(histories[split], counts), comparison.published, audit(histories))
     Path(folder, "comparison.json").write_text(json.dumps(summary, indent=1, ensure_ascii=False), encoding="utf-8")
     report = format_report(summary)
     Path(folder, "comparison.md").write_text(report, encoding="utf-8")
@@ -159,14 +164,10 @@ def evaluate_model(comparison: Comparison, name: str, split: str, folder: str, m
         model = BASELINES[baseline](train, len(tokenizer), **options)
         seconds, processes, threads = time.perf_counter() - started, 1, torch.get_num_threads()
     else:
-        checkpoint = fetch_checkpoint(
-            options.get("checkpoint") or train_model(options, str(result_file(folder, name).with_suffix("")))
-        )
-        facts, items = RunFacts.load(checkpoint), tokenizer.items
+        given = options.get("checkpoint")
+        checkpoint = fetch_checkpoint(given or train_model(options, str(result_file(folder, name).with_suffix(""))))
+        facts = check_data(checkpoint, data, tokenizer.items, comparison.recipe)
         model, tokenizer = (auto.from_pretrained(checkpoint) for auto in (AutoModelForMaskedLM, AutoTokenizer))
-        if facts.data.sha256 != data.sha256 or tokenizer.items != items:
-            other = f"other data or items than those of {comparison.recipe}"
-            raise ValueError(f"{checkpoint} was trained on {other}. Use the same data, or remove the model.")
         seconds, processes, threads = facts.seconds or 0, facts.machine.processes, facts.machine.threads
         _, _, _, histories = prepare(recipe, tokenizer)  # models may read inputs of different lengths
     rows, trainer = histories[split], evaluator(model, recipe, tokenizer)
@@ -233,6 +234,17 @@ def check_model(comparison: Comparison, name: str, recipe: Recipe, folder: str) 
             )
     except (ImportError, TypeError, ValueError) as error:
         raise ValueError(f"{comparison.path}: {name!r}: {error}") from error
+
+
+def check_data(checkpoint: Path, data: DataFacts, items: Any, recipe: str) -> RunFacts:
+    """Return the run facts of a checkpoint; ValueError if it was trained on other data or items than the recipe."""
+    facts = RunFacts.load(checkpoint)  # those of a `RecommendationTrainer` have no checksum
+    if facts.data.sha256 not in (None, data.sha256) or AutoTokenizer.from_pretrained(checkpoint).items != items:
+        other = f"other data or items than those of {recipe}"
+        raise ValueError(f"{checkpoint} was trained on {other}. Use the same data, or remove the model.")
+    if facts.data.sha256 is None:
+        logger.warning("%s: the training data is unknown. It must not contain targets of %s.", checkpoint, recipe)
+    return facts
 
 
 def _chooses_exclusion(recipe: Recipe) -> bool:

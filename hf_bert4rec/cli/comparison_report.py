@@ -152,8 +152,7 @@ def format_interval(interval: Sequence[float], sign: str = "") -> str:
 
 def metrics_table(summary: Summary) -> str:
     """Return a table of metrics over the whole catalog and costs, one row per model."""
-    models = summary["models"].items()
-    rows = [[name, *(cell.format(**model) for cell in CELLS.values())] for name, model in models]
+    rows = [[name, *(cell.format(**model) for cell in CELLS.values())] for name, model in summary["models"].items()]
     return markdown_table(["model", *CELLS], rows)
 
 
@@ -186,7 +185,6 @@ def differences_table(summary: Summary) -> str:
     rows = []
     for pair in summary["differences"]:
         p = f"{'≤ ' if pair['p_is_bound'] else ''}{pair['p']:.4f}"
-        interval = format_interval(pair["interval"], "+")
-        rows.append([" − ".join(pair["models"]), f"{pair['mean']:+.4f}", interval, p])
+        rows.append([" − ".join(pair["models"]), f"{pair['mean']:+.4f}", format_interval(pair["interval"], "+"), p])
     p_header = f"p, corrected for {len(rows)} pair{'s' * (len(rows) != 1)}"
     return markdown_table(["difference of NDCG@10", "", "95 %, this pair", p_header], rows)

@@ -33,6 +33,7 @@ from ..data.interactions import load_interactions
 from ..data.splits import SPLITS, Split
 from ..hub.checkpoint import fetch_checkpoint
 from ..hub.run_facts import FACTS_FILE, RunFacts
+from ..models.configuration_bert4rec import Bert4RecConfig
 from ..models.registry import ARCHITECTURES
 from ..training.arguments import RecommendationTrainingArguments
 
@@ -194,10 +195,10 @@ def find_split(name: str) -> Split:
     return found if isinstance(found, Split) else Split(found, protocol=name)
 
 
-def find_configuration(name: str) -> type[PreTrainedConfig]:
+def find_configuration(name: str) -> type[Bert4RecConfig]:
     """Return the configuration class of a registered architecture, or `package.module:ConfigClass`."""
     found = _find("architecture", name, {key: row.config_class for key, row in ARCHITECTURES.items()})
-    if not (inspect.isclass(found) and issubclass(found, PreTrainedConfig)):
+    if not (inspect.isclass(found) and issubclass(found, Bert4RecConfig)):
         kind = getattr(found, "__name__", type(found).__name__)
         raise ValueError(f"`--architecture {name}` names {kind}. Name a subclass of `Bert4RecConfig`.")
     return found
@@ -214,8 +215,7 @@ def _find(kind: str, name: str, registry: Mapping[str, Any]) -> Any:
     module, colon, attribute = name.partition(":")
     if not colon:
         if name not in registry:
-            known = ", ".join(registry)
-            raise ValueError(f"Unknown {kind} {name}. Choose from {known}, or pass package.module:name.")
+            raise ValueError(f"Unknown {kind} {name}. Choose from {', '.join(registry)}, or pass package.module:name.")
         return registry[name]
     try:
         return getattr(import_own_code(module), attribute)
@@ -240,16 +240,16 @@ def _read_options(config: Path) -> dict[str, Any]:
 
 
 def read_yaml(text: str, loader: Any) -> Any:
-    """Return the content of YAML; raise YAMLError for aliases, and for a key that is given twice."""
+    """Return the content of YAML; raise YAMLError for aliases, and for a key that is given more than once."""
     nodes = [yaml.compose(text)]  # first, because it refuses deep nesting, which the others need minutes for
     if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
-        raise yaml.YAMLError("YAML aliases (*name) are not supported. Replace each alias by its value")
+        raise yaml.YAMLError("YAML aliases (*name) are not supported. Replace each alias by its value.")
     while nodes:
         node = nodes.pop()
         if isinstance(node, yaml.MappingNode):
             names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
             if len(names) > len(set(names)):
-                raise yaml.YAMLError(f"{max(names, key=names.count)} is given twice. Remove one of the lines")
+                raise yaml.YAMLError(f"`{max(names, key=names.count)}` is given more than once. Keep one line.")
             nodes += [value for _, value in node.value]
         elif isinstance(node, yaml.SequenceNode):
             nodes += node.value

@@ -36,28 +36,26 @@ DAY = re.compile(r"\s*(\d{4}[-/.]\d|\d\d?\.\d\d?\.\d{4})")
 ASIN, AMAZON_USER = re.compile(r"B0[0-9A-Z]{8}|[0-9]{9}[0-9X]"), re.compile(r"A[0-9A-Z]{7,}")
 
 
-def find_columns(log: RawLog, wanted: Mapping[str, Column], needed: Iterable[str]) -> dict[str, int]:
+def find_columns(log: RawLog, wanted: Mapping[str, Column], needed: Mapping[str, str]) -> dict[str, int]:
     """Return the position of the column of each role: the column that the user named, else one with a usual name.
 
+    `needed` is a dict from each role that needs a column to its option of the command line ("": none).
     The role "time of day" is added if the log has a column of dates next to a column of times.
 
     Raises:
         ValueError: There is no column for a role, several columns fit equally well, or cells contain sequences.
     """
-    needed = list(needed)
     guessed = guess_roles(log.first_rows) if "user" in wanted else {}
     found = {role: place for role, place in guessed.items() if role in wanted}
-    commands = {"item": "title_item", "title": "title_column"} if "title" in needed else {}
     for role, name in wanted.items():
-        found |= _find(log, role, name, NAMES[role], commands.get(role, role))
+        found |= _find(log, role, name, NAMES[role], needed.get(role, role))
     if "timestamp" in wanted and "timestamp" not in found:
-        dates = [place for place in log.dates if place not in found.values()]
-        found |= _only(log, "timestamp", dates, "timestamp")
+        found |= _only(log, "timestamp", [place for place in log.dates if place not in found.values()], "timestamp")
     if "timestamp" in found and wanted["timestamp"] is None and _fits(log.columns[found["timestamp"]], DATE):
         for place in _find(log, "timestamp", None, [TIME], "timestamp").values():
             found["time of day"] = place
     if missing := [role for role in needed if role not in found]:
-        advice = _advice(log, missing[0], commands.get(missing[0], missing[0]), "user" in wanted)
+        advice = _advice(log, missing[0], needed[missing[0]], "user" in wanted)
         raise ValueError(f"{log.name}: expected a column for the {missing[0]}, found {log}. {advice}")
     if "user" in found:
         sequences = [name for name in log.columns if wanted["item"] is None and _fits(name, SEQUENCES)]

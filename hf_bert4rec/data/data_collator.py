@@ -139,8 +139,7 @@ class DataCollatorForCloze(DataCollatorForNextItem):
         smallest = np.sort(np.where(real, hashes, np.iinfo(np.uint64).max), axis=1)
         masked = real & (hashes <= smallest[np.arange(len(rows)), counts - 1][:, None])
         last_only = _hash(row_hashes) < np.uint64(self.last_item_probability * (2**64 - 2**11))
-        last = np.arange(real.shape[1]) == lengths[:, None] - 1
-        return np.where(last_only[:, None], last, masked)
+        return np.where(last_only[:, None], np.arange(real.shape[1]) == lengths[:, None] - 1, masked)
 
 
 def pad_rows(

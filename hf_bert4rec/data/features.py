@@ -59,8 +59,7 @@ class ItemFeatures:
         the item. Vectors are divided by their mean length.
         """
         blocks = [_encode(self.table[name], how) for name, how in self.columns.items()]
-        ones = np.ones((len(self.table), 1), np.float32)
-        encoded = np.concatenate([ones, *blocks], axis=1)
+        encoded = np.concatenate([np.ones((len(self.table), 1), np.float32), *blocks], axis=1)
         places = pc.fill_null(pc.index_in(items, value_set=self.items), -1).to_numpy()
         return np.where(places[:, None] >= 0, encoded[places], np.float32(0))
 
@@ -171,7 +170,7 @@ def load_item_features(
     known = {key: {"kind": "text"} for key in text} if like is None else like.columns
     log = open_log(source, "titles", format, separator, encoding, [item, *known])
     with library_errors(log.name):
-        place, items = read_items(log, item)
+        place, items = read_items(log, item, "title_item")
         if missing := [name for name in known if name not in log.columns]:
             raise ValueError(f"{log.name}: expected a feature column {missing[0]!r}, found {log}. Add or rename one.")
         names = [name for name in log.columns if name != LIKE and log.columns.index(name) != place]
@@ -226,8 +225,8 @@ def load_new_items(
     own = {} if known is None else known.columns
     log = open_log(source, "titles", format, separator, encoding, [item, *own])
     with library_errors(log.name):
-        place, items = read_items(log, item)
-        used = {"item": place} | find_columns(log, {"title": None}, needed=[])
+        place, items = read_items(log, item, "item")
+        used = {"item": place} | find_columns(log, {"title": None}, needed={})
         if LIKE in log.columns:
             used[LIKE] = log.columns.index(LIKE)
         columns = dict(zip(used, log.read(list(used.values())), strict=True))
@@ -247,9 +246,9 @@ def load_new_items(
     )
 
 
-def read_items(log: RawLog, item: Column) -> tuple[int, pa.ChunkedArray]:
-    """Return the position of the item column, and the IDs; ValueError unless each row has an ID of its own."""
-    place = find_columns(log, {"item": item}, needed=["item"])["item"]
+def read_items(log: RawLog, item: Column, command: str) -> tuple[int, pa.ChunkedArray]:
+    """Return place and IDs of the item column, which `--command` names; ValueError unless each row has its own ID."""
+    place = find_columns(log, {"item": item}, needed={"item": command})["item"]
     items = as_ids(log.read([place])[0], "item", log.locate)
     if items.null_count:
         row = items.is_null().index(True).as_py()

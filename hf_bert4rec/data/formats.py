@@ -150,7 +150,7 @@ def open_log(
     columns: Iterable[Column],
     timestamp: Column = None,
 ) -> RawLog:
-    """Open a source of `load_interactions`; `kind` is a key of `FOLDER_FILES`, `columns` are named by the user."""
+    """Open interactions, titles or features. `kind` is a key of `FOLDER_FILES`; the user named the `columns`."""
     if isinstance(source, RawLog):  # open already
         return source
     for option, value in {"format": format, "separator": separator, "encoding": encoding}.items():

@@ -74,7 +74,7 @@ def load_interactions(
     if min_rating is not None:
         wanted["rating"] = rating
     with library_errors(log.name):
-        found = find_columns(log, wanted, needed=[role for role in wanted if role != "timestamp"])
+        found = find_columns(log, wanted, needed={role: role for role in wanted if role != "timestamp"})
         table, complete = _read(log, found)
         *roles, last = table.column_names
         dropped = {f"without {', '.join(roles)} or {last}": (~complete).sum()}
@@ -176,11 +176,10 @@ def load_titles(
     with library_errors(log.name):
         if log.first_rows and len(log.columns) > 1:
             item, title = (0 if item is None else item), (1 if title is None else title)
-        found = find_columns(log, {"item": item, "title": title}, needed=["item", "title"])
+        found = find_columns(log, {"item": item, "title": title}, {"item": "title_item", "title": "title_column"})
         columns = zip(("item", "title"), log.read([found["item"], found["title"]]), strict=True)
         ids, titles = (as_ids(values, role, log.locate).to_pylist() for role, values in columns)
-    pairs = zip(ids, titles, strict=True)
-    return {item: title for item, title in pairs if item is not None and title is not None}
+    return {item: title for item, title in zip(ids, titles, strict=True) if item is not None and title is not None}
 
 
 def rename_items(interactions: Dataset, names: Mapping[str, str]) -> Dataset:

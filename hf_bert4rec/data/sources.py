@@ -21,7 +21,8 @@ OTHER_FILES = {  # first bytes of files that are not text -> what they are, and 
     rb"(?s)PK\x03\x04|Rar!\x1a|7z\xbc\xaf|\xfd7zXZ|.{257}ustar": "an archive. Extract it and pass one of its files",
     rb"\x1f\x8b|BZh\d1AY&SY|\x28\xb5\x2f\xfd|x[\x01\x9c]|\x5d\0\0": "compressed twice or with zlib or lzma. Extract it",
     rb"ARROW1\0|SQLite format 3\0|\x89HDF|\x80[\x02-\x05]": "a binary file. Read the file and pass a pandas data frame",
-    rb"(?i)\s*<(!doctype |html)|%PDF-": "a document. Export the log as CSV",
+    rb"(?i)\s*<(!doctype |html)": "an HTML page, perhaps of a failed download. Download it again, or export it as CSV",
+    rb"%PDF-": "a PDF document. Export the log as CSV",
 }
 BYTE_ORDER_MARKS = {  # that of UTF-32-LE begins with that of UTF-16-LE
     **{codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32"},
@@ -30,9 +31,9 @@ BYTE_ORDER_MARKS = {  # that of UTF-32-LE begins with that of UTF-16-LE
 
 
 def spell(option: str, value: Any = "...", command: str | None = None) -> str:
-    """Return an option as it is written in Python and on the command line, where its name may be `command`."""
+    """Return an option as it is written in Python, and on the command line with the name `command` ("": not at all)."""
     where = "command line" if command else "command line, for `--data`"
-    return f"`{option}={value!r}` ({where}: `--{command or option} {shlex.quote(str(value))}`)"
+    return f"`{option}={value!r}`" + f" ({where}: `--{command or option} {shlex.quote(str(value))}`)" * (command != "")
 
 
 @contextmanager
@@ -119,8 +120,8 @@ class RawLog:
         return f"{', '.join(self.columns) or 'no columns':.500}{hint}"
 
 
-def open_table(source: Any, name: str) -> RawLog:
-    """Open a table in memory: a `Dataset`, or a table of pandas, Polars or Arrow."""
+def open_table(source: Any, name: str, expected: str = "Expected a path, a Hub ID or a table") -> RawLog:
+    """Open a table in memory: a `Dataset`, or a table of pandas, Polars or Arrow. `expected` begins the error."""
     if isinstance(source, Dataset):
         source = source.with_format("arrow")[:]
     if isinstance(source, pd.DataFrame):
@@ -134,13 +135,13 @@ def open_table(source: Any, name: str) -> RawLog:
             table = pa.table(source)
         columns = list(zip(table.column_names, table.columns, strict=True))
     else:
-        found = type(source).__name__
+        found, advice = type(source).__name__, "pandas.DataFrame(source, columns=[...]), with the names of the columns"
         if isinstance(source, dict):
             split = f"[{next(iter(source), 'train')!r}]"
             splits = f"source{split}, or for a folder datasets.load_from_disk(folder){split}"
             advice = splits if isinstance(source, DatasetDict) else "pandas.DataFrame(source)"
-            found += f" of {', '.join(map(str, source))}. Pass {advice}"
-        raise ValueError(f"Expected a path, a Hub ID or a table (pandas, Polars, Arrow, datasets), found {found}.")
+            found += f" of {', '.join(map(str, source))}"
+        raise ValueError(f"{expected} (pandas, Polars, Arrow, datasets), found {found}. Pass {advice}.")
     names = [key for key, _ in columns]
     types = [str(getattr(column, "type", getattr(column, "dtype", ""))) for _, column in columns]
     return RawLog(

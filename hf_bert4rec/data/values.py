@@ -85,7 +85,8 @@ def _check_times(times: np.ndarray, digits: int, name: str) -> None:
         parts = times // 1_000_000, times // 10_000 % 100  # day and month, in either order
         year, low, high = times % 10_000, np.minimum(*parts), np.maximum(*parts)
         if ((year >= 1970) & (year < 2038) & (low >= 1) & (low <= 12) & (high <= 31)).all():
-            advice = "Convert the column with `pandas.to_datetime(..., format='%d%m%Y')`."
+            call = "`pandas.to_datetime(column.astype(str).str.zfill(8), format='%d%m%Y')`"
+            advice = f"Convert the column with {call}, or with '%m%d%Y' if the month comes first."
             logger.warning(f"{name}: timestamps such as {times[0]} seem to be dates with the year at the end. {advice}")
 
 

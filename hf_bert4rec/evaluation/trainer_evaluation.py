@@ -39,7 +39,10 @@ def ranks_of_logits(logits: Any, labels: torch.Tensor) -> torch.Tensor:
 
 
 def results_of_logits(logits: Any, labels: torch.Tensor) -> torch.Tensor:
-    """Return `UserResults` as columns, (users, TOP_K + 2 or 3) float32, exact for up to 2^24 token IDs."""
+    """Return the columns of `UserResults`, (users, TOP_K + 2 or 3) float32: `preprocess_logits_for_metrics`.
+
+    The order is: TOP_K recommended items (exact to 2^24), rank, ties and, with candidates, the rank among them.
+    """
     scores, targets, history, candidates = _unpack(logits, labels)
     better, tied = count_better_and_tied(scores, targets, history)
     columns = [better.float() + tied.float() / 2 + 1, torch.where(targets >= SPECIALS, tied, 0).float()]

@@ -18,6 +18,7 @@ LIMITS = {"config.json": 2**17, "tokenizer.json": inf, "trainer_state.json": inf
 JSON_DEPTH = 20
 JSON_PARTS = 1_000_000  # lists and objects, which need much more time and memory than text of the same length
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+REPAIR = "Download or save the checkpoint again."
 
 HUB_ERRORS = {
     hub.RevisionNotFoundError: (FileNotFoundError, "found no such revision. Pass a branch, a tag or a commit hash"),
@@ -58,13 +59,15 @@ def hub_errors(repository: str) -> Iterator[None]:
                 raise builtin(f"{repository}: {text}.") from error
         if isinstance(error, hub.HfHubHTTPError):
             status = error.response.status_code
-            other = (OSError, f"answered {status}: {error.server_message or 'try again later'}")
-            builtin, text = STATUSES.get(status, other)
+            reason = " ".join((error.server_message or "").split()).rstrip(".!")
+            text = f"answered {status}{f' ({reason})' if reason else ''}. "
+            text += "Try again later" if not reason or status == 429 or status >= 500 else "Fix this, then try again"
+            builtin, text = STATUSES.get(status, (OSError, text))
             raise builtin(f"{repository}: the Hub {text}.") from error
-        reason = error.__cause__ if isinstance(error, RuntimeError) else error  # that of a failed upload
-        if isinstance(reason, hub.HTTPError) or (reason is not error and isinstance(reason, OSError)):
+        cause = error.__cause__ if isinstance(error, RuntimeError) else error  # that of a failed upload
+        if isinstance(cause, hub.HTTPError) or (cause is not error and isinstance(cause, OSError)):
             raise ConnectionError(
-                f"{repository}: the connection to the Hub failed ({reason}). Incomplete downloads are not used, and a "
+                f"{repository}: the connection to the Hub failed ({cause}). Incomplete downloads are not used, and a "
                 "commit is made as a whole or not at all. Check the network, then try again."
             ) from error
         raise
@@ -92,13 +95,13 @@ def is_repository(name: str | PathLike) -> bool:
     return str(name).count("/") == 1
 
 
-def damage_error(name: str | PathLike, problem: str) -> ValueError:
-    """Return the ValueError for a checkpoint with damaged files. `problem` says what is wrong."""
-    return ValueError(f"{name}: {problem}. Download or save the checkpoint again.")
+def damage_error(name: str | PathLike, problem: str, advice: str = REPAIR) -> ValueError:
+    """Return the ValueError for a folder with damaged files. `problem` says what is wrong."""
+    return ValueError(f"{name}: {problem}. {advice}")
 
 
-def read_json(file: Path, name: str | PathLike) -> dict[str, Any]:
-    """Read a JSON object of the checkpoint `name`; raise ValueError if the file is damaged, too large or too deep."""
+def read_json(file: Path, name: str | PathLike, advice: str = REPAIR) -> dict[str, Any]:
+    """Read a JSON object of the folder `name`; raise ValueError if the file is damaged, too large or too deep."""
     try:
         limit = LIMITS.get(file.name, JSON_BYTES)
         if file.stat().st_size > limit:
@@ -112,7 +115,7 @@ def read_json(file: Path, name: str | PathLike) -> dict[str, Any]:
         if _depth(found) > JSON_DEPTH:
             raise ValueError(f"nested more than {JSON_DEPTH} levels deep")
     except (ValueError, RecursionError) as error:
-        raise damage_error(name, f"{file.name} is not valid ({error})") from error
+        raise damage_error(name, f"{file.name} is not valid ({error})", advice) from error
     return found
 
 

@@ -123,7 +123,8 @@ class RunFacts:
         """Read the run facts of a checkpoint folder, of this or an earlier format version."""
         file = Path(folder, FACTS_FILE)
         if not file.exists():
-            raise FileNotFoundError(f"{folder}: found no {FACTS_FILE}. Copy this file from the original checkpoint.")
+            advice = "Copy this file from the original checkpoint, or train the model with `hf-bert4rec train`"
+            raise FileNotFoundError(f"{folder}: found no {FACTS_FILE}. {advice}, which writes it.")
         values = read_json(file, folder)
         version = values.get("format_version", 1)
         if version not in range(1, FORMAT_VERSION + 1):

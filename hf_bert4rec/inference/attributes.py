@@ -39,15 +39,15 @@ class ItemAttributes:
     """
 
     def __init__(self, source: Any, item: Column = None) -> None:
-        if isinstance(source, str | PathLike | Mapping):
-            advice = "pd.DataFrame(...)" if isinstance(source, Mapping) else 'pd.read_csv(..., dtype={"item": str})'
-            raise ValueError(f"attributes: expected a table, found {type(source).__name__}. Pass {advice}.")
+        wanted = "attributes: expected a table"
+        if isinstance(source, str | PathLike):
+            raise ValueError(f'{wanted}, found {type(source).__name__}. Pass pd.read_csv(..., dtype={{"item": str}}).')
         self._are_features = isinstance(source, ItemFeatures)
-        self._table = open_table(source.table if isinstance(source, ItemFeatures) else source, "attributes")
+        self._table = open_table(source.table if self._are_features else source, "attributes", wanted)
         if len(set(self._table.columns)) < len(self._table.columns):
             raise ValueError(f"attributes: expected distinct column names, found {self._table}. Rename one.")
         with library_errors(self._table.name):
-            _, items = read_items(self._table, item)
+            _, items = read_items(self._table, item, "")
         self.items = items.combine_chunks()
         self._columns: dict[str, pd.Series] = {}
         self._values: dict[str, dict[str, list[Any]]] = {}

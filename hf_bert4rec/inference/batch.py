@@ -72,8 +72,7 @@ class BatchRecommender:
         if nulls := users.null_count:
             found = f"found {nulls} missing values. Fix or remove these rows."
             raise ValueError(f"Expected a user ID in every row of the column {self.user!r}, {found}")
-        histories = [history or [] for history in table[self.history].to_pylist()]
-        answers = self.recommender(histories, **self.options)
+        answers = self.recommender([history or [] for history in table[self.history].to_pylist()], **self.options)
         places = [(user, rank) for user, answer in enumerate(answers) for rank in range(len(answer))]
         rows = [row for answer in answers for row in answer]
         return pa.table(
@@ -146,7 +145,7 @@ def _begin(folder: Path, request: dict[str, Any]) -> None:
     noted, advice = folder / REQUEST_FILE, "Name a new folder for the recommendations."
     unfinished = noted.with_suffix(".tmp")
     if noted.exists():
-        begun = read_json(noted, folder)
+        begun = read_json(noted, folder, advice)
         for name in {**request, **begun}:
             was, now = begun.get(name), request.get(name)
             if was != now:
@@ -170,7 +169,8 @@ def _read_shards(
     if parquet and history in (schema := parquet.schema_arrow).names:
         kind = schema.field(history).type
         if not pa.types.is_list(kind) and not pa.types.is_large_list(kind):
-            raise ValueError(f"{file}: expected lists of item IDs in the column {history!r}, found {kind}.")
+            found = f"{kind}. Convert this column to lists (pandas: `str.split`), or rename it if the file is a log"
+            raise ValueError(f"{file}: expected lists of item IDs in the column {history!r}, found {found}.")
         if columns:
             raise ValueError(f"{file} has one history per user. Omit `{min(columns)}`, which is for logs.")
         if user not in schema.names:

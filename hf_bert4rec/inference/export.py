@@ -121,7 +121,7 @@ def export_checkpoint(checkpoint: str | PathLike, output: str | PathLike, revisi
     tokenizer = AutoTokenizer.from_pretrained(folder)
     check_sizes(model, tokenizer)
     if model.config.max_position_embeddings < 3:
-        found = model.config.max_position_embeddings
+        found = f"{model.config.max_position_embeddings}. Train the model with a `max_length` of at least 3"
         raise ValueError(f"The export needs a model with `max_position_embeddings` of at least 3, found {found}.")
     catalog = ItemCatalog(tokenizer)
     program = export_program(model, catalog.removed)
@@ -164,7 +164,7 @@ class OnnxRecommender:
 
     def __init__(self, folder: str | PathLike, threads: int = 0) -> None:
         onnxruntime, path = _require("onnxruntime"), Path(folder)
-        self.facts = read_json(path / FACTS_FILE, folder)
+        self.facts = read_json(path / FACTS_FILE, folder, "Repeat the export.")
         self.tokenizer = AutoTokenizer.from_pretrained(path)
         self.catalog = ItemCatalog(self.tokenizer)
         options = onnxruntime.SessionOptions()
@@ -177,7 +177,8 @@ class OnnxRecommender:
             raise ValueError(f"{folder}: the exported files cannot be read ({error}). Repeat the export.") from error
         needed = {"checkpoint", "revision", "exclude_history", "max_length", "rows"} <= self.facts.keys()
         if not needed or not len(self.tokenizer) == self.facts["rows"] == len(vectors) + len(SPECIAL_TOKENS):
-            raise ValueError(f"{folder}: the files do not belong together. Repeat the export.")
+            problem = f"{FACTS_FILE} is incomplete, or not from the same export as {VECTORS_FILE} and the tokenizer"
+            raise ValueError(f"{folder}: {problem}. Repeat the export.")
         self._unit_vectors = unit_vectors(vectors)
 
     def __call__(

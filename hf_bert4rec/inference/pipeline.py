@@ -232,8 +232,8 @@ class NextItemRecommendationPipeline(Pipeline):
     def index_vectors(self) -> np.ndarray:
         """Return `item_vectors` with one more number, (items, hidden + 2) float32, so that all norms are equal.
 
-        Query vectors get a zero at this index, so the inner products stay the same. An index finds items by their
-        direction: if the norms differ, it misses most of the best items (Bachrach et al., RecSys 2014).
+        Query vectors get a zero at this position, so the inner products stay the same (Bachrach et al., RecSys 2014).
+        An approximate index finds items by their direction: with different norms, it can miss most of the best items.
         """
         vectors = self.item_vectors()
         squares = np.square(vectors, dtype=np.float64).sum(axis=1)
@@ -251,12 +251,12 @@ class NextItemRecommendationPipeline(Pipeline):
         return {}, {}, check_options(options, OPTIONS)
 
     def preprocess(self, histories: list[np.ndarray], places: Sequence[int]) -> dict[str, torch.Tensor]:
-        """Make a batch from histories of token IDs, with [MASK] at one position of each history, returned as `query`.
+        """Make a batch from histories of token IDs, with a [MASK] at the given place of each history.
 
-        A history must get the same scores in any batch; otherwise the batch size would decide near ties. Matrix
-        products and sums over whole vectors of the processor are bit-equal, so the length is padded to a multiple of
-        `LENGTH_MULTIPLE`, and the batch to at least `MIN_ROWS` rows. Of a history that is too long, the part around
-        the [MASK] is kept.
+        A history must get the same scores in any batch; otherwise the batch size would decide near ties. The results
+        are the same to the bit if all sizes fill the SIMD registers of the processor. So the length is padded to a
+        multiple of `LENGTH_MULTIPLE`, and the batch to at least `MIN_ROWS` rows. If a history is too long, the part
+        around the [MASK] is kept; `query` is the position of the [MASK] in it.
         """
         limit, pad = self.tokenizer.model_max_length, self.tokenizer.pad_token_id
         asked = np.array(places)
@@ -339,8 +339,7 @@ class NextItemRecommendationPipeline(Pipeline):
     def _label(self, items: list[Any], rows: np.ndarray, numbers: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Return a dict for each item of a history: ID, title, and the given numbers."""
         ids, titles = as_item_ids(items, "histories").to_pylist(), map(self.catalog.title, rows.tolist())
-        fields = zip(ids, titles, numbers, strict=True)
-        return [{"item": item, "title": title, **of} for item, title, of in fields]
+        return [{"item": item, "title": title, **of} for item, title, of in zip(ids, titles, numbers, strict=True)]
 
     def _warn_about_gaps(self) -> None:
         if self.trained_on_last_items:

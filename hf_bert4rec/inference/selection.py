@@ -62,8 +62,7 @@ class Selection:
                 + 1) and, if the model has them, `followers` and `transitions` (users, number). Token IDs padded with
                 [PAD]: `history` (users, longest), and optionally `allow` and `deny` (users or 1, longest).
         """
-        users = len(outputs["history"])
-        lists = {name: outputs[name].expand(users, -1) for name in LISTS if name in outputs}
+        lists = {name: outputs[name].expand(len(outputs["history"]), -1) for name in LISTS if name in outputs}
         if not self.exclude_history:
             lists["history"] = lists["history"][:, :0]
         excluded = torch.cat([rows for name, rows in lists.items() if name != "allow"], dim=1)
@@ -115,8 +114,7 @@ class Selection:
             elif all_possible:
                 found = possible.expand(len(queries), -1)
             else:  # a place that the index left empty becomes the last special row, which is closed
-                places = search_index(self.index, queries.numpy(), count)
-                found = torch.from_numpy(places) + len(SPECIAL_TOKENS)
+                found = torch.from_numpy(search_index(self.index, queries.numpy(), count)) + len(SPECIAL_TOKENS)
             rows, left = self._possible(found, denied)
             if allowed is not None or all_possible or left.sum(dim=1).min() >= self._number:
                 break

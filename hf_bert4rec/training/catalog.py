@@ -45,9 +45,10 @@ def add_items(
 ) -> dict[str, int]:
     """Add items to a checkpoint. New items can be recommended at once, and keep their token IDs in later training.
 
-    Vector and bias of a new item come from its features, if the checkpoint was trained with features. Else they are
-    the means of the items in `like`. Without `like`, they are the mean vector and the smallest bias, with which an item
-    is hardly recommended. An item of the checkpoint gets the title of the table, and returns if it was removed.
+    The vector and the bias of a new item come from its features, if the checkpoint was trained with features and the
+    item has some. Otherwise they are the means of the items in `like`. Without `like`, they are the mean vector and the
+    smallest bias, with which an item is hardly recommended. An item of the checkpoint gets the title of the table, and
+    returns if it was removed.
 
     Args:
         checkpoint: Folder or Hub ID.

@@ -72,8 +72,7 @@ def recommended_settings(interactions: Dataset, *, prefixes: bool = True, max_le
     pairs = len(np.unique(users.astype(np.int64) * catalog + items))
     median, density, repeats = np.median(histories), len(users) / catalog, 1 - pairs / len(users)
     order = np.lexsort((table["timestamp"], users))[:MOST_COUNTED]  # whole users, except the last one
-    transitions = Transitions.count(users[order], users[order], items[order])
-    _, gain = transitions.mixture()
+    _, gain = Transitions.count(users[order], users[order], items[order]).mixture()
     settings = Settings(
         reason=f"median history {median:.0f}, {density:.1f} interactions per item, {repeats:.0%} repeats, items "
         f"{gain:.1f} times as likely by the item before"

@@ -44,9 +44,11 @@ class RecommendationTrainer(Trainer):
 
     It applies `muon_learning_rate` and `early_stopping_patience` of `RecommendationTrainingArguments`, adds the
     callbacks of the package, checks that model and tokenizer fit, and resumes from complete checkpoints only.
-    `save_model` also writes a model card and run facts, and no pickles. `push_to_hub` uploads the saved model in one
-    commit. The pickles of `checkpoint-*` folders, for resuming, are never pushed. If the tokenizer has features of
-    items, they are part of the item vectors (`FeatureProjection`).
+
+    `save_model` also writes a model card and run facts. It writes no pickles. `push_to_hub` uploads the saved model in
+    one commit, without the pickles in `checkpoint-*` folders, which are for resuming only.
+
+    If the tokenizer has features of items, they are part of the item vectors (`FeatureProjection`).
 
     Attributes:
         projection: The projection of item features (width, hidden + 1), after training. To continue with the projection
@@ -242,8 +244,7 @@ class RecommendationTrainer(Trainer):
         Test results are not included, because the Trainer does not know which split was evaluated after training.
         """
         args, config, tokenizer = self.args, self.model.config, self.processing_class
-        ours = self.preprocess_logits_for_metrics is ranks_of_logits
-        metrics = self._validation_metrics() if ours else {}
+        metrics = self._validation_metrics() if self.preprocess_logits_for_metrics is ranks_of_logits else {}
         sampled, model = how_sampled(metrics), architecture_of(config).name
         drawn = "uniformly" if sampled == "uniform_sampled" else "by their popularity"
         history = "excluded" if config.exclude_history else "not excluded"

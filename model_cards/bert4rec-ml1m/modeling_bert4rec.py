@@ -466,16 +466,17 @@ def add_repeats(logits: torch.Tensor, rows: torch.Tensor, repeats: torch.Tensor)
 
 
 class Bert4RecTransitionHead(nn.Module):
-    """Scores for the items that often followed the item before a position: a Markov chain next to the catalog.
+    """Head that adds a first-order Markov chain: items that often followed the previous item get higher scores.
 
-    c users have an item right after the item before the position in their training histories, and n is the sum of c
-    over all items. With the scores s of the catalog, the probability of an item is
+    The previous item is the item right before the position, and s are the scores of the catalog. c is the number of
+    users in whose training history an item came right after the previous item, and n is the sum of c over all items.
+    The probability of an item is
 
         (exp(s of the item) + exp(g) · c^a / n^b) / (sum of exp(s) over all items + exp(g) · sum of c^a / n^b)
 
-    g is a gate that depends on the hidden state; a and b start at 1. In training, the transition to the target counts
-    once less, because the user's own transition would predict the target. An inner product of short vectors cannot
-    store single transitions.
+    g is a gate that depends on the hidden state; a and b are trained and start at 1. In training, the transition to the
+    target counts once less, because the transition of the user itself would reveal the target. The head is needed
+    because an inner product of short vectors cannot store single transitions.
 
     `count_transitions` fills the buffers: `followers` (rows, number) are the token IDs with the most users, 0 for none,
     `counts` (rows, number) their c, and `totals` (rows,) the n of each item.

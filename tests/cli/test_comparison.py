@@ -1,5 +1,6 @@
 """`hf-bert4rec compare`: from the comparison file to the report."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -26,6 +27,7 @@ from hf_bert4rec.cli.prepare import prepare
 from hf_bert4rec.cli.recipe import import_own_code, parse_recipe
 from hf_bert4rec.evaluation.baselines import BASELINES
 from hf_bert4rec.evaluation.comparison import UserResults, paired_difference, split_metrics
+from hf_bert4rec.hub.run_facts import RunFacts
 from tests.training.test_training import LOG, RECIPE
 
 ROWS = 14  # of an item table of 11 items
@@ -129,6 +131,25 @@ def test_a_checkpoint_of_other_data_is_refused(recipe_file, tmp_path):
     path = comparison_file(tmp_path, recipe_file, Ours={"checkpoint": str(checkpoint)})
     with pytest.raises(ValueError, match="was trained on other data or items"):
         evaluate_model(Comparison.load(path), "Ours", "test", str(tmp_path / "kept"))
+    models = {"First": {"baseline": "popularity"}, "Ours": {"checkpoint": str(checkpoint)}}
+    with pytest.raises(ValueError, match="was trained on other data or items"):
+        compare(comparison_file(tmp_path, recipe_file, **models), "test", str(tmp_path / "kept"))
+    (checkpoint / "run_facts.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"found no run_facts\.json"):
+        compare(comparison_file(tmp_path, recipe_file, **models), "test", str(tmp_path / "kept"))
+    assert not (tmp_path / "kept").exists()
+
+
+def test_a_checkpoint_without_a_checksum_of_its_data_is_compared_by_its_items(recipe_file, tmp_path, caplog):
+    checkpoint = train_model({"recipe": str(recipe_file), "num_train_epochs": 1}, str(tmp_path / "out"))
+    facts = RunFacts.load(checkpoint)
+    dataclasses.replace(facts, data=dataclasses.replace(facts.data, sha256=None)).save(checkpoint)
+    path = comparison_file(tmp_path, recipe_file, Ours={"checkpoint": str(checkpoint)})
+    evaluate_model(Comparison.load(path), "Ours", "test", str(tmp_path / "kept"))
+    assert "the training data is unknown" in caplog.text
+    (tmp_path / "log.csv").write_text(LOG + "u3,new,99\n")
+    with pytest.raises(ValueError, match="was trained on other data or items"):
+        compare(path, "test", str(tmp_path / "kept"))
 
 
 def test_options_of_the_file_reach_the_models(recipe_file, tmp_path):
@@ -237,7 +258,7 @@ def test_a_missing_package_is_named_with_its_install_command_before_anything_is_
             {"BPR-MF": {"baseline": "bpr_mf"}, "BPR MF": {"baseline": "bpr_mf"}},
             "'BPR MF' and 'BPR-MF' would share the file bpr-mf.json",
         ),
-        ({"Comparison": {"baseline": "ease"}}, "'Comparison': comparison.json is the file of the report"),
+        ({"Comparison": {"baseline": "ease"}}, "'Comparison': the result .* written to comparison.json"),
         ({"a|b": {"baseline": "ease"}}, r"'a\|b': a name with \| breaks the tables"),
         ({"X": {"checkpoint": "y", "max_length": 5}}, "'X': `checkpoint` cannot be combined with other options"),
         ({"X": {}}, "'X': expected one of baseline, recipe, checkpoint"),

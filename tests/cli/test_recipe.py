@@ -171,8 +171,8 @@ def test_an_unknown_option_in_the_file_is_refused_with_the_near_names(parse):
         ("hidden_size: 1.5", "--hidden_size: invalid int value: '1.5'"),
         ("bf16: maybe", "--bf16: .* got maybe but expected one of yes/no, true/false"),
         ("match_items: x", "--match_items: invalid choice: 'x'"),
-        ("seed: 1\nseed: 2", "seed is given twice"),
-        ("example: {a: 1, a: 2}", "a is given twice"),
+        ("seed: 1\nseed: 2", "`seed` is given more than once"),
+        ("example: {a: 1, a: 2}", "`a` is given more than once"),
         ("eval_strategy: sometimes", "sometimes"),
     ],
 )
@@ -319,6 +319,7 @@ def test_one_entry_in_the_registry_is_enough_for_a_split(monkeypatch):
         (["--split", "os:nothing"], "`--split os:nothing` cannot be imported"),
         (["--split", "os:sep"], "`--split os:sep` names an object of type str. Name a function or a `Split`"),
         (["--architecture", "os:path"], "`--architecture os:path` names posixpath. Name a subclass"),
+        (["--architecture", "transformers:BertConfig"], "names BertConfig. Name a subclass of `Bert4RecConfig`"),
         (["--architecture", "gru"], "Unknown architecture gru. Choose from bert4rec, sasrec, gru4rec"),
         (["--architecture", "no_such_module:Config"], "No module named 'no_such_module'"),
     ],

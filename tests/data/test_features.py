@@ -169,9 +169,9 @@ def test_new_items_with_titles_and_known_items_that_they_are_like():
 def test_new_items_without_a_known_header_need_the_column_of_the_item(tmp_path, first):
     path = tmp_path / "new.csv"
     path.write_text(f"{first}\nn5,Fine shoe\nn6,Red hat\n")
-    message = r"for the item, found 0, 1 \(no header.*Name the column, by its name or position: .*`--item \.\.\.`\)\.$"
-    for load in (lambda path: load_new_items(path, None), load_item_features):
-        with pytest.raises(ValueError, match=message):
+    found = r"for the item, found 0, 1 \(no header.*Name the column, by its name or position: "
+    for load, option in ((lambda path: load_new_items(path, None), "item"), (load_item_features, "title_item")):
+        with pytest.raises(ValueError, match=rf"{found}.*\(command line: `--{option} \.\.\.`\)\.$"):
             load(path)
     assert load_new_items(path, None, item=first.split(",")[0]).items == ["n5", "n6"]
 

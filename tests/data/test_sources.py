@@ -58,6 +58,20 @@ def test_a_source_of_a_wrong_type_is_refused_by_its_type(source):
         load_interactions(source)
 
 
+def test_rows_without_names_become_a_table_as_the_error_says():
+    with pytest.raises(ValueError, match=r"found list\. Pass pandas\.DataFrame\(source, columns="):
+        load_interactions([("u", "a")])
+    assert len(load_interactions(pd.DataFrame([("u", "a")], columns=["user", "item"]))) == 1
+
+
+def test_a_web_page_and_a_pdf_are_refused_with_different_advice(write):
+    page = b"\n<!DOCTYPE html><html><body>404</body></html>"
+    with pytest.raises(ValueError, match=r"^log\.csv: the file is an HTML page.*Download it again"):
+        load_interactions(write("log.csv", page))
+    with pytest.raises(ValueError, match=r"^log\.csv: the file is a PDF document\. Export the log as CSV\.$"):
+        load_interactions(write("log.csv", b"%PDF-1.7 text"))
+
+
 def test_a_dataset_dict_is_refused_with_the_split_to_pass():
     with pytest.raises(ValueError, match=r"found DatasetDict of train, test\. Pass source\['train'\]"):
         load_interactions(DatasetDict({"train": Dataset.from_dict(TABLE), "test": Dataset.from_dict(TABLE)}))

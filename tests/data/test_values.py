@@ -1,5 +1,6 @@
 """IDs, times and ratings from the values of a column."""
 
+import re
 from decimal import Decimal
 
 import numpy as np
@@ -105,6 +106,19 @@ def test_a_date_without_a_year_of_four_digits_is_refused(date):
     table = pd.DataFrame({"user": ["u"], "item": ["a"], "time": [date]})
     with pytest.raises(ValueError, match=r"row 0: found '.*Expected an ISO date as timestamp"):
         load_interactions(table)
+
+
+@pytest.mark.parametrize(
+    ("times", "days"),
+    [([31012019, 1022019], ["2019-01-31", "2019-02-01"]), ([1312019, 12312019], ["2019-01-31", "2019-12-31"])],
+)
+def test_dates_with_the_year_at_the_end_are_right_after_the_advised_conversion(caplog, times, days):
+    log = pd.DataFrame({"user": ["u", "v"], "item": ["a", "b"], "time": times})
+    load_interactions(log)
+    call = re.search(r"`(.+)`, or with '%m%d%Y' if the month comes first", caplog.text)[1]
+    call = call.replace("%d%m", "%m%d") if times[0] == 1312019 else call
+    read = eval(call, {"pandas": pd, "column": log["time"]})
+    assert read.dt.strftime("%Y-%m-%d").tolist() == days
 
 
 SECONDS = 1546300800

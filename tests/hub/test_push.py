@@ -2,14 +2,17 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from importlib.metadata import distribution
 from pathlib import Path
 
+import httpx
 import huggingface_hub
 import pytest
 import torch
+from huggingface_hub.errors import HfHubHTTPError
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from safetensors.torch import load_file
@@ -18,6 +21,7 @@ from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 import hf_bert4rec
 from hf_bert4rec import Bert4RecForMaskedLM, Gru4RecForMaskedLM, SasRecForMaskedLM, item_tokenizer
 from hf_bert4rec.hub.checkpoint import check_folder
+from hf_bert4rec.hub.errors import hub_errors
 from hf_bert4rec.hub.push import HANDLER, push_checkpoint
 from hf_bert4rec.hub.run_facts import RunFacts
 from tests.conftest import small_config, small_facts
@@ -360,6 +364,21 @@ def test_a_wrong_token_is_named_as_the_cause(hub, folder, monkeypatch):
     with pytest.raises(PermissionError, match=r"the Hub does not accept the token\. Log in"):
         push_checkpoint(folder, f"{OWNER}/new")
     assert set(hub.repositories) == {NAME}
+
+
+@pytest.mark.parametrize(
+    ("status", "text", "message"),
+    [
+        (429, "We had to limit you.\nRetry after 9 s.", "answered 429 (We had to limit you. Retry after 9 s). "),
+        (503, None, "answered 503. "),
+        (400, "The name is long!", "answered 400 (The name is long). Fix this, then try again."),
+    ],
+)
+def test_the_reason_of_the_hub_is_reported_in_one_line_with_a_solution(status, text, message):
+    response = httpx.Response(status, request=httpx.Request("GET", "https://hub"))
+    with pytest.raises(OSError, match="^" + re.escape(f"a/b: the Hub {message}")) as error, hub_errors("a/b"):
+        raise HfHubHTTPError("", response=response, server_message=text)
+    assert str(error.value).endswith(". Try again later." if status != 400 else "then try again.")
 
 
 def test_a_name_that_belongs_to_others_is_refused(hub, folder):

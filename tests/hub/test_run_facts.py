@@ -243,7 +243,7 @@ def test_facts_of_wrong_types_are_refused_with_the_file_named(tmp_path, change):
 
 
 def test_a_folder_without_facts_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"found no run_facts\.json"):
+    with pytest.raises(FileNotFoundError, match=r"found no run_facts\.json.* train the model with `hf-bert4rec train`"):
         RunFacts.load(tmp_path)
 
 

@@ -134,7 +134,7 @@ def test_a_killed_command_loses_and_doubles_no_user(source, histories, tmp_path,
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ({"user": ["u"], "history": ["a"]}, "expected lists of item IDs in the column 'history', found string"),
+        ({"user": ["u"], "history": ["a"]}, "'history', found string. Convert this column to lists"),
         ({"user": [None], "history": [["a"]]}, "Expected a user ID in every row of the column 'user', found 1 missing"),
         ({"person": ["u"], "history": [["a"]]}, "expected a column 'user', found person, history. Rename"),
     ],
@@ -143,6 +143,13 @@ def test_other_tables_are_refused(source, tmp_path, table, message):
     pq.write_table(pa.table(table), tmp_path / "table.parquet")
     with pytest.raises(ValueError, match=message):
         recommend_to_parquet(source, tmp_path / "table.parquet", tmp_path / "out")
+
+
+def test_a_damaged_request_asks_for_a_new_folder(source, histories, tmp_path):
+    folder = recommend_to_parquet(source, histories, tmp_path / "out")
+    (folder / batch.REQUEST_FILE).write_text("{")
+    with pytest.raises(ValueError, match=r"_request\.json is not valid .*\. Name a new folder for the recommendations"):
+        recommend_to_parquet(source, histories, folder)
 
 
 def test_the_scoring_class_takes_arrow_and_pandas(source):

@@ -134,8 +134,11 @@ def test_damaged_exports_are_refused(exported, tmp_path):
     folder = shutil.copytree(exported[1], tmp_path / "onnx")
     vectors, graph = np.load(folder / "vectors.npy"), (folder / "model.onnx").read_bytes()
     np.save(folder / "vectors.npy", vectors[1:])
-    with pytest.raises(ValueError, match="the files do not belong together"):
+    with pytest.raises(ValueError, match=r"export\.json is incomplete, or not from the same export as vectors"):
         OnnxRecommender(folder)
+    (damaged := shutil.copytree(folder, tmp_path / "damaged")).joinpath("export.json").write_text("{")
+    with pytest.raises(ValueError, match=r"export\.json is not valid .*\. Repeat the export\.$"):
+        OnnxRecommender(damaged)
     np.save(folder / "vectors.npy", np.array([{}]), allow_pickle=True)
     with pytest.raises(ValueError, match="cannot be read"):
         OnnxRecommender(folder)

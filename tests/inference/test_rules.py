@@ -203,13 +203,16 @@ def test_defaults_of_the_pipeline_hold_for_each_call(folder):
         ({"where": []}, "`where` must be a dict"),
         ({"where": {"tags": lambda tags: tags < 5}}, "The condition on 'tags' failed for a column of"),
         ({"where_not": {"colour": 1}}, "Unknown attribute 'colour'"),
-        ({"where": SOLD, "attributes": [1]}, "Expected a path, a Hub ID or a table"),
+        ({"where": SOLD, "attributes": [1]}, r"attributes: expected a table \(.*\), found list\. Pass pandas"),
         ({"where": SOLD, "attributes": "products.csv"}, r"attributes: expected a table, found str\. Pass pd\.read_csv"),
         (
             {"where": SOLD, "attributes": {"item": ["a"]}},
-            r"attributes: expected a table, found dict. Pass pd.DataFrame",
+            r"attributes: expected a table .*found dict of item. Pass pandas.DataFrame",
         ),
-        ({"where": SOLD, "attributes": PRODUCTS.drop(columns="item")}, "attributes: expected a column for the item"),
+        (
+            {"where": SOLD, "attributes": PRODUCTS.drop(columns="item")},
+            r"attributes: expected a column for the item, .*: `item='\.\.\.'`\.$",
+        ),
         ({"where": SOLD, "attributes": pd.concat([PRODUCTS, PRODUCTS])}, "found several for 'a'"),
         ({"where": SOLD, "attributes": pd.concat([PRODUCTS, PRODUCTS["tags"]], axis=1)}, "distinct column names"),
         (
