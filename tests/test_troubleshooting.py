@@ -67,15 +67,18 @@ def split_faults():
     yield lambda: leave_one_out(read("user,item,timestamp\n1,2,3\n"), item_tokenizer(["2"]))
     yield lambda: split_at_time(log, tokenizer, validation_time="1998-01-01", test_time="1999-01-01")
     yield lambda: split_at_time(log, past, validation_time="2030-01-01", test_time="2031-01-01")
-    yield split_with_repeats
+    yield train_with_repeats
     yield lambda: target_ranks(torch.full((1, 9), torch.nan), torch.tensor([4]))
     yield lambda: BASELINES["item_neighbors"](leave_one_out(log, tokenizer, max_length=999)["train"], len(tokenizer))
 
 
-def split_with_repeats():
+def train_with_repeats():
     rows = [(f"u{user}", item, time) for user in range(4) for time, item in enumerate("abcda")]
     users, items, times = zip(*rows, strict=True)
-    leave_one_out(Dataset.from_dict({"user": users, "item": items, "timestamp": times}), item_tokenizer(list("abcd")))
+    tokenizer = item_tokenizer(list("abcdefghijklm"))
+    rows = leave_one_out(Dataset.from_dict({"user": users, "item": items, "timestamp": times}), tokenizer)["test"]
+    model, args = Bert4RecForMaskedLM(small_config(len(tokenizer))), RecommendationTrainingArguments("runs")
+    RecommendationTrainer(model, args, eval_dataset=rows, **cloze_training(tokenizer))
 
 
 def train(*words):
