@@ -75,7 +75,7 @@ def split_faults():
 def train_with_repeats():
     rows = [(f"u{user}", item, time) for user in range(4) for time, item in enumerate("abcda")]
     users, items, times = zip(*rows, strict=True)
-    tokenizer = item_tokenizer(list("abcdefghijklm"))
+    tokenizer = item_tokenizer(list("abcdefghijklm"), max_length=11)
     rows = leave_one_out(Dataset.from_dict({"user": users, "item": items, "timestamp": times}), tokenizer)["test"]
     model, args = Bert4RecForMaskedLM(small_config(len(tokenizer))), RecommendationTrainingArguments("runs")
     RecommendationTrainer(model, args, eval_dataset=rows, **cloze_training(tokenizer))
