@@ -68,7 +68,7 @@ class ItemAttributes:
                 with one element per value) that returns one bool per element, such as `lambda price: price < 20`.
 
         Raises:
-            ValueError: The attribute is unknown, or the function fails.
+            ValueError: The attribute is unknown, the function fails, or a condition for numbers is True or False.
         """
         column = self._column(name)
         if callable(condition):
@@ -85,6 +85,11 @@ class ItemAttributes:
         if any(isinstance(value, Collection) and not isinstance(value, str | bytes) for value in wanted):
             expected = "a value, a list of values, or a function of the column"
             raise ValueError(f"The condition on {name!r} must be {expected}, found {condition!r:.100}.")
+        if column.dtype.kind in "iuf" and any(isinstance(it, bool) for it in wanted) and not column.isin([0, 1]).all():
+            found = f"found {condition!r} for a column of numbers up to {column.max()}"
+            raise ValueError(
+                f"The condition on {name!r}: {found}. Use a function, such as `lambda column: column > 0`."
+            )
         if column.dtype.kind == "M":
             wanted = [pd.Timestamp(value) if isinstance(value, date) else value for value in wanted]
         if self._are_features and not pd.api.types.is_numeric_dtype(column):

@@ -100,6 +100,16 @@ def test_missing_values_change_no_types_and_dates_are_dates(recommender):
     assert best(recommender, attributes=kinds, where={"kind": "x", "sold": True}) == ["a"]
 
 
+def test_true_is_no_condition_for_numbers(recommender):
+    products = pd.DataFrame({"item": ["a", "b", "c"], "stock": [1, 7, 0], "flag": [1, 0, 1]})
+    assert sorted(best(recommender, attributes=products, where={"flag": True})) == ["a", "c"]
+    assert sorted(best(recommender, attributes=products, where={"stock": lambda stock: stock > 0})) == ["a", "b"]
+    with pytest.raises(
+        ValueError, match=r"'stock': found True for a column of numbers up to 7. Use a function, such as"
+    ):
+        best(recommender, attributes=products, where={"stock": True})
+
+
 def test_a_value_that_no_item_has_is_reported_once(recommender, caplog):
     logging.Logger.warning_once.cache_clear()
     attributes = ItemAttributes(PRODUCTS)
