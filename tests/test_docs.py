@@ -105,6 +105,7 @@ def test_what_the_page_on_architecture_adds_works(film_folder):
     tokenizer = item_tokenizer(interactions)
     histories = SPLITS["every_second_user"].function(interactions, tokenizer)
     assert histories["test"]["labels"][:] == [[-100] * 4 + [rows] for rows in (3, 5)]
+    torch.manual_seed(0)
     config = names["MyConfig"](vocab_size=len(tokenizer), loss="bpr", num_negatives=2, hidden_dropout_prob=0.0)
     model = AutoModelForMaskedLM.from_config(config).train()
     assert isinstance(model, names["MyModelForMaskedLM"])
