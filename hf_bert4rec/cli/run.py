@@ -27,6 +27,7 @@ REJECTED = "rejected"
 BASELINES: dict[str, type[Popularity]] = {"Popularity": Popularity, "Markov chain, first order": MarkovChain}
 FIXED = ("seed", "learning_rate", "muon_learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon")
 """Training arguments that a resumed run cannot change: the optimizer state contains them, or rows depend on them."""
+FEW_USERS = 100  # held-out users below which NDCG@10 changes by chance from night to night
 
 
 def run(recipe: Recipe) -> Path | None:
@@ -49,6 +50,9 @@ def run(recipe: Recipe) -> Path | None:
     if before is not None:
         after, users = _validation_score(trainer, recipe, histories), len(histories["validation"])
         logger.info("Validation NDCG@10 of %d users: %.4f before this training, %.4f after.", users, before, after)
+        if users < FEW_USERS:
+            text = "With so few users, chance decides whether the new model is used. Hold out more (--held_out 0.5)."
+            logger.warning(text)
         if after < before - recipe.run.tolerance:
             folder = output / REJECTED
             logger.warning(

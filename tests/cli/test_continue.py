@@ -79,13 +79,14 @@ def test_items_keep_their_rows_and_facts_name_the_parent(first):
     main(["recommend", str(folder), "--history", "i1", "n1"])
 
 
-def test_a_worse_model_does_not_replace_the_old_one(first, capsys):
+def test_a_worse_model_does_not_replace_the_old_one(first, capsys, caplog):
     with pytest.raises(SystemExit) as error:
         continue_training(first, "--tolerance", "-1", output="worse")
     assert "was not replaced" in str(error.value.code)  # exit status 1
     assert (first / "worse" / "rejected" / "model.safetensors").exists()
     assert not (first / "worse" / "model").exists()
     assert "Validation: " in capsys.readouterr().out
+    assert "With so few users, chance decides whether the new model is used" in caplog.text
 
 
 @pytest.mark.parametrize(
