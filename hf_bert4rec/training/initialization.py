@@ -51,11 +51,11 @@ def initialize_items(model: PreTrainedModel, rows: Dataset) -> None:
     if output.bias is not None:
         logarithms = users[first:].log1p()
         output.bias[first:] = (logarithms - logarithms.mean()).to(output.bias)
-    if model.config.num_followers and output.bias is not None:
-        weight = count_transitions(model, rows)
-        # The mixture with the largest likelihood, as long as all items have the scores of the biases.
-        start = np.log(weight / (1 - weight)) + output.bias[first:].logsumexp(dim=0).item()
-        model.transition_head.gate.bias.fill_(start)
+        if model.config.num_followers:
+            weight = count_transitions(model, rows)
+            # The mixture with the largest likelihood, as long as all items have the scores of the biases.
+            start = np.log(weight / (1 - weight)) + output.bias[first:].logsumexp(dim=0).item()
+            model.transition_head.gate.bias.fill_(start)
 
 
 @torch.no_grad()

@@ -70,9 +70,10 @@ class Bert4RecConfig(PreTrainedConfig):
         repeat_head: Whether items of the history have a second score, for repeated interactions, as in RepeatNet (Ren
             et al., AAAI 2019). For data with repeat consumption; it needs the loss `softmax`. False, as in the paper:
             one score per item.
-        num_followers: Number of items per item whose transitions have a second score: those that came right after it in
-            the training histories of most users. For data in which the last item says much about the next one; it
-            needs the loss `softmax`, and `initialize_items`, which counts them. 0, as in the paper: none.
+        num_followers: Number of followers per item, which have a second score after this item. Followers are the items
+            that came right after it in the training histories of the most users. For data in which the next item often
+            depends on the last one; it needs the loss `softmax`, and `initialize_items`, which counts them. 0, as in
+            the paper: none.
         pad_token_id: Row of [PAD], always 0.
         bos_token_id: None: a history has no start token.
         eos_token_id: None: a history has no end token.

@@ -282,8 +282,8 @@ class Bert4RecPreTrainedModel(PreTrainedModel):
             if getattr(module, "starts_at_identity", False):
                 initialization.copy_(module.weight, module.weight + torch.eye(len(module.weight)).to(module.weight))
         if isinstance(module, Bert4RecTransitionHead):
-            for weight in (module.powers, module.followers, module.counts, module.totals):
-                initialization.zeros_(weight)
+            for tensor in (module.powers, *module.buffers()):
+                initialization.zeros_(tensor)
         if isinstance(module, nn.Conv1d):  # a position starts as its own item plus a quarter of each neighbor
             size = module.weight.shape[-1]
             offsets = (torch.arange(size) - size // 2).abs()
@@ -522,8 +522,7 @@ class Bert4RecTransitionHead(nn.Module):
 
     def resize(self, rows: int) -> None:
         """Change the number of items. New items have no followers, and removed ones follow no item."""
-        for name in ("followers", "counts", "totals"):
-            old = getattr(self, name)
+        for name, old in [*self.named_buffers()]:
             new = old.new_zeros(rows, *old.shape[1:])
             new[: len(old)] = old[:rows]
             setattr(self, name, new)
