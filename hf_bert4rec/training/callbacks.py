@@ -54,13 +54,16 @@ class ResourceCallback(TrainerCallback, ExportableState):
     """Callback that logs the memory that training needs, and after two steps the time of an epoch.
 
     On a CPU the callback also sets whether freed memory is kept (`keep_freed_memory`), and warns about spinning
-    threads. Its count of training seconds is stored in checkpoints and continues after a resumption.
+    threads. On a GPU, training does not use the attention of cuDNN: cuDNN compiles each new shape of a batch, which
+    takes longer than ten steps, and most batches have a new shape. The count of training seconds is stored in
+    checkpoints and continues after a resumption.
     """
 
     steps = 0
     second_step_started = 0.0
     earlier_seconds = 0.0
     started: float | None = None
+    cudnn_attention = True
 
     @property
     def seconds(self) -> float:
@@ -78,6 +81,8 @@ class ResourceCallback(TrainerCallback, ExportableState):
         if args.device.type == "cpu":
             resources.keep_freed_memory(not args.gradient_checkpointing)
             resources.warn_about_spinning_threads()
+        self.cudnn_attention = torch.backends.cuda.cudnn_sdp_enabled()
+        torch.backends.cuda.enable_cudnn_sdp(False)
         self.steps = 0
         model, loader = kwargs["model"], kwargs["train_dataloader"]
         ours = isinstance(model, Bert4RecForMaskedLM) and isinstance(loader.collate_fn, DataCollatorForNextItem)
@@ -105,7 +110,8 @@ class ResourceCallback(TrainerCallback, ExportableState):
                 logger.info("`loss='sampled_softmax'` (`--loss sampled_softmax`) is faster for this catalog.")
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """Stop the count of seconds."""
+        """Stop the count of seconds, and allow the attention of cuDNN again if it was allowed."""
+        torch.backends.cuda.enable_cudnn_sdp(self.cudnn_attention)
         self.earlier_seconds, self.started = self.seconds, None
 
 

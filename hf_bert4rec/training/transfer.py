@@ -58,7 +58,7 @@ def transfer(
         )
     sizes = {"vocab_size": len(new_tokenizer), "max_position_embeddings": new_tokenizer.model_max_length}
     config = copy.deepcopy(model.config)
-    new = type(model)(type(config)(**{**config.to_dict(), **changes, **sizes})).to(model.dtype)
+    new = type(model)(type(config)(**{**config.to_dict(), **changes, **sizes})).to(model.device, model.dtype)
     specials, total = len(SPECIAL_TOKENS), len(new_tokenizer.items)
     with torch.no_grad():
         tables = [(model.get_input_embeddings().weight, new.get_input_embeddings().weight)]

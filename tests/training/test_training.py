@@ -59,6 +59,23 @@ def make_trainer(histories, folder, callbacks=(), masking=None, by_muon=False, *
     return Trainer(model, args, train_dataset=splits["train"], eval_dataset=splits["validation"], **setup)
 
 
+def test_training_does_not_use_the_attention_of_cudnn(histories, tmp_path):
+    used = []
+    note = TrainerCallback()
+    note.on_step_end = lambda *args, **kwargs: used.append(torch.backends.cuda.cudnn_sdp_enabled())
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    make_trainer(
+        histories,
+        tmp_path,
+        callbacks=[note],
+        max_steps=2,
+        eval_strategy="no",
+        save_strategy="no",
+        load_best_model_at_end=False,
+    ).train()
+    assert (used, torch.backends.cuda.cudnn_sdp_enabled()) == ([False, False], before)
+
+
 class StopAt(TrainerCallback):
     """Save and stop at a step, as a kill would after the last save."""
 
