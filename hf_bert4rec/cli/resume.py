@@ -41,10 +41,8 @@ def start_or_resume(args: TrainingArguments, data: str | None, options: dict[str
         return None
 
     if finished:
-        raise ValueError(
-            f"{folder}: this run has finished, so there is nothing to resume. The model is in {folder / 'model'}. To "
-            "train again, choose another `--output_dir`."
-        )
+        advice = f"The model is in {folder / 'model'}. To train again, choose another `--output_dir`."
+        raise ValueError(f"{folder}: this run has finished, so there is nothing to resume. {advice}")
     checkpoint = newest if wanted.lower() == "true" else Path(wanted)
     if checkpoint is None or not is_complete(checkpoint):
         raise ValueError(

@@ -91,8 +91,9 @@ def _as_id(value: Any, digits: int = 53) -> str | None:
             f"found the float {value!r}. Floats from 2^{digits} on are not exact, so different IDs can become the same "
             "ID. Read IDs as text (pandas: dtype=str) or integers (pandas: dtype='UInt64')."
         )
-    whole = isinstance(value, float | np.floating | Decimal) and value == int(value)
-    return str(int(value) if whole else value)
+    if isinstance(value, float | np.floating | Decimal) and value == int(value):
+        return str(int(value))
+    return str(value)
 
 
 def distinct_values(values: Values) -> tuple[list[Any], np.ndarray]:
