@@ -53,10 +53,8 @@ def push_data(
             f"every user. {terms} Add `--i_may_share_this_data` if you are allowed to publish the data."
         )
     if run.popularity_candidates or run.uniform_candidates:
-        raise ValueError(
-            "Candidates cannot be pushed, because training rows have none. Set `--popularity_candidates 0` "
-            "and `--uniform_candidates 0`, and draw the candidates again after loading."
-        )
+        advice = "Set `--popularity_candidates 0` and `--uniform_candidates 0`, and draw candidates after loading."
+        raise ValueError(f"Candidates cannot be pushed, because training rows have none. {advice}")
     # Settings for one way of training are not part of the data.
     recipe, interactions, tokenizer, histories = prepare(recipe.fill({"run": {"recommended_settings": False}}))
     data = describe_data(recipe, interactions)

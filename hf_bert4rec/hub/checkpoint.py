@@ -149,8 +149,7 @@ def weight_files(folder: Path) -> list[str]:
     weight_map, metadata = index.get("weight_map"), index.get("metadata")
     files = list(weight_map.values()) if isinstance(weight_map, dict) and isinstance(metadata, dict) else []
     if not files or not all(isinstance(file, str) and re.fullmatch(r"[\w-]+\.safetensors", file) for file in files):
-        expected = "`metadata` and a `weight_map` to safetensors files in this folder"
-        raise damage_error(folder, f"{WEIGHTS[1]} must contain {expected}")
+        raise damage_error(folder, f"{WEIGHTS[1]} must contain `metadata` and a `weight_map` to safetensors files")
     return sorted(set(files))
 
 
