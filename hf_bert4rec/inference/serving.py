@@ -373,15 +373,9 @@ def load_for_serving(
 ) -> tuple[OnnxRecommender, str, str | None]:
     """Load an exported folder, or export a checkpoint in a process of its own, and check that it recommends.
 
-    Returns the recommender, and name and revision of the checkpoint, as `create_app` needs them.
-
-    Args:
-        checkpoint: Folder or Hub ID of a checkpoint, or a folder that `export_checkpoint` wrote.
-        revision: Branch, tag or commit of a Hub ID.
-        modules: Modules that register your own models.
-
-    Raises:
-        OSError, ValueError: As for `OnnxRecommender`, or the export failed.
+    `checkpoint` is a folder, a Hub ID with its `revision` (branch, tag or commit), or a folder that `export_checkpoint`
+    wrote; `modules` register your own models. Returns the recommender, and name and revision of the checkpoint, as
+    `create_app` needs them. OSError or ValueError as for `OnnxRecommender`, or if the export failed.
     """
     with tempfile.TemporaryDirectory() as folder:
         exported = Path(checkpoint)
