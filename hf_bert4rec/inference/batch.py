@@ -30,7 +30,6 @@ from .arguments import ITEM_LISTS, check_options
 from .export import FACTS_FILE, OPTIONS, OnnxRecommender
 from .pipeline import pipeline
 
-SHARD_SIZE = 10_000  # users
 REQUEST_FILE = "_request.json"  # readers of Parquet folders skip names that begin with "_"
 FIRST_BYTES = b"PAR1"
 
@@ -91,7 +90,7 @@ def recommend_to_parquet(
     output: str | PathLike,
     *,
     processes: int = 1,
-    shard_size: int = SHARD_SIZE,
+    shard_size: int = 10_000,
     user: str = "user",
     history: str = "history",
     columns: Mapping[str, Any] | None = None,
@@ -173,9 +172,8 @@ def _read_shards(
             raise ValueError(f"{file}: expected lists of item IDs in the column {history!r}, found {found}.")
         if columns:
             raise ValueError(f"{file} has one history per user. Omit `{min(columns)}`, which is for logs.")
-        if user not in schema.names:
-            found = ", ".join(schema.names)
-            raise ValueError(f"{file}: expected a column {user!r}, found {found}. Rename the user column.")
+        if user not in (names := schema.names):
+            raise ValueError(f"{file}: expected a column {user!r}, found {', '.join(names)}. Rename the user column.")
         return parquet.metadata.num_rows, _cut(parquet.iter_batches(size, columns=[user, history]), size)
     log = load_interactions(str(file), **columns).with_format("arrow")[:]
     log = log.sort_by([("user", "ascending"), ("timestamp", "ascending")])
@@ -223,10 +221,8 @@ def _write_shards(
             while running:
                 yield running.popleft().result()
         except BrokenProcessPool as error:
-            raise ChildProcessError(
-                "A process was killed, perhaps for lack of memory. Finished files are kept. Run the command again, "
-                "with fewer processes or smaller shards."
-            ) from error
+            advice = "Finished files are kept. Run the command again, with fewer processes or smaller shards."
+            raise ChildProcessError(f"A process was killed, perhaps for lack of memory. {advice}") from error
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -234,17 +230,11 @@ def _write_shards(
 def _start(arguments: dict[str, Any], module: str) -> None:
     """Load the recommender of a worker process, which ends with its parent; `module` registers the model."""
     global _recommender
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    parent: Any = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
     import_module(module)
     torch.set_num_threads(1)
     _recommender = BatchRecommender(**arguments)
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
 
 
 def _write(path: Path, shard: pa.Table, recommender: BatchRecommender | None = None) -> int:
