@@ -116,11 +116,15 @@ def compare(path: str, split: str, folder: str, modules: Sequence[str] = ()) -> 
     comparison = Comparison.load(path)
     recipe, interactions, tokenizer, histories = prepare(comparison.parse_recipe())
     if split not in histories:
-        others = (f"Pass `--split {name}`." for name in histories if name != "train")
-        advice = next(others, "Use a split that holds items out, such as leave_one_out.")
-        raise ValueError(f"{comparison.recipe} has no {split} split, only {', '.join(histories)}. {advice}")
+        others = [f"Pass `--split {name}`." for name in histories if name != "train"]
+        solution = f"Set `split` in {comparison.recipe} to one that holds items out, such as leave_one_out."
+        advice, found = others[0] if others else solution, " and ".join(histories)
+        raise ValueError(f"{comparison.recipe} has no {split} split, found only {found}. {advice}")
     if comparison.published and "candidates" not in histories[split].column_names:
-        raise ValueError(f"{path}: `published` needs popularity_candidates or uniform_candidates in {recipe.source}.")
+        raise ValueError(
+            f"{path}: `published` needs metrics among sampled candidates. Set `popularity_candidates` or "
+            f"`uniform_candidates` in {comparison.recipe}."
+        )
     data = describe_data(recipe, interactions)
     for name, options in comparison.models.items():
         check_model(comparison, name, recipe, folder)

@@ -276,7 +276,7 @@ def plain_errors(program: str | None = None) -> Iterator[None]:
 
 
 def _parser(name: str, *examples: str, more: str = "") -> ArgumentParser:
-    """Return a parser whose help begins with the docstring and example arguments of the command."""
+    """Return a parser. Its description is the docstring of the command, then `more`, then one example per line."""
     command = f"hf-bert4rec {name}"
     lines = [f"{COMMANDS[name].__doc__}{more}\n", *(f"  {command} {example}" for example in examples)]
     form = RawDescriptionHelpFormatter

@@ -52,10 +52,10 @@ def prepare(
         raise ValueError("The log is missing. Pass `--data ratings.csv`, or `--data ml-latest-small` as an example.")
     split, options = find_split(run.split), recipe.options("splitting")
     if unread := [name for name, value in options.items() if value is not None and name not in split.options]:
-        own = ", ".join(split.options) or "none"
-        raise ValueError(f"The split {run.split} has no option {unread[0]!r}. Options of this split: {own}.")
+        own = ", ".join(f"`--{name}`" for name in split.options) or "none"
+        raise ValueError(f"The split {run.split} has no option `--{unread[0]}`. Options of this split: {own}.")
     if run.popularity_candidates and run.uniform_candidates:
-        raise ValueError("Use `popularity_candidates` or `uniform_candidates`, not both. Set one of them to 0.")
+        raise ValueError("Use `--popularity_candidates` or `--uniform_candidates`, not both. Set one of them to 0.")
     split.resolve(options)  # before the log is read
     names = load_titles(run.item_ids, item=0, title=1) if run.item_ids else None
     interactions, new = _read_logs(recipe, names)
@@ -78,7 +78,8 @@ def prepare(
 def _with_recommended_settings(recipe: Recipe, interactions: Dataset) -> Recipe:
     """Return a recipe with the options that `recommended_settings` chooses and the recipe does not give; log them.
 
-    Rows and masks depend on each other: if the recipe gives one of the options `ROWS` another value, none is filled in.
+    Rows and masks depend on each other. If the recipe gives one of the options `ROWS` a value that is not the
+    recommended one, none of the other `ROWS` is filled in.
     """
     configuration = find_configuration(recipe.run.architecture)
     cloze = architecture_of(configuration()).objective == "cloze"
@@ -144,10 +145,13 @@ def _continue(recipe: Recipe, new: Dataset, names: dict[str, str] | None) -> tup
     first = pc.min(table["timestamp"]).as_py()
     last = RunFacts.load(folder).data.last_time if (folder / FACTS_FILE).exists() else None
     if last is not None and first < last and not run.allow_earlier:
-        times = f"begins at {format_time(first)}, but the log of {run.continue_from} ends at {format_time(last)}"
-        raise ValueError(f"{run.data} {times}. Remove the earlier interactions, or pass `--allow_earlier true`.")
-    if run.max_length not in (None, length := tokenizer.model_max_length):
-        raise ValueError(f"`max_length` must be {length}, as in {run.continue_from}, found {run.max_length}.")
+        raise ValueError(
+            f"{run.data} begins at {format_time(first)}, but the log of {run.continue_from} ends at "
+            f"{format_time(last)}. Remove the earlier interactions, or pass `--allow_earlier true`."
+        )
+    if run.max_length not in (None, tokenizer.model_max_length):
+        length = tokenizer.model_max_length
+        raise ValueError(f"`--max_length` must be {length}, as in {run.continue_from}, found {run.max_length}.")
     titles = _titles(run, names)
     old = dict(zip(tokenizer.items.to_pylist(), tokenizer.titles or (), strict=False))
     both = [old[item] == title for item, title in (titles or {}).items() if old.get(item) is not None]
@@ -176,8 +180,10 @@ def _titles(run: RunArguments, names: dict[str, str] | None) -> dict[str, str] |
     if titles is None or names is None:
         return titles
     if untitled := set(names) - set(titles):  # otherwise catalog numbers could be taken for IDs of the log
-        found = f"found no title for {len(untitled)} items of {run.item_ids}, such as {min(untitled)!r}"
-        raise ValueError(f"{run.titles}: {found}. `titles` must have all of these items, under their IDs in the log.")
+        raise ValueError(
+            f"{run.titles}: found no title for {len(untitled)} items of {run.item_ids}, such as {min(untitled)!r}. "
+            "`--titles` must have a title for each of these items, under its ID in the log, not under its new ID."
+        )
     return {names[item]: title for item, title in titles.items() if item in names}
 
 

@@ -222,7 +222,8 @@ def _open(file: SourceFile, rows: "_Rows") -> RawLog:
             headers = reduce(pc.and_, (pc.equal(column, names[i]) for column, i in zip(columns, places, strict=True)))
             if count := pc.sum(headers).as_py():
                 line = locate(headers.index(True).as_py())
-                raise ValueError(f"{line}: repeats the header. Remove all repetitions of the header ({count:,}).")
+                advice = f"Remove all lines that repeat the header (number of lines: {count:,})."
+                raise ValueError(f"{line}: expected values, found the header again. {advice}")
         return columns
 
     return RawLog(file.name, names, read, locate, first_rows)

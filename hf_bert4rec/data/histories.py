@@ -56,7 +56,7 @@ def check_interactions(interactions: Dataset) -> pa.Table:
     times = table["timestamp"]
     numbers = pa.types.is_integer(times.type) or pa.types.is_floating(times.type)
     if not numbers or times.null_count or pc.all(pc.is_finite(times)).as_py() is False:
-        found = "missing values or NaN" if numbers else f"a column of {times.type}"
+        found = "missing, NaN or infinite values" if numbers else f"a column of {times.type}"
         raise ValueError(f"Expected a finite number as timestamp in every row, found {found}. {READ_FIRST}")
     return table
 

@@ -287,7 +287,8 @@ def _distinct_ids(items: Any) -> list[str]:
     if not all(ids):  # empty text, which is null in an Arrow array
         raise ValueError("Expected item IDs that are not empty, found '' or null. Remove the empty ID.")
     if taken := set(SPECIAL_TOKENS).intersection(ids):
-        raise ValueError(f"The item ID {', '.join(sorted(taken))} is a special token. Rename the item in your data.")
+        found = ", ".join(map(repr, sorted(taken)))
+        raise ValueError(f"Item IDs must not be special tokens, found {found}. Rename these items in your data.")
     return ids
 
 

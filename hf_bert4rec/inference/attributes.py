@@ -76,9 +76,13 @@ class ItemAttributes:
                 found = condition(column)
                 ordered = isinstance(found, pd.Series) and found.index.equals(column.index)
                 if not ordered or str(found.dtype) not in ("bool", "boolean"):
-                    raise ValueError("return a Series with one bool per value, in the order of the column")
+                    kind = f"Series of {found.dtype}" if isinstance(found, pd.Series) else type(found).__name__
+                    raise ValueError(
+                        f"expected a Series with the index of the column, one bool per value, found {kind}"
+                    )
             except Exception as error:  # whatever the function of the user raises
-                raise ValueError(f"The condition on {name!r} failed for a column of {column.dtype}: {error}") from error
+                reason = f"failed for a column of {column.dtype} ({error})"
+                raise ValueError(f"The condition on {name!r} {reason}. Fix this function.") from error
             return self._items_of(column[np.asarray(found.fillna(False), bool)])
         several = isinstance(condition, Iterable) and not isinstance(condition, str | bytes | Mapping)
         wanted = list(condition) if several else [condition]

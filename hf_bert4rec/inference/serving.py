@@ -205,7 +205,10 @@ class Service:
                     answered.set_result(source | answer)
 
     def _score(self, recommender: Recommender, batch: list[Waiting]) -> list[tuple[asyncio.Future, Any]]:
-        """Return the answer or HTTPException of each request. Requests with the same options are scored together."""
+        """Return the answer or HTTPException of each request.
+
+        Requests with the same `exclude_history` are scored together, those with and without lists separately.
+        """
         if histories := sum(len(it.histories) for it, _ in batch if isinstance(it, RecommendRequest)):
             self.metrics.batches.observe(histories)
         groups: dict[Any, list[Waiting]] = {}
@@ -248,7 +251,11 @@ def _size(request: AnyRequest) -> int:
 
 
 def _answer(recommender: Recommender, requests: list[Any]) -> list[Any]:
-    """Return the answers of requests with the same options: of histories, or of one request for similar items."""
+    """Return one answer per request, for recommendations with the same `exclude_history`, or for one `SimilarRequest`.
+
+    The requests may have different `top_k`. They have the same lists of options: all or none have `allow`, and all or
+    none have `deny`. If there are several requests with lists, each has one history.
+    """
     first = requests[0]
     if isinstance(first, SimilarRequest):
         try:

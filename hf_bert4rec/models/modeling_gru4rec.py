@@ -32,7 +32,7 @@ class Gru4RecConfig(Bert4RecConfig):
     conv_kernel_size: int | None = None
 
     def validate_positions(self) -> None:
-        """Accept no positions: the network reads one item after the other."""
+        """Accept a configuration without positions: the network reads the items in their order."""
 
     def validate_direction(self) -> None:
         """Check that options of other encoders are not set."""

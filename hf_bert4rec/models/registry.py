@@ -62,7 +62,10 @@ def architecture_of(config: PreTrainedConfig) -> Architecture:
         row = ARCHITECTURES.get(vars(base).get("model_type", ""))
         if row is not None:
             return row if base is kind else replace(row, config_class=kind, name=kind.__name__.removesuffix("Config"))
-    raise ValueError(f"Expected a registered configuration, found {kind.__name__}. Use a subclass of `Bert4RecConfig`.")
+    raise ValueError(
+        f"Expected the configuration of a model of this package, found {kind.__name__}. Use such a model, for example "
+        "`Bert4RecForMaskedLM`, or a subclass of it with a subclass of `Bert4RecConfig`."
+    )
 
 
 def register_architecture(

@@ -44,7 +44,7 @@ class ClozeCallback(TrainerCallback):
             batches.sampler.lengths = list(batches.sampler.lengths[:])  # sorting a lazy column is 100 times slower
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """Let a collator that is used after the training draw fresh masks."""
+        """Reset the epoch of the collator, so that it draws fresh masks after training."""
         collator: Any = getattr(kwargs.get("train_dataloader"), "collate_fn", None)
         if hasattr(collator, "epoch"):
             collator.epoch = None

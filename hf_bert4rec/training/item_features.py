@@ -63,8 +63,9 @@ class FeatureProjection(nn.Module):
         shape = vectors.shape[1], table.shape[1] + 1
         if projection is not None and projection.shape != shape:
             raise ValueError(
-                f"Expected a projection of shape {shape} for the features of the tokenizer, found "
-                f"{tuple(projection.shape)}. Use the features with which the checkpoint was trained."
+                f"The checkpoint was trained with other item features: {PROJECTION_FILE} has shape "
+                f"{tuple(projection.shape)}, and the features of the tokenizer need {shape}. Pass the features with "
+                "which the checkpoint was trained."
             )
         start = self._regression(table, bias) if projection is None else projection
         # A fused optimizer mixes up numbers if the strides of a weight differ from those of its restored state.

@@ -98,7 +98,11 @@ def shared_items(
 
 
 def _copy_encoder(model: PreTrainedModel, new: PreTrainedModel) -> None:
-    """Copy all weights except those with one row per item. Of positions and distances, the first ones are copied."""
+    """Copy all weights except those with one row per item.
+
+    If the new model has fewer positions, it gets the first rows of the position embeddings and of the distances of the
+    `repeat_head`.
+    """
     old, table = model.state_dict(keep_vars=True), model.get_input_embeddings().weight
     item_weights = {name for name, weight in old.items() if weight is table} | {"lm_head.weight", "lm_head.bias"}
     item_weights |= {name for name, weight in old.items() if not weight.is_floating_point()}  # counts of the old log

@@ -326,6 +326,23 @@ def test_a_model_of_another_split_is_refused(recipe_file, tmp_path, options, mes
         compare(comparison_file(tmp_path, recipe_file, **models), "test", str(tmp_path / "kept"))
 
 
+@pytest.mark.parametrize(
+    ("option", "split", "message"),
+    [
+        (
+            "validation_in_train: true",
+            "validation",
+            r"no validation split, found only train and test\. Pass `--split test`",
+        ),
+        ("split: train_on_all", "test", r"no test split, found only train\. Set `split` in .*recipe\.yaml to one that"),
+    ],
+)
+def test_a_split_that_the_recipe_does_not_have_is_refused(recipe_file, tmp_path, option, split, message):
+    recipe_file.write_text(recipe_file.read_text() + option + "\n")
+    with pytest.raises(ValueError, match=message):
+        compare(comparison_file(tmp_path, recipe_file, Last={"baseline": "popularity"}), split, str(tmp_path / "kept"))
+
+
 @pytest.mark.parametrize("option", ["validation_in_train", "exclude_history"])
 def test_a_checkpoint_of_another_split_is_refused(recipe_file, tmp_path, option):
     value = option == "validation_in_train"

@@ -187,9 +187,9 @@ def test_numbers_as_ids_become_text_as_in_a_log_that_is_read(user, item):
     ("column", "values", "found"),
     [
         ("timestamp", ["9", "10", "11", "100"], "found a column of string"),
-        ("timestamp", [1.0, float("nan"), 3.0, 4.0], "found missing values or NaN"),
-        ("timestamp", [1.0, float("inf"), 3.0, 4.0], "found missing values or NaN"),
-        ("timestamp", [1, None, 3, 4], "found missing values or NaN"),
+        ("timestamp", [1.0, float("nan"), 3.0, 4.0], "found missing, NaN or infinite values"),
+        ("timestamp", [1.0, float("inf"), 3.0, 4.0], "found missing, NaN or infinite values"),
+        ("timestamp", [1, None, 3, 4], "found missing, NaN or infinite values"),
         ("timestamp", [datetime.datetime(2020, 1, day) for day in (1, 2, 3, 4)], "found a column of timestamp"),
         ("timestamp", [True, False, True, True], "found a column of bool"),
         ("item", ["a", None, "b", "c"], "found 1 rows without item"),
