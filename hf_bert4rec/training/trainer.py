@@ -114,7 +114,8 @@ class RecommendationTrainer(Trainer):
             logger.warning("`num_followers` has no effect without counts. Call `count_transitions(model, rows)` first.")
         if architecture.objective == "cloze" and type(self.data_collator) is DataCollatorForNextItem:
             solution = "Use `cloze_training(tokenizer)`."
-            raise ValueError(f"{architecture.name} would see the items that it has to predict. {solution}")
+            found = f"{architecture.name} with `next_item_training` would see the items that it has to predict"
+            raise ValueError(f"{found}. {solution}")
         if architecture.objective == "next_item" and type(self.data_collator) is DataCollatorForCloze:
             text = "%s predicts the next item at every position, but `cloze_training` trains masked positions only. %s"
             logger.warning(text, architecture.name, "Use `next_item_training(tokenizer)`.")

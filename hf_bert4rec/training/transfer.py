@@ -87,9 +87,10 @@ def shared_items(
         rows = tokenizer.encode_items(new_tokenizer.items)
         known = np.flatnonzero(rows != tokenizer.unk_token_id)
         return torch.from_numpy(known + len(SPECIAL_TOKENS)), torch.from_numpy(rows[known]).long()
-    if tokenizer.titles is None or new_tokenizer.titles is None:
-        solution = "Pass `titles` to `item_tokenizer` (`--titles`)."
-        raise ValueError(f"Matching by title needs the titles of both catalogs. {solution}")
+    if tokenizer.titles is None:
+        raise ValueError("The model to start from has no titles. Add them with `add_items` (`hf-bert4rec items add`).")
+    if new_tokenizer.titles is None:
+        raise ValueError("The new catalog has no titles. Pass `titles` to `item_tokenizer` (`--titles`).")
     catalogs = pd.Series(tokenizer.titles, dtype=object), pd.Series(new_tokenizer.titles, dtype=object)
     old, new = (titles.drop_duplicates(keep=False).dropna() for titles in catalogs)
     shared = new[new.isin(old)]
