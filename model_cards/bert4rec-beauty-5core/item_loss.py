@@ -198,7 +198,8 @@ LOSSES: dict[str, ItemLoss] = {
 def check_loss(name: str) -> None:
     """Raise ValueError unless a loss is in `LOSSES`."""
     if name not in LOSSES:
-        raise ValueError(f"`loss` must be one of {', '.join(LOSSES)}, found {name!r}. Correct it, or add the loss to `LOSSES`.")
+        found = f"found {name!r}. Correct the name, or add the loss to `LOSSES`"
+        raise ValueError(f"`loss` must be one of {', '.join(LOSSES)}, {found}.")
 
 
 def _share_drawn(config: Any, item_table: torch.Tensor) -> float:
