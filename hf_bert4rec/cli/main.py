@@ -121,8 +121,7 @@ def recommend(argv: list[str]) -> None:
 
         columns = parse_recipe([f"--{name}={value}" for name, value in reading.items()]).options("reading")
         options |= {"processes": args.processes, "columns": columns}
-        folder = recommend_to_parquet(args.checkpoint, args.input, args.output, **options)
-        print(f"Saved in {folder}.")
+        print(f"Saved in {recommend_to_parquet(args.checkpoint, args.input, args.output, **options)}.")
         return
     from ..inference.pipeline import pipeline
     from .report import recommendation_table
@@ -277,7 +276,7 @@ def plain_errors(program: str | None = None) -> Iterator[None]:
 
 
 def _parser(name: str, *examples: str, more: str = "") -> ArgumentParser:
-    """Return a parser whose help begins with the docstring and example arguments of the command."""
+    """Return a parser. Its description is the docstring of the command, then `more`, then one example per line."""
     command = f"hf-bert4rec {name}"
     lines = [f"{COMMANDS[name].__doc__}{more}\n", *(f"  {command} {example}" for example in examples)]
     form = RawDescriptionHelpFormatter

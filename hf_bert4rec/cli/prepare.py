@@ -52,10 +52,10 @@ def prepare(
         raise ValueError("The log is missing. Pass `--data ratings.csv`, or `--data ml-latest-small` as an example.")
     split, options = find_split(run.split), recipe.options("splitting")
     if unread := [name for name, value in options.items() if value is not None and name not in split.options]:
-        own = ", ".join(split.options) or "none"
-        raise ValueError(f"The split {run.split} has no option {unread[0]!r}. Options of this split: {own}.")
+        own = ", ".join(f"`--{name}`" for name in split.options) or "none"
+        raise ValueError(f"The split {run.split} has no option `--{unread[0]}`. Options of this split: {own}.")
     if run.popularity_candidates and run.uniform_candidates:
-        raise ValueError("Use `popularity_candidates` or `uniform_candidates`, not both. Set one of them to 0.")
+        raise ValueError("Use `--popularity_candidates` or `--uniform_candidates`, not both. Set one of them to 0.")
     split.resolve(options)  # before the log is read
     names = load_titles(run.item_ids, item=0, title=1) if run.item_ids else None
     interactions, new = _read_logs(recipe, names)
@@ -78,7 +78,8 @@ def prepare(
 def _with_recommended_settings(recipe: Recipe, interactions: Dataset) -> Recipe:
     """Return a recipe with the options that `recommended_settings` chooses and the recipe does not give; log them.
 
-    Rows and masks depend on each other: if the recipe gives one of the options `ROWS` another value, none is filled in.
+    Rows and masks depend on each other. If the recipe gives one of the options `ROWS` a value that is not the
+    recommended one, none of the other `ROWS` is filled in.
     """
     configuration = find_configuration(recipe.run.architecture)
     cloze = architecture_of(configuration()).objective == "cloze"
@@ -130,10 +131,8 @@ def _read_logs(recipe: Recipe, names: dict[str, str] | None) -> tuple[Dataset, D
     tables = [log.with_format("arrow")[:].select(["user", "item", "timestamp"]) for log in read]
     last, first = pc.max(tables[0]["timestamp"]).as_py(), pc.min(tables[1]["timestamp"]).as_py()
     if first <= last and not run.allow_earlier:
-        raise ValueError(
-            f"{run.data} begins at {format_time(first)}, but {run.history} ends at {format_time(last)}. Remove "
-            "interactions that are in both logs. If there are none, pass `--allow_earlier true`."
-        )
+        times = f"{run.data} begins at {format_time(first)}, but {run.history} ends at {format_time(last)}"
+        raise ValueError(f"{times}. Remove interactions that are in both logs, or pass `--allow_earlier true`.")
     return Dataset(pa.concat_tables(tables, promote_options="permissive")), new
 
 
@@ -152,28 +151,25 @@ def _continue(recipe: Recipe, new: Dataset, names: dict[str, str] | None) -> tup
         )
     if run.max_length not in (None, tokenizer.model_max_length):
         length = tokenizer.model_max_length
-        raise ValueError(f"`max_length` must be {length}, as in {run.continue_from}, found {run.max_length}.")
+        raise ValueError(f"`--max_length` must be {length}, as in {run.continue_from}, found {run.max_length}.")
     titles = _titles(run, names)
     old = dict(zip(tokenizer.items.to_pylist(), tokenizer.titles or (), strict=False))
     both = [old[item] == title for item, title in (titles or {}).items() if old.get(item) is not None]
     known = tokenizer.encode_items(table["item"]) != tokenizer.unk_token_id
     if not known.any():
-        raise ValueError(
-            f"{run.data}: none of the {len(pc.unique(table['item']))} items is in {run.continue_from}. Use the item "
-            "IDs of this checkpoint, or train with `--start_from` instead of `--continue_from`."
-        )
+        found = f"{run.data}: none of the {len(pc.unique(table['item']))} items is in {run.continue_from}"
+        raise ValueError(f"{found}. Use the item IDs of this checkpoint, or train with `--start_from` instead.")
     if 2 * sum(both) < len(both):
-        raise ValueError(
-            f"{run.titles}: {len(both) - sum(both)} of {len(both)} items have another title than in "
-            f"{run.continue_from}. Use the same item IDs in both. If only the titles have changed, omit `--titles`."
-        )
+        found = f"{len(both) - sum(both)} of {len(both)} items have another title than in {run.continue_from}"
+        advice = "Use the same item IDs in both. If only the titles have changed, omit `--titles`."
+        raise ValueError(f"{run.titles}: {found}. {advice}")
     features, ids = _features(run, names), table["item"].chunks
-    if features is not None and tokenizer.features is None:
-        raise ValueError(f"{run.continue_from} was trained without features of items. Omit `--item_features`.")
     if features is not None:
+        if tokenizer.features is None:
+            raise ValueError(f"{run.continue_from} was trained without features of items. Omit `--item_features`.")
         ids = [*ids, *features.items.chunks]
     extended = extend_item_tokenizer(tokenizer, pa.chunked_array(ids, pa.string()), titles=titles)
-    if features is not None and tokenizer.features is not None:
+    if features is not None:
         extended.features = tokenizer.features.extended(features)
     return recipe.fill({"splitting": {"since": first}}), extended
 
@@ -186,7 +182,7 @@ def _titles(run: RunArguments, names: dict[str, str] | None) -> dict[str, str] |
     if untitled := set(names) - set(titles):  # otherwise catalog numbers could be taken for IDs of the log
         raise ValueError(
             f"{run.titles}: found no title for {len(untitled)} items of {run.item_ids}, such as {min(untitled)!r}. "
-            "`titles` must have a title for each of these items, under its ID in the log, not under its new ID."
+            "`--titles` must have a title for each of these items, under its ID in the log, not under its new ID."
         )
     return {names[item]: title for item, title in titles.items() if item in names}
 

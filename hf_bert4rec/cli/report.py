@@ -76,7 +76,9 @@ def summary(folder: Path) -> str:
     if facts.best_checkpoint and split == "test":
         step = int(facts.best_checkpoint.rpartition("-")[2])
         epoch = next(entry["epoch"] for entry in facts.log if entry["step"] == step)
-        found = f"from epoch {epoch:.3g}" if step > 1 else "from step 1: more training did not improve the model"
+        last = facts.log[-1]
+        found = f"from epoch {epoch:.3g}" if step > 1 else "from step 1"
+        found += ": more training did not improve the model" * (step == 1 < last["step"])
         length = f"--num_train_epochs {epoch:.3g}" if epoch >= 1 else f"--max_steps {step}"
         times = [f"--{name}" for name in ("validation_time", "test_time") if name in facts.recipe]
         instead = f" instead of {' and '.join(times)}" if times else ""
@@ -84,7 +86,7 @@ def summary(folder: Path) -> str:
             f"\nThe best checkpoint is {found}. To train on all interactions before deployment, add "
             f"--split train_on_all {length} --output_dir {folder.parent}-all{instead}"
         ]
-        if epoch >= LATE * facts.log[-1]["epoch"]:
+        if epoch >= LATE * last["epoch"]:
             text += ["This epoch is near the end of the training: more epochs may be better (--num_train_epochs)."]
     return "\n".join([*text, f"Trained in {facts.seconds or 0:.0f} s; checkpoint, card and {CURVE} in {folder}"])
 

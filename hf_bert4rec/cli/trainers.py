@@ -129,8 +129,8 @@ def _start_from(recipe: Recipe, source: Path, tokenizer: ItemTokenizer) -> PreTr
     check_sizes(model, its_tokenizer)
     config, wanted = model.config, find_configuration(recipe.run.architecture).model_type
     if config.model_type != wanted:
-        found = f"{source} is a {config.model_type} model, but `architecture` is {wanted}"
-        raise ValueError(f"{found}. Set `architecture` to {config.model_type}.")
+        found = f"{source} is a {config.model_type} model, but `--architecture` is {wanted}"
+        raise ValueError(f"{found}. Set `--architecture {config.model_type}`.")
     given = recipe.options("model")
     changes = {name: given.pop(name) for name in WITHOUT_WEIGHTS if name in given}
     if overridden := sorted(name for name, value in given.items() if value != getattr(config, name)):

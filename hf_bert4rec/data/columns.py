@@ -39,7 +39,7 @@ ASIN, AMAZON_USER = re.compile(r"B0[0-9A-Z]{8}|[0-9]{9}[0-9X]"), re.compile(r"A[
 def find_columns(log: RawLog, wanted: Mapping[str, Column], needed: Mapping[str, str]) -> dict[str, int]:
     """Return the position of the column of each role: the column that the user named, else one with a usual name.
 
-    `needed` is a dict from each role that needs a column to its option of the command line ("": none).
+    `needed` maps each role that needs a column to its option of the command line, or to "" if it has none.
     The role "time of day" is added if the log has a column of dates next to a column of times.
 
     Raises:

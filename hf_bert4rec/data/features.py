@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -84,9 +85,8 @@ class ItemFeatures:
                 _check_encoding(columns)
                 features.vectors(table["item"][:1])
                 return features
-        raise ValueError(
-            f"{file} is damaged: expected features of at most {number} items. Download or save the checkpoint again."
-        )
+        expected = f"expected features of at most {number} items"
+        raise ValueError(f"{file} is damaged: {expected}. Download or save the checkpoint again.")
 
 
 def read_parquet(file: str | PathLike, most_bytes: int) -> pa.Table:
@@ -147,9 +147,9 @@ def load_item_features(
     """Read the features of items from a table with one row per item.
 
     The kind of a column follows from its values: numbers; lists of numbers, which are vectors; lists of text, or text,
-    which are categories (text is split at `|`). Columns of text in which most values belong to one item each are
-    ignored, unless they are named in `text`. Values may be missing, but not in vectors. An item without any value is
-    ignored too.
+    which are categories (text is split at `|`). A column of text is ignored if fewer than half of its items
+    share a value with another item, unless the column is named in `text`. Values may be missing, but not in vectors.
+    An item without any value is ignored too.
 
     Args:
         source: A file, a data frame, or anything else that `load_interactions` reads.
@@ -159,8 +159,6 @@ def load_item_features(
         like: Features of other items. Their columns, encoder and encoding are used, and other columns of the table are
             ignored.
         format: As for `load_interactions`, like `separator` and `encoding`.
-        separator: Separator of a text file.
-        encoding: Encoding of a text file.
 
     Raises:
         ValueError: An item has no ID or two rows, most values of a column are numbers but not all, vectors have
@@ -295,7 +293,10 @@ def _read_column(
         shared = [value for value, count in counts.most_common(MOST_CATEGORIES) if count > 1]
         owners = sum(not set(shared).isdisjoint(row) for row in categories)
         if 2 * owners < sum(map(bool, categories)) or not shared:
-            logger.info("%s: %r is not used, because most values of this column belong to one item.", log.name, name)
+            reason = "fewer than half of the items with a value share one with another item"
+            solution = f"To use text such as titles, pass `text={[name]!r}` and `encoder`"
+            command = f"command line: `--feature_text {shlex.quote(name)}` and `--encoder`"
+            logger.info("%s: %r is not used, because %s. %s (%s).", log.name, name, reason, solution, command)
             return None
         first = str(next(filter(_given, cells)))
         if what := "dates" if DAY.match(first) else "booleans" if first.lower() in ("true", "false") else "":

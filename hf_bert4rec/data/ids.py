@@ -1,5 +1,6 @@
 """IDs of users and items: always text, whatever their type in a log or a history is."""
 
+import math
 import re
 from collections.abc import Callable, Iterable
 from datetime import date
@@ -25,8 +26,8 @@ def as_ids(values: Values | pa.Array, what: str, locate: Callable[[int], str] = 
     """Convert IDs to text: 1 and 1.0 become "1"; empty text and missing values become null.
 
     Raises:
-        ValueError: A value is not text, a number, a UUID or a date, or is a float too large to be exact. The message
-            begins with the row, as `locate` describes it, and `what`: whose ID it is.
+        ValueError: A value is not text, a finite number, a UUID or a date, or is a float too large to be exact. The
+            message begins with the row, as `locate` describes it, and `what`: whose ID it is.
     """
     values = pa.chunked_array([values]) if isinstance(values, pa.Array) else values
     kind = None if isinstance(values, list) else values.type
@@ -69,8 +70,10 @@ def _as_item_id(value: Any) -> str:
     scalar = value.item() if getattr(value, "ndim", None) == 0 else value  # numpy scalars, tensors
     text = _as_id(scalar) if isinstance(scalar, str | int | float) and not isinstance(scalar, bool) else None
     if text is None:
-        advice = "Remove it (only `fill` accepts gaps)." if value is None else "Convert the value to text."
-        raise ValueError(f"expected text or numbers, found {value!r:.100} ({type(value).__name__}). {advice}")
+        found = f"found {value!r:.100} ({type(value).__name__})"
+        if pd.isna(scalar) is True:
+            raise ValueError(f"expected an item ID, {found}, a missing value. Remove it (only `fill` accepts gaps).")
+        raise ValueError(f"expected text or numbers, {found}. Convert the value to text.")
     return text
 
 
@@ -86,20 +89,20 @@ def _as_id(value: Any, digits: int = 53) -> str | None:
     if not isinstance(value, Number | date | UUID):
         advice = ONE_PER_ROW if hasattr(value, "__len__") else "Convert the value to text."
         raise ValueError(f"expected text or numbers, found {value!r:.100} ({type(value).__name__}). {advice}")
+    if isinstance(value, float | np.floating | Decimal) and abs(value) == math.inf:
+        raise ValueError(f"expected text or a finite number, found {value!r}. Fix or remove this ID.")
     if isinstance(value, float | np.floating) and abs(value) >= 2**digits:
         raise ValueError(
             f"found the float {value!r}. Floats from 2^{digits} on are not exact, so different IDs can become the same "
             "ID. Read IDs as text (pandas: dtype=str) or integers (pandas: dtype='UInt64')."
         )
-    if isinstance(value, float | np.floating) and value.is_integer():
-        return str(int(value))
-    if isinstance(value, Decimal) and value == value.to_integral_value():
+    if isinstance(value, float | np.floating | Decimal) and value == int(value):
         return str(int(value))
     return str(value)
 
 
 def distinct_values(values: Values) -> tuple[list[Any], np.ndarray]:
-    """Return the distinct values, and for each row the index of its value among them (-1: null)."""
+    """Return the distinct values, and for each row the index of its value among them, or -1 for null."""
     if isinstance(values, list) or pa.types.is_nested(values.type):
         return values if isinstance(values, list) else values.to_pylist(), np.arange(len(values))
     encoded = values.dictionary_encode().combine_chunks()

@@ -31,7 +31,11 @@ BYTE_ORDER_MARKS = {  # that of UTF-32-LE begins with that of UTF-16-LE
 
 
 def spell(option: str, value: Any = "...", command: str | None = None) -> str:
-    """Return an option as it is written in Python, and on the command line with the name `command` ("": not at all)."""
+    """Return how to write an option in Python, and after it how on the command line.
+
+    On the command line the option is called `command`. If `command` is "", the option exists in Python only. If it is
+    None, the name is the same, and the text says that the option is for `--data`.
+    """
     where = "command line" if command else "command line, for `--data`"
     return f"`{option}={value!r}`" + f" ({where}: `--{command or option} {shlex.quote(str(value))}`)" * (command != "")
 

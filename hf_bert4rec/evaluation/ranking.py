@@ -188,5 +188,5 @@ def check_cutoffs(items: int) -> None:
 def warn_about_few_candidates(number: int) -> None:
     """Warn, once per number, if every target is a hit among so few sampled candidates."""
     if number < max(CUTOFFS):
-        text = "With %d sampled candidates, HR@%d is always 1. Draw at least %d candidates per user."
-        logger.warning(text, number, max(CUTOFFS), max(CUTOFFS))
+        advice = "Set `number` (in a recipe `popularity_candidates` or `uniform_candidates`) to at least %d."
+        logger.warning(f"With %d sampled candidates, HR@%d is always 1. {advice}", number, max(CUTOFFS), max(CUTOFFS))

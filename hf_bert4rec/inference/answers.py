@@ -27,10 +27,11 @@ MAX_REPORTED = 100_000
 
 
 class Recommendation(TypedDict):
-    """One recommended item. `score` is the model's probability that it is next, over the whole catalog.
+    """One recommended item, with its `score`.
 
-    A model trained with `gbce` or `bce` overstates this for likely items, but the order is right. With an `index`,
-    `score` is the logit, and for similar items the cosine.
+    `score` is the probability of the item at the predicted position (the next item, or a gap), over the whole catalog.
+    A model trained with `gbce` or `bce` overstates the probability of likely items, but the order is right. With an
+    `index`, `score` is the logit. For similar items it is the cosine.
     """
 
     item: str

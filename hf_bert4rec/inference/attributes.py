@@ -76,9 +76,13 @@ class ItemAttributes:
                 found = condition(column)
                 ordered = isinstance(found, pd.Series) and found.index.equals(column.index)
                 if not ordered or str(found.dtype) not in ("bool", "boolean"):
-                    raise ValueError("return a Series with one bool per value, in the order of the column")
+                    kind = f"Series of {found.dtype}" if isinstance(found, pd.Series) else type(found).__name__
+                    raise ValueError(
+                        f"expected a Series with the index of the column, one bool per value, found {kind}"
+                    )
             except Exception as error:  # whatever the function of the user raises
-                raise ValueError(f"The condition on {name!r} failed for a column of {column.dtype}: {error}") from error
+                reason = f"failed for a column of {column.dtype} ({error})"
+                raise ValueError(f"The condition on {name!r} {reason}. Fix this function.") from error
             return self._items_of(column[np.asarray(found.fillna(False), bool)])
         several = isinstance(condition, Iterable) and not isinstance(condition, str | bytes | Mapping)
         wanted = list(condition) if several else [condition]
@@ -87,9 +91,7 @@ class ItemAttributes:
             raise ValueError(f"The condition on {name!r} must be {expected}, found {condition!r:.100}.")
         if column.dtype.kind in "iuf" and any(isinstance(it, bool) for it in wanted) and not column.isin([0, 1]).all():
             found = f"found {condition!r} for a column of numbers up to {column.max()}"
-            raise ValueError(
-                f"The condition on {name!r}: {found}. Use a function, such as `lambda column: column > 0`."
-            )
+            raise ValueError(f"The condition on {name!r}: {found}. Use a function, such as `lambda it: it > 0`.")
         if column.dtype.kind == "M":
             wanted = [pd.Timestamp(value) if isinstance(value, date) else value for value in wanted]
         if self._are_features and not pd.api.types.is_numeric_dtype(column):

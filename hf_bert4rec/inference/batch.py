@@ -30,7 +30,6 @@ from .arguments import ITEM_LISTS, check_options
 from .export import FACTS_FILE, OPTIONS, OnnxRecommender
 from .pipeline import pipeline
 
-SHARD_SIZE = 10_000  # users
 REQUEST_FILE = "_request.json"  # readers of Parquet folders skip names that begin with "_"
 FIRST_BYTES = b"PAR1"
 
@@ -58,10 +57,11 @@ class BatchRecommender:
     def __call__(self, table: Table) -> Table:
         """Return `user`, `rank` from 1, `item` and `score`, one row per recommendation, as a table of the same kind.
 
-        A user without a history gets the same recommendations as an empty history.
+        A user without a history gets the recommendations for an empty history. Unknown item IDs are skipped.
 
         Raises:
-            ValueError: A column is missing, or a history contains no valid item IDs.
+            ValueError: A column or a user ID is missing, or a history contains a value that is not an item ID, such as
+                None.
         """
         if isinstance(table, pd.DataFrame):
             return self(pa.Table.from_pandas(table, preserve_index=False)).to_pandas()
@@ -91,7 +91,7 @@ def recommend_to_parquet(
     output: str | PathLike,
     *,
     processes: int = 1,
-    shard_size: int = SHARD_SIZE,
+    shard_size: int = 10_000,
     user: str = "user",
     history: str = "history",
     columns: Mapping[str, Any] | None = None,
@@ -172,10 +172,12 @@ def _read_shards(
             found = f"{kind}. Convert this column to lists (pandas: `str.split`), or rename it if the file is a log"
             raise ValueError(f"{file}: expected lists of item IDs in the column {history!r}, found {found}.")
         if columns:
-            raise ValueError(f"{file} has one history per user. Omit `{min(columns)}`, which is for logs.")
+            option = f"`{min(columns)}` in `columns` (command line: `--{min(columns)}`)"
+            raise ValueError(f"{file} has one history per user. Omit {option}, which is for logs.")
         if user not in schema.names:
             found = ", ".join(schema.names)
-            raise ValueError(f"{file}: expected a column {user!r}, found {found}. Rename the user column.")
+            advice = "Rename the user column, or in Python pass `user=...`."
+            raise ValueError(f"{file}: expected a column {user!r}, found {found}. {advice}")
         return parquet.metadata.num_rows, _cut(parquet.iter_batches(size, columns=[user, history]), size)
     log = load_interactions(str(file), **columns).with_format("arrow")[:]
     log = log.sort_by([("user", "ascending"), ("timestamp", "ascending")])
@@ -223,28 +225,23 @@ def _write_shards(
             while running:
                 yield running.popleft().result()
         except BrokenProcessPool as error:
-            raise ChildProcessError(
-                "A process was killed, perhaps for lack of memory. Finished files are kept. Run the command again, "
-                "with fewer processes or smaller shards."
-            ) from error
+            advice = "Finished files are kept. Run the command again, with fewer processes or smaller shards."
+            raise ChildProcessError(f"A process was killed, perhaps for lack of memory. {advice}") from error
         finally:
             pool.shutdown(cancel_futures=True)
 
 
 def _start(arguments: dict[str, Any], module: str) -> None:
-    """Load the recommender of a worker process, which ends with its parent; `module` registers the model."""
+    """Load the recommender in a worker process.
+
+    The process ends when its parent ends. The import of `module` registers the model.
+    """
     global _recommender
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    parent: Any = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
     import_module(module)
     torch.set_num_threads(1)
     _recommender = BatchRecommender(**arguments)
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
 
 
 def _write(path: Path, shard: pa.Table, recommender: BatchRecommender | None = None) -> int:

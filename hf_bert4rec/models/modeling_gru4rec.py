@@ -27,12 +27,12 @@ class Gru4RecConfig(Bert4RecConfig):
     _paper_settings = {**Bert4RecConfig._paper_settings, "prediction_head": False}
 
     num_hidden_layers: int = 1
-    num_attention_heads: int = 1  # no effect, but every width is a multiple of it
+    num_attention_heads: int = 1  # no effect; 1 allows every `hidden_size`
     rope_theta: float | int | None = None
     conv_kernel_size: int | None = None
 
     def validate_positions(self) -> None:
-        """Accept no positions: the network reads one item after the other."""
+        """Accept a configuration without positions: the network reads the items in their order."""
 
     def validate_direction(self) -> None:
         """Check that options of other encoders are not set."""

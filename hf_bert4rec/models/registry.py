@@ -62,7 +62,10 @@ def architecture_of(config: PreTrainedConfig) -> Architecture:
         row = ARCHITECTURES.get(vars(base).get("model_type", ""))
         if row is not None:
             return row if base is kind else replace(row, config_class=kind, name=kind.__name__.removesuffix("Config"))
-    raise ValueError(f"Expected a registered configuration, found {kind.__name__}. Use a subclass of `Bert4RecConfig`.")
+    raise ValueError(
+        f"Expected the configuration of a model of this package, found {kind.__name__}. Use such a model, for example "
+        "`Bert4RecForMaskedLM`, or a subclass of it with a subclass of `Bert4RecConfig`."
+    )
 
 
 def register_architecture(
@@ -81,7 +84,8 @@ def register_architecture(
 
         register_architecture(MyConfig, MyForMaskedLM)
 
-    Also register the model before you load it. The file with the classes is saved with the weights (not a notebook).
+    Also register the model before you load it. Define the classes in a file, which is saved with the weights, not in a
+    notebook.
 
     Args:
         config_class: Subclass of `Bert4RecConfig` with its own `model_type`.
@@ -108,7 +112,7 @@ def register_configs(*rows: Architecture) -> None:
     """Register configuration classes with AutoConfig, by default those of the built-in architectures.
 
     Raises:
-        ValueError: transformers has a model of this type.
+        ValueError: A model of transformers has this `model_type`.
     """
     from transformers import AutoConfig  # not above: the package registers when transformers is imported
 

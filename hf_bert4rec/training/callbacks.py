@@ -1,4 +1,4 @@
-"""Callbacks of training: fresh masks in each epoch, and a report of memory and time."""
+"""Callbacks of training: fresh masks in each epoch, a report of memory and time, and early stopping."""
 
 import logging
 import time
@@ -33,10 +33,10 @@ class ClozeCallback(TrainerCallback):
         """Set the epoch before the first batch is drawn; data loader workers start later and inherit the epoch."""
         loader, epoch = kwargs["train_dataloader"], int((state.epoch or 0) + 1e-6)
         collator = loader.collate_fn
-        collator.epoch = epoch  # cloze masks depend on it
+        collator.epoch = epoch  # cloze masks depend on the epoch
         if getattr(collator, "seed", 0) is None:
             collator.seed = args.seed
-        batches = getattr(loader.batch_sampler, "batch_sampler", loader.batch_sampler)  # accelerate wraps it
+        batches = getattr(loader.batch_sampler, "batch_sampler", loader.batch_sampler)  # of accelerate
         seed = args.seed if args.data_seed is None else args.data_seed
         batches.sampler.generator = torch.Generator().manual_seed(seed + epoch)
         if isinstance(batches.sampler, LengthGroupedSampler):
@@ -44,7 +44,7 @@ class ClozeCallback(TrainerCallback):
             batches.sampler.lengths = list(batches.sampler.lengths[:])  # sorting a lazy column is 100 times slower
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """Let a collator that is used after the training draw fresh masks."""
+        """Reset the epoch of the collator, so that it draws fresh masks after training."""
         collator: Any = getattr(kwargs.get("train_dataloader"), "collate_fn", None)
         if hasattr(collator, "epoch"):
             collator.epoch = None
@@ -101,7 +101,7 @@ class ResourceCallback(TrainerCallback, ExportableState):
             seconds, model = time.perf_counter() - self.second_step_started, kwargs["model"]
             steps = _steps_per_epoch(args, kwargs["train_dataloader"]), state.max_steps - state.global_step
             times = [timedelta(seconds=round(it)) if it >= 60 else f"{it:.1f} s" for it in (seconds * n for n in steps)]
-            # Grouped by length, the longest rows come first.
+            # With rows grouped by length, the longest rows come first.
             limit = "at most" if args.train_sampling_strategy == "group_by_length" else "about"
             text = "%.2f s per step. An epoch takes %s %s and the rest of the training %s, not counting evaluations."
             logger.info(text, seconds, limit, *times)

@@ -29,11 +29,11 @@ class MuonAdamW(Optimizer):
         self._parts: tuple[Optimizer, ...] = parts
         self._share()
 
-    def __getstate__(self) -> dict[str, Any]:  # for copies and pickles; that of torch omits other attributes
+    def __getstate__(self) -> dict[str, Any]:  # for copies and pickles; torch omits `_parts`
         return {**super().__getstate__(), "_parts": self._parts}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a parameter group during construction; raise ValueError later, because it would not be updated."""
+        """Add a parameter group during construction. Afterwards raise ValueError: a new group would not be updated."""
         if hasattr(self, "_parts"):
             raise ValueError("MuonAdamW does not accept new parameters. Create a new optimizer with all parameters.")
         super().add_param_group(param_group)
@@ -78,7 +78,7 @@ def muon(args: TrainingArguments, learning_rate: float = 1e-2) -> dict[str, Any]
             for FSDP, which cuts matrices into pieces that Muon cannot train.
     """
     if not learning_rate > 0:
-        found = f"found {learning_rate}. None trains all weights with AdamW."
+        found = f"found {learning_rate}. To train all weights with AdamW, set it to None."
         raise ValueError(f"The learning rate of Muon (`muon_learning_rate`) must be above 0, {found}")
     if args.optim != TrainingArguments.default_optim:
         other = getattr(args.optim, "value", args.optim)

@@ -82,8 +82,9 @@ class RecommendationTrainer(Trainer):
         tokenizer = options.get("processing_class")
         if not isinstance(tokenizer, ItemTokenizer):
             raise ValueError(
-                "`RecommendationTrainer` needs `processing_class=tokenizer`. Pass `**cloze_training(tokenizer)`, or "
-                "`**next_item_training(tokenizer)` for SASRec and GRU4Rec."
+                "`RecommendationTrainer` needs an `ItemTokenizer` as `processing_class`, found "
+                f"{type(tokenizer).__name__}. Pass `**cloze_training(tokenizer)`, or `**next_item_training(tokenizer)` "
+                "for SASRec and GRU4Rec."
             )
         args = RecommendationTrainingArguments("runs") if args is None else args
         if args.label_smoothing_factor:
@@ -99,21 +100,22 @@ class RecommendationTrainer(Trainer):
             if args.early_stopping_patience is not None and args.eval_strategy != "no" and args.metric_for_best_model:
                 callbacks.append(EarlyStopping(args.early_stopping_patience))
         super().__init__(model, args, callbacks=callbacks, **options)
-        check_sizes(self.model, tokenizer)
-        self._check_parts()
+        self._check_parts(tokenizer)
 
-    def _check_parts(self) -> None:
-        """Check that model, rows and collator fit together."""
+    def _check_parts(self, tokenizer: ItemTokenizer) -> None:
+        """Check that model, tokenizer, rows and collator fit together."""
+        architecture = architecture_of(self.model.config)  # first: other models have no `loss`
+        check_sizes(self.model, tokenizer)
         check_loss(self.model.config.loss)
         rows = self.eval_dataset
         if isinstance(rows, Dataset) and {"history", "labels"} <= {*rows.column_names}:
             warn_about_repeats(rows, self.model.config.exclude_history)
         if self.model.config.num_followers and not self.model.transition_head.totals.any():
             logger.warning("`num_followers` has no effect without counts. Call `count_transitions(model, rows)` first.")
-        architecture = architecture_of(self.model.config)
         if architecture.objective == "cloze" and type(self.data_collator) is DataCollatorForNextItem:
             solution = "Use `cloze_training(tokenizer)`."
-            raise ValueError(f"{architecture.name} would see the items that it has to predict. {solution}")
+            found = f"{architecture.name} with `next_item_training` would see the items that it has to predict"
+            raise ValueError(f"{found}. {solution}")
         if architecture.objective == "next_item" and type(self.data_collator) is DataCollatorForCloze:
             text = "%s predicts the next item at every position, but `cloze_training` trains masked positions only. %s"
             logger.warning(text, architecture.name, "Use `next_item_training(tokenizer)`.")
@@ -134,8 +136,8 @@ class RecommendationTrainer(Trainer):
                 raise ValueError(f"Found no complete checkpoint to resume from in {folder}. {advice}")
         elif checkpoint and not is_complete(checkpoint):
             raise ValueError(
-                f"{checkpoint} is not a complete checkpoint to resume from: a file is missing or damaged. Use "
-                "`resume_from_checkpoint=True` for the newest complete one."
+                f"Expected a complete checkpoint to resume from, found none in {checkpoint}. Check the path, or use "
+                "`resume_from_checkpoint=True` for the newest complete one in `output_dir`."
             )
         if checkpoint:
             self.projection = load_projection(checkpoint)

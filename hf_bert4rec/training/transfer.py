@@ -87,9 +87,10 @@ def shared_items(
         rows = tokenizer.encode_items(new_tokenizer.items)
         known = np.flatnonzero(rows != tokenizer.unk_token_id)
         return torch.from_numpy(known + len(SPECIAL_TOKENS)), torch.from_numpy(rows[known]).long()
-    if tokenizer.titles is None or new_tokenizer.titles is None:
-        solution = "Pass `titles` to `item_tokenizer` (`--titles`)."
-        raise ValueError(f"Matching by title needs the titles of both catalogs. {solution}")
+    if tokenizer.titles is None:
+        raise ValueError("The model to start from has no titles. Add them with `add_items` (`hf-bert4rec items add`).")
+    if new_tokenizer.titles is None:
+        raise ValueError("The new catalog has no titles. Pass `titles` to `item_tokenizer` (`--titles`).")
     catalogs = pd.Series(tokenizer.titles, dtype=object), pd.Series(new_tokenizer.titles, dtype=object)
     old, new = (titles.drop_duplicates(keep=False).dropna() for titles in catalogs)
     shared = new[new.isin(old)]
@@ -98,7 +99,11 @@ def shared_items(
 
 
 def _copy_encoder(model: PreTrainedModel, new: PreTrainedModel) -> None:
-    """Copy all weights except those with one row per item. Of positions and distances, the first ones are copied."""
+    """Copy all weights except those with one row per item.
+
+    If the new model has fewer positions, it gets the first rows of the position embeddings and of the distances of the
+    `repeat_head`.
+    """
     old, table = model.state_dict(keep_vars=True), model.get_input_embeddings().weight
     item_weights = {name for name, weight in old.items() if weight is table} | {"lm_head.weight", "lm_head.bias"}
     item_weights |= {name for name, weight in old.items() if not weight.is_floating_point()}  # counts of the old log

@@ -92,7 +92,7 @@ def test_a_worse_model_does_not_replace_the_old_one(first, capsys, caplog):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--architecture", "sasrec"], "is a bert4rec model, but `architecture` is sasrec"),
+        (["--architecture", "sasrec"], "is a bert4rec model, but `--architecture` is sasrec"),
         (["--tolerance", "x"], "tolerance"),
     ],
 )
@@ -159,7 +159,7 @@ def test_options_that_contradict_each_other(first):
     parent = str(first / "first" / "model")
     with pytest.raises(SystemExit, match="Use `--start_from` or `--continue_from`, not both"):
         continue_training(first, "--start_from", parent)
-    with pytest.raises(SystemExit, match=r"`max_length` must be 6, as in .*, found 9"):
+    with pytest.raises(SystemExit, match=r"`--max_length` must be 6, as in .*, found 9"):
         continue_training(first, "--max_length", "9")
     with pytest.raises(SystemExit, match="`--history` needs `--continue_from`"):
         main(["train", "--data", str(first / "old.csv"), "--history", str(first / "old.csv")])

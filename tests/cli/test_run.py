@@ -250,6 +250,17 @@ def test_the_summary_says_whether_the_best_epoch_was_near_the_end(trained, tmp_p
     assert ("more epochs may be better" in text) is late
 
 
+@pytest.mark.parametrize(("steps", "improved"), [(1, True), (4, False)])
+def test_the_summary_says_that_more_steps_were_of_no_use_only_if_there_were_more(trained, tmp_path, steps, improved):
+    folder = shutil.copytree(trained, tmp_path / "model")
+    log = [{"epoch": step / 2, "step": step} for step in range(1, steps + 1)]
+    dataclasses.replace(RunFacts.load(folder), log=log, best_checkpoint="checkpoint-1").save(folder)
+    text = summary(folder)
+    assert "The best checkpoint is from step 1" in text
+    assert ("from step 1: more training did not improve the model." in text) is not improved
+    assert ("more epochs may be better" in text) is improved
+
+
 @pytest.mark.parametrize(("low", "high", "noise"), [(-0.01, 0.03, True), (0.001, 0.03, False), (-0.05, -0.02, False)])
 def test_the_summary_says_whether_a_difference_is_within_noise(trained, tmp_path, low, high, noise):
     folder = shutil.copytree(trained, tmp_path / "model")
@@ -316,7 +327,7 @@ def test_a_run_can_start_from_the_checkpoint_of_another_catalog(trained, tmp_pat
     assert f"not from the recipe: conv_kernel_size {old.config.conv_kernel_size}." in caplog.text
     assert RunFacts.load(folder).recipe["conv_kernel_size"] == old.config.conv_kernel_size
     assert recipe.given["conv_kernel_size"] == 5  # the recipe itself is never modified
-    with pytest.raises(ValueError, match="is a bert4rec model, but `architecture` is sasrec"):
+    with pytest.raises(ValueError, match="is a bert4rec model, but `--architecture` is sasrec"):
         run(recipe_for(tmp_path, *options, "--architecture=sasrec", f"--output_dir={tmp_path}/other"))
 
 
@@ -330,7 +341,7 @@ def test_metrics_among_uniform_candidates_say_so_in_name_protocol_and_card(tmp_p
     card = (folder / "README.md").read_text()
     assert "uniformly" in card
     assert "by their popularity" not in card
-    with pytest.raises(ValueError, match="`popularity_candidates` or `uniform_candidates`, not both"):
+    with pytest.raises(ValueError, match="`--popularity_candidates` or `--uniform_candidates`, not both"):
         run(recipe_for(tmp_path, "--uniform_candidates=3", "--popularity_candidates=3"))
 
 
@@ -377,7 +388,7 @@ def test_a_split_at_a_point_in_time_trains_on_the_past_alone(tmp_path):
     assert RunFacts.load(folder).protocol.startswith("first item of every user from 5 on")
     with pytest.raises(ValueError, match="'at_time' needs `validation_time`"):
         run(recipe_for(tmp_path, "--split=at_time", "--test_time=5"))
-    with pytest.raises(ValueError, match="The split leave_one_out has no option 'validation_time'"):
+    with pytest.raises(ValueError, match="The split leave_one_out has no option `--validation_time`"):
         run(recipe_for(tmp_path, "--validation_time=4"))
 
 

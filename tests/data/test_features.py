@@ -49,7 +49,10 @@ def test_kinds_follow_from_the_values(caplog):
     features = load_item_features(SHOP)
     kinds = {name: how["kind"] for name, how in features.columns.items()}
     assert kinds == {"brand": "categories", "tags": "categories", "price": "number", "picture": "vector"}
-    assert "'name' is not used, because most values of this column belong to one item" in caplog.text
+    assert (
+        "'name' is not used, because fewer than half of the items with a value share one with another item. To use "
+        "text such as titles, pass `text=['name']` and `encoder` (command line: `--feature_text name` and `--encoder`)."
+    ) in caplog.text
     assert features.items.to_pylist() == ["A 1", "A 2", "B 1", "B 2"]
 
 

@@ -186,7 +186,7 @@ def test_the_advice_for_sequences_with_commas_works(write):
 
 
 def test_a_header_in_the_middle_is_refused_with_its_line(write):
-    with pytest.raises(ValueError, match=r"line 4: repeats the header\. Remove all repetitions of the header \(2\)"):
+    with pytest.raises(ValueError, match=r"line 4: expected values, found the header again\..*\(number of lines: 2\)"):
         load_interactions(write("log.csv", "user,item\nu,a\n\nuser,item\nu,b\nuser,item\n"))
     assert len(load_interactions(write("same.csv", "user,item\nuser,a\nu,item\n"))) == 2
 

@@ -19,14 +19,13 @@ from hf_bert4rec import (
     split_at_time,
     train_on_all,
 )
-from hf_bert4rec.data import histories
 from hf_bert4rec.data.histories import COLUMNS, are_repeats, target_items, warn_about_repeats
 from tests.data.logs import MASK, UNK, A, B, C, D, E, log_of, logs, row
 
 
 @pytest.fixture(autouse=True)
 def no_earlier_warnings():
-    histories._warn_once.cache_clear()
+    logging.Logger.warning_once.cache_clear()
 
 
 def test_equal_timestamps_keep_the_order_of_the_log(tokenizer):
@@ -188,9 +187,9 @@ def test_numbers_as_ids_become_text_as_in_a_log_that_is_read(user, item):
     ("column", "values", "found"),
     [
         ("timestamp", ["9", "10", "11", "100"], "found a column of string"),
-        ("timestamp", [1.0, float("nan"), 3.0, 4.0], "found missing values or NaN"),
-        ("timestamp", [1.0, float("inf"), 3.0, 4.0], "found missing values or NaN"),
-        ("timestamp", [1, None, 3, 4], "found missing values or NaN"),
+        ("timestamp", [1.0, float("nan"), 3.0, 4.0], "found missing, NaN or infinite values"),
+        ("timestamp", [1.0, float("inf"), 3.0, 4.0], "found missing, NaN or infinite values"),
+        ("timestamp", [1, None, 3, 4], "found missing, NaN or infinite values"),
         ("timestamp", [datetime.datetime(2020, 1, day) for day in (1, 2, 3, 4)], "found a column of timestamp"),
         ("timestamp", [True, False, True, True], "found a column of bool"),
         ("item", ["a", None, "b", "c"], "found 1 rows without item"),

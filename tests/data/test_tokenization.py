@@ -112,7 +112,7 @@ def test_special_rows_and_rows_past_the_end_have_no_id(tokenizer):
 
 @pytest.mark.parametrize("token", ["[PAD]", "[MASK]", "[UNK]"])
 def test_an_id_equal_to_a_special_token_is_refused_by_name(token):
-    with pytest.raises(ValueError, match=rf"\[{token[1:-1]}\].*special token"):
+    with pytest.raises(ValueError, match=rf"must not be special tokens, found '\[{token[1:-1]}\]'\. Rename"):
         item_tokenizer(["a", token])
 
 
@@ -416,7 +416,8 @@ def test_numbers_as_ids_become_text(items):
         ([True], r"found True \(bool\)"),
         ([b"a"], r"found b'a' \(bytes\)"),
         (["a", None], r"found None \(NoneType\)"),
-        ([float("nan")], "found nan"),
+        ([float("nan")], r"expected an item ID, found nan \(float\), a missing value\. Remove it"),
+        ([float("-inf")], r"expected text or a finite number, found -inf\. Fix or remove this ID"),
         ([["a"]], r"found \['a'\] \(list\)"),
         (["\ud800"], "not valid Unicode"),
         ({"a": 1}, "expected a list, found dict"),

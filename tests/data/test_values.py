@@ -27,6 +27,15 @@ def test_whole_decimals_become_ids_without_a_fraction():
         assert [row[:2] for row in rows(load_interactions(table))] == expected
 
 
+@pytest.mark.parametrize("value", [float("inf"), np.float32("-inf"), Decimal("-Infinity")])
+def test_infinity_is_not_an_id(value):
+    frame = pd.DataFrame({"user": [1.0, value], "item": ["a", "b"]})
+    with pytest.raises(
+        ValueError, match=r"row 1, user: expected text or a finite number, found .*(?i:inf).*\. Fix or remove"
+    ):
+        load_interactions(frame)
+
+
 @pytest.mark.parametrize(
     ("written", "read", "dtype"),
     [

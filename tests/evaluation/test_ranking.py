@@ -259,4 +259,7 @@ def test_few_candidates_are_reported_once(caplog):
     warn_about_few_candidates.cache_clear()
     for number in (10, 9, 9):
         warn_about_few_candidates(number)
-    assert caplog.messages == ["With 9 sampled candidates, HR@10 is always 1. Draw at least 10 candidates per user."]
+    assert caplog.messages == [
+        "With 9 sampled candidates, HR@10 is always 1. Set `number` (in a recipe `popularity_candidates` or "
+        "`uniform_candidates`) to at least 10."
+    ]

@@ -199,5 +199,5 @@ def test_the_command(source, histories, tmp_path, capsys):
         with pytest.raises(SystemExit):
             main([*words[:2], *option])
         assert "Use --processes and options for reading a log, such as --user, only with" in capsys.readouterr().err
-    with pytest.raises(SystemExit, match=r"has one history per user\. Omit `user`, which is for logs"):
+    with pytest.raises(SystemExit, match=r"Omit `user` in `columns` \(command line: `--user`\), which is for logs"):
         main([*words[:5], str(tmp_path / "other"), "--user", "name"])

@@ -109,7 +109,7 @@ def test_a_subclass_has_the_architecture_of_its_closest_base_class():
 
     row = architecture_of(WideConfig())
     assert (row.name, row.objective, row.config_class) == ("Wide", "next_item", WideConfig)
-    with pytest.raises(ValueError, match=r"Expected a registered configuration, found PreTrainedConfig"):
+    with pytest.raises(ValueError, match=r"of a model of this package, found PreTrainedConfig\. Use such"):
         architecture_of(AutoConfig.for_model("bert").__class__.__mro__[1]())
 
 

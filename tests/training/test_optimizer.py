@@ -125,7 +125,7 @@ def test_another_optimizer_with_muon_raises(tmp_path):
 @pytest.mark.parametrize("rate", [0.0, -1.0])
 def test_a_learning_rate_that_is_not_positive_raises(tmp_path, rate):
     args = RecommendationTrainingArguments(str(tmp_path), use_cpu=True)
-    with pytest.raises(ValueError, match=rf"\(`muon_learning_rate`\) must be above 0, found {rate}"):
+    with pytest.raises(ValueError, match=rf"must be above 0, found {rate}\. To train all weights with AdamW"):
         muon(args, rate)
 
 

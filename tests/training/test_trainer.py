@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
-from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import BertConfig, BertForMaskedLM, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 import hf_bert4rec
 from hf_bert4rec import (
@@ -47,6 +47,7 @@ def make_trainer(histories, folder, kind=RecommendationTrainer, setup=(), **opti
     set_seed(args.seed)
     model = Bert4RecForMaskedLM(small_config(len(tokenizer), 8))
     arguments = cloze_training(tokenizer, **({"callbacks": []} if kind is Trainer else {})) | dict(setup)
+    model = arguments.pop("model", model)
     return kind(model, args, train_dataset=splits["train"], eval_dataset=splits["validation"], **arguments)
 
 
@@ -270,8 +271,15 @@ def test_other_hub_strategies_raise_because_they_upload_pickles(tmp_path):
 
 
 def test_a_missing_tokenizer_raises_at_construction(histories, tmp_path):  # noqa: F811
-    with pytest.raises(ValueError, match="needs `processing_class=tokenizer`"):
-        make_trainer(histories, tmp_path / "out", setup={"processing_class": None})
+    for value, found in ((None, "NoneType"), (object(), "object")):
+        with pytest.raises(ValueError, match=f"needs an `ItemTokenizer` as `processing_class`, found {found}"):
+            make_trainer(histories, tmp_path / "out", setup={"processing_class": value})
+
+
+def test_a_model_of_another_package_raises_at_construction(histories, tmp_path):  # noqa: F811
+    config = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+    with pytest.raises(ValueError, match="configuration of a model of this package, found BertConfig"):
+        make_trainer(histories, tmp_path / "out", setup={"model": BertForMaskedLM(config)})
 
 
 @pytest.mark.parametrize("difference", [-5, 5])
@@ -286,7 +294,7 @@ def test_a_model_of_another_size_than_the_tokenizer_raises_at_construction(histo
 
 
 def test_a_cloze_model_with_next_item_labels_raises(histories, tmp_path):  # noqa: F811
-    with pytest.raises(ValueError, match="BERT4Rec would see the items that it has to predict"):
+    with pytest.raises(ValueError, match="BERT4Rec with `next_item_training` would see the items"):
         make_trainer(histories, tmp_path, setup=next_item_training(histories[1]))
 
 
@@ -400,8 +408,9 @@ def test_training_resumes_from_complete_checkpoints_only(histories, tmp_path):  
     (tmp_path / "checkpoint-15" / "trainer_state.json").unlink()
     (tmp_path / "checkpoint-10" / "optimizer.pt").unlink()
     trainer = make_trainer(histories, tmp_path)
-    with pytest.raises(ValueError, match="checkpoint-10 is not a complete checkpoint to resume from"):
-        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-10"))
+    for name in ("checkpoint-10", "nothing"):
+        with pytest.raises(ValueError, match=f"Expected a complete checkpoint to resume from, found none in .*{name}"):
+            trainer.train(resume_from_checkpoint=str(tmp_path / name))
     trainer.train(resume_from_checkpoint=True)
     assert len([entry for entry in trainer.state.log_history if "loss" in entry]) == 3
 
