@@ -28,7 +28,6 @@ from hf_bert4rec import (
     transfer,
 )
 from hf_bert4rec.cli.main import main
-from hf_bert4rec.data import histories as histories_module
 from hf_bert4rec.evaluation.baselines import BASELINES
 from hf_bert4rec.training.resources import MemoryEstimate, check_memory, warn_about_spinning_threads
 from tests.conftest import small_config
@@ -180,7 +179,6 @@ def recommend_with_damaged_weights(recommender):
 def messages(film_folder, hub, monkeypatch, caplog):
     """All errors and log lines of the faults above."""
     caplog.set_level("INFO", "hf_bert4rec")
-    histories_module._warn_once.cache_clear()
     warn_about_spinning_threads.cache_clear()
     logging.Logger.warning_once.cache_clear()
     monkeypatch.setitem(sys.modules, "implicit.nearest_neighbours", None)

@@ -22,7 +22,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from ..data.audit import audit
-from ..data.histories import target_items
+from ..data.histories import flatten, target_items
 from ..evaluation.baselines import BASELINES, DataCollatorWithUsers
 from ..evaluation.comparison import evaluate_users, split_metrics, user_groups
 from ..evaluation.ranking import SAMPLED_METRICS
@@ -76,19 +76,16 @@ class Comparison:
             raise ValueError("`models` is empty. Name at least one model.")
         files: dict[str, str] = {}
         for name, options in self.models.items():
-            file = result_file("", name).name
-            other = files.setdefault(file, name)
+            other = files.setdefault(file := result_file("", name).name, name)
             if sum(kind in options for kind in KINDS) != 1:
                 raise ValueError(f"{name!r}: expected one of {', '.join(KINDS)}, found {options}. Give exactly one.")
-            if options.get("baseline", "popularity") not in BASELINES:
-                known = ", ".join(BASELINES)
-                raise ValueError(f"{name!r}: unknown baseline {options['baseline']!r}. Choose from {known}.")
+            if (baseline := options.get("baseline", "popularity")) not in BASELINES:
+                raise ValueError(f"{name!r}: unknown baseline {baseline!r}. Choose from {', '.join(BASELINES)}.")
             if "checkpoint" in options and len(options) > 1:
-                others = f"other options, found {', '.join(sorted(options.keys() - {'checkpoint'}))}"
+                others = ", ".join(sorted(options.keys() - {"checkpoint"}))
                 raise ValueError(f"{name!r}: `checkpoint` cannot be combined with {others}. Remove these options.")
             if file == "comparison.json":
-                kept = "comparison.json, which contains the numbers of the report"
-                raise ValueError(f"{name!r}: the result of this model would be written to {kept}. Rename this model.")
+                raise ValueError(f"{name!r}: the report is written to comparison.json too. Rename this model.")
             if "|" in name:
                 raise ValueError(f"{name!r}: a name with | breaks the tables. Rename this model.")
             if other != name:
@@ -159,8 +156,7 @@ def evaluate_model(comparison: Comparison, name: str, split: str, folder: str, m
     options = dict(comparison.models[name])
     recipe, interactions, tokenizer, histories = prepare(comparison.parse_recipe())
     data, train = describe_data(recipe, interactions), whole_histories(recipe, interactions, tokenizer)
-    baseline = options.pop("baseline", None)
-    if baseline:
+    if baseline := options.pop("baseline", None):
         started = time.perf_counter()
         model = BASELINES[baseline](train, len(tokenizer), **options)
         seconds, processes, threads = time.perf_counter() - started, 1, torch.get_num_threads()
@@ -178,12 +174,11 @@ def evaluate_model(comparison: Comparison, name: str, split: str, folder: str, m
     users = evaluate_users(trainer, rows)
     evaluation_seconds = time.perf_counter() - started
     whole, sampled = protocol(recipe, len(tokenizer.items))
-    counts = count_items(train, len(tokenizer))
     ModelResult(
         settings=describe_settings(comparison, name, split, str(data.sha256), folder),
         protocol=whole,
         sampled_protocol=sampled,
-        metrics=split_metrics(users, target_items(rows), counts, sampled_by(recipe)),
+        metrics=split_metrics(users, target_items(rows), count_items(train, len(tokenizer)), sampled_by(recipe)),
         training_seconds=round(seconds, 1),
         processes=processes,
         threads=threads,
@@ -241,8 +236,8 @@ def check_data(checkpoint: Path, data: DataFacts, items: Any, recipe: str) -> Ru
     """Return the run facts of a checkpoint; ValueError if it was trained on other data or items than the recipe."""
     facts = RunFacts.load(checkpoint)  # those of a `RecommendationTrainer` have no checksum
     if facts.data.sha256 not in (None, data.sha256) or AutoTokenizer.from_pretrained(checkpoint).items != items:
-        other = f"other data or items than those of {recipe}"
-        raise ValueError(f"{checkpoint} was trained on {other}. Use the same data, or remove the model.")
+        advice = "Use the same data, or remove the model."
+        raise ValueError(f"{checkpoint} was trained on other data or items than those of {recipe}. {advice}")
     if facts.data.sha256 is None:
         logger.warning("%s: the training data is unknown. It must not contain targets of %s.", checkpoint, recipe)
     return facts
@@ -293,15 +288,14 @@ def describe_settings(comparison: Comparison, name: str, split: str, sha256: str
 
 def check_results(comparison: Comparison, split: str, sha256: str, folder: str) -> None:
     """Raise ValueError if `folder` has results of an earlier comparison with other settings."""
-    lines = []
+    lines = [f"{folder} contains results with other settings. Delete these files, or choose another `--output_dir`:"]
     for name in comparison.models:
         if (file := result_file(folder, name)).exists():
             found = json.loads(file.read_text(encoding="utf-8")).get("settings", {})
             if changes := describe_changes(found, describe_settings(comparison, name, split, sha256, folder)):
                 lines.append(f"{file}: {', '.join(changes)}")
-    if lines:
-        found = f"{folder} contains results with other settings. Delete these files, or choose another `--output_dir`:"
-        raise ValueError("\n".join([found, *lines]))
+    if len(lines) > 1:
+        raise ValueError("\n".join(lines))
 
 
 def describe_changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
@@ -318,5 +312,4 @@ def describe_changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 def count_items(train: Dataset, vocab_size: int) -> np.ndarray:
     """Return the number of occurrences of each token ID in whole training histories, (vocab_size,)."""
-    items = train.with_format("arrow")[:]["input_ids"]
-    return np.bincount(items.combine_chunks().flatten().to_numpy(), minlength=vocab_size)
+    return np.bincount(flatten(train.with_format("arrow")[:]["input_ids"])[0], minlength=vocab_size)

@@ -121,8 +121,7 @@ def recommend(argv: list[str]) -> None:
 
         columns = parse_recipe([f"--{name}={value}" for name, value in reading.items()]).options("reading")
         options |= {"processes": args.processes, "columns": columns}
-        folder = recommend_to_parquet(args.checkpoint, args.input, args.output, **options)
-        print(f"Saved in {folder}.")
+        print(f"Saved in {recommend_to_parquet(args.checkpoint, args.input, args.output, **options)}.")
         return
     from ..inference.pipeline import pipeline
     from .report import recommendation_table

@@ -131,10 +131,8 @@ def _read_logs(recipe: Recipe, names: dict[str, str] | None) -> tuple[Dataset, D
     tables = [log.with_format("arrow")[:].select(["user", "item", "timestamp"]) for log in read]
     last, first = pc.max(tables[0]["timestamp"]).as_py(), pc.min(tables[1]["timestamp"]).as_py()
     if first <= last and not run.allow_earlier:
-        raise ValueError(
-            f"{run.data} begins at {format_time(first)}, but {run.history} ends at {format_time(last)}. Remove "
-            "interactions that are in both logs. If there are none, pass `--allow_earlier true`."
-        )
+        times = f"{run.data} begins at {format_time(first)}, but {run.history} ends at {format_time(last)}"
+        raise ValueError(f"{times}. Remove interactions that are in both logs, or pass `--allow_earlier true`.")
     return Dataset(pa.concat_tables(tables, promote_options="permissive")), new
 
 
@@ -159,22 +157,19 @@ def _continue(recipe: Recipe, new: Dataset, names: dict[str, str] | None) -> tup
     both = [old[item] == title for item, title in (titles or {}).items() if old.get(item) is not None]
     known = tokenizer.encode_items(table["item"]) != tokenizer.unk_token_id
     if not known.any():
-        raise ValueError(
-            f"{run.data}: none of the {len(pc.unique(table['item']))} items is in {run.continue_from}. Use the item "
-            "IDs of this checkpoint, or train with `--start_from` instead of `--continue_from`."
-        )
+        found = f"{run.data}: none of the {len(pc.unique(table['item']))} items is in {run.continue_from}"
+        raise ValueError(f"{found}. Use the item IDs of this checkpoint, or train with `--start_from` instead.")
     if 2 * sum(both) < len(both):
-        raise ValueError(
-            f"{run.titles}: {len(both) - sum(both)} of {len(both)} items have another title than in "
-            f"{run.continue_from}. Use the same item IDs in both. If only the titles have changed, omit `--titles`."
-        )
+        found = f"{len(both) - sum(both)} of {len(both)} items have another title than in {run.continue_from}"
+        advice = "Use the same item IDs in both. If only the titles have changed, omit `--titles`."
+        raise ValueError(f"{run.titles}: {found}. {advice}")
     features, ids = _features(run, names), table["item"].chunks
-    if features is not None and tokenizer.features is None:
-        raise ValueError(f"{run.continue_from} was trained without features of items. Omit `--item_features`.")
     if features is not None:
+        if tokenizer.features is None:
+            raise ValueError(f"{run.continue_from} was trained without features of items. Omit `--item_features`.")
         ids = [*ids, *features.items.chunks]
     extended = extend_item_tokenizer(tokenizer, pa.chunked_array(ids, pa.string()), titles=titles)
-    if features is not None and tokenizer.features is not None:
+    if features is not None:
         extended.features = tokenizer.features.extended(features)
     return recipe.fill({"splitting": {"since": first}}), extended
 

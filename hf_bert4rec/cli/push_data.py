@@ -31,32 +31,20 @@ def push_data(
 ) -> str:
     """Push the histories of a recipe in one commit, and return the URL of the commit. User IDs are those of the log.
 
-    `load_dataset` returns the same rows and columns. Older histories of the repository stay in its git history.
-
-    Args:
-        recipe: Options that determine the data, the filters and the split.
-        repository: Hub ID; created if it does not exist. A name without an owner is in your account.
-        may_share: Whether you may publish the data. Only the embedded data can be pushed without this.
-        private: Whether to create a private repository. Default: the setting of the owner.
-        token: Access token. Default: the saved login, or `HF_TOKEN`.
-
-    Raises:
-        PermissionError: The data is not part of this package, and `may_share` is not set.
+    `load_dataset` returns the same rows and columns. Older histories of the repository stay in its git history. The
+    repository is created if it does not exist, in your account if the name has no owner. PermissionError for data that
+    is not part of this package, unless `may_share` is true.
     """
     run = recipe.run
     sources = (run.data, run.titles, run.item_ids, run.item_features)
     foreign = [source for source in sources if source and not is_embedded(source)]
     if foreign and not may_share:
         terms = f"Terms of the data: {run.terms.rstrip('.')}." if run.terms else "The data has no recorded terms."
-        raise PermissionError(
-            f"{foreign[0]} is not part of this package, and the pushed histories contain the ID, items and times of "
-            f"every user. {terms} Add `--i_may_share_this_data` if you are allowed to publish the data."
-        )
+        found = f"{foreign[0]} is not part of this package, and histories contain the ID, items and times of every user"
+        raise PermissionError(f"{found}. {terms} Add `--i_may_share_this_data` if you are allowed to publish the data.")
     if run.popularity_candidates or run.uniform_candidates:
-        raise ValueError(
-            "Candidates cannot be pushed, because training rows have none. Set `--popularity_candidates 0` "
-            "and `--uniform_candidates 0`, and draw the candidates again after loading."
-        )
+        advice = "Set `--popularity_candidates 0` and `--uniform_candidates 0`, and draw candidates after loading."
+        raise ValueError(f"Candidates cannot be pushed, because training rows have none. {advice}")
     # Settings for one way of training are not part of the data.
     recipe, interactions, tokenizer, histories = prepare(recipe.fill({"run": {"recommended_settings": False}}))
     data = describe_data(recipe, interactions)

@@ -71,16 +71,10 @@ class RunArguments:
     titles: str | None = _option(None, "Table with the titles of the items, such as movies.csv.")
     title_item: str | None = _option(None, "Item column of `titles` and `item_features`. Default: a usual name.")
     title_column: str | None = _option(None, "Column of the title in `titles`; by default one with a usual name.")
-    item_features: str | None = _option(
-        None, "Table with features of the items, such as brand, price, text (docs/items.md)."
-    )
-    feature_text: list[str] | None = _option(  # noqa: RUF009
-        None, "Columns of `item_features` with text, which `encoder` turns into vectors."
-    )
+    item_features: str | None = _option(None, "Table with features of items, such as price and text (docs/items.md).")
+    feature_text: list[str] | None = _option(None, "Text columns of `item_features`, for `encoder`.")  # noqa: RUF009
     encoder: str | None = _option(None, "Model of sentence-transformers for `feature_text`: Hub ID or folder.")
-    item_ids: str | None = _option(
-        None, "Table with two columns that renames items: ID in the log, ID to use. `titles` lists the IDs of the log."
-    )
+    item_ids: str | None = _option(None, "Table that renames items: ID in the log (as in `titles`), ID to use.")
     split: str = _option(
         "leave_one_out", "leave_one_out, at_time, train_on_all, new_interactions, or package.module:function."
     )
@@ -88,25 +82,13 @@ class RunArguments:
     popularity_candidates: int = _option(0, "Also rank among N items per user, drawn by popularity; 100 in the paper.")
     uniform_candidates: int = _option(0, "Also rank among N items per user, drawn uniformly.")
     architecture: str = _option("bert4rec", "bert4rec, sasrec, gru4rec, or package.module:ConfigClass.")
-    recommended_settings: bool = _option(
-        True, "Choose the options that you do not give, from statistics of the log (docs/training.md)."
-    )
-    initialize_items: bool = _option(
-        True, "Initialize item vectors and output biases from item counts of the training histories."
-    )
-    start_from: str | None = _option(
-        None, "Checkpoint of another catalog. The model starts from its encoder and shared items."
-    )
-    continue_from: str | None = _option(
-        None, "Checkpoint to continue training on the new interactions of `data`, with its recipe (docs/items.md)."
-    )
+    recommended_settings: bool = _option(True, "Choose other options from statistics of the log (docs/training.md).")
+    initialize_items: bool = _option(True, "Initialize item vectors and biases from item counts in training histories.")
+    start_from: str | None = _option(None, "Checkpoint of another catalog: start from its encoder and shared items.")
+    continue_from: str | None = _option(None, "Checkpoint to train further on `data`, with its recipe (docs/items.md).")
     history: str | None = _option(None, "Log of the earlier interactions, with `continue_from`.")
-    allow_earlier: bool = _option(
-        False, "With `continue_from`, accept interactions before the end of the log of its training."
-    )
-    tolerance: float = _option(
-        0.002, "With `continue_from`, largest fall of validation NDCG@10 with which the new model is accepted."
-    )
+    allow_earlier: bool = _option(False, "With `continue_from`, accept interactions before the end of its log.")
+    tolerance: float = _option(0.002, "With `continue_from`, largest accepted fall of validation NDCG@10.")
     match_items: Literal["id", "title"] = _option("id", "How items are matched with those of `start_from`.")
     name: str | None = _option(None, "Name of the checkpoint on its card. None: name of the output folder.")
     terms: str | None = _option(None, "Terms of use of the data, for the card.")

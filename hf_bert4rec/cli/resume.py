@@ -30,10 +30,8 @@ def start_or_resume(args: TrainingArguments, data: str | None, options: dict[str
     newest = last_complete_checkpoint(folder)
     if wanted.lower() == "false":
         if newest is not None and not finished:
-            raise ValueError(
-                f"{folder} contains {newest.name} of an interrupted run. Continue this run with "
-                f"`--resume_from_checkpoint true`, delete the folder {folder}, or choose another `--output_dir`."
-            )
+            advice = "Resume with `--resume_from_checkpoint true`, delete the folder, or choose another `--output_dir`."
+            raise ValueError(f"{folder} contains {newest.name} of an interrupted run. {advice}")
         if args.process_index == 0:
             if (folder / "model").exists():
                 logger.warning("%s exists and will be replaced at the end of this run.", folder / "model")
@@ -41,16 +39,12 @@ def start_or_resume(args: TrainingArguments, data: str | None, options: dict[str
         return None
 
     if finished:
-        raise ValueError(
-            f"{folder}: this run has finished, so there is nothing to resume. The model is in {folder / 'model'}. To "
-            "train again, choose another `--output_dir`."
-        )
+        advice = f"The model is in {folder / 'model'}. To train again, choose another `--output_dir`."
+        raise ValueError(f"{folder}: this run has finished, so there is nothing to resume. {advice}")
     checkpoint = newest if wanted.lower() == "true" else Path(wanted)
     if checkpoint is None or not is_complete(checkpoint):
-        raise ValueError(
-            f"Expected a complete checkpoint to resume in {checkpoint or folder}, found none. Use the `--output_dir` "
-            "of the interrupted run, or omit `--resume_from_checkpoint` to start again."
-        )
+        advice = "Use the `--output_dir` of the interrupted run, or omit `--resume_from_checkpoint` to start again."
+        raise ValueError(f"Expected a complete checkpoint to resume in {checkpoint or folder}, found none. {advice}")
     if problem := _find_problem(checkpoint, args.load_best_model_at_end, data, options):
         raise ValueError(f"{checkpoint}: {problem}, or start again in another `--output_dir`.")
     return str(checkpoint)

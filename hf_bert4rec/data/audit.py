@@ -98,9 +98,7 @@ def _check(histories: DatasetDict) -> None:
         if missing := set(NEEDED) - set(rows.column_names):
             raise ValueError(f"{name}: expected the columns {', '.join(NEEDED)}. Add {', '.join(sorted(missing))}.")
         if name != "train" and None in (labels := rows["labels"][:]):
-            raise ValueError(
-                f"{name}: expected labels in every row, but row {labels.index(None)} has none. Add labels."
-            )
+            raise ValueError(f"{name}: row {labels.index(None)} has no labels. Add labels to every row.")
 
 
 def _describe_targets(

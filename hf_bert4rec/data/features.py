@@ -85,9 +85,8 @@ class ItemFeatures:
                 _check_encoding(columns)
                 features.vectors(table["item"][:1])
                 return features
-        raise ValueError(
-            f"{file} is damaged: expected features of at most {number} items. Download or save the checkpoint again."
-        )
+        expected = f"expected features of at most {number} items"
+        raise ValueError(f"{file} is damaged: {expected}. Download or save the checkpoint again.")
 
 
 def read_parquet(file: str | PathLike, most_bytes: int) -> pa.Table:
@@ -160,8 +159,6 @@ def load_item_features(
         like: Features of other items. Their columns, encoder and encoding are used, and other columns of the table are
             ignored.
         format: As for `load_interactions`, like `separator` and `encoding`.
-        separator: Separator of a text file.
-        encoding: Encoding of a text file.
 
     Raises:
         ValueError: An item has no ID or two rows, most values of a column are numbers but not all, vectors have

@@ -104,8 +104,7 @@ def read_json(file: SourceFile) -> RawLog | pd.DataFrame:
     first: dict[Any, Any] = {}  # a value of each key, which the first lines may lack
     for count, line in enumerate(lines()):
         if count == 1000 and any(key == file.timestamp or is_time_name(key) for key in first):
-            # Without such a key, a later line may still have the time.
-            break
+            break  # without such a key, a later line may still have the time
         first |= {key: value for key, value in parse(*line).items() if first.get(key) is None}
 
     def read(places: list[int]) -> list[Values]:
@@ -184,16 +183,14 @@ def _find(source: str | PathLike, kind: str) -> Path | Dataset | DatasetDict:
     if path.is_dir():
         if files := [path / name for name in FOLDER_FILES[kind] if (path / name).exists()]:
             return files[0]
-        expected = f"expected {' or '.join(FOLDER_FILES[kind])} in this folder"
-        raise FileNotFoundError(f"{source}: {expected}, found none. Pass the path of a file.")
+        expected = " or ".join(FOLDER_FILES[kind])
+        raise FileNotFoundError(f"{source}: expected {expected} in this folder, found none. Pass the path of a file.")
     if path.exists():
         return path
     if re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) and _suffix(path).lower() not in FORMATS:
         return load_dataset(str(source), split="train")
-    raise FileNotFoundError(
-        f"{source}: found no such file or folder. Check the path. Other sources are the Hub ID of a dataset (org/name) "
-        "and 'ml-latest-small', the example data of this package."
-    )
+    others = "Other sources are the Hub ID of a dataset (org/name) and 'ml-latest-small', the data of this package."
+    raise FileNotFoundError(f"{source}: found no such file or folder. Check the path. {others}")
 
 
 def _suffix(path: Path) -> str:

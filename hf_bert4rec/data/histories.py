@@ -1,7 +1,5 @@
 """Histories: one row per training window or evaluated user, built from a log sorted by user and time."""
 
-import functools
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -10,12 +8,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from datasets import Dataset, DatasetDict
+from transformers.utils import logging
 
 from .arguments import check_number
 from .ids import READ_FIRST, as_ids
 from .tokenization import ItemTokenizer, check_max_length, check_tokenizer
 
-logger = logging.getLogger(__name__)
+logger = logging.get_logger(__name__)
 
 COLUMNS = {  # column -> its meaning; all splits have the same, so that the `DatasetDict` can be saved and pushed
     "row": "number of the row within its split; the masks of the collator depend on this number",
@@ -144,11 +143,11 @@ def build_histories(
             history=_lists(items, starts[users], lasts),
         )
     if not known.all():
-        _warn_once(f"Dropped {(~known).sum():,} interactions on items that the tokenizer does not contain.")
+        logger.warning_once(f"Dropped {(~known).sum():,} interactions on items that the tokenizer does not contain.")
     tests = targets.get("test", log.starts)
     tests = tests[tests > log.starts]  # with an interaction before them
     if len(tests) and (together := np.mean(log.timestamps[tests] == log.timestamps[tests - 1])) > TOGETHER:
-        _warn_once(
+        logger.warning_once(
             f"{together:.0%} of the test targets have the same time as the interaction before them, like products of "
             "one order. To measure how well a model predicts the next order, split at a point in time (command line: "
             "--split at_time)."
@@ -175,7 +174,7 @@ def warn_about_repeats(rows: Dataset, exclude_history: bool) -> None:
     """Warn if a model excludes many targets of evaluation rows, because they are in the history of the user."""
     repeats = are_repeats(rows).sum() / max(1, len(rows)) if exclude_history else 0
     if repeats > REPEATS:
-        _warn_once(
+        logger.warning_once(
             f"{repeats:.0%} of the targets are items that the user has interacted with before. The model excludes the "
             "history, so these targets count as missed. To recommend such items, set `exclude_history=False` (command "
             "line: --exclude_history false)."
@@ -200,11 +199,6 @@ def times_are_comparable(users: np.ndarray, times: np.ndarray) -> bool:
     np.maximum.at(last, users, times)
     order = np.argsort(first)[: np.isfinite(first).sum()]
     return len(order) < 2 or bool((first[order[1:]] <= last[order[:-1]]).any())
-
-
-@functools.cache
-def _warn_once(message: str) -> None:
-    logger.warning(message)
 
 
 def _windows(

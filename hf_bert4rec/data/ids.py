@@ -96,9 +96,7 @@ def _as_id(value: Any, digits: int = 53) -> str | None:
             f"found the float {value!r}. Floats from 2^{digits} on are not exact, so different IDs can become the same "
             "ID. Read IDs as text (pandas: dtype=str) or integers (pandas: dtype='UInt64')."
         )
-    if isinstance(value, float | np.floating) and value.is_integer():
-        return str(int(value))
-    if isinstance(value, Decimal) and value == value.to_integral_value():
+    if isinstance(value, float | np.floating | Decimal) and value == int(value):
         return str(int(value))
     return str(value)
 

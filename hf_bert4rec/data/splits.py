@@ -71,18 +71,13 @@ def split_at_time(
 
     The model is not trained on later interactions, users or items. The tokenizer must not contain items that first
     occur later, unless they have features: `item_tokenizer(before(interactions, validation_time))`. Users without
-    interactions before a target have an empty history.
+    interactions before a target have an empty history. Other arguments are as for `leave_one_out`.
 
     Args:
-        interactions: Columns `user`, `item` and `timestamp`, as from `load_interactions`.
-        tokenizer: Items that it does not contain are dropped from histories; as targets they count as missed.
         validation_time: Validation targets are each user's first interactions from this time to before `test_time`. A
             number in the unit of the timestamps, or an ISO date if the timestamps are seconds.
         test_time: Test targets are each user's first interactions from this time on.
         validation_in_train: Train on all interactions before `test_time`, without a validation split.
-        max_length: Longest input, including the [MASK] of the query. Default: `tokenizer.model_max_length`.
-        window_step: Step between the training windows of a longer history, as a share of `max_length`.
-        prefixes: Train on a row for each item but the first, with the items before it, instead of windows.
 
     Raises:
         ValueError: The times are not in order, a split would be empty, or the tokenizer contains items of the future.
@@ -106,9 +101,8 @@ def split_at_time(
     targets["test"] = np.where(first_of_test < log.ends, first_of_test, -1)
     sizes = {"train": past.sum(), **{name: (places >= 0).sum() for name, places in targets.items()}}
     if empty := [name for name, size in sizes.items() if not size]:
-        found = ""
-        if len(log.timestamps):
-            found = f"; the log runs from {format_time(log.timestamps.min())} to {format_time(log.timestamps.max())}"
+        ends = " to ".join(format_time(end(log.timestamps)) for end in (np.min, np.max) if len(log.timestamps))
+        found = f"; the log runs from {ends}" if ends else ""
         raise ValueError(f"The {empty[0]} split is empty{found}. Change `validation_time` or `test_time`.")
     train_ends = first_of_test if validation_in_train else first_of_validation
     return build_histories(
@@ -126,14 +120,7 @@ def train_on_all(
 ) -> DatasetDict:
     """Put all interactions into the training split, without validation and test, for the training before deployment.
 
-    Find the number of epochs with another split first.
-
-    Args:
-        interactions: Columns `user`, `item` and `timestamp`, as from `load_interactions`.
-        tokenizer: Items that it does not contain are dropped from histories.
-        max_length: Longest input, including the [MASK] of the query. Default: `tokenizer.model_max_length`.
-        window_step: Step between the training windows of a longer history, as a share of `max_length`.
-        prefixes: Train on a row for each item but the first, with the items before it, instead of windows.
+    Find the number of epochs with another split first. The arguments are as for `leave_one_out`.
     """
     log = sort_by_user(interactions, tokenizer)
     return build_histories(
@@ -160,18 +147,14 @@ def new_interactions(
 ) -> DatasetDict:
     """Put the interactions from a point in time on, and a sample of older ones, into the training split.
 
-    This split continues a training. Histories also contain the interactions before that time.
+    This split continues a training. Histories also contain the interactions before that time. Other arguments are as
+    for `leave_one_out`.
 
     Args:
-        interactions: Columns `user`, `item` and `timestamp`, as from `load_interactions`.
-        tokenizer: Items that it does not contain are dropped from histories; as targets they count as missed.
         since: Time of the first new interaction, a number or an ISO date as for `split_at_time`. Default: all are new.
         held_out: Share of the users with new interactions whose last one is a validation target.
         replay: Number of older training rows for each new row (a row that ends with a new interaction). Users and rows
             are drawn at random, the same ones for the same log.
-        max_length: Longest input, including the [MASK] of the query. Default: `tokenizer.model_max_length`.
-        window_step: Step between the training windows of a longer history, as a share of `max_length`.
-        prefixes: Train on a row for each item but the first, with the items before it, instead of windows.
 
     Returns:
         `DatasetDict` with `train` and `validation`; columns: `COLUMNS`.
@@ -188,25 +171,17 @@ def new_interactions(
         found = f"found {len(users)}. Pass an earlier `since`, or more interactions."
         raise ValueError(f"Expected at least 2 users with interactions from `since` ({since}) on, {found}")
     chosen = random.choice(users, max(1, round(held_out * len(users))), replace=False)
-    targets = np.full(len(log.users), -1)
-    targets[chosen] = log.ends[chosen] - 1
-    train_ends = np.where(targets >= 0, targets, log.ends)
+    targets = {"validation": np.where(np.isin(np.arange(len(log.users)), chosen), log.ends - 1, -1)}
+    train_ends = np.where(targets["validation"] >= 0, log.ends - 1, log.ends)
     histories = build_histories(
-        log,
-        tokenizer,
-        train_ends,
-        {"validation": targets},
-        max_length=max_length,
-        window_step=window_step,
-        prefixes=prefixes,
+        log, tokenizer, train_ends, targets, max_length=max_length, window_step=window_step, prefixes=prefixes
     )
-    times, owners = flatten(histories["train"].with_format("arrow")[:]["timestamps"])
-    newest = np.full(histories["train"].num_rows, -np.inf)
-    np.maximum.at(newest, owners, times)
+    train = histories["train"].with_format("arrow")[:]
+    newest = flatten(train["timestamps"])[0][np.cumsum(train["length"]) - 1]
     new, old = np.flatnonzero(newest >= time), np.flatnonzero(newest < time)
     replayed = random.choice(old, int(min(len(old), replay * len(new))), replace=False)
-    kept = histories["train"].select(np.sort(np.concatenate([new, replayed])))
-    histories["train"] = Dataset(kept.with_format("arrow")[:]).remove_columns("row").add_column("row", range(len(kept)))
+    kept = Dataset(train.take(np.sort(np.concatenate([new, replayed]))))
+    histories["train"] = kept.remove_columns("row").add_column("row", range(len(kept)))
     return histories
 
 

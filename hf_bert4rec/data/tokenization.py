@@ -76,9 +76,8 @@ class ItemTokenizer(PreTrainedTokenizerFast):
         if titles_file := tokenizer.init_kwargs.pop("titles_file", None):
             tokenizer.set_titles(_read_titles(titles_file, len(tokenizer.items)), source=titles_file)
         elif tokenizer.init_kwargs.get("has_titles"):
-            solution = "Copy this file from the original folder. To use no titles, remove `has_titles` from "
-            found = f"{source}: found no {TITLES_FILE} (the titles of the items) next to the tokenizer"
-            raise FileNotFoundError(f"{found}. {solution}tokenizer_config.json.")
+            advice = "Copy this file from the original folder, or remove `has_titles` from tokenizer_config.json."
+            raise FileNotFoundError(f"{source}: found no {TITLES_FILE} (the titles of the items) next to it. {advice}")
         return tokenizer
 
     def set_titles(self, titles: Iterable[Any], source: str = "titles") -> None:
@@ -87,12 +86,9 @@ class ItemTokenizer(PreTrainedTokenizerFast):
         if len(titles) != len(self.items):
             raise ValueError(f"{source}: expected {len(self.items)} titles, one per item, found {len(titles)}.")
         texts = as_item_ids([title for title in titles if title is not None], source)
-        longest = pc.max(pc.binary_length(texts)).as_py() or 0
-        if longest > TITLE_BYTES:
-            raise ValueError(
-                f"{source}: expected titles of at most {TITLE_BYTES:,} bytes, found one of {longest:,}. Shorten this "
-                "title, or name the column of the titles."
-            )
+        if (longest := pc.max(pc.binary_length(texts)).as_py() or 0) > TITLE_BYTES:
+            found = f"found one of {longest:,}. Shorten this title, or name the column of the titles."
+            raise ValueError(f"{source}: expected titles of at most {TITLE_BYTES:,} bytes, {found}")
         found = iter(texts.to_pylist())
         self.titles = [None if title is None else next(found) for title in titles]
         self.init_kwargs["has_titles"] = True  # saved in tokenizer_config.json
@@ -186,9 +182,8 @@ class ItemTokenizer(PreTrainedTokenizerFast):
 def check_tokenizer(tokenizer: Any) -> None:
     """Raise ValueError unless a tokenizer is an `ItemTokenizer` with the token IDs of an item table."""
     if not isinstance(tokenizer, ItemTokenizer):
-        found = type(tokenizer).__name__
         advice = "Build it with `item_tokenizer`. Check `tokenizer_class` in tokenizer_config.json if you loaded it."
-        raise ValueError(f"Expected an ItemTokenizer, found {found}. {advice}")
+        raise ValueError(f"Expected an ItemTokenizer, found {type(tokenizer).__name__}. {advice}")
     backend, number = tokenizer.backend_tokenizer, len(tokenizer.items) + len(SPECIAL_TOKENS)
     properties = {
         "pad_token": (tokenizer.pad_token, PAD),
@@ -203,8 +198,7 @@ def check_tokenizer(tokenizer: Any) -> None:
     }
     for name, (found, expected) in properties.items():
         if found != expected:
-            solution = "Build the tokenizer with `item_tokenizer`."
-            raise ValueError(f"Expected {expected} as {name}, found {found}. {solution}")
+            raise ValueError(f"Expected {expected} as {name}, found {found}. Build it with `item_tokenizer`.")
 
 
 def item_tokenizer(

@@ -6,7 +6,7 @@ No pickle is written or read, and no code of a checkpoint is executed.
 import re
 import shutil
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
@@ -194,15 +194,13 @@ def check_sizes(model: nn.Module, tokenizer: ItemTokenizer) -> None:
     check_tokenizer(tokenizer)
     config: Any = model.config
     if config.vocab_size != len(tokenizer):
-        raise ValueError(
-            f"The model has {config.vocab_size} rows in its item table, the tokenizer {len(tokenizer)} tokens. Take "
-            "both from the same checkpoint, or call `resize_token_embeddings` after `extend_item_tokenizer`."
-        )
-    if not 2 <= tokenizer.model_max_length <= config.max_position_embeddings:
-        raise ValueError(
-            f"`tokenizer.model_max_length` must be from 2 to `max_position_embeddings` of the model, "
-            f"{config.max_position_embeddings}, found {tokenizer.model_max_length}. Set both to the same value."
-        )
+        advice = "Take both from the same checkpoint, or call `resize_token_embeddings` after `extend_item_tokenizer`."
+        found = f"{config.vocab_size} rows in its item table, the tokenizer {len(tokenizer)} tokens"
+        raise ValueError(f"The model has {found}. {advice}")
+    length, longest = tokenizer.model_max_length, config.max_position_embeddings
+    if not 2 <= length <= longest:
+        expected = f"from 2 to `max_position_embeddings` of the model, {longest}, found {length}"
+        raise ValueError(f"`tokenizer.model_max_length` must be {expected}. Set both to the same value.")
 
 
 def last_complete_checkpoint(output_dir: str | PathLike) -> Path | None:
@@ -228,11 +226,7 @@ def is_complete(checkpoint: str | PathLike) -> bool:
 
 
 def save_checkpoint(
-    folder: str | PathLike,
-    model: PreTrainedModel,
-    tokenizer: ItemTokenizer,
-    facts: RunFacts,
-    others: Mapping[str, bytes],
+    folder: str | PathLike, model: PreTrainedModel, tokenizer: ItemTokenizer, facts: RunFacts, others: dict[str, bytes]
 ) -> None:
     """Save a checkpoint with its card, written from `facts`, and other files, such as the learning curve.
 

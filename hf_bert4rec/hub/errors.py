@@ -39,10 +39,7 @@ HUB_ERRORS = {
 
 STATUSES = {
     401: (PermissionError, "does not accept the token. Log in again with `hf auth login`, or correct HF_TOKEN"),
-    403: (
-        PermissionError,
-        "denies access. To push, choose a name under your own account, or a token with write access",
-    ),
+    403: (PermissionError, "denies access. To push, use a name under your own account, or a token with write access"),
     412: (OSError, "received another commit in the meantime. Check this commit, then push again to replace it"),
 }
 

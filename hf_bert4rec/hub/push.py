@@ -95,11 +95,9 @@ def push_checkpoint(
 ) -> CommitInfo:
     """Push a checkpoint to the Hub in one commit: its own files without pickles, and nothing else of the folder.
 
-    `handler.py` is added, so that the repository can be deployed as an Inference Endpoint.
-
-    An older checkpoint in the repository is replaced and stays in the history. Paths of this machine in the run facts
-    are reduced to names (`RunFacts.published`). The repository is created if it does not exist, in your account if the
-    name has no owner. Returns the commit; as a string, it is the address of the commit.
+    `handler.py` is added, so that the repository can be deployed as an Inference Endpoint. An older checkpoint stays in
+    the history. Paths of this machine in the run facts are reduced to names (`RunFacts.published`). The repository is
+    created if it does not exist, in your account if the name has no owner. Returns the commit; `str` is its address.
 
     Raises:
         OSError: The checkpoint is incomplete, or as for `push_files`.

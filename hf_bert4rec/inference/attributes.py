@@ -91,9 +91,7 @@ class ItemAttributes:
             raise ValueError(f"The condition on {name!r} must be {expected}, found {condition!r:.100}.")
         if column.dtype.kind in "iuf" and any(isinstance(it, bool) for it in wanted) and not column.isin([0, 1]).all():
             found = f"found {condition!r} for a column of numbers up to {column.max()}"
-            raise ValueError(
-                f"The condition on {name!r}: {found}. Use a function, such as `lambda column: column > 0`."
-            )
+            raise ValueError(f"The condition on {name!r}: {found}. Use a function, such as `lambda it: it > 0`.")
         if column.dtype.kind == "M":
             wanted = [pd.Timestamp(value) if isinstance(value, date) else value for value in wanted]
         if self._are_features and not pd.api.types.is_numeric_dtype(column):

@@ -30,7 +30,6 @@ from .arguments import ITEM_LISTS, check_options
 from .export import FACTS_FILE, OPTIONS, OnnxRecommender
 from .pipeline import pipeline
 
-SHARD_SIZE = 10_000  # users
 REQUEST_FILE = "_request.json"  # readers of Parquet folders skip names that begin with "_"
 FIRST_BYTES = b"PAR1"
 
@@ -92,7 +91,7 @@ def recommend_to_parquet(
     output: str | PathLike,
     *,
     processes: int = 1,
-    shard_size: int = SHARD_SIZE,
+    shard_size: int = 10_000,
     user: str = "user",
     history: str = "history",
     columns: Mapping[str, Any] | None = None,
@@ -121,7 +120,7 @@ def recommend_to_parquet(
         ValueError: `output` contains another result, or as for `BatchRecommender` and `load_interactions`.
         ChildProcessError: A process was killed.
     """
-    options = check_options(options, OPTIONS)
+    options = check_options(options, OPTIONS, ("processes", "shard_size", "user", "history", "columns"))
     for name in ITEM_LISTS & options.keys():
         options[name] = as_item_ids(options[name], name).to_pylist()
     check_count("processes", processes)
@@ -226,10 +225,8 @@ def _write_shards(
             while running:
                 yield running.popleft().result()
         except BrokenProcessPool as error:
-            raise ChildProcessError(
-                "A process was killed, perhaps for lack of memory. Finished files are kept. Run the command again, "
-                "with fewer processes or smaller shards."
-            ) from error
+            advice = "Finished files are kept. Run the command again, with fewer processes or smaller shards."
+            raise ChildProcessError(f"A process was killed, perhaps for lack of memory. {advice}") from error
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -240,17 +237,11 @@ def _start(arguments: dict[str, Any], module: str) -> None:
     The process ends when its parent ends. The import of `module` registers the model.
     """
     global _recommender
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    parent: Any = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
     import_module(module)
     torch.set_num_threads(1)
     _recommender = BatchRecommender(**arguments)
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
 
 
 def _write(path: Path, shard: pa.Table, recommender: BatchRecommender | None = None) -> int:

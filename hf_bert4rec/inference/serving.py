@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
@@ -40,7 +41,6 @@ MAX_BATCH = 32  # histories that are scored together
 MAX_WAITING = 256  # histories, and as many items for which to find similar ones; more requests are refused
 MAX_CONNECTIONS = 2000
 EXPORT_SECONDS = 1800.0  # after which an export, or the download before it, is given up
-TOO_MANY = "Too many requests are waiting. Try again later."
 BODY_SECONDS = 10.0  # in which a request must have arrived
 CLOSE = {"connection": "close"}
 EXPORT = """
@@ -141,18 +141,14 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = prometheus.CollectorRegistry()
         prometheus.ProcessCollector(registry=self.registry)
-        make: dict[str, Any] = {"registry": self.registry}
-        self.requests = prometheus.Counter("requests", "Requests", ["route", "status"], **make)
-        self.seconds = prometheus.Histogram(
-            "request_seconds", "Time to answer", ["route"], buckets=[2**n / 1000 for n in range(14)], **make
-        )
-        self.unknown = prometheus.Counter(
-            "unknown_ids", "IDs that were skipped, because the model does not have them", **make
-        )
-        self.batches = prometheus.Histogram(
-            "batch_histories", "Histories that were scored together", buckets=[1, 2, 4, 8, 16, 32, 64], **make
-        )
-        self.reloads = prometheus.Counter("reloads", "Reloads of the checkpoint", ["result"], **make)
+        counter = partial(prometheus.Counter, registry=self.registry)
+        histogram = partial(prometheus.Histogram, registry=self.registry)
+        powers = [2**n for n in range(14)]
+        self.requests = counter("requests", "Requests", ["route", "status"])
+        self.seconds = histogram("request_seconds", "Time to answer", ["route"], buckets=[n / 1000 for n in powers])
+        self.unknown = counter("unknown_ids", "IDs that were skipped, because the model does not have them")
+        self.batches = histogram("batch_histories", "Histories that were scored together", buckets=powers[:7])
+        self.reloads = counter("reloads", "Reloads of the checkpoint", ["result"])
 
 
 class Service:
@@ -175,7 +171,7 @@ class Service:
         """Answer a request; HTTPException 404 for items similar to an unknown item, 503 if too many requests wait."""
         same = [waiting for waiting, _ in self._waiting if type(waiting) is type(request)]
         if sum(map(_size, same)) + _size(request) > MAX_WAITING:
-            raise HTTPException(503, TOO_MANY, {"Retry-After": "1"})
+            raise HTTPException(503, "Too many requests are waiting. Try again later.", {"Retry-After": "1"})
         answered: asyncio.Future = asyncio.get_running_loop().create_future()
         self._waiting.append((request, answered))
         self._arrived.set()
@@ -186,11 +182,9 @@ class Service:
         loop = asyncio.get_running_loop()
         while True:
             await self._arrived.wait()
-            batch: list[Waiting] = []
-            size = 0
-            while self._waiting and (not batch or size + _size(self._waiting[0][0]) <= MAX_BATCH):
+            batch = [self._waiting.popleft()]
+            while self._waiting and sum(_size(it) for it, _ in (*batch, self._waiting[0])) <= MAX_BATCH:
                 batch.append(self._waiting.popleft())
-                size += _size(batch[-1][0])
             if not self._waiting:
                 self._arrived.clear()
             recommender, source = self._recommender, self.source
@@ -386,15 +380,9 @@ def load_for_serving(
 ) -> tuple[OnnxRecommender, str, str | None]:
     """Load an exported folder, or export a checkpoint in a process of its own, and check that it recommends.
 
-    Returns the recommender, and name and revision of the checkpoint, as `create_app` needs them.
-
-    Args:
-        checkpoint: Folder or Hub ID of a checkpoint, or a folder that `export_checkpoint` wrote.
-        revision: Branch, tag or commit of a Hub ID.
-        modules: Modules that register your own models.
-
-    Raises:
-        OSError, ValueError: As for `OnnxRecommender`, or the export failed.
+    `checkpoint` is a folder, a Hub ID with its `revision` (branch, tag or commit), or a folder that `export_checkpoint`
+    wrote; `modules` register your own models. Returns the recommender, and name and revision of the checkpoint, as
+    `create_app` needs them. OSError or ValueError as for `OnnxRecommender`, or if the export failed.
     """
     with tempfile.TemporaryDirectory() as folder:
         exported = Path(checkpoint)

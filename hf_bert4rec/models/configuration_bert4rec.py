@@ -43,7 +43,7 @@ class Bert4RecConfig(PreTrainedConfig):
     The defaults are the recommended model. `Bert4RecConfig.paper(vocab_size)` is the published one.
 
     Args:
-        vocab_size: Number of rows of the item table: `len(SPECIAL_TOKENS)` plus the number of items, `len(tokenizer)`.
+        vocab_size: Number of rows of the item table, `len(tokenizer)`: the special tokens and the items.
         hidden_size: Width d of the item embeddings and of every layer; a multiple of `num_attention_heads`.
         num_hidden_layers: Number of Transformer layers L.
         num_attention_heads: Number of attention heads h per layer.
@@ -65,21 +65,21 @@ class Bert4RecConfig(PreTrainedConfig):
         identity_attention: Whether the value and output matrices of attention start at the identity, plus the random
             weights. Attention then starts as a mean of item vectors, which the item table can score directly. False,
             as in the paper: random weights only.
-        prediction_head: Whether there are a dense layer, the activation and a layer normalization between the encoder
-            and the item table (paper, equation 7). Otherwise scores are the product of encoder states and item table.
+        prediction_head: Whether a dense layer, the activation and a layer normalization follow the encoder (paper,
+            equation 7). Otherwise scores are the product of encoder states and item table.
         repeat_head: Whether items of the history have a second score, for repeated interactions, as in RepeatNet (Ren
             et al., AAAI 2019). For data with repeat consumption; it needs the loss `softmax`. False, as in the paper:
             one score per item.
         num_followers: Number of followers per item, which have a second score after this item. Followers are the items
-            that came right after it in the training histories of the most users. For data in which the next item often
-            depends on the last one; it needs the loss `softmax`, and `initialize_items`, which counts them. 0, as in
-            the paper: none.
+            that came right after the item in the training histories of the most users. For data in which the next item
+            often depends on the last one; it needs the loss `softmax`, and `initialize_items`, which counts followers.
+            0, as in the paper: one score per item.
         pad_token_id: Row of [PAD], always 0.
         bos_token_id: None: a history has no start token.
         eos_token_id: None: a history has no end token.
         tie_word_embeddings: Whether the item table is also the output matrix (paper, section 3.5).
         loss: Training loss: `softmax` over the whole catalog, or `sampled_softmax`, `gbce` or `bce` over sampled
-            negatives, for 100,000 items or more. `LOSSES` describes each.
+            negatives, for 100,000 items or more. The functions in `LOSSES` describe them.
         loss_chunk_size: Number of positions whose softmax is computed at a time. Memory grows with `loss_chunk_size` ·
             `vocab_size`.
         num_negatives: Number of negatives of a sampled loss.
@@ -89,9 +89,8 @@ class Bert4RecConfig(PreTrainedConfig):
             with repeat consumption, such as music and groceries.
 
     Raises:
-        ValueError: A size or probability is out of range, `hidden_size` is not a multiple of the number of heads,
-            `vocab_size` leaves no row for an item, there are no positions, the activation is unknown, `repeat_head` or
-            `num_followers` is combined with another loss than `softmax`, or there are more negatives than other items.
+        ValueError: A value is out of range, `hidden_act` is unknown, or two options cannot be combined, such as
+            `repeat_head` and another loss than `softmax`.
     """
 
     model_type = "bert4rec"
@@ -157,7 +156,7 @@ class Bert4RecConfig(PreTrainedConfig):
 
         Args:
             vocab_size: As for the class.
-            **changes: Other options of the class, which take precedence.
+            **changes: Options of the class, which take precedence.
         """
         return cls(**{**cls._paper_settings, "vocab_size": vocab_size, **changes})
 
@@ -166,7 +165,7 @@ class Bert4RecConfig(PreTrainedConfig):
         """Read a saved configuration.
 
         A saved configuration contains every option. If an option is missing, the configuration was saved by a version
-        without this option, whose models had the published settings. So these are used, not the current defaults.
+        without this option. Its models had the published settings, which are used here, not the current defaults.
         """
         return super().from_dict({**cls._paper_settings, **config_dict}, **kwargs)
 
@@ -189,7 +188,7 @@ class Bert4RecConfig(PreTrainedConfig):
             )
 
     def validate_positions(self) -> None:
-        """Check that the order of the items has an effect."""
+        """Check that the model has positions."""
         if self.rope_theta is None and not self.learned_positions:
             raise ValueError("Expected `rope_theta` or `learned_positions`, found None and False. Set one of the two.")
 
@@ -208,9 +207,9 @@ class Bert4RecConfig(PreTrainedConfig):
         """Check the options of the loss."""
         for name in ("repeat_head", "num_followers"):
             if getattr(self, name) and self.loss != "softmax":
-                raise ValueError(f"`{name}` needs the loss 'softmax', found {self.loss!r}. Change one option.")
-        if self.loss not in LOSSES:  # a loss of somebody else's is only needed to train
-            logger.warning_once(f"Unknown loss {self.loss!r}. To train the model, add an entry to `LOSSES` for it.")
+                raise ValueError(f"`{name}` needs the loss 'softmax', found {self.loss!r}. Change one of the two.")
+        if self.loss not in LOSSES:  # a model with a custom loss can recommend without the code of the loss
+            logger.warning_once(f"Unknown loss {self.loss!r}. To train the model, add this loss to `LOSSES`.")
             return
         others = self.vocab_size - len(SPECIAL_TOKENS) - 1
         if LOSSES[self.loss].samples_negatives and self.num_negatives > others:

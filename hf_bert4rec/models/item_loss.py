@@ -39,15 +39,15 @@ def item_loss(
 
     Args:
         config: `Bert4RecConfig` with the name of the loss and its options.
-        hidden_states: (..., hidden) at the scored positions.
-        item_table: (rows, hidden), special tokens first. Losses do not include them.
+        hidden_states: (..., hidden).
+        item_table: (rows, hidden), special tokens first. Losses do not include the special tokens.
         item_bias: (rows,).
         labels: (...) token IDs; -100 and special tokens are not scored.
         num_items_in_batch: Number of scored positions in the whole batch (gradient accumulation, several processes).
             Default: the number in `labels`.
         loss: Another loss than `config.loss`, a key of `LOSSES`.
-        added: (...) log-sums of the exponentials of the scores that heads next to the catalog add: of all items, and of
-            the target. For the loss `softmax` only.
+        added: For the loss `softmax` only: the scores that `repeat_head` and `num_followers` add, as two tensors (...).
+            The first is the log-sum of their exponentials over all items, the second for the target only.
 
     Returns:
         A scalar in nats, at least in single precision; 0 if nothing is scored.
@@ -77,10 +77,11 @@ def softmax_loss(
     targets: torch.Tensor,
     reduction: str = "sum",
 ) -> torch.Tensor:
-    """Return the negative log-likelihood over the catalog (paper, equation 8), summed; with "none", per position.
+    """Return the negative log-likelihood over the catalog (paper, equation 8).
 
-    The loss is computed in chunks of `config.loss_chunk_size` positions, so that only the logits of one chunk exist at
-    a time. On a GPU, a chunk has as many positions as give `GPU_SCORES` logits, if this number is larger.
+    `reduction` is "sum", or "none" for one value per position. The loss is computed in chunks of
+    `config.loss_chunk_size` positions, so that only the logits of one chunk exist at a time. On a GPU, a chunk has at
+    least about `GPU_SCORES` logits.
     """
     special = torch.arange(len(item_bias), device=item_bias.device) < SPECIALS
     bias = item_bias.masked_fill(special, torch.finfo(item_bias.dtype).min)
@@ -197,7 +198,8 @@ LOSSES: dict[str, ItemLoss] = {
 def check_loss(name: str) -> None:
     """Raise ValueError unless a loss is in `LOSSES`."""
     if name not in LOSSES:
-        raise ValueError(f"`loss` must be one of {', '.join(LOSSES)}, found {name!r}. Add an entry to `LOSSES` for it.")
+        found = f"found {name!r}. Correct the name, or add the loss to `LOSSES`"
+        raise ValueError(f"`loss` must be one of {', '.join(LOSSES)}, {found}.")
 
 
 def _share_drawn(config: Any, item_table: torch.Tensor) -> float:
@@ -208,13 +210,13 @@ def _share_drawn(config: Any, item_table: torch.Tensor) -> float:
 def sampled_scores(
     config: Any, hidden_states: torch.Tensor, item_table: torch.Tensor, item_bias: torch.Tensor, targets: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the scores of the targets, (positions,), and of negatives, (positions, drawn), -inf for none.
+    """Return the scores of the targets (positions,) and of negatives (positions, drawn).
 
     Negatives are drawn uniformly from all items other than the target of the position. Negatives that are not shared
-    may repeat.
+    may repeat. If negatives are shared, one more item is drawn, and each position has one score of -inf.
 
     Args:
-        config: `num_negatives` and `share_negatives`.
+        config: Configuration with `num_negatives` and `share_negatives`.
         hidden_states: (positions, hidden).
         item_table: (rows, hidden), the special rows first.
         item_bias: (rows,).
@@ -233,8 +235,8 @@ def sampled_scores(
     else:
         rows = torch.randint(items - 1, (len(targets), negatives), device=targets.device) + SPECIALS
         rows = rows + (rows >= targets[:, None])  # skips the target
-    # One lookup for targets and negatives, since the backward pass of each creates a whole table: 1.9 times faster with
-    # a million items.
+    # One lookup for targets and negatives, since the backward pass of a lookup creates a whole table: 1.9 times faster
+    # with a million items.
     drawn = torch.cat([targets, rows.flatten()])
     (target_vectors, vectors), (target_bias, bias) = (
         looked_up.split([len(targets), rows.numel()]) for looked_up in (embedding(drawn, item_table), item_bias[drawn])
@@ -243,7 +245,7 @@ def sampled_scores(
     if not config.share_negatives:
         negative = torch.einsum("pd,pnd->pn", hidden_states, vectors.unflatten(0, rows.shape))
         return positive, negative + bias.view_as(rows)
-    # Each position drops its own target, or the last negative if the target was not drawn. The others are uniform.
+    # Each position drops its own target, or the last negative if the target was not drawn. The rest is uniform.
     own = rows == targets[:, None]
     own[:, -1] |= ~own.any(dim=1)
     return positive, (hidden_states @ vectors.T + bias).masked_fill(own, -torch.inf)

@@ -27,7 +27,7 @@ class Gru4RecConfig(Bert4RecConfig):
     _paper_settings = {**Bert4RecConfig._paper_settings, "prediction_head": False}
 
     num_hidden_layers: int = 1
-    num_attention_heads: int = 1  # no effect, but every width is a multiple of it
+    num_attention_heads: int = 1  # no effect; 1 allows every `hidden_size`
     rope_theta: float | int | None = None
     conv_kernel_size: int | None = None
 

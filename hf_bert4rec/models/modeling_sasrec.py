@@ -46,7 +46,7 @@ def shift_right(
 
 
 class SasRecModel(Bert4RecModel):
-    """Causal encoder: one hidden state per position, of the items before it."""
+    """Causal encoder: one hidden state per position, computed from the items before it."""
 
     config: SasRecConfig
     causal = True

@@ -84,7 +84,7 @@ def register_architecture(
 
         register_architecture(MyConfig, MyForMaskedLM)
 
-    Also register the model before you load it. The file with the classes is saved with the weights (not a notebook).
+    Also register the model before you load it. Define the classes in a file: it is saved with the weights.
 
     Args:
         config_class: Subclass of `Bert4RecConfig` with its own `model_type`.
@@ -111,7 +111,7 @@ def register_configs(*rows: Architecture) -> None:
     """Register configuration classes with AutoConfig, by default those of the built-in architectures.
 
     Raises:
-        ValueError: transformers has a model of this type.
+        ValueError: A model of transformers has this `model_type`.
     """
     from transformers import AutoConfig  # not above: the package registers when transformers is imported
 

@@ -29,7 +29,7 @@ class RecommendationTrainingArguments(TrainingArguments):
 
     learning_rate: float = HfArg(default=2e-3, help="Peak learning rate of AdamW.")
     muon_learning_rate: float | None = HfArg(
-        default=None, help="Peak learning rate of Muon for the matrices of the layers; none: AdamW for all weights."
+        default=None, help="Peak learning rate of Muon for the matrices of the layers. None: AdamW trains all weights."
     )
     lr_scheduler_type: str = HfArg(default="linear", help="Learning rate schedule after the warm-up.")
     warmup_steps: float = HfArg(default=0.05, help="Warm-up steps; below 1: share of all steps.")
@@ -38,7 +38,7 @@ class RecommendationTrainingArguments(TrainingArguments):
     adam_epsilon: float = HfArg(default=1e-6, help="Epsilon of AdamW.")
     num_train_epochs: float = HfArg(default=30, help="Number of passes over the training rows.")
     early_stopping_patience: int | None = HfArg(
-        default=10, help="Stop after this number of evaluations without improvement; none: never."
+        default=10, help="Stop after this number of evaluations without improvement. None: train all epochs."
     )
     id_dropout: float = HfArg(
         default=ID_DROPOUT,
@@ -57,11 +57,11 @@ class RecommendationTrainingArguments(TrainingArguments):
         default="group_by_length", help="How to draw batches; group_by_length reduces padding."
     )
     dataloader_pin_memory: bool = HfArg(
-        default_factory=torch.cuda.is_available, help="Pin batches in memory; false without a GPU."
+        default_factory=torch.cuda.is_available, help="Pin batches in memory, by default only with a GPU."
     )
     use_cpu: bool = HfArg(
         default_factory=lambda: not torch.accelerator.is_available(),
-        help="Train on the CPU, which also allows bf16 there; true without an accelerator.",
+        help="Train on the CPU, by default only without an accelerator. bf16 on a CPU needs this option.",
     )
     ddp_find_unused_parameters: bool | None = HfArg(default=False, help="Not needed: each step uses every parameter.")
     resume_from_checkpoint: str | None = HfArg(
@@ -72,7 +72,7 @@ class RecommendationTrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         if getattr(self, "report_to", None) is None:
-            self.report_to = "none"  # a recipe reads this word as None
+            self.report_to = "none"  # the word "none" in a recipe is read as None
         for name in ("gradient_accumulation_steps", "per_device_train_batch_size", "per_device_eval_batch_size"):
             check_number(name, getattr(self, name), "at least 1", lambda number: number >= 1)
         if self.max_steps <= 0:
@@ -86,11 +86,11 @@ class RecommendationTrainingArguments(TrainingArguments):
             raise ValueError("`prediction_loss_only` must be False, found True: the metric needs the scores.")
         super().__post_init__()
         if self.muon_learning_rate is not None:
-            muon(self, self.muon_learning_rate)  # checks what Muon cannot be combined with
+            muon(self, self.muon_learning_rate)  # raises ValueError for options that exclude Muon
         if self.label_smoothing_factor:
             raise ValueError(LABEL_SMOOTHING)
         if self.dataloader_persistent_workers:
             reason = "persistent workers would repeat the masks of the first epoch"
             raise ValueError(f"`dataloader_persistent_workers` must be False, found True: {reason}.")
         if self.push_to_hub and self.hub_strategy != "end":
-            raise ValueError(f"`hub_strategy` must be 'end', found {self.hub_strategy!r}: others upload pickles.")
+            raise ValueError(f"`hub_strategy` must be 'end', found {self.hub_strategy!r}, which uploads pickles.")

@@ -1,4 +1,4 @@
-"""Callbacks of training: fresh masks in each epoch, and a report of memory and time."""
+"""Callbacks of training: fresh masks in each epoch, a report of memory and time, and early stopping."""
 
 import logging
 import time
@@ -25,18 +25,17 @@ class ClozeCallback(TrainerCallback):
 
     The stock length-grouped sampler takes its order from torch's global generator, which differs between processes and
     after a resumption, so that rows would be skipped or drawn twice. With this callback, masks and order depend on seed
-    and epoch alone, also after a resumption. Rows are grouped over all processes of a step, so that the number of
-    processes changes nothing.
+    and epoch alone. Rows are grouped over all processes of a step, so that the number of processes changes nothing.
     """
 
     def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Set the epoch before the first batch is drawn; data loader workers start later and inherit the epoch."""
         loader, epoch = kwargs["train_dataloader"], int((state.epoch or 0) + 1e-6)
         collator = loader.collate_fn
-        collator.epoch = epoch  # cloze masks depend on it
+        collator.epoch = epoch  # cloze masks depend on the epoch
         if getattr(collator, "seed", 0) is None:
             collator.seed = args.seed
-        batches = getattr(loader.batch_sampler, "batch_sampler", loader.batch_sampler)  # accelerate wraps it
+        batches = getattr(loader.batch_sampler, "batch_sampler", loader.batch_sampler)  # of accelerate
         seed = args.seed if args.data_seed is None else args.data_seed
         batches.sampler.generator = torch.Generator().manual_seed(seed + epoch)
         if isinstance(batches.sampler, LengthGroupedSampler):
@@ -101,7 +100,7 @@ class ResourceCallback(TrainerCallback, ExportableState):
             seconds, model = time.perf_counter() - self.second_step_started, kwargs["model"]
             steps = _steps_per_epoch(args, kwargs["train_dataloader"]), state.max_steps - state.global_step
             times = [timedelta(seconds=round(it)) if it >= 60 else f"{it:.1f} s" for it in (seconds * n for n in steps)]
-            # Grouped by length, the longest rows come first.
+            # With rows grouped by length, the longest rows come first.
             limit = "at most" if args.train_sampling_strategy == "group_by_length" else "about"
             text = "%.2f s per step. An epoch takes %s %s and the rest of the training %s, not counting evaluations."
             logger.info(text, seconds, limit, *times)

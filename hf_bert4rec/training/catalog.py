@@ -48,7 +48,7 @@ def add_items(
     The vector and the bias of a new item come from its features, if the checkpoint was trained with features and the
     item has some. Otherwise they are the means of the items in `like`. Without `like`, they are the mean vector and the
     smallest bias, with which an item is hardly recommended. An item of the checkpoint gets the title of the table, and
-    returns if it was removed.
+    can be recommended again if it was removed.
 
     Args:
         checkpoint: Folder or Hub ID.
@@ -56,14 +56,15 @@ def add_items(
             Columns `item`, and optionally `title`, `like` (IDs of items of the checkpoint; in text separated by `|`)
             and the features of the checkpoint.
         output: Folder of the result. Default: `checkpoint` is replaced after all files are written.
-        item: As for `load_item_features`, like the next four.
+        item: Column of the item. Default: found by its usual names.
         encoder: Model of sentence-transformers, needed if the features of the checkpoint have text.
         format: Format of the file.
         separator: Separator of a text file.
         encoding: Encoding of a text file.
 
     Returns:
-        The number of items that start from "features", "like" and "mean", that "returned", and of "titles" read.
+        Counts: new items by what they start from (`features`, `like`, `mean`), removed items that are recommended again
+        (`returned`), and titles that were read (`titles`).
 
     Raises:
         ValueError: The table cannot be read, `like` names an unknown item, or `output` is missing for a Hub ID.
@@ -114,7 +115,7 @@ def remove_items(
 
 def _open(checkpoint: str | PathLike, output: str | PathLike | None) -> tuple[Path, ItemTokenizer]:
     if output is None and not is_folder(checkpoint):
-        raise ValueError(f"{checkpoint} is a Hub ID. Name a folder for the result: `output=...` (`--output ...`).")
+        raise ValueError(f"{checkpoint} is no folder, but a Hub ID. Name a folder: `output=...` (`--output ...`).")
     folder = fetch_checkpoint(checkpoint)
     if output is not None and (target := Path(output).resolve()) != (source := folder.resolve()):
         if target in source.parents or source in target.parents:
@@ -148,7 +149,7 @@ def append_items(
         known = tokenizer.encode_items(others)  # of all at once: each call looks at the whole catalog
         if (unknown := known == tokenizer.unk_token_id).any():
             place, other = named[int(unknown.argmax())]
-            raise ValueError(f"{new[place].as_py()!r}: `like` names {other!r}. Name an item of the checkpoint.")
+            raise ValueError(f"{new[place].as_py()!r}: `like` has {other!r}. Use IDs of items of the checkpoint.")
         chosen, counts = torch.tensor(places).unique_consecutive(return_counts=True)
         for values, table in zip(rows, tables, strict=True):
             values[chosen] = torch.stack([part.mean(dim=0) for part in table[known].split(counts.tolist())])
@@ -183,4 +184,4 @@ def _save(folder: Path, output: str | PathLike | None, tokenizer: ItemTokenizer,
             for name in weight_files(new):
                 (new / name).unlink()
             model.save_pretrained(new)
-        check_sizes(check_folder(new), AutoTokenizer.from_pretrained(new))  # before the old one is replaced
+        check_sizes(check_folder(new), AutoTokenizer.from_pretrained(new))  # before the old folder is replaced

@@ -53,7 +53,7 @@ def initialize_items(model: PreTrainedModel, rows: Dataset) -> None:
         output.bias[first:] = (logarithms - logarithms.mean()).to(output.bias)
         if model.config.num_followers:
             weight = count_transitions(model, rows)
-            # The mixture with the largest likelihood, as long as all items have the scores of the biases.
+            # This gate makes the transitions most likely, as long as the scores of the catalog are the biases.
             start = np.log(weight / (1 - weight)) + output.bias[first:].logsumexp(dim=0).item()
             model.transition_head.gate.bias.fill_(start)
 

@@ -22,8 +22,8 @@ from ..data.tokenization import ItemTokenizer
 from ..hub.errors import damage_error
 from ..models.configuration_bert4rec import SPECIAL_TOKENS
 
-NO_ID = 1e-5  # largest number of a vector that is only the rounding of a projection
-RIDGE = 0.01  # weight of the squared projection per item, in the regression that it starts from
+NO_ID = 1e-5  # largest absolute number of an ID embedding that is only a rounding error
+RIDGE = 0.01  # weight of the squared projection per item, in the regression from which the projection starts
 
 
 class FeatureProjection(nn.Module):
@@ -48,7 +48,7 @@ class FeatureProjection(nn.Module):
     ) -> None:
         super().__init__()
         if not model.config.tie_word_embeddings:
-            raise ValueError("Item features need `tie_word_embeddings=True`, since inputs and outputs share vectors.")
+            raise ValueError("Item features need `tie_word_embeddings=True`, since inputs and outputs share them.")
         assert tokenizer.features is not None
         table, bias = model.get_input_embeddings().weight.detach(), model.get_output_embeddings().bias.detach()
         self.id_dropout = id_dropout
@@ -71,9 +71,9 @@ class FeatureProjection(nn.Module):
         # A fused optimizer mixes up numbers if the strides of a weight differ from those of its restored state.
         self.projection = nn.Parameter(start.detach().clone(memory_format=torch.contiguous_format).to(table))
         projected = vectors @ self.projection.detach()
-        if projection is not None:  # an item that a checkpoint knows by its ID keeps it, also without rows this time
+        if projection is not None:  # an item keeps the ID embedding of a checkpoint, also if these rows lack the item
             self.unseen &= (table - projected[:, :-1]).abs().amax(dim=1) < NO_ID
-        # The sums are item table and biases as they were, except for unseen items.
+        # ID embeddings and projections add up to the given item table and biases, except for unseen items.
         self.ids = nn.Parameter((table - projected[:, :-1]).masked_fill(self.unseen[:, None], 0))
         self.bias = nn.Parameter((bias - projected[:, -1]).masked_fill(self.unseen, 0))
 

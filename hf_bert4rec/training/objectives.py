@@ -26,9 +26,8 @@ def cloze_training(
 
     Args:
         tokenizer: Tokenizer of the items. It is saved with every checkpoint.
-        callbacks: Only for the stock `Trainer`: your own callbacks, or `[]`. The callbacks of the package are added.
-            Without these, a resumed or distributed run may skip or repeat rows. `RecommendationTrainer` has them
-            already.
+        callbacks: Only for the stock `Trainer`: your own callbacks, or `[]`. The callbacks of the package are added,
+            without which a resumed or distributed run may skip or repeat rows. `RecommendationTrainer` adds them, too.
         sampled: How the column `candidates` was drawn; the suffix of the metrics among candidates.
         **masking: Arguments of `DataCollatorForCloze`.
     """

@@ -29,7 +29,7 @@ class MuonAdamW(Optimizer):
         self._parts: tuple[Optimizer, ...] = parts
         self._share()
 
-    def __getstate__(self) -> dict[str, Any]:  # for copies and pickles; that of torch omits other attributes
+    def __getstate__(self) -> dict[str, Any]:  # for copies and pickles; torch omits `_parts`
         return {**super().__getstate__(), "_parts": self._parts}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:

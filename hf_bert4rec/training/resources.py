@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 GB = 10**9
 FRAGMENTATION = 1.25  # memory that an allocator holds when it keeps freed blocks, as a multiple of what is in use
-MANY_ITEMS = 100_000  # from here on a step with the full softmax takes 15 times as long as with a sampled one
+MANY_ITEMS = 100_000  # from this size on, a step with `softmax` takes 15 times as long as with `sampled_softmax`
 
 
 @dataclass
@@ -87,7 +87,7 @@ def estimate_memory(
             activations = positions * (embeddings + (layers - 1) * d + layer + f)
         else:
             activations = positions * (embeddings + (layers - 1) * layer + 2 * d + 3 * f) + scored * layer
-    # Of the other heads: scores of all positions or followers for each scored position, and their backward pass.
+    # `repeat_head` scores all positions, and `num_followers` all followers, for each scored position.
     activations += 8 * scored * (length * config.repeat_head + config.num_followers)
     if not LOSSES[config.loss].samples_negatives:
         loss = min(config.loss_chunk_size, scored) * rows + 2 * table + scored * 2 * d
@@ -150,7 +150,7 @@ def keep_freed_memory(keep: bool = True) -> None:
 
 @cache
 def warn_about_spinning_threads() -> None:
-    """Warn once per process if `OMP_WAIT_POLICY` is not PASSIVE, which makes small models up to 30 times slower."""
+    """Warn once per process if waiting threads spin, which makes small models up to 30 times slower."""
     if torch.get_num_threads() > 1 and os.environ.get("OMP_WAIT_POLICY", "").lower() != "passive":
         logger.warning(
             "OMP_WAIT_POLICY is not PASSIVE. On a busy machine, waiting threads make small models much slower. "

@@ -14,11 +14,11 @@ SHORT = 20  # median number of interactions of a user below which histories are 
 SMALL = 100_000  # interactions below which a log is small
 DENSE = 100  # interactions per item from which a log is dense
 ROWS, PREFIX_ITEMS = 800_000, 20_000_000  # aim for all epochs together: five minutes on one core
-EPOCHS = (8, 40)  # fewest and most, which take precedence
+EPOCHS = (8, 40)  # fewest and most epochs, which take precedence over these aims
 MOST_PREFIX_ITEMS = 20_000_000  # in all prefixes of short histories together: 0.3 GB of rows
 MOST_PREFIX_ITEMS_OF_LONG_HISTORIES = 3_000_000  # more need more than five minutes on one core
-GAIN, FOLLOWERS = 1.1, 50  # of a Markov chain, from which transitions have a head of their own; followers per item
-MOST_COUNTED, MOST_ITEMS = 2_000_000, 100_000  # interactions of which transitions are counted; items with followers
+GAIN, FOLLOWERS = 1.1, 50  # gain of a Markov chain from which `num_followers` is set, and its value
+MOST_COUNTED, MOST_ITEMS = 2_000_000, 100_000  # most interactions to count, and most items, for `num_followers`
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def recommended_settings(interactions: Dataset, *, prefixes: bool = True, max_le
         interactions: Columns `user`, `item` and `timestamp`, as from `load_interactions`.
         prefixes: Whether the training rows may be prefixes. False for next-item training, which predicts every item of
             a row, and if you set the options of rows or masks yourself.
-        max_length: Longest input; None: the default of `Bert4RecConfig`.
+        max_length: Longest input. Default: that of `Bert4RecConfig`.
     """
     table = check_interactions(interactions)
     if not table.num_rows:
@@ -75,7 +75,7 @@ def recommended_settings(interactions: Dataset, *, prefixes: bool = True, max_le
     _, gain = Transitions.count(users[order], users[order], items[order]).mixture()
     settings = Settings(
         reason=f"median history {median:.0f}, {density:.1f} interactions per item, {repeats:.0%} repeats, items "
-        f"{gain:.1f} times as likely by the item before"
+        f"{gain:.1f} times as likely by the item before as by popularity"
     )
     prefix_items = (histories * np.minimum(histories, max_length or Bert4RecConfig.max_position_embeddings)).sum()
     short, small = median < SHORT, len(users) < SMALL

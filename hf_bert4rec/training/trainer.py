@@ -58,7 +58,6 @@ class RecommendationTrainer(Trainer):
         model: `Bert4RecForMaskedLM` or another model of the package; None with `model_init`. For reproducible initial
             weights, call `transformers.set_seed` before you build the model, or pass `model_init`.
         args: `RecommendationTrainingArguments`.
-        callbacks: Your own callbacks.
         **options: Other arguments of the stock `Trainer`, most of which `cloze_training(tokenizer)` returns.
 
     Raises:
@@ -114,7 +113,8 @@ class RecommendationTrainer(Trainer):
             logger.warning("`num_followers` has no effect without counts. Call `count_transitions(model, rows)` first.")
         if architecture.objective == "cloze" and type(self.data_collator) is DataCollatorForNextItem:
             solution = "Use `cloze_training(tokenizer)`."
-            raise ValueError(f"{architecture.name} would see the items that it has to predict. {solution}")
+            found = f"{architecture.name} with `next_item_training` would see the items that it has to predict"
+            raise ValueError(f"{found}. {solution}")
         if architecture.objective == "next_item" and type(self.data_collator) is DataCollatorForCloze:
             text = "%s predicts the next item at every position, but `cloze_training` trains masked positions only. %s"
             logger.warning(text, architecture.name, "Use `next_item_training(tokenizer)`.")

@@ -23,7 +23,7 @@ def transfer(
     match: Literal["id", "title"] = "id",
     **changes: Any,
 ) -> PreTrainedModel:
-    """Return a model for the catalog of `new_tokenizer` that starts from the weights of `model`.
+    """Return a new model for the catalog of `new_tokenizer` that starts from the weights of `model`.
 
     The encoder and the special rows are copied. An item of both catalogs keeps its vector and its bias. A new
     item starts at the mean of the old items plus the noise of an initialized row, with the smallest of the old biases,
@@ -36,9 +36,6 @@ def transfer(
             model.
         match: How to match items: by "id", or by "title" if the IDs of the catalogs are unrelated.
         **changes: Changed values of the configuration, such as `hidden_dropout_prob`.
-
-    Returns:
-        A new model; `model` is not changed.
 
     Raises:
         ValueError: `model` and `tokenizer` do not belong together, the catalogs share no item, titles are missing, or
@@ -87,9 +84,10 @@ def shared_items(
         rows = tokenizer.encode_items(new_tokenizer.items)
         known = np.flatnonzero(rows != tokenizer.unk_token_id)
         return torch.from_numpy(known + len(SPECIAL_TOKENS)), torch.from_numpy(rows[known]).long()
-    if tokenizer.titles is None or new_tokenizer.titles is None:
-        solution = "Pass `titles` to `item_tokenizer` (`--titles`)."
-        raise ValueError(f"Matching by title needs the titles of both catalogs. {solution}")
+    if tokenizer.titles is None:
+        raise ValueError("The model to start from has no titles. Add them with `add_items` (`hf-bert4rec items add`).")
+    if new_tokenizer.titles is None:
+        raise ValueError("The new catalog has no titles. Pass `titles` to `item_tokenizer` (`--titles`).")
     catalogs = pd.Series(tokenizer.titles, dtype=object), pd.Series(new_tokenizer.titles, dtype=object)
     old, new = (titles.drop_duplicates(keep=False).dropna() for titles in catalogs)
     shared = new[new.isin(old)]

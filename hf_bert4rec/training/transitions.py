@@ -1,4 +1,4 @@
-"""Transitions: an item that came right after another one of a user. Their counts, and how much they predict."""
+"""Counts of transitions, from an item to the item right after it, and how much transitions predict."""
 
 from dataclasses import dataclass
 from typing import Any, Self
@@ -15,7 +15,7 @@ class Transitions:
 
     Args:
         items: (pairs,) the earlier item, ascending.
-        followers: (pairs,) the later item; of an item, those with the most users first.
+        followers: (pairs,) the later item; for each earlier item, the followers with the most users first.
         counts: (pairs,) number of users.
     """
 
@@ -39,7 +39,7 @@ class Transitions:
 
     @classmethod
     def _summed(cls, items: np.ndarray, followers: np.ndarray, counts: np.ndarray) -> Self:
-        """Return one pair for equal ones, with the sum of their counts."""
+        """Replace equal pairs by one pair with the sum of their counts."""
         width = followers.max(initial=0) + 1
         pairs, place = np.unique(items.astype(np.int64) * width + followers, return_inverse=True)
         total = np.bincount(place, counts, len(pairs)).astype(np.int64)

@@ -56,7 +56,7 @@ class Dropout(nn.Dropout):
     """
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        dropped = round(self.p * 2**16)  # of the 2^16 values of a quarter of a number
+        dropped = round(self.p * 2**16)  # how many of the 2^16 values of 16 bits drop an element
         fast = self.training and 0 < dropped < 2**16
         if not fast or hidden_states.device.type != "cpu" or torch.compiler.is_compiling():
             return super().forward(hidden_states)
@@ -66,10 +66,10 @@ class Dropout(nn.Dropout):
 
 
 class Bert4RecEmbeddings(nn.Module):
-    """Item embedding; with `learned_positions`, plus an embedding of the position, 0 for the oldest (section 3.4).
+    """Item embedding; with `learned_positions`, plus an embedding of the position (paper, section 3.4).
 
-    With `conv_kernel_size`, the input of a position also contains its neighbors. This helps a [MASK], which has no item
-    of its own.
+    Position 0 is the oldest item. With `conv_kernel_size`, the input of a position also contains its neighbors. This
+    helps a [MASK], which has no item of its own.
     """
 
     def __init__(self, config: Bert4RecConfig) -> None:
@@ -139,8 +139,8 @@ def padding_mask(
 ) -> Any:
     """Return the attention mask in the format of the attention backend, or None if nothing is masked.
 
-    All queries attend to the same positions. One row of the mask that the backend broadcasts makes attention on a CPU
-    1.1 to 1.6 times faster in the forward pass, and 1.1 to 1.25 times in training.
+    All queries attend to the same positions, so eager and sdpa attention get one row of the mask and broadcast it. On a
+    CPU this makes attention up to 1.6 times faster.
     """
     if config._attn_implementation in ("eager", "sdpa"):
         queries = queries[:, :1]
@@ -255,10 +255,10 @@ class Bert4RecPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """Load as any model of transformers, but from safetensors only: a pickle of weights can run code.
+        """Load a model as in transformers, but from safetensors only, because a pickle of weights can run code.
 
         Raises:
-            OSError: There is no `model.safetensors`, among other reasons.
+            OSError: As in transformers, or there is no `model.safetensors`.
         """
         kwargs.setdefault("use_safetensors", True)
         try:
@@ -304,8 +304,8 @@ def keep(hidden_states: torch.Tensor, kept_positions: torch.Tensor | None) -> to
 class Bert4RecEncoder(Bert4RecPreTrainedModel):
     """Base class of the encoders: checks the inputs. Subclasses implement `encode`."""
 
-    _keys_to_ignore_on_load_unexpected = [r"^(lm|prediction|repeat|transition)_head\."]  # of a whole model
-    causal = False  # whether a state knows only the items before it; then padding on the left would be read as items
+    _keys_to_ignore_on_load_unexpected = [r"^(lm|prediction|repeat|transition)_head\."]  # of a model with heads
+    causal = False  # whether a state depends on earlier items only; then padding on the left would be read as items
 
     def encode(
         self,
@@ -352,7 +352,7 @@ class Bert4RecEncoder(Bert4RecPreTrainedModel):
             self.warn_if_padding_and_no_attention_mask(input_ids, attention_mask)
         readable = torch.is_tensor(attention_mask) and attention_mask.ndim == 2 and not is_tracing(attention_mask)
         if self.causal and attention_mask is not None and readable and not attention_mask[:, :1].all():
-            raise ValueError("Expected padding on the right, found the left. Set `tokenizer.padding_side = 'right'`.")
+            raise ValueError("Found padding on the left. Set `tokenizer.padding_side='right'`.")
         return BaseModelOutput(self.encode(input_ids, inputs_embeds, attention_mask, kept_positions, **kwargs))
 
 
@@ -379,8 +379,8 @@ class Bert4RecModel(Bert4RecEncoder):
         for layer in self.layers[:-1]:
             hidden_states = layer(hidden_states, hidden_states, mask, **kwargs)
 
-        # The last layer runs on the kept positions only: the same numbers, and training is 2.4 times faster. Flash
-        # attention would take fewer queries than keys for the last positions, so it runs on all of them.
+        # The last layer runs on the kept positions only, which changes no result and makes training 2.4 times faster.
+        # Flash attention would take fewer queries for the last positions, so with it the layer runs on all positions.
         late = is_flash_attention_requested(self.config)
         kept = None if late else kept_positions
         queries = keep(hidden_states, kept)
@@ -391,7 +391,7 @@ class Bert4RecModel(Bert4RecEncoder):
 
 
 class Bert4RecPredictionHead(nn.Module):
-    """Dense layer, activation and layer normalization, as in the published code (equation 7: without normalization)."""
+    """Dense layer, activation and layer normalization, as in the published code; equation 7 has no normalization."""
 
     def __init__(self, config: Bert4RecConfig) -> None:
         super().__init__()
@@ -430,7 +430,9 @@ class Bert4RecRepeatHead(nn.Module):
         kept: torch.Tensor,
         causal: bool,
     ) -> torch.Tensor:
-        """Return g + log a, (batch, kept, length), at least in single precision; the lowest value for other tokens.
+        """Return g + log a, (batch, kept, length), at least in single precision.
+
+        Special tokens, and items that do not count, get the lowest finite value.
 
         Args:
             hidden_states: (batch, kept, hidden) at the scored positions.
@@ -452,16 +454,16 @@ class Bert4RecRepeatHead(nn.Module):
 def add_repeats(logits: torch.Tensor, rows: torch.Tensor, repeats: torch.Tensor) -> torch.Tensor:
     """Return logits (batch, kept, vocab_size) with the scores of `Bert4RecRepeatHead` for the items `rows`.
 
-    `rows` and `repeats` are (batch, kept, length); all positions of a history have the same rows.
+    `rows` and `repeats` are (batch, kept, length). `rows` are the token IDs of the history, for each kept position.
     """
     input_ids = rows[:, 0]
-    same = (input_ids.unsqueeze(-1) == input_ids.unsqueeze(1)).to(repeats)  # places (batch, length, length) of an item
+    same = (input_ids.unsqueeze(-1) == input_ids.unsqueeze(1)).to(repeats)  # whether two positions have one item
     largest = repeats.amax(dim=-1, keepdim=True)
     sums, tiny = (repeats - largest).exp() @ same, torch.finfo(repeats.dtype).tiny
     together = torch.where(sums > tiny, sums.clamp(min=tiny).log() + largest, repeats)
     scores = logits.gather(-1, rows)
     added = torch.logaddexp(scores, together.to(scores)) - scores
-    added = added.masked_fill(rows < len(SPECIAL_TOKENS), 0) / same.sum(dim=1, keepdim=True)  # a part at each place
+    added = added.masked_fill(rows < len(SPECIAL_TOKENS), 0) / same.sum(dim=1, keepdim=True)  # equal parts per position
     return logits.scatter_add(-1, rows, added.to(logits))
 
 
@@ -475,7 +477,7 @@ class Bert4RecTransitionHead(nn.Module):
         (exp(s of the item) + exp(g) · c^a / n^b) / (sum of exp(s) over all items + exp(g) · sum of c^a / n^b)
 
     g is a gate that depends on the hidden state; a and b are trained and start at 1. In training, the transition to the
-    target counts once less, because the transition of the user itself would reveal the target. The head is needed
+    target counts once less, because the count includes this user and would reveal the target. The head is needed
     because an inner product of short vectors cannot store single transitions.
 
     `count_transitions` fills the buffers: `followers` (rows, number) are the token IDs with the most users, 0 for none,
@@ -500,7 +502,9 @@ class Bert4RecTransitionHead(nn.Module):
         kept: torch.Tensor,
         labels: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return token IDs of followers and g + a log c - b log n, both (batch, kept, number); the lowest for none.
+        """Return token IDs of followers and g + a log c - b log n, both (batch, kept, number).
+
+        A missing follower gets the lowest finite value.
 
         Args:
             hidden_states: (batch, kept, hidden) at the scored positions.
@@ -538,14 +542,11 @@ def add_transitions(logits: torch.Tensor, followers: torch.Tensor, transitions: 
 
 
 AddedScores = list[tuple[Callable, torch.Tensor, torch.Tensor]]
-"""Of each head next to the catalog: the function that adds its scores to logits, token IDs and scores of these items.
-
-Both tensors are (batch, kept, number).
-"""
+"""One entry per additional head: function that adds scores to logits, token IDs and scores (batch, kept, number)."""
 
 
 def added_sums(added: AddedScores, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Return the log-sums (batch, kept) of the exponentials of added scores: of all items, and of the true item."""
+    """Return the log-sums (batch, kept) of the exponentials of added scores, over all items and over the true item."""
     if not added:
         return None
     _, *tensors = zip(*added, strict=True)
@@ -625,7 +626,7 @@ class Bert4RecForMaskedLM(Bert4RecPreTrainedModel):
                 `logits_to_keep`, the positions with labels (all positions under torch.compile).
             history: (batch, longest) token IDs of the user's items, padded with -100. In evaluation it is part of
                 `ranking`, not of the labels, because a Trainer collects labels for all users.
-            candidates: (batch, number) token IDs to rank the target among, returned in the same way.
+            candidates: (batch, number) token IDs among which the target is ranked, also returned in `ranking`.
             num_items_in_batch: Number of scored positions in all steps and processes of a batch, from the Trainer.
 
         Returns:
@@ -674,7 +675,7 @@ class Bert4RecForMaskedLM(Bert4RecPreTrainedModel):
         )
 
     def save_pretrained(self, save_directory: str | PathLike, is_main_process: bool = True, **kwargs: Any) -> None:
-        """Save as any model of transformers, with the code of the encoder, so that AutoModel can load the encoder."""
+        """Save as in transformers, with the code of the encoder, so that AutoModel can load the encoder."""
         if is_main_process and type(self.model).__module__ != "__main__":
             Path(save_directory).mkdir(parents=True, exist_ok=True)
             custom_object_save(self.model, save_directory, config=self.config)
@@ -690,7 +691,7 @@ class Bert4RecForMaskedLM(Bert4RecPreTrainedModel):
 
         Args:
             hidden_states: (batch, kept, hidden); without `repeat_head` and `num_followers` any shape (..., hidden).
-            input_ids: (batch, length) token IDs that the encoder has read, needed for these two.
+            input_ids: (batch, length) token IDs of the encoder's input, needed with `repeat_head` or `num_followers`.
             kept_positions: (batch, kept) positions of the states; all if not given.
 
         Returns:
@@ -739,7 +740,7 @@ class Bert4RecForMaskedLM(Bert4RecPreTrainedModel):
         return found
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Module:
-        """Change the number of rows of the item table, as in transformers, also in the table of followers."""
+        """Change the number of rows of the item table, as in transformers, and of the tables of followers."""
         embeddings = super().resize_token_embeddings(*args, **kwargs)
         if self.transition_head is not None:
             self.transition_head.resize(self.config.vocab_size)

@@ -58,6 +58,11 @@ def test_every_help_fits_on_a_screen_and_needs_no_heavy_module(name):
     assert max(map(len, lines)) <= 120
 
 
+def test_the_package_is_the_command():
+    finished = python("-m", "hf_bert4rec", "--help")
+    assert finished.stdout.startswith("usage: hf-bert4rec")
+
+
 @pytest.mark.parametrize("name", ["train", "evaluate"])
 def test_every_option_of_the_short_help_exists(name, capsys):
     main([name, "--help"])

@@ -19,14 +19,13 @@ from hf_bert4rec import (
     split_at_time,
     train_on_all,
 )
-from hf_bert4rec.data import histories
 from hf_bert4rec.data.histories import COLUMNS, are_repeats, target_items, warn_about_repeats
 from tests.data.logs import MASK, UNK, A, B, C, D, E, log_of, logs, row
 
 
 @pytest.fixture(autouse=True)
 def no_earlier_warnings():
-    histories._warn_once.cache_clear()
+    logging.Logger.warning_once.cache_clear()
 
 
 def test_equal_timestamps_keep_the_order_of_the_log(tokenizer):

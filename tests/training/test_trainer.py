@@ -294,7 +294,7 @@ def test_a_model_of_another_size_than_the_tokenizer_raises_at_construction(histo
 
 
 def test_a_cloze_model_with_next_item_labels_raises(histories, tmp_path):  # noqa: F811
-    with pytest.raises(ValueError, match="BERT4Rec would see the items that it has to predict"):
+    with pytest.raises(ValueError, match="BERT4Rec with `next_item_training` would see the items"):
         make_trainer(histories, tmp_path, setup=next_item_training(histories[1]))
 
 

@@ -69,8 +69,11 @@ def test_settings_can_change_and_sizes_cannot(model):
 def test_catalogs_without_shared_items_raise(model):
     with pytest.raises(ValueError, match=r"share no item ID\. Use `match='title'`"):
         transfer(model, OLD, item_tokenizer(["y", "z"], max_length=5))
-    with pytest.raises(ValueError, match="needs the titles of both"):
+    with pytest.raises(ValueError, match=r"The new catalog has no titles\. Pass `titles` to `item_tokenizer`"):
         transfer(model, OLD, item_tokenizer(["a"], max_length=5), match="title")
+    untitled = item_tokenizer(OLD.items.to_pylist(), max_length=OLD.model_max_length)
+    with pytest.raises(ValueError, match=r"The model to start from has no titles\. Add them with `add_items`"):
+        transfer(model, untitled, NEW, match="title")
 
 
 def test_a_tokenizer_of_another_catalog_raises(model):
