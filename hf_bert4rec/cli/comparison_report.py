@@ -14,6 +14,7 @@ from ..data.audit import Finding
 from ..evaluation.comparison import SMALLEST_P, UserResults, holm, paired_difference
 from ..evaluation.ranking import SAMPLED_METRICS, bootstrap_interval, how_sampled, ndcg_gains
 from ..hub.model_card import markdown_table
+from ..hub.run_facts import ADDED_PARTS
 
 COLUMNS = """\
 - 95 %: bootstrap interval of NDCG@10 over users.
@@ -23,12 +24,11 @@ COLUMNS = """\
 - training: seconds on processes × threads.
 - GB: peak memory of the process that evaluated the model, and trained it unless it was trained before."""
 
-CHAIN_AND_REPEATS = ("num_followers", "repeat_head")
 UNLIKE = (
     "The trained models differ in %s, so the differences of their scores are those of several options. To compare like "
     "with like, set `num_followers: 0` and `repeat_head: false` in the recipe."
 )
-"""Warning, for the options of `CHAIN_AND_REPEATS` that differ between the trained models."""
+"""Warning, for the options of `ADDED_PARTS` that differ between the trained models."""
 
 Results = Mapping[str, "ModelResult"]
 Published = Mapping[str, Mapping[str, Mapping[str, float]]]
@@ -201,8 +201,8 @@ def options_table(summary: Summary) -> str:
 
 
 def unlike(summary: Summary) -> str:
-    """Return the options of `CHAIN_AND_REPEATS` that differ between the trained models, as text."""
-    return " and ".join(f"`{name}`" for name in CHAIN_AND_REPEATS if name in summary.get("options", {}))
+    """Return the options of `ADDED_PARTS` that differ between the trained models, as text."""
+    return " and ".join(f"`{name}`" for name in ADDED_PARTS if name in summary.get("options", {}))
 
 
 def _text(value: Any) -> str:
