@@ -353,8 +353,18 @@ def test_a_run_can_start_from_the_checkpoint_of_another_catalog(trained, tmp_pat
     assert f"not from the recipe: conv_kernel_size {old.config.conv_kernel_size}." in caplog.text
     assert RunFacts.load(folder).recipe["conv_kernel_size"] == old.config.conv_kernel_size
     assert recipe.given["conv_kernel_size"] == 5  # the recipe itself is never modified
+    assert not {"num_followers", "repeat_head"} & {*RunFacts.load(folder).recipe}  # the model has neither
     with pytest.raises(ValueError, match="is a bert4rec model, but `--architecture` is sasrec"):
         run(recipe_for(tmp_path, *options, "--architecture=sasrec", f"--output_dir={tmp_path}/other"))
+
+
+def test_the_card_names_the_markov_chain_of_the_checkpoint_that_a_model_started_from(tmp_path):
+    quick = ("--num_train_epochs=1", "--learning_rate=1e-9", "--muon_learning_rate=none")
+    chain = run(recipe_for(tmp_path, *quick, "--num_followers=2"))
+    folder = run(recipe_for(tmp_path, *quick, "--start_from", str(chain), f"--output_dir={tmp_path}/started"))
+    assert RunFacts.load(folder).recipe["num_followers"] == 2
+    assert "a Markov chain over the 2 most frequent followers" in (folder / "README.md").read_text()
+    assert parse_recipe([str(folder)]).model.num_followers == 2
 
 
 def test_metrics_among_uniform_candidates_say_so_in_name_protocol_and_card(tmp_path):
