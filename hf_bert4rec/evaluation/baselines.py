@@ -4,8 +4,8 @@ A baseline is fitted to the whole histories of the training users, one row per u
 `leave_one_out(..., max_length=...)` with a length above that of every history. For a query, a baseline reads the items
 of the given history. BPR-MF cannot do this, so it identifies its users by their raw IDs.
 
-All take `train`, the training rows, and `vocab_size`, which is `len(tokenizer)`. All raise ValueError if a user has two
-rows or an option is out of range. Models of the package `implicit` raise ImportError if this package is missing.
+All baselines take `train`, the training rows, and `vocab_size`, which is `len(tokenizer)`. They raise ValueError if a
+user has two rows or an option is out of range, and ImportError if the package `implicit` is needed and missing.
 """
 
 import warnings
@@ -99,7 +99,7 @@ class Popularity(Baseline):
         if recent_share < 1:
             times = np.concatenate(train.with_format("numpy")["timestamps"][:])
             if not times_are_comparable(np.repeat(np.arange(len(histories)), list(map(len, histories))), times):
-                raise ValueError("`recent_share` needs a log with times, found only an order. Set it to 1.")
+                raise ValueError("`recent_share` needs a log with times, found only an order. Set this option to 1.")
             items = items[times >= np.quantile(times, 1 - recent_share)]
         self.counts = torch.from_numpy(np.bincount(items, minlength=vocab_size)).float()  # no buffer: stays on the CPU
 

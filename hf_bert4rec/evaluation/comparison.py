@@ -21,9 +21,9 @@ SMALLEST_P = 1 / (1 + RANDOMIZATIONS)  # the smallest p-value that the test can 
 class UserResults:
     """Results of a model for each user of a split, in the order of its rows."""
 
-    ranks: np.ndarray  # (users,) ranks of the targets over the catalog, from 1; a tie counts half a place
-    ties: np.ndarray  # (users,) number of items with the score of the target; 0 for an unknown target
-    recommended: np.ndarray  # (users, TOP_K) rows of the best items, best first; -1 where fewer items are left
+    ranks: np.ndarray  # (users,) ranks of the targets over the catalog, from 1; a tie counts half a rank
+    ties: np.ndarray  # (users,) number of other items with the score of the target; 0 for an unknown target
+    recommended: np.ndarray  # (users, TOP_K) token IDs of the best items, best first; -1 where fewer items are left
     sampled_ranks: np.ndarray | None = None  # (users,) ranks among the candidates, if the rows have any
 
 
@@ -41,7 +41,7 @@ def split_metrics(
 
     - `hr@k`, `ndcg@k`, `mrr@k` over the catalog, and sampled metrics such as `ndcg@10_popularity_sampled`;
     - `coverage@10`: share of the catalog that is recommended to at least one user;
-    - `popularity@10`: mean training count of the recommended items, divided by the mean of the known targets;
+    - `popularity@10`: mean training count of the recommended items, divided by that of the known targets;
     - `ties`: share of users whose target has the same score as another item.
 
     Args:
@@ -88,8 +88,8 @@ class Difference:
     """Difference of NDCG@10 of two models over the same users: first minus second."""
 
     mean: float
-    low: float  # end of the 95 % interval (bootstrap over users)
-    high: float
+    low: float  # start of the 95 % interval (bootstrap over users)
+    high: float  # end of the interval
     p: float  # p-value of a two-sided paired randomization test over users
 
 
@@ -110,7 +110,7 @@ def paired_difference(first: Ranks | Sequence[Ranks], second: Ranks | Sequence[R
     users = [ranks.shape[1] for ranks in (first, second)]
     if users[0] != users[1] or not first.size or not second.size:
         found = f"{users[0]} and {users[1]} ranks"
-        raise ValueError(f"Expected ranks of the same users, at least one, found {found}. Use the same rows.")
+        raise ValueError(f"Expected ranks of the same users, at least one, found {found}. Rank the same rows.")
     gains = ndcg_gains(first, TOP_K).mean(axis=0) - ndcg_gains(second, TOP_K).mean(axis=0)
     nonzero = gains[gains != 0].astype(np.float32)
     generator = np.random.default_rng(0)

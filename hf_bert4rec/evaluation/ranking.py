@@ -42,7 +42,7 @@ def count_better_and_tied(
         found = f"{' and '.join(map(str, sizes))} rows"
         raise ValueError(f"Expected scores, targets and history of the same users, found {found}.")
     items = scores[:, SPECIALS:]
-    if items.sum(dim=1).isnan().any() and items.isnan().any():  # the sum takes a sixth of the time
+    if items.sum(dim=1).isnan().any() and items.isnan().any():  # the check of sums alone is 6 times as fast
         raise ValueError(f"Expected a score for every item, found NaN. {NOT_FINITE}")
     last = max([int(rows.max()) for rows in (targets, history) if rows is not None and rows.numel()], default=0)
     if last >= scores.shape[1]:
@@ -70,7 +70,7 @@ def count_better_and_tied(
         history_scores = items.gather(1, (history - SPECIALS).clamp(min=0))
         better = better - (excluded & (history_scores > target_scores)).sum(1)
         tied = tied - (excluded & (history_scores == target_scores)).sum(1)
-    return better, torch.where(known, tied - 1, 2 * tied)  # without the target itself; another one ranks below all
+    return better, torch.where(known, tied - 1, 2 * tied)  # without the target itself; unknown targets rank last
 
 
 def target_ranks(scores: torch.Tensor, targets: torch.Tensor, history: torch.Tensor | None = None) -> torch.Tensor:
@@ -107,8 +107,8 @@ def candidate_ranks(scores: torch.Tensor, targets: torch.Tensor, candidates: tor
 def stable_top_k(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the k largest values of each row and their indices, largest first; equal values in the order of indices.
 
-    `torch.topk` does not define which of equal values it returns. Where values outside equal the smallest one inside,
-    all of them are compared.
+    `torch.topk` does not define which of equal values it returns. If more values equal the k-th one, those with the
+    smallest indices are returned.
     """
     values, places = scores.topk(min(k + 1, scores.shape[1]), dim=1)
     for row in (values[:, -1] == values[:, k - 1]).nonzero()[:, 0].tolist() if values.shape[1] > k else []:
@@ -127,11 +127,7 @@ def ndcg_gains(ranks: Ranks, k: int) -> np.ndarray:
 
 
 def bootstrap_interval(gains: np.ndarray) -> tuple[float, float]:
-    """Return the 95 % bootstrap interval of a mean over users (1,000 draws).
-
-    Args:
-        gains: (users,) contribution of each user, such as `ndcg_gains`.
-    """
+    """Return the 95 % bootstrap interval (1,000 draws) of the mean of `gains` (users,), such as `ndcg_gains`."""
     generator = np.random.default_rng(0)
     means = [gains[generator.integers(len(gains), size=len(gains))].mean() for _ in range(1000)]
     low, high = np.quantile(means, (0.025, 0.975))
@@ -178,7 +174,7 @@ def how_sampled(metrics: Mapping[str, float]) -> Sampled | None:
 
 
 def check_cutoffs(items: int) -> None:
-    """Raise ValueError unless the catalog has more items than the largest cut-off: otherwise every target is a hit."""
+    """Raise ValueError if the catalog has no more items than the largest cut-off, so that every target is a hit."""
     if items <= max(CUTOFFS):
         needed = f"need a catalog of more than {max(CUTOFFS)} items, found {items}. Use a larger log, or train with"
         raise ValueError(f"Metrics at {max(CUTOFFS)} {needed} `eval_strategy='no', load_best_model_at_end=False`.")

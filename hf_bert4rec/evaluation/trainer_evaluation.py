@@ -30,8 +30,8 @@ def ranks_of_logits(logits: Any, labels: torch.Tensor) -> torch.Tensor:
     """Return one rank per user, (users,) from 1: `preprocess_logits_for_metrics` of the Trainer.
 
     With candidates, the result is (users, 2) with the rank among candidates in the second column. `logits` are the
-    output of the model without the loss: first the logits (users, 1 or length, vocab_size), and among the others the
-    mapping `ranking` of `MaskedItemOutput`. `labels` (users, length) are the target at the [MASK], -100 elsewhere.
+    output of the model without the loss: first the logits (users, 1 or length, vocab_size), and after them the mapping
+    `ranking` of `MaskedItemOutput`. `labels` (users, length) are the target at the [MASK], -100 elsewhere.
     """
     scores, targets, history, candidates = _unpack(logits, labels)
     ranks = target_ranks(scores, targets, history)
@@ -41,7 +41,8 @@ def ranks_of_logits(logits: Any, labels: torch.Tensor) -> torch.Tensor:
 def results_of_logits(logits: Any, labels: torch.Tensor) -> torch.Tensor:
     """Return the columns of `UserResults`, (users, TOP_K + 2 or 3) float32: `preprocess_logits_for_metrics`.
 
-    The order is: TOP_K recommended items (exact to 2^24), rank, ties and, with candidates, the rank among them.
+    The order is: TOP_K recommended items (exact for token IDs up to 2^24), rank, ties and, with candidates, the rank
+    among the candidates.
     """
     scores, targets, history, candidates = _unpack(logits, labels)
     better, tied = count_better_and_tied(scores, targets, history)
@@ -68,7 +69,7 @@ def _unpack(logits: Any, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tens
     if scores.shape[1] == labels.shape[1]:  # every position is scored, for instance by a compiled model
         scores = scores.take_along_dim((labels != -100).int().argmax(dim=1)[:, None, None], dim=1)
     if scores.shape[1] != 1:
-        raise ValueError(f"Expected one target per user, found {scores.shape[1]} targets.")
+        raise ValueError(f"Expected one target per user, found {scores.shape[1]}. Use rows of validation or test.")
     check_cutoffs(scores.shape[2] - SPECIALS)
     if (candidates := ranking.get("candidates")) is not None:
         warn_about_few_candidates(candidates.shape[1])

@@ -43,7 +43,8 @@ class Recommendations(list[Recommendation]):
     """The items for one history, best first.
 
     Attributes:
-        reason: Why there are fewer than `top_k` items. None if there are `top_k`, for similar items and ONNX graphs.
+        reason: Why there are fewer than `top_k` items. None if there are `top_k`; always None for similar items and
+            ONNX graphs.
     """
 
     reason: str | None = None

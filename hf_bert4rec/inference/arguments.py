@@ -37,15 +37,15 @@ def read_item_lists(values: Any, name: str, histories: int) -> list[list[Any]]:
     if False in nested or len(lists) != histories:
         raise ValueError(
             f"{name}: expected a list of item IDs, or one list for each history ({histories}), found "
-            f"{len(lists)} elements: {lists!r:.200}. Pass one of these forms."
+            f"{len(lists)} elements: {lists!r:.200}."
         )
     return [read_list(ids, name) for ids in lists]
 
 
-def check_options(options: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+def check_options(options: dict[str, Any], names: Sequence[str], read_before: Sequence[str] = ("batch_size",)) -> dict:
     """Return the options that are not None, with iterables and rules as lists; ValueError for invalid options."""
     if unknown := sorted(options.keys() - names):
-        raise ValueError(f"Unknown option {unknown[0]!r}. The options are {', '.join(names)} and batch_size.")
+        raise ValueError(f"Unknown option {unknown[0]!r}. The options are {', '.join((*names, *read_before))}.")
     return {name: _read_option(name, value) for name, value in options.items() if value is not None}
 
 
@@ -76,7 +76,7 @@ def check_conditions(name: str, value: Any) -> None:
 
 
 def _takes_candidates(rule: Any) -> bool:
-    """Return whether a rule accepts one argument: `at_most(2, "category")` does, `at_most` does not."""
+    """Return whether a rule accepts one argument, as `at_most(2, "category")` does and `at_most` does not."""
     try:
         signature(rule, follow_wrapped=False).bind(None)
     except (TypeError, ValueError) as error:

@@ -120,7 +120,7 @@ def recommend_to_parquet(
         ValueError: `output` contains another result, or as for `BatchRecommender` and `load_interactions`.
         ChildProcessError: A process was killed.
     """
-    options = check_options(options, OPTIONS)
+    options = check_options(options, OPTIONS, ("processes", "shard_size", "user", "history", "columns"))
     for name in ITEM_LISTS & options.keys():
         options[name] = as_item_ids(options[name], name).to_pylist()
     check_count("processes", processes)

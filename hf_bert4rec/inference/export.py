@@ -102,7 +102,7 @@ def export_checkpoint(checkpoint: str | PathLike, output: str | PathLike, revisi
 
     `model.onnx` is the graph, see `RecommendationGraph`. `catalog.parquet` has `item` and `title` for each token ID
     from 3 on, `vectors.npy` the `item_vectors` in the same order, and `export.json` sizes and settings. The tokenizer
-    is also written. An older folder is replaced after all files are written.
+    is also written. An older export in `output` is replaced after all files are written.
 
     Args:
         checkpoint: Folder or Hub ID.
@@ -111,7 +111,7 @@ def export_checkpoint(checkpoint: str | PathLike, output: str | PathLike, revisi
 
     Raises:
         ImportError: The extra `export` is missing.
-        OSError, ValueError: As for `fetch_checkpoint`; or `output` contains other files.
+        OSError, ValueError: As for `fetch_checkpoint`; `output` contains other files; or the model reads one item only.
     """
     _require("onnxscript")
     folder, target = fetch_checkpoint(checkpoint, revision), Path(output)
@@ -151,7 +151,7 @@ def export_checkpoint(checkpoint: str | PathLike, output: str | PathLike, revisi
 
 
 class OnnxRecommender:
-    """Recommender that executes an exported checkpoint, with calls and answers of `NextItemRecommendationPipeline`.
+    """Recommender that executes an exported checkpoint, called and answering as `NextItemRecommendationPipeline`.
 
     Args:
         folder: Folder that `export_checkpoint` wrote.

@@ -9,7 +9,7 @@ from .pipeline import pipeline
 
 
 class EndpointHandler:
-    """Handler of an Inference Endpoint, which answers as the server does (`POST /recommend`); `path` is its folder."""
+    """Handler of an Inference Endpoint, which answers as `POST /recommend` of the server; `path` is the checkpoint."""
 
     def __init__(self, path: str = "") -> None:
         self.recommender = pipeline(path)
@@ -27,5 +27,5 @@ class EndpointHandler:
             options = {name: value for name, value in inputs.items() if name != "histories"}
             inputs = inputs.get("histories")
         if not isinstance(inputs, list) or not isinstance(options, dict | None):
-            raise ValueError('Expected histories: {"inputs": {"histories": [["260", "1196"]], "top_k": 10}}.')
-        return {**self.source, "recommendations": self.recommender(inputs, **check_options(options or {}, OPTIONS))}
+            raise ValueError('Expected histories, as in {"inputs": {"histories": [["260", "1196"]], "top_k": 10}}.')
+        return {**self.source, "recommendations": self.recommender(inputs, **check_options(options or {}, OPTIONS, ()))}

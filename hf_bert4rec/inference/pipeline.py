@@ -46,7 +46,7 @@ class NextItemRecommendationPipeline(Pipeline):
     - Items with the same score are in the order of the item table.
     - Removed items of the tokenizer may be in histories, but are never recommended, even if `allow` lists them.
     - Several threads may call the same pipeline at once.
-    - All methods raise ValueError if an argument has another form, or if scores of the model are not finite.
+    - All methods raise ValueError if an argument has a wrong form, or if scores of the model are not finite.
 
     Args:
         model: `Bert4RecForMaskedLM` or another model of the package.
@@ -73,7 +73,7 @@ class NextItemRecommendationPipeline(Pipeline):
             check_count("batch_size", self._batch_size)
             self.catalog.batch_size = self._batch_size
         self.trained_on_last_items = False
-        self._select({}, OPTIONS)  # invalid defaults are errors now, except what a rule finds when it is called
+        self._select({}, OPTIONS)  # raises ValueError for invalid defaults; rules are not called yet
 
     def __call__(self, histories: Iterable[Iterable[str | float]], **kwargs: Any) -> list[Recommendations]:
         """Recommend items for any number of histories.
@@ -112,14 +112,14 @@ class NextItemRecommendationPipeline(Pipeline):
 
             recommender.fill([["260", None, "1210"]], top_k=5)[0][0]  # the first gap of the first history
 
-        The [MASK] of the cloze task (paper, section 3.6) is put into every gap. Each gap is filled as if the others
+        The [MASK] of the cloze task (paper, section 3.6) is put into every gap. Each gap is filled as if the other gaps
         stayed empty, so two gaps may get the same item. A history may consist of gaps only. SASRec and GRU4Rec read
-        the left side only. A model that was trained on last items only (`last_item_probability=1`) has not learned to
-        fill gaps: a warning says so.
+        the left side only. A warning is logged if the model has not learned to fill gaps, because it was trained on
+        last items only (`last_item_probability=1`).
 
         Args:
-            histories: As for a call, with None for each gap. Of a history longer than its input, the model reads the
-                part around the gap.
+            histories: As for a call, with None for each gap. Of a history longer than the model's input, the model
+                reads the part around the gap.
             **kwargs: The options of a call, except `index`. `exclude_history` excludes the items on both sides.
 
         Returns:
@@ -312,7 +312,6 @@ class NextItemRecommendationPipeline(Pipeline):
         return self.catalog.answer_in_batches(rows, answer, size, places=places, **lists)
 
     def _select(self, given: dict[str, Any], names: Sequence[str]) -> tuple[Selection, dict[str, Any]]:
-        """Return the selection of items and the lists of items, from the options of a call and the defaults."""
         defaults = {name: value for name, value in self._postprocess_params.items() if name in names}
         options = {"exclude_history": self.model.config.exclude_history} | defaults | check_options(given, names)
         lists = {name: options.pop(name) for name in ITEM_LISTS & options.keys()}

@@ -21,10 +21,9 @@ class Candidates:
 
     Args:
         items: Raw IDs.
-        logits: (items,) float32: logarithms of the probabilities plus a constant; after another rule, the values that
-            this rule returned.
+        logits: (items,) float32: logarithms of the probabilities plus a constant, or what the rule before returned.
         vectors: (items, hidden) float32 vectors of length 1.
-        attributes: Attributes of items; None without a table.
+        attributes: Attributes of items, or None if there is no table.
     """
 
     items: list[str]
@@ -69,8 +68,8 @@ def diversify(weight: float) -> Rule:
     logit, scaled to 0 for the last of the candidates and 1 for the first. Similarity is the largest cosine between the
     vector of the item and the vector of an item above it. Source: Carbonell and Goldstein, SIGIR 1998.
 
-    An item with a far lower logit makes the relevance of the others almost equal. Put a rule before this one that drops
-    such items.
+    An item with a far lower logit makes the relevance of all other items almost equal. Put a rule that drops such items
+    before this one.
 
     Args:
         weight: 0 keeps the order, 1 ignores the scores.
@@ -104,7 +103,8 @@ def boost(where: Mapping[str, Any], factor: float) -> Rule:
         factor: Above 1 moves these items up, below 1 down.
     """
     check_conditions("where", where)
-    where = {name: list(it) if isinstance(it, Iterator) else it for name, it in where.items()}  # for several tables
+    # An iterator could be read once only, but a rule may be called with several tables.
+    where = {name: list(it) if isinstance(it, Iterator) else it for name, it in where.items()}
     check_number("factor", factor, "a number above 0 and finite", lambda number: 0 < number < np.inf)
 
     @lru_cache(maxsize=1)  # a rule is called for each user

@@ -146,7 +146,7 @@ class Selection:
         weight = self.model._item_weights()[0]
         candidates = Candidates(
             items=self.catalog.tokenizer.decode_items(rows.numpy()),
-            logits=logits.clone().numpy(),  # a rule may change it; with an index, scores are the same numbers
+            logits=logits.clone().numpy(),  # a rule may change its copy; with an index, scores are the same tensor
             vectors=normalize(weight[rows.to(weight.device)].float()).cpu().numpy(),
             attributes=self.attributes,
         )
@@ -183,7 +183,7 @@ def _with_transitions(
 def open_index(index: Any, items: int, width: int) -> Any:
     """Return a usearch or FAISS index, also of a `Dataset` after `add_faiss_index`; ValueError for other values.
 
-    It contains the rows of `index_vectors()` or `item_vectors()`, of that `width`, for all `items` of the catalog.
+    The index must contain `index_vectors()` or `item_vectors()` of all `items`; `width` is that of `item_vectors()`.
     """
     if isinstance(index, Dataset):
         if len(names := index.list_indexes()) != 1:
@@ -217,6 +217,6 @@ def search_index(index: Any, queries: np.ndarray, count: int) -> np.ndarray:
     places = np.full((len(queries), count), -1, np.int64)
     keys = np.atleast_2d(found.keys).astype(np.int64)
     places[:, : keys.shape[1]] = keys
-    counts: Any = getattr(found, "counts", len(found))  # of a single query: one number
+    counts: Any = getattr(found, "counts", len(found))  # one number for a single query
     places[np.arange(count) >= np.atleast_1d(counts)[:, None]] = -1
     return places

@@ -89,10 +89,8 @@ class Bert4RecConfig(PreTrainedConfig):
             with repeat consumption, such as music and groceries.
 
     Raises:
-        ValueError: A size or probability is out of range, `hidden_size` is not a multiple of the number of heads,
-            `vocab_size` leaves no row for an item, `rope_theta` and `learned_positions` are both unset, the activation
-            is unknown, `repeat_head` or `num_followers` is combined with another loss than `softmax`, or
-            `num_negatives` exceeds the number of items other than the target.
+        ValueError: A value is out of range, `hidden_act` is unknown, or two options cannot be combined, such as
+            `repeat_head` and another loss than `softmax`.
     """
 
     model_type = "bert4rec"
@@ -158,7 +156,7 @@ class Bert4RecConfig(PreTrainedConfig):
 
         Args:
             vocab_size: As for the class.
-            **changes: Other options of the class, which take precedence.
+            **changes: Options of the class, which take precedence.
         """
         return cls(**{**cls._paper_settings, "vocab_size": vocab_size, **changes})
 

@@ -81,7 +81,7 @@ def softmax_loss(
 
     `reduction` is "sum", or "none" for one value per position. The loss is computed in chunks of
     `config.loss_chunk_size` positions, so that only the logits of one chunk exist at a time. On a GPU, a chunk has at
-    least `GPU_SCORES` logits.
+    least about `GPU_SCORES` logits.
     """
     special = torch.arange(len(item_bias), device=item_bias.device) < SPECIALS
     bias = item_bias.masked_fill(special, torch.finfo(item_bias.dtype).min)
@@ -198,7 +198,8 @@ LOSSES: dict[str, ItemLoss] = {
 def check_loss(name: str) -> None:
     """Raise ValueError unless a loss is in `LOSSES`."""
     if name not in LOSSES:
-        raise ValueError(f"`loss` must be one of {', '.join(LOSSES)}, found {name!r}. Add a new loss to `LOSSES`.")
+        found = f"found {name!r}. Correct the name, or add the loss to `LOSSES`"
+        raise ValueError(f"`loss` must be one of {', '.join(LOSSES)}, {found}.")
 
 
 def _share_drawn(config: Any, item_table: torch.Tensor) -> float:

@@ -84,8 +84,7 @@ def register_architecture(
 
         register_architecture(MyConfig, MyForMaskedLM)
 
-    Also register the model before you load it. Define the classes in a file, which is saved with the weights, not in a
-    notebook.
+    Also register the model before you load it. Define the classes in a file: it is saved with the weights.
 
     Args:
         config_class: Subclass of `Bert4RecConfig` with its own `model_type`.

@@ -25,8 +25,7 @@ class ClozeCallback(TrainerCallback):
 
     The stock length-grouped sampler takes its order from torch's global generator, which differs between processes and
     after a resumption, so that rows would be skipped or drawn twice. With this callback, masks and order depend on seed
-    and epoch alone, also after a resumption. Rows are grouped over all processes of a step, so that the number of
-    processes changes nothing.
+    and epoch alone. Rows are grouped over all processes of a step, so that the number of processes changes nothing.
     """
 
     def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:

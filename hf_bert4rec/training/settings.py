@@ -18,7 +18,7 @@ EPOCHS = (8, 40)  # fewest and most epochs, which take precedence over these aim
 MOST_PREFIX_ITEMS = 20_000_000  # in all prefixes of short histories together: 0.3 GB of rows
 MOST_PREFIX_ITEMS_OF_LONG_HISTORIES = 3_000_000  # more need more than five minutes on one core
 GAIN, FOLLOWERS = 1.1, 50  # gain of a Markov chain from which `num_followers` is set, and its value
-MOST_COUNTED, MOST_ITEMS = 2_000_000, 100_000  # largest number of counted interactions, and of items with followers
+MOST_COUNTED, MOST_ITEMS = 2_000_000, 100_000  # most interactions to count, and most items, for `num_followers`
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,6 @@ class RecommendationTrainer(Trainer):
         model: `Bert4RecForMaskedLM` or another model of the package; None with `model_init`. For reproducible initial
             weights, call `transformers.set_seed` before you build the model, or pass `model_init`.
         args: `RecommendationTrainingArguments`.
-        callbacks: Your own callbacks.
         **options: Other arguments of the stock `Trainer`, most of which `cloze_training(tokenizer)` returns.
 
     Raises:

@@ -23,7 +23,7 @@ def transfer(
     match: Literal["id", "title"] = "id",
     **changes: Any,
 ) -> PreTrainedModel:
-    """Return a model for the catalog of `new_tokenizer` that starts from the weights of `model`.
+    """Return a new model for the catalog of `new_tokenizer` that starts from the weights of `model`.
 
     The encoder and the special rows are copied. An item of both catalogs keeps its vector and its bias. A new
     item starts at the mean of the old items plus the noise of an initialized row, with the smallest of the old biases,
@@ -36,9 +36,6 @@ def transfer(
             model.
         match: How to match items: by "id", or by "title" if the IDs of the catalogs are unrelated.
         **changes: Changed values of the configuration, such as `hidden_dropout_prob`.
-
-    Returns:
-        A new model; `model` is not changed.
 
     Raises:
         ValueError: `model` and `tokenizer` do not belong together, the catalogs share no item, titles are missing, or

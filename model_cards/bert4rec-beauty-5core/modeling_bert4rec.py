@@ -542,10 +542,7 @@ def add_transitions(logits: torch.Tensor, followers: torch.Tensor, transitions: 
 
 
 AddedScores = list[tuple[Callable, torch.Tensor, torch.Tensor]]
-"""For each additional head: the function that adds its scores to logits, token IDs, and the scores of these tokens.
-
-Both tensors are (batch, kept, number).
-"""
+"""One entry per additional head: function that adds scores to logits, token IDs and scores (batch, kept, number)."""
 
 
 def added_sums(added: AddedScores, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:

@@ -1,9 +1,9 @@
-"""Recommendations in the browser: build a history, see what comes next and why, and what belongs at another place.
+"""Demo in the browser: build a history, see recommendations and their reasons, and see which items fit at a position.
 
     python scripts/space/app.py                          # the released bert4rec-ml1m
-    python scripts/space/app.py runs/mine/model          # or MODEL=…: any checkpoint folder or Hub ID
+    python scripts/space/app.py runs/mine/model          # a checkpoint folder or Hub ID (or set the variable MODEL)
 
-Create a Space with scripts/space/push.py.
+scripts/space/push.py creates a Space with this demo.
 """
 
 import os

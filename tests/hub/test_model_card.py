@@ -103,7 +103,7 @@ def test_a_card_claims_a_seed_and_a_whole_recipe_only_for_reproducible_runs():
     machine = MachineFacts(processes=2, threads=1, processor="x86_64", device="cpu")
     card = model_card(small_facts(reproducible=True, machine=machine)).text
     assert "--num_processes 2 scripts/train.py path/to/this/folder" in card
-    assert "in the repository of hf-bert4rec\n(`--multi_gpu`" in card
+    assert "in a clone of hf-bert4rec\n(`--multi_gpu`" in card
     card = model_card(small_facts()).text
     assert "Seed of the training arguments: 1. The initial weights may depend on another seed." in card
     assert "path/to/this/folder --output_dir" not in card

@@ -100,6 +100,8 @@ def test_the_same_call_continues_and_another_one_is_refused(source, histories, t
         recommend_to_parquet(source, histories, tmp_path / "out", shard_size=8)
     with pytest.raises(ValueError, match="`top_k` must be a whole number"):
         recommend_to_parquet(source, histories, tmp_path / "new", top_k=0)
+    with pytest.raises(ValueError, match=r"Unknown option 'batch_size'\. The options are top_k, .*, deny, processes"):
+        recommend_to_parquet(source, histories, tmp_path / "new", batch_size=8)
     assert not (tmp_path / "new").exists()
     for changes, name in (({"top_k": 4}, "top_k"), ({"shard_size": 9}, "shard_size")):
         with pytest.raises(ValueError, match=f"was begun with another {name}"):

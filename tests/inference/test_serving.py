@@ -444,8 +444,8 @@ def test_the_handler_of_a_pushed_repository_answers_as_the_server(folders, tmp_p
     for body in ({}, [], {"inputs": None}, {"inputs": {"top_k": 2}}, {"inputs": [["a"]], "parameters": [2]}):
         with pytest.raises(ValueError, match="Expected histories"):
             handler(body)
-    with pytest.raises(ValueError, match="Unknown option 'k'"):
-        handler({"inputs": [["a"]], "parameters": {"k": 1}})
+    with pytest.raises(ValueError, match=r"Unknown option 'batch_size'\. The options are top_k, \w+, allow, deny\."):
+        handler({"inputs": [["a"]], "parameters": {"batch_size": 1}})
 
 
 @pytest.mark.parametrize("port", ["-1", "65536"])
