@@ -224,7 +224,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         lines = "\n".join(f"  {command:<10} {run.__doc__}" for command, run in COMMANDS.items())
         print(f"usage: hf-bert4rec COMMAND …\n\n{lines}\n")
         print("hf-bert4rec COMMAND --help shows its options, hf-bert4rec --version the version.")
-        print("--import MODULE first imports code of your own that registers models, losses, splits or formats.")
+        print("--import MODULE first imports your own code: it registers models, losses, splits, formats or baselines.")
         return
     if name == "--version":
         print(version("hf-bert4rec"))

@@ -11,7 +11,7 @@ from ..evaluation.baselines import MarkovChain, OwnItems, Popularity
 from ..evaluation.ranking import bootstrap_interval
 from ..hub.checkpoint import CURVE, save_checkpoint
 from ..hub.push import push_checkpoint
-from ..hub.run_facts import FACTS_FILE, RunFacts
+from ..hub.run_facts import ADDED_PARTS, FACTS_FILE, RunFacts
 from ..training.item_features import projection_file
 from ..training.trainer import RecommendationTrainer
 from .prepare import describe_data, prepare, protocol, whole_histories
@@ -60,13 +60,15 @@ def run(recipe: Recipe) -> Path | None:
             )
     config = trainer.model.config
     whole, sampled = protocol(recipe, len(tokenizer.items), config.exclude_history)
+    facts = trainer.run_facts(recipe.run.name or output.absolute().name)
+    parts = {name: facts.recipe[name] for name in ADDED_PARTS if name in facts.recipe}  # maybe those of `start_from`
     facts = dataclasses.replace(
-        trainer.run_facts(recipe.run.name or output.absolute().name),
+        facts,
         data=data,
         protocol=whole,
         sampled_protocol=sampled,
         results={},
-        recipe={**recipe.given, **{name: getattr(config, name) for name in recipe.options("model")}},
+        recipe={**recipe.given, **parts, **{name: getattr(config, name) for name in recipe.options("model")}},
         reproducible=True,
         example=recipe.run.example or tokenizer.items[:3].to_pylist(),
     )

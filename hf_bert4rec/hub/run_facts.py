@@ -27,6 +27,9 @@ Run facts are written and read without these options, so that a downloaded check
 upload anything.
 """
 
+ADDED_PARTS = ("num_followers", "repeat_head")
+"""Options of parts that score some items in addition to the encoder: a Markov chain, and a head for repeats."""
+
 Number = float | int
 
 OLD_DEFAULTS: dict[int, dict[str, dict[str, Any]]] = {
