@@ -245,11 +245,7 @@ def load_new_items(
 
 
 def read_items(log: RawLog, item: Column, command: str) -> tuple[int, pa.ChunkedArray]:
-    """Return position and IDs of the item column, for which `command` is the option of the command line.
-
-    Raises:
-        ValueError: There is no such column, an ID is missing, or several rows have the same ID.
-    """
+    """Return position and IDs of the item column; ValueError for missing or repeated IDs. `command` is its option."""
     place = find_columns(log, {"item": item}, needed={"item": command})["item"]
     items = as_ids(log.read([place])[0], "item", log.locate)
     if items.null_count:
