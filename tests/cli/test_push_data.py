@@ -105,7 +105,7 @@ def test_the_card_is_valid_and_describes_the_data(hub, config):
         "max_length: 2",
         "- `user`: raw ID\n",
         "- `labels`: null in train (the collator masks); else the target at the [MASK], and -100 elsewhere\n",
-        "Rows 0 to 2 are\n[PAD], [MASK], [UNK].",
+        "Token IDs 0 to 2 are [PAD], [MASK], [UNK].",
         "The audit found no leaks:\n\n- train: 0 of 5 rows (0.0%) contain an interaction later than",
         "- test: 0 of 3 rows (0.0%) have an input later than the target\n",
         "- test: 3 of 3 rows (100.0%) are of users who are in train too\n",

@@ -108,7 +108,9 @@ def test_a_config_that_is_not_that_of_the_weights_is_refused(folder, changes, fo
 
 def test_an_encoder_without_its_head_is_refused(folder, model):
     model.model.save_pretrained(folder)
-    with pytest.raises(ValueError, match=r"embeddings\.item_embeddings\.weight: expected no such weight, found \[13, 12\]"):
+    with pytest.raises(
+        ValueError, match=r"embeddings\.item_embeddings\.weight: expected no such weight, found \[13, 12\]"
+    ):
         hf_bert4rec.pipeline(folder)
 
 
