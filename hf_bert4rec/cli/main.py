@@ -96,7 +96,7 @@ def recommend(argv: list[str]) -> None:
     )
     text = "Parquet with columns user and history (lists of item IDs), or a log of interactions"
     parser.add_argument("--input", metavar="FILE", help=text)
-    text = "with --input: column of the user in a log; likewise all options of hf-bert4rec train for reading a log"
+    text = "with --input: column of the user in a log; other options for reading a log are as for hf-bert4rec train"
     for name in READING:
         parser.add_argument(f"--{name}", metavar="COLUMN", help=text if name == "user" else SUPPRESS)
     parser.add_argument("--output", metavar="FOLDER", help="with --input: folder of the result, new or to continue")
@@ -134,7 +134,7 @@ def push(argv: list[str]) -> None:
     more = " Log in first with hf auth login, or set HF_TOKEN."
     parser = _parser("push", "runs/mine/model your-name/bert4rec-mine", more=more)
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="checkpoint folder, as hf-bert4rec train saves it")
-    parser.add_argument("repository", metavar="REPO", help="Hub ID: org/name; created if there is none")
+    parser.add_argument("repository", metavar="REPO", help="Hub ID (org/name); created if it does not exist")
     parser.add_argument("--private", action="store_true", help="create a private repository")
     args = parser.parse_args(argv)
     from ..hub.push import push_checkpoint
@@ -147,7 +147,7 @@ def push_data(argv: list[str]) -> None:
     more = "\nFurther options are those of hf-bert4rec train. Log in first with hf auth login."
     parser = _parser("push-data", "runs/mine/model your-name/mine --i_may_share_this_data", more=more)
     parser.add_argument("config", metavar="CONFIG", help="YAML file or checkpoint folder, as for hf-bert4rec train")
-    parser.add_argument("repository", metavar="REPO", help="Hub ID: org/name; created if there is none")
+    parser.add_argument("repository", metavar="REPO", help="Hub ID (org/name); created if it does not exist")
     parser.add_argument("--private", action="store_true", help="create a private repository")
     text = "you are allowed to publish the data; required unless the data is part of this package"
     parser.add_argument("--i_may_share_this_data", action="store_true", help=text)
@@ -167,7 +167,7 @@ def items(argv: list[str]) -> None:
     remove = commands.add_parser("remove", help="never recommend items again; histories may contain them")
     for command in (add, remove):
         command.add_argument("checkpoint", metavar="CHECKPOINT", help="checkpoint folder or Hub ID")
-        command.add_argument("--output", metavar="FOLDER", help="folder of the result (replaces CHECKPOINT)")
+        command.add_argument("--output", metavar="FOLDER", help="folder of the result (default: CHECKPOINT)")
     add.add_argument("table", metavar="TABLE", help="columns item, and optionally title, like (item IDs) and features")
     add.add_argument("--encoder", metavar="NAME", help="model of sentence-transformers, if the features have text")
     add.add_argument("--item", help="column of the item ID (default: a column with a usual name)")

@@ -142,7 +142,7 @@ def parse_recipe(argv: Sequence[str]) -> Recipe:
             raise ValueError("Use `--start_from` or `--continue_from`, not both.")
         stored = _options_to_continue(str(parent))
         from_file = stored | from_file
-    if stored:  # it must not choose what is imported
+    if stored:  # a downloaded recipe must not choose what is imported
         for name in OWN_CODE:
             if ":" in str(from_file.get(name)) and name not in chosen:
                 code = str(from_file[name])
@@ -223,7 +223,7 @@ def _read_options(config: Path) -> dict[str, Any]:
 
 def read_yaml(text: str, loader: Any) -> Any:
     """Return the content of YAML; raise YAMLError for aliases, and for a key that is given more than once."""
-    nodes = [yaml.compose(text)]  # first, because it refuses deep nesting, which the others need minutes for
+    nodes = [yaml.compose(text)]  # first, because compose refuses deep nesting, for which the other calls need minutes
     if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
         raise yaml.YAMLError("YAML aliases (*name) are not supported. Replace each alias by its value.")
     while nodes:

@@ -31,7 +31,7 @@ def leave_one_out(
     Args:
         interactions: Columns `user`, `item` and `timestamp`, as from `load_interactions`.
         tokenizer: Items that it does not contain are dropped from histories; as targets they count as missed.
-        validation_in_train: Train on the validation items too, as in the paper's final runs: no validation split.
+        validation_in_train: Train on the validation items too, without validation split, as in the paper's final runs.
         max_length: Longest input, including the [MASK] of the query. Default: `tokenizer.model_max_length`.
         window_step: Step between the training windows of a longer history, as a share of `max_length`.
         prefixes: Train on a row for each item but the first, with the items before it, instead of windows.
@@ -168,8 +168,9 @@ def new_interactions(
     time = -np.inf if since is None else as_seconds(since)
     users = np.flatnonzero(first_from(log, time) < log.ends)
     if len(users) < 2:
-        found = f"found {len(users)}. Pass an earlier `since`, or more interactions."
-        raise ValueError(f"Expected at least 2 users with interactions from `since` ({since}) on, {found}")
+        begin, advice = ("", "") if since is None else (f" from `since` ({since}) on", ", or an earlier `since`")
+        found = f"found {len(users)}. Pass more interactions{advice}."
+        raise ValueError(f"Expected at least 2 users with interactions{begin}, {found}")
     chosen = random.choice(users, max(1, round(held_out * len(users))), replace=False)
     targets = {"validation": np.where(np.isin(np.arange(len(log.users)), chosen), log.ends - 1, -1)}
     train_ends = np.where(targets["validation"] >= 0, log.ends - 1, log.ends)
@@ -205,7 +206,7 @@ class Split:
     def options(self) -> dict[str, inspect.Parameter]:
         """Options of a recipe: the parameters of `function` after the first two, except `max_length`.
 
-        `**` of any name stands for the options of `build_histories`.
+        A `**` parameter of any name stands for the options of `build_histories`.
         """
         parameters = [*inspect.signature(self.function, eval_str=True).parameters.values()][2:]
         if parameters and parameters[-1].kind is inspect.Parameter.VAR_KEYWORD:
@@ -219,7 +220,7 @@ class Split:
         values = {name: value if given.get(name) is None else given[name] for name, value in defaults.items()}
         if missing := [name for name, value in values.items() if value is inspect.Parameter.empty]:
             name = next((name for name, split in SPLITS.items() if split is self), self.function.__name__)
-            raise ValueError(f"The split {name!r} needs {' and '.join(f'`{option}`' for option in missing)}. Set each.")
+            raise ValueError(f"The split {name!r} needs {' and '.join(f'`{option}`' for option in missing)}.")
         return values
 
     def past_of(self, interactions: Dataset, given: Mapping[str, Any]) -> Dataset:

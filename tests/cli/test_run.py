@@ -459,15 +459,25 @@ def test_training_on_all_interactions_has_no_results_and_says_so(tmp_path, capsy
     with pytest.raises(ValueError, match="train_on_all has no items held out for evaluation"):
         evaluate(parse_recipe([str(folder)]))
     evaluate(parse_recipe([str(folder), "--split", "leave_one_out"]))
-    assert "The model was trained with --split train_on_all. If the model was trained on targets of" in caplog.text
+    evaluate(parse_recipe([str(folder), "--split", "at_time", "--validation_time", "4", "--test_time", "5"]))
+    found = [message for message in caplog.messages if message.startswith("The model was trained with")]
+    assert [message.partition(".")[0] for message in found] == ["The model was trained with --split train_on_all"] * 2
+
+
+def test_an_option_with_its_default_is_not_another_split(tmp_path, caplog):
+    folder = run(recipe_for(tmp_path, "--num_train_epochs", "1"))
+    evaluate(parse_recipe([str(folder), "--validation_in_train", "false"]))
+    assert "was trained with" not in caplog.text
+    evaluate(parse_recipe([str(folder), "--validation_in_train", "true"]))
+    assert "The model was trained with --validation_in_train False." in caplog.text
 
 
 def test_options_without_effect_are_reported_once(tmp_path, caplog):
     run(recipe_for(tmp_path, "--num_negatives=5", "--num_train_epochs=1"))
-    assert [m for m in caplog.messages if "num_negatives" in m] == ["The loss softmax does not use num_negatives."]
+    assert [m for m in caplog.messages if "num_negatives" in m] == ["The loss softmax does not use --num_negatives."]
     caplog.clear()
     run(recipe_for(tmp_path, "--architecture=sasrec", "--mask_probability=0.5", "--num_train_epochs=1"))
-    assert len([m for m in caplog.messages if "does not use mask_probability" in m]) == 1
+    assert len([m for m in caplog.messages if "does not use --mask_probability" in m]) == 1
     caplog.clear()
     run(recipe_for(tmp_path, "--tolerance=0.1", "--encoder=x", "--num_train_epochs=1", "--report_to=none"))
     assert [m for m in caplog.messages if "no effect" in m] == [
