@@ -12,7 +12,7 @@ from datasets import Dataset, DatasetDict
 from .arguments import check_number
 from .histories import SortedLog, build_histories, check_interactions, flatten, sort_by_user
 from .tokenization import ItemTokenizer
-from .values import as_seconds, format_time
+from .values import NUMBER, UNITS, as_seconds, format_time, time_unit
 
 
 def leave_one_out(
@@ -80,13 +80,15 @@ def split_at_time(
         validation_in_train: Train on all interactions before `test_time`, without a validation split.
 
     Raises:
-        ValueError: The times are not in order, a split would be empty, or the tokenizer contains items of the future.
+        ValueError: The times are not in order or not within the log, a split would be empty, or the tokenizer contains
+            items of the future.
     """
-    validation_from, test_from = as_seconds(validation_time), as_seconds(test_time)
-    if not validation_from < test_from:
-        raise ValueError(f"`validation_time` must be before `test_time`, found {validation_time} and {test_time}.")
+    validation_from, test_from = _check_order(validation_time, test_time)
     log = sort_by_user(interactions, tokenizer)
     train_time = test_time if validation_in_train else validation_time
+    trained = "`test_time`" if validation_in_train else "`validation_time`"
+    _check_within(trained, as_seconds(train_time), log.timestamps, before=True)
+    _check_within("`test_time`", test_from, log.timestamps, before=False)
     past = log.timestamps < as_seconds(train_time)
     described: Any = [] if tokenizer.features is None else tokenizer.encode_items(tokenizer.features.items)
     leaked = np.setdiff1d(log.items[~past], [*np.unique(log.items[past]), *described, tokenizer.unk_token_id])
@@ -99,11 +101,9 @@ def split_at_time(
     validation = np.where(first_of_validation < first_of_test, first_of_validation, -1)
     targets = {} if validation_in_train else {"validation": validation}
     targets["test"] = np.where(first_of_test < log.ends, first_of_test, -1)
-    sizes = {"train": past.sum(), **{name: (places >= 0).sum() for name, places in targets.items()}}
-    if empty := [name for name, size in sizes.items() if not size]:
-        ends = " to ".join(format_time(end(log.timestamps)) for end in (np.min, np.max) if len(log.timestamps))
-        found = f"; the log runs from {ends}" if ends else ""
-        raise ValueError(f"The {empty[0]} split is empty{found}. Change `validation_time` or `test_time`.")
+    if not validation_in_train and not (validation >= 0).any():
+        found = "no user has a first interaction from `validation_time` on that is before `test_time`"
+        raise ValueError(f"The validation split is empty: {found}. Change one of the two times.")
     train_ends = first_of_test if validation_in_train else first_of_validation
     return build_histories(
         log, tokenizer, train_ends, targets, max_length=max_length, window_step=window_step, prefixes=prefixes
@@ -129,9 +129,42 @@ def train_on_all(
 
 
 def before(interactions: Dataset, time: str | float) -> Dataset:
-    """Return the interactions before a point in time, from which the tokenizer for `split_at_time` may be built."""
-    table = check_interactions(interactions)
-    return Dataset(table.filter(pc.less(table["timestamp"], as_seconds(time))))
+    """Return the interactions before a point in time, from which the tokenizer for `split_at_time` may be built.
+
+    Raises:
+        ValueError: There are no interactions before this time.
+    """
+    table, number = check_interactions(interactions), as_seconds(time)
+    _check_within("The time", number, table["timestamp"].to_numpy(), before=True)
+    return Dataset(table.filter(pc.less(table["timestamp"], number)))
+
+
+def _check_order(validation_time: str | float, test_time: str | float) -> tuple[float, float]:
+    """Return both times as numbers; raise ValueError unless the first one is earlier."""
+    validation_from, test_from = as_seconds(validation_time), as_seconds(test_time)
+    if not validation_from < test_from:
+        raise ValueError(f"`validation_time` must be before `test_time`, found {validation_time} and {test_time}.")
+    return validation_from, test_from
+
+
+def _check_within(name: str, time: float, timestamps: np.ndarray, before: bool) -> None:
+    """Raise ValueError unless the log has interactions before a time, or else from it on, and the unit of the time."""
+    unit, own = time_unit(timestamps.max(initial=0)), time_unit(time)
+    advice = "Pass a time within the log."
+    if other := unit and own and unit != own:
+        number = f"{time / UNITS[own] * UNITS[unit]:.0f}"
+        advice = f"Pass {number}, the same time in the unit of the log, or convert the log to seconds since 1970."
+    if len(timestamps) and (other or not (timestamps < time if before else timestamps >= time).any()):
+        ends = f"{format_time(timestamps.min())} to {format_time(timestamps.max())}"
+        raise ValueError(f"{name} is {format_time(time)}, outside the log, which runs from {ends}. {advice}")
+
+
+def _past(
+    interactions: Dataset, validation_time: str | float, test_time: str | float, validation_in_train: bool
+) -> Dataset:
+    """Return the interactions that `split_at_time` trains on."""
+    _check_order(validation_time, test_time)
+    return before(interactions, test_time if validation_in_train else validation_time)
 
 
 def new_interactions(
@@ -166,6 +199,8 @@ def new_interactions(
     check_number("replay", replay, "at least 0", lambda number: number >= 0)
     log, random = sort_by_user(interactions, tokenizer), np.random.default_rng(0)
     time = -np.inf if since is None else as_seconds(since)
+    if since is not None:
+        _check_within("`since`", time, log.timestamps, before=False)
     users = np.flatnonzero(first_from(log, time) < log.ends)
     if len(users) < 2:
         found = f"found {len(users)}. Pass an earlier `since`, or more interactions."
@@ -233,20 +268,15 @@ class Split:
         """Return the protocol with the given options."""
         values = self.resolve(given)
         merged = ", validation items trained on" if values.get("validation_in_train") else ""
-        if values.get("since") is not None:
-            values["since"] = format_time(as_seconds(values["since"]))
+        for name in ("since", "test_time"):
+            if values.get(name) is not None and (name == "since" or NUMBER.fullmatch(str(values[name]))):
+                values[name] = format_time(as_seconds(values[name]))
         return self.protocol.format(**values) + merged
 
 
 SPLITS: dict[str, Split] = {  # name in a recipe -> split; add your own before a recipe is parsed
     "leave_one_out": Split(leave_one_out, "leave-one-out (every user's last item)"),
-    "at_time": Split(
-        split_at_time,
-        "first item of every user from {test_time} on",
-        lambda interactions, validation_time, test_time, validation_in_train: before(
-            interactions, test_time if validation_in_train else validation_time
-        ),
-    ),
+    "at_time": Split(split_at_time, "first item of every user from {test_time} on", _past),
     "new_interactions": Split(
         new_interactions, "last new item of {held_out:.0%} of the users with interactions since {since}"
     ),
