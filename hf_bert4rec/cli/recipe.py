@@ -142,6 +142,9 @@ def parse_recipe(argv: Sequence[str]) -> Recipe:
             raise ValueError("Use `--start_from` or `--continue_from`, not both.")
         stored = _options_to_continue(str(parent))
         from_file = stored | from_file
+    if (split := chosen.get("split")) not in (None, from_file.get("split", RunArguments.split)):
+        unread = {name for it in SPLITS.values() for name in it.options} - {*find_split(split).options}
+        from_file = {name: value for name, value in from_file.items() if name not in unread}
     if stored:  # it must not choose what is imported
         for name in OWN_CODE:
             if ":" in str(from_file.get(name)) and name not in chosen:
@@ -197,7 +200,10 @@ def _find(kind: str, name: str, registry: Mapping[str, Any]) -> Any:
     module, colon, attribute = name.partition(":")
     if not colon:
         if name not in registry:
-            raise ValueError(f"Unknown {kind} {name}. Choose from {', '.join(registry)}, or pass package.module:name.")
+            near = get_close_matches(name, registry, n=1)
+            advice = f"Did you mean {near[0]}? " if near else ""
+            advice += f"Choose from {', '.join(registry)}, or pass package.module:name."
+            raise ValueError(f"Unknown {kind} {name}. {advice}")
         return registry[name]
     try:
         return getattr(import_own_code(module), attribute)
@@ -210,14 +216,17 @@ def _read_options(config: Path) -> dict[str, Any]:
         return RunFacts.load(config).recipe if (config / FACTS_FILE).exists() else {}
     if not config.exists():
         raise ValueError(f"{config}: found no such file or folder. Pass a YAML file of options or a checkpoint folder.")
+    advice = "" if config.suffix in (".yaml", ".yml") else f" If this file is a log, pass `--data {config}`."
     try:
         text = config.read_text(encoding="utf-8")
         options = read_yaml(text, yaml.BaseLoader) or {}  # all values are text
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
-        raise ValueError(f"{config}: expected a YAML file of options or a checkpoint folder: {reason}") from None
+        raise ValueError(
+            f"{config}: expected a YAML file of options or a checkpoint folder: {reason}.{advice}"
+        ) from None
     if not isinstance(options, dict):
-        raise ValueError(f"{config}: expected lines of `option: value`, found a {type(options).__name__}.")
+        raise ValueError(f"{config}: expected lines of `option: value`, found a {type(options).__name__}.{advice}")
     return options
 
 
@@ -292,7 +301,12 @@ def _section(
 
 
 def _option_type(annotation: Any, default: Any) -> Any:
-    """Return the type of an option: `str` or the first type of the annotation, and None if None is allowed."""
+    """Return the type of an option: `str` or the first type of the annotation, and None if None is allowed.
+
+    Without an annotation, it is the type of the default.
+    """
+    if annotation is inspect.Parameter.empty and isinstance(default, bool | int | float):
+        annotation = type(default)
     kinds = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
     kind = str if {str, inspect.Parameter.empty} & {*kinds} else next(it for it in kinds if it is not type(None))
     return kind | None if default is None or type(None) in kinds else kind
