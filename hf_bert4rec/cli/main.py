@@ -108,8 +108,7 @@ def recommend(argv: list[str]) -> None:
     parser.add_argument("--exclude_history", choices=("true", "false"), help=text)
     args, others = parser.parse_known_args(argv)
     if others:
-        advice = "" if others[0].startswith("-") else f". Did you mean --history {' '.join(others)}?"
-        parser.error(f"unrecognized arguments: {' '.join(others)}{advice}")
+        parser.error(f"unrecognized arguments: {' '.join(others)}. Pass the items of a history after --history.")
     options = {"top_k": args.top_k, "allow": args.allow, "deny": args.deny}
     if args.exclude_history:
         options["exclude_history"] = args.exclude_history == "true"

@@ -200,10 +200,7 @@ def _find(kind: str, name: str, registry: Mapping[str, Any]) -> Any:
     module, colon, attribute = name.partition(":")
     if not colon:
         if name not in registry:
-            near = get_close_matches(name, registry, n=1)
-            advice = f"Did you mean {near[0]}? " if near else ""
-            advice += f"Choose from {', '.join(registry)}, or pass package.module:name."
-            raise ValueError(f"Unknown {kind} {name}. {advice}")
+            raise ValueError(f"Unknown {kind} {name}. Choose from {', '.join(registry)}, or pass package.module:name.")
         return registry[name]
     try:
         return getattr(import_own_code(module), attribute)
@@ -216,17 +213,14 @@ def _read_options(config: Path) -> dict[str, Any]:
         return RunFacts.load(config).recipe if (config / FACTS_FILE).exists() else {}
     if not config.exists():
         raise ValueError(f"{config}: found no such file or folder. Pass a YAML file of options or a checkpoint folder.")
-    advice = "" if config.suffix in (".yaml", ".yml") else f" If this file is a log, pass `--data {config}`."
     try:
         text = config.read_text(encoding="utf-8")
         options = read_yaml(text, yaml.BaseLoader) or {}  # all values are text
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
-        raise ValueError(
-            f"{config}: expected a YAML file of options or a checkpoint folder: {reason}.{advice}"
-        ) from None
+        raise ValueError(f"{config}: expected a YAML file of options or a checkpoint folder: {reason}") from None
     if not isinstance(options, dict):
-        raise ValueError(f"{config}: expected lines of `option: value`, found a {type(options).__name__}.{advice}")
+        raise ValueError(f"{config}: expected lines of `option: value`. If this file is a log, pass `--data {config}`.")
     return options
 
 
@@ -301,10 +295,7 @@ def _section(
 
 
 def _option_type(annotation: Any, default: Any) -> Any:
-    """Return the type of an option: `str` or the first type of the annotation, and None if None is allowed.
-
-    Without an annotation, it is the type of the default.
-    """
+    """Return the type of an option: `str` or the first type of the annotation, else of the default; and None."""
     if annotation is inspect.Parameter.empty and isinstance(default, bool | int | float):
         annotation = type(default)
     kinds = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)

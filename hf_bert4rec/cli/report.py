@@ -109,5 +109,5 @@ def recommendation_table(recommender: NextItemRecommendationPipeline, history: l
     past = [f"  {item:>10}          {titles.get(item, 'unknown ID, skipped') or ''}".rstrip() for item in history]
     recommended = recommender([history], **options)[0]
     best = [f"  {row['item']:>10}  {row['score']:.4f}  {row['title'] or ''}".rstrip() for row in recommended]
-    columns = "item, score, title" if tokenizer.titles else "item, score"
-    return "\n".join(["History, oldest first:", *past, f"Recommended, best first ({columns}):", *best])
+    columns = f"(item, score{', title' * bool(tokenizer.titles)})"
+    return "\n".join(["History, oldest first:", *past, f"Recommended, best first {columns}:", *best])

@@ -12,7 +12,7 @@ from datasets import Dataset, DatasetDict
 from .arguments import check_number
 from .histories import SortedLog, build_histories, check_interactions, flatten, sort_by_user
 from .tokenization import ItemTokenizer
-from .values import NUMBER, UNITS, as_seconds, format_time, time_unit
+from .values import NUMBER, as_seconds, format_time, time_unit
 
 
 def leave_one_out(
@@ -80,15 +80,13 @@ def split_at_time(
         validation_in_train: Train on all interactions before `test_time`, without a validation split.
 
     Raises:
-        ValueError: The times are not in order or not within the log, a split would be empty, or the tokenizer contains
-            items of the future.
+        ValueError: Times are not in order or outside the log, a split is empty, or the tokenizer contains later items.
     """
-    validation_from, test_from = _check_order(validation_time, test_time)
+    validation_from, test_from = _in_order(validation_time, test_time)
     log = sort_by_user(interactions, tokenizer)
     train_time = test_time if validation_in_train else validation_time
-    trained = "`test_time`" if validation_in_train else "`validation_time`"
-    _check_within(trained, as_seconds(train_time), log.timestamps, before=True)
-    _check_within("`test_time`", test_from, log.timestamps, before=False)
+    _check_within(as_seconds(train_time), log.timestamps, before=True)
+    _check_within(test_from, log.timestamps, before=False)
     past = log.timestamps < as_seconds(train_time)
     described: Any = [] if tokenizer.features is None else tokenizer.encode_items(tokenizer.features.items)
     leaked = np.setdiff1d(log.items[~past], [*np.unique(log.items[past]), *described, tokenizer.unk_token_id])
@@ -102,8 +100,7 @@ def split_at_time(
     targets = {} if validation_in_train else {"validation": validation}
     targets["test"] = np.where(first_of_test < log.ends, first_of_test, -1)
     if not validation_in_train and not (validation >= 0).any():
-        found = "no user has a first interaction from `validation_time` on that is before `test_time`"
-        raise ValueError(f"The validation split is empty: {found}. Change one of the two times.")
+        raise ValueError("The validation split is empty. Change `validation_time` or `test_time`.")
     train_ends = first_of_test if validation_in_train else first_of_validation
     return build_histories(
         log, tokenizer, train_ends, targets, max_length=max_length, window_step=window_step, prefixes=prefixes
@@ -129,17 +126,13 @@ def train_on_all(
 
 
 def before(interactions: Dataset, time: str | float) -> Dataset:
-    """Return the interactions before a point in time, from which the tokenizer for `split_at_time` may be built.
-
-    Raises:
-        ValueError: There are no interactions before this time.
-    """
+    """Return the interactions before a point in time, from which the tokenizer for `split_at_time` may be built."""
     table, number = check_interactions(interactions), as_seconds(time)
-    _check_within("The time", number, table["timestamp"].to_numpy(), before=True)
+    _check_within(number, table["timestamp"].to_numpy(), before=True)
     return Dataset(table.filter(pc.less(table["timestamp"], number)))
 
 
-def _check_order(validation_time: str | float, test_time: str | float) -> tuple[float, float]:
+def _in_order(validation_time: str | float, test_time: str | float) -> tuple[float, float]:
     """Return both times as numbers; raise ValueError unless the first one is earlier."""
     validation_from, test_from = as_seconds(validation_time), as_seconds(test_time)
     if not validation_from < test_from:
@@ -147,24 +140,14 @@ def _check_order(validation_time: str | float, test_time: str | float) -> tuple[
     return validation_from, test_from
 
 
-def _check_within(name: str, time: float, timestamps: np.ndarray, before: bool) -> None:
-    """Raise ValueError unless the log has interactions before a time, or else from it on, and the unit of the time."""
-    unit, own = time_unit(timestamps.max(initial=0)), time_unit(time)
-    advice = "Pass a time within the log."
-    if other := unit and own and unit != own:
-        number = f"{time / UNITS[own] * UNITS[unit]:.0f}"
-        advice = f"Pass {number}, the same time in the unit of the log, or convert the log to seconds since 1970."
-    if len(timestamps) and (other or not (timestamps < time if before else timestamps >= time).any()):
-        ends = f"{format_time(timestamps.min())} to {format_time(timestamps.max())}"
-        raise ValueError(f"{name} is {format_time(time)}, outside the log, which runs from {ends}. {advice}")
-
-
-def _past(
-    interactions: Dataset, validation_time: str | float, test_time: str | float, validation_in_train: bool
-) -> Dataset:
-    """Return the interactions that `split_at_time` trains on."""
-    _check_order(validation_time, test_time)
-    return before(interactions, test_time if validation_in_train else validation_time)
+def _check_within(time: float, timestamps: np.ndarray, before: bool) -> None:
+    """Raise ValueError unless a log has interactions before a time, or else from it on, and the unit of the time."""
+    fits = (timestamps < time if before else timestamps >= time).any()
+    units = {time_unit(time), time_unit(timestamps.max(initial=0))} - {None}
+    if len(timestamps) and (len(units) > 1 or not fits):
+        shown, first, last = map(format_time, (time, timestamps.min(), timestamps.max()))
+        advice = "Pass a time in the unit of the log, or convert the times of the log to seconds since 1970."
+        raise ValueError(f"The time {shown} is outside the log, which runs from {first} to {last}. {advice}")
 
 
 def new_interactions(
@@ -199,8 +182,7 @@ def new_interactions(
     check_number("replay", replay, "at least 0", lambda number: number >= 0)
     log, random = sort_by_user(interactions, tokenizer), np.random.default_rng(0)
     time = -np.inf if since is None else as_seconds(since)
-    if since is not None:
-        _check_within("`since`", time, log.timestamps, before=False)
+    _check_within(time, log.timestamps, before=False)
     users = np.flatnonzero(first_from(log, time) < log.ends)
     if len(users) < 2:
         found = f"found {len(users)}. Pass an earlier `since`, or more interactions."
@@ -276,7 +258,13 @@ class Split:
 
 SPLITS: dict[str, Split] = {  # name in a recipe -> split; add your own before a recipe is parsed
     "leave_one_out": Split(leave_one_out, "leave-one-out (every user's last item)"),
-    "at_time": Split(split_at_time, "first item of every user from {test_time} on", _past),
+    "at_time": Split(
+        split_at_time,
+        "first item of every user from {test_time} on",
+        lambda interactions, validation_time, test_time, validation_in_train: before(
+            interactions, _in_order(validation_time, test_time)[validation_in_train]
+        ),
+    ),
     "new_interactions": Split(
         new_interactions, "last new item of {held_out:.0%} of the users with interactions since {since}"
     ),

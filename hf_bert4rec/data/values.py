@@ -82,8 +82,7 @@ def _check_times(times: np.ndarray, digits: int, name: str) -> None:
     if len(mixed) > 1:
         logger.warning(f"{name}: timestamps seem to be in {' and in '.join(mixed)}. Convert them to one unit.")
     elif mixed and not units["seconds"].any():
-        advice = "Pass options that are times, such as `test_time`, as numbers in this unit, not as dates."
-        logger.info(f"{name}: timestamps seem to be in {mixed[0]}. {advice}")
+        logger.info(f"{name}: timestamps seem to be in {mixed[0]}. In options such as `test_time`, use this unit.")
     if len(times) and times.min() >= 1_011_970 and times.max() < 32_000_000:  # such as 31012019 or 1312019
         parts = times // 1_000_000, times // 10_000 % 100  # day and month, in either order
         year, low, high = times % 10_000, np.minimum(*parts), np.maximum(*parts)
@@ -153,11 +152,11 @@ def as_seconds(time: Any) -> float:
 
 def format_time(time: float) -> str:
     """Return a time for messages, with the date that it may mean: 1500000000 (2017-07-14 02:40 UTC)."""
-    shown, unit = str(int(time) if time == int(time) else time), time_unit(time)
-    if unit is None:
-        return shown
-    date = datetime.fromtimestamp(time / UNITS[unit] * UNITS["seconds"], UTC)
-    return f"{shown} ({date:%Y-%m-%d %H:%M} UTC{'' if unit == 'seconds' else f', if these are {unit}'})"
+    shown = str(int(time) if time == int(time) else time)
+    if unit := time_unit(time):
+        date = datetime.fromtimestamp(time / UNITS[unit] * UNITS["seconds"], UTC)
+        shown += f" ({date:%Y-%m-%d %H:%M} UTC{'' if unit == 'seconds' else f', if these are {unit}'})"
+    return shown
 
 
 def time_unit(time: float) -> str | None:

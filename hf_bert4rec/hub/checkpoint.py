@@ -3,7 +3,6 @@
 No pickle is written or read, and no code of a checkpoint is executed.
 """
 
-import logging
 import re
 import shutil
 import zipfile
@@ -25,8 +24,6 @@ from ..models.registry import ARCHITECTURES, architecture_of
 from .errors import damage_error, disk_errors, hub_errors, is_repository, read_json
 from .model_card import CARD, model_card
 from .run_facts import FACTS_FILE, RunFacts
-
-logger = logging.getLogger(__name__)
 
 NEEDED = ("config.json", "tokenizer.json", "tokenizer_config.json")
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
@@ -252,11 +249,9 @@ def restore_folder(folder: Path) -> None:
 
 
 def check_output(output: str | PathLike, marker: str) -> None:
-    """Raise ValueError if `output` is a file, or has files, but not `marker`; warn that a folder will be replaced."""
+    """Raise ValueError if `output` is a file, or a folder that has files, but not the file `marker`."""
     path = Path(output)
-    if (path / marker).exists():
-        logger.warning("%s exists and will be replaced.", output)
-    elif path.exists() and (path.is_file() or any(path.iterdir())):
+    if path.exists() and not (path / marker).exists() and (path.is_file() or any(path.iterdir())):
         advice = "Name a new folder: `output=...` (`--output ...`)."
         raise ValueError(f"{output} exists and has no {marker}, so it is not replaced. {advice}")
 

@@ -124,8 +124,8 @@ class RunFacts:
         file = Path(folder, FACTS_FILE)
         if not file.exists():
             advice = "Copy it from the original checkpoint, or train with `hf-bert4rec train`, which writes it."
-            if (model := Path(folder, "model")).joinpath(FACTS_FILE).exists():
-                advice = f"Did you mean {model}?"
+            if (near := Path(folder, "model")).joinpath(FACTS_FILE).exists():
+                advice = f"Did you mean {near}?"
             raise FileNotFoundError(f"{folder}: found no {FACTS_FILE}. {advice}")
         values = read_json(file, folder)
         version = values.get("format_version", 1)

@@ -131,14 +131,9 @@ def export_checkpoint(checkpoint: str | PathLike, output: str | PathLike, revisi
         with _loops_for_gru(model), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             graph = torch.onnx.export(program, (), input_names=inputs, output_names=outputs, dynamo=True, verbose=False)
-    except ImportError:
-        raise
-    except Exception as error:  # torch has no common class for these errors
-        reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-        advice = "Change its encoder as described in docs/architecture.md (Add a model)."
-        raise ValueError(
-            f"torch cannot export the architecture {model.config.model_type!r} ({reason}). {advice}"
-        ) from error
+    except RuntimeError as error:  # the base class of those of torch
+        reason = f"{model.config.model_type!r} ({type(error).__name__}: {str(error).strip().splitlines()[0]})"
+        raise ValueError(f"torch cannot export the architecture {reason}. See docs/architecture.md.") from error
     assert graph is not None
     for node in graph.model.graph.all_nodes():
         node.metadata_props.clear()  # lines of code, with the paths of this machine

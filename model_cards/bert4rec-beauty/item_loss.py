@@ -6,7 +6,6 @@ A new loss is a function and an entry in `LOSSES`.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import partial
 from typing import Any
 
@@ -199,9 +198,7 @@ LOSSES: dict[str, ItemLoss] = {
 def check_loss(name: str) -> None:
     """Raise ValueError unless a loss is in `LOSSES`."""
     if name not in LOSSES:
-        near = get_close_matches(name, LOSSES, n=1)
-        own = "Add a loss of your own to `LOSSES` (on the command line, in the module of `--import MODULE`)."
-        advice = f"Did you mean {near[0]!r}?" if near else own
+        advice = "Add a new loss to `LOSSES`, on the command line in a module of your own: `--import MODULE`."
         raise ValueError(f"`loss` must be one of {', '.join(LOSSES)}, found {name!r}. {advice}")
 
 

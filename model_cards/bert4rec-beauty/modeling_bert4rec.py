@@ -593,12 +593,7 @@ class Bert4RecForMaskedLM(Bert4RecPreTrainedModel):
     def __init__(self, config: Bert4RecConfig) -> None:
         super().__init__(config)
         self.model = self.base_class(config)
-        try:
-            table = self.get_input_embeddings()
-        except NotImplementedError:
-            advice = "Name its `nn.Embedding` of the items `item_embeddings`."
-            raise ValueError(f"{self.base_class.__name__} has no item table. {advice}") from None
-        name = next(name for name, module in self.named_modules() if module is table)
+        name = next(name for name, module in self.named_modules() if module is self.get_input_embeddings())
         self._tied_weights_keys = {"lm_head.weight": f"{name}.weight"}
         self.prediction_head = Bert4RecPredictionHead(config) if config.prediction_head else nn.Identity()
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)

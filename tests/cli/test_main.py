@@ -268,10 +268,8 @@ def test_a_module_that_cannot_be_imported_is_named():
 def test_a_loss_that_does_not_exist_is_refused_before_training(tmp_path):
     with pytest.raises(ValueError, match=r"`loss` must be one of softmax, .*found 'sofmax'"):
         run(recipe_for(tmp_path, "--loss", "sofmax"))
-    with pytest.raises(ValueError, match=r"found 'sofmax'. Did you mean 'softmax'[?]"):
+    with pytest.raises(ValueError, match=r"found 'sofmax'\. Add a new loss to `LOSSES`, .*`--import MODULE`"):
         run(recipe_for(tmp_path, "--loss", "sofmax", "--data", "not/read.csv"))
-    with pytest.raises(ValueError, match=r"found 'mine'. Add a loss of your own to `LOSSES` .*`--import MODULE`"):
-        run(recipe_for(tmp_path, "--loss", "mine"))
 
 
 def test_a_recommendation_shows_unknown_ids_and_no_empty_column(trained, capsys):
@@ -287,7 +285,4 @@ def test_a_recommendation_shows_unknown_ids_and_no_empty_column(trained, capsys)
 def test_items_that_do_not_follow_history_are_named(capsys):
     with pytest.raises(SystemExit):
         main(["recommend", "runs/a/model", "tr0588", "tr2"])
-    assert "unrecognized arguments: tr0588 tr2. Did you mean --history tr0588 tr2?" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        main(["recommend", "runs/a/model", "--topk", "3"])
-    assert capsys.readouterr().err.endswith("unrecognized arguments: --topk 3\n")
+    assert "unrecognized arguments: tr0588 tr2. Pass the items of a history after --history." in capsys.readouterr().err

@@ -314,17 +314,13 @@ def test_one_entry_in_the_registry_is_enough_for_a_split(monkeypatch):
     [
         (
             ["--split", "leave_on_out"],
-            "Unknown split leave_on_out. Did you mean leave_one_out[?] Choose from leave_one_out, at_time, new_interac",
+            "Unknown split leave_on_out. Choose from leave_one_out, at_time, new_interactions, train_on_all",
         ),
         (["--split", "os:nothing"], "`--split os:nothing` cannot be imported"),
         (["--split", "os:sep"], "`--split os:sep` names an object of type str. Name a function or a `Split`"),
         (["--architecture", "os:path"], "`--architecture os:path` names posixpath. Name a subclass"),
         (["--architecture", "transformers:BertConfig"], "names BertConfig. Name a subclass of `Bert4RecConfig`"),
-        (
-            ["--architecture", "gru"],
-            "Unknown architecture gru. Did you mean gru4rec[?] Choose from bert4rec, sasrec, gru4rec, or",
-        ),
-        (["--architecture", "transformer"], "Unknown architecture transformer. Choose from bert4rec, sasrec"),
+        (["--architecture", "gru"], "Unknown architecture gru. Choose from bert4rec, sasrec, gru4rec"),
         (["--architecture", "no_such_module:Config"], "No module named 'no_such_module'"),
     ],
 )
@@ -357,14 +353,11 @@ def test_options_that_another_split_does_not_have_are_dropped(tmp_path):
 
 
 def test_a_log_in_place_of_a_recipe_is_recognized(tmp_path):
-    for name, content in {
-        "a.csv": b"user,item,time\n1,2,3\n",
-        "b.csv": b"t: 1\nu,\tv: [\n",
-        "c.parquet": b"PAR1\xff",
-    }.items():
-        (file := tmp_path / name).write_bytes(content)
-        with pytest.raises(ValueError, match=re.escape(f"If this file is a log, pass `--data {file}`.")):
-            parse_recipe([str(file)])
+    (file := tmp_path / "log.csv").write_text("user,item,time\n1,2,3\n")
+    with pytest.raises(
+        ValueError, match=re.escape(f"expected lines of `option: value`. If this file is a log, pass `--data {file}`.")
+    ):
+        parse_recipe([str(file)])
 
 
 def test_options_of_an_architecture_of_the_users_own_are_read_from_its_class(tmp_path, monkeypatch):
