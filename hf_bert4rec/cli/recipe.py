@@ -220,7 +220,8 @@ def _read_options(config: Path) -> dict[str, Any]:
         reason = " ".join(str(error).split())
         raise ValueError(f"{config}: expected a YAML file of options or a checkpoint folder: {reason}") from None
     if not isinstance(options, dict):
-        raise ValueError(f"{config}: expected lines of `option: value`. If this file is a log, pass `--data {config}`.")
+        found = f"found a {type(options).__name__}. If this file is a log, pass `--data {config}`."
+        raise ValueError(f"{config}: expected lines of `option: value`, {found}")
     return options
 
 

@@ -345,9 +345,9 @@ class NextItemRecommendationPipeline(Pipeline):
         if self.trained_on_last_items:
             self.trained_on_last_items = False  # once
             logger.warning(
-                "The model was trained on last items only (last_item_probability=1), not on items inside a history. Train "
-                "with --prefixes false --last_item_probability 0.1 --load_best_model_at_end false "
-                "--early_stopping_patience none."
+                "The model was trained on last items only (last_item_probability=1), so it has not learned to predict "
+                "items inside a history. Train with --prefixes false --last_item_probability 0.1 "
+                "--load_best_model_at_end false --early_stopping_patience none."
             )
 
 

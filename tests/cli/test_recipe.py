@@ -354,9 +354,7 @@ def test_options_that_another_split_does_not_have_are_dropped(tmp_path):
 
 def test_a_log_in_place_of_a_recipe_is_recognized(tmp_path):
     (file := tmp_path / "log.csv").write_text("user,item,time\n1,2,3\n")
-    with pytest.raises(
-        ValueError, match=re.escape(f"expected lines of `option: value`. If this file is a log, pass `--data {file}`.")
-    ):
+    with pytest.raises(ValueError, match=re.escape(f"found a str. If this file is a log, pass `--data {file}`.")):
         parse_recipe([str(file)])
 
 
