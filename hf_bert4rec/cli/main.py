@@ -106,7 +106,9 @@ def recommend(argv: list[str]) -> None:
     parser.add_argument("--deny", nargs="+", metavar="ID", help="never recommend these items")
     text = "whether items of the history are excluded (default: the setting of the model)"
     parser.add_argument("--exclude_history", choices=("true", "false"), help=text)
-    args = parser.parse_args(argv)
+    args, others = parser.parse_known_args(argv)
+    if others:
+        parser.error(f"unrecognized arguments: {' '.join(others)}. Pass the items of a history after --history.")
     options = {"top_k": args.top_k, "allow": args.allow, "deny": args.deny}
     if args.exclude_history:
         options["exclude_history"] = args.exclude_history == "true"
@@ -171,12 +173,13 @@ def items(argv: list[str]) -> None:
     add.add_argument("table", metavar="TABLE", help="columns item, and optionally title, like (item IDs) and features")
     add.add_argument("--encoder", metavar="NAME", help="model of sentence-transformers, if the features have text")
     add.add_argument("--item", help="column of the item ID (default: a column with a usual name)")
+    add.add_argument("--title", help="column of the title (default: a column with a usual name)")
     remove.add_argument("ids", nargs="+", metavar="ID", help="item IDs")
     args = parser.parse_args(argv)
     from ..training.catalog import add_items, remove_items
 
     if args.command == "add":
-        add_items(args.checkpoint, args.table, args.output, item=args.item, encoder=args.encoder)
+        add_items(args.checkpoint, args.table, args.output, item=args.item, title=args.title, encoder=args.encoder)
     else:
         remove_items(args.checkpoint, args.ids, args.output)
     print(f"Saved in {args.output or args.checkpoint}.")

@@ -127,7 +127,8 @@ def recommendation_table(recommender: NextItemRecommendationPipeline, history: l
     """Return a history and its recommendations, one line per item."""
     tokenizer = recommender.tokenizer
     titles = dict(zip(tokenizer.items.to_pylist(), tokenizer.titles or [None] * len(tokenizer.items), strict=True))
-    past = [f"  {item:>10}          {titles.get(item) or ''}" for item in history]
+    past = [f"  {item:>10}          {titles.get(item, 'unknown ID, skipped') or ''}".rstrip() for item in history]
     recommended = recommender([history], **options)[0]
-    best = [f"  {row['item']:>10}  {row['score']:.4f}  {row['title'] or ''}" for row in recommended]
-    return "\n".join(["History, oldest first:", *past, "Recommended, best first (item, score, title):", *best])
+    best = [f"  {row['item']:>10}  {row['score']:.4f}  {row['title'] or ''}".rstrip() for row in recommended]
+    columns = f"(item, score{', title' * bool(tokenizer.titles)})"
+    return "\n".join(["History, oldest first:", *past, f"Recommended, best first {columns}:", *best])

@@ -208,6 +208,7 @@ def load_new_items(
     known: ItemFeatures | None,
     *,
     item: Column = None,
+    title: Column = None,
     encoder: str | None = None,
     format: str | None = None,  # noqa: A002
     separator: str | None = None,
@@ -221,10 +222,10 @@ def load_new_items(
         ValueError: As for `load_item_features`; or the table has some, but not all of the feature columns.
     """
     own = {} if known is None else known.columns
-    log = open_log(source, "titles", format, separator, encoding, [item, *own])
+    log = open_log(source, "titles", format, separator, encoding, [item, title, *own])
     with library_errors(log.name):
         place, items = read_items(log, item, "item")
-        used = {"item": place} | find_columns(log, {"title": None}, needed={})
+        used = {"item": place} | find_columns(log, {"title": title}, needed={})
         if LIKE in log.columns:
             used[LIKE] = log.columns.index(LIKE)
         columns = dict(zip(used, log.read(list(used.values())), strict=True))

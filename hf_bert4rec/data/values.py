@@ -81,6 +81,8 @@ def _check_times(times: np.ndarray, digits: int, name: str) -> None:
     mixed = [f"{unit} ({times[matches.argmax()]})" for unit, matches in units.items() if matches.any()]
     if len(mixed) > 1:
         logger.warning(f"{name}: timestamps seem to be in {' and in '.join(mixed)}. Convert them to one unit.")
+    elif mixed and not units["seconds"].any():
+        logger.info(f"{name}: timestamps seem to be in {mixed[0]}. In options such as `test_time`, use this unit.")
     if len(times) and times.min() >= 1_011_970 and times.max() < 32_000_000:  # such as 31012019 or 1312019
         parts = times // 1_000_000, times // 10_000 % 100  # day and month, in either order
         year, low, high = times % 10_000, np.minimum(*parts), np.maximum(*parts)
@@ -149,9 +151,17 @@ def as_seconds(time: Any) -> float:
 
 
 def format_time(time: float) -> str:
-    """Return a time for messages, with its date if it can be seconds since 1970: 1500000000 (2017-07-14 02:40 UTC)."""
+    """Return a time for messages, with the date that it may mean: 1500000000 (2017-07-14 02:40 UTC)."""
     shown = str(int(time) if time == int(time) else time)
-    return f"{shown} ({datetime.fromtimestamp(time, UTC):%Y-%m-%d %H:%M} UTC)" if 1e8 <= time < 1e10 else shown
+    if unit := time_unit(time):
+        date = datetime.fromtimestamp(time / UNITS[unit] * UNITS["seconds"], UTC)
+        shown += f" ({date:%Y-%m-%d %H:%M} UTC{'' if unit == 'seconds' else f', if these are {unit}'})"
+    return shown
+
+
+def time_unit(time: float) -> str | None:
+    """Return the unit in which a number can be a time since 1970, or None."""
+    return next((unit for unit, lowest in UNITS.items() if lowest <= time < 100 * lowest), None)
 
 
 def date_as_seconds(text: str) -> float:

@@ -125,8 +125,10 @@ class RunFacts:
         """Read the run facts of a checkpoint folder, of this or an earlier format version."""
         file = Path(folder, FACTS_FILE)
         if not file.exists():
-            advice = "Copy this file from the original checkpoint, or train the model with `hf-bert4rec train`"
-            raise FileNotFoundError(f"{folder}: found no {FACTS_FILE}. {advice}, which writes it.")
+            advice = "Copy it from the original checkpoint, or train with `hf-bert4rec train`, which writes it."
+            if (near := Path(folder, "model")).joinpath(FACTS_FILE).exists():
+                advice = f"Did you mean {near}?"
+            raise FileNotFoundError(f"{folder}: found no {FACTS_FILE}. {advice}")
         values = read_json(file, folder)
         version = values.get("format_version", 1)
         if version not in range(1, FORMAT_VERSION + 1):
