@@ -169,7 +169,7 @@ def items(argv: list[str]) -> None:
     remove = commands.add_parser("remove", help="never recommend items again; histories may contain them")
     for command in (add, remove):
         command.add_argument("checkpoint", metavar="CHECKPOINT", help="checkpoint folder or Hub ID")
-        command.add_argument("--output", metavar="FOLDER", help="folder of the result (default: CHECKPOINT)")
+        command.add_argument("--output", metavar="FOLDER", help="folder of the result (default: replace CHECKPOINT)")
     add.add_argument("table", metavar="TABLE", help="columns item, and optionally title, like (item IDs) and features")
     add.add_argument("--encoder", metavar="NAME", help="model of sentence-transformers, if the features have text")
     add.add_argument("--item", help="column of the item ID (default: a column with a usual name)")

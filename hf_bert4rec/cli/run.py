@@ -53,9 +53,7 @@ def run(recipe: Recipe) -> Path | None:
         after, users = _validation_score(trainer, recipe, histories), len(histories["validation"])
         logger.info("Validation NDCG@10 of %d users: %.4f before this training, %.4f after.", users, before, after)
         if users < FEW_USERS:
-            text = (
-                "With fewer than %d held-out users, chance decides whether the new model is used. Increase --held_out."
-            )
+            text = "With fewer than %d held-out users, chance decides about the new model. Increase --held_out."
             logger.warning(text, FEW_USERS)
         if after < before - recipe.run.tolerance:
             folder = output / REJECTED

@@ -60,8 +60,7 @@ class BatchRecommender:
         A user without a history gets the recommendations for an empty history. Unknown item IDs are skipped.
 
         Raises:
-            ValueError: A column or a user ID is missing, or a history contains a value that is not an item ID, such as
-                None.
+            ValueError: A column or a user ID is missing, or a value of a history, such as None, is not an item ID.
         """
         if isinstance(table, pd.DataFrame):
             return self(pa.Table.from_pandas(table, preserve_index=False)).to_pandas()
@@ -225,9 +224,7 @@ def _write_shards(
             while running:
                 yield running.popleft().result()
         except BrokenProcessPool as error:
-            advice = (
-                "Finished files are kept. Run this again with fewer processes, or in a new folder with smaller shards."
-            )
+            advice = "Finished files are kept. Use fewer processes, or smaller shards in a new folder."
             raise ChildProcessError(f"A process was killed, perhaps for lack of memory. {advice}") from error
         finally:
             pool.shutdown(cancel_futures=True)

@@ -225,9 +225,7 @@ class Service:
             try:
                 found = _answer(recommender, [request for request, _ in group])
             except BaseException as error:  # such as NaN as a score, or a panic of a library; the server must go on
-                text = (
-                    "Scoring failed with %s, so the status is 500. The message may contain histories and is not logged."
-                )
+                text = "Scoring failed with %s (status 500). The message may contain histories and is not logged."
                 logger.error(text, type(error).__name__)
                 reason = str(error) if isinstance(error, ValueError) else "Scoring failed."
                 found = [HTTPException(500, reason)] * len(group)

@@ -86,7 +86,7 @@ def test_a_worse_model_does_not_replace_the_old_one(first, capsys, caplog):
     assert (first / "worse" / "rejected" / "model.safetensors").exists()
     assert not (first / "worse" / "model").exists()
     assert "Validation: " in capsys.readouterr().out
-    assert "With fewer than 100 held-out users, chance decides whether the new model is used" in caplog.text
+    assert "With fewer than 100 held-out users, chance decides about the new model" in caplog.text
 
 
 @pytest.mark.parametrize(
