@@ -13,6 +13,7 @@ import re
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForMaskedLM
@@ -22,6 +23,7 @@ from hf_bert4rec import BASELINES, SPLITS, cloze_training, item_tokenizer, leave
 from hf_bert4rec.cli.compare import Comparison
 from hf_bert4rec.cli.main import COMMANDS, main
 from hf_bert4rec.cli.recipe import parse_recipe
+from hf_bert4rec.inference.export import export_program
 from tests.hub_server import OWNER
 
 ROOT = Path(__file__).parents[1]
@@ -118,6 +120,14 @@ def test_what_the_page_on_architecture_adds_works(film_folder):
         optimizer.step()
         optimizer.zero_grad()
     assert losses[-1] < 0.5 * losses[0]
+    mean = AutoModelForMaskedLM.from_config(names["MeanConfig"](vocab_size=len(tokenizer), num_followers=2)).eval()
+    assert mean.lm_head.weight is mean.model.item_embeddings.weight
+    inputs, padded = torch.tensor([[4, 5, 1]]), torch.tensor([[5, 4, 1, 0]])
+    states = mean.model(inputs).last_hidden_state
+    torch.testing.assert_close(states[0], mean.model.item_embeddings(inputs[0]).mean(dim=0).expand(3, -1))
+    kept = {"attention_mask": (padded > 0).long(), "kept_positions": torch.tensor([[2]])}
+    torch.testing.assert_close(mean.model(padded, **kept).last_hidden_state, states[:, 2:])
+    export_program(mean, np.empty(0, np.int64))
     whole = leave_one_out(interactions, tokenizer, max_length=100)["train"]  # three items of each user
     baseline = BASELINES["last_items"](whole, len(tokenizer), number=2)
     rows = tokenizer.encode_items(["i1", "i2", "i3", "i4", "i0"])

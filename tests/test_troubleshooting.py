@@ -66,6 +66,8 @@ def split_faults():
     yield lambda: leave_one_out(read("user,item,timestamp\n1,2,3\n"), item_tokenizer(["2"]))
     yield lambda: split_at_time(log, tokenizer, validation_time="1998-01-01", test_time="1999-01-01")
     yield lambda: split_at_time(log, past, validation_time="2030-01-01", test_time="2031-01-01")
+    last = max(log["timestamp"])
+    yield lambda: split_at_time(log, tokenizer, validation_time=last - 0.5, test_time=last)
     yield train_with_repeats
     yield lambda: target_ranks(torch.full((1, 9), torch.nan), torch.tensor([4]))
     yield lambda: BASELINES["item_neighbors"](leave_one_out(log, tokenizer, max_length=999)["train"], len(tokenizer))

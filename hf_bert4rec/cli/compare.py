@@ -5,8 +5,9 @@ import inspect
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
@@ -19,7 +20,7 @@ import yaml
 from datasets import Dataset
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoModelForMaskedLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer
 
 from ..data.audit import audit
 from ..data.histories import flatten, target_items
@@ -27,12 +28,13 @@ from ..evaluation.baselines import BASELINES, DataCollatorWithUsers
 from ..evaluation.comparison import evaluate_users, split_metrics, user_groups
 from ..evaluation.ranking import SAMPLED_METRICS
 from ..hub.checkpoint import fetch_checkpoint, last_complete_checkpoint, stored_exclude_history, weight_files
-from ..hub.run_facts import UNPUBLISHED_OPTIONS, DataFacts, RunFacts
+from ..hub.run_facts import FACTS_FILE, UNPUBLISHED_OPTIONS, DataFacts, RunFacts
 from ..models.configuration_bert4rec import SPECIAL_TOKENS
+from ..models.registry import architecture_of
 from ..training.resources import peak_memory
-from .comparison_report import ModelResult, format_report, result_file, summarize
+from .comparison_report import UNLIKE, ModelResult, format_report, result_file, summarize, unlike
 from .prepare import describe_data, excludes_history, prepare, protocol, sampled_by, whole_histories
-from .recipe import Recipe, find_split, import_own_code, parse_recipe, read_yaml
+from .recipe import OWN_CODE, Recipe, find_split, import_own_code, parse_recipe, read_yaml
 from .run import run
 from .trainers import evaluator
 
@@ -59,6 +61,10 @@ class Comparison:
         """Read and check a comparison file."""
         try:
             content = read_yaml(Path(path).read_text(encoding="utf-8"), yaml.SafeLoader)
+            if isinstance(content, dict) and not {"recipe", "models"} & {*content}:
+                solution = f"If this is a recipe, write a comparison with `recipe: {path}` and the models to train"
+                example = "`hf-bert4rec compare --help` shows an example"
+                raise ValueError(f"{path}: found neither `recipe` nor `models`. {solution}; {example}.")
             return cls(path, **{name: value for name, value in content.items() if value is not None})
         except FileNotFoundError as error:
             raise FileNotFoundError(f"{path}: found no such file. Name the YAML file of a comparison.") from error
@@ -114,7 +120,8 @@ def compare(path: str, split: str, folder: str, modules: Sequence[str] = ()) -> 
             weights. All of this is checked before a model is trained.
     """
     comparison = Comparison.load(path)
-    recipe, interactions, tokenizer, histories = prepare(comparison.parse_recipe())
+    with _level("hf_bert4rec.cli.prepare", logging.WARNING):  # each training logs its own recommended settings
+        recipe, interactions, tokenizer, histories = prepare(comparison.parse_recipe())
     if split not in histories:
         others = [f"Pass `--split {name}`." for name in histories if name != "train"]
         solution = f"Set `split` in {comparison.recipe} to one that holds items out, such as leave_one_out."
@@ -136,11 +143,15 @@ def compare(path: str, split: str, folder: str, modules: Sequence[str] = ()) -> 
             print(f"{name}: the earlier result is used. Delete {file} to run this model again.", flush=True)
         else:
             print(f"{name} …", flush=True)
-            with ProcessPoolExecutor(1, get_context("spawn")) as process:
+            level = logging.getLogger("hf_bert4rec").getEffectiveLevel()
+            with ProcessPoolExecutor(1, get_context("spawn"), _log_to_stderr, (level,)) as process:
                 process.submit(evaluate_model, comparison, name, split, folder, modules).result()
     results = {name: ModelResult.load(folder, name) for name in comparison.models}
     counts = count_items(whole_histories(recipe, interactions, tokenizer), len(tokenizer))
-    summary = summarize(split, results, user_groups(histories[split], counts), comparison.published, audit(histories))
+    groups, options = user_groups(histories[split], counts), differing_options(trained_options(comparison, folder))
+    summary = summarize(split, results, groups, comparison.published, audit(histories), options)
+    if different := unlike(summary):
+        logger.warning(UNLIKE, different)
     Path(folder, "comparison.json").write_text(json.dumps(summary, indent=1, ensure_ascii=False), encoding="utf-8")
     report = format_report(summary)
     Path(folder, "comparison.md").write_text(report, encoding="utf-8")
@@ -154,6 +165,9 @@ def evaluate_model(comparison: Comparison, name: str, split: str, folder: str, m
     transformers.logging.disable_progress_bar()
     logging.getLogger("hf_bert4rec.data").setLevel(logging.ERROR)  # the main process has warned about the data
     options = dict(comparison.models[name])
+    if "recipe" in options:
+        options = {"checkpoint": train_model(options, str(result_file(folder, name).with_suffix("")))}
+    logging.getLogger("hf_bert4rec").setLevel(logging.WARNING)  # what follows was logged by the main process
     recipe, interactions, tokenizer, histories = prepare(comparison.parse_recipe())
     data, train = describe_data(recipe, interactions), whole_histories(recipe, interactions, tokenizer)
     if baseline := options.pop("baseline", None):
@@ -161,8 +175,7 @@ def evaluate_model(comparison: Comparison, name: str, split: str, folder: str, m
         model = BASELINES[baseline](train, len(tokenizer), **options)
         seconds, processes, threads = time.perf_counter() - started, 1, torch.get_num_threads()
     else:
-        given = options.get("checkpoint")
-        checkpoint = fetch_checkpoint(given or train_model(options, str(result_file(folder, name).with_suffix(""))))
+        checkpoint = fetch_checkpoint(options["checkpoint"])
         facts = check_data(checkpoint, data, tokenizer.items, comparison.recipe)
         model, tokenizer = (auto.from_pretrained(checkpoint) for auto in (AutoModelForMaskedLM, AutoTokenizer))
         seconds, processes, threads = facts.seconds or 0, facts.machine.processes, facts.machine.threads
@@ -198,6 +211,41 @@ def train_model(options: dict[str, Any], folder: str) -> Path:
     elif weight_options(prepare(recipe)[0].given) != weight_options(RunFacts.load(checkpoint).recipe):
         raise ValueError(f"{checkpoint} was trained with other options. Delete this folder, or use it as `checkpoint`.")
     return checkpoint
+
+
+def trained_options(comparison: Comparison, folder: str) -> dict[str, dict[str, Any]]:
+    """Return the resolved options of each trained model whose checkpoint still exists, as values of JSON."""
+    found = {}
+    for name, options in comparison.models.items():
+        if "baseline" not in options:
+            trained = result_file(folder, name).with_suffix("") / "model"
+            checkpoint = fetch_checkpoint(options["checkpoint"]) if "checkpoint" in options else trained
+            if (checkpoint / FACTS_FILE).exists():
+                found[name] = json.loads(json.dumps(resolved_options(checkpoint), default=str))
+    return found
+
+
+def resolved_options(checkpoint: Path) -> dict[str, Any]:
+    """Return the options of model, rows, masks and training of a checkpoint, as given or by default."""
+    facts, config = RunFacts.load(checkpoint), AutoConfig.from_pretrained(checkpoint)
+    code = [f"--{name}={facts.recipe[name]}" for name in OWN_CODE if name in facts.recipe]  # it was imported before
+    recipe = parse_recipe([str(checkpoint), *code])
+    options = {"initialize_items": recipe.run.initialize_items, "start_from": recipe.run.start_from}
+    options |= find_split(recipe.run.split).resolve(recipe.options("splitting"))
+    if architecture_of(config).objective == "cloze":
+        options |= vars(recipe.masking)
+    options |= weight_options(recipe.training.to_dict())
+    if not facts.reproducible:  # the others are unknown
+        options = {name: value for name, value in options.items() if name in facts.recipe}
+    of_model = {name: getattr(config, name) for name in vars(recipe.model)}
+    return {"architecture": config.model_type, "max_length": config.max_position_embeddings} | of_model | options
+
+
+def differing_options(trained: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return option → model → value for the options whose values are not equal for all models that have them."""
+    names = dict.fromkeys(name for options in trained.values() for name in options)
+    rows = {name: {model: of[name] for model, of in trained.items() if name in of} for name in names}
+    return {name: row for name, row in rows.items() if len({json.dumps(value) for value in row.values()}) > 1}
 
 
 def check_model(comparison: Comparison, name: str, recipe: Recipe, folder: str) -> None:
@@ -296,6 +344,25 @@ def check_results(comparison: Comparison, split: str, sha256: str, folder: str) 
                 lines.append(f"{file}: {', '.join(changes)}")
     if len(lines) > 1:
         raise ValueError("\n".join(lines))
+
+
+@contextmanager
+def _level(name: str, level: int) -> Iterator[None]:
+    """Set the level of a logger for a while."""
+    log = logging.getLogger(name)
+    before = log.level
+    log.setLevel(level)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
+
+
+def _log_to_stderr(level: int) -> None:
+    """Log as the main process does. A process that is started anew has no handlers."""
+    log = logging.getLogger("hf_bert4rec")
+    log.addHandler(logging.StreamHandler())
+    log.setLevel(level)
 
 
 def describe_changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

@@ -14,6 +14,7 @@ from ..data.audit import Finding
 from ..evaluation.comparison import SMALLEST_P, UserResults, holm, paired_difference
 from ..evaluation.ranking import SAMPLED_METRICS, bootstrap_interval, how_sampled, ndcg_gains
 from ..hub.model_card import markdown_table
+from ..hub.run_facts import ADDED_PARTS
 
 COLUMNS = """\
 - 95 %: bootstrap interval of NDCG@10 over users.
@@ -22,6 +23,12 @@ COLUMNS = """\
 - ties: share of the users whose target has the same score as another item.
 - training: seconds on processes × threads.
 - GB: peak memory of the process that evaluated the model, and trained it unless it was trained before."""
+
+UNLIKE = (
+    "The trained models differ in %s, so the differences of their scores are those of several options. To compare like "
+    "with like, set `num_followers: 0` and `repeat_head: false` in the recipe."
+)
+"""Warning, for the options of `ADDED_PARTS` that differ between the trained models."""
 
 Results = Mapping[str, "ModelResult"]
 Published = Mapping[str, Mapping[str, Mapping[str, float]]]
@@ -79,11 +86,17 @@ def result_file(folder: str, model: str) -> Path:
 
 
 def summarize(
-    split: str, results: Results, groups: Mapping[str, np.ndarray], published: Published, findings: Sequence[Finding]
+    split: str,
+    results: Results,
+    groups: Mapping[str, np.ndarray],
+    published: Published,
+    findings: Sequence[Finding],
+    options: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:
     """Return all numbers of a comparison as JSON values, from which `format_report` makes the tables.
 
-    `groups` come from `user_groups`; empty groups are excluded. `findings` are the result of `audit`.
+    `groups` come from `user_groups`; empty groups are excluded. `findings` are the result of `audit`. `options` are
+    those that differ between the trained models: option → model → value.
     """
     first = next(iter(results.values()))
     groups = {name: users for name, users in groups.items() if users.any()}
@@ -104,6 +117,7 @@ def summarize(
         "models": models,
         "groups": {name: int(users.sum()) for name, users in groups.items()},
         "published": published,
+        "options": options,
         "differences": summarize_differences(results),
         "leaks": [str(finding) for finding in findings if finding.leak and len(finding.rows)],
         "properties": [str(finding) for finding in findings if not finding.leak],
@@ -134,7 +148,12 @@ def format_report(summary: Summary) -> str:
     if table := sampled_metrics_table(summary):
         protocol = f"{summary['split']}, {summary['sampled_protocol']}; {number}"
         parts += [f"Protocol: {protocol}. Never compare these with the above.", table]
-    parts += [groups_table(summary), differences_table(summary)]
+    parts += [groups_table(summary)]
+    if table := options_table(summary):
+        parts += ["Options that differ between the trained models:", table]
+    if different := unlike(summary):
+        parts += [f"**Note**: {UNLIKE % different}"]
+    parts += [differences_table(summary)]
     if summary["leaks"]:
         parts += ["**Leaks**, or interactions that a user repeated at the same time:"]
         parts += ["\n".join(f"- {line}" for line in summary["leaks"])]
@@ -171,6 +190,24 @@ def sampled_metrics_table(summary: Summary) -> str:
             given = (f"{values[metric]:.4f}" if metric in values else "" for metric in SAMPLED_METRICS)
             rows.append([f"{name} in {source}", *given])
     return markdown_table(["model", *map(str.upper, SAMPLED_METRICS)], rows)
+
+
+def options_table(summary: Summary) -> str:
+    """Return a table of the options that differ between the trained models, one row per option; "" if none differ."""
+    options = summary.get("options", {})  # not in earlier files
+    models = [name for name in summary["models"] if any(name in row for row in options.values())]
+    rows = [[option, *(_text(row[name]) if name in row else "" for name in models)] for option, row in options.items()]
+    return markdown_table(["option", *models], rows) if rows else ""
+
+
+def unlike(summary: Summary) -> str:
+    """Return the options of `ADDED_PARTS` that differ between the trained models, as text."""
+    return " and ".join(f"`{name}`" for name in ADDED_PARTS if name in summary.get("options", {}))
+
+
+def _text(value: Any) -> str:
+    """Return a value as in a YAML file of options."""
+    return value if isinstance(value, str) else "none" if value is None else json.dumps(value)
 
 
 def groups_table(summary: Summary) -> str:

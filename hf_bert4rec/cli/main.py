@@ -96,7 +96,7 @@ def recommend(argv: list[str]) -> None:
     )
     text = "Parquet with columns user and history (lists of item IDs), or a log of interactions"
     parser.add_argument("--input", metavar="FILE", help=text)
-    text = "with --input: column of the user in a log; likewise all options of hf-bert4rec train for reading a log"
+    text = "with --input: column of the user in a log; other options for reading a log are as for hf-bert4rec train"
     for name in READING:
         parser.add_argument(f"--{name}", metavar="COLUMN", help=text if name == "user" else SUPPRESS)
     parser.add_argument("--output", metavar="FOLDER", help="with --input: folder of the result, new or to continue")
@@ -106,7 +106,9 @@ def recommend(argv: list[str]) -> None:
     parser.add_argument("--deny", nargs="+", metavar="ID", help="never recommend these items")
     text = "whether items of the history are excluded (default: the setting of the model)"
     parser.add_argument("--exclude_history", choices=("true", "false"), help=text)
-    args = parser.parse_args(argv)
+    args, others = parser.parse_known_args(argv)
+    if others:
+        parser.error(f"unrecognized arguments: {' '.join(others)}. Pass the items of a history after --history.")
     options = {"top_k": args.top_k, "allow": args.allow, "deny": args.deny}
     if args.exclude_history:
         options["exclude_history"] = args.exclude_history == "true"
@@ -134,7 +136,7 @@ def push(argv: list[str]) -> None:
     more = " Log in first with hf auth login, or set HF_TOKEN."
     parser = _parser("push", "runs/mine/model your-name/bert4rec-mine", more=more)
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="checkpoint folder, as hf-bert4rec train saves it")
-    parser.add_argument("repository", metavar="REPO", help="Hub ID: org/name; created if there is none")
+    parser.add_argument("repository", metavar="REPO", help="Hub ID (org/name); created if it does not exist")
     parser.add_argument("--private", action="store_true", help="create a private repository")
     args = parser.parse_args(argv)
     from ..hub.push import push_checkpoint
@@ -147,7 +149,7 @@ def push_data(argv: list[str]) -> None:
     more = "\nFurther options are those of hf-bert4rec train. Log in first with hf auth login."
     parser = _parser("push-data", "runs/mine/model your-name/mine --i_may_share_this_data", more=more)
     parser.add_argument("config", metavar="CONFIG", help="YAML file or checkpoint folder, as for hf-bert4rec train")
-    parser.add_argument("repository", metavar="REPO", help="Hub ID: org/name; created if there is none")
+    parser.add_argument("repository", metavar="REPO", help="Hub ID (org/name); created if it does not exist")
     parser.add_argument("--private", action="store_true", help="create a private repository")
     text = "you are allowed to publish the data; required unless the data is part of this package"
     parser.add_argument("--i_may_share_this_data", action="store_true", help=text)
@@ -167,16 +169,17 @@ def items(argv: list[str]) -> None:
     remove = commands.add_parser("remove", help="never recommend items again; histories may contain them")
     for command in (add, remove):
         command.add_argument("checkpoint", metavar="CHECKPOINT", help="checkpoint folder or Hub ID")
-        command.add_argument("--output", metavar="FOLDER", help="folder of the result (replaces CHECKPOINT)")
+        command.add_argument("--output", metavar="FOLDER", help="folder of the result (default: replace CHECKPOINT)")
     add.add_argument("table", metavar="TABLE", help="columns item, and optionally title, like (item IDs) and features")
     add.add_argument("--encoder", metavar="NAME", help="model of sentence-transformers, if the features have text")
     add.add_argument("--item", help="column of the item ID (default: a column with a usual name)")
+    add.add_argument("--title", help="column of the title (default: a column with a usual name)")
     remove.add_argument("ids", nargs="+", metavar="ID", help="item IDs")
     args = parser.parse_args(argv)
     from ..training.catalog import add_items, remove_items
 
     if args.command == "add":
-        add_items(args.checkpoint, args.table, args.output, item=args.item, encoder=args.encoder)
+        add_items(args.checkpoint, args.table, args.output, item=args.item, title=args.title, encoder=args.encoder)
     else:
         remove_items(args.checkpoint, args.ids, args.output)
     print(f"Saved in {args.output or args.checkpoint}.")
@@ -224,7 +227,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         lines = "\n".join(f"  {command:<10} {run.__doc__}" for command, run in COMMANDS.items())
         print(f"usage: hf-bert4rec COMMAND …\n\n{lines}\n")
         print("hf-bert4rec COMMAND --help shows its options, hf-bert4rec --version the version.")
-        print("--import MODULE first imports code of your own that registers models, losses, splits or formats.")
+        print("--import MODULE first imports your own code: it registers models, losses, splits, formats or baselines.")
         return
     if name == "--version":
         print(version("hf-bert4rec"))

@@ -33,7 +33,7 @@ EMBEDDED_TERMS = (
     "MovieLens (GroupLens, University of Minnesota): no commercial use without permission, redistribution under the "
     "same terms, please cite Harper and Konstan, 2015, doi:10.1145/2827872."
 )
-WHOLE_HISTORY = 2**31 - 1  # longer than any
+WHOLE_HISTORY = 2**31 - 1  # longer than any history
 ROWS = ("prefixes", "window_step", "last_item_probability", "mask_probability", "max_predictions")
 """Options of training rows and masks. They depend on each other."""
 CHUNK = 1_000_000  # interactions that are hashed at a time
@@ -44,8 +44,8 @@ def prepare(
 ) -> tuple[Recipe, Dataset, ItemTokenizer, DatasetDict]:
     """Read, filter, encode and split the data of a recipe; return recipe, interactions, tokenizer and histories.
 
-    To evaluate a checkpoint, pass its tokenizer. Without one, a tokenizer is built from the interactions of the
-    training split, and options that the recipe does not set get the values recommended for the log.
+    To evaluate a checkpoint, pass its tokenizer. Otherwise a tokenizer is built from the training split, or extended
+    from that of `continue_from`, and `recommended_settings` chooses options that the recipe does not set.
     """
     run = recipe.run
     if not run.data:
@@ -216,9 +216,9 @@ def _split(
 
 
 def protocol(recipe: Recipe, items: int, exclude_history: bool | None = None) -> tuple[str, str | None]:
-    """Describe how a model is evaluated: over a catalog of `items`, and among candidates (None if there are none).
+    """Describe how a model is evaluated: among all `items` items, and among candidates (None without candidates).
 
-    If `exclude_history`, the setting of the model, is not given, it is that of the recipe.
+    `exclude_history` is the setting of the model. Default: the setting of the recipe.
     """
     split = find_split(recipe.run.split).describe(recipe.options("splitting"))
     number = recipe.run.popularity_candidates or recipe.run.uniform_candidates

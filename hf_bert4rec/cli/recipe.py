@@ -142,7 +142,10 @@ def parse_recipe(argv: Sequence[str]) -> Recipe:
             raise ValueError("Use `--start_from` or `--continue_from`, not both.")
         stored = _options_to_continue(str(parent))
         from_file = stored | from_file
-    if stored:  # it must not choose what is imported
+    if (split := chosen.get("split")) not in (None, from_file.get("split", RunArguments.split)):
+        unread = {name for it in SPLITS.values() for name in it.options} - {*find_split(split).options}
+        from_file = {name: value for name, value in from_file.items() if name not in unread}
+    if stored:  # a downloaded recipe must not choose what is imported
         for name in OWN_CODE:
             if ":" in str(from_file.get(name)) and name not in chosen:
                 code = str(from_file[name])
@@ -217,13 +220,14 @@ def _read_options(config: Path) -> dict[str, Any]:
         reason = " ".join(str(error).split())
         raise ValueError(f"{config}: expected a YAML file of options or a checkpoint folder: {reason}") from None
     if not isinstance(options, dict):
-        raise ValueError(f"{config}: expected lines of `option: value`, found a {type(options).__name__}.")
+        found = f"found a {type(options).__name__}. If this file is a log, pass `--data {config}`."
+        raise ValueError(f"{config}: expected lines of `option: value`, {found}")
     return options
 
 
 def read_yaml(text: str, loader: Any) -> Any:
     """Return the content of YAML; raise YAMLError for aliases, and for a key that is given more than once."""
-    nodes = [yaml.compose(text)]  # first, because it refuses deep nesting, which the others need minutes for
+    nodes = [yaml.compose(text)]  # first, because compose refuses deep nesting, for which the other calls need minutes
     if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
         raise yaml.YAMLError("YAML aliases (*name) are not supported. Replace each alias by its value.")
     while nodes:
@@ -292,7 +296,9 @@ def _section(
 
 
 def _option_type(annotation: Any, default: Any) -> Any:
-    """Return the type of an option: `str` or the first type of the annotation, and None if None is allowed."""
+    """Return the type of an option: `str` or the first type of the annotation, else of the default; and None."""
+    if annotation is inspect.Parameter.empty and isinstance(default, bool | int | float):
+        annotation = type(default)
     kinds = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
     kind = str if {str, inspect.Parameter.empty} & {*kinds} else next(it for it in kinds if it is not type(None))
     return kind | None if default is None or type(None) in kinds else kind

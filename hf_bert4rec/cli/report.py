@@ -66,29 +66,50 @@ def summary(folder: Path) -> str:
     facts = RunFacts.load(folder)
     recommender = pipeline(folder)
     history = facts.example or recommender.tokenizer.items[:3].to_pylist()
-    text = [f"\n{facts.protocol}; seed {facts.recipe['seed']}"]
     if split := next((name for name in ("test", "validation") if name in facts.results), None):
-        results = results_table(facts.results[split])
-        text = [f"\n{split.capitalize()}: {text[0].strip()}", results, *_differences(facts, split), ""]
+        text = [f"\n{split.capitalize()}: {facts.protocol}; seed {facts.recipe['seed']}"]
+        text += [results_table(facts.results[split]), *_differences(facts, split), *_gain_of_training(facts), ""]
     else:
-        text += ["There are no results, because the split holds no items out.\n"]
+        name = facts.recipe.get("split", "of this run")
+        text = [f"\nThere are no results, because the split {name} holds no items out. Seed {facts.recipe['seed']}.\n"]
     text += [recommendation_table(recommender, history, top_k=10)]
     if facts.best_checkpoint and split == "test":
-        step = int(facts.best_checkpoint.rpartition("-")[2])
-        epoch = next(entry["epoch"] for entry in facts.log if entry["step"] == step)
-        last = facts.log[-1]
-        found = f"from epoch {epoch:.3g}" if step > 1 else "from step 1"
-        found += ": more training did not improve the model" * (step == 1 < last["step"])
+        text += ["", *_advice(facts, folder)]
+    return "\n".join([*text, f"Trained in {facts.seconds or 0:.0f} s; checkpoint, card and {CURVE} in {folder}"])
+
+
+def _advice(facts: RunFacts, folder: Path) -> list[str]:
+    """Return lines that say when the best checkpoint was found, and what to do next."""
+    step, last = int(facts.best_checkpoint.rpartition("-")[2]), facts.log[-1]
+    epoch = next(entry["epoch"] for entry in facts.log if entry["step"] == step)
+    limited = facts.recipe.get("max_steps", -1) > 0
+    if step == 1 < last["step"]:
+        lines = ["The best checkpoint is from step 1: more training did not improve the model."]
+        lines += ["Try a lower --learning_rate. If this does not help, a simple model may be the better choice."]
+    else:
+        lines = [f"The best checkpoint is from {'step 1' if step == 1 else f'epoch {epoch:.3g}'}."]
+        if epoch >= LATE * last["epoch"] and not limited:
+            lines += ["This epoch is near the end of the training: more epochs may be better (--num_train_epochs)."]
+    if limited:
+        lines += ["Train without --max_steps before you deploy a model."]
+    elif step > 1:
         length = f"--num_train_epochs {epoch:.3g}" if epoch >= 1 else f"--max_steps {step}"
         times = [f"--{name}" for name in ("validation_time", "test_time") if name in facts.recipe]
         instead = f" instead of {' and '.join(times)}" if times else ""
-        text += [
-            f"\nThe best checkpoint is {found}. To train on all interactions before deployment, add "
-            f"--split train_on_all {length} --output_dir {folder.parent}-all{instead}"
-        ]
-        if epoch >= LATE * last["epoch"]:
-            text += ["This epoch is near the end of the training: more epochs may be better (--num_train_epochs)."]
-    return "\n".join([*text, f"Trained in {facts.seconds or 0:.0f} s; checkpoint, card and {CURVE} in {folder}"])
+        lines[0] += (
+            f" To train on all interactions before deployment, add --split train_on_all {length} "
+            f"--output_dir {folder.parent}-all{instead}"
+        )
+    return lines
+
+
+def _gain_of_training(facts: RunFacts) -> list[str]:
+    """Return a line with validation NDCG@10 before and after the training, if the initial model was evaluated."""
+    evaluated = [entry for entry in facts.log if "eval_ndcg@10" in entry]
+    if "validation" not in facts.results or not evaluated or not evaluated[0]["step"] <= 1 < facts.log[-1]["step"]:
+        return []
+    before, after = evaluated[0]["eval_ndcg@10"], facts.results["validation"][facts.model]["ndcg@10"]
+    return [f"Validation NDCG@10 of {facts.model}: {before:.4f} before the training (step 1), {after:.4f} after."]
 
 
 def _differences(facts: RunFacts, split: str) -> list[str]:
@@ -106,7 +127,8 @@ def recommendation_table(recommender: NextItemRecommendationPipeline, history: l
     """Return a history and its recommendations, one line per item."""
     tokenizer = recommender.tokenizer
     titles = dict(zip(tokenizer.items.to_pylist(), tokenizer.titles or [None] * len(tokenizer.items), strict=True))
-    past = [f"  {item:>10}          {titles.get(item) or ''}" for item in history]
+    past = [f"  {item:>10}          {titles.get(item, 'unknown ID, skipped') or ''}".rstrip() for item in history]
     recommended = recommender([history], **options)[0]
-    best = [f"  {row['item']:>10}  {row['score']:.4f}  {row['title'] or ''}" for row in recommended]
-    return "\n".join(["History, oldest first:", *past, "Recommended, best first (item, score, title):", *best])
+    best = [f"  {row['item']:>10}  {row['score']:.4f}  {row['title'] or ''}".rstrip() for row in recommended]
+    columns = f"(item, score{', title' * bool(tokenizer.titles)})"
+    return "\n".join(["History, oldest first:", *past, f"Recommended, best first {columns}:", *best])

@@ -11,7 +11,8 @@ from ..evaluation.baselines import MarkovChain, OwnItems, Popularity
 from ..evaluation.ranking import bootstrap_interval
 from ..hub.checkpoint import CURVE, save_checkpoint
 from ..hub.push import push_checkpoint
-from ..hub.run_facts import FACTS_FILE, RunFacts
+from ..hub.run_facts import ADDED_PARTS, FACTS_FILE, RunFacts
+from ..models.item_loss import check_loss
 from ..training.item_features import projection_file
 from ..training.trainer import RecommendationTrainer
 from .prepare import describe_data, prepare, protocol, whole_histories
@@ -38,6 +39,7 @@ def run(recipe: Recipe) -> Path | None:
     """
     if recipe.source and Path(recipe.source, FACTS_FILE).exists() and not RunFacts.load(recipe.source).reproducible:
         raise ValueError(f"{recipe.source}: the run facts do not contain all options of the training. Use a YAML file.")
+    check_loss(recipe.model.loss)  # before the log is read
     recipe, interactions, tokenizer, histories = prepare(recipe)
     trainer = build_trainer(recipe, tokenizer, histories)
     data = describe_data(recipe, interactions)
@@ -51,8 +53,8 @@ def run(recipe: Recipe) -> Path | None:
         after, users = _validation_score(trainer, recipe, histories), len(histories["validation"])
         logger.info("Validation NDCG@10 of %d users: %.4f before this training, %.4f after.", users, before, after)
         if users < FEW_USERS:
-            text = "With so few users, chance decides whether the new model is used. Hold out more (--held_out 0.5)."
-            logger.warning(text)
+            text = "With fewer than %d held-out users, chance decides about the new model. Increase --held_out."
+            logger.warning(text, FEW_USERS)
         if after < before - recipe.run.tolerance:
             folder = output / REJECTED
             logger.warning(
@@ -60,13 +62,15 @@ def run(recipe: Recipe) -> Path | None:
             )
     config = trainer.model.config
     whole, sampled = protocol(recipe, len(tokenizer.items), config.exclude_history)
+    facts = trainer.run_facts(recipe.run.name or output.absolute().name)
+    parts = {name: facts.recipe[name] for name in ADDED_PARTS if name in facts.recipe}  # maybe those of `start_from`
     facts = dataclasses.replace(
-        trainer.run_facts(recipe.run.name or output.absolute().name),
+        facts,
         data=data,
         protocol=whole,
         sampled_protocol=sampled,
         results={},
-        recipe={**recipe.given, **{name: getattr(config, name) for name in recipe.options("model")}},
+        recipe={**recipe.given, **parts, **{name: getattr(config, name) for name in recipe.options("model")}},
         reproducible=True,
         example=recipe.run.example or tokenizer.items[:3].to_pylist(),
     )

@@ -4,6 +4,7 @@ import copy
 import logging
 import tempfile
 from collections.abc import Iterable
+from inspect import Parameter
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +136,7 @@ def _start_from(recipe: Recipe, source: Path, tokenizer: ItemTokenizer) -> PreTr
     changes = {name: given.pop(name) for name in WITHOUT_WEIGHTS if name in given}
     if overridden := sorted(name for name, value in given.items() if value != getattr(config, name)):
         values = ", ".join(f"{name} {getattr(config, name)}" for name in overridden)
-        logger.warning("Sizes come from %s, not from the recipe: %s.", source, values)
+        logger.warning("These options come from %s, not from the recipe: %s.", source, values)
     if recipe.run.continue_from is not None:
         model = AutoModelForMaskedLM.from_pretrained(source, **changes)
         append_items(model, its_tokenizer, tokenizer, load_projection(source))
@@ -152,7 +153,7 @@ def objective_arguments(recipe: Recipe, tokenizer: ItemTokenizer) -> dict[str, A
 
 def _warn_unused(recipe: Recipe, names: Iterable[str], reader: str) -> None:
     if unused := [name for name in names if name in recipe.given]:
-        logger.warning("%s does not use %s.", reader, ", ".join(unused))
+        logger.warning("%s does not use %s.", reader, ", ".join(f"--{name}" for name in unused))
 
 
 def evaluate(recipe: Recipe) -> tuple[tuple[str, str | None], dict[str, dict[str, float]], dict[str, tuple]]:
@@ -185,11 +186,11 @@ def _warn_about_other_targets(recipe: Recipe, interactions: Dataset) -> None:
     if not (folder / FACTS_FILE).exists():
         return
     facts = RunFacts.load(folder)
-    before = {"split": type(recipe.run).split} | facts.recipe
-    now = {"split": recipe.run.split} | {
-        name: recipe.given.get(name) for name in find_split(recipe.run.split).options if name not in ROWS
-    }
-    other = [f"--{name} {before.get(name)}" for name, value in now.items() if before.get(name) != value]
+    options = find_split(recipe.run.split).options.items()
+    defaults = {"split": type(recipe.run).split} | {name: it.default for name, it in options if name not in ROWS}
+    before = {name: facts.recipe.get(name, value) for name, value in defaults.items()}
+    changed = [name for name, value in before.items() if recipe.given.get(name, defaults[name]) != value]
+    other = [f"--{name} {before[name]}" for name in changed if before[name] is not Parameter.empty]
     found = f"The model was trained with {' '.join(other)}" if other else ""
     if facts.data.sha256 and describe_data(recipe, interactions).sha256 != facts.data.sha256:
         found = "The log is not that of the training"

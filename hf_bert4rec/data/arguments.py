@@ -6,7 +6,7 @@ from typing import Any
 
 
 def check_number(name: str, value: Any, expected: str, holds: Callable[[Any], object], kind: type = Real) -> None:
-    """Raise ValueError unless a value is a number (not a bool) for which `holds` is true, as `expected` says."""
+    """Raise ValueError that describes `expected` unless a value is a number, not a bool, for which `holds` is true."""
     if isinstance(value, bool) or not isinstance(value, kind) or not holds(value):
         raise ValueError(f"`{name}` must be {expected}, found {value!r:.100}.")
 

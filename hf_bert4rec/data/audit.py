@@ -12,7 +12,7 @@ from ..models.configuration_bert4rec import SPECIAL_TOKENS
 from .histories import are_repeats, flatten, target_items, times_are_comparable
 
 NEEDED = ("user", "input_ids", "timestamps", "labels", "history")
-KEY = ["user", "item", "time"]  # numbers of user and item; the row of the split is `row`
+KEY = ["user", "item", "time"]  # columns that identify an interaction: number of the user, token ID, time
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,9 @@ def audit(histories: DatasetDict) -> list[Finding]:
     - more than one row of a user in validation or test;
     - a training interaction that is later than an evaluated target of the same user.
 
-    Two interactions of a user with the same item at the same time cannot be distinguished from the first case. The
-    other findings describe the protocol. Targets older than a training interaction of any user occur in every
-    leave-one-out split, never in `split_at_time`; they are reported if `times_are_comparable`.
+    If a user has two interactions with the same item at the same time, the first leak may be reported without a leak.
+    The other findings describe the protocol. Targets older than a training interaction of any user are usual in
+    leave-one-out splits and impossible in `split_at_time`. They are reported if times of users can be compared.
 
     Args:
         histories: `train` and optionally `validation` and `test`, with the columns `NEEDED`, optionally `candidates`.
@@ -62,7 +62,7 @@ def audit(histories: DatasetDict) -> list[Finding]:
         All findings, including those without rows.
 
     Raises:
-        ValueError: A split, column or label is missing, or a split has another name.
+        ValueError: `train`, a column or a label is missing, or a split has another name.
     """
     _check(histories)
     users = dict.fromkeys(user for rows in histories.values() for user in rows["user"][:])
@@ -93,7 +93,7 @@ def audit(histories: DatasetDict) -> list[Finding]:
 def _check(histories: DatasetDict) -> None:
     names = list(histories) if isinstance(histories, Mapping) else [type(histories).__name__]
     if not {"train"} <= set(names) <= {"train", "validation", "test"}:
-        raise ValueError(f"Expected the splits train, validation and test (train at least), found {', '.join(names)}.")
+        raise ValueError(f"Expected a DatasetDict of train, optionally validation and test, found {', '.join(names)}.")
     for name, rows in histories.items():
         if missing := set(NEEDED) - set(rows.column_names):
             raise ValueError(f"{name}: expected the columns {', '.join(NEEDED)}. Add {', '.join(sorted(missing))}.")

@@ -48,7 +48,7 @@ def popularity_candidates(rows: Dataset, counts: np.ndarray, number: int = 100, 
             raise ValueError(f"Expected at least {number} items to draw candidates from, {found}. {advice}")
         generator = np.random.default_rng((seed, row.as_py()))
         found = np.empty(0, np.int64)
-        while len(found) < number:  # the same as to draw one by one and reject what was drawn or had before
+        while len(found) < number:  # like drawing one by one, without items drawn or had before
             more = np.searchsorted(reach, generator.integers(reach[-1], size=3 * number), side="right")
             found = np.concatenate([found, more[~np.isin(more, had)]])
             found = found[np.sort(np.unique(found, return_index=True)[1])]

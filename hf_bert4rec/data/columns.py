@@ -79,7 +79,7 @@ def _advice(log: RawLog, role: str, command: str, interactions: bool) -> str:
 
 
 def _find(log: RawLog, role: str, name: Column, patterns: Iterable[str], command: str) -> dict[str, int]:
-    """Return the role and its column: named by the user, otherwise the one that fits the best pattern; {} if none."""
+    """Return a dict from role to the column that the user named, or that fits the best pattern; {} if none does."""
     if name is None:
         fits = ([i for i, column in enumerate(log.columns) if _fits(column, pattern)] for pattern in patterns)
         places = next(filter(None, fits), [])
@@ -92,7 +92,7 @@ def _find(log: RawLog, role: str, name: Column, patterns: Iterable[str], command
 
 
 def _only(log: RawLog, role: str, places: list[int], command: str) -> dict[str, int]:
-    """Return the role and the only place, {} if there is none; ValueError for several."""
+    """Return a dict from role to its place, {} if there is no place; ValueError for several places."""
     if len(places) > 1:
         shown = " and ".join(f"{log.columns[place]!r} (column {place})" for place in places)
         choice = places[0] if len({log.columns[place] for place in places}) == 1 else log.columns[places[0]]

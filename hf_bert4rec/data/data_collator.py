@@ -54,7 +54,7 @@ class DataCollatorForNextItem:
         if len(evaluated) < len(features):
             train = ~own
             if not real[train].any(axis=1).all():
-                raise ValueError("Expected at least one item in each training row, found none. Remove such rows.")
+                raise ValueError("Expected an item in each training row, found an empty row. Remove empty rows.")
             rows = [row for row in features if row.get("labels") is None]
             input_ids[train], chosen = self._choose_labels(rows, input_ids[train], real[train])
             labels[train] = np.where(chosen < len(SPECIAL_TOKENS), -100, chosen)  # [UNK] is not to be predicted
@@ -149,7 +149,7 @@ def pad_rows(
     lengths = np.fromiter(map(len, rows), np.int64, len(rows))
     real = np.arange(length or lengths.max(initial=0)) < lengths[:, None]
     padded = np.full(real.shape, value, np.int64)
-    arrays = len(rows) > 0 and isinstance(rows[0], np.ndarray)  # from lists, numpy is twice as fast by an iterator
+    arrays = len(rows) > 0 and isinstance(rows[0], np.ndarray)  # for lists, fromiter is twice as fast
     padded[real] = np.concatenate(rows) if arrays else np.fromiter(chain.from_iterable(rows), np.int64, lengths.sum())
     return padded, real
 

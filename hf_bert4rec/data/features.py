@@ -24,10 +24,10 @@ from .values import NUMBER, as_numbers, as_text, check_ids
 logger = logging.getLogger(__name__)
 
 FEATURES_FILE = "item_features.parquet"
-PROJECTION_FILE = "item_features.safetensors"  # of a checkpoint: how features become item vectors
-BYTES = 50_000  # of an item
+PROJECTION_FILE = "item_features.safetensors"  # in a checkpoint: the weights that turn features into item vectors
+BYTES = 50_000  # limit per item
 MOST_CATEGORIES = 1000  # per column; more would rarely be shared by enough items
-MOST_INTERVALS = 10  # of a number
+MOST_INTERVALS = 10  # per column of numbers
 _SCHEMA = b"hf-bert4rec"  # key in the metadata of the Parquet file
 SEPARATOR = "|"  # between the categories of a text cell, as in the genres of MovieLens
 BINS = np.arange(1, MOST_INTERVALS) / MOST_INTERVALS  # quantiles between the intervals of a number
@@ -55,9 +55,9 @@ class ItemFeatures:
     def vectors(self, items: pa.Array | pa.ChunkedArray) -> np.ndarray:
         """Return the vectors of raw IDs, (items, width) float32; zeros for items without features.
 
-        The first number is 1 if the item has features. A number is encoded as one of several intervals with the same
-        number of items. Each category is encoded as 1 or 0, divided by the square root of the number of categories of
-        the item. Vectors are divided by their mean length.
+        The first number is 1 if the item has features. A number is encoded by its interval: 1 or 0 for each of up to
+        ten intervals with about the same number of items. Each category is encoded as 1 or 0, divided by the square
+        root of the number of categories of the item. Vectors are divided by their mean length.
         """
         blocks = [_encode(self.table[name], how) for name, how in self.columns.items()]
         encoded = np.concatenate([np.ones((len(self.table), 1), np.float32), *blocks], axis=1)
@@ -85,12 +85,12 @@ class ItemFeatures:
                 _check_encoding(columns)
                 features.vectors(table["item"][:1])
                 return features
-        expected = f"expected features of at most {number} items"
-        raise ValueError(f"{file} is damaged: {expected}. Download or save the checkpoint again.")
+        expected = f"expected features of at most {number} items, as hf-bert4rec saves them"
+        raise ValueError(f"{file}: {expected}. Download or save the checkpoint again.")
 
 
 def read_parquet(file: str | PathLike, most_bytes: int) -> pa.Table:
-    """Read a Parquet file; ValueError if its values need more than `most_bytes`. In a small file they may be large."""
+    """Read a Parquet file; ValueError if its values need more than `most_bytes`, which is possible for a small file."""
     with pq.ParquetFile(file) as parquet:
         groups = [parquet.metadata.row_group(group) for group in range(parquet.num_row_groups)]
         values = sum(group.column(place).num_values for group in groups for place in range(group.num_columns))
@@ -118,7 +118,7 @@ def _check_encoding(columns: dict[str, dict[str, Any]]) -> None:
 
 
 def _encode(column: pa.ChunkedArray, how: dict[str, Any]) -> np.ndarray:
-    """Return the numbers of a column, (rows, width) float32."""
+    """Return the encoded values of a column, (rows, width) float32."""
     if how["kind"] == "number":
         numbers, bins = column.to_numpy(), np.arange(len(how["edges"]) + 1)
         found = np.where(np.isnan(numbers), -1, np.searchsorted(how["edges"], numbers, side="right"))
@@ -161,7 +161,7 @@ def load_item_features(
         format: As for `load_interactions`, like `separator` and `encoding`.
 
     Raises:
-        ValueError: An item has no ID or two rows, most values of a column are numbers but not all, vectors have
+        ValueError: An item ID is missing or repeated, most but not all values of a column are numbers, vectors have
             different widths or are not finite, the encoder or a column of `text` is missing, or the features have more
             than 25,000 bytes per item on average.
     """
@@ -170,7 +170,7 @@ def load_item_features(
     with library_errors(log.name):
         place, items = read_items(log, item, "title_item")
         if missing := [name for name in known if name not in log.columns]:
-            raise ValueError(f"{log.name}: expected a feature column {missing[0]!r}, found {log}. Add or rename one.")
+            raise ValueError(f"{log.name}: expected a feature column {missing[0]!r}, found {log}. Add this column.")
         names = [name for name in log.columns if name != LIKE and log.columns.index(name) != place]
         names = names if like is None else list(known)
         _, *values = log.read([place, *map(log.columns.index, names)])
@@ -179,14 +179,14 @@ def load_item_features(
             if (found := _read_column(name, column, log, known.get(name, {}), encoder)) is not None:
                 read[name], columns[name] = found
         if not columns:
-            raise ValueError(f"{log.name}: expected columns of features, found {log}. Add numbers or categories.")
+            raise ValueError(f"{log.name}: no column can be used as a feature, found {log}. Add numbers or categories.")
         kinds = ", ".join(f"{name} ({how['kind']})" for name, how in columns.items())
         logger.info("%s: features of %d items: %s.", log.name, len(items), kinds)
         features = ItemFeatures(pa.table(read), columns)
         described = (features.vectors(items)[:, 1:] != 0).any(axis=1)
     features = ItemFeatures(features.table.filter(pa.array(described)), columns)
     mean = features.table.nbytes // max(1, len(features.table))
-    if mean > BYTES // 2:  # otherwise they could not be loaded again
+    if mean > BYTES // 2:  # `load` would reject the file
         largest = max(columns, key=lambda name: features.table[name].nbytes)
         expected = f"expected at most {BYTES // 2:,} bytes of features per item on average, found {mean:,}"
         raise ValueError(f"{log.name}: {expected}. Shorten values of the largest column, {largest!r}, or remove it.")
@@ -198,8 +198,8 @@ class NewItems:
     """Items to add to a catalog."""
 
     items: list[str]  # raw IDs
-    titles: dict[str, str]  # ID -> title, of the items that have one
-    likes: dict[str, list[str]]  # ID -> IDs of known items that it is like, of the items that have some
+    titles: dict[str, str]  # ID -> title, for items with a title
+    likes: dict[str, list[str]]  # ID -> IDs of similar known items, for items with a value in the column `LIKE`
     features: ItemFeatures | None  # encoded like those of the catalog; None if the table has no such columns
 
 
@@ -208,6 +208,7 @@ def load_new_items(
     known: ItemFeatures | None,
     *,
     item: Column = None,
+    title: Column = None,
     encoder: str | None = None,
     format: str | None = None,  # noqa: A002
     separator: str | None = None,
@@ -221,10 +222,10 @@ def load_new_items(
         ValueError: As for `load_item_features`; or the table has some, but not all of the feature columns.
     """
     own = {} if known is None else known.columns
-    log = open_log(source, "titles", format, separator, encoding, [item, *own])
+    log = open_log(source, "titles", format, separator, encoding, [item, title, *own])
     with library_errors(log.name):
         place, items = read_items(log, item, "item")
-        used = {"item": place} | find_columns(log, {"title": None}, needed={})
+        used = {"item": place} | find_columns(log, {"title": title}, needed={})
         if LIKE in log.columns:
             used[LIKE] = log.columns.index(LIKE)
         columns = dict(zip(used, log.read(list(used.values())), strict=True))
@@ -245,12 +246,12 @@ def load_new_items(
 
 
 def read_items(log: RawLog, item: Column, command: str) -> tuple[int, pa.ChunkedArray]:
-    """Return place and IDs of the item column, which `--command` names; ValueError unless each row has its own ID."""
+    """Return position and IDs of the item column; ValueError for missing or repeated IDs. `command` is its option."""
     place = find_columns(log, {"item": item}, needed={"item": command})["item"]
     items = as_ids(log.read([place])[0], "item", log.locate)
     if items.null_count:
         row = items.is_null().index(True).as_py()
-        raise ValueError(f"{log.locate(row)}: expected an item ID, found none. Fix or remove this row.")
+        raise ValueError(f"{log.locate(row)}: the item ID is missing. Fix or remove this row.")
     counts = pc.value_counts(items)
     check_ids(counts.field("values"), counts.field("counts").to_numpy(), "item", log.name)
     if len(counts) < len(items):
@@ -263,7 +264,7 @@ def read_items(log: RawLog, item: Column, command: str) -> tuple[int, pa.Chunked
 def _read_column(
     name: str, values: Values, log: RawLog, known: dict[str, Any], encoder: str | None
 ) -> tuple[pa.Array, dict[str, Any]] | None:
-    """Return the values as they are stored, and their encoding; None if the column has no information."""
+    """Return the values as they are stored, and their encoding; None if the column is not used."""
     cells = _cells(values)
     kind = known.get("kind") or _kind(values, cells)
     if kind in ("vector", "text"):
@@ -300,7 +301,7 @@ def _read_column(
             return None
         first = str(next(filter(_given, cells)))
         if what := "dates" if DAY.match(first) else "booleans" if first.lower() in ("true", "false") else "":
-            logger.info("%s: the %s in %r are categories, without an order.", log.name, what, name)
+            logger.info("%s: the %s in %r are read as categories, without an order.", log.name, what, name)
         known = {"kind": kind, "values": shared}
     return pa.array(categories, pa.list_(pa.string())), known
 
@@ -363,5 +364,5 @@ def _embed(name: str, texts: pa.ChunkedArray, log: RawLog, encoder: str | None) 
         raise ValueError(f"Text columns of item features need sentence-transformers. {advice}") from error
     model = SentenceTransformer(encoder, trust_remote_code=False, model_kwargs={"use_safetensors": True})
     vectors = np.array(model.encode(pc.fill_null(texts, "").to_pylist(), show_progress_bar=True), np.float32)
-    vectors[np.asarray(texts.is_null())] = 0  # a missing text says nothing
+    vectors[np.asarray(texts.is_null())] = 0  # for missing text
     return vectors

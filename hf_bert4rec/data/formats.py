@@ -46,14 +46,14 @@ JSON_TYPES = {str: pa.string(), int: pa.int64(), float: pa.float64()}
 def read_delimited(file: SourceFile, separator: str = ",", encoding: str = "utf-8") -> RawLog:
     """Open a text file with one row per line, with or without a header."""
     text, quoted = _plain_text(file, encoding), separator == ","
-    if excel := re.match(r"sep=(.)(?=[\r\n])", text):  # its first line names the separator
+    if excel := re.match(r"sep=(.)(?=[\r\n])", text):  # Excel names the separator in the first line
         text, separator = text[excel.end() :], excel[1]
     return _open(file, _Rows(file.name, text.encode(), file.separator or separator, quoted))
 
 
 def _plain_text(file: SourceFile, encoding: str = "utf-8") -> str:
     text = file.text(encoding)
-    first = re.match(r"""[\s\[]*(\{\s*u?["'][^\r\n]*)""", text)  # to the end of the line, where an object may be open
+    first = re.match(r"""[\s\[]*(\{\s*u?["'][^\r\n]*)""", text)  # the first line, which may end inside an object
     ends = (_parse(f"[{first[1].rstrip(' ,')}{end}") for end in ("", "]", "}]")) if first else ()
     if any(isinstance(rows, list) and all(isinstance(row, dict) for row in rows) for rows in ends):
         raise ValueError(f"{file.name}: contains JSON. Name the format: {spell('format', 'jsonl')}.")
@@ -101,7 +101,7 @@ def read_json(file: SourceFile) -> RawLog | pd.DataFrame:
             raise ValueError(f"{file.name}, {found}. Fix or remove this line.")
         return row
 
-    first: dict[Any, Any] = {}  # a value of each key, which the first lines may lack
+    first: dict[Any, Any] = {}  # key -> its first value that is not null
     for count, line in enumerate(lines()):
         if count == 1000 and any(key == file.timestamp or is_time_name(key) for key in first):
             break  # without such a key, a later line may still have the time
@@ -130,7 +130,7 @@ FORMATS: dict[str, Callable[[SourceFile], Any]] = {  # suffix -> function
     "tsv": partial(read_delimited, separator="\t"),
     "dat": partial(read_delimited, separator="::", encoding="latin-1"),  # MovieLens 1M, 10M
     "data": partial(read_delimited, separator="\t"),  # MovieLens 100K u.data
-    "item": partial(read_delimited, separator="|", encoding="latin-1"),  # and its titles
+    "item": partial(read_delimited, separator="|", encoding="latin-1"),  # MovieLens 100K u.item, the titles
     "inter": partial(read_delimited, separator="\t"),  # RecBole
     "txt": read_blank_separated,  # user item, or user item item …
     "sequences": read_sequences,  # user item item …
@@ -149,7 +149,7 @@ def open_log(
     columns: Iterable[Column],
     timestamp: Column = None,
 ) -> RawLog:
-    """Open interactions, titles or features. `kind` is a key of `FOLDER_FILES`; the user named the `columns`."""
+    """Open interactions, titles or features. `kind` is a key of `FOLDER_FILES`; the user named `columns`."""
     if isinstance(source, RawLog):  # open already
         return source
     for option, value in {"format": format, "separator": separator, "encoding": encoding}.items():
@@ -267,7 +267,7 @@ class _Rows:
                 sequences += f" with {spell('separator', self.separator)}"
             raise ValueError(
                 f"{self.name}, line {line}: expected {width} columns, found {len(fields)} in "
-                f"{self.separator.join(fields)!r:.80}. Fix or remove lines with another number of columns ({lines}), "
+                f"{self.separator.join(fields)!r:.80}. Fix or remove all such lines ({lines}), "
                 f"or name another `separator` or `format`, such as {spell('separator', ';')} or {sequences}."
             )
         several_lines = self.quoted and "\n" in "".join(fields)

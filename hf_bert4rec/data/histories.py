@@ -28,8 +28,8 @@ COLUMNS = {  # column -> its meaning; all splits have the same, so that the `Dat
     "metrics rank the target among",
     "length": "number of `input_ids`, so that batches can be grouped by length without reading the rows",
 }
-REPEATS = 0.05  # share of repeats from which a log has repeat consumption
-TOGETHER = 0.5  # share of test targets at the time of the interaction before them from which it warns
+REPEATS = 0.05  # share of repeats above which a log has repeat consumption
+TOGETHER = 0.5  # share of test targets with the time of the interaction before them, above which a warning is logged
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def build_histories(
     window_step: float = 0.5,
     prefixes: bool = False,
 ) -> DatasetDict:
-    """Build the rows of all splits; warn if many test targets are repeats, or belong to the last order.
+    """Build the rows of all splits; warn if most test targets have the time of the interaction before them.
 
     Args:
         log: Result of `sort_by_user`.
@@ -118,7 +118,8 @@ def build_histories(
         none = (actions == -1) & (name != "train_ends")
         if np.shape(actions) != (len(log.users),) or not (none | (log.starts <= actions) & (actions <= last)).all():
             expected = "`log.ends`" if name == "train_ends" else "`log.ends` - 1, or -1"
-            raise ValueError(f"{name}: expected one number per user, from `log.starts` to {expected}, found others.")
+            found = f"found {actions!r:.80}"
+            raise ValueError(f"{name}: expected one number per user, from `log.starts` to {expected}, {found}.")
     # From here on only items in the tokenizer count: `position[i]` of them precede interaction i.
     known = log.items != tokenizer.unk_token_id
     position = np.concatenate([[0], np.cumsum(known)])
@@ -149,8 +150,8 @@ def build_histories(
     if len(tests) and (together := np.mean(log.timestamps[tests] == log.timestamps[tests - 1])) > TOGETHER:
         logger.warning_once(
             f"{together:.0%} of the test targets have the same time as the interaction before them, like products of "
-            "one order. To measure how well a model predicts the next order, split at a point in time (command line: "
-            "--split at_time)."
+            "one order. To measure how well a model predicts the next order, split at a point in time: `split_at_time` "
+            "(command line: `--split at_time`)."
         )
     return DatasetDict(splits)
 

@@ -18,7 +18,7 @@ from .arguments import read_list
 
 Values: TypeAlias = pa.ChunkedArray | list[Any]  # a column; a list if Arrow has no type for its values
 
-READ_FIRST = "Read the log with `load_interactions`, which converts IDs to text and times to numbers."
+READ_FIRST = "Read the log with `load_interactions`, which drops incomplete rows and converts IDs and times."
 ONE_PER_ROW = "Give each value a row of its own (pandas: `str.split` and `explode`), and pass the data frame."
 
 
@@ -27,7 +27,7 @@ def as_ids(values: Values | pa.Array, what: str, locate: Callable[[int], str] = 
 
     Raises:
         ValueError: A value is not text, a finite number, a UUID or a date, or is a float too large to be exact. The
-            message begins with the row, as `locate` describes it, and `what`: whose ID it is.
+            message begins with `locate(row)` and `what`, such as "row 3, item".
     """
     values = pa.chunked_array([values]) if isinstance(values, pa.Array) else values
     kind = None if isinstance(values, list) else values.type
@@ -102,7 +102,7 @@ def _as_id(value: Any, digits: int = 53) -> str | None:
 
 
 def distinct_values(values: Values) -> tuple[list[Any], np.ndarray]:
-    """Return the distinct values, and for each row the index of its value among them, or -1 for null."""
+    """Return the distinct values (of a list, all values), and for each row the index of its value, or -1 for null."""
     if isinstance(values, list) or pa.types.is_nested(values.type):
         return values if isinstance(values, list) else values.to_pylist(), np.arange(len(values))
     encoded = values.dictionary_encode().combine_chunks()

@@ -41,7 +41,7 @@ def load_interactions(
 
     Rows without user, item or timestamp are dropped. The numbers of rows that were read and dropped are logged. Rows
     keep the order of the source, also among equal timestamps. Without timestamps, the rows are assumed to be in time
-    order, and their numbers are the timestamps.
+    order, and row numbers are used as timestamps.
 
     Args:
         source: A file (see `FORMATS`; also compressed with gzip, bzip2 or Zstandard), a folder of MovieLens,
@@ -57,7 +57,7 @@ def load_interactions(
         min_item_interactions: Drop items with fewer interactions, until all items have enough.
         keep_repeats: Whether to keep a user's later interactions on the same item.
         separator: Separator of a text file. Default: the usual separator of the format.
-        encoding: Encoding of a text file. Default: UTF-8.
+        encoding: Encoding of a text file. Default: Latin-1 for the formats dat and item, otherwise UTF-8.
 
     Returns:
         `Dataset` with `user` and `item` (strings) and `timestamp` (int64; float64 if there are fractions).
@@ -186,7 +186,7 @@ def rename_items(interactions: Dataset, names: Mapping[str, str]) -> Dataset:
     """Return a log with new item IDs, for example with IDs of the catalog instead of numbers.
 
     Raises:
-        ValueError: An item has no new ID in `names`, a dict from old to new ID, or two items have the same new ID.
+        ValueError: `names`, a dict from old to new ID, lacks an item, or gives two items the same new ID.
     """
     table = interactions.with_format("arrow")[:]
     old = pc.unique(table["item"])
@@ -194,7 +194,7 @@ def rename_items(interactions: Dataset, names: Mapping[str, str]) -> Dataset:
     new = [known.get(item) for item in old.to_pylist()]
     if None in new:
         found = f"{new.count(None):,} items of the log have no new ID, such as {old[new.index(None)].as_py()!r}"
-        raise ValueError(f"{found}. Add these items to `names` (in a recipe: `item_ids`).")
+        raise ValueError(f"{found}. Add these items to `names` (in a recipe: to the table `item_ids`).")
     name, times = Counter(new).most_common(1)[0]
     if times > 1:
         merged = [item for item, other in zip(old.to_pylist(), new, strict=True) if other == name]

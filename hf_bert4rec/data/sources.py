@@ -21,10 +21,10 @@ OTHER_FILES = {  # first bytes of files that are not text -> what they are, and 
     rb"(?s)PK\x03\x04|Rar!\x1a|7z\xbc\xaf|\xfd7zXZ|.{257}ustar": "an archive. Extract it and pass one of its files",
     rb"\x1f\x8b|BZh\d1AY&SY|\x28\xb5\x2f\xfd|x[\x01\x9c]|\x5d\0\0": "compressed twice or with zlib or lzma. Extract it",
     rb"ARROW1\0|SQLite format 3\0|\x89HDF|\x80[\x02-\x05]": "a binary file. Read the file and pass a pandas data frame",
-    rb"(?i)\s*<(!doctype |html)": "an HTML page, perhaps of a failed download. Download it again, or export it as CSV",
+    rb"(?i)\s*<(!doctype |html)": "an HTML page, perhaps of a failed download. Download the log again",
     rb"%PDF-": "a PDF document. Export the log as CSV",
 }
-BYTE_ORDER_MARKS = {  # that of UTF-32-LE begins with that of UTF-16-LE
+BYTE_ORDER_MARKS = {  # UTF-32 before UTF-16, because the mark of UTF-32-LE begins with the mark of UTF-16-LE
     **{codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32"},
     **{codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"},
 }
@@ -56,7 +56,7 @@ def library_errors(
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file of a log, and the options for text that the user passed."""
+    """A file of a log, with the options that the user passed for text files."""
 
     path: Path
     separator: str | None = None

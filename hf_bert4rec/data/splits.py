@@ -12,7 +12,7 @@ from datasets import Dataset, DatasetDict
 from .arguments import check_number
 from .histories import SortedLog, build_histories, check_interactions, flatten, sort_by_user
 from .tokenization import ItemTokenizer
-from .values import as_seconds, format_time
+from .values import NUMBER, as_seconds, format_time, time_unit
 
 
 def leave_one_out(
@@ -31,7 +31,7 @@ def leave_one_out(
     Args:
         interactions: Columns `user`, `item` and `timestamp`, as from `load_interactions`.
         tokenizer: Items that it does not contain are dropped from histories; as targets they count as missed.
-        validation_in_train: Train on the validation items too, as in the paper's final runs: no validation split.
+        validation_in_train: Train on the validation items too, without validation split, as in the paper's final runs.
         max_length: Longest input, including the [MASK] of the query. Default: `tokenizer.model_max_length`.
         window_step: Step between the training windows of a longer history, as a share of `max_length`.
         prefixes: Train on a row for each item but the first, with the items before it, instead of windows.
@@ -80,13 +80,13 @@ def split_at_time(
         validation_in_train: Train on all interactions before `test_time`, without a validation split.
 
     Raises:
-        ValueError: The times are not in order, a split would be empty, or the tokenizer contains items of the future.
+        ValueError: Times are not in order or outside the log, a split is empty, or the tokenizer contains later items.
     """
-    validation_from, test_from = as_seconds(validation_time), as_seconds(test_time)
-    if not validation_from < test_from:
-        raise ValueError(f"`validation_time` must be before `test_time`, found {validation_time} and {test_time}.")
+    validation_from, test_from = _in_order(validation_time, test_time)
     log = sort_by_user(interactions, tokenizer)
     train_time = test_time if validation_in_train else validation_time
+    _check_within(as_seconds(train_time), log.timestamps, before=True)
+    _check_within(test_from, log.timestamps, before=False)
     past = log.timestamps < as_seconds(train_time)
     described: Any = [] if tokenizer.features is None else tokenizer.encode_items(tokenizer.features.items)
     leaked = np.setdiff1d(log.items[~past], [*np.unique(log.items[past]), *described, tokenizer.unk_token_id])
@@ -99,11 +99,8 @@ def split_at_time(
     validation = np.where(first_of_validation < first_of_test, first_of_validation, -1)
     targets = {} if validation_in_train else {"validation": validation}
     targets["test"] = np.where(first_of_test < log.ends, first_of_test, -1)
-    sizes = {"train": past.sum(), **{name: (places >= 0).sum() for name, places in targets.items()}}
-    if empty := [name for name, size in sizes.items() if not size]:
-        ends = " to ".join(format_time(end(log.timestamps)) for end in (np.min, np.max) if len(log.timestamps))
-        found = f"; the log runs from {ends}" if ends else ""
-        raise ValueError(f"The {empty[0]} split is empty{found}. Change `validation_time` or `test_time`.")
+    if not validation_in_train and not (validation >= 0).any():
+        raise ValueError("The validation split is empty. Change `validation_time` or `test_time`.")
     train_ends = first_of_test if validation_in_train else first_of_validation
     return build_histories(
         log, tokenizer, train_ends, targets, max_length=max_length, window_step=window_step, prefixes=prefixes
@@ -130,8 +127,27 @@ def train_on_all(
 
 def before(interactions: Dataset, time: str | float) -> Dataset:
     """Return the interactions before a point in time, from which the tokenizer for `split_at_time` may be built."""
-    table = check_interactions(interactions)
-    return Dataset(table.filter(pc.less(table["timestamp"], as_seconds(time))))
+    table, number = check_interactions(interactions), as_seconds(time)
+    _check_within(number, table["timestamp"].to_numpy(), before=True)
+    return Dataset(table.filter(pc.less(table["timestamp"], number)))
+
+
+def _in_order(validation_time: str | float, test_time: str | float) -> tuple[float, float]:
+    """Return both times as numbers; raise ValueError unless the first one is earlier."""
+    validation_from, test_from = as_seconds(validation_time), as_seconds(test_time)
+    if not validation_from < test_from:
+        raise ValueError(f"`validation_time` must be before `test_time`, found {validation_time} and {test_time}.")
+    return validation_from, test_from
+
+
+def _check_within(time: float, timestamps: np.ndarray, before: bool) -> None:
+    """Raise ValueError unless a log has interactions before a time, or else from it on, and the unit of the time."""
+    fits = (timestamps < time if before else timestamps >= time).any()
+    units = {time_unit(time), time_unit(timestamps.max(initial=0))} - {None}
+    if len(timestamps) and (len(units) > 1 or not fits):
+        shown, first, last = map(format_time, (time, timestamps.min(), timestamps.max()))
+        advice = "Pass a time in the unit of the log, or convert the times of the log to seconds since 1970."
+        raise ValueError(f"The time {shown} is outside the log, which runs from {first} to {last}. {advice}")
 
 
 def new_interactions(
@@ -166,10 +182,12 @@ def new_interactions(
     check_number("replay", replay, "at least 0", lambda number: number >= 0)
     log, random = sort_by_user(interactions, tokenizer), np.random.default_rng(0)
     time = -np.inf if since is None else as_seconds(since)
+    _check_within(time, log.timestamps, before=False)
     users = np.flatnonzero(first_from(log, time) < log.ends)
     if len(users) < 2:
-        found = f"found {len(users)}. Pass an earlier `since`, or more interactions."
-        raise ValueError(f"Expected at least 2 users with interactions from `since` ({since}) on, {found}")
+        begin, advice = ("", "") if since is None else (f" from `since` ({since}) on", ", or an earlier `since`")
+        found = f"found {len(users)}. Pass more interactions{advice}."
+        raise ValueError(f"Expected at least 2 users with interactions{begin}, {found}")
     chosen = random.choice(users, max(1, round(held_out * len(users))), replace=False)
     targets = {"validation": np.where(np.isin(np.arange(len(log.users)), chosen), log.ends - 1, -1)}
     train_ends = np.where(targets["validation"] >= 0, log.ends - 1, log.ends)
@@ -205,7 +223,7 @@ class Split:
     def options(self) -> dict[str, inspect.Parameter]:
         """Options of a recipe: the parameters of `function` after the first two, except `max_length`.
 
-        `**` of any name stands for the options of `build_histories`.
+        A `**` parameter of any name stands for the options of `build_histories`.
         """
         parameters = [*inspect.signature(self.function, eval_str=True).parameters.values()][2:]
         if parameters and parameters[-1].kind is inspect.Parameter.VAR_KEYWORD:
@@ -219,7 +237,7 @@ class Split:
         values = {name: value if given.get(name) is None else given[name] for name, value in defaults.items()}
         if missing := [name for name, value in values.items() if value is inspect.Parameter.empty]:
             name = next((name for name, split in SPLITS.items() if split is self), self.function.__name__)
-            raise ValueError(f"The split {name!r} needs {' and '.join(f'`{option}`' for option in missing)}. Set each.")
+            raise ValueError(f"The split {name!r} needs {' and '.join(f'`{option}`' for option in missing)}.")
         return values
 
     def past_of(self, interactions: Dataset, given: Mapping[str, Any]) -> Dataset:
@@ -233,8 +251,9 @@ class Split:
         """Return the protocol with the given options."""
         values = self.resolve(given)
         merged = ", validation items trained on" if values.get("validation_in_train") else ""
-        if values.get("since") is not None:
-            values["since"] = format_time(as_seconds(values["since"]))
+        for name in ("since", "test_time"):
+            if values.get(name) is not None and (name == "since" or NUMBER.fullmatch(str(values[name]))):
+                values[name] = format_time(as_seconds(values[name]))
         return self.protocol.format(**values) + merged
 
 
@@ -244,7 +263,7 @@ SPLITS: dict[str, Split] = {  # name in a recipe -> split; add your own before a
         split_at_time,
         "first item of every user from {test_time} on",
         lambda interactions, validation_time, test_time, validation_in_train: before(
-            interactions, test_time if validation_in_train else validation_time
+            interactions, _in_order(validation_time, test_time)[validation_in_train]
         ),
     ),
     "new_interactions": Split(

@@ -77,7 +77,7 @@ class ItemTokenizer(PreTrainedTokenizerFast):
             tokenizer.set_titles(_read_titles(titles_file, len(tokenizer.items)), source=titles_file)
         elif tokenizer.init_kwargs.get("has_titles"):
             advice = "Copy this file from the original folder, or remove `has_titles` from tokenizer_config.json."
-            raise FileNotFoundError(f"{source}: found no {TITLES_FILE} (the titles of the items) next to it. {advice}")
+            raise FileNotFoundError(f"{source}: found no {TITLES_FILE}, which contains the titles. {advice}")
         return tokenizer
 
     def set_titles(self, titles: Iterable[Any], source: str = "titles") -> None:
@@ -198,7 +198,7 @@ def check_tokenizer(tokenizer: Any) -> None:
     }
     for name, (found, expected) in properties.items():
         if found != expected:
-            raise ValueError(f"Expected {expected} as {name}, found {found}. Build it with `item_tokenizer`.")
+            raise ValueError(f"Expected {expected} as {name}, found {found}. Build a tokenizer with `item_tokenizer`.")
 
 
 def item_tokenizer(

@@ -25,12 +25,12 @@ SEVERAL = r"^\s*(\[.*\]|[({].*,.*[)}]|\d+([ ,;|]+\d+){2,})\s*$"  # such as "[1, 
 DOUBTFUL = {  # IDs that are read as they are, with a warning
     MISSING: "seems to stand for a missing value. If it does, remove these rows",
     r"^[\s\pZ]|[\s\pZ]$": "begins or ends with whitespace. Remove the whitespace, unless it is part of the ID",
-    r'^".*"$': "is in quotation marks. If these are not part of the ID, use format='csv' and name the separator",
+    r'^".*"$': "is in quotation marks. If these are not part of the ID, use the format csv and name the separator",
     r"[\r\n]": "contains a line break. Check the quotation marks in the file",
     r"^-?\d+([.,]\d+)?[eE]\+\d+$": "is a rounded number, so different IDs may have become the same. Export IDs as text",
     SEVERAL: "seems to contain several IDs. Give each interaction a row of its own",
 }
-UNITS = {"seconds": 1e8, "milliseconds": 1e11, "microseconds": 1e14, "nanoseconds": 1e17}  # since 1970: from 1973 on
+UNITS = {"seconds": 1e8, "milliseconds": 1e11, "microseconds": 1e14, "nanoseconds": 1e17}  # 1973 in each unit
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _DAY = re.compile(r"(\d{4})([-/.])(\d{1,2})(?:\2(\d{1,2})(?=$|[T ])|$)|(\d{1,2})\.(\d{1,2})\.(\d{4})(?=$|[T ])")
 _ISO = re.compile(  # of what `fromisoformat` accepts, without fractions of hours and minutes, which it misreads
@@ -81,6 +81,8 @@ def _check_times(times: np.ndarray, digits: int, name: str) -> None:
     mixed = [f"{unit} ({times[matches.argmax()]})" for unit, matches in units.items() if matches.any()]
     if len(mixed) > 1:
         logger.warning(f"{name}: timestamps seem to be in {' and in '.join(mixed)}. Convert them to one unit.")
+    elif mixed and not units["seconds"].any():
+        logger.info(f"{name}: timestamps seem to be in {mixed[0]}. In options such as `test_time`, use this unit.")
     if len(times) and times.min() >= 1_011_970 and times.max() < 32_000_000:  # such as 31012019 or 1312019
         parts = times // 1_000_000, times // 10_000 % 100  # day and month, in either order
         year, low, high = times % 10_000, np.minimum(*parts), np.maximum(*parts)
@@ -149,9 +151,17 @@ def as_seconds(time: Any) -> float:
 
 
 def format_time(time: float) -> str:
-    """Return a time for messages, with its date if it can be seconds since 1970: 1500000000 (2017-07-14 02:40 UTC)."""
+    """Return a time for messages, with the date that it may mean: 1500000000 (2017-07-14 02:40 UTC)."""
     shown = str(int(time) if time == int(time) else time)
-    return f"{shown} ({datetime.fromtimestamp(time, UTC):%Y-%m-%d %H:%M} UTC)" if 1e8 <= time < 1e10 else shown
+    if unit := time_unit(time):
+        date = datetime.fromtimestamp(time / UNITS[unit] * UNITS["seconds"], UTC)
+        shown += f" ({date:%Y-%m-%d %H:%M} UTC{'' if unit == 'seconds' else f', if these are {unit}'})"
+    return shown
+
+
+def time_unit(time: float) -> str | None:
+    """Return the unit in which a number can be a time since 1970, or None."""
+    return next((unit for unit, lowest in UNITS.items() if lowest <= time < 100 * lowest), None)
 
 
 def date_as_seconds(text: str) -> float:

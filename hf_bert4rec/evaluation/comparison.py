@@ -9,7 +9,7 @@ from datasets import Dataset
 from transformers import Trainer
 
 from ..data.histories import target_items
-from .ranking import SPECIALS, Sampled, bootstrap_interval, ndcg_gains, ranking_metrics, sampled_metrics
+from .ranking import SPECIALS, Ranks, Sampled, bootstrap_interval, ndcg_gains, ranking_metrics, sampled_metrics
 from .trainer_evaluation import TOP_K, rank_rows, results_of_logits
 
 HEAD_SHARE = 0.2
@@ -93,21 +93,25 @@ class Difference:
     p: float  # p-value of a two-sided paired randomization test over users
 
 
-def paired_difference(first: Sequence[float] | np.ndarray, second: Sequence[float] | np.ndarray) -> Difference:
+def paired_difference(first: Ranks | Sequence[Ranks], second: Ranks | Sequence[Ranks]) -> Difference:
     """Return the difference of NDCG@10 between two models, with its interval and p-value (Smucker et al., 2007).
 
+    To compare two methods that were trained with several seeds, pass the ranks of all seeds. The gain of a user is then
+    the mean over the seeds of a method.
+
     Args:
-        first: Ranks (users,) of the targets by the first model.
-        second: Ranks of the same targets by the second model.
+        first: Ranks (users,) of the targets by the first model, or (seeds, users) by the first method.
+        second: Ranks of the same targets by the second model or method.
 
     Raises:
         ValueError: The numbers of users differ or are 0.
     """
-    first, second = (np.asarray(ranks, float) for ranks in (first, second))
-    if first.shape != second.shape or not first.size:
-        found = f"{first.size} and {second.size} ranks"
+    first, second = (np.atleast_2d(np.asarray(ranks, float)) for ranks in (first, second))
+    users = [ranks.shape[1] for ranks in (first, second)]
+    if users[0] != users[1] or not first.size or not second.size:
+        found = f"{users[0]} and {users[1]} ranks"
         raise ValueError(f"Expected ranks of the same users, at least one, found {found}. Rank the same rows.")
-    gains = ndcg_gains(first, TOP_K) - ndcg_gains(second, TOP_K)
+    gains = ndcg_gains(first, TOP_K).mean(axis=0) - ndcg_gains(second, TOP_K).mean(axis=0)
     nonzero = gains[gains != 0].astype(np.float32)
     generator = np.random.default_rng(0)
     extreme = 0

@@ -90,8 +90,8 @@ def check_folder(folder: str | PathLike, name: str | None = None) -> PreTrainedM
     kind = options["config.json"].get("model_type")
     if not isinstance(kind, str) or kind not in ARCHITECTURES:
         raise ValueError(
-            f"{name}: the model type {kind!r} is not one of {', '.join(ARCHITECTURES)}. If it is your own model, first "
-            "import the module that registers the model (on the command line: --import MODULE)."
+            f"{name}: model_type in config.json must be one of {', '.join(ARCHITECTURES)}, found {kind!r}. For a model "
+            "of your own, first import the module that registers the model (command line: `--import MODULE`)."
         )
     try:
         with torch.device("meta"):
@@ -112,8 +112,8 @@ def check_folder(folder: str | PathLike, name: str | None = None) -> PreTrainedM
     for key in sorted((expected.keys() - set(tied)) | found.keys()):
         if expected.get(key) != found.get(key):
             raise ValueError(
-                f"{name}: config.json and weights do not belong together: expected shape {expected.get(key, 'none')} "
-                f"for {key}, found {found.get(key, 'none')}. Take both from the same checkpoint."
+                f"{name}: config.json and weights do not belong together. Take both from the same checkpoint. Shape of "
+                f"{key}: expected {expected.get(key, 'no such weight')}, found {found.get(key, 'no such weight')}."
             )
     for file in files if FOLLOWERS in found else ():
         with safe_open(folder / file, framework="pt") as weights:
@@ -130,15 +130,16 @@ def _check_options(folder: Path, config: dict[str, Any], tokenizer: dict[str, An
     if redirecting:
         raise ValueError(f"{name}: {redirecting[0]} makes transformers load unchecked weights or code. Remove it.")
     if (kind := tokenizer.get("tokenizer_class")) != ItemTokenizer.__name__:
-        raise ValueError(f"{name}: expected an ItemTokenizer, found {kind!r}. Save the tokenizer with the model again.")
+        found = f"expected ItemTokenizer as tokenizer_class in tokenizer_config.json, found {kind!r}"
+        raise ValueError(f"{name}: {found}. Save the tokenizer with the model again.")
     for option, value in config.items():
         limit = max(weights, 2) if option in ("num_hidden_layers", "num_labels") else 2**63
         if isinstance(value, int) and abs(value) > limit:  # each layer has weights, and no model has labels
-            raise damage_error(name, f"{option} in config.json is {value}, too large for {weights} weight tensors")
+            raise damage_error(name, f"{option} in config.json must be at most {limit}, found {value}")
     for file, values in (("config.json", config), ("tokenizer_config.json", tokenizer)):
         names, code = values.get("architectures") or [], values.get("auto_map", {})
         if not isinstance(names, list) or not all(isinstance(it, str) for it in names) or not isinstance(code, dict):
-            raise damage_error(name, f"architectures or auto_map in {file} are not those of a model")
+            raise damage_error(name, f"in {file}, architectures must be a list of names, and auto_map an object")
 
 
 def weight_files(folder: Path) -> list[str]:
@@ -171,7 +172,7 @@ def _shapes(file: Path, name: str) -> dict[str, list[int]]:
 def stored_exclude_history(folder: str | PathLike) -> bool:
     """Return whether a checked checkpoint excludes items of the history from its recommendations.
 
-    In config files of format version 1 this setting is missing. It is in the recipe in the run facts, if it was given.
+    Config files of format version 1 do not contain this setting. Then the recipe in the run facts may contain it.
     """
     stored = read_json(Path(folder, NEEDED[0]), folder).get("exclude_history")
     return bool(stored_recipe(folder).get("exclude_history", True) if stored is None else stored)
@@ -252,7 +253,7 @@ def check_output(output: str | PathLike, marker: str) -> None:
     """Raise ValueError if `output` is a file, or a folder that has files, but not the file `marker`."""
     path = Path(output)
     if path.exists() and not (path / marker).exists() and (path.is_file() or any(path.iterdir())):
-        advice = "Name a new folder: `output=...` (`--output ...`)."
+        advice = "Name a new folder: `output=...` (command line: `--output ...`)."
         raise ValueError(f"{output} exists and has no {marker}, so it is not replaced. {advice}")
 
 

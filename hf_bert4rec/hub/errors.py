@@ -13,7 +13,7 @@ from huggingface_hub import errors as hub
 from huggingface_hub.utils import validate_repo_id
 
 JSON_BYTES = 2**24
-# JSON file -> limit in bytes, where it is not `JSON_BYTES`: these grow with the items or the training log
+# JSON file -> limit in bytes, instead of `JSON_BYTES`. All but config.json grow with the items or the training log.
 LIMITS = {"config.json": 2**17, "tokenizer.json": inf, "trainer_state.json": inf, "run_facts.json": 2**26}
 JSON_DEPTH = 20
 JSON_PARTS = 1_000_000  # lists and objects, which need much more time and memory than text of the same length
@@ -61,7 +61,7 @@ def hub_errors(repository: str) -> Iterator[None]:
             text += "Try again later" if not reason or status == 429 or status >= 500 else "Fix this, then try again"
             builtin, text = STATUSES.get(status, (OSError, text))
             raise builtin(f"{repository}: the Hub {text}.") from error
-        cause = error.__cause__ if isinstance(error, RuntimeError) else error  # that of a failed upload
+        cause = error.__cause__ if isinstance(error, RuntimeError) else error  # after a failed upload
         if isinstance(cause, hub.HTTPError) or (cause is not error and isinstance(cause, OSError)):
             raise ConnectionError(
                 f"{repository}: the connection to the Hub failed ({cause}). Incomplete downloads are not used, and a "
@@ -75,7 +75,7 @@ def disk_errors(path: str | PathLike) -> Iterator[None]:
     """Raise the error of a full disk as an OSError of one sentence, whichever library wrote the file."""
     try:
         yield
-    except Exception as error:  # safetensors and tokenizers give the number in the text, torch.save its own name
+    except Exception as error:  # safetensors and tokenizers write the number into the text, torch.save does not
         numbers = {getattr(reason, "errno", None) for reason in (error, error.__cause__, error.__context__)}
         texts = (*(f"os error {number}" for number in FULL_DISK), "inline_container")
         if numbers.intersection(FULL_DISK) or any(text in str(error) for text in texts):

@@ -10,11 +10,18 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..evaluation.ranking import SAMPLED_METRICS, Sampled, how_sampled
 from .errors import is_repository
-from .run_facts import RunFacts
+from .run_facts import ADDED_PARTS, RunFacts
 
 CARD = "README.md"
 TEMPLATE = Path(__file__).parent / "model_card_template.md"
 REPEATED = ("ndcg@1", "mrr@1")  # equal to hr@1
+PAPERS = {
+    "BERT4Rec": " ([Sun et al., 2019](https://arxiv.org/abs/1904.06690))",
+    "SASRec": " ([Kang and McAuley, 2018](https://arxiv.org/abs/1808.09781))",
+    "GRU4Rec": " ([Hidasi et al., 2016](https://arxiv.org/abs/1511.06939))",
+}
+OWN_MODULE = "my_module"
+"""Stands for the module of an own architecture, whose name is not recorded."""
 COLUMNS = ("hr@10", "ndcg@10", "mrr@10")
 
 Metrics = Mapping[str, Mapping[str, float]]  # model -> metric -> value
@@ -42,11 +49,21 @@ def model_card(facts: RunFacts) -> ModelCard:
     seeds = {str(facts.recipe.get("seed")): own, **facts.other_seeds.get(split, {})}
     rows = seeds.values() if len(seeds) > 1 else [{}]
     spread = {name: [row[name] for row in rows] for name in COLUMNS if all(name in row for row in rows)}
+    named = {name: str(facts.recipe.get(name, "")) for name in ("architecture", "split")}
+    code = [f"--{name} {value}" for name, value in named.items() if ":" in value]  # package.module:name
+    module, colon, _ = named["architecture"].partition(":")
+    if not colon:
+        module = "" if facts.model in PAPERS else OWN_MODULE
+        code += [f"--import {module}"] if module else []
     return ModelCard.from_template(
         card_data,
         template_path=str(TEMPLATE),
         facts=facts,
         items=facts.data.items,
+        paper=PAPERS.get(facts.model, ""),
+        parts=_parts(facts),
+        module=module,
+        own_code="".join(f" {option}" for option in code),
         split=split,
         interval=facts.intervals.get(split, {}).get(facts.model),
         differences=facts.differences.get(split, {}),
@@ -59,6 +76,13 @@ def model_card(facts: RunFacts) -> ModelCard:
         sampled_results=sampled_table(metrics),
         versions=", ".join(f"{name} {version}" for name, version in facts.versions.items()),
     )
+
+
+def _parts(facts: RunFacts) -> list[str]:
+    """Return the parts that score some items in addition to the encoder."""
+    followers, repeats = (facts.recipe.get(name) for name in ADDED_PARTS)
+    chain = f"a Markov chain over the {followers} most frequent followers of each item (`num_followers`)"
+    return [chain] * bool(followers) + ["a second attention for repeated interactions (`repeat_head`)"] * bool(repeats)
 
 
 def _result(facts: RunFacts, split: str, metric: str, value: float) -> EvalResult:

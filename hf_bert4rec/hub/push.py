@@ -27,7 +27,7 @@ HANDLER: dict[str, Path | bytes] = {
 }
 """File with which a repository can be deployed as an Inference Endpoint."""
 
-PLAIN = (".gitattributes", CARD, "LICENSE")  # a repository with no other files can be used for anything
+PLAIN = (".gitattributes", CARD, "LICENSE")  # a repository without other files counts as empty
 
 
 def create_repository(repository: str, *, token: str | bool | None = None, **options: Any) -> str:
@@ -56,8 +56,8 @@ def push_files(
 
     FileExistsError if the repository has other files but not `marker`, which every repository of this kind contains, or
     a model of another `model_type`. Files that fit the patterns `replaced` (without "/": at the top level) and are not
-    among `files` are deleted. After an OSError the repository is unchanged or, if only the answer was lost, contains
-    the whole commit.
+    among `files` are deleted. After an OSError the repository is unchanged or, if only the answer of the Hub was lost,
+    contains the whole commit.
     """
     api = HfApi(token=token)
     with hub_errors(repository), warnings.catch_warnings():

@@ -23,9 +23,11 @@ UNPUBLISHED_OPTIONS = (
 )  # fmt: skip
 """Prefixes of options that determine where a run is computed, logged or uploaded, and may contain a token.
 
-Run facts are written and read without these options, so that a downloaded checkpoint cannot
-upload anything.
+Run facts are written and read without these options, so that a downloaded checkpoint cannot upload anything.
 """
+
+ADDED_PARTS = ("num_followers", "repeat_head")
+"""Options of parts that score some items in addition to the encoder: a Markov chain, and a head for repeats."""
 
 Number = float | int
 
@@ -105,7 +107,7 @@ class RunFacts:
     reproducible: bool = False  # `recipe` holds all options, and the seed was set before the model was built
     seconds: Number | None = None  # duration of the training; None if unknown
     best_checkpoint: str = ""  # folder of the checkpoint with the best validation metric; "" if the last one was kept
-    chosen_by: str = ""  # the metric it was chosen by
+    chosen_by: str = ""  # validation metric that chose `best_checkpoint`
     machine: MachineFacts
     versions: dict[str, str] = field(default_factory=dict)  # package -> version
     log: list[dict] = field(default_factory=list)  # entries of the Trainer's `log_history`
@@ -123,8 +125,10 @@ class RunFacts:
         """Read the run facts of a checkpoint folder, of this or an earlier format version."""
         file = Path(folder, FACTS_FILE)
         if not file.exists():
-            advice = "Copy this file from the original checkpoint, or train the model with `hf-bert4rec train`"
-            raise FileNotFoundError(f"{folder}: found no {FACTS_FILE}. {advice}, which writes it.")
+            advice = "Copy it from the original checkpoint, or train with `hf-bert4rec train`, which writes it."
+            if (near := Path(folder, "model")).joinpath(FACTS_FILE).exists():
+                advice = f"Did you mean {near}?"
+            raise FileNotFoundError(f"{folder}: found no {FACTS_FILE}. {advice}")
         values = read_json(file, folder)
         version = values.get("format_version", 1)
         if version not in range(1, FORMAT_VERSION + 1):
@@ -155,7 +159,7 @@ class RunFacts:
         return text.encode("utf-8", "backslashreplace")  # a lone surrogate of a file name becomes a JSON escape
 
     def published(self) -> Self:
-        """Return the facts to publish: paths outside the working folder are reduced to their last part."""
+        """Return the facts to publish: absolute paths and paths with `..` are reduced to their last part."""
         return dataclasses.replace(self, recipe={name: _public(value) for name, value in self.recipe.items()})
 
 
@@ -174,17 +178,17 @@ def _build(kind: type, values: Mapping[str, Any]) -> Any:
 def _old_defaults(version: int, recipe: Mapping[str, Any]) -> dict[str, Any]:
     """Return the defaults of an earlier version that differ from the current defaults."""
     defaults: dict[str, Any] = {}
-    for changed in range(FORMAT_VERSION - 1, version - 1, -1):  # older ones take precedence
+    for changed in range(FORMAT_VERSION - 1, version - 1, -1):  # older defaults take precedence
         rows = OLD_DEFAULTS[changed]
         defaults |= rows[""] | rows.get(recipe.get("architecture", "bert4rec"), {})
-    if "start_from" in recipe:  # its model has the options of its checkpoint
+    if "start_from" in recipe:  # the model has the options of that checkpoint
         defaults = {name: value for name, value in defaults.items() if name in WITH_START_FROM}
     return defaults
 
 
 def _from_version_1(values: Mapping[str, Any]) -> dict[str, Any]:
     """Convert facts of version 1: splits at the top level, machine and example as text, options without defaults."""
-    recipe, of_recipe = values["recipe"], "sha256" in values["data"]  # the others were written by a Trainer
+    recipe, of_recipe = values["recipe"], "sha256" in values["data"]  # without, a Trainer wrote the facts
     try:
         example = json.loads(f"[{values['example']}]")
     except ValueError:  # IDs with a quotation mark were not escaped

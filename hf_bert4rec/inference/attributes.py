@@ -17,7 +17,7 @@ from ..data.sources import library_errors, open_table
 
 logger = logging.get_logger(__name__)
 
-CHECKED = 20  # values of a condition for which a warning is given if no item has them
+CHECKED = 20  # number of values of a condition that are checked for a warning
 
 
 class ItemAttributes:
@@ -26,7 +26,7 @@ class ItemAttributes:
         products = ItemAttributes(pd.read_csv("products.csv", dtype={"sku": str}), item="sku")
         recommender(histories, attributes=products, where={"in_stock": True})
 
-    Calls also accept the table itself, and then read it in each call. A cell has one value, a list of values, or text
+    A call also accepts the table itself, and then reads it each time. A cell has one value, a list of values, or text
     with values separated by `|`. An item without a row, or without a value, has no values.
 
     Args:
@@ -68,7 +68,7 @@ class ItemAttributes:
                 with one element per value) that returns one bool per element, such as `lambda price: price < 20`.
 
         Raises:
-            ValueError: The attribute is unknown, the function fails, or a condition for numbers is True or False.
+            ValueError: The attribute is unknown, the function fails, or a bool is compared with numbers beyond 0 and 1.
         """
         column = self._column(name)
         if callable(condition):

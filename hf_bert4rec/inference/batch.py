@@ -33,7 +33,7 @@ from .pipeline import pipeline
 REQUEST_FILE = "_request.json"  # readers of Parquet folders skip names that begin with "_"
 FIRST_BYTES = b"PAR1"
 
-_recommender: "BatchRecommender | None" = None  # of a process that was started for it
+_recommender: "BatchRecommender | None" = None  # only in worker processes
 Table = TypeVar("Table", pa.Table, pd.DataFrame)
 
 
@@ -60,8 +60,7 @@ class BatchRecommender:
         A user without a history gets the recommendations for an empty history. Unknown item IDs are skipped.
 
         Raises:
-            ValueError: A column or a user ID is missing, or a history contains a value that is not an item ID, such as
-                None.
+            ValueError: A column or a user ID is missing, or a value of a history, such as None, is not an item ID.
         """
         if isinstance(table, pd.DataFrame):
             return self(pa.Table.from_pandas(table, preserve_index=False)).to_pandas()
@@ -131,7 +130,7 @@ def recommend_to_parquet(
     request = {**arguments, "shard_size": shard_size, "source": str(file)} | ({"columns": columns} if columns else {})
     request |= {"state of the weights": _states(model), "state of the source": _states(file)}
     users, shards = _read_shards(file, shard_size, user, history, columns or {})
-    recommender = BatchRecommender(**arguments)  # also with more processes: errors appear before they are started
+    recommender = BatchRecommender(**arguments)  # also for several processes, to find errors before they start
     with disk_errors(folder):
         _begin(folder, json.loads(json.dumps(request, default=int)))
         with tqdm(total=users, desc="Recommending", unit="user") as bar:
@@ -225,7 +224,7 @@ def _write_shards(
             while running:
                 yield running.popleft().result()
         except BrokenProcessPool as error:
-            advice = "Finished files are kept. Run the command again, with fewer processes or smaller shards."
+            advice = "Finished files are kept. Use fewer processes, or smaller shards in a new folder."
             raise ChildProcessError(f"A process was killed, perhaps for lack of memory. {advice}") from error
         finally:
             pool.shutdown(cancel_futures=True)

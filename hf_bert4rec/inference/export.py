@@ -124,12 +124,16 @@ def export_checkpoint(checkpoint: str | PathLike, output: str | PathLike, revisi
         found = f"{model.config.max_position_embeddings}. Train the model with a `max_length` of at least 3"
         raise ValueError(f"The export needs a model with `max_position_embeddings` of at least 3, found {found}.")
     catalog = ItemCatalog(tokenizer)
-    program = export_program(model, catalog.removed)
     inputs, outputs = ["history", "excluded", "allowed", "top_k"], ["items", "scores"]
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of operators of torchvision
-    with _loops_for_gru(model), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        graph = torch.onnx.export(program, (), input_names=inputs, output_names=outputs, dynamo=True, verbose=False)
+    try:
+        program = export_program(model, catalog.removed)
+        with _loops_for_gru(model), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            graph = torch.onnx.export(program, (), input_names=inputs, output_names=outputs, dynamo=True, verbose=False)
+    except RuntimeError as error:  # the base class of those of torch
+        reason = f"{model.config.model_type!r} ({type(error).__name__}: {str(error).strip().splitlines()[0]})"
+        raise ValueError(f"torch cannot export the architecture {reason}. See docs/architecture.md.") from error
     assert graph is not None
     for node in graph.model.graph.all_nodes():
         node.metadata_props.clear()  # lines of code, with the paths of this machine

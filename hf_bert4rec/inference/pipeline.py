@@ -345,7 +345,8 @@ class NextItemRecommendationPipeline(Pipeline):
             self.trained_on_last_items = False  # once
             logger.warning(
                 "The model was trained on last items only (last_item_probability=1), so it has not learned to predict "
-                "items inside a history. Train the model with --prefixes false --last_item_probability 0.1."
+                "items inside a history. Train with --prefixes false --last_item_probability 0.1 "
+                "--load_best_model_at_end false --early_stopping_patience none."
             )
 
 

@@ -124,7 +124,7 @@ class RecommendAnswer(Source):
 
 
 class SimilarAnswer(Source):
-    """Items for each item, most similar first."""
+    """Similar items for each requested item, most similar first."""
 
     similar: list[list[Item]]
 
@@ -146,7 +146,7 @@ class Metrics:
         powers = [2**n for n in range(14)]
         self.requests = counter("requests", "Requests", ["route", "status"])
         self.seconds = histogram("request_seconds", "Time to answer", ["route"], buckets=[n / 1000 for n in powers])
-        self.unknown = counter("unknown_ids", "IDs that were skipped, because the model does not have them")
+        self.unknown = counter("unknown_ids", "IDs that were skipped, because the model does not contain them")
         self.batches = histogram("batch_histories", "Histories that were scored together", buckets=powers[:7])
         self.reloads = counter("reloads", "Reloads of the checkpoint", ["result"])
 
@@ -225,7 +225,7 @@ class Service:
             try:
                 found = _answer(recommender, [request for request, _ in group])
             except BaseException as error:  # such as NaN as a score, or a panic of a library; the server must go on
-                text = "Scoring failed with %s, so the status is 500. The text is not logged: it may contain histories."
+                text = "Scoring failed with %s (status 500). The message may contain histories and is not logged."
                 logger.error(text, type(error).__name__)
                 reason = str(error) if isinstance(error, ValueError) else "Scoring failed."
                 found = [HTTPException(500, reason)] * len(group)
@@ -327,7 +327,7 @@ def create_app(load: Load, reload_on_sighup: bool = False) -> FastAPI:
 
     @asynccontextmanager
     async def working(_: FastAPI) -> AsyncIterator[None]:
-        tasks = [asyncio.create_task(service.work())]  # asyncio keeps no reference
+        tasks = [asyncio.create_task(service.work())]  # keeps a reference, which asyncio does not
         if reload_on_sighup and hasattr(signal, "SIGHUP"):
             loop = asyncio.get_running_loop()
             loop.add_signal_handler(signal.SIGHUP, lambda: tasks.append(asyncio.create_task(service.reload())))
@@ -391,7 +391,7 @@ def load_for_serving(
             words = ["export", str(checkpoint), "--output", str(exported)]
             words += ["--revision", revision] if revision else []
             words += [word for module in modules for word in ("--import", module)]
-            logger.info("Exporting %s. This takes ten seconds on a free core, and longer on a busy one.", checkpoint)
+            logger.info("Exporting %s. This takes about ten seconds on a free core.", checkpoint)
             command = [sys.executable, "-c", EXPORT, *words]
             options: dict[str, Any] = {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL, "text": True}
             source, sink = os.pipe()  # `sink` is closed when this process ends, however it ends

@@ -198,8 +198,8 @@ LOSSES: dict[str, ItemLoss] = {
 def check_loss(name: str) -> None:
     """Raise ValueError unless a loss is in `LOSSES`."""
     if name not in LOSSES:
-        found = f"found {name!r}. Correct the name, or add the loss to `LOSSES`"
-        raise ValueError(f"`loss` must be one of {', '.join(LOSSES)}, {found}.")
+        advice = "Correct the name, or add the loss to `LOSSES` (on the command line: in a module for `--import`)."
+        raise ValueError(f"`loss` must be one of {', '.join(LOSSES)}, found {name!r}. {advice}")
 
 
 def _share_drawn(config: Any, item_table: torch.Tensor) -> float:

@@ -89,4 +89,3 @@ class Gru4RecForMaskedLM(Bert4RecForMaskedLM):
     config: Gru4RecConfig
     base_class = Gru4RecModel
     supports_gradient_checkpointing = False
-    _tied_weights_keys = {"lm_head.weight": "model.item_embeddings.weight"}

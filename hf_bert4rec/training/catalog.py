@@ -38,6 +38,7 @@ def add_items(
     output: str | PathLike | None = None,
     *,
     item: str | int | None = None,
+    title: str | int | None = None,
     encoder: str | None = None,
     format: str | None = None,  # noqa: A002
     separator: str | None = None,
@@ -57,6 +58,7 @@ def add_items(
             and the features of the checkpoint.
         output: Folder of the result. Default: `checkpoint` is replaced after all files are written.
         item: Column of the item. Default: found by its usual names.
+        title: Column of the title. Default: found by its usual names.
         encoder: Model of sentence-transformers, needed if the features of the checkpoint have text.
         format: Format of the file.
         separator: Separator of a text file.
@@ -71,9 +73,8 @@ def add_items(
         OSError: As for `fetch_checkpoint`.
     """
     folder, tokenizer = _open(checkpoint, output)
-    given = load_new_items(
-        source, tokenizer.features, item=item, encoder=encoder, format=format, separator=separator, encoding=encoding
-    )
+    form: dict[str, Any] = {"format": format, "separator": separator, "encoding": encoding}
+    given = load_new_items(source, tokenizer.features, item=item, title=title, encoder=encoder, **form)
     rows = dict(zip(given.items, tokenizer.encode_items(given.items).tolist(), strict=True))
     new = [item for item, row in rows.items() if row == tokenizer.unk_token_id]
     model = AutoModelForMaskedLM.from_pretrained(folder)
@@ -121,6 +122,8 @@ def _open(checkpoint: str | PathLike, output: str | PathLike | None) -> tuple[Pa
         if target in source.parents or source in target.parents:
             raise ValueError(f"One of {output} and {folder} contains the other. Name a folder outside the checkpoint.")
         check_output(output, NEEDED[0])
+        if (target / NEEDED[0]).exists():
+            logger.warning("%s exists and will be replaced.", output)
     return folder, AutoTokenizer.from_pretrained(folder)
 
 

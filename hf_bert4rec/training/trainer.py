@@ -28,7 +28,7 @@ from ..hub.checkpoint import check_sizes, is_complete, last_complete_checkpoint
 from ..hub.errors import hub_errors
 from ..hub.model_card import CARD, model_card
 from ..hub.push import push_checkpoint
-from ..hub.run_facts import FACTS_FILE, DataFacts, MachineFacts, RunFacts
+from ..hub.run_facts import ADDED_PARTS, FACTS_FILE, DataFacts, MachineFacts, RunFacts
 from ..models.item_loss import check_loss
 from ..models.registry import architecture_of
 from .arguments import ID_DROPOUT, LABEL_SMOOTHING, RecommendationTrainingArguments
@@ -269,6 +269,7 @@ class RecommendationTrainer(Trainer):
                 "muon_learning_rate": self._muon_learning_rate,
                 "max_length": tokenizer.model_max_length,
                 "exclude_history": config.exclude_history,
+                **{name: value for name in ADDED_PARTS if (value := getattr(config, name))},
                 **({"mask_probability": masked} if masked else {}),
             },
             seconds=round(sum(seconds), 1) or None,

@@ -586,11 +586,12 @@ class Bert4RecForMaskedLM(Bert4RecPreTrainedModel):
 
     _auto_class = "AutoModelForMaskedLM"
     base_class: type[Bert4RecEncoder] = Bert4RecModel  # subclasses may have another encoder
-    _tied_weights_keys = {"lm_head.weight": "model.embeddings.item_embeddings.weight"}
 
     def __init__(self, config: Bert4RecConfig) -> None:
         super().__init__(config)
         self.model = self.base_class(config)
+        name = next(name for name, module in self.named_modules() if module is self.get_input_embeddings())
+        self._tied_weights_keys = {"lm_head.weight": f"{name}.weight"}
         self.prediction_head = Bert4RecPredictionHead(config) if config.prediction_head else nn.Identity()
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
         self.repeat_head = Bert4RecRepeatHead(config) if config.repeat_head else None

@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,13 +14,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hf_bert4rec.cli.compare import Comparison, check_model, compare, evaluate_model, train_model
+from hf_bert4rec.cli.compare import (
+    Comparison,
+    check_model,
+    compare,
+    differing_options,
+    evaluate_model,
+    resolved_options,
+    train_model,
+)
 from hf_bert4rec.cli.comparison_report import (
     ModelResult,
     differences_table,
     format_report,
     groups_table,
     metrics_table,
+    options_table,
     sampled_metrics_table,
     summarize,
 )
@@ -72,6 +83,47 @@ def test_models_are_evaluated_once_and_reported(recipe_file, tmp_path):
         match=r"Delete these files.*\n\S+popularity\.json: evaluated split validation → test\n\S+sasrec\.json: ",
     ):
         compare(path, "test", folder)
+
+
+def test_the_report_has_the_options_that_differ_and_warns_of_a_chain_in_one_model(recipe_file, tmp_path, caplog):
+    options = {"recipe": str(recipe_file), "num_train_epochs": 1}
+    options |= {"recommended_settings": True, "exclude_history": True}
+    models = {
+        "Popularity": {"baseline": "popularity"},
+        "Chain": {**options, "num_followers": 2},
+        "Causal": {**options, "architecture": "sasrec", "learning_rate": 0.004},
+    }
+    path, folder = comparison_file(tmp_path, recipe_file, **models), str(tmp_path / "kept")
+    for name in models:
+        logging.getLogger("hf_bert4rec").setLevel(logging.INFO)
+        evaluate_model(Comparison.load(path), name, "validation", folder)
+    settings = [it.getMessage() for it in caplog.records if "Recommended settings" in it.getMessage()]
+    assert len(settings) == 2
+    assert "--prefixes True" in settings[0]  # of BERT4Rec alone
+    assert "--prefixes" not in settings[1]
+    assert "--num_followers 50" in settings[1]
+    report = compare(path, "validation", folder)
+    rows = {row[0]: row[1:] for row in cells(report.partition("trained models:\n\n")[2].partition("\n\n")[0])}
+    assert rows["option"] == ["Chain", "Causal"]
+    assert rows["architecture"] == ["bert4rec", "sasrec"]
+    assert rows["num_followers"] == ["2", "50"]
+    assert rows["prefixes"] == ["true", "false"]
+    assert rows["learning_rate"][1] == "0.004"
+    assert not {"num_train_epochs", "hidden_size", "last_item_probability", "output_dir", "repeat_head"} & {*rows}
+    warning = "The trained models differ in `num_followers`, so"
+    assert [warning in it.getMessage() for it in caplog.records].count(True) == report.count(warning) == 1
+    shutil.rmtree(Path(folder, "chain"))  # its result is kept
+    assert "Options that differ" not in compare(path, "validation", folder)
+
+
+def test_unknown_options_of_a_checkpoint_are_not_claimed_to_be_defaults(recipe_file, tmp_path):
+    checkpoint = train_model({"recipe": str(recipe_file), "num_train_epochs": 1}, str(tmp_path / "out"))
+    assert resolved_options(checkpoint)["mask_probability"] == 0.2
+    facts = RunFacts.load(checkpoint)
+    dataclasses.replace(facts, reproducible=False, recipe={"seed": 3, "learning_rate": 0.5}).save(checkpoint)
+    options = resolved_options(checkpoint)
+    assert {"mask_probability", "prefixes", "weight_decay"} & {*options} == set()
+    assert (options["learning_rate"], options["hidden_size"]) == (0.5, 12)
 
 
 def test_a_checkpoint_trained_with_other_options_is_not_reused(recipe_file, tmp_path):
@@ -277,6 +329,7 @@ def test_invalid_models_are_refused(recipe_file, tmp_path, models, message):
     [
         "",
         "- recipe",
+        "recipe",
         "{",
         "recipe: a\nmodels: {X: {baseline: ease}}\nmodel: 1",
         "recipe: a",
@@ -288,6 +341,11 @@ def test_a_file_that_is_no_comparison_is_refused(tmp_path, text):
     (tmp_path / "comparison.yaml").write_text(text)
     with pytest.raises(ValueError, match=r"comparison\.yaml: expected YAML with recipe, models"):
         Comparison.load(str(tmp_path / "comparison.yaml"))
+
+
+def test_a_recipe_is_no_comparison(recipe_file):
+    with pytest.raises(ValueError, match=r"recipe\.yaml: found neither `recipe` nor `models`\. If this is a recipe, "):
+        Comparison.load(str(recipe_file))
 
 
 @pytest.mark.parametrize(
@@ -308,7 +366,7 @@ def test_published_values_need_candidates(recipe_file, tmp_path):
     recipe_file.write_text(recipe_file.read_text().replace("popularity_candidates: 2", ""))
     published = {"Popularity": {"the paper": {"hr@10": 0.1}}}
     path = comparison_file(tmp_path, recipe_file, published, Popularity={"baseline": "popularity"})
-    with pytest.raises(ValueError, match="`published` needs popularity_candidates or uniform"):
+    with pytest.raises(ValueError, match=r"`published` needs metrics among sampled candidates\. Set `popularity_cand"):
         compare(path, "test", str(tmp_path / "kept"))
 
 
@@ -385,8 +443,10 @@ def results() -> dict[str, ModelResult]:
     return found
 
 
-def summary(results: dict, groups: dict | None = None, published: dict | None = None) -> dict:
-    return json.loads(json.dumps(summarize("test", results, groups or {}, published or {}, [])))
+def summary(
+    results: dict, groups: dict | None = None, published: dict | None = None, options: dict | None = None
+) -> dict:
+    return json.loads(json.dumps(summarize("test", results, groups or {}, published or {}, [], options or {})))
 
 
 def cells(table: str) -> list[list[str]]:
@@ -416,6 +476,22 @@ def test_the_table_among_candidates_equals_one_written_by_hand(results):
     for result in results.values():
         result.metrics = {"hr@10": 1.0, "ndcg@10": 1.0}
     assert sampled_metrics_table(summary(results, published=published)) == ""
+
+
+def test_the_table_of_options_equals_one_written_by_hand(results):
+    trained = {
+        "One": {"loss": "softmax", "rope_theta": None, "prefixes": True, "seed": 1, "mask_probability": 0.2},
+        "Other": {"loss": "gbce", "rope_theta": 9.5, "prefixes": True, "seed": 1},  # it has no masks
+    }
+    options = differing_options(trained)
+    assert cells(options_table(summary(results, options=options))) == [
+        ["option", "One", "Other"],
+        ["loss", "softmax", "gbce"],
+        ["rope_theta", "none", "9.5"],
+    ]
+    assert options_table(summary(results)) == ""
+    assert "Options that differ" not in format_report({**summary(results), "options": {}})
+    assert "Note" not in format_report(summary(results, options=options))
 
 
 def test_the_table_of_groups_equals_one_written_by_hand(results):

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
+import hf_bert4rec
 from hf_bert4rec import Bert4RecConfig, RecommendationTrainingArguments
 from hf_bert4rec.cli.main import COMMANDS, main, plain_errors
 from hf_bert4rec.cli.recipe import format_help
+from hf_bert4rec.cli.report import recommendation_table
 from tests.cli.test_run import LOG, recipe_for, run
 
 ROOT = Path(__file__).parents[2]
@@ -249,7 +251,7 @@ def test_code_of_the_user_is_imported_by_every_command(tmp_path):
     finished = python(*command, "recommend", "--import", "own_code", "out/model", "--history", "i1", cwd=tmp_path)
     assert finished.returncode == 0, finished.stderr
     finished = python(*command, "recommend", "out/model", "--history", "i1", cwd=tmp_path)
-    assert "the model type 'own_model' is not one of bert4rec, sasrec, gru4rec" in finished.stderr
+    assert "model_type in config.json must be one of bert4rec, sasrec, gru4rec, found 'own_model'" in finished.stderr
     assert "--import MODULE" in finished.stderr
 
 
@@ -266,3 +268,21 @@ def test_a_module_that_cannot_be_imported_is_named():
 def test_a_loss_that_does_not_exist_is_refused_before_training(tmp_path):
     with pytest.raises(ValueError, match=r"`loss` must be one of softmax, .*found 'sofmax'"):
         run(recipe_for(tmp_path, "--loss", "sofmax"))
+    with pytest.raises(ValueError, match=r"found 'sofmax'\. Add a new loss to `LOSSES`, .*`--import MODULE`"):
+        run(recipe_for(tmp_path, "--loss", "sofmax", "--data", "not/read.csv"))
+
+
+def test_a_recommendation_shows_unknown_ids_and_no_empty_column(trained, capsys):
+    main(["recommend", str(trained), "--history", "i1", "588", "--top_k", "1"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1:3] == [f"{'i1':>12}          One", f"{'588':>12}          unknown ID, skipped"]
+    recommender = hf_bert4rec.pipeline(trained)
+    recommender.tokenizer.titles = None
+    lines = recommendation_table(recommender, ["i1"], top_k=1).splitlines()
+    assert lines[1:3] == [f"{'i1':>12}", "Recommended, best first (item, score):"]
+
+
+def test_items_that_do_not_follow_history_are_named(capsys):
+    with pytest.raises(SystemExit):
+        main(["recommend", "runs/a/model", "tr0588", "tr2"])
+    assert "unrecognized arguments: tr0588 tr2. Pass the items of a history after --history." in capsys.readouterr().err

@@ -329,6 +329,35 @@ def test_a_split_or_architecture_that_does_not_exist_is_refused(words, message):
         parse_recipe(words)
 
 
+def test_an_option_of_a_split_without_annotation_has_the_type_of_its_default(monkeypatch):
+    def own(interactions, tokenizer, *, max_length=None, purchases=8, share=0.5, strict=False, kind="new", other=None):
+        return leave_one_out(interactions, tokenizer, max_length=max_length)
+
+    monkeypatch.setitem(SPLITS, "own", Split(own, "own"))
+    words = ["--purchases", "9", "--share", "1", "--strict", "true", "--kind", "old", "--other", "7"]
+    options = parse_recipe(["--split", "own", *words]).options("splitting")
+    assert options == {"purchases": 9, "share": 1.0, "strict": True, "kind": "old", "other": "7"}
+    assert [type(value) for value in options.values()] == [int, float, bool, str, str]
+    with pytest.raises(ValueError, match="--purchases: invalid int value: 'many'"):
+        parse_recipe(["--split", "own", "--purchases", "many"])
+
+
+def test_options_that_another_split_does_not_have_are_dropped(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("split: at_time\nvalidation_time: 10\ntest_time: 20\nprefixes: true\n")
+    assert parse_recipe([str(file)]).options("splitting")["test_time"] == "20"
+    assert parse_recipe([str(file), "--split", "leave_one_out"]).options("splitting") == {"prefixes": True}
+    assert parse_recipe([str(file), "--split", "at_time"]).options("splitting")["test_time"] == "20"
+    words = [str(file), "--split", "leave_one_out", "--test_time", "20"]  # typed, so `prepare` refuses it
+    assert parse_recipe(words).options("splitting") == {"prefixes": True, "test_time": "20"}
+
+
+def test_a_log_in_place_of_a_recipe_is_recognized(tmp_path):
+    (file := tmp_path / "log.csv").write_text("user,item,time\n1,2,3\n")
+    with pytest.raises(ValueError, match=re.escape(f"found a str. If this file is a log, pass `--data {file}`.")):
+        parse_recipe([str(file)])
+
+
 def test_options_of_an_architecture_of_the_users_own_are_read_from_its_class(tmp_path, monkeypatch):
     (tmp_path / "own_model_module.py").write_text(
         "from hf_bert4rec import Bert4RecConfig\n\n"

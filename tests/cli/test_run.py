@@ -258,7 +258,33 @@ def test_the_summary_says_that_more_steps_were_of_no_use_only_if_there_were_more
     text = summary(folder)
     assert "The best checkpoint is from step 1" in text
     assert ("from step 1: more training did not improve the model." in text) is not improved
+    assert ("Try a lower --learning_rate." in text) is not improved
     assert ("more epochs may be better" in text) is improved
+    assert "deployment" not in text
+
+
+def test_the_summary_of_a_run_with_max_steps_does_not_advise_to_deploy_it(trained, tmp_path):
+    folder = shutil.copytree(trained, tmp_path / "model")
+    facts = RunFacts.load(folder)
+    log = [{"epoch": step / 2, "step": step} for step in range(1, 5)]
+    dataclasses.replace(facts, log=log, best_checkpoint="checkpoint-4", recipe={**facts.recipe, "max_steps": 4}).save(
+        folder
+    )
+    text = summary(folder)
+    assert "The best checkpoint is from epoch 2.\nTrain without --max_steps before you deploy a model.\n" in text
+    assert "train_on_all" not in text
+    assert "more epochs" not in text
+
+
+@pytest.mark.parametrize(("first", "steps", "known"), [(1, 4, True), (1, 1, False), (2, 4, False)])
+def test_the_summary_shows_the_score_before_the_training_if_it_is_known(trained, tmp_path, first, steps, known):
+    folder = shutil.copytree(trained, tmp_path / "model")
+    facts = RunFacts.load(folder)
+    log = [{"epoch": step / 2, "step": step, "eval_ndcg@10": 0.1234 * step} for step in range(first, steps + 1)]
+    dataclasses.replace(facts, log=log, best_checkpoint=f"checkpoint-{steps}").save(folder)
+    score = facts.results["validation"]["BERT4Rec"]["ndcg@10"]
+    line = f"\nValidation NDCG@10 of BERT4Rec: 0.1234 before the training (step 1), {score:.4f} after.\n"
+    assert (line in summary(folder)) is known
 
 
 @pytest.mark.parametrize(("low", "high", "noise"), [(-0.01, 0.03, True), (0.001, 0.03, False), (-0.05, -0.02, False)])
@@ -327,8 +353,18 @@ def test_a_run_can_start_from_the_checkpoint_of_another_catalog(trained, tmp_pat
     assert f"not from the recipe: conv_kernel_size {old.config.conv_kernel_size}." in caplog.text
     assert RunFacts.load(folder).recipe["conv_kernel_size"] == old.config.conv_kernel_size
     assert recipe.given["conv_kernel_size"] == 5  # the recipe itself is never modified
+    assert not {"num_followers", "repeat_head"} & {*RunFacts.load(folder).recipe}  # the model has neither
     with pytest.raises(ValueError, match="is a bert4rec model, but `--architecture` is sasrec"):
         run(recipe_for(tmp_path, *options, "--architecture=sasrec", f"--output_dir={tmp_path}/other"))
+
+
+def test_the_card_names_the_markov_chain_of_the_checkpoint_that_a_model_started_from(tmp_path):
+    quick = ("--num_train_epochs=1", "--learning_rate=1e-9", "--muon_learning_rate=none")
+    chain = run(recipe_for(tmp_path, *quick, "--num_followers=2"))
+    folder = run(recipe_for(tmp_path, *quick, "--start_from", str(chain), f"--output_dir={tmp_path}/started"))
+    assert RunFacts.load(folder).recipe["num_followers"] == 2
+    assert "a Markov chain over the 2 most frequent followers" in (folder / "README.md").read_text()
+    assert parse_recipe([str(folder)]).model.num_followers == 2
 
 
 def test_metrics_among_uniform_candidates_say_so_in_name_protocol_and_card(tmp_path):
@@ -417,20 +453,31 @@ def test_training_on_all_interactions_has_no_results_and_says_so(tmp_path, capsy
     assert re.findall(r"^epoch +(\S+)   loss +\d\.\d{3}$", capsys.readouterr().out, re.MULTILINE) == ["1.0", "2.0"]
     assert not ModelCard.load(folder / "README.md").data.eval_results
     text = summary(folder)
-    assert "There are no results, because the split holds no items out" in text
+    assert text.startswith("\nThere are no results, because the split train_on_all holds no items out. Seed 42.\n")
+    assert "nothing held out" not in text
     assert "Recommended" in text
     with pytest.raises(ValueError, match="train_on_all has no items held out for evaluation"):
         evaluate(parse_recipe([str(folder)]))
     evaluate(parse_recipe([str(folder), "--split", "leave_one_out"]))
-    assert "The model was trained with --split train_on_all. If the model was trained on targets of" in caplog.text
+    evaluate(parse_recipe([str(folder), "--split", "at_time", "--validation_time", "4", "--test_time", "5"]))
+    found = [message for message in caplog.messages if message.startswith("The model was trained with")]
+    assert [message.partition(".")[0] for message in found] == ["The model was trained with --split train_on_all"] * 2
+
+
+def test_an_option_with_its_default_is_not_another_split(tmp_path, caplog):
+    folder = run(recipe_for(tmp_path, "--num_train_epochs", "1"))
+    evaluate(parse_recipe([str(folder), "--validation_in_train", "false"]))
+    assert "was trained with" not in caplog.text
+    evaluate(parse_recipe([str(folder), "--validation_in_train", "true"]))
+    assert "The model was trained with --validation_in_train False." in caplog.text
 
 
 def test_options_without_effect_are_reported_once(tmp_path, caplog):
     run(recipe_for(tmp_path, "--num_negatives=5", "--num_train_epochs=1"))
-    assert [m for m in caplog.messages if "num_negatives" in m] == ["The loss softmax does not use num_negatives."]
+    assert [m for m in caplog.messages if "num_negatives" in m] == ["The loss softmax does not use --num_negatives."]
     caplog.clear()
     run(recipe_for(tmp_path, "--architecture=sasrec", "--mask_probability=0.5", "--num_train_epochs=1"))
-    assert len([m for m in caplog.messages if "does not use mask_probability" in m]) == 1
+    assert len([m for m in caplog.messages if "does not use --mask_probability" in m]) == 1
     caplog.clear()
     run(recipe_for(tmp_path, "--tolerance=0.1", "--encoder=x", "--num_train_epochs=1", "--report_to=none"))
     assert [m for m in caplog.messages if "no effect" in m] == [

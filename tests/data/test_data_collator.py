@@ -266,5 +266,5 @@ def test_special_rows_are_no_labels():
 @pytest.mark.parametrize("make", [DataCollatorForCloze, DataCollatorForNextItem])
 @pytest.mark.parametrize("lengths", [[0], [3, 0, 2]])
 def test_training_rows_without_items_are_refused(make, lengths):
-    with pytest.raises(ValueError, match="at least one item in each training row, found none"):
+    with pytest.raises(ValueError, match="an item in each training row, found an empty row"):
         make(TOKENIZER)(rows_of(lengths))

@@ -121,7 +121,7 @@ def test_files_are_read_like_data_frames(tmp_path):
     ("table", "options", "message"),
     [
         ({"item": ["a", "a"], "kind": ["x", "x"]}, {}, "one row per item, found several for 'a'"),
-        ({"item": ["a", None], "kind": ["x", "x"]}, {}, "row 1: expected an item ID, found none"),
+        ({"item": ["a", None], "kind": ["x", "x"]}, {}, "row 1: the item ID is missing"),
         ({"kind": ["x", "x"]}, {}, "expected a column for the item"),
         ({"item": ["a", "b"], "v": [[1.0, 2.0], [1.0]]}, {}, "row 1: expected 2 numbers in the column 'v', found 1"),
         (
@@ -137,7 +137,7 @@ def test_files_are_read_like_data_frames(tmp_path):
         ),
         ({"item": ["a", "b"], "name": ["x", "y"]}, {"text": ["name"]}, "the text of 'name' needs an encoder"),
         ({"item": ["a", "b"], "name": ["x", "y"]}, {"text": ["title"]}, "expected a feature column 'title'"),
-        ({"item": ["a", "b"], "name": ["x", "y"]}, {}, "expected columns of features, found item, name"),
+        ({"item": ["a", "b"], "name": ["x", "y"]}, {}, "no column can be used as a feature, found item, name"),
     ],
 )
 def test_a_table_that_cannot_be_read(table, options, message):
@@ -233,7 +233,7 @@ def test_booleans_and_dates_are_reported_as_categories(caplog, values, what):
     caplog.set_level("INFO", "hf_bert4rec")
     features = load_item_features(pd.DataFrame({"item": ["a", "b", "c"], "new": values}))
     assert [how["kind"] for how in features.columns.values()] == ["categories"]
-    assert f"DataFrame: the {what} in 'new' are categories, without an order." in caplog.messages
+    assert f"DataFrame: the {what} in 'new' are read as categories, without an order." in caplog.messages
 
 
 def test_a_column_without_values_is_reported(caplog):

@@ -66,7 +66,7 @@ def test_rows_without_names_become_a_table_as_the_error_says():
 
 def test_a_web_page_and_a_pdf_are_refused_with_different_advice(write):
     page = b"\n<!DOCTYPE html><html><body>404</body></html>"
-    with pytest.raises(ValueError, match=r"^log\.csv: the file is an HTML page.*Download it again"):
+    with pytest.raises(ValueError, match=r"^log\.csv: the file is an HTML page.*Download the log again"):
         load_interactions(write("log.csv", page))
     with pytest.raises(ValueError, match=r"^log\.csv: the file is a PDF document\. Export the log as CSV\.$"):
         load_interactions(write("log.csv", b"%PDF-1.7 text"))

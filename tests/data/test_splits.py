@@ -2,6 +2,7 @@
 
 import datetime
 import inspect
+import re
 
 import numpy as np
 import pytest
@@ -136,12 +137,42 @@ def test_times_out_of_order_are_refused():
 
 
 @pytest.mark.parametrize(
-    ("validation_time", "test_time", "empty"), [(0, 20, "train"), (13, 20, "validation"), (10, 30, "test")]
+    ("validation_time", "test_time", "problem"),
+    [
+        (0, 20, "The time 0 is outside the log, which runs from 1 to 22. Pass a time in the unit of the log"),
+        (13, 20, "The validation split is empty. Change `validation_time` or `test_time`."),
+        (10, 30, "The time 30 is outside the log, which runs from 1 to 22."),
+    ],
 )
-def test_an_empty_split_is_refused_and_the_log_s_times_are_named(validation_time, test_time, empty):
+def test_times_that_leave_a_split_empty_are_refused(validation_time, test_time, problem):
     tokenizer = item_tokenizer(["other"])
-    with pytest.raises(ValueError, match=f"{empty} split is empty; the log runs from 1 to 22"):
+    with pytest.raises(ValueError, match=re.escape(problem)):
         split_at_time(log_of(*TIMED), tokenizer, validation_time=validation_time, test_time=test_time)
+
+
+@pytest.mark.parametrize(("factor", "unit"), [(1000, "milliseconds"), (10**6, "microseconds")])
+def test_a_date_for_a_log_in_another_unit_is_refused(factor, unit):
+    first, last = 1704207091, 1727013853
+    log = log_of(("u", "a", first * factor), ("u", "b", 1718000000 * factor), ("v", "a", last * factor))
+    found = re.escape(
+        f"The time 1717200000 (2024-06-01 00:00 UTC) is outside the log, which runs from {first * factor} (2024-01-02 "
+        f"14:51 UTC, if these are {unit}) to {last * factor} (2024-09-22 14:04 UTC, if these are {unit}). Pass a time "
+        "in the unit of the log, or convert the times of the log to seconds since 1970."
+    )
+    with pytest.raises(ValueError, match=found):
+        before(log, "2024-06-01")
+    split = SPLITS["at_time"]  # as a recipe uses it
+    with pytest.raises(ValueError, match=found):
+        split.past_of(log, {"validation_time": "2024-06-01", "test_time": "2024-07-01"})
+    with pytest.raises(ValueError, match="`validation_time` must be before `test_time`"):
+        split.past_of(log, {"validation_time": "2024-07-01", "test_time": "2024-06-01"})
+    values = {"validation_time": 1717200000 * factor, "test_time": 1719792000 * factor}
+    assert len(split.past_of(log, values)) == 1
+    assert f"from {1719792000 * factor} (2024-07-01 00:00 UTC, if these are {unit}) on" in split.describe(values)
+    with pytest.raises(ValueError, match=found):
+        split_at_time(log, item_tokenizer(["a"]), validation_time="2024-06-01", test_time="2024-07-01")
+    with pytest.raises(ValueError, match=found):
+        new_interactions(log, item_tokenizer(["a"]), since="2024-06-01")
 
 
 def test_a_time_that_is_no_time_is_refused():

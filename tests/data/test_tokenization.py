@@ -280,7 +280,7 @@ def test_a_model_resized_for_new_items_scores_the_old_ones_as_before(tokenizer):
 def test_a_missing_titles_file_is_reported(tmp_path, tokenizer):
     tokenizer.save_pretrained(tmp_path)
     (tmp_path / "items.parquet").unlink()
-    with pytest.raises(FileNotFoundError, match=r"found no items\.parquet \(the titles of the items\) next"):
+    with pytest.raises(FileNotFoundError, match=r"found no items\.parquet, which contains the titles"):
         AutoTokenizer.from_pretrained(tmp_path)
 
 

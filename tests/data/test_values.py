@@ -157,3 +157,12 @@ def test_times_that_are_unlike_times_of_one_unit_are_reported(caplog, times, war
     assert warning in caplog.text
     assert bool(caplog.text) == bool(warning)
     assert read[0] == pytest.approx(SECONDS if isinstance(times, pd.Series) else float(times[0]))
+
+
+def test_the_unit_of_times_that_are_not_seconds_is_logged(caplog):
+    caplog.set_level("INFO", "hf_bert4rec")
+    log = pd.DataFrame({"user": ["u", "v"], "item": ["a", "b"], "time": [SECONDS * 1000, SECONDS * 1000 + 1]})
+    assert load_interactions(log)["timestamp"][0] == SECONDS * 1000
+    assert (
+        "timestamps seem to be in milliseconds (1546300800000). In options such as `test_time`, use this" in caplog.text
+    )

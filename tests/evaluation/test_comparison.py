@@ -15,6 +15,7 @@ from hf_bert4rec.evaluation.comparison import (
     split_metrics,
     user_groups,
 )
+from hf_bert4rec.evaluation.ranking import bootstrap_interval
 
 ROWS = 14  # of an item table of 11 items
 
@@ -117,6 +118,19 @@ def test_the_smallest_p_value_is_that_of_the_number_of_randomizations():
 def test_a_model_does_not_differ_from_itself():
     found = paired_difference([1.0, 5.0, 20.0], [1.0, 5.0, 20.0])
     assert (found.mean, found.low, found.high, found.p) == (0, 0, 0, 1)
+
+
+def test_the_gain_of_a_user_is_the_mean_over_the_seeds_of_a_method():
+    first, second = [[1.0, 3.0, 20.0], [3.0, 20.0, 1.0], [1.0, 1.0, 1.0]], [[3.0, 1.0, 1.0]]
+    gains = np.array([(1 + 0.5 + 1) / 3, (0.5 + 0 + 1) / 3, (0 + 1 + 1) / 3]) - [0.5, 1, 1]
+    found = paired_difference(first, second)
+    assert found.mean == pytest.approx(gains.mean())
+    assert found.low == pytest.approx(bootstrap_interval(gains)[0])
+    assert paired_difference([second[0]] * 3, second).p == 1
+    again = paired_difference(np.array(second * 2), np.array(second[0]))
+    assert (again.mean, again.p) == (0, 1)
+    with pytest.raises(ValueError, match="found 3 and 2 ranks"):
+        paired_difference(first, [[1.0, 2.0]])
 
 
 def test_ranks_of_different_users_raise():

@@ -8,7 +8,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 from hf_bert4rec.hub.model_card import markdown_table, model_card, results_table, sampled_table
-from hf_bert4rec.hub.run_facts import DataFacts
+from hf_bert4rec.hub.run_facts import DataFacts, MachineFacts
 from tests.conftest import small_facts
 
 ROWS = {
@@ -55,6 +55,39 @@ def test_a_model_of_an_own_type_has_a_card_without_a_reference():
 
 
 @pytest.mark.parametrize(
+    ("recipe", "module", "options"),
+    [
+        ({"architecture": "mine"}, "my_module", "--import my_module"),
+        ({"architecture": "shop.models:Config", "split": "shop.splits:half"}, "shop.models",
+         "--architecture shop.models:Config --split shop.splits:half"),
+    ],
+)  # fmt: skip
+def test_the_card_of_an_own_model_imports_its_module(recipe, module, options):
+    facts = small_facts(model="Mine", reproducible=True, recipe={"seed": 1, **recipe})
+    card = model_card(facts).text
+    assert f"import hf_bert4rec\nimport {module}  # the module that registers the model\n\nrecommender" in card
+    assert f"after `import hf_bert4rec` and `import {module}`." in card
+    assert f"\nhf-bert4rec train path/to/this/folder --output_dir runs/again {options}\n" in card
+    assert "import my_module" not in model_card(small_facts()).text
+
+
+@pytest.mark.parametrize(
+    ("recipe", "text"),
+    [
+        ({"num_followers": 0, "repeat_head": False}, ""),
+        ({"num_followers": 9}, " The model contains a Markov chain over the 9 most frequent followers of each item "
+         "(`num_followers`)."),
+        ({"repeat_head": True}, " The model contains a second attention for repeated interactions (`repeat_head`)."),
+        ({"num_followers": 9, "repeat_head": True}, " The model contains a Markov chain over the 9 most frequent "
+         "followers of each item (`num_followers`) and a second attention for repeated interactions (`repeat_head`)."),
+    ],
+)  # fmt: skip
+def test_the_first_paragraph_of_a_card_names_the_added_parts(recipe, text):
+    card = model_card(small_facts(recipe={"seed": 1, **recipe})).text
+    assert f"sequential recommender ([Sun et al., 2019](https://arxiv.org/abs/1904.06690)).{text} Given a" in card
+
+
+@pytest.mark.parametrize(
     ("excluded", "text"),
     [(True, "are not recommended again. To allow them, pass `exclude_history=False`"),
      (False, "can be recommended again. To exclude them, pass `exclude_history=True`")],
@@ -66,10 +99,14 @@ def test_a_card_says_whether_items_of_the_history_are_excluded(excluded, text):
 def test_a_card_claims_a_seed_and_a_whole_recipe_only_for_reproducible_runs():
     card = model_card(small_facts(reproducible=True)).text
     assert "Seed 1, set before the model was built." in card
-    assert "python scripts/train.py path/to/this/folder" in card
+    assert "run this command:\n\n```sh\nhf-bert4rec train path/to/this/folder --output_dir runs/again\n```" in card
+    machine = MachineFacts(processes=2, threads=1, processor="x86_64", device="cpu")
+    card = model_card(small_facts(reproducible=True, machine=machine)).text
+    assert "--num_processes 2 scripts/train.py path/to/this/folder" in card
+    assert "in a clone of hf-bert4rec\n(`--multi_gpu`" in card
     card = model_card(small_facts()).text
     assert "Seed of the training arguments: 1. The initial weights may depend on another seed." in card
-    assert "scripts/train.py" not in card
+    assert "path/to/this/folder --output_dir" not in card
     assert "learning_curve.png" not in card
 
 

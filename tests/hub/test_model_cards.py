@@ -74,8 +74,11 @@ def test_the_card_of_a_release_says_what_its_facts_say(folder):
     assert sampled_table(facts.results["test"]) in card.text
     assert (facts.data.terms or "") in card.text
     processes = facts.machine.processes
-    launcher = "python" if processes == 1 else f"accelerate launch --multi_gpu --num_processes {processes}"
-    assert f"\n{launcher} scripts/train.py path/to/this/folder --output_dir runs/again\n" in card.text
+    launcher = f"accelerate launch --multi_gpu --num_processes {processes} scripts/train.py"
+    launcher = "hf-bert4rec train" if processes == 1 else launcher
+    assert "(`num_followers`)" not in card.text
+    assert "(`repeat_head`)" not in card.text
+    assert f"\n{launcher} path/to/this/folder --output_dir runs/again\n" in card.text
     for model, row in facts.results["test"].items():
         ahead = row["ndcg@10"] > facts.results["test"]["BERT4Rec"]["ndcg@10"]
         assert (f"**{model} has a higher NDCG@10**" in card.text) == ahead

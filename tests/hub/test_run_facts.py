@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -243,7 +244,11 @@ def test_facts_of_wrong_types_are_refused_with_the_file_named(tmp_path, change):
 
 
 def test_a_folder_without_facts_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"found no run_facts\.json.* train the model with `hf-bert4rec train`"):
+    with pytest.raises(FileNotFoundError, match=r"found no run_facts\.json.* train with `hf-bert4rec train`"):
+        RunFacts.load(tmp_path)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "run_facts.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match=rf"Did you mean {re.escape(str(tmp_path / 'model'))}[?]"):
         RunFacts.load(tmp_path)
 
 

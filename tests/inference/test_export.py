@@ -157,3 +157,23 @@ def test_damaged_weights_give_an_error(tmp_path):
     recommender = OnnxRecommender(export_checkpoint(source, tmp_path / "onnx"))
     with pytest.raises(ValueError, match="scores are NaN or infinite"):
         recommender([["a"]])
+
+
+def fixes_the_batch(states, input_ids):
+    return states + torch.ones(int(input_ids.shape[0]), 1, 1) if input_ids.shape[0] == 3 else states
+
+
+def depends_on_values(states, input_ids):
+    return states + 1 if input_ids.sum() > 40 else states
+
+
+@pytest.mark.parametrize("change", [fixes_the_batch, depends_on_values])
+def test_a_model_that_torch_cannot_export_is_one_sentence(tmp_path, monkeypatch, change):
+    source, encode = checkpoint(tmp_path / "model", "recipe"), hf_bert4rec.Bert4RecModel.encode
+    own = lambda self, input_ids, *others, **kwargs: change(encode(self, input_ids, *others, **kwargs), input_ids)  # noqa: E731
+    monkeypatch.setattr(hf_bert4rec.Bert4RecModel, "encode", own)
+    with pytest.raises(SystemExit) as exit_:
+        main(["export", str(source), "--output", str(tmp_path / "onnx")])
+    assert "error: torch cannot export the architecture 'bert4rec' (" in str(exit_.value)
+    assert "See docs/architecture.md." in str(exit_.value)
+    assert "\n" not in str(exit_.value)

@@ -4,6 +4,7 @@ import importlib
 import sys
 
 import pytest
+import torch
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING, MODEL_MAPPING
@@ -21,6 +22,7 @@ from hf_bert4rec import (
     register_architecture,
 )
 from hf_bert4rec.hub.push import published_files
+from hf_bert4rec.models.modeling_bert4rec import Bert4RecEncoder
 from hf_bert4rec.models.registry import ARCHITECTURES, architecture_of
 
 SOURCE = """
@@ -111,6 +113,23 @@ def test_a_subclass_has_the_architecture_of_its_closest_base_class():
     assert (row.name, row.objective, row.config_class) == ("Wide", "next_item", WideConfig)
     with pytest.raises(ValueError, match=r"of a model of this package, found PreTrainedConfig\. Use such"):
         architecture_of(AutoConfig.for_model("bert").__class__.__mro__[1]())
+
+
+def test_the_item_table_of_an_encoder_is_found_by_its_name():
+    class Encoder(Bert4RecEncoder):
+        def __init__(self, config):
+            super().__init__(config)
+            self.table = torch.nn.Embedding(config.vocab_size, config.hidden_size)
+
+    class ForMaskedLM(Bert4RecForMaskedLM):
+        base_class = Encoder
+
+    with pytest.raises(NotImplementedError, match="get_input_embeddings` not auto"):
+        ForMaskedLM(Bert4RecConfig(vocab_size=9))
+    Encoder.get_input_embeddings = lambda self: self.table  # as transformers asks for other names
+    model = ForMaskedLM(Bert4RecConfig(vocab_size=9))
+    assert model.lm_head.weight is model.model.table.weight
+    assert ForMaskedLM(Bert4RecConfig(vocab_size=9, tie_word_embeddings=False)).lm_head.weight is not model.model.table
 
 
 def test_a_registration_without_a_model_type_or_a_configuration_is_refused():

@@ -123,6 +123,29 @@ def test_the_command(checkpoint, tmp_path, capsys):
         main(["items", "remove", str(tmp_path / "output"), "zz"])
 
 
+def test_the_replacement_of_an_existing_output_is_logged(checkpoint, tmp_path, caplog):
+    new, output = pd.DataFrame({"item": ["n"]}), tmp_path / "output"
+    add_items(checkpoint, new, output)
+    assert "will be replaced" not in caplog.text
+    remove_items(output, ["a"])  # in place, as asked
+    assert "will be replaced" not in caplog.text
+    add_items(checkpoint, new, output)
+    assert f"{output} exists and will be replaced." in caplog.text
+    assert ItemTokenizer.from_pretrained(output).removed == []
+
+
+def test_one_of_several_title_columns_is_named_as_the_message_says(checkpoint, tmp_path):
+    file, output = tmp_path / "new.csv", tmp_path / "output"
+    pd.DataFrame({"item": ["n"], "title": ["Right"], "name": ["Wrong"]}).rename(columns={"name": "Title"}).to_csv(
+        file, index=False
+    )
+    words = ["items", "add", str(checkpoint), str(file), "--output", str(output)]
+    with pytest.raises(SystemExit, match="`--title title`"):
+        main(words)
+    main([*words, "--title", "title"])
+    assert ItemTokenizer.from_pretrained(output).titles[-1] == "Right"
+
+
 def test_an_unknown_option_is_an_error(checkpoint):
     with pytest.raises(TypeError, match=r"add_items\(\) got an unexpected keyword argument 'seperator'"):
         add_items(checkpoint, pd.DataFrame({"item": ["n"]}), seperator=";")
