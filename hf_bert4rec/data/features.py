@@ -173,7 +173,7 @@ def load_item_features(
             where, advice = "as in the checkpoint", "Add this column"
             if like is None:
                 where, advice = "as in `text` (command line: `--feature_text`)", "Name one of these"
-            raise ValueError(f"{log.name}: expected a column {missing[0]!r}, {where}, found {log}. {advice}.")
+            raise ValueError(f"{log.name}: expected a feature column {missing[0]!r}, {where}, found {log}. {advice}.")
         names = [name for name in log.columns if name != LIKE and log.columns.index(name) != place]
         names = names if like is None else list(known)
         _, *values = log.read([place, *map(log.columns.index, names)])
