@@ -65,6 +65,13 @@ class Comparison:
                 solution = f"If this is a recipe, write a comparison with `recipe: {path}` and the models to train"
                 example = "`hf-bert4rec compare --help` shows an example"
                 raise ValueError(f"{path}: found neither `recipe` nor `models`. {solution}; {example}.")
+            if isinstance(content, dict) and not {"recipe", "models"} <= {*content} <= {
+                "recipe",
+                "models",
+                "published",
+            }:
+                found = ", ".join(map(str, content))
+                raise ValueError(f"{path}: expected `recipe`, `models` and optionally `published`, found {found}.")
             return cls(path, **{name: value for name, value in content.items() if value is not None})
         except FileNotFoundError as error:
             raise FileNotFoundError(f"{path}: found no such file. Name the YAML file of a comparison.") from error
@@ -265,7 +272,7 @@ def check_model(comparison: Comparison, name: str, recipe: Recipe, folder: str) 
         else:
             own, whole = parse_recipe(recipe_words(options, folder)), comparison.parse_recipe()
             if _chooses_exclusion(own) != _chooses_exclusion(whole):
-                raise ValueError("One recipe leaves `exclude_history` to the log, the other does not. Set it in each.")
+                raise ValueError("One recipe chooses `exclude_history` by the log, the other does not. Set it in both.")
             if _chooses_exclusion(own):  # by the same log
                 own = own.fill({"model": {"exclude_history": expected["exclude_history"]}})
             found = split_options(own)

@@ -49,7 +49,7 @@ def prepare(
     """
     run = recipe.run
     if not run.data:
-        raise ValueError("The log is missing. Pass `--data ratings.csv`, or `--data ml-latest-small` as an example.")
+        raise ValueError("The log is missing. Pass `--data ratings.csv`, or write `data: ratings.csv` in the recipe.")
     split, options = find_split(run.split), recipe.options("splitting")
     if unread := [name for name, value in options.items() if value is not None and name not in split.options]:
         own = ", ".join(f"`--{name}`" for name in split.options) or "none"

@@ -21,7 +21,8 @@ def read_list(values: Any, name: str, ordered: bool = False) -> list[Any]:
     if type(values) is list:
         return values
     if isinstance(values, Mapping) or hasattr(values, "column_names") or hasattr(values, "columns"):
-        advice = "Pass one of its columns, such as data['history']."
+        column = "history" if name.startswith("histor") else "item"
+        advice = f"Pass one of its columns, such as data['{column}']."
         raise ValueError(f"{name}: expected a list, found {type(values).__name__}. {advice}")
     for method in ("tolist", "to_pylist", "to_list"):  # NumPy, PyTorch and pandas; Arrow; Polars
         if hasattr(values, method):

@@ -42,8 +42,8 @@ def popularity_candidates(rows: Dataset, counts: np.ndarray, number: int = 100, 
         had = np.append(np.asarray(history.values), labels.values[-1].as_py())
         left = occurring - np.count_nonzero(counts[np.unique(had)])
         if number > left:
-            option = "`number` (in a recipe `popularity_candidates` or `uniform_candidates`)"
-            advice = f"Lower {option} to at most {left}." if left else "Remove this user."
+            option = "`number` (command line: `--popularity_candidates` or `--uniform_candidates`)"
+            advice = f"Lower {option} to at most {left}." if left else "Remove this user from the log."
             found = f"found {left} for user {table['user'][place]}"
             raise ValueError(f"Expected at least {number} items to draw candidates from, {found}. {advice}")
         generator = np.random.default_rng((seed, row.as_py()))

@@ -63,14 +63,16 @@ def find_columns(log: RawLog, wanted: Mapping[str, Column], needed: Mapping[str,
         if sequences:
             raise ValueError(f"{log.name}: the cells of {sequences[0]!r} contain several values. {ONE_PER_ROW}")
         if found["user"] == found["item"]:
-            raise ValueError(f"{log.name}: user and item are both column {found['user']}. Name two columns.")
+            both = f"user and item are both the column {log.columns[found['user']]!r}"
+            raise ValueError(f"{log.name}: {both}. Name a column for each of the two.")
     return found
 
 
 def _advice(log: RawLog, role: str, command: str, interactions: bool) -> str:
     only = log.columns[0] if len(log.columns) == 1 else ""
     if separators := [character for character in ";\t|, :" if character in only]:  # ":" last for user_id:token
-        return f"Name the separator: {spell('separator', separators[0])}."
+        command, more = (None, "") if interactions else ("", " On the command line, pass a table with commas.")
+        return f"Name the separator: {spell('separator', separators[0], command)}.{more}"
     advice = f"Name the column, by its name or position: {spell(role, command=command)}."
     if log.first_rows and interactions:
         sequences = f"use {spell('format', 'sequences')}, and name the separator unless it is whitespace"
@@ -87,6 +89,9 @@ def _find(log: RawLog, role: str, name: Column, patterns: Iterable[str], command
         name = int(name) if name not in log.columns and str(name).isdecimal() else name  # from a command line
         places = [place for place, column in enumerate(log.columns) if name in (place, column)]
         if not places:
+            if isinstance(name, int):
+                expected = f"expected a column at position {name}, counted from 0, for the {role}"
+                raise ValueError(f"{log.name}: {expected}, found {log}. Name another column, or check the table.")
             raise ValueError(f"{log.name}: expected a column {name!r} for the {role}, found {log}. Name one of these.")
     return _only(log, role, places, command)
 

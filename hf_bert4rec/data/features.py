@@ -170,7 +170,10 @@ def load_item_features(
     with library_errors(log.name):
         place, items = read_items(log, item, "title_item")
         if missing := [name for name in known if name not in log.columns]:
-            raise ValueError(f"{log.name}: expected a feature column {missing[0]!r}, found {log}. Add this column.")
+            where, advice = "as in the checkpoint", "Add this column"
+            if like is None:
+                where, advice = "as in `text` (command line: `--feature_text`)", "Name one of these"
+            raise ValueError(f"{log.name}: expected a feature column {missing[0]!r}, {where}, found {log}. {advice}.")
         names = [name for name in log.columns if name != LIKE and log.columns.index(name) != place]
         names = names if like is None else list(known)
         _, *values = log.read([place, *map(log.columns.index, names)])
@@ -189,7 +192,7 @@ def load_item_features(
     if mean > BYTES // 2:  # `load` would reject the file
         largest = max(columns, key=lambda name: features.table[name].nbytes)
         expected = f"expected at most {BYTES // 2:,} bytes of features per item on average, found {mean:,}"
-        raise ValueError(f"{log.name}: {expected}. Shorten values of the largest column, {largest!r}, or remove it.")
+        raise ValueError(f"{log.name}: {expected}. Shorten values of the column {largest!r}, or remove this column.")
     return features
 
 
@@ -361,8 +364,9 @@ def _embed(name: str, texts: pa.ChunkedArray, log: RawLog, encoder: str | None) 
         from sentence_transformers import SentenceTransformer
     except ImportError as error:
         advice = 'Run pip install "hf-bert4rec[features]".'
-        raise ValueError(f"Text columns of item features need sentence-transformers. {advice}") from error
-    model = SentenceTransformer(encoder, trust_remote_code=False, model_kwargs={"use_safetensors": True})
+        raise ValueError(f"{log.name}: the text of {name!r} needs sentence-transformers. {advice}") from error
+    with library_errors(f"{log.name}, encoder {encoder!r}", "Check the name of the encoder."):
+        model = SentenceTransformer(encoder, trust_remote_code=False, model_kwargs={"use_safetensors": True})
     vectors = np.array(model.encode(pc.fill_null(texts, "").to_pylist(), show_progress_bar=True), np.float32)
     vectors[np.asarray(texts.is_null())] = 0  # for missing text
     return vectors

@@ -40,6 +40,7 @@ FOLDER_FILES = {  # files of MovieLens, which are read if the source is a folder
     "interactions": ("ratings.csv", "ratings.csv.gz", "ratings.dat", "u.data"),
     "titles": ("movies.csv", "movies.csv.gz", "movies.dat", "u.item"),
 }
+WRITE_LINES = "write one object per line (pandas: `to_json(orient='records', lines=True)`)"
 JSON_TYPES = {str: pa.string(), int: pa.int64(), float: pa.float64()}
 
 
@@ -83,12 +84,19 @@ def read_sequences(file: SourceFile) -> pa.Table:
     return pa.table({"user": users, "item": items})
 
 
+def _read_array(name: str, text: str) -> pd.DataFrame:
+    array = _parse(text)
+    if isinstance(array, list) and all(isinstance(row, dict) for row in array):
+        return pd.DataFrame(array, dtype=object)
+    found = "an array of other values" if isinstance(array, list) else "an array that cannot be read"
+    raise ValueError(f"{name}: expected a JSON array of objects, found {found}. Fix the array, or {WRITE_LINES}.")
+
+
 def read_json(file: SourceFile) -> RawLog | pd.DataFrame:
     """Open a file with one JSON object or Python literal (Steam) per line, or with an array of objects."""
     text = file.text()
-    array = _parse(text) if text.lstrip().startswith("[") else None
-    if isinstance(array, list) and all(isinstance(row, dict) for row in array):
-        return pd.DataFrame(array, dtype=object)
+    if text.lstrip().startswith("["):
+        return _read_array(file.name, text)
 
     def lines() -> Iterator[tuple[int, str]]:
         numbered = enumerate(io.StringIO(text, newline="\n" if "\n" in text else "\r"), start=1)
@@ -97,8 +105,8 @@ def read_json(file: SourceFile) -> RawLog | pd.DataFrame:
     def parse(number: int, line: str) -> dict:
         row = _parse(line)
         if not isinstance(row, dict):
-            found = f"line {number}: expected one JSON object per line, found {line.strip()!r:.80}"
-            raise ValueError(f"{file.name}, {found}. Fix or remove this line.")
+            found = f"line {number}: expected one complete JSON object per line, found {line.strip()!r:.80}"
+            raise ValueError(f"{file.name}, {found}. Fix or remove this line, or {WRITE_LINES}.")
         return row
 
     first: dict[Any, Any] = {}  # key -> its first value that is not null
@@ -157,7 +165,8 @@ def open_log(
             raise ValueError(f"`{option}` must be text, found {value!r}.")
     if not isinstance(source, str | PathLike):
         return open_table(source, type(source).__name__)
-    with library_errors(str(source)[:99], "For a dataset on the Hub, use datasets.load_dataset and pass one split."):
+    advice = "Check the path or the Hub ID. In Python, you can also pass one split of datasets.load_dataset(...)."
+    with library_errors(str(source)[:99], advice):
         path = _find(source, kind)
     if not isinstance(path, Path):
         return open_table(path, Path(source).name)
@@ -262,13 +271,13 @@ class _Rows:
         if bad:
             line, fields = bad[0]
             lines = ", ".join(str(number) for number, _ in bad[:9]) + f" and {len(bad) - 9:,} more" * (len(bad) > 9)
-            sequences = spell("format", "sequences")
+            sequences, other = spell("format", "sequences"), "," if self.separator == ";" else ";"
             if not self.separator.isspace():
                 sequences += f" with {spell('separator', self.separator)}"
             raise ValueError(
                 f"{self.name}, line {line}: expected {width} columns, found {len(fields)} in "
                 f"{self.separator.join(fields)!r:.80}. Fix or remove all such lines ({lines}), "
-                f"or name another `separator` or `format`, such as {spell('separator', ';')} or {sequences}."
+                f"or name another `separator` or `format`, such as {spell('separator', other)} or {sequences}."
             )
         several_lines = self.quoted and "\n" in "".join(fields)
         if several_lines and self.data.split(b"\n", line - 1)[-1].count(b'"') % 2:

@@ -19,7 +19,9 @@ from .arguments import read_list
 Values: TypeAlias = pa.ChunkedArray | list[Any]  # a column; a list if Arrow has no type for its values
 
 READ_FIRST = "Read the log with `load_interactions`, which drops incomplete rows and converts IDs and times."
-ONE_PER_ROW = "Give each value a row of its own (pandas: `str.split` and `explode`), and pass the data frame."
+ONE_PER_ROW = (
+    "Give each value a row of its own (pandas: `str.split` and `explode`). Pass this data frame, or a CSV file of it."
+)
 
 
 def as_ids(values: Values | pa.Array, what: str, locate: Callable[[int], str] = "row {}".format) -> pa.ChunkedArray:

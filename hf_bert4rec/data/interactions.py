@@ -98,8 +98,8 @@ def load_interactions(
         table = table.combine_chunks()
         losses = ", ".join(f"{rows:,} {why}" for why, rows in dropped.items() if rows) or "none"
         if not len(table):
-            advice = "Relax the filters, or check the columns."
-            raise ValueError(f"{log.name}: no interactions are left. Dropped: {losses}. {advice}")
+            left = f"no interactions are left. Dropped: {losses}. Relax the filters, or check the columns."
+            raise ValueError(f"{log.name}: {left if len(complete) else 'found no rows. Check the source.'}")
         for role, column in coded.items():
             rows = np.bincount(core[role], minlength=len(column.dictionary))
             used = rows > 0
@@ -194,11 +194,11 @@ def rename_items(interactions: Dataset, names: Mapping[str, str]) -> Dataset:
     new = [known.get(item) for item in old.to_pylist()]
     if None in new:
         found = f"{new.count(None):,} items of the log have no new ID, such as {old[new.index(None)].as_py()!r}"
-        raise ValueError(f"{found}. Add these items to `names` (in a recipe: to the table `item_ids`).")
+        raise ValueError(f"{found}. Add these items to `names` (command line: to the table of `--item_ids`).")
     name, times = Counter(new).most_common(1)[0]
     if times > 1:
         merged = [item for item, other in zip(old.to_pylist(), new, strict=True) if other == name]
-        raise ValueError(f"The items {merged} have the same new ID {name!r}. Give each item an ID of its own.")
+        raise ValueError(f"The items {merged[:5]} have the same new ID {name!r}. Give each item an ID of its own.")
     renamed = pa.array(new, pa.string()).take(pc.index_in(table["item"], value_set=old))
     return Dataset(table.set_column(table.schema.get_field_index("item"), "item", renamed))
 

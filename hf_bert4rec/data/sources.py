@@ -17,10 +17,10 @@ from .ids import Values
 
 COMPRESSED = {".gz": ("gzip", rb"\x1f\x8b"), ".bz2": ("bz2", rb"BZh\d1AY&SY"), ".zst": ("zstd", rb"\x28\xb5\x2f\xfd")}
 OTHER_FILES = {  # first bytes of files that are not text -> what they are, and what to do
-    rb"(?s)PK\x03\x04.{,4000}xl/|\xd0\xcf\x11\xe0": "an Excel workbook. Pass pandas.read_excel(path)",
+    rb"(?s)PK\x03\x04.{,4000}xl/|\xd0\xcf\x11\xe0": "an Excel workbook. Pass pandas.read_excel(path), or export CSV",
     rb"(?s)PK\x03\x04|Rar!\x1a|7z\xbc\xaf|\xfd7zXZ|.{257}ustar": "an archive. Extract it and pass one of its files",
     rb"\x1f\x8b|BZh\d1AY&SY|\x28\xb5\x2f\xfd|x[\x01\x9c]|\x5d\0\0": "compressed twice or with zlib or lzma. Extract it",
-    rb"ARROW1\0|SQLite format 3\0|\x89HDF|\x80[\x02-\x05]": "a binary file. Read the file and pass a pandas data frame",
+    rb"ARROW1\0|SQLite format 3\0|\x89HDF|\x80[\x02-\x05]": "a binary file. Pass a pandas data frame, or export CSV",
     rb"(?i)\s*<(!doctype |html)": "an HTML page, perhaps of a failed download. Download the log again",
     rb"%PDF-": "a PDF document. Export the log as CSV",
 }
@@ -34,15 +34,15 @@ def spell(option: str, value: Any = "...", command: str | None = None) -> str:
     """Return how to write an option in Python, and after it how on the command line.
 
     On the command line the option is called `command`. If `command` is "", the option exists in Python only. If it is
-    None, the name is the same, and the text says that the option is for `--data`.
+    None, the name is the same, and the text says that the option is for a log.
     """
-    where = "command line" if command else "command line, for `--data`"
+    where = "command line" if command else "command line, for a log"
     return f"`{option}={value!r}`" + f" ({where}: `--{command or option} {shlex.quote(str(value))}`)" * (command != "")
 
 
 @contextmanager
 def library_errors(
-    name: str, advice: str = "If the source is not damaged, pass a pandas data frame of text, numbers and dates."
+    name: str, advice: str = "If the source is not damaged, pass a data frame or CSV file of text, numbers and dates."
 ) -> Iterator[None]:
     """Raise every error as a ValueError that begins with the name of the source, as the errors of this package do."""
     try:
@@ -142,7 +142,7 @@ def open_table(source: Any, name: str, expected: str = "Expected a path, a Hub I
         found, advice = type(source).__name__, "pandas.DataFrame(source, columns=[...]), with the names of the columns"
         if isinstance(source, dict):
             split = f"[{next(iter(source), 'train')!r}]"
-            splits = f"source{split}, or for a folder datasets.load_from_disk(folder){split}"
+            splits = f"source{split}, or for a saved folder its subfolder {next(iter(source), 'train')}"
             advice = splits if isinstance(source, DatasetDict) else "pandas.DataFrame(source)"
             found += f" of {', '.join(map(str, source))}"
         raise ValueError(f"{expected} (pandas, Polars, Arrow, datasets), found {found}. Pass {advice}.")

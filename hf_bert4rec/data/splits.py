@@ -47,7 +47,8 @@ def leave_one_out(
     held_out = lengths >= 3
     if not held_out.any():
         longest = f"the longest of {len(lengths)} histories has {lengths.max(initial=0)}"
-        raise ValueError(f"Leave-one-out needs users with at least 3 interactions, but {longest}. Relax the filters.")
+        advice = "Relax the filters, or check the column of the user."
+        raise ValueError(f"Leave-one-out needs users with at least 3 interactions, but {longest}. {advice}")
     train_ends = np.where(held_out, log.ends - (1 if validation_in_train else 2), log.ends)
     targets = {} if validation_in_train else {"validation": np.where(held_out, log.ends - 2, -1)}
     targets["test"] = np.where(held_out, log.ends - 1, -1)
@@ -84,10 +85,10 @@ def split_at_time(
     """
     validation_from, test_from = _in_order(validation_time, test_time)
     log = sort_by_user(interactions, tokenizer)
-    train_time = test_time if validation_in_train else validation_time
-    _check_within(as_seconds(train_time), log.timestamps, before=True)
-    _check_within(test_from, log.timestamps, before=False)
-    past = log.timestamps < as_seconds(train_time)
+    name, train_time = ("test_time", test_time) if validation_in_train else ("validation_time", validation_time)
+    _check_within(as_seconds(train_time, name), log.timestamps, f"`{name}`", before=True)
+    _check_within(test_from, log.timestamps, "`test_time`", before=False)
+    past = log.timestamps < as_seconds(train_time, name)
     described: Any = [] if tokenizer.features is None else tokenizer.encode_items(tokenizer.features.items)
     leaked = np.setdiff1d(log.items[~past], [*np.unique(log.items[past]), *described, tokenizer.unk_token_id])
     if len(leaked):
@@ -100,7 +101,9 @@ def split_at_time(
     targets = {} if validation_in_train else {"validation": validation}
     targets["test"] = np.where(first_of_test < log.ends, first_of_test, -1)
     if not validation_in_train and not (validation >= 0).any():
-        raise ValueError("The validation split is empty. Change `validation_time` or `test_time`.")
+        found = f"found no interactions from {validation_time} to before {test_time}"
+        advice = "Set an earlier `validation_time`, or a later `test_time`."
+        raise ValueError(f"The validation split is empty: {found}. {advice}")
     train_ends = first_of_test if validation_in_train else first_of_validation
     return build_histories(
         log, tokenizer, train_ends, targets, max_length=max_length, window_step=window_step, prefixes=prefixes
@@ -127,26 +130,28 @@ def train_on_all(
 
 def before(interactions: Dataset, time: str | float) -> Dataset:
     """Return the interactions before a point in time, from which the tokenizer for `split_at_time` may be built."""
-    table, number = check_interactions(interactions), as_seconds(time)
-    _check_within(number, table["timestamp"].to_numpy(), before=True)
+    table, number = check_interactions(interactions), as_seconds(time, "time")
+    _check_within(number, table["timestamp"].to_numpy(), "time", before=True)
     return Dataset(table.filter(pc.less(table["timestamp"], number)))
 
 
 def _in_order(validation_time: str | float, test_time: str | float) -> tuple[float, float]:
     """Return both times as numbers; raise ValueError unless the first one is earlier."""
-    validation_from, test_from = as_seconds(validation_time), as_seconds(test_time)
+    validation_from, test_from = as_seconds(validation_time, "validation_time"), as_seconds(test_time, "test_time")
     if not validation_from < test_from:
         raise ValueError(f"`validation_time` must be before `test_time`, found {validation_time} and {test_time}.")
     return validation_from, test_from
 
 
-def _check_within(time: float, timestamps: np.ndarray, before: bool) -> None:
+def _check_within(time: float, timestamps: np.ndarray, name: str, before: bool) -> None:
     """Raise ValueError unless a log has interactions before a time, or else from it on, and the unit of the time."""
     fits = (timestamps < time if before else timestamps >= time).any()
     units = {time_unit(time), time_unit(timestamps.max(initial=0))} - {None}
     if len(timestamps) and (len(units) > 1 or not fits):
         shown, first, last = map(format_time, (time, timestamps.min(), timestamps.max()))
         advice = "Pass a time in the unit of the log, or convert the times of the log to seconds since 1970."
+        if time_unit(time) == time_unit(timestamps.max()):
+            advice = f"Pass {'a later' if before else 'an earlier'} {name}."
         raise ValueError(f"The time {shown} is outside the log, which runs from {first} to {last}. {advice}")
 
 
@@ -181,8 +186,8 @@ def new_interactions(
     check_number("held_out", held_out, "above 0 and below 1", lambda share: 0 < share < 1)
     check_number("replay", replay, "at least 0", lambda number: number >= 0)
     log, random = sort_by_user(interactions, tokenizer), np.random.default_rng(0)
-    time = -np.inf if since is None else as_seconds(since)
-    _check_within(time, log.timestamps, before=False)
+    time = -np.inf if since is None else as_seconds(since, "since")
+    _check_within(time, log.timestamps, "`since`", before=False)
     users = np.flatnonzero(first_from(log, time) < log.ends)
     if len(users) < 2:
         begin, advice = ("", "") if since is None else (f" from `since` ({since}) on", ", or an earlier `since`")
@@ -253,7 +258,7 @@ class Split:
         merged = ", validation items trained on" if values.get("validation_in_train") else ""
         for name in ("since", "test_time"):
             if values.get(name) is not None and (name == "since" or NUMBER.fullmatch(str(values[name]))):
-                values[name] = format_time(as_seconds(values[name]))
+                values[name] = format_time(as_seconds(values[name], name))
         return self.protocol.format(**values) + merged
 
 

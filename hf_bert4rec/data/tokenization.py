@@ -87,7 +87,9 @@ class ItemTokenizer(PreTrainedTokenizerFast):
             raise ValueError(f"{source}: expected {len(self.items)} titles, one per item, found {len(titles)}.")
         texts = as_item_ids([title for title in titles if title is not None], source)
         if (longest := pc.max(pc.binary_length(texts)).as_py() or 0) > TITLE_BYTES:
-            found = f"found one of {longest:,}. Shorten this title, or name the column of the titles."
+            found = (
+                f"found one of {longest:,}. Shorten this title, or name the column (command line: `--title_column`)."
+            )
             raise ValueError(f"{source}: expected titles of at most {TITLE_BYTES:,} bytes, {found}")
         found = iter(texts.to_pylist())
         self.titles = [None if title is None else next(found) for title in titles]
@@ -307,7 +309,7 @@ def _titles_in_order(ids: list[str], titles: Mapping[Any, Any]) -> list[Any]:
     if by_id and by_id.keys().isdisjoint(ids):
         examples = [", ".join(map(repr, some[:3])) for some in (list(by_id), ids)]
         text = "None of the titles belongs to an item. IDs of titles are, for example, %s, and IDs of items %s. %s"
-        logger.warning(text, *examples, "Use the same IDs in `titles` and in the log.")
+        logger.warning(text, *examples, "Use the IDs of the log, or name their column (command line: `--title_item`).")
     return [by_id.get(item) for item in ids]
 
 

@@ -136,7 +136,7 @@ def as_text(values: Values) -> pa.ChunkedArray:
     return pc.if_else(pc.match_substring_regex(text, MISSING), pa.scalar(None, pa.string()), text)
 
 
-def as_seconds(time: Any) -> float:
+def as_seconds(time: Any, name: str) -> float:
     """Return a number unchanged, and a date as seconds since 1970; see `date_as_seconds`.
 
     Raises:
@@ -146,7 +146,7 @@ def as_seconds(time: Any) -> float:
     with suppress(ValueError, OverflowError):
         seconds = float(time) if isinstance(time, Number) or NUMBER.fullmatch(text) else date_as_seconds(text)
     if not math.isfinite(seconds):
-        raise ValueError(f"Expected a number or an ISO date such as 2016-01-31, found {time!r}.")
+        raise ValueError(f"`{name}` must be a number or an ISO date such as 2016-01-31, found {time!r}.")
     return seconds
 
 

@@ -147,7 +147,7 @@ def ranking_metrics(ranks: Ranks, k: int | Sequence[int] = CUTOFFS) -> dict[str,
     ranks = np.asarray(ranks, float)
     if not ranks.size or not (ranks >= 1).all():
         wrong = ranks[~(ranks >= 1)]
-        raise ValueError(f"Expected one or more ranks of at least 1, found {wrong[0] if wrong.size else 'none'}.")
+        raise ValueError(f"Expected one or more ranks of at least 1, found {wrong[0] if wrong.size else 'no ranks'}.")
     cutoffs: list[Any] = list(k) if isinstance(k, Iterable) else [k]
     for cutoff in cutoffs or [()]:
         check_number("k", cutoff, "at least one cut-off, each at least 1", lambda number: number >= 1)
@@ -177,12 +177,13 @@ def check_cutoffs(items: int) -> None:
     """Raise ValueError if the catalog has no more items than the largest cut-off, so that every target is a hit."""
     if items <= max(CUTOFFS):
         needed = f"need a catalog of more than {max(CUTOFFS)} items, found {items}. Use a larger log, or train with"
-        raise ValueError(f"Metrics at {max(CUTOFFS)} {needed} `eval_strategy='no', load_best_model_at_end=False`.")
+        options = "`eval_strategy='no', load_best_model_at_end=False` (command line: `--split train_on_all`)"
+        raise ValueError(f"Metrics at {max(CUTOFFS)} {needed} {options}.")
 
 
 @cache
 def warn_about_few_candidates(number: int) -> None:
     """Warn, once per number, if every target is a hit among so few sampled candidates."""
     if number < max(CUTOFFS):
-        advice = "Set `number` (in a recipe `popularity_candidates` or `uniform_candidates`) to at least %d."
+        advice = "Set `number` (command line: `--popularity_candidates` or `--uniform_candidates`) to at least %d."
         logger.warning(f"With %d sampled candidates, HR@%d is always 1. {advice}", number, max(CUTOFFS), max(CUTOFFS))

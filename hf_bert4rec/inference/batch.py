@@ -150,7 +150,8 @@ def _begin(folder: Path, request: dict[str, Any]) -> None:
             if was != now:
                 found = "" if name.startswith("state") else f": {was!r}, now {now!r}"
                 other = "other" if name == "columns" else "another"
-                raise ValueError(f"{folder} was begun with {other} {name}{found}. {advice}")
+                what = name.replace("weights", "model")  # config and tokenizer count too
+                raise ValueError(f"{folder} was begun with {other} {what}{found}. {advice}")
     elif folder.exists() and {*folder.iterdir()} - {unfinished}:
         raise ValueError(f"{folder} contains other files. {advice}")
     else:
@@ -224,7 +225,9 @@ def _write_shards(
             while running:
                 yield running.popleft().result()
         except BrokenProcessPool as error:
-            advice = "Finished files are kept. Use fewer processes, or smaller shards in a new folder."
+            advice = (
+                "Finished files are kept. Use fewer `processes`, or in Python a new folder and smaller `shard_size`."
+            )
             raise ChildProcessError(f"A process was killed, perhaps for lack of memory. {advice}") from error
         finally:
             pool.shutdown(cancel_futures=True)

@@ -402,7 +402,9 @@ def load_for_serving(
                 os.close(sink)
             if done.returncode:
                 reason = done.stderr.strip().rpartition("\n")[2].rpartition("error: ")[2]
-                raise ValueError(reason or f"{checkpoint}: the export failed.")
+                found = f"the export ended with exit status {done.returncode}, without a message"
+                advice = f"Run `hf-bert4rec export {checkpoint} --output FOLDER`, and check the free memory."
+                raise ValueError(reason or f"{checkpoint}: {found}. {advice}")
         recommender = OnnxRecommender(exported)
     recommender([[]])  # damaged weights must not replace a model that works
     return recommender, recommender.facts["checkpoint"], recommender.facts["revision"]

@@ -99,7 +99,8 @@ def register_architecture(
         found = f"found {config_class.model_type!r}, which is built in"
         raise ValueError(f"{config_class.__name__} needs its own `model_type`, {found}.")
     if model_class.config_class is not config_class:
-        raise ValueError(f"Add the annotation `config: {config_class.__name__}` to the class {model_class.__name__}.")
+        found = f"{model_class.__name__} does not have the configuration {config_class.__name__}"
+        raise ValueError(f"{found}. Add the annotation `config: {config_class.__name__}` to this class.")
     row = Architecture(config_class, model_class, objective, name or config_class.__name__.removesuffix("Config"))
     register_configs(row)
     register_models(row)

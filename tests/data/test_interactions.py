@@ -13,7 +13,7 @@ BAD_FILES = {
     "a missing column": ("log.csv", "who,item,when\nu,a,1\n", r"log\.csv: .*user.* found who, item, when"),
     "an empty file": ("log.csv", "", r"log\.csv: .*empty"),
     "a file of blank lines": ("log.jsonl", "\n \n", r"log\.jsonl: .*empty"),
-    "a header and nothing else": ("log.csv", "user,item\n", r"log\.csv: no interactions are left"),
+    "a header and nothing else": ("log.csv", "user,item\n", r"log\.csv: found no rows"),
     "a wrong separator": ("log.csv", "user;item\nu;a\n", r"log\.csv: .*found user;item.*separator=';'"),
     "half a line": (
         "r.dat",
@@ -96,10 +96,11 @@ BAD_FILES = {
     "a broken line of JSON": (
         "log.jsonl",
         '{"user": "u", "item": "a"}\n\n{"user": "u", "it\n{"user": "u", "item": "b"}\n',
-        r"log\.jsonl, line 3: .*one JSON object per line, found '\{\"user\": \"u\", \"it'",
+        r"log\.jsonl, line 3: .*one complete JSON object per line, found '\{\"user\": \"u\", \"it'",
     ),
     "a first line that is no JSON": ("log.jsonl", '\nuser\n{"user": "u"}\n', r"log\.jsonl, line 2: .*found 'user'"),
-    "a JSON list of lists": ("log.json", '[["u", "a"]]\n', r"log\.json, line 1: expected one JSON object per line"),
+    "a JSON list of lists": ("log.json", '[["u", "a"]]\n', r"log\.json: expected a JSON array .* of other values"),
+    "a cut JSON list": ("log.json", '[{"user": "u",\n', r"log\.json: expected .* that cannot be read\. Fix the array"),
     "a Parquet file that is none": ("log.parquet", "user,item\n", r"log\.parquet: cannot be read"),
 }
 
@@ -199,7 +200,7 @@ def test_the_report_says_when_nothing_was_dropped(write, caplog):
 
 
 def test_a_table_without_rows_is_refused():
-    with pytest.raises(ValueError, match="DataFrame: no interactions are left"):
+    with pytest.raises(ValueError, match="DataFrame: found no rows"):
         load_interactions(pd.DataFrame({"user": [], "item": [], "timestamp": []}))
 
 

@@ -139,9 +139,9 @@ def test_times_out_of_order_are_refused():
 @pytest.mark.parametrize(
     ("validation_time", "test_time", "problem"),
     [
-        (0, 20, "The time 0 is outside the log, which runs from 1 to 22. Pass a time in the unit of the log"),
-        (13, 20, "The validation split is empty. Change `validation_time` or `test_time`."),
-        (10, 30, "The time 30 is outside the log, which runs from 1 to 22."),
+        (0, 20, "The time 0 is outside the log, which runs from 1 to 22. Pass a later `validation_time`."),
+        (13, 20, "The validation split is empty: found no interactions from 13 to before 20. Set an earlier"),
+        (10, 30, "The time 30 is outside the log, which runs from 1 to 22. Pass an earlier `test_time`."),
     ],
 )
 def test_times_that_leave_a_split_empty_are_refused(validation_time, test_time, problem):

@@ -460,7 +460,7 @@ def test_titles_that_belong_to_no_item_are_reported_with_examples(caplog):
     assert item_tokenizer(["1.0", "2.0"], titles={"1": "A", "2": "B"}).titles == [None, None]
     assert caplog.messages == [
         "None of the titles belongs to an item. IDs of titles are, for example, '1', '2', and IDs of items '1.0', "
-        "'2.0'. Use the same IDs in `titles` and in the log."
+        "'2.0'. Use the IDs of the log, or name their column (command line: `--title_item`)."
     ]
     caplog.clear()
     item_tokenizer(["1", "2.0"], titles={"1": "A", "2": "B"})

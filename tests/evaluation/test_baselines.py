@@ -117,7 +117,7 @@ def test_popularity_counts_the_most_recent_interactions_only():
     columns = {"user": ["u", "v"], "input_ids": [[A, B], [A, C, C]]}
     train = Dataset.from_dict({**columns, "timestamps": [[1, 9], [2, 8, 10]]})
     assert Popularity(train, VOCAB, recent_share=0.6).counts.tolist() == [0, 0, 0, 0, 1, 2, 0, 0]
-    with pytest.raises(ValueError, match="`recent_share` needs a log with times, found only an order"):
+    with pytest.raises(ValueError, match="`recent_share` needs a log with timestamps, found one without"):
         Popularity(Dataset.from_dict({**columns, "timestamps": [[0, 1], [2, 3, 4]]}), VOCAB, recent_share=0.6)
     with pytest.raises(ValueError, match="`recent_share` must be above 0 and at most 1, found 0"):
         Popularity(train, VOCAB, recent_share=0)

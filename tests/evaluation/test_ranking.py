@@ -179,7 +179,8 @@ def test_metrics_are_those_of_torchmetrics(k):
 
 
 @pytest.mark.parametrize(
-    ("ranks", "found"), [([], "none"), ([3, 0.5], r"0\.5"), ([0], r"0\."), ([-1, 2], r"-1"), ([float("nan")], "nan")]
+    ("ranks", "found"),
+    [([], "no ranks"), ([3, 0.5], r"0\.5"), ([0], r"0\."), ([-1, 2], r"-1"), ([float("nan")], "nan")],
 )
 def test_invalid_ranks_raise(ranks, found):
     with pytest.raises(ValueError, match=f"one or more ranks of at least 1, found .*{found}"):
@@ -260,6 +261,6 @@ def test_few_candidates_are_reported_once(caplog):
     for number in (10, 9, 9):
         warn_about_few_candidates(number)
     assert caplog.messages == [
-        "With 9 sampled candidates, HR@10 is always 1. Set `number` (in a recipe `popularity_candidates` or "
-        "`uniform_candidates`) to at least 10."
+        "With 9 sampled candidates, HR@10 is always 1. Set `number` (command line: `--popularity_candidates` or "
+        "`--uniform_candidates`) to at least 10."
     ]
