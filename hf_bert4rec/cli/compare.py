@@ -235,7 +235,7 @@ def resolved_options(checkpoint: Path) -> dict[str, Any]:
     if architecture_of(config).objective == "cloze":
         options |= vars(recipe.masking)
     options |= weight_options(recipe.training.to_dict())
-    if not facts.reproducible:  # the others are unknown
+    if not facts.reproducible:  # other options are unknown
         options = {name: value for name, value in options.items() if name in facts.recipe}
     of_model = {name: getattr(config, name) for name in vars(recipe.model)}
     return {"architecture": config.model_type, "max_length": config.max_position_embeddings} | of_model | options
@@ -321,7 +321,7 @@ def describe_settings(comparison: Comparison, name: str, split: str, sha256: str
     options, recipe = comparison.models[name], comparison.parse_recipe()
     names = ("max_length", "popularity_candidates", "uniform_candidates")
     protocol = {option: getattr(recipe.run, option) for option in names} | split_options(recipe)
-    protocol.pop("prefixes", None)  # of the training rows
+    protocol.pop("prefixes", None)  # this option changes training rows only
     settings = {"model": options, "evaluated split": split, "data": sha256, "protocol": protocol}
     if "baseline" in options and not (kind := BASELINES[options["baseline"]]).__module__.startswith("hf_bert4rec."):
         settings["code"] = hashlib.sha256(Path(inspect.getfile(kind)).read_bytes()).hexdigest()

@@ -65,7 +65,7 @@ class ItemCatalog:
     def read_rows(self, lists: Sequence[list[Any]], name: str, keep_unknown: bool = False) -> list[np.ndarray]:
         """Return the token IDs for each list of raw IDs.
 
-        Unknown IDs are logged. They are skipped, or become [UNK] if `keep_unknown` is true.
+        Unknown IDs are logged if `report` is true. They are skipped, or become [UNK] if `keep_unknown` is true.
         """
         ids, rows, known = self._rows(chain.from_iterable(lists), name)
         if not known.all():
