@@ -228,7 +228,7 @@ def trained_options(comparison: Comparison, folder: str) -> dict[str, dict[str, 
 def resolved_options(checkpoint: Path) -> dict[str, Any]:
     """Return the options of model, rows, masks and training of a checkpoint, as given or by default."""
     facts, config = RunFacts.load(checkpoint), AutoConfig.from_pretrained(checkpoint)
-    code = [f"--{name}={facts.recipe[name]}" for name in OWN_CODE if name in facts.recipe]  # it was imported before
+    code = [f"--{name}={facts.recipe[name]}" for name in OWN_CODE if name in facts.recipe]  # the code was imported before
     recipe = parse_recipe([str(checkpoint), *code])
     options = {"initialize_items": recipe.run.initialize_items, "start_from": recipe.run.start_from}
     options |= find_split(recipe.run.split).resolve(recipe.options("splitting"))
@@ -266,7 +266,7 @@ def check_model(comparison: Comparison, name: str, recipe: Recipe, folder: str) 
             own, whole = parse_recipe(recipe_words(options, folder)), comparison.parse_recipe()
             if _chooses_exclusion(own) != _chooses_exclusion(whole):
                 raise ValueError("One recipe leaves `exclude_history` to the log, the other does not. Set it in each.")
-            if _chooses_exclusion(own):  # by the same log
+            if _chooses_exclusion(own):  # from the same log, so with the same result
                 own = own.fill({"model": {"exclude_history": expected["exclude_history"]}})
             found = split_options(own)
         for option in ("window_step", "prefixes"):  # they change the training rows, not the targets

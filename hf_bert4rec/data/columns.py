@@ -92,7 +92,7 @@ def _find(log: RawLog, role: str, name: Column, patterns: Iterable[str], command
 
 
 def _only(log: RawLog, role: str, places: list[int], command: str) -> dict[str, int]:
-    """Return a dict from role to its place, {} if there is no place; ValueError for several places."""
+    """Return a dict from role to the only place, {} without places; ValueError for several places."""
     if len(places) > 1:
         shown = " and ".join(f"{log.columns[place]!r} (column {place})" for place in places)
         choice = places[0] if len({log.columns[place] for place in places}) == 1 else log.columns[places[0]]

@@ -141,7 +141,7 @@ def _in_order(validation_time: str | float, test_time: str | float) -> tuple[flo
 
 
 def _check_within(time: float, timestamps: np.ndarray, before: bool) -> None:
-    """Raise ValueError unless a log has the unit of a time, and interactions before it or, if not `before`, after it."""
+    """Raise ValueError unless a log has the unit of a time, and interactions before it (or else from it on)."""
     fits = (timestamps < time if before else timestamps >= time).any()
     units = {time_unit(time), time_unit(timestamps.max(initial=0))} - {None}
     if len(timestamps) and (len(units) > 1 or not fits):

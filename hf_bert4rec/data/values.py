@@ -179,8 +179,8 @@ def date_as_seconds(text: str) -> float:
         year, _, month, of_month, first, second, last = day.groups()
         text = f"{year or last}-{int(month or second):02}-{int(of_month or first or 1):02}{text[day.end() :]}"
     text = re.sub(r"(?<=\d)\s+(?=[+-]\d\d:?\d\d$)", "", text)
-    text = re.sub(r"(?<=\d[T ])\d\d?(\.\d\d){1,2}$", lambda time: time[0].replace(".", ":"), text)  # 19.46
-    text = re.sub(r"(?<=\d[T ])(?=\d:)", "0", text)  # 9:30
+    text = re.sub(r"(?<=\d[T ])\d\d?(\.\d\d){1,2}$", lambda time: time[0].replace(".", ":"), text)  # such as 19.46
+    text = re.sub(r"(?<=\d[T ])(?=\d:)", "0", text)  # such as 9:30
     if not _ISO.fullmatch(text):
         raise ValueError(f"Expected an unambiguous date such as 2016-01-31, found {text!r}.")
     moment = datetime.fromisoformat(text)

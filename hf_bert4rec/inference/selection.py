@@ -102,7 +102,7 @@ class Selection:
     def _rank_found(
         self, outputs: dict[str, torch.Tensor], excluded: torch.Tensor, allowed: torch.Tensor | None
     ) -> Ranking:
-        """Rank followers and items from the index, or `allow`, like `_rank_all`, with logits as probabilities."""
+        """As `_rank_all`, for followers and items from the index, or for `allow`; logits replace probabilities."""
         check_scores(queries := outputs["queries"])
         possible = (~self._closed).nonzero()[:, 0]
         denied = pad(excluded, (1, 0)).sort(dim=1).values  # with [PAD], which is row 0

@@ -138,8 +138,8 @@ class EarlyStopping(EarlyStoppingCallback):
     """Early stopping of transformers that keeps its patience counter when training is resumed.
 
     If `eval_strategy` and `save_strategy` are epoch, the model is also evaluated after the first step (learning rate 0
-    with a warm-up) and after a third of the first epoch. If popularity explains most of a log, the best model is the initial
-    model, or a model from the first epoch.
+    with a warm-up) and after a third of the first epoch. If popularity explains most of a log, the best model is the
+    initial model, or a model from the first epoch.
     """
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:

@@ -535,7 +535,7 @@ class Bert4RecTransitionHead(nn.Module):
 
 
 def add_transitions(logits: torch.Tensor, followers: torch.Tensor, transitions: torch.Tensor) -> torch.Tensor:
-    """Return logits (batch, kept, vocab_size) with the output of `Bert4RecTransitionHead` (batch, kept, number) added."""
+    """Return logits (batch, kept, vocab_size) with `Bert4RecTransitionHead`'s output (batch, kept, number) added."""
     scores = logits.gather(-1, followers)
     added = torch.logaddexp(scores, transitions.to(scores)) - scores
     return logits.scatter_add(-1, followers, added.masked_fill(followers < len(SPECIAL_TOKENS), 0))
