@@ -228,7 +228,7 @@ def trained_options(comparison: Comparison, folder: str) -> dict[str, dict[str, 
 def resolved_options(checkpoint: Path) -> dict[str, Any]:
     """Return the options of model, rows, masks and training of a checkpoint, as given or by default."""
     facts, config = RunFacts.load(checkpoint), AutoConfig.from_pretrained(checkpoint)
-    code = [f"--{name}={facts.recipe[name]}" for name in OWN_CODE if name in facts.recipe]  # the code was imported before
+    code = [f"--{name}={facts.recipe[name]}" for name in OWN_CODE if name in facts.recipe]  # imported before
     recipe = parse_recipe([str(checkpoint), *code])
     options = {"initialize_items": recipe.run.initialize_items, "start_from": recipe.run.start_from}
     options |= find_split(recipe.run.split).resolve(recipe.options("splitting"))
