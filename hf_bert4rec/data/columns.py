@@ -21,7 +21,7 @@ EVENT = (
     "interaction|checkin|watch|play|listen|booking|request|create?|creation|record|server|added|placed){,2}"
 )
 DURATION = "(listen|play|watch)time"  # not a time of the interaction
-DATE, TIME = f"{EVENT}(ed)?date|tdat|dateadded|dt", f"(?!.*{DURATION}){EVENT}time"
+DATE, TIME = f"{EVENT}(ed)?date|tdat|date(added|created|ordered)|dt", f"(?!.*{DURATION}){EVENT}time"
 MOMENT = f"{EVENT}(timestamp|datetime|ts|epoch)|unixtime|{EVENT}e?d?at|boughtat|soldat"
 NAMES = {  # role -> patterns, the best fit first, for names in lower case without blanks and punctuation
     "user": ("user", f"(id)?{PERSON}{KEY}?|uid", f"{PERSON}name", f"(session|visit|basket){KEY}?"),
