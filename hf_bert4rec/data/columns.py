@@ -71,8 +71,8 @@ def find_columns(log: RawLog, wanted: Mapping[str, Column], needed: Mapping[str,
 def _advice(log: RawLog, role: str, command: str, interactions: bool) -> str:
     only = log.columns[0] if len(log.columns) == 1 else ""
     if separators := [character for character in ";\t|, :" if character in only]:  # ":" last for user_id:token
-        command, more = (None, "") if interactions else ("", " On the command line, pass a table with commas.")
-        return f"Name the separator: {spell('separator', separators[0], command)}.{more}"
+        more = "" if interactions else " On the command line, pass a table with commas."
+        return f"Name the separator: {spell('separator', separators[0], None if interactions else '')}.{more}"
     advice = f"Name the column, by its name or position: {spell(role, command=command)}."
     if log.first_rows and interactions:
         sequences = f"use {spell('format', 'sequences')}, and name the separator unless it is whitespace"
