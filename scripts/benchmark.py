@@ -17,7 +17,7 @@ On a GPU:
     python scripts/benchmark.py train --data ml-1m.txt --device cuda --bf16 --attention flash_attention_2
 
 A step lasts from the end of one optimizer step to the end of the next. It contains loading, masking, collating, forward
-pass, loss, backward pass and optimizer. Items are real ones; padding is not counted. To compare packages, run them one
+pass, loss, backward pass and optimizer. Padding does not count as items. To compare packages, run them one
 after the other on the same cores of one machine, and compare the ratios.
 """
 

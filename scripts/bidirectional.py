@@ -8,9 +8,9 @@
     python scripts/bidirectional.py explain runs/others.txt runs/bert/model
     python scripts/bidirectional.py rules ml-1m.txt movies.dat model_cards/bert4rec-ml1m rules.png
 
-`split` puts every tenth user into a log of their own. The first three measurements are on these users, whose
-interactions were not trained on. The baselines are fitted on what the models are trained on: without the last two items
-of each user.
+`split` writes the interactions of every tenth user to a log of their own, on which no model is trained. `fill`,
+`surprise` and `explain` use these users. Like the models, the baselines are trained without the last two items of each
+user of the training log.
 Draws have seed 0. Intervals are 95 % bootstrap intervals over users.
 """
 

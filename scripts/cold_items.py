@@ -1,14 +1,14 @@
-"""Measure how well items are recommended that no user has had, by their features.
+"""Measure how well a model recommends items that no user has had, by their features.
 
     python scripts/cold_items.py ratings.csv movies.csv scripts/results/cold-items.jsonl --features true
 
 A tenth of the items, drawn in ten bands of popularity with a seed, is removed from the log. A model is trained on the
-rest with the settings that are recommended for it. The targets are the last items of the users, where these are removed
-items: all of them in the ranking among removed items, and in that among all. Items of the history are excluded.
+rest with the settings that are recommended for it. The evaluated users are those whose last item was removed. This item
+is the target, ranked among the removed items and among all items. Items of the history are excluded.
 
-Compared with it: chance; neighbors in feature space, by the cosine of an item and the mean of the history, or of its
-last ten items; and the mean vector of all items, which gives removed items the same score. `--features false` trains
-without features, which shows what they change for the other items.
+The model is compared with chance, with neighbors in feature space (cosine of an item and the mean of the history, or of
+its last ten items), and with the mean vector of all items, which gives removed items the same score. `--features false`
+trains without features, which shows what features change for the other items.
 """
 
 import argparse

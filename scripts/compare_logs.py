@@ -4,8 +4,8 @@
     python scripts/compare_logs.py runs/logs scripts/results/any-log.jsonl logs/*.csv
 
 For each log that has no line in the results yet, `hf-bert4rec compare` trains BERT4Rec and SASRec with the settings
-that a user without a recipe gets, and fits the baselines. A line has NDCG@10 on test of all of them, and the difference
-between BERT4Rec and the best of the others.
+that a user without a recipe gets, and fits the baselines. A line has NDCG@10 of all models on test, and the difference
+between BERT4Rec and the best other model.
 """
 
 import argparse

@@ -3,11 +3,11 @@
     python scripts/drift.py generated runs/drift scripts/results/drift.jsonl
     python scripts/drift.py ratings.csv runs/drift scripts/results/drift.jsonl
 
-A first model is trained on three periods. After each further period, the command continues the last accepted model with
-the new interactions (b), and trains another one from scratch on all interactions so far (c), with the settings that are
-recommended for them and the same validation targets. They and the first model
-(a) are evaluated on the first interaction of each user in the next period, ranked among all items, history excluded;
-targets that a model does not know count as missed. Seconds are those of the processor, of the whole command.
+A first model (a) is trained on three periods. After each further period, the command continues the last accepted model
+with the new interactions (b), and trains another one from scratch on all interactions so far (c), with the recommended
+settings and the same validation targets. The three models are evaluated on the first interaction of each user in the
+next period, ranked among all items without the history. Targets that a model does not contain count as missed. Seconds
+are the processor time of the whole command.
 
 In the generated log, users follow chains of items within their tastes. In each period a tenth of the items is replaced
 by new ones, a fifth of the chains change, and so does the popularity of a fifth of the items.

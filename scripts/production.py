@@ -10,8 +10,8 @@
 
 The load comes from wrk, which must be installed. `serve` and `soak` run the server on the first core and wrk on the
 second. With `--rates`, requests arrive at random times (Poisson) at each rate per second: each of 50 connections waits
-a random time before its next request. Without rates, 1, 8 and 64 connections send one request after the other, which
-shows the most requests per second. Histories are those of the log without their last item, the newest 200 items.
+a random time before its next request. Without `--rates`, 1, 8 and 64 connections send one request after the other,
+which shows the most requests per second. Histories are those of the log without their last item, the newest 200 items.
 A model named `synthetic-N` is untrained, with N items.
 """
 

@@ -2,8 +2,8 @@
 
     python scripts/recommend_with_ray.py runs/mine/model histories.parquet recommendations --workers 2
 
-The file has a row per user with the columns user and history, a list of item IDs. On a cluster, start the script on one
-machine of it, with paths that all machines can read.
+The file has one row per user, with the columns user and history (a list of item IDs). On a cluster, start the script on
+one of the machines, with paths that all machines can read.
 """
 
 import argparse

@@ -3,9 +3,9 @@
     python scripts/training_cost.py cost.jsonl prefixes scripts/configs/beauty-5core.yaml
     python scripts/training_cost.py cost.jsonl cloze scripts/configs/beauty-5core.yaml --prefixes false
 
-Each run appends a line with a name, the scores at each evaluation, and the operations with the most time. Operations of
-matrix products are counted by torch in some steps. Those of the softmax over the catalog follow from the number of
-scored positions. Evaluations do not count. The test split is not used.
+Each run appends a line with a name, score and cost at each evaluation, and the operators of torch with the most time.
+Floating-point operations are those of matrix products, counted by torch in ten steps. Those of the softmax over the
+catalog follow from the number of scored positions. Evaluations do not count. The test split is not used.
 """
 
 import os

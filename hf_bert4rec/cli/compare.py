@@ -235,14 +235,14 @@ def trained_options(comparison: Comparison, folder: str) -> dict[str, dict[str, 
 def resolved_options(checkpoint: Path) -> dict[str, Any]:
     """Return the options of model, rows, masks and training of a checkpoint, as given or by default."""
     facts, config = RunFacts.load(checkpoint), AutoConfig.from_pretrained(checkpoint)
-    code = [f"--{name}={facts.recipe[name]}" for name in OWN_CODE if name in facts.recipe]  # it was imported before
+    code = [f"--{name}={facts.recipe[name]}" for name in OWN_CODE if name in facts.recipe]  # imported before
     recipe = parse_recipe([str(checkpoint), *code])
     options = {"initialize_items": recipe.run.initialize_items, "start_from": recipe.run.start_from}
     options |= find_split(recipe.run.split).resolve(recipe.options("splitting"))
     if architecture_of(config).objective == "cloze":
         options |= vars(recipe.masking)
     options |= weight_options(recipe.training.to_dict())
-    if not facts.reproducible:  # the others are unknown
+    if not facts.reproducible:  # other options are unknown
         options = {name: value for name, value in options.items() if name in facts.recipe}
     of_model = {name: getattr(config, name) for name in vars(recipe.model)}
     return {"architecture": config.model_type, "max_length": config.max_position_embeddings} | of_model | options
@@ -272,8 +272,8 @@ def check_model(comparison: Comparison, name: str, recipe: Recipe, folder: str) 
         else:
             own, whole = parse_recipe(recipe_words(options, folder)), comparison.parse_recipe()
             if _chooses_exclusion(own) != _chooses_exclusion(whole):
-                raise ValueError("One recipe chooses `exclude_history` by the log, the other does not. Set it in both.")
-            if _chooses_exclusion(own):  # by the same log
+                raise ValueError("One recipe leaves `exclude_history` to the log, the other does not. Set it in each.")
+            if _chooses_exclusion(own):  # from the same log, so with the same result
                 own = own.fill({"model": {"exclude_history": expected["exclude_history"]}})
             found = split_options(own)
         for option in ("window_step", "prefixes"):  # they change the training rows, not the targets
@@ -328,7 +328,7 @@ def describe_settings(comparison: Comparison, name: str, split: str, sha256: str
     options, recipe = comparison.models[name], comparison.parse_recipe()
     names = ("max_length", "popularity_candidates", "uniform_candidates")
     protocol = {option: getattr(recipe.run, option) for option in names} | split_options(recipe)
-    protocol.pop("prefixes", None)  # of the training rows
+    protocol.pop("prefixes", None)  # this option changes training rows only
     settings = {"model": options, "evaluated split": split, "data": sha256, "protocol": protocol}
     if "baseline" in options and not (kind := BASELINES[options["baseline"]]).__module__.startswith("hf_bert4rec."):
         settings["code"] = hashlib.sha256(Path(inspect.getfile(kind)).read_bytes()).hexdigest()

@@ -291,7 +291,7 @@ def _help_text(name: str) -> str:
 
 
 def _print_help(name: str, argv: list[str]) -> bool:
-    """Print the help of a command with the options of a recipe, if the arguments ask for it."""
+    """Print the help of a command if the arguments ask for it, and return whether they do."""
     text = _help_text(name)
     if "--help-all" in argv:
         from .recipe import format_help

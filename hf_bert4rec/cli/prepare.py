@@ -116,7 +116,7 @@ def _add_candidates(recipe: Recipe, histories: DatasetDict, interactions: Datase
 
 
 def _read_logs(recipe: Recipe, names: dict[str, str] | None) -> tuple[Dataset, Dataset]:
-    """Return all interactions of a recipe, and those of `data` without those of `history`."""
+    """Return all interactions of a recipe, and those of its log `data` alone, without the log `history`."""
     run = recipe.run
     if run.history and run.continue_from is None:
         raise ValueError("`--history` needs `--continue_from`. To train a new model, pass one log as `--data`.")

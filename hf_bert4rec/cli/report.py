@@ -18,7 +18,7 @@ LATE = 0.9  # share of the training after which a best checkpoint is late
 
 
 class EpochLines(TrainerCallback):
-    """Callback that prints one short line per evaluation, or else per loss, not the dictionaries of the Trainer."""
+    """Callback that prints a short line per evaluation (without evaluations, per logged loss), not dictionaries."""
 
     loss: float | None = None
 

@@ -32,7 +32,7 @@ FEW_USERS = 100  # held-out users below which NDCG@10 changes by chance from nig
 
 
 def run(recipe: Recipe) -> Path | None:
-    """Train with a recipe and save a complete checkpoint with its learning curve in `model/` of the output folder.
+    """Train with a recipe and save a complete checkpoint with its learning curve in the folder `model` or `rejected`.
 
     The model is saved before it is evaluated, and checkpoints are removed when everything is saved. A run that was
     killed at any point can be resumed. Return the folder of the checkpoint, but None in processes other than the first.

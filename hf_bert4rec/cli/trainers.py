@@ -181,7 +181,7 @@ def evaluate(recipe: Recipe) -> tuple[tuple[str, str | None], dict[str, dict[str
 
 
 def _warn_about_other_targets(recipe: Recipe, interactions: Dataset) -> None:
-    """Warn if the log or the split of an evaluation is not that of the training, which may have had the targets."""
+    """Warn if log or split are not those of the training, because the model may have been trained on the targets."""
     folder = Path(str(recipe.source))  # the command has fetched it
     if not (folder / FACTS_FILE).exists():
         return

@@ -6,7 +6,7 @@ from typing import Any
 
 
 def check_number(name: str, value: Any, expected: str, holds: Callable[[Any], object], kind: type = Real) -> None:
-    """Raise ValueError that describes `expected` unless a value is a number, not a bool, for which `holds` is true."""
+    """Raise ValueError with the text `expected` unless a value is of type `kind`, is no bool, and fulfills `holds`."""
     if isinstance(value, bool) or not isinstance(value, kind) or not holds(value):
         raise ValueError(f"`{name}` must be {expected}, found {value!r:.100}.")
 
@@ -17,7 +17,7 @@ def check_count(name: str, value: Any) -> None:
 
 
 def read_list(values: Any, name: str, ordered: bool = False) -> list[Any]:
-    """Return the elements of a list, iterator, array, tensor or column of a table; ValueError for other values."""
+    """Return a collection or a column of a table as a list; ValueError for other values, and if `ordered` for sets."""
     if type(values) is list:
         return values
     if isinstance(values, Mapping) or hasattr(values, "column_names") or hasattr(values, "columns"):

@@ -51,9 +51,9 @@ def audit(histories: DatasetDict) -> list[Finding]:
     - more than one row of a user in validation or test;
     - a training interaction that is later than an evaluated target of the same user.
 
-    If a user has two interactions with the same item at the same time, the first leak may be reported without a leak.
+    If a user has two interactions with the same item at the same time, the first leak may be reported by mistake.
     The other findings describe the protocol. Targets older than a training interaction of any user are usual in
-    leave-one-out splits and impossible in `split_at_time`. They are reported if times of users can be compared.
+    leave-one-out splits and impossible in `split_at_time`. They are reported if the times of users are comparable.
 
     Args:
         histories: `train` and optionally `validation` and `test`, with the columns `NEEDED`, optionally `candidates`.

@@ -11,7 +11,7 @@ from .arguments import check_number
 
 
 def popularity_candidates(rows: Dataset, counts: np.ndarray, number: int = 100, seed: int = 0) -> Dataset:
-    """Draw popular items that are new to the user; the paper ranks each target among such items (section 4.2).
+    """Draw items that are new to the user, in proportion to their popularity, as in the paper (section 4.2).
 
     Results depend on the draw and are not comparable with a ranking among the whole catalog.
 
@@ -48,7 +48,7 @@ def popularity_candidates(rows: Dataset, counts: np.ndarray, number: int = 100, 
             raise ValueError(f"Expected at least {number} items to draw candidates from, {found}. {advice}")
         generator = np.random.default_rng((seed, row.as_py()))
         found = np.empty(0, np.int64)
-        while len(found) < number:  # like drawing one by one, without items drawn or had before
+        while len(found) < number:  # as if items were drawn one by one without replacement
             more = np.searchsorted(reach, generator.integers(reach[-1], size=3 * number), side="right")
             found = np.concatenate([found, more[~np.isin(more, had)]])
             found = found[np.sort(np.unique(found, return_index=True)[1])]

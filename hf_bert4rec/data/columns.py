@@ -21,7 +21,7 @@ EVENT = (
     "interaction|checkin|watch|play|listen|booking|request|create?|creation|record|server|added|placed){,2}"
 )
 DURATION = "(listen|play|watch)time"  # not a time of the interaction
-DATE, TIME = f"{EVENT}(ed)?date|tdat|dateadded|dt", f"(?!.*{DURATION}){EVENT}time"
+DATE, TIME = f"{EVENT}(ed)?date|tdat|date(added|created|ordered)|dt", f"(?!.*{DURATION}){EVENT}time"
 MOMENT = f"{EVENT}(timestamp|datetime|ts|epoch)|unixtime|{EVENT}e?d?at|boughtat|soldat"
 NAMES = {  # role -> patterns, the best fit first, for names in lower case without blanks and punctuation
     "user": ("user", f"(id)?{PERSON}{KEY}?|uid", f"{PERSON}name", f"(session|visit|basket){KEY}?"),
@@ -37,13 +37,13 @@ ASIN, AMAZON_USER = re.compile(r"B0[0-9A-Z]{8}|[0-9]{9}[0-9X]"), re.compile(r"A[
 
 
 def find_columns(log: RawLog, wanted: Mapping[str, Column], needed: Mapping[str, str]) -> dict[str, int]:
-    """Return the position of the column of each role: the column that the user named, else one with a usual name.
+    """Return the position of the column of each role: the named one, or one that is found by name, values or type.
 
     `needed` maps each role that needs a column to its option of the command line, or to "" if it has none.
-    The role "time of day" is added if the log has a column of dates next to a column of times.
+    The role "time of day" is added if the timestamp is found in a column of dates, and there is a column of times too.
 
     Raises:
-        ValueError: There is no column for a role, several columns fit equally well, or cells contain sequences.
+        ValueError: A needed role has no column, several columns fit it, user and item are one, or cells are sequences.
     """
     guessed = guess_roles(log.first_rows) if "user" in wanted else {}
     found = {role: place for role, place in guessed.items() if role in wanted}
@@ -97,7 +97,7 @@ def _find(log: RawLog, role: str, name: Column, patterns: Iterable[str], command
 
 
 def _only(log: RawLog, role: str, places: list[int], command: str) -> dict[str, int]:
-    """Return a dict from role to its place, {} if there is no place; ValueError for several places."""
+    """Return a dict from role to the only place, {} without places; ValueError for several places."""
     if len(places) > 1:
         shown = " and ".join(f"{log.columns[place]!r} (column {place})" for place in places)
         choice = places[0] if len({log.columns[place] for place in places}) == 1 else log.columns[places[0]]
@@ -117,7 +117,7 @@ def is_time_name(name: Any) -> bool:
 
 
 def is_header(rows: Rows) -> bool:
-    """Return whether the first row is a header: it has a usual name, or words above a column of numbers or dates."""
+    """Return whether the first row has no number, but a usual name, or words above a column of numbers or dates."""
     first, *others = rows
     if any(map(NUMBER.fullmatch, first)):
         return False
@@ -171,8 +171,8 @@ def _is_time(cell: str) -> bool:
 
 
 def _is_recent(cell: str) -> bool:
-    """Return whether a cell is a date, or a Unix time in s from 1995 on or in ms from 2001 on, and not an ISBN."""
-    number = _number(cell) if not cell.strip().startswith("0") else 0  # ISBNs begin with zeros
+    """Return whether a cell is a date, or a Unix time in s from 1995 on or in ms from 2001 on without leading zero."""
+    number = _number(cell) if not cell.strip().startswith("0") else 0  # many ISBNs begin with a zero
     return bool(DAY.match(cell)) or 8e8 <= number < 2**31 or 1e12 <= number < 2**31 * 1e3
 
 

@@ -130,7 +130,7 @@ class DataCollatorForCloze(DataCollatorForNextItem):
         return np.where(masked, self.tokenizer.mask_token_id, input_ids), np.where(masked, input_ids, -100)
 
     def _draw_masks(self, epoch: int, rows: np.ndarray, real: np.ndarray) -> np.ndarray:
-        """Return which positions to mask, (rows, length) bool: the k real positions of a row with the smallest hash."""
+        """Return which positions to mask, (rows, length) bool: those with the smallest hashes, or only the last."""
         lengths = real.sum(axis=1)
         counts = np.rint(self.mask_probability * lengths).astype(int)
         counts = np.clip(counts, 1, np.maximum(1, np.minimum(lengths - 1, self.max_predictions or lengths)))
@@ -145,7 +145,7 @@ class DataCollatorForCloze(DataCollatorForNextItem):
 def pad_rows(
     rows: Sequence[Sequence[int] | np.ndarray], value: int, length: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return rows as one int64 array, (rows, longest or `length`), padded on the right, and a mask of real values."""
+    """Return rows as an int64 array, (rows, longest or `length`), padded with `value`, and a mask of real values."""
     lengths = np.fromiter(map(len, rows), np.int64, len(rows))
     real = np.arange(length or lengths.max(initial=0)) < lengths[:, None]
     padded = np.full(real.shape, value, np.int64)

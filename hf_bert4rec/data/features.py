@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 FEATURES_FILE = "item_features.parquet"
 PROJECTION_FILE = "item_features.safetensors"  # in a checkpoint: the weights that turn features into item vectors
-BYTES = 50_000  # limit per item
+BYTES = 50_000  # limit of the features in memory, per item on average
 MOST_CATEGORIES = 1000  # per column; more would rarely be shared by enough items
 MOST_INTERVALS = 10  # per column of numbers
 _SCHEMA = b"hf-bert4rec"  # key in the metadata of the Parquet file
@@ -65,7 +65,7 @@ class ItemFeatures:
         return np.where(places[:, None] >= 0, encoded[places], np.float32(0))
 
     def extended(self, others: Self) -> Self:
-        """Return these features together with features of other items that have the same encoding."""
+        """Return these features with those of other items in the same encoding. Items in both keep their features."""
         new = pc.invert(pc.is_in(others.items, value_set=self.items.combine_chunks()))
         return type(self)(pa.concat_tables([self.table, others.table.filter(new)]), self.columns)
 
@@ -109,7 +109,7 @@ def read_parquet(file: str | PathLike, most_bytes: int) -> pa.Table:
 
 
 def _check_encoding(columns: dict[str, dict[str, Any]]) -> None:
-    """Raise an error unless the encoding of each column is one that `load_item_features` makes."""
+    """Raise an error if an encoding lacks a key, or has too many values or numbers that are not finite."""
     for how in columns.values():
         numbers = how["edges"] if how["kind"] == "number" else [] if how["kind"] == "categories" else [how["scale"]]
         sizes = len(numbers) <= MOST_INTERVALS and len(how.get("values", ())) <= MOST_CATEGORIES
@@ -147,7 +147,7 @@ def load_item_features(
     """Read the features of items from a table with one row per item.
 
     The kind of a column follows from its values: numbers; lists of numbers, which are vectors; lists of text, or text,
-    which are categories (text is split at `|`). A column of text is ignored if fewer than half of its items
+    which are categories (text is split at `|`). A column of categories is ignored if fewer than half of its items
     share a value with another item, unless the column is named in `text`. Values may be missing, but not in vectors.
     An item without any value is ignored too.
 
@@ -217,7 +217,7 @@ def load_new_items(
     separator: str | None = None,
     encoding: str | None = None,
 ) -> NewItems:
-    """Read items to add, with optional columns `title` and `like`, and the columns of the features of the catalog.
+    """Read items to add, with optional columns `title` and `like`, and the columns of `known`, the catalog's features.
 
     The options are those of `load_item_features`. The IDs of `like` are a list, or text separated by `|`.
 
@@ -249,7 +249,7 @@ def load_new_items(
 
 
 def read_items(log: RawLog, item: Column, command: str) -> tuple[int, pa.ChunkedArray]:
-    """Return position and IDs of the item column; ValueError for missing or repeated IDs. `command` is its option."""
+    """Return position and IDs of the item column, whose option is `command`; ValueError for missing or repeated IDs."""
     place = find_columns(log, {"item": item}, needed={"item": command})["item"]
     items = as_ids(log.read([place])[0], "item", log.locate)
     if items.null_count:

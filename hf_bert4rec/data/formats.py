@@ -157,7 +157,7 @@ def open_log(
     columns: Iterable[Column],
     timestamp: Column = None,
 ) -> RawLog:
-    """Open interactions, titles or features. `kind` is a key of `FOLDER_FILES`; the user named `columns`."""
+    """Open interactions, titles or features. `kind` is a key of `FOLDER_FILES`. The user named the columns."""
     if isinstance(source, RawLog):  # open already
         return source
     for option, value in {"format": format, "separator": separator, "encoding": encoding}.items():
@@ -261,7 +261,7 @@ class _Rows:
             csv.field_size_limit(limit)
 
     def fields(self, width: int, skipped: int) -> Iterator[list[str]]:
-        """Yield the fields of each row; rows of other widths or an open quotation raise ValueError at the end."""
+        """Yield the fields of rows after `skipped` rows; at last ValueError for other widths or an open quotation."""
         line, fields, bad = 1, [""], []
         for line, fields in islice(self, skipped, None):
             if len(fields) == width:

@@ -90,7 +90,7 @@ def build_histories(
     window_step: float = 0.5,
     prefixes: bool = False,
 ) -> DatasetDict:
-    """Build the rows of all splits; warn if most test targets have the time of the interaction before them.
+    """Build the rows of all splits; warn if most test targets have the same time as the item before.
 
     Args:
         log: Result of `sort_by_user`.
@@ -208,7 +208,7 @@ def _windows(
     """Return user, start and end of every training window, as in the published code.
 
     Windows end at the last item and at multiples of `step` before it. The earliest window begins at the start of
-    the history. With `prefixes`, shorter windows that begin there follow, down to two items.
+    the history. With `prefixes`, shorter windows also begin there, down to two items.
     """
     lengths = ends - starts
     shortest = 2 if prefixes else max_length  # nothing precedes a single item

@@ -37,7 +37,7 @@ def load_interactions(
     separator: str | None = None,
     encoding: str | None = None,
 ) -> Dataset:
-    """Read a log of users' interactions on items.
+    """Read a log of interactions between users and items.
 
     Rows without user, item or timestamp are dropped. The numbers of rows that were read and dropped are logged. Rows
     keep the order of the source, also among equal timestamps. Without timestamps, the rows are assumed to be in time
@@ -46,13 +46,13 @@ def load_interactions(
     Args:
         source: A file (see `FORMATS`; also compressed with gzip, bzip2 or Zstandard), a folder of MovieLens,
             `"ml-latest-small"` (contained in this package), a pandas, Polars or Arrow table, a `datasets.Dataset`, or
-            the Hub ID of a dataset.
+            the Hub ID of a dataset, whose split `train` is read.
         format: Key of `FORMATS`. Default: the suffix of the file.
         user: Column of the user: a name, or a position from 0. Default: a column with a usual name.
         item: Column of the item.
         timestamp: Column of the time: numbers are kept as they are, dates become seconds since 1970.
         rating: Column of the rating; read only if `min_rating` is given.
-        min_rating: Drop interactions with a lower rating.
+        min_rating: Drop interactions with a lower rating or without one.
         min_user_interactions: Drop users with fewer interactions, until all users have enough (k-core).
         min_item_interactions: Drop items with fewer interactions, until all items have enough.
         keep_repeats: Whether to keep a user's later interactions on the same item.

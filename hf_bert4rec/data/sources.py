@@ -31,7 +31,7 @@ BYTE_ORDER_MARKS = {  # UTF-32 before UTF-16, because the mark of UTF-32-LE begi
 
 
 def spell(option: str, value: Any = "...", command: str | None = None) -> str:
-    """Return how to write an option in Python, and after it how on the command line.
+    """Return how to write an option with a value in Python and on the command line.
 
     On the command line the option is called `command`. If `command` is "", the option exists in Python only. If it is
     None, the name is the same, and the text says that the option is for a log.
@@ -44,7 +44,7 @@ def spell(option: str, value: Any = "...", command: str | None = None) -> str:
 def library_errors(
     name: str, advice: str = "If the source is not damaged, pass a data frame or CSV file of text, numbers and dates."
 ) -> Iterator[None]:
-    """Raise every error as a ValueError that begins with the name of the source, as the errors of this package do."""
+    """Raise errors of libraries as a ValueError that begins with the `name` of the source and ends with `advice`."""
     try:
         yield
     except Exception as error:
@@ -61,7 +61,7 @@ class SourceFile:
     path: Path
     separator: str | None = None
     encoding: str | None = None
-    names: frozenset[str] = frozenset()  # of columns; the first line is a header if it contains one
+    names: frozenset[str] = frozenset()  # columns that the user named; a first line with one of them is a header
     timestamp: str | int | None = None  # column of the time, if the user named it
 
     @property
@@ -111,9 +111,9 @@ class SourceFile:
 class RawLog:
     """A source that has been opened."""
 
-    name: str  # errors and reports begin with it
+    name: str  # of the source; errors and log messages begin with this name
     columns: list[str]  # names, or "0", "1", … if the source has none
-    read: Callable[[list[int]], list[Values]]  # columns by position
+    read: Callable[[list[int]], list[Values]]  # positions -> columns
     locate: Callable[[int], str]  # row -> "ratings.csv, line 17"
     first_rows: Sequence[Sequence[str]] = ()  # of a text file without a known header
     dates: Sequence[int] = ()  # positions of columns whose type is a date or a time with a date
@@ -125,7 +125,7 @@ class RawLog:
 
 
 def open_table(source: Any, name: str, expected: str = "Expected a path, a Hub ID or a table") -> RawLog:
-    """Open a table in memory: a `Dataset`, or a table of pandas, Polars or Arrow. `expected` begins the error."""
+    """Open a table in memory: a `Dataset`, or a table of pandas, Polars or Arrow. Errors begin with `expected`."""
     if isinstance(source, Dataset):
         source = source.with_format("arrow")[:]
     if isinstance(source, pd.DataFrame):

@@ -26,14 +26,14 @@ def leave_one_out(
 ) -> DatasetDict:
     """Hold out every user's last item for test and the item before it for validation; train on the rest (paper, 4.2).
 
-    Users with fewer than three interactions are in the training split only. Held-out items are not trained on.
+    Users with fewer than three interactions are in the training split only. Held-out interactions are not trained on.
 
     Args:
         interactions: Columns `user`, `item` and `timestamp`, as from `load_interactions`.
         tokenizer: Items that it does not contain are dropped from histories; as targets they count as missed.
         validation_in_train: Train on the validation items too, without validation split, as in the paper's final runs.
         max_length: Longest input, including the [MASK] of the query. Default: `tokenizer.model_max_length`.
-        window_step: Step between the training windows of a longer history, as a share of `max_length`.
+        window_step: Step between training windows, as a share of `max_length`, for histories longer than `max_length`.
         prefixes: Train on a row for each item but the first, with the items before it, instead of windows.
 
     Returns:
@@ -70,15 +70,15 @@ def split_at_time(
 ) -> DatasetDict:
     """Split by time: train before `validation_time`, and test on each user's first interaction from `test_time` on.
 
-    The model is not trained on later interactions, users or items. The tokenizer must not contain items that first
-    occur later, unless they have features: `item_tokenizer(before(interactions, validation_time))`. Users without
+    The model is not trained on interactions from `validation_time` on. The tokenizer must not contain items that first
+    occur then, unless they have features: `item_tokenizer(before(interactions, validation_time))`. Users without
     interactions before a target have an empty history. Other arguments are as for `leave_one_out`.
 
     Args:
         validation_time: Validation targets are each user's first interactions from this time to before `test_time`. A
             number in the unit of the timestamps, or an ISO date if the timestamps are seconds.
         test_time: Test targets are each user's first interactions from this time on.
-        validation_in_train: Train on all interactions before `test_time`, without a validation split.
+        validation_in_train: Train until `test_time`, without validation split. The tokenizer may have items until then.
 
     Raises:
         ValueError: Times are not in order or outside the log, a split is empty, or the tokenizer contains later items.
@@ -144,7 +144,7 @@ def _in_order(validation_time: str | float, test_time: str | float) -> tuple[flo
 
 
 def _check_within(time: float, timestamps: np.ndarray, name: str, before: bool) -> None:
-    """Raise ValueError unless a log has interactions before a time, or else from it on, and the unit of the time."""
+    """Raise ValueError unless a log has the unit of a time, and interactions before it (or else from it on)."""
     fits = (timestamps < time if before else timestamps >= time).any()
     units = {time_unit(time), time_unit(timestamps.max(initial=0))} - {None}
     if len(timestamps) and (len(units) > 1 or not fits):
@@ -168,8 +168,8 @@ def new_interactions(
 ) -> DatasetDict:
     """Put the interactions from a point in time on, and a sample of older ones, into the training split.
 
-    This split continues a training. Histories also contain the interactions before that time. Other arguments are as
-    for `leave_one_out`.
+    The split is for continued training. Histories also contain the interactions before that time. Other arguments are
+    as for `leave_one_out`.
 
     Args:
         since: Time of the first new interaction, a number or an ISO date as for `split_at_time`. Default: all are new.
@@ -181,7 +181,7 @@ def new_interactions(
         `DatasetDict` with `train` and `validation`; columns: `COLUMNS`.
 
     Raises:
-        ValueError: Fewer than two users have new interactions, or an option is out of range.
+        ValueError: Fewer than two users have new interactions, or `since` or another option is out of range.
     """
     check_number("held_out", held_out, "above 0 and below 1", lambda share: 0 < share < 1)
     check_number("replay", replay, "at least 0", lambda number: number >= 0)

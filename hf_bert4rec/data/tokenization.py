@@ -31,8 +31,8 @@ logger = logging.getLogger(__name__)
 
 PAD, MASK, UNK = SPECIAL_TOKENS
 TITLES_FILE = "items.parquet"
-FEW = 4  # times fewer IDs than items are looked up one by one
-TITLE_BYTES = 10_000  # of the longest title that is read
+FEW = 4  # IDs are looked up one by one if they are fewer than a quarter of the catalog
+TITLE_BYTES = 10_000  # largest size of a title
 NO_TITLE = ("None", "nan", "<NA>", "NaT")  # missing values of Python, numpy and pandas, as text
 
 
@@ -70,7 +70,7 @@ class ItemTokenizer(PreTrainedTokenizerFast):
             check_tokenizer(tokenizer)
         except (OSError, MemoryError):
             raise
-        except Exception as error:  # the class that the tokenizers library raises
+        except Exception as error:  # the tokenizers library raises `Exception` itself
             raise ValueError(f"{source}: the tokenizer cannot be loaded. Save or copy it again. {error}") from error
         tokenizer._features_file = tokenizer.init_kwargs.pop("features_file", None)
         if titles_file := tokenizer.init_kwargs.pop("titles_file", None):
@@ -81,7 +81,7 @@ class ItemTokenizer(PreTrainedTokenizerFast):
         return tokenizer
 
     def set_titles(self, titles: Iterable[Any], source: str = "titles") -> None:
-        """Set the title of every item, in the order of `items`. Numbers become text; None and NaN mean no title."""
+        """Set titles in the order of `items`. Numbers become text, None and NaN no title. Errors name the `source`."""
         titles = [title if isinstance(title, str) or str(title) not in NO_TITLE else None for title in titles]
         if len(titles) != len(self.items):
             raise ValueError(f"{source}: expected {len(self.items)} titles, one per item, found {len(titles)}.")
@@ -167,7 +167,7 @@ class ItemTokenizer(PreTrainedTokenizerFast):
             backend.pre_tokenizer = splitter
 
     def _add_tokens(self, new_tokens: Sequence[str | AddedToken], special_tokens: bool = False) -> int:
-        """Append items to the vocabulary; return their number. Stock added tokens would be cut out of longer IDs."""
+        """Append items to the vocabulary; return their number. The base class would cut them out of longer IDs."""
         special = [token for token in new_tokens if special_tokens or getattr(token, "special", False)]
         if others := [str(token) for token in special if str(token) not in SPECIAL_TOKENS]:
             found = f"found {', '.join(others)}. Remove other special tokens."
@@ -295,7 +295,7 @@ def _distinct_ids(items: Any) -> list[str]:
 
 
 def _set_vocabulary(backend: Tokenizer, tokens: Sequence[str]) -> None:
-    """Number the tokens in their order. Text can be encoded too, split at whitespace, if no token contains any."""
+    """Number the tokens in their order. Text can be encoded too, split at whitespace, if no token has whitespace."""
     backend.model = models.WordLevel({token: row for row, token in enumerate(tokens)}, unk_token=UNK)
     blanks = any(character.isspace() for character in "".join(tokens))
     backend.pre_tokenizer = None if blanks else pre_tokenizers.WhitespaceSplit()

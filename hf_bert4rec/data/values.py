@@ -33,7 +33,7 @@ DOUBTFUL = {  # IDs that are read as they are, with a warning
 UNITS = {"seconds": 1e8, "milliseconds": 1e11, "microseconds": 1e14, "nanoseconds": 1e17}  # 1973 in each unit
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _DAY = re.compile(r"(\d{4})([-/.])(\d{1,2})(?:\2(\d{1,2})(?=$|[T ])|$)|(\d{1,2})\.(\d{1,2})\.(\d{4})(?=$|[T ])")
-_ISO = re.compile(  # of what `fromisoformat` accepts, without fractions of hours and minutes, which it misreads
+_ISO = re.compile(  # what `fromisoformat` accepts, except fractions of hours and minutes, which it misreads
     r"[\dW-]{8,10}([T ](?!(\d\d:?){1,2}[.,])[\d:.,]+([+-][\d:]+)?)?", re.IGNORECASE
 )
 _MONTH = re.compile("(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*")
@@ -96,7 +96,7 @@ def as_numbers(values: Values, role: str, log: RawLog, rows: np.ndarray, dates: 
     """Convert to int64, or to float64 if there are fractions; missing values become null.
 
     Raises:
-        ValueError: A value in one of the `rows` is not a number, or not a date if most values are dates.
+        ValueError: A value in the `rows`, a mask, is not a number, or if `dates` and most values are dates, not a date.
     """
     if isinstance(values, list) or not pa.types.is_primitive(values.type):
         values = as_text(values)
@@ -179,8 +179,8 @@ def date_as_seconds(text: str) -> float:
         year, _, month, of_month, first, second, last = day.groups()
         text = f"{year or last}-{int(month or second):02}-{int(of_month or first or 1):02}{text[day.end() :]}"
     text = re.sub(r"(?<=\d)\s+(?=[+-]\d\d:?\d\d$)", "", text)
-    text = re.sub(r"(?<=\d[T ])\d\d?(\.\d\d){1,2}$", lambda time: time[0].replace(".", ":"), text)  # 19.46
-    text = re.sub(r"(?<=\d[T ])(?=\d:)", "0", text)  # 9:30
+    text = re.sub(r"(?<=\d[T ])\d\d?(\.\d\d){1,2}$", lambda time: time[0].replace(".", ":"), text)  # such as 19.46
+    text = re.sub(r"(?<=\d[T ])(?=\d:)", "0", text)  # such as 9:30
     if not _ISO.fullmatch(text):
         raise ValueError(f"Expected an unambiguous date such as 2016-01-31, found {text!r}.")
     moment = datetime.fromisoformat(text)

@@ -170,7 +170,7 @@ def _shapes(file: Path, name: str) -> dict[str, list[int]]:
 
 
 def stored_exclude_history(folder: str | PathLike) -> bool:
-    """Return whether a checked checkpoint excludes items of the history from its recommendations.
+    """Return whether a checkpoint that passed `check_folder` excludes items of the history from its recommendations.
 
     Config files of format version 1 do not contain this setting. Then the recipe in the run facts may contain it.
     """
@@ -179,7 +179,7 @@ def stored_exclude_history(folder: str | PathLike) -> bool:
 
 
 def stored_recipe(folder: str | PathLike) -> dict[str, Any]:
-    """Return the options that a checked checkpoint was trained with, of any format version; empty without run facts."""
+    """Return the options of the training of a checkpoint that passed `check_folder`; {} without run facts."""
     file = Path(folder, FACTS_FILE)
     recipe = read_json(file, folder).get("recipe") if file.exists() else None
     return recipe if isinstance(recipe, dict) else {}

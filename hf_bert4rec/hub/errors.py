@@ -75,7 +75,7 @@ def disk_errors(path: str | PathLike) -> Iterator[None]:
     """Raise the error of a full disk as an OSError of one sentence, whichever library wrote the file."""
     try:
         yield
-    except Exception as error:  # safetensors and tokenizers write the number into the text, torch.save does not
+    except Exception as error:  # safetensors and tokenizers write errno into the text, torch.save does not
         numbers = {getattr(reason, "errno", None) for reason in (error, error.__cause__, error.__context__)}
         texts = (*(f"os error {number}" for number in FULL_DISK), "inline_container")
         if numbers.intersection(FULL_DISK) or any(text in str(error) for text in texts):

@@ -122,7 +122,7 @@ def push_checkpoint(
 
 
 def published_files(folder: Path) -> dict[str, Path | bytes]:
-    """Return the published files of a checkpoint, by name."""
+    """Return the files of a checkpoint that a push uploads: name -> path or content."""
     index = () if WEIGHTS[0] in (weights := weight_files(folder)) else WEIGHTS[1:]
     names = (*NEEDED, *weights, *index, TITLES_FILE, FEATURES_FILE, PROJECTION_FILE, *_code_files(folder), CARD, CURVE)
     files: dict[str, Path | bytes] = {name: folder / name for name in names if (folder / name).exists()}

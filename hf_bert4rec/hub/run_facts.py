@@ -188,7 +188,7 @@ def _old_defaults(version: int, recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 def _from_version_1(values: Mapping[str, Any]) -> dict[str, Any]:
     """Convert facts of version 1: splits at the top level, machine and example as text, options without defaults."""
-    recipe, of_recipe = values["recipe"], "sha256" in values["data"]  # without, a Trainer wrote the facts
+    recipe, of_recipe = values["recipe"], "sha256" in values["data"]  # without this, a Trainer wrote them
     try:
         example = json.loads(f"[{values['example']}]")
     except ValueError:  # IDs with a quotation mark were not escaped

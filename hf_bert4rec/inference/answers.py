@@ -55,7 +55,7 @@ class ItemCatalog:
 
     def __init__(self, tokenizer: ItemTokenizer) -> None:
         self.tokenizer = tokenizer
-        self.removed = tokenizer.encode_items(tokenizer.removed).astype(np.int64)  # rows
+        self.removed = tokenizer.encode_items(tokenizer.removed).astype(np.int64)  # token IDs
         self.closed = closed_rows(len(tokenizer), self.removed)
         self.batch_size = DEFAULT_BATCH_SIZE  # answers per batch, if a call names no other number
         self.unknown = 0  # number of unknown IDs that have been skipped so far
@@ -65,7 +65,7 @@ class ItemCatalog:
     def read_rows(self, lists: Sequence[list[Any]], name: str, keep_unknown: bool = False) -> list[np.ndarray]:
         """Return the token IDs for each list of raw IDs.
 
-        Unknown IDs are logged. They are skipped, or become [UNK] if `keep_unknown` is true.
+        Unknown IDs are logged if `report` is true. They are skipped, or become [UNK] if `keep_unknown` is true.
         """
         ids, rows, known = self._rows(chain.from_iterable(lists), name)
         if not known.all():
@@ -114,7 +114,7 @@ class ItemCatalog:
         check_count("top_k", top_k)
         places = self.known_rows(items, "items") - len(SPECIAL_TOKENS)
         answers: list[Recommendations] = []
-        for place in places:  # one at a time, because each has a number for every item
+        for place in places:  # one at a time, because each needs a cosine for every item
             cosines = torch.from_numpy(vectors @ vectors[place])[None]
             cosines[:, torch.from_numpy(np.append(self.removed - len(SPECIAL_TOKENS), place))] = -torch.inf
             found, best = (part.numpy() for part in stable_top_k(cosines, min(top_k, len(vectors))))

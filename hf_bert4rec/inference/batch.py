@@ -234,10 +234,7 @@ def _write_shards(
 
 
 def _start(arguments: dict[str, Any], module: str) -> None:
-    """Load the recommender in a worker process.
-
-    The process ends when its parent ends. The import of `module` registers the model.
-    """
+    """Load the recommender in a worker process, which ends with its parent. Importing `module` registers the model."""
     global _recommender
     parent: Any = multiprocessing.parent_process()
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
@@ -257,6 +254,6 @@ def _write(path: Path, shard: pa.Table, recommender: BatchRecommender | None = N
 
 
 def _states(path: Path) -> list[Any]:
-    """Return names, sizes and times of a file, or of the weights in a folder, to notice changes between two runs."""
+    """Return name, size and modification time of a file, or of the weights, ONNX and JSON files in a folder."""
     files = sorted(file for pattern in ("*.safetensors", "*.onnx", "*.json") for file in path.glob(pattern)) or [path]
     return [[file.name, file.stat().st_size, file.stat().st_mtime] for file in files]

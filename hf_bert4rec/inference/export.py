@@ -131,7 +131,7 @@ def export_checkpoint(checkpoint: str | PathLike, output: str | PathLike, revisi
         with _loops_for_gru(model), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             graph = torch.onnx.export(program, (), input_names=inputs, output_names=outputs, dynamo=True, verbose=False)
-    except RuntimeError as error:  # the base class of those of torch
+    except RuntimeError as error:  # the base class of torch's errors
         reason = f"{model.config.model_type!r} ({type(error).__name__}: {str(error).strip().splitlines()[0]})"
         raise ValueError(f"torch cannot export the architecture {reason}. See docs/architecture.md.") from error
     assert graph is not None
@@ -177,7 +177,7 @@ class OnnxRecommender:
         try:
             self._session = onnxruntime.InferenceSession(path / GRAPH_FILE, options, ["CPUExecutionProvider"])
             vectors = np.load(path / VECTORS_FILE, allow_pickle=False)
-        except Exception as error:  # of onnxruntime, which has no base class
+        except Exception as error:  # errors of onnxruntime have no base class
             raise ValueError(f"{folder}: the exported files cannot be read ({error}). Repeat the export.") from error
         needed = {"checkpoint", "revision", "exclude_history", "max_length", "rows"} <= self.facts.keys()
         if not needed or not len(self.tokenizer) == self.facts["rows"] == len(vectors) + len(SPECIAL_TOKENS):

@@ -102,7 +102,7 @@ class Selection:
     def _rank_found(
         self, outputs: dict[str, torch.Tensor], excluded: torch.Tensor, allowed: torch.Tensor | None
     ) -> Ranking:
-        """Return the best of followers and items from the index, or of `allow`. Search for more if few are left."""
+        """As `_rank_all`, for followers and items from the index, or for `allow`; logits replace probabilities."""
         check_scores(queries := outputs["queries"])
         possible = (~self._closed).nonzero()[:, 0]
         denied = pad(excluded, (1, 0)).sort(dim=1).values  # with [PAD], which is row 0
@@ -204,7 +204,7 @@ def open_index(index: Any, items: int, width: int) -> Any:
 
 
 def search_index(index: Any, queries: np.ndarray, count: int) -> np.ndarray:
-    """Return the positions in the catalog, (users, count) int64, of the items that an index finds; -1 if fewer.
+    """Return the positions in the catalog, (users, count) int64, of the items that an index finds, then -1.
 
     The queries (users, width) float32 come from `encode`.
     """

@@ -39,7 +39,7 @@ class SasRecConfig(Bert4RecConfig):
 def shift_right(
     table: nn.Embedding, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None
 ) -> torch.Tensor:
-    """Return the embeddings (batch, length, hidden) of the item before each position, and of [MASK] at the first."""
+    """Return the embeddings (batch, length, hidden) of the item before each position; for the first, of [MASK]."""
     embedded = table(input_ids) if inputs_embeds is None else inputs_embeds
     start = table.weight[SPECIAL_TOKENS.index("[MASK]")].expand_as(embedded[:, :1])
     return torch.cat([start, embedded[:, :-1]], dim=1)

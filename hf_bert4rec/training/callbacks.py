@@ -35,7 +35,7 @@ class ClozeCallback(TrainerCallback):
         collator.epoch = epoch  # cloze masks depend on the epoch
         if getattr(collator, "seed", 0) is None:
             collator.seed = args.seed
-        batches = getattr(loader.batch_sampler, "batch_sampler", loader.batch_sampler)  # of accelerate
+        batches = getattr(loader.batch_sampler, "batch_sampler", loader.batch_sampler)  # accelerate wraps it
         seed = args.seed if args.data_seed is None else args.data_seed
         batches.sampler.generator = torch.Generator().manual_seed(seed + epoch)
         if isinstance(batches.sampler, LengthGroupedSampler):
@@ -137,9 +137,9 @@ def _log_memory(args: TrainingArguments, model: Bert4RecForMaskedLM, loader: Any
 class EarlyStopping(EarlyStoppingCallback):
     """Early stopping of transformers that keeps its patience counter when training is resumed.
 
-    With `eval_strategy="epoch"`, the model is also evaluated after the first step, whose learning rate is 0 with a
-    warm-up, and after a third of the first epoch. If popularity explains most of a log, the best model is the initial
-    model, or a model from the first epoch.
+    If `eval_strategy` and `save_strategy` are epoch, the model is also evaluated after the first step (learning rate 0
+    with a warm-up) and after a third of the first epoch. If popularity explains most of a log, the best model is the
+    initial model, or a model from the first epoch.
     """
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:

@@ -149,7 +149,7 @@ def append_items(
     named = [(place, other) for place, item in enumerate(new.to_pylist()) for other in likes.get(item, ())]
     if named:
         places, others = zip(*named, strict=True)
-        known = tokenizer.encode_items(others)  # of all at once: each call looks at the whole catalog
+        known = tokenizer.encode_items(others)  # all at once, because each call looks at the whole catalog
         if (unknown := known == tokenizer.unk_token_id).any():
             place, other = named[int(unknown.argmax())]
             raise ValueError(f"{new[place].as_py()!r}: `like` has {other!r}. Use IDs of items of the checkpoint.")
@@ -178,7 +178,7 @@ def append_items(
 
 
 def _save(folder: Path, output: str | PathLike | None, tokenizer: ItemTokenizer, model: PreTrainedModel | None) -> None:
-    """Write a copy of a checkpoint with another tokenizer and, if given, model; all other files are kept."""
+    """Write a copy of a checkpoint with another tokenizer and, if given, model. `output` gets no subfolders."""
     own = None if output is None else lambda path, names: [name for name in names if Path(path, name).is_dir()]
     with replaced_folder(folder if output is None else output) as new:
         shutil.copytree(folder, new, ignore=own)

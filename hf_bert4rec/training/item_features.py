@@ -113,7 +113,7 @@ class FeatureProjection(nn.Module):
 
     @torch.no_grad()
     def detach(self, model: PreTrainedModel) -> torch.Tensor:
-        """Make the model a stock model again, with the sums as item table and biases; return the projection."""
+        """Make the model a stock model again, with item table and biases from `forward`; return the projection."""
         self._hook.remove()
         embeddings, head, training = model.get_input_embeddings(), model.get_output_embeddings(), self.training
         table, bias = map(nn.Parameter, self.eval()())

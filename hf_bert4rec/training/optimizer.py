@@ -70,8 +70,8 @@ def muon(args: TrainingArguments, learning_rate: float = 1e-2) -> dict[str, Any]
     Args:
         args: `learning_rate`, `weight_decay` (0 for biases and normalizations), `adam_beta1`, `adam_beta2` and
             `adam_epsilon` are those of AdamW; the schedule is that of both optimizers.
-        learning_rate: Peak learning rate of Muon (Jordan et al., 2024) for the weights of all linear layers except the
-            output, without weight decay.
+        learning_rate: Peak learning rate of Muon (Jordan et al., 2024) for the weights of linear layers, except the
+            output and gates with one number. Muon has no weight decay.
 
     Raises:
         ValueError: A learning rate is out of range, `args.optim` is another optimizer, or `args` or the launcher ask

@@ -59,8 +59,8 @@ def estimate_memory(
     The estimate counts the values that the backward pass needs per position. With width d and feed-forward width f:
     4 d for the embeddings (6 d with a convolution), 10 d + 2 f and the attention weights for each layer, 2 d for keys
     and values of the last layer (its other values exist at scored positions only), and 3 f for the current layer. With
-    gradient checkpointing, layers before the last keep only their input. A GRU keeps 9 d. A `repeat_head` adds 8 values
-    per scored position and position of its row, `num_followers` 8 values per scored position and follower.
+    gradient checkpointing, layers before the last keep only their input. A layer of a GRU keeps 9 d. `repeat_head` adds
+    8 values per scored position and position of its row, `num_followers` 8 values per scored position and follower.
 
     Sharding (FSDP), other optimizers, half precision and frozen weights are not taken into account.
 
@@ -150,7 +150,7 @@ def keep_freed_memory(keep: bool = True) -> None:
 
 @cache
 def warn_about_spinning_threads() -> None:
-    """Warn once per process if waiting threads spin, which makes small models up to 30 times slower."""
+    """Warn once per process if waiting threads may spin, which makes small models up to 30 times slower."""
     if torch.get_num_threads() > 1 and os.environ.get("OMP_WAIT_POLICY", "").lower() != "passive":
         logger.warning(
             "OMP_WAIT_POLICY is not PASSIVE. On a busy machine, waiting threads make small models much slower. "

@@ -13,8 +13,8 @@ from .transitions import Transitions
 SHORT = 20  # median number of interactions of a user below which histories are short
 SMALL = 100_000  # interactions below which a log is small
 DENSE = 100  # interactions per item from which a log is dense
-ROWS, PREFIX_ITEMS = 800_000, 20_000_000  # aim for all epochs together: five minutes on one core
-EPOCHS = (8, 40)  # fewest and most epochs, which take precedence over these aims
+ROWS, PREFIX_ITEMS = 800_000, 20_000_000  # rows, and items in prefixes, for all epochs: five minutes on a core
+EPOCHS = (8, 40)  # fewest and most epochs, which take precedence over the two numbers above
 MOST_PREFIX_ITEMS = 20_000_000  # in all prefixes of short histories together: 0.3 GB of rows
 MOST_PREFIX_ITEMS_OF_LONG_HISTORIES = 3_000_000  # more need more than five minutes on one core
 GAIN, FOLLOWERS = 1.1, 50  # gain of a Markov chain from which `num_followers` is set, and its value

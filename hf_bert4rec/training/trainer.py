@@ -42,8 +42,8 @@ logger = logging.getLogger(__name__)
 class RecommendationTrainer(Trainer):
     """Subclass of `Trainer` for sequential recommenders.
 
-    It applies `muon_learning_rate` and `early_stopping_patience` of `RecommendationTrainingArguments`, adds the
-    callbacks of the package, checks that model and tokenizer fit, and resumes from complete checkpoints only.
+    It applies the three new fields of `RecommendationTrainingArguments`, adds the callbacks of the package, checks that
+    model and tokenizer fit, and resumes from complete checkpoints only.
 
     `save_model` also writes a model card and run facts. It writes no pickles. `push_to_hub` uploads the saved model in
     one commit, without the pickles in `checkpoint-*` folders, which are for resuming only.
@@ -239,7 +239,7 @@ class RecommendationTrainer(Trainer):
         dataclasses.replace(facts, card=_checksum(file)).save(folder)
 
     def run_facts(self, name: str | None = None, data: str | None = None) -> RunFacts:
-        """Return the facts of this training. `name` is the model (default: the output folder), `data` the interactions.
+        """Return the facts of this training. `name` (default: repository or folder) and `data` are names for the card.
 
         The results are validation metrics of the best checkpoint, or of the last one if no checkpoint is restored.
         Test results are not included, because the Trainer does not know which split was evaluated after training.

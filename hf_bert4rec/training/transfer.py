@@ -98,8 +98,7 @@ def shared_items(
 def _copy_encoder(model: PreTrainedModel, new: PreTrainedModel) -> None:
     """Copy all weights except those with one row per item.
 
-    If the new model has fewer positions, it gets the first rows of the position embeddings and of the distances of the
-    `repeat_head`.
+    If the new model has fewer positions, the rows of position embeddings and distances beyond them are not copied.
     """
     old, table = model.state_dict(keep_vars=True), model.get_input_embeddings().weight
     item_weights = {name for name, weight in old.items() if weight is table} | {"lm_head.weight", "lm_head.bias"}

@@ -25,7 +25,7 @@ class Transitions:
 
     @classmethod
     def count(cls, users: np.ndarray, rows: np.ndarray, items: np.ndarray, counted: np.ndarray | None = None) -> Self:
-        """Count the transitions in rows, all (interactions,): the user, the row, and the item, oldest first per row.
+        """Count the transitions in rows: user, row and item of each interaction, (interactions,), oldest first per row.
 
         Negative items are unknown. `counted` marks the interactions that may be the later one of a pair; default: all.
         """

@@ -452,9 +452,9 @@ class Bert4RecRepeatHead(nn.Module):
 
 
 def add_repeats(logits: torch.Tensor, rows: torch.Tensor, repeats: torch.Tensor) -> torch.Tensor:
-    """Return logits (batch, kept, vocab_size) with the scores of `Bert4RecRepeatHead` for the items `rows`.
+    """Return logits (batch, kept, vocab_size) with `repeats`, the output of `Bert4RecRepeatHead`, added.
 
-    `rows` and `repeats` are (batch, kept, length). `rows` are the token IDs of the history, for each kept position.
+    `repeats` and `rows` are (batch, kept, length). `rows` are the token IDs of the history, once per kept position.
     """
     input_ids = rows[:, 0]
     same = (input_ids.unsqueeze(-1) == input_ids.unsqueeze(1)).to(repeats)  # whether two positions have one item
@@ -525,7 +525,7 @@ class Bert4RecTransitionHead(nn.Module):
         return followers, scores.masked_fill(counts < 1, torch.finfo(scores.dtype).min)
 
     def resize(self, rows: int) -> None:
-        """Change the number of items. New items have no followers, and removed ones follow no item."""
+        """Change the number of token IDs to `rows`. New items have no followers, and removed ones follow no item."""
         for name, old in [*self.named_buffers()]:
             new = old.new_zeros(rows, *old.shape[1:])
             new[: len(old)] = old[:rows]
@@ -535,14 +535,14 @@ class Bert4RecTransitionHead(nn.Module):
 
 
 def add_transitions(logits: torch.Tensor, followers: torch.Tensor, transitions: torch.Tensor) -> torch.Tensor:
-    """Return logits (batch, kept, vocab_size) with the scores of `Bert4RecTransitionHead`, (batch, kept, number)."""
+    """Return logits (batch, kept, vocab_size) with `Bert4RecTransitionHead`'s output (batch, kept, number) added."""
     scores = logits.gather(-1, followers)
     added = torch.logaddexp(scores, transitions.to(scores)) - scores
     return logits.scatter_add(-1, followers, added.masked_fill(followers < len(SPECIAL_TOKENS), 0))
 
 
 AddedScores = list[tuple[Callable, torch.Tensor, torch.Tensor]]
-"""One entry per additional head: function that adds scores to logits, token IDs and scores (batch, kept, number)."""
+"""For each additional head: a function that adds scores to logits; token IDs and scores, (batch, kept, number) each."""
 
 
 def added_sums(added: AddedScores, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
@@ -620,7 +620,7 @@ class Bert4RecForMaskedLM(Bert4RecPreTrainedModel):
             input_ids: (batch, length) token IDs, oldest item first, padding on the right.
             attention_mask: (batch, length), 1 = real item, 0 = padding. All real if not given.
             inputs_embeds: (batch, length, hidden) instead of `input_ids`.
-            labels: (batch, length) the true item where `input_ids` has [MASK], -100 where nothing is scored.
+            labels: (batch, length) the true item at scored positions (in BERT4Rec those with [MASK]), -100 elsewhere.
             logits_to_keep: As in transformers: the number of positions to score at the end of each row, 0 for all, or
                 positions (kept,) that are the same in every row.
             kept_positions: (batch, kept) positions to score in each row. Default: with `labels`, and without
@@ -697,7 +697,7 @@ class Bert4RecForMaskedLM(Bert4RecPreTrainedModel):
 
         Returns:
             (batch, kept, vocab_size). A logit is the inner product of a state and an item vector plus a bias. This
-            does not hold for items of the history with `repeat_head`, and for followers with `num_followers`.
+            does not hold for items of the history with `repeat_head`, or for followers with `num_followers`.
 
         Raises:
             ValueError: The model has `repeat_head` or `num_followers`, and `input_ids` are missing.

@@ -149,7 +149,9 @@ def test_a_duration_is_no_timestamp(write, caplog, name):
     assert rows(load_interactions(path)) == [("u", "a", 1577836800)]
 
 
-@pytest.mark.parametrize("name", ["time", "review_time", "unixReviewTime", "event_time", "watched_at", "viewtime"])
+@pytest.mark.parametrize(
+    "name", ["time", "review_time", "unixReviewTime", "event_time", "watched_at", "viewtime", "date_created"]
+)
 def test_a_time_is_a_timestamp(write, name):
     assert rows(load_interactions(write("log.csv", f"user,item,{name}\nu,a,200\n"))) == [("u", "a", 200)]
 

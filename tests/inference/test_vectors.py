@@ -21,7 +21,7 @@ def recommender(folder) -> NextItemRecommendationPipeline:
 
 def usearch_index(vectors):
     index = Index(ndim=vectors.shape[1], metric="ip", dtype="f32")
-    index.add(np.arange(len(vectors)), vectors)
+    index.add(np.arange(len(vectors)), vectors, threads=1)
     return index
 
 

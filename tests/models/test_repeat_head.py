@@ -128,7 +128,7 @@ def test_an_index_has_no_scores_of_the_repeat_head(model):
     usearch = pytest.importorskip("usearch.index")
     recommender = NextItemRecommendationPipeline(model=model, tokenizer=item_tokenizer(range(26), max_length=11))
     index = usearch.Index(ndim=14, metric="ip")
-    index.add(np.arange(26), recommender.index_vectors())
+    index.add(np.arange(26), recommender.index_vectors(), threads=1)
     history = [["2", "4", "2"]]
     expected = recommender(history, top_k=3, exclude_history=True)[0]
     found = recommender(history, top_k=3, exclude_history=True, index=index)[0]

@@ -212,7 +212,7 @@ def test_an_index_finds_followers_too(model):
     recommender = NextItemRecommendationPipeline(model=model, tokenizer=item_tokenizer(range(26), max_length=11))
     model.transition_head.gate.bias.data.fill_(9)
     index = usearch.Index(ndim=14, metric="ip")
-    index.add(np.arange(26), recommender.index_vectors())
+    index.add(np.arange(26), recommender.index_vectors(), threads=1)
     history = [["2", "6"], ["3"], []]  # token IDs 5, 9 and 6
     for options in ({"top_k": 2}, {"top_k": 26}, {"top_k": 2, "allow": ["2", "4", "8", "9"]}):
         expected, found = recommender(history, **options), recommender(history, **options, index=index)
@@ -230,7 +230,7 @@ def test_an_index_searches_on_if_only_followers_are_left():
     model.transition_head.counts[6], model.transition_head.totals[6] = 1, 50
     model.transition_head.gate.bias.data.fill_(-9)
     index = usearch.Index(ndim=14, metric="ip")
-    index.add(np.arange(500), recommender.index_vectors())
+    index.add(np.arange(500), recommender.index_vectors(), threads=1)  # several threads give another graph each time
     options = {"top_k": 10, "deny": best[:40]}
     found, expected = recommender([["3"]], **options, index=index)[0], recommender([["3"]], **options)[0]
     assert [row["item"] for row in found] == [row["item"] for row in expected]
