@@ -71,7 +71,7 @@ class Comparison:
                 "published",
             }:
                 found = ", ".join(map(str, content))
-                raise ValueError(f"{path}: expected `recipe`, `models` and optionally `published`, found {found}.")
+                raise ValueError(f"{path}: expected YAML with recipe, models and optionally published, found {found}.")
             return cls(path, **{name: value for name, value in content.items() if value is not None})
         except FileNotFoundError as error:
             raise FileNotFoundError(f"{path}: found no such file. Name the YAML file of a comparison.") from error

@@ -147,7 +147,9 @@ def test_a_registration_without_a_model_type_or_a_configuration_is_refused():
 
     with pytest.raises(ValueError, match="NoTypeConfig needs its own `model_type`, found 'bert4rec'"):
         register_architecture(NoTypeConfig, Bert4RecForMaskedLM)
-    with pytest.raises(ValueError, match="Add the annotation `config: MineConfig` to the class Bert4RecForMaskedLM"):
+    with pytest.raises(
+        ValueError, match=r"Bert4RecForMaskedLM does not have the configuration MineConfig\. Add the annotation"
+    ):
         register_architecture(MineConfig, Bert4RecForMaskedLM)
     TakenForMaskedLM.config_class = TakenConfig
     with pytest.raises(ValueError, match="'bert' is already used"):
