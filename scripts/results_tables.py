@@ -587,7 +587,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "movielens-1m-sampled": lambda: sampled_table("ml-1m", ["Popularity", "BPR-MF", "GRU4Rec", "SASRec", "BERT4Rec"]),
     "movielens-20m": lambda: published_table("ml-20m"),
     "beauty": lambda: full_ranking_table("beauty", {"BERT4Rec": "**BERT4Rec**"}),
-    "beauty-differences": lambda: differences_table("beauty", [CLOZE, "SASRec", "GRU4Rec", "Markov chain"]),
+    "beauty-differences": lambda: differences_table("beauty", ["BERT4Rec", CLOZE, "SASRec", "GRU4Rec", "Markov chain"]),
     "beauty-sampled": lambda: sampled_table("beauty", ["Popularity", "BPR-MF", "GRU4Rec", "SASRec", CLOZE, "BERT4Rec"]),
     "beauty-paper-protocol": paper_protocol_table,
     "beauty-5core": lambda: full_ranking_table("beauty-5core", {"BERT4Rec": "**BERT4Rec**"}),
