@@ -146,10 +146,10 @@ def load_item_features(
 ) -> ItemFeatures:
     """Read the features of items from a table with one row per item.
 
-    The kind of a column follows from its values: numbers; lists of numbers, which are vectors; lists of text, or text,
-    which are categories (text is split at `|`). A column of categories is ignored if fewer than half of its items
-    share a value with another item, unless the column is named in `text`. Values may be missing, but not in vectors.
-    An item without any value is ignored too.
+    The kind of a column follows from its values. Numbers stay numbers, and lists of numbers are vectors. Text (split at
+    `|`), lists of text, booleans and dates are categories. A column of categories is ignored if fewer than half of its
+    items share a value with another item, unless the column is named in `text`. Values may be missing, but not in
+    vectors. An item is ignored too if none of its values is used, such as a category that no other item has.
 
     Args:
         source: A file, a data frame, or anything else that `load_interactions` reads.

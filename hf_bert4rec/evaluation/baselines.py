@@ -68,7 +68,7 @@ class Baseline(nn.Module):
         candidates: torch.Tensor | None = None,
         users: torch.Tensor | None = None,
     ) -> MaskedItemOutput:
-        """Return logits (users, 1, vocab_size), and NaN as the loss, which the Trainer asks for."""
+        """Return logits (users, 1, vocab_size). The loss is NaN, because gradients do not train baselines."""
         if users is None and self.users:
             raise ValueError(
                 f"{type(self).__name__} needs the users of a batch. Use the data collator "

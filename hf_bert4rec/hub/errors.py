@@ -108,7 +108,7 @@ def read_json(file: Path, name: str | PathLike, advice: str = REPAIR) -> dict[st
             raise ValueError(f"more than {JSON_PARTS:,} lists and objects")
         found = json.loads(text)
         if not isinstance(found, dict):
-            raise ValueError(f"expected an object, found {type(found).__name__}")
+            raise ValueError(f"expected a JSON object, found {type(found).__name__}")
         if _depth(found) > JSON_DEPTH:
             raise ValueError(f"nested more than {JSON_DEPTH} levels deep")
     except (ValueError, RecursionError) as error:

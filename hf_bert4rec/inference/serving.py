@@ -103,7 +103,7 @@ Waiting: TypeAlias = tuple[AnyRequest, asyncio.Future]
 
 
 class Item(BaseModel):
-    """An item; `score` is the probability that it is next, or its cosine as a similar item."""
+    """An item. `score` is the probability that it is the next item; in `/similar`, the cosine with the given item."""
 
     item: str
     title: str | None

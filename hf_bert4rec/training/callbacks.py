@@ -104,14 +104,19 @@ class ResourceCallback(TrainerCallback, ExportableState):
             limit = "at most" if args.train_sampling_strategy == "group_by_length" else "about"
             text = "%.2f s per step. An epoch takes %s %s and the rest of the training %s, not counting evaluations."
             logger.info(text, seconds, limit, *times)
-            many = isinstance(model, Bert4RecForMaskedLM) and model.config.vocab_size >= resources.MANY_ITEMS
-            if many and not LOSSES[model.config.loss].samples_negatives:
+            if isinstance(model, Bert4RecForMaskedLM) and _could_sample(model.config):
                 logger.info("`loss='sampled_softmax'` (`--loss sampled_softmax`) is faster for this catalog.")
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Stop the count of seconds, and allow the attention of cuDNN again if it was allowed."""
         torch.backends.cuda.enable_cudnn_sdp(self.cudnn_attention)
         self.earlier_seconds, self.started = self.seconds, None
+
+
+def _could_sample(config: Any) -> bool:
+    """Return whether a loss with sampled negatives is possible, is not used, and would be faster."""
+    heads = config.repeat_head or config.num_followers  # they need the softmax
+    return config.vocab_size >= resources.MANY_ITEMS and not heads and not LOSSES[config.loss].samples_negatives
 
 
 def _log_memory(args: TrainingArguments, model: Bert4RecForMaskedLM, loader: Any, resumed: bool) -> None:

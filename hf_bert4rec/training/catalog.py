@@ -87,7 +87,7 @@ def add_items(
     counts: dict[str, int] = {start: starts.count(start) for start in STARTS}
     counts |= {"returned": len(tokenizer.removed) - len(extended.removed), "titles": len(given.titles)}
     _save(folder, output, extended, model if new else None)
-    logger.info("%d removed items have returned, %d titles were read.", counts["returned"], counts["titles"])
+    logger.info("%d removed items can be recommended again. %d titles were read.", counts["returned"], counts["titles"])
     return counts
 
 

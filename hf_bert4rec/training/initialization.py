@@ -22,7 +22,7 @@ def initialize_items(model: PreTrainedModel, rows: Dataset) -> None:
     The vectors become the right singular vectors, times the singular values, of the matrix of users and items whose
     entries are 1 / sqrt(items of the user · users of the item) (PureSVD; Cremonesi et al., RecSys 2010). They are
     rotated at random and scaled to a mean length of 0.2 (0.05 if users have fewer than 5 items on average). The
-    model's own vectors, times 0.1, are added; an item without users has only this part. The output biases become
+    model's own vectors, times 0.1, are added; an item without users has only this part. Trainable output biases become
     log(1 + users of the item), minus the mean. Untied output matrices start with the same vectors. The rows of special
     tokens do not change. With `num_followers`, the transitions are counted too; see `count_transitions`. Random numbers
     come from torch's generator.
@@ -48,14 +48,14 @@ def initialize_items(model: PreTrainedModel, rows: Dataset) -> None:
     vectors[first:] += 0.1 * table[first:].to(vectors)
     for weight in {id(it): it for it in (table, output.weight)}.values():
         weight[first:] = vectors[first:].to(weight)
-    if output.bias is not None:
+    if output.bias is not None and output.bias.requires_grad:
         logarithms = users[first:].log1p()
         output.bias[first:] = (logarithms - logarithms.mean()).to(output.bias)
-        if model.config.num_followers:
-            weight = count_transitions(model, rows)
-            # This gate makes the transitions most likely, as long as the scores of the catalog are the biases.
-            start = np.log(weight / (1 - weight)) + output.bias[first:].logsumexp(dim=0).item()
-            model.transition_head.gate.bias.fill_(start)
+    if model.config.num_followers:
+        weight = count_transitions(model, rows)
+        # This gate makes the transitions most likely, as long as the scores of the catalog are the biases.
+        start = np.log(weight / (1 - weight)) + output.bias[first:].logsumexp(dim=0).item()
+        model.transition_head.gate.bias.fill_(start)
 
 
 @torch.no_grad()

@@ -50,6 +50,15 @@ def test_biases_are_logarithms_of_the_numbers_of_users():
     assert not bias[:3].any()
 
 
+def test_a_bias_that_is_not_trained_stays_as_it_is():
+    log = log_of(*((user, item, time) for time, (user, item) in enumerate(GROUPS)))
+    tokenizer = item_tokenizer(list("abcde"), max_length=6)
+    model = Bert4RecForMaskedLM(small_config(len(tokenizer), 6))
+    model.lm_head.bias.requires_grad_(False)
+    initialize_items(model, train_on_all(log, tokenizer)["train"])
+    assert not model.lm_head.bias.any()
+
+
 def test_rows_that_repeat_items_of_a_user_count_each_item_once():
     longer = [*GROUPS, ("u1", "e"), ("u1", "c"), ("u3", "a"), ("u3", "e"), ("u1", "d"), ("u1", "a"), ("u1", "b")]
     windows, prefixes = (initialized(longer, prefixes=value)[0] for value in (False, True))

@@ -308,11 +308,19 @@ def test_the_time_of_an_epoch_is_that_of_its_steps(caplog, monkeypatch, strategy
     assert report_of_time(caplog, monkeypatch, strategy) == f"2.50 s per step. An epoch takes {expected}"
 
 
-@pytest.mark.parametrize(("items", "loss", "expected"), [(100_000, "softmax", True), (99_996, "softmax", False),
-                                                         (100_000, "gbce", False)])  # fmt: skip
-def test_a_sampled_loss_is_advised_for_large_catalogs(caplog, monkeypatch, items, loss, expected):
+@pytest.mark.parametrize(
+    ("items", "options", "expected"),
+    [
+        (100_000, {}, True),
+        (99_996, {}, False),
+        (100_000, {"loss": "gbce"}, False),
+        (100_000, {"repeat_head": True}, False),
+        (100_000, {"num_followers": 2}, False),
+    ],
+)
+def test_a_sampled_loss_is_advised_for_large_catalogs(caplog, monkeypatch, items, options, expected):
     with torch.device("meta"):
-        model = Bert4RecForMaskedLM(small_config(items + 3, 8, hidden_size=3, loss=loss))
+        model = Bert4RecForMaskedLM(small_config(items + 3, 8, hidden_size=3, **options))
     advice = "`loss='sampled_softmax'` (`--loss sampled_softmax`) is faster for this catalog."
     assert (advice in report_of_time(caplog, monkeypatch, model=model)) is expected
 
