@@ -24,6 +24,7 @@ from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer
 
 from ..data.audit import audit
 from ..data.histories import flatten, target_items
+from ..data.tokenization import ItemTokenizer
 from ..evaluation.baselines import BASELINES, DataCollatorWithUsers
 from ..evaluation.comparison import evaluate_users, split_metrics, user_groups
 from ..evaluation.ranking import SAMPLED_METRICS
@@ -41,6 +42,7 @@ from .trainers import evaluator
 logger = logging.getLogger(__name__)
 
 KINDS = ("baseline", "recipe", "checkpoint")
+REQUIRED = {"recipe", "models"}  # keys of a comparison file
 WITHOUT_EFFECT = (*UNPUBLISHED_OPTIONS, "disable_tqdm", "use_cpu")
 """Prefixes of the options of a recipe that do not affect the weights."""
 
@@ -61,15 +63,11 @@ class Comparison:
         """Read and check a comparison file."""
         try:
             content = read_yaml(Path(path).read_text(encoding="utf-8"), yaml.SafeLoader)
-            if isinstance(content, dict) and not {"recipe", "models"} & {*content}:
+            if isinstance(content, dict) and not REQUIRED & {*content}:
                 solution = f"If this is a recipe, write a comparison with `recipe: {path}` and the models to train"
                 example = "`hf-bert4rec compare --help` shows an example"
                 raise ValueError(f"{path}: found neither `recipe` nor `models`. {solution}; {example}.")
-            if isinstance(content, dict) and not {"recipe", "models"} <= {*content} <= {
-                "recipe",
-                "models",
-                "published",
-            }:
+            if isinstance(content, dict) and not REQUIRED <= {*content} <= REQUIRED | {"published"}:
                 found = ", ".join(map(str, content))
                 raise ValueError(f"{path}: expected YAML with recipe, models and optionally published, found {found}.")
             return cls(path, **{name: value for name, value in content.items() if value is not None})
@@ -183,8 +181,8 @@ def evaluate_model(comparison: Comparison, name: str, split: str, folder: str, m
         seconds, processes, threads = time.perf_counter() - started, 1, torch.get_num_threads()
     else:
         checkpoint = fetch_checkpoint(options["checkpoint"])
-        facts = check_data(checkpoint, data, tokenizer.items, comparison.recipe)
-        model, tokenizer = (auto.from_pretrained(checkpoint) for auto in (AutoModelForMaskedLM, AutoTokenizer))
+        facts, tokenizer = check_data(checkpoint, data, tokenizer.items, comparison.recipe)
+        model = AutoModelForMaskedLM.from_pretrained(checkpoint)
         seconds, processes, threads = facts.seconds or 0, facts.machine.processes, facts.machine.threads
         _, _, _, histories = prepare(recipe, tokenizer)  # models may read inputs of different lengths
     rows, trainer = histories[split], evaluator(model, recipe, tokenizer)
@@ -287,15 +285,16 @@ def check_model(comparison: Comparison, name: str, recipe: Recipe, folder: str) 
         raise ValueError(f"{comparison.path}: {name!r}: {error}") from error
 
 
-def check_data(checkpoint: Path, data: DataFacts, items: Any, recipe: str) -> RunFacts:
-    """Return the run facts of a checkpoint; ValueError if it was trained on other data or items than the recipe."""
+def check_data(checkpoint: Path, data: DataFacts, items: Any, recipe: str) -> tuple[RunFacts, ItemTokenizer]:
+    """Return run facts and tokenizer of a checkpoint; ValueError if its data or items are not those of the recipe."""
     facts = RunFacts.load(checkpoint)  # those of a `RecommendationTrainer` have no checksum
-    if facts.data.sha256 not in (None, data.sha256) or AutoTokenizer.from_pretrained(checkpoint).items != items:
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    if facts.data.sha256 not in (None, data.sha256) or tokenizer.items != items:
         advice = "Use the same data, or remove the model."
         raise ValueError(f"{checkpoint} was trained on other data or items than those of {recipe}. {advice}")
     if facts.data.sha256 is None:
         logger.warning("%s: the training data is unknown. It must not contain targets of %s.", checkpoint, recipe)
-    return facts
+    return facts, tokenizer
 
 
 def _chooses_exclusion(recipe: Recipe) -> bool:

@@ -95,8 +95,8 @@ def summarize(
 ) -> dict[str, Any]:
     """Return all numbers of a comparison as JSON values, from which `format_report` makes the tables.
 
-    `groups` come from `user_groups`; empty groups are excluded. `findings` are the result of `audit`. `options` are
-    those that differ between the trained models: option → model → value.
+    `groups` come from `user_groups`; empty groups are excluded. `findings` are the result of `audit`. `options`
+    differ between the trained models: option → model → value.
     """
     first = next(iter(results.values()))
     groups = {name: users for name, users in groups.items() if users.any()}

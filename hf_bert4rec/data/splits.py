@@ -86,9 +86,10 @@ def split_at_time(
     validation_from, test_from = _in_order(validation_time, test_time)
     log = sort_by_user(interactions, tokenizer)
     name, train_time = ("test_time", test_time) if validation_in_train else ("validation_time", validation_time)
-    _check_within(as_seconds(train_time, name), log.timestamps, f"`{name}`", before=True)
+    train_until = test_from if validation_in_train else validation_from
+    _check_within(train_until, log.timestamps, f"`{name}`", before=True)
     _check_within(test_from, log.timestamps, "`test_time`", before=False)
-    past = log.timestamps < as_seconds(train_time, name)
+    past = log.timestamps < train_until
     described: Any = [] if tokenizer.features is None else tokenizer.encode_items(tokenizer.features.items)
     leaked = np.setdiff1d(log.items[~past], [*np.unique(log.items[past]), *described, tokenizer.unk_token_id])
     if len(leaked):
