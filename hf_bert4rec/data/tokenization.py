@@ -128,14 +128,15 @@ class ItemTokenizer(PreTrainedTokenizerFast):
 
     def encode_items(self, items: pa.Array | pa.ChunkedArray | Iterable[str | float]) -> np.ndarray:
         """Return the token IDs, (n,) int32, of raw IDs (text or numbers); unknown IDs become [UNK]."""
-        ids = _as_text(items)
+        ids, unknown = _as_text(items), self.unk_token_id  # read once, because each read takes a look-up
         if FEW * len(ids) < len(self):  # pyarrow would build a look-up table of the whole catalog
             find = self.backend_tokenizer.token_to_id
-            found = (None if item is None else find(item) for item in ids.to_pylist())
-            rows = np.fromiter((self.unk_token_id if row is None else row for row in found), np.int32, len(ids))
-            return np.where(rows < len(SPECIAL_TOKENS), np.int32(self.unk_token_id), rows)
+            found = [find(item) if item else None for item in ids.to_pylist()]
+            rows = np.array([unknown if row is None else row for row in found], np.int32)
+            rows[rows < len(SPECIAL_TOKENS)] = unknown
+            return rows
         places = pc.add(pc.index_in(ids, value_set=self.items), len(SPECIAL_TOKENS))
-        return pc.fill_null(places, self.unk_token_id).to_numpy().astype(np.int32, copy=False)
+        return pc.fill_null(places, unknown).to_numpy().astype(np.int32, copy=False)
 
     def decode_items(self, rows: Iterable[int]) -> list[str]:
         """Return the raw IDs for token IDs; raise IndexError for special tokens and token IDs out of range."""
@@ -281,6 +282,8 @@ def _as_text(items: Any) -> pa.Array | pa.ChunkedArray:
         if "item" not in items.column_names:
             raise ValueError(f"Expected a column 'item', found {', '.join(items.column_names)}. {READ_FIRST}")
         items = items.with_format("arrow")[:]["item"]
+    if isinstance(items, pa.StringArray):
+        return items
     return as_ids(items, "the item") if isinstance(items, pa.Array | pa.ChunkedArray) else as_item_ids(items)
 
 

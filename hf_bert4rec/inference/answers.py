@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from itertools import chain
+from itertools import chain, pairwise
 from typing import Any, TypedDict
 
 import numpy as np
@@ -69,16 +69,20 @@ class ItemCatalog:
         """
         ids, rows, known = self._rows(chain.from_iterable(lists), name)
         if not known.all():
-            unknown = ids.filter(pa.array(~known)).to_pylist()
-            self.unknown += len(unknown)
-            if self.report and not self._reported.issuperset(unknown):
-                examples = ", ".join(map(repr, unknown[:3]))
-                number = f"{len(unknown)} of {len(ids)}"
-                logger.warning("%s: %s IDs are unknown and skipped, such as %s.", name, number, examples)
-                self._reported.update(unknown if len(self._reported) < MAX_REPORTED else ())
+            self.unknown += int((~known).sum())
+            if self.report:
+                self._report(ids.filter(pa.array(~known)).to_pylist(), len(ids), name)
         known |= keep_unknown
-        ends = np.append(0, np.cumsum(known))[np.cumsum(list(map(len, lists)), dtype=np.int64)]
-        return np.split(rows[known], ends[:-1]) if lists else []
+        ends = np.append(0, np.cumsum(known))[np.cumsum([0, *map(len, lists)], dtype=np.int64)].tolist()
+        kept = rows[known]
+        return [kept[start:end] for start, end in pairwise(ends)]  # np.split takes five times as long for one history
+
+    def _report(self, unknown: list[str], number: int, name: str) -> None:
+        """Log unknown IDs, unless all of them have been logged before."""
+        if not self._reported.issuperset(unknown):
+            examples, found = ", ".join(map(repr, unknown[:3])), f"{len(unknown)} of {number}"
+            logger.warning("%s: %s IDs are unknown and skipped, such as %s.", name, found, examples)
+            self._reported.update(unknown if len(self._reported) < MAX_REPORTED else ())
 
     def known_rows(self, items: Iterable[Any], name: str) -> np.ndarray:
         """Return the token IDs for raw IDs; ValueError for an unknown ID."""
@@ -144,8 +148,8 @@ class ItemCatalog:
         order = sorted(range(len(questions)), key=lambda i: -len(rows[questions[i][0]]))
         answers: list[Any] = [None] * len(questions)
         starts = range(0, len(questions), batch_size)
-        quiet = len(starts) < BATCHES_WITHOUT_PROGRESS_BAR
-        for start in tqdm(starts, desc="Scoring", unit="batch", disable=quiet, leave=False):
+        many = len(starts) >= BATCHES_WITHOUT_PROGRESS_BAR
+        for start in tqdm(starts, desc="Scoring", unit="batch", leave=False) if many else starts:
             chosen = order[start : start + batch_size]
             users = [questions[i][0] for i in chosen]
             of_batch = {name: of if len(of) == 1 else [of[user] for user in users] for name, of in listed.items()}
@@ -162,9 +166,10 @@ def closed_rows(rows: int, removed: np.ndarray) -> torch.Tensor:
     return closed
 
 
-def check_scores(scores: torch.Tensor) -> None:
+def check_scores(scores: torch.Tensor | np.ndarray) -> None:
     """Raise ValueError unless all scores are finite."""
-    if not scores.isfinite().all():
+    finite = np.isfinite(scores) if isinstance(scores, np.ndarray) else scores.isfinite()
+    if not finite.all():
         raise ValueError(f"The scores are NaN or infinite. {NOT_FINITE}")
 
 

@@ -209,7 +209,7 @@ class OnnxRecommender:
                 "top_k": np.array(number, np.int64),
             }
             found, scores = self._session.run(None, inputs)
-            check_scores(torch.from_numpy(scores))
+            check_scores(scores)
             return self.catalog.describe(found, scores, (found != PAD_ROW).sum(axis=1).tolist())
 
         rows = self.catalog.read_rows(read_histories(histories), "histories")

@@ -6,6 +6,7 @@ Requests that arrive while others are scored wait, and are then scored together.
 import asyncio
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -43,6 +44,7 @@ MAX_CONNECTIONS = 2000
 EXPORT_SECONDS = 1800.0  # after which an export, or the download before it, is given up
 BODY_SECONDS = 10.0  # in which a request must have arrived
 CLOSE = {"connection": "close"}
+SURROGATE = re.compile("[\ud800-\udfff]")  # half of a letter, which is not valid Unicode
 EXPORT = """
 import os, threading
 threading.Thread(target=lambda: (os.read(0, 1), os._exit(1)), daemon=True).start()
@@ -63,10 +65,11 @@ def _whole(value: Any) -> Any:
 
 def _read_id(value: Any) -> str | int:
     """Accept text, and numbers without a fraction; the recommender converts them to text."""
-    value = _whole(value)
-    if not isinstance(value, str | int) or isinstance(value, bool):
+    if not isinstance(value, str):
+        if isinstance(number := _whole(value), int) and not isinstance(number, bool):
+            return number
         raise ValueError("an item ID must be text or a whole number")
-    if isinstance(value, str) and (len(value) > MAX_ID or any("\ud800" <= letter <= "\udfff" for letter in value)):
+    if len(value) > MAX_ID or SURROGATE.search(value):
         raise ValueError(f"an item ID must have at most {MAX_ID} characters, all of them valid Unicode")
     return value
 
