@@ -43,6 +43,7 @@ logger = logging.getLogger(__name__)
 
 KINDS = ("baseline", "recipe", "checkpoint")
 REQUIRED = {"recipe", "models"}  # keys of a comparison file
+EXAMPLE = "`hf-bert4rec compare --help` shows an example."
 WITHOUT_EFFECT = (*UNPUBLISHED_OPTIONS, "disable_tqdm", "use_cpu")
 """Prefixes of the options of a recipe that do not affect the weights."""
 
@@ -62,24 +63,31 @@ class Comparison:
     def load(cls, path: str) -> Self:
         """Read and check a comparison file."""
         try:
-            content = read_yaml(Path(path).read_text(encoding="utf-8"), yaml.SafeLoader)
-            if isinstance(content, dict) and not REQUIRED & {*content}:
-                solution = f"If this is a recipe, write a comparison with `recipe: {path}` and the models to train"
-                example = "`hf-bert4rec compare --help` shows an example"
-                raise ValueError(f"{path}: found neither `recipe` nor `models`. {solution}; {example}.")
-            if isinstance(content, dict) and not REQUIRED <= {*content} <= REQUIRED | {"published"}:
-                found = ", ".join(map(str, content))
-                raise ValueError(f"{path}: expected YAML with recipe, models and optionally published, found {found}.")
-            return cls(path, **{name: value for name, value in content.items() if value is not None})
+            content = read_yaml(Path(path).read_text(encoding="utf-8"), yaml.SafeLoader) or {}
         except FileNotFoundError as error:
             raise FileNotFoundError(f"{path}: found no such file. Name the YAML file of a comparison.") from error
-        except (AttributeError, TypeError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
-            raise ValueError(f"{path}: expected YAML with recipe, models and optionally published: {error}") from error
+        except (UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
+            reason = " ".join(str(error).split()).rstrip(".")
+            raise ValueError(f"{path}: expected a YAML file of a comparison: {reason}. {EXAMPLE}") from error
+        expected = "expected the keys `recipe` and `models`, and optionally `published`"
+        if not isinstance(content, dict):
+            raise ValueError(f"{path}: {expected}, found a {type(content).__name__}. {EXAMPLE}")
+        given = {name: value for name, value in content.items() if value is not None}
+        if given and not REQUIRED & {*content}:
+            solution = f"If this is a recipe, write a comparison with `recipe: {path}` and the models to train."
+            raise ValueError(f"{path}: found neither `recipe` nor `models`. {solution} {EXAMPLE}")
+        if missing := sorted(REQUIRED - {*given}):
+            raise ValueError(f"{path}: {expected}, found no `{missing[-1]}`. {EXAMPLE}")
+        if unknown := {*given} - REQUIRED - {"published"}:
+            raise ValueError(f"{path}: {expected}, found `{min(map(str, unknown))}`. Fix or remove this key.")
+        try:
+            return cls(path, **given)
         except StrictDataclassError as error:
             cause: BaseException = error
             while cause.__cause__ is not None:  # the innermost error names the value
                 cause = cause.__cause__
-            raise ValueError(f"{path}: {cause}") from error
+            example = f". {EXAMPLE}" if isinstance(cause, TypeError) else ""  # of the wrong type
+            raise ValueError(f"{path}: {cause}{example}") from error
 
     def validate_models(self) -> None:
         """Check that each model is one of `KINDS`, and that names are valid for tables and files."""
@@ -90,7 +98,7 @@ class Comparison:
             other = files.setdefault(file := result_file("", name).name, name)
             if sum(kind in options for kind in KINDS) != 1:
                 raise ValueError(f"{name!r}: expected one of {', '.join(KINDS)}, found {options}. Give exactly one.")
-            if (baseline := options.get("baseline", "popularity")) not in BASELINES:
+            if (baseline := str(options.get("baseline", "popularity"))) not in BASELINES:
                 raise ValueError(f"{name!r}: unknown baseline {baseline!r}. Choose from {', '.join(BASELINES)}.")
             if "checkpoint" in options and len(options) > 1:
                 others = ", ".join(sorted(options.keys() - {"checkpoint"}))

@@ -249,7 +249,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             try:
                 import_own_code(module)
             except (ImportError, ValueError) as error:
-                raise ValueError(f"--import {module} failed: {error}.") from error
+                raise ValueError(f"`--import {module}` failed: {error}. Check the name and the code.") from error
             imported.append(module)
             del rest[place : place + 2]
         COMMANDS[name](rest)

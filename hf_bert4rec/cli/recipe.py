@@ -53,8 +53,8 @@ CONTINUED: dict[str, Any] = {
 }
 CONTINUED_RATE = 2.0  # times the peak learning rate of the training that is continued
 
-OWN_CODE = ("split", "architecture")
-"""Options that can name code to import, `package.module:name`."""
+OWN_CODE = {"split": "package.module:function", "architecture": "package.module:ConfigClass"}
+"""Options that can name code to import, and the form of such a name."""
 
 
 def _option(default: Any, text: str) -> Any:
@@ -200,7 +200,8 @@ def _find(kind: str, name: str, registry: Mapping[str, Any]) -> Any:
     module, colon, attribute = name.partition(":")
     if not colon:
         if name not in registry:
-            raise ValueError(f"Unknown {kind} {name}. Choose from {', '.join(registry)}, or pass package.module:name.")
+            known, own = ", ".join(registry), f"`{OWN_CODE[kind]}`"
+            raise ValueError(f"`--{kind} {name}` is unknown. Choose from {known}, or name your own code as {own}.")
         return registry[name]
     try:
         return getattr(import_own_code(module), attribute)
@@ -217,8 +218,9 @@ def _read_options(config: Path) -> dict[str, Any]:
         text = config.read_text(encoding="utf-8")
         options = read_yaml(text, yaml.BaseLoader) or {}  # all values are text
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{config}: expected a YAML file of options or a checkpoint folder: {reason}") from None
+        reason = " ".join(str(error).split()).rstrip(".")
+        expected = "expected a YAML file of options or a checkpoint folder"
+        raise ValueError(f"{config}: {expected}: {reason}. Fix this file, or pass another one.") from None
     if not isinstance(options, dict):
         found = f"found a {type(options).__name__}. If this file is a log, pass `--data {config}`."
         raise ValueError(f"{config}: expected lines of `option: value`, {found}")

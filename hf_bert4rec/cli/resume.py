@@ -43,10 +43,14 @@ def start_or_resume(args: TrainingArguments, data: str | None, options: dict[str
         raise ValueError(f"{folder}: this run has finished, so there is nothing to resume. {advice}")
     checkpoint = newest if wanted.lower() == "true" else Path(wanted)
     if checkpoint is None or not is_complete(checkpoint):
-        advice = "Use the `--output_dir` of the interrupted run, or omit `--resume_from_checkpoint` to start again."
-        raise ValueError(f"Expected a complete checkpoint to resume in {checkpoint or folder}, found none. {advice}")
+        found = f"{folder} contains no" if checkpoint is None else f"{checkpoint} is not a"
+        advice = f"To resume {newest}, pass `--resume_from_checkpoint true`."
+        if newest is None:
+            advice = "To resume, pass `--resume_from_checkpoint true` and the `--output_dir` of the interrupted run. "
+            advice += "To start a new run, omit `--resume_from_checkpoint`."
+        raise ValueError(f"{found} complete checkpoint. {advice}")
     if problem := _find_problem(checkpoint, args.load_best_model_at_end, data, options):
-        raise ValueError(f"{checkpoint}: {problem}, or start again in another `--output_dir`.")
+        raise ValueError(f"{checkpoint}: {problem}, or start a new run in another `--output_dir`.")
     return str(checkpoint)
 
 

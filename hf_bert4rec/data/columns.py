@@ -37,13 +37,16 @@ ASIN, AMAZON_USER = re.compile(r"B0[0-9A-Z]{8}|[0-9]{9}[0-9X]"), re.compile(r"A[
 
 
 def find_columns(log: RawLog, wanted: Mapping[str, Column], needed: Mapping[str, str]) -> dict[str, int]:
-    """Return the position of the column of each role: the named one, or one that is found by name, values or type.
+    """Return the position of the column of each role.
 
-    `needed` maps each role that needs a column to its option of the command line, or to "" if it has none.
-    The role "time of day" is added if the timestamp is found in a column of dates, and there is a column of times too.
+    `wanted` maps each role to the column that the user named, or to None. In this case the column is found by its name,
+    values or type. `needed` maps each role that must have a column to its option of the command line, or to "" if it
+    has none. The role "time of day" is added if the timestamp is found in a column of dates, and there is a column of
+    times too.
 
     Raises:
-        ValueError: A needed role has no column, several columns fit it, user and item are one, or cells are sequences.
+        ValueError: The column of a needed role or a named column is missing, several columns fit a role, the same
+            column is user and item, or cells contain several values.
     """
     guessed = guess_roles(log.first_rows) if "user" in wanted else {}
     found = {role: place for role, place in guessed.items() if role in wanted}

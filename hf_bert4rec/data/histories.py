@@ -52,7 +52,8 @@ def check_interactions(interactions: Dataset) -> pa.Table:
     for name in ("user", "item"):
         table = table.set_column(columns.index(name), name, as_ids(table[name], f"the {name}"))
         if missing := table[name].null_count:
-            raise ValueError(f"Expected an ID in every row, found {missing} rows without {name}. {READ_FIRST}")
+            found = f"found none in {missing} of {len(table)} rows"
+            raise ValueError(f"Expected an ID in every row of the column {name!r}, {found}. {READ_FIRST}")
     times = table["timestamp"]
     numbers = pa.types.is_integer(times.type) or pa.types.is_floating(times.type)
     if not numbers or times.null_count or pc.all(pc.is_finite(times)).as_py() is False:

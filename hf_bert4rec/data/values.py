@@ -25,7 +25,8 @@ SEVERAL = r"^\s*(\[.*\]|[({].*,.*[)}]|\d+([ ,;|]+\d+){2,})\s*$"  # such as "[1, 
 DOUBTFUL = {  # IDs that are read as they are, with a warning
     MISSING: "seems to stand for a missing value. If it does, remove these rows",
     r"^[\s\pZ]|[\s\pZ]$": "begins or ends with whitespace. Remove the whitespace, unless it is part of the ID",
-    r'^".*"$': "is in quotation marks. If these are not part of the ID, use the format csv and name the separator",
+    r'^".*"$': "is in quotation marks. If these are not part of the ID, remove them. For a text file other than csv, "
+    "`format='csv'` with `separator` does this (command line, for a log: `--format csv` with `--separator`)",
     r"[\r\n]": "contains a line break. Check the quotation marks in the file",
     r"^-?\d+([.,]\d+)?[eE]\+\d+$": "is a rounded number, so different IDs may have become the same. Export IDs as text",
     SEVERAL: "seems to contain several IDs. Give each interaction a row of its own",

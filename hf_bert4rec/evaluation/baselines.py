@@ -185,7 +185,7 @@ class Ease(SetBaseline):
         self.weights.fill_diagonal_(0)
 
     def scores_of_sets(self, sets: torch.Tensor) -> torch.Tensor:
-        """Return the sum of the weights from the items of each set."""
+        """Return for each item the sum of the weights from the items of the set, (users, vocab_size)."""
         return sets @ self.weights
 
 
@@ -209,7 +209,7 @@ class ItemNeighbors(SetBaseline):
         self.similarity = model.similarity.tocsr()
 
     def scores_of_sets(self, sets: torch.Tensor) -> torch.Tensor:
-        """Return the sum of the similarities to the items of each set."""
+        """Return for each item the sum of its similarities to the items of the set, (users, vocab_size)."""
         return torch.from_numpy((sparse_matrix(sets.numpy()) @ self.similarity).toarray()).float()
 
 

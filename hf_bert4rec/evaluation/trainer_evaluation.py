@@ -27,7 +27,7 @@ FEW_BATCHES = 50  # evaluations of fewer batches show no progress bar
 
 
 def ranks_of_logits(logits: Any, labels: torch.Tensor) -> torch.Tensor:
-    """Return one rank per user, (users,) from 1: `preprocess_logits_for_metrics` of the Trainer.
+    """Return one rank per user, (users,) from 1, as `preprocess_logits_for_metrics` of the Trainer.
 
     With candidates, the result is (users, 2) with the rank among candidates in the second column. `logits` are the
     output of the model without the loss: first the logits (users, 1 or length, vocab_size), and after them the mapping
@@ -39,10 +39,10 @@ def ranks_of_logits(logits: Any, labels: torch.Tensor) -> torch.Tensor:
 
 
 def results_of_logits(logits: Any, labels: torch.Tensor) -> torch.Tensor:
-    """Return the columns of `UserResults`, (users, TOP_K + 2 or 3) float32: `preprocess_logits_for_metrics`.
+    """Return the columns of `UserResults`, as `preprocess_logits_for_metrics` of the Trainer.
 
-    The order is: TOP_K recommended items (exact for token IDs up to 2^24), rank, ties and, with candidates, the rank
-    among the candidates.
+    The result is (users, TOP_K + 2) float32: TOP_K recommended items, rank and ties. With candidates, the rank among
+    the candidates is one more column. Items are token IDs, exact up to 2^24, and -1 where fewer items are left.
     """
     scores, targets, history, candidates = _unpack(logits, labels)
     better, tied = count_better_and_tied(scores, targets, history)
@@ -77,7 +77,7 @@ def _unpack(logits: Any, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tens
 
 
 def metrics_of_ranks(prediction: EvalPrediction, sampled: Sampled = "popularity_sampled") -> dict[str, float]:
-    """Return HR, NDCG and MRR at 1, 5 and 10 from `ranks_of_logits`: `compute_metrics` of the Trainer.
+    """Return HR, NDCG and MRR at 1, 5 and 10 from `ranks_of_logits`, as `compute_metrics` of the Trainer.
 
     `sampled` says how candidates were drawn; metrics among candidates are named `ndcg@10_popularity_sampled` and so on.
     """

@@ -133,10 +133,12 @@ class ItemCatalog:
         places: Sequence[Sequence[int]] | None = None,
         **lists: Any,
     ) -> list[Any]:
-        """Return an answer for each of the `places` (positions; default: after the newest item) of each history.
+        """Return the answers for positions in histories, as one list in the order of histories and positions.
 
-        The function `answer` gets the histories (token IDs) of a batch and a position in each, and by name the token
-        IDs of the lists `allow` and `deny`, if given: one array for all histories, or one array for each.
+        `places` are the positions in each history. By default the only position is the one after the last item. The
+        function `answer` gets the token IDs of the histories of a batch, and a position in each. The raw item IDs in
+        `lists`, such as `allow` and `deny`, become keyword arguments of `answer`: token IDs, as one array for all
+        histories or one array per history.
         """
         batch_size = self.batch_size if batch_size is None else batch_size
         check_count("batch_size", batch_size)

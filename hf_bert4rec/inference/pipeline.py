@@ -255,8 +255,8 @@ class NextItemRecommendationPipeline(Pipeline):
 
         A history must get the same scores in any batch; otherwise the batch size would decide near ties. The results
         are the same to the bit if all sizes fill the SIMD registers of the processor. So the length is padded to a
-        multiple of `LENGTH_MULTIPLE`, and the batch to at least `MIN_ROWS` rows. If a history is too long, the part
-        around the [MASK] is kept; `query` is the position of the [MASK] in it.
+        multiple of `LENGTH_MULTIPLE`, and the batch to at least `MIN_ROWS` rows. Of a history longer than
+        the input, the part around the [MASK] is kept; `query` is the position of the [MASK] in it.
         """
         limit, pad = self.tokenizer.model_max_length, self.tokenizer.pad_token_id
         asked = np.array(places)

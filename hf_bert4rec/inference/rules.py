@@ -44,7 +44,8 @@ Rule = Callable[[Candidates], Sequence[float] | np.ndarray]
 def at_most(number: int, attribute: str) -> Rule:
     """Return a rule that keeps at most `number` items with the same value of an attribute, the best ones.
 
-    An item with several values is dropped if one value has occurred `number` times, an item without a value never.
+    An item with several values is dropped if one of them occurs in `number` kept items above it. Items without a value
+    are kept.
     """
     check_count("number", number)
 
@@ -120,7 +121,10 @@ def boost(where: Mapping[str, Any], factor: float) -> Rule:
 
 
 def order_by_rules(candidates: Candidates, rules: Sequence[Rule]) -> np.ndarray:
-    """Return the indices of candidates, sorted by rules. Each rule gets the result of the rule before it."""
+    """Return the indices of the candidates that the rules keep, best first.
+
+    Each rule gets the result of the rule before it. ValueError if a rule does not return a logit for each candidate.
+    """
     order = np.arange(len(candidates.items))
     for rule in rules:
         if not candidates.items:

@@ -102,7 +102,11 @@ class Selection:
     def _rank_found(
         self, outputs: dict[str, torch.Tensor], excluded: torch.Tensor, allowed: torch.Tensor | None
     ) -> Ranking:
-        """As `_rank_all`, for followers and items from the index, or for `allow`; logits replace probabilities."""
+        """Return token IDs and logits (users, number) of the best items from the index, or of those in `allow`.
+
+        The logits are returned twice, because probabilities as from `_rank_all` would need the scores of all items.
+        Followers from the transition head are ranked together with the items from the index.
+        """
         check_scores(queries := outputs["queries"])
         possible = (~self._closed).nonzero()[:, 0]
         denied = pad(excluded, (1, 0)).sort(dim=1).values  # with [PAD], which is row 0

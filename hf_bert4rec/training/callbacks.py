@@ -127,9 +127,10 @@ def _log_memory(args: TrainingArguments, model: Bert4RecForMaskedLM, loader: Any
     estimate = resources.estimate_memory(model, batch, longest, share, args.gradient_checkpointing)
     logger.info("Training needs about %s of memory, in addition to libraries and data.", estimate)
     scores = 3 * 4e-9 * args.per_device_eval_batch_size * model.config.vocab_size
-    if args.eval_strategy != "no" and scores > estimate.total:
-        needed = resources.format_memory(scores)
-        logger.info("Evaluation needs up to %s of memory, less with a lower `per_device_eval_batch_size`.", needed)
+    evaluation = scores + estimate.parameters + estimate.optimizer_state
+    if args.eval_strategy != "no" and evaluation > estimate.total:
+        text = "Evaluation needs up to %s of memory. A lower `per_device_eval_batch_size` needs less."
+        logger.info(text, resources.format_memory(evaluation))
     # The model is allocated already, and after a resumption so is the state of the optimizer.
     allocated = estimate.parameters + (estimate.optimizer_state if resumed else 0)
     free = resources.free_memory(args.device) + allocated

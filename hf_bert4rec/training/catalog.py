@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel
 
-from ..data.features import load_new_items
+from ..data.features import FEATURES_FILE, load_new_items
 from ..data.ids import as_item_ids
 from ..data.tokenization import ItemTokenizer, extend_item_tokenizer
 from ..hub.checkpoint import (
@@ -24,6 +24,7 @@ from ..hub.checkpoint import (
     replaced_folder,
     weight_files,
 )
+from ..hub.errors import REPAIR
 from ..models.configuration_bert4rec import SPECIAL_TOKENS
 from .item_features import PROJECTION_FILE, load_projection
 
@@ -160,8 +161,8 @@ def append_items(
         vectors = torch.from_numpy(extended.features.vectors(new))
         if projection.shape != (vectors.shape[1], rows[0].shape[1] + 1):
             raise ValueError(
-                f"The projection in {PROJECTION_FILE} has the shape {tuple(projection.shape)}, expected "
-                f"{vectors.shape[1], rows[0].shape[1] + 1}. Copy this file from the original checkpoint."
+                f"{PROJECTION_FILE} has the shape {tuple(projection.shape)}, but {FEATURES_FILE} and the model need "
+                f"{vectors.shape[1], rows[0].shape[1] + 1}. The files are from different checkpoints. {REPAIR}"
             )
         projected, described = (vectors @ projection.float()).to(rows[0]), vectors[:, 0] > 0
         for values, columns in zip(rows, (slice(-1), slice(-1), slice(-1, None)), strict=True):

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import numpy as np
@@ -61,7 +62,7 @@ def transfer(
         tables = [(model.get_input_embeddings().weight, new.get_input_embeddings().weight)]
         if not config.tie_word_embeddings:
             tables.append((model.lm_head.weight, new.lm_head.weight))
-        _copy_encoder(model, new)
+        _copy_encoder(model, new, changes)
         for old, table in tables:
             table[specials:] += old[specials:].mean(dim=0)
         new.lm_head.bias[specials:] = model.lm_head.bias[specials:].min()
@@ -95,10 +96,11 @@ def shared_items(
     return torch.from_numpy(places + len(SPECIAL_TOKENS)), torch.from_numpy(rows + len(SPECIAL_TOKENS))
 
 
-def _copy_encoder(model: PreTrainedModel, new: PreTrainedModel) -> None:
+def _copy_encoder(model: PreTrainedModel, new: PreTrainedModel, changes: Iterable[str]) -> None:
     """Copy all weights except those with one row per item.
 
     If the new model has fewer positions, the rows of position embeddings and distances beyond them are not copied.
+    `changes` are the names of changed options, for the error if a weight is missing.
     """
     old, table = model.state_dict(keep_vars=True), model.get_input_embeddings().weight
     item_weights = {name for name, weight in old.items() if weight is table} | {"lm_head.weight", "lm_head.bias"}
@@ -110,8 +112,7 @@ def _copy_encoder(model: PreTrainedModel, new: PreTrainedModel) -> None:
         positions = name.endswith(("position_embeddings.weight", "repeat_head.distance.weight"))
         rows = len(weight) if positions else found[0]  # more positions than needed can be cut off
         if found[1:] != list(weight.shape[1:]) or not len(weight) == rows <= found[0]:
-            raise ValueError(
-                f"The model to start from has no weights for {name} of shape {list(weight.shape)}, found "
-                f"{found if name in old else 'none'}. Keep the sizes of that model."
-            )
+            missing = f"the model to start from has {f'the shape {found}' if name in old else 'no such weight'}"
+            advice = f"Omit the option that adds or resizes weights: {' or '.join(f'`{it}`' for it in changes)}."
+            raise ValueError(f"The weight {name} needs the shape {list(weight.shape)}, but {missing}. {advice}")
         weight.copy_(old[name][: len(weight)])

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -325,21 +326,35 @@ def test_invalid_models_are_refused(recipe_file, tmp_path, models, message):
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("text", "message"),
     [
-        "",
-        "- recipe",
-        "recipe",
-        "{",
-        "recipe: a\nmodels: {X: {baseline: ease}}\nmodel: 1",
-        "recipe: a",
-        "\0",
-        "recipe: a\nmodels: {X: {baseline: ease}, X: {baseline: als}}",
+        ("", "the keys `recipe` and `models`, and optionally `published`, found no `recipe`. `hf-bert4rec compare"),
+        ("- recipe", "and optionally `published`, found a list. `hf-bert4rec compare --help` shows an example."),
+        ("recipe", "found a str. "),
+        ("{", "a YAML file of a comparison: while parsing a flow node expected the node content"),
+        ("recipe: a\nmodels: {X: {baseline: ease}}\nmodel: 1", "found `model`. Fix or remove this key."),
+        ("recipe: a", "found no `models`. `hf-bert4rec compare --help` shows an example."),
+        ("recipe: a\nmodels:", "found no `models`. "),
+        ("\0", "a YAML file of a comparison: unacceptable character"),
+        ("recipe: a\nmodels: {X: {baseline: ease}, X: {baseline: als}}", "`X` is given more than once. Keep one line."),
     ],
 )
-def test_a_file_that_is_no_comparison_is_refused(tmp_path, text):
+def test_a_file_that_is_no_comparison_is_refused(tmp_path, text, message):
     (tmp_path / "comparison.yaml").write_text(text)
-    with pytest.raises(ValueError, match=r"comparison\.yaml: expected YAML with recipe, models"):
+    with pytest.raises(ValueError, match=rf"comparison\.yaml: expected .*{re.escape(message)}"):
+        Comparison.load(str(tmp_path / "comparison.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("models", "message"),
+    [
+        ("{X: ease}", "expected a dict, got str. `hf-bert4rec compare --help` shows an example."),
+        ("{X: {baseline: [ease]}}", "'X': unknown baseline \"['ease']\". Choose from "),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_refused(tmp_path, models, message):
+    (tmp_path / "comparison.yaml").write_text(f"recipe: a\nmodels: {models}")
+    with pytest.raises(ValueError, match=re.escape(message)):
         Comparison.load(str(tmp_path / "comparison.yaml"))
 
 

@@ -161,7 +161,7 @@ def test_an_unknown_option_in_the_file_is_refused_with_the_near_names(parse):
     ("text", "message"),
     [
         ("- a list", "expected lines of `option: value`, found a list"),
-        ("a: [", "expected a YAML file of options or a checkpoint folder: while parsing"),
+        ("a: [", "expected a YAML file of options or a checkpoint folder: while parsing .* Fix this file, or"),
         ("a: &x [1]\nb: [*x, *x]", r"aliases \(\*name\) are not supported"),
         ("[" * 100_000, "expected a YAML file of options or a checkpoint folder"),
         ("learning_rate: fast", "--learning_rate: invalid float value: 'fast'"),
@@ -314,13 +314,18 @@ def test_one_entry_in_the_registry_is_enough_for_a_split(monkeypatch):
     [
         (
             ["--split", "leave_on_out"],
-            "Unknown split leave_on_out. Choose from leave_one_out, at_time, new_interactions, train_on_all",
+            "`--split leave_on_out` is unknown. Choose from leave_one_out, at_time, new_interactions, train_on_all, or "
+            "name your own code as `package.module:function`.",
         ),
         (["--split", "os:nothing"], "`--split os:nothing` cannot be imported"),
         (["--split", "os:sep"], "`--split os:sep` names an object of type str. Name a function or a `Split`"),
         (["--architecture", "os:path"], "`--architecture os:path` names posixpath. Name a subclass"),
         (["--architecture", "transformers:BertConfig"], "names BertConfig. Name a subclass of `Bert4RecConfig`"),
-        (["--architecture", "gru"], "Unknown architecture gru. Choose from bert4rec, sasrec, gru4rec"),
+        (
+            ["--architecture", "gru"],
+            "`--architecture gru` is unknown. Choose from bert4rec, sasrec, gru4rec, or name your own code as "
+            "`package.module:ConfigClass`.",
+        ),
         (["--architecture", "no_such_module:Config"], "No module named 'no_such_module'"),
     ],
 )

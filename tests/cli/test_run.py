@@ -593,10 +593,21 @@ def test_resuming_with_a_default_that_is_now_given_is_allowed(tmp_path):
     run(resumed(tmp_path, "--mask_probability=0.2", "--window_step=0.5", "--learning_rate=2e-3"))
 
 
-@pytest.mark.parametrize("wanted", ["true", "nowhere/checkpoint-1"])
-def test_resuming_where_there_is_nothing_to_resume_is_refused(tmp_path, wanted):
-    with pytest.raises(ValueError, match=r"Expected a complete checkpoint to resume in .*, found none"):
+@pytest.mark.parametrize(
+    ("wanted", "found"),
+    [("true", "out contains no complete checkpoint"), ("nowhere/checkpoint-1", "checkpoint-1 is not a complete")],
+)
+def test_resuming_where_there_is_nothing_to_resume_is_refused(tmp_path, wanted, found):
+    with pytest.raises(ValueError, match=rf"{found}.* and the `--output_dir` of the interrupted run\. "):
         run(recipe_for(tmp_path, "--resume_from_checkpoint", wanted))
+
+
+def test_resuming_from_the_output_folder_says_how_to_resume_its_checkpoint(tmp_path):
+    interrupt(tmp_path, 2)
+    folder = tmp_path / "out"
+    advice = r"To resume \S*checkpoint-2, pass `--resume_from_checkpoint true`\."
+    with pytest.raises(ValueError, match=rf"out is not a complete checkpoint\. {advice}"):
+        run(recipe_for(tmp_path, "--resume_from_checkpoint", str(folder)))
 
 
 def test_resuming_a_checkpoint_whose_run_has_no_record_is_refused(tmp_path):

@@ -204,6 +204,7 @@ def test_ids_in_quotation_marks_are_reported(write, caplog, name, separator):
     path = write(name, f'"user"{separator}"item"\n"u"{separator}"a"\n'.replace(" ", separator))
     assert rows(load_interactions(path)) == [('"u"', '"a"', 0)]
     assert """the user ID of 1 row ('"u"') is in quotation marks""" in caplog.text
+    assert "remove them. For a text file other than csv, `format='csv'` with `separator` does this" in caplog.text
     assert rows(load_interactions(path, format="csv", separator=separator)) == [("u", "a", 0)]
 
 

@@ -192,8 +192,8 @@ def test_numbers_as_ids_become_text_as_in_a_log_that_is_read(user, item):
         ("timestamp", [1, None, 3, 4], "found missing, NaN or infinite values"),
         ("timestamp", [datetime.datetime(2020, 1, day) for day in (1, 2, 3, 4)], "found a column of timestamp"),
         ("timestamp", [True, False, True, True], "found a column of bool"),
-        ("item", ["a", None, "b", "c"], "found 1 rows without item"),
-        ("user", ["", "u", "u", "u"], "found 1 rows without user"),
+        ("item", ["a", None, "b", "c"], "column 'item', found none in 1 of 4 rows"),
+        ("user", ["", "u", "u", "u"], "column 'user', found none in 1 of 4 rows"),
         ("item", [["a"], ["b"], ["c"], ["d"]], "the item: expected text or numbers, found \\["),
     ],
 )

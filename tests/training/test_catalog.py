@@ -233,5 +233,5 @@ def test_columns_in_another_order_and_half_precision(tmp_path):
     (table, *_), _ = load(tmp_path.parent / "output")
     assert table[6, :3].tolist() == [1, 0, 1]  # has features; kind is not x; other is y
     save_file({"projection": torch.eye(3, 7)}, tmp_path / "item_features.safetensors")
-    with pytest.raises(ValueError, match=r"has the shape \(3, 7\), expected \(3, 13\)"):
+    with pytest.raises(ValueError, match=r"shape \(3, 7\), but item_features\.parquet and the model need \(3, 13\)\. "):
         add_items(tmp_path, new)

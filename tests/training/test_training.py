@@ -24,7 +24,8 @@ from hf_bert4rec import (
 )
 from hf_bert4rec.hub.checkpoint import last_complete_checkpoint
 from hf_bert4rec.hub.run_facts import RunFacts
-from hf_bert4rec.training.resources import format_memory
+from hf_bert4rec.training import resources
+from hf_bert4rec.training.resources import MemoryEstimate, format_memory
 from tests.conftest import small_config
 
 USERS = 20  # of 4 to 8 actions on 12 items: 20 training rows, 5 steps an epoch at batches of 4
@@ -375,10 +376,17 @@ def test_memory_of_evaluation_is_logged_if_it_exceeds_that_of_training(histories
     trainer = make_trainer(histories, tmp_path, num_train_epochs=1, per_device_eval_batch_size=20_000_000)
     with caplog.at_level("INFO", logger="hf_bert4rec.training.callbacks"):
         trainer.train()
-    assert (
-        caplog.messages[1]
-        == "Evaluation needs up to 3.60 GB of memory, less with a lower `per_device_eval_batch_size`."
-    )
+    text = "Evaluation needs up to 3.60 GB of memory. A lower `per_device_eval_batch_size` needs less."
+    assert caplog.messages[1] == text
+
+
+def test_memory_of_evaluation_includes_the_weights_and_the_optimizer(histories, tmp_path, caplog, monkeypatch):
+    estimate = MemoryEstimate(2.0, 2.0, 4.0, 0.1, 0.1, "")
+    monkeypatch.setattr(resources, "estimate_memory", lambda *_: estimate)
+    trainer = make_trainer(histories, tmp_path, num_train_epochs=1, per_device_eval_batch_size=20_000_000)
+    with caplog.at_level("INFO", logger="hf_bert4rec.training.callbacks"):
+        trainer.train()
+    assert caplog.messages[1].startswith("Evaluation needs up to 9.60 GB of memory.")
 
 
 @pytest.mark.parametrize("loss", ["sampled_softmax", "gbce", "bce"])
