@@ -55,6 +55,7 @@ def reading_faults():
     yield lambda: read("user,item,timestamp\n1,2 3 4,5\n2,3 4 5,6\n")
     yield lambda: read("user,item,timestamp\n1,2,3\n", min_user_interactions=5)
     yield lambda: read("user,item,timestamp\n1, 2,3\n1,2,4\n")
+    yield lambda: read("user,item,timestamp\n1,2.0,3\n1,3.0,4\n")
     yield lambda: read("user,item\n1,2\n")
     yield lambda: item_tokenizer(["[MASK]"])
     yield lambda: item_tokenizer(["1"], titles={"other": "Title"})

@@ -278,7 +278,12 @@ def check_model(comparison: Comparison, name: str, recipe: Recipe, folder: str) 
         else:
             own, whole = parse_recipe(recipe_words(options, folder)), comparison.parse_recipe()
             if _chooses_exclusion(own) != _chooses_exclusion(whole):
-                raise ValueError("One recipe leaves `exclude_history` to the log, the other does not. Set it in each.")
+                both = ("this model", "the comparison")
+                chosen, fixed = both if _chooses_exclusion(own) else both[::-1]
+                raise ValueError(
+                    f"`exclude_history` is chosen from the log for {chosen}, but not for {fixed}. Set the same value "
+                    f"for this model and in {comparison.recipe}."
+                )
             if _chooses_exclusion(own):  # from the same log, so with the same result
                 own = own.fill({"model": {"exclude_history": expected["exclude_history"]}})
             found = split_options(own)

@@ -94,7 +94,8 @@ def _check(histories: DatasetDict) -> None:
     names = list(histories) if isinstance(histories, Mapping) else [type(histories).__name__]
     if not {"train"} <= set(names) <= {"train", "validation", "test"}:
         found = ", ".join(names) or "no splits"
-        raise ValueError(f"Expected a DatasetDict of train, optionally validation and test, found {found}.")
+        expected = "a DatasetDict with the split `train`, and optionally `validation` and `test`"
+        raise ValueError(f"Expected {expected}, found {found}.")
     for name, rows in histories.items():
         if missing := set(NEEDED) - set(rows.column_names):
             raise ValueError(f"{name}: expected the columns {', '.join(NEEDED)}. Add {', '.join(sorted(missing))}.")

@@ -145,7 +145,10 @@ def build_histories(
             history=_lists(items, starts[users], lasts),
         )
     if not known.all():
-        logger.warning_once(f"Dropped {(~known).sum():,} interactions on items that the tokenizer does not contain.")
+        logger.warning_once(
+            f"The tokenizer does not contain the items of {(~known).sum():,} interactions. These are dropped from "
+            "histories. As targets they count as missed."
+        )
     tests = targets.get("test", log.starts)
     tests = tests[tests > log.starts]  # with an interaction before them
     if len(tests) and (together := np.mean(log.timestamps[tests] == log.timestamps[tests - 1])) > TOGETHER:

@@ -55,7 +55,7 @@ def load_interactions(
         min_rating: Drop interactions with a lower rating or without one.
         min_user_interactions: Drop users with fewer interactions, until all users have enough (k-core).
         min_item_interactions: Drop items with fewer interactions, until all items have enough.
-        keep_repeats: Whether to keep a user's later interactions on the same item.
+        keep_repeats: Whether to keep a user's later interactions with the same item.
         separator: Separator of a text file. Default: the usual separator of the format.
         encoding: Encoding of a text file. Default: Latin-1 for the formats dat and item, otherwise UTF-8.
 

@@ -95,7 +95,8 @@ def split_at_time(
     if len(leaked):
         raise ValueError(
             f"The tokenizer contains {len(leaked)} items that first occur after training ends, such as "
-            f"{tokenizer.decode_items(leaked[:1])[0]!r}. Use `item_tokenizer(before(interactions, {train_time!r}))`."
+            f"{tokenizer.decode_items(leaked[:1])[0]!r}. Use `item_tokenizer(before(interactions, {train_time!r}))`. "
+            "To evaluate a trained checkpoint, use the split of its training."
         )
     first_of_validation, first_of_test = (first_from(log, time) for time in (validation_from, test_from))
     validation = np.where(first_of_validation < first_of_test, first_of_validation, -1)

@@ -29,6 +29,7 @@ DOUBTFUL = {  # IDs that are read as they are, with a warning
     "`format='csv'` with `separator` does this (command line, for a log: `--format csv` with `--separator`)",
     r"[\r\n]": "contains a line break. Check the quotation marks in the file",
     r"^-?\d+([.,]\d+)?[eE]\+\d+$": "is a rounded number, so different IDs may have become the same. Export IDs as text",
+    r"^-?\d+\.0$": "ends in .0, which makes it another ID than the integer. If it is an integer, export it without .0",
     SEVERAL: "seems to contain several IDs. Give each interaction a row of its own",
 }
 UNITS = {"seconds": 1e8, "milliseconds": 1e11, "microseconds": 1e14, "nanoseconds": 1e17}  # 1973 in each unit

@@ -40,7 +40,10 @@ class DataCollatorWithUsers(DataCollatorForNextItem):
     users: Mapping[str, int] = field(default_factory=dict)
 
     def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        """Build a batch with `users`."""
+        """Build a batch with `users`; ValueError if a row has no `user`."""
+        if any("user" not in row for row in features):
+            advice = "Pass `remove_unused_columns=False` to the training arguments."
+            raise ValueError(f"{type(self).__name__} needs the column `user`. {advice}")
         users = torch.tensor([self.users.get(row["user"], -1) for row in features])
         return {**super().__call__(features), "users": users}
 

@@ -208,7 +208,7 @@ def open_index(index: Any, items: int, width: int) -> Any:
 
 
 def search_index(index: Any, queries: np.ndarray, count: int) -> np.ndarray:
-    """Return the positions in the catalog, (users, count) int64, of the items that an index finds, then -1.
+    """Return the catalog positions of the items that an index finds, (users, count) int64, padded with -1.
 
     The queries (users, width) float32 come from `encode`.
     """

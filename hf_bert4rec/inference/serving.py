@@ -29,7 +29,8 @@ try:
     from fastapi.responses import JSONResponse
     from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, WithJsonSchema
 except ImportError as error:
-    raise ImportError('The server needs FastAPI. Run pip install "hf-bert4rec[serve]".') from error
+    needed = "FastAPI, uvicorn and prometheus-client"
+    raise ImportError(f'The server needs {needed} ({error}). Run pip install "hf-bert4rec[serve]".') from error
 
 from .export import FACTS_FILE, OnnxRecommender
 from .pipeline import NextItemRecommendationPipeline
@@ -114,7 +115,7 @@ class Item(BaseModel):
 
 
 class Source(BaseModel):
-    """The checkpoint that answered; `revision` is the commit on the Hub."""
+    """The checkpoint that answered; `revision` is its commit on the Hub, null for a checkpoint from a local folder."""
 
     checkpoint: str
     revision: str | None
@@ -246,7 +247,8 @@ class Service:
                 logger.error("Reloading failed. The loaded checkpoint stays in use. Reason: %s", error)
                 result = "failed"
             self.metrics.reloads.labels(result).inc()
-            logger.info("In use: checkpoint %s, revision %s", *self.source.values())
+            checkpoint, revision = self.source.values()
+            logger.info("In use: checkpoint %s%s", checkpoint, "" if revision is None else f", revision {revision}")
 
 
 def _size(request: AnyRequest) -> int:

@@ -255,12 +255,15 @@ class Bert4RecPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """Load a model as in transformers, but from safetensors only, because a pickle of weights can run code.
+        """Load a model as in transformers, but only from safetensors, because a pickle of weights can run code.
+
+        `use_safetensors=False` allows a pickle (`pytorch_model.bin`).
 
         Raises:
-            OSError: As in transformers, or there is no `model.safetensors`.
+            OSError: As in transformers, or there are no weights in safetensors.
         """
-        kwargs.setdefault("use_safetensors", True)
+        if kwargs.get("use_safetensors") is None:  # with None, the default of transformers, it would read a pickle
+            kwargs["use_safetensors"] = True
         try:
             return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         except OSError as error:

@@ -39,7 +39,7 @@ class MuonAdamW(Optimizer):
         super().add_param_group(param_group)
 
     def _share(self) -> None:
-        """Let both parts use the groups and the state of this optimizer, which are scheduled and saved."""
+        """Let Muon and AdamW use the groups and the state of this optimizer, which are scheduled and saved."""
         first = 0
         for part in self._parts:
             last = first + len(part.param_groups)
@@ -47,12 +47,12 @@ class MuonAdamW(Optimizer):
             first = last
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state as in torch, and share it with both parts again."""
+        """Load a state as in torch, and share it with Muon and AdamW again."""
         super().load_state_dict(state_dict)
         self._share()
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Take one step with both parts."""
+        """Update the parameters with Muon and AdamW; return the loss of `closure`, if given."""
         with torch.enable_grad():
             loss = None if closure is None else closure()
         for part in self._parts:

@@ -293,7 +293,11 @@ class RecommendationTrainer(Trainer):
         return {name: value for name, value in last.items() if "@" in name or name.startswith("mrr_")}
 
     def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
-        """Create the repository on the Hub, with `push_to_hub=True` before training; OSError if the Hub refuses."""
+        """Create the repository on the Hub. With `push_to_hub=True`, the constructor calls this method.
+
+        Raises:
+            OSError: The Hub refuses the repository or cannot be reached.
+        """
         with hub_errors(self.args.hub_model_id or Path(self.args.output_dir).name):
             super().init_hf_repo(*args, **kwargs)
 

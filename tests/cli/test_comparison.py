@@ -400,6 +400,24 @@ def test_a_model_of_another_split_is_refused(recipe_file, tmp_path, options, mes
 
 
 @pytest.mark.parametrize(
+    ("of_model", "of_comparison", "message"),
+    [
+        (True, False, "for this model, but not for the comparison"),
+        (False, True, "for the comparison, but not for this model"),
+    ],
+)
+def test_one_recipe_alone_that_chooses_exclude_history_from_the_log_is_refused(
+    recipe_file, tmp_path, of_model, of_comparison, message
+):
+    text = re.sub(r"recommended_settings: \w+\n", "", recipe_file.read_text())
+    recipe_file.write_text(f"{text}recommended_settings: {of_comparison}\n")
+    models = {"Other": {"recipe": str(recipe_file), "recommended_settings": of_model}}
+    advice = r"Set the same value for this model and in \S+recipe\.yaml\."
+    with pytest.raises(ValueError, match=f"'Other': `exclude_history` is chosen from the log {message}. {advice}$"):
+        compare(comparison_file(tmp_path, recipe_file, **models), "test", str(tmp_path / "kept"))
+
+
+@pytest.mark.parametrize(
     ("option", "split", "message"),
     [
         (

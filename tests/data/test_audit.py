@@ -180,14 +180,16 @@ def test_the_splits_of_the_package_never_leak(actions):
 
 
 def test_histories_that_cannot_be_audited_are_refused():
-    with pytest.raises(ValueError, match=r"Expected a DatasetDict of train.*, found train, test, val"):
+    with pytest.raises(
+        ValueError, match=r"the split `train`, and optionally `validation` and `test`, found train, test, val\."
+    ):
         audit(DatasetDict(CLEAN, val=CLEAN["test"]))
-    with pytest.raises(ValueError, match=r"Expected a DatasetDict of train.*, found Dataset"):
+    with pytest.raises(ValueError, match=r"Expected a DatasetDict with the split `train`.*, found Dataset\."):
         audit(CLEAN["test"])
     nothing = CLEAN["test"].remove_columns("labels").add_column("labels", [[-100, -100, C], None])
     with pytest.raises(ValueError, match="test: row 1 has no labels"):
         audit(DatasetDict(CLEAN, test=nothing))
-    with pytest.raises(ValueError, match=r"Expected a DatasetDict of train.*, found test"):
+    with pytest.raises(ValueError, match=r"Expected a DatasetDict with the split `train`.*, found test\."):
         audit(DatasetDict(test=CLEAN["test"]))
     with pytest.raises(ValueError, match=r"train: expected the columns .*\. Add timestamps"):
         audit(DatasetDict(CLEAN, train=CLEAN["train"].remove_columns("timestamps")))

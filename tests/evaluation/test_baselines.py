@@ -273,6 +273,12 @@ def test_the_collator_adds_the_numbers_of_the_users(tokenizer):
     assert batch["labels"].tolist() == [[-100, B]] * 3
 
 
+def test_the_collator_names_the_option_that_removes_the_users(tokenizer):
+    rows = [{"input_ids": [A, MASK], "labels": [-100, B], "history": [A]}]
+    with pytest.raises(ValueError, match=r"needs the column `user`\. Pass `remove_unused_columns=False` to the"):
+        DataCollatorWithUsers(tokenizer, {"u1": 0})(rows)
+
+
 def test_bpr_without_users_raises():
     bpr, batch = BprMf(two_groups(), VOCAB, factors=4), labelled([B], [A])
     with pytest.raises(ValueError, match=r"`DataCollatorWithUsers\(tokenizer, model\.users\)`"):

@@ -84,6 +84,15 @@ def test_the_auto_classes_refuse_a_pickle_too(folder, tmp_path, monkeypatch, aut
     assert not Path("executed").exists()
 
 
+def test_a_pickle_is_read_only_with_use_safetensors_false(folder, model):
+    (folder / "model.safetensors").unlink()
+    torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    with pytest.raises(OSError, match=r"expected weights in model\.safetensors, found none"):
+        type(model).from_pretrained(folder, use_safetensors=None)
+    loaded = type(model).from_pretrained(folder, use_safetensors=False)
+    torch.testing.assert_close(loaded.state_dict(), model.state_dict())
+
+
 def test_another_error_of_loading_keeps_its_words():
     with pytest.raises(OSError, match=r"offline mode|couldn't connect"):
         hf_bert4rec.Bert4RecForMaskedLM.from_pretrained("org/nothing")

@@ -302,10 +302,14 @@ def test_what_waits_is_refused_when_the_server_stops(recommender):
     assert asyncio.run(stop()) == [503, 503, 503]
 
 
+def messages_of(caplog) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.name == serving.__name__]
+
+
 # ---- reloads ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_reload_replaces_the_checkpoint_and_a_broken_one_does_not(recommender):
+def test_a_reload_replaces_the_checkpoint_and_a_broken_one_does_not(recommender, caplog):
     states = iter([(recommender, "shop", "1"), (recommender, "shop", "2"), *[ValueError("damaged")] * 2])
 
     def load():
@@ -315,13 +319,33 @@ def test_a_reload_replaces_the_checkpoint_and_a_broken_one_does_not(recommender)
         return state
 
     app = create_app(load)
-    with TestClient(app) as client:
+    with TestClient(app) as client, caplog.at_level(logging.INFO, "hf_bert4rec"):
         for revision in ("1", "2", "2"):
             assert post(client, histories=[["a"]]).json()["revision"] == revision
             client.portal.call(app.state.service.reload)
         numbers = client.get("/metrics").text
+    failed = "Reloading failed. The loaded checkpoint stays in use. Reason: damaged"
+    in_use = "In use: checkpoint shop, revision 2"
+    assert messages_of(caplog) == [in_use, failed, in_use, failed, in_use]
     assert 'reloads_total{result="loaded"} 1.0' in numbers
     assert 'reloads_total{result="failed"} 2.0' in numbers
+
+
+def test_the_log_names_no_revision_of_a_checkpoint_from_a_folder(recommender, caplog):
+    app = create_app(lambda: (recommender, "runs/model", None))
+    with TestClient(app) as client, caplog.at_level(logging.INFO, "hf_bert4rec"):
+        client.portal.call(app.state.service.reload)
+        assert client.get("/ready").json() == {"checkpoint": "runs/model", "revision": None}
+    assert messages_of(caplog) == ["In use: checkpoint runs/model"]
+
+
+@pytest.mark.parametrize("module", ["fastapi", "prometheus_client", "uvicorn"])
+def test_a_missing_package_of_the_server_is_named(monkeypatch, module):
+    monkeypatch.setitem(sys.modules, module, None)  # an import of it fails
+    monkeypatch.delitem(sys.modules, "hf_bert4rec.inference.serving")
+    advice = r'Run pip install "hf-bert4rec\[serve\]"\.'
+    with pytest.raises(ImportError, match=rf"FastAPI, uvicorn and prometheus-client \(.*{module}.*\)\. {advice}$"):
+        importlib.import_module("hf_bert4rec.inference.serving")
 
 
 def test_a_checkpoint_is_exported_to_be_served(folders):
