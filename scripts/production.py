@@ -193,19 +193,23 @@ def index(args: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
     exact = pipeline(histories[:256])
     seconds = time_calls(lambda: pipeline(histories[:256]))
     yield {"items": items, "index": "none", "users per second": round(256 / seconds, 1), "recall@10": 1.0}
-    kinds = [("usearch", 128), ("usearch", 512)] if items < MOST_IN_A_GRAPH else []
-    for name, expansion in (*kinds, ("faiss IVF", 32), ("faiss IVF", 128), ("faiss IVF", 512)):
+    cells, width = int(4 * items**0.5), vectors.shape[1]
+    graphs = [("usearch", 128), ("usearch", 512)] if items < MOST_IN_A_GRAPH else []
+    lists = [(kind, cells // part) for kind in ("faiss IVF", "faiss IVF 4 bits") for part in (32, 8, 4)]
+    for name, expansion in graphs + lists:
         start = time.process_time()
         if name == "usearch":
-            built: Any = Index(ndim=vectors.shape[1], metric="ip", dtype="f32", expansion_search=expansion)
+            built: Any = Index(ndim=width, metric="ip", dtype="f32", expansion_search=expansion)
             built.add(np.arange(items), vectors, threads=1)
         else:
-            cells = int(4 * items**0.5)
-            quantizer = faiss.IndexFlatIP(vectors.shape[1])
-            built = faiss.IndexIVFFlat(quantizer, vectors.shape[1], cells, faiss.METRIC_INNER_PRODUCT)
+            # With 4 bits per number, a cell is searched faster. The best ten times as many are compared in float32.
+            kind = f"IVF{cells},PQ{width}x4fs,RFlat" if "4 bits" in name else f"IVF{cells},Flat"
+            built = faiss.index_factory(width, kind, faiss.METRIC_INNER_PRODUCT)
             built.train(vectors[:: max(1, items // (40 * cells))])
             built.add(vectors)
-            built.nprobe = expansion
+            faiss.extract_index_ivf(built).nprobe = expansion
+            if "4 bits" in name:
+                faiss.downcast_index(built).k_factor = 10
         build = time.process_time() - start
         answers = pipeline(histories[:256], index=built)
         hits = [
