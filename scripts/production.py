@@ -2,7 +2,7 @@
 
     python scripts/production.py serve model_cards/bert4rec-ml1m ml-1m.txt >> scripts/results/production.jsonl
     python scripts/production.py serve synthetic-100000 ml-1m.txt --rates 50 >> scripts/results/production.jsonl
-    python scripts/production.py soak model_cards/bert4rec-ml1m ml-1m.txt --rates 150 --seconds 1800 >> soak.jsonl
+    python scripts/production.py soak model_cards/bert4rec-ml1m ml-1m.txt --rates 400 --seconds 1800 >> soak.jsonl
     python scripts/production.py export model_cards/bert4rec-ml1m ml-1m.txt >> scripts/results/production.jsonl
     python scripts/production.py index model_cards/bert4rec-beauty beauty.txt >> scripts/results/production.jsonl
     python scripts/production.py index synthetic-1000000 ml-1m.txt >> scripts/results/production.jsonl
