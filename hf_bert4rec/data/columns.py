@@ -64,20 +64,25 @@ def find_columns(log: RawLog, wanted: Mapping[str, Column], needed: Mapping[str,
         sequences = [name for name in log.columns if wanted["item"] is None and _fits(name, SEQUENCES)]
         sequences += [log.columns[place] for place in found.values() if log.columns[place].endswith("_seq")]
         if sequences:
-            raise ValueError(f"{log.name}: the cells of {sequences[0]!r} contain several values. {ONE_PER_ROW}")
+            cells = f"the cells of the column {sequences[0]!r} seem to contain several values"
+            raise ValueError(f"{log.name}: {cells}. {ONE_PER_ROW} If each cell has one value, rename the column.")
         if found["user"] == found["item"]:
             both = f"user and item are both the column {log.columns[found['user']]!r}"
-            raise ValueError(f"{log.name}: {both}. Name a column for each of the two.")
+            raise ValueError(f"{log.name}: {both}. Name another column, such as {spell('item')}.")
     return found
 
 
 def _advice(log: RawLog, role: str, command: str, interactions: bool) -> str:
+    if not log.columns:
+        return "Check the source."
     only = log.columns[0] if len(log.columns) == 1 else ""
     if separators := [character for character in ";\t|, :" if character in only]:  # ":" last for user_id:token
-        option = spell("separator", separators[0], None if interactions else "")
+        if not log.separator:
+            return f"Read the table with its separator, such as `pandas.read_csv(path, sep={separators[0]!r})`."
         more = "" if interactions else " On the command line, pass a table with commas."
-        return f"Name the separator: {option}.{more}"
-    advice = f"Name the column, by its name or position: {spell(role, command=command)}."
+        return f"Name the separator: {spell('separator', separators[0], None if interactions else '')}.{more}"
+    advice = f"Name the column, by its name or position (from 0): {spell(role, command=command)}."
+    advice += " For a log without ratings, omit `min_rating`." * (role == "rating")
     if log.first_rows and interactions:
         sequences = f"use {spell('format', 'sequences')}, and name the separator unless it is whitespace"
         advice += f" Name the column of times too, if there is one. For lines of 'user item item …' {sequences}."
@@ -85,7 +90,7 @@ def _advice(log: RawLog, role: str, command: str, interactions: bool) -> str:
 
 
 def _find(log: RawLog, role: str, name: Column, patterns: Iterable[str], command: str) -> dict[str, int]:
-    """Return a dict from role to the column that the user named, or that fits the best pattern; {} if none does."""
+    """Return a dict from role to the position of the named or best fitting column; {} if no column fits."""
     if name is None:
         fits = ([i for i, column in enumerate(log.columns) if _fits(column, pattern)] for pattern in patterns)
         places = next(filter(None, fits), [])
@@ -101,9 +106,9 @@ def _find(log: RawLog, role: str, name: Column, patterns: Iterable[str], command
 
 
 def _only(log: RawLog, role: str, places: list[int], command: str) -> dict[str, int]:
-    """Return a dict from role to the only place, {} without places; ValueError for several places."""
+    """Return a dict from role to the only place; {} without places. Raise ValueError for several places."""
     if len(places) > 1:
-        shown = " and ".join(f"{log.columns[place]!r} (column {place})" for place in places)
+        shown = " and ".join(f"{log.columns[place]!r} (position {place})" for place in places)
         choice = places[0] if len({log.columns[place] for place in places}) == 1 else log.columns[places[0]]
         example = spell(role, choice, command)
         raise ValueError(f"{log.name}: {shown} fit the {role} equally well. Name one of them: {example}.")
@@ -121,7 +126,7 @@ def is_time_name(name: Any) -> bool:
 
 
 def is_header(rows: Rows) -> bool:
-    """Return whether the first row has no number, but a usual name, or words above a column of numbers or dates."""
+    """Return whether the first row is a header: it has no number, and has a usual name or is above numbers or dates."""
     first, *others = rows
     if any(map(NUMBER.fullmatch, first)):
         return False

@@ -33,10 +33,10 @@ from tqdm.auto import tqdm
 
 from .columns import Column, are_sequences, is_header, is_time_name
 from .ids import Values
-from .sources import COMPRESSED, RawLog, SourceFile, library_errors, open_table, spell
+from .sources import COMPRESSED, RawLog, SourceFile, library_errors, open_table
 
 EMBEDDED = Path(__file__).parent / "embedded"
-FOLDER_FILES = {  # files of MovieLens, which are read if the source is a folder
+FOLDER_FILES = {  # files of MovieLens; if the source is a folder, the first one that exists is read
     "interactions": ("ratings.csv", "ratings.csv.gz", "ratings.dat", "u.data"),
     "titles": ("movies.csv", "movies.csv.gz", "movies.dat", "u.item"),
 }
@@ -49,7 +49,7 @@ def read_delimited(file: SourceFile, separator: str = ",", encoding: str = "utf-
     text, quoted = _plain_text(file, encoding), separator == ","
     if excel := re.match(r"sep=(.)(?=[\r\n])", text):  # Excel names the separator in the first line
         text, separator = text[excel.end() :], excel[1]
-    return _open(file, _Rows(file.name, text.encode(), file.separator or separator, quoted))
+    return _open(file, _Rows(file, text.encode(), file.separator or separator, quoted))
 
 
 def _plain_text(file: SourceFile, encoding: str = "utf-8") -> str:
@@ -57,7 +57,7 @@ def _plain_text(file: SourceFile, encoding: str = "utf-8") -> str:
     first = re.match(r"""[\s\[]*(\{\s*u?["'][^\r\n]*)""", text)  # the first line, which may end inside an object
     ends = (_parse(f"[{first[1].rstrip(' ,')}{end}") for end in ("", "]", "}]")) if first else ()
     if any(isinstance(rows, list) and all(isinstance(row, dict) for row in rows) for rows in ends):
-        raise ValueError(f"{file.name}: contains JSON. Name the format: {spell('format', 'jsonl')}.")
+        raise ValueError(f"{file.name}: the file contains JSON. Name the format: {file.spell('format', 'jsonl')}.")
     return text
 
 
@@ -67,7 +67,7 @@ def read_blank_separated(file: SourceFile) -> RawLog | pa.Table:
         return read_delimited(file, file.separator)
     data = b"\n".join(b" ".join(line.split()) for line in _plain_text(file).encode().splitlines())
     first = [line.decode().split(" ") for line in data.split(b"\n", 1000)[:1000] if line]
-    return read_sequences(file) if are_sequences(first) else _open(file, _Rows(file.name, data, " ", quoted=False))
+    return read_sequences(file) if are_sequences(first) else _open(file, _Rows(file, data, " ", quoted=False))
 
 
 def read_sequences(file: SourceFile) -> pa.Table:
@@ -78,17 +78,25 @@ def read_sequences(file: SourceFile) -> pa.Table:
         user, *history = [cell.decode() for cell in line.split(separator)] or [""]
         if user and not history:
             found = f"{file.name}, line {number}: expected a user and items, found only {user!r:.80}"
-            raise ValueError(f"{found}. Fix or remove this line, or name the separator: {spell('separator', ',')}.")
+            example = file.spell("separator", ";" if file.separator == "," else ",")
+            raise ValueError(f"{found}. Fix or remove this line, or name the separator of the file, such as {example}.")
         users += [user] * len(history)
         items += history
     return pa.table({"user": users, "item": items})
 
 
 def _read_array(name: str, text: str) -> pd.DataFrame:
-    array = _parse(text)
-    if isinstance(array, list) and all(isinstance(row, dict) for row in array):
-        return pd.DataFrame(array, dtype=object)
-    found = "an array of other values" if isinstance(array, list) else "an array that cannot be read"
+    array, found = _parse(text), "an array that cannot be read"
+    if isinstance(array, list):
+        others = [row for row in array if not isinstance(row, dict)]
+        if not others:
+            return pd.DataFrame(array, dtype=object)
+        found = f"the element {others[0]!r:.80}"
+    else:
+        try:
+            json.loads(text)
+        except json.JSONDecodeError as error:
+            found += f" (JSON error in line {error.lineno})"
     raise ValueError(f"{name}: expected a JSON array of objects, found {found}. Fix the array, or {WRITE_LINES}.")
 
 
@@ -134,7 +142,7 @@ def read_json(file: SourceFile) -> RawLog | pd.DataFrame:
 
 
 FORMATS: dict[str, Callable[[SourceFile], Any]] = {  # suffix -> function
-    "csv": read_delimited,  # also MovieLens ratings.csv, Amazon ratings only
+    "csv": read_delimited,  # also MovieLens ratings.csv and the ratings of Amazon
     "tsv": partial(read_delimited, separator="\t"),
     "dat": partial(read_delimited, separator="::", encoding="latin-1"),  # MovieLens 1M, 10M
     "data": partial(read_delimited, separator="\t"),  # MovieLens 100K u.data
@@ -157,7 +165,7 @@ def open_log(
     columns: Iterable[Column],
     timestamp: Column = None,
 ) -> RawLog:
-    """Open interactions, titles or features. `kind` is a key of `FOLDER_FILES`. The user named the columns."""
+    """Open interactions, titles or features. `kind` is a key of `FOLDER_FILES`. The user named the `columns`."""
     if isinstance(source, RawLog):  # open already
         return source
     for option, value in {"format": format, "separator": separator, "encoding": encoding}.items():
@@ -165,21 +173,21 @@ def open_log(
             raise ValueError(f"`{option}` must be text, found {value!r}.")
     if not isinstance(source, str | PathLike):
         return open_table(source, type(source).__name__)
-    advice = "Check the path or the Hub ID. In Python, you can also pass one split of datasets.load_dataset(...)."
+    advice = "Check the path or the Hub ID. In Python, you can also pass `datasets.load_dataset(..., split=...)`."
     with library_errors(str(source)[:99], advice):
         path = _find(source, kind)
     if not isinstance(path, Path):
         return open_table(path, Path(source).name)
     names = frozenset(name for name in columns if isinstance(name, str) and not name.isdecimal())
-    file = SourceFile(path, separator, encoding, names, timestamp)
+    file = SourceFile(path, separator, encoding, names, timestamp, is_log=kind == "interactions")
     with library_errors(file.name):
         first = file.content(5000)
         name = "parquet" if first.startswith(b"PAR1") else (format or _suffix(path)).lower()
         if name not in FORMATS:
             file.check_kind(first)
             known, near = ", ".join(FORMATS), (get_close_matches(name, FORMATS) or ["csv"])[0]
-            example = spell("format", near)
-            raise ValueError(f"{file.name}: unknown format {name!r}. Choose from {known}, such as {example}.")
+            found = f"unknown format {name!r}" if name else "unknown format, because the name has no suffix"
+            raise ValueError(f"{file.name}: {found}. Choose from {known}, such as {file.spell('format', near)}.")
         opened = FORMATS[name](file)
         return opened if isinstance(opened, RawLog) else open_table(opened, file.name)
 
@@ -203,7 +211,7 @@ def _find(source: str | PathLike, kind: str) -> Path | Dataset | DatasetDict:
 
 
 def _suffix(path: Path) -> str:
-    """Return the last suffix that does not stand for compression, without the dot."""
+    """Return the last suffix that does not stand for compression, without the dot; "" if there is none."""
     return ([suffix for suffix in path.suffixes if suffix.lower() not in COMPRESSED] or ["."])[-1][1:]
 
 
@@ -235,14 +243,14 @@ def _open(file: SourceFile, rows: "_Rows") -> RawLog:
                 raise ValueError(f"{line}: expected values, found the header again. {advice}")
         return columns
 
-    return RawLog(file.name, names, read, locate, first_rows)
+    return RawLog(file.name, names, read, locate, first_rows, separator=rows.separator)
 
 
 class _Rows:
     """The rows of a text file, encoded as UTF-8."""
 
-    def __init__(self, name: str, data: bytes, separator: str, quoted: bool) -> None:
-        self.name, self.data, self.separator, self.quoted = name, data, separator, quoted
+    def __init__(self, file: SourceFile, data: bytes, separator: str, quoted: bool) -> None:
+        self.file, self.data, self.separator, self.quoted = file, data, separator, quoted
         self.delimiter = separator
         if len(separator.encode()) > 1:  # Arrow splits at a single byte; MovieLens separates by "::"
             self.data, self.delimiter = data.replace(separator.encode(), b"\x1f"), "\x1f"
@@ -261,7 +269,7 @@ class _Rows:
             csv.field_size_limit(limit)
 
     def fields(self, width: int, skipped: int) -> Iterator[list[str]]:
-        """Yield the fields of rows after `skipped` rows; at last ValueError for other widths or an open quotation."""
+        """Yield the fields after `skipped` rows; then raise ValueError for other widths or an open quotation."""
         line, fields, bad = 1, [""], []
         for line, fields in islice(self, skipped, None):
             if len(fields) == width:
@@ -271,17 +279,20 @@ class _Rows:
         if bad:
             line, fields = bad[0]
             lines = ", ".join(str(number) for number, _ in bad[:9]) + f" and {len(bad) - 9:,} more" * (len(bad) > 9)
-            sequences, other = spell("format", "sequences"), "," if self.separator == ";" else ";"
-            if not self.separator.isspace():
-                sequences += f" with {spell('separator', self.separator)}"
+            other = "," if self.separator == ";" else ";"
+            advice = f"name another separator, such as {self.file.spell('separator', other)}"
+            if self.file.is_log:
+                sequences = self.file.spell("format", "sequences")
+                if not self.separator.isspace():
+                    sequences += f" with {self.file.spell('separator', self.separator)}"
+                advice += f". For lines of 'user item item …' use {sequences}"
             raise ValueError(
-                f"{self.name}, line {line}: expected {width} columns, found {len(fields)} in "
-                f"{self.separator.join(fields)!r:.80}. Fix or remove all such lines ({lines}), "
-                f"or name another `separator` or `format`, such as {spell('separator', other)} or {sequences}."
+                f"{self.file.name}, line {line}: expected {width} columns, found {len(fields)} in "
+                f"{self.separator.join(fields)!r:.80}. Fix or remove all such lines ({lines}), or {advice}."
             )
         several_lines = self.quoted and "\n" in "".join(fields)
         if several_lines and self.data.split(b"\n", line - 1)[-1].count(b'"') % 2:
-            raise ValueError(f"{self.name}, line {line}: a quotation mark is not closed. Fix or remove this line.")
+            raise ValueError(f"{self.file.name}, line {line}: a quotation mark is not closed. Fix or remove this line.")
 
     def read(self, places: list[int], width: int, skipped: int) -> list[pa.ChunkedArray]:
         """Read columns as text, without the first `skipped` rows."""

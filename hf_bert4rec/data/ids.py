@@ -14,22 +14,24 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .arguments import read_list
+from .arguments import is_collection, read_list
 
 Values: TypeAlias = pa.ChunkedArray | list[Any]  # a column; a list if Arrow has no type for its values
 
 READ_FIRST = "Read the log with `load_interactions`, which drops incomplete rows and converts IDs and times."
 ONE_PER_ROW = (
-    "Give each value a row of its own (pandas: `str.split` and `explode`). Pass this data frame, or a CSV file of it."
+    "Give each value a row of its own (pandas: `str.split` and `explode`). Pass the new data frame, or save it as CSV."
 )
 
 
-def as_ids(values: Values | pa.Array, what: str, locate: Callable[[int], str] = "row {}".format) -> pa.ChunkedArray:
+def as_ids(
+    values: Values | pa.Array, what: str, locate: Callable[[int], str] = "row {} (from 0)".format
+) -> pa.ChunkedArray:
     """Convert IDs to text: 1 and 1.0 become "1"; empty text and missing values become null.
 
     Raises:
-        ValueError: A value is not text, a finite number, a UUID or a date, or is a float too large to be exact. The
-            message begins with `locate(row)` and `what`, such as "row 3, item".
+        ValueError: A value is not valid Unicode text, a finite number, a UUID or a date, or is a float too large to be
+            exact. The message begins with `locate(row)` and `what`, such as "row 3 (from 0), item".
     """
     values = pa.chunked_array([values]) if isinstance(values, pa.Array) else values
     kind = None if isinstance(values, list) else values.type
@@ -54,8 +56,8 @@ def as_item_ids(values: Iterable[Any], name: str = "item IDs") -> pa.StringArray
     """Convert raw item IDs to text in the way `load_interactions` does: 1 and 1.0 become "1".
 
     Raises:
-        ValueError: A value is not text or a finite number (also in a tensor), or is a float too large to be exact. The
-            message begins with `name`.
+        ValueError: `values` is not a collection, or a value is missing, is not valid Unicode text or a finite number
+            (int or float, also in a tensor), or is a float too large to be exact. The message begins with `name`.
     """
     ids = read_list(values, name)
     try:
@@ -74,13 +76,15 @@ def _as_item_id(value: Any) -> str:
     if text is None:
         found = f"found {value!r:.100} ({type(value).__name__})"
         if pd.isna(scalar) is True:
-            raise ValueError(f"expected an item ID, {found}, a missing value. Remove it (only `fill` accepts gaps).")
-        raise ValueError(f"expected text or numbers, {found}. Convert the value to text.")
+            advice = "Remove it (only `recommender.fill` accepts gaps)."
+            raise ValueError(f"expected an item ID, {found}, a missing value. {advice}")
+        advice = "Pass the IDs without inner lists." if is_collection(value) else "Convert the value to text."
+        raise ValueError(f"expected text or numbers, {found}. {advice}")
     return text
 
 
 def _as_id(value: Any, digits: int = 53) -> str | None:
-    """Convert one ID to text, and a missing value to None. Floats are exact up to 2^`digits`."""
+    """Convert one ID to text, and a missing value to None. Floats below 2^`digits` are exact."""
     if isinstance(value, str | bytes):
         try:
             return value.decode() if isinstance(value, bytes) else value.encode().decode()

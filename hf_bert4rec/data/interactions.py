@@ -1,4 +1,4 @@
-"""Interactions: read from any log, filtered, one row each with user, item and timestamp."""
+"""Read interactions from any log and filter them. Each row has a user, an item and a timestamp."""
 
 import logging
 import re
@@ -40,21 +40,24 @@ def load_interactions(
     """Read a log of interactions between users and items.
 
     Rows without user, item or timestamp are dropped. The numbers of rows that were read and dropped are logged. Rows
-    keep the order of the source, also among equal timestamps. Without timestamps, the rows are assumed to be in time
-    order, and row numbers are used as timestamps.
+    keep the order of the source, also among equal timestamps. Without a column of times, the rows are assumed to be in
+    time order, and row numbers from 0 are used as timestamps.
 
     Args:
-        source: A file (see `FORMATS`; also compressed with gzip, bzip2 or Zstandard), a folder of MovieLens,
-            `"ml-latest-small"` (contained in this package), a pandas, Polars or Arrow table, a `datasets.Dataset`, or
-            the Hub ID of a dataset, whose split `train` is read.
-        format: Key of `FORMATS`. Default: the suffix of the file.
+        source: A file (also compressed with gzip, bzip2 or Zstandard), a folder of MovieLens, `"ml-latest-small"`
+            (contained in this package), a pandas, Polars or Arrow table, a (saved) `datasets.Dataset`, or the Hub ID
+            of a dataset, whose split `train` is read.
+        format: Format of a file: csv, tsv, dat, data, item, inter, txt, sequences, json, jsonl, parquet, or a key that
+            you added to `FORMATS`. Default: the suffix of the file.
         user: Column of the user: a name, or a position from 0. Default: a column with a usual name.
-        item: Column of the item.
-        timestamp: Column of the time: numbers are kept as they are, dates become seconds since 1970.
-        rating: Column of the rating; read only if `min_rating` is given.
+        item: Column of the item, as for `user`.
+        timestamp: Column of the time: numbers are kept as they are, dates become seconds since 1970. Default: a column
+            with a usual name, or the only column whose type is a date.
+        rating: Column of the rating, as for `user`; read only if `min_rating` is given.
         min_rating: Drop interactions with a lower rating or without one.
-        min_user_interactions: Drop users with fewer interactions, until all users have enough (k-core).
-        min_item_interactions: Drop items with fewer interactions, until all items have enough.
+        min_user_interactions: Drop users with fewer interactions. This filter and `min_item_interactions` count what
+            the other filters keep, and are repeated until all users and items have enough (k-core).
+        min_item_interactions: Drop items with fewer interactions.
         keep_repeats: Whether to keep a user's later interactions with the same item.
         separator: Separator of a text file. Default: the usual separator of the format.
         encoding: Encoding of a text file. Default: Latin-1 for the formats dat and item, otherwise UTF-8.
@@ -63,12 +66,13 @@ def load_interactions(
         `Dataset` with `user` and `item` (strings) and `timestamp` (int64; float64 if there are fractions).
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The source cannot be read; the message names the line and says what to do.
+        FileNotFoundError: There is no such file, or the folder has no file of MovieLens.
+        ValueError: An option is invalid, the source cannot be read, a column is missing or ambiguous, a value is
+            invalid, or no interactions are left. The message says what to do.
     """
     fewest = {"min_user_interactions": min_user_interactions, "min_item_interactions": min_item_interactions}
     for name, value in {"min_rating": 0 if min_rating is None else min_rating, **fewest}.items():
-        check_number(name, value, "a number", lambda _: True)
+        check_number(name, value, "a number", lambda number: number == number)  # not NaN
     log = open_log(source, "interactions", format, separator, encoding, [user, item, timestamp, rating], timestamp)
     wanted: dict[str, Column] = {"user": user, "item": item, "timestamp": timestamp}
     if min_rating is not None:
@@ -105,9 +109,12 @@ def load_interactions(
             used = rows > 0
             check_ids(column.dictionary.filter(pa.array(used)), rows[used], role, log.name)
         notes = _check(log, found)
-    counts = (f"{core[role].nunique():,} {role}s" for role in coded)
-    level = logging.WARNING if 10 * (~complete).sum() > len(complete) else logging.INFO
-    logger.log(level, f"{log.name}: {len(table):,} interactions of {' with '.join(counts)}{notes}; dropped: {losses}.")
+    sizes = {"interaction": len(table), **{role: core[role].nunique() for role in coded}}
+    total, users, items = (f"{number:,} {name}{'s' * (number != 1)}" for name, number in sizes.items())
+    incomplete = 10 * (~complete).sum() > len(complete)
+    advice = " More than 10 % of the rows are incomplete, so check the columns." * bool(incomplete)
+    report = f"{log.name}: {total} of {users} with {items}{notes}; dropped: {losses}.{advice}"
+    logger.log(logging.WARNING if incomplete else logging.INFO, report)
     return Dataset(table)
 
 
@@ -127,7 +134,7 @@ def _read(log: RawLog, found: Mapping[str, int]) -> tuple[pa.Table, np.ndarray]:
                 raise
             date, time = log.columns[found["timestamp"]], log.columns[found["time of day"]]
             advice = f"{date!r} and {time!r} are read as date and time of day. If one column is the time, name it: "
-            raise ValueError(f"{error} {advice}{spell('timestamp', time, 'timestamp')}.") from None
+            raise ValueError(f"{error} {advice}{spell('timestamp', time)}.") from None
     if "rating" in found:
         values["rating"] = as_numbers(columns["rating"], "rating", log, complete)
     for column in values.values():
@@ -143,15 +150,15 @@ def _check(log: RawLog, found: Mapping[str, int]) -> str:
         if not re.search(r"\d", first := ", ".join(log.first_rows[0])):
             logger.warning(
                 f"{log.name}: the first line has no known column name. "
-                f"If {first!r} is a header, name the columns, such as {spell('user', command='user')}."
+                f"If {first!r} is a header, name the columns, such as {spell('user')}."
             )
     if "timestamp" in found and not is_time_name(time := log.columns[found["timestamp"]]):
         notes += "" if log.first_rows else f" (timestamp: column {time!r})"
     if "timestamp" not in found:
         notes += " (no timestamps; the rows are assumed to be in time order)"
-        unread = ", ".join(name for place, name in enumerate(log.columns) if place not in found.values())
-        if unread:
-            solution = f"If one of {unread:.200} is the time, name it: {spell('timestamp', command='timestamp')}."
+        if unread := [repr(name) for place, name in enumerate(log.columns) if place not in found.values()]:
+            which = "one of " * (len(unread) > 1) + ", ".join(unread)[:200]
+            solution = f"If {which} is the time, name it: {spell('timestamp')}."
             logger.warning(f"{log.name}: found no column of times. {solution}")
     return notes
 
@@ -167,10 +174,13 @@ def load_titles(
 ) -> dict[str, str]:
     """Return a dict from raw item ID to title, read from the same kinds of source as `load_interactions`.
 
-    Without a header, the first column is the item and the second the title, unless `item` and `title` name others.
+    `item` and `title` name columns, by their name or position (from 0). By default they are found by usual names. In a
+    file without a header, the first column is the item and the second the title. Rows without an ID or title are
+    skipped. Of several titles of an item, the last one is used. The other options are as for `load_interactions`.
 
     Raises:
-        ValueError: As for `load_interactions`; for example, there is no column for the title.
+        FileNotFoundError: There is no such file, or the folder has no file of MovieLens.
+        ValueError: An option is invalid, the source cannot be read, or a column is missing or ambiguous.
     """
     log = open_log(source, "titles", format, separator, encoding, [item, title])
     with library_errors(log.name):
@@ -185,20 +195,23 @@ def load_titles(
 def rename_items(interactions: Dataset, names: Mapping[str, str]) -> Dataset:
     """Return a log with new item IDs, for example with IDs of the catalog instead of numbers.
 
+    `names` is a dict from old to new ID. It may contain items that are not in the log.
+
     Raises:
-        ValueError: `names`, a dict from old to new ID, lacks an item, or gives two items the same new ID.
+        ValueError: `names` lacks an item of the log, or gives two of them the same new ID.
     """
     table = interactions.with_format("arrow")[:]
     old = pc.unique(table["item"])
     known = dict(zip(as_item_ids(list(names)).to_pylist(), as_item_ids(names.values()).to_pylist(), strict=True))
     new = [known.get(item) for item in old.to_pylist()]
     if None in new:
-        found = f"{new.count(None):,} items of the log have no new ID, such as {old[new.index(None)].as_py()!r}"
+        found = f"{new.count(None):,} of {len(new):,} items have no new ID, such as {old[new.index(None)].as_py()!r}"
         raise ValueError(f"{found}. Add these items to `names` (command line: to the table of `--item_ids`).")
     name, times = Counter(new).most_common(1)[0]
     if times > 1:
         merged = [item for item, other in zip(old.to_pylist(), new, strict=True) if other == name]
-        raise ValueError(f"The items {merged[:5]} have the same new ID {name!r}. Give each item an ID of its own.")
+        advice = "Give each item an ID of its own in `names` (command line: in the table of `--item_ids`)."
+        raise ValueError(f"The items {merged[:5]} have the same new ID {name!r}. {advice}")
     renamed = pa.array(new, pa.string()).take(pc.index_in(table["item"], value_set=old))
     return Dataset(table.set_column(table.schema.get_field_index("item"), "item", renamed))
 

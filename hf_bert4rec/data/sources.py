@@ -3,7 +3,7 @@
 import codecs
 import re
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +17,12 @@ from .ids import Values
 
 COMPRESSED = {".gz": ("gzip", rb"\x1f\x8b"), ".bz2": ("bz2", rb"BZh\d1AY&SY"), ".zst": ("zstd", rb"\x28\xb5\x2f\xfd")}
 OTHER_FILES = {  # first bytes of files that are not text -> what they are, and what to do
-    rb"(?s)PK\x03\x04.{,4000}xl/|\xd0\xcf\x11\xe0": "an Excel workbook. Pass pandas.read_excel(path), or export CSV",
+    rb"(?s)PK\x03\x04.{,4000}xl/|\xd0\xcf\x11\xe0": "an Excel workbook. Export CSV, or pass `pandas.read_excel(path)`",
     rb"(?s)PK\x03\x04|Rar!\x1a|7z\xbc\xaf|\xfd7zXZ|.{257}ustar": "an archive. Extract it and pass one of its files",
     rb"\x1f\x8b|BZh\d1AY&SY|\x28\xb5\x2f\xfd|x[\x01\x9c]|\x5d\0\0": "compressed twice or with zlib or lzma. Extract it",
-    rb"ARROW1\0|SQLite format 3\0|\x89HDF|\x80[\x02-\x05]": "a binary file. Pass a pandas data frame, or export CSV",
-    rb"(?i)\s*<(!doctype |html)": "an HTML page, perhaps of a failed download. Download the log again",
-    rb"%PDF-": "a PDF document. Export the log as CSV",
+    rb"ARROW1\0|SQLite format 3\0|\x89HDF|\x80[\x02-\x05]": "a binary file. Export CSV, or pass a pandas data frame",
+    rb"(?i)\s*<(!doctype |html)": "an HTML page, perhaps of a failed download. Download the data again",
+    rb"%PDF-": "a PDF document. Export the data as CSV",
 }
 BYTE_ORDER_MARKS = {  # UTF-32 before UTF-16, because the mark of UTF-32-LE begins with the mark of UTF-16-LE
     **{codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32"},
@@ -33,41 +33,49 @@ BYTE_ORDER_MARKS = {  # UTF-32 before UTF-16, because the mark of UTF-32-LE begi
 def spell(option: str, value: Any = "...", command: str | None = None) -> str:
     """Return how to write an option with a value in Python and on the command line.
 
-    On the command line the option is called `command`. If `command` is "", the option exists in Python only. If it is
-    None, the name is the same, and the text says that the option is for a log.
+    On the command line the option is called `command`, by default `option`. If `command` is "", the option exists in
+    Python only.
     """
-    where = "command line" if command else "command line, for a log"
-    return f"`{option}={value!r}`" + f" ({where}: `--{command or option} {shlex.quote(str(value))}`)" * (command != "")
+    word = "$'\\t'" if value == "\t" else shlex.quote(str(value))
+    return f"`{option}={value!r}`" + f" (command line: `--{command or option} {word}`)" * (command != "")
 
 
 @contextmanager
 def library_errors(
-    name: str, advice: str = "If the source is not damaged, pass a data frame or CSV file of text, numbers and dates."
+    name: str, advice: str = "Save or download it again, or pass a data frame or CSV file of text, numbers and dates."
 ) -> Iterator[None]:
-    """Raise errors of libraries as a ValueError that begins with the `name` of the source and ends with `advice`."""
+    """Raise errors of libraries as a ValueError that begins with the `name` of the source and ends with advice."""
     try:
         yield
     except Exception as error:
         if type(error) in (ValueError, FileNotFoundError) and str(error).startswith(name):
             raise
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        advice = "Check the permissions of its files." if isinstance(error, PermissionError) else advice
+        advice = "Free memory, or use a machine with more of it." if isinstance(error, MemoryError) else advice
+        reason = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(".")
         raise ValueError(f"{name}: cannot be read ({reason:.300}). {advice}") from error
 
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file of a log, with the options that the user passed for text files."""
+    """A file of a log or a table of items, with the options that the user passed for text files."""
 
     path: Path
     separator: str | None = None
     encoding: str | None = None
     names: frozenset[str] = frozenset()  # columns that the user named; a first line with one of them is a header
     timestamp: str | int | None = None  # column of the time, if the user named it
+    is_log: bool = True  # False for titles and features, whose format cannot be named on the command line
 
     @property
     def name(self) -> str:
         """The name of the file without its folder."""
         return self.path.name
+
+    def spell(self, option: str, value: str) -> str:
+        """Return how to write an option for this file, or what to do on the command line if it has no such option."""
+        solution = " (command line: convert the file to CSV with commas, in UTF-8)"
+        return spell(option, value) if self.is_log else spell(option, value, "") + solution
 
     def content(self, size: int | None = None) -> bytes:
         """Return the decompressed bytes of the file, or the first `size` bytes."""
@@ -78,7 +86,7 @@ class SourceFile:
             return stream.read(size)
 
     def check_kind(self, data: bytes) -> None:
-        """Raise ValueError if the first bytes are not those of a text file."""
+        """Raise ValueError if the first bytes are those of a known kind of file that is not text."""
         for pattern, advice in OTHER_FILES.items():
             if re.match(pattern, data):
                 raise ValueError(f"{self.name}: the file is {advice}.")
@@ -91,19 +99,21 @@ class SourceFile:
         encoding = next((name for mark, name in BYTE_ORDER_MARKS.items() if data.startswith(mark)), encoding)
         if b"\0" in data[:1000] and not re.search("16|32", str(encoding)):
             likely = "utf-16-be" if data[0] == 0 else "utf-16-le"
-            raise ValueError(f"{self.name}: contains null characters. For text, pass {spell('encoding', likely)}.")
+            found = "found null characters, as in binary files and UTF-16"
+            raise ValueError(f"{self.name}: {found}. For UTF-16, pass {self.spell('encoding', likely)}.")
         try:
             text = data.decode(encoding)
         except UnicodeDecodeError as error:
             line = data.count(b"\n", 0, error.start) + 1
             raise ValueError(
                 f"{self.name}, line {line}: expected {encoding} text, found the byte {data[error.start]:#04x}. Name "
-                f"the encoding, such as {spell('encoding', 'latin-1')}, or fix this line."
+                f"the encoding, such as {self.spell('encoding', 'latin-1')}, or fix this line."
             ) from None
         except (LookupError, TypeError):
-            raise ValueError(f"{self.name}: unknown encoding {encoding!r}. Name one, such as utf-8.") from None
+            example = self.spell("encoding", "utf-8")
+            raise ValueError(f"{self.name}: unknown encoding {encoding!r}. Name another, such as {example}.") from None
         if not text.strip():
-            raise ValueError(f"{self.name}: the file is empty. Check the path.")
+            raise ValueError(f"{self.name}: the file is empty or has only whitespace. Check the path.")
         return text
 
 
@@ -117,15 +127,17 @@ class RawLog:
     locate: Callable[[int], str]  # row -> "ratings.csv, line 17"
     first_rows: Sequence[Sequence[str]] = ()  # of a text file without a known header
     dates: Sequence[int] = ()  # positions of columns whose type is a date or a time with a date
+    separator: str = ""  # of a text file
 
     def __str__(self) -> str:
         """List the columns for messages."""
-        hint = f" (no header; the first line is {', '.join(self.first_rows[0])!r:.200})" if self.first_rows else ""
+        first = ", ".join(self.first_rows[0]) if self.first_rows else ""
+        hint = f" (positions, because the first line {first!r:.200} is not recognized as a header)" * bool(first)
         return f"{', '.join(self.columns) or 'no columns':.500}{hint}"
 
 
 def open_table(source: Any, name: str, expected: str = "Expected a path, a Hub ID or a table") -> RawLog:
-    """Open a table in memory: a `Dataset`, or a table of pandas, Polars or Arrow. Errors begin with `expected`."""
+    """Open a `Dataset`, or a table of pandas, Polars or Arrow. The error for other types begins with `expected`."""
     if isinstance(source, Dataset):
         source = source.with_format("arrow")[:]
     if isinstance(source, pd.DataFrame):
@@ -139,12 +151,14 @@ def open_table(source: Any, name: str, expected: str = "Expected a path, a Hub I
             table = pa.table(source)
         columns = list(zip(table.column_names, table.columns, strict=True))
     else:
-        found, advice = type(source).__name__, "pandas.DataFrame(source, columns=[...]), with the names of the columns"
+        found, advice = type(source).__name__, "one of these"
         if isinstance(source, dict):
-            split = f"[{next(iter(source), 'train')!r}]"
-            splits = f"source{split}, or for a saved folder its subfolder {next(iter(source), 'train')}"
-            advice = splits if isinstance(source, DatasetDict) else "pandas.DataFrame(source)"
-            found += f" of {', '.join(map(str, source))}"
+            split = next(iter(source), "train")
+            splits = f"`source[{split!r}]`, or for a saved folder the path of its subfolder `{split}`"
+            advice = splits if isinstance(source, DatasetDict) else "`pandas.DataFrame(source)`"
+            found += f" with the keys {', '.join(map(str, source))}"
+        elif isinstance(source, Iterable):
+            advice = "`pandas.DataFrame(source, columns=[...])`, with the names of the columns"
         raise ValueError(f"{expected} (pandas, Polars, Arrow, datasets), found {found}. Pass {advice}.")
     names = [key for key, _ in columns]
     types = [str(getattr(column, "type", getattr(column, "dtype", ""))) for _, column in columns]
@@ -152,7 +166,7 @@ def open_table(source: Any, name: str, expected: str = "Expected a path, a Hub I
         name,
         names,
         lambda places: [_as_values(columns[i][1]) for i in places],
-        lambda i: f"{name}, row {i}",
+        lambda i: f"{name}, row {i} (from 0)",
         dates=[place for place, kind in enumerate(types) if kind.startswith(("date", "timestamp"))],
     )
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from .ids import ONE_PER_ROW, Values, distinct_values
-from .sources import RawLog
+from .sources import RawLog, spell
 
 logger = logging.getLogger(__name__)
 
@@ -27,10 +27,10 @@ DOUBTFUL = {  # IDs that are read as they are, with a warning
     r"^[\s\pZ]|[\s\pZ]$": "begins or ends with whitespace. Remove the whitespace, unless it is part of the ID",
     r'^".*"$': "is in quotation marks. If these are not part of the ID, remove them. For a text file other than csv, "
     "`format='csv'` with `separator` does this (command line, for a log: `--format csv` with `--separator`)",
-    r"[\r\n]": "contains a line break. Check the quotation marks in the file",
-    r"^-?\d+([.,]\d+)?[eE]\+\d+$": "is a rounded number, so different IDs may have become the same. Export IDs as text",
+    r"[\r\n]": "contains a line break. If it is not part of the ID, check the quotation marks in the source",
+    r"^-?\d+([.,]\d+)?[eE]\+\d+$": "may be a rounded number, so different IDs may be the same now. Export IDs as text",
     r"^-?\d+\.0$": "ends in .0, which makes it another ID than the integer. If it is an integer, export it without .0",
-    SEVERAL: "seems to contain several IDs. Give each interaction a row of its own",
+    SEVERAL: "seems to contain several IDs. If it does, give each ID a row of its own",
 }
 UNITS = {"seconds": 1e8, "milliseconds": 1e11, "microseconds": 1e14, "nanoseconds": 1e17}  # 1973 in each unit
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
@@ -63,7 +63,8 @@ def as_times(values: Values, log: RawLog, rows: np.ndarray) -> pa.ChunkedArray:
     kind = None if isinstance(values, list) else values.type
     if kind and pa.types.is_temporal(kind):
         if not (pa.types.is_date(kind) or pa.types.is_timestamp(kind)):
-            raise ValueError(f"{log.name}: expected dates or numbers as timestamp, found {kind}. Add the dates.")
+            advice = f"Add the date to these times, or name another column: {spell('timestamp')}."
+            raise ValueError(f"{log.name}: expected dates or numbers as timestamp, found {kind}. {advice}")
         micros = pc.cast(values, pa.timestamp("us"), safe=getattr(kind, "unit", "") != "ns")
         values = pc.divide(pc.cast(pc.cast(micros, pa.int64()), pa.float64()), 1e6)
     times = as_numbers(values, "timestamp", log, rows, dates=True)
@@ -98,7 +99,7 @@ def as_numbers(values: Values, role: str, log: RawLog, rows: np.ndarray, dates: 
     """Convert to int64, or to float64 if there are fractions; missing values become null.
 
     Raises:
-        ValueError: A value in the `rows`, a mask, is not a number, or if `dates` and most values are dates, not a date.
+        ValueError: A value in `rows` (a mask) is not a finite number, or not a date if `dates` and most are dates.
     """
     if isinstance(values, list) or not pa.types.is_primitive(values.type):
         values = as_text(values)
@@ -123,7 +124,8 @@ def as_numbers(values: Values, role: str, log: RawLog, rows: np.ndarray, dates: 
         shown = "; ".join(f"{log.locate(row)}: found {values[row].as_py()!r:.80}" for row in bad[:3])
         what = "a finite number" if parse is float else "an ISO date"
         advice = " If these are dates, convert the column with `pandas.to_datetime(..., format=...)`." if dates else ""
-        raise ValueError(f"{shown} (rows: {len(bad):,}). Expected {what} as {role}. Fix or remove these rows.{advice}")
+        shown += f" (number of rows: {len(bad):,})"
+        raise ValueError(f"{shown}. Expected {what} as {role}. Fix or remove these rows.{advice}")
     whole = np.all(missing | ((found == np.floor(found)) & (np.abs(found) < 2**53)))
     result = pa.chunked_array([pa.array(np.where(missing, 0, found), mask=missing)])
     return pc.cast(result, pa.int64()) if whole else result
@@ -142,7 +144,7 @@ def as_seconds(time: Any, name: str) -> float:
     """Return a number unchanged, and a date as seconds since 1970; see `date_as_seconds`.
 
     Raises:
-        ValueError: The number is not finite, or the date is ambiguous.
+        ValueError: The value is neither a finite number nor a date that `date_as_seconds` accepts.
     """
     seconds, text = math.inf, str(time).strip()
     with suppress(ValueError, OverflowError):

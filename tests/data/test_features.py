@@ -121,19 +121,27 @@ def test_files_are_read_like_data_frames(tmp_path):
     ("table", "options", "message"),
     [
         ({"item": ["a", "a"], "kind": ["x", "x"]}, {}, "one row per item, found several for 'a'"),
-        ({"item": ["a", None], "kind": ["x", "x"]}, {}, "row 1: the item ID is missing"),
+        ({"item": ["a", None], "kind": ["x", "x"]}, {}, r"row 1 \(from 0\): the item ID is missing"),
         ({"kind": ["x", "x"]}, {}, "expected a column for the item"),
-        ({"item": ["a", "b"], "v": [[1.0, 2.0], [1.0]]}, {}, "row 1: expected 2 numbers in the column 'v', found 1"),
+        (
+            {"item": ["a", "b"], "v": [[1.0, 2.0], [1.0]]},
+            {},
+            r"row 1 \(from 0\): expected 2 numbers in the column 'v', found 1",
+        ),
         (
             {"item": ["a", "b"], "v": [[1.0, np.nan], [1.0, 2.0]]},
             {},
-            "row 0: expected finite numbers in the column 'v'",
+            r"row 0 \(from 0\): expected finite numbers in the column 'v'",
         ),
-        ({"item": ["a", "b"], "v": [[1.0, 1.0], [1e39, 2.0]]}, {}, r"row 1: .*or a number above 3\.4e\+38\. Fix or"),
+        (
+            {"item": ["a", "b"], "v": [[1.0, 1.0], [1e39, 2.0]]},
+            {},
+            r"row 1 \(from 0\): .*or a number above 3\.4e\+38\. Fix or",
+        ),
         (
             {"item": ["a", "b", "c"], "price": ["1", "2", "cheap"]},
             {},
-            "row 2: found 'cheap'.* Expected a finite number",
+            r"row 2 \(from 0\): found 'cheap'.* Expected a finite number",
         ),
         ({"item": ["a", "b"], "name": ["x", "y"]}, {"text": ["name"]}, "the text of 'name' needs an encoder"),
         (
@@ -176,7 +184,7 @@ def test_new_items_with_titles_and_known_items_that_they_are_like():
 def test_new_items_without_a_known_header_need_the_column_of_the_item(tmp_path, first):
     path = tmp_path / "new.csv"
     path.write_text(f"{first}\nn5,Fine shoe\nn6,Red hat\n")
-    found = r"for the item, found 0, 1 \(no header.*Name the column, by its name or position: "
+    found = r"for the item, found 0, 1 \(positions, .*Name the column, by its name or position \(from 0\): "
     for load, option in ((lambda path: load_new_items(path, None), "item"), (load_item_features, "title_item")):
         with pytest.raises(ValueError, match=rf"{found}.*\(command line: `--{option} \.\.\.`\)\.$"):
             load(path)

@@ -122,7 +122,7 @@ def test_a_file_that_only_claims_to_be_gzip_is_refused_by_name(tmp_path):
 
 def test_a_saved_dataset_dict_is_refused_with_the_split_to_pass(tmp_path):
     DatasetDict({"train": Dataset.from_dict(TABLE)}).save_to_disk(tmp_path / "saved")
-    with pytest.raises(ValueError, match=r"found DatasetDict of train\. Pass .* saved folder its subfolder train"):
+    with pytest.raises(ValueError, match=r"found DatasetDict with the keys train\. Pass .* its subfolder `train`"):
         load_interactions(tmp_path / "saved")
 
 
@@ -162,7 +162,7 @@ def test_quotes_are_plain_characters_in_tab_separated_files(write):
 )
 @pytest.mark.parametrize("name", ["log.csv", "log.tsv", "log.txt", "log.sequences"])
 def test_json_in_a_file_of_rows_is_refused_with_its_format(write, name, content):
-    with pytest.raises(ValueError, match=r"^log\..*: contains JSON\. Name the format: `format='jsonl'`"):
+    with pytest.raises(ValueError, match=r"^log\..*: the file contains JSON\. Name the format: `format='jsonl'`"):
         load_interactions(write(name, content))
 
 
@@ -178,6 +178,8 @@ def test_the_advice_for_sequences_with_commas_works(write):
         load_interactions(path, user=0, item=1)
     with pytest.raises(ValueError, match=r"expected a user and items, found only 'u1,a,b'.*`separator=','`"):
         load_interactions(path, format="sequences")
+    with pytest.raises(ValueError, match=r"name the separator of the file, such as `separator=';'`"):
+        load_interactions(write("one.csv", "u1,a\nu2\n"), format="sequences", separator=",")
     assert rows(load_interactions(path, format="sequences", separator=","))[:3] == [
         ("u1", "a", 0),
         ("u1", "b", 1),

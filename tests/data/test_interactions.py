@@ -99,8 +99,12 @@ BAD_FILES = {
         r"log\.jsonl, line 3: .*one complete JSON object per line, found '\{\"user\": \"u\", \"it'",
     ),
     "a first line that is no JSON": ("log.jsonl", '\nuser\n{"user": "u"}\n', r"log\.jsonl, line 2: .*found 'user'"),
-    "a JSON list of lists": ("log.json", '[["u", "a"]]\n', r"log\.json: expected a JSON array .* of other values"),
-    "a cut JSON list": ("log.json", '[{"user": "u",\n', r"log\.json: expected .* that cannot be read\. Fix the array"),
+    "a JSON list of lists": (
+        "log.json",
+        '[["u", "a"]]\n',
+        r"log\.json: expected a JSON array .* found the element \['u', 'a'\]",
+    ),
+    "a cut JSON list": ("log.json", '[{"user": "u",\n', r"log\.json: .* read \(JSON error in line 2\)\. Fix the array"),
     "a Parquet file that is none": ("log.parquet", "user,item\n", r"log\.parquet: cannot be read"),
 }
 
@@ -116,6 +120,7 @@ def test_a_bad_file_is_refused_with_its_name_and_line(write, what):
     ("option", "value", "expected"),
     [
         ("min_rating", "abc", "a number"),
+        ("min_rating", float("nan"), "a number"),
         ("min_user_interactions", "2", "a number"),
         ("min_item_interactions", None, "a number"),
         ("format", 5, "text"),
@@ -185,8 +190,9 @@ def test_one_line_reports_what_was_read_and_dropped(write, caplog):
     with caplog.at_level(logging.INFO, "hf_bert4rec.data.interactions"):
         load_interactions(path, min_rating=2, keep_repeats=False, min_item_interactions=2)
     assert [record.getMessage() for record in caplog.records] == [
-        "log.csv: 3 interactions of 3 users with 1 items; dropped: 1 without user, item, timestamp or rating, "
-        "1 rated below 2, 1 repeated, 1 of users or items with too few interactions."
+        "log.csv: 3 interactions of 3 users with 1 item; dropped: 1 without user, item, timestamp or rating, "
+        "1 rated below 2, 1 repeated, 1 of users or items with too few interactions. More than 10 % of the rows are "
+        "incomplete, so check the columns."
     ]
 
 
@@ -240,6 +246,18 @@ def test_titles_without_a_column_for_them_are_refused(write):
         load_titles(write("items.csv", "item,genre\n1,Drama\n"))
 
 
+def test_titles_are_converted_on_the_command_line_which_has_no_option_for_their_format(write):
+    solution = r" \(command line: convert the file to CSV with commas, in UTF-8\)\.$"
+    with pytest.raises(
+        ValueError, match=r"unknown format, because the name has no suffix\. .*`format='csv'`" + solution
+    ):
+        load_titles(write("titles", "1,One\n"))
+    with pytest.raises(ValueError, match=r"lines \(2\), or name another separator, such as `separator=';'`" + solution):
+        load_titles(write("titles.csv", "item,title\n1\n"))
+    with pytest.raises(ValueError, match=r"\(command line: `--separator ';'`\)\. For lines of 'user item item …' use"):
+        load_interactions(write("log.csv", "user,item\n1\n"))
+
+
 def test_titles_without_a_header_are_read_where_the_positions_say(write):
     assert load_titles(write("titles.tsv", "Ah\ta\nBe\tb\n"), item=1, title=0) == {"a": "Ah", "b": "Be"}
 
@@ -253,8 +271,8 @@ def test_items_get_the_ids_of_the_catalogue():
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ({"1": "9"}, "1 items of the log have no new ID, such as '2'"),
-        ({}, "2 items of the log have no new ID, such as '1'"),
+        ({"1": "9"}, "1 of 2 items have no new ID, such as '2'"),
+        ({}, "2 of 2 items have no new ID, such as '1'"),
         ({"1": "9", "2": "9"}, r"items \['1', '2'\] have the same new ID '9'"),
     ],
 )

@@ -13,6 +13,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from hf_bert4rec import load_interactions
+from hf_bert4rec.data.sources import SourceFile
 from tests.data.raw_logs import ORIGINAL_FORMS, TABLE, TABLE_ROWS, TWO_ROWS, rows
 
 
@@ -59,21 +60,23 @@ def test_a_source_of_a_wrong_type_is_refused_by_its_type(source):
 
 
 def test_rows_without_names_become_a_table_as_the_error_says():
-    with pytest.raises(ValueError, match=r"found list\. Pass pandas\.DataFrame\(source, columns="):
+    with pytest.raises(ValueError, match=r"found list\. Pass `pandas\.DataFrame\(source, columns="):
         load_interactions([("u", "a")])
+    with pytest.raises(ValueError, match=r"found NoneType\. Pass one of these\.$"):
+        load_interactions(None)
     assert len(load_interactions(pd.DataFrame([("u", "a")], columns=["user", "item"]))) == 1
 
 
 def test_a_web_page_and_a_pdf_are_refused_with_different_advice(write):
     page = b"\n<!DOCTYPE html><html><body>404</body></html>"
-    with pytest.raises(ValueError, match=r"^log\.csv: the file is an HTML page.*Download the log again"):
+    with pytest.raises(ValueError, match=r"^log\.csv: the file is an HTML page.*Download the data again"):
         load_interactions(write("log.csv", page))
-    with pytest.raises(ValueError, match=r"^log\.csv: the file is a PDF document\. Export the log as CSV\.$"):
+    with pytest.raises(ValueError, match=r"^log\.csv: the file is a PDF document\. Export the data as CSV\.$"):
         load_interactions(write("log.csv", b"%PDF-1.7 text"))
 
 
 def test_a_dataset_dict_is_refused_with_the_split_to_pass():
-    with pytest.raises(ValueError, match=r"found DatasetDict of train, test\. Pass source\['train'\]"):
+    with pytest.raises(ValueError, match=r"found DatasetDict with the keys train, test\. Pass `source\['train'\]`"):
         load_interactions(DatasetDict({"train": Dataset.from_dict(TABLE), "test": Dataset.from_dict(TABLE)}))
 
 
@@ -105,6 +108,18 @@ def test_a_file_that_stays_compressed_is_refused(write, name, compressions):
         ValueError, match=rf"^{name}: the file is compressed twice or with zlib or lzma\. Extract it\.$"
     ):
         load_interactions(write(name, data))
+
+
+@pytest.mark.parametrize(
+    ("error", "advice"), [(PermissionError, "Check the permissions"), (MemoryError, "Free memory")]
+)
+def test_an_error_of_the_machine_is_not_taken_for_damage(write, monkeypatch, error, advice):
+    def fail(*args):
+        raise error("no")
+
+    monkeypatch.setattr(SourceFile, "content", fail)
+    with pytest.raises(ValueError, match=rf"^log\.csv: cannot be read \({error.__name__}: no\)\. {advice}"):
+        load_interactions(write("log.csv", "user,item\nu,a\n"))
 
 
 def test_an_xz_file_is_refused(write):

@@ -31,7 +31,8 @@ def test_whole_decimals_become_ids_without_a_fraction():
 def test_infinity_is_not_an_id(value):
     frame = pd.DataFrame({"user": [1.0, value], "item": ["a", "b"]})
     with pytest.raises(
-        ValueError, match=r"row 1, user: expected text or a finite number, found .*(?i:inf).*\. Fix or remove"
+        ValueError,
+        match=r"row 1 \(from 0\), user: expected text or a finite number, found .*(?i:inf).*\. Fix or remove",
     ):
         load_interactions(frame)
 
@@ -83,12 +84,16 @@ def test_nanoseconds_are_read_up_to_what_a_timestamp_can_hold():
 def test_a_rating_that_is_no_number_is_refused_where_ratings_matter(write):
     path = write("log.csv", "user,item,rating\nu,a,5\nu,b,good\n")
     assert len(load_interactions(path)) == 2
-    with pytest.raises(ValueError, match=r"line 3: found 'good' \(rows: 1\)\. Expected a finite number as rating"):
+    with pytest.raises(
+        ValueError, match=r"line 3: found 'good' \(number of rows: 1\)\. Expected a finite number as rating"
+    ):
         load_interactions(path, min_rating=3)
 
 
 def test_a_bad_value_of_a_table_is_refused_with_its_row():
-    with pytest.raises(ValueError, match=r"DataFrame, row 1: found 'x' .*Expected a finite number as timestamp"):
+    with pytest.raises(
+        ValueError, match=r"DataFrame, row 1 \(from 0\): found 'x' .*Expected a finite number as timestamp"
+    ):
         load_interactions(pd.DataFrame({"user": ["u", "v"], "item": ["a", "b"], "timestamp": ["1", "x"]}))
 
 
@@ -126,7 +131,7 @@ def test_integers_that_were_written_as_floats_are_other_ids_with_a_warning(tmp_p
 )
 def test_a_date_without_a_year_of_four_digits_is_refused(date):
     table = pd.DataFrame({"user": ["u"], "item": ["a"], "time": [date]})
-    with pytest.raises(ValueError, match=r"row 0: found '.*Expected an ISO date as timestamp"):
+    with pytest.raises(ValueError, match=r"row 0 \(from 0\): found '.*Expected an ISO date as timestamp"):
         load_interactions(table)
 
 

@@ -213,11 +213,11 @@ def test_defaults_of_the_pipeline_hold_for_each_call(folder):
         ({"where": []}, "`where` must be a dict"),
         ({"where": {"tags": lambda tags: tags < 5}}, r"'tags' failed for a column of .*\(.+\)\. Fix this function\."),
         ({"where_not": {"colour": 1}}, "Unknown attribute 'colour'"),
-        ({"where": SOLD, "attributes": [1]}, r"attributes: expected a table \(.*\), found list\. Pass pandas"),
+        ({"where": SOLD, "attributes": [1]}, r"attributes: expected a table \(.*\), found list\. Pass `pandas"),
         ({"where": SOLD, "attributes": "products.csv"}, r"attributes: expected a table, found str\. Pass pd\.read_csv"),
         (
             {"where": SOLD, "attributes": {"item": ["a"]}},
-            r"attributes: expected a table .*found dict of item. Pass pandas.DataFrame",
+            r"attributes: expected a table .*found dict with the keys item. Pass `pandas.DataFrame",
         ),
         (
             {"where": SOLD, "attributes": PRODUCTS.drop(columns="item")},
