@@ -1,7 +1,8 @@
-"""Measure what the pipeline can do besides recommending, and print one JSON line per measurement.
+r"""Measure gaps, surprise, explanations and rules of the pipeline, and print one JSON line per compared method.
 
     python scripts/bidirectional.py split ml-1m.txt runs/train.txt runs/others.txt
-    hf-bert4rec train scripts/configs/ml-1m.yaml --data runs/train.txt --output_dir runs/bert
+    hf-bert4rec train scripts/configs/ml-1m.yaml --data runs/train.txt --output_dir runs/bert \
+      --per_device_train_batch_size 128
     hf-bert4rec train scripts/configs/sasrec-ml-1m.yaml --data runs/train.txt --output_dir runs/sasrec
     python scripts/bidirectional.py fill runs/others.txt runs/train.txt runs/bert/model runs/sasrec/model
     python scripts/bidirectional.py surprise runs/others.txt runs/train.txt runs/bert/model runs/sasrec/model
@@ -10,8 +11,7 @@
 
 `split` writes the interactions of every tenth user to a log of their own, on which no model is trained. `fill`,
 `surprise` and `explain` use these users. Like the models, the baselines are trained without the last two items of each
-user of the training log.
-Draws have seed 0. Intervals are 95 % bootstrap intervals over users.
+user of the training log. Draws have seed 0. Intervals are 95 % bootstrap intervals over users.
 """
 
 import argparse
@@ -20,9 +20,10 @@ import os
 import re
 import time
 from collections.abc import Sequence
+from inspect import signature
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads make small models much slower
 
 import numpy as np
 import pandas as pd
@@ -46,9 +47,9 @@ from hf_bert4rec.models.configuration_bert4rec import SPECIAL_TOKENS
 
 GAPS = 5  # per user
 SMOOTHING = (1, 10, 100, 1000)
-INJECTED = 0.05
-DELETED = (1, 2, 3, 5, 10)
-EXPLAINED, NEWEST, DRAWS = 500, 50, 5
+INJECTED = 0.05  # share of the items of a user that are replaced
+DELETED = (1, 2, 3, 5, 10)  # numbers of items that are removed
+EXPLAINED, NEWEST, DRAWS = 500, 50, 5  # users, newest items of each, and random orders
 LISTS = 10  # items of a list of recommendations
 
 Histories = list[list[str]]
@@ -191,7 +192,7 @@ def surprise(log: str, train: str, model: str, causal: str, item_ids: str) -> No
     changed, labels = [], []
     for history in histories:
         new = [item for item in history if item in places]
-        assert new, "a user without known items"
+        assert new, "Each user needs an item of the training log."
         label = np.zeros(len(new), bool)
         for place in random.choice(len(new), max(1, round(INJECTED * len(new))), replace=False):
             near = ranked[max(0, places[new[place]] - 20) : places[new[place]] + 21]  # of about the same popularity
@@ -303,7 +304,7 @@ def fall(
     whole: np.ndarray,
     orders: Sequence[np.ndarray],
 ) -> np.ndarray:
-    """Return how much lower the log-probability is without the first 1, 2, 3, 5 and 10 items, (numbers, users)."""
+    """Return the fall of the log-probability without the first 1, 2, 3, 5 and 10 items of orders, (numbers, users)."""
     rows = []
     for number in DELETED:
         gone = [set(order[:number].tolist()) for order in orders]
@@ -319,7 +320,7 @@ def fall(
 
 
 def rules(log: str, movies: str, model: str, image: str, item_ids: str) -> None:
-    """Measure quality, coverage and diversity of the lists of each rule; test items of leave-one-out.
+    """Measure quality, coverage and diversity of the lists of each rule, on the test items of leave-one-out.
 
     The plot shows rules with the default number of candidates.
     """
@@ -398,7 +399,11 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands: dict[str, Any] = {it.__name__: it for it in (split, fill, surprise, explain, rules)}
     parser.add_argument("measurement", choices=commands)
-    parser.add_argument("arguments", nargs="+", help="as above")
-    parser.add_argument("--item_ids", default="data/ml-1m/items.tsv", help="names of the items of ml-1m.txt")
+    parser.add_argument("arguments", nargs="+", help="files and folders, in the order of the examples above")
+    text = "table that renames the items of a log: ID in the log, ID in the model (%(default)s)"
+    parser.add_argument("--item_ids", default="data/ml-1m/items.tsv", help=text)
     given = parser.parse_args()
+    needed = [*signature(commands[given.measurement]).parameters][:-1]  # without `item_ids`
+    if len(given.arguments) != len(needed):
+        parser.error(f"{given.measurement} needs {', '.join(needed)}, found {len(given.arguments)} arguments.")
     commands[given.measurement](*given.arguments, item_ids=given.item_ids)

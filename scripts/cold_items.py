@@ -1,4 +1,4 @@
-"""Measure how well a model recommends items that no user has had, by their features.
+"""Measure how well a model recommends items without interactions, by their features.
 
     python scripts/cold_items.py ratings.csv movies.csv scripts/results/cold-items.jsonl --features true
 
@@ -41,7 +41,7 @@ RECENT = 10  # items of the history that the second kind of neighbors reads
 
 
 def read_table(file: Path) -> pd.DataFrame:
-    """Read features; a year at the end of a title becomes a column, and a JSON object has an item per key."""
+    """Read features. Each key of a JSON object is an item. A year at the end of a title becomes a column."""
     if file.suffix == ".json":
         attributes = json.loads(file.read_text(encoding="utf-8"))
         return pd.DataFrame({"item": [*attributes], "attributes": [list(map(str, it)) for it in attributes.values()]})
@@ -61,7 +61,7 @@ def draw_removed(items: pd.Series, seed: int) -> set[str]:
 
 
 def ndcg(scores: torch.Tensor, targets: torch.Tensor, candidates: torch.Tensor) -> float:
-    """Return NDCG@10 of targets (users,) for scores (users, rows), ranked among candidates; ties come before them."""
+    """Return NDCG@10 of targets (users,) for scores (users, vocab_size), ranked among candidates after all ties."""
     own = scores.gather(1, targets[:, None])
     others = scores[:, candidates].masked_fill(candidates == targets[:, None], -torch.inf)
     ranks = 1 + (others >= own).sum(dim=1)
@@ -69,7 +69,7 @@ def ndcg(scores: torch.Tensor, targets: torch.Tensor, candidates: torch.Tensor) 
 
 
 def scores_of(model: Bert4RecForMaskedLM, histories: list[np.ndarray], tokenizer: ItemTokenizer) -> torch.Tensor:
-    """Return the scores of all rows for histories of rows, (users, rows)."""
+    """Return the scores of all token IDs for histories of token IDs, (users, vocab_size)."""
     rows = []
     with torch.no_grad():
         for history in histories:
@@ -144,13 +144,14 @@ def main() -> None:
     """Measure, and append a line to the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("log", type=Path, help="log of interactions")
-    parser.add_argument("table", type=Path, help="table of features, or JSON: item -> list of attributes")
-    parser.add_argument("results", type=Path, help="JSON lines")
+    parser.add_argument("table", type=Path, help="table of features, or JSON object: item -> list of attributes")
+    parser.add_argument("results", type=Path, help="JSON Lines file, to which one line is appended")
     parser.add_argument("--features", choices=("true", "false"), default="true", help="whether to train with features")
     parser.add_argument("--encoder", help="model of sentence-transformers for the titles (default: no titles)")
-    parser.add_argument("--id_dropout", type=float, default=0.2)
-    parser.add_argument("--epochs", type=float, help="instead of those that are recommended")
-    parser.add_argument("--seed", type=int, default=42)
+    text = "share of the items whose ID embedding is dropped in each training step (%(default)s)"
+    parser.add_argument("--id_dropout", type=float, default=0.2, help=text)
+    parser.add_argument("--epochs", type=float, help="number of epochs (default: as recommended for the log)")
+    parser.add_argument("--seed", type=int, default=42, help="seed of removed items and training (%(default)s)")
     args = parser.parse_args()
     args.features = args.features == "true"
     with args.results.open("a", encoding="utf-8") as file:

@@ -5,12 +5,13 @@
 
 A first model (a) is trained on three periods. After each further period, the command continues the last accepted model
 with the new interactions (b), and trains another one from scratch on all interactions so far (c), with the recommended
-settings and the same validation targets. The three models are evaluated on the first interaction of each user in the
-next period, ranked among all items without the history. Targets that a model does not contain count as missed. Seconds
-are the processor time of the whole command.
+settings and the same validation targets. A continued model is rejected if the command fails, as it does for a model
+that is worse than the one before. The three models are evaluated on the first interaction of each user in the next
+period, ranked among all items without the history. Targets that a model does not contain count as missed. Seconds are
+the processor time of the whole command. Further options, such as `--learning_rate`, are passed to the command of (b).
 
-In the generated log, users follow chains of items within their tastes. In each period a tenth of the items is replaced
-by new ones, a fifth of the chains change, and so does the popularity of a fifth of the items.
+In the generated log, users choose popular items of their two tastes, or the follower of their last item. In each period
+a tenth of the items is replaced by new ones, and a fifth of the items gets other followers and another popularity.
 """
 
 import argparse
@@ -35,7 +36,7 @@ USERS, ITEMS, CLUSTERS, LENGTH, SEED = 1000, 1000, 20, 6, 43  # seed 42 chose th
 
 
 def generate_log() -> pd.DataFrame:
-    """Return a log with drift; each user has about six interactions in each of the periods that follow the first."""
+    """Return a log with drift. From a random period on, users have about five interactions in 70 % of the periods."""
     random = np.random.default_rng(SEED)
     items = np.arange(ITEMS)
     cluster, weight = random.integers(0, CLUSTERS, ITEMS), random.pareto(1.2, ITEMS) + 0.1
@@ -74,7 +75,7 @@ def run(*words: str) -> tuple[float, int]:
 
 
 def evaluate(folder: Path, log: pd.DataFrame, start: float, end: float) -> float:
-    """Return NDCG@10 on the first interaction of each user from `start` to before `end`, who had some before."""
+    """Return NDCG@10 on the first interaction from `start` to before `end` of each user with earlier interactions."""
     model, tokenizer = AutoModelForMaskedLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     encoded = sort_by_user(Dataset.from_pandas(log, preserve_index=False), tokenizer)
     places, ends = first_from(encoded, start), first_from(encoded, end)
@@ -92,11 +93,11 @@ def evaluate(folder: Path, log: pd.DataFrame, start: float, end: float) -> float
 
 
 def main() -> None:
-    """Measure, and write a line for each period."""
+    """Measure, and append a line for each period to the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("log", help="log to read, or generated")
-    parser.add_argument("folder", type=Path, help="folder for models")
-    parser.add_argument("results", type=Path, help="JSON lines")
+    parser.add_argument("log", help="log of interactions with timestamps, or the word generated")
+    parser.add_argument("folder", type=Path, help="folder for models; its subfolder for the log is replaced")
+    parser.add_argument("results", type=Path, help="JSON Lines file, to which one line per period is appended")
     args, options = parser.parse_known_args()
     log = generate_log() if args.log == "generated" else load_interactions(args.log).to_pandas()
     log = log.astype({"user": str, "item": str}).sort_values("timestamp", kind="stable").reset_index(drop=True)
@@ -137,7 +138,7 @@ def main() -> None:
             str(times[number]),
             "--replay",
             "1000000",
-        ]  # the same targets
+        ]  # the validation targets of the continued model
         retraining, _ = run("train", "--data", everything, "--output_dir", whole, *split)
         models = {"once": folder / "once" / "model", "continued": current, "retrained": Path(whole, "model")}
         line = {

@@ -23,11 +23,11 @@ logger = logging.getLogger(__name__)
 DEFAULT_BATCH_SIZE = 64
 BATCHES_WITHOUT_PROGRESS_BAR = 8
 MAX_SCORES = 2**26  # per batch, users × catalog: a quarter of a gigabyte
-MAX_REPORTED = 100_000
+MAX_REPORTED = 100_000  # unknown IDs that are remembered, to log each of them once
 
 
 class Recommendation(TypedDict):
-    """One recommended item, with its `score`.
+    """One recommended item: its raw ID `item`, its `title` (None if it has none) and its `score`.
 
     `score` is the probability of the item at the predicted position (the next item, or a gap), over the whole catalog.
     A model trained with `gbce` or `bce` overstates the probability of likely items, but the order is right. With an

@@ -17,11 +17,12 @@ def read_histories(values: Any) -> list[list[Any]]:
     Other forms raise ValueError, such as a flat list, a whole table, or sets, which have no order.
     """
     histories = read_list(values, "histories", ordered=True)
-    if not all(map(is_collection, histories)):
-        raise ValueError(
-            f"histories: expected one list of item IDs per user, found {histories!r:.200}. Put a single history in "
-            "brackets: [['1', '6']]."
-        )
+    if not all(nested := list(map(is_collection, histories))):
+        found, advice = f"{histories!r:.200}", "Put a single history in brackets: [['1', '6']]."
+        if any(nested):
+            place = nested.index(False)
+            found, advice = f"{histories[place]!r:.200} at index {place}", "For a user without items, pass []."
+        raise ValueError(f"histories: expected one list of item IDs per user, found {found}. {advice}")
     return [read_list(history, "histories", ordered=True) for history in histories]
 
 
@@ -36,8 +37,8 @@ def read_item_lists(values: Any, name: str, histories: int) -> list[list[Any]]:
         return [lists]
     if False in nested or len(lists) != histories:
         raise ValueError(
-            f"{name}: expected a list of item IDs, or one list for each history ({histories}), found "
-            f"{len(lists)} elements: {lists!r:.200}."
+            f"{name}: expected a list of item IDs, or one list for each history ({histories}), found a list of "
+            f"{'lists and single IDs' if False in nested else f'lists, {len(lists)} in total'}: {lists!r:.200}."
         )
     return [read_list(ids, name) for ids in lists]
 

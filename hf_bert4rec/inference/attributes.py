@@ -30,8 +30,8 @@ class ItemAttributes:
     with values separated by `|`. An item without a row, or without a value, has no values.
 
     Args:
-        source: Data frame, `Dataset`, Arrow table, or `ItemFeatures`. Later changes of the source have no effect.
-        item: Column of the item. Default: found by its usual names.
+        source: Table of pandas, Polars, Arrow or `datasets`, or `ItemFeatures`. After changes, make a new object.
+        item: Name or position (from 0) of the column of item IDs. Default: found by usual names, such as `item_id`.
 
     Raises:
         ValueError: `source` is not a table, two columns have the same name, no item column is found, or an item has no
@@ -41,11 +41,14 @@ class ItemAttributes:
     def __init__(self, source: Any, item: Column = None) -> None:
         wanted = "attributes: expected a table"
         if isinstance(source, str | PathLike):
-            raise ValueError(f'{wanted}, found {type(source).__name__}. Pass pd.read_csv(..., dtype={{"item": str}}).')
+            advice = "Read the file first, with IDs as text: `pd.read_csv(path, dtype={'item': str})`."
+            raise ValueError(f"{wanted}, found {type(source).__name__}. {advice}")
         self._are_features = isinstance(source, ItemFeatures)
         self._table = open_table(source.table if self._are_features else source, "attributes", wanted)
-        if len(set(self._table.columns)) < len(self._table.columns):
-            raise ValueError(f"attributes: expected distinct column names, found {self._table}. Rename one.")
+        names = self._table.columns
+        if repeated := [name for name in names if names.count(name) > 1]:
+            found = f"{names.count(repeated[0])} columns named {repeated[0]!r}"
+            raise ValueError(f"attributes: expected distinct column names, found {found}. Rename all but one.")
         with library_errors(self._table.name):
             _, items = read_items(self._table, item, "")
         self.items = items.combine_chunks()
@@ -53,36 +56,38 @@ class ItemAttributes:
         self._values: dict[str, dict[str, list[Any]]] = {}
 
     def values(self, name: str) -> dict[str, list[Any]]:
-        """Return a dict from raw ID to the values of an attribute, for items with values; ValueError if unknown."""
+        """Return a dict from raw ID to list of values, for items with values; ValueError for an unknown attribute."""
         if name not in self._values:  # once, because a rule asks for each user
             groups = self._column(name).groupby(level=0).agg(list)
             self._values[name] = dict(zip(self._items_of(groups).to_pylist(), groups, strict=True))
         return self._values[name]
 
     def matching(self, name: str, condition: Any) -> pa.Array:
-        """Return the raw IDs of the items that fulfill a condition.
+        """Return the raw IDs of the items that fulfill a condition with at least one of their values.
 
         Args:
             name: The attribute.
-            condition: A value, a list of values of which one must match, or a function of the column (a pandas Series
-                with one element per value) that returns one bool per element, such as `lambda price: price < 20`.
+            condition: A value of the type of the column, a list of values of which one must match, or a function. The
+                function gets the column, a pandas Series with one element per value, and returns a Series with one bool
+                per element, such as `lambda price: price < 20`.
 
         Raises:
-            ValueError: The attribute is unknown, the function fails, or a bool is compared with numbers beyond 0 and 1.
+            ValueError: The attribute is unknown, the condition has another form, the function fails or returns
+                something else, or a bool is compared with numbers other than 0 and 1.
         """
         column = self._column(name)
         if callable(condition):
             try:
                 found = condition(column)
-                ordered = isinstance(found, pd.Series) and found.index.equals(column.index)
-                if not ordered or str(found.dtype) not in ("bool", "boolean"):
-                    kind = f"Series of {found.dtype}" if isinstance(found, pd.Series) else type(found).__name__
-                    raise ValueError(
-                        f"expected a Series with the index of the column, one bool per value, found {kind}"
-                    )
             except Exception as error:  # whatever the function of the user raises
-                reason = f"failed for a column of {column.dtype} ({error})"
+                reason = f"failed for a column of {column.dtype} ({type(error).__name__}: {error})"
                 raise ValueError(f"The condition on {name!r} {reason}. Fix this function.") from error
+            ordered = isinstance(found, pd.Series) and found.index.equals(column.index)
+            if not ordered or str(found.dtype) not in ("bool", "boolean"):
+                index = "" if ordered else " with another index"
+                kind = f"Series of {found.dtype}{index}" if isinstance(found, pd.Series) else type(found).__name__
+                expected = f"a Series with the index of the column and one bool per value, found {kind}"
+                raise ValueError(f"The condition on {name!r} must return {expected}. Fix this function.")
             return self._items_of(column[np.asarray(found.fillna(False), bool)])
         several = isinstance(condition, Iterable) and not isinstance(condition, str | bytes | Mapping)
         wanted = list(condition) if several else [condition]
@@ -90,8 +95,8 @@ class ItemAttributes:
             expected = "a value, a list of values, or a function of the column"
             raise ValueError(f"The condition on {name!r} must be {expected}, found {condition!r:.100}.")
         if column.dtype.kind in "iuf" and any(isinstance(it, bool) for it in wanted) and not column.isin([0, 1]).all():
-            found = f"found {condition!r} for a column of numbers up to {column.max()}"
-            raise ValueError(f"The condition on {name!r}: {found}. Use a function, such as `lambda it: it > 0`.")
+            found = f"is {condition!r:.100}, but the column has numbers other than 0 and 1"
+            raise ValueError(f"The condition on {name!r} {found}. Use a function, such as `lambda it: it > 0`.")
         if column.dtype.kind == "M":
             wanted = [pd.Timestamp(value) if isinstance(value, date) else value for value in wanted]
         if self._are_features and not pd.api.types.is_numeric_dtype(column):
@@ -135,15 +140,21 @@ def require_attributes(attributes: ItemAttributes | None) -> ItemAttributes:
 def read_attributes(source: Any, items: pa.Array) -> ItemAttributes:
     """Return the attributes of the items of a model, from a table or `ItemAttributes`.
 
-    Warns if most items of the model have no row in the table; ValueError if no item has a row.
+    Warns if fewer than half of the items of the model have a row in the table; ValueError if none has a row.
     """
-    attributes = source if isinstance(source, ItemAttributes) else ItemAttributes(source)
+    try:
+        attributes = source if isinstance(source, ItemAttributes) else ItemAttributes(source)
+    except ValueError as error:
+        advice = " In a call, pass `attributes=ItemAttributes(table, item=...)`." * ("`item=" in str(error))
+        raise ValueError(f"{error}{advice}") from None
     found = pc.sum(pc.is_in(items, value_set=attributes.items)).as_py()
     if found == 0:
         table, model = (repr(of[0].as_py()) if len(of) else "none" for of in (attributes.items, items))
         found = f"first ID of the table: {table}, of the model: {model}"
-        raise ValueError(f"attributes: no item of the table is in the model ({found}). Use the same IDs in both.")
+        advice = "Use the same IDs in both, or name their column: `attributes=ItemAttributes(table, item=...)`."
+        raise ValueError(f"attributes: no item of the table is in the model ({found}). {advice}")
     if found is not None and found < len(items) / 2:
-        text = "attributes: only %s of the %s items of the model have a row in the table. Check the column of IDs."
-        logger.warning_once(text, f"{found:,}", f"{len(items):,}")
+        text = "attributes: only %s of the %s items of the model have attributes. The others match no condition. %s"
+        advice = "Pass a table with all items, or name its column of IDs: `attributes=ItemAttributes(table, item=...)`."
+        logger.warning_once(text, f"{found:,}", f"{len(items):,}", advice)
     return attributes

@@ -13,7 +13,7 @@ from transformers import AutoModelForMaskedLM, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.utils import logging
 
-from ..data.arguments import check_count, read_list
+from ..data.arguments import check_count, is_collection, read_list
 from ..data.data_collator import pad_rows
 from ..data.ids import as_item_ids
 from ..evaluation.ranking import target_ranks
@@ -39,14 +39,14 @@ class NextItemRecommendationPipeline(Pipeline):
         recommender = hf_bert4rec.pipeline("org/bert4rec-ml1m")
         recommender([["1", "6", "2571"]], top_k=10)
 
-    - Unknown IDs are skipped. A warning reports their number; the same ID is not reported again.
-    - An empty history, or one of unknown IDs only, returns the model's unconditional recommendations.
-    - If a history is longer than the model's input, the model reads the newest items only. With `exclude_history`, all
-      items of the history are excluded.
-    - Items with the same score are in the order of the item table.
-    - Removed items of the tokenizer may be in histories, but are never recommended, even if `allow` lists them.
+    - IDs that the tokenizer lacks are skipped. A warning reports their number, unless all of them were reported before.
+    - For an empty history, or one of unknown IDs only, the model recommends what is most likely without a history.
+    - The model reads the newest `tokenizer.model_max_length` - 1 items of a history. With `exclude_history`, all items
+      of the history are excluded.
+    - Items with the same score are in the order of `tokenizer.items`.
+    - Items in `tokenizer.removed` may be in histories, but are never recommended, even if `allow` lists them.
     - Several threads may call the same pipeline at once.
-    - All methods raise ValueError if an argument has a wrong form, or if scores of the model are not finite.
+    - Arguments of a wrong form raise ValueError. So do scores that are NaN or infinite, except in `encode`, `similar`.
 
     Args:
         model: `Bert4RecForMaskedLM` or another model of the package.
@@ -56,7 +56,7 @@ class NextItemRecommendationPipeline(Pipeline):
         **kwargs: As for `transformers.pipeline`, and defaults for the options of a call.
 
     Raises:
-        ValueError: Model and tokenizer have different catalogs.
+        ValueError: Model and tokenizer do not belong together, or an option is invalid.
     """
 
     _load_tokenizer = True
@@ -88,12 +88,12 @@ class NextItemRecommendationPipeline(Pipeline):
                   model (`model.config.exclude_history`).
                 - `allow`: only these IDs can be recommended. `deny`: these IDs are never recommended. Pass one list
                   for all histories, or one list per history.
-                - `where`: conditions on attributes that an item must fulfill, such as `{"in_stock": True}`.
-                  `where_not`: conditions that an item must not fulfill. See `ItemAttributes.matching`.
-                - `attributes`: the table of attributes, or an `ItemAttributes`. Default: the item features of the
-                  model.
+                - `where`: dict from attribute to condition, such as `{"in_stock": True}`. An item must fulfill all
+                  conditions of `where`, and none of `where_not`. See `ItemAttributes.matching`.
+                - `attributes`: a table with one row per item, or an `ItemAttributes`. Default: the item features of
+                  the model.
                 - `rerank`: a rule that reorders or drops items, such as `at_most(2, "category")`, or a list of rules.
-                - `candidates` (100): number of items that are passed to a rule, at least `top_k`.
+                - `candidates` (100): number of the best items that the first rule gets, or `top_k` if that is more.
                 - `index`: an index of `index_vectors()` (usearch, FAISS, or a `Dataset` after `add_faiss_index`), from
                   which candidates are taken. The model ranks the candidates, and all other options apply. Items that
                   the index does not find are not recommended.
@@ -102,8 +102,8 @@ class NextItemRecommendationPipeline(Pipeline):
                 None stands for the default of an option.
 
         Returns:
-            The items for each history, in the same order, best first. If fewer than `top_k` are left, the attribute
-            `reason` of the list says why.
+            One list of `Recommendation` per history, best first. If a list has fewer than `top_k` items, its attribute
+            `reason` says why.
         """
         return self._recommend(self.catalog.read_rows(read_histories(histories), "histories"), kwargs, OPTIONS)
 
@@ -112,18 +112,18 @@ class NextItemRecommendationPipeline(Pipeline):
 
             recommender.fill([["260", None, "1210"]], top_k=5)[0][0]  # the first gap of the first history
 
-        The [MASK] of the cloze task (paper, section 3.6) is put into every gap. Each gap is filled as if the other gaps
-        stayed empty, so two gaps may get the same item. A history may consist of gaps only. SASRec and GRU4Rec read
-        the left side only. A warning is logged if the model has not learned to fill gaps, because it was trained on
-        last items only (`last_item_probability=1`).
+        The [MASK] of the cloze task (BERT4Rec paper, section 3.6) is put into every gap. Each gap is filled as if the
+        other gaps stayed empty, so two gaps may get the same item. A history may consist of gaps only. SASRec and
+        GRU4Rec read the left side only. A warning is logged once if the run facts of the checkpoint say that the model
+        was trained on last items only (`last_item_probability=1`), so that it has not learned to fill gaps.
 
         Args:
-            histories: As for a call, with None for each gap. Of a history longer than the model's input, the model
-                reads the part around the gap.
+            histories: As for a call, with None, NaN or `pandas.NA` for each gap. Of a history with more than
+                `tokenizer.model_max_length` positions, the model reads the part around the gap.
             **kwargs: The options of a call, except `index`. `exclude_history` excludes the items on both sides.
 
         Returns:
-            For each history, the items for each gap, in the order of the gaps.
+            For each history, one list of `Recommendation` per gap, in the order of the gaps.
         """
         self._warn_about_gaps()
         given, mask = read_histories(histories), self.tokenizer.mask_token_id
@@ -143,13 +143,14 @@ class NextItemRecommendationPipeline(Pipeline):
     ) -> list[list[dict[str, Any]]]:
         """Return how likely each item of a history is, given all other items of the history.
 
-        One item at a time is replaced by [MASK] and scored, as for `fill`. Rare items are unlikely everywhere. The
-        arguments are those of a call.
+        One item at a time is replaced by [MASK] and scored, as for `fill`. Rare items are unlikely everywhere.
+        `histories` and `batch_size` are as for a call.
 
         Returns:
             For each history one dict per item, with `item`, `title`, `log_probability` (natural logarithm, over the
-            whole catalog) and `rank`. Ranks count from 1. If the model excludes the history, its other items are
-            not ranked. A tie counts half a rank, rounded up. Both values are None for an unknown ID.
+            whole catalog) and `rank`. Ranks count from 1. If the default of `exclude_history` is True, the other items
+            of the history are not ranked. Each item with the same score adds half a rank, and the sum is rounded up.
+            `log_probability` and `rank` are None for an unknown ID.
         """
         self._warn_about_gaps()
         given, unknown = read_histories(histories), self.tokenizer.unk_token_id
@@ -178,11 +179,11 @@ class NextItemRecommendationPipeline(Pipeline):
         """Return the contribution of each item of one history to the score of an item.
 
         The contribution is the log-probability that the explained item is next, minus this log-probability without the
-        item of the history (leave-one-out, or occlusion: Zeiler and Fergus, ECCV 2014). Contributions do not add up to
-        the score: if two items carry the same information, each contributes little.
+        item of the history (leave-one-out, or occlusion: Zeiler and Fergus, ECCV 2014). Logarithms are natural.
+        Contributions do not add up to the score: if two items carry the same information, each contributes little.
 
         Args:
-            history: Raw IDs, oldest first.
+            history: One flat list of raw IDs, oldest first.
             item: Raw ID of the item to explain, which may be in the history.
             batch_size: As for a call.
 
@@ -192,6 +193,8 @@ class NextItemRecommendationPipeline(Pipeline):
             or unknown, have a contribution of 0. ValueError if the model lacks the explained item.
         """
         given = read_list(history, "history", ordered=True)
+        if any(map(is_collection, given)):
+            raise ValueError(f"history: expected a flat list, found {given!r:.100}. Call `explain` once per history.")
         (rows,) = self.catalog.read_rows([given], "history", keep_unknown=True)
         (target,) = self.catalog.known_rows([item], "item")
         read = np.flatnonzero(rows != self.tokenizer.unk_token_id)
@@ -209,10 +212,10 @@ class NextItemRecommendationPipeline(Pipeline):
     def encode(self, histories: Iterable[Iterable[str | float]], batch_size: int | None = None) -> np.ndarray:
         """Return the query vectors of histories, (histories, hidden + 1) float32.
 
-        The inner product with a row of `item_vectors` is the logit of that item; scores of a call are the softmax of
-        the logits. Items of the history have higher logits with `repeat_head`, and followers of the last item with
-        `num_followers`. The last number of each vector is 1, because the last number of an item vector is the bias of
-        the item.
+        The arguments are as for a call. The inner product with a row of `item_vectors` is the logit of that item. The
+        scores of a call are the softmax of the logits. A model with `repeat_head` has higher logits for items of the
+        history, and a model with `num_followers` for items that often followed the last item in the training data.
+        The last number of each vector is 1, because the last number of an item vector is the bias of the item.
         """
 
         def answer(histories: list[np.ndarray], places: list[int]) -> list[np.ndarray]:
@@ -232,7 +235,8 @@ class NextItemRecommendationPipeline(Pipeline):
     def index_vectors(self) -> np.ndarray:
         """Return `item_vectors` with one more number, (items, hidden + 2) float32, so that all norms are equal.
 
-        Query vectors get a zero at this position, so the inner products stay the same (Bachrach et al., RecSys 2014).
+        With a zero at the end of each query vector, the inner products stay the same (Bachrach et al., RecSys 2014).
+        A call with `index` appends this zero. If you search the index with vectors of `encode`, append it yourself.
         An approximate index finds items by their direction: with different norms, it can miss most of the best items.
         """
         vectors = self.item_vectors()
@@ -240,7 +244,7 @@ class NextItemRecommendationPipeline(Pipeline):
         return np.c_[vectors, np.sqrt(squares.max() - squares)].astype(np.float32)
 
     def similar(self, items: Iterable[str | float], top_k: int = 10) -> list[Recommendations]:
-        """Return the items with the most similar vectors for each raw ID, best first.
+        """Return a list of the `top_k` items with the most similar vectors for each raw ID, most similar first.
 
         `score` is the cosine of the vectors without the bias. The item itself and removed items are excluded. Raises
         ValueError if the model lacks an item.
@@ -248,7 +252,7 @@ class NextItemRecommendationPipeline(Pipeline):
         return self.catalog.similar(unit_vectors(self.item_vectors()), items, top_k)
 
     def _sanitize_parameters(self, **options: Any) -> tuple[dict, dict, dict]:
-        return {}, {}, check_options(options, OPTIONS)
+        return {}, {}, check_options(options, OPTIONS, ("batch_size", "and those of `transformers.pipeline`"))
 
     def preprocess(self, histories: list[np.ndarray], places: Sequence[int]) -> dict[str, torch.Tensor]:
         """Make a batch from histories of token IDs, with a [MASK] at the given place of each history.
@@ -344,9 +348,10 @@ class NextItemRecommendationPipeline(Pipeline):
         if self.trained_on_last_items:
             self.trained_on_last_items = False  # once
             logger.warning(
-                "The model was trained on last items only (last_item_probability=1), so it has not learned to predict "
-                "items inside a history. Train with --prefixes false --last_item_probability 0.1 "
-                "--load_best_model_at_end false --early_stopping_patience none."
+                "The model was trained on last items only (`last_item_probability=1`), so it has not learned to "
+                "predict items inside a history. Train a new model with `hf-bert4rec train` and the options "
+                "`--prefixes false --last_item_probability 0.1 --load_best_model_at_end false "
+                "--early_stopping_patience none`."
             )
 
 
@@ -365,14 +370,14 @@ def pipeline(
 
     Args:
         model: Folder or Hub ID. A downloaded checkpoint is also available offline.
-        revision: Branch, tag or commit of a Hub ID. Default: `main`.
+        revision: Branch, tag or commit of a repository on the Hub. Default: `main`.
         token: Access token for a private repository. Default: the token of `hf auth login` or HF_TOKEN.
         **kwargs: As for `transformers.pipeline` (`device`, `dtype`, `batch_size` …), and defaults for the options of a
             call of `NextItemRecommendationPipeline`.
 
     Raises:
         OSError: The checkpoint is missing or incomplete, or the Hub cannot be reached. Pickled weights are never read.
-        ValueError: Weights, config, tokenizer and titles do not belong together.
+        ValueError: A file is damaged, the files do not belong together, or an argument is invalid.
     """
     if not isinstance(model, str | PathLike):
         raise ValueError(

@@ -21,8 +21,8 @@ class Candidates:
 
     Args:
         items: Raw IDs.
-        logits: (items,) float32: logarithms of the probabilities plus a constant, or what the rule before returned.
-        vectors: (items, hidden) float32 vectors of length 1.
+        logits: (items,) float32 logarithms of the probabilities plus a constant, or the logits of the rule before.
+        vectors: (items, hidden) float32 item vectors of length 1, without the bias.
         attributes: Attributes of items, or None if there is no table.
     """
 
@@ -32,7 +32,7 @@ class Candidates:
     attributes: ItemAttributes | None
 
     def values(self, name: str) -> list[list[Any]]:
-        """Return a list of the values of an attribute for each item; it is empty for an item without values."""
+        """Return a list of the values of an attribute for each item, [] without values; ValueError if it is unknown."""
         found = require_attributes(self.attributes).values(name)
         return [list(found.get(item, ())) for item in self.items]
 
@@ -45,7 +45,7 @@ def at_most(number: int, attribute: str) -> Rule:
     """Return a rule that keeps at most `number` items with the same value of an attribute, the best ones.
 
     An item with several values is dropped if one of them occurs in `number` kept items above it. Items without a value
-    are kept.
+    are kept. ValueError if `number` is not a whole number of at least 1.
     """
     check_count("number", number)
 
@@ -69,13 +69,13 @@ def diversify(weight: float) -> Rule:
     logit, scaled to 0 for the last of the candidates and 1 for the first. Similarity is the largest cosine between the
     vector of the item and the vector of an item above it. Source: Carbonell and Goldstein, SIGIR 1998.
 
-    An item with a far lower logit makes the relevance of all other items almost equal. Put a rule that drops such items
+    An item with a far lower logit than the others makes their relevance almost equal. Put a rule that drops such items
     before this one.
 
     Args:
-        weight: 0 keeps the order, 1 ignores the scores.
+        weight: From 0 to 1; other values raise ValueError. 0 keeps the order, 1 ignores the scores.
     """
-    check_number("weight", weight, "a number from 0 to 1", lambda number: 0 <= number <= 1)
+    check_number("weight", weight, "a number from 0 to 1, as in `diversify(0.3)`", lambda number: 0 <= number <= 1)
 
     def rule(candidates: Candidates) -> np.ndarray:
         logits = candidates.logits
@@ -94,19 +94,19 @@ def diversify(weight: float) -> Rule:
 
 
 def boost(where: Mapping[str, Any], factor: float) -> Rule:
-    """Return a rule that multiplies the probability of items that fulfill conditions; see `ItemAttributes.matching`.
+    """Return a rule that multiplies the probability of items that fulfill all conditions.
 
-    Only the order changes: the score in the answer stays the probability of the model. Items that are not among the
-    candidates cannot be moved up; raise `candidates` for large factors.
+    Only the order changes: the score in the answer stays that of the model. Items that are not among the candidates
+    cannot be moved up; raise `candidates` for large factors. ValueError if an argument is invalid.
 
     Args:
-        where: Conditions, such as `{"new": True}`.
-        factor: Above 1 moves these items up, below 1 down.
+        where: Dict from attribute to condition, such as `{"new": True}`; see `ItemAttributes.matching`.
+        factor: Finite and above 0. Above 1 it moves these items up, below 1 down.
     """
     check_conditions("where", where)
     # An iterator could be read once only, but a rule may be called with several tables.
     where = {name: list(it) if isinstance(it, Iterator) else it for name, it in where.items()}
-    check_number("factor", factor, "a number above 0 and finite", lambda number: 0 < number < np.inf)
+    check_number("factor", factor, "a finite number above 0", lambda number: 0 < number < np.inf)
 
     @lru_cache(maxsize=1)  # a rule is called for each user
     def matching(attributes: ItemAttributes) -> list[set[str]]:
@@ -126,7 +126,7 @@ def order_by_rules(candidates: Candidates, rules: Sequence[Rule]) -> np.ndarray:
     Each rule gets the result of the rule before it. ValueError if a rule does not return a logit for each candidate.
     """
     order = np.arange(len(candidates.items))
-    for rule in rules:
+    for number, rule in enumerate(rules, 1):
         if not candidates.items:
             break
         found = rule(candidates)
@@ -134,7 +134,8 @@ def order_by_rules(candidates: Candidates, rules: Sequence[Rule]) -> np.ndarray:
         fits = logits.dtype.kind == "f" and logits.shape == order.shape
         if not fits or not np.all((np.abs(logits) < LARGEST) | (logits == -np.inf)):
             expected = f"one finite float for each of the {len(order)} candidates, or -inf to drop the item"
-            raise ValueError(f"A rule must return {expected}, found {found!r:.200}.")
+            limit = f"The largest float is {LARGEST:.1e}"
+            raise ValueError(f"Rule {number} of `rerank` must return {expected}, found {found!r:.200}. {limit}.")
         best = np.argsort(-logits, kind="stable")[: np.count_nonzero(logits > -np.inf)]
         items, vectors = [candidates.items[place] for place in best], candidates.vectors[best]
         candidates = Candidates(items, logits[best].astype(np.float32), vectors, candidates.attributes)

@@ -43,7 +43,7 @@ class Selection:
         if self.index is not None:
             self.index = open_index(self.index, len(self.catalog.tokenizer.items), self.model.config.hidden_size + 1)
         if self.index is not None and self.model.repeat_head is not None and not self.exclude_history:
-            solution = "Pass `exclude_history=True`, or no `index`."
+            solution = "Pass `exclude_history=True`, or omit `index`."
             raise ValueError(f"An index does not contain the scores of the model's `repeat_head`. {solution}")
         self._number = max(self.top_k, self.candidates) if self.rerank else self.top_k
         self._closed = self.catalog.closed.clone()  # rows that are not recommended to anybody
@@ -58,9 +58,10 @@ class Selection:
         """Return the best items for each user; raise ValueError if scores are not finite.
 
         Args:
-            outputs: `logits` (users, vocab_size), which are overwritten; with an index instead `queries` (users, hidden
-                + 1) and, if the model has them, `followers` and `transitions` (users, number). Token IDs padded with
-                [PAD]: `history` (users, longest), and optionally `allow` and `deny` (users or 1, longest).
+            outputs: Without an index `logits` (users, vocab_size), which are overwritten. With an index `queries`
+                (users, hidden + 1) and, if the model has them, `followers` and `transitions` (users, number). In both
+                cases also token IDs, padded with [PAD]: `history` (users, longest), and optionally `allow` and `deny`
+                (users or 1, longest).
         """
         lists = {name: outputs[name].expand(len(outputs["history"]), -1) for name in LISTS if name in outputs}
         if not self.exclude_history:
@@ -170,8 +171,9 @@ class Selection:
             left &= ~rows
         reasons[f"not among the best {self._number:,} (`candidates`)"] = int(left.sum()) - found
         reasons["dropped by `rerank`"] = found - returned
-        shown = ", ".join(f"{count:,} {reason}" for reason, count in reasons.items() if count)
-        return f"{returned:,} of {items:,} items: {shown or 'the catalog has no more'}."
+        if shown := ", ".join(f"{count:,} {reason}" for reason, count in reasons.items() if count):
+            return f"Only {returned:,} of {items:,} items can be recommended. Excluded items: {shown}."
+        return f"The catalog has only {items:,} items."
 
 
 def _with_transitions(
@@ -187,34 +189,36 @@ def _with_transitions(
 def open_index(index: Any, items: int, width: int) -> Any:
     """Return a usearch or FAISS index, also of a `Dataset` after `add_faiss_index`; ValueError for other values.
 
-    The index must contain `index_vectors()` or `item_vectors()` of all `items`; `width` is that of `item_vectors()`.
+    The index must contain `index_vectors()`, or `item_vectors()` of shape (`items`, `width`).
     """
+    advice = "Build the index from `index_vectors()` of this model."
     if isinstance(index, Dataset):
         if len(names := index.list_indexes()) != 1:
-            raise ValueError(f"Expected a dataset with one FAISS index, found {len(names)}. Call add_faiss_index once.")
+            solution = "Remove the others with `drop_index`." if names else "Call `add_faiss_index`."
+            raise ValueError(f"`index`: expected a `Dataset` with one FAISS index, found {len(names)}. {solution}")
         index = index.get_index(names[0]).faiss_index
     is_faiss = hasattr(index, "ntotal")
     if not is_faiss and not (hasattr(index, "search") and hasattr(index, "__len__")):
         found = type(index).__name__
-        raise ValueError(f"`index` must be a usearch or FAISS index, or a Dataset with a FAISS index, found {found}.")
-    advice = "Build the index from index_vectors() of this model."
+        expected = "a usearch or FAISS index, or a `Dataset` with a FAISS index"
+        raise ValueError(f"`index` must be {expected}, found {found}. {advice}")
     if (size := index.ntotal if is_faiss else len(index)) != items:
-        raise ValueError(f"The index has {size} vectors, the catalog {items} items. {advice}")
+        raise ValueError(f"`index` has {size:,} vectors, but the model has {items:,} items. {advice}")
     missing = getattr(index, "d" if is_faiss else "ndim", width) - width
     if missing not in (0, 1):
-        found = f"The vectors of the index have {width + missing} numbers, those of the model {width + 1}"
-        raise ValueError(f"{found}. {advice}")
+        found = f"{width + missing} numbers, but those of `index_vectors()` have {width + 1}"
+        raise ValueError(f"The vectors in `index` have {found}. {advice}")
     return index
 
 
 def search_index(index: Any, queries: np.ndarray, count: int) -> np.ndarray:
-    """Return the catalog positions of the items that an index finds, (users, count) int64, padded with -1.
+    """Return the positions in the catalog of the items that an index finds, (users, count) int64.
 
-    The queries (users, width) float32 come from `encode`.
+    They are -1 where it finds fewer items. The queries (users, width) float32 come from `encode`.
     """
     is_faiss, width = hasattr(index, "ntotal"), queries.shape[1]
     missing = getattr(index, "d" if is_faiss else "ndim", width) - width
-    queries = np.pad(queries, ((0, 0), (0, missing)))  # the number that makes item vectors equally long meets a zero
+    queries = np.pad(queries, ((0, 0), (0, missing)))  # with a zero for the last number of `index_vectors`
     if is_faiss:
         return index.search(queries, count)[1].astype(np.int64, copy=False)
     found = index.search(queries, count)

@@ -1,9 +1,9 @@
 """Demo in the browser: build a history, see recommendations and their reasons, and see which items fit at a position.
 
     python scripts/space/app.py                          # the released bert4rec-ml1m
-    python scripts/space/app.py runs/mine/model          # a checkpoint folder or Hub ID (or set the variable MODEL)
+    python scripts/space/app.py runs/mine/model          # a checkpoint folder or Hub ID
 
-scripts/space/push.py creates a Space with this demo.
+The environment variable MODEL can name the checkpoint too. scripts/space/push.py creates a Space with this demo.
 """
 
 import os
@@ -35,11 +35,11 @@ RECOMMENDATIONS = 10
 EXPECTATIONS = 5
 REASONS, SIMILAR = 3, 3
 MOST_DIVERSE = 0.5  # weight of the diversity at the right end of the slider
-EXAMPLES = slice(0, 30, 5)  # of the most likely first items, some apart, because neighbors are often of one series
+EXAMPLES = slice(0, 30, 5)  # every fifth of the most likely first items, because neighbors are often of one series
 
 
 class Item(NamedTuple):
-    """An item with its name (the title, or the raw ID without one) and both as they are searched."""
+    """An item with its name (the title, or the raw ID if it has none), and ID and name as `fold` returns them."""
 
     id: str
     name: str
@@ -78,14 +78,14 @@ def fold(text: str) -> str:
 
 
 def load_catalog(recommender: NextItemRecommendationPipeline) -> dict[str, Item]:
-    """Return raw ID → item, the most likely first item of a history first."""
+    """Return a dict from raw ID to item. The most likely first item of a history comes first."""
     (everything,) = recommender([[]], top_k=len(recommender.tokenizer))
     names = {row["item"]: row["title"] or row["item"] for row in everything}
     return {item: Item(item, name, fold(name), fold(item)) for item, name in names.items()}
 
 
 def search(catalog: Mapping[str, Item], query: str, limit: int = HITS) -> list[Item]:
-    """Return the items with this ID, or with every word of the query in the name or ID, in any order.
+    """Return up to `limit` items with this ID, or with every word of the query in the name or ID, in any order.
 
     Items with exactly this ID are first, then names that start with the query, then names with its words at the start
     of words, then other names, then starts and parts of IDs. Equal matches are in the order of the catalog.
@@ -114,7 +114,7 @@ def act(state: State, action: str, target: str, catalog: Mapping[str, Item]) -> 
     Args:
         state: What was shown.
         action: add, put (at the masked place), explain, clear, remove, mask, earlier or later.
-        target: Raw ID of the item to add, put or explain, or key of the entry for the other actions.
+        target: Raw ID of the item to add, put or explain; unused by clear; for other actions, the key of the entry.
         catalog: Items that can be added.
     """
     history, masked, explained = state
@@ -192,7 +192,7 @@ class Page:
         )
 
     def factors(self, state: State) -> list[float]:
-        """How many times as likely the explained item is with each entry of the history as without it."""
+        """How many times as likely the explained item is with each entry of the history as without it, or []."""
         if state.explained is None:
             return []
         known = self._explained  # both parts of the page show them
@@ -267,7 +267,7 @@ def build(page: Page) -> "gr.Blocks":
         return show(new, query, diversity, added=bool(hits))
 
     def slide(state: State, diversity: float) -> tuple:
-        state = state._replace(explained=None)  # it may leave the list
+        state = state._replace(explained=None)  # the explained item may leave the list
         return state, page.history(state), page.recommendations(state, diversity)
 
     def part(html: str) -> gr.HTML:
@@ -301,7 +301,8 @@ def build(page: Page) -> "gr.Blocks":
 def main() -> None:
     """Serve the app."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", nargs="?", default=os.environ.get("MODEL") or str(RELEASED), help="folder or Hub ID")
+    text = "checkpoint folder or Hub ID (default: MODEL, or the released bert4rec-ml1m)"
+    parser.add_argument("model", nargs="?", default=os.environ.get("MODEL") or str(RELEASED), help=text)
     model = parser.parse_args().model
     with plain_errors():
         import gradio as gr

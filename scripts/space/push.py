@@ -2,10 +2,10 @@
 
     hf auth login
     python scripts/space/push.py your-name/bert4rec-demo                                # the released bert4rec-ml1m
-    python scripts/space/push.py your-name/bert4rec-demo --model runs/mine/model        # a folder: copied there
-    python scripts/space/push.py your-name/bert4rec-demo --model your-name/bert4rec     # a Hub ID: loaded from there
+    python scripts/space/push.py your-name/bert4rec-demo --model runs/mine/model        # the Space has a copy of it
+    python scripts/space/push.py your-name/bert4rec-demo --model your-name/bert4rec     # the Space loads this Hub ID
 
-Pushing again updates the Space.
+The Space is created if it does not exist, and updated otherwise.
 """
 
 import argparse
@@ -57,7 +57,7 @@ def assemble(folder: Path, model: str) -> str:
             data = content if isinstance(content, bytes) else content.read_bytes()
             (folder / BUNDLED / name).write_bytes(data)
     else:
-        card.data.models = [model]  # the Hub links them
+        card.data.models = [model]  # the Hub shows a link to this model
     card.save(folder / "README.md")
     return BUNDLED if Path(model).is_dir() else model
 
@@ -66,9 +66,9 @@ def push(repository: str, model: str, *, private: bool | None = None) -> str:
     """Create or update a Space in one commit.
 
     Args:
-        repository: ID of the Space.
+        repository: ID of the Space (org/name).
         model: Checkpoint folder, which is copied into the Space, or Hub ID.
-        private: Whether to create a private Space; the owner's default if not given.
+        private: Whether a new Space is private. None: the default of the owner.
 
     Returns:
         The address of the Space.
@@ -96,9 +96,10 @@ def push(repository: str, model: str, *, private: bool | None = None) -> str:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("repository", help="Id of the Space: org/name.")
-    parser.add_argument("--model", default=str(ROOT / "model_cards" / "bert4rec-ml1m"), help="Folder or Hub ID.")
-    parser.add_argument("--private", action="store_true", default=None, help="Create a private Space.")
+    parser.add_argument("repository", help="ID of the Space (org/name)")
+    text = "checkpoint folder or Hub ID (default: the released bert4rec-ml1m)"
+    parser.add_argument("--model", default=str(ROOT / "model_cards" / "bert4rec-ml1m"), help=text)
+    parser.add_argument("--private", action="store_true", default=None, help="create a new Space as private")
     args = parser.parse_args()
     with plain_errors():
         print(push(args.repository, args.model, private=args.private))

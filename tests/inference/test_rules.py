@@ -105,7 +105,7 @@ def test_true_is_no_condition_for_numbers(recommender):
     assert sorted(best(recommender, attributes=products, where={"flag": True})) == ["a", "c"]
     assert sorted(best(recommender, attributes=products, where={"stock": lambda stock: stock > 0})) == ["a", "b"]
     with pytest.raises(
-        ValueError, match=r"'stock': found True for a column of numbers up to 7. Use a function, such as"
+        ValueError, match=r"'stock' is True, but the column has numbers other than 0 and 1\. Use a function, such as"
     ):
         best(recommender, attributes=products, where={"stock": True})
 
@@ -123,7 +123,7 @@ def test_a_value_that_no_item_has_is_reported_once(recommender, caplog):
 def test_a_table_of_few_items_of_the_model_is_reported(recommender, caplog):
     logging.Logger.warning_once.cache_clear()
     assert best(recommender, attributes=PRODUCTS.head(3), where={"in_stock": True})
-    assert "only 3 of the 10 items of the model have a row in the table. Check the column of IDs." in caplog.text
+    assert "only 3 of the 10 items of the model have attributes. The others match no condition." in caplog.text
 
 
 def test_a_selective_condition_with_an_index_ranks_all_that_match(recommender):
@@ -165,7 +165,8 @@ def test_removed_items_and_contradictory_rules(recommender):
     (nothing,) = recommender([["a"]], allow=["b", "d"], deny=["b"], attributes=PRODUCTS, where={"category": "tea"})
     assert nothing == []
     assert nothing.reason == (
-        "0 of 9 items: 1 in the history, 1 in `deny`, 6 not in `allow`, 1 excluded by `where` or `where_not`."
+        "Only 0 of 9 items can be recommended. Excluded items: 1 in the history, 1 in `deny`, 6 not in `allow`, "
+        "1 excluded by `where` or `where_not`."
     )
 
 
@@ -205,26 +206,26 @@ def test_defaults_of_the_pipeline_hold_for_each_call(folder):
         ({"where": "in_stock"}, r"`where` must be a dict, such as \{'in_stock': True\}, found 'in_stock'"),
         (
             {"where": {"price": lambda price: price.head(2) > 1}},
-            r"condition on 'price' .* one bool per value, found Series of bool\). Fix this function\.",
+            r"condition on 'price' .* one bool per value, found Series of bool with another index\. Fix",
         ),
         ({"where": {"price": lambda price: price.sort_values(ascending=False) > 1}}, "with the index of the column"),
         ({"where": {"price": lambda price: price - 1}}, "one bool per value, found Series of float64"),
         ({"where": {"price": lambda price: True}}, "one bool per value, found bool"),
         ({"where": []}, "`where` must be a dict"),
-        ({"where": {"tags": lambda tags: tags < 5}}, r"'tags' failed for a column of .*\(.+\)\. Fix this function\."),
+        ({"where": {"tags": lambda it: it < 5}}, r"'tags' failed for a column of .*\(TypeError: .+\)\. Fix"),
         ({"where_not": {"colour": 1}}, "Unknown attribute 'colour'"),
         ({"where": SOLD, "attributes": [1]}, r"attributes: expected a table \(.*\), found list\. Pass `pandas"),
-        ({"where": SOLD, "attributes": "products.csv"}, r"attributes: expected a table, found str\. Pass pd\.read_csv"),
+        ({"where": SOLD, "attributes": "products.csv"}, r"expected a table, found str\. Read the file .*`pd\.read_csv"),
         (
             {"where": SOLD, "attributes": {"item": ["a"]}},
             r"attributes: expected a table .*found dict with the keys item. Pass `pandas.DataFrame",
         ),
         (
             {"where": SOLD, "attributes": PRODUCTS.drop(columns="item")},
-            r"attributes: expected a column for the item, .*: `item='\.\.\.'`\.$",
+            r"expected a column for the item, .* In a call, pass `attributes=ItemAttributes\(table, item=\.\.\.\)`\.$",
         ),
         ({"where": SOLD, "attributes": pd.concat([PRODUCTS, PRODUCTS])}, "found several for 'a'"),
-        ({"where": SOLD, "attributes": pd.concat([PRODUCTS, PRODUCTS["tags"]], axis=1)}, "distinct column names"),
+        ({"where": SOLD, "attributes": pd.concat([PRODUCTS, PRODUCTS["tags"]], axis=1)}, "2 columns named 'tags'"),
         (
             {"where": SOLD, "attributes": PRODUCTS.assign(item="SKU-" + PRODUCTS["item"])},
             r"no item of the table is in the model \(first ID of the table: 'SKU-a', of the model: 'a'\)",
@@ -239,13 +240,14 @@ def test_defaults_of_the_pipeline_hold_for_each_call(folder):
         ({"rerank": lambda candidates: candidates.logits[1:]}, "must return one finite float for each"),
         ({"rerank": lambda candidates: candidates.logits * np.nan}, "must return one finite float for each"),
         ({"rerank": lambda candidates: candidates.logits + np.inf}, "must return one finite float for each"),
-        ({"rerank": lambda candidates: [-1e300] * 9}, "must return one finite float for each"),
+        ({"rerank": lambda candidates: [-1e300] * 9}, r"one finite float .* The largest float is 3\.4e\+38"),
+        ({"rerank": [at_most(9, "tags"), lambda candidates: 1]}, "Rule 2 of `rerank` must return"),
         ({"where": {"price": {"$lt": 5}}}, "condition on 'price' must be a value, a list of values, or a function"),
         ({"where": {"tags": [["new"]]}}, "condition on 'tags' must be a value, a list of values, or a function"),
         ({"rerank": lambda candidates: None}, "must return one finite float for each"),
         ({"rerank": lambda candidates: 0.5}, "must return one finite float for each"),
         ({"rerank": lambda candidates: candidates.logits > 0}, "must return one finite float for each"),
-        ({"rerank": diversify}, "`weight` must be a number from 0 to 1, found Candidates"),
+        ({"rerank": diversify}, r"`weight` must be a number from 0 to 1, as in `diversify\(0\.3\)`, found Candi"),
         ({"candidates": 0}, "`candidates` must be a whole number of at least 1"),
     ],
 )
@@ -393,28 +395,34 @@ def only_the_first(candidates):
 
 
 @pytest.mark.parametrize(
-    ("options", "reason"),
+    ("options", "left", "excluded"),
     [
-        ({}, "9 of 10 items: 1 in the history."),
-        ({"deny": ["a", "b", "c"]}, "7 of 10 items: 1 in the history, 2 in `deny`."),
-        ({"allow": ["a", "b"]}, "1 of 10 items: 1 in the history, 8 not in `allow`."),
+        ({}, 9, "1 in the history"),
+        ({"deny": ["a", "b", "c"]}, 7, "1 in the history, 2 in `deny`"),
+        ({"allow": ["a", "b"]}, 1, "1 in the history, 8 not in `allow`"),
         (
             {"where": {"in_stock": True}, "attributes": PRODUCTS},
-            "5 of 10 items: 1 in the history, 4 excluded by `where` or `where_not`.",
+            5,
+            "1 in the history, 4 excluded by `where` or `where_not`",
         ),
         (
             {"where": {"in_stock": True}, "allow": ["b"], "attributes": PRODUCTS},
-            "0 of 10 items: 1 in the history, 8 not in `allow`, 1 excluded by `where` or `where_not`.",
+            0,
+            "1 in the history, 8 not in `allow`, 1 excluded by `where` or `where_not`",
         ),
-        ({"rerank": only_the_first, "exclude_history": False}, "1 of 10 items: 9 dropped by `rerank`."),
+        ({"rerank": only_the_first, "exclude_history": False}, 1, "9 dropped by `rerank`"),
         (
             {"rerank": only_the_first, "candidates": 4, "top_k": 2},
-            "1 of 10 items: 1 in the history, 5 not among the best 4 (`candidates`), 3 dropped by `rerank`.",
+            1,
+            "1 in the history, 5 not among the best 4 (`candidates`), 3 dropped by `rerank`",
         ),
-        ({"top_k": 11, "exclude_history": False}, "10 of 10 items: the catalog has no more."),
     ],
 )
-def test_a_short_list_says_why(recommender, options, reason):
+def test_a_short_list_says_why(recommender, options, left, excluded):
     (answered,) = recommender([["a"]], **{"top_k": 10} | options)
-    assert answered.reason == reason
+    assert answered.reason == f"Only {left} of 10 items can be recommended. Excluded items: {excluded}."
     assert recommender([["a"]], top_k=1, exclude_history=False)[0].reason is None
+
+
+def test_a_catalog_with_fewer_items_than_asked_for_is_a_reason(recommender):
+    assert recommender([["a"]], top_k=11, exclude_history=False)[0].reason == "The catalog has only 10 items."

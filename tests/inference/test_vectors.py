@@ -138,10 +138,10 @@ def test_removed_items_are_not_taken_from_an_index(model, tokenizer):
 @pytest.mark.parametrize(
     ("index", "message"),
     [
-        (faiss_index(np.ones((3, 13), np.float32)), "The index has 3 vectors, the catalog 10 items"),
-        (faiss_index(np.ones((10, 15), np.float32)), "The vectors of the index have 15 numbers, those of the model 14"),
-        (Dataset.from_dict({"vector": [[1.0]]}), "Expected a dataset with one FAISS index, found 0"),
-        ([1, 2], "`index` must be a usearch or FAISS index, or a Dataset with a FAISS index, found list"),
+        (faiss_index(np.ones((3, 13), np.float32)), "`index` has 3 vectors, but the model has 10 items"),
+        (faiss_index(np.ones((10, 15), np.float32)), "`index` have 15 numbers, but those of .* have 14"),
+        (Dataset.from_dict({"vector": [[1.0]]}), "with one FAISS index, found 0. Call `add_faiss_index`"),
+        ([1, 2], "`index` must be a usearch or FAISS index, or a `Dataset` with a FAISS index, found list"),
     ],
 )
 def test_another_index_is_refused(recommender, index, message):

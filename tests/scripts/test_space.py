@@ -255,7 +255,7 @@ def test_an_empty_history_offers_items_to_start_with(app, page):
 
 
 def test_a_search_without_hits_says_so(page):
-    assert "No title or ID contains “&lt;zzz&gt;”" in page.hits("<zzz>")
+    assert "Nothing found for “&lt;zzz&gt;”" in page.hits("<zzz>")
     assert "No title" not in page.hits(" ")
 
 
@@ -521,7 +521,7 @@ def test_a_walk_through_the_space_on_a_phone(phone, address, app, recommender):
     shows()
 
     search.press_sequentially("zzz")
-    expect(phone.get_by_text("No title or ID contains “zzz”")).to_be_visible()
+    expect(phone.get_by_text("Nothing found for “zzz”")).to_be_visible()
     search.fill("matr")  # as pasted
     phone.get_by_role("button", name="Add Matrix, The (1999)", exact=True).dblclick()
     expect(search).to_have_value("")
