@@ -149,7 +149,7 @@ def test_the_memory_of_ease_is_that_of_three_matrices(people, monkeypatch):
 
 def test_ease_on_a_catalog_that_does_not_fit_raises():
     train = Dataset.from_dict({"user": ["u"], "input_ids": [[A]]})
-    with pytest.raises(MemoryError, match=r"EASE needs 1200000\.0 GB .* or use `item_neighbors`"):
+    with pytest.raises(MemoryError, match=r"EASE needs 1200000\.0 GB .* or use the baseline `item_neighbors`"):
         Ease(train, 10_000_000)
     with pytest.raises(ValueError, match="`regularization` must be above 0, found 0"):
         Ease(train, VOCAB, regularization=0)
