@@ -47,11 +47,11 @@ if TYPE_CHECKING:  # the public names, for type checkers and for `__getattr__`
     from .training.transfer import transfer
 
 NEXT_ITEM_METRIC = str(Path(__file__).parent / "evaluation" / "metrics" / "next_item")
-"""Path for `evaluate.load`, which then computes HR@k, NDCG@k and MRR@k."""
+"""Path of the metric with HR@k, NDCG@k and MRR@k, for `evaluate.load(NEXT_ITEM_METRIC)`."""
 
 
 def _find_public_modules() -> dict[str, str]:
-    """Return public name → module, from the imports above."""
+    """Return the module of each public name, from the imports above."""
     imports = [node for node in ast.walk(ast.parse(Path(__file__).read_bytes())) if isinstance(node, ast.ImportFrom)]
     return {alias.name: f".{node.module}" for node in imports if "." in str(node.module) for alias in node.names}
 

@@ -70,7 +70,7 @@ USUAL = {
     "attention": "sdpa",
     "device": "cpu",
 }
-"""Options that a line contains only if they differ from these."""
+"""Options and their defaults. A line contains only the options that have another value."""
 
 
 # ------------------------------------------------------------------------------------------------------- measurements
@@ -92,7 +92,7 @@ def draw_histories(items: int, users: int, length: int, seed: int = 0) -> pa.Tab
 
 
 def load_data(args: argparse.Namespace) -> Dataset:
-    """Return the interactions of `--data`: a file, or synthetic."""
+    """Return the interactions of `--data`: those of a file, or synthetic ones."""
     if args.data not in SYNTHETIC:
         return package.load_interactions(args.data)
     items, users = SYNTHETIC[args.data]
@@ -100,7 +100,7 @@ def load_data(args: argparse.Namespace) -> Dataset:
 
 
 def build_config(args: argparse.Namespace, rows: int) -> Any:
-    """Return the model of all peers: feed-forward size 4 d, GELU, item table tied to the output."""
+    """Return the configuration of all compared packages: feed-forward size 4 d, GELU, tied item table."""
     return AutoConfig.for_model(
         args.architecture,
         vocab_size=rows,
@@ -115,7 +115,7 @@ def build_config(args: argparse.Namespace, rows: int) -> Any:
         num_negatives=args.num_negatives,
         share_negatives=not args.unshared,
         learned_positions=True,
-        rope_theta=None,  # the peers have neither rotary positions nor a convolution
+        rope_theta=None,  # the other packages have neither rotary positions nor a convolution
         conv_kernel_size=None,
         prediction_head=args.architecture == "bert4rec",
     )
@@ -138,7 +138,7 @@ class StepTimer(TrainerCallback):
         self.marks.append((time.perf_counter(), time.process_time(), items))
 
     def result(self) -> dict[str, Any]:
-        """Return medians over the timed steps."""
+        """Return the medians over the timed steps, and the number of these steps."""
         steps = list(pairwise(self.marks[WARMUP - 1 :]))
         return {
             "seconds_per_step": round(statistics.median(b[0] - a[0] for a, b in steps), 4),
@@ -150,7 +150,7 @@ class StepTimer(TrainerCallback):
 
 
 def count_operations(args: argparse.Namespace, items: int, lengths: np.ndarray) -> float:
-    """Return the floating-point operations of matrix products per real item in training: three forward passes."""
+    """Return the operations of matrix products per real item in training, which are those of three forward passes."""
     d, seen = args.hidden, (lengths**2).sum() / lengths.sum()  # positions that each position attends to
     project, attend, feed_forward = 2 * d * d, 4 * seen * d, 16 * d * d
     layer = 4 * project + attend + feed_forward
@@ -172,7 +172,7 @@ def measure_matrix_rate(args: argparse.Namespace) -> float:
 
 
 def train(args: argparse.Namespace) -> dict[str, Any]:
-    """Time steps of the stock Trainer."""
+    """Time training steps of the `Trainer` of transformers."""
     interactions = load_data(args)
     tokenizer = package.item_tokenizer(interactions, max_length=args.length)
     rows = package.leave_one_out(interactions, tokenizer)["train"]
@@ -213,7 +213,7 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
         "longest": longest,
         "scored_share": scored_share,
         "before_gb": round(before, 3),
-        "training_peak_gb": round(args.highest, 3),  # without what reading the data took
+        "training_peak_gb": round(args.highest, 3),  # since the model was built, so without reading the data
         "estimated_peak_gb": round(taken, 3),
     }
     if cloze and args.device == "cpu" and (args.loss or "softmax") == "softmax":
@@ -227,7 +227,7 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def recommend(args: argparse.Namespace) -> dict[str, Any]:
-    """Time the pipeline, from IDs to titles, with an untrained model, which costs the same."""
+    """Time the pipeline, from IDs to titles, with an untrained model, which takes the same time."""
     interactions = load_data(args)
     titles = {item: f"Title of {item}" for item in set(interactions["item"])}
     tokenizer = package.item_tokenizer(interactions, titles=titles, max_length=args.length)
@@ -241,7 +241,7 @@ def recommend(args: argparse.Namespace) -> dict[str, Any]:
 
     for history, found in zip(histories, once(), strict=True):
         items = {row["item"] for row in found}
-        assert len(items) == args.k and not items & set(history), "expected k new items"
+        assert len(items) == args.k and not items & set(history), "expected `--k` items that are not in the history"
     wall, cpu = [], []
     for _ in range(args.repeats):
         marks = time.perf_counter(), time.process_time()
@@ -258,7 +258,7 @@ def recommend(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def evaluate(args: argparse.Namespace) -> dict[str, Any]:
-    """Time the full ranking of test targets, histories excluded, by the stock Trainer with an untrained model."""
+    """Time the full ranking of test targets, histories excluded, by the `Trainer` of transformers."""
     interactions = load_data(args)
     tokenizer = package.item_tokenizer(interactions, max_length=args.length)
     rows = package.leave_one_out(interactions, tokenizer)["test"]
@@ -372,7 +372,7 @@ def load_lines(path: str) -> list[dict[str, Any]]:
 
 
 def has_processor_time(line: dict[str, Any]) -> bool:
-    """Return whether a line contains processor seconds, and these are the ones to compare."""
+    """Return whether a line contains processor seconds on one thread of a CPU, which replace wall time in tables."""
     recorded = "users_per_cpu_second" in line or "cpu_seconds_per_step" in line
     return recorded and line["threads"] == 1 and line.get("device", "cpu") == "cpu"
 
@@ -389,7 +389,7 @@ def use_processor_time(line: dict[str, Any]) -> dict[str, Any]:
 
 
 def format_tables(lines: Iterable[dict[str, Any]]) -> str:
-    """Return Markdown: one table per setting, one row per peer, medians of repeated measurements, ratios to ours."""
+    """Return Markdown: one table per setting, one row per package with the medians of its measurements."""
     repeats: dict[tuple, list[dict[str, Any]]] = {}
     for line in map(use_processor_time, lines):
         repeats.setdefault(tuple(line.get(name) for name in (*SETTING, "peer", "batch", *CHOICES)), []).append(line)
@@ -411,7 +411,7 @@ def format_tables(lines: Iterable[dict[str, Any]]) -> str:
         threads = f"{first['threads']} thread{'s' * (first['threads'] > 1)}"
         clock = ", by processor seconds" if any(map(has_processor_time, rows)) else ""
         parts.append(f"\n**{first['what']}, {first['data']}**, length {first['length']}, {shape}, {threads}{clock}\n")
-        parts.append(f"| | batch | {unit} | ours is | peak GB | ours is |\n|---|---:|---:|---:|---:|---:|")
+        parts.append(f"| | batch | {unit} | ours / this | peak GB | ours / this |\n|---|---:|---:|---:|---:|---:|")
         for row in sorted(rows, key=lambda row: -row.get(speed, 0)):
             marks = [row.get(name) for name in NAMED]
             marks += [name for name in FLAGS if row.get(name)]
@@ -531,47 +531,48 @@ def parse_arguments() -> argparse.Namespace:
     commands = parser.add_subparsers(dest="what", required=True)
     for what in ("train", "recommend", "evaluate"):
         command = commands.add_parser(what, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-        command.add_argument("--data", required=True, help=f"file of lines `user item`, or {', '.join(SYNTHETIC)}")
-        command.add_argument("--hidden", type=int, default=64)
-        command.add_argument("--layers", type=int, default=2)
-        command.add_argument("--heads", type=int, default=2)
-        command.add_argument("--length", type=int, default=200, help="items kept of a history")
-        command.add_argument("--batch", type=int, default=DEFAULT_BATCH_SIZE if what == "recommend" else 256)
-        command.add_argument("--mask-prob", type=float, default=0.2)
-        command.add_argument("--threads", type=int, default=1)
-        command.add_argument("--max-gb", type=float, default=16.0, help="stop above this resident memory")
-        command.add_argument("--dropout", type=float, default=0.1)
-        command.add_argument("--attention-dropout", type=float, default=0.0)
-        command.add_argument("--device", default="cpu")
-        command.add_argument("--architecture", choices=tuple(ARCHITECTURES), default="bert4rec")
+        command.add_argument("--data", required=True, help=f"log of interactions, or {', '.join(SYNTHETIC)}")
+        command.add_argument("--hidden", type=int, default=64, help="hidden size")
+        command.add_argument("--layers", type=int, default=2, help="number of layers")
+        command.add_argument("--heads", type=int, default=2, help="attention heads per layer")
+        command.add_argument("--length", type=int, default=200, help="longest input, including the [MASK]")
+        batch = DEFAULT_BATCH_SIZE if what == "recommend" else 256
+        command.add_argument("--batch", type=int, default=batch, help="rows per batch")
+        command.add_argument("--mask-prob", type=float, default=0.2, help="share of masked items")
+        command.add_argument("--threads", type=int, default=1, help="threads of torch")
+        command.add_argument("--max-gb", type=float, default=16.0, help="stop above this resident memory in GB")
+        command.add_argument("--dropout", type=float, default=0.1, help="dropout of hidden states")
+        command.add_argument("--attention-dropout", type=float, default=0.0, help="dropout of attention")
+        command.add_argument("--device", default="cpu", help="device of torch")
+        command.add_argument("--architecture", choices=tuple(ARCHITECTURES), default="bert4rec", help="model")
         command.set_defaults(**{name: USUAL[name] for name in USUAL if name not in ("device", "architecture")})
         if what == "train":
             command.add_argument("--steps", type=int, default=30, help=f"timed steps, after {WARMUP} to warm up")
-            command.add_argument("--loss", choices=LOSSES, help="default: softmax")
-            command.add_argument("--num-negatives", type=int, default=256)
-            command.add_argument("--unshared", action="store_true", help="draw negatives for each position")
-            command.add_argument("--gradient-checkpointing", action="store_true")
+            command.add_argument("--loss", choices=LOSSES, default=argparse.SUPPRESS, help="default: softmax")
+            command.add_argument("--num-negatives", type=int, default=256, help="negatives of a sampled loss")
+            command.add_argument("--unshared", action="store_true", help="draw negatives per position, not per batch")
+            command.add_argument("--gradient-checkpointing", action="store_true", help="less memory, more time")
             command.add_argument("--bf16", action="store_true", help="bfloat16 autocast")
-            command.add_argument("--attention", default="sdpa", help="attn_implementation")
-            command.add_argument("--compile", action="store_true", help="torch.compile")
+            command.add_argument("--attention", default="sdpa", help="`attn_implementation` of transformers")
+            command.add_argument("--compile", action="store_true", help="train with torch.compile")
         else:
-            command.add_argument("--users", type=int, default=2000)
+            command.add_argument("--users", type=int, default=2000, help="number of users")
             command.add_argument("--repeats", type=int, default=3, help="timed passes, after one to warm up")
         if what == "recommend":
-            command.add_argument("--k", type=int, default=10)
+            command.add_argument("--k", type=int, default=10, help="recommended items")
     command = commands.add_parser("latency", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     command.add_argument("checkpoint", help=f"folder or Hub ID, or {', '.join(SYNTHETIC)} (untrained)")
     command.add_argument("--length", type=int, default=50, help="items of a history")
     command.add_argument("--k", type=int, default=10, help="recommended items")
     command.add_argument("--requests", type=int, default=200, help=f"timed requests, after {WARMUP} to warm up")
-    command.add_argument("--threads", type=int, default=1)
-    command.add_argument("--device", default="cpu")
-    commands.add_parser("table").add_argument("results", nargs="+")
-    commands.add_parser("scale").add_argument("results")
-    commands.add_parser("memory").add_argument("results")
+    command.add_argument("--threads", type=int, default=1, help="threads of torch")
+    command.add_argument("--device", default="cpu", help="device of torch")
+    commands.add_parser("table").add_argument("results", nargs="+", help="files of measurements to read")
+    commands.add_parser("scale").add_argument("results", help="file to which the measurements are appended")
+    commands.add_parser("memory").add_argument("results", help="file to which the measurements are appended")
     command = commands.add_parser("plot")
-    command.add_argument("results")
-    command.add_argument("png")
+    command.add_argument("results", help="file that `scale` has written")
+    command.add_argument("png", help="picture to write")
     return parser.parse_args()
 
 
@@ -579,7 +580,7 @@ if __name__ == "__main__":
     args = parse_arguments()
     with plain_errors():
         if getattr(args, "device", "cpu") == "cuda" and not torch.cuda.is_available():
-            raise ValueError("torch finds no GPU. Use --device cpu.")
+            raise ValueError("`--device cuda` needs a GPU, but torch finds none. Use `--device cpu`.")
         if args.what == "table":
             print(format_tables(line for path in args.results for line in load_lines(path)))
         elif args.what == "scale":

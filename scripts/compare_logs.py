@@ -4,8 +4,8 @@
     python scripts/compare_logs.py runs/logs scripts/results/any-log.jsonl logs/*.csv
 
 For each log that has no line in the results yet, `hf-bert4rec compare` trains BERT4Rec and SASRec with the settings
-that a user without a recipe gets, and fits the baselines. A line has NDCG@10 of all models on test, and the difference
-between BERT4Rec and the best other model.
+that a user without a recipe gets, and fits the baselines. A line contains NDCG@10 of all models on test, and the
+difference between BERT4Rec and the best other model.
 """
 
 import argparse
@@ -72,9 +72,9 @@ def compare_log(log: Path, folder: Path) -> dict[str, Any]:
 def main() -> None:
     """Compare on each log."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="Folder for models and reports.")
-    parser.add_argument("results", type=Path, help="JSON lines, one per log.")
-    parser.add_argument("logs", type=Path, nargs="+", help="Logs to read.")
+    parser.add_argument("folder", type=Path, help="Folder for the models and reports, one folder per log.")
+    parser.add_argument("results", type=Path, help="File to which one JSON line per log is appended.")
+    parser.add_argument("logs", type=Path, nargs="+", help="Logs to read. A log with a line in the results is skipped.")
     args = parser.parse_args()
     lines = args.results.read_text(encoding="utf-8").splitlines() if args.results.exists() else []
     done = {json.loads(line)["log"] for line in lines}

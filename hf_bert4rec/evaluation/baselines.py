@@ -58,7 +58,7 @@ class Baseline(nn.Module):
         """Return scores (users, vocab_size); larger is better.
 
         The batch has `input_ids` and `attention_mask` (users, length), the newest items and the [MASK] of the query;
-        `history` (users, longest), all items before the target, padded; and `users` (users,), numbers or -1.
+        `history` (users, longest), all items before the target, padded with -100; and `users` (users,), numbers or -1.
         """
         raise NotImplementedError
 
@@ -71,10 +71,13 @@ class Baseline(nn.Module):
         candidates: torch.Tensor | None = None,
         users: torch.Tensor | None = None,
     ) -> MaskedItemOutput:
-        """Return logits (users, 1, vocab_size). The loss is NaN, because gradients do not train baselines."""
+        """Return logits (users, 1, vocab_size). The loss is NaN, because gradients do not train baselines.
+
+        The arguments are those of `Bert4RecForMaskedLM.forward`, and `users`, which only `BprMf` needs.
+        """
         if users is None and self.users:
             raise ValueError(
-                f"{type(self).__name__} needs the users of a batch. Use the data collator "
+                f"{type(self).__name__} needs `users` in each batch. Use the data collator "
                 "`DataCollatorWithUsers(tokenizer, model.users)` of `hf_bert4rec.evaluation.baselines`."
             )
         users = torch.full(input_ids.shape[:1], -1) if users is None else users
@@ -91,7 +94,7 @@ class Popularity(Baseline):
     """Baseline that recommends the items with the most interactions to every user.
 
     Args:
-        recent_share: Share of the most recent interactions that are counted. A value below 1 needs a log with times.
+        recent_share: Share of the most recent interactions that are counted. A value below 1 needs timestamps.
     """
 
     def __init__(self, train: Dataset, vocab_size: int, recent_share: float = 1.0) -> None:
@@ -102,7 +105,8 @@ class Popularity(Baseline):
         if recent_share < 1:
             times = np.concatenate(train.with_format("numpy")["timestamps"][:])
             if not times_are_comparable(np.repeat(np.arange(len(histories)), list(map(len, histories))), times):
-                raise ValueError("`recent_share` needs a log with timestamps, found one without. Set this option to 1.")
+                found = "In this log, each user begins after the previous one has ended, as without timestamps."
+                raise ValueError(f"`recent_share` below 1 needs timestamps. {found} Set this option to 1.")
             items = items[times >= np.quantile(times, 1 - recent_share)]
         self.counts = torch.from_numpy(np.bincount(items, minlength=vocab_size)).float()  # no buffer: stays on the CPU
 
@@ -131,7 +135,7 @@ class MarkovChain(Popularity):
 class OwnItems(Popularity):
     """Baseline that ranks the user's own items by their number in the history, then all other items by popularity.
 
-    For logs with repeat consumption, and models with `exclude_history=False`.
+    For logs with repeat consumption, to compare with models with `exclude_history=False`.
     """
 
     exclude_history = False
@@ -164,7 +168,7 @@ class Ease(SetBaseline):
     """EASE (Steck, WWW 2019): linear autoencoder over sets of items with an empty diagonal, in closed form.
 
     Args:
-        regularization: λ, which is added to the count of every item.
+        regularization: λ above 0, which is added to the count of every item.
 
     Raises:
         MemoryError: Three matrices of shape (vocab_size, vocab_size) do not fit into the memory.
@@ -174,7 +178,7 @@ class Ease(SetBaseline):
         check_number("regularization", regularization, "above 0", lambda number: number > 0)
         needed, free = 3 * 4e-9 * vocab_size**2, psutil.virtual_memory().available / 1e9
         if needed > free:
-            solution = "Drop rare items with `min_item_interactions`, or use `item_neighbors`."
+            solution = "Drop rare items with `min_item_interactions`, or use the baseline `item_neighbors`."
             raise MemoryError(f"EASE needs {needed:.1f} GB of memory, {free:.1f} GB are free. {solution}")
         super().__init__(train, vocab_size)
         counts = np.zeros((vocab_size, vocab_size), np.float32)  # users who have both items
@@ -234,7 +238,7 @@ class Als(SetBaseline):
         self.model = fit_implicit("cpu.als", "AlternatingLeastSquares", train, vocab_size, random_state=seed, **options)
 
     def scores_of_sets(self, sets: torch.Tensor) -> torch.Tensor:
-        """Return the products of item factors and the factors solved for each set."""
+        """Return the products of item factors and the factors that are computed for each set, (users, vocab_size)."""
         factors = self.model.recalculate_user(np.arange(len(sets)), sparse_matrix(sets.numpy()))
         return torch.from_numpy(factors @ self.model.item_factors.T).float()
 
@@ -259,7 +263,7 @@ class BprMf(Baseline):
         self.user_factors, self.item_factors = map(torch.from_numpy, (model.user_factors, model.item_factors))
 
     def scores(self, batch: Batch) -> torch.Tensor:
-        """Return the inner products of user and item factors; unknown users get the mean of the user factors."""
+        """Return the inner products of user and item factors. Unknown users get the mean of the user factors."""
         users = batch["users"]
         factors = torch.where(users[:, None] >= 0, self.user_factors[users], self.user_factors.mean(dim=0))
         return factors @ self.item_factors.T
@@ -274,10 +278,11 @@ BASELINES: dict[str, type[Baseline]] = {
     "als": Als,
     "bpr_mf": BprMf,
 }
+"""Dict from the name in a comparison file to the class of the baseline."""
 
 
 def training_histories(train: Dataset) -> list[np.ndarray]:
-    """Return the history of each user; ValueError if a user has several rows."""
+    """Return the token IDs of each training row; ValueError if a user has several rows."""
     if len(set(train["user"][:])) != train.num_rows:
         raise ValueError(
             "Baselines need one row per user, found users with several rows. Split with `prefixes=False` and a "
@@ -292,12 +297,12 @@ def sparse_matrix(values: Any, shape: tuple[int, int] | None = None) -> Any:
 
 
 def fit_implicit(module: str, kind: str, train: Dataset, vocab_size: int, **options: Any) -> Any:
-    """Fit a model of the package `implicit` to the distinct items of each training user."""
+    """Fit the class `kind` of the package `implicit` to the distinct items of each training user."""
     for name in sorted({"factors", "iterations"} & options.keys()):  # `implicit` accepts other values and fails later
         check_count(name, options[name])
     try:
         model = getattr(import_module(f"implicit.{module}"), kind)(**options)
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         advice = "Run pip install 'hf-bert4rec[baselines]'."
         raise ImportError(f"This baseline needs the package implicit. {advice}") from error
     histories = training_histories(train)

@@ -21,14 +21,18 @@ SMALLEST_P = 1 / (1 + RANDOMIZATIONS)  # the smallest p-value that the test can 
 class UserResults:
     """Results of a model for each user of a split, in the order of its rows."""
 
-    ranks: np.ndarray  # (users,) ranks of the targets over the catalog, from 1; a tie counts half a rank
+    ranks: np.ndarray  # (users,) ranks of the targets over the catalog, from 1; each tie adds half a rank
     ties: np.ndarray  # (users,) number of other items with the score of the target; 0 for an unknown target
     recommended: np.ndarray  # (users, TOP_K) token IDs of the best items, best first; -1 where fewer items are left
-    sampled_ranks: np.ndarray | None = None  # (users,) ranks among the candidates, if the rows have any
+    sampled_ranks: np.ndarray | None = None  # (users,) ranks among the candidates; None without candidates
 
 
 def evaluate_users(trainer: Trainer, rows: Dataset) -> UserResults:
-    """Evaluate the model of a Trainer on a split and return the ranks and recommendations of each user."""
+    """Evaluate the model of a Trainer on a split and return the ranks and recommendations of each user.
+
+    Raises:
+        ValueError: The rows are not those of validation or test, the catalog has at most 10 items, or a score is NaN.
+    """
     columns = rank_rows(trainer, rows, results_of_logits)
     ranks, ties, *sampled = columns[:, TOP_K:].T
     return UserResults(ranks, ties.astype(int), columns[:, :TOP_K].astype(int), sampled[0] if sampled else None)
@@ -39,14 +43,14 @@ def split_metrics(
 ) -> dict[str, float]:
     """Return all metrics of a model on a split.
 
-    - `hr@k`, `ndcg@k`, `mrr@k` over the catalog, and sampled metrics such as `ndcg@10_popularity_sampled`;
-    - `coverage@10`: share of the catalog that is recommended to at least one user;
-    - `popularity@10`: mean training count of the recommended items, divided by that of the known targets;
+    - `hr@k`, `ndcg@k`, `mrr@k` (k = 1, 5, 10) over the catalog; sampled metrics such as `ndcg@10_popularity_sampled`;
+    - `coverage@10`: share of the catalog that is among the 10 recommendations of at least one user;
+    - `popularity@10`: mean training count of recommended items, divided by that of known targets (NaN if this is 0);
     - `ties`: share of users whose target has the same score as another item.
 
     Args:
         results: Results of the model.
-        targets: (users,) token IDs.
+        targets: (users,) token IDs, as from `target_items`.
         counts: (vocab_size,) number of interactions of each item in training.
         sampled: How the candidates were drawn, if there are any.
     """
@@ -62,10 +66,10 @@ def split_metrics(
 
 
 def user_groups(rows: Dataset, counts: np.ndarray) -> dict[str, np.ndarray]:
-    """Return groups of users by their targets and histories, each as a mask (users,); a group may be empty.
+    """Return groups of users by their targets and histories, each as a mask (users,) of bools; a group may be empty.
 
     Head items are the 20 % of the catalog with the most interactions in training. Tail items are the other items with
-    interactions, unseen items have none. Short histories have at most the median length. New users have no history.
+    interactions. Unseen items have none. Short histories have at most the median length. New users have no history.
     `counts` (vocab_size,) are the numbers of interactions of each item in training.
     """
     targets = target_items(rows)
@@ -109,8 +113,8 @@ def paired_difference(first: Ranks | Sequence[Ranks], second: Ranks | Sequence[R
     first, second = (np.atleast_2d(np.asarray(ranks, float)) for ranks in (first, second))
     users = [ranks.shape[1] for ranks in (first, second)]
     if users[0] != users[1] or not first.size or not second.size:
-        found = f"{users[0]} and {users[1]} ranks"
-        raise ValueError(f"Expected ranks of the same users, at least one, found {found}. Rank the same rows.")
+        found, advice = f"{users[0]} and {users[1]} users", "Rank the same rows with both models."
+        raise ValueError(f"Expected ranks of the same users, at least one, found {found}. {advice}")
     gains = ndcg_gains(first, TOP_K).mean(axis=0) - ndcg_gains(second, TOP_K).mean(axis=0)
     nonzero = gains[gains != 0].astype(np.float32)
     generator = np.random.default_rng(0)
@@ -123,7 +127,7 @@ def paired_difference(first: Ranks | Sequence[Ranks], second: Ranks | Sequence[R
 
 
 def holm(p_values: Mapping[tuple[str, str], float]) -> dict[tuple[str, str], float]:
-    """Return p-values corrected for the number of tests (Holm, 1979)."""
+    """Return the p-values of pairs of models, corrected for the number of pairs (Holm, 1979)."""
     pairs = sorted(p_values, key=lambda pair: p_values[pair])
     corrected = [min(1.0, p_values[pair] * (len(pairs) - place)) for place, pair in enumerate(pairs)]
     largest = dict(zip(pairs, accumulate(corrected, max), strict=True))

@@ -33,13 +33,13 @@ Ranks = np.ndarray | Sequence[float]
 def count_better_and_tied(
     scores: torch.Tensor, targets: torch.Tensor, history: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Count the items with a higher score than each user's target, and the items with the same score.
+    """Count the items with a higher score than each user's target, and the other items with the same score.
 
     Arguments and errors are those of `target_ranks`. Returns two int64 tensors of shape (users,).
     """
     sizes = [len(rows) for rows in (scores, targets, history) if rows is not None]
     if len({*sizes}) > 1:
-        found = f"{' and '.join(map(str, sizes))} rows"
+        found = f"{' and '.join(map(str, sizes))} rows. Pass one row per user"
         raise ValueError(f"Expected scores, targets and history of the same users, found {found}.")
     items = scores[:, SPECIALS:]
     if items.sum(dim=1).isnan().any() and items.isnan().any():  # the check of sums alone is 6 times as fast
@@ -79,11 +79,11 @@ def target_ranks(scores: torch.Tensor, targets: torch.Tensor, history: torch.Ten
     Args:
         scores: (users, vocab_size) scores of all token IDs; scores of special tokens are ignored.
         targets: (users,) token IDs. A special token, such as [UNK] for an item that the model does not contain, ranks
-            last, as does an item of the history.
-        history: (users, longest) token IDs to exclude from the ranking, padded with -100. Default: none.
+            last. So does an item of the history.
+        history: (users, longest) token IDs to exclude from the ranking, padded with -100. None: nothing is excluded.
 
     Returns:
-        (users,) float32 ranks from 1, exact for up to 8 million items. A tie counts half a rank.
+        (users,) float32 ranks from 1, exact for up to 8 million items. A tie with one other item adds half a rank.
 
     Raises:
         ValueError: A score is NaN, a target or an item of the history has no score, or the numbers of users differ.
@@ -96,7 +96,7 @@ def candidate_ranks(scores: torch.Tensor, targets: torch.Tensor, candidates: tor
     """Return the rank of each user's target among sampled candidates (paper, section 4.2), (users,) float32 from 1.
 
     `scores` and `targets` are as for `target_ranks`; `candidates` (users, number) are token IDs of items other than the
-    target, padded with -100. A tie counts half a rank. An unknown target ranks last.
+    target, padded with -100. Each tie adds half a rank. An unknown target ranks last.
     """
     candidate_scores = scores.gather(1, candidates.clamp(min=0)).masked_fill(candidates < 0, torch.nan)  # never counted
     target_scores = torch.where(targets >= SPECIALS, scores.gather(1, targets[:, None])[:, 0], -torch.inf)[:, None]
@@ -108,7 +108,7 @@ def stable_top_k(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tens
     """Return the k largest values of each row and their indices, largest first; equal values in the order of indices.
 
     `torch.topk` does not define which of equal values it returns. If more values equal the k-th one, those with the
-    smallest indices are returned.
+    smallest indices are returned. A row with fewer than k values is returned whole.
     """
     values, places = scores.topk(min(k + 1, scores.shape[1]), dim=1)
     for row in (values[:, -1] == values[:, k - 1]).nonzero()[:, 0].tolist() if values.shape[1] > k else []:
@@ -121,7 +121,7 @@ def stable_top_k(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tens
 
 
 def ndcg_gains(ranks: Ranks, k: int) -> np.ndarray:
-    """Return the contribution of each user to NDCG@k, shape (users,)."""
+    """Return the contribution of each rank to NDCG@k: 1 / log2(rank + 1), and 0 for ranks above k."""
     ranks = np.asarray(ranks, float)
     return np.where(ranks <= k, 1 / np.log2(ranks + 1), 0.0)
 
@@ -137,9 +137,9 @@ def bootstrap_interval(gains: np.ndarray) -> tuple[float, float]:
 def ranking_metrics(ranks: Ranks, k: int | Sequence[int] = CUTOFFS) -> dict[str, float]:
     """Return HR, NDCG and MRR at all cut-offs: `hr@10`, `ndcg@10`, `mrr@10` and so on.
 
-    HR@k is the share of users whose target is among the first k; with one target per user it equals recall. NDCG@k is
-    the mean of 1 / log2(rank + 1) and MRR@k the mean of 1 / rank, both with 0 for ranks above k. A metric at k is
-    meaningful only if more than k items are ranked (`check_cutoffs`).
+    `ranks` (users,) count from 1; `k` is one cut-off or several. HR@k is the share of users whose target is among the
+    first k. With one target per user it equals recall. NDCG@k is the mean of 1 / log2(rank + 1) and MRR@k the mean of
+    1 / rank, both with 0 for ranks above k. A metric at k is meaningful only if more than k items are ranked.
 
     Raises:
         ValueError: There are no ranks, or a rank or a cut-off is below 1.
@@ -160,9 +160,9 @@ def ranking_metrics(ranks: Ranks, k: int | Sequence[int] = CUTOFFS) -> dict[str,
 
 
 def sampled_metrics(ranks: Ranks, sampled: Sampled) -> dict[str, float]:
-    """Return the metrics of ranks among candidates, and the paper's MRR without cut-off, as `ndcg@10_…` and `mrr_…`.
+    """Return `ranking_metrics` of ranks among candidates, and the paper's MRR without cut-off (`mrr`).
 
-    `ranks` (users,) count from 1; `sampled` says how the candidates were drawn. Errors are those of `ranking_metrics`.
+    `sampled`, which says how the candidates were drawn, is the suffix of all names, as in `ndcg@10_uniform_sampled`.
     """
     metrics = ranking_metrics(ranks) | {"mrr": float(np.mean(1 / np.asarray(ranks, float)))}
     return {f"{name}_{sampled}": value for name, value in metrics.items()}
@@ -176,14 +176,15 @@ def how_sampled(metrics: Mapping[str, float]) -> Sampled | None:
 def check_cutoffs(items: int) -> None:
     """Raise ValueError if the catalog has no more items than the largest cut-off, so that every target is a hit."""
     if items <= max(CUTOFFS):
-        needed = f"need a catalog of more than {max(CUTOFFS)} items, found {items}. Use a larger log, or train with"
-        options = "`eval_strategy='no', load_best_model_at_end=False` (command line: `--split train_on_all`)"
-        raise ValueError(f"Metrics at {max(CUTOFFS)} {needed} {options}.")
+        needed = f"need a catalog of more than {max(CUTOFFS)} items, found {items}"
+        options = "`eval_strategy='no'` and `load_best_model_at_end=False` (command line: `--split train_on_all`)"
+        raise ValueError(f"Metrics at {max(CUTOFFS)} {needed}. Use a larger log, or train with {options}.")
 
 
 @cache
 def warn_about_few_candidates(number: int) -> None:
     """Warn, once per number, if every target is a hit among so few sampled candidates."""
     if number < max(CUTOFFS):
-        advice = "Set `number` (command line: `--popularity_candidates` or `--uniform_candidates`) to at least %d."
+        option = "(command line: `--popularity_candidates` or `--uniform_candidates`)"
+        advice = f"Set `number` of `popularity_candidates` or `uniform_candidates` {option} to at least %d."
         logger.warning(f"With %d sampled candidates, HR@%d is always 1. {advice}", number, max(CUTOFFS), max(CUTOFFS))

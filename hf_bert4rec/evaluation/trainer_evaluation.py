@@ -32,6 +32,9 @@ def ranks_of_logits(logits: Any, labels: torch.Tensor) -> torch.Tensor:
     With candidates, the result is (users, 2) with the rank among candidates in the second column. `logits` are the
     output of the model without the loss: first the logits (users, 1 or length, vocab_size), and after them the mapping
     `ranking` of `MaskedItemOutput`. `labels` (users, length) are the target at the [MASK], -100 elsewhere.
+
+    Raises:
+        ValueError: A row has no `history` or several targets, the catalog has at most 10 items, or a score is NaN.
     """
     scores, targets, history, candidates = _unpack(logits, labels)
     ranks = target_ranks(scores, targets, history)
@@ -43,6 +46,7 @@ def results_of_logits(logits: Any, labels: torch.Tensor) -> torch.Tensor:
 
     The result is (users, TOP_K + 2) float32: TOP_K recommended items, rank and ties. With candidates, the rank among
     the candidates is one more column. Items are token IDs, exact up to 2^24, and -1 where fewer items are left.
+    Arguments and errors are those of `ranks_of_logits`.
     """
     scores, targets, history, candidates = _unpack(logits, labels)
     better, tied = count_better_and_tied(scores, targets, history)
@@ -62,14 +66,14 @@ def _unpack(logits: Any, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tens
     ranking: Mapping[str, torch.Tensor] = next((part for part in outputs if isinstance(part, Mapping)), {})
     if "history" not in ranking:
         raise ValueError(
-            "The output of the model has no `history` to exclude from the ranking. Rows to evaluate need a column "
-            "`history`, which `leave_one_out` and other splits create, unless the model has `exclude_history=False`."
+            "The batch has no `history` to exclude from the ranking. Evaluate rows of validation or test, as from "
+            "`leave_one_out`. Other rows need a column `history`, unless the model has `exclude_history=False`."
         )
     scores: torch.Tensor = outputs[0]
     if scores.shape[1] == labels.shape[1]:  # every position is scored, for instance by a compiled model
         scores = scores.take_along_dim((labels != -100).int().argmax(dim=1)[:, None, None], dim=1)
     if scores.shape[1] != 1:
-        raise ValueError(f"Expected one target per user, found {scores.shape[1]}. Use rows of validation or test.")
+        raise ValueError(f"Expected one target per user, found {scores.shape[1]}. Evaluate rows of validation or test.")
     check_cutoffs(scores.shape[2] - SPECIALS)
     if (candidates := ranking.get("candidates")) is not None:
         warn_about_few_candidates(candidates.shape[1])
@@ -91,7 +95,8 @@ def metrics_of_ranks(prediction: EvalPrediction, sampled: Sampled = "popularity_
 def rank_rows(trainer: Trainer, rows: Dataset, results: Callable | None = None) -> np.ndarray:
     """Return `results` of the logits (default: `preprocess_logits_for_metrics`) for each row, in the order of the rows.
 
-    `Trainer.predict` would return results in the order in which rows are drawn, grouped by length.
+    The array is (rows,) or (rows, columns). `Trainer.predict` would return results in the order in which rows are
+    drawn, grouped by length.
     """
     lengths = rows["length"][:] if "length" in rows.column_names else list(map(len, rows["input_ids"][:]))
     order = np.argsort(lengths, kind="stable")  # reduces padding

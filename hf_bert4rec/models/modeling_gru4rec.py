@@ -20,7 +20,7 @@ class Gru4RecConfig(Bert4RecConfig):
     `learned_positions` have no effect. `rope_theta` and `conv_kernel_size` must be None.
 
     Raises:
-        ValueError: As for `Bert4RecConfig`, or `rope_theta` or `conv_kernel_size` is set.
+        StrictDataclassError: As for `Bert4RecConfig`, or `rope_theta` or `conv_kernel_size` is set.
     """
 
     model_type = "gru4rec"
@@ -38,8 +38,7 @@ class Gru4RecConfig(Bert4RecConfig):
         """Check that options of other encoders are not set."""
         for name in ("rope_theta", "conv_kernel_size"):
             if getattr(self, name) is not None:
-                found = f"found {getattr(self, name)}"
-                raise ValueError(f"`{name}` must be None for GRU4Rec, which has no such part, {found}.")
+                raise ValueError(f"`{name}` must be None for GRU4Rec, found {getattr(self, name)}. Remove this option.")
 
 
 class Gru4RecModel(Bert4RecEncoder):

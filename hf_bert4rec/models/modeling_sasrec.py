@@ -21,7 +21,7 @@ class SasRecConfig(Bert4RecConfig):
     """Configuration of a SASRec model (Kang and McAuley, ICDM 2018): that of BERT4Rec without a convolution.
 
     Raises:
-        ValueError: As for `Bert4RecConfig`, or `conv_kernel_size` is set.
+        StrictDataclassError: As for `Bert4RecConfig`, or `conv_kernel_size` is set.
     """
 
     model_type = "sasrec"
@@ -32,14 +32,14 @@ class SasRecConfig(Bert4RecConfig):
     def validate_direction(self) -> None:
         """Check that `conv_kernel_size` is None: a convolution would leak the target."""
         if self.conv_kernel_size is not None:
-            expected = "must be None for SASRec, which does not see later items"
-            raise ValueError(f"`conv_kernel_size` {expected}, found {self.conv_kernel_size}.")
+            expected = "must be None for SASRec, because a convolution reads later items"
+            raise ValueError(f"`conv_kernel_size` {expected}, found {self.conv_kernel_size}. Remove this option.")
 
 
 def shift_right(
     table: nn.Embedding, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None
 ) -> torch.Tensor:
-    """Return the embeddings (batch, length, hidden) of the item before each position; for the first, of [MASK]."""
+    """Return the embeddings (batch, length, hidden) of the item before each position. The first is that of [MASK]."""
     embedded = table(input_ids) if inputs_embeds is None else inputs_embeds
     start = table.weight[SPECIAL_TOKENS.index("[MASK]")].expand_as(embedded[:, :1])
     return torch.cat([start, embedded[:, :-1]], dim=1)

@@ -1,4 +1,4 @@
-"""The architectures that the package trains, one row each. All other modules read this registry."""
+"""Registry of the architectures that the package can train. Other modules look them up here."""
 
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -19,7 +19,7 @@ class Architecture:
 
     Args:
         config_class: Configuration class. Its `model_type` is the name in recipes and in `config.json`.
-        model_class: Model with a head. Its `base_class` is the encoder.
+        model_class: Model class with a head. Its `base_class` is the class of the encoder.
         objective: Training objective: `cloze` (`cloze_training`) or `next_item` (`next_item_training`).
         name: Name in tables and model cards.
     """
@@ -46,16 +46,16 @@ _BUILT_IN = (
     Architecture(Gru4RecConfig, Gru4RecForMaskedLM, "next_item", "GRU4Rec"),
 )
 ARCHITECTURES: dict[str, Architecture] = {row.model_type: row for row in _BUILT_IN}
-"""Architecture of each model type."""
+"""Dict from model type, such as `bert4rec`, to architecture."""
 
 
 def architecture_of(config: PreTrainedConfig) -> Architecture:
     """Return the architecture of a configuration.
 
-    An unregistered subclass gets the architecture of its closest registered base class, with its own class name.
+    An unregistered subclass gets the architecture of its closest registered base class, with its own class and name.
 
     Raises:
-        ValueError: No base class is registered.
+        ValueError: Neither the class nor a base class of it is registered.
     """
     kind = type(config)
     for base in kind.__mro__:
@@ -63,7 +63,7 @@ def architecture_of(config: PreTrainedConfig) -> Architecture:
         if row is not None:
             return row if base is kind else replace(row, config_class=kind, name=kind.__name__.removesuffix("Config"))
     raise ValueError(
-        f"Expected the configuration of a model of this package, found {kind.__name__}. Use such a model, for example "
+        f"Expected the configuration of a model of hf_bert4rec, found {kind.__name__}. Use a model such as "
         "`Bert4RecForMaskedLM`, or a subclass of it with a subclass of `Bert4RecConfig`."
     )
 
@@ -74,7 +74,7 @@ def register_architecture(
     objective: Objective = "cloze",
     name: str | None = None,
 ) -> Architecture:
-    """Register a model of your own, so that it trains, saves and loads like the built-in ones.
+    """Register a model of your own, so that it trains, saves and loads like the built-in ones; return its entry.
 
         class MyConfig(Bert4RecConfig):
             model_type = "mine"
@@ -84,23 +84,27 @@ def register_architecture(
 
         register_architecture(MyConfig, MyForMaskedLM)
 
-    Also register the model before you load it. Define the classes in a file: it is saved with the weights.
+    Also call this function before you load the model. Define the classes in a file that you import: only the code of
+    such a file is saved with the weights.
 
     Args:
         config_class: Subclass of `Bert4RecConfig` with its own `model_type`.
         model_class: Subclass of `Bert4RecForMaskedLM` with the annotation `config: MyConfig`.
         objective: `next_item` if a position sees only the items before it, otherwise `cloze`.
-        name: Name in tables and model cards. Default: the class name without "Config".
+        name: Name in tables and model cards. Default: the name of `config_class` without "Config".
 
     Raises:
-        ValueError: The model type belongs to another model, or `model_class` has another configuration class.
+        ValueError: The model type is that of a built-in model or of transformers, or the configurations differ.
     """
     if config_class.model_type in {row.model_type for row in _BUILT_IN}:
         found = f"found {config_class.model_type!r}, which is built in"
-        raise ValueError(f"{config_class.__name__} needs its own `model_type`, {found}.")
+        raise ValueError(f"{config_class.__name__} needs its own `model_type`, {found}. Set it in this class.")
+    if model_class.config_class == config_class.__name__:  # with `from __future__ import annotations`
+        model_class.config_class = config_class
     if model_class.config_class is not config_class:
-        found = f"{model_class.__name__} does not have the configuration {config_class.__name__}"
-        raise ValueError(f"{found}. Add the annotation `config: {config_class.__name__}` to this class.")
+        wanted, found = config_class.__name__, getattr(model_class.config_class, "__name__", model_class.config_class)
+        advice = f"expected {wanted}. Write the annotation `config: {wanted}` in this class."
+        raise ValueError(f"{model_class.__name__} has the configuration {found}, {advice}")
     row = Architecture(config_class, model_class, objective, name or config_class.__name__.removesuffix("Config"))
     register_configs(row)
     register_models(row)
@@ -114,7 +118,7 @@ def register_configs(*rows: Architecture) -> None:
     Raises:
         ValueError: A model of transformers has this `model_type`.
     """
-    from transformers import AutoConfig  # not above: the package registers when transformers is imported
+    from transformers import AutoConfig  # not at the top: the package registers when transformers is imported
 
     for row in rows or _BUILT_IN:
         AutoConfig.register(row.model_type, row.config_class, exist_ok=row.model_type in ARCHITECTURES)
@@ -124,6 +128,6 @@ def register_models(*rows: Architecture) -> None:
     """Register model classes with AutoModel and AutoModelForMaskedLM, by default the built-in ones."""
     from transformers import MODEL_FOR_MASKED_LM_MAPPING, MODEL_MAPPING
 
-    for row in rows or _BUILT_IN:  # not by AutoModel.register, which refuses an encoder with a base configuration class
+    for row in rows or _BUILT_IN:  # AutoModel.register refuses an encoder whose configuration is a base class
         MODEL_MAPPING.register(row.config_class, row.encoder_class, exist_ok=True)
         MODEL_FOR_MASKED_LM_MAPPING.register(row.config_class, row.model_class, exist_ok=True)

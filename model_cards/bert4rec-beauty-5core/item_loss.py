@@ -79,9 +79,9 @@ def softmax_loss(
 ) -> torch.Tensor:
     """Return the negative log-likelihood over the catalog (paper, equation 8).
 
-    `reduction` is "sum", or "none" for one value per position. The loss is computed in chunks of
-    `config.loss_chunk_size` positions, so that only the logits of one chunk exist at a time. On a GPU, a chunk has at
-    least about `GPU_SCORES` logits.
+    `reduction` is "sum", or "none" for one value per position; other arguments are those of `ItemLoss.total`. The loss
+    is computed in chunks of `config.loss_chunk_size` positions, so that only the logits of one chunk exist at a time.
+    On a GPU, a chunk has at least about `GPU_SCORES` logits.
     """
     special = torch.arange(len(item_bias), device=item_bias.device) < SPECIALS
     bias = item_bias.masked_fill(special, torch.finfo(item_bias.dtype).min)
@@ -124,7 +124,7 @@ def softmax_loss_with_added(
     log_all: torch.Tensor,
     log_target: torch.Tensor,
 ) -> torch.Tensor:
-    """Return the summed negative log-likelihood of the catalog and the added scores together.
+    """Return the summed negative log-likelihood of the targets under the scores of the catalog and the added scores.
 
     `log_all` and `log_target` are the two tensors that `item_loss` gets as `added`.
     """
@@ -198,7 +198,7 @@ LOSSES: dict[str, ItemLoss] = {
 def check_loss(name: str) -> None:
     """Raise ValueError unless a loss is in `LOSSES`."""
     if name not in LOSSES:
-        advice = "Correct the name, or add the loss to `LOSSES` (on the command line: in a module for `--import`)."
+        advice = "Correct the name, or add the loss to `hf_bert4rec.LOSSES` (command line: in a module for `--import`)."
         raise ValueError(f"`loss` must be one of {', '.join(LOSSES)}, found {name!r}. {advice}")
 
 
@@ -227,8 +227,8 @@ def sampled_scores(
     """
     negatives, items = config.num_negatives, len(item_table) - SPECIALS
     if not 0 < negatives < items:
-        most = f"{items - 1}, the number of other items"
-        raise ValueError(f"`num_negatives` must be from 1 to {most}, found {negatives}.")
+        most, advice = f"{items - 1}, the number of other items", "Change this option, or use the loss `softmax`."
+        raise ValueError(f"`num_negatives` must be from 1 to {most}, found {negatives}. {advice}")
     targets = targets.clamp(min=SPECIALS)
     if config.share_negatives:  # one more than needed, all different
         rows = torch.randperm(items, device=targets.device)[: negatives + 1] + SPECIALS

@@ -41,9 +41,9 @@ class MaskedItemOutput(MaskedLMOutput):
     """`MaskedLMOutput` with the tensors that are needed to rank the target among the other items.
 
     Args:
-        ranking: None in training and if nothing is ranked. `history` (batch, longest), padded with -100: token IDs that
-            the ranking excludes; (batch, 0) with `config.exclude_history=False`. `candidates` (batch, number), if the
-            batch has them: token IDs among which sampled metrics rank the target.
+        ranking: Dict of token IDs; None in training and if nothing is ranked. `history` (batch, longest), padded with
+            -100: items that the ranking excludes; (batch, 0) with `config.exclude_history=False`. `candidates` (batch,
+            number), if the batch has them: items among which sampled metrics rank the target.
     """
 
     ranking: dict[str, torch.Tensor] | None = None
@@ -98,7 +98,7 @@ class Bert4RecEmbeddings(nn.Module):
         if length > self.max_length:
             raise ValueError(
                 f"Expected at most {self.max_length} positions (`max_position_embeddings`), found {length}. Keep only "
-                "the newest items."
+                f"the newest items, for example with `max_length={self.max_length}` in the split."
             )
         if self.convolution is not None:
             if attention_mask is not None:  # padding must not be a neighbor of the newest item
@@ -255,12 +255,12 @@ class Bert4RecPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """Load a model as in transformers, but only from safetensors, because a pickle of weights can run code.
+        """Load a model as in transformers, but by default only from safetensors, because a pickle can run code.
 
-        `use_safetensors=False` allows a pickle (`pytorch_model.bin`).
+        `use_safetensors=False` also allows a pickle (`pytorch_model.bin`).
 
         Raises:
-            OSError: As in transformers, or there are no weights in safetensors.
+            OSError: As in transformers, or there are no weights in safetensors, and `use_safetensors` is not False.
         """
         if kwargs.get("use_safetensors") is None:  # with None, the default of transformers, it would read a pickle
             kwargs["use_safetensors"] = True
@@ -271,7 +271,8 @@ class Bert4RecPreTrainedModel(PreTrainedModel):
                 raise
             raise OSError(
                 f"{pretrained_model_name_or_path}: expected weights in model.safetensors, found none. A "
-                "pytorch_model.bin is not loaded, since it is a pickle, which can run code. Save it as safetensors."
+                "pytorch_model.bin is a pickle, which can run code. If you trust it, load it with "
+                "`use_safetensors=False`. Otherwise save the model again."
             ) from error
 
     @torch.no_grad()
@@ -346,8 +347,8 @@ class Bert4RecEncoder(Bert4RecPreTrainedModel):
 
         Raises:
             ValueError: Not exactly one of `input_ids` and `inputs_embeds` is given, there are more positions than
-                `max_position_embeddings`, `attention_mask` has another shape (with `conv_kernel_size`), or padding is
-                on the left (SASRec and GRU4Rec).
+                `max_position_embeddings` (not GRU4Rec), `attention_mask` has another shape (with `conv_kernel_size`),
+                or a row is empty or padded on the left (SASRec and GRU4Rec).
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Pass exactly one of `input_ids` and `inputs_embeds`.")
@@ -355,7 +356,8 @@ class Bert4RecEncoder(Bert4RecPreTrainedModel):
             self.warn_if_padding_and_no_attention_mask(input_ids, attention_mask)
         readable = torch.is_tensor(attention_mask) and attention_mask.ndim == 2 and not is_tracing(attention_mask)
         if self.causal and attention_mask is not None and readable and not attention_mask[:, :1].all():
-            raise ValueError("Found padding on the left. Set `tokenizer.padding_side='right'`.")
+            advice = "Set `tokenizer.padding_side='right'`. Give empty histories a [MASK]."
+            raise ValueError(f"A row of `attention_mask` begins with 0, so it is empty or padded on the left. {advice}")
         return BaseModelOutput(self.encode(input_ids, inputs_embeds, attention_mask, kept_positions, **kwargs))
 
 
@@ -455,9 +457,10 @@ class Bert4RecRepeatHead(nn.Module):
 
 
 def add_repeats(logits: torch.Tensor, rows: torch.Tensor, repeats: torch.Tensor) -> torch.Tensor:
-    """Return logits (batch, kept, vocab_size) with `repeats`, the output of `Bert4RecRepeatHead`, added.
+    """Return log(exp(logits) + exp(repeats)), (batch, kept, vocab_size), with the sum over the repeats of an item.
 
-    `repeats` and `rows` are (batch, kept, length). `rows` are the token IDs of the history, once per kept position.
+    `repeats`, the output of `Bert4RecRepeatHead`, and `rows` are (batch, kept, length). `rows` are the token IDs of the
+    history, once per kept position.
     """
     input_ids = rows[:, 0]
     same = (input_ids.unsqueeze(-1) == input_ids.unsqueeze(1)).to(repeats)  # whether two positions have one item
@@ -538,7 +541,7 @@ class Bert4RecTransitionHead(nn.Module):
 
 
 def add_transitions(logits: torch.Tensor, followers: torch.Tensor, transitions: torch.Tensor) -> torch.Tensor:
-    """Return logits (batch, kept, vocab_size) with `Bert4RecTransitionHead`'s output (batch, kept, number) added."""
+    """Return log(exp(logits) + exp(transitions)), (batch, kept, vocab_size); see `Bert4RecTransitionHead.forward`."""
     scores = logits.gather(-1, followers)
     added = torch.logaddexp(scores, transitions.to(scores)) - scores
     return logits.scatter_add(-1, followers, added.masked_fill(followers < len(SPECIAL_TOKENS), 0))
@@ -639,8 +642,8 @@ class Bert4RecForMaskedLM(Bert4RecPreTrainedModel):
             would be the largest tensor.
 
         Raises:
-            ValueError: Not exactly one of `input_ids` and `inputs_embeds` is given, there are more positions than
-                `max_position_embeddings`, `logits_to_keep` and `kept_positions` are both given or have other shapes, or
+            ValueError: As for the encoder (`Bert4RecEncoder.forward`) and, in training, for `item_loss`;
+                `logits_to_keep` is negative, has several dimensions or is given with `kept_positions`; or
                 `inputs_embeds` is given for a model with `repeat_head` or `num_followers`.
         """
         inputs = input_ids if inputs_embeds is None else inputs_embeds
@@ -728,9 +731,8 @@ class Bert4RecForMaskedLM(Bert4RecPreTrainedModel):
         if self.repeat_head is None and self.transition_head is None:
             return found
         if input_ids is None:
-            raise ValueError(
-                "A model with `repeat_head` or `num_followers` needs `input_ids`. Pass the token IDs of the history."
-            )
+            advice = "Pass the token IDs of the history, not `inputs_embeds`."
+            raise ValueError(f"A model with `repeat_head` or `num_followers` needs `input_ids`. {advice}")
         if kept_positions is None:
             kept_positions = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
         with torch.autocast(hidden_states.device.type, enabled=False):

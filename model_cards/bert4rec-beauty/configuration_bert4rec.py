@@ -60,8 +60,8 @@ class Bert4RecConfig(PreTrainedConfig):
             log of short histories, rotary positions alone were better.
         rope_theta: Base of the wavelengths of rotary position embeddings in attention (Su et al., 2021). None, as in
             the paper: no rotary positions.
-        conv_kernel_size: Odd width of a depthwise convolution over the item embeddings. With 3, each position also
-            starts from its two neighbors, so that a [MASK] starts from items. None, as in the paper: no convolution.
+        conv_kernel_size: Odd width of a depthwise convolution over the item embeddings. With 3, each input also
+            contains its two neighbors, so that a [MASK] contains items. None, as in the paper: no convolution.
         identity_attention: Whether the value and output matrices of attention start at the identity, plus the random
             weights. Attention then starts as a mean of item vectors, which the item table can score directly. False,
             as in the paper: random weights only.
@@ -79,18 +79,18 @@ class Bert4RecConfig(PreTrainedConfig):
         eos_token_id: None: a history has no end token.
         tie_word_embeddings: Whether the item table is also the output matrix (paper, section 3.5).
         loss: Training loss: `softmax` over the whole catalog, or `sampled_softmax`, `gbce` or `bce` over sampled
-            negatives, for 100,000 items or more. The functions in `LOSSES` describe them.
+            negatives, for 100,000 items or more. The module `hf_bert4rec.models.item_loss` describes them.
         loss_chunk_size: Number of positions whose softmax is computed at a time. Memory grows with `loss_chunk_size` ·
             `vocab_size`.
-        num_negatives: Number of negatives of a sampled loss.
+        num_negatives: Number of negatives per position of a sampled loss, below the number of items.
         share_negatives: Whether all positions of a batch share their negatives, which is much faster.
         gbce_calibration: t of `gbce`, from 0 (plain `bce`) to 1 (the sigmoid of a score is the item's probability).
         exclude_history: Whether rankings and recommendations exclude the items of the user's history. False for data
             with repeat consumption, such as music and groceries.
 
     Raises:
-        ValueError: A value is out of range, `hidden_act` is unknown, or two options cannot be combined, such as
-            `repeat_head` and another loss than `softmax`.
+        huggingface_hub.errors.StrictDataclassError: A value has the wrong type or is out of range, `hidden_act` is
+            unknown, or two options cannot be combined, such as `repeat_head` and another loss than `softmax`.
     """
 
     model_type = "bert4rec"
@@ -207,9 +207,9 @@ class Bert4RecConfig(PreTrainedConfig):
         """Check the options of the loss."""
         for name in ("repeat_head", "num_followers"):
             if getattr(self, name) and self.loss != "softmax":
-                raise ValueError(f"`{name}` needs the loss 'softmax', found {self.loss!r}. Change one of the two.")
+                raise ValueError(f"`{name}` needs the loss 'softmax', found {self.loss!r}. Change `loss` or `{name}`.")
         if self.loss not in LOSSES:  # a model with a custom loss can recommend without the code of the loss
-            logger.warning_once(f"Unknown loss {self.loss!r}. To train the model, add this loss to `LOSSES`.")
+            logger.warning_once(f"Unknown loss {self.loss!r}. To train the model, add it to `hf_bert4rec.LOSSES`.")
             return
         others = self.vocab_size - len(SPECIAL_TOKENS) - 1
         if LOSSES[self.loss].samples_negatives and self.num_negatives > others:

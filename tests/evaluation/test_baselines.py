@@ -117,7 +117,7 @@ def test_popularity_counts_the_most_recent_interactions_only():
     columns = {"user": ["u", "v"], "input_ids": [[A, B], [A, C, C]]}
     train = Dataset.from_dict({**columns, "timestamps": [[1, 9], [2, 8, 10]]})
     assert Popularity(train, VOCAB, recent_share=0.6).counts.tolist() == [0, 0, 0, 0, 1, 2, 0, 0]
-    with pytest.raises(ValueError, match="`recent_share` needs a log with timestamps, found one without"):
+    with pytest.raises(ValueError, match="`recent_share` below 1 needs timestamps"):
         Popularity(Dataset.from_dict({**columns, "timestamps": [[0, 1], [2, 3, 4]]}), VOCAB, recent_share=0.6)
     with pytest.raises(ValueError, match="`recent_share` must be above 0 and at most 1, found 0"):
         Popularity(train, VOCAB, recent_share=0)
@@ -149,7 +149,7 @@ def test_the_memory_of_ease_is_that_of_three_matrices(people, monkeypatch):
 
 def test_ease_on_a_catalog_that_does_not_fit_raises():
     train = Dataset.from_dict({"user": ["u"], "input_ids": [[A]]})
-    with pytest.raises(MemoryError, match=r"EASE needs 1200000\.0 GB .* or use `item_neighbors`"):
+    with pytest.raises(MemoryError, match=r"EASE needs 1200000\.0 GB .* or use the baseline `item_neighbors`"):
         Ease(train, 10_000_000)
     with pytest.raises(ValueError, match="`regularization` must be above 0, found 0"):
         Ease(train, VOCAB, regularization=0)
@@ -301,6 +301,15 @@ def test_windows_instead_of_whole_histories_raise(name):
 def test_without_implicit_the_error_names_the_install_command(monkeypatch, people):
     monkeypatch.setitem(sys.modules, "implicit.cpu.als", None)
     with pytest.raises(ImportError, match=r"pip install 'hf-bert4rec\[baselines\]'"):
+        Als(people, VOCAB)
+
+
+def test_a_damaged_implicit_keeps_its_own_error(monkeypatch, people):
+    def fail(name):
+        raise ImportError("libgomp.so.1: cannot open shared object file")
+
+    monkeypatch.setattr("hf_bert4rec.evaluation.baselines.import_module", fail)
+    with pytest.raises(ImportError, match=r"^libgomp"):
         Als(people, VOCAB)
 
 

@@ -129,12 +129,12 @@ def test_the_gain_of_a_user_is_the_mean_over_the_seeds_of_a_method():
     assert paired_difference([second[0]] * 3, second).p == 1
     again = paired_difference(np.array(second * 2), np.array(second[0]))
     assert (again.mean, again.p) == (0, 1)
-    with pytest.raises(ValueError, match="found 3 and 2 ranks"):
+    with pytest.raises(ValueError, match="found 3 and 2 users"):
         paired_difference(first, [[1.0, 2.0]])
 
 
 def test_ranks_of_different_users_raise():
-    with pytest.raises(ValueError, match="same users, at least one, found 2 and 3 ranks"):
+    with pytest.raises(ValueError, match="same users, at least one, found 2 and 3 users"):
         paired_difference([1.0, 2.0], [1.0, 2.0, 3.0])
 
 

@@ -252,7 +252,7 @@ def test_rows_without_a_score_raise(target, history):
 def test_one_target_for_several_users_raises():
     with pytest.raises(ValueError, match="scores, targets and history of the same users, found 3 and 1 rows"):
         target_ranks(torch.rand(3, 9), torch.tensor([4]))
-    with pytest.raises(ValueError, match="found 3 and 3 and 1 rows"):
+    with pytest.raises(ValueError, match=r"found 3 and 3 and 1 rows\. Pass one row per user"):
         target_ranks(torch.rand(3, 9), torch.tensor([4, 4, 5]), torch.tensor([[4]]))
 
 
@@ -261,6 +261,6 @@ def test_few_candidates_are_reported_once(caplog):
     for number in (10, 9, 9):
         warn_about_few_candidates(number)
     assert caplog.messages == [
-        "With 9 sampled candidates, HR@10 is always 1. Set `number` (command line: `--popularity_candidates` or "
-        "`--uniform_candidates`) to at least 10."
+        "With 9 sampled candidates, HR@10 is always 1. Set `number` of `popularity_candidates` or `uniform_candidates` "
+        "(command line: `--popularity_candidates` or `--uniform_candidates`) to at least 10."
     ]

@@ -962,8 +962,9 @@ def test_an_unusable_logits_to_keep_is_refused(batch):
 def test_padding_on_the_left_is_refused_where_it_would_be_read(architecture):
     row = ARCHITECTURES[architecture]
     model = row.model_class(row.config_class(vocab_size=ROWS, hidden_size=12)).eval()
-    with pytest.raises(ValueError, match="Found padding on the left"):
-        model(torch.tensor([[0, 4, 5], [4, 5, 6]]), torch.tensor([[0, 1, 1], [1, 1, 1]]))
+    for row in ([0, 1, 1], [0, 0, 0]):
+        with pytest.raises(ValueError, match="begins with 0, so it is empty or padded on the left"):
+            model(torch.tensor([[0, 4, 5], [4, 5, 6]]), torch.tensor([row, [1, 1, 1]]))
 
 
 def test_evaluation_returns_what_a_ranking_needs(batch):

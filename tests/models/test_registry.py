@@ -111,7 +111,7 @@ def test_a_subclass_has_the_architecture_of_its_closest_base_class():
 
     row = architecture_of(WideConfig())
     assert (row.name, row.objective, row.config_class) == ("Wide", "next_item", WideConfig)
-    with pytest.raises(ValueError, match=r"of a model of this package, found PreTrainedConfig\. Use such"):
+    with pytest.raises(ValueError, match=r"of a model of hf_bert4rec, found PreTrainedConfig\. Use a model such"):
         architecture_of(AutoConfig.for_model("bert").__class__.__mro__[1]())
 
 
@@ -148,10 +148,31 @@ def test_a_registration_without_a_model_type_or_a_configuration_is_refused():
     with pytest.raises(ValueError, match="NoTypeConfig needs its own `model_type`, found 'bert4rec'"):
         register_architecture(NoTypeConfig, Bert4RecForMaskedLM)
     with pytest.raises(
-        ValueError, match=r"Bert4RecForMaskedLM does not have the configuration MineConfig\. Add the annotation"
+        ValueError, match=r"has the configuration Bert4RecConfig, expected MineConfig\. Write .* `config: MineConfig`"
     ):
         register_architecture(MineConfig, Bert4RecForMaskedLM)
     TakenForMaskedLM.config_class = TakenConfig
     with pytest.raises(ValueError, match="'bert' is already used"):
         register_architecture(TakenConfig, TakenForMaskedLM)
     assert set(ARCHITECTURES) == {"bert4rec", "sasrec", "gru4rec"}
+
+
+def test_the_annotation_of_the_configuration_may_be_postponed(tmp_path, monkeypatch):
+    lines = [
+        "from __future__ import annotations",
+        "from hf_bert4rec import Bert4RecConfig, Bert4RecForMaskedLM",
+        "class LateConfig(Bert4RecConfig):",
+        "    model_type = 'late'",
+        "class LateForMaskedLM(Bert4RecForMaskedLM):",
+        "    config: LateConfig",
+    ]
+    (tmp_path / "late.py").write_text("\n".join(lines))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(ARCHITECTURES, "late", None)  # restored after the test, as are the mappings
+    for mapping in (CONFIG_MAPPING, MODEL_MAPPING, MODEL_FOR_MASKED_LM_MAPPING):
+        monkeypatch.setattr(mapping, "_extra_content", {**mapping._extra_content})
+    late = importlib.import_module("late")
+    register_architecture(late.LateConfig, late.LateForMaskedLM)
+    model = AutoModelForMaskedLM.from_config(late.LateConfig(vocab_size=9))
+    model.save_pretrained(tmp_path / "model")
+    assert type(AutoModelForMaskedLM.from_pretrained(tmp_path / "model")) is late.LateForMaskedLM

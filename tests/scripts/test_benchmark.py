@@ -93,7 +93,7 @@ def test_the_table_has_one_row_per_peer_with_medians_and_ratios_to_ours(benchmar
         "",
         "**train, d**, length 50, hidden 64, 1 thread",
         "",
-        "| | batch | items/s | ours is | peak GB | ours is |",
+        "| | batch | items/s | ours / this | peak GB | ours / this |",
         "|---|---:|---:|---:|---:|---:|",
         "| hf-bert4rec | 8 | 1,000 | 1.0 × | 2.00 | 1.00 × |",
         "| slow | 8 | 100 | 10.0 × | 4.00 | 0.50 × |",
@@ -162,7 +162,7 @@ def test_the_table_says_that_it_uses_processor_seconds(benchmark):
     [
         (["train", "--data", "nothing.txt"], r"nothing\.txt"),
         (["table", "nothing.jsonl"], r"nothing\.jsonl"),
-        (["train", "--data", "nothing.txt", "--device", "cuda"], "torch finds no GPU"),
+        (["train", "--data", "nothing.txt", "--device", "cuda"], "`--device cuda` needs a GPU"),
     ],
 )
 def test_errors_of_the_user_are_one_sentence(options, message, monkeypatch, capsys):

@@ -278,7 +278,7 @@ def test_a_missing_tokenizer_raises_at_construction(histories, tmp_path):  # noq
 
 def test_a_model_of_another_package_raises_at_construction(histories, tmp_path):  # noqa: F811
     config = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
-    with pytest.raises(ValueError, match="configuration of a model of this package, found BertConfig"):
+    with pytest.raises(ValueError, match="configuration of a model of hf_bert4rec, found BertConfig"):
         make_trainer(histories, tmp_path / "out", setup={"model": BertForMaskedLM(config)})
 
 

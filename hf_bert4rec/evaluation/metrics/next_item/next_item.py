@@ -10,10 +10,10 @@ from hf_bert4rec.evaluation.ranking import ranking_metrics
 DESCRIPTION = "Hit rate, NDCG and MRR of next-item recommendation, from the rank of one held-out item per user."
 INPUTS = """
 Args:
-    predictions: rank of each user's held-out item, from 1; a tie counts half a rank.
+    predictions: rank of each user's held-out item, from 1. A tie with one other item adds half a rank.
     k: one or several cut-offs; default: 1, 5 and 10.
 Returns:
-    A value between 0 and 1 for each of hr@k, ndcg@k and mrr@k.
+    A dict with the values of hr@k, ndcg@k and mrr@k, from 0 to 1, for each k.
 Examples:
     >>> import evaluate
     >>> from hf_bert4rec import NEXT_ITEM_METRIC
