@@ -238,7 +238,7 @@ def load_new_items(
     others = [name for place, name in enumerate(log.columns) if place not in used.values() and name not in own]
     if others:
         names = ", ".join(map(repr, others))
-        logger.info("%s: the checkpoint has no features of these names, so they are not used: %s.", log.name, names)
+        logger.info("%s: columns that are not features of the checkpoint are not used: %s.", log.name, names)
     described = not own.keys().isdisjoint(log.columns)
     return NewItems(
         ids,
