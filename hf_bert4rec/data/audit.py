@@ -22,7 +22,7 @@ class Finding:
     Attributes:
         what: The property, as the predicate of a sentence about rows, such as "have an input later than the target".
         split: Name of the split.
-        rows: Numbers of the rows that have the property.
+        rows: Indices of the rows that have the property, from 0.
         of: Number of rows in the split.
         leak: Whether the property is a leak. Other findings describe the protocol.
     """
@@ -34,7 +34,8 @@ class Finding:
     leak: bool
 
     def __str__(self) -> str:
-        examples = f", such as {', '.join(map(str, self.rows[:5]))}" if self.leak and len(self.rows) else ""
+        shown = ", ".join(map(str, self.rows[:5])) + ", …" * (len(self.rows) > 5)
+        examples = f" (row{'s' * (len(self.rows) > 1)} {shown})" if self.leak and len(self.rows) else ""
         share = len(self.rows) / max(1, self.of)
         return f"{self.split}: {len(self.rows):,} of {self.of:,} rows ({share:.1%}) {self.what}{examples}"
 
@@ -53,10 +54,12 @@ def audit(histories: DatasetDict) -> list[Finding]:
 
     If a user has two interactions with the same item at the same time, the first leak may be reported by mistake.
     The other findings describe the protocol. Targets older than a training interaction of any user are usual in
-    leave-one-out splits and impossible in `split_at_time`. They are reported if the times of users are comparable.
+    leave-one-out splits and impossible in `split_at_time`. They are not reported if no two users overlap in time,
+    because row numbers may stand for times then.
 
     Args:
-        histories: `train` and optionally `validation` and `test`, with the columns `NEEDED`, optionally `candidates`.
+        histories: `train` and optionally `validation` and `test`, with the columns `user`, `input_ids`,
+            `timestamps`, `labels`, `history` and optionally `candidates`.
 
     Returns:
         All findings, including those without rows.
@@ -98,9 +101,10 @@ def _check(histories: DatasetDict) -> None:
         raise ValueError(f"Expected {expected}, found {found}.")
     for name, rows in histories.items():
         if missing := set(NEEDED) - set(rows.column_names):
-            raise ValueError(f"{name}: expected the columns {', '.join(NEEDED)}. Add {', '.join(sorted(missing))}.")
+            found = f"found no {', '.join(sorted(missing))}. Add what is missing to this split."
+            raise ValueError(f"{name}: expected the columns {', '.join(NEEDED)}, {found}")
         if name != "train" and None in (labels := rows["labels"][:]):
-            raise ValueError(f"{name}: row {labels.index(None)} has no labels. Add labels to every row.")
+            raise ValueError(f"{name}: row {labels.index(None)} has no labels. Add labels to every row of this split.")
 
 
 def _describe_targets(

@@ -13,22 +13,26 @@ from .arguments import check_number
 def popularity_candidates(rows: Dataset, counts: np.ndarray, number: int = 100, seed: int = 0) -> Dataset:
     """Draw items that are new to the user, in proportion to their popularity, as in the paper (section 4.2).
 
-    Results depend on the draw and are not comparable with a ranking among the whole catalog.
+    Items of the history and the target are not drawn. Results depend on the draw and are not comparable with a ranking
+    among the whole catalog.
 
     Args:
-        rows: A validation or test split.
-        counts: (vocab_size,) number of interactions of each item; in the paper, in the whole log. The values of special
-            tokens are ignored.
+        rows: A validation or test split, as from `leave_one_out`.
+        counts: (vocab_size,) number of interactions of each item, by token ID; in the paper, in the whole log:
+            `np.bincount(tokenizer.encode_items(interactions), minlength=len(tokenizer))`. The values of special tokens
+            are ignored.
         number: Number of items per user, drawn without replacement and in proportion to their counts.
         seed: Seed of the draw. The draw of a user depends on the seed and the column `row`, not on the other users.
 
     Returns:
-        The split with a column `candidates`.
+        The split with a column `candidates`: `number` token IDs per row.
 
     Raises:
         ValueError: An argument is out of range, the rows have no targets, or too few items are left for a user.
     """
-    check_number("number", number, "a whole number of candidates, at least 1", lambda number: number >= 1, Integral)
+    options = "(command line: `--popularity_candidates` or `--uniform_candidates`)"
+    check_number("number", number, f"a whole number of at least 1 {options}", lambda number: number >= 1, Integral)
+    check_number("seed", seed, "a whole number of at least 0", lambda number: number >= 0, Integral)
     counts = np.where(np.arange(len(counts)) < len(SPECIAL_TOKENS), 0, counts)
     if counts.dtype.kind not in "iu" or (counts < 0).any():
         found = counts.min() if counts.dtype.kind in "iu" else counts.dtype
@@ -36,16 +40,18 @@ def popularity_candidates(rows: Dataset, counts: np.ndarray, number: int = 100, 
     table = rows.with_format("arrow")[:]
     if table["labels"].null_count:
         raise ValueError("Expected rows with targets, found training rows. Pass the validation or test split.")
-    reach, occurring = np.cumsum(counts), np.count_nonzero(counts)
-    drawn = np.empty((rows.num_rows, number), np.int32)
-    for place, (row, history, labels) in enumerate(zip(*(table[n] for n in ("row", "history", "labels")), strict=True)):
-        had = np.append(np.asarray(history.values), labels.values[-1].as_py())
-        left = occurring - np.count_nonzero(counts[np.unique(had)])
-        if number > left:
-            option = "`number` (command line: `--popularity_candidates` or `--uniform_candidates`)"
-            advice = f"Lower {option} to at most {left}." if left else "Remove this user from the log."
-            found = f"found {left} for user {table['user'][place]}"
-            raise ValueError(f"Expected at least {number} items to draw candidates from, {found}. {advice}")
+    pairs = zip(table["history"], table["labels"], strict=True)
+    excluded = [np.append(np.asarray(history.values), labels.values[-1].as_py()) for history, labels in pairs]
+    if (highest := max((had.max() for had in excluded), default=0)) >= len(counts):
+        found = f"found {len(counts)}, but the rows contain the token ID {highest}"
+        raise ValueError(f"Expected `len(tokenizer)` as `vocab_size`, or as the number of `counts`, {found}.")
+    left = [int(np.count_nonzero(counts) - np.count_nonzero(counts[np.unique(had)])) for had in excluded]
+    if number > (fewest := min(left, default=number)):
+        most = f"{fewest}, the number of items that are new to the user {table['user'][left.index(fewest)]}"
+        advice = "" if fewest else " Remove users without new items from the log."
+        raise ValueError(f"`number` {options} must be at most {most}, found {number}.{advice}")
+    reach, drawn = np.cumsum(counts), np.empty((rows.num_rows, number), np.int32)
+    for place, (row, had) in enumerate(zip(table["row"], excluded, strict=True)):
         generator = np.random.default_rng((seed, row.as_py()))
         found = np.empty(0, np.int64)
         while len(found) < number:  # as if items were drawn one by one without replacement

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -35,8 +36,8 @@ class DataCollatorForNextItem:
 
         Returns:
             `input_ids` (batch, length); `attention_mask` (batch, length), 1 = real item, 0 = padding; `labels` (batch,
-            length), -100 = not scored; if rows have them, `history` (batch, longest) and `candidates` (batch, number),
-            padded with -100. All int64.
+            length), the item of the same position, -100 = not scored; if rows have them, `history` (batch, longest) and
+            `candidates` (batch, number), padded with -100. All int64.
 
         Raises:
             ValueError: A training row has no item, labels do not match the inputs, or some but not all rows to evaluate
@@ -54,7 +55,7 @@ class DataCollatorForNextItem:
         if len(evaluated) < len(features):
             train = ~own
             if not real[train].any(axis=1).all():
-                raise ValueError("Expected an item in each training row, found an empty row. Remove empty rows.")
+                raise ValueError("Expected an item in each training row, found empty `input_ids`. Remove such rows.")
             rows = [row for row in features if row.get("labels") is None]
             input_ids[train], chosen = self._choose_labels(rows, input_ids[train], real[train])
             labels[train] = np.where(chosen < len(SPECIAL_TOKENS), -100, chosen)  # [UNK] is not to be predicted
@@ -63,8 +64,8 @@ class DataCollatorForNextItem:
             found = [row.get(name) is not None for row in evaluated]
             if any(found):
                 if not all(found):
-                    missing = f"{found.count(False)} of {len(found)} evaluated rows have no `{name}`"
-                    raise ValueError(f"{missing}. Add this column to all rows or to none.")
+                    missing = f"Evaluated rows without `{name}`: {found.count(False)} of {len(found)}"
+                    raise ValueError(f"{missing}. Add this column to all evaluated rows or to none.")
                 batch[name], _ = pad_rows([row[name] if row.get(name) is not None else [] for row in features], -100)
         return {name: torch.from_numpy(array) for name, array in batch.items()}
 
@@ -89,15 +90,15 @@ class DataCollatorForCloze(DataCollatorForNextItem):
         for batch in DataLoader(histories["train"], batch_size=64, shuffle=True, collate_fn=collator):
             model(**batch).loss.backward()
 
-    If `epoch` is set, masks are a pure function of `seed`, `epoch`, the row's number (column `row`) and the position:
-    the same for any batch size, number of workers or processes, and after a resumption. In the Trainer,
+    If `epoch` is set, masks are a pure function of `seed`, `epoch`, the row's number (column `row`) and the position.
+    They are the same for any batch size, number of workers or processes, and after a resumption. In the Trainer,
     `ClozeCallback` sets `epoch`.
 
     Args:
         tokenizer: Source of the IDs of [PAD] and [MASK].
-        mask_probability: Share ρ of the positions of a row that are masked.
-        last_item_probability: Share of the rows in which only the last item is masked (1 in 11 in the published code).
-        max_predictions: Largest number of masks in a row, as in the published code. None: no limit.
+        mask_probability: Share ρ of the positions of a training row that are masked.
+        last_item_probability: Share of training rows in which only the last item is masked (published code: 1 in 11).
+        max_predictions: Largest number of masks in a training row, as in the published code. None: no limit.
         seed: Seed of the masks. None: `args.seed` in the Trainer, otherwise 0.
         epoch: Number of the pass over the data. None: fresh masks for every batch.
     """
@@ -109,10 +110,11 @@ class DataCollatorForCloze(DataCollatorForNextItem):
     epoch: int | None = None
 
     def __post_init__(self) -> None:
-        check_number("mask_probability", self.mask_probability, "in (0, 1)", lambda share: 0 < share < 1)
-        check_number("last_item_probability", self.last_item_probability, "in [0, 1]", lambda share: 0 <= share <= 1)
+        check_number("mask_probability", self.mask_probability, "above 0 and below 1", lambda share: 0 < share < 1)
+        check_number("last_item_probability", self.last_item_probability, "from 0 to 1", lambda share: 0 <= share <= 1)
         if self.max_predictions is not None:
-            check_number("max_predictions", self.max_predictions, "at least 1, or None", lambda number: number >= 1)
+            expected = "a whole number of at least 1, or None"
+            check_number("max_predictions", self.max_predictions, expected, lambda number: number >= 1, Integral)
 
     def _choose_labels(
         self, rows: Sequence[Mapping[str, Any]], input_ids: np.ndarray, real: np.ndarray

@@ -56,8 +56,8 @@ class ItemFeatures:
         """Return the vectors of raw IDs, (items, width) float32; zeros for items without features.
 
         The first number is 1 if the item has features. A number is encoded by its interval: 1 or 0 for each of up to
-        ten intervals with about the same number of items. Each category is encoded as 1 or 0, divided by the square
-        root of the number of categories of the item. Vectors are divided by their mean length.
+        ten intervals with about the same number of items, 0 for all if it is missing. Each category is encoded as 1 or
+        0, divided by the square root of the number of categories of the item. Vectors are divided by their mean length.
         """
         blocks = [_encode(self.table[name], how) for name, how in self.columns.items()]
         encoded = np.concatenate([np.ones((len(self.table), 1), np.float32), *blocks], axis=1)
@@ -147,33 +147,33 @@ def load_item_features(
     """Read the features of items from a table with one row per item.
 
     The kind of a column follows from its values. Numbers stay numbers, and lists of numbers are vectors. Text (split at
-    `|`), lists of text, booleans and dates are categories. A column of categories is ignored if fewer than half of its
-    items share a value with another item, unless the column is named in `text`. Values may be missing, but not in
-    vectors. An item is ignored too if none of its values is used, such as a category that no other item has.
+    `|`), lists of text, booleans and dates are categories. Of the categories that several items share, the 1,000 most
+    frequent ones of a column are used. The column is ignored if fewer than half of its items have one of them, unless
+    it is named in `text`. Values may be missing, but not in vectors. An item is ignored if none of its values is used.
 
     Args:
         source: A file, a data frame, or anything else that `load_interactions` reads.
-        item: Column of the item. Default: found by its usual names.
+        item: Column of the item: a name, or a position from 0. Default: a column with a usual name.
         text: Columns that become vectors with `encoder`, such as titles and descriptions.
         encoder: A model of sentence-transformers: Hub ID or folder (`pip install "hf-bert4rec[features]"`).
-        like: Features of other items. Their columns, encoder and encoding are used, and other columns of the table are
-            ignored.
+        like: Features of other items. The table needs the same columns, which are encoded in the same way. Other
+            columns are ignored. If there is text, pass the same `encoder`.
         format: As for `load_interactions`, like `separator` and `encoding`.
 
     Raises:
         ValueError: An item ID is missing or repeated, most but not all values of a column are numbers, vectors have
-            different widths or are not finite, the encoder or a column of `text` is missing, or the features have more
-            than 25,000 bytes per item on average.
+            different widths or are not finite, the encoder or a column of `text` or `like` is missing, no column can be
+            used, or the features have more than 25,000 bytes per item on average.
     """
     known = {key: {"kind": "text"} for key in text} if like is None else like.columns
     log = open_log(source, "titles", format, separator, encoding, [item, *known])
     with library_errors(log.name):
         place, items = read_items(log, item, "title_item")
         if missing := [name for name in known if name not in log.columns]:
-            where, advice = "as in the checkpoint", "Add this column"
+            where, advice = "a feature of the checkpoint", "Add this column"
             if like is None:
-                where, advice = "as in `text` (command line: `--feature_text`)", "Name one of these"
-            raise ValueError(f"{log.name}: expected a feature column {missing[0]!r}, {where}, found {log}. {advice}.")
+                where, advice = "named by `text` (command line: `--feature_text`)", "Name one of these"
+            raise ValueError(f"{log.name}: expected a column {missing[0]!r}, {where}, found {log}. {advice}.")
         names = [name for name in log.columns if name != LIKE and log.columns.index(name) != place]
         names = names if like is None else list(known)
         _, *values = log.read([place, *map(log.columns.index, names)])
@@ -183,11 +183,11 @@ def load_item_features(
                 read[name], columns[name] = found
         if not columns:
             raise ValueError(f"{log.name}: no column can be used as a feature, found {log}. Add numbers or categories.")
-        kinds = ", ".join(f"{name} ({how['kind']})" for name, how in columns.items())
-        logger.info("%s: features of %d items: %s.", log.name, len(items), kinds)
         features = ItemFeatures(pa.table(read), columns)
         described = (features.vectors(items)[:, 1:] != 0).any(axis=1)
     features = ItemFeatures(features.table.filter(pa.array(described)), columns)
+    kinds = ", ".join(f"{name} ({how['kind']})" for name, how in columns.items())
+    logger.info("%s: features of %d of %d items: %s.", log.name, len(features.table), len(items), kinds)
     mean = features.table.nbytes // max(1, len(features.table))
     if mean > BYTES // 2:  # `load` would reject the file
         largest = max(columns, key=lambda name: features.table[name].nbytes)
@@ -222,7 +222,7 @@ def load_new_items(
     The options are those of `load_item_features`. The IDs of `like` are a list, or text separated by `|`.
 
     Raises:
-        ValueError: As for `load_item_features`; or the table has some, but not all of the feature columns.
+        ValueError: As for `load_item_features`. The table has some of the feature columns, but not all.
     """
     own = {} if known is None else known.columns
     log = open_log(source, "titles", format, separator, encoding, [item, title, *own])
@@ -238,7 +238,7 @@ def load_new_items(
     others = [name for place, name in enumerate(log.columns) if place not in used.values() and name not in own]
     if others:
         names = ", ".join(map(repr, others))
-        logger.info("%s: columns that are not used, because the checkpoint has no such features: %s.", log.name, names)
+        logger.info("%s: columns that are not features of the checkpoint are not used: %s.", log.name, names)
     described = not own.keys().isdisjoint(log.columns)
     return NewItems(
         ids,
@@ -280,7 +280,7 @@ def _read_column(
         how = {"kind": kind, "width": width, "scale": scale} | known
         if width != how["width"]:
             found = f"found {width}. Compute the vectors as for the training."
-            raise ValueError(f"{log.name}: expected vectors of {how['width']} numbers in {name!r}, {found}")
+            raise ValueError(f"{log.name}: expected vectors of {how['width']} numbers in the column {name!r}, {found}")
         stored = pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), width)
         return stored, how | ({"encoder": encoder} if kind == "text" else {})
     if kind == "number":
@@ -291,20 +291,21 @@ def _read_column(
     categories = _as_categories(cells)
     if not known:
         if not any(categories):
-            logger.info("%s: %r has no values, so it is not used.", log.name, name)
+            logger.info("%s: the column %r has no values, so it is not used.", log.name, name)
             return None
         counts = Counter(value for row in categories for value in set(row))
         shared = [value for value, count in counts.most_common(MOST_CATEGORIES) if count > 1]
         owners = sum(not set(shared).isdisjoint(row) for row in categories)
         if 2 * owners < sum(map(bool, categories)) or not shared:
-            reason = "fewer than half of the items with a value share one with another item"
-            solution = f"To use text such as titles, pass `text={[name]!r}` and `encoder`"
-            command = f"command line: `--feature_text {shlex.quote(name)}` and `--encoder`"
-            logger.info("%s: %r is not used, because %s. %s (%s).", log.name, name, reason, solution, command)
+            what = "a value" if len(shared) < MOST_CATEGORIES else f"one of the {len(shared):,} most frequent values"
+            reason = f"fewer than half of its items share {what} with another item"
+            solution = f"To use text such as titles, pass `text={[name]!r}` and `encoder` (command line: "
+            solution += f"`--feature_text {shlex.quote(name)}` and `--encoder`)"
+            logger.info("%s: the column %r is not used, because %s. %s.", log.name, name, reason, solution)
             return None
         first = str(next(filter(_given, cells)))
         if what := "dates" if DAY.match(first) else "booleans" if first.lower() in ("true", "false") else "":
-            logger.info("%s: the %s in %r are read as categories, without an order.", log.name, what, name)
+            logger.info("%s: the %s in the column %r are read as categories, without an order.", log.name, what, name)
         known = {"kind": kind, "values": shared}
     return pa.array(categories, pa.list_(pa.string())), known
 
@@ -342,12 +343,13 @@ def distinct_texts(texts: Iterable[str]) -> list[str]:
 
 
 def _as_vectors(name: str, rows: list[Any], log: RawLog) -> np.ndarray:
-    widths = [len(row) if isinstance(row, Sequence | np.ndarray) else 0 for row in rows]
-    usual = Counter(filter(None, widths)).most_common(1)[0][0] if any(widths) else "some"
+    widths = [len(row) if isinstance(row, Sequence | np.ndarray) and not isinstance(row, str) else 0 for row in rows]
+    usual = Counter(filter(None, widths)).most_common(1)[0][0] if any(widths) else "several"
     for row, width in enumerate(widths):
         if width != usual:
-            found = f"found {width}. Fix or remove this row."
-            raise ValueError(f"{log.locate(row)}: expected {usual} numbers in the column {name!r}, {found}")
+            found = f"found {width or repr(rows[row])!s:.80}. Fix or remove this row."
+            found += " In a text file, use JSON lines for vectors." * isinstance(rows[row], str)
+            raise ValueError(f"{log.locate(row)}: expected a list of {usual} numbers in the column {name!r}, {found}")
     with np.errstate(over="ignore"):  # becomes infinity
         vectors = np.array(rows, np.float32)
     if (bad := np.flatnonzero(~np.isfinite(vectors).all(axis=1))).size:
@@ -365,8 +367,9 @@ def _embed(name: str, texts: pa.ChunkedArray, log: RawLog, encoder: str | None) 
     except ImportError as error:
         advice = 'Run pip install "hf-bert4rec[features]".'
         raise ValueError(f"{log.name}: the text of {name!r} needs sentence-transformers. {advice}") from error
-    with library_errors(f"{log.name}, encoder {encoder!r}", "Check the name of the encoder."):
+    advice = "Check the name of the encoder. It must have safetensors, and no code of its own."
+    with library_errors(f"{log.name}, encoder {encoder!r}", advice):
         model = SentenceTransformer(encoder, trust_remote_code=False, model_kwargs={"use_safetensors": True})
     vectors = np.array(model.encode(pc.fill_null(texts, "").to_pylist(), show_progress_bar=True), np.float32)
-    vectors[np.asarray(texts.is_null())] = 0  # for missing text
+    vectors[np.asarray(texts.is_null())] = 0  # missing text has no meaning
     return vectors

@@ -16,19 +16,19 @@ from .tokenization import ItemTokenizer, check_max_length, check_tokenizer
 
 logger = logging.get_logger(__name__)
 
-COLUMNS = {  # column -> its meaning; all splits have the same, so that the `DatasetDict` can be saved and pushed
-    "row": "number of the row within its split; the masks of the collator depend on this number",
-    "user": "raw ID",
+COLUMNS = {  # column -> its meaning; all splits have the columns of train, so that a `DatasetDict` can be pushed
+    "row": "number of the row within its split, from 0; the masks of `DataCollatorForCloze` depend on this number",
+    "user": "raw user ID",
     "input_ids": "token IDs, oldest item first; rows of validation and test end in the [MASK] of the query",
-    "timestamps": "time of each input; for the [MASK] the time of the target",
-    "labels": "null in train (the collator masks); else the target at the [MASK], and -100 elsewhere",
-    "history": "null in train; else all items before the target, including items too old for `input_ids`; rankings "
-    "exclude these items",
-    "candidates": "only after `popularity_candidates` or `uniform_candidates`, not in train: the items that sampled "
-    "metrics rank the target among",
+    "timestamps": "time of each of the `input_ids`, in the unit of the log; the [MASK] has the time of the target",
+    "labels": "null in train (the collator makes them); else the token ID of the target at the [MASK], -100 elsewhere",
+    "history": "null in train; else the token IDs of all items before the target, including items too old for "
+    "`input_ids`; with `exclude_history=True`, rankings exclude these items",
+    "candidates": "token IDs of the items among which sampled metrics rank the target; only in validation and test, "
+    "after `popularity_candidates` or `uniform_candidates`",
     "length": "number of `input_ids`, so that batches can be grouped by length without reading the rows",
 }
-REPEATS = 0.05  # share of repeats above which a log has repeat consumption
+REPEATS = 0.05  # share of targets in the history of their user, above which a warning is logged
 TOGETHER = 0.5  # share of test targets with the time of the interaction before them, above which a warning is logged
 
 
@@ -37,33 +37,33 @@ class SortedLog:
     """All interactions, sorted by user and then by time. User u has the interactions `starts[u]` to `ends[u] - 1`."""
 
     users: pa.Array  # (users,) raw IDs
-    starts: np.ndarray  # (users,) number of each user's first interaction
-    ends: np.ndarray  # (users,) number of each user's last interaction, plus 1
-    items: np.ndarray  # (interactions,) rows of the item table
-    timestamps: np.ndarray  # (interactions,)
+    starts: np.ndarray  # (users,) index of each user's first interaction
+    ends: np.ndarray  # (users,) index of each user's last interaction, plus 1
+    items: np.ndarray  # (interactions,) token IDs; [UNK] for items that the tokenizer does not contain
+    timestamps: np.ndarray  # (interactions,) in the unit of the log
 
 
 def check_interactions(interactions: Dataset) -> pa.Table:
     """Return interactions as a table, with IDs as text; raise ValueError if a column is not as expected."""
     columns = interactions.column_names if isinstance(interactions, Dataset) else [type(interactions).__name__]
     if not {"user", "item", "timestamp"} <= set(columns):
-        raise ValueError(f"Expected the columns user, item and timestamp, found {', '.join(columns)}. {READ_FIRST}")
+        raise ValueError(f"Expected a Dataset with user, item and timestamp, found {', '.join(columns)}. {READ_FIRST}")
     table = interactions.with_format("arrow")[:]
     for name in ("user", "item"):
-        table = table.set_column(columns.index(name), name, as_ids(table[name], f"the {name}"))
+        table = table.set_column(columns.index(name), name, as_ids(table[name], f"column {name!r}"))
         if missing := table[name].null_count:
             found = f"found none in {missing} of {len(table)} rows"
             raise ValueError(f"Expected an ID in every row of the column {name!r}, {found}. {READ_FIRST}")
     times = table["timestamp"]
     numbers = pa.types.is_integer(times.type) or pa.types.is_floating(times.type)
     if not numbers or times.null_count or pc.all(pc.is_finite(times)).as_py() is False:
-        found = "missing, NaN or infinite values" if numbers else f"a column of {times.type}"
-        raise ValueError(f"Expected a finite number as timestamp in every row, found {found}. {READ_FIRST}")
+        found = "missing, NaN or infinite values" if numbers else f"the type {times.type}"
+        raise ValueError(f"Expected finite numbers in the column 'timestamp', found {found}. {READ_FIRST}")
     return table
 
 
 def sort_by_user(interactions: Dataset, tokenizer: ItemTokenizer) -> SortedLog:
-    """Return interactions sorted by user and time; equal times keep the order of the log."""
+    """Return interactions sorted by user and, stably, by time; ValueError if a column is not as expected."""
     check_tokenizer(tokenizer)
     table = check_interactions(interactions)
     users = table["user"].combine_chunks().dictionary_encode()
@@ -91,36 +91,36 @@ def build_histories(
     window_step: float = 0.5,
     prefixes: bool = False,
 ) -> DatasetDict:
-    """Build the rows of all splits; warn if most test targets have the same time as the item before.
+    """Build the rows of all splits; warn if most test targets have the same time as the interaction before.
 
     Args:
         log: Result of `sort_by_user`.
         tokenizer: Items that it does not contain are dropped from histories; as targets they count as missed.
-        train_ends: (users,) number of the interaction before which the training history ends; `log.starts` for users
+        train_ends: (users,) index of the interaction before which the training history ends; `log.starts` for users
             without training rows.
-        targets: "validation" or "test" → (users,) number of the interaction to predict, -1 for users without a row. The
+        targets: "validation" or "test" → (users,) index of the interaction to predict, -1 for users without a row. The
             history of a row is all interactions of the user before the target.
-        max_length: Longest input N, including the [MASK] of the query. Default: `tokenizer.model_max_length`.
-        window_step: Step between the training windows of a history longer than N, as a share of N.
-        prefixes: Instead of windows, use one training row for each item but the first: the item and up to N - 1 items
-            before it. For short histories, with `last_item_probability=1` of the collator.
+        max_length: Longest input, including the [MASK] of the query. Default: `tokenizer.model_max_length`.
+        window_step: Step between training windows, as a share of `max_length`, for histories longer than `max_length`.
+        prefixes: Instead of windows, use one training row for each item but the first: this item and those before it,
+            at most `max_length` in all. A single item is one row. Set `last_item_probability` to 1 as well.
 
     Returns:
-        `DatasetDict` with `train` and the splits of `targets`, and the columns of `COLUMNS`.
+        `DatasetDict` with `train` and the splits of `targets`; columns: `COLUMNS`.
 
     Raises:
-        ValueError: An option is out of range, or `train_ends` or `targets` contains the interaction of another user.
+        ValueError: An option is out of range, or `train_ends` or `targets` is not one interaction of each user.
     """
     max_length = tokenizer.model_max_length if max_length is None else max_length
     check_max_length(max_length)
-    check_number("window_step", window_step, "in (0, 1]", lambda share: 0 < share <= 1)
-    for name, actions in {"train_ends": train_ends, **targets}.items():
+    check_number("window_step", window_step, "above 0 and at most 1", lambda share: 0 < share <= 1)
+    for name, actions in {"train_ends": train_ends, **{f"targets[{it!r}]": targets[it] for it in targets}}.items():
         last = log.ends - (name != "train_ends")
         none = (actions == -1) & (name != "train_ends")
         if np.shape(actions) != (len(log.users),) or not (none | (log.starts <= actions) & (actions <= last)).all():
             expected = "`log.ends`" if name == "train_ends" else "`log.ends` - 1, or -1"
             found = f"found {actions!r:.80}"
-            raise ValueError(f"{name}: expected one number per user, from `log.starts` to {expected}, {found}.")
+            raise ValueError(f"`{name}` must be one index per user, from `log.starts` to {expected}, {found}.")
     # From here on only items in the tokenizer count: `position[i]` of them precede interaction i.
     known = log.items != tokenizer.unk_token_id
     position = np.concatenate([[0], np.cumsum(known)])
@@ -146,16 +146,16 @@ def build_histories(
         )
     if not known.all():
         logger.warning_once(
-            f"The tokenizer does not contain the items of {(~known).sum():,} interactions. These are dropped from "
-            "histories. As targets they count as missed."
+            f"Interactions with items that the tokenizer does not contain: {(~known).sum():,} of {len(known):,}. They "
+            "are dropped from histories, and count as missed if they are targets."
         )
     tests = targets.get("test", log.starts)
     tests = tests[tests > log.starts]  # with an interaction before them
     if len(tests) and (together := np.mean(log.timestamps[tests] == log.timestamps[tests - 1])) > TOGETHER:
         logger.warning_once(
             f"{together:.0%} of the test targets have the same time as the interaction before them, like products of "
-            "one order. To measure how well a model predicts the next order, split at a point in time: `split_at_time` "
-            "(command line: `--split at_time`)."
+            "one order. To measure how well a model predicts the next order, use `split_at_time` (command line: "
+            "`--split at_time` with `--validation_time` and `--test_time`)."
         )
     return DatasetDict(splits)
 
@@ -181,8 +181,8 @@ def warn_about_repeats(rows: Dataset, exclude_history: bool) -> None:
     if repeats > REPEATS:
         logger.warning_once(
             f"{repeats:.0%} of the targets are items that the user has interacted with before. The model excludes the "
-            "history, so these targets count as missed. To recommend such items, set `exclude_history=False` (command "
-            "line: --exclude_history false)."
+            "history, so these targets count as missed. To recommend such items, set `exclude_history=False` in the "
+            "configuration of the model (command line: `--exclude_history false`)."
         )
 
 
@@ -216,7 +216,7 @@ def _windows(
     """
     lengths = ends - starts
     shortest = 2 if prefixes else max_length  # nothing precedes a single item
-    extra = np.maximum(0, -(-(lengths - shortest) // step))  # windows besides the newest
+    extra = np.maximum(0, -(-(lengths - shortest) // step))  # number of windows before the newest
     counts = np.where(lengths > 0, 1 + extra, 0)
     users = np.repeat(np.arange(len(counts)), counts)
     number = np.arange(len(users)) - np.repeat(np.cumsum(counts) - counts, counts)  # 0 = the newest of its user
@@ -226,7 +226,7 @@ def _windows(
 
 
 def _lists(values: np.ndarray, firsts: np.ndarray, lasts: np.ndarray, last: np.ndarray | None = None) -> pa.ListArray:
-    """Return `values[first:last]` for each pair, with `last[i]` appended to the i-th list if given."""
+    """Return the lists `values[firsts[i]:lasts[i]]`, each followed by `last[i]` if `last` is given."""
     lengths = lasts - firsts + (last is not None)
     ends = np.cumsum(lengths)
     places = np.arange(lengths.sum()) + np.repeat(firsts - (ends - lengths), lengths)

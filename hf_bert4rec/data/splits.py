@@ -24,17 +24,17 @@ def leave_one_out(
     window_step: float = 0.5,
     prefixes: bool = False,
 ) -> DatasetDict:
-    """Hold out every user's last item for test and the item before it for validation; train on the rest (paper, 4.2).
+    """Hold out every user's last item for test and the item before it for validation (paper, section 4.2).
 
-    Users with fewer than three interactions are in the training split only. Held-out interactions are not trained on.
+    All other interactions are for training. Users with fewer than three interactions are in the training split only.
 
     Args:
         interactions: Columns `user`, `item` and `timestamp`, as from `load_interactions`.
         tokenizer: Items that it does not contain are dropped from histories; as targets they count as missed.
-        validation_in_train: Train on the validation items too, without validation split, as in the paper's final runs.
+        validation_in_train: Train on the validation items too, without validation split (as in the paper's final runs).
         max_length: Longest input, including the [MASK] of the query. Default: `tokenizer.model_max_length`.
         window_step: Step between training windows, as a share of `max_length`, for histories longer than `max_length`.
-        prefixes: Train on a row for each item but the first, with the items before it, instead of windows.
+        prefixes: Train on one row for each item but the first, with the items before it, instead of windows.
 
     Returns:
         `DatasetDict` with `train`, `validation` (unless `validation_in_train`) and `test`; columns: `COLUMNS`.
@@ -46,8 +46,8 @@ def leave_one_out(
     lengths = log.ends - log.starts
     held_out = lengths >= 3
     if not held_out.any():
-        longest = f"the longest of {len(lengths)} histories has {lengths.max(initial=0)}"
-        advice = "Relax the filters, or check the column of the user."
+        longest = f"the longest history has {lengths.max(initial=0)}"
+        advice = "Relax filters such as `min_rating`, or check that `user` names the right column."
         raise ValueError(f"Leave-one-out needs users with at least 3 interactions, but {longest}. {advice}")
     train_ends = np.where(held_out, log.ends - (1 if validation_in_train else 2), log.ends)
     targets = {} if validation_in_train else {"validation": np.where(held_out, log.ends - 2, -1)}
@@ -71,13 +71,14 @@ def split_at_time(
     """Split by time: train before `validation_time`, and test on each user's first interaction from `test_time` on.
 
     The model is not trained on interactions from `validation_time` on. The tokenizer must not contain items that first
-    occur then, unless they have features: `item_tokenizer(before(interactions, validation_time))`. Users without
-    interactions before a target have an empty history. Other arguments are as for `leave_one_out`.
+    occur from this time on, unless they have features. `item_tokenizer(before(interactions, validation_time))` builds
+    it. Users without interactions before a target have an empty history. Other arguments and errors are as for
+    `leave_one_out`.
 
     Args:
-        validation_time: Validation targets are each user's first interactions from this time to before `test_time`. A
-            number in the unit of the timestamps, or an ISO date if the timestamps are seconds.
-        test_time: Test targets are each user's first interactions from this time on.
+        validation_time: The validation target of a user is the first interaction from this time to before `test_time`.
+            Pass a number in the unit of the timestamps. If they are seconds since 1970, it can be an ISO date (UTC).
+        test_time: The test target of a user is the first interaction from this time on.
         validation_in_train: Train until `test_time`, without validation split. The tokenizer may have items until then.
 
     Raises:
@@ -87,16 +88,16 @@ def split_at_time(
     log = sort_by_user(interactions, tokenizer)
     name, train_time = ("test_time", test_time) if validation_in_train else ("validation_time", validation_time)
     train_until = test_from if validation_in_train else validation_from
-    _check_within(train_until, log.timestamps, f"`{name}`", before=True)
-    _check_within(test_from, log.timestamps, "`test_time`", before=False)
+    _check_within(train_until, log.timestamps, name, before=True)
+    _check_within(test_from, log.timestamps, "test_time", before=False)
     past = log.timestamps < train_until
     described: Any = [] if tokenizer.features is None else tokenizer.encode_items(tokenizer.features.items)
     leaked = np.setdiff1d(log.items[~past], [*np.unique(log.items[past]), *described, tokenizer.unk_token_id])
     if len(leaked):
         raise ValueError(
-            f"The tokenizer contains {len(leaked)} items that first occur after training ends, such as "
-            f"{tokenizer.decode_items(leaked[:1])[0]!r}. Use `item_tokenizer(before(interactions, {train_time!r}))`. "
-            "To evaluate a trained checkpoint, use the split of its training."
+            f"The tokenizer contains items that first occur from `{name}` on, such as "
+            f"{tokenizer.decode_items(leaked[:1])[0]!r} (number: {len(leaked)}). Build it with `item_tokenizer(before("
+            f"interactions, {train_time!r}))`. For a trained model, pass a `{name}` after the end of its training data."
         )
     first_of_validation, first_of_test = (first_from(log, time) for time in (validation_from, test_from))
     validation = np.where(first_of_validation < first_of_test, first_of_validation, -1)
@@ -122,7 +123,7 @@ def train_on_all(
 ) -> DatasetDict:
     """Put all interactions into the training split, without validation and test, for the training before deployment.
 
-    Find the number of epochs with another split first. The arguments are as for `leave_one_out`.
+    Find the number of epochs with another split first. Arguments and their errors are as for `leave_one_out`.
     """
     log = sort_by_user(interactions, tokenizer)
     return build_histories(
@@ -131,9 +132,13 @@ def train_on_all(
 
 
 def before(interactions: Dataset, time: str | float) -> Dataset:
-    """Return the interactions before a point in time, from which the tokenizer for `split_at_time` may be built."""
-    table, number = check_interactions(interactions), as_seconds(time, "time")
-    _check_within(number, table["timestamp"].to_numpy(), "time", before=True)
+    """Return interactions before `time` (number or date), for the tokenizer of `split_at_time`; ValueError if none."""
+    return _before(interactions, as_seconds(time, "time"), "time")
+
+
+def _before(interactions: Dataset, number: float, name: str) -> Dataset:
+    table = check_interactions(interactions)
+    _check_within(number, table["timestamp"].to_numpy(), name, before=True)
     return Dataset(table.filter(pc.less(table["timestamp"], number)))
 
 
@@ -151,10 +156,12 @@ def _check_within(time: float, timestamps: np.ndarray, name: str, before: bool) 
     units = {time_unit(time), time_unit(timestamps.max(initial=0))} - {None}
     if len(timestamps) and (len(units) > 1 or not fits):
         shown, first, last = map(format_time, (time, timestamps.min(), timestamps.max()))
-        advice = "Pass a time in the unit of the log, or convert the times of the log to seconds since 1970."
-        if time_unit(time) == time_unit(timestamps.max()):
-            advice = f"Pass {'a later' if before else 'an earlier'} {name}."
-        raise ValueError(f"The time {shown} is outside the log, which runs from {first} to {last}. {advice}")
+        problem = f"It has no interactions {'before' if before else 'at or after'} `{name}`, which is {shown}."
+        advice = f"Pass {'a later' if before else 'an earlier'} `{name}`."
+        if time_unit(time) != time_unit(timestamps.max()):
+            problem = f"`{name}` seems to have another unit, found {shown}."
+            advice = "Pass a time in the unit of the log, or convert the times of the log to seconds since 1970."
+        raise ValueError(f"The log runs from {first} to {last}. {problem} {advice}")
 
 
 def new_interactions(
@@ -174,22 +181,22 @@ def new_interactions(
     as for `leave_one_out`.
 
     Args:
-        since: Time of the first new interaction, a number or an ISO date as for `split_at_time`. Default: all are new.
-        held_out: Share of the users with new interactions whose last one is a validation target.
-        replay: Number of older training rows for each new row (a row that ends with a new interaction). Users and rows
-            are drawn at random, the same ones for the same log.
+        since: Interactions from this time on are new (a number or an ISO date, as for `split_at_time`). None: all.
+        held_out: Share of the users with new interactions whose last interaction is held out for validation.
+        replay: Number of older training rows for each new one. A row is new if it ends with a new interaction. Older
+            rows and validation users are drawn at random, but are the same for the same log.
 
     Returns:
         `DatasetDict` with `train` and `validation`; columns: `COLUMNS`.
 
     Raises:
-        ValueError: Fewer than two users have new interactions, or `since` or another option is out of range.
+        ValueError: Fewer than two users have new interactions, or an option or the interactions are not as expected.
     """
     check_number("held_out", held_out, "above 0 and below 1", lambda share: 0 < share < 1)
     check_number("replay", replay, "at least 0", lambda number: number >= 0)
     log, random = sort_by_user(interactions, tokenizer), np.random.default_rng(0)
     time = -np.inf if since is None else as_seconds(since, "since")
-    _check_within(time, log.timestamps, "`since`", before=False)
+    _check_within(time, log.timestamps, "since", before=False)
     users = np.flatnonzero(first_from(log, time) < log.ends)
     if len(users) < 2:
         begin, advice = ("", "") if since is None else (f" from `since` ({since}) on", ", or an earlier `since`")
@@ -219,7 +226,7 @@ class Split:
             optionally `validation` and `test`; `sort_by_user` and `build_histories` do most of the work.
         protocol: Description in results and cards; `{name}` stands for the value of an option.
         past: `past(interactions, **options)` returns the interactions that the tokenizer may be built from. It gets
-            those options that are among its parameters. None: all interactions.
+            only the options that are among its parameters. None: all interactions.
     """
 
     function: Callable[..., DatasetDict]
@@ -239,12 +246,12 @@ class Split:
         return {parameter.name: parameter for parameter in parameters if parameter.name != "max_length"}
 
     def resolve(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the value of every option: the default for an option that is None or missing in `given`."""
+        """Return the value of every option: the default if it is None or missing in `given`; ValueError without one."""
         defaults = {name: parameter.default for name, parameter in self.options.items()}
         values = {name: value if given.get(name) is None else given[name] for name, value in defaults.items()}
         if missing := [name for name, value in values.items() if value is inspect.Parameter.empty]:
             name = next((name for name, split in SPLITS.items() if split is self), self.function.__name__)
-            raise ValueError(f"The split {name!r} needs {' and '.join(f'`{option}`' for option in missing)}.")
+            raise ValueError(f"The split {name!r} needs {' and '.join(f'`--{option}`' for option in missing)}.")
         return values
 
     def past_of(self, interactions: Dataset, given: Mapping[str, Any]) -> Dataset:
@@ -261,6 +268,7 @@ class Split:
         for name in ("since", "test_time"):
             if values.get(name) is not None and (name == "since" or NUMBER.fullmatch(str(values[name]))):
                 values[name] = format_time(as_seconds(values[name], name))
+        values |= {"since": "the first interaction"} if values.get("since", "") is None else {}
         return self.protocol.format(**values) + merged
 
 
@@ -269,8 +277,10 @@ SPLITS: dict[str, Split] = {  # name in a recipe -> split; add your own before a
     "at_time": Split(
         split_at_time,
         "first item of every user from {test_time} on",
-        lambda interactions, validation_time, test_time, validation_in_train: before(
-            interactions, _in_order(validation_time, test_time)[validation_in_train]
+        lambda interactions, validation_time, test_time, validation_in_train: _before(
+            interactions,
+            _in_order(validation_time, test_time)[validation_in_train],
+            "test_time" if validation_in_train else "validation_time",
         ),
     ),
     "new_interactions": Split(
@@ -281,6 +291,6 @@ SPLITS: dict[str, Split] = {  # name in a recipe -> split; add your own before a
 
 
 def first_from(log: SortedLog, time: float) -> np.ndarray:
-    """Return the number of each user's first interaction from `time` on, (users,); `log.ends` if there is none."""
+    """Return the index of each user's first interaction from `time` on, (users,); `log.ends` if there is none."""
     earlier = np.concatenate([[0], np.cumsum(log.timestamps < time)])
     return log.starts + earlier[log.ends] - earlier[log.starts]

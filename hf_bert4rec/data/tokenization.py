@@ -32,7 +32,8 @@ logger = logging.getLogger(__name__)
 PAD, MASK, UNK = SPECIAL_TOKENS
 TITLES_FILE = "items.parquet"
 FEW = 4  # IDs are looked up one by one if they are fewer than a quarter of the catalog
-TITLE_BYTES = 10_000  # largest size of a title
+TITLE_BYTES = 10_000  # largest size of a title in UTF-8
+REPAIR = "Download or save the tokenizer again."
 NO_TITLE = ("None", "nan", "<NA>", "NaT")  # missing values of Python, numpy and pandas, as text
 
 
@@ -41,7 +42,7 @@ class ItemTokenizer(PreTrainedTokenizerFast):
 
     Build one with `item_tokenizer`, load one with `AutoTokenizer.from_pretrained`. Like any tokenizer it encodes a
     history given as a list of words: `tokenizer(["1", "a b"], is_split_into_words=True)`. For many items use
-    `encode_items`, which is about ten times faster. `add_tokens` appends items, as `extend_item_tokenizer` does.
+    `encode_items`, which is about ten times faster. `add_tokens` appends items, `extend_item_tokenizer` to a copy.
 
     Attributes:
         titles: Title of each item (None: unknown) in the order of `items`, or None if there are no titles.
@@ -55,14 +56,14 @@ class ItemTokenizer(PreTrainedTokenizerFast):
     _features_file: str | None = None
     _items: pa.StringArray | None = None
 
-    # Not in `__init__`: for a class that has one, transformers rebuilds the vocabulary and loses the pre-tokenizer.
+    # There is no `__init__`, because transformers would rebuild the vocabulary and lose the pre-tokenizer.
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> "ItemTokenizer":
-        """Load the tokenizer and, if the folder or Hub repository has them, the titles.
+        """Load the tokenizer and, if the folder or Hub repository has them, the titles and features.
 
         Raises:
-            FileNotFoundError: The tokenizer was saved with titles, and `items.parquet` is missing.
-            ValueError: A file is damaged, or the tokenizer is not an `ItemTokenizer`.
+            OSError: There is no such folder or repository, or `items.parquet` is missing for a tokenizer with titles.
+            ValueError: A file is missing or damaged, or the tokenizer is not an `ItemTokenizer`.
         """
         source = args[0] if args else kwargs.get("pretrained_model_name_or_path")
         try:
@@ -71,33 +72,34 @@ class ItemTokenizer(PreTrainedTokenizerFast):
         except (OSError, MemoryError):
             raise
         except Exception as error:  # the tokenizers library raises `Exception` itself
-            raise ValueError(f"{source}: the tokenizer cannot be loaded. Save or copy it again. {error}") from error
+            reason = f"Check the path. {REPAIR} The cause is {type(error).__name__}: {' '.join(str(error).split())}"
+            raise ValueError(f"{source}: the tokenizer cannot be loaded. {reason}") from error
         tokenizer._features_file = tokenizer.init_kwargs.pop("features_file", None)
         if titles_file := tokenizer.init_kwargs.pop("titles_file", None):
             tokenizer.set_titles(_read_titles(titles_file, len(tokenizer.items)), source=titles_file)
         elif tokenizer.init_kwargs.get("has_titles"):
-            advice = "Copy this file from the original folder, or remove `has_titles` from tokenizer_config.json."
+            advice = f"{REPAIR} To load it without titles, remove `has_titles` from tokenizer_config.json."
             raise FileNotFoundError(f"{source}: found no {TITLES_FILE}, which contains the titles. {advice}")
         return tokenizer
 
     def set_titles(self, titles: Iterable[Any], source: str = "titles") -> None:
-        """Set titles in the order of `items`. Numbers become text, None and NaN no title. Errors name the `source`."""
+        """Set titles in the order of `items`: text, numbers, and None or NaN for no title. Errors name the `source`."""
         titles = [title if isinstance(title, str) or str(title) not in NO_TITLE else None for title in titles]
         if len(titles) != len(self.items):
             raise ValueError(f"{source}: expected {len(self.items)} titles, one per item, found {len(titles)}.")
         texts = as_item_ids([title for title in titles if title is not None], source)
         if (longest := pc.max(pc.binary_length(texts)).as_py() or 0) > TITLE_BYTES:
-            found = (
-                f"found one of {longest:,}. Shorten this title, or name the column (command line: `--title_column`)."
-            )
-            raise ValueError(f"{source}: expected titles of at most {TITLE_BYTES:,} bytes, {found}")
+            start = texts[pc.index(pc.binary_length(texts), longest).as_py()].as_py()[:30]
+            found = f"found one of {longest:,}, which begins with {start!r}. Shorten it, or name another column"
+            option = "`title=...` (command line: `--title_column`; `items add`: `--title`)"
+            raise ValueError(f"{source}: expected titles of at most {TITLE_BYTES:,} bytes, {found}: {option}.")
         found = iter(texts.to_pylist())
         self.titles = [None if title is None else next(found) for title in titles]
         self.init_kwargs["has_titles"] = True  # saved in tokenizer_config.json
 
     @property
     def removed(self) -> list[str]:
-        """Raw IDs of items that are no longer recommended but may be in histories. Saved with the tokenizer."""
+        """Raw IDs of items that are no longer recommended, but may be in histories. The tokenizer saves them."""
         return self.init_kwargs.get("removed_items", [])
 
     @removed.setter
@@ -111,7 +113,7 @@ class ItemTokenizer(PreTrainedTokenizerFast):
 
     @property
     def items(self) -> pa.StringArray:
-        """Raw IDs in the order of their token IDs, without special tokens; ValueError if a token ID is missing."""
+        """Raw IDs in the order of their token IDs, without special tokens; ValueError if token IDs have gaps."""
         if self._items is None or len(self._items) + len(SPECIAL_TOKENS) != len(self):  # items have been added
             vocab = self.get_vocab()
             rows = np.fromiter(vocab.values(), np.int64, len(vocab))
@@ -127,7 +129,7 @@ class ItemTokenizer(PreTrainedTokenizerFast):
         return self._items
 
     def encode_items(self, items: pa.Array | pa.ChunkedArray | Iterable[str | float]) -> np.ndarray:
-        """Return the token IDs, (n,) int32, of raw IDs (text or numbers); unknown IDs become [UNK]."""
+        """Return the token IDs, (n,) int32, of raw IDs. Unknown IDs become [UNK]. IDs must be text or numbers."""
         ids, unknown = _as_text(items), self.unk_token_id  # read once, because each read takes a look-up
         if FEW * len(ids) < len(self):  # pyarrow would build a look-up table of the whole catalog
             find = self.backend_tokenizer.token_to_id
@@ -149,7 +151,7 @@ class ItemTokenizer(PreTrainedTokenizerFast):
         Path(save_directory).mkdir(parents=True, exist_ok=True)
         for leftover in (titles_file, features_file):  # of another tokenizer that was saved here before
             leftover.unlink(missing_ok=True)
-        # Before the other files, because super() may upload the folder.
+        # These files are written first, because super() may upload the folder.
         if self.titles is not None:
             pq.write_table(pa.table({"title": pa.array(self.titles, pa.string())}), titles_file)
         if features is not None:
@@ -172,7 +174,7 @@ class ItemTokenizer(PreTrainedTokenizerFast):
         special = [token for token in new_tokens if special_tokens or getattr(token, "special", False)]
         if others := [str(token) for token in special if str(token) not in SPECIAL_TOKENS]:
             found = f"found {', '.join(others)}. Remove other special tokens."
-            raise ValueError(f"Special tokens are {', '.join(SPECIAL_TOKENS)}, {found}")
+            raise ValueError(f"The special tokens of an ItemTokenizer are {', '.join(SPECIAL_TOKENS)}, {found}")
         super()._add_tokens(special, special_tokens)
         backend = self.backend_tokenizer
         new = [token for token in dict.fromkeys(map(str, new_tokens)) if token and backend.token_to_id(token) is None]
@@ -185,7 +187,7 @@ class ItemTokenizer(PreTrainedTokenizerFast):
 def check_tokenizer(tokenizer: Any) -> None:
     """Raise ValueError unless a tokenizer is an `ItemTokenizer` with the token IDs of an item table."""
     if not isinstance(tokenizer, ItemTokenizer):
-        advice = "Build it with `item_tokenizer`. Check `tokenizer_class` in tokenizer_config.json if you loaded it."
+        advice = "Build it with `item_tokenizer`. To load one, import hf_bert4rec first, and check `tokenizer_class`."
         raise ValueError(f"Expected an ItemTokenizer, found {type(tokenizer).__name__}. {advice}")
     backend, number = tokenizer.backend_tokenizer, len(tokenizer.items) + len(SPECIAL_TOKENS)
     properties = {
@@ -196,8 +198,8 @@ def check_tokenizer(tokenizer: Any) -> None:
         "unk_token in tokenizer.json": (getattr(backend.model, "unk_token", None), UNK),
         "normalizer in tokenizer.json": (backend.normalizer, None),
         "number of tokens without added_tokens": (backend.get_vocab_size(with_added_tokens=False), number),
-        "type of model_max_length": (type(tokenizer.model_max_length), int),
-        "type of removed_items": ({type(it) for it in (tokenizer.removed or [""])}, {str}),
+        "type of model_max_length": (type(tokenizer.model_max_length).__name__, "int"),
+        "type of removed_items": (", ".join({type(it).__name__ for it in (tokenizer.removed or [""])}), "str"),
     }
     for name, (found, expected) in properties.items():
         if found != expected:
@@ -215,10 +217,10 @@ def item_tokenizer(
 
     Args:
         items: Interactions with a column `item`, or raw item IDs. Repeated IDs count once; numbers become text.
-        titles: Mapping from raw ID to title. Titles of other items are ignored.
+        titles: Mapping from raw item ID to title, as from `load_titles`. Titles of other items are ignored.
         features: Features of items, from `load_item_features`. Items that have features but no interactions come last,
             and are recommended by their features.
-        max_length: Longest input N, including the [MASK] of the query.
+        max_length: Longest input, including the [MASK] of the query.
 
     Raises:
         ValueError: `items` contains no item, or an ID, a title or `max_length` is not as described.
@@ -226,7 +228,7 @@ def item_tokenizer(
     check_max_length(max_length)
     ids = _distinct_ids(items)
     if not ids:
-        raise ValueError("`items` contains no item ID. Pass interactions or IDs. To split by time, use a later time.")
+        raise ValueError("`items` contains no item ID. Pass interactions, or a list of item IDs.")
     if features is not None:
         described = len(ids) - len(missing := set(ids).difference(features.items.to_pylist()))
         ids = list(dict.fromkeys([*ids, *_distinct_ids(features.items)]))
@@ -262,11 +264,11 @@ def check_max_length(max_length: int) -> None:
 def extend_item_tokenizer(
     tokenizer: ItemTokenizer, items: Dataset | Iterable[str | float], *, titles: Mapping[Any, Any] | None = None
 ) -> ItemTokenizer:
-    """Return a copy of a tokenizer with new items appended; every known item keeps its row.
+    """Return a copy of a tokenizer with new items appended; every known item keeps its token ID.
 
-    Afterwards `model.resize_token_embeddings(len(tokenizer))` gives the new items their rows in the model.
+    For a trained model, call `model.resize_token_embeddings(len(extended))` with the result, which appends their rows.
 
-    `items` and `titles` are as for `item_tokenizer`; `titles` may also contain titles of known items.
+    `items`, `titles` and errors are as for `item_tokenizer`; `titles` may also contain new titles of known items.
     """
     check_tokenizer(tokenizer)
     extended = copy.deepcopy(tokenizer)
@@ -284,13 +286,13 @@ def _as_text(items: Any) -> pa.Array | pa.ChunkedArray:
         items = items.with_format("arrow")[:]["item"]
     if isinstance(items, pa.StringArray):
         return items
-    return as_ids(items, "the item") if isinstance(items, pa.Array | pa.ChunkedArray) else as_item_ids(items)
+    return as_ids(items, "item ID") if isinstance(items, pa.Array | pa.ChunkedArray) else as_item_ids(items)
 
 
 def _distinct_ids(items: Any) -> list[str]:
     ids = pc.unique(_as_text(items)).to_pylist()
     if not all(ids):  # empty text, which is null in an Arrow array
-        raise ValueError("Expected item IDs that are not empty, found '' or null. Remove the empty ID.")
+        raise ValueError("Expected item IDs that are not empty, found '' or null. Remove empty IDs.")
     if taken := set(SPECIAL_TOKENS).intersection(ids):
         found = ", ".join(map(repr, sorted(taken)))
         raise ValueError(f"Item IDs must not be special tokens, found {found}. Rename these items in your data.")
@@ -298,7 +300,7 @@ def _distinct_ids(items: Any) -> list[str]:
 
 
 def _set_vocabulary(backend: Tokenizer, tokens: Sequence[str]) -> None:
-    """Number the tokens in their order. Text can be encoded too, split at whitespace, if no token has whitespace."""
+    """Give tokens the IDs 0, 1, … in their order. Text is split at whitespace, unless a token contains whitespace."""
     backend.model = models.WordLevel({token: row for row, token in enumerate(tokens)}, unk_token=UNK)
     blanks = any(character.isspace() for character in "".join(tokens))
     backend.pre_tokenizer = None if blanks else pre_tokenizers.WhitespaceSplit()
@@ -307,12 +309,13 @@ def _set_vocabulary(backend: Tokenizer, tokens: Sequence[str]) -> None:
 def _titles_in_order(ids: list[str], titles: Mapping[Any, Any]) -> list[Any]:
     """Return the title of each ID; warn if all titles belong to other IDs."""
     if not isinstance(titles, Mapping):
-        raise ValueError(f"`titles` must be a dict from item ID to title, found {type(titles).__name__}.")
+        raise ValueError(f"`titles` must be a dict, such as from `load_titles`, found {type(titles).__name__}.")
     by_id = dict(zip(as_item_ids(list(titles), "keys of titles").to_pylist(), titles.values(), strict=True))
     if by_id and by_id.keys().isdisjoint(ids):
         examples = [", ".join(map(repr, some[:3])) for some in (list(by_id), ids)]
-        text = "None of the titles belongs to an item. IDs of titles are, for example, %s, and IDs of items %s. %s"
-        logger.warning(text, *examples, "Use the IDs of the log, or name their column (command line: `--title_item`).")
+        text = "None of the titles belongs to an item. Titles have IDs such as %s. Items have IDs such as %s. %s"
+        advice = "Name the column of the item: `load_titles(..., item=...)` (command line: `--title_item`)."
+        logger.warning(text, *examples, f"The IDs must be those of the log. {advice}")
     return [by_id.get(item) for item in ids]
 
 
@@ -326,4 +329,4 @@ def _read_titles(file: str, number: int) -> list[str | None]:
                 expected = f"expected {number} titles, one per item, found {len(titles)}"
             elif max(len(title.encode()) for title in ("", *titles.to_pylist()) if title is not None) <= TITLE_BYTES:
                 return titles.to_pylist()
-    raise ValueError(f"{file}: {expected}. Copy this file again from the original folder.")
+    raise ValueError(f"{file}: {expected}. {REPAIR}")

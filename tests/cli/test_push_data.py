@@ -103,8 +103,8 @@ def test_the_card_is_valid_and_describes_the_data(hub, config):
         "| train | 5 |\n| validation | 3 |\n| test | 3 |",
         "Protocol: leave-one-out (every user's last item), ranked among all 5 items, history excluded.",
         "max_length: 2",
-        "- `user`: raw ID\n",
-        "- `labels`: null in train (the collator masks); else the target at the [MASK], and -100 elsewhere\n",
+        "- `user`: raw user ID\n",
+        "- `labels`: null in train (the collator makes them); else the token ID of the target at the [MASK]",
         "The token IDs 0 to 2 are the special tokens [PAD], [MASK], [UNK].",
         "The audit found no leaks:\n\n- train: 0 of 5 rows (0.0%) contain an interaction later than",
         "- test: 0 of 3 rows (0.0%) have an input later than the target\n",
@@ -126,7 +126,7 @@ def test_leaks_are_reported_in_the_card(hub, config):
     push_data(parse_recipe([str(config)]), NAME, may_share=True)
     text = DatasetCard.load(NAME).text
     assert "The audit **found leaks**:" in text
-    assert "- validation: 1 of 1 rows (100.0%) have a target that is in the user's training rows, such as 0\n" in text
+    assert "- validation: 1 of 1 rows (100.0%) have a target that is in the user's training rows (row 0)\n" in text
 
 
 def test_a_second_push_replaces_the_older_histories(hub, config, tmp_path):

@@ -269,7 +269,7 @@ def test_the_help_of_all_options_shows_the_texts_and_the_defaults_of_what_reads_
     assert (
         "Width d of the item embeddings and of every layer; a multiple of `num_attention_heads`. (default: 64)" in words
     )
-    assert "Step between the training windows of a history longer than N, as a share of N. (default: 0.5)" in words
+    assert "as a share of `max_length`, for histories longer than `max_length`. (default: 0.5)" in words
     parser = HfArgumentParser(_sections({}).values(), add_help=False)
     assert [action.dest for action in parser._actions if not action.help] == []
 

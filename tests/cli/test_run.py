@@ -431,7 +431,7 @@ def test_a_split_at_a_point_in_time_trains_on_the_past_alone(tmp_path):
     options = ["--split", "at_time", "--validation_time", "4", "--test_time", "5"]
     folder = run(recipe_for(tmp_path, *options, "--num_train_epochs", "1"))
     assert RunFacts.load(folder).protocol.startswith("first item of every user from 5 on")
-    with pytest.raises(ValueError, match="'at_time' needs `validation_time`"):
+    with pytest.raises(ValueError, match="'at_time' needs `--validation_time`"):
         run(recipe_for(tmp_path, "--split=at_time", "--test_time=5"))
     with pytest.raises(ValueError, match="The split leave_one_out has no option `--validation_time`"):
         run(recipe_for(tmp_path, "--validation_time=4"))

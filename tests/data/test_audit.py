@@ -153,7 +153,7 @@ def test_without_comparable_times_nothing_is_reported_of_other_users():
 def test_the_text_of_a_finding_has_rows_and_shares():
     histories = DatasetDict(CLEAN, train=train(("u", [A, B], [1, 2]), ("v", [B, C, E], [3, 4, 6])))
     lines = [str(finding) for finding in audit(histories)]
-    assert "test: 1 of 2 rows (50.0%) have a target that is in the user's training rows, such as 1" in lines
+    assert "test: 1 of 2 rows (50.0%) have a target that is in the user's training rows (row 1)" in lines
     assert "test: 2 of 2 rows (100.0%) are of users who are in train too" in lines
 
 
@@ -191,5 +191,5 @@ def test_histories_that_cannot_be_audited_are_refused():
         audit(DatasetDict(CLEAN, test=nothing))
     with pytest.raises(ValueError, match=r"Expected a DatasetDict with the split `train`.*, found test\."):
         audit(DatasetDict(test=CLEAN["test"]))
-    with pytest.raises(ValueError, match=r"train: expected the columns .*\. Add timestamps"):
+    with pytest.raises(ValueError, match=r"train: expected the columns .* found no timestamps\. Add what is missing"):
         audit(DatasetDict(CLEAN, train=CLEAN["train"].remove_columns("timestamps")))

@@ -53,7 +53,7 @@ def test_a_user_s_candidates_are_the_same_in_any_company(interactions, tokenizer
 
 @pytest.mark.parametrize("number", [0, -1])
 def test_fewer_candidates_than_one_are_refused(interactions, tokenizer, number):
-    with pytest.raises(ValueError, match=f"must be a whole number of candidates, at least 1, found {number}"):
+    with pytest.raises(ValueError, match=rf"must be a whole number of at least 1 .*, found {number}"):
         popularity_candidates(leave_one_out(interactions, tokenizer)["test"], COUNTS, number=number)
 
 
@@ -64,8 +64,12 @@ def test_training_rows_have_no_candidates(interactions, tokenizer):
 
 def test_more_candidates_than_items_left_are_refused(interactions, tokenizer):
     test = leave_one_out(interactions, tokenizer)["test"]
-    with pytest.raises(ValueError, match=r"at least 6 items to draw .*found 5 for user u1\. Lower `number`"):
+    with pytest.raises(ValueError, match=r"`number` .* must be at most 5, the number .* new to the user u1, found 6\."):
         popularity_candidates(test, COUNTS, number=6)
+    with pytest.raises(
+        ValueError, match=r"Expected `len\(tokenizer\)` as `vocab_size`, .* found 3, but .* the token ID"
+    ):
+        uniform_candidates(test, 3, number=1)
 
 
 @pytest.mark.parametrize("counts", [np.full(13, 0.5), np.full(13, np.nan), np.arange(13) - 5])

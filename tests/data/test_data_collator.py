@@ -174,12 +174,13 @@ def test_training_rows_need_their_number():
 @pytest.mark.parametrize(
     ("settings", "found"),
     [
-        ({"mask_probability": 0.0}, r"`mask_probability` must be in \(0, 1\), found 0\.0"),
-        ({"mask_probability": 1.0}, r"`mask_probability` must be in \(0, 1\), found 1\.0"),
+        ({"mask_probability": 0.0}, "`mask_probability` must be above 0 and below 1, found 0.0"),
+        ({"mask_probability": 1.0}, "`mask_probability` must be above 0 and below 1, found 1.0"),
         ({"mask_probability": float("nan")}, "found nan"),
-        ({"last_item_probability": -0.1}, r"`last_item_probability` must be in \[0, 1\], found -0\.1"),
-        ({"last_item_probability": 1.1}, r"`last_item_probability` must be in \[0, 1\], found 1\.1"),
-        ({"max_predictions": 0}, "`max_predictions` must be at least 1, or None, found 0"),
+        ({"last_item_probability": -0.1}, "`last_item_probability` must be from 0 to 1, found -0.1"),
+        ({"last_item_probability": 1.1}, "`last_item_probability` must be from 0 to 1, found 1.1"),
+        ({"max_predictions": 0}, "`max_predictions` must be a whole number of at least 1, or None, found 0"),
+        ({"max_predictions": 1.5}, "`max_predictions` must be a whole number of at least 1, or None, found 1.5"),
     ],
 )
 def test_shares_out_of_range_are_refused(settings, found):
@@ -245,7 +246,7 @@ def test_rows_with_and_without_labels_may_share_a_batch():
 @pytest.mark.parametrize("column", ["history", "candidates"])
 def test_a_column_of_some_evaluated_rows_only_is_refused(column):
     rows = [{"input_ids": [1], "labels": [5], column: [6]}, {"input_ids": [1], "labels": [5], column: None}]
-    with pytest.raises(ValueError, match=f"1 of 2 evaluated rows have no `{column}`"):
+    with pytest.raises(ValueError, match=f"Evaluated rows without `{column}`: 1 of 2"):
         collator()(rows)
 
 
@@ -266,5 +267,5 @@ def test_special_rows_are_no_labels():
 @pytest.mark.parametrize("make", [DataCollatorForCloze, DataCollatorForNextItem])
 @pytest.mark.parametrize("lengths", [[0], [3, 0, 2]])
 def test_training_rows_without_items_are_refused(make, lengths):
-    with pytest.raises(ValueError, match="an item in each training row, found an empty row"):
+    with pytest.raises(ValueError, match="an item in each training row, found empty `input_ids`"):
         make(TOKENIZER)(rows_of(lengths))

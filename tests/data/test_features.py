@@ -50,8 +50,8 @@ def test_kinds_follow_from_the_values(caplog):
     kinds = {name: how["kind"] for name, how in features.columns.items()}
     assert kinds == {"brand": "categories", "tags": "categories", "price": "number", "picture": "vector"}
     assert (
-        "'name' is not used, because fewer than half of the items with a value share one with another item. To use "
-        "text such as titles, pass `text=['name']` and `encoder` (command line: `--feature_text name` and `--encoder`)."
+        "'name' is not used, because fewer than half of its items share a value with another item. To use text such as "
+        "titles, pass `text=['name']` and `encoder` (command line: `--feature_text name` and `--encoder`)."
     ) in caplog.text
     assert features.items.to_pylist() == ["A 1", "A 2", "B 1", "B 2"]
 
@@ -126,7 +126,12 @@ def test_files_are_read_like_data_frames(tmp_path):
         (
             {"item": ["a", "b"], "v": [[1.0, 2.0], [1.0]]},
             {},
-            r"row 1 \(from 0\): expected 2 numbers in the column 'v', found 1",
+            r"row 1 \(from 0\): expected a list of 2 numbers in the column 'v', found 1",
+        ),
+        (
+            {"item": ["a", "b"], "v": [[1.0], "[1.0]"]},
+            {},
+            r"row 1 .*: expected a list of 1 .* found '\[1\.0\]'\. .* JSON lines",
         ),
         (
             {"item": ["a", "b"], "v": [[1.0, np.nan], [1.0, 2.0]]},
@@ -147,7 +152,7 @@ def test_files_are_read_like_data_frames(tmp_path):
         (
             {"item": ["a", "b"], "name": ["x", "y"]},
             {"text": ["title"]},
-            r"expected a feature column 'title', as in `text` .* Name one of these",
+            r"expected a column 'title', named by `text` .* Name one of these",
         ),
         ({"item": ["a", "b"], "name": ["x", "y"]}, {}, "no column can be used as a feature, found item, name"),
     ],
@@ -166,9 +171,9 @@ def test_a_missing_encoder_names_the_solution(monkeypatch):
 def test_features_of_new_items_need_the_same_columns_and_widths():
     known = load_item_features(SHOP[["sku", "brand", "picture"]])
     new = pd.DataFrame({"item": ["C"], "brand": ["Acme"], "picture": [[1.0, 2.0, 3.0]]})
-    with pytest.raises(ValueError, match="expected vectors of 2 numbers in 'picture', found 3"):
+    with pytest.raises(ValueError, match="expected vectors of 2 numbers in the column 'picture', found 3"):
         load_new_items(new, known)
-    with pytest.raises(ValueError, match="expected a feature column 'picture', as in the checkpoint"):
+    with pytest.raises(ValueError, match="expected a column 'picture', a feature of the checkpoint"):
         load_new_items(new[["item", "brand"]], known)
     assert load_new_items(new[["item"]], known).features is None
 
@@ -245,7 +250,7 @@ def test_booleans_and_dates_are_reported_as_categories(caplog, values, what):
     caplog.set_level("INFO", "hf_bert4rec")
     features = load_item_features(pd.DataFrame({"item": ["a", "b", "c"], "new": values}))
     assert [how["kind"] for how in features.columns.values()] == ["categories"]
-    assert f"DataFrame: the {what} in 'new' are read as categories, without an order." in caplog.messages
+    assert f"DataFrame: the {what} in the column 'new' are read as categories, without an order." in caplog.messages
 
 
 def test_a_column_without_values_is_reported(caplog):

@@ -222,7 +222,7 @@ def test_without_this_package_auto_tokenizer_encodes_the_same(tmp_path):
 def test_titles_of_another_save_are_refused_at_load(tokenizer, tmp_path):
     tokenizer.save_pretrained(tmp_path)
     pq.write_table(pa.table({"title": ["Alpha", "Beta"]}), tmp_path / "items.parquet")
-    message = r"items\.parquet: expected 10 titles, one per item, found 2. Copy this file again from the original"
+    message = r"items\.parquet: expected 10 titles, one per item, found 2. Download or save the tokenizer again"
     with pytest.raises(ValueError, match=message):
         AutoTokenizer.from_pretrained(tmp_path)
 
@@ -314,7 +314,7 @@ def vocabulary(**rows):
         (TOKENIZER, "model.unk_token", None, "invalid type: null"),
         (TOKENIZER, "normalizer", {"type": "Lowercase"}, "Expected None as normalizer"),
         (TOKENIZER, "added_tokens", [{"id": 6, "content": "d", **ADDED}], "added_tokens, found 6"),
-        (CONFIG, "mask_token", "a", r"Special tokens are \[PAD\], \[MASK\], \[UNK\], found a"),
+        (CONFIG, "mask_token", "a", r"The special tokens of an ItemTokenizer are \[PAD\], \[MASK\], \[UNK\], found a"),
         (CONFIG, "mask_token", "[UNK]", r"Expected \[MASK\] as mask_token, found \[UNK\]"),
         (CONFIG, "unk_token", None, r"Expected \[UNK\] as unk_token, found None"),
         (CONFIG, "cls_token", "[CLS]", r"found \[CLS\]"),
@@ -335,7 +335,7 @@ def test_rows_and_tokens_other_than_those_of_an_item_table_are_refused(tmp_path,
 def test_a_damaged_or_deep_tokenizer_file_is_refused(tmp_path, content):
     item_tokenizer(list("abc")).save_pretrained(tmp_path)
     (tmp_path / TOKENIZER).write_text(content)
-    with pytest.raises(ValueError, match=r"the tokenizer cannot be loaded\. Save or copy it again"):
+    with pytest.raises(ValueError, match=r"the tokenizer cannot be loaded\. Check the path"):
         AutoTokenizer.from_pretrained(tmp_path)
 
 
@@ -343,7 +343,9 @@ def test_a_tokenizer_of_another_class_is_refused(tmp_path):
     item_tokenizer(list("abc")).save_pretrained(tmp_path)
     config = json.loads((tmp_path / CONFIG).read_text())
     (tmp_path / CONFIG).write_text(json.dumps({**config, "tokenizer_class": "PreTrainedTokenizerFast"}))
-    with pytest.raises(ValueError, match=r"Expected an ItemTokenizer, found .* Check `tokenizer_class`"):
+    with pytest.raises(
+        ValueError, match=r"Expected an ItemTokenizer, found .* import hf_bert4rec first, and check `tokenizer_class`"
+    ):
         check_tokenizer(AutoTokenizer.from_pretrained(tmp_path))
 
 
@@ -381,7 +383,7 @@ def test_further_special_tokens_are_refused(tokenizer):
         lambda: tokenizer.add_tokens(["[X]"], special_tokens=True),
         lambda: tokenizer.add_special_tokens({"cls_token": "[X]"}),
     ):
-        with pytest.raises(ValueError, match=r"Special tokens are \[PAD\], \[MASK\], \[UNK\], found \[X\]"):
+        with pytest.raises(ValueError, match=r"The special tokens of an ItemTokenizer are .*\[UNK\], found \[X\]"):
             add()
     assert len(tokenizer) == 13
 
@@ -452,15 +454,16 @@ def test_a_title_that_could_not_be_loaded_again_is_not_accepted(tmp_path):
 
 
 def test_titles_must_be_a_mapping():
-    with pytest.raises(ValueError, match="`titles` must be a dict from item ID to title, found list"):
+    with pytest.raises(ValueError, match="`titles` must be a dict, such as from `load_titles`, found list"):
         item_tokenizer(["a"], titles=["Alpha"])
 
 
 def test_titles_that_belong_to_no_item_are_reported_with_examples(caplog):
     assert item_tokenizer(["1.0", "2.0"], titles={"1": "A", "2": "B"}).titles == [None, None]
     assert caplog.messages == [
-        "None of the titles belongs to an item. IDs of titles are, for example, '1', '2', and IDs of items '1.0', "
-        "'2.0'. Use the IDs of the log, or name their column (command line: `--title_item`)."
+        "None of the titles belongs to an item. Titles have IDs such as '1', '2'. Items have IDs such as '1.0', "
+        "'2.0'. The IDs must be those of the log. Name the column of the item: `load_titles(..., item=...)` (command "
+        "line: `--title_item`)."
     ]
     caplog.clear()
     item_tokenizer(["1", "2.0"], titles={"1": "A", "2": "B"})

@@ -45,7 +45,7 @@ def test_columns_that_are_no_features_of_the_checkpoint_are_reported(checkpoint,
             checkpoint, pd.DataFrame({"item": ["n"], "title": ["N"], "kind": ["x"], "other": ["x"], "brand": ["y"]})
         )
     unused = "'brand'" if load(checkpoint)[1].features else "'kind', 'other', 'brand'"
-    assert f"not used, because the checkpoint has no such features: {unused}." in caplog.text
+    assert f"columns that are not features of the checkpoint are not used: {unused}." in caplog.text
 
 
 def test_new_items_start_from_features_then_from_like_then_from_the_mean(checkpoint, tmp_path):
