@@ -11,8 +11,8 @@
 The load comes from wrk, which must be installed. `serve` and `soak` run the server on the first core and wrk on the
 second. With `--rates`, requests arrive at random times (Poisson) at each rate per second: each of 50 connections waits
 a random time before its next request. Without `--rates`, 1, 8 and 64 connections send one request after the other,
-which shows the most requests per second. Histories are those of the log without their last item, the newest 200 items.
-A model named `synthetic-N` is untrained, with N items.
+which shows the most requests per second. A history has the newest 200 items of a user of the log, without the last one.
+A model named `synthetic-N` is untrained and has N items.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # must be set before torch is imported
 
 import numpy as np
 import psutil
@@ -63,7 +63,7 @@ WAIT = "function delay() return -math.log(1 - math.random()) * %f end"  # millis
 
 
 def read_histories(file: Path, number: int) -> list[list[str]]:
-    """Return histories of random users of a log, oldest item first."""
+    """Return `number` histories of random users of a log, oldest item first; users repeat if there are fewer."""
     log = load_interactions(str(file)).to_pandas().sort_values("timestamp", kind="stable")
     histories = [items[:-1][-LONGEST:].tolist() for _, items in log.groupby("user")["item"]]
     random.Random(0).shuffle(histories)
@@ -71,7 +71,7 @@ def read_histories(file: Path, number: int) -> list[list[str]]:
 
 
 def checkpoint(name: str, folder: Path) -> Path:
-    """Return a checkpoint folder; `synthetic-N` is saved in `folder`."""
+    """Return a checkpoint folder: `name`, or `folder` with a new model for the name `synthetic-N`."""
     if not name.startswith("synthetic-"):
         return Path(name)
     tokenizer = item_tokenizer(list(range(1, 1 + int(name.removeprefix("synthetic-")))), max_length=LONGEST)
@@ -85,13 +85,13 @@ def checkpoint(name: str, folder: Path) -> Path:
 
 @contextmanager
 def served(folder: Path, batch: int) -> Iterator[psutil.Process]:
-    """Serve a folder on the first core."""
+    """Serve an exported folder on the first core, with batches of at most `batch` histories; yield the process."""
     command = ["taskset", "-c", "0", sys.executable, "-c", SERVER, str(folder), str(batch)]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as server:
         try:
             while subprocess.run(["curl", "-s", f"http://127.0.0.1:{PORT}/ready"], capture_output=True).returncode:
                 if server.poll() is not None:
-                    raise RuntimeError("The server has ended. Serve the folder by hand to see why.")
+                    raise RuntimeError(f"The server has ended. Run `hf-bert4rec serve MODEL --port {PORT}` to see why.")
                 time.sleep(0.2)
             yield psutil.Process(server.pid)
         finally:
@@ -269,13 +269,15 @@ def time_calls(call: Callable[[], object]) -> float:
 def main() -> None:
     """Measure, and print a line for each result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("serve", "soak", "export", "index", "batch"))
+    parser.add_argument("what", choices=("serve", "soak", "export", "index", "batch"), help="what to measure")
     parser.add_argument("model", help="checkpoint folder, or synthetic-N")
-    parser.add_argument("data", type=Path, help="log whose histories are sent")
-    parser.add_argument("--rates", type=float, nargs="*", default=[], help="requests per second")
-    parser.add_argument("--seconds", type=int, default=20, help="of each measurement")
-    parser.add_argument("--users", type=int, default=20_000, help="of batch")
+    parser.add_argument("data", type=Path, help="log of interactions, from which the histories are taken")
+    parser.add_argument("--rates", type=float, nargs="*", default=[], help="requests per second (default: no limit)")
+    parser.add_argument("--seconds", type=int, default=20, help="seconds of each measurement, or of all of soak (20)")
+    parser.add_argument("--users", type=int, default=20_000, help="number of users for batch (20,000)")
     args = parser.parse_args()
+    if args.what == "soak" and not args.rates:
+        parser.error("soak needs a rate. Pass `--rates`.")
     with tempfile.TemporaryDirectory() as folder:
         for line in globals()[args.what](args, Path(folder)):
             print(json.dumps({"measured": args.what, "model": Path(args.model).name, **line}), flush=True)

@@ -28,11 +28,11 @@ from .run_facts import FACTS_FILE, RunFacts
 NEEDED = ("config.json", "tokenizer.json", "tokenizer_config.json")
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 LOADED = (*NEEDED, "*.safetensors", WEIGHTS[1], TITLES_FILE, FEATURES_FILE, FACTS_FILE)
-REPLACED = ".replaced"  # ends the name of a folder while a new one takes its place
+REPLACED = ".replaced"  # suffix of the old folder while a new one takes its place
 CURVE = "learning_curve.png"
 FLOATS = ("F64", "F32", "F16", "BF16")
 FOLLOWERS = "transition_head.followers"
-COUNTED = (FOLLOWERS, "transition_head.counts", "transition_head.totals")  # integers
+COUNTED = (FOLLOWERS, "transition_head.counts", "transition_head.totals")  # tensors of integers
 
 REDIRECTING_OPTIONS = (
     "transformers_weights", "quantization_config", "attn_implementation", "_attn_implementation",
@@ -44,9 +44,9 @@ REDIRECTING_FILES = ("adapter_config.json", "shard-*.safetensors")
 
 
 def is_folder(model: str | PathLike) -> bool:
-    """Return whether a checkpoint name is a folder, and not a Hub ID (org/name); FileNotFoundError if it is neither."""
+    """Return True for a checkpoint folder, False for a Hub ID (org/name); FileNotFoundError if `model` is neither."""
     if not isinstance(model, str | PathLike):
-        raise ValueError(f"Expected a checkpoint folder or a Hub ID (org/name), found {model!r:.100}.")
+        raise ValueError(f"Expected the path of a checkpoint folder or a Hub ID (org/name), found {model!r:.100}.")
     restore_folder(Path(model))
     folder = Path(model).is_dir()
     if not folder and not is_repository(model):
@@ -57,9 +57,9 @@ def is_folder(model: str | PathLike) -> bool:
 def fetch_checkpoint(model: str | PathLike, revision: str | None = None, token: str | bool | None = None) -> Path:
     """Return the folder of a checkpoint, downloaded if it is named by a Hub ID (org/name) and not in the cache.
 
-    An existing folder takes precedence. All files are from the same commit, by default the newest of `main`, and are
-    checked (`check_folder`) before a model is built. Code is not downloaded. OSError if the checkpoint is
-    not found, cannot be downloaded or is incomplete; ValueError if its parts do not belong together.
+    An existing folder takes precedence over a Hub ID of the same name. All files are from the same commit, by default
+    the newest of `main`, and are checked (`check_folder`) before a model is built. Code is not downloaded. OSError if
+    the checkpoint is not found, cannot be downloaded or is incomplete; ValueError if its parts do not belong together.
     """
     options: Any = {"allow_patterns": LOADED, "ignore_patterns": "*/*"}
     if not is_folder(folder := model):
@@ -72,27 +72,27 @@ def fetch_checkpoint(model: str | PathLike, revision: str | None = None, token: 
 def check_folder(folder: str | PathLike, name: str | None = None) -> PreTrainedModel:
     """Check that a checkpoint is complete and that its weights and config match; return its model on the meta device.
 
-    Only the headers of the weight files are read. Error messages contain `name`, by default the path. FileNotFoundError
-    if files are missing; ValueError if a file is damaged, or weights and config do not belong together.
+    Of the weights, only headers and the followers of items are read. Error messages contain `name`, by default the
+    path. FileNotFoundError if files are missing; ValueError if a file is damaged, or does not belong to the others.
     """
     folder, name = Path(folder), name or str(folder)
     options = {file: read_json(folder / file, name) for file in (*NEEDED, FACTS_FILE) if (folder / file).exists()}
     files = weight_files(folder)
     if missing := [file for file in (*NEEDED, *files) if not (folder / file).exists()]:
-        near = (folder / "model" / NEEDED[0]).exists()
-        raise FileNotFoundError(
-            f"{name}: the checkpoint is incomplete, found no {', no '.join(missing)}. "
-            + (f"Did you mean {folder / 'model'}?" if near else "Copy the missing files, or save the checkpoint again.")
-            + " A pytorch_model.bin is never read: it is a pickle, which can run code." * (WEIGHTS[0] in missing)
-        )
+        onnx, near = (folder / "model.onnx").exists(), (folder / "model" / NEEDED[0]).exists()
+        advice = "Save or push model and tokenizer together, or copy the whole checkpoint again."
+        advice = "This is an export. Pass the original checkpoint, or use `OnnxRecommender`." if onnx else advice
+        advice = f"Did you mean {folder / 'model'}?" if near else advice
+        advice += " A pytorch_model.bin is never read: it is a pickle, which can run code." * (WEIGHTS[0] in missing)
+        raise FileNotFoundError(f"{name}: the checkpoint is incomplete, found no {', no '.join(missing)}. {advice}")
     found = {key: shape for file in files for key, shape in _shapes(folder / file, name).items()}
-    _check_options(folder, options["config.json"], options["tokenizer_config.json"], len(found), name)
     kind = options["config.json"].get("model_type")
     if not isinstance(kind, str) or kind not in ARCHITECTURES:
         raise ValueError(
-            f"{name}: model_type in config.json must be one of {', '.join(ARCHITECTURES)}, found {kind!r}. For a model "
-            "of your own, first import the module that registers the model (command line: `--import MODULE`)."
+            f"{name}: `model_type` in config.json must be one of {', '.join(ARCHITECTURES)}, found {kind!r}. For a "
+            "model of your own, first import the module that registers the model (command line: `--import MODULE`)."
         )
+    _check_options(folder, options["config.json"], options["tokenizer_config.json"], len(found), name)
     try:
         with torch.device("meta"):
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
@@ -111,39 +111,40 @@ def check_folder(folder: str | PathLike, name: str | None = None) -> PreTrainedM
     expected = {key: list(weight.shape) for key, weight in model.state_dict().items()}
     for key in sorted((expected.keys() - set(tied)) | found.keys()):
         if expected.get(key) != found.get(key):
+            shapes = [f"the shape {it[key]}" if key in it else "no such weight" for it in (expected, found)]
             raise ValueError(
-                f"{name}: config.json and weights do not belong together. Take both from the same checkpoint. Shape of "
-                f"{key}: expected {expected.get(key, 'no such weight')}, found {found.get(key, 'no such weight')}."
+                f"{name}: config.json and weights do not belong together. Take both from the same checkpoint. For the "
+                f"weight {key}, config.json needs {shapes[0]}, the weight files contain {shapes[1]}."
             )
     for file in files if FOLLOWERS in found else ():
         with safe_open(folder / file, framework="pt") as weights:
             followers = weights.get_tensor(FOLLOWERS) if FOLLOWERS in weights.keys() else None  # noqa: SIM118
         if followers is not None and not 0 <= followers.min() <= followers.max() < config.vocab_size:
-            raise damage_error(name, f"{FOLLOWERS} in {file} must be token IDs below {config.vocab_size}")
+            raise damage_error(name, f"{FOLLOWERS} in {file} must be token IDs from 0 to {config.vocab_size - 1}")
     return model
 
 
 def _check_options(folder: Path, config: dict[str, Any], tokenizer: dict[str, Any], weights: int, name: str) -> None:
     """Check sizes, and the options by which transformers chooses files and classes, before transformers reads them."""
-    redirecting = [f"{option} in config.json" for option in REDIRECTING_OPTIONS if config.get(option)]
-    redirecting += [file.name for pattern in REDIRECTING_FILES for file in folder.glob(pattern)]
+    redirecting = [f"the option `{option}` in config.json" for option in REDIRECTING_OPTIONS if config.get(option)]
+    redirecting += [f"the file {file.name}" for pattern in REDIRECTING_FILES for file in folder.glob(pattern)]
     if redirecting:
         raise ValueError(f"{name}: {redirecting[0]} makes transformers load unchecked weights or code. Remove it.")
     if (kind := tokenizer.get("tokenizer_class")) != ItemTokenizer.__name__:
-        found = f"expected ItemTokenizer as tokenizer_class in tokenizer_config.json, found {kind!r}"
-        raise ValueError(f"{name}: {found}. Save the tokenizer with the model again.")
+        found = f"expected ItemTokenizer as `tokenizer_class` in tokenizer_config.json, found {kind!r}"
+        raise ValueError(f"{name}: {found}. Save the `ItemTokenizer` of the model in this folder again.")
     for option, value in config.items():
         limit = max(weights, 2) if option in ("num_hidden_layers", "num_labels") else 2**63
         if isinstance(value, int) and abs(value) > limit:  # each layer has weights, and no model has labels
-            raise damage_error(name, f"{option} in config.json must be at most {limit}, found {value}")
+            raise damage_error(name, f"`{option}` in config.json is {value}, which does not fit the weights")
     for file, values in (("config.json", config), ("tokenizer_config.json", tokenizer)):
         names, code = values.get("architectures") or [], values.get("auto_map", {})
         if not isinstance(names, list) or not all(isinstance(it, str) for it in names) or not isinstance(code, dict):
-            raise damage_error(name, f"in {file}, architectures must be a list of names, and auto_map an object")
+            raise damage_error(name, f"in {file}, `architectures` must be a list of names, and `auto_map` an object")
 
 
 def weight_files(folder: Path) -> list[str]:
-    """Return the names of the weight files: one file, or the files in a valid index of a sharded checkpoint."""
+    """Return the names of the weight files: `model.safetensors`, or those in a valid index of a sharded checkpoint."""
     if (folder / WEIGHTS[0]).exists() or not (folder / WEIGHTS[1]).exists():
         return [WEIGHTS[0]]
     index = read_json(folder / WEIGHTS[1], folder)
@@ -162,8 +163,9 @@ def _shapes(file: Path, name: str) -> dict[str, list[int]]:
             tensors = {key: weights.get_slice(key) for key in weights.keys()}  # noqa: SIM118
             kinds = {key: ("I32",) if key in COUNTED else FLOATS for key in tensors}
             if others := [key for key, tensor in tensors.items() if tensor.get_dtype() not in kinds[key]]:
-                found = f"found {tensors[others[0]].get_dtype()} for {others[0]}. Save the model without quantization."
-                raise ValueError(f"{name}: expected floating-point weights in {file.name}, {found}")
+                expected = f"expected {' or '.join(kinds[others[0]])} for the weight {others[0]} in {file.name}"
+                found = f"found {tensors[others[0]].get_dtype()}. Save the model without quantization."
+                raise ValueError(f"{name}: {expected}, {found}")
             return {key: tensor.get_shape() for key, tensor in tensors.items()}
     except SafetensorError as error:
         raise damage_error(name, f"{file.name} is damaged or cut off ({error})") from error
@@ -172,7 +174,7 @@ def _shapes(file: Path, name: str) -> dict[str, list[int]]:
 def stored_exclude_history(folder: str | PathLike) -> bool:
     """Return whether a checkpoint that passed `check_folder` excludes items of the history from its recommendations.
 
-    Config files of format version 1 do not contain this setting. Then the recipe in the run facts may contain it.
+    Old config files do not contain this setting. Then the recipe in the run facts is read, and the default is True.
     """
     stored = read_json(Path(folder, NEEDED[0]), folder).get("exclude_history")
     return bool(stored_recipe(folder).get("exclude_history", True) if stored is None else stored)
@@ -186,7 +188,7 @@ def stored_recipe(folder: str | PathLike) -> dict[str, Any]:
 
 
 def check_checkpoint(folder: str | PathLike) -> None:
-    """Check a checkpoint as `check_folder` does, and its tokenizer and titles against the model."""
+    """Check a checkpoint as `check_folder` does, also its tokenizer and titles; ValueError if they do not fit."""
     check_sizes(check_folder(folder), ItemTokenizer.from_pretrained(folder))
 
 
@@ -195,13 +197,16 @@ def check_sizes(model: nn.Module, tokenizer: ItemTokenizer) -> None:
     check_tokenizer(tokenizer)
     config: Any = model.config
     if config.vocab_size != len(tokenizer):
-        advice = "Take both from the same checkpoint, or call `resize_token_embeddings` after `extend_item_tokenizer`."
-        found = f"{config.vocab_size} rows in its item table, the tokenizer {len(tokenizer)} tokens"
-        raise ValueError(f"The model has {found}. {advice}")
+        raise ValueError(
+            f"The model has {config.vocab_size} rows in its item table, the tokenizer has {len(tokenizer)} tokens. For "
+            "a new model, set `vocab_size=len(tokenizer)`. After `extend_item_tokenizer`, call "
+            "`model.resize_token_embeddings(len(tokenizer))`. Otherwise take both from the same checkpoint."
+        )
     length, longest = tokenizer.model_max_length, config.max_position_embeddings
     if not 2 <= length <= longest:
-        expected = f"from 2 to `max_position_embeddings` of the model, {longest}, found {length}"
-        raise ValueError(f"`tokenizer.model_max_length` must be {expected}. Set both to the same value.")
+        expected = f"from 2 to {longest} (`max_position_embeddings` of the model), found {length}"
+        advice = f"Set it to {longest}. Longer histories need a new model with more positions."
+        raise ValueError(f"`tokenizer.model_max_length` must be {expected}. {advice}")
 
 
 def last_complete_checkpoint(output_dir: str | PathLike) -> Path | None:
@@ -212,7 +217,7 @@ def last_complete_checkpoint(output_dir: str | PathLike) -> Path | None:
 
 
 def is_complete(checkpoint: str | PathLike) -> bool:
-    """Return whether a Trainer can resume from a checkpoint: no file is missing or cut off after a kill."""
+    """Return whether a Trainer can resume from a checkpoint, because no file is missing or cut off."""
     folder = Path(checkpoint)
     distributed = any(folder.glob("*/"))  # FSDP and DeepSpeed save weights and optimizer in folders of their own
     try:
@@ -229,7 +234,7 @@ def is_complete(checkpoint: str | PathLike) -> bool:
 def save_checkpoint(
     folder: str | PathLike, model: PreTrainedModel, tokenizer: ItemTokenizer, facts: RunFacts, others: dict[str, bytes]
 ) -> None:
-    """Save a checkpoint with its card, written from `facts`, and other files, such as the learning curve.
+    """Save a checkpoint with its card, written from `facts`, and `others` (file name -> content).
 
     An older checkpoint in `folder` is replaced after all files are written, and kept if writing fails.
     """
@@ -253,14 +258,14 @@ def check_output(output: str | PathLike, marker: str) -> None:
     """Raise ValueError if `output` is a file, or a folder that has files, but not the file `marker`."""
     path = Path(output)
     if path.exists() and not (path / marker).exists() and (path.is_file() or any(path.iterdir())):
-        advice = "Name a new folder: `output=...` (command line: `--output ...`)."
-        raise ValueError(f"{output} exists and has no {marker}, so it is not replaced. {advice}")
+        advice = "Pass a new folder as `output=` (command line: `--output`)."
+        raise ValueError(f"{output} is not an earlier result (it has no {marker}), so it is not replaced. {advice}")
 
 
 @contextmanager
 def replaced_folder(folder: str | PathLike) -> Iterator[Path]:
     """Yield a path for a new folder, which replaces `folder` at the end, or is removed after an error."""
-    folder = Path(folder).resolve()  # of a link, the folder that it leads to
+    folder = Path(folder).resolve()  # a link stays, and the folder that it leads to is replaced
     new, old = folder.with_name(f"{folder.name}.incomplete"), folder.with_name(f"{folder.name}{REPLACED}")
     restore_folder(folder)
     for leftover in (new, old):

@@ -1,4 +1,4 @@
-"""Errors of the Hub, of full disks and of damaged files, each as one sentence with a solution."""
+"""Errors of the Hub, of full disks and of damaged files, each with a solution."""
 
 import errno
 import json
@@ -21,24 +21,24 @@ FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 REPAIR = "Download or save the checkpoint again."
 
 HUB_ERRORS = {
-    hub.RevisionNotFoundError: (FileNotFoundError, "found no such revision. Pass a branch, a tag or a commit hash"),
-    hub.GatedRepoError: (PermissionError, "the repository is gated. Ask for access on its page, then log in"),
+    hub.RevisionNotFoundError: (FileNotFoundError, "found no such revision. Pass an existing branch, tag or commit"),
+    hub.GatedRepoError: (PermissionError, "the repository is gated. Get access on its page, then run `hf auth login`"),
     hub.RepositoryNotFoundError: (
         FileNotFoundError,
-        "found no such folder, and no such repository on the Hub. If the repository is private, log in with "
-        "`hf auth login`, or pass a token that can read it",
+        "found no such folder, and no such repository on the Hub. Check the name. If the repository is private, log in "
+        "with `hf auth login`, or pass a token that can read it (`token=` or HF_TOKEN)",
     ),
-    hub.OfflineModeIsEnabled: (ConnectionError, "offline mode is enabled. Unset HF_HUB_OFFLINE"),
+    hub.OfflineModeIsEnabled: (ConnectionError, "offline mode is on. Unset HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE"),
     hub.LocalEntryNotFoundError: (
         ConnectionError,
         "found neither such a folder nor a complete copy in the cache, and the Hub cannot be reached. Check the name "
-        "and the network, and unset HF_HUB_OFFLINE",
+        "and the network, and unset HF_HUB_OFFLINE if it is set",
     ),
 }
 """For each error of the client, a built-in error and a text. The first match is used."""
 
 STATUSES = {
-    401: (PermissionError, "does not accept the token. Log in again with `hf auth login`, or correct HF_TOKEN"),
+    401: (PermissionError, "received no valid token. Run `hf auth login`, or correct `token=` or HF_TOKEN"),
     403: (PermissionError, "denies access. To push, use a name under your own account, or a token with write access"),
     412: (OSError, "received another commit in the meantime. Check this commit, then push again to replace it"),
 }
@@ -46,7 +46,7 @@ STATUSES = {
 
 @contextmanager
 def hub_errors(repository: str) -> Iterator[None]:
-    """Raise every error of the Hub or of its connection as an OSError of one sentence with a solution."""
+    """Raise every error of the Hub or of its connection as an OSError with a solution."""
     try:
         with disk_errors(repository):
             yield
@@ -72,7 +72,7 @@ def hub_errors(repository: str) -> Iterator[None]:
 
 @contextmanager
 def disk_errors(path: str | PathLike) -> Iterator[None]:
-    """Raise the error of a full disk as an OSError of one sentence, whichever library wrote the file."""
+    """Raise the error of a full disk as an OSError with a solution, whichever library wrote the file."""
     try:
         yield
     except Exception as error:  # safetensors and tokenizers write errno into the text, torch.save does not
@@ -98,7 +98,7 @@ def damage_error(name: str | PathLike, problem: str, advice: str = REPAIR) -> Va
 
 
 def read_json(file: Path, name: str | PathLike, advice: str = REPAIR) -> dict[str, Any]:
-    """Read a JSON object of the folder `name`; raise ValueError if the file is damaged, too large or too deep."""
+    """Return the JSON object in a file of the folder `name`; ValueError if it is damaged, too large or too deep."""
     try:
         limit = LIMITS.get(file.name, JSON_BYTES)
         if file.stat().st_size > limit:

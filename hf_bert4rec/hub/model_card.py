@@ -21,14 +21,14 @@ PAPERS = {
     "GRU4Rec": " ([Hidasi et al., 2016](https://arxiv.org/abs/1511.06939))",
 }
 OWN_MODULE = "my_module"
-"""Stands for the module of an own architecture, whose name is not recorded."""
+"""Placeholder for the module of your own architecture, whose name is not recorded."""
 COLUMNS = ("hr@10", "ndcg@10", "mrr@10")
 
 Metrics = Mapping[str, Mapping[str, float]]  # model -> metric -> value
 
 
 def model_card(facts: RunFacts) -> ModelCard:
-    """Return the model card, with the results of the test split, or else of the validation split, as model-index."""
+    """Return the model card. Its model-index has the results of the test split, or else of the validation split."""
     facts, split = facts.published(), "test" if "test" in facts.results else "validation"
     metrics = facts.results.get(split, {})
     own = metrics.get(facts.model, {})
@@ -107,7 +107,7 @@ def results_table(metrics: Metrics, columns: Sequence[str] = COLUMNS) -> str:
 
 
 def sampled_table(metrics: Metrics) -> str:
-    """Return a table of metrics among sampled candidates (columns of the paper's Table 2); "" without such metrics."""
+    """Return a table as Table 2 of the BERT4Rec paper; "" without sampled metrics, or if kinds of candidates differ."""
     kinds = {how_sampled(row) for row in metrics.values()}
     if len(kinds) != 1 or None in kinds:
         return ""

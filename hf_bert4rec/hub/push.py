@@ -31,13 +31,13 @@ PLAIN = (".gitattributes", CARD, "LICENSE")  # a repository without other files 
 
 
 def create_repository(repository: str, *, token: str | bool | None = None, **options: Any) -> str:
-    """Create a repository with the options of `HfApi.create_repo` if it does not exist, and return its full name."""
+    """Create a repository with the options of `HfApi.create_repo` if it does not exist; return its name (org/name)."""
     with hub_errors(repository):
         return HfApi(token=token).create_repo(repository, exist_ok=True, **options).repo_id
 
 
 def files_in(folder: Path) -> dict[str, Path]:
-    """Return all files of a folder, by their path in the folder."""
+    """Return all files of a folder and its subfolders: path in the folder -> path."""
     return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
@@ -52,12 +52,12 @@ def push_files(
     token: str | bool | None = None,
     revision: str | None = None,
 ) -> CommitInfo:
-    """Push files, by their names in the repository, to an existing repository in one commit, and return the commit.
+    """Push files to an existing repository in one commit, and return the commit.
 
     FileExistsError if the repository has other files but not `marker`, which every repository of this kind contains, or
     a model of another `model_type`. Files that fit the patterns `replaced` (without "/": at the top level) and are not
-    among `files` are deleted. After an OSError the repository is unchanged or, if only the answer of the Hub was lost,
-    contains the whole commit.
+    among `files` (name in the repository -> path or content) are deleted. `revision` is an existing branch. After
+    another OSError the repository is unchanged or, if only the answer of the Hub was lost, contains the whole commit.
     """
     api = HfApi(token=token)
     with hub_errors(repository), warnings.catch_warnings():
@@ -96,11 +96,12 @@ def push_checkpoint(
     """Push a checkpoint to the Hub in one commit: its own files without pickles, and nothing else of the folder.
 
     `handler.py` is added, so that the repository can be deployed as an Inference Endpoint. An older checkpoint stays in
-    the history. Paths of this machine in the run facts are reduced to names (`RunFacts.published`). The repository is
-    created if it does not exist, in your account if the name has no owner. Returns the commit; `str` is its address.
+    the git history. Paths of this machine in the run facts are reduced to names (`RunFacts.published`). The repository
+    is created if it does not exist, in your account if the name has no owner. `private=None` is the
+    default of the owner. `revision` is an existing branch. Returns the commit; `str(commit)` is its URL.
 
     Raises:
-        OSError: The checkpoint is incomplete, or as for `push_files`.
+        OSError: The checkpoint is incomplete, the repository contains something else, or the Hub cannot be reached.
         ValueError: The parts of the checkpoint do not belong together, or the Hub refuses the name or card.
     """
     folder = Path(folder)
@@ -109,7 +110,7 @@ def push_checkpoint(
     check_checkpoint(folder)
     files = published_files(folder) | HANDLER
     if CARD not in files:
-        logger.warning("%s has no README.md, so the repository will have no card.", folder)
+        logger.warning("%s has no README.md, so the repository will have no model card. Add this file.", folder)
     return push_files(
         create_repository(repository, private=private, token=token),
         files,

@@ -60,14 +60,14 @@ WITH_START_FROM = ("recommended_settings", "learning_rate", "muon_learning_rate"
 @strict
 @dataclass(kw_only=True)
 class DataFacts:
-    """The interactions of a run: name of the log, sizes, checksum, last time, terms; None if unknown."""
+    """The interactions of a run after filtering, which the model card describes. None stands for unknown."""
 
-    name: str
-    items: int
+    name: str  # of the log
+    items: int  # number of items
     users: int | None = None
     interactions: int | None = None
-    sha256: str | None = None
-    last_time: Number | None = None
+    sha256: str | None = None  # of the `user,item,timestamp` lines
+    last_time: Number | None = None  # timestamp of the last interaction, in the unit of the log
     terms: str | None = None
 
 
@@ -122,10 +122,10 @@ class RunFacts:
 
     @classmethod
     def load(cls, folder: str | PathLike) -> Self:
-        """Read the run facts of a checkpoint folder, of this or an earlier format version."""
+        """Read the run facts of a checkpoint folder; FileNotFoundError without them, ValueError if damaged or newer."""
         file = Path(folder, FACTS_FILE)
         if not file.exists():
-            advice = "Copy it from the original checkpoint, or train with `hf-bert4rec train`, which writes it."
+            advice = "Pass a complete checkpoint that was saved by `hf-bert4rec train`, which writes this file."
             if (near := Path(folder, "model")).joinpath(FACTS_FILE).exists():
                 advice = f"Did you mean {near}?"
             raise FileNotFoundError(f"{folder}: found no {FACTS_FILE}. {advice}")
@@ -133,7 +133,8 @@ class RunFacts:
         version = values.get("format_version", 1)
         if version not in range(1, FORMAT_VERSION + 1):
             expected = f"`format_version` must be from 1 to {FORMAT_VERSION}"
-            raise ValueError(f"{file}: {expected}, found {version!r}. Update hf-bert4rec.")
+            advice = "Update hf-bert4rec if a newer version wrote this file. Otherwise copy or download the file again."
+            raise ValueError(f"{file}: {expected}, found {version!r}. {advice}")
         try:
             values = _from_version_1(values) if version == 1 else values
             if values.get("reproducible"):
@@ -146,8 +147,9 @@ class RunFacts:
                 values[name] = {split: {key: tuple(ends) for key, ends in row.items()} for split, row in splits}
             return _build(cls, values)
         except (ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
-            reason = error.__cause__ if isinstance(error, StrictDataclassError) else error
-            raise damage_error(file, f"these are not run facts of hf-bert4rec ({reason!r})") from error
+            reason: Any = f"found no {error}" if isinstance(error, KeyError) else "a value has the wrong form"
+            reason = error.__cause__ if isinstance(error, StrictDataclassError) else reason
+            raise damage_error(file, f"the content is not valid ({reason})") from error
 
     def save(self, folder: str | PathLike) -> None:
         """Write `run_facts.json` into a folder."""
@@ -171,8 +173,9 @@ def _public(value: Any) -> Any:
 
 
 def _build(kind: type, values: Mapping[str, Any]) -> Any:
-    """Build a dataclass from the values of its fields; other values are ignored."""
-    return kind(**{field.name: values[field.name] for field in dataclasses.fields(kind) if field.name in values})
+    """Build a dataclass from the values of its fields; KeyError if one is missing. Other values are ignored."""
+    fields = [it for it in dataclasses.fields(kind) if it.name in values or it.default is it.default_factory]  # MISSING
+    return kind(**{it.name: values[it.name] for it in fields})
 
 
 def _old_defaults(version: int, recipe: Mapping[str, Any]) -> dict[str, Any]:

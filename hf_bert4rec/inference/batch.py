@@ -1,4 +1,4 @@
-"""Recommendations for all users of a table or a log, in shards, with constant memory."""
+"""Recommend for all users of a table or a log, in shards. Memory does not depend on the number of rows of a table."""
 
 import json
 import multiprocessing
@@ -44,7 +44,7 @@ class BatchRecommender:
         checkpoint: Folder or Hub ID of a checkpoint, or a folder that `export_checkpoint` wrote.
         user: Name of the column of user IDs.
         history: Name of the column of histories, lists of raw item IDs, oldest first.
-        **options: As for a call of the pipeline.
+        **options: As for a call of the pipeline, or of `OnnxRecommender` for an exported folder.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class BatchRecommender:
         self.user, self.history, self.options = user, history, options
 
     def __call__(self, table: Table) -> Table:
-        """Return `user`, `rank` from 1, `item` and `score`, one row per recommendation, as a table of the same kind.
+        """Return the user, `rank` from 1, `item` and `score`, one row per recommendation, as a table of the same kind.
 
         A user without a history gets the recommendations for an empty history. Unknown item IDs are skipped.
 
@@ -65,11 +65,11 @@ class BatchRecommender:
         if isinstance(table, pd.DataFrame):
             return self(pa.Table.from_pandas(table, preserve_index=False)).to_pandas()
         if missing := [name for name in (self.user, self.history) if name not in table.column_names]:
-            advice = "Name the columns of users and histories: `user=...` and `history=...`."
+            advice = "Pass the names of your columns of users and histories as `user=` and `history=`."
             raise ValueError(f"Expected a column {missing[0]!r}, found {', '.join(table.column_names)}. {advice}")
         users = table[self.user]
-        if nulls := users.null_count:
-            found = f"found {nulls} missing values. Fix or remove these rows."
+        if users.null_count:
+            found = "found a row without one. Fix or remove such rows."
             raise ValueError(f"Expected a user ID in every row of the column {self.user!r}, {found}")
         answers = self.recommender([history or [] for history in table[self.history].to_pylist()], **self.options)
         places = [(user, rank) for user, answer in enumerate(answers) for rank in range(len(answer))]
@@ -98,26 +98,27 @@ def recommend_to_parquet(
 ) -> Path:
     """Write the recommendations for all users of a file to a folder of Parquet files, and return the folder.
 
-    The columns are those of `BatchRecommender`. A file appears when it is complete. After an interruption, the same
-    call continues with the missing files. Only a few shards are in memory at a time, but a log is read completely.
+    The columns are those of a call of `BatchRecommender`. A file appears when it is complete. After an interruption,
+    the same call continues with the missing files. Few shards are in memory at a time, but a log is read completely.
 
     Args:
         checkpoint: As for `BatchRecommender`.
-        source: Parquet with one row per user and columns `user` and `history` (a list), or a log of interactions in any
+        source: Parquet file with one row per user and columns `user` and `history` (a list), or file of a log in any
             format that `load_interactions` reads.
-        output: Folder of the result.
-        processes: Number of processes, each with one thread. One process per core is fastest. In a script, more
-            than one process needs `if __name__ == "__main__":` before the call: each process imports the script again.
+        output: Folder of the result: a new one, or that of the same call before an interruption.
+        processes: Number of processes, each with one thread. One process per core is fastest. In a script, more than
+            one needs `if __name__ == "__main__":` before the call, because each process imports the script again.
         shard_size: Number of users per file.
         user: Name of the column of user IDs.
         history: Name of the column of histories.
         columns: Columns of a log, a dict with the keys `user`, `item` and `timestamp`, and other options of
-            `load_interactions`, such as `separator`. Default: by usual names.
+            `load_interactions`, such as `separator`. Default: columns are found by their usual names.
         **options: `top_k`, `exclude_history`, `allow` and `deny`, the same for all users; see a call of the pipeline.
 
     Raises:
+        OSError: As for `fetch_checkpoint`; `source` is missing; or the disk is full.
         ValueError: `output` contains another result, or as for `BatchRecommender` and `load_interactions`.
-        ChildProcessError: A process was killed.
+        ChildProcessError: A process was killed or could not start.
     """
     options = check_options(options, OPTIONS, ("processes", "shard_size", "user", "history", "columns"))
     for name in ITEM_LISTS & options.keys():
@@ -125,6 +126,8 @@ def recommend_to_parquet(
     check_count("processes", processes)
     check_count("shard_size", shard_size)
     file, folder = Path(source), Path(output)
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: found no such file. Pass a Parquet file of histories, or the file of a log.")
     model = Path(checkpoint) if Path(checkpoint, FACTS_FILE).exists() else fetch_checkpoint(checkpoint)
     arguments = {"checkpoint": str(model), "user": user, "history": history, **options}
     request = {**arguments, "shard_size": shard_size, "source": str(file)} | ({"columns": columns} if columns else {})
@@ -141,19 +144,19 @@ def recommend_to_parquet(
 
 def _begin(folder: Path, request: dict[str, Any]) -> None:
     """Record the request in a new folder, or check that an existing folder was begun with the same request."""
-    noted, advice = folder / REQUEST_FILE, "Name a new folder for the recommendations."
+    noted, advice = folder / REQUEST_FILE, "Pass a new folder as `output=` (command line: `--output`)."
     unfinished = noted.with_suffix(".tmp")
     if noted.exists():
         begun = read_json(noted, folder, advice)
         for name in {**request, **begun}:
             was, now = begun.get(name), request.get(name)
             if was != now:
-                found = "" if name.startswith("state") else f": {was!r}, now {now!r}"
-                other = "other" if name == "columns" else "another"
-                what = name.replace("weights", "model")  # config and tokenizer count too
-                raise ValueError(f"{folder} was begun with {other} {what}{found}. {advice}")
-    elif folder.exists() and {*folder.iterdir()} - {unfinished}:
-        raise ValueError(f"{folder} contains other files. {advice}")
+                found = f"with other values of `{name}` (then {was!r:.100}, now {now!r:.100})"
+                if name.startswith("state"):
+                    found = f"before the {'source' if 'source' in name else 'model'} changed"
+                raise ValueError(f"The recommendations in {folder} were begun {found}. {advice}")
+    elif folder.is_file() or (folder.exists() and {*folder.iterdir()} - {unfinished}):
+        raise ValueError(f"{folder} is a file, or a folder with other files than recommendations. {advice}")
     else:
         folder.mkdir(parents=True, exist_ok=True)
         unfinished.write_text(json.dumps(request, indent=2), encoding="utf-8")
@@ -176,7 +179,7 @@ def _read_shards(
             raise ValueError(f"{file} has one history per user. Omit {option}, which is for logs.")
         if user not in schema.names:
             found = ", ".join(schema.names)
-            advice = "Rename the user column, or in Python pass `user=...`."
+            advice = "Rename your column of users, or in Python pass its name as `user=`."
             raise ValueError(f"{file}: expected a column {user!r}, found {found}. {advice}")
         return parquet.metadata.num_rows, _cut(parquet.iter_batches(size, columns=[user, history]), size)
     log = load_interactions(str(file), **columns).with_format("arrow")[:]
@@ -225,10 +228,11 @@ def _write_shards(
             while running:
                 yield running.popleft().result()
         except BrokenProcessPool as error:
-            advice = (
-                "Finished files are kept. Use fewer `processes`, or in Python a new folder and smaller `shard_size`."
-            )
-            raise ChildProcessError(f"A process was killed, perhaps for lack of memory. {advice}") from error
+            raise ChildProcessError(
+                "A process ended too early. If memory is short, use fewer processes: `processes=` (command line: "
+                '`--processes`). In a Python script, put the call below `if __name__ == "__main__":`. Finished files '
+                "are kept."
+            ) from error
         finally:
             pool.shutdown(cancel_futures=True)
 

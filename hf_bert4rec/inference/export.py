@@ -56,14 +56,15 @@ class RecommendationGraph(nn.Module):
 
         Args:
             history: (batch, length) int64 token IDs of the newest items, oldest first, padded with 0 on the right.
-                `length` is at most `max_position_embeddings` - 1.
+                `length` is from 1 to `max_position_embeddings` - 1. A row of zeros is an empty history.
             excluded: (batch, number) int64 token IDs not to recommend, such as the whole history; padded with 0.
             allowed: (batch, vocab_size) bool, True for the items that may be recommended.
-            top_k: int64 number of items.
+            top_k: int64 scalar, number of items from 1 to `vocab_size`.
 
         Returns:
             (batch, top_k) int64 token IDs, best first, 0 after the last item if fewer are left; (batch, top_k) float32
-            probabilities that an item is next, over the whole catalog, which are NaN if the weights are damaged.
+            probabilities that an item is next, over the whole catalog, which are NaN if the weights are damaged. In
+            ONNX, the two outputs have the names `items` and `scores`.
         """
         lengths = (history != PAD_ROW).sum(dim=1, keepdim=True)
         places = torch.arange(history.shape[1] + 1, device=history.device)[None]
@@ -82,7 +83,7 @@ class RecommendationGraph(nn.Module):
 
 
 def export_program(model: PreTrainedModel, removed: np.ndarray) -> ExportedProgram:
-    """Return a model as a graph of `torch.export`, with any batch size, length and `top_k`."""
+    """Return a `RecommendationGraph` as a graph of `torch.export`, with any batch size, length and `top_k`."""
     rows, positions = model.config.vocab_size, model.config.max_position_embeddings
     example = (
         torch.full((3, min(5, positions - 1)), rows - 1),
@@ -106,12 +107,12 @@ def export_checkpoint(checkpoint: str | PathLike, output: str | PathLike, revisi
 
     Args:
         checkpoint: Folder or Hub ID.
-        output: Folder of the result.
-        revision: Branch, tag or commit of a Hub ID.
+        output: Folder of the result. A folder with other files is not replaced.
+        revision: Branch, tag or commit of a Hub ID. Default: `main`.
 
     Raises:
-        ImportError: The extra `export` is missing.
-        OSError, ValueError: As for `fetch_checkpoint`; `output` contains other files; or the model reads one item only.
+        ImportError: The extra `export` is missing, or torch is too old for GRU4Rec.
+        OSError, ValueError: As for `fetch_checkpoint`; `output` has other files; or torch cannot export such a model.
     """
     _require("onnxscript")
     folder, target = fetch_checkpoint(checkpoint, revision), Path(output)
@@ -133,7 +134,8 @@ def export_checkpoint(checkpoint: str | PathLike, output: str | PathLike, revisi
             graph = torch.onnx.export(program, (), input_names=inputs, output_names=outputs, dynamo=True, verbose=False)
     except RuntimeError as error:  # the base class of torch's errors
         reason = f"{model.config.model_type!r} ({type(error).__name__}: {str(error).strip().splitlines()[0]})"
-        raise ValueError(f"torch cannot export the architecture {reason}. See docs/architecture.md.") from error
+        advice = "Change its operations as in `Add a model` of docs/architecture.md."
+        raise ValueError(f"torch cannot export the architecture {reason}. {advice}") from error
     assert graph is not None
     for node in graph.model.graph.all_nodes():
         node.metadata_props.clear()  # lines of code, with the paths of this machine
@@ -155,7 +157,7 @@ def export_checkpoint(checkpoint: str | PathLike, output: str | PathLike, revisi
 
 
 class OnnxRecommender:
-    """Recommender that executes an exported checkpoint, called and answering as `NextItemRecommendationPipeline`.
+    """Recommender for an exported checkpoint. It is called, and answers, as `NextItemRecommendationPipeline`.
 
     Args:
         folder: Folder that `export_checkpoint` wrote.
@@ -163,18 +165,20 @@ class OnnxRecommender:
 
     Raises:
         ImportError: The extra `export` is missing.
-        OSError, ValueError: A file is missing or damaged.
+        OSError, ValueError: A file is missing or damaged, or the files are not from the same export.
     """
 
     def __init__(self, folder: str | PathLike, threads: int = 0) -> None:
         onnxruntime, path = _require("onnxruntime"), Path(folder)
+        if not (path / FACTS_FILE).exists():
+            advice = "Pass a folder that `hf-bert4rec export` or `export_checkpoint` wrote."
+            raise FileNotFoundError(f"{folder}: found no {FACTS_FILE}. {advice}")
         self.facts = read_json(path / FACTS_FILE, folder, "Repeat the export.")
-        self.tokenizer = AutoTokenizer.from_pretrained(path)
-        self.catalog = ItemCatalog(self.tokenizer)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # other programs need the cores
         try:
+            self.tokenizer = AutoTokenizer.from_pretrained(path)
             self._session = onnxruntime.InferenceSession(path / GRAPH_FILE, options, ["CPUExecutionProvider"])
             vectors = np.load(path / VECTORS_FILE, allow_pickle=False)
         except Exception as error:  # errors of onnxruntime have no base class
@@ -183,12 +187,12 @@ class OnnxRecommender:
         if not needed or not len(self.tokenizer) == self.facts["rows"] == len(vectors) + len(SPECIAL_TOKENS):
             problem = f"{FACTS_FILE} is incomplete, or not from the same export as {VECTORS_FILE} and the tokenizer"
             raise ValueError(f"{folder}: {problem}. Repeat the export.")
-        self._unit_vectors = unit_vectors(vectors)
+        self.catalog, self._unit_vectors = ItemCatalog(self.tokenizer), unit_vectors(vectors)
 
     def __call__(
         self, histories: Iterable[Iterable[str | float]], batch_size: int | None = None, **kwargs: Any
     ) -> list[Recommendations]:
-        """Recommend items for any number of histories, with the options `top_k`, `exclude_history`, `allow`, `deny`."""
+        """Recommend items as the pipeline, with its options `top_k`, `exclude_history`, `allow` and `deny` only."""
         options = check_options(kwargs, OPTIONS)
         lists = {name: options.pop(name) for name in ITEM_LISTS & options.keys()}
         number = min(options.get("top_k", 10), len(self.tokenizer))
@@ -231,14 +235,14 @@ def _pad_with_zeros(rows: list[np.ndarray]) -> np.ndarray:
 
 
 def _loops_for_gru(model: PreTrainedModel) -> Any:
-    """Keep the loop of a GRU in the graph; torch would repeat its body for each item of the example."""
+    """Return a context that keeps the loop of a GRU; otherwise torch repeats its body for each item of the example."""
     if model.config.model_type != "gru4rec":
         return nullcontext()
     try:
         from torch.export._patches import register_gru_while_loop_decomposition
     except ImportError as error:
         found = f"torch {torch.__version__}. Run pip install 'torch==2.13.*'."
-        raise ImportError(f"The export of GRU4Rec was tested with torch 2.13, found {found}") from error
+        raise ImportError(f"The export of GRU4Rec needs torch 2.13, found {found}") from error
     return register_gru_while_loop_decomposition()
 
 
@@ -247,4 +251,4 @@ def _require(module: str) -> Any:
     try:
         return __import__(module)
     except ImportError as error:
-        raise ImportError(f'The export needs {module}. Run pip install "hf-bert4rec[export]".') from error
+        raise ImportError(f'ONNX exports need the package {module}. Run pip install "hf-bert4rec[export]".') from error

@@ -1,4 +1,4 @@
-"""Answers of a Hugging Face Inference Endpoint. Pushed repositories have a `handler.py` that imports this class."""
+"""Answers of a Hugging Face Inference Endpoint. The `handler.py` of pushed repositories imports `EndpointHandler`."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from .pipeline import pipeline
 
 
 class EndpointHandler:
-    """Handler of an Inference Endpoint, which answers as `POST /recommend` of the server; `path` is the checkpoint."""
+    """Handler that answers as `POST /recommend` of the server; `path` is the folder of the checkpoint."""
 
     def __init__(self, path: str = "") -> None:
         self.recommender = pipeline(path)
@@ -27,5 +27,6 @@ class EndpointHandler:
             options = {name: value for name, value in inputs.items() if name != "histories"}
             inputs = inputs.get("histories")
         if not isinstance(inputs, list) or not isinstance(options, dict | None):
-            raise ValueError('Expected histories, as in {"inputs": {"histories": [["260", "1196"]], "top_k": 10}}.')
+            example = '{"inputs": [["260", "1196"]], "parameters": {"top_k": 10}}'
+            raise ValueError(f"Expected histories, and options as an object, such as {example}.")
         return {**self.source, "recommendations": self.recommender(inputs, **check_options(options or {}, OPTIONS, ()))}

@@ -29,8 +29,7 @@ try:
     from fastapi.responses import JSONResponse
     from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, WithJsonSchema
 except ImportError as error:
-    needed = "FastAPI, uvicorn and prometheus-client"
-    raise ImportError(f'The server needs {needed} ({error}). Run pip install "hf-bert4rec[serve]".') from error
+    raise ImportError(f'The server needs the package {error.name}. Run pip install "hf-bert4rec[serve]".') from error
 
 from .export import FACTS_FILE, OnnxRecommender
 from .pipeline import NextItemRecommendationPipeline
@@ -45,7 +44,7 @@ MAX_CONNECTIONS = 2000
 EXPORT_SECONDS = 1800.0  # after which an export, or the download before it, is given up
 BODY_SECONDS = 10.0  # in which a request must have arrived
 CLOSE = {"connection": "close"}
-SURROGATE = re.compile("[\ud800-\udfff]")  # half of a letter, which is not valid Unicode
+SURROGATE = re.compile("[\ud800-\udfff]")  # half of a character, which is not valid Unicode
 EXPORT = """
 import os, threading
 threading.Thread(target=lambda: (os.read(0, 1), os._exit(1)), daemon=True).start()
@@ -60,7 +59,7 @@ Load: TypeAlias = Callable[[], tuple[Recommender, str, str | None]]
 
 
 def _whole(value: Any) -> Any:
-    """Convert 10.0 to 10: JSON does not distinguish the two."""
+    """Convert 10.0 to 10, because JSON does not distinguish the two."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -92,7 +91,7 @@ class RecommendRequest(_Request):
     top_k: TopK = 10
     allow: Annotated[IDs | None, Field(description="the only items to recommend")] = None
     deny: Annotated[IDs | None, Field(description="items not to recommend")] = None
-    exclude_history: Annotated[bool | None, Field(description="default: as the model was evaluated")] = None
+    exclude_history: Annotated[bool | None, Field(description="exclude the history (null: as the model says)")] = None
 
 
 class SimilarRequest(_Request):
@@ -107,7 +106,7 @@ Waiting: TypeAlias = tuple[AnyRequest, asyncio.Future]
 
 
 class Item(BaseModel):
-    """An item. `score` is the probability that it is the next item; in `/similar`, the cosine with the given item."""
+    """An item. `score` is the probability that it is next, in `/similar` the cosine. `title` is null if unknown."""
 
     item: str
     title: str | None
@@ -122,7 +121,7 @@ class Source(BaseModel):
 
 
 class RecommendAnswer(Source):
-    """Items for each history, best first."""
+    """Recommended items for each history, best first."""
 
     recommendations: list[list[Item]]
 
@@ -148,10 +147,10 @@ class Metrics:
         counter = partial(prometheus.Counter, registry=self.registry)
         histogram = partial(prometheus.Histogram, registry=self.registry)
         powers = [2**n for n in range(14)]
-        self.requests = counter("requests", "Requests", ["route", "status"])
-        self.seconds = histogram("request_seconds", "Time to answer", ["route"], buckets=[n / 1000 for n in powers])
+        self.requests = counter("requests", "Requests, by route and status", ["route", "status"])
+        self.seconds = histogram("request_seconds", "Seconds to answer", ["route"], buckets=[n / 1000 for n in powers])
         self.unknown = counter("unknown_ids", "IDs that were skipped, because the model does not contain them")
-        self.batches = histogram("batch_histories", "Histories that were scored together", buckets=powers[:7])
+        self.batches = histogram("batch_histories", "Number of histories that were scored together", buckets=powers[:7])
         self.reloads = counter("reloads", "Reloads of the checkpoint", ["result"])
 
 
@@ -172,7 +171,7 @@ class Service:
         self._recommender, self.source = recommender, {"checkpoint": checkpoint, "revision": revision}
 
     async def answer(self, request: AnyRequest) -> dict[str, Any]:
-        """Answer a request; HTTPException 404 for items similar to an unknown item, 503 if too many requests wait."""
+        """Answer a request, or raise HTTPException: 404 for an unknown item, 500 for an error, 503 if too many wait."""
         same = [waiting for waiting, _ in self._waiting if type(waiting) is type(request)]
         if sum(map(_size, same)) + _size(request) > MAX_WAITING:
             raise HTTPException(503, "Too many requests are waiting. Try again later.", {"Retry-After": "1"})
@@ -197,7 +196,7 @@ class Service:
             except asyncio.CancelledError:
                 for _, answered in (*batch, *self._waiting):
                     if not answered.done():
-                        answered.set_exception(HTTPException(503, "The server is stopping."))
+                        answered.set_exception(HTTPException(503, "The server is stopping. Try again later."))
                 self._thread.shutdown(wait=False)
                 raise
             for answered, answer in answers:
@@ -209,9 +208,9 @@ class Service:
                     answered.set_result(source | answer)
 
     def _score(self, recommender: Recommender, batch: list[Waiting]) -> list[tuple[asyncio.Future, Any]]:
-        """Return the answer or HTTPException of each request.
+        """Return the future of each request with its answer or HTTPException.
 
-        Requests with the same `exclude_history` are scored together, those with and without lists separately.
+        Requests with the same `exclude_history` are scored together, those with and without `allow`, `deny` separately.
         """
         if histories := sum(len(it.histories) for it, _ in batch if isinstance(it, RecommendRequest)):
             self.metrics.batches.observe(histories)
@@ -229,9 +228,9 @@ class Service:
             try:
                 found = _answer(recommender, [request for request, _ in group])
             except BaseException as error:  # such as NaN as a score, or a panic of a library; the server must go on
-                text = "Scoring failed with %s (status 500). The message may contain histories and is not logged."
-                logger.error(text, type(error).__name__)
-                reason = str(error) if isinstance(error, ValueError) else "Scoring failed."
+                text = "Scoring failed with %s (status 500). The message may contain histories and is not logged. %s"
+                logger.error(text, type(error).__name__, "To see it, call the recommender in Python.")
+                reason = str(error) if isinstance(error, ValueError) else "Scoring failed. See the log of the server."
                 found = [HTTPException(500, reason)] * len(group)
             answers += zip([answered for _, answered in group], found, strict=True)
         self.metrics.unknown.inc(recommender.catalog.unknown - before)
@@ -247,8 +246,7 @@ class Service:
                 logger.error("Reloading failed. The loaded checkpoint stays in use. Reason: %s", error)
                 result = "failed"
             self.metrics.reloads.labels(result).inc()
-            checkpoint, revision = self.source.values()
-            logger.info("In use: checkpoint %s%s", checkpoint, "" if revision is None else f", revision {revision}")
+            logger.info("In use: checkpoint %s", ", revision ".join(filter(None, self.source.values())))
 
 
 def _size(request: AnyRequest) -> int:
@@ -276,7 +274,7 @@ def _answer(recommender: Recommender, requests: list[Any]) -> list[Any]:
 
 
 class _Limits:
-    """ASGI middleware: refuse requests that are too large or too slow; count requests and measure their times."""
+    """ASGI middleware that refuses too large or slow requests, counts requests and measures their times."""
 
     def __init__(self, app: Any, metrics: Metrics) -> None:
         self.app, self.metrics = app, metrics
@@ -293,9 +291,9 @@ class _Limits:
                     message = await receive()
                     body += message.get("body", b"")
         except TimeoutError:
-            app = _problem(408, f"The request did not arrive within {BODY_SECONDS:.0f} seconds.", CLOSE)
+            app = _problem(408, f"The request did not arrive within {BODY_SECONDS:.0f} seconds. Send it again.", CLOSE)
         if len(body) > MAX_BODY:
-            app = _problem(413, f"The request has more than {MAX_BODY:,} bytes.", CLOSE)
+            app = _problem(413, f"The request has more than {MAX_BODY:,} bytes. Send fewer or shorter lists.", CLOSE)
         unread = deque([{"type": "http.request", "body": bytes(body), "more_body": False}])
 
         async def receive_body() -> dict[str, Any]:
@@ -310,7 +308,7 @@ class _Limits:
             await app(scope, receive_body, send_and_note)
         except Exception as error:
             logger.error("A request failed with %s, so the status is 500.", type(error).__name__)
-            await _problem(500, "The request failed.")(scope, receive, send_and_note)
+            await _problem(500, "The request failed. See the log of the server.")(scope, receive, send_and_note)
         route = getattr(scope.get("route"), "path", "other")
         self.metrics.requests.labels(route, status).inc()
         self.metrics.seconds.labels(route).observe(time.perf_counter() - start)
@@ -324,9 +322,9 @@ def create_app(load: Load, reload_on_sighup: bool = False) -> FastAPI:
     """Return the ASGI application.
 
     Args:
-        load: Function that loads the recommender, now and at each reload. It returns the recommender, and name and
-            revision of the checkpoint for the answers.
-        reload_on_sighup: Whether to load the recommender again on the signal SIGHUP. Only for the main thread.
+        load: Function that loads the recommender, now and at each reload. It returns a tuple of the recommender, and
+            the name and the revision (or None) of its checkpoint for the answers.
+        reload_on_sighup: Whether to load the recommender again on the signal SIGHUP. Possible in the main thread only.
     """
     service = Service(load)
 
@@ -349,8 +347,9 @@ def create_app(load: Load, reload_on_sighup: bool = False) -> FastAPI:
         # Without the values, which may be histories.
         found = [f"{'.'.join(map(str, it['loc'][1:]))[:100] or 'body'}: {it['msg']}" for it in error.errors()[:5]]
         if "json" not in request.headers.get("content-type", ""):
-            found.append("send Content-Type: application/json")
-        return _problem(422, "; ".join(found).encode("utf-8", "replace").decode())
+            found.append("send the header Content-Type: application/json")
+        text = re.sub(r"^(?=\d+: JSON)", "character ", "; ".join(found).replace(": Value error, ", ": "))
+        return _problem(422, text.encode("utf-8", "replace").decode())
 
     @app.post("/recommend", response_model=RecommendAnswer)
     async def recommend(request: RecommendRequest) -> Response:
@@ -386,8 +385,8 @@ def load_for_serving(
     """Load an exported folder, or export a checkpoint in a process of its own, and check that it recommends.
 
     `checkpoint` is a folder, a Hub ID with its `revision` (branch, tag or commit), or a folder that `export_checkpoint`
-    wrote; `modules` register your own models. Returns the recommender, and name and revision of the checkpoint, as
-    `create_app` needs them. OSError or ValueError as for `OnnxRecommender`, or if the export failed.
+    wrote. `modules` are names of modules that register your own models. Returns the recommender, and name and revision
+    of the checkpoint, as `create_app` needs them. Errors are OSError or ValueError, also if the export failed.
     """
     with tempfile.TemporaryDirectory() as folder:
         exported = Path(checkpoint)
@@ -396,12 +395,15 @@ def load_for_serving(
             words = ["export", str(checkpoint), "--output", str(exported)]
             words += ["--revision", revision] if revision else []
             words += [word for module in modules for word in ("--import", module)]
-            logger.info("Exporting %s. This takes about ten seconds on a free core.", checkpoint)
+            logger.info("Exporting %s to ONNX. This takes about ten seconds on a free core.", checkpoint)
             command = [sys.executable, "-c", EXPORT, *words]
             options: dict[str, Any] = {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL, "text": True}
             source, sink = os.pipe()  # `sink` is closed when this process ends, however it ends
             try:
                 done = subprocess.run(command, stdin=source, timeout=EXPORT_SECONDS, **options)
+            except subprocess.TimeoutExpired as error:
+                advice = f"Run `hf-bert4rec export {checkpoint} --output FOLDER`, then serve FOLDER."
+                raise TimeoutError(f"{checkpoint}: the export took over {error.timeout:.0f} s. {advice}") from error
             finally:
                 os.close(source)
                 os.close(sink)
@@ -422,10 +424,10 @@ def serve(
     revision: str | None = None,
     modules: Sequence[str] = (),
 ) -> None:
-    """Serve a checkpoint at an address until the process is stopped. SIGHUP loads it again.
+    """Serve a checkpoint at an address until the process is stopped. The signal SIGHUP loads it again.
 
-    The server has no authentication: put a proxy in front of it. `checkpoint`, `revision` and `modules` are as for
-    `load_for_serving`.
+    The server has no authentication: put a proxy in front of it. `checkpoint`, `revision`, `modules` and errors are as
+    for `load_for_serving`.
     """
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the server listens

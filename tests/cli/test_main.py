@@ -251,7 +251,7 @@ def test_code_of_the_user_is_imported_by_every_command(tmp_path):
     finished = python(*command, "recommend", "--import", "own_code", "out/model", "--history", "i1", cwd=tmp_path)
     assert finished.returncode == 0, finished.stderr
     finished = python(*command, "recommend", "out/model", "--history", "i1", cwd=tmp_path)
-    assert "model_type in config.json must be one of bert4rec, sasrec, gru4rec, found 'own_model'" in finished.stderr
+    assert "`model_type` in config.json must be one of bert4rec, sasrec, gru4rec, found 'own_model'" in finished.stderr
     assert "--import MODULE" in finished.stderr
 
 

@@ -193,7 +193,7 @@ def test_a_checkpoint_on_the_hub_is_evaluated_and_nothing_is_pushed(trained, hub
 def test_an_evaluator_of_another_catalog_is_refused(tmp_path, model):
     recipe = recipe_for(tmp_path)
     _, _, tokenizer, _ = prepare(recipe)
-    with pytest.raises(ValueError, match="rows in its item table, the tokenizer 15 tokens"):
+    with pytest.raises(ValueError, match="rows in its item table, the tokenizer has 15 tokens"):
         evaluator(model, recipe, tokenizer)
 
 

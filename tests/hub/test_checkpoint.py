@@ -101,12 +101,24 @@ def test_another_error_of_loading_keeps_its_words():
 @pytest.mark.parametrize(
     ("changes", "found"),
     [
-        ({"vocab_size": 14}, r"Shape of lm_head\.bias: expected \[14\], found \[13\]"),
-        ({"hidden_size": 15}, r"Shape of \S+: expected .*15.*, found .*12"),
-        ({"num_hidden_layers": 3}, r"Shape of model\.layers\.2\S+: expected .*, found no such weight"),
-        ({"num_hidden_layers": 1}, r"Shape of model\.layers\.1\S+: expected no such weight, found "),
-        ({"prediction_head": False}, r"Shape of prediction_head\.dense\.bias: expected no such weight, found \[12\]"),
-        ({"conv_kernel_size": 3}, r"Shape of \S+convolution\.weight: expected \[12, 1, 3\], found no such weight"),
+        (
+            {"vocab_size": 14},
+            r"lm_head\.bias, config.json needs the shape \[14\], the weight files contain the shape \[13\]",
+        ),
+        ({"hidden_size": 15}, r"needs the shape .*15.*, the weight files contain the shape .*12"),
+        (
+            {"num_hidden_layers": 3},
+            r"model\.layers\.2\S+, config.json needs .*, the weight files contain no such weight",
+        ),
+        (
+            {"num_hidden_layers": 1},
+            r"model\.layers\.1\S+, config.json needs no such weight, the weight files contain the shape",
+        ),
+        (
+            {"prediction_head": False},
+            r"prediction_head\.dense\.bias, config.json needs no such weight, .* shape \[12\]",
+        ),
+        ({"conv_kernel_size": 3}, r"convolution\.weight, config.json needs the shape \[12, 1, 3\], .* no such weight"),
     ],
 )
 def test_a_config_that_is_not_that_of_the_weights_is_refused(folder, changes, found):
@@ -117,15 +129,13 @@ def test_a_config_that_is_not_that_of_the_weights_is_refused(folder, changes, fo
 
 def test_an_encoder_without_its_head_is_refused(folder, model):
     model.model.save_pretrained(folder)
-    with pytest.raises(
-        ValueError, match=r"embeddings\.item_embeddings\.weight: expected no such weight, found \[13, 12\]"
-    ):
+    with pytest.raises(ValueError, match=r"weight embeddings\.item_embeddings\.weight, config.json needs no such"):
         hf_bert4rec.pipeline(folder)
 
 
 def test_untied_weights_are_expected_where_the_config_says_so(folder):
     change_config(folder, tie_word_embeddings=False)
-    with pytest.raises(ValueError, match=r"Shape of lm_head\.weight: expected \[13, 12\], found no such weight"):
+    with pytest.raises(ValueError, match=r"lm_head\.weight, config.json needs the shape \[13, 12\], .* no such weight"):
         check_folder(folder)
     weights = load_file(folder / "model.safetensors")
     weights["lm_head.weight"] = torch.zeros(13, 12)
@@ -168,7 +178,7 @@ def test_a_tokenizer_or_titles_of_another_catalogue_are_not_pushed(folder):
     with pytest.raises(ValueError, match=r"items\.parquet: expected 10 titles.*found 2"):
         push_checkpoint(folder, "org/name")
     item_tokenizer(list("abc"), max_length=5).save_pretrained(folder)
-    with pytest.raises(ValueError, match="model has 13 rows in its item table, the tokenizer 6 tokens"):
+    with pytest.raises(ValueError, match="model has 13 rows in its item table, the tokenizer has 6 tokens"):
         push_checkpoint(folder, "org/name")
 
 
@@ -177,7 +187,7 @@ def test_a_repository_that_wants_code_executed_for_its_config_is_refused(folder,
     (folder / "code.py").write_text("from pathlib import Path\nPath('executed').touch()\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("builtins.input", lambda *question: pytest.fail(f"asked: {question}"))
-    with pytest.raises(ValueError, match=r"model_type in config\.json must be one of .*, found 'another'"):
+    with pytest.raises(ValueError, match=r"`model_type` in config\.json must be one of .*, found 'another'"):
         hf_bert4rec.pipeline(folder)
     assert not Path("executed").exists()
 
@@ -216,7 +226,8 @@ def test_options_that_load_other_weights_or_code_are_refused(folder, changes):
     save_file(other, folder / "other.safetensors", metadata={"format": "pt"})
     change_config(folder, **changes)
     with pytest.raises(
-        ValueError, match=f"{next(iter(changes))} in config.json makes transformers load unchecked weights or code"
+        ValueError,
+        match=f"the option `{next(iter(changes))}` in config.json makes transformers load unchecked weights or code",
     ):
         hf_bert4rec.pipeline(folder)
 
@@ -224,7 +235,7 @@ def test_options_that_load_other_weights_or_code_are_refused(folder, changes):
 @pytest.mark.parametrize("file", ["adapter_config.json", "shard-00000-model-00001-of-00001.safetensors"])
 def test_files_that_replace_the_checked_weights_are_refused(folder, file):
     shutil.copy(folder / "model.safetensors", folder / file)
-    with pytest.raises(ValueError, match=f"{file} makes transformers load unchecked weights or code"):
+    with pytest.raises(ValueError, match=f"the file {file} makes transformers load unchecked weights or code"):
         hf_bert4rec.pipeline(folder)
 
 
@@ -243,26 +254,23 @@ def test_an_index_names_files_of_its_own_folder_only(folder, target):
 @pytest.mark.parametrize(
     ("changes", "found"),
     [
-        ({"num_hidden_layers": 10**6}, "num_hidden_layers in config.json must be at most .*, found 1000000"),
-        ({"num_labels": 2_000_000}, "num_labels in config.json must be at most .*, found 2000000"),
-        (
-            {"hidden_size": 10**30, "num_attention_heads": 1},
-            "hidden_size in config.json must be at most .*, found 1000000",
-        ),
+        ({"num_hidden_layers": 10**6}, "`num_hidden_layers` in config.json is 1000000, which does not fit the weights"),
+        ({"num_labels": 2_000_000}, "`num_labels` in config.json is 2000000, which does not fit the weights"),
+        ({"hidden_size": 10**30, "num_attention_heads": 1}, "`hidden_size` in config.json is 1000000"),
         ({"vocab_size": -5}, "does not describe a model"),
         ({"intermediate_size": "20"}, "does not describe a model"),
         ({"hidden_act": "gleu"}, "does not describe a model"),
         (
             {"model_type": "bert", "architectures": ["BertForMaskedLM"]},
-            "model_type in config.json must be one of bert4rec, .*, found 'bert'",
+            "`model_type` in config.json must be one of bert4rec, .*, found 'bert'",
         ),
-        ({"model_type": None}, r"model_type in config\.json must be one of .*, found None"),
-        ({"model_type": ["bert4rec"]}, r"model_type in config\.json must be one of .*, found \['bert4rec'\]"),
-        ({"layer_norm_eps": 10**30}, "layer_norm_eps in config.json must be at most .*, found 1000000"),
-        ({"auto_map": 5}, "in config.json, architectures must be a list of names, and auto_map an object"),
-        ({"architectures": "x"}, "in config.json, architectures must be a list of names"),
-        ({"vocab_size": 10**12}, r"expected \[1000000000000"),
-        ({"max_position_embeddings": 10**12}, r"expected \[1000000000000"),
+        ({"model_type": None}, r"`model_type` in config\.json must be one of .*, found None"),
+        ({"model_type": ["bert4rec"]}, r"`model_type` in config\.json must be one of .*, found \['bert4rec'\]"),
+        ({"layer_norm_eps": 10**30}, "`layer_norm_eps` in config.json is 1000000"),
+        ({"auto_map": 5}, "in config.json, `architectures` must be a list of names, and `auto_map` an object"),
+        ({"architectures": "x"}, "in config.json, `architectures` must be a list of names"),
+        ({"vocab_size": 10**12}, r"needs the shape \[1000000000000"),
+        ({"max_position_embeddings": 10**12}, r"needs the shape \[1000000000000"),
     ],
 )
 def test_a_config_that_no_model_can_have_is_refused_within_seconds(folder, changes, found):
@@ -309,7 +317,22 @@ def test_weights_of_whole_numbers_are_refused(folder):
     weights = load_file(folder / "model.safetensors")
     weights["lm_head.bias"] = weights["lm_head.bias"].to(torch.int8)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=r"floating-point weights in model\.safetensors, found I\w+ for lm_head\.bias"):
+    with pytest.raises(ValueError, match=r"F16 or BF16 for the weight lm_head\.bias in model\.safetensors, found I"):
+        check_folder(folder)
+
+
+def test_followers_that_are_no_whole_numbers_are_named_with_their_type(folder):
+    weights = load_file(folder / "model.safetensors") | {"transition_head.followers": torch.ones(13, 2)}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"expected I32 for the weight transition_head\.followers .*, found F32"):
+        check_folder(folder)
+
+
+def test_a_text_model_is_named_by_its_type(folder):
+    change_config(folder, model_type="bert")
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**config, "tokenizer_class": "BertTokenizer"}))
+    with pytest.raises(ValueError, match=r"`model_type` in config\.json must be one of .*, found 'bert'"):
         check_folder(folder)
 
 
@@ -332,7 +355,7 @@ def test_a_tokenizer_of_another_class_is_refused(folder, kind):
     config = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps({**config, "tokenizer_class": kind}))
     with pytest.raises(
-        ValueError, match=f"expected ItemTokenizer as tokenizer_class in tokenizer_config.json, found {kind!r}"
+        ValueError, match=f"expected ItemTokenizer as `tokenizer_class` in tokenizer_config.json, found {kind!r}"
     ):
         check_checkpoint(folder)
 
@@ -342,7 +365,7 @@ def test_a_tokenizer_of_another_class_is_refused(folder, kind):
 def test_a_tokenizer_whose_code_is_no_mapping_is_refused(folder, load, code):
     config = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps({**config, "auto_map": code}))
-    with pytest.raises(ValueError, match=r"in tokenizer_config\.json, architectures must be a list"):
+    with pytest.raises(ValueError, match=r"in tokenizer_config\.json, `architectures` must be a list"):
         load(folder)
 
 
@@ -350,7 +373,9 @@ def test_a_tokenizer_whose_code_is_no_mapping_is_refused(folder, load, code):
 def test_a_tokenizer_of_lengths_that_the_model_cannot_take_is_refused(folder, length):
     config = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps({**config, "model_max_length": length}))
-    with pytest.raises(ValueError, match=rf"`max_position_embeddings` of the model, 5, found {length}\."):
+    with pytest.raises(
+        ValueError, match=rf"from 2 to 5 \(`max_position_embeddings` of the model\), found {length}\. Set it to 5"
+    ):
         check_checkpoint(folder)
 
 
@@ -376,7 +401,7 @@ def test_a_local_folder_of_the_owners_name_does_not_shadow_a_hub_id(tmp_path, mo
 
 @pytest.mark.parametrize("name", [None, 5])
 def test_a_checkpoint_that_is_no_name_is_refused(name):
-    with pytest.raises(ValueError, match=f"Expected a checkpoint folder or a Hub ID .*, found {name}"):
+    with pytest.raises(ValueError, match=f"Expected the path of a checkpoint folder or a Hub ID .*, found {name}"):
         fetch_checkpoint(name)
 
 

@@ -98,8 +98,8 @@ def test_a_card_says_whether_items_of_the_history_are_excluded(excluded, text):
 
 def test_a_card_claims_a_seed_and_a_whole_recipe_only_for_reproducible_runs():
     card = model_card(small_facts(reproducible=True)).text
-    assert "Seed 1, set before the model was built." in card
-    assert "run this command:\n\n```sh\nhf-bert4rec train path/to/this/folder --output_dir runs/again\n```" in card
+    assert "Seed 1 was set before the model was built." in card
+    assert "Run this command:\n\n```sh\nhf-bert4rec train path/to/this/folder --output_dir runs/again\n```" in card
     machine = MachineFacts(processes=2, threads=1, processor="x86_64", device="cpu")
     card = model_card(small_facts(reproducible=True, machine=machine)).text
     assert "--num_processes 2 scripts/train.py path/to/this/folder" in card
@@ -122,7 +122,9 @@ def test_results_are_compared_with_the_other_models():
         in card
     )
     text = "{} than that of {}. The 95 % interval of this difference is\n  {}"
-    assert text.format("0.0500 lower", "Popularity", "-0.1000 to +0.0020: it is within noise.\n- ") in card
+    assert (
+        text.format("0.0500 lower", "Popularity", "-0.1000 to +0.0020, so the difference is within noise.\n- ") in card
+    )
     assert text.format("0.1000 higher", "Markov chain", "+0.0500 to +0.1500.\n- ") in card
     assert "**Popularity has a higher NDCG@10**" in card
     assert "**Markov chain has a higher NDCG@10**" not in card
@@ -138,7 +140,7 @@ def test_other_seeds_give_a_mean_and_a_standard_deviation():
     ) in text  # one run has no MRR@10
     for seeds in ({}, {"validation": others}):
         text = model_card(small_facts(results={"test": ROWS}, other_seeds=seeds)).text
-        assert "One run with one seed." in text
+        assert "The table is of one run with one seed." in text
         assert "Mean ±" not in text
 
 
@@ -155,13 +157,13 @@ def test_sampled_metrics_have_a_protocol_and_an_entry_of_their_own():
     facts = small_facts(results={"test": rows}, sampled_protocol="among 3 items", recipe={"popularity_candidates": 3})
     card = model_card(facts)
     assert "Do not compare it with the table above.\nProtocol: among 3 items." in card.text
-    assert "as in the paper" not in card.text
+    assert "as in the BERT4Rec paper" not in card.text
     configs = {result.metric_type: result.dataset_config for result in card.data.eval_results}
     assert configs["hr@10"] == "whole-catalog"
     assert configs["hr@10_popularity_sampled"] == "popularity-sampled"
     assert "ndcg@1" not in configs  # equal to hr@1
     paper = model_card(small_facts(results={"test": rows}, sampled_protocol="x", recipe={"popularity_candidates": 100}))
-    assert "The next table ranks each target among sampled candidates, as in the paper." in paper.text
+    assert "each target is ranked among sampled candidates, as in the BERT4Rec paper." in paper.text
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,7 @@ def test_a_checkpoint_of_version_1_loads_with_its_facts_and_card():
     assert {result.metric_type: result.metric_value for result in card.data.eval_results}["hr@10"] == round(
         facts.results["test"]["BERT4Rec"]["hr@10"], 4
     )
-    assert "Seed 42, set before the model was built." in card.text
+    assert "Seed 42 was set before the model was built." in card.text
 
 
 def test_a_recipe_of_version_1_keeps_the_defaults_of_its_time():
@@ -243,8 +243,23 @@ def test_facts_of_wrong_types_are_refused_with_the_file_named(tmp_path, change):
         RunFacts.load(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"data": {"name": "x"}}, "found no 'items'"),
+        ({"data": []}, "a value has the wrong form"),
+        ({"name": 5}, "Field 'name' expected str, got int"),
+        ({"format_version": 0}, "must be from 1 to 4, found 0"),
+    ],
+)
+def test_the_reason_is_no_error_of_python(tmp_path, change, reason):
+    (tmp_path / "run_facts.json").write_text(json.dumps({**json.loads(small_facts().to_json()), **change}))
+    with pytest.raises(ValueError, match=f"{reason}.*ownload or save|{reason}.*Otherwise copy"):
+        RunFacts.load(tmp_path)
+
+
 def test_a_folder_without_facts_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"found no run_facts\.json.* train with `hf-bert4rec train`"):
+    with pytest.raises(FileNotFoundError, match=r"found no run_facts\.json.* saved by `hf-bert4rec train`"):
         RunFacts.load(tmp_path)
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "run_facts.json").write_text("{}")

@@ -96,7 +96,7 @@ def test_the_same_call_continues_and_another_one_is_refused(source, histories, t
     recommend_to_parquet(source, histories, tmp_path / "out", shard_size=8, top_k=3)
     assert written == ["part-00002.parquet"]
     assert rows_of(folder) == complete
-    with pytest.raises(ValueError, match="was begun with another top_k: 3, now None"):
+    with pytest.raises(ValueError, match=r"begun with other values of `top_k` \(then 3, now None\)"):
         recommend_to_parquet(source, histories, tmp_path / "out", shard_size=8)
     with pytest.raises(ValueError, match="`top_k` must be a whole number"):
         recommend_to_parquet(source, histories, tmp_path / "new", top_k=0)
@@ -104,17 +104,20 @@ def test_the_same_call_continues_and_another_one_is_refused(source, histories, t
         recommend_to_parquet(source, histories, tmp_path / "new", batch_size=8)
     assert not (tmp_path / "new").exists()
     for changes, name in (({"top_k": 4}, "top_k"), ({"shard_size": 9}, "shard_size")):
-        with pytest.raises(ValueError, match=f"was begun with another {name}"):
+        with pytest.raises(ValueError, match=f"begun with other values of `{name}`"):
             recommend_to_parquet(source, histories, tmp_path / "out", **{"shard_size": 8, "top_k": 3, **changes})
-    with pytest.raises(ValueError, match="was begun with other columns: None, now "):
+    with pytest.raises(ValueError, match=r"begun with other values of `columns` \(then None, now "):
         batch._begin(folder, json.loads((folder / batch.REQUEST_FILE).read_text()) | {"columns": {"user": "user"}})
     pq.write_table(pq.read_table(histories), histories, row_group_size=3)
-    with pytest.raises(ValueError, match="was begun with another state of the source"):
+    with pytest.raises(ValueError, match="begun before the source changed"):
         recommend_to_parquet(source, histories, tmp_path / "out", shard_size=8, top_k=3)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").write_text("mine")
-    with pytest.raises(ValueError, match="contains other files"):
-        recommend_to_parquet(source, histories, tmp_path / "other")
+    for taken in (tmp_path / "other", histories):
+        with pytest.raises(ValueError, match="a folder with other files than recommendations"):
+            recommend_to_parquet(source, histories, taken)
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.parquet: found no such file\. Pass a Parquet file"):
+        recommend_to_parquet(source, tmp_path / "nowhere.parquet", tmp_path / "new")
 
 
 @pytest.mark.parametrize("processes", [2])
@@ -137,7 +140,10 @@ def test_a_killed_command_loses_and_doubles_no_user(source, histories, tmp_path,
     ("table", "message"),
     [
         ({"user": ["u"], "history": ["a"]}, "'history', found string. Convert this column to lists"),
-        ({"user": [None], "history": [["a"]]}, "Expected a user ID in every row of the column 'user', found 1 missing"),
+        (
+            {"user": [None], "history": [["a"]]},
+            "Expected a user ID in every row of the column 'user', found a row without",
+        ),
         ({"person": ["u"], "history": [["a"]]}, "expected a column 'user', found person, history. Rename"),
     ],
 )
@@ -150,7 +156,7 @@ def test_other_tables_are_refused(source, tmp_path, table, message):
 def test_a_damaged_request_asks_for_a_new_folder(source, histories, tmp_path):
     folder = recommend_to_parquet(source, histories, tmp_path / "out")
     (folder / batch.REQUEST_FILE).write_text("{")
-    with pytest.raises(ValueError, match=r"_request\.json is not valid .*\. Name a new folder for the recommendations"):
+    with pytest.raises(ValueError, match=r"_request\.json is not valid .*\. Pass a new folder"):
         recommend_to_parquet(source, histories, folder)
 
 

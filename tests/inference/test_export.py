@@ -125,7 +125,7 @@ def test_the_command_replaces_an_export_and_nothing_else(tmp_path, capsys):
     assert capsys.readouterr().out.endswith(f"Saved in {tmp_path / 'onnx'}.\n")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").write_text("mine")
-    with pytest.raises(SystemExit, match=r"exists and has no export\.json, so it is not replaced"):
+    with pytest.raises(SystemExit, match=r"is not an earlier result \(it has no export\.json\), so it is not replaced"):
         main(["export", str(source), "--output", str(tmp_path / "other")])
     assert (tmp_path / "other" / "thesis.txt").read_text() == "mine"
 
@@ -142,6 +142,10 @@ def test_damaged_exports_are_refused(exported, tmp_path):
     np.save(folder / "vectors.npy", np.array([{}]), allow_pickle=True)
     with pytest.raises(ValueError, match="cannot be read"):
         OnnxRecommender(folder)
+    with pytest.raises(FileNotFoundError, match=r"found no export\.json\. Pass a folder that `hf-bert4rec export`"):
+        OnnxRecommender(exported[0])
+    with pytest.raises(FileNotFoundError, match=r"This is an export\. Pass the original checkpoint"):
+        hf_bert4rec.pipeline(exported[1])
     np.save(folder / "vectors.npy", vectors)
     (folder / "model.onnx").write_bytes(graph[:100])
     with pytest.raises(ValueError, match="cannot be read"):
@@ -175,5 +179,5 @@ def test_a_model_that_torch_cannot_export_is_one_sentence(tmp_path, monkeypatch,
     with pytest.raises(SystemExit) as exit_:
         main(["export", str(source), "--output", str(tmp_path / "onnx")])
     assert "error: torch cannot export the architecture 'bert4rec' (" in str(exit_.value)
-    assert "See docs/architecture.md." in str(exit_.value)
+    assert "`Add a model` of docs/architecture.md." in str(exit_.value)
     assert "\n" not in str(exit_.value)

@@ -311,7 +311,7 @@ def test_a_folder_that_is_not_there_is_refused(tmp_path):
 
 def test_model_and_tokenizer_of_different_catalogs_are_refused(folder, tmp_path):
     item_tokenizer(list("abc"), max_length=5).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="model has 13 rows in its item table, the tokenizer 6 tokens"):
+    with pytest.raises(ValueError, match="model has 13 rows in its item table, the tokenizer has 6 tokens"):
         hf_bert4rec.pipeline(folder, device="cpu")
 
 

@@ -119,11 +119,11 @@ def test_the_description_of_the_routes(client):
 @pytest.mark.parametrize(
     ("body", "status", "reason"),
     [
-        ("{", 422, "JSON decode error"),
+        ("{", 422, "character 1: JSON decode error"),
         ("[]", 422, "body: Input should be"),
         ("{}", 422, "histories: Field required"),
         ('{"histories": ["a"]}', 422, "histories.0: Input should be a valid list"),
-        ('{"histories": [[true]]}', 422, "histories.0.0: Value error, an item ID must be text or a whole number"),
+        ('{"histories": [[true]]}', 422, "histories.0.0: an item ID must be text or a whole number"),
         ('{"histories": [[1.5]]}', 422, "an item ID must be text or a whole number"),
         ('{"histories": [[NaN]]}', 422, "an item ID must be text or a whole number"),
         ('{"histories": [["\\ud800"]]}', 422, "an item ID must have at most 1000 characters, all of them valid"),
@@ -149,7 +149,7 @@ def test_an_invalid_request_gets_a_reason(client, body, status, reason):
 def test_a_request_that_is_not_declared_as_json_gets_the_header_that_it_needs(client):
     answer = client.post("/recommend", content='{"histories": [["a"]]}', headers={"Content-Type": "text/plain"})
     assert answer.status_code == 422
-    assert answer.json()["detail"].endswith("send Content-Type: application/json")
+    assert answer.json()["detail"].endswith("send the header Content-Type: application/json")
 
 
 def test_numbers_are_ids(client, recommender):
@@ -360,6 +360,12 @@ def test_what_cannot_be_served_is_refused(folders, tmp_path):
     (tmp_path / "model" / "model.safetensors").write_bytes(b"damaged")
     with pytest.raises(ValueError, match=r"model.safetensors is damaged or cut off"):
         load_for_serving(tmp_path / "model")
+
+
+def test_an_export_that_takes_too_long_names_the_command(folders, monkeypatch):
+    monkeypatch.setattr(serving, "EXPORT_SECONDS", 0.01)
+    with pytest.raises(TimeoutError, match=r"the export took over 0 s\. Run `hf-bert4rec export"):
+        load_for_serving(folders[0])
 
 
 # ---- a process -------------------------------------------------------------------------------------------------------

@@ -203,7 +203,9 @@ def test_followers_outside_the_catalog_are_refused(model, tmp_path):
     model.transition_head.followers[9, 1] = 29
     model.save_pretrained(tmp_path)
     item_tokenizer(range(26), max_length=11).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"transition_head.followers in model.safetensors must be token IDs below 29"):
+    with pytest.raises(
+        ValueError, match=r"transition_head.followers in model.safetensors must be token IDs from 0 to 28"
+    ):
         check_folder(tmp_path)
 
 

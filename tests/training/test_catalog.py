@@ -203,7 +203,7 @@ def test_a_kill_between_the_renames_loses_nothing(checkpoint, monkeypatch):
 def test_other_files_are_never_replaced(checkpoint, tmp_path):
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "thesis.txt").write_text("five years")
-    with pytest.raises(ValueError, match=r"exists and has no config\.json, so it is not replaced"):
+    with pytest.raises(ValueError, match=r"is not an earlier result \(it has no config\.json\), so it is not replaced"):
         remove_items(checkpoint, ["a"], tmp_path / "notes")
     for output in (tmp_path, checkpoint / "inside"):
         with pytest.raises(ValueError, match="contains the other"):

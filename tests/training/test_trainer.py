@@ -287,7 +287,9 @@ def test_a_model_of_another_size_than_the_tokenizer_raises_at_construction(histo
     splits, tokenizer = histories
     model = Bert4RecForMaskedLM(small_config(len(tokenizer) + difference, 8))
     args = RecommendationTrainingArguments(str(tmp_path), use_cpu=True)
-    with pytest.raises(ValueError, match=f"The model has {15 + difference} rows in its item table, the tokenizer 15"):
+    with pytest.raises(
+        ValueError, match=f"The model has {15 + difference} rows in its item table, the tokenizer has 15"
+    ):
         RecommendationTrainer(
             model, args, train_dataset=splits["train"], eval_dataset=splits["test"], **cloze_training(tokenizer)
         )
