@@ -7,14 +7,15 @@
 
 A study is a YAML file:
 
-- `recipe`: the recipe to start from;
-- `options`: options for all variants;
+- `recipe`: path of the recipe to start from;
 - `seeds`: a list of seeds;
-- `variants`: name -> options of that variant. With `cumulative: true` they are added to those of earlier variants.
+- `variants`: name -> options that differ from the recipe, or nothing for the recipe itself;
+- `options`: options for all variants (optional);
+- `cumulative`: true adds the options of each variant to those of the variants before it (optional).
 
 Each run appends one JSON line to the results. Runs that have a line are skipped, so that an interrupted study can be
-resumed. With `--seeds`, two processes can share a study if each has its own core. The test split is not used. Seconds
-are those of training, without the evaluations.
+resumed. Two processes can share a study and its results if each has its own `--seeds` and its own core. The test split
+is not used. Seconds are those of training, without the evaluations.
 """
 
 import os
@@ -50,6 +51,14 @@ from hf_bert4rec.evaluation.trainer_evaluation import rank_rows
 from hf_bert4rec.hub.model_card import markdown_table
 
 MEASURE = "ndcg@10"
+KEYS: dict[str, tuple[type, str]] = {
+    "recipe": (str, "a path"),
+    "seeds": (list, "a list with at least one seed"),
+    "variants": (dict, "lines of `name: options`, at least one"),
+    "options": (dict, "lines of `option: value`"),
+    "cumulative": (bool, "true or false"),
+}
+"""Type of each key of a study, and a text that describes it."""
 
 
 class CurveCallback(TrainerCallback):
@@ -74,21 +83,28 @@ def load_study(path: str) -> dict[str, Any]:
     """Read and check a study.
 
     Raises:
-        ValueError: The file is no study.
+        ValueError: The file does not exist or is not a study.
     """
-    kinds = {"recipe": str, "seeds": list, "variants": dict, "options": dict, "cumulative": bool}
+    advice = "`python scripts/study.py --help` describes this file."
+    if not Path(path).is_file():
+        raise ValueError(f"{path}: found no such file. Pass the YAML file of a study.")
     try:
         study = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: expected YAML: {error}") from error
-    if not isinstance(study, dict) or not {"recipe", "seeds", "variants"} <= set(study) <= set(kinds):
-        found = ", ".join(map(str, study)) if isinstance(study, dict) else type(study).__name__
-        raise ValueError(
-            f"{path}: expected recipe, seeds, variants and optionally options and cumulative, found {found}."
-        )
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise ValueError(f"{path}: expected the YAML file of a study ({reason}). {advice}") from error
+    if not isinstance(study, dict) or not {"recipe", "seeds", "variants"} <= set(study) <= set(KEYS):
+        found = ", ".join(f"`{name}`" for name in study) if isinstance(study, dict) else "no keys"
+        expected = "the keys `recipe`, `seeds` and `variants`, and optionally `options` and `cumulative`"
+        raise ValueError(f"{path}: expected {expected}, found {found or 'no keys'}. {advice}")
     for name, value in study.items():
-        if not isinstance(value, kinds[name]) or (not value and name in ("seeds", "variants")):
-            raise ValueError(f"{path}: expected {name} to be a non-empty {kinds[name].__name__}, found {value}.")
+        kind, expected = KEYS[name]
+        if not isinstance(value, kind) or (not value and name in ("seeds", "variants")):
+            raise ValueError(f"{path}: `{name}` must be {expected}, found {value!r}. {advice}")
+    for name, value in study["variants"].items():
+        if not isinstance(value, dict | None):
+            found = f"found {value!r}. {advice}"
+            raise ValueError(f"{path}: the variant {name!r} must be lines of `option: value`, {found}")
     return study
 
 
@@ -106,7 +122,7 @@ def build_recipe(recipe: str, options: dict[str, Any], seed: int, folder: str) -
     """Return the recipe of a run that saves nothing and only ranks the whole catalog.
 
     Raises:
-        ValueError: It has no validation split, or no evaluations.
+        ValueError: The recipe cannot be read, or has no validation split or no evaluations.
     """
     fixed = {
         "seed": seed,
@@ -117,13 +133,15 @@ def build_recipe(recipe: str, options: dict[str, Any], seed: int, folder: str) -
         "uniform_candidates": 0,
     }
     complete = parse_recipe(recipe_words({"recipe": recipe, **options, **fixed}, folder))
-    if complete.splitting.validation_in_train or complete.training.eval_strategy == "no":
-        raise ValueError(f"{recipe}: a study needs a validation split and an eval_strategy.")
+    without = complete.splitting.validation_in_train or complete.run.split == "train_on_all"
+    if without or complete.training.eval_strategy == "no":
+        advice = "Use `split: leave_one_out`, `validation_in_train: false` and `eval_strategy: epoch`."
+        raise ValueError(f"{recipe}: a study needs a validation split and evaluations. {advice}")
     return complete
 
 
 def train(recipe: Recipe) -> dict[str, Any]:
-    """Train once and evaluate on validation: all users, and the halves with short and with long histories."""
+    """Train once and return NDCG@10 on validation: of all users, and of the halves with short and long histories."""
     recipe, _, tokenizer, histories = prepare(recipe)
     trainer = build_trainer(recipe, tokenizer, histories)
     trainer.remove_callback(EpochLines)
@@ -163,7 +181,8 @@ def run(path: str, results: str, seeds: list[int] | None, threads: int) -> None:
                 same = [line for line in lines if key.items() <= line.items()]
                 given = {option: value for option, value in recipe.given.items() if option != "output_dir"}
                 if any(_set(line["options"]) != _set(given) for line in same):
-                    raise ValueError(f"{results} has {name}, seed {seed}, with other options. Move it away.")
+                    found = f"{results} has a run of the variant {name!r} with seed {seed} and other options"
+                    raise ValueError(f"{found}. Rename the variant, or name another file for the results.")
                 if not same:
                     runs.append(({**key, "cumulative": study.get("cumulative", False), "options": given}, recipe))
         for line, recipe in runs:
@@ -173,19 +192,19 @@ def run(path: str, results: str, seeds: list[int] | None, threads: int) -> None:
 
 
 def _set(options: dict[str, Any]) -> dict[str, Any]:
-    """The options that are not None: an option that was added later is None where it was not used."""
+    """Return the options that are not None. An option that was added later is None where it was not used."""
     return {name: value for name, value in options.items() if value is not None}
 
 
 def load_lines(path: str, required: bool = False) -> list[dict[str, Any]]:
-    """Read the lines of a results file; none if it does not exist.
+    """Read the lines of a results file, [] if it does not exist.
 
     Raises:
-        ValueError: There are none, although they are `required`.
+        ValueError: There are no lines, although they are `required`.
     """
     lines = Path(path).read_text(encoding="utf-8").splitlines() if Path(path).exists() else []
     if required and not lines:
-        raise ValueError(f"{path} has no results. Run study.py run first.")
+        raise ValueError(f"{path} does not exist or has no results. Run `python scripts/study.py run` first.")
     return [json.loads(line) for line in lines]
 
 
@@ -213,14 +232,22 @@ def format_tables(lines: list[dict[str, Any]]) -> str:
             cells.append([name, f"{means[-1]:.4f}", error, gain, each, short, long, f"{minutes:.1f}"])
         header = ["variant", "NDCG@10", "±", "gain", "seeds", "short", "long", "minutes"]
         text += [f"**{study}**", "", markdown_table(header, cells)]
-        text += ["", f"±: standard error over users. Median {median(means):.4f}, best {max(means):.4f}.", ""]
+        text += [
+            "",
+            f"Median of the variants {median(means):.4f}, best variant {max(means):.4f}. ±: standard error over",
+        ]
+        text += ["users. short, long: NDCG@10 of users with histories up to and above the median length.", ""]
     return "\n".join(text)
 
 
 def plot(lines: list[dict[str, Any]], path: str, x: str) -> None:
-    """Plot NDCG@10 over minutes, one line per run, or over an option, for all users and each half of them."""
+    """Plot NDCG@10 over minutes, one line per run, or over the option `x`, for all users and for each half of them.
+
+    Raises:
+        ValueError: A line has no number as option `x`.
+    """
     if x != "minutes" and not all(isinstance(line["options"].get(x), int | float) for line in lines):
-        raise ValueError(f"Expected --x minutes or an option that is a number in every line, found {x}.")
+        raise ValueError(f"`--x` must be minutes, or an option with a number in every line of the results, found {x}.")
     studies = group_lines(lines)
     figure = Figure(figsize=(5.5 * len(studies), 4), layout="constrained")
     for axes, (study, rows) in zip(np.atleast_1d(figure.subplots(1, len(studies))), studies.items(), strict=True):
@@ -249,14 +276,14 @@ def parse_arguments() -> argparse.Namespace:
     running = commands.add_parser("run", help="train the variants that have no result yet")
     running.add_argument("study", help="YAML file of the study")
     running.add_argument("results", help="JSON lines file to append to")
-    running.add_argument("--seeds", type=int, nargs="+", help="these seeds instead of the study's")
-    running.add_argument("--threads", type=int, default=1, help="threads of torch (default: 1)")
+    running.add_argument("--seeds", type=int, nargs="+", help="seeds to run, instead of those of the study")
+    running.add_argument("--threads", type=int, default=1, help="number of threads of torch (default: 1)")
     showing = commands.add_parser("table", help="print the Markdown tables")
-    showing.add_argument("results")
-    drawing = commands.add_parser("plot", help="draw a PNG")
-    drawing.add_argument("results")
-    drawing.add_argument("image")
-    drawing.add_argument("--x", default="minutes", help="minutes, or an option that differs between the variants")
+    drawing = commands.add_parser("plot", help="draw a PNG of NDCG@10 over minutes or over an option")
+    for command in (showing, drawing):
+        command.add_argument("results", help="JSON lines file that the command run has written")
+    drawing.add_argument("image", help="PNG file to write")
+    drawing.add_argument("--x", default="minutes", help="minutes (default), or an option that the variants change")
     return parser.parse_args()
 
 

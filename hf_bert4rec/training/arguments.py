@@ -11,17 +11,21 @@ from ..data.arguments import check_number
 from .optimizer import muon
 
 ID_DROPOUT = 0.2
-LABEL_SMOOTHING = "`label_smoothing_factor` must be 0: label smoothing would also give probability to [PAD] and [MASK]."
+LABEL_SMOOTHING = "`label_smoothing_factor` must be 0, because smoothing would also make [PAD] and [MASK] targets."
 
 
 @dataclass
 class RecommendationTrainingArguments(TrainingArguments):
-    """`TrainingArguments` with the defaults of recommendation models, and three new fields.
+    """`TrainingArguments` with the defaults of recommendation models, and three new fields for `RecommendationTrainer`.
 
-    The new fields are `muon_learning_rate`, `early_stopping_patience` and `id_dropout`; `RecommendationTrainer` applies
-    them. The model is evaluated and saved after each epoch, and with early stopping also after the first step and after
-    a third of the first epoch. The checkpoint with the highest validation NDCG@10 is restored at the end of training.
+    The model is evaluated and saved after each epoch, and with early stopping also after the first step and after a
+    third of the first epoch. The checkpoint with the highest validation NDCG@10 is restored at the end of training.
     Without a validation split pass `eval_strategy="no", load_best_model_at_end=False`.
+
+    Args:
+        muon_learning_rate: Peak learning rate of Muon (`muon`), above 0. None: AdamW trains all weights.
+        early_stopping_patience: Stop after this number of evaluations without improvement. None: train all epochs.
+        id_dropout: With item features, the share of the items that a step represents by their features alone.
 
     Raises:
         ValueError: An option is out of range, or does not work with recommendation models.
@@ -31,44 +35,46 @@ class RecommendationTrainingArguments(TrainingArguments):
     muon_learning_rate: float | None = HfArg(
         default=None, help="Peak learning rate of Muon for the matrices of the layers. None: AdamW trains all weights."
     )
-    lr_scheduler_type: str = HfArg(default="linear", help="Learning rate schedule after the warm-up.")
-    warmup_steps: float = HfArg(default=0.05, help="Warm-up steps; below 1: share of all steps.")
-    weight_decay: float = HfArg(default=0.01, help="Weight decay; not applied to biases and normalization layers.")
-    max_grad_norm: float = HfArg(default=5.0, help="Largest gradient norm; larger gradients are clipped.")
+    lr_scheduler_type: str = HfArg(default="linear", help="Learning rate schedule, such as linear or cosine.")
+    warmup_steps: float = HfArg(default=0.05, help="Number of warm-up steps. A number below 1 is a share of all steps.")
+    weight_decay: float = HfArg(default=0.01, help="Weight decay of AdamW, except for biases and normalization layers.")
+    max_grad_norm: float = HfArg(default=5.0, help="Gradients with a larger norm are scaled down. 0: no limit.")
     adam_epsilon: float = HfArg(default=1e-6, help="Epsilon of AdamW.")
     num_train_epochs: float = HfArg(default=30, help="Number of passes over the training rows.")
     early_stopping_patience: int | None = HfArg(
-        default=10, help="Stop after this number of evaluations without improvement. None: train all epochs."
+        default=10, help="Stop after this number of evaluations without a better metric_for_best_model. None: never."
     )
     id_dropout: float = HfArg(
         default=ID_DROPOUT,
-        help="With item features: share of the items that a step represents by their features alone.",
+        help="With item features, the share of the items that a step represents by their features alone.",
     )
     per_device_train_batch_size: int = HfArg(default=64, help="Training rows per step and device.")
     per_device_eval_batch_size: int = HfArg(default=256, help="Evaluated users per step and device.")
-    eval_strategy: str = HfArg(default="epoch", help="When to evaluate: no, steps or epoch.")
-    save_strategy: str = HfArg(default="epoch", help="When to save a checkpoint: no, steps or epoch.")
-    save_total_limit: int | None = HfArg(default=2, help="Number of checkpoints to keep.")
-    logging_strategy: str = HfArg(default="epoch", help="When to log the loss: no, steps or epoch.")
-    load_best_model_at_end: bool = HfArg(default=True, help="Restore the best checkpoint at the end.")
-    metric_for_best_model: str | None = HfArg(default="ndcg@10", help="Metric of the best checkpoint.")
-    greater_is_better: bool | None = HfArg(default=True, help="Whether a larger metric is better.")
+    eval_strategy: str = HfArg(default="epoch", help="When to evaluate: no (never), steps or epoch.")
+    save_strategy: str = HfArg(default="epoch", help="When to save a checkpoint: no (never), steps, epoch or best.")
+    save_total_limit: int | None = HfArg(default=2, help="Largest number of checkpoints to keep. None: keep all.")
+    logging_strategy: str = HfArg(default="epoch", help="When to log the loss: no (never), steps or epoch.")
+    load_best_model_at_end: bool = HfArg(default=True, help="Whether to restore the best checkpoint at the end.")
+    metric_for_best_model: str | None = HfArg(default="ndcg@10", help="Metric that chooses the best checkpoint.")
+    greater_is_better: bool | None = HfArg(
+        default=None, help="Whether a larger metric_for_best_model is better. None: true, but false for a loss."
+    )
     train_sampling_strategy: str = HfArg(
-        default="group_by_length", help="How to draw batches; group_by_length reduces padding."
+        default="group_by_length", help="How to draw batches: random, sequential or group_by_length (less padding)."
     )
     dataloader_pin_memory: bool = HfArg(
-        default_factory=torch.cuda.is_available, help="Pin batches in memory, by default only with a GPU."
+        default_factory=torch.cuda.is_available, help="Whether to pin batches in memory. Default: only with a GPU."
     )
     use_cpu: bool = HfArg(
         default_factory=lambda: not torch.accelerator.is_available(),
-        help="Train on the CPU, by default only without an accelerator. bf16 on a CPU needs this option.",
+        help="Whether to train on the CPU. Default: only without an accelerator. bf16 on a CPU needs true.",
     )
-    ddp_find_unused_parameters: bool | None = HfArg(default=False, help="Not needed: each step uses every parameter.")
+    ddp_find_unused_parameters: bool | None = HfArg(default=False, help="Not needed, as each step uses all parameters.")
     resume_from_checkpoint: str | None = HfArg(
-        default=None, help="true: resume from the newest complete checkpoint; or the path of a checkpoint."
+        default=None, help="Checkpoint to resume from: true (the newest complete one in output_dir) or a path."
     )
-    hub_strategy: str = HfArg(default="end", help="Must be end: intermediate checkpoints contain pickles.")
-    remove_unused_columns: bool = HfArg(default=False, help="Must be false: the collator reads all columns.")
+    hub_strategy: str = HfArg(default="end", help="Must be end, because other strategies upload pickles.")
+    remove_unused_columns: bool = HfArg(default=False, help="Must be false, because the collator reads all columns.")
 
     def __post_init__(self) -> None:
         if getattr(self, "report_to", None) is None:
@@ -81,16 +87,17 @@ class RecommendationTrainingArguments(TrainingArguments):
         if (patience := self.early_stopping_patience) is not None:
             check_number("early_stopping_patience", patience, "at least 1, or None", lambda number: number >= 1)
         check_number("id_dropout", self.id_dropout, "at least 0 and below 1", lambda share: 0 <= share < 1)
-        loss = self.eval_strategy == "no" or str(self.metric_for_best_model).endswith("loss")
-        if self.prediction_loss_only and not loss:
-            raise ValueError("`prediction_loss_only` must be False, found True: the metric needs the scores.")
+        metric = "loss" if self.eval_strategy == "no" else self.metric_for_best_model or "loss"
+        if self.prediction_loss_only and not metric.endswith("loss"):
+            reason = f"because `metric_for_best_model={metric!r}` needs the scores of the items"
+            raise ValueError(f"`prediction_loss_only` must be False, found True, {reason}.")
+        if self.push_to_hub and self.hub_strategy != "end":
+            raise ValueError(f"`hub_strategy` must be 'end', found {self.hub_strategy!r}. Others upload pickles.")
         super().__post_init__()
         if self.muon_learning_rate is not None:
             muon(self, self.muon_learning_rate)  # raises ValueError for options that exclude Muon
         if self.label_smoothing_factor:
             raise ValueError(LABEL_SMOOTHING)
         if self.dataloader_persistent_workers:
-            reason = "persistent workers would repeat the masks of the first epoch"
-            raise ValueError(f"`dataloader_persistent_workers` must be False, found True: {reason}.")
-        if self.push_to_hub and self.hub_strategy != "end":
-            raise ValueError(f"`hub_strategy` must be 'end', found {self.hub_strategy!r}, which uploads pickles.")
+            reason = "because persistent workers would repeat the masks of the first epoch"
+            raise ValueError(f"`dataloader_persistent_workers` must be False, found True, {reason}.")

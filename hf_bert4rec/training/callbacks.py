@@ -25,7 +25,7 @@ class ClozeCallback(TrainerCallback):
 
     The stock length-grouped sampler takes its order from torch's global generator, which differs between processes and
     after a resumption, so that rows would be skipped or drawn twice. With this callback, masks and order depend on seed
-    and epoch alone. Rows are grouped over all processes of a step, so that the number of processes changes nothing.
+    and epoch alone. Rows are grouped over all processes, so that a step has the same rows for any number of processes.
     """
 
     def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
@@ -102,10 +102,12 @@ class ResourceCallback(TrainerCallback, ExportableState):
             times = [timedelta(seconds=round(it)) if it >= 60 else f"{it:.1f} s" for it in (seconds * n for n in steps)]
             # With rows grouped by length, the longest rows come first.
             limit = "at most" if args.train_sampling_strategy == "group_by_length" else "about"
-            text = "%.2f s per step. An epoch takes %s %s and the rest of the training %s, not counting evaluations."
-            logger.info(text, seconds, limit, *times)
-            if isinstance(model, Bert4RecForMaskedLM) and _could_sample(model.config):
-                logger.info("`loss='sampled_softmax'` (`--loss sampled_softmax`) is faster for this catalog.")
+            epoch = f"an epoch {limit} {times[0]}, " if steps[0] else ""  # unknown for rows without a length
+            text = "A step takes %.2f s, %sand the rest of the training %s %s, not counting evaluations."
+            logger.info(text, seconds, epoch, limit, times[1])
+            if isinstance(model, Bert4RecForMaskedLM) and _could_sample(config := model.config):
+                text = "`%s(loss='sampled_softmax')` (`--loss sampled_softmax`) is faster than `%s` for so many items."
+                logger.info(text, type(config).__name__, config.loss)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Stop the count of seconds, and allow the attention of cuDNN again if it was allowed."""
@@ -115,7 +117,7 @@ class ResourceCallback(TrainerCallback, ExportableState):
 
 def _could_sample(config: Any) -> bool:
     """Return whether a loss with sampled negatives is possible, is not used, and would be faster."""
-    heads = config.repeat_head or config.num_followers  # they need the softmax
+    heads = config.repeat_head or config.num_followers  # they need the loss `softmax`
     return config.vocab_size >= resources.MANY_ITEMS and not heads and not LOSSES[config.loss].samples_negatives
 
 
@@ -129,7 +131,7 @@ def _log_memory(args: TrainingArguments, model: Bert4RecForMaskedLM, loader: Any
     scores = 3 * 4e-9 * args.per_device_eval_batch_size * model.config.vocab_size
     evaluation = scores + estimate.parameters + estimate.optimizer_state
     if args.eval_strategy != "no" and evaluation > estimate.total:
-        text = "Evaluation needs up to %s of memory. A lower `per_device_eval_batch_size` needs less."
+        text = "Evaluation needs up to %s of memory. A lower `per_device_eval_batch_size` reduces this amount."
         logger.info(text, resources.format_memory(evaluation))
     # The model is allocated already, and after a resumption so is the state of the optimizer.
     allocated = estimate.parameters + (estimate.optimizer_state if resumed else 0)
@@ -143,9 +145,9 @@ def _log_memory(args: TrainingArguments, model: Bert4RecForMaskedLM, loader: Any
 class EarlyStopping(EarlyStoppingCallback):
     """Early stopping of transformers that keeps its patience counter when training is resumed.
 
-    If `eval_strategy` and `save_strategy` are epoch, the model is also evaluated after the first step (learning rate 0
-    with a warm-up) and after a third of the first epoch. If popularity explains most of a log, the best model is the
-    initial model, or a model from the first epoch.
+    If `eval_strategy` and `save_strategy` are epoch, the model is also evaluated and saved after the first step and
+    after a third of the first epoch. With a warm-up, the first step does not change the initial model. If popularity
+    explains most of a log, the best model is the initial model, or a model from the first epoch.
     """
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:

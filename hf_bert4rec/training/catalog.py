@@ -49,29 +49,28 @@ def add_items(
 
     The vector and the bias of a new item come from its features, if the checkpoint was trained with features and the
     item has some. Otherwise they are the means of the items in `like`. Without `like`, they are the mean vector and the
-    smallest bias, with which an item is hardly recommended. An item of the checkpoint gets the title of the table, and
-    can be recommended again if it was removed.
+    smallest bias of the checkpoint, with which an item is hardly recommended. An item of the checkpoint gets the title
+    of the table, and can be recommended again if it was removed.
 
     Args:
         checkpoint: Folder or Hub ID.
         source: Table with one row per item: a file, a data frame, or anything else that `load_interactions` reads.
-            Columns `item`, and optionally `title`, `like` (IDs of items of the checkpoint; in text separated by `|`)
-            and the features of the checkpoint.
+            Its columns are `item`, and optionally `title`, `like` (IDs of items of the checkpoint, as a list or as text
+            with `|` between them) and the features of the checkpoint.
         output: Folder of the result. Default: `checkpoint` is replaced after all files are written.
-        item: Column of the item. Default: found by its usual names.
-        title: Column of the title. Default: found by its usual names.
+        item: Column of the item ID: a name, or a position from 0. Default: a column with a usual name.
+        title: Column of the title, like `item`.
         encoder: Model of sentence-transformers, needed if the features of the checkpoint have text.
-        format: Format of the file.
-        separator: Separator of a text file.
-        encoding: Encoding of a text file.
+        format: As for `load_interactions`, like `separator` and `encoding`.
 
     Returns:
         Counts: new items by what they start from (`features`, `like`, `mean`), removed items that are recommended again
         (`returned`), and titles that were read (`titles`).
 
     Raises:
-        ValueError: The table cannot be read, `like` names an unknown item, or `output` is missing for a Hub ID.
-        OSError: As for `fetch_checkpoint`.
+        ValueError: The table or the checkpoint cannot be read, `like` names an unknown item, or `output` is missing for
+            a Hub ID or has other files.
+        OSError: The table or the checkpoint is not found, or the checkpoint is incomplete or cannot be downloaded.
     """
     folder, tokenizer = _open(checkpoint, output)
     form: dict[str, Any] = {"format": format, "separator": separator, "encoding": encoding}
@@ -88,7 +87,7 @@ def add_items(
     counts: dict[str, int] = {start: starts.count(start) for start in STARTS}
     counts |= {"returned": len(tokenizer.removed) - len(extended.removed), "titles": len(given.titles)}
     _save(folder, output, extended, model if new else None)
-    logger.info("%d removed items can be recommended again. %d titles were read.", counts["returned"], counts["titles"])
+    logger.info("Removed items that return: %d. Titles that were read: %d.", counts["returned"], counts["titles"])
     return counts
 
 
@@ -97,11 +96,12 @@ def remove_items(
 ) -> None:
     """Remove items from the recommendations of a checkpoint. The items keep their token IDs and may be in histories.
 
-    `add_items` lets removed items return. Evaluation still ranks them, since they may be targets.
+    `items` are item IDs; `checkpoint` and `output` are as for `add_items`, which lets removed items return. Evaluation
+    still ranks removed items, since they may be targets.
 
     Raises:
-        ValueError: An item is unknown, no item would be left, or `output` is missing for a Hub ID.
-        OSError: As for `fetch_checkpoint`.
+        ValueError: An item is unknown, no item would be left, or as for `add_items`.
+        OSError: The checkpoint is not found, is incomplete, or cannot be downloaded.
     """
     folder, tokenizer = _open(checkpoint, output)
     ids = as_item_ids(items, "items to remove").to_pylist()
@@ -110,18 +110,20 @@ def remove_items(
         raise ValueError(f"{checkpoint} has no item {unknown[0]!r}. Name only items of the checkpoint.")
     tokenizer.removed = {*tokenizer.removed, *ids}
     if len(tokenizer.removed) == len(tokenizer.items):
-        raise ValueError("All items of the checkpoint would be removed. Keep at least one item.")
-    logger.info("%d of %d items are removed.", len(tokenizer.removed), len(tokenizer.items))
+        raise ValueError("All items would be removed, counting those removed before. Keep at least one item.")
+    logger.info("Removed items, with those removed before: %d of %d.", len(tokenizer.removed), len(tokenizer.items))
     _save(folder, output, tokenizer, None)
 
 
 def _open(checkpoint: str | PathLike, output: str | PathLike | None) -> tuple[Path, ItemTokenizer]:
     if output is None and not is_folder(checkpoint):
-        raise ValueError(f"{checkpoint} is no folder, but a Hub ID. Name a folder: `output=...` (`--output ...`).")
+        raise ValueError(
+            f"Found no folder {checkpoint}. Check the path, or for a Hub ID name an `output` (`--output`)."
+        )
     folder = fetch_checkpoint(checkpoint)
     if output is not None and (target := Path(output).resolve()) != (source := folder.resolve()):
         if target in source.parents or source in target.parents:
-            raise ValueError(f"One of {output} and {folder} contains the other. Name a folder outside the checkpoint.")
+            raise ValueError(f"One of {output} and {folder} contains the other. Name another `output` (`--output`).")
         check_output(output, NEEDED[0])
         if (target / NEEDED[0]).exists():
             logger.warning("%s exists and will be replaced.", output)
@@ -153,11 +155,12 @@ def append_items(
         known = tokenizer.encode_items(others)  # all at once, because each call looks at the whole catalog
         if (unknown := known == tokenizer.unk_token_id).any():
             place, other = named[int(unknown.argmax())]
-            raise ValueError(f"{new[place].as_py()!r}: `like` has {other!r}. Use IDs of items of the checkpoint.")
+            found = f"`like` of the new item {new[place].as_py()!r} has {other!r}, which is not in the checkpoint"
+            raise ValueError(f"{found}. Use IDs of items of the checkpoint.")
         chosen, counts = torch.tensor(places).unique_consecutive(return_counts=True)
         for values, table in zip(rows, tables, strict=True):
             values[chosen] = torch.stack([part.mean(dim=0) for part in table[known].split(counts.tolist())])
-    if projection is not None and extended.features is not None:  # the tables are tied
+    if projection is not None and extended.features is not None:  # models with features have tied tables
         vectors = torch.from_numpy(extended.features.vectors(new))
         if projection.shape != (vectors.shape[1], rows[0].shape[1] + 1):
             raise ValueError(
@@ -173,13 +176,13 @@ def append_items(
     model.config.vocab_size = embeddings.num_embeddings = head.out_features = len(table)
     if model.transition_head is not None:
         model.transition_head.resize(len(table))
-    text = "Added %d items: %d start from their features, %d from the items in `like`, %d from the mean of all items."
+    text = "New items: %d. Start from their features: %d, from the items in `like`: %d, from the mean of all items: %d."
     logger.info(text, len(new), *map(starts.count, STARTS))
     return starts
 
 
 def _save(folder: Path, output: str | PathLike | None, tokenizer: ItemTokenizer, model: PreTrainedModel | None) -> None:
-    """Write a copy of a checkpoint with another tokenizer and, if given, model. `output` gets no subfolders."""
+    """Write a copy of a checkpoint with another tokenizer and, if given, another model. `output` gets no subfolders."""
     own = None if output is None else lambda path, names: [name for name in names if Path(path, name).is_dir()]
     with replaced_folder(folder if output is None else output) as new:
         shutil.copytree(folder, new, ignore=own)

@@ -21,19 +21,19 @@ def initialize_items(model: PreTrainedModel, rows: Dataset) -> None:
     """Initialize item vectors and output biases of a new model from item counts of the training histories.
 
     The vectors become the right singular vectors, times the singular values, of the matrix of users and items whose
-    entries are 1 / sqrt(items of the user · users of the item) (PureSVD; Cremonesi et al., RecSys 2010). They are
-    rotated at random and scaled to a mean length of 0.2 (0.05 if users have fewer than 5 items on average). The
-    model's own vectors, times 0.1, are added; an item without users has only this part. Trainable output biases become
-    log(1 + users of the item), minus the mean. Untied output matrices start with the same vectors. The rows of special
-    tokens do not change. With `num_followers`, the transitions are counted too; see `count_transitions`. Random numbers
-    come from torch's generator.
+    entries are 1 / sqrt(items of the user · users of the item), and 0 for other pairs (PureSVD; Cremonesi et al.,
+    RecSys 2010). They are rotated at random and scaled to a mean length of 0.2 (0.05 if users have fewer than 5 items
+    on average). The model's own vectors, times 0.1, are added; an item without users has only this part. Trainable
+    output biases become log(1 + users of the item), minus the mean. Untied output matrices start with the same vectors.
+    The rows of special tokens do not change. With `num_followers`, the transitions are counted too; see
+    `count_transitions`. Random numbers come from torch's generator.
 
     Args:
         model: A model of the package with random weights, changed in place.
         rows: Training rows with `user` and `input_ids`, as from `leave_one_out(…)["train"]`.
 
     Raises:
-        ValueError: The rows have no items.
+        ValueError: The rows have no items of the tokenizer.
     """
     first, output = len(SPECIAL_TOKENS), model.get_output_embeddings()
     table: torch.Tensor = model.get_input_embeddings().weight
@@ -63,18 +63,21 @@ def initialize_items(model: PreTrainedModel, rows: Dataset) -> None:
 def count_transitions(model: PreTrainedModel, rows: Dataset, since: float | None = None) -> float:
     """Count the transitions of training rows for a model with `num_followers`, in place.
 
-    `initialize_items` does this for a new model. Call this function after `transfer`.
+    `initialize_items` does this for a new model. Call this function after `transfer`. ValueError if the model has no
+    `num_followers`.
 
     Args:
         model: A model of the package with `num_followers`.
         rows: Training rows with `user` and `input_ids`, as from `leave_one_out(…)["train"]`; for `since` also with
             `timestamps`.
-        since: Count only transitions to interactions from this time on, and add them to the counts of the model.
-            Default: the model gets the counts of the rows.
+        since: Count only transitions to interactions from this time on, in the unit of `timestamps`, and add them to
+            the counts of the model. Default: count all transitions, and replace the counts of the model.
 
     Returns:
         The weight of the Markov chain in its best mixture with the popularity of the items, from 0.001 to 0.999.
     """
+    if model.transition_head is None:
+        raise ValueError("`num_followers` of the model must be above 0, found 0. Build the model with this option.")
     arrow, counted = rows.with_format("arrow")[:], None
     items, places = flatten(arrow["input_ids"])
     if since is None:
@@ -100,7 +103,7 @@ def _matrix_of_users_and_items(rows: Dataset, vocab_size: int) -> torch.Tensor:
     users = _users(arrow)[places]
     known = items >= len(SPECIAL_TOKENS)
     if not known.any():
-        raise ValueError("Expected items in the training rows, found none. Check the split and its tokenizer.")
+        raise ValueError("Expected known items in the training rows, found none. Use a tokenizer of the same log.")
     pairs = np.sort(pd.unique(users[known].astype(np.int64) * vocab_size + items[known]))  # np.unique is much slower
     users, items = pairs // vocab_size, pairs % vocab_size
     values = (np.bincount(users)[users] * np.bincount(items)[items]) ** -0.5

@@ -48,7 +48,7 @@ class FeatureProjection(nn.Module):
     ) -> None:
         super().__init__()
         if not model.config.tie_word_embeddings:
-            raise ValueError("Item features need `tie_word_embeddings=True`, since inputs and outputs share them.")
+            raise ValueError("Item features need `tie_word_embeddings=True`. Build the model with this option.")
         assert tokenizer.features is not None
         table, bias = model.get_input_embeddings().weight.detach(), model.get_output_embeddings().bias.detach()
         self.id_dropout = id_dropout
@@ -63,9 +63,9 @@ class FeatureProjection(nn.Module):
         shape = vectors.shape[1], table.shape[1] + 1
         if projection is not None and projection.shape != shape:
             raise ValueError(
-                f"The checkpoint was trained with other item features: {PROJECTION_FILE} has shape "
-                f"{tuple(projection.shape)}, and the features of the tokenizer need {shape}. Pass the features with "
-                "which the checkpoint was trained."
+                f"The checkpoint was trained with other item features or sizes. Its {PROJECTION_FILE} has the shape "
+                f"{tuple(projection.shape)}, but model and tokenizer need {shape}. Use the features and the "
+                "`hidden_size` of the checkpoint."
             )
         start = self._regression(table, bias) if projection is None else projection
         # A fused optimizer mixes up numbers if the strides of a weight differ from those of its restored state.
@@ -86,7 +86,7 @@ class FeatureProjection(nn.Module):
         return torch.linalg.solve(features.T @ features + weight, features.T @ wanted)
 
     def forward(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the item table (rows, hidden) and the output biases (rows,)."""
+        """Return the item table (vocab_size, hidden) and the output biases (vocab_size,)."""
         projected = self.vectors @ self.projection
         table, bias = projected[:, :-1], projected[:, -1]
         if not self.training:
@@ -131,7 +131,7 @@ def projection_file(projection: torch.Tensor | None) -> dict[str, bytes]:
 
 
 def load_projection(folder: str | PathLike) -> torch.Tensor | None:
-    """Read the projection of item features, (width, hidden + 1), of a checkpoint; None if it has none."""
+    """Read the projection of a folder, (width, hidden + 1); None if there is none, ValueError if it is damaged."""
     try:
         return load_file(file)["projection"] if (file := Path(folder, PROJECTION_FILE)).exists() else None
     except (KeyError, SafetensorError) as error:
@@ -139,7 +139,7 @@ def load_projection(folder: str | PathLike) -> torch.Tensor | None:
 
 
 def items_in(rows: Any, vocab_size: int) -> torch.Tensor:
-    """Return whether each token ID is in the training rows, (vocab_size,); True if rows cannot be read in advance."""
+    """Return whether each token ID is in the training rows, (vocab_size,); all True if `rows` is no `Dataset`."""
     if not isinstance(rows, Dataset):
         return torch.ones(vocab_size, dtype=torch.bool)
     items, _ = flatten(rows.with_format("arrow")[:]["input_ids"])

@@ -29,7 +29,8 @@ def cloze_training(
         callbacks: Only for the stock `Trainer`: your own callbacks, or `[]`. The result contains them and the callbacks
             of the package. Without these, a resumed or distributed run may skip or repeat rows. Default: no callbacks
             in the result, because `RecommendationTrainer` adds those of the package itself.
-        sampled: How the column `candidates` was drawn; the suffix of the metrics among candidates.
+        sampled: How the column `candidates` of the evaluated rows was drawn, "popularity_sampled" or "uniform_sampled".
+            The metrics among candidates end in this text.
         **masking: Arguments of `DataCollatorForCloze`.
     """
     return {
@@ -47,6 +48,6 @@ def next_item_training(
     callbacks: Sequence[TrainerCallback] | None = None,
     sampled: Sampled = "popularity_sampled",
 ) -> dict[str, Any]:
-    """Return the arguments of `RecommendationTrainer` for next-item training: `cloze_training` without the masking."""
+    """Return the arguments of `RecommendationTrainer` for next-item training, as `cloze_training` without masking."""
     collator = DataCollatorForNextItem(tokenizer)
     return {**cloze_training(tokenizer, callbacks=callbacks, sampled=sampled), "data_collator": collator}

@@ -15,12 +15,13 @@ from torch.optim import AdamW, Muon, Optimizer
 from transformers import PreTrainedModel, TrainingArguments
 
 logger = logging.getLogger(__name__)
+WITHOUT = "set `muon_learning_rate` to None, or omit `muon(args)`"  # how to train without Muon
 
 
 class MuonAdamW(Optimizer):
     """Muon and AdamW of torch as one optimizer, which the Trainer schedules, saves and resumes like any other.
 
-    The arguments are the parameters and options of each of the two.
+    `muon` and `adamw` are the arguments of `torch.optim.Muon` and `torch.optim.AdamW`, by name, with `params`.
     """
 
     def __init__(self, muon: dict[str, Any], adamw: dict[str, Any]) -> None:
@@ -68,32 +69,32 @@ def muon(args: TrainingArguments, learning_rate: float = 1e-2) -> dict[str, Any]
     `RecommendationTrainer` does this for `RecommendationTrainingArguments.muon_learning_rate`.
 
     Args:
-        args: `learning_rate`, `weight_decay` (0 for biases and normalizations), `adam_beta1`, `adam_beta2` and
-            `adam_epsilon` are those of AdamW; the schedule is that of both optimizers.
+        args: Training arguments. `learning_rate`, `weight_decay` (0 for biases and normalizations), `adam_beta1`,
+            `adam_beta2` and `adam_epsilon` are those of AdamW. The schedule is that of both optimizers.
         learning_rate: Peak learning rate of Muon (Jordan et al., 2024) for the weights of linear layers, except the
             output and gates with one number. Muon has no weight decay.
 
     Raises:
-        ValueError: A learning rate is out of range, `args.optim` is another optimizer, or `args` or the launcher ask
-            for FSDP, which cuts matrices into pieces that Muon cannot train.
+        ValueError: `learning_rate` is not above 0, `args.optim` is another optimizer, or `args` or the launcher ask for
+            FSDP, which cuts matrices into pieces that Muon cannot train.
     """
     if not learning_rate > 0:
-        found = f"found {learning_rate}. To train all weights with AdamW, set it to None."
+        found = f"found {learning_rate}. To train all weights with AdamW, {WITHOUT}."
         raise ValueError(f"The learning rate of Muon (`muon_learning_rate`) must be above 0, {found}")
     if args.optim != TrainingArguments.default_optim:
-        other = getattr(args.optim, "value", args.optim)
-        raise ValueError(f"`optim={other!r}` cannot be combined with Muon. Set `muon_learning_rate` to None.")
+        found = f"`optim={getattr(args.optim, 'value', args.optim)!r}` cannot be combined with Muon"
+        raise ValueError(f"{found}. Omit `optim`. To train without Muon, {WITHOUT}.")
     if args.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("true", "1"):
-        solution = "Set `muon_learning_rate` to None, or train without FSDP."
-        raise ValueError(f"Muon needs whole matrices, and FSDP shards matrices. {solution}")
+        solution = f"Train without FSDP. To train without Muon, {WITHOUT}."
+        raise ValueError(f"Muon needs whole matrices, but FSDP shards matrices. {solution}")
 
     def build(model: PreTrainedModel) -> Optimizer:
         model = getattr(model, "module", model)
         layers = [it for it in model.modules() if isinstance(it, nn.Linear) and it is not model.get_output_embeddings()]
         matrices = [layer.weight for layer in layers if layer.weight.requires_grad and layer.out_features > 1]
         if not matrices:
-            text = "%s has no trainable linear layers except the output, so AdamW trains all weights. %s"
-            logger.warning(text, type(model).__name__, "Set `muon_learning_rate` to None.")
+            text = "%s has no trainable linear layers except the output, so AdamW trains all weights. %s, %s."
+            logger.warning(text, type(model).__name__, "Muon has no effect. To omit it", WITHOUT)
         chosen = set(matrices)  # lists keep the order of the model, by which a saved state finds its parameters
         others = [weight for weight in model.parameters() if weight.requires_grad and weight not in chosen]
         adamw = {

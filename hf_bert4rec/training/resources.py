@@ -43,7 +43,7 @@ class MemoryEstimate:
 
 
 def format_memory(gigabytes: float) -> str:
-    """Format an amount of memory with its unit."""
+    """Return an amount of memory as text with its unit, such as "1.25 GB" or "80.0 MB"."""
     return f"{gigabytes:.2f} GB" if gigabytes >= 0.1 else f"{1000 * gigabytes:.1f} MB"
 
 
@@ -68,7 +68,7 @@ def estimate_memory(
         model: A model of the package. A model on the meta device needs no memory.
         batch_size: Rows per step and device.
         length: Length of the longest row.
-        scored_share: Share of the positions that are scored: the mask probability of the cloze objective.
+        scored_share: Share of the positions that are scored: `mask_probability`, or 1 in next-item training.
         gradient_checkpointing: Whether activations are computed again in the backward pass.
     """
     config = model.config
@@ -91,25 +91,27 @@ def estimate_memory(
     activations += 8 * scored * (length * config.repeat_head + config.num_followers)
     if not LOSSES[config.loss].samples_negatives:
         loss = min(config.loss_chunk_size, scored) * rows + 2 * table + scored * 2 * d
-        advice = "the loss `sampled_softmax`, or a smaller `loss_chunk_size`"
+        advice = "a smaller `loss_chunk_size`"
+        if not (config.repeat_head or config.num_followers):  # they need the loss `softmax`
+            advice = f"the loss `sampled_softmax`, or {advice}"
     elif config.share_negatives:
         loss = 4 * scored * config.num_negatives + table
-        advice = "fewer `num_negatives`"
+        advice = "a smaller `num_negatives`"
     else:
         loss = 2 * scored * config.num_negatives * d + table
-        advice = "`share_negatives`, or fewer `num_negatives`"
+        advice = "`share_negatives=True`, or a smaller `num_negatives`"
     held = 1 if gradient_checkpointing else FRAGMENTATION  # with checkpointing freed memory is returned
     if 4 * parameters > held * max(activations, loss):
         advice = "a smaller `hidden_size`, or exclude rare items (`min_item_interactions`)"
     elif activations > loss:
         possible = model.supports_gradient_checkpointing and not gradient_checkpointing
-        advice = "a smaller `per_device_train_batch_size`" + (", or `gradient_checkpointing`" if possible else "")
+        advice = "a smaller `per_device_train_batch_size`" + (", or `gradient_checkpointing=True`" if possible else "")
     weights, followers, unit = 4 * parameters / GB, 8 * rows * config.num_followers / GB, 4 * held / GB
     return MemoryEstimate(weights + followers, weights, 2 * weights, unit * activations, unit * loss, advice)
 
 
 def free_memory(device: torch.device) -> float:
-    """Return the free memory of a device in GB; on a CPU divided by the number of processes on this machine."""
+    """Return the free memory of a device in GB. Training processes of this machine share the memory of the CPU."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] / GB
     return psutil.virtual_memory().available / GB / int(os.environ.get("LOCAL_WORLD_SIZE", 1))
@@ -130,8 +132,8 @@ def check_memory(estimate: MemoryEstimate) -> None:
     available = (psutil.virtual_memory().total + psutil.swap_memory().total) / GB
     if estimate.parameters > available:
         raise MemoryError(
-            f"The parameters of the model need {format_memory(estimate.parameters)}, this machine has "
-            f"{format_memory(available)} of memory. Use a smaller `hidden_size`, or exclude rare items "
+            f"The parameters of the model need {format_memory(estimate.parameters)}, but this machine has "
+            f"{format_memory(available)} of memory, including swap. Use a smaller `hidden_size`, or exclude rare items "
             "(`min_item_interactions`)."
         )
 

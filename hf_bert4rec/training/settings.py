@@ -14,7 +14,7 @@ from .transitions import Transitions
 SHORT = 20  # median number of interactions of a user below which histories are short
 SMALL = 100_000  # interactions below which a log is small
 DENSE = 100  # interactions per item from which a log is dense
-ROWS, PREFIX_ITEMS = 800_000, 20_000_000  # rows, and items in prefixes, for all epochs: five minutes on a core
+ROWS, PREFIX_ITEMS = 800_000, 20_000_000  # of all epochs together; they take five minutes on a core
 EPOCHS = (8, 40)  # fewest and most epochs, which take precedence over the two numbers above
 MOST_PREFIX_ITEMS = 20_000_000  # in all prefixes of short histories together: 0.3 GB of rows
 MOST_PREFIX_ITEMS_OF_LONG_HISTORIES = 3_000_000  # more need more than five minutes on one core
@@ -24,7 +24,7 @@ MOST_COUNTED, MOST_ITEMS = 2_000_000, 100_000  # most interactions to count, and
 
 @dataclass(frozen=True)
 class Settings:
-    """Options that differ from the defaults, grouped by the function or class that takes them.
+    """Options that differ from the defaults, grouped by the function or class that takes them: name -> value.
 
     Args:
         splitting: For `leave_one_out` and other splits.
@@ -54,16 +54,16 @@ def recommended_settings(interactions: Dataset, *, prefixes: bool = True, max_le
     - Other logs with at least 100 interactions per item: less dropout.
     - More than 5 % of the interactions repeat an item of the user: the history is not excluded from recommendations,
       and the model has a `repeat_head`.
-    - Small or not short, at most 100,000 items, and items are at least 1.1 times as likely by the item before as by
-      popularity alone (`Transitions.mixture`): `num_followers`, a Markov chain over the 50 most frequent followers.
+    - Small or not short, at most 100,000 items, and items are at least 1.1 times as likely given the item before as
+      given popularity alone: `num_followers`, a Markov chain over the 50 most frequent followers.
 
     The numbers were chosen on validation splits of several logs (docs/experiments.md).
 
     Args:
-        interactions: Columns `user`, `item` and `timestamp`, as from `load_interactions`.
+        interactions: Columns `user`, `item` and `timestamp`, as from `load_interactions`; otherwise ValueError.
         prefixes: Whether the training rows may be prefixes. False for next-item training, which predicts every item of
             a row, and if you set the options of rows or masks yourself.
-        max_length: Longest input. Default: that of `Bert4RecConfig`.
+        max_length: Longest input, in items. Default: `Bert4RecConfig.max_position_embeddings`.
     """
     table = check_interactions(interactions)
     if not table.num_rows:
@@ -77,7 +77,7 @@ def recommended_settings(interactions: Dataset, *, prefixes: bool = True, max_le
     _, gain = Transitions.count(users[order], users[order], items[order]).mixture()
     settings = Settings(
         reason=f"median history {median:.0f}, {density:.1f} interactions per item, {repeats:.0%} repeats, items "
-        f"{gain:.1f} times as likely by the item before as by popularity"
+        f"{gain:.1f} times as likely given the item before as given popularity alone"
     )
     prefix_items = (histories * np.minimum(histories, max_length or Bert4RecConfig.max_position_embeddings)).sum()
     short, small = median < SHORT, len(users) < SMALL

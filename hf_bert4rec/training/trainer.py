@@ -51,14 +51,16 @@ class RecommendationTrainer(Trainer):
     If the tokenizer has features of items, they are part of the item vectors (`FeatureProjection`).
 
     Attributes:
-        projection: The projection of item features (width, hidden + 1), after training. To continue with the projection
-            of a checkpoint, set this attribute before training.
+        projection: The projection of item features (width, hidden + 1), after training; None without features. To
+            continue with that of a checkpoint, set it to `hf_bert4rec.training.item_features.load_projection(folder)`
+            before training. A resumed training does this itself.
 
     Args:
         model: `Bert4RecForMaskedLM` or another model of the package; None with `model_init`. For reproducible initial
             weights, call `transformers.set_seed` before you build the model, or pass `model_init`.
-        args: `RecommendationTrainingArguments`.
-        **options: Other arguments of the stock `Trainer`, most of which `cloze_training(tokenizer)` returns.
+        args: `RecommendationTrainingArguments`. Default: those with the output folder `runs`.
+        **options: Other arguments of the stock `Trainer`, most of which `cloze_training(tokenizer)` returns. Your own
+            `callbacks` are added to those of the package.
 
     Raises:
         ValueError: The tokenizer is missing or does not match the model, the catalog is too small for the metrics, or
@@ -103,18 +105,18 @@ class RecommendationTrainer(Trainer):
 
     def _check_parts(self, tokenizer: ItemTokenizer) -> None:
         """Check that model, tokenizer, rows and collator fit together."""
-        architecture = architecture_of(self.model.config)  # first: other models have no `loss`
+        architecture = architecture_of(self.model.config)  # first, because models of other packages have no `loss`
         check_sizes(self.model, tokenizer)
         check_loss(self.model.config.loss)
         rows = self.eval_dataset
         if isinstance(rows, Dataset) and {"history", "labels"} <= {*rows.column_names}:
             warn_about_repeats(rows, self.model.config.exclude_history)
         if self.model.config.num_followers and not self.model.transition_head.totals.any():
-            logger.warning("`num_followers` has no effect without counts. Call `count_transitions(model, rows)` first.")
+            text = "`num_followers` has no effect, because the model has no counts of transitions. %s"
+            logger.warning(text, "Call `count_transitions(model, rows)` with the training rows before training.")
         if architecture.objective == "cloze" and type(self.data_collator) is DataCollatorForNextItem:
-            solution = "Use `cloze_training(tokenizer)`."
             found = f"{architecture.name} with `next_item_training` would see the items that it has to predict"
-            raise ValueError(f"{found}. {solution}")
+            raise ValueError(f"{found}. Use `cloze_training(tokenizer)`.")
         if architecture.objective == "next_item" and type(self.data_collator) is DataCollatorForCloze:
             text = "%s predicts the next item at every position, but `cloze_training` trains masked positions only. %s"
             logger.warning(text, architecture.name, "Use `next_item_training(tokenizer)`.")
@@ -131,11 +133,11 @@ class RecommendationTrainer(Trainer):
         if checkpoint is True:
             checkpoint, folder = last_complete_checkpoint(str(self.args.output_dir)), self.args.output_dir
             if checkpoint is None:
-                advice = "To start anew, omit `resume_from_checkpoint`."
+                advice = "Check `output_dir`. To start a new training, omit `resume_from_checkpoint`."
                 raise ValueError(f"Found no complete checkpoint to resume from in {folder}. {advice}")
         elif checkpoint and not is_complete(checkpoint):
             raise ValueError(
-                f"Expected a complete checkpoint to resume from, found none in {checkpoint}. Check the path, or use "
+                f"{checkpoint} is not a complete checkpoint to resume from. Pass a complete folder `checkpoint-*`, or "
                 "`resume_from_checkpoint=True` for the newest complete one in `output_dir`."
             )
         if checkpoint:
@@ -283,7 +285,7 @@ class RecommendationTrainer(Trainer):
         )
 
     def _validation_metrics(self) -> dict[str, float]:
-        """Return the metrics that were logged during training: a later evaluation may be of any split."""
+        """Return the metrics that were logged during training, because a later evaluation may be of any split."""
         log = self.state.log_history
         end = max((i for i, entry in enumerate(log) if "train_runtime" in entry), default=0)
         evaluated = [entry for entry in log[:end] if "eval_ndcg@10" in entry]
@@ -293,11 +295,7 @@ class RecommendationTrainer(Trainer):
         return {name: value for name, value in last.items() if "@" in name or name.startswith("mrr_")}
 
     def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
-        """Create the repository on the Hub. With `push_to_hub=True`, the constructor calls this method.
-
-        Raises:
-            OSError: The Hub refuses the repository or cannot be reached.
-        """
+        """Create the repository on the Hub. With `push_to_hub=True` the constructor does this. OSError if it fails."""
         with hub_errors(self.args.hub_model_id or Path(self.args.output_dir).name):
             super().init_hf_repo(*args, **kwargs)
 

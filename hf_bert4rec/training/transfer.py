@@ -26,9 +26,9 @@ def transfer(
 ) -> PreTrainedModel:
     """Return a new model for the catalog of `new_tokenizer` that starts from the weights of `model`.
 
-    The encoder and the special rows are copied. An item of both catalogs keeps its vector and its bias. A new
+    The encoder and the rows of special tokens are copied. An item of both catalogs keeps its vector and its bias. A new
     item starts at the mean of the old items plus the noise of an initialized row, with the smallest of the old biases,
-    since it has no interactions yet.
+    since it has no interactions yet. With `num_followers`, call `count_transitions` for the new model.
 
     Args:
         model: `Bert4RecForMaskedLM` or another model of the package.
@@ -39,8 +39,8 @@ def transfer(
         **changes: Changed values of the configuration, such as `hidden_dropout_prob`.
 
     Raises:
-        ValueError: `model` and `tokenizer` do not belong together, the catalogs share no item, titles are missing, or
-            `model` has no weights for a changed size.
+        ValueError: `model` and `tokenizer` do not belong together, the catalogs share no item, titles are missing,
+            `match` is unknown, or `model` has no weights for a changed size or a longer input.
     """
     check_sizes(model, tokenizer)
     places, rows = shared_items(tokenizer, new_tokenizer, match)
@@ -68,7 +68,7 @@ def transfer(
         new.lm_head.bias[specials:] = model.lm_head.bias[specials:].min()
         for old, values in (*tables, (model.lm_head.bias, new.lm_head.bias)):
             values[:specials], values[places] = old[:specials], old[rows]
-    logger.info("%d of %d items keep their weights, %d items are new.", len(rows), total, total - len(rows))
+    logger.info("Items that keep their weights: %d of %d. New items: %d.", len(rows), total, total - len(rows))
     return new
 
 
@@ -77,7 +77,7 @@ def shared_items(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the rows of shared items in the new and in the old item table, (shared,) each.
 
-    A title that occurs twice in a catalog matches no item.
+    A title that occurs twice in a catalog matches no item. ValueError if titles are missing, or `match` is unknown.
     """
     if match not in ("id", "title"):
         raise ValueError(f"`match` must be 'id' or 'title', found {match!r}.")

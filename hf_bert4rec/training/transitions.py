@@ -27,7 +27,8 @@ class Transitions:
     def count(cls, users: np.ndarray, rows: np.ndarray, items: np.ndarray, counted: np.ndarray | None = None) -> Self:
         """Count the transitions in rows: user, row and item of each interaction, (interactions,), oldest first per row.
 
-        Negative items are unknown. `counted` marks the interactions that may be the later one of a pair; default: all.
+        Pairs with a negative (unknown) item are not counted. `counted`, (interactions,) bool, marks the interactions
+        that may be the later one of a pair. Default: all.
         """
         found = (rows[1:] == rows[:-1]) & (items[1:] >= 0) & (items[:-1] >= 0)
         if counted is not None:
@@ -51,7 +52,7 @@ class Transitions:
 
         The weight makes the transitions most likely (Jelinek and Mercer, 1980; by expectation maximization). The gain
         is how many times as likely they then are as by popularity alone, as a geometric mean. The chain predicts each
-        transition without the count of its own user.
+        transition without the count of its own user. Without transitions, the result is (0.0, 1.0).
         """
         if not len(self.counts):
             return 0.0, 1.0

@@ -43,7 +43,13 @@ def test_the_card_has_the_mean_over_the_recorded_runs(seeds, tmp_path):
 
 @pytest.mark.parametrize(
     ("run", "message"),
-    [({"seed": 2, "sha256": "other"}, "data is 'other', but that of seed 1 is 'abc'"), ({"seed": 1}, "with seed 1")],
+    [
+        (
+            {"seed": 2, "sha256": "other"},
+            "the checksum of the data is 'other', but that of the recorded run with seed 1 is 'abc'",
+        ),
+        ({"seed": 1}, "with seed 1"),
+    ],
 )
 def test_runs_that_cannot_be_averaged_are_refused_and_nothing_is_written(seeds, tmp_path, run, message, capsys):
     file = tmp_path / "seeds.jsonl"
@@ -58,6 +64,17 @@ def test_runs_that_cannot_be_averaged_are_refused_and_nothing_is_written(seeds, 
         with pytest.raises(SystemExit):
             seeds.main(["card", str(file), str(other)])
         assert not (other / "README.md").exists()
+
+
+def test_runs_without_test_results_and_a_file_without_runs_are_refused(seeds, tmp_path, capsys):
+    run = save_run(tmp_path / "a", 1, 0.1)
+    with pytest.raises(SystemExit, match=r"does not exist or has no runs\. Run"):
+        seeds.main(["card", str(tmp_path / "seeds.jsonl"), str(run)])
+    facts = RunFacts.load(run)
+    del facts.results["test"]
+    facts.save(run)
+    with pytest.raises(SystemExit, match="found no results of the test split"):
+        seeds.main(["record", str(tmp_path / "seeds.jsonl"), str(run)])
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ def test_the_table_contains_means_gains_and_seeds(study):
         "| a | 0.1500 | 0.0200 | | 0.2000, 0.1000 | 0.1000 | 0.2000 | 3.0 |",
         "| b | 0.3000 | nan | | 0.3000 | 0.2000 | 0.4000 | 1.0 |",
     ]
-    assert "±: standard error over users. Median 0.2250, best 0.3000." in rows
+    assert "Median of the variants 0.2250, best variant 0.3000. ±: standard error over" in rows
     rows = study.format_tables([{**line, "cumulative": True} for line in LINES]).splitlines()
     assert rows[5] == "| b | 0.3000 | nan | +0.1500 | 0.3000 | 0.2000 | 0.4000 | 1.0 |"
 
@@ -91,7 +91,7 @@ def test_variants_with_a_result_are_not_trained_again(study, recipe, tmp_path, m
     ]
     describe["variants"]["b"] = {"window_step": 0.5}
     (tmp_path / "s.yaml").write_text(yaml.safe_dump(describe))
-    with pytest.raises(ValueError, match="has b, seed 0, with other options"):
+    with pytest.raises(ValueError, match="has a run of the variant 'b' with seed 0 and other options"):
         study.run(path, results, None, 1)
     assert len(runs) == 4
 
@@ -108,28 +108,32 @@ def test_a_run_is_evaluated_on_validation_and_on_both_halves_of_its_histories(st
     assert line["ndcg@10"] == pytest.approx(halves / 20, abs=1e-4)
 
 
-@pytest.mark.parametrize("options", [{"validation_in_train": True}, {"eval_strategy": "no"}])
+@pytest.mark.parametrize("options", [{"validation_in_train": True}, {"eval_strategy": "no"}, {"split": "train_on_all"}])
 def test_a_study_without_validation_is_refused_before_training(study, recipe, options, tmp_path):
-    with pytest.raises(ValueError, match="a study needs a validation split and an eval_strategy"):
+    with pytest.raises(ValueError, match="a study needs a validation split and evaluations"):
         study.build_recipe(recipe, options, 0, str(tmp_path))
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "expected recipe, seeds, variants .* found NoneType"),
-        ("{recipe: r, seeds: [0], variants: {a: {}}, option: {}}", "found recipe, seeds, variants, option"),
-        ("{recipe: r, variants: {a: {}}}", "found recipe, variants"),
-        ("{recipe: r, seeds: 3, variants: {a: {}}}", "expected seeds to be a non-empty list, found 3"),
-        ("{recipe: r, seeds: [0], variants: [a]}", "expected variants to be a non-empty dict"),
-        ("{recipe: r, seeds: [], variants: {a: {}}}", "expected seeds to be a non-empty list"),
-        ("{", "expected YAML"),
+        ("", "expected the keys `recipe`, `seeds` and .* found no keys"),
+        ("{recipe: r, seeds: [0], variants: {a: {}}, option: {}}", "found `recipe`, `seeds`, `variants`, `option`"),
+        ("{recipe: r, variants: {a: {}}}", "found `recipe`, `variants`"),
+        ("{recipe: r, seeds: 3, variants: {a: {}}}", "`seeds` must be a list with at least one seed, found 3"),
+        ("{recipe: r, seeds: [0], variants: [a]}", "`variants` must be lines of `name: options`"),
+        ("{recipe: r, seeds: [0], variants: {a: 3}}", "the variant 'a' must be lines of `option: value`, found 3"),
+        ("{recipe: r, seeds: [], variants: {a: {}}}", "`seeds` must be a list with at least one seed"),
+        ("{recipe: r, seeds: [0], variants: {a: {}}, cumulative: 1}", "`cumulative` must be true or false, found 1"),
+        ("{", "expected the YAML file of a study"),
     ],
 )
 def test_a_file_that_is_no_study_is_refused(study, text, message, tmp_path):
     (tmp_path / "s.yaml").write_text(text)
     with pytest.raises(ValueError, match=message):
         study.run(str(tmp_path / "s.yaml"), str(tmp_path / "results.jsonl"), None, 1)
+    with pytest.raises(ValueError, match="found no such file"):
+        study.load_study(str(tmp_path / "other.yaml"))
 
 
 def test_a_misspelled_option_of_the_last_variant_is_found_before_training(study, recipe, tmp_path, monkeypatch):
@@ -141,9 +145,9 @@ def test_a_misspelled_option_of_the_last_variant_is_found_before_training(study,
 
 
 def test_missing_results_and_an_option_that_is_no_number_are_refused(study, tmp_path):
-    with pytest.raises(ValueError, match="has no results"):
+    with pytest.raises(ValueError, match="does not exist or has no results"):
         study.load_lines(str(tmp_path / "results.jsonl"), required=True)
-    with pytest.raises(ValueError, match="an option that is a number in every line, found y"):
+    with pytest.raises(ValueError, match="an option with a number in every line of the results, found y"):
         study.plot(LINES, str(tmp_path / "plot.png"), "y")
 
 

@@ -160,13 +160,13 @@ def test_options_of_a_text_file(checkpoint, tmp_path):
 
 
 def test_invalid_items(checkpoint):
-    with pytest.raises(ValueError, match=r"'n': `like` has 'zz'\. Use IDs of items of the checkpoint"):
+    with pytest.raises(ValueError, match=r"`like` of the new item 'n' has 'zz', .* Use IDs of items"):
         add_items(checkpoint, pd.DataFrame({"item": ["n"], "like": ["a|zz"]}))
     with pytest.raises(ValueError, match="expected one row per item"):
         add_items(checkpoint, pd.DataFrame({"item": ["n", "n"]}))
-    with pytest.raises(ValueError, match="All items of the checkpoint would be removed"):
+    with pytest.raises(ValueError, match="All items would be removed"):
         remove_items(checkpoint, ["a", "b", "c"])
-    with pytest.raises(ValueError, match=r"org/name is no folder, but a Hub ID\. Name a folder"):
+    with pytest.raises(ValueError, match=r"Found no folder org/name\. .* for a Hub ID name an `output`"):
         remove_items("org/name", ["a"])
     with pytest.raises(FileNotFoundError):
         remove_items(checkpoint / "other" / "folder", ["a"])

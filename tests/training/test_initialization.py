@@ -6,7 +6,14 @@ import pytest
 import torch
 from datasets import Dataset
 
-from hf_bert4rec import Bert4RecForMaskedLM, initialize_items, item_tokenizer, leave_one_out, train_on_all
+from hf_bert4rec import (
+    Bert4RecForMaskedLM,
+    count_transitions,
+    initialize_items,
+    item_tokenizer,
+    leave_one_out,
+    train_on_all,
+)
 from tests.conftest import small_config
 from tests.data.logs import A, B, C, D, E, log_of
 
@@ -78,8 +85,14 @@ def test_untied_output_vectors_start_as_the_input_vectors_and_a_head_needs_no_bi
 
 def test_rows_without_items_raise():
     model = Bert4RecForMaskedLM(small_config(8, 6))
-    with pytest.raises(ValueError, match=r"Expected items in the training rows, found none\."):
+    with pytest.raises(ValueError, match=r"Expected known items in the training rows, found none\."):
         initialize_items(model, Dataset.from_dict({"user": ["u"], "input_ids": [[2]]}))
+
+
+def test_transitions_of_a_model_without_followers_raise():
+    model = Bert4RecForMaskedLM(small_config(8, 6))
+    with pytest.raises(ValueError, match=r"`num_followers` of the model must be above 0, found 0"):
+        count_transitions(model, Dataset.from_dict({"user": ["u"], "input_ids": [[3, 4]]}))
 
 
 def test_more_factors_than_items_are_possible():

@@ -154,9 +154,15 @@ def test_advice_is_limited_to_what_the_model_supports():
     assert again.advice == "a smaller `per_device_train_batch_size`"
 
 
+@pytest.mark.parametrize("head", [{"repeat_head": True}, {"num_followers": 1}])
+def test_heads_that_need_the_softmax_are_not_advised_to_use_another_loss(head):
+    model = shapes(vocab_size=1_000_003, **head)
+    assert estimate_memory(model, 64, 200).advice == "a smaller `loss_chunk_size`"
+
+
 def test_parameters_that_exceed_the_memory_of_the_machine_raise_before_anything_is_allocated():
     estimate = estimate_memory(shapes(vocab_size=100_000_003), 8, 50)
-    with pytest.raises(MemoryError, match=re.escape("need 26.00 GB, this machine has")):
+    with pytest.raises(MemoryError, match=re.escape("need 26.00 GB, but this machine has")):
         check_memory(estimate)
 
 

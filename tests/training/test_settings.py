@@ -34,7 +34,7 @@ def test_a_small_log_trains_one_layer_on_prefixes():
     assert settings.model == {"num_hidden_layers": 1}
     assert settings.training == {"weight_decay": 0.1, "num_train_epochs": 40}
     statistics = "median history 30, 25.0 interactions per item, 0% repeats"
-    assert settings.reason == f"{statistics}, items 1.0 times as likely by the item before as by popularity"
+    assert settings.reason == f"{statistics}, items 1.0 times as likely given the item before as given popularity alone"
 
 
 @pytest.mark.parametrize(("share", "followers"), [(0.05, None), (0.3, 50)])
@@ -130,7 +130,7 @@ def test_a_recipe_is_filled_with_what_the_log_asks_for_and_says_so(short_log, ca
     assert objective_arguments(recipe, tokenizer)["data_collator"].last_item_probability == 1
     (text,) = [message for message in caplog.messages if "Recommended settings" in message]
     statistics = "median history 6, 8.0 interactions per item, 0% repeats"
-    assert f"({statistics}, items 11.7 times as likely by the item before as by popularity)" in text
+    assert f"({statistics}, items 11.7 times as likely given the item before as given popularity alone)" in text
     assert "--prefixes True" in text
     assert "hidden_dropout_prob" not in text
 

@@ -270,7 +270,7 @@ def test_memory_is_logged_before_training_and_time_after_two_steps(histories, tm
 
     class Look(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
-            seen.append(len([message for message in caplog.messages if "per step" in message]))
+            seen.append(len([message for message in caplog.messages if "A step takes" in message]))
 
     trainer.add_callback(Look())
     with caplog.at_level("INFO", logger="hf_bert4rec.training.callbacks"):
@@ -280,12 +280,12 @@ def test_memory_is_logged_before_training_and_time_after_two_steps(histories, tm
         r"Training needs about \S+ MB \(parameters 0\.0 MB, .*\) of memory, in addition to libraries and data\.", memory
     )
     assert re.fullmatch(
-        r"\d+\.\d\d s per step\. An epoch takes at most \S+ s and the rest of the training \S+ s, not counting .*", time
+        r"A step takes \d+\.\d\d s, an epoch at most \S+ s, and the rest of the training at most \S+ s, not .*", time
     )
     assert seen == [0] + [1] * 14
 
 
-def report_of_time(caplog, monkeypatch, strategy="random", model=None):
+def report_of_time(caplog, monkeypatch, strategy="random", model=None, loader=range(80)):
     """What is logged after a second step that takes 2.5 seconds, of 40 steps per epoch and 102 in all."""
     clock = iter([10.0, 12.5])
     monkeypatch.setattr("hf_bert4rec.training.callbacks.time.perf_counter", lambda: next(clock))
@@ -294,19 +294,24 @@ def report_of_time(caplog, monkeypatch, strategy="random", model=None):
     with caplog.at_level("INFO", logger="hf_bert4rec.training.callbacks"):
         for _ in range(3):
             callback.on_step_begin(args, state, None)
-            callback.on_step_end(args, state, None, model=model, train_dataloader=range(80))
+            callback.on_step_end(args, state, None, model=model, train_dataloader=loader)
     return "\n".join(caplog.messages)
 
 
 @pytest.mark.parametrize(
     ("strategy", "expected"),
     [
-        ("group_by_length", "at most 0:01:40 and the rest of the training 0:04:10, not counting evaluations."),
-        ("random", "about 0:01:40 and the rest of the training 0:04:10, not counting evaluations."),
+        ("group_by_length", "at most 0:01:40, and the rest of the training at most 0:04:10, not counting evaluations."),
+        ("random", "about 0:01:40, and the rest of the training about 0:04:10, not counting evaluations."),
     ],
 )
 def test_the_time_of_an_epoch_is_that_of_its_steps(caplog, monkeypatch, strategy, expected):
-    assert report_of_time(caplog, monkeypatch, strategy) == f"2.50 s per step. An epoch takes {expected}"
+    assert report_of_time(caplog, monkeypatch, strategy) == f"A step takes 2.50 s, an epoch {expected}"
+
+
+def test_the_time_of_an_epoch_of_unknown_length_is_not_reported(caplog, monkeypatch):
+    text = "A step takes 2.50 s, and the rest of the training about 0:04:10, not counting evaluations."
+    assert report_of_time(caplog, monkeypatch, loader=iter(range(80))) == text
 
 
 @pytest.mark.parametrize(
@@ -322,7 +327,7 @@ def test_the_time_of_an_epoch_is_that_of_its_steps(caplog, monkeypatch, strategy
 def test_a_sampled_loss_is_advised_for_large_catalogs(caplog, monkeypatch, items, options, expected):
     with torch.device("meta"):
         model = Bert4RecForMaskedLM(small_config(items + 3, 8, hidden_size=3, **options))
-    advice = "`loss='sampled_softmax'` (`--loss sampled_softmax`) is faster for this catalog."
+    advice = "`Bert4RecConfig(loss='sampled_softmax')` (`--loss sampled_softmax`) is faster than `softmax` for so many"
     assert (advice in report_of_time(caplog, monkeypatch, model=model)) is expected
 
 
@@ -376,7 +381,7 @@ def test_memory_of_evaluation_is_logged_if_it_exceeds_that_of_training(histories
     trainer = make_trainer(histories, tmp_path, num_train_epochs=1, per_device_eval_batch_size=20_000_000)
     with caplog.at_level("INFO", logger="hf_bert4rec.training.callbacks"):
         trainer.train()
-    text = "Evaluation needs up to 3.60 GB of memory. A lower `per_device_eval_batch_size` needs less."
+    text = "Evaluation needs up to 3.60 GB of memory. A lower `per_device_eval_batch_size` reduces this amount."
     assert caplog.messages[1] == text
 
 
