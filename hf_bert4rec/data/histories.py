@@ -100,10 +100,10 @@ def build_histories(
             without training rows.
         targets: "validation" or "test" → (users,) number of the interaction to predict, -1 for users without a row. The
             history of a row is all interactions of the user before the target.
-        max_length: Longest input N, including the [MASK] of the query. Default: `tokenizer.model_max_length`.
-        window_step: Step between the training windows of a history longer than N, as a share of N.
-        prefixes: Instead of windows, use one training row for each item but the first: the item and up to N - 1 items
-            before it. For short histories, with `last_item_probability=1` of the collator.
+        max_length: Longest input, including the [MASK] of the query. Default: `tokenizer.model_max_length`.
+        window_step: Step between the training windows of a history longer than `max_length`, as a share of this.
+        prefixes: Instead of windows, use one training row for each item but the first: the item and the items before
+            it, at most `max_length` in total. This suits short histories, with `last_item_probability` 1.
 
     Returns:
         `DatasetDict` with `train` and the splits of `targets`, and the columns of `COLUMNS`.

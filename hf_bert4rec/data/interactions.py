@@ -47,11 +47,11 @@ def load_interactions(
         source: A file (see `FORMATS`; also compressed with gzip, bzip2 or Zstandard), a folder of MovieLens,
             `"ml-latest-small"` (contained in this package), a pandas, Polars or Arrow table, a `datasets.Dataset`, or
             the Hub ID of a dataset, whose split `train` is read.
-        format: Key of `FORMATS`. Default: the suffix of the file.
+        format: Key of `FORMATS`, such as csv, tsv, txt, jsonl or parquet. Default: the suffix of the file.
         user: Column of the user: a name, or a position from 0. Default: a column with a usual name.
-        item: Column of the item.
-        timestamp: Column of the time: numbers are kept as they are, dates become seconds since 1970.
-        rating: Column of the rating; read only if `min_rating` is given.
+        item: Column of the item, as for `user`.
+        timestamp: Column of the time, as for `user`. Numbers are kept as they are, dates become seconds since 1970.
+        rating: Column of the rating, as for `user`. It is read only if `min_rating` is given.
         min_rating: Drop interactions with a lower rating or without one.
         min_user_interactions: Drop users with fewer interactions, until all users have enough (k-core).
         min_item_interactions: Drop items with fewer interactions, until all items have enough.

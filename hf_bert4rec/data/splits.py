@@ -173,7 +173,7 @@ def new_interactions(
     as for `leave_one_out`.
 
     Args:
-        since: Time of the first new interaction, a number or an ISO date as for `split_at_time`. Default: all are new.
+        since: Time of the first new interaction, a number or ISO date as for `validation_time`. Default: all are new.
         held_out: Share of the users with new interactions whose last one is a validation target.
         replay: Number of older training rows for each new row (a row that ends with a new interaction). Users and rows
             are drawn at random, the same ones for the same log.

@@ -27,34 +27,35 @@ class RecommendationTrainingArguments(TrainingArguments):
         ValueError: An option is out of range, or does not work with recommendation models.
     """
 
+    output_dir: str | None = HfArg(default=None, help="Folder of the checkpoints. None: trainer_output.")
     learning_rate: float = HfArg(default=2e-3, help="Peak learning rate of AdamW.")
     muon_learning_rate: float | None = HfArg(
         default=None, help="Peak learning rate of Muon for the matrices of the layers. None: AdamW trains all weights."
     )
     lr_scheduler_type: str = HfArg(default="linear", help="Learning rate schedule after the warm-up.")
-    warmup_steps: float = HfArg(default=0.05, help="Warm-up steps; below 1: share of all steps.")
-    weight_decay: float = HfArg(default=0.01, help="Weight decay; not applied to biases and normalization layers.")
-    max_grad_norm: float = HfArg(default=5.0, help="Largest gradient norm; larger gradients are clipped.")
+    warmup_steps: float = HfArg(default=0.05, help="Number of warm-up steps. A number below 1 is a share of all steps.")
+    weight_decay: float = HfArg(default=0.01, help="Weight decay, except of biases and normalization layers.")
+    max_grad_norm: float = HfArg(default=5.0, help="Largest norm of the gradient. Larger gradients are clipped.")
     adam_epsilon: float = HfArg(default=1e-6, help="Epsilon of AdamW.")
     num_train_epochs: float = HfArg(default=30, help="Number of passes over the training rows.")
     early_stopping_patience: int | None = HfArg(
-        default=10, help="Stop after this number of evaluations without improvement. None: train all epochs."
+        default=10, help="Stop after this number of evaluations without a better metric. None: train all epochs."
     )
     id_dropout: float = HfArg(
         default=ID_DROPOUT,
-        help="With item features: share of the items that a step represents by their features alone.",
+        help="With `item_features`, share of the items that a step represents by their features alone.",
     )
     per_device_train_batch_size: int = HfArg(default=64, help="Training rows per step and device.")
     per_device_eval_batch_size: int = HfArg(default=256, help="Evaluated users per step and device.")
     eval_strategy: str = HfArg(default="epoch", help="When to evaluate: no, steps or epoch.")
     save_strategy: str = HfArg(default="epoch", help="When to save a checkpoint: no, steps or epoch.")
-    save_total_limit: int | None = HfArg(default=2, help="Number of checkpoints to keep.")
+    save_total_limit: int | None = HfArg(default=2, help="Largest number of checkpoints to keep.")
     logging_strategy: str = HfArg(default="epoch", help="When to log the loss: no, steps or epoch.")
     load_best_model_at_end: bool = HfArg(default=True, help="Restore the best checkpoint at the end.")
-    metric_for_best_model: str | None = HfArg(default="ndcg@10", help="Metric of the best checkpoint.")
-    greater_is_better: bool | None = HfArg(default=True, help="Whether a larger metric is better.")
+    metric_for_best_model: str | None = HfArg(default="ndcg@10", help="Metric that determines the best checkpoint.")
+    greater_is_better: bool | None = HfArg(default=True, help="Whether the best checkpoint has the largest metric.")
     train_sampling_strategy: str = HfArg(
-        default="group_by_length", help="How to draw batches; group_by_length reduces padding."
+        default="group_by_length", help="Order of rows: random, sequential, or group_by_length, which reduces padding."
     )
     dataloader_pin_memory: bool = HfArg(
         default_factory=torch.cuda.is_available, help="Pin batches in memory, by default only with a GPU."
@@ -65,10 +66,13 @@ class RecommendationTrainingArguments(TrainingArguments):
     )
     ddp_find_unused_parameters: bool | None = HfArg(default=False, help="Not needed: each step uses every parameter.")
     resume_from_checkpoint: str | None = HfArg(
-        default=None, help="true: resume from the newest complete checkpoint; or the path of a checkpoint."
+        default=None, help="true to resume from the newest complete checkpoint, or the path of a checkpoint."
     )
-    hub_strategy: str = HfArg(default="end", help="Must be end: intermediate checkpoints contain pickles.")
-    remove_unused_columns: bool = HfArg(default=False, help="Must be false: the collator reads all columns.")
+    push_to_hub: bool = HfArg(default=False, help="Whether to push the final model to the Hub.")
+    hub_model_id: str | None = HfArg(default=None, help="Hub ID for `push_to_hub`. None: name of `output_dir`.")
+    label_smoothing_factor: float = HfArg(default=0.0, help="Must be 0: [PAD] and [MASK] would get probability too.")
+    hub_strategy: str = HfArg(default="end", help="Must be end, because intermediate checkpoints contain pickles.")
+    remove_unused_columns: bool = HfArg(default=False, help="Must be false, because the collator reads all columns.")
 
     def __post_init__(self) -> None:
         if getattr(self, "report_to", None) is None:
