@@ -4,6 +4,7 @@ import hashlib
 import inspect
 import json
 import logging
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -87,7 +88,8 @@ class Comparison:
             while cause.__cause__ is not None:  # the innermost error names the value
                 cause = cause.__cause__
             example = f". {EXAMPLE}" if isinstance(cause, TypeError) else ""  # of the wrong type
-            raise ValueError(f"{path}: {cause}{example}") from error
+            reason = re.sub(r" doesn't match any type.*", " must be a number", str(cause), flags=re.DOTALL)
+            raise ValueError(f"{path}: {reason}{example}") from error
 
     def validate_models(self) -> None:
         """Check that each model is one of `KINDS`, and that names are valid for tables and files."""
@@ -98,6 +100,8 @@ class Comparison:
             other = files.setdefault(file := result_file("", name).name, name)
             if sum(kind in options for kind in KINDS) != 1:
                 raise ValueError(f"{name!r}: expected one of {', '.join(KINDS)}, found {options}. Give exactly one.")
+            if not isinstance(path := options.get("recipe", ""), str):
+                raise ValueError(f"{name!r}: `recipe` must be the path of a recipe, found {path!r}. {EXAMPLE}")
             if (baseline := str(options.get("baseline", "popularity"))) not in BASELINES:
                 raise ValueError(f"{name!r}: unknown baseline {baseline!r}. Choose from {', '.join(BASELINES)}.")
             if "checkpoint" in options and len(options) > 1:
@@ -143,7 +147,7 @@ def compare(path: str, split: str, folder: str, modules: Sequence[str] = ()) -> 
     if comparison.published and "candidates" not in histories[split].column_names:
         raise ValueError(
             f"{path}: `published` needs metrics among sampled candidates. Set `popularity_candidates` or "
-            f"`uniform_candidates` in {comparison.recipe}."
+            f"`uniform_candidates` in {comparison.recipe} to the number of candidates in the publication."
         )
     data = describe_data(recipe, interactions)
     for name, options in comparison.models.items():
@@ -151,18 +155,19 @@ def compare(path: str, split: str, folder: str, modules: Sequence[str] = ()) -> 
         if "checkpoint" in options:
             check_data(fetch_checkpoint(options["checkpoint"]), data, tokenizer.items, comparison.recipe)
     check_results(comparison, split, str(data.sha256), folder)
-    for name in comparison.models:
+    for name, options in comparison.models.items():
         if (file := result_file(folder, name)).exists():
-            print(f"{name}: the earlier result is used. Delete {file} to run this model again.", flush=True)
+            trained = f" To train this model again, delete {file.with_suffix('')} too." if "recipe" in options else ""
+            print(f"{name}: its earlier result is used. To evaluate it again, delete {file}.{trained}", flush=True)
         else:
-            print(f"{name} …", flush=True)
+            print(f"Running {name} …", flush=True)
             level = logging.getLogger("hf_bert4rec").getEffectiveLevel()
             with ProcessPoolExecutor(1, get_context("spawn"), _log_to_stderr, (level,)) as process:
                 process.submit(evaluate_model, comparison, name, split, folder, modules).result()
     results = {name: ModelResult.load(folder, name) for name in comparison.models}
     counts = count_items(whole_histories(recipe, interactions, tokenizer), len(tokenizer))
-    groups, options = user_groups(histories[split], counts), differing_options(trained_options(comparison, folder))
-    summary = summarize(split, results, groups, comparison.published, audit(histories), options)
+    groups, differing = user_groups(histories[split], counts), differing_options(trained_options(comparison, folder))
+    summary = summarize(split, results, groups, comparison.published, audit(histories), differing)
     if different := unlike(summary):
         logger.warning(UNLIKE, different)
     Path(folder, "comparison.json").write_text(json.dumps(summary, indent=1, ensure_ascii=False), encoding="utf-8")
@@ -180,7 +185,7 @@ def evaluate_model(comparison: Comparison, name: str, split: str, folder: str, m
     options = dict(comparison.models[name])
     if "recipe" in options:
         options = {"checkpoint": train_model(options, str(result_file(folder, name).with_suffix("")))}
-    logging.getLogger("hf_bert4rec").setLevel(logging.WARNING)  # what follows was logged by the main process
+    logging.getLogger("hf_bert4rec").setLevel(logging.WARNING)  # the main process has logged what follows
     recipe, interactions, tokenizer, histories = prepare(comparison.parse_recipe())
     data, train = describe_data(recipe, interactions), whole_histories(recipe, interactions, tokenizer)
     if baseline := options.pop("baseline", None):
@@ -192,7 +197,7 @@ def evaluate_model(comparison: Comparison, name: str, split: str, folder: str, m
         facts, tokenizer = check_data(checkpoint, data, tokenizer.items, comparison.recipe)
         model = AutoModelForMaskedLM.from_pretrained(checkpoint)
         seconds, processes, threads = facts.seconds or 0, facts.machine.processes, facts.machine.threads
-        _, _, _, histories = prepare(recipe, tokenizer)  # models may read inputs of different lengths
+        _, _, _, histories = prepare(recipe, tokenizer)  # inputs as long as the model reads
     rows, trainer = histories[split], evaluator(model, recipe, tokenizer)
     if baseline:
         trainer.data_collator = DataCollatorWithUsers(tokenizer, model.users)
@@ -268,7 +273,12 @@ def check_model(comparison: Comparison, name: str, recipe: Recipe, folder: str) 
         if "baseline" in options:
             first = len(SPECIAL_TOKENS)
             rows = {"user": ["u", "v"], "input_ids": [[first, first + 1], [first + 1]], "timestamps": [[0, 2], [1]]}
-            BASELINES[options.pop("baseline")](Dataset.from_dict(rows), first + 2, **options)
+            baseline = options.pop("baseline")
+            try:
+                BASELINES[baseline](Dataset.from_dict(rows), first + 2, **options)
+            except TypeError as error:
+                advice = f"`help(hf_bert4rec.BASELINES[{baseline!r}])` in Python lists its options."
+                raise ValueError(f"the baseline {baseline} cannot use {options} ({error}). {advice}") from error
             return
         expected = split_options(recipe)
         if "checkpoint" in options:
@@ -291,8 +301,8 @@ def check_model(comparison: Comparison, name: str, recipe: Recipe, folder: str) 
             expected[option] = found[option] = None
         if changes := describe_changes(expected, found):
             raise ValueError(
-                f"the split or ranking differs from the comparison ({', '.join(changes)}). With another split the "
-                "model may have been trained on the targets. Use the same options for all models."
+                f"the split or ranking differs from the comparison ({', '.join(changes)}). With another split, the "
+                f"model may have been trained on the targets. Use the options of {comparison.recipe} for all models."
             )
     except (ImportError, TypeError, ValueError) as error:
         raise ValueError(f"{comparison.path}: {name!r}: {error}") from error
@@ -303,7 +313,7 @@ def check_data(checkpoint: Path, data: DataFacts, items: Any, recipe: str) -> tu
     facts = RunFacts.load(checkpoint)  # those of a `RecommendationTrainer` have no checksum
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     if facts.data.sha256 not in (None, data.sha256) or tokenizer.items != items:
-        advice = "Use the same data, or remove the model."
+        advice = f"Use the same data in {recipe}, or remove the model from the comparison."
         raise ValueError(f"{checkpoint} was trained on other data or items than those of {recipe}. {advice}")
     if facts.data.sha256 is None:
         logger.warning("%s: the training data is unknown. It must not contain targets of %s.", checkpoint, recipe)
@@ -355,7 +365,7 @@ def describe_settings(comparison: Comparison, name: str, split: str, sha256: str
 
 def check_results(comparison: Comparison, split: str, sha256: str, folder: str) -> None:
     """Raise ValueError if `folder` has results of an earlier comparison with other settings."""
-    lines = [f"{folder} contains results with other settings. Delete these files, or choose another `--output_dir`:"]
+    lines = [f"{folder} contains results with other settings. Delete the files below, or change `--output_dir`."]
     for name in comparison.models:
         if (file := result_file(folder, name)).exists():
             found = json.loads(file.read_text(encoding="utf-8")).get("settings", {})
@@ -367,7 +377,7 @@ def check_results(comparison: Comparison, split: str, sha256: str, folder: str) 
 
 @contextmanager
 def _level(name: str, level: int) -> Iterator[None]:
-    """Set the level of a logger for a while."""
+    """Set the level of a logger inside a `with` block."""
     log = logging.getLogger(name)
     before = log.level
     log.setLevel(level)
@@ -378,7 +388,7 @@ def _level(name: str, level: int) -> Iterator[None]:
 
 
 def _log_to_stderr(level: int) -> None:
-    """Log as the main process does. A process that is started anew has no handlers."""
+    """Log as the main process does. A spawned process starts without handlers."""
     log = logging.getLogger("hf_bert4rec")
     log.addHandler(logging.StreamHandler())
     log.setLevel(level)

@@ -22,11 +22,12 @@ COLUMNS = """\
 - popularity: how often a recommended item occurs in training, as a multiple of how often a target does.
 - ties: share of the users whose target has the same score as another item.
 - training: seconds on processes × threads.
+- users/s: users that are evaluated per second.
 - GB: peak memory of the process that evaluated the model, and trained it unless it was trained before."""
 
 UNLIKE = (
-    "The trained models differ in %s, so the differences of their scores are those of several options. To compare like "
-    "with like, set `num_followers: 0` and `repeat_head: false` in the recipe."
+    "The trained models differ in %s, which may explain differences of their metrics. To compare losses or encoders "
+    "alone, train all models with `num_followers: 0` and `repeat_head: false`."
 )
 """Warning, for the options of `ADDED_PARTS` that differ between the trained models."""
 
@@ -53,7 +54,7 @@ CELLS = {
 class ModelResult:
     """Evaluation of one model on a split, saved as a JSON file, with the results of each user in an NPZ file."""
 
-    settings: dict[str, Any]  # all that determines the result: options, split, data and weights
+    settings: dict[str, Any]  # what determines the result: options, split, data and weights
     protocol: str  # how the model was evaluated over the whole catalog
     sampled_protocol: str | None  # the same among sampled candidates; None if there are none
     metrics: dict[str, float]  # as from `split_metrics`
@@ -147,7 +148,7 @@ def format_report(summary: Summary) -> str:
     parts = [f"Protocol: {summary['split']}, {summary['protocol']}; {number}.", metrics_table(summary), COLUMNS]
     if table := sampled_metrics_table(summary):
         protocol = f"{summary['split']}, {summary['sampled_protocol']}; {number}"
-        parts += [f"Protocol: {protocol}. Never compare these with the above.", table]
+        parts += [f"Protocol: {protocol}. Never compare these metrics with those of the table above.", table]
     parts += [groups_table(summary)]
     if table := options_table(summary):
         parts += ["Options that differ between the trained models:", table]

@@ -27,6 +27,7 @@ def train(argv: list[str]) -> None:
         return
     import transformers
 
+    from ..hub.checkpoint import last_complete_checkpoint
     from ..hub.errors import disk_errors
     from .recipe import parse_recipe
     from .report import summary
@@ -38,11 +39,14 @@ def train(argv: list[str]) -> None:
         with disk_errors(recipe.training.output_dir or ""):
             folder = run(recipe)
     except KeyboardInterrupt:
-        sys.exit("\nInterrupted. To resume from a checkpoint, run the command with --resume_from_checkpoint true.")
+        if (checkpoint := last_complete_checkpoint(recipe.training.output_dir or "")) is None:
+            sys.exit("\nInterrupted. There is no checkpoint to resume from. To start again, run the same command.")
+        sys.exit(f"\nInterrupted. To resume from {checkpoint}, add `--resume_from_checkpoint true` to the command.")
     if folder is not None:
         print(summary(folder))
         if folder.name == REJECTED:
-            sys.exit("The new model is worse than the model that it continues, which was not replaced.")
+            found = f"The new model is worse than {recipe.run.continue_from}, which was not replaced."
+            sys.exit(f"{found} The new model is in {folder}. To accept a larger fall, increase `--tolerance`.")
 
 
 def evaluate(argv: list[str]) -> None:
@@ -70,8 +74,9 @@ def compare(argv: list[str]) -> None:
     parser = _parser("compare")
     parser.description = _help_text("compare")
     parser.add_argument("config", metavar="CONFIG", help="YAML file of the comparison")
-    parser.add_argument("--split", default="test", choices=("validation", "test"), help="split to evaluate on (test)")
-    parser.add_argument("--output_dir", metavar="FOLDER", help="folder of the results (runs/compare-CONFIG-SPLIT)")
+    text = "split to evaluate on (default: test)"
+    parser.add_argument("--split", default="test", choices=("validation", "test"), help=text)
+    parser.add_argument("--output_dir", metavar="FOLDER", help="folder (default: runs/compare-NAME-SPLIT of NAME.yaml)")
     args = parser.parse_args(argv)
     from .compare import compare
 
@@ -80,7 +85,7 @@ def compare(argv: list[str]) -> None:
         print(compare(args.config, args.split, folder, imported))
     except KeyboardInterrupt:
         sys.exit(f"Interrupted. Run the same command to continue with the results in {folder}.")
-    print(f"Saved in {folder}.")
+    print(f"The report and the results are saved in {folder}.")
 
 
 def recommend(argv: list[str]) -> None:
@@ -94,29 +99,32 @@ def recommend(argv: list[str]) -> None:
     parser.add_argument(
         "--history", nargs="*", metavar="ID", help="item IDs, oldest first (default: no items, as for a new user)"
     )
-    text = "Parquet with columns user and history (lists of item IDs), or a log of interactions"
+    text = "recommend for all users of a Parquet file with columns user and history (lists of item IDs), or of a log"
     parser.add_argument("--input", metavar="FILE", help=text)
     text = "with --input: column of the user in a log; other options for reading a log are as for hf-bert4rec train"
     for name in READING:
         parser.add_argument(f"--{name}", metavar="COLUMN", help=text if name == "user" else SUPPRESS)
-    parser.add_argument("--output", metavar="FOLDER", help="with --input: folder of the result, new or to continue")
-    parser.add_argument("--processes", type=int, default=1, metavar="N", help="with --input: number of processes (1)")
-    parser.add_argument("--top_k", type=int, default=10, metavar="N", help="number of items to recommend (10)")
+    text = "with --input: new folder for the result; after an interruption, the same command continues in it"
+    parser.add_argument("--output", metavar="FOLDER", help=text)
+    parser.add_argument("--processes", type=int, default=1, metavar="N", help="with --input: processes (default: 1)")
+    parser.add_argument("--top_k", type=int, default=10, metavar="N", help="number of items to recommend (default: 10)")
     parser.add_argument("--allow", nargs="+", metavar="ID", help="recommend only these items")
     parser.add_argument("--deny", nargs="+", metavar="ID", help="never recommend these items")
     text = "whether items of the history are excluded (default: the setting of the model)"
     parser.add_argument("--exclude_history", choices=("true", "false"), help=text)
     args, others = parser.parse_known_args(argv)
     if others:
-        parser.error(f"unrecognized arguments: {' '.join(others)}. Pass the items of a history after --history.")
+        unknown = others[0].startswith("--")
+        advice = "Use only the options above." if unknown else "Pass the items of a history after `--history`."
+        parser.error(f"unrecognized arguments: {' '.join(others)}. {advice}")
     options = {"top_k": args.top_k, "allow": args.allow, "deny": args.deny}
     if args.exclude_history:
         options["exclude_history"] = args.exclude_history == "true"
     if (args.input is None) != (args.output is None) or (args.input and args.history is not None):
-        parser.error("Use --input together with --output, and without --history.")
+        parser.error("Use `--input` together with `--output`, and without `--history`.")
     reading = {name: value for name in READING if (value := getattr(args, name)) is not None}
     if not args.input and (reading or args.processes != 1):
-        parser.error("Use --processes and options for reading a log, such as --user, only with --input.")
+        parser.error(f"`--{next(iter(reading), 'processes')}` needs `--input`. Add `--input`, or omit this option.")
     if args.input:
         from ..inference.batch import recommend_to_parquet
         from .recipe import parse_recipe
@@ -145,13 +153,13 @@ def push(argv: list[str]) -> None:
 
 
 def push_data(argv: list[str]) -> None:
-    """Push histories and their tokenizer to the Hugging Face Hub."""
+    """Push the histories of a recipe and their tokenizer to the Hugging Face Hub."""
     more = "\nFurther options are those of hf-bert4rec train. Log in first with hf auth login."
     parser = _parser("push-data", "runs/mine/model your-name/mine --i_may_share_this_data", more=more)
     parser.add_argument("config", metavar="CONFIG", help="YAML file or checkpoint folder, as for hf-bert4rec train")
     parser.add_argument("repository", metavar="REPO", help="Hub ID (org/name); created if it does not exist")
     parser.add_argument("--private", action="store_true", help="create a private repository")
-    text = "you are allowed to publish the data; required unless the data is part of this package"
+    text = "confirm that you are allowed to publish the data; needed unless the data is part of this package"
     parser.add_argument("--i_may_share_this_data", action="store_true", help=text)
     args, options = parser.parse_known_args(argv)
     from .push_data import push_data as push_histories
@@ -165,16 +173,19 @@ def items(argv: list[str]) -> None:
     """Add items to a checkpoint, or remove items from its recommendations."""
     parser = _parser("items", "add runs/mine/model new.csv", "remove runs/mine/model 260 1196")
     commands = parser.add_subparsers(dest="command", required=True, metavar="add|remove")
-    add = commands.add_parser("add", help="add the items of a table; known items get new titles, removed items return")
-    remove = commands.add_parser("remove", help="never recommend items again; histories may contain them")
+    text = "Add the items of a table. Known items get its titles, and removed items can be recommended again."
+    add = commands.add_parser("add", help=text, description=text)
+    text = "Never recommend items again. Histories may still contain them."
+    remove = commands.add_parser("remove", help=text, description=text)
     for command in (add, remove):
         command.add_argument("checkpoint", metavar="CHECKPOINT", help="checkpoint folder or Hub ID")
         command.add_argument("--output", metavar="FOLDER", help="folder of the result (default: replace CHECKPOINT)")
-    add.add_argument("table", metavar="TABLE", help="columns item, and optionally title, like (item IDs) and features")
+    text = "file with a column item, and optionally title, like (similar items: IDs, separated by |) and features"
+    add.add_argument("table", metavar="TABLE", help=text)
     add.add_argument("--encoder", metavar="NAME", help="model of sentence-transformers, if the features have text")
     add.add_argument("--item", help="column of the item ID (default: a column with a usual name)")
     add.add_argument("--title", help="column of the title (default: a column with a usual name)")
-    remove.add_argument("ids", nargs="+", metavar="ID", help="item IDs")
+    remove.add_argument("ids", nargs="+", metavar="ID", help="IDs of the items to remove")
     args = parser.parse_args(argv)
     from ..training.catalog import add_items, remove_items
 
@@ -190,9 +201,9 @@ def serve(argv: list[str]) -> None:
     more = " On SIGHUP the server loads the checkpoint again."
     parser = _parser("serve", "runs/mine/model --port 8000", more=more)
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="checkpoint folder, Hub ID, or exported folder")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine only)")
-    parser.add_argument("--port", type=int, default=8000, help="port to listen on (8000)")
-    parser.add_argument("--revision", help="branch, tag or commit of a Hub ID (main)")
+    parser.add_argument("--host", default="127.0.0.1", help="listen address (default: 127.0.0.1, this machine only)")
+    parser.add_argument("--port", type=int, default=8000, help="port to listen on (default: 8000)")
+    parser.add_argument("--revision", help="branch, tag or commit, if CHECKPOINT is a Hub ID (default: main)")
     args = parser.parse_args(argv)
     if not 0 <= args.port < 2**16:
         parser.error(f"argument --port: must be from 0 to 65535, found {args.port}")
@@ -206,8 +217,8 @@ def export(argv: list[str]) -> None:
     parser = _parser("export", "runs/mine/model --output runs/mine/onnx")
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="checkpoint folder or Hub ID")
     parser.add_argument("--output", required=True, metavar="FOLDER", help="folder of the result")
-    parser.add_argument("--to", default="onnx", choices=("onnx",), help="format (onnx)")
-    parser.add_argument("--revision", help="branch, tag or commit of a Hub ID (main)")
+    parser.add_argument("--to", default="onnx", choices=("onnx",), help="format of the result (default: onnx)")
+    parser.add_argument("--revision", help="branch, tag or commit, if CHECKPOINT is a Hub ID (default: main)")
     args = parser.parse_args(argv)
     from ..inference.export import export_checkpoint
 
@@ -226,16 +237,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     if name in ("-h", "--help"):
         lines = "\n".join(f"  {command:<10} {run.__doc__}" for command, run in COMMANDS.items())
         print(f"usage: hf-bert4rec COMMAND …\n\n{lines}\n")
-        print("hf-bert4rec COMMAND --help shows its options, hf-bert4rec --version the version.")
-        print("--import MODULE first imports your own code: it registers models, losses, splits, formats or baselines.")
+        print("hf-bert4rec COMMAND --help shows the options of a command. hf-bert4rec --version shows the version.")
+        print("hf-bert4rec COMMAND --import MODULE imports your own models, losses, splits, formats or baselines.")
         return
     if name == "--version":
         print(version("hf-bert4rec"))
         return
     if name not in COMMANDS:
         near = get_close_matches(name, COMMANDS, n=1)
-        hint = f"Did you mean {near[0]}?" if near else f"Choose from {', '.join(COMMANDS)}."
-        sys.exit(f"hf-bert4rec: error: Unknown command {name}. {hint}")
+        hint = f"Did you mean `{near[0]}`?" if near else f"Choose from {', '.join(COMMANDS)}."
+        sys.exit(f"hf-bert4rec: error: Unknown command `{name}`. {hint}")
     logger = logging.getLogger("hf_bert4rec")
     if not logger.handlers:
         logger.addHandler(logging.StreamHandler())
@@ -246,6 +257,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
             place = rest.index("--import")
             module = " ".join(rest[place + 1 : place + 2])
+            if not module:
+                raise ValueError("`--import` needs the name of a module, found none. Write it after `--import`.")
             try:
                 import_own_code(module)
             except (ImportError, ValueError) as error:
@@ -268,8 +281,8 @@ def plain_errors(program: str | None = None) -> Iterator[None]:
         sys.exit(f"{program}: interrupted")
     except Exception as error:
         if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
-            reason = f"{error.name} is not installed. Run pip install 'hf-bert4rec[{EXTRAS[error.name]}]'."
-        elif isinstance(error, StrictDataclassError):  # which check of a configuration has failed is of no help
+            reason = f"{error.name} is not installed. Run `pip install 'hf-bert4rec[{EXTRAS[error.name]}]'`."
+        elif isinstance(error, StrictDataclassError):  # its own text names a method, its cause the option
             reason = str(error.__cause__ or error)
         elif isinstance(error, (ValueError, OSError, MemoryError)) or type(error) is ImportError:
             reason = str(error)

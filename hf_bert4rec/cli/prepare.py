@@ -53,7 +53,7 @@ def prepare(
     split, options = find_split(run.split), recipe.options("splitting")
     if unread := [name for name, value in options.items() if value is not None and name not in split.options]:
         own = ", ".join(f"`--{name}`" for name in split.options) or "none"
-        raise ValueError(f"The split {run.split} has no option `--{unread[0]}`. Options of this split: {own}.")
+        raise ValueError(f"The split {run.split} has no option `--{unread[0]}`. Remove it. This split has {own}.")
     if run.popularity_candidates and run.uniform_candidates:
         raise ValueError("Use `--popularity_candidates` or `--uniform_candidates`, not both. Set one of them to 0.")
     split.resolve(options)  # before the log is read
@@ -70,8 +70,8 @@ def prepare(
         tokenizer = item_tokenizer(past, titles=_titles(run, names), features=features, max_length=length)
     histories = _split(recipe, interactions, tokenizer, run.max_length)
     _add_candidates(recipe, histories, interactions, tokenizer)
-    sizes = ", ".join(f"{name} {rows.num_rows:,} rows" for name, rows in histories.items())
-    logger.info("Histories: %s.", sizes)
+    sizes = ", ".join(f"{name} {rows.num_rows:,}" for name, rows in histories.items())
+    logger.info("Rows of histories: %s.", sizes)
     return recipe, interactions, tokenizer, histories
 
 
@@ -126,7 +126,8 @@ def _read_logs(recipe: Recipe, names: dict[str, str] | None) -> tuple[Dataset, D
     *history, new = read
     if not history:
         if run.continue_from is not None:
-            logger.warning("Without --history, the histories of all users begin with the interactions of %s.", run.data)
+            text = "Without `--history`, histories begin with %s. Pass the earlier interactions as `--history`."
+            logger.warning(text, run.data)
         return new, new
     tables = [log.with_format("arrow")[:].select(["user", "item", "timestamp"]) for log in read]
     last, first = pc.max(tables[0]["timestamp"]).as_py(), pc.min(tables[1]["timestamp"]).as_py()
@@ -157,11 +158,12 @@ def _continue(recipe: Recipe, new: Dataset, names: dict[str, str] | None) -> tup
     both = [old[item] == title for item, title in (titles or {}).items() if old.get(item) is not None]
     known = tokenizer.encode_items(table["item"]) != tokenizer.unk_token_id
     if not known.any():
-        found = f"{run.data}: none of the {len(pc.unique(table['item']))} items is in {run.continue_from}"
-        raise ValueError(f"{found}. Use the item IDs of this checkpoint, or train with `--start_from` instead.")
+        found = f"{run.data}: none of its item IDs, such as {table['item'][0].as_py()!r}, is in {run.continue_from}"
+        advice = "Use the IDs of this checkpoint. If only the titles are the same, pass `--titles`, and "
+        raise ValueError(f"{found}. {advice}`--start_from` with `--match_items title` instead of `--continue_from`.")
     if 2 * sum(both) < len(both):
         found = f"{len(both) - sum(both)} of {len(both)} items have another title than in {run.continue_from}"
-        advice = "Use the same item IDs in both. If only the titles have changed, omit `--titles`."
+        advice = "Use the item IDs of this checkpoint. If only the titles have changed, omit `--titles`."
         raise ValueError(f"{run.titles}: {found}. {advice}")
     features, ids = _features(run, names), table["item"].chunks
     if features is not None:
@@ -181,8 +183,8 @@ def _titles(run: RunArguments, names: dict[str, str] | None) -> dict[str, str] |
         return titles
     if untitled := set(names) - set(titles):  # otherwise catalog numbers could be taken for IDs of the log
         raise ValueError(
-            f"{run.titles}: found no title for {len(untitled)} items of {run.item_ids}, such as {min(untitled)!r}. "
-            "`--titles` must have a title for each of these items, under its ID in the log, not under its new ID."
+            f"{run.titles}: found no title for {min(untitled)!r} of {run.item_ids} (IDs without a title: "
+            f"{len(untitled)}). `--titles` must have a title for each ID of the log, not for the new IDs."
         )
     return {names[item]: title for item, title in titles.items() if item in names}
 

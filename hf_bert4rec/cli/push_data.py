@@ -32,8 +32,9 @@ def push_data(
     """Push the histories of a recipe in one commit, and return the URL of the commit. User IDs are those of the log.
 
     `load_dataset` returns the same rows and columns. Older histories of the repository stay in its git history. The
-    repository is created if it does not exist, in your account if the name has no owner. PermissionError for data that
-    is not part of this package, unless `may_share` is true.
+    repository is created if it does not exist, in your account if the name has no owner. `private` and `token` are as
+    for `push_checkpoint`. PermissionError for data that is not part of this package, unless `may_share` is true;
+    ValueError if the recipe has candidates; OSError as for `push_files`.
     """
     run = recipe.run
     sources = (run.data, run.titles, run.item_ids, run.item_features)
@@ -43,9 +44,9 @@ def push_data(
         found = f"{foreign[0]} is not part of this package, and histories contain the ID, items and times of every user"
         raise PermissionError(f"{found}. {terms} Add `--i_may_share_this_data` if you are allowed to publish the data.")
     if run.popularity_candidates or run.uniform_candidates:
-        advice = "Set `--popularity_candidates 0` and `--uniform_candidates 0`, and draw candidates after loading."
+        advice = "Set `--popularity_candidates 0` and `--uniform_candidates 0`, and draw candidates from loaded data."
         raise ValueError(f"Candidates cannot be pushed, because training rows have none. {advice}")
-    # Settings for one way of training are not part of the data.
+    # Recommended settings, such as `prefixes`, suit one model, but the data is for all models.
     recipe, interactions, tokenizer, histories = prepare(recipe.fill({"run": {"recommended_settings": False}}))
     data = describe_data(recipe, interactions)
     repository = create_repository(repository, repo_type="dataset", private=private, token=token)

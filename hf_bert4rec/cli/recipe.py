@@ -2,7 +2,7 @@
 
 As with TRL's `TrlParser`, dataclasses define the options, the file sets them, and the command line overrides the file.
 Values in the file are converted like words of the command line: `eval_strategy: no` and `1e-3` need no quotes. A value
-that is empty, `null` or `none` unsets an option that can be None.
+that is empty, `null` or `none` means None for an option that can be None.
 
 Options of a run are fields of `RunArguments`. All other options are parameters of functions and classes of the package,
 with the same types, defaults and texts. So a new parameter of `load_interactions` is an option too.
@@ -13,6 +13,7 @@ import copy
 import dataclasses
 import inspect
 import json
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -56,6 +57,14 @@ CONTINUED_RATE = 2.0  # times the peak learning rate of the training that is con
 OWN_CODE = {"split": "package.module:function", "architecture": "package.module:ConfigClass"}
 """Options that can name code to import, and the form of such a name."""
 
+ARGUMENT_ERRORS = {  # pattern of a message of argparse or `HfArgumentParser` -> text
+    "^expected one argument": "needs a value, found none",
+    "^invalid int value:": "must be a whole number, found",
+    "^invalid float value:": "must be a number, found",
+    r"^invalid choice: (.*) \(choose from (.*)\)": r"must be one of \2, found \1",
+    "^Truthy value expected: got (.*) but expected.*": r"must be true or false, found '\1'",
+}
+
 
 def _option(default: Any, text: str) -> Any:
     return HfArg(default=default, help=text)
@@ -67,32 +76,34 @@ class RunArguments:
 
     _argument_group_name = "data and protocol"
 
-    data: str = _option("", "Log to read: a file, a folder, a Hub dataset, or ml-latest-small (embedded).")
-    titles: str | None = _option(None, "Table with the titles of the items, such as movies.csv.")
-    title_item: str | None = _option(None, "Item column of `titles` and `item_features`. Default: a usual name.")
-    title_column: str | None = _option(None, "Column of the title in `titles`; by default one with a usual name.")
+    data: str = _option("", "Log to read: a file, a folder, a Hub dataset, or ml-latest-small (in this package).")
+    titles: str | None = _option(None, "Table with columns for item ID and title, such as movies.csv.")
+    title_item: str | None = _option(None, "Column of the IDs in `titles` and `item_features`. Default: a usual name.")
+    title_column: str | None = _option(None, "Column of the title in `titles`. Default: a usual name.")
     item_features: str | None = _option(None, "Table with features of items, such as price and text (docs/items.md).")
-    feature_text: list[str] | None = _option(None, "Text columns of `item_features`, for `encoder`.")  # noqa: RUF009
-    encoder: str | None = _option(None, "Model of sentence-transformers for `feature_text`: Hub ID or folder.")
-    item_ids: str | None = _option(None, "Table that renames items: ID in the log (as in `titles`), ID to use.")
+    feature_text: list[str] | None = _option(None, "Columns of `item_features` that `encoder` reads.")  # noqa: RUF009
+    encoder: str | None = _option(None, "Model of sentence-transformers, Hub ID or folder, for `feature_text`.")
+    item_ids: str | None = _option(None, "Table to rename items: first the IDs of log and `titles`, then the new IDs.")
     split: str = _option(
-        "leave_one_out", "leave_one_out, at_time, train_on_all, new_interactions, or package.module:function."
+        "leave_one_out",
+        "How to hold items out: leave_one_out, at_time (needs `validation_time` and `test_time`), train_on_all, "
+        "new_interactions (with `since`, `held_out` and `replay`), or package.module:function.",
     )
-    max_length: int | None = _option(None, "Longest input, including the [MASK] of the query. None: model default.")
-    popularity_candidates: int = _option(0, "Also rank among N items per user, drawn by popularity; 100 in the paper.")
-    uniform_candidates: int = _option(0, "Also rank among N items per user, drawn uniformly.")
-    architecture: str = _option("bert4rec", "bert4rec, sasrec, gru4rec, or package.module:ConfigClass.")
-    recommended_settings: bool = _option(True, "Choose other options from statistics of the log (docs/training.md).")
+    max_length: int | None = _option(None, "Longest input, including the [MASK] of the query. None: 50.")
+    popularity_candidates: int = _option(0, "Also rank among this number of items, drawn by popularity. 0: no.")
+    uniform_candidates: int = _option(0, "Also rank among this number of items, drawn uniformly. 0: no.")
+    architecture: str = _option("bert4rec", "Model: bert4rec, sasrec, gru4rec, or package.module:ConfigClass.")
+    recommended_settings: bool = _option(True, "From the log, choose options that are not given (docs/training.md).")
     initialize_items: bool = _option(True, "Initialize item vectors and biases from item counts in training histories.")
-    start_from: str | None = _option(None, "Checkpoint of another catalog: start from its encoder and shared items.")
+    start_from: str | None = _option(None, "Checkpoint whose encoder and shared items a new model starts from.")
     continue_from: str | None = _option(None, "Checkpoint to train further on `data`, with its recipe (docs/items.md).")
-    history: str | None = _option(None, "Log of the earlier interactions, with `continue_from`.")
-    allow_earlier: bool = _option(False, "With `continue_from`, accept interactions before the end of its log.")
-    tolerance: float = _option(0.002, "With `continue_from`, largest accepted fall of validation NDCG@10.")
-    match_items: Literal["id", "title"] = _option("id", "How items are matched with those of `start_from`.")
+    history: str | None = _option(None, "With `continue_from`, log of the interactions before those in `data`.")
+    allow_earlier: bool = _option(False, "With `continue_from`, accept `data` that begins before its log ends.")
+    tolerance: float = _option(0.002, "With `continue_from`, largest fall of validation NDCG@10 that is accepted.")
+    match_items: Literal["id", "title"] = _option("id", "How items of `start_from` are found: by ID or by title.")
     name: str | None = _option(None, "Name of the checkpoint on its card. None: name of the output folder.")
-    terms: str | None = _option(None, "Terms of use of the data, for the card.")
-    example: list[str] | None = _option(None, "History of item IDs for summary and card.")  # noqa: RUF009
+    terms: str | None = _option(None, "Terms of use of the data, which the card shows.")
+    example: list[str] | None = _option(None, "History (item IDs) that summary and card use as example.")  # noqa: RUF009
 
 
 @dataclass(frozen=True)
@@ -139,7 +150,8 @@ def parse_recipe(argv: Sequence[str]) -> Recipe:
     stored = {} if source is None or not Path(source).is_dir() else from_file  # may be downloaded
     if (parent := chosen.get("continue_from", None if stored else from_file.get("continue_from"))) is not None:
         if "start_from" in {**from_file, **chosen}:
-            raise ValueError("Use `--start_from` or `--continue_from`, not both.")
+            place = "the command" if "start_from" in chosen else source
+            raise ValueError(f"Use `--start_from` or `--continue_from`, not both. Found `start_from` in {place}.")
         stored = _options_to_continue(str(parent))
         from_file = stored | from_file
     if (split := chosen.get("split")) not in (None, from_file.get("split", RunArguments.split)):
@@ -157,18 +169,24 @@ def parse_recipe(argv: Sequence[str]) -> Recipe:
     if others and others[0].startswith("--"):
         raise ValueError(_unknown(others[0].split("=")[0], [f"--{action.dest}" for action in parser._actions]))
     if others:
-        raise ValueError(f"Unexpected argument {others[0]!r}. Name CONFIG first, and quote values that contain spaces.")
+        advice = "Name the checkpoint or YAML file before all options. Put texts with spaces in quotation marks."
+        raise ValueError(f"Unexpected argument {others[0]!r}. {advice}")
     given |= typed
-    values = {
-        name: section(**{field.name: given[field.name] for field in dataclasses.fields(section) if field.name in given})
-        for name, section in sections.items()
-    }
+    names = {name: {it.name for it in dataclasses.fields(section)} & given.keys() for name, section in sections.items()}
+    try:
+        values = {name: section(**{it: given[it] for it in names[name]}) for name, section in sections.items()}
+    except json.JSONDecodeError as error:
+        raise ValueError(f"Expected an option as JSON, found {error.doc!r:.80} ({error}). Fix this value.") from None
     return Recipe(source=source, given={"seed": values["training"].seed, **given}, **values)
 
 
 def format_help(usage: str) -> str:
     """Return the help of all options."""
-    return HfArgumentParser(_sections({}).values(), usage=usage, add_help=False).format_help()
+    parser = HfArgumentParser(_sections({}).values(), usage=usage, add_help=False)
+    for action in parser._actions:
+        if action.nargs == 0:  # such as `--no_exclude_history`, with the text and the default of its opposite
+            action.help, action.default = f"The same as --{action.dest} false.", argparse.SUPPRESS
+    return parser.format_help()
 
 
 def find_split(name: str) -> Split:
@@ -190,7 +208,7 @@ def find_configuration(name: str) -> type[Bert4RecConfig]:
 
 
 def import_own_code(module: str) -> ModuleType:
-    """Import a module of the user, also from the working directory, where an installed command does not look."""
+    """Import a module of the user. The working directory is searched too, which an installed command does not do."""
     if "" not in sys.path:
         sys.path.append("")
     return import_module(module)
@@ -205,7 +223,7 @@ def _find(kind: str, name: str, registry: Mapping[str, Any]) -> Any:
         return registry[name]
     try:
         return getattr(import_own_code(module), attribute)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError) as error:  # ValueError: the name of the module is empty
         raise ValueError(f"`--{kind} {name}` cannot be imported: {error}. Check module and name.") from error
 
 
@@ -222,8 +240,9 @@ def _read_options(config: Path) -> dict[str, Any]:
         expected = "expected a YAML file of options or a checkpoint folder"
         raise ValueError(f"{config}: {expected}: {reason}. Fix this file, or pass another one.") from None
     if not isinstance(options, dict):
-        found = f"found a {type(options).__name__}. If this file is a log, pass `--data {config}`."
-        raise ValueError(f"{config}: expected lines of `option: value`, {found}")
+        found = "a list" if isinstance(options, list) else "other text"
+        found += f". If this file is a log, pass `--data {config}`."
+        raise ValueError(f"{config}: expected lines of `option: value`, found {found}")
     return options
 
 
@@ -342,7 +361,7 @@ def _parse_file(options: Mapping[str, Any], parser: HfArgumentParser, place: str
             raise ValueError(place + _unknown(str(name), actions))
         several = isinstance(value, list)
         if several and actions[name].nargs != "*":
-            raise ValueError(f"{place}{name}: expected one value, found a list. Write a single value.")
+            raise ValueError(f"{place}`{name}` must be one value, found a list. Write a single value.")
         # One value at a time and after "=": whatever it contains, it is not taken for an option.
         texts = [json.dumps(it) if isinstance(it, dict) else it for it in (value if several else [value])]
         read = [_parse(parser, [f"--{name}={text}"], place)[0][name] for text in texts]
@@ -355,11 +374,14 @@ def _parse(parser: HfArgumentParser, words: list[str], place: str = "") -> tuple
     try:
         given, others = parser.parse_known_args(words)
     except argparse.ArgumentError as error:
-        raise ValueError(f"{place}{str(error.argument_name).split('/')[0]}: {error.message}") from None
+        name, reason = str(error.argument_name).split("/")[0], error.message
+        for pattern, text in ARGUMENT_ERRORS.items():
+            reason = re.sub(pattern, text, reason)
+        raise ValueError(f"{place}`{name.removeprefix('--') if place else name}` {reason}.") from None
     return vars(given), others
 
 
 def _unknown(name: str, actions: Iterable[str]) -> str:
-    near = get_close_matches(name, dict.fromkeys(actions), n=3, cutoff=0.6)
+    near = [f"`{it}`" for it in get_close_matches(name, dict.fromkeys(actions), n=3, cutoff=0.6)]
     advice = f"Did you mean {' or '.join(near)}?" if near else "`hf-bert4rec train --help-all` lists all options."
-    return f"Unknown option {name}. {advice}"
+    return f"Unknown option `{name}`. {advice}"

@@ -18,7 +18,7 @@ LATE = 0.9  # share of the training after which a best checkpoint is late
 
 
 class EpochLines(TrainerCallback):
-    """Callback that prints a short line per evaluation (without evaluations, per logged loss), not dictionaries."""
+    """Callback that prints one line per evaluation, or per logged loss if the run has no evaluations."""
 
     loss: float | None = None
 
@@ -75,7 +75,7 @@ def summary(folder: Path) -> str:
     text += [recommendation_table(recommender, history, top_k=10)]
     if facts.best_checkpoint and split == "test":
         text += ["", *_advice(facts, folder)]
-    return "\n".join([*text, f"Trained in {facts.seconds or 0:.0f} s; checkpoint, card and {CURVE} in {folder}"])
+    return "\n".join([*text, f"Training took {facts.seconds or 0:.0f} s. Checkpoint, card and {CURVE} are in {folder}"])
 
 
 def _advice(facts: RunFacts, folder: Path) -> list[str]:
@@ -85,21 +85,19 @@ def _advice(facts: RunFacts, folder: Path) -> list[str]:
     limited = facts.recipe.get("max_steps", -1) > 0
     if step == 1 < last["step"]:
         lines = ["The best checkpoint is from step 1: more training did not improve the model."]
-        lines += ["Try a lower --learning_rate. If this does not help, a simple model may be the better choice."]
+        lines += ["Try a lower `--learning_rate`. If this does not help, a baseline may be the better choice."]
     else:
         lines = [f"The best checkpoint is from {'step 1' if step == 1 else f'epoch {epoch:.3g}'}."]
         if epoch >= LATE * last["epoch"] and not limited:
-            lines += ["This epoch is near the end of the training: more epochs may be better (--num_train_epochs)."]
+            lines += ["This is near the end of the training, so more epochs (`--num_train_epochs`) may be better."]
     if limited:
-        lines += ["Train without --max_steps before you deploy a model."]
+        lines += ["Train without `--max_steps` before you deploy a model."]
     elif step > 1:
         length = f"--num_train_epochs {epoch:.3g}" if epoch >= 1 else f"--max_steps {step}"
-        times = [f"--{name}" for name in ("validation_time", "test_time") if name in facts.recipe]
-        instead = f" instead of {' and '.join(times)}" if times else ""
-        lines[0] += (
-            f" To train on all interactions before deployment, add --split train_on_all {length} "
-            f"--output_dir {folder.parent}-all{instead}"
-        )
+        times = [f"`--{name}`" for name in ("validation_time", "test_time") if name in facts.recipe]
+        instead = f", instead of {' and '.join(times)}" if times else ""
+        options = f"--split train_on_all {length} --output_dir {folder.parent}-all"
+        lines[0] += f" To train on all interactions before deployment, add to the command{instead}: {options}"
     return lines
 
 
@@ -117,9 +115,9 @@ def _differences(facts: RunFacts, split: str) -> list[str]:
     lines, results = [], facts.results[split]
     for name, (low, high) in facts.differences.get(split, {}).items():
         ours, theirs = (results[model]["ndcg@10"] for model in (facts.model, name))
-        ratio = f"{ours / theirs:.2f} times that of {name}" if theirs else f"{ours:.4f}, {name} has 0"
+        ratio = f"is {ours / theirs:.2f} times that of {name}" if theirs else f"is {ours:.4f}, that of {name} is 0"
         interval = f"{low:+.4f} to {high:+.4f}" + ", within noise" * (low <= 0 <= high)
-        lines.append(f"NDCG@10 of {facts.model}: {ratio} (difference {ours - theirs:+.4f}, 95 % interval {interval}).")
+        lines.append(f"NDCG@10 of {facts.model} {ratio} (difference {ours - theirs:+.4f}, 95 % interval {interval}).")
     return lines
 
 

@@ -1,4 +1,4 @@
-"""Record of a run in its output folder, so that an interrupted run only continues with the same data and options."""
+"""Record of a run in its output folder, so that an interrupted run is resumed only with the same data and options."""
 
 import json
 import logging
@@ -26,7 +26,7 @@ def start_or_resume(args: TrainingArguments, data: str | None, options: dict[str
     options = json.loads(json.dumps(options, default=str))
     finished = _read(folder).get("finished")
     if finished and args.process_index == 0:
-        _remove_checkpoints(folder)  # the run was killed before it had removed all
+        _remove_checkpoints(folder)  # the run was killed before it had removed all of them
     newest = last_complete_checkpoint(folder)
     if wanted.lower() == "false":
         if newest is not None and not finished:
@@ -39,7 +39,7 @@ def start_or_resume(args: TrainingArguments, data: str | None, options: dict[str
         return None
 
     if finished:
-        advice = f"The model is in {folder / 'model'}. To train again, choose another `--output_dir`."
+        advice = "The model is in its folder `model` or `rejected`. To train again, choose another `--output_dir`."
         raise ValueError(f"{folder}: this run has finished, so there is nothing to resume. {advice}")
     checkpoint = newest if wanted.lower() == "true" else Path(wanted)
     if checkpoint is None or not is_complete(checkpoint):
@@ -60,9 +60,9 @@ def _find_problem(checkpoint: Path, needs_best: bool, data: str | None, options:
     if not record:
         return f"the file {RECORD}, which records data and options of the run, is missing. Restore this file"
     if record["data"] != data:
-        return "the data has changed, and token IDs with it. Use the same data and filters"
+        return "the log or its filters have changed since the run began. Use the same log and filters"
     if changed := [name for name, value in record["options"].items() if options.get(name) != value]:
-        changes = (f"{name} was {record['options'][name]} and is {options.get(name)}" for name in changed)
+        changes = (f"`--{name}` was {record['options'][name]} and is {options.get(name)}" for name in changed)
         return f"{', '.join(changes)}. Use the same options"
     best = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["best_model_checkpoint"]
     if needs_best and best and not is_complete(best):
@@ -90,4 +90,4 @@ def _write(folder: Path, record: dict[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     new = folder / f"{RECORD}.new"
     new.write_text(json.dumps(record), encoding="utf-8")
-    new.replace(folder / RECORD)  # whole or not at all
+    new.replace(folder / RECORD)  # after a kill, the old record is still complete

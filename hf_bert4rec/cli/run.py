@@ -35,10 +35,10 @@ def run(recipe: Recipe) -> Path | None:
     """Train with a recipe and save a complete checkpoint with its learning curve in the folder `model` or `rejected`.
 
     The model is saved before it is evaluated, and checkpoints are removed when everything is saved. A run that was
-    killed at any point can be resumed. Return the folder of the checkpoint, but None in processes other than the first.
+    killed can be resumed from its last checkpoint. Return the folder of the model; None in processes after the first.
     """
     if recipe.source and Path(recipe.source, FACTS_FILE).exists() and not RunFacts.load(recipe.source).reproducible:
-        raise ValueError(f"{recipe.source}: the run facts do not contain all options of the training. Use a YAML file.")
+        raise ValueError(f"{recipe.source}: {FACTS_FILE} lacks options of the training. Pass them all as a YAML file.")
     check_loss(recipe.model.loss)  # before the log is read
     recipe, interactions, tokenizer, histories = prepare(recipe)
     trainer = build_trainer(recipe, tokenizer, histories)
@@ -51,19 +51,18 @@ def run(recipe: Recipe) -> Path | None:
     folder = output / "model"
     if before is not None:
         after, users = _validation_score(trainer, recipe, histories), len(histories["validation"])
-        logger.info("Validation NDCG@10 of %d users: %.4f before this training, %.4f after.", users, before, after)
+        logger.info("Validation NDCG@10 (held-out users: %d): %.4f before training, %.4f after.", users, before, after)
         if users < FEW_USERS:
-            text = "With fewer than %d held-out users, chance decides about the new model. Increase --held_out."
+            text = "With fewer than %d held-out users, chance decides about the new model. Increase `--held_out`."
             logger.warning(text, FEW_USERS)
         if after < before - recipe.run.tolerance:
             folder = output / REJECTED
-            logger.warning(
-                "NDCG@10 fell by more than %g, so the new model is saved in %s.", recipe.run.tolerance, folder
-            )
+            text = "Validation NDCG@10 fell by more than `--tolerance` (%g), so the new model is saved in %s."
+            logger.warning(text, recipe.run.tolerance, folder)
     config = trainer.model.config
     whole, sampled = protocol(recipe, len(tokenizer.items), config.exclude_history)
     facts = trainer.run_facts(recipe.run.name or output.absolute().name)
-    parts = {name: facts.recipe[name] for name in ADDED_PARTS if name in facts.recipe}  # maybe those of `start_from`
+    parts = {name: facts.recipe[name] for name in ADDED_PARTS if name in facts.recipe}  # also those of `start_from`
     facts = dataclasses.replace(
         facts,
         data=data,
@@ -93,7 +92,7 @@ def run(recipe: Recipe) -> Path | None:
     finish(output)
     if (args := trainer.args).push_to_hub and folder.name != REJECTED:
         where = {"private": args.hub_private_repo, "token": args.hub_token, "revision": args.hub_revision}
-        logger.info("Pushed: %s", push_checkpoint(folder, trainer.hub_model_id, **where))
+        logger.info("Pushed the model: %s", push_checkpoint(folder, trainer.hub_model_id, **where))
     return folder
 
 

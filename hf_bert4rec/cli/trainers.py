@@ -57,7 +57,7 @@ NEEDED = {
     "encoder": ("item_features", "continue_from"),
     "id_dropout": ("item_features", "continue_from"),
 }
-"""For each option of a run, the options of which one is needed."""
+"""For each option of a run, the options without which it has no effect. One of them is enough."""
 
 
 def build_trainer(recipe: Recipe, tokenizer: ItemTokenizer, histories: DatasetDict) -> RecommendationTrainer:
@@ -65,7 +65,7 @@ def build_trainer(recipe: Recipe, tokenizer: ItemTokenizer, histories: DatasetDi
     args = copy.copy(recipe.training)
     if args.fp16 and args.device.type == "cpu":
         raise ValueError("`--fp16` needs a GPU, found the device cpu. Remove `--fp16` to train in float32.")
-    if "validation" not in histories:  # there is nothing to choose a checkpoint by
+    if "validation" not in histories:  # no metric could choose a checkpoint
         args.eval_strategy, args.load_best_model_at_end = "no", False
     _check_options(recipe, args)
     set_seed(args.seed)  # before the model is built
@@ -93,7 +93,8 @@ def _check_options(recipe: Recipe, args: Any) -> None:
         raise ValueError(f"Unknown metric `--metric_for_best_model {metric}`. Choose from {', '.join(known)}.")
     for name, others in NEEDED.items():
         if recipe.given.get(name) and not any(recipe.given.get(other) for other in others):
-            logger.warning("--%s has no effect without --%s.", name, others[0])
+            needed = " or ".join(f"`--{other}`" for other in others if other != "continue_from" or other == others[0])
+            logger.warning("`--%s` has no effect without %s.", name, needed)
 
 
 def _build_model(recipe: Recipe, tokenizer: ItemTokenizer, args: Any, train: Dataset) -> PreTrainedModel:
@@ -105,7 +106,7 @@ def _build_model(recipe: Recipe, tokenizer: ItemTokenizer, args: Any, train: Dat
         config = find_configuration(recipe.run.architecture)(**sizes, **recipe.options("model"))
     check_loss(config.loss)
     if architecture_of(config).objective == "next_item":
-        _warn_unused(recipe, recipe.options("masking"), "Next-item training")
+        _warn_unused(recipe, recipe.options("masking"), f"The architecture {recipe.run.architecture}")
     if source is None and config.num_followers and not recipe.run.initialize_items:
         raise ValueError("`--num_followers` needs `--initialize_items true`, which counts the followers of each item.")
     if config.loss == "softmax":
@@ -135,8 +136,8 @@ def _start_from(recipe: Recipe, source: Path, tokenizer: ItemTokenizer) -> PreTr
     given = recipe.options("model")
     changes = {name: given.pop(name) for name in WITHOUT_WEIGHTS if name in given}
     if overridden := sorted(name for name, value in given.items() if value != getattr(config, name)):
-        values = ", ".join(f"{name} {getattr(config, name)}" for name in overridden)
-        logger.warning("These options come from %s, not from the recipe: %s.", source, values)
+        values = ", ".join(f"`--{name} {getattr(config, name)}`" for name in overridden)
+        logger.warning("These options have the values of %s, and cannot be changed: %s.", source, values)
     if recipe.run.continue_from is not None:
         model = AutoModelForMaskedLM.from_pretrained(source, **changes)
         append_items(model, its_tokenizer, tokenizer, load_projection(source))
@@ -153,13 +154,14 @@ def objective_arguments(recipe: Recipe, tokenizer: ItemTokenizer) -> dict[str, A
 
 def _warn_unused(recipe: Recipe, names: Iterable[str], reader: str) -> None:
     if unused := [name for name in names if name in recipe.given]:
-        logger.warning("%s does not use %s.", reader, ", ".join(f"--{name}" for name in unused))
+        logger.warning("%s does not use %s.", reader, ", ".join(f"`--{name}`" for name in unused))
 
 
 def evaluate(recipe: Recipe) -> tuple[tuple[str, str | None], dict[str, dict[str, float]], dict[str, tuple]]:
     """Evaluate the checkpoint of a recipe again. Options that are not given come from the recipe in the checkpoint.
 
     Return the protocols, as from `protocol`; the metrics of each split; and the 95 % interval of NDCG@10 of each split.
+    Raises ValueError if the recipe has no checkpoint, or its split holds no items out.
     """
     if recipe.source is None:
         raise ValueError("The checkpoint is missing. Name a checkpoint folder or a Hub ID before all options.")
@@ -170,8 +172,8 @@ def evaluate(recipe: Recipe) -> tuple[tuple[str, str | None], dict[str, dict[str
     found = {split: evaluate_rows(trainer, rows) for split, rows in histories.items() if split != "train"}
     if not found:
         raise ValueError(
-            f"The split {recipe.run.split} has no items held out for evaluation. A model that was trained on all "
-            "interactions can only be evaluated on later ones. Evaluate the model of the run that held items out."
+            f"The split {recipe.run.split} holds no items out. Change `--split`. If the model was trained on all "
+            "interactions, evaluate the model of the run that held items out instead."
         )
     return (
         protocol(recipe, len(tokenizer.items), model.config.exclude_history),
@@ -190,18 +192,18 @@ def _warn_about_other_targets(recipe: Recipe, interactions: Dataset) -> None:
     defaults = {"split": type(recipe.run).split} | {name: it.default for name, it in options if name not in ROWS}
     before = {name: facts.recipe.get(name, value) for name, value in defaults.items()}
     changed = [name for name, value in before.items() if recipe.given.get(name, defaults[name]) != value]
-    other = [f"--{name} {before[name]}" for name in changed if before[name] is not Parameter.empty]
-    found = f"The model was trained with {' '.join(other)}" if other else ""
+    other = [f"`--{name} {before[name]}`" for name in changed if before[name] is not Parameter.empty]
+    found = f"The model was trained with {' and '.join(other)}" if other else ""
     if facts.data.sha256 and describe_data(recipe, interactions).sha256 != facts.data.sha256:
-        found = "The log is not that of the training"
+        found = "The log differs from that of the training"
     if found:
         logger.warning("%s. If the model was trained on targets of this evaluation, the results are too high.", found)
 
 
 def evaluator(model: torch.nn.Module, recipe: Recipe, tokenizer: ItemTokenizer) -> Trainer:
-    """Return a stock Trainer that evaluates a model or baseline as a run does, without progress bars.
+    """Return a `Trainer` of transformers that evaluates a model or baseline as a run does, without progress bars.
 
-    A given `exclude_history` overrides that of the model. Raises ValueError if the tokenizer has another catalog.
+    A given `exclude_history` replaces that of the model. Raises ValueError if the sizes of model and tokenizer differ.
     """
     settings: Any = getattr(model, "config", model)
     settings.exclude_history = recipe.given.get("exclude_history", settings.exclude_history)

@@ -31,6 +31,7 @@ class RecommendationTrainingArguments(TrainingArguments):
         ValueError: An option is out of range, or does not work with recommendation models.
     """
 
+    output_dir: str | None = HfArg(default=None, help="Folder of the checkpoints. None: trainer_output.")
     learning_rate: float = HfArg(default=2e-3, help="Peak learning rate of AdamW.")
     muon_learning_rate: float | None = HfArg(
         default=None, help="Peak learning rate of Muon for the matrices of the layers. None: AdamW trains all weights."

@@ -61,7 +61,7 @@ def comparison_file(folder: Path, recipe: Path, published: dict | None = None, *
 # --------------------------------------------------------------------------------------- training, evaluating, keeping
 
 
-def test_models_are_evaluated_once_and_reported(recipe_file, tmp_path):
+def test_models_are_evaluated_once_and_reported(recipe_file, tmp_path, capsys):
     models = {
         "Popularity": {"baseline": "popularity"},
         "SASRec": {"recipe": str(recipe_file), "architecture": "sasrec", "num_train_epochs": 1},
@@ -73,15 +73,18 @@ def test_models_are_evaluated_once_and_reported(recipe_file, tmp_path):
     assert set(kept) == {"popularity.json", "popularity.npz", "sasrec.json", "sasrec.npz"}
     report = compare(path, "validation", folder)  # nothing is run again
     assert {name: Path(folder, name).stat().st_mtime_ns for name in kept} == kept
+    printed = capsys.readouterr().out
+    assert f"delete {folder}/popularity.json.\n" in printed
+    assert f"delete {folder}/sasrec.json. To train this model again, delete {folder}/sasrec too.\n" in printed
     assert "Protocol: validation, leave-one-out (every user's last item), ranked among all 12 items" in report
-    assert "Never compare these with the above" in report
+    assert "Never compare these metrics with those of the table above" in report
     assert "| SASRec − Popularity |" in report or "| Popularity − SASRec |" in report
     assert "- validation: 16 of 16 rows (100.0%)" in report
     assert Path(folder, "comparison.md").read_text() == report
     assert format_report(json.loads(Path(folder, "comparison.json").read_text())) == report
     with pytest.raises(
         ValueError,
-        match=r"Delete these files.*\n\S+popularity\.json: evaluated split validation → test\n\S+sasrec\.json: ",
+        match=r"Delete the files below.*\n\S+popularity\.json: evaluated split validation → test\n\S+sasrec\.json: ",
     ):
         compare(path, "test", folder)
 
@@ -111,7 +114,7 @@ def test_the_report_has_the_options_that_differ_and_warns_of_a_chain_in_one_mode
     assert rows["prefixes"] == ["true", "false"]
     assert rows["learning_rate"][1] == "0.004"
     assert not {"num_train_epochs", "hidden_size", "last_item_probability", "output_dir", "repeat_head"} & {*rows}
-    warning = "The trained models differ in `num_followers`, so"
+    warning = "The trained models differ in `num_followers`, which"
     assert [warning in it.getMessage() for it in caplog.records].count(True) == report.count(warning) == 1
     shutil.rmtree(Path(folder, "chain"))  # its result is kept
     assert "Options that differ" not in compare(path, "validation", folder)
@@ -274,8 +277,8 @@ def test_an_interrupted_comparison_says_how_to_continue(recipe_file, tmp_path):
 
 def test_mistakes_are_found_before_anything_is_trained(recipe_file, tmp_path):
     for options, message in (
-        ({"baseline": "ease", "regularisation": 50}, "unexpected keyword argument 'regularisation'"),
-        ({"baseline": "als", "regularisation": 1}, "unexpected keyword argument 'regularisation'"),
+        ({"baseline": "ease", "regularisation": 50}, r"the baseline ease cannot use \{'regularisation': 50\}"),
+        ({"baseline": "als", "regularisation": 1}, r"BASELINES\['als'\]\)` in Python lists its options"),
         ({"baseline": "item_neighbors", "weighting": "tfidf"}, "cosine.*bm25.*'tfidf'"),
         ({"baseline": "item_neighbors", "neighbors": 0}, "neighbors.*0"),
         ({"recipe": str(recipe_file), "num_train_epoch": 1}, "num_train_epochs"),
@@ -350,6 +353,7 @@ def test_a_file_that_is_no_comparison_is_refused(tmp_path, text, message):
     [
         ("{X: ease}", "expected a dict, got str. `hf-bert4rec compare --help` shows an example."),
         ("{X: {baseline: [ease]}}", "'X': unknown baseline \"['ease']\". Choose from "),
+        ("{X: {recipe: [a]}}", "'X': `recipe` must be the path of a recipe, found ['a']. "),
     ],
 )
 def test_a_value_of_the_wrong_type_is_refused(tmp_path, models, message):
@@ -367,7 +371,7 @@ def test_a_recipe_is_no_comparison(recipe_file):
     ("published", "message"),
     [
         ({"Popularity": {"the paper": {"hit@10": 0.1, "mrr": 0.1}}}, "Unknown metric 'hit@10'"),
-        ({"Popularity": {"the paper": {"hr@10": "abc"}}}, "published.*abc"),
+        ({"Popularity": {"the paper": {"hr@10": "abc"}}}, r"published.*'abc' must be a number\. `hf-bert4rec"),
         ({"Popularity": {"hr@10": 0.1}}, r"'published\['Popularity'\]\['hr@10'\]' expected a dict, got float"),
     ],
 )

@@ -84,7 +84,7 @@ def test_items_keep_their_rows_and_facts_name_the_parent(first):
 def test_a_worse_model_does_not_replace_the_old_one(first, capsys, caplog):
     with pytest.raises(SystemExit) as error:
         continue_training(first, "--tolerance", "-1", output="worse")
-    assert "was not replaced" in str(error.value.code)  # exit status 1
+    assert f"was not replaced. The new model is in {first / 'worse' / 'rejected'}" in str(error.value.code)  # status 1
     assert (first / "worse" / "rejected" / "model.safetensors").exists()
     assert not (first / "worse" / "model").exists()
     assert "Validation: " in capsys.readouterr().out
@@ -109,7 +109,7 @@ def test_data_that_do_not_fit_the_checkpoint_are_errors(first, tmp_path):
     ):
         continue_training(first, data=write_log(tmp_path / "early.csv", range(4), range(50, 53), ["i1", "i2"]))
     with pytest.raises(
-        SystemExit, match=r"none of the 2 items is in .*IDs of this checkpoint, or train with `--start_from`"
+        SystemExit, match=r"none of its item IDs, such as 'x', is in .* pass `--titles`, and `--start_from` with "
     ):
         continue_training(first, data=write_log(tmp_path / "other.csv", range(4), range(200, 203), ["x", "y"]))
     (tmp_path / "titles.csv").write_text("item,title\ni1,Title 7\ni2,Title 8\n")
@@ -159,7 +159,7 @@ def test_the_tolerance_is_a_fall_of_the_score(first, monkeypatch, after, kept):
 
 def test_options_that_contradict_each_other(first):
     parent = str(first / "first" / "model")
-    with pytest.raises(SystemExit, match="Use `--start_from` or `--continue_from`, not both"):
+    with pytest.raises(SystemExit, match=r"or `--continue_from`, not both\. Found `start_from` in the command"):
         continue_training(first, "--start_from", parent)
     with pytest.raises(SystemExit, match=r"`--max_length` must be 6, as in .*, found 9"):
         continue_training(first, "--max_length", "9")

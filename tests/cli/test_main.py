@@ -91,7 +91,7 @@ def test_all_options_are_behind_help_all(capsys):
 
 
 def test_an_unknown_command_is_refused_with_the_near_name():
-    with pytest.raises(SystemExit, match=r"Unknown command trian\. Did you mean train\?"):
+    with pytest.raises(SystemExit, match=r"Unknown command `trian`\. Did you mean `train`\?"):
         main(["trian"])
     with pytest.raises(SystemExit, match="Choose from train, evaluate"):
         main(["something"])
@@ -130,6 +130,20 @@ def test_a_wrong_size_of_the_model_is_one_sentence(tmp_path):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("checkpoint", "advice"),
+    [(None, "no checkpoint to resume from. To start"), ("x/checkpoint-2", "resume from x/checkpoint-2, add `--")],
+)
+def test_an_interrupted_run_says_how_to_go_on(monkeypatch, tmp_path, checkpoint, advice):
+    def interrupt(recipe):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hf_bert4rec.cli.run.run", interrupt)
+    monkeypatch.setattr("hf_bert4rec.hub.checkpoint.last_complete_checkpoint", lambda folder: checkpoint)
+    with pytest.raises(SystemExit, match=f"^\nInterrupted.*{advice}"):
+        main(["train", "--data", "log.csv", "--output_dir", str(tmp_path)])
+
+
 def test_train_needs_the_name_of_a_log():
     with pytest.raises(SystemExit, match=r"The log is missing. Pass `--data ratings\.csv`"):
         main(["train", "--output_dir", "unused"])
@@ -150,7 +164,7 @@ def test_train_works_without_a_file_of_options_and_ends_with_a_summary(tmp_path)
     assert finished.returncode == 0, finished.stderr
     assert "epoch   2.0   loss" in finished.stdout
     assert "| BERT4Rec |" in finished.stdout
-    assert "checkpoint, card and learning_curve.png in runs/mine/model" in finished.stdout
+    assert "Checkpoint, card and learning_curve.png are in runs/mine/model" in finished.stdout
     assert (tmp_path / "runs" / "mine" / "model" / "model.safetensors").exists()
     for line in finished.stderr.replace("\r", "\n").splitlines():
         assert "shards" not in line
@@ -282,7 +296,15 @@ def test_a_recommendation_shows_unknown_ids_and_no_empty_column(trained, capsys)
     assert lines[1:3] == [f"{'i1':>12}", "Recommended, best first (item, score):"]
 
 
-def test_items_that_do_not_follow_history_are_named(capsys):
+def test_unknown_arguments_of_recommend_are_named(capsys):
     with pytest.raises(SystemExit):
         main(["recommend", "runs/a/model", "tr0588", "tr2"])
-    assert "unrecognized arguments: tr0588 tr2. Pass the items of a history after --history." in capsys.readouterr().err
+    assert "arguments: tr0588 tr2. Pass the items of a history after `--history`." in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["recommend", "runs/a/model", "--topk", "5"])
+    assert "unrecognized arguments: --topk 5. Use only the options above." in capsys.readouterr().err
+
+
+def test_import_without_a_module_is_refused():
+    with pytest.raises(SystemExit, match="`--import` needs the name of a module, found none"):
+        main(["train", "--import"])

@@ -153,7 +153,7 @@ def test_evaluating_the_checkpoint_gives_the_same_results_again(trained, caplog,
     lines = Path(facts.recipe["data"]).read_text().splitlines(keepends=True)
     (tmp_path / "other.csv").write_text("".join(lines[:-1]))
     evaluate(parse_recipe([str(trained), "--data", str(tmp_path / "other.csv")]))
-    assert "The log is not that of the training. If the model was trained on targets of this" in caplog.text
+    assert "The log differs from that of the training. If the model was trained on targets of this" in caplog.text
 
 
 def test_a_checkpoint_with_items_from_after_the_training_of_another_split_is_not_evaluated(trained, tmp_path):
@@ -256,7 +256,7 @@ def test_the_summary_says_whether_the_best_epoch_was_near_the_end(trained, tmp_p
     dataclasses.replace(RunFacts.load(folder), log=log, best_checkpoint=f"checkpoint-{best}").save(folder)
     text = summary(folder)
     assert f"The best checkpoint is from epoch {best}." in text
-    assert ("more epochs may be better" in text) is late
+    assert ("more epochs (`--num_train_epochs`) may be better" in text) is late
 
 
 @pytest.mark.parametrize(("steps", "improved"), [(1, True), (4, False)])
@@ -267,8 +267,8 @@ def test_the_summary_says_that_more_steps_were_of_no_use_only_if_there_were_more
     text = summary(folder)
     assert "The best checkpoint is from step 1" in text
     assert ("from step 1: more training did not improve the model." in text) is not improved
-    assert ("Try a lower --learning_rate." in text) is not improved
-    assert ("more epochs may be better" in text) is improved
+    assert ("Try a lower `--learning_rate`." in text) is not improved
+    assert ("more epochs (`--num_train_epochs`) may be better" in text) is improved
     assert "deployment" not in text
 
 
@@ -280,7 +280,7 @@ def test_the_summary_of_a_run_with_max_steps_does_not_advise_to_deploy_it(traine
         folder
     )
     text = summary(folder)
-    assert "The best checkpoint is from epoch 2.\nTrain without --max_steps before you deploy a model.\n" in text
+    assert "The best checkpoint is from epoch 2.\nTrain without `--max_steps` before you deploy a model.\n" in text
     assert "train_on_all" not in text
     assert "more epochs" not in text
 
@@ -359,7 +359,7 @@ def test_a_run_can_start_from_the_checkpoint_of_another_catalog(trained, tmp_pat
         )
         torch.testing.assert_close(before, after, atol=1e-6, rtol=0)
     assert new.config.hidden_dropout_prob == 0.1
-    assert f"not from the recipe: conv_kernel_size {old.config.conv_kernel_size}." in caplog.text
+    assert f"cannot be changed: `--conv_kernel_size {old.config.conv_kernel_size}`." in caplog.text
     assert RunFacts.load(folder).recipe["conv_kernel_size"] == old.config.conv_kernel_size
     assert recipe.given["conv_kernel_size"] == 5  # the recipe itself is never modified
     assert not {"num_followers", "repeat_head"} & {*RunFacts.load(folder).recipe}  # the model has neither
@@ -415,7 +415,7 @@ def test_a_run_with_candidates_renames_its_items(tmp_path):
 
 def test_titles_that_do_not_list_the_ids_of_the_log_are_refused(tmp_path):
     (tmp_path / "ids.tsv").write_text("item\tname\n" + "".join(f"i{i}\tfilm {i}\n" for i in range(12)))
-    with pytest.raises(ValueError, match=r"no title for 10 items of .*ids.tsv, such as 'i10'"):
+    with pytest.raises(ValueError, match=r"no title for 'i10' of .*ids.tsv .IDs without a title: 10."):
         run(recipe_for(tmp_path, "--item_ids", str(tmp_path / "ids.tsv")))
 
 
@@ -465,12 +465,12 @@ def test_training_on_all_interactions_has_no_results_and_says_so(tmp_path, capsy
     assert text.startswith("\nThere are no results, because the split train_on_all holds no items out. Seed 42.\n")
     assert "nothing held out" not in text
     assert "Recommended" in text
-    with pytest.raises(ValueError, match="train_on_all has no items held out for evaluation"):
+    with pytest.raises(ValueError, match="train_on_all holds no items out"):
         evaluate(parse_recipe([str(folder)]))
     evaluate(parse_recipe([str(folder), "--split", "leave_one_out"]))
     evaluate(parse_recipe([str(folder), "--split", "at_time", "--validation_time", "4", "--test_time", "5"]))
     found = [message for message in caplog.messages if message.startswith("The model was trained with")]
-    assert [message.partition(".")[0] for message in found] == ["The model was trained with --split train_on_all"] * 2
+    assert [message.partition(".")[0] for message in found] == ["The model was trained with `--split train_on_all`"] * 2
 
 
 def test_an_option_with_its_default_is_not_another_split(tmp_path, caplog):
@@ -478,19 +478,19 @@ def test_an_option_with_its_default_is_not_another_split(tmp_path, caplog):
     evaluate(parse_recipe([str(folder), "--validation_in_train", "false"]))
     assert "was trained with" not in caplog.text
     evaluate(parse_recipe([str(folder), "--validation_in_train", "true"]))
-    assert "The model was trained with --validation_in_train False." in caplog.text
+    assert "The model was trained with `--validation_in_train False`." in caplog.text
 
 
 def test_options_without_effect_are_reported_once(tmp_path, caplog):
     run(recipe_for(tmp_path, "--num_negatives=5", "--num_train_epochs=1"))
-    assert [m for m in caplog.messages if "num_negatives" in m] == ["The loss softmax does not use --num_negatives."]
+    assert [m for m in caplog.messages if "num_negatives" in m] == ["The loss softmax does not use `--num_negatives`."]
     caplog.clear()
     run(recipe_for(tmp_path, "--architecture=sasrec", "--mask_probability=0.5", "--num_train_epochs=1"))
-    assert len([m for m in caplog.messages if "does not use --mask_probability" in m]) == 1
+    assert len([m for m in caplog.messages if m == "The architecture sasrec does not use `--mask_probability`."]) == 1
     caplog.clear()
     run(recipe_for(tmp_path, "--tolerance=0.1", "--encoder=x", "--num_train_epochs=1", "--report_to=none"))
     assert [m for m in caplog.messages if "no effect" in m] == [
-        "--tolerance has no effect without --continue_from.", "--encoder has no effect without --item_features."
+        "`--tolerance` has no effect without `--continue_from`.", "`--encoder` has no effect without `--item_features`."
     ]  # fmt: skip
 
 
@@ -580,20 +580,20 @@ def test_resuming_on_changed_data_is_refused_because_items_would_be_renumbered(t
     interrupt(tmp_path, 2)
     header, first, *rest = LOG.splitlines()
     (tmp_path / "log.csv").write_text("\n".join([header, *rest, first]))
-    with pytest.raises(ValueError, match="the data has changed, and token IDs with it"):
+    with pytest.raises(ValueError, match="the log or its filters have changed since the run began"):
         run(resumed(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["seed", "learning_rate", "weight_decay", "muon_learning_rate"])
 def test_resuming_with_what_the_optimizer_would_override_is_refused(tmp_path, name):
     interrupt(tmp_path, 2)
-    with pytest.raises(ValueError, match=rf"{name} was \S+ and is 7(\.0)?\. Use the same options"):
+    with pytest.raises(ValueError, match=rf"`--{name}` was \S+ and is 7(\.0)?\. Use the same options"):
         run(resumed(tmp_path, f"--{name}=7"))
 
 
 def test_resuming_with_another_model_is_refused_with_what_has_changed(tmp_path):
     interrupt(tmp_path, 2)
-    with pytest.raises(ValueError, match=r"hidden_size was 12 and is 32, mask_probability was 0.2 and is 0.5\."):
+    with pytest.raises(ValueError, match=r"`--hidden_size` was 12 and is 32, `--mask_probability` was 0.2 and is 0.5"):
         run(resumed(tmp_path, "--hidden_size=32", "--mask_probability=0.5"))
 
 

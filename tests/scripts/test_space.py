@@ -335,7 +335,7 @@ def test_the_history_is_excluded_where_the_model_excludes_it(app, folder, tmp_pa
     ("options", "message"),
     [
         (["--help"], "folder or Hub ID"),
-        ([], "app.py: error: gradio is not installed. Run pip install 'hf-bert4rec[space]'."),
+        ([], "app.py: error: gradio is not installed. Run `pip install 'hf-bert4rec[space]'`."),
     ],
 )
 def test_without_gradio_the_app_shows_its_help_and_names_the_command_to_install_it(
