@@ -209,7 +209,8 @@ def index(args: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
             built.add(vectors)
             faiss.extract_index_ivf(built).nprobe = expansion
             if "4 bits" in name:
-                faiss.downcast_index(built).k_factor = 10
+                refined: Any = faiss.downcast_index(built)
+                refined.k_factor = 10
         build = time.process_time() - start
         answers = pipeline(histories[:256], index=built)
         hits = [
