@@ -330,6 +330,12 @@ def million_table() -> str:
     return markdown_table(["", "processor seconds per step", "users/s", "peak GB"], rows)
 
 
+def large_log_table() -> str:
+    """Return what each stage of a large log costs."""
+    rows = [[it["stage"], f"{it['cpu seconds']:.1f}", f"{it['peak GB']:.2f}"] for it in load_lines("large-log")]
+    return markdown_table(["stage", "processor seconds", "peak GB so far"], rows)
+
+
 def latency_table() -> str:
     """Return what a request for one user costs: milliseconds of processor time, and memory of the process."""
     titles = {"synthetic-1m": "untrained"}
@@ -612,6 +618,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "quality": quality_table,
     "packages-xeon": lambda: packages_table("side-by-side-xeon"),
     "packages-epyc": lambda: packages_table("side-by-side-epyc"),
+    "large-log": large_log_table,
     "million": million_table,
     "latency": latency_table,
     "serving": serving_table,
