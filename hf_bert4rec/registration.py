@@ -33,7 +33,10 @@ def register_tokenizers() -> None:
 
 
 class _RegistrationFinder(MetaPathFinder):
-    """Import hook that uses the other finders, and registers after the outermost import of a module of transformers."""
+    """Import hook that runs the `REGISTRATIONS` after the outermost import of transformers or this package.
+
+    The modules are found by the other finders of `sys.meta_path`.
+    """
 
     def __init__(self) -> None:
         self.waiting = list(REGISTRATIONS)

@@ -190,7 +190,7 @@ def format_help(usage: str) -> str:
 
 
 def find_split(name: str) -> Split:
-    """Return an entry of `SPLITS`, or a split of the user's own, `package.module:function`."""
+    """Return an entry of `SPLITS`, or import the user's own split, `package.module:function`."""
     found = _find("split", name, SPLITS)
     if not isinstance(found, Split) and not callable(found):
         kind = type(found).__name__
@@ -199,11 +199,12 @@ def find_split(name: str) -> Split:
 
 
 def find_configuration(name: str) -> type[Bert4RecConfig]:
-    """Return the configuration class of a registered architecture, or `package.module:ConfigClass`."""
+    """Return the configuration class of an architecture, or import the user's `package.module:ConfigClass`."""
     found = _find("architecture", name, {key: row.config_class for key, row in ARCHITECTURES.items()})
     if not (inspect.isclass(found) and issubclass(found, Bert4RecConfig)):
-        kind = getattr(found, "__name__", type(found).__name__)
-        raise ValueError(f"`--architecture {name}` names {kind}. Name a subclass of `Bert4RecConfig`.")
+        kind = f"the class {found.__name__}" if inspect.isclass(found) else f"an object of type {type(found).__name__}"
+        advice = "Name a configuration class that inherits from `Bert4RecConfig`."
+        raise ValueError(f"`--architecture {name}` names {kind}. {advice}")
     return found
 
 

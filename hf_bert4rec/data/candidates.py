@@ -43,8 +43,8 @@ def popularity_candidates(rows: Dataset, counts: np.ndarray, number: int = 100, 
     pairs = zip(table["history"], table["labels"], strict=True)
     excluded = [np.append(np.asarray(history.values), labels.values[-1].as_py()) for history, labels in pairs]
     if (highest := max((had.max() for had in excluded), default=0)) >= len(counts):
-        found = f"found {len(counts)}, but the rows contain the token ID {highest}"
-        raise ValueError(f"Expected `len(tokenizer)` as `vocab_size`, or as the number of `counts`, {found}.")
+        found = f"found {len(counts)}, but the rows contain the token ID {highest}. Use the tokenizer of these rows"
+        raise ValueError(f"Expected `len(tokenizer)` as `vocab_size`, or as the length of `counts`, {found}.")
     left = [int(np.count_nonzero(counts) - np.count_nonzero(counts[np.unique(had)])) for had in excluded]
     if number > (fewest := min(left, default=number)):
         most = f"{fewest}, the number of items that are new to the user {table['user'][left.index(fewest)]}"

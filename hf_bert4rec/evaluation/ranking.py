@@ -169,7 +169,7 @@ def sampled_metrics(ranks: Ranks, sampled: Sampled) -> dict[str, float]:
 
 
 def how_sampled(metrics: Mapping[str, float]) -> Sampled | None:
-    """Return how the candidates of sampled metrics were drawn; None if there are no sampled metrics."""
+    """Return the suffix of the names of sampled metrics, such as "uniform_sampled"; None without sampled metrics."""
     return next((sampled for sampled in get_args(Sampled) if f"mrr_{sampled}" in metrics), None)
 
 

@@ -63,7 +63,7 @@ def recommended_settings(interactions: Dataset, *, prefixes: bool = True, max_le
         interactions: Columns `user`, `item` and `timestamp`, as from `load_interactions`; otherwise ValueError.
         prefixes: Whether the training rows may be prefixes. False for next-item training, which predicts every item of
             a row, and if you set the options of rows or masks yourself.
-        max_length: Longest input, in items. Default: `Bert4RecConfig.max_position_embeddings`.
+        max_length: Longest input, including the [MASK] of the query. Default: `Bert4RecConfig.max_position_embeddings`.
     """
     table = check_interactions(interactions)
     if not table.num_rows:

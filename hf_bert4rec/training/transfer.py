@@ -52,7 +52,8 @@ def transfer(
     if new_tokenizer.model_max_length > longest:
         raise ValueError(
             f"The model has {longest} positions, but `new_tokenizer` has a `model_max_length` of "
-            f"{new_tokenizer.model_max_length}. Use a `max_length` of at most {longest}."
+            f"{new_tokenizer.model_max_length}. Build `new_tokenizer` with `max_length={longest}` or less (command "
+            f"line: `--max_length {longest}`)."
         )
     sizes = {"vocab_size": len(new_tokenizer), "max_position_embeddings": new_tokenizer.model_max_length}
     config = copy.deepcopy(model.config)

@@ -328,8 +328,11 @@ def test_one_entry_in_the_registry_is_enough_for_a_split(monkeypatch):
         (["--split", "os:nothing"], "`--split os:nothing` cannot be imported"),
         (["--split", ":nothing"], "`--split :nothing` cannot be imported"),
         (["--split", "os:sep"], "`--split os:sep` names an object of type str. Name a function or a `Split`"),
-        (["--architecture", "os:path"], "`--architecture os:path` names posixpath. Name a subclass"),
-        (["--architecture", "transformers:BertConfig"], "names BertConfig. Name a subclass of `Bert4RecConfig`"),
+        (["--architecture", "os:path"], "`--architecture os:path` names an object of type module. Name a "),
+        (
+            ["--architecture", "transformers:BertConfig"],
+            "names the class BertConfig. Name a configuration class that inherits from `Bert4RecConfig`.",
+        ),
         (
             ["--architecture", "gru"],
             "`--architecture gru` is unknown. Choose from bert4rec, sasrec, gru4rec, or name your own code as "

@@ -61,7 +61,9 @@ def test_settings_can_change_and_sizes_cannot(model):
         transfer(model, OLD, NEW, intermediate_size=24)
     longer = item_tokenizer(["a"], max_length=7)
     with pytest.raises(
-        ValueError, match="The model has 6 positions, but `new_tokenizer` has a `model_max_length` of 7"
+        ValueError,
+        match=r"The model has 6 positions, but `new_tokenizer` has a `model_max_length` of 7\. Build "
+        r"`new_tokenizer` with `max_length=6` or less \(command line: `--max_length 6`\)\.",
     ):
         transfer(model, OLD, longer)
 
