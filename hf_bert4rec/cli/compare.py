@@ -234,7 +234,7 @@ def train_model(options: dict[str, Any], folder: str) -> Path:
 
 
 def trained_options(comparison: Comparison, folder: str) -> dict[str, dict[str, Any]]:
-    """Return the resolved options of each trained model whose checkpoint still exists, as values of JSON."""
+    """Return the resolved options of each trained model whose checkpoint has run facts, as values of JSON."""
     found = {}
     for name, options in comparison.models.items():
         if "baseline" not in options:

@@ -18,10 +18,11 @@ from .tokenization import ItemTokenizer
 class DataCollatorForNextItem:
     """Collator for models that read past items only (`SasRecForMaskedLM`, `Gru4RecForMaskedLM`): every item is a label.
 
+    A label is at the position of its item, because the models shift their inputs. Unknown items ([UNK]) have no label.
     Rows that already have labels (validation, test) are only padded. A batch may contain both kinds of row.
 
     Args:
-        tokenizer: Source of the IDs of [PAD] and [MASK].
+        tokenizer: Source of the ID of [PAD].
     """
 
     tokenizer: ItemTokenizer

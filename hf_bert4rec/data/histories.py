@@ -57,8 +57,13 @@ def check_interactions(interactions: Dataset) -> pa.Table:
     times = table["timestamp"]
     numbers = pa.types.is_integer(times.type) or pa.types.is_floating(times.type)
     if not numbers or times.null_count or pc.all(pc.is_finite(times)).as_py() is False:
-        found = "missing, NaN or infinite values" if numbers else f"the type {times.type}"
-        raise ValueError(f"Expected finite numbers in the column 'timestamp', found {found}. {READ_FIRST}")
+        found, advice = f"the type {times.type}", READ_FIRST
+        if numbers:
+            bad = len(times) - (pc.sum(pc.is_finite(times)).as_py() or 0)
+            found = f"missing, NaN or infinite values in {bad} of {len(times)} rows"
+            if pc.any(pc.is_inf(times)).as_py():  # `load_interactions` does not drop them
+                advice = f"Fix or remove infinite values. {READ_FIRST}"
+        raise ValueError(f"Expected finite numbers in the column 'timestamp', found {found}. {advice}")
     return table
 
 

@@ -99,7 +99,7 @@ def check_folder(folder: str | PathLike, name: str | None = None) -> PreTrainedM
             architecture_of(config)
             model = AutoModelForMaskedLM.from_config(config, trust_remote_code=False)
     except Exception as error:  # whatever transformers and torch raise for values that no model can have
-        reason = error.__cause__ or error
+        reason = str(error.__cause__ or error).rstrip(".")
         raise damage_error(name, f"config.json does not describe a model of hf-bert4rec ({reason})") from error
     tied = model._keys_to_ignore_on_save or ()  # not saved, because they are the item table
     if repeated := found.keys() & {*tied}:  # transformers would load them in place of the item table

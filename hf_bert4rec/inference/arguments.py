@@ -27,9 +27,10 @@ def read_histories(values: Any) -> list[list[Any]]:
 
 
 def read_item_lists(values: Any, name: str, histories: int) -> list[list[Any]]:
-    """Return the IDs of `allow` or `deny`: a single list that holds for all histories, or one list per history.
+    """Return `allow` or `deny` as lists of IDs: one list per history, or only one list, which holds for all histories.
 
-    Other forms, or another number of lists, raise ValueError.
+    Raises:
+        ValueError: `values` is neither a list of IDs nor a list of `histories` lists.
     """
     lists = read_list(values, name)
     nested = set(map(is_collection, lists))

@@ -21,7 +21,8 @@ class Candidates:
 
     Args:
         items: Raw IDs.
-        logits: (items,) float32 logarithms of the probabilities plus a constant, or the logits of the rule before.
+        logits: (items,) float32 logarithms of the probabilities plus a constant. After another rule, the logits that it
+            returned.
         vectors: (items, hidden) float32 item vectors of length 1, without the bias.
         attributes: Attributes of items, or None if there is no table.
     """

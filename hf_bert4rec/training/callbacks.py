@@ -89,7 +89,7 @@ class ResourceCallback(TrainerCallback, ExportableState):
             _log_memory(args, model, loader, resumed=bool(state.global_step))
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """Start to measure the second step; the first step is slower, and an evaluation may follow it."""
+        """Start the timer of the second step. The first step is slower, and an evaluation may follow it."""
         if self.steps == 1:
             self.second_step_started = time.perf_counter()
 

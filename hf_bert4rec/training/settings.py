@@ -24,13 +24,13 @@ MOST_COUNTED, MOST_ITEMS = 2_000_000, 100_000  # most interactions to count, and
 
 @dataclass(frozen=True)
 class Settings:
-    """Options that differ from the defaults, grouped by the function or class that takes them: name -> value.
+    """Recommended options that differ from the defaults: one dict from name to value for each function or class.
 
     Args:
-        splitting: For `leave_one_out` and other splits.
-        model: For the configuration, such as `Bert4RecConfig`.
-        masking: For `cloze_training`.
-        training: For `RecommendationTrainingArguments`.
+        splitting: Options of `leave_one_out` and other splits.
+        model: Options of the configuration, such as `Bert4RecConfig`.
+        masking: Options of `cloze_training`.
+        training: Options of `RecommendationTrainingArguments`.
         reason: The statistics of the log that determine the options, as text.
     """
 

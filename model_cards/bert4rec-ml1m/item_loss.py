@@ -227,8 +227,9 @@ def sampled_scores(
     """
     negatives, items = config.num_negatives, len(item_table) - SPECIALS
     if not 0 < negatives < items:
-        most, advice = f"{items - 1}, the number of other items", "Change this option, or use the loss `softmax`."
-        raise ValueError(f"`num_negatives` must be from 1 to {most}, found {negatives}. {advice}")
+        expected = f"from 1 to {items - 1}, the number of items other than the target"
+        advice = "Change this option, or use the loss `softmax`."
+        raise ValueError(f"`num_negatives` must be {expected}, found {negatives}. {advice}")
     targets = targets.clamp(min=SPECIALS)
     if config.share_negatives:  # one more than needed, all different
         rows = torch.randperm(items, device=targets.device)[: negatives + 1] + SPECIALS

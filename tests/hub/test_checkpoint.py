@@ -257,7 +257,7 @@ def test_an_index_names_files_of_its_own_folder_only(folder, target):
         ({"num_hidden_layers": 10**6}, "`num_hidden_layers` in config.json is 1000000, which does not fit the weights"),
         ({"num_labels": 2_000_000}, "`num_labels` in config.json is 2000000, which does not fit the weights"),
         ({"hidden_size": 10**30, "num_attention_heads": 1}, "`hidden_size` in config.json is 1000000"),
-        ({"vocab_size": -5}, "does not describe a model"),
+        ({"vocab_size": -5}, r"does not describe a model of hf-bert4rec \(.*tokenizer\)`\)\. Download"),
         ({"intermediate_size": "20"}, "does not describe a model"),
         ({"hidden_act": "gleu"}, "does not describe a model"),
         (
