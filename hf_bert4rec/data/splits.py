@@ -95,9 +95,9 @@ def split_at_time(
     leaked = np.setdiff1d(log.items[~past], [*np.unique(log.items[past]), *described, tokenizer.unk_token_id])
     if len(leaked):
         raise ValueError(
-            f"The tokenizer contains items that first occur from `{name}` on, such as "
-            f"{tokenizer.decode_items(leaked[:1])[0]!r} (number: {len(leaked)}). Build it with `item_tokenizer(before("
-            f"interactions, {train_time!r}))`. For a trained model, pass a `{name}` after the end of its training data."
+            f"The tokenizer contains items that first occur from `{name}` on: {len(leaked)}, such as "
+            f"{tokenizer.decode_items(leaked[:1])[0]!r}. Build it with `item_tokenizer(before(interactions, "
+            f"{train_time!r}))`. For a trained model, use the split of its training, or a later `{name}`."
         )
     first_of_validation, first_of_test = (first_from(log, time) for time in (validation_from, test_from))
     validation = np.where(first_of_validation < first_of_test, first_of_validation, -1)

@@ -433,7 +433,7 @@ def test_another_app_is_not_replaced(push, hub):
 def test_a_space_of_parts_that_disagree_is_refused(push, folder, tmp_path):
     shutil.copytree(folder, tmp_path / "mixed")
     item_tokenizer(["a"], max_length=LIMIT).save_pretrained(tmp_path / "mixed")
-    with pytest.raises(ValueError, match="Take both from the same checkpoint"):
+    with pytest.raises(ValueError, match="take both from the same checkpoint"):
         push.assemble(tmp_path, str(tmp_path / "mixed"))
 
 
