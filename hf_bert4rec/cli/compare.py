@@ -77,9 +77,9 @@ class Comparison:
         if given and not REQUIRED & {*content}:
             solution = f"If this is a recipe, write a comparison with `recipe: {path}` and the models to train."
             raise ValueError(f"{path}: found neither `recipe` nor `models`. {solution} {EXAMPLE}")
-        if missing := sorted(REQUIRED - {*given}):
-            raise ValueError(f"{path}: {expected}, found no `{missing[-1]}`. {EXAMPLE}")
-        if unknown := {*given} - REQUIRED - {"published"}:
+        if missing := REQUIRED - {*given}:
+            raise ValueError(f"{path}: {expected}, found no `{max(missing)}`. {EXAMPLE}")
+        if unknown := {*content} - REQUIRED - {"published"}:
             raise ValueError(f"{path}: {expected}, found `{min(map(str, unknown))}`. Fix or remove this key.")
         try:
             return cls(path, **given)

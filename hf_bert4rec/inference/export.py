@@ -1,7 +1,6 @@
 """Checkpoints as ONNX graphs, which other runtimes execute, and the recommender that executes them here.
 
-A graph contains the model, the exclusion of items and the selection of the best ones. See `RecommendationGraph` for its
-inputs and outputs.
+A graph contains the model, the exclusion of items and the selection of the best ones; see `RecommendationGraph`.
 """
 
 import json
@@ -63,8 +62,8 @@ class RecommendationGraph(nn.Module):
 
         Returns:
             (batch, top_k) int64 token IDs, best first, 0 after the last item if fewer are left; (batch, top_k) float32
-            probabilities that an item is next, over the whole catalog, which are NaN if the weights are damaged. In
-            ONNX, the two outputs have the names `items` and `scores`.
+            probabilities that an item is next, over the whole catalog; NaN if the weights are damaged. The outputs of
+            the ONNX graph are named `items` and `scores`.
         """
         lengths = (history != PAD_ROW).sum(dim=1, keepdim=True)
         places = torch.arange(history.shape[1] + 1, device=history.device)[None]

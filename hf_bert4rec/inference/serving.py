@@ -426,8 +426,7 @@ def serve(
 ) -> None:
     """Serve a checkpoint at an address until the process is stopped. The signal SIGHUP loads it again.
 
-    The server has no authentication: put a proxy in front of it. `checkpoint`, `revision`, `modules` and errors are as
-    for `load_for_serving`.
+    The server has no authentication: put a proxy in front of it. Other arguments and errors: see `load_for_serving`.
     """
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the server listens

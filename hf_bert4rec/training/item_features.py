@@ -1,7 +1,6 @@
 """Item vectors from features: an embedding per item plus a projection of its features, summed when a model is saved.
 
-Before and after training the model is a stock model. During training, its item table and output biases are computed in
-each forward pass.
+Before and after training the model is a stock model. In training, each forward pass computes item table and biases.
 """
 
 from os import PathLike
