@@ -145,10 +145,8 @@ def compare(path: str, split: str, folder: str, modules: Sequence[str] = ()) -> 
         advice, found = others[0] if others else solution, " and ".join(histories)
         raise ValueError(f"{comparison.recipe} has no {split} split, found only {found}. {advice}")
     if comparison.published and "candidates" not in histories[split].column_names:
-        raise ValueError(
-            f"{path}: `published` needs metrics among sampled candidates. Set `popularity_candidates` or "
-            f"`uniform_candidates` in {comparison.recipe} to the number of candidates in the publication."
-        )
+        advice = f"Set `popularity_candidates` or `uniform_candidates` in {comparison.recipe} as in the publication."
+        raise ValueError(f"{path}: `published` needs metrics among sampled candidates. {advice}")
     data = describe_data(recipe, interactions)
     for name, options in comparison.models.items():
         check_model(comparison, name, recipe, folder)

@@ -226,11 +226,9 @@ def _write_shards(
             while running:
                 yield running.popleft().result()
         except BrokenProcessPool as error:
-            raise ChildProcessError(
-                "A process ended too early. If memory is short, use fewer processes: `processes=` (command line: "
-                '`--processes`). In a Python script, put the call below `if __name__ == "__main__":`. Finished files '
-                "are kept."
-            ) from error
+            found = "A process ended too early. If memory is short, lower `processes` (command line: `--processes`)."
+            advice = 'In a Python script, put the call below `if __name__ == "__main__":`. Finished files are kept.'
+            raise ChildProcessError(f"{found} {advice}") from error
         finally:
             pool.shutdown(cancel_futures=True)
 
