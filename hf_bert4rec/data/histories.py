@@ -195,7 +195,7 @@ def times_are_comparable(users: np.ndarray, times: np.ndarray) -> bool:
     """Return whether timestamps show which of two users acted first.
 
     In a log without timestamps, row numbers stand for times. If such a log is written user by user, each user begins
-    after the previous user has ended, and times of different users cannot be compared. Users are numbered from 0.
+    after the previous user has ended, and times cannot be compared. Both arrays are (interactions,), users from 0.
     """
     first, last = (np.full(users.max(initial=0) + 1, limit) for limit in (np.inf, -np.inf))
     np.minimum.at(first, users, times)

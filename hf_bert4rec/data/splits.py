@@ -176,7 +176,7 @@ def new_interactions(
 ) -> DatasetDict:
     """Put the interactions from a point in time on, and a sample of older ones, into the training split.
 
-    The split is for continued training. Histories also contain older interactions. Other arguments: `leave_one_out`.
+    The split is for continued training. Histories also contain older ones. Other arguments: see `leave_one_out`.
 
     Args:
         since: Interactions from this time on are new (a number or an ISO date, as for `split_at_time`). None: all.

@@ -299,7 +299,7 @@ def fit_implicit(module: str, kind: str, train: Dataset, vocab_size: int, **opti
     try:
         model = getattr(import_module(f"implicit.{module}"), kind)(**options)
     except ModuleNotFoundError as error:
-        advice = "Run pip install 'hf-bert4rec[baselines]'."
+        advice = "Run `pip install 'hf-bert4rec[baselines]'`."
         raise ImportError(f"This baseline needs the package implicit. {advice}") from error
     histories = training_histories(train)
     users = np.repeat(np.arange(len(histories)), list(map(len, histories)))

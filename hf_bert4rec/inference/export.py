@@ -240,7 +240,7 @@ def _loops_for_gru(model: PreTrainedModel) -> Any:
     try:
         from torch.export._patches import register_gru_while_loop_decomposition
     except ImportError as error:
-        found = f"torch {torch.__version__}. Run pip install 'torch==2.13.*'."
+        found = f"torch {torch.__version__}. Run `pip install 'torch==2.13.*'`."
         raise ImportError(f"The export of GRU4Rec needs torch 2.13, found {found}") from error
     return register_gru_while_loop_decomposition()
 
@@ -250,4 +250,4 @@ def _require(module: str) -> Any:
     try:
         return __import__(module)
     except ImportError as error:
-        raise ImportError(f'ONNX exports need the package {module}. Run pip install "hf-bert4rec[export]".') from error
+        raise ImportError(f"ONNX exports need {module}. Run `pip install 'hf-bert4rec[export]'`.") from error

@@ -29,7 +29,7 @@ try:
     from fastapi.responses import JSONResponse
     from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, WithJsonSchema
 except ImportError as error:
-    raise ImportError(f'The server needs the package {error.name}. Run pip install "hf-bert4rec[serve]".') from error
+    raise ImportError(f"The server needs the package {error.name}. Run `pip install 'hf-bert4rec[serve]'`.") from error
 
 from .export import FACTS_FILE, OnnxRecommender
 from .pipeline import NextItemRecommendationPipeline
