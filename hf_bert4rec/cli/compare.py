@@ -77,9 +77,9 @@ class Comparison:
         if given and not REQUIRED & {*content}:
             solution = f"If this is a recipe, write a comparison with `recipe: {path}` and the models to train."
             raise ValueError(f"{path}: found neither `recipe` nor `models`. {solution} {EXAMPLE}")
-        if missing := sorted(REQUIRED - {*given}):
-            raise ValueError(f"{path}: {expected}, found no `{missing[-1]}`. {EXAMPLE}")
-        if unknown := {*given} - REQUIRED - {"published"}:
+        if missing := REQUIRED - {*given}:
+            raise ValueError(f"{path}: {expected}, found no `{max(missing)}`. {EXAMPLE}")
+        if unknown := {*content} - REQUIRED - {"published"}:
             raise ValueError(f"{path}: {expected}, found `{min(map(str, unknown))}`. Fix or remove this key.")
         try:
             return cls(path, **given)
@@ -147,10 +147,8 @@ def compare(path: str, split: str, folder: str, modules: Sequence[str] = ()) -> 
         advice, found = others[0] if others else solution, " and ".join(histories)
         raise ValueError(f"{comparison.recipe} has no {split} split, found only {found}. {advice}")
     if comparison.published and "candidates" not in histories[split].column_names:
-        raise ValueError(
-            f"{path}: `published` needs metrics among sampled candidates. Set `popularity_candidates` or "
-            f"`uniform_candidates` in {comparison.recipe} to the number of candidates in the publication."
-        )
+        advice = f"Set `popularity_candidates` or `uniform_candidates` in {comparison.recipe} as in the publication."
+        raise ValueError(f"{path}: `published` needs metrics among sampled candidates. {advice}")
     data = describe_data(recipe, interactions)
     for name, options in comparison.models.items():
         check_model(comparison, name, recipe, folder)

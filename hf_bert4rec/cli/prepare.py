@@ -182,10 +182,9 @@ def _titles(run: RunArguments, names: dict[str, str] | None) -> dict[str, str] |
     if titles is None or names is None:
         return titles
     if untitled := set(names) - set(titles):  # otherwise catalog numbers could be taken for IDs of the log
-        raise ValueError(
-            f"{run.titles}: found no title for {min(untitled)!r} of {run.item_ids} (IDs without a title: "
-            f"{len(untitled)}). `--titles` must have a title for each ID of the log, not for the new IDs."
-        )
+        found = f"found no title for {min(untitled)!r} of {run.item_ids} (IDs without a title: {len(untitled)})"
+        advice = "`--titles` must have a title for each ID of the log, not for the new IDs."
+        raise ValueError(f"{run.titles}: {found}. {advice}")
     return {names[item]: title for item, title in titles.items() if item in names}
 
 

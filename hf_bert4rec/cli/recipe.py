@@ -320,8 +320,7 @@ def _section(
 def _option_type(annotation: Any, default: Any) -> Any:
     """Return the type of an option: `str` if the annotation contains it, otherwise the first type of the annotation.
 
-    Without an annotation, the type is that of a bool or number as default, otherwise `str`. The type includes None if
-    the annotation or the default does.
+    Without an annotation, the type is that of a bool or number as default, otherwise `str`. A default None adds None.
     """
     if annotation is inspect.Parameter.empty and isinstance(default, bool | int | float):
         annotation = type(default)

@@ -171,10 +171,8 @@ def evaluate(recipe: Recipe) -> tuple[tuple[str, str | None], dict[str, dict[str
     trainer = evaluator(model, recipe, tokenizer)
     found = {split: evaluate_rows(trainer, rows) for split, rows in histories.items() if split != "train"}
     if not found:
-        raise ValueError(
-            f"The split {recipe.run.split} holds no items out. Change `--split`. If the model was trained on all "
-            "interactions, evaluate the model of the run that held items out instead."
-        )
+        advice = "Change `--split`, or evaluate the model of the run that held items out."
+        raise ValueError(f"The split {recipe.run.split} holds no items out. {advice}")
     return (
         protocol(recipe, len(tokenizer.items), model.config.exclude_history),
         {split: metrics for split, (metrics, _) in found.items()},

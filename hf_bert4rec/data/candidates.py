@@ -13,14 +13,12 @@ from .arguments import check_number
 def popularity_candidates(rows: Dataset, counts: np.ndarray, number: int = 100, seed: int = 0) -> Dataset:
     """Draw items that are new to the user, in proportion to their popularity, as in the paper (section 4.2).
 
-    Items of the history and the target are not drawn. Results depend on the draw and are not comparable with a ranking
-    among the whole catalog.
+    The target is not drawn. Results depend on the draw, and are not comparable with rankings of the whole catalog.
 
     Args:
         rows: A validation or test split, as from `leave_one_out`.
         counts: (vocab_size,) number of interactions of each item, by token ID; in the paper, in the whole log:
-            `np.bincount(tokenizer.encode_items(interactions), minlength=len(tokenizer))`. The values of special tokens
-            are ignored.
+            `np.bincount(tokenizer.encode_items(interactions), minlength=len(tokenizer))`. Special tokens are ignored.
         number: Number of items per user, drawn without replacement and in proportion to their counts.
         seed: Seed of the draw. The draw of a user depends on the seed and the column `row`, not on the other users.
 

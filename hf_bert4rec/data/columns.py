@@ -41,8 +41,7 @@ def find_columns(log: RawLog, wanted: Mapping[str, Column], needed: Mapping[str,
 
     `wanted` maps each role to the column that the user named, or to None. In this case the column is found by its name,
     values or type. `needed` maps each role that must have a column to its option of the command line, or to "" if it
-    has none. The role "time of day" is added if the timestamp is found in a column of dates, and there is a column of
-    times too.
+    has none. The role "time of day" is added for a separate column of times, if the timestamp is a column of dates.
 
     Raises:
         ValueError: The column of a needed role or a named column is missing, several columns fit a role, the same

@@ -41,8 +41,8 @@ class DataCollatorForNextItem:
             `candidates` (batch, number), padded with -100. All int64.
 
         Raises:
-            ValueError: A training row has no item, labels do not match the inputs, or some but not all rows to evaluate
-                have `history` or `candidates`.
+            ValueError: A training row has no item, labels do not match the inputs, or only some evaluated rows have
+                `history` or `candidates`.
         """
         input_ids, real = pad_rows([row["input_ids"] for row in features], self.tokenizer.pad_token_id)
         labels = np.full_like(input_ids, -100)
@@ -92,8 +92,7 @@ class DataCollatorForCloze(DataCollatorForNextItem):
             model(**batch).loss.backward()
 
     If `epoch` is set, masks are a pure function of `seed`, `epoch`, the row's number (column `row`) and the position.
-    They are the same for any batch size, number of workers or processes, and after a resumption. In the Trainer,
-    `ClozeCallback` sets `epoch`.
+    Batch size, number of workers or processes, and a resumption change nothing. `ClozeCallback` sets `epoch`.
 
     Args:
         tokenizer: Source of the IDs of [PAD] and [MASK].

@@ -155,7 +155,7 @@ def load_item_features(
         source: A file, a data frame, or anything else that `load_interactions` reads.
         item: Column of the item: a name, or a position from 0. Default: a column with a usual name.
         text: Columns that become vectors with `encoder`, such as titles and descriptions.
-        encoder: A model of sentence-transformers: Hub ID or folder (`pip install "hf-bert4rec[features]"`).
+        encoder: A model of sentence-transformers: Hub ID or folder (`pip install 'hf-bert4rec[features]'`).
         like: Features of other items. The table needs the same columns, which are encoded in the same way. Other
             columns are ignored. If there is text, pass the same `encoder`.
         format: As for `load_interactions`, like `separator` and `encoding`.
@@ -365,7 +365,7 @@ def _embed(name: str, texts: pa.ChunkedArray, log: RawLog, encoder: str | None) 
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError as error:
-        advice = 'Run pip install "hf-bert4rec[features]".'
+        advice = "Run `pip install 'hf-bert4rec[features]'`."
         raise ValueError(f"{log.name}: the text of {name!r} needs sentence-transformers. {advice}") from error
     advice = "Check the name of the encoder. It must have safetensors, and no code of its own."
     with library_errors(f"{log.name}, encoder {encoder!r}", advice):

@@ -1,8 +1,7 @@
 """The formats of logs. A new format is a function and an entry in `FORMATS`.
 
 The function takes a `SourceFile`, with the methods `text()` and `content()` (bytes) and the attributes `path` and
-`separator`. It returns a table of pandas, Polars, Arrow or datasets. Columns with the usual names are found; the
-user names the other columns.
+`separator`. It returns a table of pandas, Polars, Arrow or datasets. The user names columns without usual names.
 
 Arrow reads text and JSON. If Arrow fails, Python reads the file, which is slower and finds the line with the error.
 """
@@ -282,10 +281,8 @@ class _Rows:
             other = "," if self.separator == ";" else ";"
             advice = f"name another separator, such as {self.file.spell('separator', other)}"
             if self.file.is_log:
-                sequences = self.file.spell("format", "sequences")
-                if not self.separator.isspace():
-                    sequences += f" with {self.file.spell('separator', self.separator)}"
-                advice += f". For lines of 'user item item …' use {sequences}"
+                same = "" if self.separator.isspace() else f" with {self.file.spell('separator', self.separator)}"
+                advice += f". For lines of 'user item item …' use {self.file.spell('format', 'sequences')}{same}"
             raise ValueError(
                 f"{self.file.name}, line {line}: expected {width} columns, found {len(fields)} in "
                 f"{self.separator.join(fields)!r:.80}. Fix or remove all such lines ({lines}), or {advice}."

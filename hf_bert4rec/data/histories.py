@@ -101,8 +101,7 @@ def build_histories(
     Args:
         log: Result of `sort_by_user`.
         tokenizer: Items that it does not contain are dropped from histories; as targets they count as missed.
-        train_ends: (users,) index of the interaction before which the training history ends; `log.starts` for users
-            without training rows.
+        train_ends: (users,) index after the last training interaction; `log.starts` for users without training rows.
         targets: "validation" or "test" → (users,) index of the interaction to predict, -1 for users without a row. The
             history of a row is all interactions of the user before the target.
         max_length: Longest input, including the [MASK] of the query. Default: `tokenizer.model_max_length`.
@@ -201,8 +200,7 @@ def times_are_comparable(users: np.ndarray, times: np.ndarray) -> bool:
     """Return whether timestamps show which of two users acted first.
 
     In a log without timestamps, row numbers stand for times. If such a log is written user by user, each user begins
-    after the previous user has ended, and times of different users cannot be compared. Both arrays are (interactions,);
-    users are numbered from 0.
+    after the previous user has ended, and times cannot be compared. Both arrays are (interactions,), users from 0.
     """
     first, last = (np.full(users.max(initial=0) + 1, limit) for limit in (np.inf, -np.inf))
     np.minimum.at(first, users, times)

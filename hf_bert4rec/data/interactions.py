@@ -111,10 +111,11 @@ def load_interactions(
         notes = _check(log, found)
     sizes = {"interaction": len(table), **{role: core[role].nunique() for role in coded}}
     total, users, items = (f"{number:,} {name}{'s' * (number != 1)}" for name, number in sizes.items())
-    incomplete = 10 * (~complete).sum() > len(complete)
-    advice = " More than 10 % of the rows are incomplete, so check the columns." * bool(incomplete)
-    report = f"{log.name}: {total} of {users} with {items}{notes}; dropped: {losses}.{advice}"
-    logger.log(logging.WARNING if incomplete else logging.INFO, report)
+    report = f"{log.name}: {total} of {users} with {items}{notes}; dropped: {losses}."
+    if 10 * (~complete).sum() > len(complete):
+        logger.warning(f"{report} More than 10 % of the rows are incomplete, so check the columns.")
+    else:
+        logger.info(report)
     return Dataset(table)
 
 
@@ -133,8 +134,8 @@ def _read(log: RawLog, found: Mapping[str, int]) -> tuple[pa.Table, np.ndarray]:
             if "time of day" not in found:
                 raise
             date, time = log.columns[found["timestamp"]], log.columns[found["time of day"]]
-            advice = f"{date!r} and {time!r} are read as date and time of day. If one column is the time, name it: "
-            raise ValueError(f"{error} {advice}{spell('timestamp', time)}.") from None
+            advice = f"{date!r} and {time!r} are read as date and time of day. If one column is the time, name it"
+            raise ValueError(f"{error} {advice}: {spell('timestamp', time)}.") from None
     if "rating" in found:
         values["rating"] = as_numbers(columns["rating"], "rating", log, complete)
     for column in values.values():
@@ -148,10 +149,8 @@ def _check(log: RawLog, found: Mapping[str, int]) -> str:
     if log.first_rows:
         notes = f" (no header; {', '.join(f'{role}: column {place}' for role, place in found.items())})"
         if not re.search(r"\d", first := ", ".join(log.first_rows[0])):
-            logger.warning(
-                f"{log.name}: the first line has no known column name. "
-                f"If {first!r} is a header, name the columns, such as {spell('user')}."
-            )
+            solution = f"If {first!r} is a header, name the columns, such as {spell('user')}."
+            logger.warning(f"{log.name}: the first line has no known column name. {solution}")
     if "timestamp" in found and not is_time_name(time := log.columns[found["timestamp"]]):
         notes += "" if log.first_rows else f" (timestamp: column {time!r})"
     if "timestamp" not in found:

@@ -33,8 +33,7 @@ BYTE_ORDER_MARKS = {  # UTF-32 before UTF-16, because the mark of UTF-32-LE begi
 def spell(option: str, value: Any = "...", command: str | None = None) -> str:
     """Return how to write an option with a value in Python and on the command line.
 
-    On the command line the option is called `command`, by default `option`. If `command` is "", the option exists in
-    Python only.
+    On the command line the option is called `command`, by default `option`; "" stands for an option in Python only.
     """
     word = "$'\\t'" if value == "\t" else shlex.quote(str(value))
     return f"`{option}={value!r}`" + f" (command line: `--{command or option} {word}`)" * (command != "")

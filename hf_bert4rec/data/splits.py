@@ -72,8 +72,7 @@ def split_at_time(
 
     The model is not trained on interactions from `validation_time` on. The tokenizer must not contain items that first
     occur from this time on, unless they have features. `item_tokenizer(before(interactions, validation_time))` builds
-    it. Users without interactions before a target have an empty history. Other arguments and errors are as for
-    `leave_one_out`.
+    it. Users without earlier interactions have an empty history. Other arguments and errors: see `leave_one_out`.
 
     Args:
         validation_time: The validation target of a user is the first interaction from this time to before `test_time`.
@@ -177,8 +176,7 @@ def new_interactions(
 ) -> DatasetDict:
     """Put the interactions from a point in time on, and a sample of older ones, into the training split.
 
-    The split is for continued training. Histories also contain the interactions before that time. Other arguments are
-    as for `leave_one_out`.
+    The split is for continued training. Histories also contain older ones. Other arguments: see `leave_one_out`.
 
     Args:
         since: Interactions from this time on are new (a number or an ISO date, as for `split_at_time`). None: all.

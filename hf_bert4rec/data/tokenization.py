@@ -218,8 +218,7 @@ def item_tokenizer(
     Args:
         items: Interactions with a column `item`, or raw item IDs. Repeated IDs count once; numbers become text.
         titles: Mapping from raw item ID to title, as from `load_titles`. Titles of other items are ignored.
-        features: Features of items, from `load_item_features`. Items that have features but no interactions come last,
-            and are recommended by their features.
+        features: From `load_item_features`. Items without interactions come last, and are recommended by them.
         max_length: Longest input, including the [MASK] of the query.
 
     Raises:

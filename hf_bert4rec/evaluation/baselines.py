@@ -76,10 +76,8 @@ class Baseline(nn.Module):
         The arguments are those of `Bert4RecForMaskedLM.forward`, and `users`, which only `BprMf` needs.
         """
         if users is None and self.users:
-            raise ValueError(
-                f"{type(self).__name__} needs `users` in each batch. Use the data collator "
-                "`DataCollatorWithUsers(tokenizer, model.users)` of `hf_bert4rec.evaluation.baselines`."
-            )
+            advice = "Use `DataCollatorWithUsers(tokenizer, model.users)` of `hf_bert4rec.evaluation.baselines`."
+            raise ValueError(f"{type(self).__name__} needs `users` in each batch. {advice}")
         users = torch.full(input_ids.shape[:1], -1) if users is None else users
         items = input_ids if history is None else history
         batch = {"input_ids": input_ids, "attention_mask": attention_mask, "history": items, "users": users}
@@ -284,10 +282,8 @@ BASELINES: dict[str, type[Baseline]] = {
 def training_histories(train: Dataset) -> list[np.ndarray]:
     """Return the token IDs of each training row; ValueError if a user has several rows."""
     if len(set(train["user"][:])) != train.num_rows:
-        raise ValueError(
-            "Baselines need one row per user, found users with several rows. Split with `prefixes=False` and a "
-            "`max_length` above the longest history: `leave_one_out(..., max_length=1_000_000)`."
-        )
+        advice = "Split with `prefixes=False` and a `max_length` above the longest history, such as 1_000_000."
+        raise ValueError(f"Baselines need one row per user, found users with several rows. {advice}")
     return train.with_format("numpy")["input_ids"][:]
 
 
@@ -303,7 +299,7 @@ def fit_implicit(module: str, kind: str, train: Dataset, vocab_size: int, **opti
     try:
         model = getattr(import_module(f"implicit.{module}"), kind)(**options)
     except ModuleNotFoundError as error:
-        advice = "Run pip install 'hf-bert4rec[baselines]'."
+        advice = "Run `pip install 'hf-bert4rec[baselines]'`."
         raise ImportError(f"This baseline needs the package implicit. {advice}") from error
     histories = training_histories(train)
     users = np.repeat(np.arange(len(histories)), list(map(len, histories)))

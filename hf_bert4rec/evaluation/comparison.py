@@ -100,8 +100,7 @@ class Difference:
 def paired_difference(first: Ranks | Sequence[Ranks], second: Ranks | Sequence[Ranks]) -> Difference:
     """Return the difference of NDCG@10 between two models, with its interval and p-value (Smucker et al., 2007).
 
-    To compare two methods that were trained with several seeds, pass the ranks of all seeds. The gain of a user is then
-    the mean over the seeds of a method.
+    For methods that were trained with several seeds, pass the ranks of all seeds. Gains are then means over the seeds.
 
     Args:
         first: Ranks (users,) of the targets by the first model, or (seeds, users) by the first method.
@@ -113,8 +112,8 @@ def paired_difference(first: Ranks | Sequence[Ranks], second: Ranks | Sequence[R
     first, second = (np.atleast_2d(np.asarray(ranks, float)) for ranks in (first, second))
     users = [ranks.shape[1] for ranks in (first, second)]
     if users[0] != users[1] or not first.size or not second.size:
-        found, advice = f"{users[0]} and {users[1]} users", "Rank the same rows with both models."
-        raise ValueError(f"Expected ranks of the same users, at least one, found {found}. {advice}")
+        found = f"found {users[0]} and {users[1]} users. Rank the same rows with both models."
+        raise ValueError(f"Expected ranks of the same users, at least one, {found}")
     gains = ndcg_gains(first, TOP_K).mean(axis=0) - ndcg_gains(second, TOP_K).mean(axis=0)
     nonzero = gains[gains != 0].astype(np.float32)
     generator = np.random.default_rng(0)

@@ -78,8 +78,7 @@ def target_ranks(scores: torch.Tensor, targets: torch.Tensor, history: torch.Ten
 
     Args:
         scores: (users, vocab_size) scores of all token IDs; scores of special tokens are ignored.
-        targets: (users,) token IDs. A special token, such as [UNK] for an item that the model does not contain, ranks
-            last. So does an item of the history.
+        targets: (users,) token IDs. Items of the history and special tokens, such as [UNK] (unknown items), rank last.
         history: (users, longest) token IDs to exclude from the ranking, padded with -100. None: nothing is excluded.
 
     Returns:

@@ -95,8 +95,7 @@ def metrics_of_ranks(prediction: EvalPrediction, sampled: Sampled = "popularity_
 def rank_rows(trainer: Trainer, rows: Dataset, results: Callable | None = None) -> np.ndarray:
     """Return `results` of the logits (default: `preprocess_logits_for_metrics`) for each row, in the order of the rows.
 
-    The array is (rows,) or (rows, columns). `Trainer.predict` would return results in the order in which rows are
-    drawn, grouped by length.
+    The array is (rows,) or (rows, columns). `Trainer.predict` would return the rows in another order.
     """
     lengths = rows["length"][:] if "length" in rows.column_names else list(map(len, rows["input_ids"][:]))
     order = np.argsort(lengths, kind="stable")  # reduces padding

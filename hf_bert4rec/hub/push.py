@@ -96,9 +96,9 @@ def push_checkpoint(
     """Push a checkpoint to the Hub in one commit: its own files without pickles, and nothing else of the folder.
 
     `handler.py` is added, so that the repository can be deployed as an Inference Endpoint. An older checkpoint stays in
-    the git history. Paths of this machine in the run facts are reduced to names (`RunFacts.published`). The repository
-    is created if it does not exist, in your account if the name has no owner. `private=None` is the
-    default of the owner. `revision` is an existing branch. Returns the commit; `str(commit)` is its URL.
+    the git history. Paths in the run facts are reduced to names (`RunFacts.published`). The repository is created if it
+    does not exist, in your account if the name has no owner; `private=None` is the default of the owner. `revision` is
+    an existing branch. Returns the commit; `str(commit)` is its URL.
 
     Raises:
         OSError: The checkpoint is incomplete, the repository contains something else, or the Hub cannot be reached.

@@ -132,9 +132,8 @@ class RunFacts:
         values = read_json(file, folder)
         version = values.get("format_version", 1)
         if version not in range(1, FORMAT_VERSION + 1):
-            expected = f"`format_version` must be from 1 to {FORMAT_VERSION}"
-            advice = "Update hf-bert4rec if a newer version wrote this file. Otherwise copy or download the file again."
-            raise ValueError(f"{file}: {expected}, found {version!r}. {advice}")
+            hint = "Update hf-bert4rec if a newer version wrote this file. Otherwise copy or download the file again."
+            raise ValueError(f"{file}: `format_version` must be from 1 to {FORMAT_VERSION}, found {version!r}. {hint}")
         try:
             values = _from_version_1(values) if version == 1 else values
             if values.get("reproducible"):
@@ -174,8 +173,8 @@ def _public(value: Any) -> Any:
 
 def _build(kind: type, values: Mapping[str, Any]) -> Any:
     """Build a dataclass from the values of its fields; KeyError if one is missing. Other values are ignored."""
-    fields = [it for it in dataclasses.fields(kind) if it.name in values or it.default is it.default_factory]  # MISSING
-    return kind(**{it.name: values[it.name] for it in fields})
+    required = {it.name for it in dataclasses.fields(kind) if it.default is it.default_factory}  # both are MISSING
+    return kind(**{it.name: values[it.name] for it in dataclasses.fields(kind) if it.name in {*required, *values}})
 
 
 def _old_defaults(version: int, recipe: Mapping[str, Any]) -> dict[str, Any]:

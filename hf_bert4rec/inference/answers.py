@@ -43,8 +43,7 @@ class Recommendations(list[Recommendation]):
     """The items for one history, best first.
 
     Attributes:
-        reason: Why there are fewer than `top_k` items. None if there are `top_k`; always None for similar items and
-            ONNX graphs.
+        reason: Why there are fewer than `top_k` items, otherwise None. Always None for similar items and ONNX graphs.
     """
 
     reason: str | None = None
@@ -136,9 +135,8 @@ class ItemCatalog:
         """Return the answers for positions in histories, as one list in the order of histories and positions.
 
         `places` are the positions in each history. By default the only position is the one after the last item. The
-        function `answer` gets the token IDs of the histories of a batch, and a position in each. The raw item IDs in
-        `lists`, such as `allow` and `deny`, become keyword arguments of `answer`: token IDs, as one array for all
-        histories or one array per history.
+        function `answer` gets the token IDs of the histories of a batch, and a position in each. It gets `lists` of raw
+        item IDs, such as `allow`, by name: token IDs, as one array for all histories or one array per history.
         """
         batch_size = self.batch_size if batch_size is None else batch_size
         check_count("batch_size", batch_size)

@@ -37,10 +37,9 @@ def read_item_lists(values: Any, name: str, histories: int) -> list[list[Any]]:
     if True not in nested:
         return [lists]
     if False in nested or len(lists) != histories:
-        raise ValueError(
-            f"{name}: expected a list of item IDs, or one list for each history ({histories}), found a list of "
-            f"{'lists and single IDs' if False in nested else f'lists, {len(lists)} in total'}: {lists!r:.200}."
-        )
+        expected = f"expected a list of item IDs, or one list for each history ({histories})"
+        found = "lists and single IDs" if False in nested else f"lists, {len(lists)} in total"
+        raise ValueError(f"{name}: {expected}, found a list of {found}: {lists!r:.200}.")
     return [read_list(ids, name) for ids in lists]
 
 

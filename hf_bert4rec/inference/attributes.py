@@ -34,8 +34,7 @@ class ItemAttributes:
         item: Name or position (from 0) of the column of item IDs. Default: found by usual names, such as `item_id`.
 
     Raises:
-        ValueError: `source` is not a table, two columns have the same name, no item column is found, or an item has no
-            ID or several rows.
+        ValueError: `source` is not a table, column names repeat, no item column is found, or IDs are missing or repeat.
     """
 
     def __init__(self, source: Any, item: Column = None) -> None:

@@ -103,8 +103,7 @@ def recommend_to_parquet(
 
     Args:
         checkpoint: As for `BatchRecommender`.
-        source: Parquet file with one row per user and columns `user` and `history` (a list), or file of a log in any
-            format that `load_interactions` reads.
+        source: Parquet with one row per user and columns `user` and `history` (a list), or a log of any format.
         output: Folder of the result: a new one, or that of the same call before an interruption.
         processes: Number of processes, each with one thread. One process per core is fastest. In a script, more than
             one needs `if __name__ == "__main__":` before the call, because each process imports the script again.
@@ -178,9 +177,8 @@ def _read_shards(
             option = f"`{min(columns)}` in `columns` (command line: `--{min(columns)}`)"
             raise ValueError(f"{file} has one history per user. Omit {option}, which is for logs.")
         if user not in schema.names:
-            found = ", ".join(schema.names)
             advice = "Rename your column of users, or in Python pass its name as `user=`."
-            raise ValueError(f"{file}: expected a column {user!r}, found {found}. {advice}")
+            raise ValueError(f"{file}: expected a column {user!r}, found {', '.join(schema.names)}. {advice}")
         return parquet.metadata.num_rows, _cut(parquet.iter_batches(size, columns=[user, history]), size)
     log = load_interactions(str(file), **columns).with_format("arrow")[:]
     log = log.sort_by([("user", "ascending"), ("timestamp", "ascending")])
@@ -228,11 +226,9 @@ def _write_shards(
             while running:
                 yield running.popleft().result()
         except BrokenProcessPool as error:
-            raise ChildProcessError(
-                "A process ended too early. If memory is short, use fewer processes: `processes=` (command line: "
-                '`--processes`). In a Python script, put the call below `if __name__ == "__main__":`. Finished files '
-                "are kept."
-            ) from error
+            found = "A process ended too early. If memory is short, lower `processes` (command line: `--processes`)."
+            advice = 'In a Python script, put the call below `if __name__ == "__main__":`. Finished files are kept.'
+            raise ChildProcessError(f"{found} {advice}") from error
         finally:
             pool.shutdown(cancel_futures=True)
 

@@ -1,7 +1,6 @@
 """Checkpoints as ONNX graphs, which other runtimes execute, and the recommender that executes them here.
 
-A graph contains the model, the exclusion of items and the selection of the best ones. See `RecommendationGraph` for its
-inputs and outputs.
+A graph contains the model, the exclusion of items and the selection of the best ones; see `RecommendationGraph`.
 """
 
 import json
@@ -63,8 +62,8 @@ class RecommendationGraph(nn.Module):
 
         Returns:
             (batch, top_k) int64 token IDs, best first, 0 after the last item if fewer are left; (batch, top_k) float32
-            probabilities that an item is next, over the whole catalog, which are NaN if the weights are damaged. In
-            ONNX, the two outputs have the names `items` and `scores`.
+            probabilities that an item is next, over the whole catalog; NaN if the weights are damaged. The outputs of
+            the ONNX graph are named `items` and `scores`.
         """
         lengths = (history != PAD_ROW).sum(dim=1, keepdim=True)
         places = torch.arange(history.shape[1] + 1, device=history.device)[None]
@@ -241,7 +240,7 @@ def _loops_for_gru(model: PreTrainedModel) -> Any:
     try:
         from torch.export._patches import register_gru_while_loop_decomposition
     except ImportError as error:
-        found = f"torch {torch.__version__}. Run pip install 'torch==2.13.*'."
+        found = f"torch {torch.__version__}. Run `pip install 'torch==2.13.*'`."
         raise ImportError(f"The export of GRU4Rec needs torch 2.13, found {found}") from error
     return register_gru_while_loop_decomposition()
 
@@ -251,4 +250,4 @@ def _require(module: str) -> Any:
     try:
         return __import__(module)
     except ImportError as error:
-        raise ImportError(f'ONNX exports need the package {module}. Run pip install "hf-bert4rec[export]".') from error
+        raise ImportError(f"ONNX exports need {module}. Run `pip install 'hf-bert4rec[export]'`.") from error

@@ -41,8 +41,7 @@ class NextItemRecommendationPipeline(Pipeline):
 
     - IDs that the tokenizer lacks are skipped. A warning reports their number, unless all of them were reported before.
     - For an empty history, or one of unknown IDs only, the model recommends what is most likely without a history.
-    - The model reads the newest `tokenizer.model_max_length` - 1 items of a history. With `exclude_history`, all items
-      of the history are excluded.
+    - The model reads the newest `tokenizer.model_max_length` - 1 items of a history; `exclude_history` excludes all.
     - Items with the same score are in the order of `tokenizer.items`.
     - Items in `tokenizer.removed` may be in histories, but are never recommended, even if `allow` lists them.
     - Several threads may call the same pipeline at once.
@@ -85,14 +84,12 @@ class NextItemRecommendationPipeline(Pipeline):
             **kwargs: Options:
 
                 - `top_k` (10): number of items per user.
-                - `exclude_history`: whether to exclude the items of the history. Default: as in the evaluation of the
-                  model (`model.config.exclude_history`).
+                - `exclude_history`: whether to exclude the items of the history. Default: that of `model.config`.
                 - `allow`: only these IDs can be recommended. `deny`: these IDs are never recommended. Pass one list
                   for all histories, or one list per history.
                 - `where`: dict from attribute to condition, such as `{"in_stock": True}`. An item must fulfill all
                   conditions of `where`, and none of `where_not`. See `ItemAttributes.matching`.
-                - `attributes`: a table with one row per item, or an `ItemAttributes`. Default: the item features of
-                  the model.
+                - `attributes`: a table with one row per item, or an `ItemAttributes`. Default: features of the model.
                 - `rerank`: a rule that reorders or drops items, such as `at_most(2, "category")`, or a list of rules.
                 - `candidates` (100): number of the best items that the first rule gets, or `top_k` if that is more.
                 - `index`: an index of `index_vectors()` (usearch, FAISS, or a `Dataset` after `add_faiss_index`), from
@@ -103,8 +100,7 @@ class NextItemRecommendationPipeline(Pipeline):
                 None stands for the default of an option.
 
         Returns:
-            One list of `Recommendation` per history, best first. If a list has fewer than `top_k` items, its attribute
-            `reason` says why.
+            One list of `Recommendation` per history, best first. Its `reason` says why it has fewer than `top_k` items.
         """
         return self._recommend(self.catalog.read_rows(read_histories(histories), "histories"), kwargs, OPTIONS)
 
@@ -247,8 +243,8 @@ class NextItemRecommendationPipeline(Pipeline):
     def similar(self, items: Iterable[str | float], top_k: int = 10) -> list[Recommendations]:
         """Return a list of the `top_k` items with the most similar vectors for each raw ID, most similar first.
 
-        `score` is the cosine of the vectors without the bias. The item itself and removed items are excluded. Raises
-        ValueError if the model lacks an item.
+        `score` is the cosine of the vectors without the bias. The item and removed items are excluded. ValueError for
+        an unknown item.
         """
         return self.catalog.similar(unit_vectors(self.item_vectors()), items, top_k)
 
@@ -373,8 +369,7 @@ def pipeline(
         model: Folder or Hub ID. A downloaded checkpoint is also available offline.
         revision: Branch, tag or commit of a repository on the Hub. Default: `main`.
         token: Access token for a private repository. Default: the token of `hf auth login` or HF_TOKEN.
-        **kwargs: As for `transformers.pipeline` (`device`, `dtype`, `batch_size` …), and defaults for the options of a
-            call of `NextItemRecommendationPipeline`.
+        **kwargs: As for `transformers.pipeline` (`device`, `dtype`, `batch_size` …), and defaults for its options.
 
     Raises:
         OSError: The checkpoint is missing or incomplete, or the Hub cannot be reached. Pickled weights are never read.

@@ -70,8 +70,7 @@ def diversify(weight: float) -> Rule:
     logit, scaled to 0 for the last of the candidates and 1 for the first. Similarity is the largest cosine between the
     vector of the item and the vector of an item above it. Source: Carbonell and Goldstein, SIGIR 1998.
 
-    An item with a far lower logit than the others makes their relevance almost equal. Put a rule that drops such items
-    before this one.
+    An item with a far lower logit makes the relevance of the others almost equal. Drop it by a rule before this one.
 
     Args:
         weight: From 0 to 1; other values raise ValueError. 0 keeps the order, 1 ignores the scores.

@@ -58,10 +58,9 @@ class Selection:
         """Return the best items for each user; raise ValueError if scores are not finite.
 
         Args:
-            outputs: Without an index `logits` (users, vocab_size), which are overwritten. With an index `queries`
-                (users, hidden + 1) and, if the model has them, `followers` and `transitions` (users, number). In both
-                cases also token IDs, padded with [PAD]: `history` (users, longest), and optionally `allow` and `deny`
-                (users or 1, longest).
+            outputs: `logits` (users, vocab_size), which are overwritten; with an index instead `queries` (users, hidden
+                + 1) and, if the model has them, `followers` and `transitions` (users, number). Token IDs padded with
+                [PAD]: `history` (users, longest), and optionally `allow` and `deny` (users or 1, longest).
         """
         lists = {name: outputs[name].expand(len(outputs["history"]), -1) for name in LISTS if name in outputs}
         if not self.exclude_history:
@@ -199,9 +198,8 @@ def open_index(index: Any, items: int, width: int) -> Any:
         index = index.get_index(names[0]).faiss_index
     is_faiss = hasattr(index, "ntotal")
     if not is_faiss and not (hasattr(index, "search") and hasattr(index, "__len__")):
-        found = type(index).__name__
         expected = "a usearch or FAISS index, or a `Dataset` with a FAISS index"
-        raise ValueError(f"`index` must be {expected}, found {found}. {advice}")
+        raise ValueError(f"`index` must be {expected}, found {type(index).__name__}. {advice}")
     if (size := index.ntotal if is_faiss else len(index)) != items:
         raise ValueError(f"`index` has {size:,} vectors, but the model has {items:,} items. {advice}")
     missing = getattr(index, "d" if is_faiss else "ndim", width) - width

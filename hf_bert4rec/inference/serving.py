@@ -29,7 +29,7 @@ try:
     from fastapi.responses import JSONResponse
     from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, WithJsonSchema
 except ImportError as error:
-    raise ImportError(f'The server needs the package {error.name}. Run pip install "hf-bert4rec[serve]".') from error
+    raise ImportError(f"The server needs the package {error.name}. Run `pip install 'hf-bert4rec[serve]'`.") from error
 
 from .export import FACTS_FILE, OnnxRecommender
 from .pipeline import NextItemRecommendationPipeline
@@ -426,8 +426,7 @@ def serve(
 ) -> None:
     """Serve a checkpoint at an address until the process is stopped. The signal SIGHUP loads it again.
 
-    The server has no authentication: put a proxy in front of it. `checkpoint`, `revision`, `modules` and errors are as
-    for `load_for_serving`.
+    The server has no authentication: put a proxy in front of it. Other arguments and errors: see `load_for_serving`.
     """
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the server listens

@@ -137,9 +137,8 @@ def _log_memory(args: TrainingArguments, model: Bert4RecForMaskedLM, loader: Any
     allocated = estimate.parameters + (estimate.optimizer_state if resumed else 0)
     free = resources.free_memory(args.device) + allocated
     if estimate.total > free:
-        sizes = map(resources.format_memory, (estimate.total, free))
         text = "Training may not fit into the free memory: it needs about %s, and %s are free. Use %s."
-        logger.warning(text, *sizes, estimate.advice)
+        logger.warning(text, *map(resources.format_memory, (estimate.total, free)), estimate.advice)
 
 
 class EarlyStopping(EarlyStoppingCallback):

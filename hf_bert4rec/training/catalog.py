@@ -117,9 +117,7 @@ def remove_items(
 
 def _open(checkpoint: str | PathLike, output: str | PathLike | None) -> tuple[Path, ItemTokenizer]:
     if output is None and not is_folder(checkpoint):
-        raise ValueError(
-            f"Found no folder {checkpoint}. Check the path, or for a Hub ID name an `output` (`--output`)."
-        )
+        raise ValueError(f"Found no folder {checkpoint}. Check the path, or for a Hub ID name `output` (`--output`).")
     folder = fetch_checkpoint(checkpoint)
     if output is not None and (target := Path(output).resolve()) != (source := folder.resolve()):
         if target in source.parents or source in target.parents:

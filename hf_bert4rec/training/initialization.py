@@ -63,8 +63,7 @@ def initialize_items(model: PreTrainedModel, rows: Dataset) -> None:
 def count_transitions(model: PreTrainedModel, rows: Dataset, since: float | None = None) -> float:
     """Count the transitions of training rows for a model with `num_followers`, in place.
 
-    `initialize_items` does this for a new model. Call this function after `transfer`. ValueError if the model has no
-    `num_followers`.
+    `initialize_items` does this for a new model. Call it after `transfer`. ValueError without `num_followers`.
 
     Args:
         model: A model of the package with `num_followers`.

@@ -1,7 +1,6 @@
 """Item vectors from features: an embedding per item plus a projection of its features, summed when a model is saved.
 
-Before and after training the model is a stock model. During training, its item table and output biases are computed in
-each forward pass.
+Before and after training the model is a stock model. In training, each forward pass computes item table and biases.
 """
 
 from os import PathLike
@@ -62,11 +61,8 @@ class FeatureProjection(nn.Module):
         self.register_buffer("unseen", self.described & ~in_training.to(vectors.device), persistent=False)
         shape = vectors.shape[1], table.shape[1] + 1
         if projection is not None and projection.shape != shape:
-            raise ValueError(
-                f"The checkpoint was trained with other item features or sizes. Its {PROJECTION_FILE} has the shape "
-                f"{tuple(projection.shape)}, but model and tokenizer need {shape}. Use the features and the "
-                "`hidden_size` of the checkpoint."
-            )
+            found = f"{PROJECTION_FILE} has the shape {tuple(projection.shape)}, but model and tokenizer need {shape}"
+            raise ValueError(f"{found}. Use the item features and the `hidden_size` of the checkpoint.")
         start = self._regression(table, bias) if projection is None else projection
         # A fused optimizer mixes up numbers if the strides of a weight differ from those of its restored state.
         self.projection = nn.Parameter(start.detach().clone(memory_format=torch.contiguous_format).to(table))

@@ -26,11 +26,9 @@ def cloze_training(
 
     Args:
         tokenizer: Tokenizer of the items. It is saved with every checkpoint.
-        callbacks: Only for the stock `Trainer`: your own callbacks, or `[]`. The result contains them and the callbacks
-            of the package. Without these, a resumed or distributed run may skip or repeat rows. Default: no callbacks
-            in the result, because `RecommendationTrainer` adds those of the package itself.
-        sampled: How the column `candidates` of the evaluated rows was drawn, "popularity_sampled" or "uniform_sampled".
-            The metrics among candidates end in this text.
+        callbacks: Only for the stock `Trainer`: your own callbacks, or `[]`. The callbacks of the package are added,
+            without which a resumed or distributed run may skip or repeat rows. `RecommendationTrainer` adds them too.
+        sampled: How `candidates` were drawn, "popularity_sampled" or "uniform_sampled"; the end of metric names.
         **masking: Arguments of `DataCollatorForCloze`.
     """
     return {

@@ -15,7 +15,7 @@ from torch.optim import AdamW, Muon, Optimizer
 from transformers import PreTrainedModel, TrainingArguments
 
 logger = logging.getLogger(__name__)
-WITHOUT = "set `muon_learning_rate` to None, or omit `muon(args)`"  # how to train without Muon
+WITHOUT = "To train without Muon, set `muon_learning_rate` to None, or omit `muon(args)`."
 
 
 class MuonAdamW(Optimizer):
@@ -79,22 +79,21 @@ def muon(args: TrainingArguments, learning_rate: float = 1e-2) -> dict[str, Any]
             FSDP, which cuts matrices into pieces that Muon cannot train.
     """
     if not learning_rate > 0:
-        found = f"found {learning_rate}. To train all weights with AdamW, {WITHOUT}."
-        raise ValueError(f"The learning rate of Muon (`muon_learning_rate`) must be above 0, {found}")
+        expected = "The learning rate of Muon (`muon_learning_rate`) must be above 0"
+        raise ValueError(f"{expected}, found {learning_rate}. {WITHOUT}")
     if args.optim != TrainingArguments.default_optim:
         found = f"`optim={getattr(args.optim, 'value', args.optim)!r}` cannot be combined with Muon"
-        raise ValueError(f"{found}. Omit `optim`. To train without Muon, {WITHOUT}.")
+        raise ValueError(f"{found}. Omit `optim`. {WITHOUT}")
     if args.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("true", "1"):
-        solution = f"Train without FSDP. To train without Muon, {WITHOUT}."
-        raise ValueError(f"Muon needs whole matrices, but FSDP shards matrices. {solution}")
+        raise ValueError(f"Muon needs whole matrices, but FSDP shards matrices. Train without FSDP. {WITHOUT}")
 
     def build(model: PreTrainedModel) -> Optimizer:
         model = getattr(model, "module", model)
         layers = [it for it in model.modules() if isinstance(it, nn.Linear) and it is not model.get_output_embeddings()]
         matrices = [layer.weight for layer in layers if layer.weight.requires_grad and layer.out_features > 1]
         if not matrices:
-            text = "%s has no trainable linear layers except the output, so AdamW trains all weights. %s, %s."
-            logger.warning(text, type(model).__name__, "Muon has no effect. To omit it", WITHOUT)
+            text = "%s has no trainable linear layers except the output, so AdamW trains all weights. %s"
+            logger.warning(text, type(model).__name__, WITHOUT)
         chosen = set(matrices)  # lists keep the order of the model, by which a saved state finds its parameters
         others = [weight for weight in model.parameters() if weight.requires_grad and weight not in chosen]
         adamw = {

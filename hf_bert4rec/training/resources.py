@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 
 GB = 10**9
 FRAGMENTATION = 1.25  # memory that an allocator holds when it keeps freed blocks, as a multiple of what is in use
+SMALLER_MODEL = "a smaller `hidden_size`, or exclude rare items (`min_item_interactions`)"
 MANY_ITEMS = 100_000  # from this size on, a step with `softmax` takes 15 times as long as with `sampled_softmax`
 
 
@@ -91,9 +92,9 @@ def estimate_memory(
     activations += 8 * scored * (length * config.repeat_head + config.num_followers)
     if not LOSSES[config.loss].samples_negatives:
         loss = min(config.loss_chunk_size, scored) * rows + 2 * table + scored * 2 * d
-        advice = "a smaller `loss_chunk_size`"
-        if not (config.repeat_head or config.num_followers):  # they need the loss `softmax`
-            advice = f"the loss `sampled_softmax`, or {advice}"
+        needs_softmax = config.repeat_head or config.num_followers
+        advice = "" if needs_softmax else "the loss `sampled_softmax`, or "
+        advice += "a smaller `loss_chunk_size`"
     elif config.share_negatives:
         loss = 4 * scored * config.num_negatives + table
         advice = "a smaller `num_negatives`"
@@ -102,7 +103,7 @@ def estimate_memory(
         advice = "`share_negatives=True`, or a smaller `num_negatives`"
     held = 1 if gradient_checkpointing else FRAGMENTATION  # with checkpointing freed memory is returned
     if 4 * parameters > held * max(activations, loss):
-        advice = "a smaller `hidden_size`, or exclude rare items (`min_item_interactions`)"
+        advice = SMALLER_MODEL
     elif activations > loss:
         possible = model.supports_gradient_checkpointing and not gradient_checkpointing
         advice = "a smaller `per_device_train_batch_size`" + (", or `gradient_checkpointing=True`" if possible else "")
@@ -131,11 +132,9 @@ def check_memory(estimate: MemoryEstimate) -> None:
     """Raise MemoryError if the parameters alone need more than all memory of this machine, swap included."""
     available = (psutil.virtual_memory().total + psutil.swap_memory().total) / GB
     if estimate.parameters > available:
-        raise MemoryError(
-            f"The parameters of the model need {format_memory(estimate.parameters)}, but this machine has "
-            f"{format_memory(available)} of memory, including swap. Use a smaller `hidden_size`, or exclude rare items "
-            "(`min_item_interactions`)."
-        )
+        needed, memory = map(format_memory, (estimate.parameters, available))
+        found = f"The parameters of the model need {needed}, but this machine has {memory} of memory, including swap"
+        raise MemoryError(f"{found}. Use {SMALLER_MODEL}.")
 
 
 def keep_freed_memory(keep: bool = True) -> None:

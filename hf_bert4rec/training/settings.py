@@ -47,13 +47,11 @@ def recommended_settings(interactions: Dataset, *, prefixes: bool = True, max_le
     A log is short if the median user has fewer than 20 interactions, and small if it has fewer than 100,000 in total.
 
     - Short or small: a training row for every prefix of a history, whose last item is predicted, and 8 to 40 epochs.
-      The prefixes of a short log may contain 20 million items in total, those of other small logs 3 million. Above
-      this limit, prefixes are not used.
+      Not used if all prefixes together have more than 20 million items (small logs that are not short: 3 million).
     - Small, with prefixes: one layer and more weight decay.
     - Other short logs: more dropout and a lower learning rate; with prefixes also larger batches.
     - Other logs with at least 100 interactions per item: less dropout.
-    - More than 5 % of the interactions repeat an item of the user: the history is not excluded from recommendations,
-      and the model has a `repeat_head`.
+    - More than 5 % of the interactions repeat an item of the user: `exclude_history=False` and a `repeat_head`.
     - Small or not short, at most 100,000 items, and items are at least 1.1 times as likely given the item before as
       given popularity alone: `num_followers`, a Markov chain over the 50 most frequent followers.
 

@@ -51,9 +51,8 @@ class RecommendationTrainer(Trainer):
     If the tokenizer has features of items, they are part of the item vectors (`FeatureProjection`).
 
     Attributes:
-        projection: The projection of item features (width, hidden + 1), after training; None without features. To
-            continue with that of a checkpoint, set it to `hf_bert4rec.training.item_features.load_projection(folder)`
-            before training. A resumed training does this itself.
+        projection: The projection of item features (width, hidden + 1), after training; None without features. To train
+            a loaded model further, first set it to `hf_bert4rec.training.item_features.load_projection(folder)`.
 
     Args:
         model: `Bert4RecForMaskedLM` or another model of the package; None with `model_init`. For reproducible initial
@@ -63,8 +62,7 @@ class RecommendationTrainer(Trainer):
             `callbacks` are added to those of the package.
 
     Raises:
-        ValueError: The tokenizer is missing or does not match the model, the catalog is too small for the metrics, or
-            an argument is not supported.
+        ValueError: The tokenizer is missing or does not match, the catalog is too small, or an argument is unsupported.
     """
 
     _card_arguments: Mapping[str, list[str]] = {}  # as passed to `create_model_card`

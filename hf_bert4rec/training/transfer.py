@@ -33,8 +33,7 @@ def transfer(
     Args:
         model: `Bert4RecForMaskedLM` or another model of the package.
         tokenizer: Tokenizer of `model`.
-        new_tokenizer: Tokenizer of the other catalog; its `model_max_length` is at most the number of positions of the
-            model.
+        new_tokenizer: Tokenizer of the other catalog; its `model_max_length` must not exceed the model's positions.
         match: How to match items: by "id", or by "title" if the IDs of the catalogs are unrelated.
         **changes: Changed values of the configuration, such as `hidden_dropout_prob`.
 
@@ -48,14 +47,13 @@ def transfer(
         shared, other = ("item ID", "title") if match == "id" else ("title", "id")
         option = f"`match={other!r}` (`--match_items {other}`)"
         raise ValueError(f"The two catalogs share no {shared}. Use {option}, or train a new model.")
-    longest = model.config.max_position_embeddings
-    if new_tokenizer.model_max_length > longest:
+    length, longest = new_tokenizer.model_max_length, model.config.max_position_embeddings
+    if length > longest:
         raise ValueError(
-            f"The model has {longest} positions, but `new_tokenizer` has a `model_max_length` of "
-            f"{new_tokenizer.model_max_length}. Build `new_tokenizer` with `max_length={longest}` or less (command "
-            f"line: `--max_length {longest}`)."
+            f"The model has {longest} positions, but `new_tokenizer` has a `model_max_length` of {length}. Build "
+            f"`new_tokenizer` with `max_length={longest}` or less (command line: `--max_length {longest}`)."
         )
-    sizes = {"vocab_size": len(new_tokenizer), "max_position_embeddings": new_tokenizer.model_max_length}
+    sizes = {"vocab_size": len(new_tokenizer), "max_position_embeddings": length}
     config = copy.deepcopy(model.config)
     new = type(model)(type(config)(**{**config.to_dict(), **changes, **sizes})).to(model.device, model.dtype)
     specials, total = len(SPECIAL_TOKENS), len(new_tokenizer.items)

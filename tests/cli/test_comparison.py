@@ -336,6 +336,7 @@ def test_invalid_models_are_refused(recipe_file, tmp_path, models, message):
         ("recipe", "found a str. "),
         ("{", "a YAML file of a comparison: while parsing a flow node expected the node content"),
         ("recipe: a\nmodels: {X: {baseline: ease}}\nmodel: 1", "found `model`. Fix or remove this key."),
+        ("recipe: a\nmodels: {X: {baseline: ease}}\nmodel:", "found `model`. Fix or remove this key."),
         ("recipe: a", "found no `models`. `hf-bert4rec compare --help` shows an example."),
         ("recipe: a\nmodels:", "found no `models`. "),
         ("\0", "a YAML file of a comparison: unacceptable character"),

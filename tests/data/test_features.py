@@ -164,7 +164,7 @@ def test_a_table_that_cannot_be_read(table, options, message):
 
 def test_a_missing_encoder_names_the_solution(monkeypatch):
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
-    with pytest.raises(ValueError, match=r'pip install "hf-bert4rec\[features\]"'):
+    with pytest.raises(ValueError, match=r"pip install 'hf-bert4rec\[features\]'"):
         load_item_features(SHOP, text=["name"], encoder="org/encoder")
 
 

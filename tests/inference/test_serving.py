@@ -343,7 +343,7 @@ def test_the_log_names_no_revision_of_a_checkpoint_from_a_folder(recommender, ca
 def test_a_missing_package_of_the_server_is_named(monkeypatch, module):
     monkeypatch.setitem(sys.modules, module, None)  # an import of it fails
     monkeypatch.delitem(sys.modules, "hf_bert4rec.inference.serving")
-    advice = r'Run pip install "hf-bert4rec\[serve\]"\.'
+    advice = r"Run `pip install 'hf-bert4rec\[serve\]'`\."
     with pytest.raises(ImportError, match=rf"The server needs the package {module}\. {advice}$"):
         importlib.import_module("hf_bert4rec.inference.serving")
 

@@ -166,7 +166,7 @@ def test_invalid_items(checkpoint):
         add_items(checkpoint, pd.DataFrame({"item": ["n", "n"]}))
     with pytest.raises(ValueError, match="All items would be removed"):
         remove_items(checkpoint, ["a", "b", "c"])
-    with pytest.raises(ValueError, match=r"Found no folder org/name\. .* for a Hub ID name an `output`"):
+    with pytest.raises(ValueError, match=r"Found no folder org/name\. .* for a Hub ID name `output`"):
         remove_items("org/name", ["a"])
     with pytest.raises(FileNotFoundError):
         remove_items(checkpoint / "other" / "folder", ["a"])

@@ -125,7 +125,7 @@ def test_another_optimizer_with_muon_raises(tmp_path):
 @pytest.mark.parametrize("rate", [0.0, -1.0])
 def test_a_learning_rate_that_is_not_positive_raises(tmp_path, rate):
     args = RecommendationTrainingArguments(str(tmp_path), use_cpu=True)
-    with pytest.raises(ValueError, match=rf"must be above 0, found {rate}\. To train all weights with AdamW"):
+    with pytest.raises(ValueError, match=rf"must be above 0, found {rate}\. To train without Muon, set"):
         muon(args, rate)
 
 
@@ -163,5 +163,5 @@ def test_a_model_without_matrices_for_muon_is_reported(small_model, tmp_path, ca
     assert [len(group["params"]) > 0 for group in optimizer.param_groups] == [True, True, False]
     assert caplog.messages == [
         "Gru4RecForMaskedLM has no trainable linear layers except the output, so AdamW trains all weights. "
-        "Muon has no effect. To omit it, set `muon_learning_rate` to None, or omit `muon(args)`."
+        "To train without Muon, set `muon_learning_rate` to None, or omit `muon(args)`."
     ]
