@@ -115,7 +115,9 @@ def recommend(argv: list[str]) -> None:
     args, others = parser.parse_known_args(argv)
     if others:
         unknown = others[0].startswith("--")
-        advice = "Use only the options above." if unknown else "Pass the items of a history after `--history`."
+        advice = "Pass the items of a history after `--history`."
+        if unknown:
+            advice = "Use the options above, or with `--input` the options of `hf-bert4rec train` for reading a log."
         parser.error(f"unrecognized arguments: {' '.join(others)}. {advice}")
     options = {"top_k": args.top_k, "allow": args.allow, "deny": args.deny}
     if args.exclude_history:

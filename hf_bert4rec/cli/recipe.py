@@ -94,7 +94,7 @@ class RunArguments:
     uniform_candidates: int = _option(0, "Also rank among this number of items, drawn uniformly. 0: no.")
     architecture: str = _option("bert4rec", "Model: bert4rec, sasrec, gru4rec, or package.module:ConfigClass.")
     recommended_settings: bool = _option(True, "From the log, choose options that are not given (docs/training.md).")
-    initialize_items: bool = _option(True, "Initialize item vectors and biases from item counts in training histories.")
+    initialize_items: bool = _option(True, "Initialize item vectors and biases from the training histories.")
     start_from: str | None = _option(None, "Checkpoint whose encoder and shared items a new model starts from.")
     continue_from: str | None = _option(None, "Checkpoint to train further on `data`, with its recipe (docs/items.md).")
     history: str | None = _option(None, "With `continue_from`, log of the interactions before those in `data`.")

@@ -39,7 +39,8 @@ def start_or_resume(args: TrainingArguments, data: str | None, options: dict[str
         return None
 
     if finished:
-        advice = "The model is in its folder `model` or `rejected`. To train again, choose another `--output_dir`."
+        advice = "The model is in the folder `model` of the run, or in `rejected` if it is worse than the model of "
+        advice += "`--continue_from`. To train again, choose another `--output_dir`."
         raise ValueError(f"{folder}: this run has finished, so there is nothing to resume. {advice}")
     checkpoint = newest if wanted.lower() == "true" else Path(wanted)
     if checkpoint is None or not is_complete(checkpoint):

@@ -139,7 +139,8 @@ def guess_roles(rows: Rows) -> dict[str, int]:
     """Return a dict from role to column of a file without a header: `user item [rating timestamp]`, as in MovieLens.
 
     Rating and timestamp may be swapped. User and item are swapped if their values look like IDs of Amazon. The dict
-    is empty if one of the first two columns may be the time, because then the order of the columns is unknown.
+    is empty for other columns. It is also empty if one of the first two columns may be the time, because then their
+    order is unknown.
     """
     columns = _columns(rows, len(rows[0])) if rows else []
     if len(columns) not in (2, 4):

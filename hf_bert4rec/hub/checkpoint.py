@@ -113,8 +113,8 @@ def check_folder(folder: str | PathLike, name: str | None = None) -> PreTrainedM
         if expected.get(key) != found.get(key):
             shapes = [f"the shape {it[key]}" if key in it else "no such weight" for it in (expected, found)]
             raise ValueError(
-                f"{name}: config.json and weights do not belong together. Take both from the same checkpoint. For the "
-                f"weight {key}, config.json needs {shapes[0]}, the weight files contain {shapes[1]}."
+                f"{name}: config.json and weights do not belong together: for the weight {key}, config.json needs "
+                f"{shapes[0]}, but the weight files contain {shapes[1]}. Take both from the same checkpoint."
             )
     for file in files if FOLLOWERS in found else ():
         with safe_open(folder / file, framework="pt") as weights:

@@ -172,7 +172,7 @@ def _public(value: Any) -> Any:
 
 
 def _build(kind: type, values: Mapping[str, Any]) -> Any:
-    """Build a dataclass from the values of its fields; KeyError if one is missing. Other values are ignored."""
+    """Return an instance of a dataclass. Unknown values are ignored; KeyError if a field without default is missing."""
     required = {it.name for it in dataclasses.fields(kind) if it.default is it.default_factory}  # both are MISSING
     return kind(**{it.name: values[it.name] for it in dataclasses.fields(kind) if it.name in {*required, *values}})
 

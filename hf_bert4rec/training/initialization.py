@@ -1,4 +1,4 @@
-"""Initialization of new models: item vectors and biases from item counts of the training histories."""
+"""Initialization of new models: item vectors and biases from the training histories."""
 
 import numpy as np
 import pandas as pd
@@ -18,14 +18,16 @@ ITERATIONS = 8  # power iterations of the randomized decomposition
 
 @torch.no_grad()
 def initialize_items(model: PreTrainedModel, rows: Dataset) -> None:
-    """Initialize item vectors and output biases of a new model from item counts of the training histories.
+    """Initialize item vectors and output biases of a new model from the training histories.
 
-    The vectors become the right singular vectors, times the singular values, of the matrix of users and items whose
-    entries are 1 / sqrt(items of the user · users of the item), and 0 for other pairs (PureSVD; Cremonesi et al.,
-    RecSys 2010). They are rotated at random and scaled to a mean length of 0.2 (0.05 if users have fewer than 5 items
-    on average). The model's own vectors, times 0.1, are added; an item without users has only this part. Trainable
-    output biases become log(1 + users of the item), minus the mean. Untied output matrices start with the same vectors.
-    The rows of special tokens do not change. With `num_followers`, the transitions are counted too; see
+    The vectors become the right singular vectors, times the singular values, of the matrix of users and items (PureSVD;
+    Cremonesi et al., RecSys 2010). An entry is 1 / sqrt(items of the user · users of the item) if the item is in the
+    histories of the user, otherwise 0. The vectors are rotated at random and scaled to a mean length of 0.2 (0.05 if
+    users have fewer than 5 items on average). The model's own vectors, times 0.1, are added; an item without users has
+    only this part.
+
+    Trainable output biases become log(1 + users of the item), minus the mean. Untied output matrices start with the
+    same vectors. The rows of special tokens do not change. With `num_followers`, the transitions are counted too; see
     `count_transitions`. Random numbers come from torch's generator.
 
     Args:

@@ -40,7 +40,8 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
 class Bert4RecConfig(PreTrainedConfig):
     """Configuration of a BERT4Rec model (Sun et al., CIKM 2019).
 
-    The defaults are the recommended model. `Bert4RecConfig.paper(vocab_size)` is the published one.
+    The defaults are those of this package. `recommended_settings` returns the options to change for a log, and
+    `Bert4RecConfig.paper(vocab_size)` the configuration of the published model.
 
     Args:
         vocab_size: Number of rows of the item table, `len(tokenizer)`: the special tokens and the items.
@@ -209,7 +210,7 @@ class Bert4RecConfig(PreTrainedConfig):
             if getattr(self, name) and self.loss != "softmax":
                 raise ValueError(f"`{name}` needs the loss 'softmax', found {self.loss!r}. Change `loss` or `{name}`.")
         if self.loss not in LOSSES:  # a model with a custom loss can recommend without the code of the loss
-            logger.warning_once(f"Unknown loss {self.loss!r}. To train the model, add it to `hf_bert4rec.LOSSES`.")
+            logger.warning_once(f"Unknown loss {self.loss!r}. To train with this loss, add it to `hf_bert4rec.LOSSES`.")
             return
         others = self.vocab_size - len(SPECIAL_TOKENS) - 1
         if LOSSES[self.loss].samples_negatives and self.num_negatives > others:

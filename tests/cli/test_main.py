@@ -302,7 +302,7 @@ def test_unknown_arguments_of_recommend_are_named(capsys):
     assert "arguments: tr0588 tr2. Pass the items of a history after `--history`." in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["recommend", "runs/a/model", "--topk", "5"])
-    assert "unrecognized arguments: --topk 5. Use only the options above." in capsys.readouterr().err
+    assert "unrecognized arguments: --topk 5. Use the options above, or with `--input`" in capsys.readouterr().err
 
 
 def test_import_without_a_module_is_refused():

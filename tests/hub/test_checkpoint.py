@@ -108,11 +108,11 @@ def test_another_error_of_loading_keeps_its_words():
         ({"hidden_size": 15}, r"needs the shape .*15.*, the weight files contain the shape .*12"),
         (
             {"num_hidden_layers": 3},
-            r"model\.layers\.2\S+, config.json needs .*, the weight files contain no such weight",
+            r"model\.layers\.2\S+, config.json needs .*, but the weight files contain no such weight",
         ),
         (
             {"num_hidden_layers": 1},
-            r"model\.layers\.1\S+, config.json needs no such weight, the weight files contain the shape",
+            r"model\.layers\.1\S+, config.json needs no such weight, but the weight files contain the shape",
         ),
         (
             {"prediction_head": False},
