@@ -233,7 +233,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {it.__name__.replace("_", "-"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run a command with arguments, by default those of the process. An error ends the command with one sentence."""
+    """Run a command with arguments, by default those of the process. An error ends the command with a message."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads slow down small models
     name, *rest = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     if name in ("-h", "--help"):
@@ -275,7 +275,7 @@ imported: list[str] = []  # modules of `--import`, which processes that a comman
 
 @contextmanager
 def plain_errors(program: str | None = None) -> Iterator[None]:
-    """Turn errors that the user can fix into one sentence on standard error, without a traceback."""
+    """Exit with a message on standard error, without a traceback, for errors that the user can fix."""
     program = program or Path(sys.argv[0]).name
     try:
         yield

@@ -38,7 +38,8 @@ def run(recipe: Recipe) -> Path | None:
     killed can be resumed from its last checkpoint. Return the folder of the model; None in processes after the first.
     """
     if recipe.source and Path(recipe.source, FACTS_FILE).exists() and not RunFacts.load(recipe.source).reproducible:
-        raise ValueError(f"{recipe.source}: {FACTS_FILE} lacks options of the training. Pass them all as a YAML file.")
+        found = f"{recipe.source}: {FACTS_FILE} does not contain all options, because the model was trained in Python"
+        raise ValueError(f"{found}. Write the options into a YAML file, and pass this file instead.")
     check_loss(recipe.model.loss)  # before the log is read
     recipe, interactions, tokenizer, histories = prepare(recipe)
     trainer = build_trainer(recipe, tokenizer, histories)

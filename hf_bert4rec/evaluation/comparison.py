@@ -98,9 +98,10 @@ class Difference:
 
 
 def paired_difference(first: Ranks | Sequence[Ranks], second: Ranks | Sequence[Ranks]) -> Difference:
-    """Return the difference of NDCG@10 between two models, with its interval and p-value (Smucker et al., 2007).
+    """Return the difference of NDCG@10, first minus second, with its interval and p-value (Smucker et al., 2007).
 
-    For methods that were trained with several seeds, pass the ranks of all seeds. Gains are then means over the seeds.
+    For methods that were trained with several seeds, pass the ranks of all seeds. The NDCG@10 of each user is then the
+    mean over the seeds.
 
     Args:
         first: Ranks (users,) of the targets by the first model, or (seeds, users) by the first method.

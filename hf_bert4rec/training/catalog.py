@@ -87,7 +87,7 @@ def add_items(
     counts: dict[str, int] = {start: starts.count(start) for start in STARTS}
     counts |= {"returned": len(tokenizer.removed) - len(extended.removed), "titles": len(given.titles)}
     _save(folder, output, extended, model if new else None)
-    logger.info("Removed items that return: %d. Titles that were read: %d.", counts["returned"], counts["titles"])
+    logger.info("Removed items that are recommended again: %d. Titles read: %d.", counts["returned"], counts["titles"])
     return counts
 
 

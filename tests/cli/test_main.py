@@ -1,4 +1,4 @@
-"""The command `hf-bert4rec`: help, start-up, and errors in one sentence."""
+"""The command `hf-bert4rec`: help, start-up, and errors without a traceback."""
 
 import dataclasses
 import logging

@@ -364,7 +364,7 @@ def test_the_recipe_of_next_item_training_is_read_again(histories, tmp_path):  #
     recipe = parse_recipe([str(tmp_path), "--data", "log.csv"])
     assert "mask_probability" not in recipe.given
     assert (recipe.training.seed, recipe.run.architecture) == (7, "sasrec")
-    with pytest.raises(ValueError, match=r"lacks options of the training\. Pass them all as a YAML file"):
+    with pytest.raises(ValueError, match=r"does not contain all options, .* Write the options into a YAML file"):
         run(recipe)
 
 
