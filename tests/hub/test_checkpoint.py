@@ -103,9 +103,9 @@ def test_another_error_of_loading_keeps_its_words():
     [
         (
             {"vocab_size": 14},
-            r"lm_head\.bias, config.json needs the shape \[14\], the weight files contain the shape \[13\]",
+            r"lm_head\.bias, config.json needs the shape \[14\], but the weight files contain the shape \[13\]",
         ),
-        ({"hidden_size": 15}, r"needs the shape .*15.*, the weight files contain the shape .*12"),
+        ({"hidden_size": 15}, r"needs the shape .*15.*, but the weight files contain the shape .*12"),
         (
             {"num_hidden_layers": 3},
             r"model\.layers\.2\S+, config.json needs .*, but the weight files contain no such weight",
