@@ -34,7 +34,7 @@ from ..hub.run_facts import FACTS_FILE, UNPUBLISHED_OPTIONS, DataFacts, RunFacts
 from ..models.configuration_bert4rec import SPECIAL_TOKENS
 from ..models.registry import architecture_of
 from ..training.resources import peak_memory
-from .comparison_report import UNLIKE, ModelResult, format_report, result_file, summarize, unlike
+from .comparison_report import PARTS_DIFFER, ModelResult, differing_parts, format_report, result_file, summarize
 from .prepare import describe_data, excludes_history, prepare, protocol, sampled_by, whole_histories
 from .recipe import OWN_CODE, Recipe, find_split, import_own_code, parse_recipe, read_yaml
 from .run import run
@@ -168,8 +168,8 @@ def compare(path: str, split: str, folder: str, modules: Sequence[str] = ()) -> 
     counts = count_items(whole_histories(recipe, interactions, tokenizer), len(tokenizer))
     groups, differing = user_groups(histories[split], counts), differing_options(trained_options(comparison, folder))
     summary = summarize(split, results, groups, comparison.published, audit(histories), differing)
-    if different := unlike(summary):
-        logger.warning(UNLIKE, different)
+    if different := differing_parts(summary):
+        logger.warning(PARTS_DIFFER, different)
     Path(folder, "comparison.json").write_text(json.dumps(summary, indent=1, ensure_ascii=False), encoding="utf-8")
     report = format_report(summary)
     Path(folder, "comparison.md").write_text(report, encoding="utf-8")

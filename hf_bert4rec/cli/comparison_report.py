@@ -25,7 +25,7 @@ COLUMNS = """\
 - users/s: users that are evaluated per second.
 - GB: peak memory of the process that evaluated the model, and trained it unless it was trained before."""
 
-UNLIKE = (
+PARTS_DIFFER = (
     "The trained models differ in %s, which may explain differences of their metrics. To compare losses or encoders "
     "alone, train all models with `num_followers: 0` and `repeat_head: false`."
 )
@@ -152,8 +152,8 @@ def format_report(summary: Summary) -> str:
     parts += [groups_table(summary)]
     if table := options_table(summary):
         parts += ["Options that differ between the trained models:", table]
-    if different := unlike(summary):
-        parts += [f"**Note**: {UNLIKE % different}"]
+    if different := differing_parts(summary):
+        parts += [f"**Note**: {PARTS_DIFFER % different}"]
     parts += [differences_table(summary)]
     if summary["leaks"]:
         parts += ["**Leaks**, or interactions that a user repeated at the same time:"]
@@ -201,7 +201,7 @@ def options_table(summary: Summary) -> str:
     return markdown_table(["option", *models], rows) if rows else ""
 
 
-def unlike(summary: Summary) -> str:
+def differing_parts(summary: Summary) -> str:
     """Return the options of `ADDED_PARTS` that differ between the trained models, as text."""
     return " and ".join(f"`{name}`" for name in ADDED_PARTS if name in summary.get("options", {}))
 

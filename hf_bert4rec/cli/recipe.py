@@ -47,7 +47,7 @@ OF_ONE_RUN = (
 CONTINUED: dict[str, Any] = {
     "split": "new_interactions",
     "recommended_settings": False,
-    "num_train_epochs": 8,
+    "num_train_epochs": 2,
     "warmup_steps": 0.0,
     "load_best_model_at_end": False,  # the held-out users decide whether the model is used, so they choose nothing else
     "early_stopping_patience": None,

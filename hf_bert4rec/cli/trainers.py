@@ -31,7 +31,7 @@ from ..hub.run_facts import FACTS_FILE, RunFacts
 from ..models.item_loss import check_loss
 from ..models.registry import architecture_of
 from ..training.catalog import append_items
-from ..training.initialization import count_transitions, initialize_items
+from ..training.initialization import count_transitions, initialize_items, initialize_new_items
 from ..training.item_features import load_projection
 from ..training.objectives import cloze_training, next_item_training
 from ..training.resources import check_memory, estimate_memory
@@ -115,7 +115,7 @@ def _build_model(recipe: Recipe, tokenizer: ItemTokenizer, args: Any, train: Dat
         shapes = AutoModelForMaskedLM.from_config(config)
     check_memory(estimate_memory(shapes, args.per_device_train_batch_size, 1))
     if source is not None:
-        model = _start_from(recipe, source, tokenizer)
+        model = _start_from(recipe, source, tokenizer, train)
         if config.num_followers:
             count_transitions(model, train, recipe.options("splitting").get("since"))
         return model
@@ -125,7 +125,7 @@ def _build_model(recipe: Recipe, tokenizer: ItemTokenizer, args: Any, train: Dat
     return model
 
 
-def _start_from(recipe: Recipe, source: Path, tokenizer: ItemTokenizer) -> PreTrainedModel:
+def _start_from(recipe: Recipe, source: Path, tokenizer: ItemTokenizer, train: Dataset) -> PreTrainedModel:
     """Return the model of a checkpoint for the catalog of `tokenizer`, with the dropout and loss of the recipe."""
     model, its_tokenizer = AutoModelForMaskedLM.from_pretrained(source), AutoTokenizer.from_pretrained(source)
     check_sizes(model, its_tokenizer)
@@ -140,7 +140,9 @@ def _start_from(recipe: Recipe, source: Path, tokenizer: ItemTokenizer) -> PreTr
         logger.warning("These options have the values of %s, and cannot be changed: %s.", source, values)
     if recipe.run.continue_from is not None:
         model = AutoModelForMaskedLM.from_pretrained(source, **changes)
-        append_items(model, its_tokenizer, tokenizer, load_projection(source))
+        starts = append_items(model, its_tokenizer, tokenizer, load_projection(source))
+        unplaced = np.flatnonzero([start == "mean" for start in starts])
+        initialize_new_items(model, train, torch.from_numpy(unplaced + len(its_tokenizer)))
         return model
     return transfer(model, its_tokenizer, tokenizer, recipe.run.match_items, **changes)
 

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 DEFAULT_BATCH_SIZE = 64
 BATCHES_WITHOUT_PROGRESS_BAR = 8
 MAX_SCORES = 2**26  # per batch, users × catalog: a quarter of a gigabyte
-MAX_REPORTED = 100_000  # unknown IDs that are remembered, to log each of them once
+MAX_WARNED = 100_000  # unknown IDs that are remembered, to log each of them once
 
 
 class Recommendation(TypedDict):
@@ -59,7 +59,7 @@ class ItemCatalog:
         self.batch_size = DEFAULT_BATCH_SIZE  # answers per batch, if a call names no other number
         self.unknown = 0  # number of unknown IDs that have been skipped so far
         self.report = True  # whether unknown IDs are logged; False on a server, which must not log histories
-        self._reported: set[str] = set()
+        self._warned: set[str] = set()
 
     def read_rows(self, lists: Sequence[list[Any]], name: str, keep_unknown: bool = False) -> list[np.ndarray]:
         """Return the token IDs for each list of raw IDs.
@@ -70,18 +70,18 @@ class ItemCatalog:
         if not known.all():
             self.unknown += int((~known).sum())
             if self.report:
-                self._report(ids.filter(pa.array(~known)).to_pylist(), len(ids), name)
+                self._warn_about_unknown(ids.filter(pa.array(~known)).to_pylist(), len(ids), name)
         known |= keep_unknown
         ends = np.append(0, np.cumsum(known))[np.cumsum([0, *map(len, lists)], dtype=np.int64)].tolist()
         kept = rows[known]
         return [kept[start:end] for start, end in pairwise(ends)]  # np.split takes five times as long for one history
 
-    def _report(self, unknown: list[str], number: int, name: str) -> None:
+    def _warn_about_unknown(self, unknown: list[str], number: int, name: str) -> None:
         """Log unknown IDs, unless all of them have been logged before."""
-        if not self._reported.issuperset(unknown):
+        if not self._warned.issuperset(unknown):
             examples, found = ", ".join(map(repr, unknown[:3])), f"{len(unknown)} of {number}"
             logger.warning("%s: %s IDs are unknown and skipped, such as %s.", name, found, examples)
-            self._reported.update(unknown if len(self._reported) < MAX_REPORTED else ())
+            self._warned.update(unknown if len(self._warned) < MAX_WARNED else ())
 
     def known_rows(self, items: Iterable[Any], name: str) -> np.ndarray:
         """Return the token IDs for raw IDs; ValueError for an unknown ID."""

@@ -25,7 +25,7 @@ class RecommendationTrainingArguments(TrainingArguments):
     Args:
         muon_learning_rate: Peak learning rate of Muon (`muon`), above 0. None: AdamW trains all weights.
         early_stopping_patience: Stop after this number of evaluations without improvement. None: train all epochs.
-        id_dropout: With item features, the share of the items that a step represents by their features alone.
+        id_dropout: With item features, the share of the items that a step scores by their features alone.
 
     Raises:
         ValueError: An option is out of range, or does not work with recommendation models.
@@ -47,7 +47,7 @@ class RecommendationTrainingArguments(TrainingArguments):
     )
     id_dropout: float = HfArg(
         default=ID_DROPOUT,
-        help="With item features, the share of the items that a step represents by their features alone.",
+        help="With item features, the share of the items that a step scores by their features alone.",
     )
     per_device_train_batch_size: int = HfArg(default=64, help="Training rows per step and device.")
     per_device_eval_batch_size: int = HfArg(default=256, help="Evaluated users per step and device.")

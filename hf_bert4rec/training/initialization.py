@@ -1,15 +1,20 @@
 """Initialization of new models: item vectors and biases from the training histories."""
 
+import logging
+
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import torch
 from datasets import Dataset
+from torch import nn
 from transformers import PreTrainedModel
 
 from ..data.histories import flatten
 from ..models.configuration_bert4rec import SPECIAL_TOKENS
 from .transitions import Transitions
+
+logger = logging.getLogger(__name__)
 
 NORM = 0.2  # mean length of the item vectors
 FEW_ITEMS, WEAK_NORM = 5, 0.05  # below 5 items per user, the vectors are mostly noise, and must not outweigh the biases
@@ -59,6 +64,34 @@ def initialize_items(model: PreTrainedModel, rows: Dataset) -> None:
         # This gate makes the transitions most likely, as long as the scores of the catalog are the biases.
         start = np.log(weight / (1 - weight)) + output.bias[first:].logsumexp(dim=0).item()
         model.transition_head.gate.bias.fill_(start)
+
+
+@torch.no_grad()
+def initialize_new_items(model: PreTrainedModel, rows: Dataset, items: torch.Tensor) -> None:
+    """Initialize the items that were added to a trained model from the histories with them.
+
+    The vector of a new item is the sum of its users' vectors, scaled to the mean length of the other items' vectors. A
+    user's vector is the sum of the vectors of the user's other items. Both sums have the weights of `initialize_items`.
+    The bias is log(1 + users of the item), plus the mean of bias - log(1 + users) over the other items. A new item
+    without other items in its histories does not change.
+
+    Args:
+        model: A trained model of the package with rows for the new items, changed in place.
+        rows: Training rows with `user` and `input_ids`.
+        items: Token IDs of the new items, (new,).
+    """
+    output = model.get_output_embeddings()
+    matrix = _matrix_of_users_and_items(rows, len(output.weight))
+    users = torch.bincount(matrix.indices()[1], minlength=len(output.weight))
+    others = users > 0
+    others[items] = False
+    for weight in {id(it): it for it in (model.get_input_embeddings().weight, output.weight)}.values():
+        vectors = (matrix.T @ (matrix @ weight.float().masked_fill(~others[:, None], 0)))[items]
+        length, linked = weight[others].norm(dim=1).mean(), vectors.norm(dim=1) > 0
+        weight[items[linked]] = (nn.functional.normalize(vectors[linked]) * length).to(weight)
+    logarithms = users.log1p()
+    output.bias[items[linked]] = logarithms[items[linked]] + (output.bias - logarithms)[others].mean()
+    logger.info("New items that start from the other items of their users: %d of %d.", int(linked.sum()), len(items))
 
 
 @torch.no_grad()

@@ -28,9 +28,10 @@ RIDGE = 0.01  # weight of the squared projection per item, in the regression fro
 class FeatureProjection(nn.Module):
     """Item vectors and output biases, each the sum of an ID embedding and a projection of the features.
 
-    In training, the ID embedding is dropped for a random share `id_dropout` of the items with features, so that
-    features alone can represent an item. The `projection` (width, hidden + 1), with the biases in the last column,
-    starts from a checkpoint, or from a ridge regression of the item vectors and biases of the model on the features.
+    In training, the scores of a random share `id_dropout` of the items with features are computed without the ID
+    embedding, so that features alone can represent an item. Histories keep all ID embeddings. The `projection` (width,
+    hidden + 1), with the biases in the last column, starts from a checkpoint, or from a ridge regression of the item
+    vectors and biases of the model on the features.
 
     `in_training` (vocab_size,) marks the items that occur in the training rows. Other items with features use only
     their features, unless a checkpoint already has an embedding of their ID. The training loss masks these items: they
@@ -81,16 +82,16 @@ class FeatureProjection(nn.Module):
         weight = RIDGE * len(features) * torch.eye(features.shape[1]).to(features)
         return torch.linalg.solve(features.T @ features + weight, features.T @ wanted)
 
-    def forward(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the item table (vocab_size, hidden) and the output biases (vocab_size,)."""
+    def forward(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return the item tables for histories and for scores, (vocab_size, hidden), and the biases (vocab_size,)."""
         projected = self.vectors @ self.projection
         table, bias = projected[:, :-1], projected[:, -1]
         if not self.training:
-            return self.ids + table, self.bias + bias
+            return (table := table + self.ids), table, bias + self.bias
         dropped = self.described & (torch.rand(len(bias), device=bias.device) < self.id_dropout)
-        bias = bias + self.bias.masked_fill(dropped, 0)
-        table = table + self.ids.masked_fill((dropped | self.unseen)[:, None], 0)
-        return table, bias.masked_fill(self.unseen, torch.finfo(bias.dtype).min)
+        ids, bias = self.ids.masked_fill(self.unseen[:, None], 0), bias + self.bias.masked_fill(dropped, 0)
+        scored = table + ids.masked_fill(dropped[:, None], 0)
+        return table + ids, scored, bias.masked_fill(self.unseen, torch.finfo(bias.dtype).min)
 
     def attach(self, model: PreTrainedModel) -> None:
         """Let a model compute its item table and biases from IDs and features in each forward pass."""
@@ -100,8 +101,7 @@ class FeatureProjection(nn.Module):
         model.item_features = self
 
         def compute(*_: Any) -> None:
-            embeddings.weight, head.bias = self()
-            head.weight = embeddings.weight
+            embeddings.weight, head.weight, head.bias = self()
 
         with torch.no_grad():
             compute()
@@ -112,7 +112,7 @@ class FeatureProjection(nn.Module):
         """Make the model a stock model again, with item table and biases from `forward`; return the projection."""
         self._hook.remove()
         embeddings, head, training = model.get_input_embeddings(), model.get_output_embeddings(), self.training
-        table, bias = map(nn.Parameter, self.eval()())
+        table, _, bias = map(nn.Parameter, self.eval()())
         for module, name, value in ((embeddings, "weight", table), (head, "weight", table), (head, "bias", bias)):
             delattr(module, name)
             setattr(module, name, value)

@@ -61,12 +61,14 @@ def test_new_rows_are_trained_on_with_a_sample_of_old_ones(first):
         new_interactions(log, tokenizer, held_out=0)
 
 
-def test_items_keep_their_rows_and_facts_name_the_parent(first):
+def test_items_keep_their_rows_and_facts_name_the_parent(first, caplog):
+    caplog.set_level("INFO")
     folder = continue_training(first, "--tolerance", "1", output="kept") / "model"
     old, new = (AutoTokenizer.from_pretrained(it) for it in (first / "first" / "model", folder))
     assert new.items[: len(old.items)].equals(old.items)
     assert set(new.items.to_pylist()) - set(old.items.to_pylist()) == {"n1", "n2"}
     assert new.titles[0] == old.titles[0]
+    assert "New items that start from the other items of their users: 2 of 2." in caplog.text
     facts = RunFacts.load(folder)
     assert facts.recipe["start_from"] == str(first / "first" / "model")
     assert facts.recipe["learning_rate"] == 0.008  # twice

@@ -14,6 +14,7 @@ from hf_bert4rec import (
     leave_one_out,
     train_on_all,
 )
+from hf_bert4rec.training.initialization import initialize_new_items
 from tests.conftest import small_config
 from tests.data.logs import A, B, C, D, E, log_of
 
@@ -108,3 +109,27 @@ def test_held_out_items_are_not_counted():
     initialize_items(model, leave_one_out(log, tokenizer)["train"])
     assert model.lm_head.bias[[D, E]].unique().numel() == 1
     assert model.lm_head.bias[C] > model.lm_head.bias[D]
+
+
+def test_new_items_start_from_the_other_items_of_their_users(caplog):
+    rows = [("u1", "a"), ("u1", "n"), ("u2", "b"), ("u2", "n"), ("u3", "a"), ("u4", "m")]
+    log = log_of(*((user, item, time) for time, (user, item) in enumerate(rows)))
+    tokenizer = item_tokenizer(list("abnmo"), max_length=6)  # n, m and o are new
+    model = Bert4RecForMaskedLM(small_config(len(tokenizer), 6))
+    table, bias = model.get_input_embeddings().weight, model.lm_head.bias
+    with torch.no_grad():
+        table[3:] = torch.eye(5, table.shape[1])
+        table[4] *= 3
+        bias[3:] = torch.tensor([1.0, 2.0, -5.0, -5.0, -5.0])
+    before = table.detach().clone()
+    with caplog.at_level("INFO"):
+        initialize_new_items(model, train_on_all(log, tokenizer)["train"], torch.tensor([5, 6, 7]))
+    # Entries are 1 / sqrt(items of the user * users of the item): a 1/2 (u1), b 1/sqrt(2) (u2), n 1/2 (both users).
+    expected = torch.tensor([0.5 * 0.5, 0.5 * 3 / math.sqrt(2)])
+    assert torch.allclose(table[5, :2], expected / expected.norm() * 2, atol=1e-6)  # 2: mean length of 1 and 3
+    assert not table[5, 2:].any()
+    assert bias[5].item() == pytest.approx(math.log(3) + (1 - math.log(3) + 2 - math.log(2)) / 2, abs=1e-6)
+    kept = [0, 1, 2, 3, 4, 6, 7]  # m has no user with other items, o has no user
+    assert torch.equal(table[kept], before[kept])
+    assert bias[[3, 4, 6, 7]].tolist() == [1, 2, -5, -5]
+    assert "New items that start from the other items of their users: 1 of 3." in caplog.text

@@ -25,7 +25,7 @@ from hf_bert4rec import (
     split_at_time,
     train_on_all,
 )
-from hf_bert4rec.training.item_features import load_projection
+from hf_bert4rec.training.item_features import FeatureProjection, load_projection
 from tests.conftest import small_config
 
 # Users stay within one of two kinds of items. Items 10 to 13 have no interactions.
@@ -152,6 +152,24 @@ def test_another_projection_and_untied_tables_are_errors(log, tmp_path):
         trainer.train()
     with pytest.raises(ValueError, match="`id_dropout` must be at least 0 and below 1, found 1"):
         RecommendationTrainingArguments(str(tmp_path), id_dropout=1)
+
+
+def test_scores_without_id_embeddings_leave_the_histories_as_they_are(log):
+    tokenizer = item_tokenizer(log, features=load_item_features(FEATURES), max_length=6)
+    model = Bert4RecForMaskedLM(small_config(len(tokenizer), 6))
+    rows = torch.from_numpy(tokenizer.encode_items(list(map(str, range(10))))).long()
+    in_training = torch.zeros(len(tokenizer), dtype=torch.bool)
+    in_training[rows] = True
+    features = FeatureProjection(model, tokenizer, 0.999999, in_training)
+    before = model.get_input_embeddings().weight.detach()[rows]
+    histories, scored, bias = features()
+    torch.testing.assert_close(histories[rows], before)
+    torch.testing.assert_close((scored - histories)[rows], -features.ids[rows])
+    unseen = torch.from_numpy(tokenizer.encode_items(UNSEEN)).long()
+    assert (bias[unseen] < -1e30).all()  # never a target of the loss
+    histories, scored, _ = features.eval()()
+    torch.testing.assert_close(scored[rows], before)
+    assert scored is histories
 
 
 def test_a_damaged_projection_is_an_error(tmp_path):
