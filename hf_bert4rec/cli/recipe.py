@@ -52,7 +52,6 @@ CONTINUED: dict[str, Any] = {
     "load_best_model_at_end": False,  # the held-out users decide whether the model is used, so they choose nothing else
     "early_stopping_patience": None,
 }
-CONTINUED_RATE = 2.0  # times the peak learning rate of the training that is continued
 
 OWN_CODE = {"split": "package.module:function", "architecture": "package.module:ConfigClass"}
 """Options that can name code to import, and the form of such a name."""
@@ -265,17 +264,11 @@ def read_yaml(text: str, loader: Any) -> Any:
 
 
 def _options_to_continue(parent: str) -> dict[str, Any]:
-    """Return the options of a run that continues a checkpoint: its recipe without `OF_ONE_RUN`, with `CONTINUED`.
-
-    The learning rate is doubled, or kept if the checkpoint was itself continued.
-    """
+    """Return the options of a run that continues a checkpoint: its recipe without `OF_ONE_RUN`, with `CONTINUED`."""
     recipe = _read_options(fetch_checkpoint(parent))
-    rate = float(recipe.get("learning_rate", RecommendationTrainingArguments.learning_rate))
-    if "continue_from" not in recipe:  # otherwise the rate would grow every night
-        rate *= CONTINUED_RATE
     kept = {name: value for name, value in recipe.items() if name not in OF_ONE_RUN}
     source = str(Path(parent).resolve()) if Path(parent).is_dir() else parent  # a link may lead elsewhere tomorrow
-    return kept | CONTINUED | {"start_from": source, "learning_rate": rate}
+    return kept | CONTINUED | {"start_from": source}
 
 
 def _sections(run: Mapping[str, Any]) -> dict[str, type]:

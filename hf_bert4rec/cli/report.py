@@ -94,10 +94,9 @@ def _advice(facts: RunFacts, folder: Path) -> list[str]:
         lines += ["Train without `--max_steps` before you deploy a model."]
     elif step > 1:
         length = f"--num_train_epochs {epoch:.3g}" if epoch >= 1 else f"--max_steps {step}"
-        times = [f"`--{name}`" for name in ("validation_time", "test_time") if name in facts.recipe]
-        instead = f", instead of {' and '.join(times)}" if times else ""
         options = f"--split train_on_all {length} --output_dir {folder.parent}-all"
-        lines[0] += f" To train on all interactions before deployment, add to the command{instead}: {options}"
+        lines[0] += " To train on all interactions before deployment, with the same options:"
+        lines.insert(1, f"  hf-bert4rec train {folder} {options}")
     return lines
 
 
@@ -129,4 +128,5 @@ def recommendation_table(recommender: NextItemRecommendationPipeline, history: l
     recommended = recommender([history], **options)[0]
     best = [f"  {row['item']:>10}  {row['score']:.4f}  {row['title'] or ''}".rstrip() for row in recommended]
     columns = f"(item, score{', title' * bool(tokenizer.titles)})"
-    return "\n".join(["History, oldest first:", *past, f"Recommended, best first {columns}:", *best])
+    reason = [recommended.reason] if recommended.reason else []
+    return "\n".join(["History, oldest first:", *past, f"Recommended, best first {columns}:", *best, *reason])

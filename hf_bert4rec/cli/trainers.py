@@ -141,8 +141,8 @@ def _start_from(recipe: Recipe, source: Path, tokenizer: ItemTokenizer, train: D
     if recipe.run.continue_from is not None:
         model = AutoModelForMaskedLM.from_pretrained(source, **changes)
         starts = append_items(model, its_tokenizer, tokenizer, load_projection(source))
-        unplaced = np.flatnonzero([start == "mean" for start in starts])
-        initialize_new_items(model, train, torch.from_numpy(unplaced + len(its_tokenizer)))
+        if len(places := np.flatnonzero([start == "mean" for start in starts])):
+            initialize_new_items(model, train, torch.from_numpy(places + len(its_tokenizer)))
         return model
     return transfer(model, its_tokenizer, tokenizer, recipe.run.match_items, **changes)
 

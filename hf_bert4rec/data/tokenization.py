@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -233,6 +234,7 @@ def item_tokenizer(
         ids = list(dict.fromkeys([*ids, *_distinct_ids(features.items)]))
         text = "Features: %d items with interactions have features, %d do not; %d items have no interactions."
         logger.info(text, described, len(missing), len(ids) - described - len(missing))
+    _warn_about_variants([], ids)
     backend = Tokenizer(models.WordLevel({UNK: 0}, unk_token=UNK))
     _set_vocabulary(backend, [*SPECIAL_TOKENS, *ids])
     tokenizer = ItemTokenizer(
@@ -272,10 +274,24 @@ def extend_item_tokenizer(
     check_tokenizer(tokenizer)
     extended = copy.deepcopy(tokenizer)
     extended.add_tokens(_distinct_ids(items))
+    known = len(tokenizer.items)
+    _warn_about_variants(extended.items[:known].to_pylist(), extended.items[known:].to_pylist())
     if titles is not None:
         new, old = _titles_in_order(extended.items.to_pylist(), titles), extended.titles or [None] * len(extended.items)
         extended.set_titles([known if title is None else title for title, known in zip(new, old, strict=True)])
     return extended
+
+
+def _warn_about_variants(known: list[str], new: list[str]) -> None:
+    """Warn about new item IDs that differ from another one only in case or surrounding whitespace."""
+    ids = pd.Series([*known, *new], dtype=object)
+    folded = ids.str.strip().str.casefold()
+    variants = ids[folded.duplicated() & (ids.index >= len(known))]
+    if len(variants):
+        first = ids[folded == folded[variants.index[0]]].iloc[0]
+        advice = "If they are the same item, write their ID in one way before training."
+        text = f"%d item IDs differ from another one only in case or whitespace, such as %r and %r. {advice}"
+        logger.warning(text, len(variants), first, variants.iloc[0])
 
 
 def _as_text(items: Any) -> pa.Array | pa.ChunkedArray:

@@ -273,6 +273,9 @@ def replaced_folder(folder: str | PathLike) -> Iterator[Path]:
     try:
         with disk_errors(folder):
             yield new
+            mode = new.stat().st_mode & 0o666
+            for file in filter(Path.is_file, new.rglob("*")):
+                file.chmod(mode)  # safetensors writes weights that only their owner can read
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)
         raise

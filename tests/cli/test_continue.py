@@ -71,13 +71,13 @@ def test_items_keep_their_rows_and_facts_name_the_parent(first, caplog):
     assert "New items that start from the other items of their users: 2 of 2." in caplog.text
     facts = RunFacts.load(folder)
     assert facts.recipe["start_from"] == str(first / "first" / "model")
-    assert facts.recipe["learning_rate"] == 0.008  # twice
+    assert facts.recipe["learning_rate"] == 0.004  # that of the first training
     assert facts.recipe["hidden_size"] == 8
     new = write_log(first / "next.csv", range(8, 14), range(300, 303), ["i1", "n1", "i2", "n2"])
     args = ["--data", new, "--output_dir", str(first / "next"), "--tolerance", "1", *QUIET]
     main(["train", "--continue_from", str(folder), *args])
     recipe = RunFacts.load(first / "next" / "model").recipe
-    assert (recipe["learning_rate"], recipe["since"]) == (0.008, 300)  # the rate is not doubled again
+    assert (recipe["learning_rate"], recipe["since"]) == (0.004, 300)
     assert facts.data.last_time == 202
     main(["evaluate", str(folder)])  # reads both logs again
     main(["recommend", str(folder), "--history", "i1", "n1"])

@@ -244,7 +244,8 @@ def test_the_summary_names_its_protocol_and_shows_the_titles_of_the_example(trai
     assert "| BERT4Rec |" in text
     assert "| Popularity |" in text
     assert text.index("Zero") < text.index("Recommended")
-    assert "--split train_on_all --num_train_epochs" in text
+    command = f"  hf-bert4rec train {trained} --split train_on_all --num_train_epochs"
+    assert f"To train on all interactions before deployment, with the same options:\n{command}" in text
 
 
 @pytest.mark.parametrize(("best", "late"), [(3, False), (10, True)])

@@ -519,3 +519,14 @@ def test_an_unknown_id_with_a_blank_is_one_unknown_token():
     tokenizer = item_tokenizer(["1", "2"], max_length=5)
     assert tokenizer(["1", "1 2"], is_split_into_words=True)["input_ids"] == [3, 2]
     assert tokenizer("1 2")["input_ids"] == [3, 4]
+
+
+def test_ids_that_differ_only_in_case_or_whitespace_are_reported(caplog):
+    advice = "If they are the same item, write their ID in one way before training."
+    tokenizer = item_tokenizer(["TEA 1", "KIT 2", "tea 1", "Kit 2 ", "x"])
+    assert len(tokenizer.items) == 5  # nothing is merged
+    text = "item IDs differ from another one only in case or whitespace, such as"
+    assert caplog.messages == [f"2 {text} 'TEA 1' and 'tea 1'. {advice}"]
+    caplog.clear()
+    extend_item_tokenizer(tokenizer, ["y", "X"])  # those that were known are not reported again
+    assert caplog.messages == [f"1 {text} 'x' and 'X'. {advice}"]
