@@ -32,19 +32,19 @@ from hf_bert4rec import build_histories, cloze_training, load_interactions, sort
 from hf_bert4rec.data.splits import first_from
 
 PERIODS, FIRST = 10, 3
-USERS, ITEMS, CLUSTERS, LENGTH, SEED = 1000, 1000, 20, 6, 43  # seed 42 chose the options of the command
+ITEMS, CLUSTERS, LENGTH, SEED = 1000, 20, 6, 43  # other seeds chose the options of the command
 
 
-def generate_log() -> pd.DataFrame:
+def generate_log(number: int) -> pd.DataFrame:
     """Return a log with drift. From a random period on, users have about five interactions in 70 % of the periods."""
     random = np.random.default_rng(SEED)
     items = np.arange(ITEMS)
     cluster, weight = random.integers(0, CLUSTERS, ITEMS), random.pareto(1.2, ITEMS) + 0.1
     follower = random.permutation(ITEMS)
-    tastes, starts = random.integers(0, CLUSTERS, (USERS, 2)), random.integers(0, PERIODS - 2, USERS)
+    tastes, starts = random.integers(0, CLUSTERS, (number, 2)), random.integers(0, PERIODS - 2, number)
     rows: list[tuple[int, int, float]] = []
-    had: list[set[int]] = [set() for _ in range(USERS)]
-    last = [-1] * USERS
+    had: list[set[int]] = [set() for _ in range(number)]
+    last = [-1] * number
     for period in range(PERIODS):
         if period:
             replaced = random.choice(ITEMS, ITEMS // 10, replace=False)
@@ -52,7 +52,7 @@ def generate_log() -> pd.DataFrame:
             moved = random.choice(ITEMS, ITEMS // 5, replace=False)
             follower[moved] = follower[random.permutation(moved)]
             weight[random.choice(ITEMS, ITEMS // 5, replace=False)] = random.pareto(1.2, ITEMS // 5) + 0.1
-        for user in np.flatnonzero((starts <= period) & (random.random(USERS) < 0.7)):
+        for user in np.flatnonzero((starts <= period) & (random.random(number) < 0.7)):
             for step in range(1 + random.poisson(LENGTH - 1)):
                 members = np.flatnonzero(cluster == random.choice(tastes[user]))
                 slot = random.choice(members, p=weight[members] / weight[members].sum())
@@ -98,13 +98,16 @@ def main() -> None:
     parser.add_argument("log", help="log of interactions with timestamps, or the word generated")
     parser.add_argument("folder", type=Path, help="folder for models; its subfolder for the log is replaced")
     parser.add_argument("results", type=Path, help="JSON Lines file, to which one line per period is appended")
+    parser.add_argument("--users", type=int, default=1000, help="number of users of a generated log (%(default)s)")
     args, options = parser.parse_known_args()
-    log = generate_log() if args.log == "generated" else load_interactions(args.log).to_pandas()
+    generated = args.log == "generated"
+    log = generate_log(args.users) if generated else load_interactions(args.log).to_pandas()
+    name = f"generated, {args.users:,} users" if generated else Path(args.log).stem
     log = log.astype({"user": str, "item": str}).sort_values("timestamp", kind="stable").reset_index(drop=True)
     bounds = [len(log) * number // PERIODS for number in range(PERIODS + 1)]
     times = [log["timestamp"].iloc[min(bound, len(log) - 1)] for bound in bounds]
     times[-1] = np.inf
-    folder = args.folder / Path(args.log).stem
+    folder = args.folder / name.replace(", ", "-").replace(" ", "-")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for number in range(PERIODS):
@@ -142,7 +145,7 @@ def main() -> None:
         retraining, _ = run("train", "--data", everything, "--output_dir", whole, *split)
         models = {"once": folder / "once" / "model", "continued": current, "retrained": Path(whole, "model")}
         line = {
-            "log": Path(args.log).stem,
+            "log": name,
             "period": number + 2,
             "ndcg@10": {
                 name: round(evaluate(path, log, times[number + 1], times[number + 2]), 5)

@@ -31,7 +31,8 @@ def train(argv: list[str]) -> None:
     from ..hub.errors import disk_errors
     from .recipe import parse_recipe
     from .report import summary
-    from .run import REJECTED, run
+    from .resume import REJECTED
+    from .run import run
 
     recipe = parse_recipe(argv)
     transformers.logging.disable_progress_bar()  # one bar per saved checkpoint; the bar of the training stays

@@ -32,7 +32,7 @@ from ..data.data_collator import DataCollatorForCloze
 from ..data.histories import build_histories
 from ..data.interactions import load_interactions
 from ..data.splits import SPLITS, Split
-from ..hub.checkpoint import fetch_checkpoint
+from ..hub.checkpoint import fetch_checkpoint, restore_folder
 from ..hub.run_facts import FACTS_FILE, RunFacts
 from ..models.configuration_bert4rec import Bert4RecConfig
 from ..models.registry import ARCHITECTURES
@@ -228,6 +228,7 @@ def _find(kind: str, name: str, registry: Mapping[str, Any]) -> Any:
 
 
 def _read_options(config: Path) -> dict[str, Any]:
+    restore_folder(config)
     if config.is_dir():
         return RunFacts.load(config).recipe if (config / FACTS_FILE).exists() else {}
     if not config.exists():

@@ -8,30 +8,30 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from ..hub.checkpoint import is_complete, last_complete_checkpoint
+from ..hub.checkpoint import NEEDED, check_output, is_complete, last_complete_checkpoint, trainer_checkpoints
 
 logger = logging.getLogger(__name__)
 
 RECORD = "begun.json"
+REJECTED = "rejected"
+"""Name of the folder for a continued model that is worse than the model it continues."""
 
 
 def start_or_resume(args: TrainingArguments, data: str | None, options: dict[str, Any]) -> str | None:
     """Return the checkpoint to resume from. For a new run, write its record and return None.
 
-    `data` is the checksum of the interactions, `options` are values that a resumed run must not change. Raises
-    ValueError if the run cannot be resumed, or if a new run would overwrite an interrupted one.
+    `data` is a checksum of interactions and item features, `options` are values that a resumed run must not change.
+    Raises ValueError if the run cannot be resumed, or if a new run would overwrite an interrupted one or other files.
     """
     folder = Path(args.output_dir or "")
     wanted = str(args.resume_from_checkpoint or False)  # false, true (the newest complete one) or a path
     options = json.loads(json.dumps(options, default=str))
-    finished = _read(folder).get("finished")
+    finished = _read(folder).get("finished", False)
     if finished and args.process_index == 0:
         _remove_checkpoints(folder)  # the run was killed before it had removed all of them
     newest = last_complete_checkpoint(folder)
     if wanted.lower() == "false":
-        if newest is not None and not finished:
-            advice = "Resume with `--resume_from_checkpoint true`, delete the folder, or choose another `--output_dir`."
-            raise ValueError(f"{folder} contains {newest.name} of an interrupted run. {advice}")
+        _check_folder(folder, newest, finished)
         if args.process_index == 0:
             if (folder / "model").exists():
                 logger.warning("%s exists and will be replaced at the end of this run.", folder / "model")
@@ -55,13 +55,28 @@ def start_or_resume(args: TrainingArguments, data: str | None, options: dict[str
     return str(checkpoint)
 
 
+def _check_folder(folder: Path, newest: Path | None, finished: bool) -> None:
+    """Raise ValueError if a new run would overwrite an interrupted run, or files that are not from a run."""
+    if newest is not None and not finished:
+        advice = "Resume with `--resume_from_checkpoint true`, delete the folder, or choose another `--output_dir`."
+        raise ValueError(f"{folder} contains {newest.name} of an interrupted run. {advice}")
+    own = trainer_checkpoints(folder) if _read(folder) else []
+    others = [path.name for path in folder.glob("checkpoint-*") if path.is_dir() and path not in own]
+    if others:  # the Trainer removes all folders with such names
+        found = f"{folder} contains {min(others)}, which is not from a run of this command"
+        raise ValueError(f"{found}. Move this folder, or choose another `--output_dir`.")
+    for name in ("model", REJECTED):
+        check_output(folder / name, NEEDED[0], option="`--output_dir`")
+
+
 def _find_problem(checkpoint: Path, needs_best: bool, data: str | None, options: dict[str, Any]) -> str:
     """Return why a checkpoint cannot be resumed, and the solution; "" if it can."""
     record = _read(checkpoint.parent)
     if not record:
         return f"the file {RECORD}, which records data and options of the run, is missing. Restore this file"
     if record["data"] != data:
-        return "the log or its filters have changed since the run began. Use the same log and filters"
+        problem = "the log, its filters or the item features have changed since the run began"
+        return f"{problem}. Use the same log, filters and features"
     if changed := [name for name, value in record["options"].items() if options.get(name) != value]:
         changes = (f"`--{name}` was {record['options'][name]} and is {options.get(name)}" for name in changed)
         return f"{', '.join(changes)}. Use the same options"
@@ -78,7 +93,7 @@ def finish(folder: Path) -> None:
 
 
 def _remove_checkpoints(folder: Path) -> None:
-    for checkpoint in folder.glob("checkpoint-*"):
+    for checkpoint in trainer_checkpoints(folder):
         shutil.rmtree(checkpoint)
 
 

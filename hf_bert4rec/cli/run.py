@@ -1,32 +1,35 @@
 """A run: prepare the data, train, save the model, evaluate the model and baselines, save the results."""
 
 import dataclasses
+import hashlib
 import logging
 from pathlib import Path
 
 from datasets import DatasetDict
 from transformers import Trainer
 
+from ..data.tokenization import ItemTokenizer
 from ..evaluation.baselines import MarkovChain, OwnItems, Popularity
 from ..evaluation.ranking import bootstrap_interval
 from ..hub.checkpoint import CURVE, save_checkpoint
 from ..hub.push import push_checkpoint
-from ..hub.run_facts import ADDED_PARTS, FACTS_FILE, RunFacts
+from ..hub.run_facts import ADDED_PARTS, FACTS_FILE, DataFacts, RunFacts
 from ..models.item_loss import check_loss
 from ..training.item_features import projection_file
 from ..training.trainer import RecommendationTrainer
 from .prepare import describe_data, prepare, protocol, whole_histories
 from .recipe import Recipe, find_split
 from .report import draw_curve
-from .resume import finish, start_or_resume
+from .resume import REJECTED, finish, start_or_resume
 from .trainers import build_trainer, evaluate_rows, evaluator
 
 logger = logging.getLogger(__name__)
 
-REJECTED = "rejected"
-"""Name of the folder for a continued model that is worse than the model it continues."""
 BASELINES: dict[str, type[Popularity]] = {"Popularity": Popularity, "Markov chain, first order": MarkovChain}
-FIXED = ("seed", "learning_rate", "muon_learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon")
+FIXED = (
+    "seed", "optim", "learning_rate", "muon_learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon",
+    "max_grad_norm", "lr_scheduler_type",
+)  # fmt: skip
 """Training arguments that a resumed run cannot change: the optimizer state contains them, or rows depend on them."""
 FEW_USERS = 100  # held-out users below which NDCG@10 changes by chance from night to night
 
@@ -44,7 +47,7 @@ def run(recipe: Recipe) -> Path | None:
     recipe, interactions, tokenizer, histories = prepare(recipe)
     trainer = build_trainer(recipe, tokenizer, histories)
     data = describe_data(recipe, interactions)
-    checkpoint = start_or_resume(trainer.args, data.sha256, _fixed_options(recipe, trainer))
+    checkpoint = start_or_resume(trainer.args, _checksum(data, tokenizer), _fixed_options(recipe, trainer))
     before = None if recipe.run.continue_from is None else _validation_score(trainer, recipe, histories)
     trainer.train(resume_from_checkpoint=checkpoint)
 
@@ -115,6 +118,14 @@ def _with_results(facts: RunFacts, trainers: dict[str, Trainer], histories: Data
             intervals[split] = {name: bootstrap_interval(gain) for name, gain in gains.items()}
             differences[split] = {name: bootstrap_interval(ours - gains[name]) for name in gains if name != facts.model}
     return dataclasses.replace(facts, results=results, intervals=intervals, differences=differences)
+
+
+def _checksum(data: DataFacts, tokenizer: ItemTokenizer) -> str | None:
+    """Return a checksum of the interactions and, if the tokenizer has any, of the features of the items."""
+    if tokenizer.features is None:
+        return data.sha256
+    vectors = tokenizer.features.vectors(tokenizer.items)
+    return f"{data.sha256} {hashlib.sha256(vectors.tobytes()).hexdigest()}"
 
 
 def _fixed_options(recipe: Recipe, trainer: RecommendationTrainer) -> dict[str, object]:

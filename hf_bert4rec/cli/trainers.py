@@ -64,7 +64,7 @@ def build_trainer(recipe: Recipe, tokenizer: ItemTokenizer, histories: DatasetDi
     """Return a Trainer with the model that the recipe describes, ready to train."""
     args = copy.copy(recipe.training)
     if args.fp16 and args.device.type == "cpu":
-        raise ValueError("`--fp16` needs a GPU, found the device cpu. Remove `--fp16` to train in float32.")
+        raise ValueError("`--fp16` needs a GPU, found the device cpu. Set `--fp16 false` to train in float32.")
     if "validation" not in histories:  # no metric could choose a checkpoint
         args.eval_strategy, args.load_best_model_at_end = "no", False
     _check_options(recipe, args)

@@ -98,8 +98,8 @@ class SourceFile:
         encoding = next((name for mark, name in BYTE_ORDER_MARKS.items() if data.startswith(mark)), encoding)
         if b"\0" in data[:1000] and not re.search("16|32", str(encoding)):
             likely = "utf-16-be" if data[0] == 0 else "utf-16-le"
-            found = "found null characters, as in binary files and UTF-16"
-            raise ValueError(f"{self.name}: {found}. For UTF-16, pass {self.spell('encoding', likely)}.")
+            found = f"found null characters, as in binary files and UTF-16. For UTF-16, pass {self.spell('encoding', likely)}"
+            raise ValueError(f"{self.name}: {found}. Otherwise remove these characters.")
         try:
             text = data.decode(encoding)
         except UnicodeDecodeError as error:

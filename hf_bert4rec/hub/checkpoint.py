@@ -47,7 +47,7 @@ def is_folder(model: str | PathLike) -> bool:
     """Return True for a checkpoint folder, False for a Hub ID (org/name); FileNotFoundError if `model` is neither."""
     if not isinstance(model, str | PathLike):
         raise ValueError(f"Expected the path of a checkpoint folder or a Hub ID (org/name), found {model!r:.100}.")
-    restore_folder(Path(model))
+    restore_folder(model)
     folder = Path(model).is_dir()
     if not folder and not is_repository(model):
         raise FileNotFoundError(f"{model}: found no such folder. Pass a checkpoint folder or a Hub ID (org/name).")
@@ -211,9 +211,14 @@ def check_sizes(model: nn.Module, tokenizer: ItemTokenizer) -> None:
 
 def last_complete_checkpoint(output_dir: str | PathLike) -> Path | None:
     """Return the newest complete checkpoint of a Trainer's output folder, or None."""
+    return next(filter(is_complete, trainer_checkpoints(output_dir)), None)
+
+
+def trainer_checkpoints(output_dir: str | PathLike) -> list[Path]:
+    """Return the folders `checkpoint-STEP` of a Trainer's output folder, newest first, without links."""
     folders = [path for path in Path(output_dir).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
-    newest_first = sorted(folders, key=lambda path: int(path.name.partition("-")[2]), reverse=True)
-    return next(filter(is_complete, newest_first), None)
+    folders = [path for path in folders if path.is_dir() and not path.is_symlink()]
+    return sorted(folders, key=lambda path: int(path.name.partition("-")[2]), reverse=True)
 
 
 def is_complete(checkpoint: str | PathLike) -> bool:
@@ -248,25 +253,38 @@ def save_checkpoint(
             (new / name).write_bytes(content)
 
 
-def restore_folder(folder: Path) -> None:
-    """Restore a folder after a kill between the two renames of `replaced_folder`."""
-    if folder.name and not folder.exists() and (old := folder.with_name(f"{folder.name}{REPLACED}")).exists():
+def restore_folder(name: str | PathLike) -> None:
+    """Restore a folder, which may be named by a link, after a kill between the two renames of `replaced_folder`."""
+    folder = Path(name).resolve()
+    if not folder.exists() and (old := _neighbors(folder)[1]).exists():
         old.rename(folder)
 
 
-def check_output(output: str | PathLike, marker: str) -> None:
-    """Raise ValueError if `output` is a file, or a folder that has files, but not the file `marker`."""
+def _neighbors(folder: Path) -> tuple[Path, Path]:
+    """Return the paths of the new and of the old folder while a folder is replaced."""
+    return folder.with_name(f"{folder.name}.incomplete"), folder.with_name(f"{folder.name}{REPLACED}")
+
+
+def check_output(
+    output: str | PathLike,
+    marker: str,
+    source: Path | None = None,
+    option: str = "`output=` (command line: `--output`)",
+) -> None:
+    """Raise ValueError if `output` is a file, has files, but not the file `marker`, or if writing removes `source`."""
     path = Path(output)
     if path.exists() and not (path / marker).exists() and (path.is_file() or any(path.iterdir())):
-        advice = "Pass a new folder as `output=` (command line: `--output`)."
-        raise ValueError(f"{output} is not an earlier result (it has no {marker}), so it is not replaced. {advice}")
+        found = f"{output} is not an earlier result (it has no {marker}), so it is not replaced"
+        raise ValueError(f"{found}. Pass a new folder as {option}.")
+    if source is not None and source.resolve() in _neighbors(path.resolve()):
+        raise ValueError(f"Writing {output} removes {source}, which must have another name. Rename it first.")
 
 
 @contextmanager
 def replaced_folder(folder: str | PathLike) -> Iterator[Path]:
     """Yield a path for a new folder, which replaces `folder` at the end, or is removed after an error."""
     folder = Path(folder).resolve()  # a link stays, and the folder that it leads to is replaced
-    new, old = folder.with_name(f"{folder.name}.incomplete"), folder.with_name(f"{folder.name}{REPLACED}")
+    new, old = _neighbors(folder)
     restore_folder(folder)
     for leftover in (new, old):
         shutil.rmtree(leftover, ignore_errors=True)

@@ -21,7 +21,10 @@ FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 REPAIR = "Download or save the checkpoint again."
 
 HUB_ERRORS = {
-    hub.RevisionNotFoundError: (FileNotFoundError, "found no such revision. Pass an existing branch, tag or commit"),
+    hub.RevisionNotFoundError: (
+        FileNotFoundError,
+        "found no such revision. Pass an existing branch (to load, also a tag or commit)",
+    ),
     hub.GatedRepoError: (PermissionError, "the repository is gated. Get access on its page, then run `hf auth login`"),
     hub.RepositoryNotFoundError: (
         FileNotFoundError,
@@ -39,7 +42,11 @@ HUB_ERRORS = {
 
 STATUSES = {
     401: (PermissionError, "received no valid token. Run `hf auth login`, or correct `token=` or HF_TOKEN"),
-    403: (PermissionError, "denies access. To push, use a name under your own account, or a token with write access"),
+    403: (
+        PermissionError,
+        "denies access. To load, use a token that may read the repository. To push, use a name under your own account, "
+        "or a token with write access",
+    ),
     412: (OSError, "received another commit in the meantime. Check this commit, then push again to replace it"),
 }
 
@@ -50,7 +57,9 @@ def hub_errors(repository: str) -> Iterator[None]:
     try:
         with disk_errors(repository):
             yield
-    except Exception as error:
+    except Exception as caught:
+        answered = isinstance(caught, hub.LocalEntryNotFoundError) and isinstance(caught.__cause__, hub.HfHubHTTPError)
+        error: Any = caught.__cause__ if answered else caught
         for kind, (builtin, text) in HUB_ERRORS.items():
             if isinstance(error, kind):
                 raise builtin(f"{repository}: {text}.") from error

@@ -125,7 +125,9 @@ class RunFacts:
         """Read the run facts of a checkpoint folder; FileNotFoundError without them, ValueError if damaged or newer."""
         file = Path(folder, FACTS_FILE)
         if not file.exists():
-            advice = "Pass a complete checkpoint that was saved by `hf-bert4rec train`, which writes this file."
+            advice = (
+                "Pass a checkpoint that `hf-bert4rec train` or `RecommendationTrainer` saved. They write this file."
+            )
             if (near := Path(folder, "model")).joinpath(FACTS_FILE).exists():
                 advice = f"Did you mean {near}?"
             raise FileNotFoundError(f"{folder}: found no {FACTS_FILE}. {advice}")

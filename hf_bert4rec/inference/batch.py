@@ -27,7 +27,7 @@ from ..data.interactions import load_interactions
 from ..hub.checkpoint import fetch_checkpoint
 from ..hub.errors import disk_errors, read_json
 from .arguments import ITEM_LISTS, check_options
-from .export import FACTS_FILE, OPTIONS, OnnxRecommender
+from .export import OPTIONS, OnnxRecommender, is_export
 from .pipeline import pipeline
 
 REQUEST_FILE = "_request.json"  # readers of Parquet folders skip names that begin with "_"
@@ -50,7 +50,7 @@ class BatchRecommender:
     def __init__(
         self, checkpoint: str | PathLike, *, user: str = "user", history: str = "history", **options: Any
     ) -> None:
-        exported = Path(checkpoint, FACTS_FILE).exists()
+        exported = is_export(checkpoint)
         self.recommender: Any = OnnxRecommender(checkpoint, threads=1) if exported else pipeline(checkpoint)
         self.user, self.history, self.options = user, history, options
 
@@ -127,7 +127,7 @@ def recommend_to_parquet(
     file, folder = Path(source), Path(output)
     if not file.is_file():
         raise FileNotFoundError(f"{file}: found no such file. Pass a Parquet file of histories, or the file of a log.")
-    model = Path(checkpoint) if Path(checkpoint, FACTS_FILE).exists() else fetch_checkpoint(checkpoint)
+    model = Path(checkpoint) if is_export(checkpoint) else fetch_checkpoint(checkpoint)
     arguments = {"checkpoint": str(model), "user": user, "history": history, **options}
     request = {**arguments, "shard_size": shard_size, "source": str(file)} | ({"columns": columns} if columns else {})
     request |= {"state of the weights": _states(model), "state of the source": _states(file)}

@@ -21,7 +21,14 @@ from torch.export import Dim, ExportedProgram
 from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel
 
 from ..data.data_collator import pad_rows
-from ..hub.checkpoint import check_output, check_sizes, fetch_checkpoint, replaced_folder, stored_exclude_history
+from ..hub.checkpoint import (
+    check_output,
+    check_sizes,
+    fetch_checkpoint,
+    replaced_folder,
+    restore_folder,
+    stored_exclude_history,
+)
 from ..hub.errors import read_json
 from ..models.configuration_bert4rec import SPECIAL_TOKENS
 from .answers import ItemCatalog, Recommendations, check_scores, closed_rows, item_vectors, unit_vectors
@@ -115,7 +122,7 @@ def export_checkpoint(checkpoint: str | PathLike, output: str | PathLike, revisi
     """
     _require("onnxscript")
     folder, target = fetch_checkpoint(checkpoint, revision), Path(output)
-    check_output(output, FACTS_FILE)
+    check_output(output, FACTS_FILE, folder)
     # In float32, because few runtimes compute in bfloat16 on a CPU.
     model = AutoModelForMaskedLM.from_pretrained(folder, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -155,6 +162,12 @@ def export_checkpoint(checkpoint: str | PathLike, output: str | PathLike, revisi
     return target
 
 
+def is_export(folder: str | PathLike) -> bool:
+    """Return whether a folder is an exported checkpoint, after it has been restored if its replacement was killed."""
+    restore_folder(folder)
+    return Path(folder, FACTS_FILE).exists()
+
+
 class OnnxRecommender:
     """Recommender for an exported checkpoint. It is called, and answers, as `NextItemRecommendationPipeline`.
 
@@ -169,7 +182,7 @@ class OnnxRecommender:
 
     def __init__(self, folder: str | PathLike, threads: int = 0) -> None:
         onnxruntime, path = _require("onnxruntime"), Path(folder)
-        if not (path / FACTS_FILE).exists():
+        if not is_export(path):
             advice = "Pass a folder that `hf-bert4rec export` or `export_checkpoint` wrote."
             raise FileNotFoundError(f"{folder}: found no {FACTS_FILE}. {advice}")
         self.facts = read_json(path / FACTS_FILE, folder, "Repeat the export.")

@@ -31,7 +31,7 @@ try:
 except ImportError as error:
     raise ImportError(f"The server needs the package {error.name}. Run `pip install 'hf-bert4rec[serve]'`.") from error
 
-from .export import FACTS_FILE, OnnxRecommender
+from .export import OnnxRecommender, is_export
 from .pipeline import NextItemRecommendationPipeline
 
 logger = logging.getLogger(__name__)
@@ -390,7 +390,7 @@ def load_for_serving(
     """
     with tempfile.TemporaryDirectory() as folder:
         exported = Path(checkpoint)
-        if not (exported / FACTS_FILE).exists():
+        if not is_export(exported):
             exported = Path(folder, "export")
             words = ["export", str(checkpoint), "--output", str(exported)]
             words += ["--revision", revision] if revision else []

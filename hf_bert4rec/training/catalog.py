@@ -122,7 +122,7 @@ def _open(checkpoint: str | PathLike, output: str | PathLike | None) -> tuple[Pa
     if output is not None and (target := Path(output).resolve()) != (source := folder.resolve()):
         if target in source.parents or source in target.parents:
             raise ValueError(f"One of {output} and {folder} contains the other. Name another `output` (`--output`).")
-        check_output(output, NEEDED[0])
+        check_output(output, NEEDED[0], folder)
         if (target / NEEDED[0]).exists():
             logger.warning("%s exists and will be replaced.", output)
     return folder, AutoTokenizer.from_pretrained(folder)
@@ -180,7 +180,7 @@ def append_items(
 
 
 def _save(folder: Path, output: str | PathLike | None, tokenizer: ItemTokenizer, model: PreTrainedModel | None) -> None:
-    """Write a copy of a checkpoint with another tokenizer and, if given, another model. `output` gets no subfolders."""
+    """Write a checkpoint with another tokenizer and, if given, another model. Subfolders are not copied to `output`."""
     own = None if output is None else lambda path, names: [name for name in names if Path(path, name).is_dir()]
     with replaced_folder(folder if output is None else output) as new:
         shutil.copytree(folder, new, ignore=own)

@@ -579,7 +579,7 @@ def test_resuming_on_changed_data_is_refused_because_items_would_be_renumbered(t
     interrupt(tmp_path, 2)
     header, first, *rest = LOG.splitlines()
     (tmp_path / "log.csv").write_text("\n".join([header, *rest, first]))
-    with pytest.raises(ValueError, match="the log or its filters have changed since the run began"):
+    with pytest.raises(ValueError, match="the log, its filters or the item features have changed since the run began"):
         run(resumed(tmp_path))
 
 
@@ -588,6 +588,32 @@ def test_resuming_with_what_the_optimizer_would_override_is_refused(tmp_path, na
     interrupt(tmp_path, 2)
     with pytest.raises(ValueError, match=rf"`--{name}` was \S+ and is 7(\.0)?\. Use the same options"):
         run(resumed(tmp_path, f"--{name}=7"))
+
+
+def test_resuming_with_another_optimizer_is_refused(tmp_path):
+    interrupt(tmp_path, 2)
+    with pytest.raises(ValueError, match=r"`--optim` was adamw_torch\S* and is sgd\. Use the same options"):
+        run(resumed(tmp_path, "--optim=sgd"))
+
+
+def test_folders_and_files_of_the_user_stay(tmp_path):
+    out = tmp_path / "out"
+    (out / "model").mkdir(parents=True)
+    (out / "model" / "train.py").write_text("code")
+    with pytest.raises(ValueError, match=r"model is not an earlier result .* Pass a new folder as `--output_dir`\."):
+        run(recipe_for(tmp_path, "--num_train_epochs", "1"))
+    (out / "model").rename(tmp_path / "mine")
+    for name in ("checkpoint-7", "checkpoint-best"):
+        (out / name).symlink_to(tmp_path / "mine")
+        with pytest.raises(ValueError, match=rf"contains {name}, which is not from a run of this command\. Move this"):
+            run(recipe_for(tmp_path, "--num_train_epochs", "1"))
+        (out / name).unlink()
+    (out / "checkpoint-notes.txt").write_text("notes")
+    run(recipe_for(tmp_path, "--num_train_epochs", "1"))
+    assert (out / "checkpoint-notes.txt").exists()
+    (out / "checkpoint-best").mkdir()  # refused also in the folder of an earlier run
+    with pytest.raises(ValueError, match="contains checkpoint-best, which is not from a run of this command"):
+        run(recipe_for(tmp_path, "--num_train_epochs", "1"))
 
 
 def test_resuming_with_another_model_is_refused_with_what_has_changed(tmp_path):

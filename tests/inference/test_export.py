@@ -128,6 +128,8 @@ def test_the_command_replaces_an_export_and_nothing_else(tmp_path, capsys):
     with pytest.raises(SystemExit, match=r"is not an earlier result \(it has no export\.json\), so it is not replaced"):
         main(["export", str(source), "--output", str(tmp_path / "other")])
     assert (tmp_path / "other" / "thesis.txt").read_text() == "mine"
+    (tmp_path / "onnx").rename(tmp_path / "onnx.replaced")  # a kill while the export is replaced
+    assert len(OnnxRecommender(tmp_path / "onnx")([["a"]])[0]) == 8
 
 
 def test_damaged_exports_are_refused(exported, tmp_path):

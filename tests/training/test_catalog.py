@@ -195,6 +195,9 @@ def test_a_kill_between_the_renames_loses_nothing(checkpoint, monkeypatch):
         add_items(checkpoint, pd.DataFrame({"item": ["n"]}))
     assert not checkpoint.exists()
     monkeypatch.undo()
+    (checkpoint.parent / "link").symlink_to(checkpoint)
+    assert len(hf_bert4rec.pipeline(checkpoint.parent / "link")([["a"]])[0]) == 2
+    (checkpoint.parent / "link").unlink()
     assert len(hf_bert4rec.pipeline(checkpoint)([["a"]])[0]) == 2
     add_items(checkpoint, pd.DataFrame({"item": ["n"]}))
     assert load(checkpoint)[1].items.to_pylist() == ["a", "b", "c", "n"]
@@ -208,6 +211,11 @@ def test_other_files_are_never_replaced(checkpoint, tmp_path):
     for output in (tmp_path, checkpoint / "inside"):
         with pytest.raises(ValueError, match="contains the other"):
             remove_items(checkpoint, ["a"], output)
+    for name in ("m.incomplete", "m.replaced"):  # names of the folders that `add_items` writes and removes
+        source = checkpoint.rename(checkpoint.with_name(name))
+        with pytest.raises(ValueError, match=f"removes .*{name}, which must have another name. Rename it first"):
+            remove_items(source, ["a"], source.with_name("m"))
+        checkpoint = source.rename(checkpoint)
     assert (tmp_path / "notes" / "thesis.txt").exists()
     (tmp_path / "empty").mkdir()
     remove_items(checkpoint, ["a"], tmp_path / "empty")
