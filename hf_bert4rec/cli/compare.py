@@ -78,7 +78,7 @@ class Comparison:
             solution = f"If this is a recipe, write a comparison with `recipe: {path}` and the models to train."
             raise ValueError(f"{path}: found neither `recipe` nor `models`. {solution} {EXAMPLE}")
         if missing := REQUIRED - {*given}:
-            raise ValueError(f"{path}: {expected}, found no `{max(missing)}`. {EXAMPLE}")
+            raise ValueError(f"{path}: {expected}, found no value for `{max(missing)}`. {EXAMPLE}")
         if unknown := {*content} - REQUIRED - {"published"}:
             raise ValueError(f"{path}: {expected}, found `{min(map(str, unknown))}`. Fix or remove this key.")
         try:
@@ -322,7 +322,8 @@ def check_data(checkpoint: Path, data: DataFacts, items: Any, recipe: str) -> tu
 
 def _chooses_exclusion(recipe: Recipe) -> bool:
     """Return whether statistics of the log decide if rankings exclude the history."""
-    return recipe.run.recommended_settings and "exclude_history" not in recipe.given
+    run = recipe.run
+    return run.recommended_settings and run.start_from is None and "exclude_history" not in recipe.given
 
 
 def split_options(recipe: Recipe) -> dict[str, Any]:

@@ -127,7 +127,8 @@ def recommend(argv: list[str]) -> None:
         parser.error("Use `--input` together with `--output`, and without `--history`.")
     reading = {name: value for name in READING if (value := getattr(args, name)) is not None}
     if not args.input and (reading or args.processes != 1):
-        parser.error(f"`--{next(iter(reading), 'processes')}` needs `--input`. Add `--input`, or omit this option.")
+        option = f"`--{next(iter(reading), 'processes')}`"
+        parser.error(f"{option} needs `--input` and `--output`, without `--history`. Add them, or omit {option}.")
     if args.input:
         from ..inference.batch import recommend_to_parquet
         from .recipe import parse_recipe
@@ -234,7 +235,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {it.__name__.replace("_", "-"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run a command with arguments, by default those of the process. An error ends the command with a message."""
+    """Run a command line, by default that of the process. Exit with a message for errors that the user can fix."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads slow down small models
     name, *rest = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     if name in ("-h", "--help"):

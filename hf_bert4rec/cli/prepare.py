@@ -21,7 +21,7 @@ from ..data.interactions import load_interactions, load_titles, rename_items
 from ..data.tokenization import ItemTokenizer, extend_item_tokenizer, item_tokenizer
 from ..data.values import format_time
 from ..evaluation.ranking import Sampled
-from ..hub.checkpoint import fetch_checkpoint
+from ..hub.checkpoint import fetch_checkpoint, stored_exclude_history
 from ..hub.run_facts import FACTS_FILE, DataFacts, RunFacts
 from ..models.registry import architecture_of
 from ..training.settings import recommended_settings
@@ -233,6 +233,8 @@ def protocol(recipe: Recipe, items: int, exclude_history: bool | None = None) ->
 
 def excludes_history(recipe: Recipe) -> bool:
     """Return whether a model of the recipe excludes items of the history from rankings."""
+    if recipe.run.start_from is not None and "exclude_history" not in recipe.given:
+        return stored_exclude_history(fetch_checkpoint(recipe.run.start_from))
     return recipe.given.get("exclude_history", find_configuration(recipe.run.architecture).exclude_history)
 
 

@@ -100,7 +100,8 @@ def _check_options(recipe: Recipe, args: Any) -> None:
 def _build_model(recipe: Recipe, tokenizer: ItemTokenizer, args: Any, train: Dataset) -> PreTrainedModel:
     source = None if recipe.run.start_from is None else fetch_checkpoint(recipe.run.start_from)
     if source is not None:
-        config = AutoConfig.from_pretrained(source, vocab_size=len(tokenizer))
+        changes = {name: value for name, value in recipe.options("model").items() if name in WITHOUT_WEIGHTS}
+        config = AutoConfig.from_pretrained(source, vocab_size=len(tokenizer), **changes)
     else:
         sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": tokenizer.model_max_length}
         config = find_configuration(recipe.run.architecture)(**sizes, **recipe.options("model"))

@@ -56,8 +56,8 @@ class ItemFeatures:
         """Return the vectors of raw IDs, (items, width) float32; zeros for items without features.
 
         The first number is 1 if the item has features. A number is encoded by its interval: 1 or 0 for each of up to
-        ten intervals with about the same number of items, 0 for all if it is missing. Each category is encoded as 1 or
-        0, divided by the square root of the number of categories of the item. Vectors are divided by their mean length.
+        ten intervals with about the same number of items, 0 for all if it is missing. Each category of a column is
+        encoded as 1 or 0, divided by the square root of the number of ones. Vectors are divided by their mean norm.
         """
         blocks = [_encode(self.table[name], how) for name, how in self.columns.items()]
         encoded = np.concatenate([np.ones((len(self.table), 1), np.float32), *blocks], axis=1)
@@ -85,8 +85,8 @@ class ItemFeatures:
                 _check_encoding(columns)
                 features.vectors(table["item"][:1])
                 return features
-        expected = f"expected features of at most {number} items, as hf-bert4rec saves them"
-        raise ValueError(f"{file}: {expected}. Download or save the checkpoint again.")
+        problem = f"the features are damaged, or not of the {number} items of the tokenizer"
+        raise ValueError(f"{file}: {problem}. Download or save the checkpoint again.")
 
 
 def read_parquet(file: str | PathLike, most_bytes: int) -> pa.Table:

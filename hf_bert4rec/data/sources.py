@@ -98,8 +98,8 @@ class SourceFile:
         encoding = next((name for mark, name in BYTE_ORDER_MARKS.items() if data.startswith(mark)), encoding)
         if b"\0" in data[:1000] and not re.search("16|32", str(encoding)):
             likely = "utf-16-be" if data[0] == 0 else "utf-16-le"
-            found = f"found null characters, as in binary files and UTF-16. For UTF-16, pass {self.spell('encoding', likely)}"
-            raise ValueError(f"{self.name}: {found}. Otherwise remove these characters.")
+            found, option = "found null characters, as in binary files and UTF-16", self.spell("encoding", likely)
+            raise ValueError(f"{self.name}: {found}. For UTF-16, pass {option}. Otherwise remove these characters.")
         try:
             text = data.decode(encoding)
         except UnicodeDecodeError as error:
@@ -171,7 +171,7 @@ def open_table(source: Any, name: str, expected: str = "Expected a path, a Hub I
 
 
 def _as_values(column: Any) -> Values:
-    """Convert a column to Arrow, without dictionaries, string views and extension types, which few functions accept."""
+    """Return a column as Arrow without dictionaries and string views; as a list for mixed and extension types."""
     try:
         array = column if isinstance(column, pa.Array | pa.ChunkedArray) else pa.array(column, from_pandas=True)
     except (pa.ArrowException, OverflowError, UnicodeError):  # mixed types

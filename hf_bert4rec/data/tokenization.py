@@ -87,7 +87,8 @@ class ItemTokenizer(PreTrainedTokenizerFast):
         """Set titles in the order of `items`: text, numbers, and None or NaN for no title. Errors name the `source`."""
         titles = [title if isinstance(title, str) or str(title) not in NO_TITLE else None for title in titles]
         if len(titles) != len(self.items):
-            raise ValueError(f"{source}: expected {len(self.items)} titles, one per item, found {len(titles)}.")
+            expected = f"expected {len(self.items)} titles, one for each of `items`"
+            raise ValueError(f"{source}: {expected}, found {len(titles)}.")
         texts = as_item_ids([title for title in titles if title is not None], source)
         if (longest := pc.max(pc.binary_length(texts)).as_py() or 0) > TITLE_BYTES:
             start = texts[pc.index(pc.binary_length(texts), longest).as_py()].as_py()[:30]

@@ -1,8 +1,8 @@
 """Ranks of held-out items, and the metrics of next-item recommendation that follow from ranks.
 
 A rank is the position of the held-out item, counted from 1, among the items of the catalog that are not in the user's
-history. For items with the same score, the rank is the expected rank under random tie-breaking, so that a model that
-gives every item the same score gains nothing.
+history. For items with the same score, the rank is the expected rank under random tie-breaking. If a model gives every
+item the same score, every target is in the middle of the ranking.
 """
 
 import logging
@@ -177,7 +177,8 @@ def check_cutoffs(items: int) -> None:
     if items <= max(CUTOFFS):
         needed = f"need a catalog of more than {max(CUTOFFS)} items, found {items}"
         options = "`eval_strategy='no'` and `load_best_model_at_end=False` (command line: `--split train_on_all`)"
-        raise ValueError(f"Metrics at {max(CUTOFFS)} {needed}. Use a larger log, or train with {options}.")
+        advice = f"Use a larger log. To train without metrics, pass {options}."
+        raise ValueError(f"Metrics at {max(CUTOFFS)} {needed}. {advice}")
 
 
 @cache

@@ -18,11 +18,10 @@ def read_histories(values: Any) -> list[list[Any]]:
     """
     histories = read_list(values, "histories", ordered=True)
     if not all(nested := list(map(is_collection, histories))):
-        found, advice = f"{histories!r:.200}", "Put a single history in brackets: [['1', '6']]."
-        if any(nested):
-            place = nested.index(False)
-            found, advice = f"{histories[place]!r:.200} at index {place}", "For a user without items, pass []."
-        raise ValueError(f"histories: expected one list of item IDs per user, found {found}. {advice}")
+        place = nested.index(False)
+        found = f"found {histories[place]!r:.200} at index {place}"
+        advice = "Pass a list of lists, such as [['1', '6'], []] for a user with two items and a user without items."
+        raise ValueError(f"histories: expected one list of item IDs per user, {found}. {advice}")
     return [read_list(history, "histories", ordered=True) for history in histories]
 
 

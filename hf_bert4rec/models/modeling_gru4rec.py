@@ -35,7 +35,7 @@ class Gru4RecConfig(Bert4RecConfig):
         """Accept a configuration without positions: the network reads the items in their order."""
 
     def validate_direction(self) -> None:
-        """Check that options of other encoders are not set."""
+        """Check that `rope_theta` and `conv_kernel_size` are None: there are no positions and no convolution."""
         for name in ("rope_theta", "conv_kernel_size"):
             if getattr(self, name) is not None:
                 raise ValueError(f"`{name}` must be None for GRU4Rec, found {getattr(self, name)}. Remove this option.")

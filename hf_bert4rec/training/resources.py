@@ -112,7 +112,7 @@ def estimate_memory(
 
 
 def free_memory(device: torch.device) -> float:
-    """Return the free memory of a device in GB. Training processes of this machine share the memory of the CPU."""
+    """Return the free memory of a device in GB; for a CPU, divided by the training processes of this machine."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] / GB
     return psutil.virtual_memory().available / GB / int(os.environ.get("LOCAL_WORLD_SIZE", 1))

@@ -208,7 +208,8 @@ class Bert4RecConfig(PreTrainedConfig):
         """Check the options of the loss."""
         for name in ("repeat_head", "num_followers"):
             if getattr(self, name) and self.loss != "softmax":
-                raise ValueError(f"`{name}` needs the loss 'softmax', found {self.loss!r}. Change `loss` or `{name}`.")
+                advice = f"Use 'softmax', or a model without `{name}`."
+                raise ValueError(f"`{name}` needs the loss 'softmax', found {self.loss!r}. {advice}")
         if self.loss not in LOSSES:  # a model with a custom loss can recommend without the code of the loss
             logger.warning_once(f"Unknown loss {self.loss!r}. To train with this loss, add it to `hf_bert4rec.LOSSES`.")
             return

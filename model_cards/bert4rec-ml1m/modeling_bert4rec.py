@@ -731,7 +731,7 @@ class Bert4RecForMaskedLM(Bert4RecPreTrainedModel):
         if self.repeat_head is None and self.transition_head is None:
             return found
         if input_ids is None:
-            advice = "Pass the token IDs of the history, not `inputs_embeds`."
+            advice = "Pass the token IDs of the encoder's input. `inputs_embeds` are not enough."
             raise ValueError(f"A model with `repeat_head` or `num_followers` needs `input_ids`. {advice}")
         if kept_positions is None:
             kept_positions = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)

@@ -331,7 +331,7 @@ def test_invalid_models_are_refused(recipe_file, tmp_path, models, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "the keys `recipe` and `models`, and optionally `published`, found no `recipe`. `hf-bert4rec compare"),
+        ("", "the keys `recipe` and `models`, and optionally `published`, found no value for `recipe`. `hf-bert4rec"),
         ("- recipe", "and optionally `published`, found a list. `hf-bert4rec compare --help` shows an example."),
         ("recipe", "found a str. "),
         ("{", "a YAML file of a comparison: while parsing a flow node expected the node content"),

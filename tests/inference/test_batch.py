@@ -206,6 +206,6 @@ def test_the_command(source, histories, tmp_path, capsys):
     for option in (["--user", "x"], ["--timestamp", "x"], ["--processes", "2"]):
         with pytest.raises(SystemExit):
             main([*words[:2], *option])
-        assert " needs `--input`. Add `--input`, or omit this option." in capsys.readouterr().err
+        assert " needs `--input` and `--output`, without `--history`. Add them, or omit `" in capsys.readouterr().err
     with pytest.raises(SystemExit, match=r"Omit `user` in `columns` \(command line: `--user`\), which is for logs"):
         main([*words[:5], str(tmp_path / "other"), "--user", "name"])
