@@ -481,11 +481,11 @@ def cold_items_table() -> str:
             scores = line[ranking]
             cells += [f"{scores[name]:.4f}" for name in ("model", *others)]
         features = ", ".join(line["features"] or ["none"])
-        share = f", ID dropout {line['id_dropout']}" if line["features"] else ""
-        rows.append([f"{line['log']}: {features}{share}", *cells, f"{line['other items']['test']:.4f}"])
+        cells += [f"{score:.4f}" for score in line["other items"].values()]
+        rows.append([f"{line['log']}: {features}", str(line["seed"]), *cells])
     names = ["model", "chance", "neighbors", "of the last 10"]
-    header = ["log: features", "users", *names, *(f"{it}, all items" for it in names if it != "chance"), "other items"]
-    return markdown_table(header, rows)
+    header = ["log: features", "seed", "users", *names, *(f"{it}, all items" for it in names if it != "chance")]
+    return markdown_table([*header, "other items, validation", "other items, test"], rows)
 
 
 def find_measurements(kind: str) -> list[dict[str, Any]]:

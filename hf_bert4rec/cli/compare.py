@@ -29,7 +29,13 @@ from ..data.tokenization import ItemTokenizer
 from ..evaluation.baselines import BASELINES, DataCollatorWithUsers
 from ..evaluation.comparison import evaluate_users, split_metrics, user_groups
 from ..evaluation.ranking import SAMPLED_METRICS
-from ..hub.checkpoint import fetch_checkpoint, last_complete_checkpoint, stored_exclude_history, weight_files
+from ..hub.checkpoint import (
+    fetch_checkpoint,
+    last_complete_checkpoint,
+    stored_exclude_history,
+    stored_recipe,
+    weight_files,
+)
 from ..hub.run_facts import FACTS_FILE, UNPUBLISHED_OPTIONS, DataFacts, RunFacts
 from ..models.configuration_bert4rec import SPECIAL_TOKENS
 from ..models.registry import architecture_of
@@ -151,7 +157,7 @@ def compare(path: str, split: str, folder: str, modules: Sequence[str] = ()) -> 
         raise ValueError(f"{path}: `published` needs metrics among sampled candidates. {advice}")
     data = describe_data(recipe, interactions)
     for name, options in comparison.models.items():
-        check_model(comparison, name, recipe, folder)
+        check_model(comparison, name, recipe, folder, modules)
         if "checkpoint" in options:
             check_data(fetch_checkpoint(options["checkpoint"]), data, tokenizer.items, comparison.recipe)
     check_results(comparison, split, str(data.sha256), folder)
@@ -266,8 +272,11 @@ def differing_options(trained: Mapping[str, Mapping[str, Any]]) -> dict[str, dic
     return {name: row for name, row in rows.items() if len({json.dumps(value) for value in row.values()}) > 1}
 
 
-def check_model(comparison: Comparison, name: str, recipe: Recipe, folder: str) -> None:
-    """Check the options, the checkpoint and the packages of a model, and that its split is that of the comparison."""
+def check_model(comparison: Comparison, name: str, recipe: Recipe, folder: str, modules: Sequence[str] = ()) -> None:
+    """Check the options, the checkpoint and the packages of a model, and that its split is that of the comparison.
+
+    Code that a checkpoint names is imported if the recipe of the comparison names it too, or if it is in `modules`.
+    """
     options = dict(comparison.models[name])
     try:
         if "baseline" in options:
@@ -283,7 +292,13 @@ def check_model(comparison: Comparison, name: str, recipe: Recipe, folder: str) 
         expected = split_options(recipe)
         if "checkpoint" in options:
             checkpoint = fetch_checkpoint(options["checkpoint"])
-            found = split_options(parse_recipe([str(checkpoint)]))
+            stored = {option: str(code) for option, code in stored_recipe(checkpoint).items() if option in OWN_CODE}
+            trusted = [
+                f"--{option}={code}"
+                for option, code in stored.items()
+                if ":" in code and (code == recipe.given.get(option) or code.partition(":")[0] in modules)
+            ]
+            found = split_options(parse_recipe([str(checkpoint), *trusted]))
             found["exclude_history"] = stored_exclude_history(checkpoint)
         else:
             own, whole = parse_recipe(recipe_words(options, folder)), comparison.parse_recipe()

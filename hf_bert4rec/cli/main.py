@@ -47,7 +47,8 @@ def train(argv: list[str]) -> None:
         print(summary(folder))
         if folder.name == REJECTED:
             found = f"The new model is worse than {recipe.run.continue_from}, which was not replaced."
-            sys.exit(f"{found} The new model is in {folder}. To accept a larger fall, increase `--tolerance`.")
+            advice = "Try a lower `--learning_rate`. To accept a larger fall, increase `--tolerance`."
+            sys.exit(f"{found} The new model is in {folder}. {advice}")
 
 
 def evaluate(argv: list[str]) -> None:

@@ -160,7 +160,8 @@ def parse_recipe(argv: Sequence[str]) -> Recipe:
         for name in OWN_CODE:
             if ":" in str(from_file.get(name)) and name not in chosen:
                 code = str(from_file[name])
-                raise ValueError(f"{parent or source} would import {code}. If you trust it, add `--{name} {code}`.")
+                found = f"the recipe of {parent or source} would import {code}"
+                raise ValueError(f"{found}. If you trust this code, add `--{name} {code}`.")
     sections, place = _sections({**from_file, **chosen}), f"{source or parent}: "
     parser = _parser(sections.values())
     given = _parse_file(from_file, parser, place)

@@ -35,8 +35,9 @@ from hf_bert4rec.cli.comparison_report import (
     summarize,
 )
 from hf_bert4rec.cli.main import main
-from hf_bert4rec.cli.prepare import prepare
+from hf_bert4rec.cli.prepare import excludes_history, prepare
 from hf_bert4rec.cli.recipe import import_own_code, parse_recipe
+from hf_bert4rec.cli.run import run
 from hf_bert4rec.evaluation.baselines import BASELINES
 from hf_bert4rec.evaluation.comparison import UserResults, paired_difference, split_metrics
 from hf_bert4rec.hub.run_facts import RunFacts
@@ -179,6 +180,27 @@ def test_results_of_other_options_or_weights_are_not_reused(recipe_file, tmp_pat
     weights.write_bytes(weights.read_bytes()[:-1] + b"\1")
     with pytest.raises(ValueError, match=r"ours\.json: weights \['\w+'\] → "):
         compare(path, "test", folder)
+
+
+def test_code_of_a_checkpoint_is_imported_if_the_comparison_names_it(recipe_file, tmp_path, monkeypatch):
+    (tmp_path / "trusted.py").write_text("from hf_bert4rec import leave_one_out as split\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    own = tmp_path / "own.yaml"
+    own.write_text(recipe_file.read_text() + "split: trusted:split\n")
+    checkpoint = train_model({"recipe": str(own), "num_train_epochs": 1}, str(tmp_path / "out"))
+    path = comparison_file(tmp_path, own, Ours={"checkpoint": str(checkpoint)})
+    check_model(Comparison.load(path), "Ours", parse_recipe([str(own)]), str(tmp_path))
+    path = comparison_file(tmp_path, recipe_file, Ours={"checkpoint": str(checkpoint)})
+    with pytest.raises(ValueError, match="would import trusted:split"):
+        check_model(Comparison.load(path), "Ours", parse_recipe([str(recipe_file)]), str(tmp_path))
+
+
+def test_a_model_that_starts_from_a_checkpoint_is_ranked_as_this_checkpoint(recipe_file, tmp_path):
+    parts = ["--exclude_history=false", "--num_train_epochs=1", f"--output_dir={tmp_path / 'first'}"]
+    first = run(parse_recipe([str(recipe_file), *parts]))
+    recipe = parse_recipe([str(recipe_file), f"--start_from={first}"])
+    assert excludes_history(recipe) is False
+    assert excludes_history(parse_recipe([str(recipe_file), f"--start_from={first}", "--exclude_history=true"])) is True
 
 
 def test_a_checkpoint_of_other_data_is_refused(recipe_file, tmp_path):
@@ -337,8 +359,8 @@ def test_invalid_models_are_refused(recipe_file, tmp_path, models, message):
         ("{", "a YAML file of a comparison: while parsing a flow node expected the node content"),
         ("recipe: a\nmodels: {X: {baseline: ease}}\nmodel: 1", "found `model`. Fix or remove this key."),
         ("recipe: a\nmodels: {X: {baseline: ease}}\nmodel:", "found `model`. Fix or remove this key."),
-        ("recipe: a", "found no `models`. `hf-bert4rec compare --help` shows an example."),
-        ("recipe: a\nmodels:", "found no `models`. "),
+        ("recipe: a", "found no value for `models`. `hf-bert4rec compare --help` shows an example."),
+        ("recipe: a\nmodels:", "found no value for `models`. "),
         ("\0", "a YAML file of a comparison: unacceptable character"),
         ("recipe: a\nmodels: {X: {baseline: ease}, X: {baseline: als}}", "`X` is given more than once. Keep one line."),
     ],
