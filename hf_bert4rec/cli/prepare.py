@@ -207,6 +207,11 @@ def whole_histories(recipe: Recipe, interactions: Dataset, tokenizer: ItemTokeni
     return _split(recipe, interactions, tokenizer, WHOLE_HISTORY, prefixes=False, replay=float("inf"))["train"]
 
 
+def validation_histories(recipe: Recipe, interactions: Dataset, tokenizer: ItemTokenizer) -> Dataset:
+    """Return the validation split for a model with the items of `tokenizer`; other targets count as missed."""
+    return _split(recipe, interactions, tokenizer, recipe.run.max_length, prefixes=False, replay=0.0)["validation"]
+
+
 def _split(
     recipe: Recipe, interactions: Dataset, tokenizer: ItemTokenizer, length: int | None, **changes: Any
 ) -> DatasetDict:

@@ -5,19 +5,19 @@ import hashlib
 import logging
 from pathlib import Path
 
-from datasets import DatasetDict
-from transformers import Trainer
+from datasets import Dataset, DatasetDict
+from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel, Trainer
 
 from ..data.tokenization import ItemTokenizer
 from ..evaluation.baselines import MarkovChain, OwnItems, Popularity
 from ..evaluation.ranking import bootstrap_interval
-from ..hub.checkpoint import CURVE, save_checkpoint
+from ..hub.checkpoint import CURVE, fetch_checkpoint, save_checkpoint
 from ..hub.push import push_checkpoint
 from ..hub.run_facts import ADDED_PARTS, FACTS_FILE, DataFacts, RunFacts
 from ..models.item_loss import check_loss
 from ..training.item_features import projection_file
 from ..training.trainer import RecommendationTrainer
-from .prepare import describe_data, prepare, protocol, whole_histories
+from .prepare import describe_data, prepare, protocol, validation_histories, whole_histories
 from .recipe import Recipe, find_split
 from .report import draw_curve
 from .resume import REJECTED, finish, start_or_resume
@@ -48,14 +48,16 @@ def run(recipe: Recipe) -> Path | None:
     trainer = build_trainer(recipe, tokenizer, histories)
     data = describe_data(recipe, interactions)
     checkpoint = start_or_resume(trainer.args, _checksum(data, tokenizer), _fixed_options(recipe, trainer))
-    before = None if recipe.run.continue_from is None else _validation_score(trainer, recipe, histories)
+    before = None if recipe.run.continue_from is None else _score_of_parent(recipe, interactions)
     trainer.train(resume_from_checkpoint=checkpoint)
 
     output = Path(trainer.args.output_dir)
     folder = output / "model"
     if before is not None:
-        after, users = _validation_score(trainer, recipe, histories), len(histories["validation"])
-        logger.info("Validation NDCG@10 (held-out users: %d): %.4f before training, %.4f after.", users, before, after)
+        rows = histories["validation"]
+        users, after = len(rows), _validation_score(trainer.model, tokenizer, recipe, rows)
+        text = "Validation NDCG@10 (held-out users: %d): %.4f of the old model, %.4f of the new one."
+        logger.info(text, users, before, after)
         if users < FEW_USERS:
             text = "With fewer than %d held-out users, chance decides about the new model. Increase `--held_out`."
             logger.warning(text, FEW_USERS)
@@ -100,10 +102,15 @@ def run(recipe: Recipe) -> Path | None:
     return folder
 
 
-def _validation_score(trainer: RecommendationTrainer, recipe: Recipe, histories: DatasetDict) -> float:
-    """Return NDCG@10 on the validation split."""
-    evaluating = evaluator(trainer.model, recipe, trainer.processing_class)
-    return evaluate_rows(evaluating, histories["validation"])[0]["ndcg@10"]
+def _score_of_parent(recipe: Recipe, interactions: Dataset) -> float:
+    """Return NDCG@10 on the validation split of the model that is continued, as it is used until then."""
+    folder = fetch_checkpoint(str(recipe.run.continue_from))
+    model, tokenizer = (auto.from_pretrained(folder) for auto in (AutoModelForMaskedLM, AutoTokenizer))
+    return _validation_score(model, tokenizer, recipe, validation_histories(recipe, interactions, tokenizer))
+
+
+def _validation_score(model: PreTrainedModel, tokenizer: ItemTokenizer, recipe: Recipe, rows: Dataset) -> float:
+    return evaluate_rows(evaluator(model, recipe, tokenizer), rows)[0]["ndcg@10"]
 
 
 def _with_results(facts: RunFacts, trainers: dict[str, Trainer], histories: DatasetDict) -> RunFacts:

@@ -93,6 +93,14 @@ def test_a_worse_model_does_not_replace_the_old_one(first, capsys, caplog):
     assert "With fewer than 100 held-out users, chance decides about the new model" in caplog.text
 
 
+def test_the_old_model_is_scored_as_it_is_used_without_new_items(first, tmp_path, caplog):
+    caplog.set_level("INFO")
+    rows = [(user, item, 200 + time) for user in range(20, 32) for time, item in enumerate(["i1", "n1"])]
+    pd.DataFrame(rows, columns=["user", "item", "timestamp"]).to_csv(tmp_path / "new.csv", index=False)
+    continue_training(first, "--held_out", "0.5", data=str(tmp_path / "new.csv"), output="scored")
+    assert "Validation NDCG@10 (held-out users: 6): 0.0000 of the old model, " in caplog.text
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
