@@ -158,6 +158,8 @@ def export_checkpoint(checkpoint: str | PathLike, output: str | PathLike, revisi
 class OnnxRecommender:
     """Recommender for an exported checkpoint. It is called, and answers, as `NextItemRecommendationPipeline`.
 
+    The graph excludes the items that were removed when it was written. Export again after you remove or add items.
+
     Args:
         folder: Folder that `export_checkpoint` wrote.
         threads: Number of threads of a call; 0 for all cores.
