@@ -106,7 +106,7 @@ class ItemTokenizer(PreTrainedTokenizerFast):
 
     @removed.setter
     def removed(self, items: Iterable[str]) -> None:
-        self.init_kwargs["removed_items"] = sorted(set(items))
+        self.init_kwargs["removed_items"] = sorted({*as_item_ids(items, "removed").to_pylist()})
 
     @cached_property
     def features(self) -> ItemFeatures | None:
@@ -163,13 +163,13 @@ class ItemTokenizer(PreTrainedTokenizerFast):
 
     def _encode_plus(self, *args: Any, is_split_into_words: bool = False, **kwargs: Any) -> Any:
         """Encode as the base class does, but never split the words of a list: an unknown ID may contain whitespace."""
-        backend = self.backend_tokenizer
-        splitter = backend.pre_tokenizer
-        backend.pre_tokenizer = None if is_split_into_words else splitter
-        try:
-            return super()._encode_plus(*args, is_split_into_words=is_split_into_words, **kwargs)
-        finally:
-            backend.pre_tokenizer = splitter
+        encoder, backend = self, self.backend_tokenizer
+        if is_split_into_words:
+            encoder = copy.copy(self)
+            encoder._tokenizer = words = Tokenizer(backend.model)  # without a pre-tokenizer; the vocabulary is shared
+            words.add_tokens([*backend.get_added_tokens_decoder().values()])
+            words.post_processor = backend.post_processor
+        return super(ItemTokenizer, encoder)._encode_plus(*args, is_split_into_words=is_split_into_words, **kwargs)
 
     def _add_tokens(self, new_tokens: Sequence[str | AddedToken], special_tokens: bool = False) -> int:
         """Append items to the vocabulary; return their number. The base class would cut them out of longer IDs."""
@@ -192,6 +192,8 @@ def check_tokenizer(tokenizer: Any) -> None:
         advice = "Build it with `item_tokenizer`. To load one, import hf_bert4rec first, and check `tokenizer_class`."
         raise ValueError(f"Expected an ItemTokenizer, found {type(tokenizer).__name__}. {advice}")
     backend, number = tokenizer.backend_tokenizer, len(tokenizer.items) + len(SPECIAL_TOKENS)
+    removed, kind = tokenizer.removed, type(tokenizer.removed).__name__
+    kinds = {f"list of {type(item).__name__}" for item in removed or [""]} if kind == "list" else {kind}
     properties = {
         "pad_token": (tokenizer.pad_token, PAD),
         "mask_token": (tokenizer.mask_token, MASK),
@@ -201,7 +203,7 @@ def check_tokenizer(tokenizer: Any) -> None:
         "normalizer in tokenizer.json": (backend.normalizer, None),
         "number of tokens without added_tokens": (backend.get_vocab_size(with_added_tokens=False), number),
         "type of model_max_length": (type(tokenizer.model_max_length).__name__, "int"),
-        "type of removed_items": (", ".join({type(it).__name__ for it in (tokenizer.removed or [""])}), "str"),
+        "`removed_items` in tokenizer_config.json": (", ".join(sorted(kinds)), "list of str"),
     }
     for name, (found, expected) in properties.items():
         if found != expected:

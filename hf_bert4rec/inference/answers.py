@@ -54,12 +54,22 @@ class ItemCatalog:
 
     def __init__(self, tokenizer: ItemTokenizer) -> None:
         self.tokenizer = tokenizer
-        self.removed = tokenizer.encode_items(tokenizer.removed).astype(np.int64)  # token IDs
-        self.closed = closed_rows(len(tokenizer), self.removed)
+        self._read_removed()
         self.batch_size = DEFAULT_BATCH_SIZE  # answers per batch, if a call names no other number
         self.unknown = 0  # number of unknown IDs that have been skipped so far
         self.report = True  # whether unknown IDs are logged; False on a server, which must not log histories
         self._warned: set[str] = set()
+
+    def _read_removed(self) -> None:
+        """Read `tokenizer.removed`, as token IDs in `removed` and as a bool for each token ID in `closed`."""
+        items = [*self.tokenizer.removed]
+        rows = self.tokenizer.encode_items(items).astype(np.int64)
+        if unknown := np.array(items, object)[missing := rows == self.tokenizer.unk_token_id].tolist():
+            text = "`removed_items` of the tokenizer: %d of %d IDs are unknown and skipped, such as %s."
+            logger.warning(text, len(unknown), len(items), ", ".join(map(repr, unknown[:10])))
+        self.removed = rows[~missing]
+        self.closed = closed_rows(len(self.tokenizer), self.removed)
+        self._removed_items = items
 
     def read_rows(self, lists: Sequence[list[Any]], name: str, keep_unknown: bool = False) -> list[np.ndarray]:
         """Return the token IDs for each list of raw IDs.
@@ -92,6 +102,11 @@ class ItemCatalog:
         return rows
 
     def _rows(self, items: Iterable[Any], name: str) -> tuple[pa.StringArray, np.ndarray, np.ndarray]:
+        if len(self.tokenizer) != len(self.closed):
+            found = f"{len(self.closed)} tokens when the recommender was built, and has {len(self.tokenizer)} now"
+            raise ValueError(f"The tokenizer had {found}. Build a new recommender after you add items.")
+        if self.tokenizer.removed != self._removed_items:
+            self._read_removed()
         ids = as_item_ids(items, name)
         rows = self.tokenizer.encode_items(ids).astype(np.int64)
         return ids, rows, rows != self.tokenizer.unk_token_id

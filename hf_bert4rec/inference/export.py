@@ -171,6 +171,8 @@ def is_export(folder: str | PathLike) -> bool:
 class OnnxRecommender:
     """Recommender for an exported checkpoint. It is called, and answers, as `NextItemRecommendationPipeline`.
 
+    The graph excludes the items that were removed when it was written. Export again after you remove or add items.
+
     Args:
         folder: Folder that `export_checkpoint` wrote.
         threads: Number of threads of a call; 0 for all cores.

@@ -43,8 +43,10 @@ class NextItemRecommendationPipeline(Pipeline):
     - For an empty history, or one of unknown IDs only, the model recommends what is most likely without a history.
     - The model reads the newest `tokenizer.model_max_length` - 1 items of a history; `exclude_history` excludes all.
     - Items with the same score are in the order of `tokenizer.items`.
-    - Items in `tokenizer.removed` may be in histories, but are never recommended, even if `allow` lists them.
-    - Several threads may call the same pipeline at once.
+    - Items in `tokenizer.removed` may be in histories, but are never recommended, even if `allow` lists them. A
+      change of this list applies from the next call on. After adding items to the tokenizer, build a new recommender.
+    - The model is always in evaluation mode while it scores. A model in training mode returns to that mode.
+    - Several threads may call the same pipeline at once, unless the model is in training mode.
     - Arguments of a wrong form raise ValueError. So do scores that are NaN or infinite, except in `encode`, `similar`.
 
     Args:
@@ -276,6 +278,17 @@ class NextItemRecommendationPipeline(Pipeline):
             "query": torch.from_numpy(query),
             "history": torch.from_numpy(pad_rows(histories, pad)[0]),
         }
+
+    def forward(self, model_inputs: dict[str, torch.Tensor], **kwargs: Any) -> dict[str, torch.Tensor]:
+        """Score a batch with the model in evaluation mode. Afterwards, each module has the mode that it had."""
+        modules = [module for module in self.model.modules() if module.training] if self.model.training else []
+        if modules:
+            self.model.eval()
+        try:
+            return super().forward(model_inputs, **kwargs)
+        finally:
+            for module in modules:
+                module.training = True
 
     def _forward(self, inputs: dict[str, torch.Tensor], scored: bool = True) -> dict[str, torch.Tensor]:
         # Two queries, because torch computes attention for a single query differently, split over threads.

@@ -118,7 +118,9 @@ class Selection:
             elif all_possible:
                 found = possible.expand(len(queries), -1)
             else:  # a place that the index left empty becomes the last special row, which is closed
-                found = torch.from_numpy(search_index(self.index, queries.numpy(), count)) + len(SPECIAL_TOKENS)
+                places = search_index(self.index, queries.numpy(), count)
+                check_keys(places, len(self.catalog.tokenizer.items))
+                found = torch.from_numpy(places) + len(SPECIAL_TOKENS)
             rows, left = self._possible(found, denied)
             if allowed is not None or all_possible or left.sum(dim=1).min() >= self._number:
                 break
@@ -188,7 +190,8 @@ def _with_transitions(
 def open_index(index: Any, items: int, width: int) -> Any:
     """Return a usearch or FAISS index, also of a `Dataset` after `add_faiss_index`; ValueError for other values.
 
-    The index must contain `index_vectors()`, or `item_vectors()` of shape (`items`, `width`).
+    The index must contain `index_vectors()`, or `item_vectors()` of shape (`items`, `width`), with their positions as
+    keys.
     """
     advice = "Build the index from `index_vectors()` of this model."
     if isinstance(index, Dataset):
@@ -206,7 +209,20 @@ def open_index(index: Any, items: int, width: int) -> Any:
     if missing not in (0, 1):
         found = f"{width + missing} numbers, but those of `index_vectors()` have {width + 1}"
         raise ValueError(f"The vectors in `index` have {found}. {advice}")
+    if hasattr(index, "id_map"):  # IndexIDMap of FAISS
+        import faiss
+
+        check_keys(faiss.vector_to_array(index.id_map), items)
+    elif hasattr(index, "keys") and not (0 in index and items - 1 in index):  # usearch: all keys would take longer
+        check_keys(np.array(index.keys).astype(np.int64), items)
     return index
+
+
+def check_keys(keys: np.ndarray, items: int) -> None:
+    """Raise ValueError unless all keys of an index are positions in `item_vectors()`, or -1 for no item."""
+    if len(others := keys[(keys < -1) | (keys >= items)]):
+        expected = f"the keys 0 ... {items - 1}, which are positions in `item_vectors()`, found {others[0]}"
+        raise ValueError(f"`index`: expected {expected}. Add the vectors to a new index with these keys.")
 
 
 def search_index(index: Any, queries: np.ndarray, count: int) -> np.ndarray:

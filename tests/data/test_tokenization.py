@@ -5,6 +5,8 @@ import os
 import pickle
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +18,7 @@ import torch
 from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import processors
 from transformers import AutoTokenizer
 
 from hf_bert4rec import Bert4RecForMaskedLM, ItemTokenizer, extend_item_tokenizer, item_tokenizer
@@ -519,6 +522,49 @@ def test_an_unknown_id_with_a_blank_is_one_unknown_token():
     tokenizer = item_tokenizer(["1", "2"], max_length=5)
     assert tokenizer(["1", "1 2"], is_split_into_words=True)["input_ids"] == [3, 2]
     assert tokenizer("1 2")["input_ids"] == [3, 4]
+
+
+def test_threads_may_encode_text_and_words_at_once(tokenizer):
+    with ThreadPoolExecutor(3) as threads:
+        words = [threads.submit(tokenizer, ["a", "b"], is_split_into_words=True) for _ in range(600)]
+        texts = list(threads.map(lambda _: tokenizer("a b")["input_ids"], range(600)))
+    assert texts == [[3, 4]] * 600
+    assert [future.result()["input_ids"] for future in words] == [[3, 4]] * 600
+    assert tokenizer("a b")["input_ids"] == [3, 4]
+
+
+def test_words_are_encoded_with_the_settings_of_the_tokenizer(tokenizer):
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A [MASK]", special_tokens=[("[MASK]", 1)]
+    )
+    encoded = tokenizer([["a", "b c"], []], is_split_into_words=True, padding=True, return_special_tokens_mask=True)
+    assert encoded["input_ids"] == [[3, 2, 1], [1, 0, 0]]
+    assert encoded["special_tokens_mask"] == [[0, 0, 1], [1, 1, 1]]
+    assert tokenizer(["x[PAD]"], is_split_into_words=True)["input_ids"] == [2, 1]
+    assert 0 in tokenizer(["x[PAD]"], is_split_into_words=True, split_special_tokens=False)["input_ids"]
+    for encoder in (deepcopy(tokenizer), pickle.loads(pickle.dumps(tokenizer))):
+        encoder.add_tokens(["b c"])
+        assert encoder(["a", "b c"], is_split_into_words=True)["input_ids"] == [3, 13, 1]
+
+
+@pytest.mark.parametrize(
+    ("removed", "found"),
+    [(None, "NoneType"), ("a", "str"), (0, "int"), ({}, "dict"), (["a", 1], "list of int, list of str")],
+)
+def test_removed_items_of_another_type_are_refused(tokenizer, tmp_path, removed, found):
+    tokenizer.save_pretrained(tmp_path)
+    file = tmp_path / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"removed_items": removed}))
+    expected = "Expected list of str as `removed_items` in tokenizer_config.json"
+    with pytest.raises(ValueError, match=f"{expected}, found {found}"):
+        AutoTokenizer.from_pretrained(tmp_path)
+
+
+def test_removed_items_are_ids(tokenizer):
+    tokenizer.removed = {2, "a", 1.0}
+    assert tokenizer.removed == ["1", "2", "a"]
+    with pytest.raises(ValueError, match="removed: expected a list, found str 'ab'"):
+        tokenizer.removed = "ab"
 
 
 def test_ids_that_differ_only_in_case_or_whitespace_are_reported(caplog):

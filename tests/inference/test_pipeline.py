@@ -125,6 +125,75 @@ def test_threads_may_share_a_pipeline(recommender):
         assert list(threads.map(lambda history: recommender([history]), histories)) == expected
 
 
+def test_a_model_in_training_mode_answers_without_dropout_and_stays_in_its_mode(recommender):
+    model = recommender.model
+    uses = [
+        lambda: recommender(HISTORIES),
+        lambda: recommender.fill([["a", None, "b"]]),
+        lambda: recommender.surprise(HISTORIES),
+        lambda: recommender.explain(["a", "b"], "c"),
+        lambda: recommender.encode(HISTORIES).tolist(),
+        lambda: recommender.similar(["a"]),
+    ]
+    expected = [use() for use in uses]
+    model.train()
+    model.model.embeddings.eval()  # a part that somebody froze
+    modes = [module.training for module in model.modules()]
+    inputs = torch.tensor([[FIRST_ITEM, MASK]])
+    assert not torch.equal(model(inputs).logits, model(inputs).logits)  # dropout is active
+    assert [use() for use in uses] == expected
+    assert [module.training for module in model.modules()] == modes
+    with torch.no_grad():
+        model.model.embeddings.norm.weight.fill_(torch.nan)
+    with pytest.raises(ValueError, match="scores are NaN"):
+        recommender([["a"]])
+    assert [module.training for module in model.modules()] == modes
+
+
+def test_changes_of_the_removed_items_apply_from_the_next_call_on(recommender, caplog):
+    tokenizer = recommender.tokenizer
+    best = items_of(recommender([["a"]]))[0]
+    rank = recommender.surprise([["a", best[-1]]])[0][1]["rank"]
+    tokenizer.removed = [best[0]]
+    assert items_of(recommender([["a"]], allow=best)) == [best[1:]]
+    assert items_of(recommender.fill([["a", None]], exclude_history=True)[0]) == [best[1:]]
+    assert recommender.surprise([["a", best[-1]]])[0][1]["rank"] == rank - 1
+    assert best[0] not in items_of(recommender.similar(["a"], top_k=20))[0]
+    tokenizer.removed.append(best[1])
+    answers = recommender([["a"]])
+    assert items_of(answers) == [best[2:]]
+    assert answers[0].reason.startswith("Only 7 of 8 items can be recommended")
+    tokenizer.removed = []
+    assert items_of(recommender([["a"]])) == [best]
+    assert not caplog.messages
+
+
+def test_unknown_removed_items_are_named_once_and_change_nothing(model, tokenizer, caplog):
+    tokenizer.removed = ["c", "typo", "[PAD]"]
+    recommender = NextItemRecommendationPipeline(model=model, tokenizer=tokenizer, device="cpu")
+    warning = "`removed_items` of the tokenizer: 2 of 3 IDs are unknown and skipped, such as '[PAD]', 'typo'."
+    assert [record.message for record in caplog.records if record.name == LOGGER] == [warning]
+    caplog.clear()
+    assert sorted(items_of(recommender([[]]))[0]) == [*"abdefghij"]
+    assert sorted(items_of(recommender.similar(["a"], top_k=20))[0]) == [*"bdefghij"]  # with the last one
+    assert not caplog.messages
+
+
+def test_items_that_are_added_to_the_tokenizer_need_a_new_recommender(recommender):
+    recommender.tokenizer.add_tokens(["k"])
+    message = (
+        "had 13 tokens when the recommender was built, and has 14 now. Build a new recommender after you add items"
+    )
+    for use in (recommender, recommender.encode, recommender.surprise, recommender.fill):
+        with pytest.raises(ValueError, match=message):
+            use([["a", "k"]])
+    with pytest.raises(ValueError, match=message):
+        recommender.similar(["k"])
+    recommender.model.resize_token_embeddings(14)
+    new = NextItemRecommendationPipeline(model=recommender.model, tokenizer=recommender.tokenizer, device="cpu")
+    assert sorted(items_of(new([["a"]], top_k=20))[0]) == [*"bcdefghijk"]
+
+
 def test_the_order_of_a_history_matters(recommender):
     one, other = recommender([["a", "b"], ["b", "a"]])
     assert scores_of([one]) != pytest.approx(scores_of([other]), abs=1e-4)

@@ -149,6 +149,35 @@ def test_another_index_is_refused(recommender, index, message):
         recommender([["a"]], index=index)  # all items are ranked, without a search
 
 
+@pytest.mark.parametrize("first", [3, 1000, -2])
+def test_an_index_with_other_keys_is_refused(recommender, first):
+    vectors, keys = recommender.index_vectors(), np.arange(first, first + len(ITEMS))
+    id_map = faiss.IndexIDMap(faiss.IndexFlatIP(vectors.shape[1]))
+    id_map.add_with_ids(vectors, keys)
+    clusters = faiss.index_factory(vectors.shape[1], "IVF1,Flat", faiss.METRIC_INNER_PRODUCT)
+    clusters.train(vectors)
+    clusters.add_with_ids(vectors, keys)
+    indexes = [id_map, clusters]
+    if first > 0:  # usearch has unsigned keys
+        indexes.append(Index(ndim=vectors.shape[1], metric="ip", dtype="f32"))
+        indexes[-1].add(keys, vectors)
+    message = r"`index`: expected the keys 0 ... 9, which are positions in `item_vectors\(\)`, found -?\d+"
+    for index in indexes:
+        with pytest.raises(ValueError, match=message):
+            recommender([["a", "b"]], top_k=2, index=index)
+
+
+def test_an_index_may_have_its_keys_in_any_order(recommender):
+    vectors, keys = recommender.index_vectors(), np.arange(len(ITEMS))[::-1].copy()
+    index = faiss.IndexIDMap(faiss.IndexFlatIP(vectors.shape[1]))
+    index.add_with_ids(vectors[keys], keys)
+    other = Index(ndim=vectors.shape[1], metric="ip", dtype="f32")
+    other.add(keys, vectors[keys])
+    expected = items_of(recommender(HISTORIES, top_k=2))
+    assert items_of(recommender(HISTORIES, top_k=2, index=index)) == expected
+    assert items_of(recommender(HISTORIES, top_k=2, index=other)) == expected
+
+
 def test_damaged_weights_are_an_error_with_an_index_too(recommender):
     index = faiss_index(recommender.item_vectors())
     with torch.no_grad():
