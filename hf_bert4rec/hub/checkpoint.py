@@ -255,7 +255,10 @@ def save_checkpoint(
 
 def restore_folder(name: str | PathLike) -> None:
     """Restore a folder, which may be named by a link, after a kill between the two renames of `replaced_folder`."""
-    folder = Path(name).resolve()
+    try:
+        folder = Path(name).resolve()
+    except (OSError, RuntimeError, ValueError):  # no path of a folder, such as a loop of links
+        return
     if not folder.exists() and (old := _neighbors(folder)[1]).exists():
         old.rename(folder)
 

@@ -193,7 +193,7 @@ def open_index(index: Any, items: int, width: int) -> Any:
     The index must contain `index_vectors()`, or `item_vectors()` of shape (`items`, `width`), with their positions as
     keys.
     """
-    advice = "Build the index from `index_vectors()` of this model."
+    advice = "Build the index from `index_vectors()` of this pipeline."
     if isinstance(index, Dataset):
         if len(names := index.list_indexes()) != 1:
             solution = "Remove the others with `drop_index`." if names else "Call `add_faiss_index`."
