@@ -299,8 +299,10 @@ def _read_column(
         if 2 * owners < sum(map(bool, categories)) or not shared:
             what = "a value" if len(shared) < MOST_CATEGORIES else f"one of the {len(shared):,} most frequent values"
             reason = f"fewer than half of its items share {what} with another item"
-            solution = f"To use text such as titles, pass `text={[name]!r}` and `encoder` (command line: "
-            solution += f"`--feature_text {shlex.quote(name)}` and `--encoder`)"
+            solution = "To use dates, convert them to numbers"
+            if not DAY.match(str(next(filter(_given, cells)))):
+                solution = f"To use text such as titles, pass `text={[name]!r}` and `encoder` (command line: "
+                solution += f"`--feature_text {shlex.quote(name)}` and `--encoder`)"
             logger.info("%s: the column %r is not used, because %s. %s.", log.name, name, reason, solution)
             return None
         first = str(next(filter(_given, cells)))

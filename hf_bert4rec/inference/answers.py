@@ -150,8 +150,8 @@ class ItemCatalog:
         """Return the answers for positions in histories, as one list in the order of histories and positions.
 
         `places` are the positions in each history. By default the only position is the one after the last item. The
-        function `answer` gets the token IDs of the histories of a batch, and a position in each. It gets `lists` of raw
-        item IDs, such as `allow`, by name: token IDs, as one array for all histories or one array per history.
+        function `answer` gets the token IDs of the histories of a batch, and a position in each. `lists`, such
+        as `allow`, are raw item IDs, one list for all histories or one per history; `answer` gets their token IDs.
         """
         batch_size = self.batch_size if batch_size is None else batch_size
         check_count("batch_size", batch_size)

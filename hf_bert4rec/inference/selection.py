@@ -26,7 +26,7 @@ Ranking = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 @dataclass
 class Selection:
-    """The options of a pipeline call that determine the returned items, and the model and catalog of the pipeline."""
+    """The options of a pipeline call that choose items, except `allow` and `deny`, and its model and catalog."""
 
     catalog: ItemCatalog
     model: PreTrainedModel
