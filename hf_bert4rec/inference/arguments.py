@@ -43,7 +43,7 @@ def read_item_lists(values: Any, name: str, histories: int) -> list[list[Any]]:
 
 
 def check_options(options: dict[str, Any], names: Sequence[str], read_before: Sequence[str] = ("batch_size",)) -> dict:
-    """Return the options that are not None, with `allow`, `deny` and `rerank` as lists; ValueError for invalid options."""
+    """Return the options that are not None, with `allow`, `deny`, `rerank` as lists; ValueError for invalid options."""
     if unknown := sorted(options.keys() - names):
         raise ValueError(f"Unknown option {unknown[0]!r}. The options are {', '.join((*names, *read_before))}.")
     return {name: _read_option(name, value) for name, value in options.items() if value is not None}
