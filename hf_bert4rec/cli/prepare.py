@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 from ..data.candidates import popularity_candidates, uniform_candidates
 from ..data.features import ItemFeatures, load_item_features
 from ..data.formats import is_embedded
-from ..data.interactions import load_interactions, load_titles, rename_items
+from ..data.interactions import load_interactions, load_item_ids, load_titles, rename_items
 from ..data.tokenization import ItemTokenizer, extend_item_tokenizer, item_tokenizer
 from ..data.values import format_time
 from ..evaluation.ranking import Sampled
@@ -57,7 +57,7 @@ def prepare(
     if run.popularity_candidates and run.uniform_candidates:
         raise ValueError("Use `--popularity_candidates` or `--uniform_candidates`, not both. Set one of them to 0.")
     split.resolve(options)  # before the log is read
-    names = load_titles(run.item_ids, item=0, title=1) if run.item_ids else None
+    names = load_item_ids(run.item_ids) if run.item_ids else None
     interactions, new = _read_logs(recipe, names)
     if run.continue_from is not None and tokenizer is None:
         recipe, tokenizer = _continue(recipe, new, names)

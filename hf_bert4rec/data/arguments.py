@@ -1,8 +1,12 @@
-"""Checks of numbers and lists that are passed as arguments."""
+"""Checks of numbers, lists and rows that are passed as arguments."""
 
 from collections.abc import Callable, Iterable, Mapping
 from numbers import Integral, Real
 from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from datasets import Dataset, DatasetDict
 
 
 def check_number(name: str, value: Any, expected: str, holds: Callable[[Any], object], kind: type = Real) -> None:
@@ -14,6 +18,23 @@ def check_number(name: str, value: Any, expected: str, holds: Callable[[Any], ob
 def check_count(name: str, value: Any) -> None:
     """Raise ValueError unless a value is a whole number of at least 1."""
     check_number(name, value, "a whole number of at least 1", lambda number: number >= 1, Integral)
+
+
+def check_bool(name: str, value: Any) -> None:
+    """Raise ValueError unless a value is a bool of Python or NumPy."""
+    if not isinstance(value, bool | np.bool_):
+        raise ValueError(f"`{name}` must be True or False, found {value!r:.100}.")
+
+
+def read_rows(rows: Any, *columns: str, advice: str = "Pass rows of a split, such as `leave_one_out`.") -> pa.Table:
+    """Return a `Dataset` as an Arrow table; raise ValueError with `advice` unless it is one with the `columns`."""
+    found = rows.column_names if isinstance(rows, Dataset) else [type(rows).__name__]
+    if not set(columns) <= set(found):
+        if isinstance(rows, DatasetDict):
+            advice = f"Pass one of its splits, such as `data[{next(iter(rows), 'train')!r}]`."
+        expected = " and ".join(filter(None, (", ".join(columns[:-1]), columns[-1])))
+        raise ValueError(f"Expected a Dataset with {expected}, found {', '.join(found)}. {advice}")
+    return rows.with_format("arrow")[:]
 
 
 def read_list(values: Any, name: str, ordered: bool = False) -> list[Any]:

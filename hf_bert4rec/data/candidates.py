@@ -7,7 +7,7 @@ import pyarrow as pa
 from datasets import Dataset
 
 from ..models.configuration_bert4rec import SPECIAL_TOKENS
-from .arguments import check_number
+from .arguments import check_count, check_number, read_rows
 
 
 def popularity_candidates(rows: Dataset, counts: np.ndarray, number: int = 100, seed: int = 0) -> Dataset:
@@ -35,7 +35,7 @@ def popularity_candidates(rows: Dataset, counts: np.ndarray, number: int = 100, 
     if counts.dtype.kind not in "iu" or (counts < 0).any():
         found = counts.min() if counts.dtype.kind in "iu" else counts.dtype
         raise ValueError(f"`counts` must be integers of at least 0, one per token ID, found {found}.")
-    table = rows.with_format("arrow")[:]
+    table = read_rows(rows, "row", "user", "labels", "history")
     if table["labels"].null_count:
         raise ValueError("Expected rows with targets, found training rows. Pass the validation or test split.")
     pairs = zip(table["history"], table["labels"], strict=True)
@@ -68,4 +68,5 @@ def uniform_candidates(rows: Dataset, vocab_size: int, number: int = 100, seed: 
 
     `vocab_size` is `len(tokenizer)`: the number of items, plus the special tokens.
     """
+    check_count("vocab_size", vocab_size)
     return popularity_candidates(rows, np.ones(vocab_size, np.int64), number, seed)

@@ -7,10 +7,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from datasets import Dataset, DatasetDict
+from datasets import ClassLabel, Dataset, DatasetDict
 from transformers.utils import logging
 
-from .arguments import check_number
+from .arguments import check_bool, check_number, read_rows
 from .ids import READ_FIRST, as_ids
 from .tokenization import ItemTokenizer, check_max_length, check_tokenizer
 
@@ -45,12 +45,11 @@ class SortedLog:
 
 def check_interactions(interactions: Dataset) -> pa.Table:
     """Return interactions as a table, with IDs as text; raise ValueError if a column is not as expected."""
-    columns = interactions.column_names if isinstance(interactions, Dataset) else [type(interactions).__name__]
-    if not {"user", "item", "timestamp"} <= set(columns):
-        raise ValueError(f"Expected a Dataset with user, item and timestamp, found {', '.join(columns)}. {READ_FIRST}")
-    table = interactions.with_format("arrow")[:]
+    table = read_rows(interactions, "user", "item", "timestamp", advice=READ_FIRST)
     for name in ("user", "item"):
-        table = table.set_column(columns.index(name), name, as_ids(table[name], f"column {name!r}"))
+        if isinstance(interactions.features[name], ClassLabel):
+            raise ValueError(f"Expected IDs in the column {name!r}, found numbers of class labels. {READ_FIRST}")
+        table = table.set_column(table.column_names.index(name), name, as_ids(table[name], f"column {name!r}"))
         if missing := table[name].null_count:
             found = f"found none in {missing} of {len(table)} rows"
             raise ValueError(f"Expected an ID in every row of the column {name!r}, {found}. {READ_FIRST}")
@@ -117,6 +116,8 @@ def build_histories(
     """
     max_length = tokenizer.model_max_length if max_length is None else max_length
     check_max_length(max_length)
+    max_length = min(max_length, len(log.items) + 1)  # longer than any history; NumPy has no larger integers
+    check_bool("prefixes", prefixes)
     check_number("window_step", window_step, "above 0 and at most 1", lambda share: 0 < share <= 1)
     for name, actions in {"train_ends": train_ends, **{f"targets[{it!r}]": targets[it] for it in targets}}.items():
         last = log.ends - (name != "train_ends")
@@ -173,7 +174,7 @@ def flatten(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
 
 def target_items(rows: Dataset) -> np.ndarray:
     """Return the token ID of the target of each row of a validation or test split, (rows,)."""
-    labels, places = flatten(rows.with_format("arrow")[:]["labels"])
+    labels, places = flatten(read_rows(rows, "labels")["labels"])
     targets = np.full(rows.num_rows, -100)
     np.maximum.at(targets, places, labels)
     return targets
@@ -192,7 +193,7 @@ def warn_about_repeats(rows: Dataset, exclude_history: bool) -> None:
 
 def are_repeats(rows: Dataset) -> np.ndarray:
     """Return whether the target of each row is in the history of its user, (rows,) bool."""
-    items, places = flatten(rows.with_format("arrow")[:]["history"])
+    items, places = flatten(read_rows(rows, "history")["history"])
     return np.isin(np.arange(rows.num_rows), places[items == target_items(rows)[places]])
 
 

@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset
 
-from .arguments import check_number
+from .arguments import check_bool, check_number, read_rows
 from .columns import Column, find_columns, is_time_name
 from .formats import open_log
-from .ids import as_ids, as_item_ids
+from .ids import READ_FIRST, as_ids, as_item_ids
 from .sources import RawLog, library_errors, spell
 from .values import as_numbers, as_text, as_times, check_ids
 
@@ -73,6 +73,7 @@ def load_interactions(
     fewest = {"min_user_interactions": min_user_interactions, "min_item_interactions": min_item_interactions}
     for name, value in {"min_rating": 0 if min_rating is None else min_rating, **fewest}.items():
         check_number(name, value, "a number", lambda number: number == number)  # not NaN
+    check_bool("keep_repeats", keep_repeats)
     log = open_log(source, "interactions", format, separator, encoding, [user, item, timestamp, rating], timestamp)
     wanted: dict[str, Column] = {"user": user, "item": item, "timestamp": timestamp}
     if min_rating is not None:
@@ -181,14 +182,29 @@ def load_titles(
         FileNotFoundError: There is no such file, or the folder has no file of MovieLens.
         ValueError: An option is invalid, the source cannot be read, or a column is missing or ambiguous.
     """
-    log = open_log(source, "titles", format, separator, encoding, [item, title])
+    return dict(_read_titles(open_log(source, "titles", format, separator, encoding, [item, title]), item, title))
+
+
+def load_item_ids(source: Any) -> dict[str, str]:
+    """Return a dict from old to new item ID, the first two columns of a table; ValueError if an old ID has two."""
+    log = open_log(source, "titles", None, None, None, [0, 1])
+    names: dict[str, str] = {}
+    for old, new in _read_titles(log, 0, 1):
+        if names.setdefault(old, new) != new:
+            found = f"found {names[old]!r} and {new!r} for {old!r}. Remove one of these rows."
+            raise ValueError(f"{log.name}: expected one new ID per item, {found}")
+    return names
+
+
+def _read_titles(log: RawLog, item: Column, title: Column) -> list[tuple[str, str]]:
+    """Return item ID and title of the rows with both."""
     with library_errors(log.name):
         if log.first_rows and len(log.columns) > 1:
             item, title = (0 if item is None else item), (1 if title is None else title)
         found = find_columns(log, {"item": item, "title": title}, {"item": "title_item", "title": "title_column"})
         columns = zip(("item", "title"), log.read([found["item"], found["title"]]), strict=True)
         ids, titles = (as_ids(values, role, log.locate).to_pylist() for role, values in columns)
-    return {item: title for item, title in zip(ids, titles, strict=True) if item is not None and title is not None}
+    return [(item, title) for item, title in zip(ids, titles, strict=True) if item is not None and title is not None]
 
 
 def rename_items(interactions: Dataset, names: Mapping[str, str]) -> Dataset:
@@ -199,7 +215,7 @@ def rename_items(interactions: Dataset, names: Mapping[str, str]) -> Dataset:
     Raises:
         ValueError: `names` lacks an item of the log, or gives two of them the same new ID.
     """
-    table = interactions.with_format("arrow")[:]
+    table = read_rows(interactions, "item", advice=READ_FIRST)
     old = pc.unique(table["item"])
     known = dict(zip(as_item_ids(list(names)).to_pylist(), as_item_ids(names.values()).to_pylist(), strict=True))
     new = [known.get(item) for item in old.to_pylist()]

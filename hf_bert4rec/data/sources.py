@@ -6,12 +6,14 @@ import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pyarrow as pa
-from datasets import Dataset, DatasetDict
+import pyarrow.compute as pc
+from datasets import ClassLabel, Dataset, DatasetDict
 
 from .ids import Values
 
@@ -138,7 +140,11 @@ class RawLog:
 def open_table(source: Any, name: str, expected: str = "Expected a path, a Hub ID or a table") -> RawLog:
     """Open a `Dataset`, or a table of pandas, Polars or Arrow. The error for other types begins with `expected`."""
     if isinstance(source, Dataset):
+        labels = {name: it.names for name, it in source.features.items() if isinstance(it, ClassLabel)}
         source = source.with_format("arrow")[:]
+        for name, texts in labels.items():
+            named = pc.take(pa.array([None, *texts], pa.string()), pc.add(source[name], 1))  # -1 is a missing label
+            source = source.set_column(source.column_names.index(name), name, named)
     if isinstance(source, pd.DataFrame):
         source = source.reset_index(allow_duplicates=True) if any(source.index.names) else source
         columns = [(str(key), source.iloc[:, place]) for place, key in enumerate(source.columns)]
@@ -174,11 +180,15 @@ def _as_values(column: Any) -> Values:
     """Return a column as Arrow without dictionaries and string views; as a list for mixed and extension types."""
     try:
         array = column if isinstance(column, pa.Array | pa.ChunkedArray) else pa.array(column, from_pandas=True)
+        if array is not column and pa.types.is_date(array.type) and any(isinstance(it, datetime) for it in column):
+            return list(column)  # the first value is a date, so Arrow drops the time of day of the others
     except (pa.ArrowException, OverflowError, UnicodeError):  # mixed types
         return list(column)
     array = array if isinstance(array, pa.ChunkedArray) else pa.chunked_array([array])
     array.validate(full=True)  # a damaged file may contain text that is not UTF-8
     if isinstance(array.type, pa.BaseExtensionType):
+        if array.type.extension_name == "pandas.period":
+            return _as_values(array.to_pandas().dt.to_timestamp())
         return array.to_pylist()
     if pa.types.is_dictionary(array.type):
         array = array.cast(array.type.value_type)

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
+import pyarrow as pa
 from datasets import Dataset, DatasetDict
 
-from .arguments import check_number
+from .arguments import check_bool, check_number
 from .histories import SortedLog, build_histories, check_interactions, flatten, sort_by_user
 from .tokenization import ItemTokenizer
 from .values import NUMBER, as_seconds, format_time, time_unit
@@ -42,6 +42,7 @@ def leave_one_out(
     Raises:
         ValueError: No user has three interactions, or an option or the interactions are not as expected.
     """
+    check_bool("validation_in_train", validation_in_train)
     log = sort_by_user(interactions, tokenizer)
     lengths = log.ends - log.starts
     held_out = lengths >= 3
@@ -83,6 +84,7 @@ def split_at_time(
     Raises:
         ValueError: Times are not in order or outside the log, a split is empty, or the tokenizer contains later items.
     """
+    check_bool("validation_in_train", validation_in_train)
     validation_from, test_from = _in_order(validation_time, test_time)
     log = sort_by_user(interactions, tokenizer)
     name, train_time = ("test_time", test_time) if validation_in_train else ("validation_time", validation_time)
@@ -137,8 +139,9 @@ def before(interactions: Dataset, time: str | float) -> Dataset:
 
 def _before(interactions: Dataset, number: float, name: str) -> Dataset:
     table = check_interactions(interactions)
-    _check_within(number, table["timestamp"].to_numpy(), name, before=True)
-    return Dataset(table.filter(pc.less(table["timestamp"], number)))
+    times = table["timestamp"].to_numpy()
+    _check_within(number, times, name, before=True)
+    return Dataset(table.filter(pa.array(times < number)))
 
 
 def _in_order(validation_time: str | float, test_time: str | float) -> tuple[float, float]:

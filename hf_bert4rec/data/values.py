@@ -40,6 +40,7 @@ _ISO = re.compile(  # what `fromisoformat` accepts, except fractions of hours an
 )
 _MONTH = re.compile("(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*")
 _YEAR = re.compile(r"(?<!\d)(?<!:\d\d[.,])(18|19|20)\d\d(?!\d)")  # not an offset (+0000) or a fraction of a second
+_MISREAD = re.compile(r"[CT][+-]|(?<=\d)(?<!:\d\d:\d\d)[.,]\d")  # by pandas: UTC+2, 4.31 PM, March 16,1978
 _WORD = re.compile(f"{_MONTH.pattern}|(mon|tue|wed|thu|fri|sat|sun)[a-z]*|am|pm|t|z|utc|gmt")
 
 
@@ -165,7 +166,7 @@ def format_time(time: float) -> str:
 
 def time_unit(time: float) -> str | None:
     """Return the unit in which a number can be a time since 1970, or None."""
-    return next((unit for unit, lowest in UNITS.items() if lowest <= time < 100 * lowest), None)
+    return next((unit for unit, lowest in UNITS.items() if lowest <= float(time) < 100 * lowest), None)
 
 
 def date_as_seconds(text: str) -> float:
@@ -176,7 +177,7 @@ def date_as_seconds(text: str) -> float:
     """
     words = re.findall(r"[^\W\d_]+", text.lower())
     in_words = any(map(_MONTH.fullmatch, words)) and all(map(_WORD.fullmatch, words)) and len(text) < 60
-    if in_words and _YEAR.search(text) and not re.search("[CT][+-]", text):
+    if in_words and _YEAR.search(text) and not _MISREAD.search(text):
         return pd.to_datetime(text, utc=True).timestamp()
     text = re.sub(r"\s*(UTC|GMT|Z)$", "", text, flags=re.IGNORECASE)
     if day := _DAY.match(text):

@@ -20,7 +20,7 @@ import torch
 from datasets import Dataset
 from torch import nn
 
-from ..data.arguments import check_count, check_number
+from ..data.arguments import check_count, check_number, read_rows
 from ..data.data_collator import DataCollatorForNextItem
 from ..data.histories import times_are_comparable
 from ..models.modeling_bert4rec import MaskedItemOutput
@@ -281,7 +281,7 @@ BASELINES: dict[str, type[Baseline]] = {
 
 def training_histories(train: Dataset) -> list[np.ndarray]:
     """Return the token IDs of each training row; ValueError if a user has several rows."""
-    if len(set(train["user"][:])) != train.num_rows:
+    if len(read_rows(train, "user", "input_ids")["user"].unique()) != train.num_rows:
         advice = "Split with `prefixes=False` and a `max_length` above the longest history, such as 1_000_000."
         raise ValueError(f"Baselines need one row per user, found users with several rows. {advice}")
     return train.with_format("numpy")["input_ids"][:]

@@ -10,6 +10,7 @@ from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedModel
 
+from ..data.arguments import read_rows
 from ..data.histories import flatten
 from ..models.configuration_bert4rec import SPECIAL_TOKENS
 from .transitions import Transitions
@@ -112,7 +113,8 @@ def count_transitions(model: PreTrainedModel, rows: Dataset, since: float | None
     """
     if model.transition_head is None:
         raise ValueError("`num_followers` of the model must be above 0, found 0. Build the model with this option.")
-    arrow, counted = rows.with_format("arrow")[:], None
+    needed = ["user", "input_ids"] + ["timestamps"] * (since is not None)
+    arrow, counted = read_rows(rows, *needed), None
     items, places = flatten(arrow["input_ids"])
     if since is None:
         for counts in (model.transition_head.counts, model.transition_head.totals):
@@ -132,7 +134,7 @@ def _users(rows: pa.Table) -> np.ndarray:
 
 def _matrix_of_users_and_items(rows: Dataset, vocab_size: int) -> torch.Tensor:
     """Return the normalized matrix (users, vocab_size), sparse. Each item of a user counts once."""
-    arrow = rows.with_format("arrow")[:]
+    arrow = read_rows(rows, "user", "input_ids")
     items, places = flatten(arrow["input_ids"])
     users = _users(arrow)[places]
     known = items >= len(SPECIAL_TOKENS)

@@ -11,6 +11,7 @@ import psutil
 import torch
 from transformers import PreTrainedModel
 
+from ..data.arguments import check_count
 from ..models.item_loss import LOSSES
 from ..models.modeling_gru4rec import Gru4RecConfig
 
@@ -72,6 +73,8 @@ def estimate_memory(
         scored_share: Share of the positions that are scored: `mask_probability`, or 1 in next-item training.
         gradient_checkpointing: Whether activations are computed again in the backward pass.
     """
+    check_count("batch_size", batch_size)
+    check_count("length", length)
     config = model.config
     parameters = sum(parameter.numel() for parameter in model.parameters())
     rows, d, f, layers = config.vocab_size, config.hidden_size, config.intermediate_size, config.num_hidden_layers

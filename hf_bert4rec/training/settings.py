@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from datasets import Dataset
 
+from ..data.arguments import check_bool
 from ..data.histories import REPEATS, check_interactions
 from ..models.configuration_bert4rec import Bert4RecConfig
 from .transitions import Transitions
@@ -63,6 +64,7 @@ def recommended_settings(interactions: Dataset, *, prefixes: bool = True, max_le
             a row, and if you set the options of rows or masks yourself.
         max_length: Longest input, including the [MASK] of the query. Default: `Bert4RecConfig.max_position_embeddings`.
     """
+    check_bool("prefixes", prefixes)
     table = check_interactions(interactions)
     if not table.num_rows:
         return Settings(reason="an empty log")
@@ -77,7 +79,8 @@ def recommended_settings(interactions: Dataset, *, prefixes: bool = True, max_le
         reason=f"median history {median:.0f}, {density:.1f} interactions per item, {repeats:.0%} repeats, items "
         f"{gain:.1f} times as likely given the item before as given popularity alone"
     )
-    prefix_items = (histories * np.minimum(histories, max_length or Bert4RecConfig.max_position_embeddings)).sum()
+    longest = min(max_length or Bert4RecConfig.max_position_embeddings, len(users))
+    prefix_items = (histories * np.minimum(histories, longest)).sum()
     short, small = median < SHORT, len(users) < SMALL
     limit = MOST_PREFIX_ITEMS if short else MOST_PREFIX_ITEMS_OF_LONG_HISTORIES if small else 0
     prefixes = prefixes and bool(prefix_items <= limit)

@@ -418,6 +418,14 @@ def test_titles_that_do_not_list_the_ids_of_the_log_are_refused(tmp_path):
         run(recipe_for(tmp_path, "--item_ids", str(tmp_path / "ids.tsv")))
 
 
+def test_two_new_ids_for_one_item_are_refused(tmp_path):
+    (tmp_path / "ids.csv").write_text("".join(f"i{i},film {i}\n" for i in range(12)) + "i3,film 30\n")
+    with pytest.raises(
+        ValueError, match=r"^ids\.csv: expected one new ID per item, found 'film 3' and 'film 30' for 'i3'"
+    ):
+        prepare(recipe_for(tmp_path, "--item_ids", str(tmp_path / "ids.csv")))
+
+
 def test_the_columns_of_the_titles_can_be_named(tmp_path):
     (tmp_path / "shop.csv").write_text("key,what\ni0,Tea\ni5,Pot\n")
     columns = ["--title_item=key", "--title_column=what"]

@@ -82,3 +82,13 @@ def test_a_second_draw_replaces_the_first(interactions, tokenizer):
     test = leave_one_out(interactions, tokenizer)["test"]
     once, twice = popularity_candidates(test, COUNTS, number=4), uniform_candidates(test, 13, number=2)
     assert uniform_candidates(once, 13, number=2).to_list() == twice.to_list()
+
+
+def test_other_tables_than_one_split_are_refused_by_name(interactions, tokenizer):
+    histories = leave_one_out(interactions, tokenizer)
+    with pytest.raises(ValueError, match=r"row, user, labels and history, found DatasetDict\. .*`data\['train'\]`\.$"):
+        popularity_candidates(histories, COUNTS)
+    with pytest.raises(ValueError, match=r"found DataFrame\. Pass rows of a split, such as `leave_one_out`\.$"):
+        uniform_candidates(histories["test"].to_pandas(), len(tokenizer))
+    with pytest.raises(ValueError, match=r"^`vocab_size` must be a whole number of at least 1, found -1\.$"):
+        uniform_candidates(histories["test"], -1)

@@ -5,7 +5,7 @@ import logging
 
 import numpy as np
 import pytest
-from datasets import Dataset, load_from_disk
+from datasets import ClassLabel, Dataset, load_from_disk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -134,6 +134,12 @@ def test_a_missing_column_is_refused_and_those_found_are_named(interactions, tok
         leave_one_out(interactions.remove_columns(column), tokenizer)
 
 
+def test_class_labels_are_not_taken_for_ids(interactions, tokenizer):
+    labels = interactions.cast_column("item", ClassLabel(names=list("abcdefghij")))
+    with pytest.raises(ValueError, match=r"IDs in the column 'item', found numbers of class labels\. Read"):
+        leave_one_out(labels, tokenizer)
+
+
 def test_all_splits_have_the_same_features(interactions, tokenizer):
     splits = leave_one_out(interactions, tokenizer)
     assert splits["train"].features == splits["validation"].features == splits["test"].features
@@ -246,6 +252,8 @@ def test_repeats_and_targets_are_found_row_by_row(tokenizer):
     test = leave_one_out(log, tokenizer)["test"]
     assert target_items(test).tolist() == [A, C]
     assert are_repeats(test).tolist() == [True, False]
+    with pytest.raises(ValueError, match=r"labels, found DatasetDict\. Pass one of its splits, such as `data"):
+        target_items(leave_one_out(log, tokenizer))
 
 
 @settings(max_examples=20, deadline=None)

@@ -7,6 +7,7 @@ import pytest
 from datasets import Dataset
 
 from hf_bert4rec import load_interactions, load_titles, rename_items
+from hf_bert4rec.data.interactions import load_item_ids
 from tests.data.raw_logs import ORIGINAL_FORMS, rows
 
 BAD_FILES = {
@@ -123,6 +124,7 @@ def test_a_bad_file_is_refused_with_its_name_and_line(write, what):
         ("min_rating", float("nan"), "a number"),
         ("min_user_interactions", "2", "a number"),
         ("min_item_interactions", None, "a number"),
+        ("keep_repeats", "no", "True or False"),
         ("format", 5, "text"),
         ("separator", 5, "text"),
         ("encoding", b"utf-8", "text"),
@@ -280,3 +282,15 @@ def test_an_item_without_an_id_of_its_own_is_refused(names, message):
     log = Dataset.from_dict({"user": ["u", "u"], "item": ["1", "2"], "timestamp": [1, 2]})
     with pytest.raises(ValueError, match=message):
         rename_items(log, names)
+
+
+def test_another_table_than_a_dataset_is_not_renamed():
+    with pytest.raises(ValueError, match=r"^Expected a Dataset with item, found DataFrame\. Read the log with"):
+        rename_items(pd.DataFrame({"user": ["u"], "item": ["a"]}), {"a": "b"})
+
+
+def test_new_item_ids_are_read_and_two_for_one_item_are_refused(write):
+    path = write("names.csv", "item,name\na,tea\nb,pot\na,tea\n")
+    assert load_item_ids(path) == {"a": "tea", "b": "pot"}
+    with pytest.raises(ValueError, match=r"^names\.csv: expected one new ID per item, found 'tea' and 'cup' for 'a'\."):
+        load_item_ids(write("names.csv", "a,tea\nb,pot\na,cup\n"))

@@ -4,13 +4,14 @@ import bz2
 import gzip
 import lzma
 import zlib
+from datetime import date, datetime
 from functools import partial
 
 import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pytest
-from datasets import Dataset, DatasetDict
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 from hf_bert4rec import load_interactions
 from hf_bert4rec.data.sources import SourceFile
@@ -35,6 +36,34 @@ def test_dates_of_pandas_and_polars_are_read():
     expected = [("u", "a", 1513468801.5), ("v", "b", 1513468800)]
     assert rows(load_interactions(table)) == expected
     assert rows(load_interactions(pl.from_pandas(table))) == expected
+
+
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("make", [pd.DataFrame, partial(pl.DataFrame, schema_overrides={"time": pl.Object})])
+def test_dates_and_datetimes_in_one_column_keep_the_time_of_day(make, order):
+    times = [date(2024, 1, 1), datetime(2024, 1, 1, 12)][::order]
+    table = make({"user": ["u", "v"], "item": ["a", "b"], "time": times})
+    assert load_interactions(table)["timestamp"][:] == [1704067200, 1704110400][::order]
+
+
+@pytest.mark.parametrize(
+    ("freq", "second"), [("M", 1706745600), ("Q", 1711929600), ("D", 1704153600), ("h", 1704070800)]
+)
+def test_periods_become_seconds_of_their_start(freq, second):
+    periods = pd.period_range("2024-01-01", periods=2, freq=freq)
+    frame = pd.DataFrame({"user": ["u", "v"], "item": ["a", "b"], "time": periods})
+    for table in (frame, pa.Table.from_pandas(frame)):
+        assert rows(load_interactions(table)) == [("u", "a", 1704067200), ("v", "b", second)]
+
+
+def test_class_labels_of_a_dataset_become_their_names():
+    features = Features(
+        user=ClassLabel(names=["u", "v"]), item=ClassLabel(names=["tea", "pot"]), timestamp=Value("int64")
+    )
+    columns = {"user": [0, 1, 1], "item": [1, 0, -1], "timestamp": [20, 10, 5]}  # -1 is a missing label
+    labels = Dataset.from_dict(columns, features=features)
+    assert rows(load_interactions(labels)) == [("u", "pot", 20), ("v", "tea", 10)]
+    assert rows(load_interactions(labels.select([1]))) == [("v", "tea", 10)]
 
 
 def test_text_timestamps_of_pandas_and_polars_are_read():

@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 import pytest
+from datasets import Value
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -128,6 +129,29 @@ def test_before_gives_the_interactions_for_the_tokenizer():
     log = log_of(*TIMED)
     assert before(log, 10).to_list() == log.select(range(4)).to_list()
     split_at_time(log, item_tokenizer(before(log, 10)), validation_time=10, test_time=20)
+
+
+def test_before_reads_times_of_any_number_type(interactions):
+    for dtype in ("int8", "float16", "float32"):
+        past = before(interactions.cast_column("timestamp", Value(dtype)), 20)
+        assert past["timestamp"][:] == [time for time in interactions["timestamp"][:] if time < 20]
+
+
+def test_a_max_length_above_the_integers_of_numpy_keeps_whole_histories(interactions, tokenizer):
+    for split in (leave_one_out, train_on_all, new_interactions):
+        for prefixes in (False, True):
+            found, expected = (split(interactions, tokenizer, max_length=n, prefixes=prefixes) for n in (10**30, 100))
+            assert {name: rows.to_list() for name, rows in found.items()} == {
+                name: rows.to_list() for name, rows in expected.items()
+            }
+
+
+@pytest.mark.parametrize("option", ["prefixes", "validation_in_train"])
+def test_text_is_not_true_or_false(interactions, tokenizer, option):
+    with pytest.raises(ValueError, match=f"^`{option}` must be True or False, found 'false'"):
+        leave_one_out(interactions, tokenizer, **{option: "false"})
+    with pytest.raises(ValueError, match=f"^`{option}` must be True or False, found 'false'"):
+        split_at_time(log_of(*TIMED), past_tokenizer(), validation_time=10, test_time=20, **{option: "false"})
 
 
 def test_times_out_of_order_are_refused():

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 
 from hf_bert4rec import load_interactions
+from hf_bert4rec.data.values import date_as_seconds
 from tests.data.raw_logs import TABLE, rows
 
 
@@ -66,6 +67,16 @@ def test_fractions_of_hours_and_minutes_are_refused(write, time):
     path = write("log.tsv", f"user\titem\ttime\nu\ta\t2024-04-11 19.46\nv\tb\t2024-04-11 {time}\n")
     with pytest.raises(ValueError, match=rf"line 3: found '2024-04-11 {time}'.*Expected an ISO date as timestamp"):
         load_interactions(path)
+
+
+@pytest.mark.parametrize(
+    "date", ["Mar 16 1978 04.31 PM", "Mar 16 1978 4,31pm", "4.31 PM 16 Mar 1978", "Mar 16 1978 16:31.10", "Mar 16,1978"]
+)
+def test_a_dot_or_comma_between_numbers_of_a_date_in_words_is_refused(date):
+    for accepted in ("Mar 16 1978 04:31:10.5 PM", "4:31:10.5 pm, 16.Mar.1978", "Thu, Mar 16, 1978 16:31:10,5"):
+        assert date_as_seconds(accepted) == 258913870.5
+    with pytest.raises(ValueError, match="Expected an unambiguous date"):
+        date_as_seconds(date)
 
 
 @pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])

@@ -6,7 +6,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 
 from hf_bert4rec import MarkovChain, Popularity
 from hf_bert4rec.evaluation.baselines import BASELINES, Als, BprMf, DataCollatorWithUsers, Ease, ItemNeighbors, OwnItems
@@ -338,3 +338,8 @@ def test_without_exclusion_nothing_is_excluded_and_no_history_is_needed(people):
     outputs = baseline(**batch)
     assert outputs.ranking["history"].shape == (1, 0)
     assert torch.equal(outputs.logits, expected)
+
+
+def test_several_splits_are_refused_with_the_split_to_pass(people):
+    with pytest.raises(ValueError, match=r"user and input_ids, found DatasetDict\. .* such as `data\['train'\]`\.$"):
+        Popularity(DatasetDict(train=people), VOCAB)

@@ -133,3 +133,14 @@ def test_new_items_start_from_the_other_items_of_their_users(caplog):
     assert torch.equal(table[kept], before[kept])
     assert bias[[3, 4, 6, 7]].tolist() == [1, 2, -5, -5]
     assert "New items that start from the other items of their users: 1 of 3." in caplog.text
+
+
+@pytest.mark.parametrize("function", [initialize_items, count_transitions])
+def test_other_tables_than_training_rows_are_refused_by_name(function):
+    log = log_of(*((user, item, time) for time, (user, item) in enumerate(GROUPS)))
+    tokenizer = item_tokenizer(list("abcd"), max_length=6)
+    model = Bert4RecForMaskedLM(small_config(len(tokenizer), 6, num_followers=2))
+    with pytest.raises(ValueError, match=r"user and input_ids, found DatasetDict\. .* such as `data\['train'\]`\.$"):
+        function(model, train_on_all(log, tokenizer))
+    with pytest.raises(ValueError, match=r"found user, item, timestamp\. Pass rows of a split"):
+        function(model, log)

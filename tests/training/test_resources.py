@@ -49,6 +49,13 @@ def test_parameters_are_those_of_the_model(architecture, settings):
     assert estimate.optimizer_state == pytest.approx(2 * size / 1e9)
 
 
+@pytest.mark.parametrize("number", [-1, 0, float("nan"), 2.5])
+@pytest.mark.parametrize("option", ["batch_size", "length"])
+def test_rows_and_lengths_are_whole_numbers(option, number):
+    with pytest.raises(ValueError, match=rf"^`{option}` must be a whole number of at least 1, found {number}\.$"):
+        estimate_memory(shapes(), **{"batch_size": 2, "length": 50, option: number})
+
+
 @pytest.mark.parametrize(
     ("options", "settings", "factor"),
     [

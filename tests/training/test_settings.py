@@ -37,6 +37,13 @@ def test_a_small_log_trains_one_layer_on_prefixes():
     assert settings.reason == f"{statistics}, items 1.0 times as likely given the item before as given popularity alone"
 
 
+def test_prefixes_are_true_or_false_and_any_max_length_is_counted():
+    small = log(users=5, length=3, items=9)
+    with pytest.raises(ValueError, match=r"^`prefixes` must be True or False, found 'no'\.$"):
+        recommended_settings(small, prefixes="no")
+    assert recommended_settings(small, max_length=10**30) == recommended_settings(small, max_length=100)
+
+
 @pytest.mark.parametrize(("share", "followers"), [(0.05, None), (0.3, 50)])
 def test_followers_are_counted_if_enough_items_follow_from_the_last_one(share, followers):
     random = np.random.default_rng(0)
