@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import json
 import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -236,6 +237,15 @@ def test_what_is_recommended_follows_the_setting_that_was_evaluated(tmp_path):
 
 
 # ---- what a run shows ------------------------------------------------------------------------------------------------
+
+
+def test_the_command_for_the_last_training_has_the_same_options(trained, tmp_path):
+    folder = shutil.copytree(trained, tmp_path / "my run" / "model")
+    (command,) = [line for line in summary(folder).splitlines() if line.startswith("  hf-bert4rec train ")]
+    recipe, stored = parse_recipe(shlex.split(command)[2:]), RunFacts.load(trained).recipe
+    assert recipe.training.output_dir == f"{tmp_path}/my run-all"
+    changed = {name for name, value in stored.items() if name not in recipe.given or recipe.given[name] != value}
+    assert changed <= {"split", "num_train_epochs"}
 
 
 def test_the_summary_names_its_protocol_and_shows_the_titles_of_the_example(trained):
