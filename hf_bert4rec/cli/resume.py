@@ -62,7 +62,7 @@ def _check_folder(folder: Path, newest: Path | None, finished: bool) -> None:
         raise ValueError(f"{folder} contains {newest.name} of an interrupted run. {advice}")
     own = trainer_checkpoints(folder) if _read(folder) else []
     others = [path.name for path in folder.glob("checkpoint-*") if path.is_dir() and path not in own]
-    if others:  # the Trainer removes all folders with such names
+    if others:  # the Trainer may remove folders with such names
         found = f"{folder} contains {min(others)}, which is not from a run of this command"
         raise ValueError(f"{found}. Move this folder, or choose another `--output_dir`.")
     for name in ("model", REJECTED):
