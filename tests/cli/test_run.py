@@ -600,6 +600,15 @@ def test_resuming_with_what_the_optimizer_would_override_is_refused(tmp_path, na
         run(resumed(tmp_path, f"--{name}=7"))
 
 
+def test_resuming_keeps_copies_of_checkpoints(tmp_path):
+    interrupt(tmp_path, 2)
+    copy = shutil.copytree(tmp_path / "out" / "checkpoint-2", tmp_path / "out" / "checkpoint-2-mine")
+    with pytest.raises(ValueError, match="contains checkpoint-2-mine, which is not from a run of this command"):
+        run(resumed(tmp_path))
+    shutil.rmtree(copy)
+    run(resumed(tmp_path))
+
+
 def test_resuming_with_another_optimizer_is_refused(tmp_path):
     interrupt(tmp_path, 2)
     with pytest.raises(ValueError, match=r"`--optim` was adamw_torch\S* and is sgd\. Use the same options"):
