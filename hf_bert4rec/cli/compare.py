@@ -292,11 +292,11 @@ def check_model(comparison: Comparison, name: str, recipe: Recipe, folder: str, 
         expected = split_options(recipe)
         if "checkpoint" in options:
             checkpoint = fetch_checkpoint(options["checkpoint"])
-            stored = {option: str(code) for option, code in stored_recipe(checkpoint).items() if option in OWN_CODE}
+            stored = stored_recipe(checkpoint)
             trusted = [
                 f"--{option}={code}"
-                for option, code in stored.items()
-                if ":" in code and (code == recipe.given.get(option) or code.partition(":")[0] in modules)
+                for option in OWN_CODE
+                if (code := str(stored.get(option))) == recipe.given.get(option) or code.partition(":")[0] in modules
             ]
             found = split_options(parse_recipe([str(checkpoint), *trusted]))
             found["exclude_history"] = stored_exclude_history(checkpoint)

@@ -1,6 +1,7 @@
 """Output of a run: one line per evaluation, the learning curve, the summary and recommendations."""
 
 import io
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -94,9 +95,9 @@ def _advice(facts: RunFacts, folder: Path) -> list[str]:
         lines += ["Train without `--max_steps` before you deploy a model."]
     elif step > 1:
         length = f"--num_train_epochs {epoch:.3g}" if epoch >= 1 else f"--max_steps {step}"
-        options = f"--split train_on_all {length} --output_dir {folder.parent}-all"
+        options = f"--split train_on_all {length} --output_dir {shlex.quote(f'{folder.parent}-all')}"
         lines[0] += " To train on all interactions before deployment, with the same options:"
-        lines.insert(1, f"  hf-bert4rec train {folder} {options}")
+        lines.insert(1, f"  hf-bert4rec train {shlex.quote(str(folder))} {options}")
     return lines
 
 
@@ -128,5 +129,5 @@ def recommendation_table(recommender: NextItemRecommendationPipeline, history: l
     recommended = recommender([history], **options)[0]
     best = [f"  {row['item']:>10}  {row['score']:.4f}  {row['title'] or ''}".rstrip() for row in recommended]
     columns = f"(item, score{', title' * bool(tokenizer.titles)})"
-    reason = [recommended.reason] if recommended.reason else []
-    return "\n".join(["History, oldest first:", *past, f"Recommended, best first {columns}:", *best, *reason])
+    lines = ["History, oldest first:", *past, f"Recommended, best first {columns}:", *best, recommended.reason]
+    return "\n".join(filter(None, lines))

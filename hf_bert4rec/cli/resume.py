@@ -32,6 +32,7 @@ def start_or_resume(args: TrainingArguments, data: str | None, options: dict[str
     newest = last_complete_checkpoint(folder)
     if wanted.lower() == "false":
         _check_folder(folder, newest, finished)
+        _check_checkpoints(folder, trainer_checkpoints(folder) if _read(folder) else [])
         if args.process_index == 0:
             if (folder / "model").exists():
                 logger.warning("%s exists and will be replaced at the end of this run.", folder / "model")
@@ -42,6 +43,7 @@ def start_or_resume(args: TrainingArguments, data: str | None, options: dict[str
         advice = "The model is in the folder `model` of the run, or in `rejected` if it is worse than the model of "
         advice += "`--continue_from`. To train again, choose another `--output_dir`."
         raise ValueError(f"{folder}: this run has finished, so there is nothing to resume. {advice}")
+    _check_checkpoints(folder, trainer_checkpoints(folder))
     checkpoint = newest if wanted.lower() == "true" else Path(wanted)
     if checkpoint is None or not is_complete(checkpoint):
         found = f"{folder} contains no" if checkpoint is None else f"{checkpoint} is not a"
@@ -60,13 +62,16 @@ def _check_folder(folder: Path, newest: Path | None, finished: bool) -> None:
     if newest is not None and not finished:
         advice = "Resume with `--resume_from_checkpoint true`, delete the folder, or choose another `--output_dir`."
         raise ValueError(f"{folder} contains {newest.name} of an interrupted run. {advice}")
-    own = trainer_checkpoints(folder) if _read(folder) else []
-    others = [path.name for path in folder.glob("checkpoint-*") if path.is_dir() and path not in own]
-    if others:  # the Trainer removes all folders with such names
-        found = f"{folder} contains {min(others)}, which is not from a run of this command"
-        raise ValueError(f"{found}. Move this folder, or choose another `--output_dir`.")
     for name in ("model", REJECTED):
         check_output(folder / name, NEEDED[0], option="`--output_dir`")
+
+
+def _check_checkpoints(folder: Path, own: list[Path]) -> None:
+    """Raise ValueError if the Trainer may remove folders that are not among the checkpoints `own` of the run."""
+    others = [path.name for path in folder.glob("checkpoint-*") if path.is_dir() and path not in own]
+    if others:
+        found = f"{folder} contains {min(others)}, which is not from a run of this command"
+        raise ValueError(f"{found}. Move this folder, or choose another `--output_dir`.")
 
 
 def _find_problem(checkpoint: Path, needs_best: bool, data: str | None, options: dict[str, Any]) -> str:

@@ -66,6 +66,9 @@ def build_trainer(recipe: Recipe, tokenizer: ItemTokenizer, histories: DatasetDi
     if args.fp16 and args.device.type == "cpu":
         raise ValueError("`--fp16` needs a GPU, found the device cpu. Set `--fp16 false` to train in float32.")
     if "validation" not in histories:  # no metric could choose a checkpoint
+        if recipe.run.continue_from is not None:
+            expected = "a split with validation targets, which decide whether the new model is used"
+            raise ValueError(f"`--continue_from` needs {expected}, found `--split {recipe.run.split}`. Omit `--split`.")
         args.eval_strategy, args.load_best_model_at_end = "no", False
     _check_options(recipe, args)
     set_seed(args.seed)  # before the model is built

@@ -293,6 +293,7 @@ def _read_column(
         if not any(categories):
             logger.info("%s: the column %r has no values, so it is not used.", log.name, name)
             return None
+        first = str(next(filter(_given, cells)))
         counts = Counter(value for row in categories for value in set(row))
         shared = [value for value, count in counts.most_common(MOST_CATEGORIES) if count > 1]
         owners = sum(not set(shared).isdisjoint(row) for row in categories)
@@ -300,12 +301,11 @@ def _read_column(
             what = "a value" if len(shared) < MOST_CATEGORIES else f"one of the {len(shared):,} most frequent values"
             reason = f"fewer than half of its items share {what} with another item"
             solution = "To use dates, convert them to numbers"
-            if not DAY.match(str(next(filter(_given, cells)))):
+            if not DAY.match(first):
                 solution = f"To use text such as titles, pass `text={[name]!r}` and `encoder` (command line: "
                 solution += f"`--feature_text {shlex.quote(name)}` and `--encoder`)"
             logger.info("%s: the column %r is not used, because %s. %s.", log.name, name, reason, solution)
             return None
-        first = str(next(filter(_given, cells)))
         if what := "dates" if DAY.match(first) else "booleans" if first.lower() in ("true", "false") else "":
             logger.info("%s: the %s in the column %r are read as categories, without an order.", log.name, what, name)
         known = {"kind": kind, "values": shared}

@@ -237,7 +237,7 @@ def item_tokenizer(
         ids = list(dict.fromkeys([*ids, *_distinct_ids(features.items)]))
         text = "Features: %d items with interactions have features, %d do not; %d items have no interactions."
         logger.info(text, described, len(missing), len(ids) - described - len(missing))
-    _warn_about_variants([], ids)
+    _warn_about_variants(ids)
     backend = Tokenizer(models.WordLevel({UNK: 0}, unk_token=UNK))
     _set_vocabulary(backend, [*SPECIAL_TOKENS, *ids])
     tokenizer = ItemTokenizer(
@@ -277,19 +277,18 @@ def extend_item_tokenizer(
     check_tokenizer(tokenizer)
     extended = copy.deepcopy(tokenizer)
     extended.add_tokens(_distinct_ids(items))
-    known = len(tokenizer.items)
-    _warn_about_variants(extended.items[:known].to_pylist(), extended.items[known:].to_pylist())
+    _warn_about_variants(extended.items.to_pylist(), len(tokenizer.items))
     if titles is not None:
         new, old = _titles_in_order(extended.items.to_pylist(), titles), extended.titles or [None] * len(extended.items)
         extended.set_titles([known if title is None else title for title, known in zip(new, old, strict=True)])
     return extended
 
 
-def _warn_about_variants(known: list[str], new: list[str]) -> None:
-    """Warn about new item IDs that differ from another one only in case or surrounding whitespace."""
-    ids = pd.Series([*known, *new], dtype=object)
+def _warn_about_variants(items: list[str], known: int = 0) -> None:
+    """Warn about IDs, after the first `known` ones, that differ from another ID only in case or outer whitespace."""
+    ids = pd.Series(items, dtype=object)
     folded = ids.str.strip().str.casefold()
-    variants = ids[folded.duplicated() & (ids.index >= len(known))]
+    variants = ids[folded.duplicated() & (ids.index >= known)]
     if len(variants):
         first = ids[folded == folded[variants.index[0]]].iloc[0]
         advice = "If they are the same item, write their ID in one way before training."

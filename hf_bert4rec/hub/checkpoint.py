@@ -7,7 +7,7 @@ import re
 import shutil
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -255,12 +255,11 @@ def save_checkpoint(
 
 def restore_folder(name: str | PathLike) -> None:
     """Restore a folder, which may be named by a link, after a kill between the two renames of `replaced_folder`."""
-    try:
+    # Another process may restore the folder first, and `name` may not be a path, or lead to a loop of links.
+    with suppress(FileNotFoundError, RuntimeError, ValueError):
         folder = Path(name).resolve()
-    except (OSError, RuntimeError, ValueError):  # no path of a folder, such as a loop of links
-        return
-    if not folder.exists() and (old := _neighbors(folder)[1]).exists():
-        old.rename(folder)
+        if not folder.exists() and (old := _neighbors(folder)[1]).exists():
+            old.rename(folder)
 
 
 def _neighbors(folder: Path) -> tuple[Path, Path]:
@@ -296,7 +295,8 @@ def replaced_folder(folder: str | PathLike) -> Iterator[Path]:
             yield new
             mode = new.stat().st_mode & 0o666
             for file in filter(Path.is_file, new.rglob("*")):
-                file.chmod(mode)  # safetensors writes weights that only their owner can read
+                with suppress(OSError):  # a file system without permissions
+                    file.chmod(mode)  # safetensors writes weights that only their owner can read
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)
         raise

@@ -183,7 +183,7 @@ def _save(folder: Path, output: str | PathLike | None, tokenizer: ItemTokenizer,
     """Write a checkpoint with another tokenizer and, if given, another model. Subfolders are not copied to `output`."""
     own = None if output is None else lambda path, names: [name for name in names if Path(path, name).is_dir()]
     with replaced_folder(folder if output is None else output) as new:
-        shutil.copytree(folder, new, ignore=own)
+        shutil.copytree(folder, new, ignore=own, copy_function=shutil.copyfile)  # read-only files become writable
         tokenizer.save_pretrained(new)
         if model is not None:
             for name in weight_files(new):

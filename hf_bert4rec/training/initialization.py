@@ -91,7 +91,8 @@ def initialize_new_items(model: PreTrainedModel, rows: Dataset, items: torch.Ten
         length, linked = weight[others].norm(dim=1).mean(), vectors.norm(dim=1) > 0
         weight[items[linked]] = (nn.functional.normalize(vectors[linked]) * length).to(weight)
     logarithms = users.log1p()
-    output.bias[items[linked]] = logarithms[items[linked]] + (output.bias - logarithms)[others].mean()
+    bias = logarithms + (output.bias - logarithms)[others].mean()
+    output.bias[items[linked]] = bias[items[linked]].to(output.bias)
     logger.info("New items that start from the other items of their users: %d of %d.", int(linked.sum()), len(items))
 
 

@@ -105,7 +105,7 @@ class FeatureProjection(nn.Module):
 
         with torch.no_grad():
             compute()
-        self._hook = model.register_forward_pre_hook(compute)
+        self._hook = model.base_model.register_forward_pre_hook(compute)  # which pipelines call, too
 
     @torch.no_grad()
     def detach(self, model: PreTrainedModel) -> torch.Tensor:

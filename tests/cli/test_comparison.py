@@ -191,8 +191,11 @@ def test_code_of_a_checkpoint_is_imported_if_the_comparison_names_it(recipe_file
     path = comparison_file(tmp_path, own, Ours={"checkpoint": str(checkpoint)})
     check_model(Comparison.load(path), "Ours", parse_recipe([str(own)]), str(tmp_path))
     path = comparison_file(tmp_path, recipe_file, Ours={"checkpoint": str(checkpoint)})
+    arguments = Comparison.load(path), "Ours", parse_recipe([str(recipe_file)]), str(tmp_path)
     with pytest.raises(ValueError, match="would import trusted:split"):
-        check_model(Comparison.load(path), "Ours", parse_recipe([str(recipe_file)]), str(tmp_path))
+        check_model(*arguments)
+    with pytest.raises(ValueError, match="the split or ranking differs from the comparison"):  # it has been imported
+        check_model(*arguments, modules=["trusted"])
 
 
 def test_a_model_that_starts_from_a_checkpoint_is_ranked_as_this_checkpoint(recipe_file, tmp_path):

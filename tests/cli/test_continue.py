@@ -173,6 +173,8 @@ def test_options_that_contradict_each_other(first):
         continue_training(first, "--start_from", parent)
     with pytest.raises(SystemExit, match=r"`--max_length` must be 6, as in .*, found 9"):
         continue_training(first, "--max_length", "9")
+    with pytest.raises(SystemExit, match=r"needs a split with validation .*, found `--split train_on_all`\. Omit"):
+        continue_training(first, "--split", "train_on_all")
     with pytest.raises(SystemExit, match="`--history` needs `--continue_from`"):
         main(["train", "--data", str(first / "old.csv"), "--history", str(first / "old.csv")])
 

@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import json
 import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -236,6 +237,15 @@ def test_what_is_recommended_follows_the_setting_that_was_evaluated(tmp_path):
 
 
 # ---- what a run shows ------------------------------------------------------------------------------------------------
+
+
+def test_the_command_for_the_last_training_has_the_same_options(trained, tmp_path):
+    folder = shutil.copytree(trained, tmp_path / "my run" / "model")
+    (command,) = [line for line in summary(folder).splitlines() if line.startswith("  hf-bert4rec train ")]
+    recipe, stored = parse_recipe(shlex.split(command)[2:]), RunFacts.load(trained).recipe
+    assert recipe.training.output_dir == f"{tmp_path}/my run-all"
+    changed = {name for name, value in stored.items() if name not in recipe.given or recipe.given[name] != value}
+    assert changed <= {"split", "num_train_epochs"}
 
 
 def test_the_summary_names_its_protocol_and_shows_the_titles_of_the_example(trained):
@@ -596,6 +606,15 @@ def test_resuming_with_what_the_optimizer_would_override_is_refused(tmp_path, na
     interrupt(tmp_path, 2)
     with pytest.raises(ValueError, match=rf"`--{name}` was \S+ and is 7(\.0)?\. Use the same options"):
         run(resumed(tmp_path, f"--{name}=7"))
+
+
+def test_resuming_keeps_copies_of_checkpoints(tmp_path):
+    interrupt(tmp_path, 2)
+    copy = shutil.copytree(tmp_path / "out" / "checkpoint-2", tmp_path / "out" / "checkpoint-2-mine")
+    with pytest.raises(ValueError, match="contains checkpoint-2-mine, which is not from a run of this command"):
+        run(resumed(tmp_path))
+    shutil.rmtree(copy)
+    run(resumed(tmp_path))
 
 
 def test_resuming_with_another_optimizer_is_refused(tmp_path):

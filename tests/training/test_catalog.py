@@ -194,9 +194,10 @@ def test_a_kill_between_the_renames_loses_nothing(checkpoint, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         add_items(checkpoint, pd.DataFrame({"item": ["n"]}))
     assert not checkpoint.exists()
-    monkeypatch.undo()
+    monkeypatch.setattr(Path, "rename", lambda *paths: (rename(*paths), rename(*paths)))  # another process was faster
     (checkpoint.parent / "link").symlink_to(checkpoint)
     assert len(hf_bert4rec.pipeline(checkpoint.parent / "link")([["a"]])[0]) == 2
+    monkeypatch.undo()
     (checkpoint.parent / "link").unlink()
     assert len(hf_bert4rec.pipeline(checkpoint)([["a"]])[0]) == 2
     add_items(checkpoint, pd.DataFrame({"item": ["n"]}))
@@ -243,3 +244,19 @@ def test_columns_in_another_order_and_half_precision(tmp_path):
     save_file({"projection": torch.eye(3, 7)}, tmp_path / "item_features.safetensors")
     with pytest.raises(ValueError, match=r"shape \(3, 7\), but item_features\.parquet and the model need \(3, 13\)\. "):
         add_items(tmp_path, new)
+
+
+def test_the_permissions_of_files_are_those_of_new_files(checkpoint, monkeypatch):
+    for file in filter(Path.is_file, checkpoint.iterdir()):
+        file.chmod(0o444)
+    (checkpoint.parent / "new").touch()
+    expected = (checkpoint.parent / "new").stat().st_mode
+    add_items(checkpoint, pd.DataFrame({"item": ["n"]}))
+    assert {file.stat().st_mode for file in checkpoint.iterdir() if file.is_file()} == {expected}
+
+    def chmod(*_, **__):
+        raise PermissionError  # as on a file system without permissions
+
+    monkeypatch.setattr(Path, "chmod", chmod)
+    add_items(checkpoint, pd.DataFrame({"item": ["m"]}))
+    assert load(checkpoint)[1].items.to_pylist()[-2:] == ["n", "m"]

@@ -111,24 +111,27 @@ def test_held_out_items_are_not_counted():
     assert model.lm_head.bias[C] > model.lm_head.bias[D]
 
 
-def test_new_items_start_from_the_other_items_of_their_users(caplog):
+@pytest.mark.parametrize(("dtype", "tied"), [(torch.float32, True), (torch.float32, False), (torch.float16, True)])
+def test_new_items_start_from_the_other_items_of_their_users(caplog, dtype, tied):
     rows = [("u1", "a"), ("u1", "n"), ("u2", "b"), ("u2", "n"), ("u3", "a"), ("u4", "m")]
     log = log_of(*((user, item, time) for time, (user, item) in enumerate(rows)))
     tokenizer = item_tokenizer(list("abnmo"), max_length=6)  # n, m and o are new
-    model = Bert4RecForMaskedLM(small_config(len(tokenizer), 6))
+    model = Bert4RecForMaskedLM(small_config(len(tokenizer), 6, tie_word_embeddings=tied)).to(dtype)
     table, bias = model.get_input_embeddings().weight, model.lm_head.bias
     with torch.no_grad():
         table[3:] = torch.eye(5, table.shape[1])
         table[4] *= 3
+        model.lm_head.weight.copy_(table)
         bias[3:] = torch.tensor([1.0, 2.0, -5.0, -5.0, -5.0])
     before = table.detach().clone()
     with caplog.at_level("INFO"):
         initialize_new_items(model, train_on_all(log, tokenizer)["train"], torch.tensor([5, 6, 7]))
     # Entries are 1 / sqrt(items of the user * users of the item): a 1/2 (u1), b 1/sqrt(2) (u2), n 1/2 (both users).
-    expected = torch.tensor([0.5 * 0.5, 0.5 * 3 / math.sqrt(2)])
-    assert torch.allclose(table[5, :2], expected / expected.norm() * 2, atol=1e-6)  # 2: mean length of 1 and 3
+    expected, error = torch.tensor([0.5 * 0.5, 0.5 * 3 / math.sqrt(2)]), 1e-6 if dtype == torch.float32 else 1e-3
+    assert torch.allclose(table[5, :2].float(), expected / expected.norm() * 2, atol=error)  # 2: mean of 1 and 3
+    assert torch.equal(model.lm_head.weight, table)
     assert not table[5, 2:].any()
-    assert bias[5].item() == pytest.approx(math.log(3) + (1 - math.log(3) + 2 - math.log(2)) / 2, abs=1e-6)
+    assert bias[5].item() == pytest.approx(math.log(3) + (1 - math.log(3) + 2 - math.log(2)) / 2, abs=error)
     kept = [0, 1, 2, 3, 4, 6, 7]  # m has no user with other items, o has no user
     assert torch.equal(table[kept], before[kept])
     assert bias[[3, 4, 6, 7]].tolist() == [1, 2, -5, -5]

@@ -25,6 +25,7 @@ from hf_bert4rec import (
     split_at_time,
     train_on_all,
 )
+from hf_bert4rec.inference.pipeline import NextItemRecommendationPipeline
 from hf_bert4rec.training.item_features import FeatureProjection, load_projection
 from tests.conftest import small_config
 
@@ -170,6 +171,19 @@ def test_scores_without_id_embeddings_leave_the_histories_as_they_are(log):
     histories, scored, _ = features.eval()()
     torch.testing.assert_close(scored[rows], before)
     assert scored is histories
+
+
+def test_a_pipeline_during_the_training_uses_all_id_embeddings(log):
+    tokenizer = item_tokenizer(log, features=load_item_features(FEATURES), max_length=6)
+    model = Bert4RecForMaskedLM(small_config(len(tokenizer), 6))
+    recommender = NextItemRecommendationPipeline(model=model, tokenizer=tokenizer, device="cpu")
+    features = FeatureProjection(model, tokenizer, 0.9, torch.ones(len(tokenizer), dtype=torch.bool))
+    features.attach(model.train())
+    model(torch.tensor([[3, 1]]))  # a step, which drops ID embeddings
+    answers = recommender([["1", "2"]])
+    features.detach(model)
+    for answer, expected in zip(answers[0], recommender([["1", "2"]])[0], strict=True):
+        assert answer["score"] == pytest.approx(expected["score"], rel=1e-4)
 
 
 def test_a_damaged_projection_is_an_error(tmp_path):
