@@ -161,7 +161,8 @@ def parse_recipe(argv: Sequence[str]) -> Recipe:
             if ":" in str(from_file.get(name)) and name not in chosen:
                 code = str(from_file[name])
                 found = f"the recipe of {parent or source} would import {code}"
-                raise ValueError(f"{found}. If you trust this code, add `--{name} {code}`.")
+                option = f"`--{name} {code}` (`hf-bert4rec compare`: `--import {code.partition(':')[0]}`)"
+                raise ValueError(f"{found}. If you trust this code, add {option}.")
     sections, place = _sections({**from_file, **chosen}), f"{source or parent}: "
     parser = _parser(sections.values())
     given = _parse_file(from_file, parser, place)

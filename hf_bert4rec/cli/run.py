@@ -103,7 +103,7 @@ def run(recipe: Recipe) -> Path | None:
 
 
 def _score_of_parent(recipe: Recipe, interactions: Dataset) -> float:
-    """Return NDCG@10 on the validation split of the model that is continued, as it is used until then."""
+    """Return NDCG@10 on the validation split of the model that is continued, with its own items."""
     folder = fetch_checkpoint(str(recipe.run.continue_from))
     model, tokenizer = (auto.from_pretrained(folder) for auto in (AutoModelForMaskedLM, AutoTokenizer))
     return _validation_score(model, tokenizer, recipe, validation_histories(recipe, interactions, tokenizer))
