@@ -4,9 +4,7 @@ from collections.abc import Mapping, Sequence
 from inspect import signature
 from typing import Any
 
-import numpy as np
-
-from ..data.arguments import check_count, is_collection, read_list
+from ..data.arguments import check_bool, check_count, is_collection, read_list
 
 ITEM_LISTS = {"allow", "deny"}
 
@@ -62,8 +60,7 @@ def _read_option(name: str, value: Any) -> Any:
         case "where" | "where_not":
             check_conditions(name, value)
         case "exclude_history":
-            if not isinstance(value, bool | np.bool_):
-                raise ValueError(f"`{name}` must be True or False, found {value!r}.")
+            check_bool(name, value)
         case "top_k" | "candidates":
             check_count(name, value)
     return value

@@ -574,5 +574,5 @@ def test_ids_that_differ_only_in_case_or_whitespace_are_reported(caplog):
     text = "item IDs differ from another one only in case or whitespace, such as"
     assert caplog.messages == [f"2 {text} 'TEA 1' and 'tea 1'. {advice}"]
     caplog.clear()
-    extend_item_tokenizer(tokenizer, ["y", "X"])  # those that were known are not reported again
+    extend_item_tokenizer(tokenizer, ["y", "X"])  # known items are not reported again
     assert caplog.messages == [f"1 {text} 'x' and 'X'. {advice}"]
