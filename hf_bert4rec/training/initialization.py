@@ -60,9 +60,9 @@ def initialize_items(model: PreTrainedModel, rows: Dataset) -> None:
         logarithms = users[first:].log1p()
         output.bias[first:] = (logarithms - logarithms.mean()).to(output.bias)
     if model.config.num_followers:
-        weight = count_transitions(model, rows)
+        share = count_transitions(model, rows)
         # This gate makes the transitions most likely, as long as the scores of the catalog are the biases.
-        start = np.log(weight / (1 - weight)) + output.bias[first:].logsumexp(dim=0).item()
+        start = np.log(share / (1 - share)) + output.bias[first:].logsumexp(dim=0).item()
         model.transition_head.gate.bias.fill_(start)
 
 
