@@ -255,7 +255,7 @@ def test_other_rules_are_refused(recommender, options, message):
 
 
 def test_errors_of_functions_are_not_changed(recommender):
-    with pytest.raises(TypeError, match="str.* and .*int"):
+    with pytest.raises(TypeError, match=r"str.* and .*int"):
         recommender([["a"]], attributes=PRODUCTS, where={"tags": lambda it: it < 5})
     with pytest.raises(TypeError, match=r"at_most\(\) missing 1 required positional argument: 'attribute'"):
         recommender([["a"]], rerank=at_most)
