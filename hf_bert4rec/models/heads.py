@@ -71,6 +71,18 @@ class Bert4RecRepeatHead(nn.Module):
         return (self.gate(hidden_states) + shares).masked_fill(~real, lowest)
 
 
+def add_scores(
+    logits: torch.Tensor, rows: torch.Tensor, scores: torch.Tensor, parts: torch.Tensor | int = 1
+) -> torch.Tensor:
+    """Return log(exp(logits) + exp(scores)), (batch, kept, vocab_size), except for special tokens.
+
+    `scores` and their token IDs `rows` are (batch, kept, number). `parts` is how often a token ID is in its row.
+    """
+    old = logits.gather(-1, rows)
+    added = (torch.logaddexp(old, scores.to(old)) - old).masked_fill(rows < len(SPECIAL_TOKENS), 0) / parts
+    return logits.scatter_add(-1, rows, added.to(logits))
+
+
 def add_repeats(logits: torch.Tensor, rows: torch.Tensor, repeats: torch.Tensor) -> torch.Tensor:
     """Return log(exp(logits) + exp(repeats)), (batch, kept, vocab_size), with the sum over the repeats of an item.
 
@@ -82,10 +94,7 @@ def add_repeats(logits: torch.Tensor, rows: torch.Tensor, repeats: torch.Tensor)
     largest = repeats.amax(dim=-1, keepdim=True)
     sums, tiny = (repeats - largest).exp() @ same, torch.finfo(repeats.dtype).tiny
     together = torch.where(sums > tiny, sums.clamp(min=tiny).log() + largest, repeats)
-    scores = logits.gather(-1, rows)
-    added = torch.logaddexp(scores, together.to(scores)) - scores
-    added = added.masked_fill(rows < len(SPECIAL_TOKENS), 0) / same.sum(dim=1, keepdim=True)  # equal parts per position
-    return logits.scatter_add(-1, rows, added.to(logits))
+    return add_scores(logits, rows, together, same.sum(dim=1, keepdim=True))  # equal parts per position
 
 
 class Bert4RecTransitionHead(nn.Module):
@@ -153,13 +162,6 @@ class Bert4RecTransitionHead(nn.Module):
             setattr(self, name, new)
         gone = self.followers >= rows
         self.followers[gone] = self.counts[gone] = 0
-
-
-def add_transitions(logits: torch.Tensor, followers: torch.Tensor, transitions: torch.Tensor) -> torch.Tensor:
-    """Return log(exp(logits) + exp(transitions)), (batch, kept, vocab_size); see `Bert4RecTransitionHead.forward`."""
-    scores = logits.gather(-1, followers)
-    added = torch.logaddexp(scores, transitions.to(scores)) - scores
-    return logits.scatter_add(-1, followers, added.masked_fill(followers < len(SPECIAL_TOKENS), 0))
 
 
 AddedScores = list[tuple[Callable, torch.Tensor, torch.Tensor]]

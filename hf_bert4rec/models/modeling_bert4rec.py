@@ -32,7 +32,7 @@ from .heads import (
     Bert4RecRepeatHead,
     Bert4RecTransitionHead,
     add_repeats,
-    add_transitions,
+    add_scores,
     added_sums,
 )
 from .item_loss import item_loss
@@ -390,7 +390,7 @@ class Bert4RecForMaskedLM(Bert4RecPreTrainedModel):
                 repeats = self.repeat_head(states, items, input_ids, kept_positions, self.model.causal)
                 found.append((add_repeats, input_ids.unsqueeze(1).expand_as(repeats), repeats))
             if self.transition_head is not None:
-                found.append((add_transitions, *self.transition_head(states, input_ids, kept_positions, labels)))
+                found.append((add_scores, *self.transition_head(states, input_ids, kept_positions, labels)))
         return found
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Module:
