@@ -46,7 +46,7 @@ from hf_bert4rec.inference.export import OnnxRecommender, export_checkpoint
 MOST_IN_A_GRAPH = 500_000  # building a graph of a million items takes more than 20 minutes on one core
 PORT, CONNECTIONS, LONGEST = 8765, 50, 200
 SERVER = (
-    "import sys; from hf_bert4rec.inference import serving; serving.MAX_BATCH = int(sys.argv[2]); "
+    "import sys; from hf_bert4rec.inference import service, serving; service.MAX_BATCH = int(sys.argv[2]); "
     f"serving.serve(sys.argv[1], port={PORT})"
 )
 CLIENT = """

@@ -183,8 +183,7 @@ def closed_rows(rows: int, removed: np.ndarray) -> torch.Tensor:
 
 def check_scores(scores: torch.Tensor | np.ndarray) -> None:
     """Raise ValueError unless all scores are finite."""
-    finite = np.isfinite(scores) if isinstance(scores, np.ndarray) else scores.isfinite()
-    if not finite.all():
+    if not torch.as_tensor(scores).isfinite().all():
         raise ValueError(f"The scores are NaN or infinite. {NOT_FINITE}")
 
 

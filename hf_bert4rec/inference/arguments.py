@@ -1,7 +1,6 @@
 """Read what users pass to the pipeline: histories, lists of items and options."""
 
 from collections.abc import Mapping, Sequence
-from inspect import signature
 from typing import Any
 
 from ..data.arguments import check_bool, check_count, is_collection, read_list
@@ -53,7 +52,7 @@ def _read_option(name: str, value: Any) -> Any:
             return read_list(value, name)
         case "rerank":
             rules = list(value) if isinstance(value, list | tuple) else [value]
-            if not all(map(_takes_candidates, rules)):
+            if not all(map(callable, rules)):
                 expected = "a rule, such as at_most(2, 'category'), or a list of rules"
                 raise ValueError(f"`rerank` must be {expected}, found {value!r:.100}.")
             return rules
@@ -70,12 +69,3 @@ def check_conditions(name: str, value: Any) -> None:
     """Raise ValueError unless the conditions on attributes are a dict."""
     if not isinstance(value, Mapping):
         raise ValueError(f"`{name}` must be a dict, such as {{'in_stock': True}}, found {value!r:.100}.")
-
-
-def _takes_candidates(rule: Any) -> bool:
-    """Return whether a rule accepts one argument, as `at_most(2, "category")` does and `at_most` does not."""
-    try:
-        signature(rule, follow_wrapped=False).bind(None)
-    except (TypeError, ValueError) as error:
-        return callable(rule) and isinstance(error, ValueError)  # a function in C, which has no signature
-    return True

@@ -13,7 +13,7 @@ from transformers import AutoModelForMaskedLM, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.utils import logging
 
-from ..data.arguments import check_count, is_collection, read_list
+from ..data.arguments import check_count, read_list
 from ..data.data_collator import pad_rows
 from ..data.ids import as_item_ids
 from ..evaluation.ranking import target_ranks
@@ -192,8 +192,6 @@ class NextItemRecommendationPipeline(Pipeline):
             or unknown, have a contribution of 0. ValueError if the model lacks the explained item.
         """
         given = read_list(history, "history", ordered=True)
-        if any(map(is_collection, given)):
-            raise ValueError(f"history: expected a flat list, found {given!r:.100}. Call `explain` once per history.")
         (rows,) = self.catalog.read_rows([given], "history", keep_unknown=True)
         (target,) = self.catalog.known_rows([item], "item")
         read = np.flatnonzero(rows != self.tokenizer.unk_token_id)

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 import torch
-from datasets import Dataset
 from torch.nn.functional import normalize, pad
 from transformers import PreTrainedModel
 
@@ -15,6 +14,7 @@ from ..evaluation.ranking import stable_top_k
 from ..models.configuration_bert4rec import SPECIAL_TOKENS
 from .answers import ItemCatalog, Recommendations, check_scores
 from .attributes import ItemAttributes, require_attributes
+from .index import ItemIndex
 from .rules import Candidates, Rule, order_by_rules
 
 SEARCHED = 4  # items that an index is asked for, per item to return
@@ -41,10 +41,10 @@ class Selection:
 
     def __post_init__(self) -> None:
         if self.index is not None:
-            self.index = open_index(self.index, len(self.catalog.tokenizer.items), self.model.config.hidden_size + 1)
-        if self.index is not None and self.model.repeat_head is not None and not self.exclude_history:
-            solution = "Pass `exclude_history=True`, or omit `index`."
-            raise ValueError(f"An index does not contain the scores of the model's `repeat_head`. {solution}")
+            self.index = ItemIndex(self.index, len(self.catalog.tokenizer.items), self.model.config.hidden_size + 1)
+            if self.model.repeat_head is not None and not self.exclude_history:
+                solution = "Pass `exclude_history=True`, or omit `index`."
+                raise ValueError(f"An index does not contain the scores of the model's `repeat_head`. {solution}")
         self._number = max(self.top_k, self.candidates) if self.rerank else self.top_k
         self._closed = self.catalog.closed.clone()  # rows that are not recommended to anybody
         for conditions, refused in ((self.where, False), (self.where_not, True)):
@@ -118,9 +118,7 @@ class Selection:
             elif all_possible:
                 found = possible.expand(len(queries), -1)
             else:  # a place that the index left empty becomes the last special row, which is closed
-                places = search_index(self.index, queries.numpy(), count)
-                check_keys(places, len(self.catalog.tokenizer.items))
-                found = torch.from_numpy(places) + len(SPECIAL_TOKENS)
+                found = torch.from_numpy(self.index.search(queries.numpy(), count)) + len(SPECIAL_TOKENS)
             rows, left = self._possible(found, denied)
             if allowed is not None or all_possible or left.sum(dim=1).min() >= self._number:
                 break
@@ -185,60 +183,3 @@ def _with_transitions(
     transitions = transitions.masked_fill(rows.gather(1, places) != followers, torch.finfo(transitions.dtype).min)
     old = logits.gather(1, places)
     return logits.scatter_add(1, places, torch.logaddexp(old, transitions.to(old)) - old)
-
-
-def open_index(index: Any, items: int, width: int) -> Any:
-    """Return a usearch or FAISS index, also of a `Dataset` after `add_faiss_index`; ValueError for other values.
-
-    The index must contain `index_vectors()`, or `item_vectors()` of shape (`items`, `width`), with their positions as
-    keys.
-    """
-    advice = "Build the index from `index_vectors()` of this pipeline."
-    if isinstance(index, Dataset):
-        if len(names := index.list_indexes()) != 1:
-            solution = "Remove the others with `drop_index`." if names else "Call `add_faiss_index`."
-            raise ValueError(f"`index`: expected a `Dataset` with one FAISS index, found {len(names)}. {solution}")
-        index = index.get_index(names[0]).faiss_index
-    is_faiss = hasattr(index, "ntotal")
-    if not is_faiss and not (hasattr(index, "search") and hasattr(index, "__len__")):
-        expected = "a usearch or FAISS index, or a `Dataset` with a FAISS index"
-        raise ValueError(f"`index` must be {expected}, found {type(index).__name__}. {advice}")
-    if (size := index.ntotal if is_faiss else len(index)) != items:
-        raise ValueError(f"`index` has {size:,} vectors, but the model has {items:,} items. {advice}")
-    missing = getattr(index, "d" if is_faiss else "ndim", width) - width
-    if missing not in (0, 1):
-        found = f"{width + missing} numbers, but those of `index_vectors()` have {width + 1}"
-        raise ValueError(f"The vectors in `index` have {found}. {advice}")
-    if hasattr(index, "id_map"):  # IndexIDMap of FAISS
-        import faiss
-
-        check_keys(faiss.vector_to_array(index.id_map), items)
-    elif hasattr(index, "keys") and not (0 in index and items - 1 in index):  # usearch: all keys would take longer
-        check_keys(np.array(index.keys).astype(np.int64), items)
-    return index
-
-
-def check_keys(keys: np.ndarray, items: int) -> None:
-    """Raise ValueError unless all keys of an index are positions in `item_vectors()`, or -1 for no item."""
-    if len(others := keys[(keys < -1) | (keys >= items)]):
-        expected = f"the keys 0 ... {items - 1}, which are positions in `item_vectors()`, found {others[0]}"
-        raise ValueError(f"`index`: expected {expected}. Add the vectors to a new index with these keys.")
-
-
-def search_index(index: Any, queries: np.ndarray, count: int) -> np.ndarray:
-    """Return the positions in the catalog of the items that an index finds, (users, count) int64.
-
-    They are -1 where it finds fewer items. The queries (users, width) float32 come from `encode`.
-    """
-    is_faiss, width = hasattr(index, "ntotal"), queries.shape[1]
-    missing = getattr(index, "d" if is_faiss else "ndim", width) - width
-    queries = np.pad(queries, ((0, 0), (0, missing)))  # with a zero for the last number of `index_vectors`
-    if is_faiss:
-        return index.search(queries, count)[1].astype(np.int64, copy=False)
-    found = index.search(queries, count)
-    places = np.full((len(queries), count), -1, np.int64)
-    keys = np.atleast_2d(found.keys).astype(np.int64)
-    places[:, : keys.shape[1]] = keys
-    counts: Any = getattr(found, "counts", len(found))  # one number for a single query
-    places[np.arange(count) >= np.atleast_1d(counts)[:, None]] = -1
-    return places

@@ -1,7 +1,4 @@
-"""Answer requests over HTTP: raw IDs in, recommended items out.
-
-Requests that arrive while others are scored wait, and are then scored together. Histories are never logged.
-"""
+"""The HTTP server: routes, limits of a request, and the process that serves a checkpoint."""
 
 import asyncio
 import logging
@@ -14,37 +11,40 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from functools import partial
 from os import PathLike
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import Any
 
 try:
     import prometheus_client as prometheus
     import uvicorn
-    from fastapi import FastAPI, HTTPException, Request, Response
+    from fastapi import FastAPI, Request, Response
     from fastapi.exceptions import RequestValidationError
     from fastapi.responses import JSONResponse
-    from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, WithJsonSchema
 except ImportError as error:
     raise ImportError(f"The server needs the package {error.name}. Run `pip install 'hf-bert4rec[serve]'`.") from error
 
 from .export import OnnxRecommender, is_export
-from .pipeline import NextItemRecommendationPipeline
+from .service import (
+    Load,
+    Metrics,
+    Problem,
+    RecommendAnswer,
+    RecommendRequest,
+    Service,
+    SimilarAnswer,
+    SimilarRequest,
+    Source,
+)
 
 logger = logging.getLogger(__name__)
 
 MAX_BODY = 2**20  # bytes
-MAX_HISTORIES, MAX_LENGTH, MAX_TOP_K, MAX_SIMILAR, MAX_ID = 64, 10_000, 1000, 64, 1000
-MAX_BATCH = 32  # histories that are scored together
-MAX_WAITING = 256  # histories, and as many items for which to find similar ones; more requests are refused
 MAX_CONNECTIONS = 2000
 EXPORT_SECONDS = 1800.0  # after which an export, or the download before it, is given up
 BODY_SECONDS = 10.0  # in which a request must have arrived
 CLOSE = {"connection": "close"}
-SURROGATE = re.compile("[\ud800-\udfff]")  # half of a character, which is not valid Unicode
 EXPORT = """
 import os, threading
 threading.Thread(target=lambda: (os.read(0, 1), os._exit(1)), daemon=True).start()
@@ -53,224 +53,6 @@ from hf_bert4rec.cli.main import main
 main()
 """
 """Program of an export. It ends when the server ends, which closes its input. Its priority is low, for the requests."""
-
-Recommender: TypeAlias = NextItemRecommendationPipeline | OnnxRecommender
-Load: TypeAlias = Callable[[], tuple[Recommender, str, str | None]]
-
-
-def _whole(value: Any) -> Any:
-    """Convert 10.0 to 10, because JSON does not distinguish the two."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def _read_id(value: Any) -> str | int:
-    """Accept text, and numbers without a fraction; the recommender converts them to text."""
-    if not isinstance(value, str):
-        if isinstance(number := _whole(value), int) and not isinstance(number, bool):
-            return number
-        raise ValueError("an item ID must be text or a whole number")
-    if len(value) > MAX_ID or SURROGATE.search(value):
-        raise ValueError(f"an item ID must have at most {MAX_ID} characters, all of them valid Unicode")
-    return value
-
-
-ID_SCHEMA = {"anyOf": [{"type": "string", "maxLength": MAX_ID}, {"type": "integer"}]}
-ID = Annotated[str | int, PlainValidator(_read_id), WithJsonSchema(ID_SCHEMA)]
-TopK = Annotated[int, Field(ge=1, le=MAX_TOP_K), BeforeValidator(_whole)]
-IDs = Annotated[list[ID], Field(max_length=MAX_LENGTH)]
-
-
-class _Request(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-
-class RecommendRequest(_Request):
-    """Histories of raw item IDs, oldest first, and options for all histories."""
-
-    histories: Annotated[list[IDs], Field(max_length=MAX_HISTORIES, examples=[[["260", "1196"]]])]
-    top_k: TopK = 10
-    allow: Annotated[IDs | None, Field(description="the only items to recommend")] = None
-    deny: Annotated[IDs | None, Field(description="items not to recommend")] = None
-    exclude_history: Annotated[bool | None, Field(description="exclude the history (null: as the model says)")] = None
-
-
-class SimilarRequest(_Request):
-    """Raw item IDs for which to find similar items, and the number of similar items per ID."""
-
-    items: Annotated[list[ID], Field(max_length=MAX_SIMILAR, examples=[["260"]])]
-    top_k: TopK = 10
-
-
-AnyRequest: TypeAlias = RecommendRequest | SimilarRequest
-Waiting: TypeAlias = tuple[AnyRequest, asyncio.Future]
-
-
-class Item(BaseModel):
-    """An item. `score` is the probability that it is next, in `/similar` the cosine. `title` is null if unknown."""
-
-    item: str
-    title: str | None
-    score: float
-
-
-class Source(BaseModel):
-    """The checkpoint that answered; `revision` is its commit on the Hub, null for a checkpoint from a local folder."""
-
-    checkpoint: str
-    revision: str | None
-
-
-class RecommendAnswer(Source):
-    """Recommended items for each history, best first."""
-
-    recommendations: list[list[Item]]
-
-
-class SimilarAnswer(Source):
-    """Similar items for each requested item, most similar first."""
-
-    similar: list[list[Item]]
-
-
-class Problem(BaseModel):
-    """Reason why a request was not answered."""
-
-    detail: str
-
-
-class Metrics:
-    """Metrics that `GET /metrics` reports, in the format of Prometheus."""
-
-    def __init__(self) -> None:
-        self.registry = prometheus.CollectorRegistry()
-        prometheus.ProcessCollector(registry=self.registry)
-        counter = partial(prometheus.Counter, registry=self.registry)
-        histogram = partial(prometheus.Histogram, registry=self.registry)
-        powers = [2**n for n in range(14)]
-        self.requests = counter("requests", "Requests, by route and status", ["route", "status"])
-        self.seconds = histogram("request_seconds", "Seconds to answer", ["route"], buckets=[n / 1000 for n in powers])
-        self.unknown = counter("unknown_ids", "IDs that were skipped, because the model does not contain them")
-        self.batches = histogram("batch_histories", "Number of histories that were scored together", buckets=powers[:7])
-        self.reloads = counter("reloads", "Reloads of the checkpoint", ["result"])
-
-
-class Service:
-    """A loaded recommender and the waiting requests, which are answered in one thread, in batches."""
-
-    def __init__(self, load: Load) -> None:
-        self.metrics = Metrics()
-        self._load = load
-        self._use(*load())
-        self._waiting: deque[Waiting] = deque()
-        self._arrived = asyncio.Event()
-        self._reloading = asyncio.Lock()
-        self._thread = ThreadPoolExecutor(1, "scoring")
-
-    def _use(self, recommender: Recommender, checkpoint: str, revision: str | None) -> None:
-        recommender.catalog.report = False  # unknown IDs are part of histories, which are not logged
-        self._recommender, self.source = recommender, {"checkpoint": checkpoint, "revision": revision}
-
-    async def answer(self, request: AnyRequest) -> dict[str, Any]:
-        """Answer a request, or raise HTTPException: 404 for an unknown item, 500 for an error, 503 if too many wait."""
-        same = [waiting for waiting, _ in self._waiting if type(waiting) is type(request)]
-        if sum(map(_size, same)) + _size(request) > MAX_WAITING:
-            raise HTTPException(503, "Too many requests are waiting. Try again later.", {"Retry-After": "1"})
-        answered: asyncio.Future = asyncio.get_running_loop().create_future()
-        self._waiting.append((request, answered))
-        self._arrived.set()
-        return await answered
-
-    async def work(self) -> None:
-        """Answer waiting requests in batches until cancelled, then refuse the rest."""
-        loop = asyncio.get_running_loop()
-        while True:
-            await self._arrived.wait()
-            batch = [self._waiting.popleft()]
-            while self._waiting and sum(_size(it) for it, _ in (*batch, self._waiting[0])) <= MAX_BATCH:
-                batch.append(self._waiting.popleft())
-            if not self._waiting:
-                self._arrived.clear()
-            recommender, source = self._recommender, self.source
-            try:
-                answers = await loop.run_in_executor(self._thread, self._score, recommender, batch)
-            except asyncio.CancelledError:
-                for _, answered in (*batch, *self._waiting):
-                    if not answered.done():
-                        answered.set_exception(HTTPException(503, "The server is stopping. Try again later."))
-                self._thread.shutdown(wait=False)
-                raise
-            for answered, answer in answers:
-                if answered.done():  # the client has gone
-                    continue
-                if isinstance(answer, HTTPException):
-                    answered.set_exception(answer)
-                else:
-                    answered.set_result(source | answer)
-
-    def _score(self, recommender: Recommender, batch: list[Waiting]) -> list[tuple[asyncio.Future, Any]]:
-        """Return the future of each request with its answer or HTTPException.
-
-        Requests with the same `exclude_history` are scored together, those with and without `allow`, `deny` separately.
-        """
-        if histories := sum(len(it.histories) for it, _ in batch if isinstance(it, RecommendRequest)):
-            self.metrics.batches.observe(histories)
-        groups: dict[Any, list[Waiting]] = {}
-        for number, (request, answered) in enumerate(batch):
-            key: Any = number
-            if isinstance(request, RecommendRequest):
-                lists = request.allow is not None, request.deny is not None
-                # The lists of several histories are read once, not for each history.
-                key = number if any(lists) and len(request.histories) != 1 else (request.exclude_history, *lists)
-            groups.setdefault(key, []).append((request, answered))
-        answers: list[tuple[asyncio.Future, Any]] = []
-        before = recommender.catalog.unknown
-        for group in groups.values():
-            try:
-                found = _answer(recommender, [request for request, _ in group])
-            except BaseException as error:  # such as NaN as a score, or a panic of a library; the server must go on
-                text = "Scoring failed with %s (status 500). The message may contain histories and is not logged. %s"
-                logger.error(text, type(error).__name__, "To see it, call the recommender in Python.")
-                reason = str(error) if isinstance(error, ValueError) else "Scoring failed. See the log of the server."
-                found = [HTTPException(500, reason)] * len(group)
-            answers += zip([answered for _, answered in group], found, strict=True)
-        self.metrics.unknown.inc(recommender.catalog.unknown - before)
-        return answers
-
-    async def reload(self) -> None:
-        """Load the checkpoint again for the next batches. If loading fails, keep the old checkpoint."""
-        async with self._reloading:
-            try:
-                self._use(*await asyncio.get_running_loop().run_in_executor(None, self._load))
-                result = "loaded"
-            except Exception as error:
-                logger.error("Reloading failed. The loaded checkpoint stays in use. Reason: %s", error)
-                result = "failed"
-            self.metrics.reloads.labels(result).inc()
-            logger.info("In use: checkpoint %s", ", revision ".join(filter(None, self.source.values())))
-
-
-def _size(request: AnyRequest) -> int:
-    return max(1, len(request.histories if isinstance(request, RecommendRequest) else request.items))
-
-
-def _answer(recommender: Recommender, requests: list[Any]) -> list[Any]:
-    """Return one answer per request, for recommendations with the same `exclude_history`, or for one `SimilarRequest`.
-
-    The requests may have different `top_k`. They have the same lists of options: all or none have `allow`, and all or
-    none have `deny`. If there are several requests with lists, each has one history.
-    """
-    first = requests[0]
-    if isinstance(first, SimilarRequest):
-        try:
-            return [{"similar": recommender.similar(first.items, first.top_k)}]
-        except ValueError as error:
-            return [HTTPException(404, str(error))]
-    options: dict[str, Any] = {"exclude_history": first.exclude_history, "top_k": max(it.top_k for it in requests)}
-    for name in ("allow", "deny"):
-        lists = [getattr(request, name) for request in requests]
-        options[name] = lists[0] if lists[0] is None or len(lists) == 1 else lists
-    found = iter(recommender([history for request in requests for history in request.histories], **options))
-    return [{"recommendations": [next(found)[: it.top_k] for _ in it.histories]} for it in requests]
 
 
 class _Limits:

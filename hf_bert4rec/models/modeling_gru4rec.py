@@ -8,7 +8,8 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 
 from .configuration_bert4rec import Bert4RecConfig
-from .modeling_bert4rec import Bert4RecEncoder, Bert4RecForMaskedLM, Dropout, keep
+from .layers import Dropout
+from .modeling_bert4rec import Bert4RecEncoder, Bert4RecForMaskedLM, keep
 from .modeling_sasrec import shift_right
 
 

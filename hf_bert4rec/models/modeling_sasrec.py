@@ -13,7 +13,8 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 
 from .configuration_bert4rec import SPECIAL_TOKENS, Bert4RecConfig
-from .modeling_bert4rec import Bert4RecAttention, Bert4RecForMaskedLM, Bert4RecModel, keep
+from .layers import Bert4RecAttention
+from .modeling_bert4rec import Bert4RecForMaskedLM, Bert4RecModel, keep
 
 
 @strict

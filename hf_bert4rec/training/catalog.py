@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel
 
 from ..data.features import FEATURES_FILE, load_new_items
@@ -140,12 +139,9 @@ def append_items(
 
     Return for each new item what its row was computed from, an entry of `STARTS`; see `add_items`.
     """
-    embeddings, head, likes = model.get_input_embeddings(), model.get_output_embeddings(), likes or {}
-    tied = head.weight is embeddings.weight
-    tables = [embeddings.weight, head.weight, head.bias[:, None]]
-    new = extended.items[len(tokenizer.items) :]
+    tables, likes, new = _tables(model), likes or {}, extended.items[len(tokenizer.items) :]
     rows = [table[len(SPECIAL_TOKENS) :].mean(dim=0).repeat(len(new), 1) for table in tables]
-    rows[-1][:] = head.bias[len(SPECIAL_TOKENS) :].min()
+    rows[-1][:] = tables[-1][len(SPECIAL_TOKENS) :].min()
     starts = ["like" if likes.get(item) else "mean" for item in new.to_pylist()]
     named = [(place, other) for place, item in enumerate(new.to_pylist()) for other in likes.get(item, ())]
     if named:
@@ -169,14 +165,18 @@ def append_items(
         for values, columns in zip(rows, (slice(-1), slice(-1), slice(-1, None)), strict=True):
             values[described] = projected[described, columns]
         starts = ["features" if has else start for has, start in zip(described.tolist(), starts, strict=True)]
-    table, outputs, bias = (nn.Parameter(torch.cat(pair)) for pair in zip(tables, rows, strict=True))
-    embeddings.weight, head.weight, head.bias = table, table if tied else outputs, nn.Parameter(bias[:, 0])
-    model.config.vocab_size = embeddings.num_embeddings = head.out_features = len(table)
-    if model.transition_head is not None:
-        model.transition_head.resize(len(table))
+    model.resize_token_embeddings(len(extended), mean_resizing=False)
+    for values, table in zip(rows, _tables(model), strict=True):
+        table[len(tokenizer) :] = values
     text = "New items: %d. Start from their features: %d, from the items in `like`: %d, from the mean of all items: %d."
     logger.info(text, len(new), *map(starts.count, STARTS))
     return starts
+
+
+def _tables(model: PreTrainedModel) -> list[torch.Tensor]:
+    """Return input embeddings and output matrix, which may be the same tensor, and the biases (vocab_size, 1)."""
+    head = model.get_output_embeddings()
+    return [model.get_input_embeddings().weight, head.weight, head.bias[:, None]]
 
 
 def _save(folder: Path, output: str | PathLike | None, tokenizer: ItemTokenizer, model: PreTrainedModel | None) -> None:

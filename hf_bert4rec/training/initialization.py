@@ -45,25 +45,24 @@ def initialize_items(model: PreTrainedModel, rows: Dataset) -> None:
     """
     first, output = len(SPECIAL_TOKENS), model.get_output_embeddings()
     table: torch.Tensor = model.get_input_embeddings().weight
-    matrix = _matrix_of_users_and_items(rows, len(table))
+    matrix, users = _users_of_items(rows, len(table))
     rank = min(table.shape[1], *matrix.shape)
     _, scales, vectors = torch.svd_lowrank(matrix, rank, niter=ITERATIONS)
     # Without a rotation, the first dimension of all items would be their popularity, and the last ones nearly nothing.
     rotation, _ = torch.linalg.qr(torch.randn(table.shape[1], rank, dtype=vectors.dtype, device=vectors.device))
     vectors = vectors * scales @ rotation.T
-    users = torch.bincount(matrix.indices()[1], minlength=len(table))
     norm = WEAK_NORM if len(matrix.values()) < FEW_ITEMS * len(matrix) else NORM
     vectors *= norm / vectors.norm(dim=1)[users > 0].mean()
     vectors[first:] += 0.1 * table[first:].to(vectors)
-    for weight in {id(it): it for it in (table, output.weight)}.values():
+    for weight in _item_tables(model):
         weight[first:] = vectors[first:].to(weight)
     if output.bias is not None and output.bias.requires_grad:
         logarithms = users[first:].log1p()
         output.bias[first:] = (logarithms - logarithms.mean()).to(output.bias)
     if model.config.num_followers:
-        weight = count_transitions(model, rows)
+        share = count_transitions(model, rows)
         # This gate makes the transitions most likely, as long as the scores of the catalog are the biases.
-        start = np.log(weight / (1 - weight)) + output.bias[first:].logsumexp(dim=0).item()
+        start = np.log(share / (1 - share)) + output.bias[first:].logsumexp(dim=0).item()
         model.transition_head.gate.bias.fill_(start)
 
 
@@ -82,11 +81,10 @@ def initialize_new_items(model: PreTrainedModel, rows: Dataset, items: torch.Ten
         items: Token IDs of the new items, (new,).
     """
     output = model.get_output_embeddings()
-    matrix = _matrix_of_users_and_items(rows, len(output.weight))
-    users = torch.bincount(matrix.indices()[1], minlength=len(output.weight))
+    matrix, users = _users_of_items(rows, len(output.weight))
     others = users > 0
     others[items] = False
-    for weight in {id(it): it for it in (model.get_input_embeddings().weight, output.weight)}.values():
+    for weight in _item_tables(model):
         vectors = (matrix.T @ (matrix @ weight.float().masked_fill(~others[:, None], 0)))[items]
         length, linked = weight[others].norm(dim=1).mean(), vectors.norm(dim=1) > 0
         weight[items[linked]] = (nn.functional.normalize(vectors[linked]) * length).to(weight)
@@ -133,8 +131,14 @@ def _users(rows: pa.Table) -> np.ndarray:
     return pa.chunked_array(rows["user"]).combine_chunks().dictionary_encode().indices.to_numpy()
 
 
-def _matrix_of_users_and_items(rows: Dataset, vocab_size: int) -> torch.Tensor:
-    """Return the normalized matrix (users, vocab_size), sparse. Each item of a user counts once."""
+def _item_tables(model: PreTrainedModel) -> list[torch.Tensor]:
+    """Return the input embeddings of the items, and the output matrix if it is another tensor."""
+    embeddings, output = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    return [embeddings] if output is embeddings else [embeddings, output]
+
+
+def _users_of_items(rows: Dataset, vocab_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the normalized matrix (users, vocab_size), sparse, and the number of users of each item, (vocab_size,)."""
     arrow = read_rows(rows, "user", "input_ids")
     items, places = flatten(arrow["input_ids"])
     users = _users(arrow)[places]
@@ -143,6 +147,8 @@ def _matrix_of_users_and_items(rows: Dataset, vocab_size: int) -> torch.Tensor:
         raise ValueError("Expected known items in the training rows, found none. Use a tokenizer of the same log.")
     pairs = np.sort(pd.unique(users[known].astype(np.int64) * vocab_size + items[known]))  # np.unique is much slower
     users, items = pairs // vocab_size, pairs % vocab_size
-    values = (np.bincount(users)[users] * np.bincount(items)[items]) ** -0.5
+    counts = np.bincount(items, minlength=vocab_size)
+    values = torch.from_numpy((np.bincount(users)[users] * counts[items]) ** -0.5).float()
     indices, shape = torch.from_numpy(np.stack([users, items])), (int(users.max()) + 1, vocab_size)
-    return torch.sparse_coo_tensor(indices, torch.from_numpy(values).float(), shape, check_invariants=False).coalesce()
+    matrix = torch.sparse_coo_tensor(indices, values, shape, check_invariants=False).coalesce()
+    return matrix, torch.from_numpy(counts)

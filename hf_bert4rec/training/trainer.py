@@ -129,15 +129,11 @@ class RecommendationTrainer(Trainer):
         """
         checkpoint: Any = resume_from_checkpoint or None
         if checkpoint is True:
-            checkpoint, folder = last_complete_checkpoint(str(self.args.output_dir)), self.args.output_dir
-            if checkpoint is None:
-                advice = "Check `output_dir`. To start a new training, omit `resume_from_checkpoint`."
-                raise ValueError(f"Found no complete checkpoint to resume from in {folder}. {advice}")
-        elif checkpoint and not is_complete(checkpoint):
-            raise ValueError(
-                f"{checkpoint} is not a complete checkpoint to resume from. Pass a complete folder `checkpoint-*`, or "
-                "`resume_from_checkpoint=True` for the newest complete one in `output_dir`."
-            )
+            checkpoint = last_complete_checkpoint(str(self.args.output_dir))
+        if resume_from_checkpoint and not (checkpoint and is_complete(checkpoint)):
+            found = f"Found no complete checkpoint to resume from: {checkpoint or self.args.output_dir}"
+            advice = "Pass a complete folder `checkpoint-*`, or omit `resume_from_checkpoint` to start a new training."
+            raise ValueError(f"{found}. {advice}")
         if checkpoint:
             self.projection = load_projection(checkpoint)
         elif self.model_init is not None:  # a new model, with a new projection

@@ -1,6 +1,5 @@
 """Start a model for one catalog from a model of another catalog: the encoder and the shared items are kept."""
 
-import copy
 import logging
 from collections.abc import Iterable
 from typing import Any, Literal
@@ -54,12 +53,12 @@ def transfer(
             f"`new_tokenizer` with `max_length={longest}` or less (command line: `--max_length {longest}`)."
         )
     sizes = {"vocab_size": len(new_tokenizer), "max_position_embeddings": length}
-    config = copy.deepcopy(model.config)
-    new = type(model)(type(config)(**{**config.to_dict(), **changes, **sizes})).to(model.device, model.dtype)
+    config = type(model.config)(**{**model.config.to_dict(), **changes, **sizes})
+    new = type(model)(config).to(model.device, model.dtype)
     specials, total = len(SPECIAL_TOKENS), len(new_tokenizer.items)
     with torch.no_grad():
         tables = [(model.get_input_embeddings().weight, new.get_input_embeddings().weight)]
-        if not config.tie_word_embeddings:
+        if not model.config.tie_word_embeddings:
             tables.append((model.lm_head.weight, new.lm_head.weight))
         _copy_encoder(model, new, changes)
         for old, table in tables:

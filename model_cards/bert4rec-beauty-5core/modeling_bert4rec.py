@@ -1,6 +1,6 @@
 """BERT4Rec: a bidirectional Transformer encoder of a user's history, with a masked-item head.
 
-Read the classes in order: embeddings, attention, feed-forward, layer, encoder, head. Differences from BERT:
+The parts of a model are in `layers.py`, `heads.py` and `item_loss.py`. Differences from BERT:
 
 - There are no token types and no pooler.
 - The softmax over the items does not include special tokens.
@@ -9,8 +9,6 @@ Read the classes in order: embeddings, attention, feed-forward, layer, encoder, 
   at the identity, and heads for repeated interactions and for transitions between two items.
 """
 
-import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -19,13 +17,8 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedModel, initialization
-from transformers.activations import ACT2FN
 from transformers.dynamic_module_utils import custom_object_save
-from transformers.masking_utils import create_bidirectional_mask
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput, MaskedLMOutput
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.bert.modeling_bert import eager_attention_forward
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple, is_flash_attention_requested, merge_with_config_defaults
@@ -33,7 +26,17 @@ from transformers.utils.import_utils import is_tracing
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_bert4rec import SPECIAL_TOKENS, Bert4RecConfig
+from .heads import (
+    AddedScores,
+    Bert4RecPredictionHead,
+    Bert4RecRepeatHead,
+    Bert4RecTransitionHead,
+    add_repeats,
+    add_scores,
+    added_sums,
+)
 from .item_loss import item_loss
+from .layers import Bert4RecAttention, Bert4RecEmbeddings, Bert4RecLayer, padding_mask
 
 
 @dataclass
@@ -47,195 +50,6 @@ class MaskedItemOutput(MaskedLMOutput):
     """
 
     ranking: dict[str, torch.Tensor] | None = None
-
-
-class Dropout(nn.Dropout):
-    """Dropout that is faster on a CPU: each random number of 64 bits is used for four elements.
-
-    torch draws a random number for each element. A training step with torch's dropout takes 1.1 times as long.
-    """
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        dropped = round(self.p * 2**16)  # how many of the 2^16 values of 16 bits drop an element
-        fast = self.training and 0 < dropped < 2**16
-        if not fast or hidden_states.device.type != "cpu" or torch.compiler.is_compiling():
-            return super().forward(hidden_states)
-        numbers = torch.empty(-(-hidden_states.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
-        kept = numbers.view(torch.int16)[: hidden_states.numel()].view_as(hidden_states) >= dropped - 2**15
-        return hidden_states * kept.to(hidden_states.dtype).mul_(2**16 / (2**16 - dropped))
-
-
-class Bert4RecEmbeddings(nn.Module):
-    """Item embedding; with `learned_positions`, plus an embedding of the position (paper, section 3.4).
-
-    Position 0 is the oldest item. With `conv_kernel_size`, the input of a position also contains its neighbors. This
-    helps a [MASK], which has no item of its own.
-    """
-
-    def __init__(self, config: Bert4RecConfig) -> None:
-        super().__init__()
-        self.item_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.position_embeddings = None
-        if config.learned_positions:
-            self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
-        self.max_length = config.max_position_embeddings
-        size, channels = config.conv_kernel_size, config.hidden_size
-        self.convolution = None
-        if size is not None:
-            self.convolution = nn.Conv1d(channels, channels, size, padding=size // 2, groups=channels, bias=False)
-        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = Dropout(config.hidden_dropout_prob)
-
-    def forward(
-        self,
-        input_ids: torch.Tensor | None,
-        inputs_embeds: torch.Tensor | None,
-        attention_mask: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        if inputs_embeds is None:
-            inputs_embeds = self.item_embeddings(input_ids)
-        length = inputs_embeds.shape[1]
-        if length > self.max_length:
-            raise ValueError(
-                f"Expected at most {self.max_length} positions (`max_position_embeddings`), found {length}. Keep only "
-                f"the newest items, for example with `max_length={self.max_length}` in the split."
-            )
-        if self.convolution is not None:
-            if attention_mask is not None:  # padding must not be a neighbor of the newest item
-                if attention_mask.ndim != 2:
-                    raise ValueError(
-                        "With `conv_kernel_size`, `attention_mask` must have the shape (batch, length), found "
-                        f"{attention_mask.ndim} dimensions."
-                    )
-                inputs_embeds = inputs_embeds.masked_fill(attention_mask.unsqueeze(-1) == 0, 0)
-            inputs_embeds = self.convolution(inputs_embeds.transpose(1, 2)).transpose(1, 2)
-        if self.position_embeddings is not None:
-            inputs_embeds = inputs_embeds + self.position_embeddings.weight[:length]
-        return self.dropout(self.norm(inputs_embeds))
-
-
-def rotate(states: torch.Tensor, positions: torch.Tensor, theta: float) -> torch.Tensor:
-    """Rotate query or key vectors by their positions, so that their products depend on distances (Su et al., 2021).
-
-    Args:
-        states: (batch, heads, positions, head_dim).
-        positions: (positions,) or (batch, positions); 0 is the oldest item.
-        theta: Pair i of the numbers of a head has a wavelength of 2π · theta^(2i / head_dim) positions.
-
-    Returns:
-        Same shape as `states`.
-    """
-    half = states.shape[-1] // 2  # the last number of an odd width is not rotated
-    # In bfloat16 neighboring positions would have the same angles.
-    steps = torch.arange(half, device=states.device, dtype=torch.float32) / half
-    angles = positions.unsqueeze(-1) / theta**steps  # ([batch,] positions, half)
-    cos, sin = (wave.unsqueeze(-3).to(states.dtype) for wave in (angles.cos(), angles.sin()))
-    first, second, rest = states.split([half, half, states.shape[-1] - 2 * half], dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1)
-
-
-def padding_mask(
-    config: Bert4RecConfig, queries: torch.Tensor, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None
-) -> Any:
-    """Return the attention mask in the format of the attention backend, or None if nothing is masked.
-
-    All queries attend to the same positions, so eager and sdpa attention get one row of the mask and broadcast it. On a
-    CPU this makes attention up to 1.6 times faster.
-    """
-    if config._attn_implementation in ("eager", "sdpa"):
-        queries = queries[:, :1]
-    return create_bidirectional_mask(config, queries, attention_mask, encoder_hidden_states=hidden_states)
-
-
-class Bert4RecAttention(nn.Module):
-    """Multi-head attention from some positions, the queries, to all positions of a history (paper, equation 2)."""
-
-    def __init__(self, config: Bert4RecConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.head_dim = config.hidden_size // config.num_attention_heads
-        self.scaling = self.head_dim**-0.5
-        self.attention_dropout = config.attention_probs_dropout_prob
-        self.is_causal = False
-        self.rope_theta = config.rope_theta
-        self.query = nn.Linear(config.hidden_size, config.hidden_size)
-        self.key = nn.Linear(config.hidden_size, config.hidden_size)
-        self.value = nn.Linear(config.hidden_size, config.hidden_size)
-        self.output = nn.Linear(config.hidden_size, config.hidden_size)
-        for module in (self.value, self.output):  # for `_init_weights`
-            module.starts_at_identity = config.identity_attention  # type: ignore[assignment]
-
-    def forward(
-        self,
-        hidden_states: torch.Tensor,  # (batch, length, hidden)
-        queries: torch.Tensor,  # (batch, kept, hidden)
-        attention_mask: torch.Tensor | None = None,
-        kept: torch.Tensor | None = None,  # (batch, kept) positions of the queries; all if None
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        query, key, value = (
-            project(states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (batch, heads, positions, head_dim)
-            for project, states in ((self.query, queries), (self.key, hidden_states), (self.value, hidden_states))
-        )
-        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
-        )
-        # Attention in bfloat16 is slow on a CPU, above all its backward pass: a step takes 1.4 times as long.
-        if torch.is_autocast_enabled("cpu"):
-            query, key, value = query.float(), key.float(), value.float()
-        if self.rope_theta is not None:
-            positions = torch.arange(hidden_states.shape[1], device=hidden_states.device)
-            query = rotate(query, positions if kept is None else kept, self.rope_theta)
-            key = rotate(key, positions, self.rope_theta)
-        with torch.autocast("cpu", enabled=False):
-            attn_output, attn_weights = attention_interface(
-                self,
-                query,
-                key,
-                value,
-                attention_mask,
-                dropout=self.attention_dropout if self.training else 0.0,
-                scaling=self.scaling,
-                **kwargs,
-            )
-        return self.output(attn_output.flatten(2)), attn_weights
-
-
-class Bert4RecMLP(nn.Module):
-    """Position-wise feed-forward network (paper, equation 3)."""
-
-    def __init__(self, config: Bert4RecConfig) -> None:
-        super().__init__()
-        self.intermediate = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.act = ACT2FN[config.hidden_act]
-        self.output = nn.Linear(config.intermediate_size, config.hidden_size)
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.output(self.act(self.intermediate(hidden_states)))
-
-
-class Bert4RecLayer(GradientCheckpointingLayer):
-    """Attention and feed-forward, each followed by dropout, residual and layer normalization (paper, section 3.3)."""
-
-    def __init__(self, config: Bert4RecConfig) -> None:
-        super().__init__()
-        self.attention = Bert4RecAttention(config)
-        self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.mlp = Bert4RecMLP(config)
-        self.mlp_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = Dropout(config.hidden_dropout_prob)
-
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        queries: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        kept: torch.Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> torch.Tensor:
-        attn_output, _ = self.attention(hidden_states, queries, attention_mask, kept, **kwargs)
-        queries = self.attention_norm(queries + self.dropout(attn_output))
-        return self.mlp_norm(queries + self.dropout(self.mlp(queries)))
 
 
 class Bert4RecPreTrainedModel(PreTrainedModel):
@@ -393,172 +207,6 @@ class Bert4RecModel(Bert4RecEncoder):
             mask = padding_mask(self.config, queries, hidden_states, attention_mask)
         hidden_states = self.layers[-1](hidden_states, queries, mask, kept, **kwargs)
         return keep(hidden_states, kept_positions if late else None)
-
-
-class Bert4RecPredictionHead(nn.Module):
-    """Dense layer, activation and layer normalization, as in the published code; equation 7 has no normalization."""
-
-    def __init__(self, config: Bert4RecConfig) -> None:
-        super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
-        self.act = ACT2FN[config.hidden_act]
-        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.norm(self.act(self.dense(hidden_states)))
-
-
-class Bert4RecRepeatHead(nn.Module):
-    """Scores for repeated interactions with items of the history (repeat mode of RepeatNet; Ren et al., AAAI 2019).
-
-    An attention over the history gives each position a share a, and a gate g determines their total weight.
-    With the scores s of the catalog, the probability of an item is
-
-        (exp(s of the item) + exp(g) · sum of a over its positions) / (sum of exp(s) over all items + exp(g))
-
-    An inner product of short vectors cannot distinguish the items of a user from thousands of others. This head can.
-    """
-
-    def __init__(self, config: Bert4RecConfig) -> None:
-        super().__init__()
-        self.query = nn.Linear(config.hidden_size, config.hidden_size)
-        self.distance = nn.Embedding(config.max_position_embeddings, 1)
-        self.gate = nn.Linear(config.hidden_size, 1)
-        # For `_init_weights`: with small random weights, catalog and history are about equally likely at first.
-        self.gate.starts_at = math.log(config.vocab_size)  # type: ignore[assignment]
-
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        items: torch.Tensor,
-        input_ids: torch.Tensor,
-        kept: torch.Tensor,
-        causal: bool,
-    ) -> torch.Tensor:
-        """Return g + log a, (batch, kept, length), at least in single precision.
-
-        Special tokens, and items that do not count, get the lowest finite value.
-
-        Args:
-            hidden_states: (batch, kept, hidden) at the scored positions.
-            items: (batch, length, hidden) vectors of the items of the history.
-            input_ids: (batch, length) token IDs of these items; padding is [PAD].
-            kept: (batch, kept) scored positions.
-            causal: Whether only items before a scored position count.
-        """
-        distances = kept.unsqueeze(-1) - torch.arange(input_ids.shape[1], device=kept.device)
-        real = (input_ids >= len(SPECIAL_TOKENS)).unsqueeze(1) & ((distances > 0) | (not causal))
-        near = distances.abs().clamp(max=self.distance.num_embeddings - 1)  # a GRU may read more positions
-        weights = self.query(hidden_states) @ items.transpose(1, 2) + self.distance(near).squeeze(-1)
-        weights = weights.to(torch.promote_types(weights.dtype, torch.float32))
-        lowest = torch.finfo(weights.dtype).min
-        shares = weights.masked_fill(~real, lowest).log_softmax(dim=-1)
-        return (self.gate(hidden_states) + shares).masked_fill(~real, lowest)
-
-
-def add_repeats(logits: torch.Tensor, rows: torch.Tensor, repeats: torch.Tensor) -> torch.Tensor:
-    """Return log(exp(logits) + exp(repeats)), (batch, kept, vocab_size), with the sum over the repeats of an item.
-
-    `repeats`, the output of `Bert4RecRepeatHead`, and `rows` are (batch, kept, length). `rows` are the token IDs of the
-    history, once per kept position.
-    """
-    input_ids = rows[:, 0]
-    same = (input_ids.unsqueeze(-1) == input_ids.unsqueeze(1)).to(repeats)  # whether two positions have one item
-    largest = repeats.amax(dim=-1, keepdim=True)
-    sums, tiny = (repeats - largest).exp() @ same, torch.finfo(repeats.dtype).tiny
-    together = torch.where(sums > tiny, sums.clamp(min=tiny).log() + largest, repeats)
-    scores = logits.gather(-1, rows)
-    added = torch.logaddexp(scores, together.to(scores)) - scores
-    added = added.masked_fill(rows < len(SPECIAL_TOKENS), 0) / same.sum(dim=1, keepdim=True)  # equal parts per position
-    return logits.scatter_add(-1, rows, added.to(logits))
-
-
-class Bert4RecTransitionHead(nn.Module):
-    """Head that adds a first-order Markov chain: items that often followed the previous item get higher scores.
-
-    The previous item is the item right before the position, and s are the scores of the catalog. c is the number of
-    users in whose training history an item came right after the previous item, and n is the sum of c over all items.
-    The probability of an item is
-
-        (exp(s of the item) + exp(g) · c^a / n^b) / (sum of exp(s) over all items + exp(g) · sum of c^a / n^b)
-
-    g is a gate that depends on the hidden state; a and b are trained and start at 1. In training, the transition to the
-    target counts once less, because the count includes this user and would reveal the target. The head is needed
-    because an inner product of short vectors cannot store single transitions.
-
-    `count_transitions` fills the buffers: `followers` (rows, number) are the token IDs with the most users, 0 for none,
-    `counts` (rows, number) their c, and `totals` (rows,) the n of each item.
-    """
-
-    def __init__(self, config: Bert4RecConfig) -> None:
-        super().__init__()
-        rows, number = config.vocab_size, config.num_followers
-        self.followers: torch.Tensor
-        self.counts: torch.Tensor
-        self.totals: torch.Tensor
-        for name, shape in (("followers", (rows, number)), ("counts", (rows, number)), ("totals", (rows,))):
-            self.register_buffer(name, torch.zeros(shape, dtype=torch.int32))
-        self.gate = nn.Linear(config.hidden_size, 1)
-        self.powers = nn.Parameter(torch.zeros(2))  # a - 1 and b - 1, since weight decay draws them to 0
-
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        input_ids: torch.Tensor,
-        kept: torch.Tensor,
-        labels: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return token IDs of followers and g + a log c - b log n, both (batch, kept, number).
-
-        A missing follower gets the lowest finite value.
-
-        Args:
-            hidden_states: (batch, kept, hidden) at the scored positions.
-            input_ids: (batch, length) token IDs.
-            kept: (batch, kept) scored positions.
-            labels: (batch, kept) true items, whose transitions count once less, or None.
-        """
-        kept = kept.expand(input_ids.shape[0], -1)
-        before = input_ids.gather(1, (kept - 1).clamp(min=0)).masked_fill(kept == 0, 0)
-        before = before.masked_fill(before < len(SPECIAL_TOKENS), 0)
-        followers, counts, totals = self.followers[before].long(), self.counts[before], self.totals[before]
-        if labels is not None:
-            counts, totals = counts - (followers == labels.unsqueeze(-1)).to(counts), totals - 1
-        precision = torch.promote_types(self.powers.dtype, torch.float32)  # a count may exceed float16
-        c, n = (number.clamp(min=1).to(precision).log() for number in (counts, totals.unsqueeze(-1)))
-        a, b = self.powers.to(precision) + 1
-        scores = self.gate(hidden_states).to(precision) + a * c - b * n
-        return followers, scores.masked_fill(counts < 1, torch.finfo(scores.dtype).min)
-
-    def resize(self, rows: int) -> None:
-        """Change the number of token IDs to `rows`. New items have no followers, and removed ones follow no item."""
-        for name, old in [*self.named_buffers()]:
-            new = old.new_zeros(rows, *old.shape[1:])
-            new[: len(old)] = old[:rows]
-            setattr(self, name, new)
-        gone = self.followers >= rows
-        self.followers[gone] = self.counts[gone] = 0
-
-
-def add_transitions(logits: torch.Tensor, followers: torch.Tensor, transitions: torch.Tensor) -> torch.Tensor:
-    """Return log(exp(logits) + exp(transitions)), (batch, kept, vocab_size); see `Bert4RecTransitionHead.forward`."""
-    scores = logits.gather(-1, followers)
-    added = torch.logaddexp(scores, transitions.to(scores)) - scores
-    return logits.scatter_add(-1, followers, added.masked_fill(followers < len(SPECIAL_TOKENS), 0))
-
-
-AddedScores = list[tuple[Callable, torch.Tensor, torch.Tensor]]
-"""For each additional head: a function that adds scores to logits; token IDs and scores, (batch, kept, number) each."""
-
-
-def added_sums(added: AddedScores, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Return the log-sums (batch, kept) of the exponentials of added scores, over all items and over the true item."""
-    if not added:
-        return None
-    _, *tensors = zip(*added, strict=True)
-    rows, scores = (torch.cat(of, dim=-1) for of in tensors)
-    of_labels = scores.masked_fill(rows != labels.unsqueeze(-1), torch.finfo(scores.dtype).min)
-    return scores.logsumexp(dim=-1), of_labels.logsumexp(dim=-1)
 
 
 def scored_positions(labels: torch.Tensor) -> torch.Tensor:
@@ -742,7 +390,7 @@ class Bert4RecForMaskedLM(Bert4RecPreTrainedModel):
                 repeats = self.repeat_head(states, items, input_ids, kept_positions, self.model.causal)
                 found.append((add_repeats, input_ids.unsqueeze(1).expand_as(repeats), repeats))
             if self.transition_head is not None:
-                found.append((add_transitions, *self.transition_head(states, input_ids, kept_positions, labels)))
+                found.append((add_scores, *self.transition_head(states, input_ids, kept_positions, labels)))
         return found
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Module:

@@ -24,7 +24,7 @@ import hf_bert4rec
 from hf_bert4rec.cli.main import main
 from hf_bert4rec.evaluation.ranking import NOT_FINITE
 from hf_bert4rec.hub.push import HANDLER, published_files
-from hf_bert4rec.inference import serving
+from hf_bert4rec.inference import service, serving
 from hf_bert4rec.inference.export import OnnxRecommender, export_checkpoint
 from hf_bert4rec.inference.serving import create_app, load_for_serving
 from tests.inference.test_export import checkpoint
@@ -234,7 +234,7 @@ def test_requests_that_wait_are_scored_together_and_each_gets_its_own_answer(rec
 
 
 def test_overload_is_refused_at_once(recommender, monkeypatch):
-    monkeypatch.setattr(serving, "MAX_WAITING", 4)
+    monkeypatch.setattr(service, "MAX_WAITING", 4)
     slow = Slow(recommender)
 
     async def wait(tasks, client):
@@ -255,7 +255,7 @@ def test_overload_is_refused_at_once(recommender, monkeypatch):
 
 
 def test_requests_for_similar_items_and_histories_wait_separately(recommender, monkeypatch):
-    monkeypatch.setattr(serving, "MAX_WAITING", 4)
+    monkeypatch.setattr(service, "MAX_WAITING", 4)
     slow = Slow(recommender)
     slow.similar = recommender.similar
     app = create_app(lambda: (slow, "shop", None))
@@ -303,7 +303,7 @@ def test_what_waits_is_refused_when_the_server_stops(recommender):
 
 
 def messages_of(caplog) -> list[str]:
-    return [record.getMessage() for record in caplog.records if record.name == serving.__name__]
+    return [record.getMessage() for record in caplog.records if record.name == service.__name__]
 
 
 # ---- reloads ---------------------------------------------------------------------------------------------------------

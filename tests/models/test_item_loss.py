@@ -10,7 +10,7 @@ from torch.profiler import ProfilerActivity, profile
 from hf_bert4rec import Bert4RecConfig, Bert4RecForMaskedLM
 from hf_bert4rec.models import item_loss as item_loss_module
 from hf_bert4rec.models.item_loss import LOSSES, ItemLoss, item_loss, sampled_scores
-from hf_bert4rec.models.modeling_bert4rec import Dropout
+from hf_bert4rec.models.layers import Dropout
 from tests.conftest import small_config
 
 SPECIALS = 3

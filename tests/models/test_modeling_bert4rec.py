@@ -14,7 +14,7 @@ from transformers.masking_utils import create_bidirectional_mask
 
 from hf_bert4rec import Bert4RecConfig, Bert4RecForMaskedLM, Bert4RecModel
 from hf_bert4rec.models import modeling_bert4rec
-from hf_bert4rec.models.modeling_bert4rec import rotate
+from hf_bert4rec.models.layers import rotate
 from hf_bert4rec.models.modeling_sasrec import SasRecForMaskedLM
 from hf_bert4rec.models.registry import ARCHITECTURES
 from tests.conftest import small_config

@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from hf_bert4rec import Bert4RecForMaskedLM, Bert4RecModel, item_tokenizer, transfer
 from hf_bert4rec.inference.pipeline import NextItemRecommendationPipeline
-from hf_bert4rec.models.modeling_bert4rec import add_repeats
+from hf_bert4rec.models.heads import add_repeats
 from hf_bert4rec.models.modeling_gru4rec import Gru4RecConfig, Gru4RecForMaskedLM
 from hf_bert4rec.models.modeling_sasrec import SasRecConfig, SasRecForMaskedLM
 from tests.conftest import small_config
