@@ -6,9 +6,8 @@ import json
 import logging
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
@@ -29,20 +28,14 @@ from ..data.tokenization import ItemTokenizer
 from ..evaluation.baselines import BASELINES, DataCollatorWithUsers
 from ..evaluation.comparison import evaluate_users, split_metrics, user_groups
 from ..evaluation.ranking import SAMPLED_METRICS
-from ..hub.checkpoint import (
-    fetch_checkpoint,
-    last_complete_checkpoint,
-    stored_exclude_history,
-    stored_recipe,
-    weight_files,
-)
+from ..hub.checkpoint import fetch_checkpoint, last_complete_checkpoint, stored_exclude_history, weight_files
 from ..hub.run_facts import FACTS_FILE, UNPUBLISHED_OPTIONS, DataFacts, RunFacts
 from ..models.configuration_bert4rec import SPECIAL_TOKENS
 from ..models.registry import architecture_of
 from ..training.resources import peak_memory
 from .comparison_report import PARTS_DIFFER, ModelResult, differing_parts, format_report, result_file, summarize
 from .prepare import describe_data, excludes_history, prepare, protocol, sampled_by, whole_histories
-from .recipe import OWN_CODE, Recipe, find_split, import_own_code, parse_recipe, read_yaml
+from .recipe import Recipe, find_split, import_own_code, imported, parse_recipe, read_yaml
 from .run import run
 from .trainers import evaluator
 
@@ -134,7 +127,7 @@ class Comparison:
         return parse_recipe([self.recipe, "--disable_tqdm=true"])
 
 
-def compare(path: str, split: str, folder: str, modules: Sequence[str] = ()) -> str:
+def compare(path: str, split: str, folder: str) -> str:
     """Train and evaluate the models of a comparison that have no result in `folder` yet, and report on all of them.
 
     `folder` receives one result per model, the trained models, the returned report as `comparison.md`,
@@ -145,8 +138,8 @@ def compare(path: str, split: str, folder: str, modules: Sequence[str] = ()) -> 
             weights. All of this is checked before a model is trained.
     """
     comparison = Comparison.load(path)
-    with _level("hf_bert4rec.cli.prepare", logging.WARNING):  # each training logs its own recommended settings
-        recipe, interactions, tokenizer, histories = prepare(comparison.parse_recipe())
+    logging.getLogger("hf_bert4rec.cli.prepare").setLevel(logging.WARNING)  # each training logs its own settings
+    recipe, interactions, tokenizer, histories = prepare(comparison.parse_recipe())
     if split not in histories:
         others = [f"Pass `--split {name}`." for name in histories if name != "train"]
         solution = f"Set `split` in {comparison.recipe} to one that holds items out, such as leave_one_out."
@@ -157,7 +150,7 @@ def compare(path: str, split: str, folder: str, modules: Sequence[str] = ()) -> 
         raise ValueError(f"{path}: `published` needs metrics among sampled candidates. {advice}")
     data = describe_data(recipe, interactions)
     for name, options in comparison.models.items():
-        check_model(comparison, name, recipe, folder, modules)
+        check_model(comparison, name, recipe, folder)
         if "checkpoint" in options:
             check_data(fetch_checkpoint(options["checkpoint"]), data, tokenizer.items, comparison.recipe)
     check_results(comparison, split, str(data.sha256), folder)
@@ -168,8 +161,8 @@ def compare(path: str, split: str, folder: str, modules: Sequence[str] = ()) -> 
         else:
             print(f"Running {name} …", flush=True)
             level = logging.getLogger("hf_bert4rec").getEffectiveLevel()
-            with ProcessPoolExecutor(1, get_context("spawn"), _log_to_stderr, (level,)) as process:
-                process.submit(evaluate_model, comparison, name, split, folder, modules).result()
+            with ProcessPoolExecutor(1, get_context("spawn"), _start_process, (level, imported)) as process:
+                process.submit(evaluate_model, comparison, name, split, folder).result()
     results = {name: ModelResult.load(folder, name) for name in comparison.models}
     counts = count_items(whole_histories(recipe, interactions, tokenizer), len(tokenizer))
     groups, differing = user_groups(histories[split], counts), differing_options(trained_options(comparison, folder))
@@ -182,10 +175,8 @@ def compare(path: str, split: str, folder: str, modules: Sequence[str] = ()) -> 
     return report
 
 
-def evaluate_model(comparison: Comparison, name: str, split: str, folder: str, modules: Sequence[str] = ()) -> None:
+def evaluate_model(comparison: Comparison, name: str, split: str, folder: str) -> None:
     """Evaluate one model, which is fitted or trained first if necessary, and save its `ModelResult`."""
-    for module in modules:
-        import_own_code(module)
     transformers.logging.disable_progress_bar()
     logging.getLogger("hf_bert4rec.data").setLevel(logging.ERROR)  # the main process has warned about the data
     options = dict(comparison.models[name])
@@ -252,8 +243,7 @@ def trained_options(comparison: Comparison, folder: str) -> dict[str, dict[str, 
 def resolved_options(checkpoint: Path) -> dict[str, Any]:
     """Return the options of model, rows, masks and training of a checkpoint, as given or by default."""
     facts, config = RunFacts.load(checkpoint), AutoConfig.from_pretrained(checkpoint)
-    code = [f"--{name}={facts.recipe[name]}" for name in OWN_CODE if name in facts.recipe]  # imported before
-    recipe = parse_recipe([str(checkpoint), *code])
+    recipe = parse_recipe([str(checkpoint)])
     options = {"initialize_items": recipe.run.initialize_items, "start_from": recipe.run.start_from}
     options |= find_split(recipe.run.split).resolve(recipe.options("splitting"))
     if architecture_of(config).objective == "cloze":
@@ -272,11 +262,8 @@ def differing_options(trained: Mapping[str, Mapping[str, Any]]) -> dict[str, dic
     return {name: row for name, row in rows.items() if len({json.dumps(value) for value in row.values()}) > 1}
 
 
-def check_model(comparison: Comparison, name: str, recipe: Recipe, folder: str, modules: Sequence[str] = ()) -> None:
-    """Check the options, the checkpoint and the packages of a model, and that its split is that of the comparison.
-
-    Code that a checkpoint names is imported if the recipe of the comparison names it too, or if it is in `modules`.
-    """
+def check_model(comparison: Comparison, name: str, recipe: Recipe, folder: str) -> None:
+    """Check the options, the checkpoint and the packages of a model, and that its split is that of the comparison."""
     options = dict(comparison.models[name])
     try:
         if "baseline" in options:
@@ -292,13 +279,7 @@ def check_model(comparison: Comparison, name: str, recipe: Recipe, folder: str, 
         expected = split_options(recipe)
         if "checkpoint" in options:
             checkpoint = fetch_checkpoint(options["checkpoint"])
-            stored = stored_recipe(checkpoint)
-            trusted = [
-                f"--{option}={code}"
-                for option in OWN_CODE
-                if (code := str(stored.get(option))) == recipe.given.get(option) or code.partition(":")[0] in modules
-            ]
-            found = split_options(parse_recipe([str(checkpoint), *trusted]))
+            found = split_options(parse_recipe([str(checkpoint)]))
             found["exclude_history"] = stored_exclude_history(checkpoint)
         else:
             own, whole = parse_recipe(recipe_words(options, folder)), comparison.parse_recipe()
@@ -391,20 +372,10 @@ def check_results(comparison: Comparison, split: str, sha256: str, folder: str) 
         raise ValueError("\n".join(lines))
 
 
-@contextmanager
-def _level(name: str, level: int) -> Iterator[None]:
-    """Set the level of a logger inside a `with` block."""
-    log = logging.getLogger(name)
-    before = log.level
-    log.setLevel(level)
-    try:
-        yield
-    finally:
-        log.setLevel(before)
-
-
-def _log_to_stderr(level: int) -> None:
-    """Log as the main process does. A spawned process starts without handlers."""
+def _start_process(level: int, modules: Sequence[str]) -> None:
+    """Log as the main process does, and import the modules that it has imported for the user."""
+    for module in modules:
+        import_own_code(module)
     log = logging.getLogger("hf_bert4rec")
     log.addHandler(logging.StreamHandler())
     log.setLevel(level)

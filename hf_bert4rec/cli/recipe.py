@@ -55,6 +55,7 @@ CONTINUED: dict[str, Any] = {
 
 OWN_CODE = {"split": "package.module:function", "architecture": "package.module:ConfigClass"}
 """Options that can name code to import, and the form of such a name."""
+imported: list[str] = []  # modules that the user has named. Recipes of checkpoints may name no others.
 
 ARGUMENT_ERRORS = {  # pattern of a message of argparse or `HfArgumentParser` -> text
     "^expected one argument": "needs a value, found none",
@@ -156,13 +157,11 @@ def parse_recipe(argv: Sequence[str]) -> Recipe:
     if (split := chosen.get("split")) not in (None, from_file.get("split", RunArguments.split)):
         unread = {name for it in SPLITS.values() for name in it.options} - {*find_split(split).options}
         from_file = {name: value for name, value in from_file.items() if name not in unread}
-    if stored:  # a downloaded recipe must not choose what is imported
-        for name in OWN_CODE:
-            if ":" in str(from_file.get(name)) and name not in chosen:
-                code = str(from_file[name])
-                found = f"the recipe of {parent or source} would import {code}"
-                option = f"`--{name} {code}` (`hf-bert4rec compare`: `--import {code.partition(':')[0]}`)"
-                raise ValueError(f"{found}. If you trust this code, add {option}.")
+    for name in OWN_CODE if stored else ():  # a downloaded recipe must not choose what is imported
+        module, colon, _ = str(from_file.get(name)).partition(":")
+        if colon and module not in imported and name not in chosen:
+            found = f"the recipe of {parent or source} would import {from_file[name]}"
+            raise ValueError(f"{found}. If you trust this code, add `--import {module}`.")
     sections, place = _sections({**from_file, **chosen}), f"{source or parent}: "
     parser = _parser(sections.values())
     given = _parse_file(from_file, parser, place)
@@ -210,10 +209,16 @@ def find_configuration(name: str) -> type[Bert4RecConfig]:
 
 
 def import_own_code(module: str) -> ModuleType:
-    """Import a module of the user. The working directory is searched too, which an installed command does not do."""
+    """Import a module that the user has named, and add it to `imported`.
+
+    The working directory is searched too, which an installed command does not do.
+    """
     if "" not in sys.path:
         sys.path.append("")
-    return import_module(module)
+    found = import_module(module)
+    if module not in imported:
+        imported.append(module)
+    return found
 
 
 def _find(kind: str, name: str, registry: Mapping[str, Any]) -> Any:

@@ -36,7 +36,7 @@ from hf_bert4rec.cli.comparison_report import (
 )
 from hf_bert4rec.cli.main import main
 from hf_bert4rec.cli.prepare import excludes_history, prepare
-from hf_bert4rec.cli.recipe import import_own_code, parse_recipe
+from hf_bert4rec.cli.recipe import import_own_code, imported, parse_recipe
 from hf_bert4rec.cli.run import run
 from hf_bert4rec.evaluation.baselines import BASELINES
 from hf_bert4rec.evaluation.comparison import UserResults, paired_difference, split_metrics
@@ -189,13 +189,16 @@ def test_code_of_a_checkpoint_is_imported_if_the_comparison_names_it(recipe_file
     own.write_text(recipe_file.read_text() + "split: trusted:split\n")
     checkpoint = train_model({"recipe": str(own), "num_train_epochs": 1}, str(tmp_path / "out"))
     path = comparison_file(tmp_path, own, Ours={"checkpoint": str(checkpoint)})
+    imported.clear()
     check_model(Comparison.load(path), "Ours", parse_recipe([str(own)]), str(tmp_path))
     path = comparison_file(tmp_path, recipe_file, Ours={"checkpoint": str(checkpoint)})
     arguments = Comparison.load(path), "Ours", parse_recipe([str(recipe_file)]), str(tmp_path)
-    with pytest.raises(ValueError, match="would import trusted:split"):
+    imported.clear()
+    with pytest.raises(ValueError, match=r"would import trusted:split\. .* add `--import trusted`"):
         check_model(*arguments)
+    import_own_code("trusted")
     with pytest.raises(ValueError, match="the split or ranking differs from the comparison"):  # it has been imported
-        check_model(*arguments, modules=["trusted"])
+        check_model(*arguments)
 
 
 def test_a_model_that_starts_from_a_checkpoint_is_ranked_as_this_checkpoint(recipe_file, tmp_path):
@@ -274,8 +277,9 @@ def test_the_process_of_a_model_imports_code_of_the_user(recipe_file, tmp_path, 
     (tmp_path / "own_marks.py").write_text(mark)
     monkeypatch.syspath_prepend(tmp_path)
     path = comparison_file(tmp_path, recipe_file, Popularity={"baseline": "popularity"})
-    compare(path, "validation", str(tmp_path / "kept"), ["own_marks"])
-    assert len(list(tmp_path.glob("mark-*"))) == 1
+    import_own_code("own_marks")
+    compare(path, "validation", str(tmp_path / "kept"))
+    assert len(list(tmp_path.glob("mark-*"))) == 2
 
 
 def test_an_interrupted_comparison_says_how_to_continue(recipe_file, tmp_path):
