@@ -32,7 +32,7 @@ from ..data.data_collator import DataCollatorForCloze
 from ..data.histories import build_histories
 from ..data.interactions import load_interactions
 from ..data.splits import SPLITS, Split
-from ..hub.checkpoint import fetch_checkpoint, restore_folder
+from ..hub.checkpoint import fetch_checkpoint, open_folder
 from ..hub.run_facts import FACTS_FILE, RunFacts
 from ..models.configuration_bert4rec import Bert4RecConfig
 from ..models.registry import ARCHITECTURES
@@ -146,7 +146,7 @@ def parse_recipe(argv: Sequence[str]) -> Recipe:
     words = list(argv)
     source = words.pop(0) if words and not words[0].startswith("-") else None
     chosen, _ = _parse(_parser([RunArguments]), words)
-    from_file = {} if source is None else _read_options(Path(source))
+    from_file = {} if source is None else _read_options(open_folder(source))
     stored = {} if source is None or not Path(source).is_dir() else from_file  # may be downloaded
     if (parent := chosen.get("continue_from", None if stored else from_file.get("continue_from"))) is not None:
         if "start_from" in {**from_file, **chosen}:
@@ -235,26 +235,27 @@ def _find(kind: str, name: str, registry: Mapping[str, Any]) -> Any:
 
 
 def _read_options(config: Path) -> dict[str, Any]:
-    restore_folder(config)
     if config.is_dir():
         return RunFacts.load(config).recipe if (config / FACTS_FILE).exists() else {}
-    if not config.exists():
-        raise ValueError(f"{config}: found no such file or folder. Pass a YAML file of options or a checkpoint folder.")
+    advice = f"Fix this file. If it is a log, pass `--data {config}`."
+    return read_yaml(config, "a YAML file of options or a checkpoint folder", advice, yaml.BaseLoader)  # only text
+
+
+def read_yaml(file: str | Path, expected: str, advice: str, loader: Any = yaml.SafeLoader) -> dict[str, Any]:
+    """Return the keys and values of a YAML file; ValueError if it cannot be read, or is not what is `expected`."""
+    if not Path(file).exists():
+        raise ValueError(f"{file}: found no such file. Pass {expected}.")
     try:
-        text = config.read_text(encoding="utf-8")
-        options = read_yaml(text, yaml.BaseLoader) or {}  # all values are text
+        found = _load_yaml(Path(file).read_text(encoding="utf-8"), loader)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split()).rstrip(".")
-        expected = "expected a YAML file of options or a checkpoint folder"
-        raise ValueError(f"{config}: {expected}: {reason}. Fix this file, or pass another one.") from None
-    if not isinstance(options, dict):
-        found = "a list" if isinstance(options, list) else "other text"
-        found += f". If this file is a log, pass `--data {config}`."
-        raise ValueError(f"{config}: expected lines of `option: value`, found {found}")
-    return options
+        raise ValueError(f"{file}: expected {expected}: {reason}. {advice}") from error
+    if not isinstance(found, dict | None):
+        raise ValueError(f"{file}: expected {expected}, found a {type(found).__name__}. {advice}")
+    return found or {}
 
 
-def read_yaml(text: str, loader: Any) -> Any:
+def _load_yaml(text: str, loader: Any) -> Any:
     """Return the content of YAML; raise YAMLError for aliases, and for a key that is given more than once."""
     nodes = [yaml.compose(text)]  # first, because compose refuses deep nesting, for which the other calls need minutes
     if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):

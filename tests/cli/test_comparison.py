@@ -343,7 +343,7 @@ def test_a_missing_package_is_named_with_its_install_command_before_anything_is_
             {"BPR-MF": {"baseline": "bpr_mf"}, "BPR MF": {"baseline": "bpr_mf"}},
             "'BPR MF' and 'BPR-MF' would share the file bpr-mf.json",
         ),
-        ({"Comparison": {"baseline": "ease"}}, "'Comparison': the report is written to comparison.json too"),
+        ({"Comparison": {"baseline": "ease"}}, "'Comparison' and 'the report' would share the file comparison.json"),
         ({"a|b": {"baseline": "ease"}}, r"'a\|b': a name with \| breaks the tables"),
         ({"X": {"checkpoint": "y", "max_length": 5}}, "'X': `checkpoint` cannot be combined with max_length"),
         ({"X": {}}, "'X': expected one of baseline, recipe, checkpoint"),
@@ -360,14 +360,13 @@ def test_invalid_models_are_refused(recipe_file, tmp_path, models, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "the keys `recipe` and `models`, and optionally `published`, found no value for `recipe`. `hf-bert4rec"),
-        ("- recipe", "and optionally `published`, found a list. `hf-bert4rec compare --help` shows an example."),
+        ("", "the keys `recipe` and `models`, and optionally `published`, found none. `hf-bert4rec"),
+        ("- recipe", "a YAML file of a comparison, found a list. `hf-bert4rec compare --help` shows an example."),
         ("recipe", "found a str. "),
         ("{", "a YAML file of a comparison: while parsing a flow node expected the node content"),
-        ("recipe: a\nmodels: {X: {baseline: ease}}\nmodel: 1", "found `model`. Fix or remove this key."),
-        ("recipe: a\nmodels: {X: {baseline: ease}}\nmodel:", "found `model`. Fix or remove this key."),
-        ("recipe: a", "found no value for `models`. `hf-bert4rec compare --help` shows an example."),
-        ("recipe: a\nmodels:", "found no value for `models`. "),
+        ("recipe: a\nmodels: {X: {baseline: ease}}\nmodel: 1", "found `recipe`, `models`, `model`. `hf-bert4rec"),
+        ("recipe: a", "found `recipe`. `hf-bert4rec compare --help` shows an example."),
+        ("recipe: a\nmodels:", "found `recipe`. "),
         ("\0", "a YAML file of a comparison: unacceptable character"),
         ("recipe: a\nmodels: {X: {baseline: ease}, X: {baseline: als}}", "`X` is given more than once. Keep one line."),
     ],
@@ -393,7 +392,7 @@ def test_a_value_of_the_wrong_type_is_refused(tmp_path, models, message):
 
 
 def test_a_recipe_is_no_comparison(recipe_file):
-    with pytest.raises(ValueError, match=r"recipe\.yaml: found neither `recipe` nor `models`\. If this is a recipe, "):
+    with pytest.raises(ValueError, match=r"recipe\.yaml: expected the keys `recipe` and `models`, .* found `data`"):
         Comparison.load(str(recipe_file))
 
 
