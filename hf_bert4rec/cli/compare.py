@@ -30,11 +30,10 @@ from ..evaluation.ranking import SAMPLED_METRICS
 from ..hub.checkpoint import fetch_checkpoint, last_complete_checkpoint, stored_exclude_history, weight_files
 from ..hub.run_facts import FACTS_FILE, UNPUBLISHED_OPTIONS, DataFacts, RunFacts
 from ..models.configuration_bert4rec import SPECIAL_TOKENS
-from ..models.registry import architecture_of
 from ..training.resources import peak_memory
 from .comparison_report import PARTS_DIFFER, ModelResult, differing_parts, format_report, result_file, summarize
 from .prepare import describe_data, excludes_history, prepare, protocol, sampled_by, whole_histories
-from .recipe import Recipe, find_split, import_own_code, imported, parse_recipe, read_yaml
+from .recipe import Recipe, import_own_code, imported, parse_recipe, read_yaml
 from .run import run
 from .trainers import evaluator
 
@@ -226,15 +225,11 @@ def resolved_options(checkpoint: Path) -> dict[str, Any]:
     """Return the options of model, rows, masks and training of a checkpoint, as given or by default."""
     facts, config = RunFacts.load(checkpoint), AutoConfig.from_pretrained(checkpoint)
     recipe = parse_recipe([str(checkpoint)])
-    options = {"initialize_items": recipe.run.initialize_items, "start_from": recipe.run.start_from}
-    options |= find_split(recipe.run.split).resolve(recipe.options("splitting"))
-    if architecture_of(config).objective == "cloze":
-        options |= vars(recipe.masking)
+    options = recipe.model_options(config) | {"max_length": config.max_position_embeddings}
+    options |= {name: getattr(recipe.run, name) for name in ("initialize_items", "start_from")}
     options |= weight_options(recipe.training.to_dict())
-    if not facts.reproducible:  # other options are unknown
-        options = {name: value for name, value in options.items() if name in facts.recipe}
-    of_model = {name: getattr(config, name) for name in vars(recipe.model)}
-    return {"architecture": config.model_type, "max_length": config.max_position_embeddings} | of_model | options
+    known = options if facts.reproducible else {"architecture", "max_length", *vars(recipe.model), *facts.recipe}
+    return {name: value for name, value in options.items() if name in known}
 
 
 def differing_options(trained: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -264,17 +259,12 @@ def check_model(comparison: Comparison, name: str, recipe: Recipe, folder: str) 
             found = split_options(parse_recipe([str(checkpoint)]))
             found["exclude_history"] = stored_exclude_history(checkpoint)
         else:
-            own, whole = parse_recipe(recipe_words(options, folder)), comparison.parse_recipe()
-            if _chooses_exclusion(own) != _chooses_exclusion(whole):
-                both = ("this model", "the comparison")
-                chosen, fixed = both if _chooses_exclusion(own) else both[::-1]
-                raise ValueError(
-                    f"`exclude_history` is chosen from the log for {chosen}, but not for {fixed}. Set the same value "
-                    f"for this model and in {comparison.recipe}."
-                )
-            if _chooses_exclusion(own):  # from the same log, so with the same result
-                own = own.fill({"model": {"exclude_history": expected["exclude_history"]}})
-            found = split_options(own)
+            found = split_options(own := parse_recipe(recipe_words(options, folder)))
+            if _chooses_exclusion(own):
+                if not _chooses_exclusion(comparison.parse_recipe()):
+                    chosen = "`exclude_history` is chosen from the log for this model, but not for the comparison"
+                    raise ValueError(f"{chosen}. Set the same value for this model and in {comparison.recipe}.")
+                found["exclude_history"] = expected["exclude_history"]  # chosen from the same log
         for option in ("window_step", "prefixes"):  # they change the training rows, not the targets
             expected[option] = found[option] = None
         if changes := describe_changes(expected, found):
@@ -306,8 +296,7 @@ def _chooses_exclusion(recipe: Recipe) -> bool:
 
 def split_options(recipe: Recipe) -> dict[str, Any]:
     """Return the options that determine targets and rankings."""
-    options = find_split(recipe.run.split).resolve(recipe.options("splitting"))
-    return {"split": recipe.run.split, "exclude_history": excludes_history(recipe), **options}
+    return {"split": recipe.run.split, "exclude_history": excludes_history(recipe), **recipe.split_options()}
 
 
 def recipe_words(options: dict[str, Any], folder: str) -> list[str]:

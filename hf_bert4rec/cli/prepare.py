@@ -56,7 +56,7 @@ def prepare(
         raise ValueError(f"The split {run.split} has no option `--{unread[0]}`. Remove it. This split has {own}.")
     if run.popularity_candidates and run.uniform_candidates:
         raise ValueError("Use `--popularity_candidates` or `--uniform_candidates`, not both. Set one of them to 0.")
-    split.resolve(options)  # before the log is read
+    recipe.split_options()  # before the log is read
     names = load_item_ids(run.item_ids) if run.item_ids else None
     interactions, new = _read_logs(recipe, names)
     if run.continue_from is not None and tokenizer is None:
@@ -215,10 +215,9 @@ def validation_histories(recipe: Recipe, interactions: Dataset, tokenizer: ItemT
 def _split(
     recipe: Recipe, interactions: Dataset, tokenizer: ItemTokenizer, length: int | None, **changes: Any
 ) -> DatasetDict:
-    split = find_split(recipe.run.split)
-    options = split.resolve(recipe.options("splitting"))
+    options = recipe.split_options()
     options |= {name: value for name, value in changes.items() if name in options}
-    return split.function(interactions, tokenizer, max_length=length, **options)
+    return find_split(recipe.run.split).function(interactions, tokenizer, max_length=length, **options)
 
 
 def protocol(recipe: Recipe, items: int, exclude_history: bool | None = None) -> tuple[str, str | None]:

@@ -35,7 +35,7 @@ from ..data.splits import SPLITS, Split
 from ..hub.checkpoint import fetch_checkpoint, open_folder
 from ..hub.run_facts import FACTS_FILE, RunFacts
 from ..models.configuration_bert4rec import Bert4RecConfig
-from ..models.registry import ARCHITECTURES
+from ..models.registry import ARCHITECTURES, architecture_of
 from ..training.arguments import RecommendationTrainingArguments
 
 OF_ONE_RUN = (
@@ -122,6 +122,16 @@ class Recipe:
     def options(self, section: str) -> dict[str, Any]:
         """Return the given options of a section. Other options keep the defaults of the function or class."""
         return {name: self.given[name] for name in vars(getattr(self, section)) if name in self.given}
+
+    def split_options(self) -> dict[str, Any]:
+        """Return all options of the split, as given or by default; ValueError if one of them is missing."""
+        return find_split(self.run.split).resolve(self.options("splitting"))
+
+    def model_options(self, config: Bert4RecConfig) -> dict[str, Any]:
+        """Return all options of a model with this configuration, of its rows and of its masks."""
+        options = {"architecture": config.model_type, **{name: getattr(config, name) for name in vars(self.model)}}
+        cloze = architecture_of(config).objective == "cloze"
+        return options | self.split_options() | (vars(self.masking) if cloze else {})
 
     def fill(self, options: Mapping[str, Mapping[str, Any]]) -> Self:
         """Return a recipe with more given options (section -> name -> value). Options that are given do not change."""

@@ -432,22 +432,27 @@ def test_a_model_of_another_split_is_refused(recipe_file, tmp_path, options, mes
         compare(comparison_file(tmp_path, recipe_file, **models), "test", str(tmp_path / "kept"))
 
 
-@pytest.mark.parametrize(
-    ("of_model", "of_comparison", "message"),
-    [
-        (True, False, "for this model, but not for the comparison"),
-        (False, True, "for the comparison, but not for this model"),
-    ],
-)
-def test_one_recipe_alone_that_chooses_exclude_history_from_the_log_is_refused(
-    recipe_file, tmp_path, of_model, of_comparison, message
-):
+def test_a_model_that_alone_chooses_exclude_history_from_the_log_is_refused(recipe_file, tmp_path):
     text = re.sub(r"recommended_settings: \w+\n", "", recipe_file.read_text())
-    recipe_file.write_text(f"{text}recommended_settings: {of_comparison}\n")
-    models = {"Other": {"recipe": str(recipe_file), "recommended_settings": of_model}}
+    recipe_file.write_text(f"{text}recommended_settings: false\n")
+    models = {"Other": {"recipe": str(recipe_file), "recommended_settings": True}}
+    found = "chosen from the log for this model, but not for the comparison"
     advice = r"Set the same value for this model and in \S+recipe\.yaml\."
-    with pytest.raises(ValueError, match=f"'Other': `exclude_history` is chosen from the log {message}. {advice}$"):
+    with pytest.raises(ValueError, match=f"'Other': `exclude_history` is {found}. {advice}$"):
         compare(comparison_file(tmp_path, recipe_file, **models), "test", str(tmp_path / "kept"))
+
+
+def test_a_model_with_another_exclude_history_than_the_log_suggests_is_refused(recipe_file, tmp_path):
+    text = re.sub(r"recommended_settings: \w+\n", "", recipe_file.read_text())
+    recipe_file.write_text(f"{text}recommended_settings: true\n")
+    comparison = Comparison("comparison.yaml", str(recipe_file), {"It": {"recipe": str(recipe_file)}})
+    recipe = prepare(comparison.parse_recipe())[0]
+    chosen = excludes_history(recipe)
+    comparison.models["It"]["exclude_history"] = chosen
+    check_model(comparison, "It", recipe, str(tmp_path))
+    comparison.models["It"]["exclude_history"] = not chosen
+    with pytest.raises(ValueError, match=f"'It': .*exclude_history {chosen} → {not chosen}"):
+        check_model(comparison, "It", recipe, str(tmp_path))
 
 
 @pytest.mark.parametrize(
