@@ -34,7 +34,8 @@ EMBEDDED_TERMS = (
     "same terms, please cite Harper and Konstan, 2015, doi:10.1145/2827872."
 )
 WHOLE_HISTORY = 2**31 - 1  # longer than any history
-ROWS = ("prefixes", "window_step", "last_item_probability", "mask_probability", "max_predictions")
+PREFIX_ROWS = {"prefixes": True, "last_item_probability": 1.0}  # as `recommended_settings` sets them together
+ROWS = (*PREFIX_ROWS, "window_step", "mask_probability", "max_predictions")
 """Options of training rows and masks. They depend on each other."""
 CHUNK = 1_000_000  # interactions that are hashed at a time
 
@@ -84,10 +85,8 @@ def _with_recommended_settings(recipe: Recipe, interactions: Dataset) -> Recipe:
     configuration = find_configuration(recipe.run.architecture)
     cloze = architecture_of(configuration()).objective == "cloze"
     prefixes = cloze and "prefixes" in find_split(recipe.run.split).options
+    prefixes &= all(recipe.given[name] == PREFIX_ROWS.get(name) for name in ROWS if name in recipe.given)
     settings = recommended_settings(interactions, prefixes=prefixes, max_length=recipe.run.max_length)
-    rows = settings.splitting | settings.masking
-    if any(value != rows.get(name) for name, value in recipe.given.items() if name in ROWS):
-        settings = recommended_settings(interactions, prefixes=False)
     softmax = recipe.given.get("loss", configuration.loss) == "softmax"
     if not softmax or recipe.given.get("exclude_history"):
         settings.model.pop("repeat_head", None)  # it needs this loss, and to recommend items of the history
