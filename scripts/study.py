@@ -36,14 +36,13 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-import yaml
 from matplotlib.figure import Figure
 from transformers import TrainerCallback
 
 from hf_bert4rec.cli.compare import recipe_words
 from hf_bert4rec.cli.main import plain_errors
 from hf_bert4rec.cli.prepare import prepare
-from hf_bert4rec.cli.recipe import Recipe, parse_recipe
+from hf_bert4rec.cli.recipe import Recipe, parse_recipe, read_yaml
 from hf_bert4rec.cli.report import EpochLines
 from hf_bert4rec.cli.trainers import build_trainer
 from hf_bert4rec.evaluation.ranking import ndcg_gains
@@ -86,15 +85,9 @@ def load_study(path: str) -> dict[str, Any]:
         ValueError: The file does not exist or is not a study.
     """
     advice = "`python scripts/study.py --help` describes this file."
-    if not Path(path).is_file():
-        raise ValueError(f"{path}: found no such file. Pass the YAML file of a study.")
-    try:
-        study = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split()).rstrip(".")
-        raise ValueError(f"{path}: expected the YAML file of a study ({reason}). {advice}") from error
-    if not isinstance(study, dict) or not {"recipe", "seeds", "variants"} <= set(study) <= set(KEYS):
-        found = ", ".join(f"`{name}`" for name in study) if isinstance(study, dict) else "no keys"
+    study = read_yaml(path, "the YAML file of a study", advice)
+    if not {"recipe", "seeds", "variants"} <= set(study) <= set(KEYS):
+        found = ", ".join(f"`{name}`" for name in study)
         expected = "the keys `recipe`, `seeds` and `variants`, and optionally `options` and `cumulative`"
         raise ValueError(f"{path}: expected {expected}, found {found or 'no keys'}. {advice}")
     for name, value in study.items():

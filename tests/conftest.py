@@ -35,6 +35,7 @@ from hypothesis import settings
 
 from hf_bert4rec import ARCHITECTURES, BASELINES, LOSSES, SPLITS, Bert4RecConfig, Bert4RecForMaskedLM, item_tokenizer
 from hf_bert4rec.cli.main import main
+from hf_bert4rec.cli.recipe import imported
 from hf_bert4rec.data.formats import EMBEDDED, FORMATS
 from hf_bert4rec.hub.run_facts import DataFacts, MachineFacts, RunFacts
 from tests.hub_server import TOKEN, running_hub
@@ -46,9 +47,10 @@ settings.load_profile("here")
 
 
 @pytest.fixture(autouse=True)
-def restore_log_levels():
-    """Undo changes of log levels. The commands make them for their own process."""
+def restore_process():
+    """Undo changes of log levels, and forget imported code. The commands make these changes for their own process."""
     yield
+    imported.clear()
     for name in [*logging.root.manager.loggerDict]:
         if name.startswith("hf_bert4rec"):
             logging.getLogger(name).setLevel(logging.NOTSET)

@@ -6,9 +6,8 @@ import json
 import logging
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
@@ -17,7 +16,6 @@ from typing import Any, Self
 import numpy as np
 import torch
 import transformers
-import yaml
 from datasets import Dataset
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
@@ -29,27 +27,19 @@ from ..data.tokenization import ItemTokenizer
 from ..evaluation.baselines import BASELINES, DataCollatorWithUsers
 from ..evaluation.comparison import evaluate_users, split_metrics, user_groups
 from ..evaluation.ranking import SAMPLED_METRICS
-from ..hub.checkpoint import (
-    fetch_checkpoint,
-    last_complete_checkpoint,
-    stored_exclude_history,
-    stored_recipe,
-    weight_files,
-)
+from ..hub.checkpoint import fetch_checkpoint, last_complete_checkpoint, stored_exclude_history, weight_files
 from ..hub.run_facts import FACTS_FILE, UNPUBLISHED_OPTIONS, DataFacts, RunFacts
 from ..models.configuration_bert4rec import SPECIAL_TOKENS
-from ..models.registry import architecture_of
 from ..training.resources import peak_memory
 from .comparison_report import PARTS_DIFFER, ModelResult, differing_parts, format_report, result_file, summarize
 from .prepare import describe_data, excludes_history, prepare, protocol, sampled_by, whole_histories
-from .recipe import OWN_CODE, Recipe, find_split, import_own_code, parse_recipe, read_yaml
+from .recipe import Recipe, import_own_code, imported, parse_recipe, read_yaml
 from .run import run
 from .trainers import evaluator
 
 logger = logging.getLogger(__name__)
 
 KINDS = ("baseline", "recipe", "checkpoint")
-REQUIRED = {"recipe", "models"}  # keys of a comparison file
 EXAMPLE = "`hf-bert4rec compare --help` shows an example."
 WITHOUT_EFFECT = (*UNPUBLISHED_OPTIONS, "disable_tqdm", "use_cpu")
 """Prefixes of the options of a recipe that do not affect the weights."""
@@ -69,24 +59,12 @@ class Comparison:
     @classmethod
     def load(cls, path: str) -> Self:
         """Read and check a comparison file."""
-        try:
-            content = read_yaml(Path(path).read_text(encoding="utf-8"), yaml.SafeLoader) or {}
-        except FileNotFoundError as error:
-            raise FileNotFoundError(f"{path}: found no such file. Name the YAML file of a comparison.") from error
-        except (UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
-            reason = " ".join(str(error).split()).rstrip(".")
-            raise ValueError(f"{path}: expected a YAML file of a comparison: {reason}. {EXAMPLE}") from error
-        expected = "expected the keys `recipe` and `models`, and optionally `published`"
-        if not isinstance(content, dict):
-            raise ValueError(f"{path}: {expected}, found a {type(content).__name__}. {EXAMPLE}")
+        content = read_yaml(path, "a YAML file of a comparison", EXAMPLE)
         given = {name: value for name, value in content.items() if value is not None}
-        if given and not REQUIRED & {*content}:
-            solution = f"If this is a recipe, write a comparison with `recipe: {path}` and the models to train."
-            raise ValueError(f"{path}: found neither `recipe` nor `models`. {solution} {EXAMPLE}")
-        if missing := REQUIRED - {*given}:
-            raise ValueError(f"{path}: {expected}, found no value for `{max(missing)}`. {EXAMPLE}")
-        if unknown := {*content} - REQUIRED - {"published"}:
-            raise ValueError(f"{path}: {expected}, found `{min(map(str, unknown))}`. Fix or remove this key.")
+        if not {"recipe", "models"} <= {*given} <= {"recipe", "models", "published"}:
+            found = ", ".join(f"`{name}`" for name in given) or "none"
+            expected = "expected the keys `recipe` and `models`, and optionally `published`"
+            raise ValueError(f"{path}: {expected}, found {found:.80}. {EXAMPLE}")
         try:
             return cls(path, **given)
         except StrictDataclassError as error:
@@ -95,15 +73,13 @@ class Comparison:
                 cause = cause.__cause__
             example = f". {EXAMPLE}" if isinstance(cause, TypeError) else ""  # of the wrong type
             reason = re.sub(r" doesn't match any type.*", " must be a number", str(cause), flags=re.DOTALL)
-            keys = r"the keys of `\1` must be text, found \2. Put this key in quotation marks"
-            reason = re.sub(r"^Field '(.*)\.key' expected str, got .*\(value: (.*)\)$", keys, reason)
             raise ValueError(f"{path}: {reason}{example}") from error
 
     def validate_models(self) -> None:
         """Check that each model is one of `KINDS`, and that names are valid for tables and files."""
         if not self.models:
             raise ValueError("`models` is empty. Name at least one model.")
-        files: dict[str, str] = {}
+        files = {"comparison.json": "the report"}
         for name, options in self.models.items():
             other = files.setdefault(file := result_file("", name).name, name)
             if sum(kind in options for kind in KINDS) != 1:
@@ -115,8 +91,6 @@ class Comparison:
             if "checkpoint" in options and len(options) > 1:
                 others = ", ".join(sorted(options.keys() - {"checkpoint"}))
                 raise ValueError(f"{name!r}: `checkpoint` cannot be combined with {others}. Remove these options.")
-            if file == "comparison.json":
-                raise ValueError(f"{name!r}: the report is written to comparison.json too. Rename this model.")
             if "|" in name:
                 raise ValueError(f"{name!r}: a name with | breaks the tables. Rename this model.")
             if other != name:
@@ -134,7 +108,7 @@ class Comparison:
         return parse_recipe([self.recipe, "--disable_tqdm=true"])
 
 
-def compare(path: str, split: str, folder: str, modules: Sequence[str] = ()) -> str:
+def compare(path: str, split: str, folder: str) -> str:
     """Train and evaluate the models of a comparison that have no result in `folder` yet, and report on all of them.
 
     `folder` receives one result per model, the trained models, the returned report as `comparison.md`,
@@ -145,8 +119,8 @@ def compare(path: str, split: str, folder: str, modules: Sequence[str] = ()) -> 
             weights. All of this is checked before a model is trained.
     """
     comparison = Comparison.load(path)
-    with _level("hf_bert4rec.cli.prepare", logging.WARNING):  # each training logs its own recommended settings
-        recipe, interactions, tokenizer, histories = prepare(comparison.parse_recipe())
+    logging.getLogger("hf_bert4rec.cli.prepare").setLevel(logging.WARNING)  # each training logs its own settings
+    recipe, interactions, tokenizer, histories = prepare(comparison.parse_recipe())
     if split not in histories:
         others = [f"Pass `--split {name}`." for name in histories if name != "train"]
         solution = f"Set `split` in {comparison.recipe} to one that holds items out, such as leave_one_out."
@@ -157,7 +131,7 @@ def compare(path: str, split: str, folder: str, modules: Sequence[str] = ()) -> 
         raise ValueError(f"{path}: `published` needs metrics among sampled candidates. {advice}")
     data = describe_data(recipe, interactions)
     for name, options in comparison.models.items():
-        check_model(comparison, name, recipe, folder, modules)
+        check_model(comparison, name, recipe, folder)
         if "checkpoint" in options:
             check_data(fetch_checkpoint(options["checkpoint"]), data, tokenizer.items, comparison.recipe)
     check_results(comparison, split, str(data.sha256), folder)
@@ -168,8 +142,8 @@ def compare(path: str, split: str, folder: str, modules: Sequence[str] = ()) -> 
         else:
             print(f"Running {name} …", flush=True)
             level = logging.getLogger("hf_bert4rec").getEffectiveLevel()
-            with ProcessPoolExecutor(1, get_context("spawn"), _log_to_stderr, (level,)) as process:
-                process.submit(evaluate_model, comparison, name, split, folder, modules).result()
+            with ProcessPoolExecutor(1, get_context("spawn"), _start_process, (level, imported)) as process:
+                process.submit(evaluate_model, comparison, name, split, folder).result()
     results = {name: ModelResult.load(folder, name) for name in comparison.models}
     counts = count_items(whole_histories(recipe, interactions, tokenizer), len(tokenizer))
     groups, differing = user_groups(histories[split], counts), differing_options(trained_options(comparison, folder))
@@ -182,10 +156,8 @@ def compare(path: str, split: str, folder: str, modules: Sequence[str] = ()) -> 
     return report
 
 
-def evaluate_model(comparison: Comparison, name: str, split: str, folder: str, modules: Sequence[str] = ()) -> None:
+def evaluate_model(comparison: Comparison, name: str, split: str, folder: str) -> None:
     """Evaluate one model, which is fitted or trained first if necessary, and save its `ModelResult`."""
-    for module in modules:
-        import_own_code(module)
     transformers.logging.disable_progress_bar()
     logging.getLogger("hf_bert4rec.data").setLevel(logging.ERROR)  # the main process has warned about the data
     options = dict(comparison.models[name])
@@ -252,17 +224,12 @@ def trained_options(comparison: Comparison, folder: str) -> dict[str, dict[str, 
 def resolved_options(checkpoint: Path) -> dict[str, Any]:
     """Return the options of model, rows, masks and training of a checkpoint, as given or by default."""
     facts, config = RunFacts.load(checkpoint), AutoConfig.from_pretrained(checkpoint)
-    code = [f"--{name}={facts.recipe[name]}" for name in OWN_CODE if name in facts.recipe]  # imported before
-    recipe = parse_recipe([str(checkpoint), *code])
-    options = {"initialize_items": recipe.run.initialize_items, "start_from": recipe.run.start_from}
-    options |= find_split(recipe.run.split).resolve(recipe.options("splitting"))
-    if architecture_of(config).objective == "cloze":
-        options |= vars(recipe.masking)
+    recipe = parse_recipe([str(checkpoint)])
+    options = recipe.model_options(config) | {"max_length": config.max_position_embeddings}
+    options |= {name: getattr(recipe.run, name) for name in ("initialize_items", "start_from")}
     options |= weight_options(recipe.training.to_dict())
-    if not facts.reproducible:  # other options are unknown
-        options = {name: value for name, value in options.items() if name in facts.recipe}
-    of_model = {name: getattr(config, name) for name in vars(recipe.model)}
-    return {"architecture": config.model_type, "max_length": config.max_position_embeddings} | of_model | options
+    known = options if facts.reproducible else {"architecture", "max_length", *vars(recipe.model), *facts.recipe}
+    return {name: value for name, value in options.items() if name in known}
 
 
 def differing_options(trained: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -272,11 +239,8 @@ def differing_options(trained: Mapping[str, Mapping[str, Any]]) -> dict[str, dic
     return {name: row for name, row in rows.items() if len({json.dumps(value) for value in row.values()}) > 1}
 
 
-def check_model(comparison: Comparison, name: str, recipe: Recipe, folder: str, modules: Sequence[str] = ()) -> None:
-    """Check the options, the checkpoint and the packages of a model, and that its split is that of the comparison.
-
-    Code that a checkpoint names is imported if the recipe of the comparison names it too, or if it is in `modules`.
-    """
+def check_model(comparison: Comparison, name: str, recipe: Recipe, folder: str) -> None:
+    """Check the options, the checkpoint and the packages of a model, and that its split is that of the comparison."""
     options = dict(comparison.models[name])
     try:
         if "baseline" in options:
@@ -292,26 +256,15 @@ def check_model(comparison: Comparison, name: str, recipe: Recipe, folder: str, 
         expected = split_options(recipe)
         if "checkpoint" in options:
             checkpoint = fetch_checkpoint(options["checkpoint"])
-            stored = stored_recipe(checkpoint)
-            trusted = [
-                f"--{option}={code}"
-                for option in OWN_CODE
-                if (code := str(stored.get(option))) == recipe.given.get(option) or code.partition(":")[0] in modules
-            ]
-            found = split_options(parse_recipe([str(checkpoint), *trusted]))
+            found = split_options(parse_recipe([str(checkpoint)]))
             found["exclude_history"] = stored_exclude_history(checkpoint)
         else:
-            own, whole = parse_recipe(recipe_words(options, folder)), comparison.parse_recipe()
-            if _chooses_exclusion(own) != _chooses_exclusion(whole):
-                both = ("this model", "the comparison")
-                chosen, fixed = both if _chooses_exclusion(own) else both[::-1]
-                raise ValueError(
-                    f"`exclude_history` is chosen from the log for {chosen}, but not for {fixed}. Set the same value "
-                    f"for this model and in {comparison.recipe}."
-                )
-            if _chooses_exclusion(own):  # from the same log, so with the same result
-                own = own.fill({"model": {"exclude_history": expected["exclude_history"]}})
-            found = split_options(own)
+            found = split_options(own := parse_recipe(recipe_words(options, folder)))
+            if _chooses_exclusion(own):
+                if not _chooses_exclusion(comparison.parse_recipe()):
+                    chosen = "`exclude_history` is chosen from the log for this model, but not for the comparison"
+                    raise ValueError(f"{chosen}. Set the same value for this model and in {comparison.recipe}.")
+                found["exclude_history"] = expected["exclude_history"]  # chosen from the same log
         for option in ("window_step", "prefixes"):  # they change the training rows, not the targets
             expected[option] = found[option] = None
         if changes := describe_changes(expected, found):
@@ -343,8 +296,7 @@ def _chooses_exclusion(recipe: Recipe) -> bool:
 
 def split_options(recipe: Recipe) -> dict[str, Any]:
     """Return the options that determine targets and rankings."""
-    options = find_split(recipe.run.split).resolve(recipe.options("splitting"))
-    return {"split": recipe.run.split, "exclude_history": excludes_history(recipe), **options}
+    return {"split": recipe.run.split, "exclude_history": excludes_history(recipe), **recipe.split_options()}
 
 
 def recipe_words(options: dict[str, Any], folder: str) -> list[str]:
@@ -391,20 +343,10 @@ def check_results(comparison: Comparison, split: str, sha256: str, folder: str) 
         raise ValueError("\n".join(lines))
 
 
-@contextmanager
-def _level(name: str, level: int) -> Iterator[None]:
-    """Set the level of a logger inside a `with` block."""
-    log = logging.getLogger(name)
-    before = log.level
-    log.setLevel(level)
-    try:
-        yield
-    finally:
-        log.setLevel(before)
-
-
-def _log_to_stderr(level: int) -> None:
-    """Log as the main process does. A spawned process starts without handlers."""
+def _start_process(level: int, modules: Sequence[str]) -> None:
+    """Log as the main process does, and import the modules that it has imported for the user."""
+    for module in modules:
+        import_own_code(module)
     log = logging.getLogger("hf_bert4rec")
     log.addHandler(logging.StreamHandler())
     log.setLevel(level)

@@ -84,7 +84,7 @@ def compare(argv: list[str]) -> None:
 
     folder = args.output_dir or f"runs/compare-{Path(args.config).stem}-{args.split}"
     try:
-        print(compare(args.config, args.split, folder, imported))
+        print(compare(args.config, args.split, folder))
     except KeyboardInterrupt:
         sys.exit(f"Interrupted. Run the same command to continue with the results in {folder}.")
     print(f"The report and the results are saved in {folder}.")
@@ -213,6 +213,7 @@ def serve(argv: list[str]) -> None:
     if not 0 <= args.port < 2**16:
         parser.error(f"argument --port: must be from 0 to 65535, found {args.port}")
     from ..inference.serving import serve as serve_checkpoint
+    from .recipe import imported
 
     serve_checkpoint(args.checkpoint, args.host, args.port, args.revision, imported)
 
@@ -256,24 +257,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not logger.handlers:
         logger.addHandler(logging.StreamHandler())
     logger.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR)  # once, by the first process
+    parser = ArgumentParser(f"hf-bert4rec {name}", add_help=False, allow_abbrev=False)
+    parser.add_argument("--import", dest="modules", metavar="MODULE", action="append", default=[])
+    args, rest = parser.parse_known_args(rest)
     with plain_errors(f"hf-bert4rec {name}"):
-        while "--import" in rest:
+        for module in args.modules:
             from .recipe import import_own_code
 
-            place = rest.index("--import")
-            module = " ".join(rest[place + 1 : place + 2])
-            if not module:
-                raise ValueError("`--import` needs the name of a module, found none. Write it after `--import`.")
             try:
                 import_own_code(module)
             except (ImportError, ValueError) as error:
                 raise ValueError(f"`--import {module}` failed: {error}. Check the name and the code.") from error
-            imported.append(module)
-            del rest[place : place + 2]
         COMMANDS[name](rest)
-
-
-imported: list[str] = []  # modules of `--import`, which processes that a command starts import too
 
 
 @contextmanager

@@ -34,7 +34,8 @@ EMBEDDED_TERMS = (
     "same terms, please cite Harper and Konstan, 2015, doi:10.1145/2827872."
 )
 WHOLE_HISTORY = 2**31 - 1  # longer than any history
-ROWS = ("prefixes", "window_step", "last_item_probability", "mask_probability", "max_predictions")
+PREFIX_ROWS = {"prefixes": True, "last_item_probability": 1.0}  # as `recommended_settings` sets them together
+ROWS = (*PREFIX_ROWS, "window_step", "mask_probability", "max_predictions")
 """Options of training rows and masks. They depend on each other."""
 CHUNK = 1_000_000  # interactions that are hashed at a time
 
@@ -56,7 +57,7 @@ def prepare(
         raise ValueError(f"The split {run.split} has no option `--{unread[0]}`. Remove it. This split has {own}.")
     if run.popularity_candidates and run.uniform_candidates:
         raise ValueError("Use `--popularity_candidates` or `--uniform_candidates`, not both. Set one of them to 0.")
-    split.resolve(options)  # before the log is read
+    recipe.split_options()  # before the log is read
     names = load_item_ids(run.item_ids) if run.item_ids else None
     interactions, new = _read_logs(recipe, names)
     if run.continue_from is not None and tokenizer is None:
@@ -84,10 +85,8 @@ def _with_recommended_settings(recipe: Recipe, interactions: Dataset) -> Recipe:
     configuration = find_configuration(recipe.run.architecture)
     cloze = architecture_of(configuration()).objective == "cloze"
     prefixes = cloze and "prefixes" in find_split(recipe.run.split).options
+    prefixes &= all(recipe.given[name] == PREFIX_ROWS.get(name) for name in ROWS if name in recipe.given)
     settings = recommended_settings(interactions, prefixes=prefixes, max_length=recipe.run.max_length)
-    rows = settings.splitting | settings.masking
-    if any(value != rows.get(name) for name, value in recipe.given.items() if name in ROWS):
-        settings = recommended_settings(interactions, prefixes=False)
     softmax = recipe.given.get("loss", configuration.loss) == "softmax"
     if not softmax or recipe.given.get("exclude_history"):
         settings.model.pop("repeat_head", None)  # it needs this loss, and to recommend items of the history
@@ -215,10 +214,9 @@ def validation_histories(recipe: Recipe, interactions: Dataset, tokenizer: ItemT
 def _split(
     recipe: Recipe, interactions: Dataset, tokenizer: ItemTokenizer, length: int | None, **changes: Any
 ) -> DatasetDict:
-    split = find_split(recipe.run.split)
-    options = split.resolve(recipe.options("splitting"))
+    options = recipe.split_options()
     options |= {name: value for name, value in changes.items() if name in options}
-    return split.function(interactions, tokenizer, max_length=length, **options)
+    return find_split(recipe.run.split).function(interactions, tokenizer, max_length=length, **options)
 
 
 def protocol(recipe: Recipe, items: int, exclude_history: bool | None = None) -> tuple[str, str | None]:

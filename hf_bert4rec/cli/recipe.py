@@ -32,10 +32,10 @@ from ..data.data_collator import DataCollatorForCloze
 from ..data.histories import build_histories
 from ..data.interactions import load_interactions
 from ..data.splits import SPLITS, Split
-from ..hub.checkpoint import fetch_checkpoint, restore_folder
+from ..hub.checkpoint import fetch_checkpoint, open_folder
 from ..hub.run_facts import FACTS_FILE, RunFacts
 from ..models.configuration_bert4rec import Bert4RecConfig
-from ..models.registry import ARCHITECTURES
+from ..models.registry import ARCHITECTURES, architecture_of
 from ..training.arguments import RecommendationTrainingArguments
 
 OF_ONE_RUN = (
@@ -55,6 +55,7 @@ CONTINUED: dict[str, Any] = {
 
 OWN_CODE = {"split": "package.module:function", "architecture": "package.module:ConfigClass"}
 """Options that can name code to import, and the form of such a name."""
+imported: list[str] = []  # modules that the user has named. Recipes of checkpoints may name no others.
 
 ARGUMENT_ERRORS = {  # pattern of a message of argparse or `HfArgumentParser` -> text
     "^expected one argument": "needs a value, found none",
@@ -122,6 +123,16 @@ class Recipe:
         """Return the given options of a section. Other options keep the defaults of the function or class."""
         return {name: self.given[name] for name in vars(getattr(self, section)) if name in self.given}
 
+    def split_options(self) -> dict[str, Any]:
+        """Return all options of the split, as given or by default; ValueError if one of them is missing."""
+        return find_split(self.run.split).resolve(self.options("splitting"))
+
+    def model_options(self, config: Bert4RecConfig) -> dict[str, Any]:
+        """Return all options of a model with this configuration, of its rows and of its masks."""
+        options = {"architecture": config.model_type, **{name: getattr(config, name) for name in vars(self.model)}}
+        cloze = architecture_of(config).objective == "cloze"
+        return options | self.split_options() | (vars(self.masking) if cloze else {})
+
     def fill(self, options: Mapping[str, Mapping[str, Any]]) -> Self:
         """Return a recipe with more given options (section -> name -> value). Options that are given do not change."""
         given: dict[str, Any] = {}
@@ -145,7 +156,7 @@ def parse_recipe(argv: Sequence[str]) -> Recipe:
     words = list(argv)
     source = words.pop(0) if words and not words[0].startswith("-") else None
     chosen, _ = _parse(_parser([RunArguments]), words)
-    from_file = {} if source is None else _read_options(Path(source))
+    from_file = {} if source is None else _read_options(open_folder(source))
     stored = {} if source is None or not Path(source).is_dir() else from_file  # may be downloaded
     if (parent := chosen.get("continue_from", None if stored else from_file.get("continue_from"))) is not None:
         if "start_from" in {**from_file, **chosen}:
@@ -156,13 +167,11 @@ def parse_recipe(argv: Sequence[str]) -> Recipe:
     if (split := chosen.get("split")) not in (None, from_file.get("split", RunArguments.split)):
         unread = {name for it in SPLITS.values() for name in it.options} - {*find_split(split).options}
         from_file = {name: value for name, value in from_file.items() if name not in unread}
-    if stored:  # a downloaded recipe must not choose what is imported
-        for name in OWN_CODE:
-            if ":" in str(from_file.get(name)) and name not in chosen:
-                code = str(from_file[name])
-                found = f"the recipe of {parent or source} would import {code}"
-                option = f"`--{name} {code}` (`hf-bert4rec compare`: `--import {code.partition(':')[0]}`)"
-                raise ValueError(f"{found}. If you trust this code, add {option}.")
+    for name in OWN_CODE if stored else ():  # a downloaded recipe must not choose what is imported
+        module, colon, _ = str(from_file.get(name)).partition(":")
+        if colon and module not in imported and name not in chosen:
+            found = f"the recipe of {parent or source} would import {from_file[name]}"
+            raise ValueError(f"{found}. If you trust this code, add `--import {module}`.")
     sections, place = _sections({**from_file, **chosen}), f"{source or parent}: "
     parser = _parser(sections.values())
     given = _parse_file(from_file, parser, place)
@@ -210,10 +219,16 @@ def find_configuration(name: str) -> type[Bert4RecConfig]:
 
 
 def import_own_code(module: str) -> ModuleType:
-    """Import a module of the user. The working directory is searched too, which an installed command does not do."""
+    """Import a module that the user has named, and add it to `imported`.
+
+    The working directory is searched too, which an installed command does not do.
+    """
     if "" not in sys.path:
         sys.path.append("")
-    return import_module(module)
+    found = import_module(module)
+    if module not in imported:
+        imported.append(module)
+    return found
 
 
 def _find(kind: str, name: str, registry: Mapping[str, Any]) -> Any:
@@ -230,26 +245,27 @@ def _find(kind: str, name: str, registry: Mapping[str, Any]) -> Any:
 
 
 def _read_options(config: Path) -> dict[str, Any]:
-    restore_folder(config)
     if config.is_dir():
         return RunFacts.load(config).recipe if (config / FACTS_FILE).exists() else {}
-    if not config.exists():
-        raise ValueError(f"{config}: found no such file or folder. Pass a YAML file of options or a checkpoint folder.")
+    advice = f"Fix this file. If it is a log, pass `--data {config}`."
+    return read_yaml(config, "a YAML file of options or a checkpoint folder", advice, yaml.BaseLoader)  # only text
+
+
+def read_yaml(file: str | Path, expected: str, advice: str, loader: Any = yaml.SafeLoader) -> dict[str, Any]:
+    """Return the keys and values of a YAML file; ValueError if it cannot be read, or is not what is `expected`."""
+    if not Path(file).exists():
+        raise ValueError(f"{file}: found no such file. Pass {expected}.")
     try:
-        text = config.read_text(encoding="utf-8")
-        options = read_yaml(text, yaml.BaseLoader) or {}  # all values are text
+        found = _load_yaml(Path(file).read_text(encoding="utf-8"), loader)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split()).rstrip(".")
-        expected = "expected a YAML file of options or a checkpoint folder"
-        raise ValueError(f"{config}: {expected}: {reason}. Fix this file, or pass another one.") from None
-    if not isinstance(options, dict):
-        found = "a list" if isinstance(options, list) else "other text"
-        found += f". If this file is a log, pass `--data {config}`."
-        raise ValueError(f"{config}: expected lines of `option: value`, found {found}")
-    return options
+        raise ValueError(f"{file}: expected {expected}: {reason}. {advice}") from error
+    if not isinstance(found, dict | None):
+        raise ValueError(f"{file}: expected {expected}, found a {type(found).__name__}. {advice}")
+    return found or {}
 
 
-def read_yaml(text: str, loader: Any) -> Any:
+def _load_yaml(text: str, loader: Any) -> Any:
     """Return the content of YAML; raise YAMLError for aliases, and for a key that is given more than once."""
     nodes = [yaml.compose(text)]  # first, because compose refuses deep nesting, for which the other calls need minutes
     if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):

@@ -18,7 +18,7 @@ from ..models.item_loss import check_loss
 from ..training.item_features import projection_file
 from ..training.trainer import RecommendationTrainer
 from .prepare import describe_data, prepare, protocol, validation_histories, whole_histories
-from .recipe import Recipe, find_split
+from .recipe import Recipe
 from .report import draw_curve
 from .resume import REJECTED, finish, start_or_resume
 from .trainers import build_trainer, evaluate_rows, evaluator
@@ -137,9 +137,6 @@ def _checksum(data: DataFacts, tokenizer: ItemTokenizer) -> str | None:
 
 def _fixed_options(recipe: Recipe, trainer: RecommendationTrainer) -> dict[str, object]:
     """Return the options, with their defaults, that must not change when a run is resumed."""
-    options = {name: getattr(recipe.run, name) for name in ("architecture", "split")}
-    options |= {"max_length": trainer.processing_class.model_max_length}
-    options |= find_split(recipe.run.split).resolve(recipe.options("splitting"))
-    options |= {name: getattr(trainer.model.config, name, None) for name in vars(recipe.model)}
-    options |= {name: getattr(trainer.data_collator, name, None) for name in vars(recipe.masking)}
+    options = {"split": recipe.run.split, "max_length": trainer.processing_class.model_max_length}
+    options |= recipe.model_options(trainer.model.config)
     return options | {name: getattr(trainer.args, name) for name in FIXED}

@@ -47,8 +47,7 @@ def is_folder(model: str | PathLike) -> bool:
     """Return True for a checkpoint folder, False for a Hub ID (org/name); FileNotFoundError if `model` is neither."""
     if not isinstance(model, str | PathLike):
         raise ValueError(f"Expected the path of a checkpoint folder or a Hub ID (org/name), found {model!r:.100}.")
-    restore_folder(model)
-    folder = Path(model).is_dir()
+    folder = open_folder(model).is_dir()
     if not folder and not is_repository(model):
         raise FileNotFoundError(f"{model}: found no such folder. Pass a checkpoint folder or a Hub ID (org/name).")
     return folder
@@ -253,13 +252,14 @@ def save_checkpoint(
             (new / name).write_bytes(content)
 
 
-def restore_folder(name: str | PathLike) -> None:
-    """Restore a folder, which may be named by a link, after a kill between the two renames of `replaced_folder`."""
+def open_folder(name: str | PathLike) -> Path:
+    """Return a path. If a kill between the two renames of `replaced_folder` left no such folder, it is restored."""
     # Another process may restore the folder first, and `name` may not be a path, or lead to a loop of links.
     with suppress(FileNotFoundError, RuntimeError, ValueError):
         folder = Path(name).resolve()
         if not folder.exists() and (old := _neighbors(folder)[1]).exists():
             old.rename(folder)
+    return Path(name)
 
 
 def _neighbors(folder: Path) -> tuple[Path, Path]:
@@ -285,9 +285,8 @@ def check_output(
 @contextmanager
 def replaced_folder(folder: str | PathLike) -> Iterator[Path]:
     """Yield a path for a new folder, which replaces `folder` at the end, or is removed after an error."""
-    folder = Path(folder).resolve()  # a link stays, and the folder that it leads to is replaced
+    folder = open_folder(folder).resolve()  # a link stays, and the folder that it leads to is replaced
     new, old = _neighbors(folder)
-    restore_folder(folder)
     for leftover in (new, old):
         shutil.rmtree(leftover, ignore_errors=True)
     try:

@@ -25,8 +25,8 @@ from ..hub.checkpoint import (
     check_output,
     check_sizes,
     fetch_checkpoint,
+    open_folder,
     replaced_folder,
-    restore_folder,
     stored_exclude_history,
 )
 from ..hub.errors import read_json
@@ -164,8 +164,7 @@ def export_checkpoint(checkpoint: str | PathLike, output: str | PathLike, revisi
 
 def is_export(folder: str | PathLike) -> bool:
     """Return whether a folder is an exported checkpoint, after it has been restored if its replacement was killed."""
-    restore_folder(folder)
-    return Path(folder, FACTS_FILE).exists()
+    return (open_folder(folder) / FACTS_FILE).exists()
 
 
 class OnnxRecommender:

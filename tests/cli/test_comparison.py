@@ -36,7 +36,7 @@ from hf_bert4rec.cli.comparison_report import (
 )
 from hf_bert4rec.cli.main import main
 from hf_bert4rec.cli.prepare import excludes_history, prepare
-from hf_bert4rec.cli.recipe import import_own_code, parse_recipe
+from hf_bert4rec.cli.recipe import import_own_code, imported, parse_recipe
 from hf_bert4rec.cli.run import run
 from hf_bert4rec.evaluation.baselines import BASELINES
 from hf_bert4rec.evaluation.comparison import UserResults, paired_difference, split_metrics
@@ -189,13 +189,16 @@ def test_code_of_a_checkpoint_is_imported_if_the_comparison_names_it(recipe_file
     own.write_text(recipe_file.read_text() + "split: trusted:split\n")
     checkpoint = train_model({"recipe": str(own), "num_train_epochs": 1}, str(tmp_path / "out"))
     path = comparison_file(tmp_path, own, Ours={"checkpoint": str(checkpoint)})
+    imported.clear()
     check_model(Comparison.load(path), "Ours", parse_recipe([str(own)]), str(tmp_path))
     path = comparison_file(tmp_path, recipe_file, Ours={"checkpoint": str(checkpoint)})
     arguments = Comparison.load(path), "Ours", parse_recipe([str(recipe_file)]), str(tmp_path)
-    with pytest.raises(ValueError, match="would import trusted:split"):
+    imported.clear()
+    with pytest.raises(ValueError, match=r"would import trusted:split\. .* add `--import trusted`"):
         check_model(*arguments)
+    import_own_code("trusted")
     with pytest.raises(ValueError, match="the split or ranking differs from the comparison"):  # it has been imported
-        check_model(*arguments, modules=["trusted"])
+        check_model(*arguments)
 
 
 def test_a_model_that_starts_from_a_checkpoint_is_ranked_as_this_checkpoint(recipe_file, tmp_path):
@@ -274,8 +277,9 @@ def test_the_process_of_a_model_imports_code_of_the_user(recipe_file, tmp_path, 
     (tmp_path / "own_marks.py").write_text(mark)
     monkeypatch.syspath_prepend(tmp_path)
     path = comparison_file(tmp_path, recipe_file, Popularity={"baseline": "popularity"})
-    compare(path, "validation", str(tmp_path / "kept"), ["own_marks"])
-    assert len(list(tmp_path.glob("mark-*"))) == 1
+    import_own_code("own_marks")
+    compare(path, "validation", str(tmp_path / "kept"))
+    assert len(list(tmp_path.glob("mark-*"))) == 2
 
 
 def test_an_interrupted_comparison_says_how_to_continue(recipe_file, tmp_path):
@@ -339,7 +343,7 @@ def test_a_missing_package_is_named_with_its_install_command_before_anything_is_
             {"BPR-MF": {"baseline": "bpr_mf"}, "BPR MF": {"baseline": "bpr_mf"}},
             "'BPR MF' and 'BPR-MF' would share the file bpr-mf.json",
         ),
-        ({"Comparison": {"baseline": "ease"}}, "'Comparison': the report is written to comparison.json too"),
+        ({"Comparison": {"baseline": "ease"}}, "'Comparison' and 'the report' would share the file comparison.json"),
         ({"a|b": {"baseline": "ease"}}, r"'a\|b': a name with \| breaks the tables"),
         ({"X": {"checkpoint": "y", "max_length": 5}}, "'X': `checkpoint` cannot be combined with max_length"),
         ({"X": {}}, "'X': expected one of baseline, recipe, checkpoint"),
@@ -356,14 +360,13 @@ def test_invalid_models_are_refused(recipe_file, tmp_path, models, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "the keys `recipe` and `models`, and optionally `published`, found no value for `recipe`. `hf-bert4rec"),
-        ("- recipe", "and optionally `published`, found a list. `hf-bert4rec compare --help` shows an example."),
+        ("", "the keys `recipe` and `models`, and optionally `published`, found none. `hf-bert4rec"),
+        ("- recipe", "a YAML file of a comparison, found a list. `hf-bert4rec compare --help` shows an example."),
         ("recipe", "found a str. "),
         ("{", "a YAML file of a comparison: while parsing a flow node expected the node content"),
-        ("recipe: a\nmodels: {X: {baseline: ease}}\nmodel: 1", "found `model`. Fix or remove this key."),
-        ("recipe: a\nmodels: {X: {baseline: ease}}\nmodel:", "found `model`. Fix or remove this key."),
-        ("recipe: a", "found no value for `models`. `hf-bert4rec compare --help` shows an example."),
-        ("recipe: a\nmodels:", "found no value for `models`. "),
+        ("recipe: a\nmodels: {X: {baseline: ease}}\nmodel: 1", "found `recipe`, `models`, `model`. `hf-bert4rec"),
+        ("recipe: a", "found `recipe`. `hf-bert4rec compare --help` shows an example."),
+        ("recipe: a\nmodels:", "found `recipe`. "),
         ("\0", "a YAML file of a comparison: unacceptable character"),
         ("recipe: a\nmodels: {X: {baseline: ease}, X: {baseline: als}}", "`X` is given more than once. Keep one line."),
     ],
@@ -389,7 +392,7 @@ def test_a_value_of_the_wrong_type_is_refused(tmp_path, models, message):
 
 
 def test_a_recipe_is_no_comparison(recipe_file):
-    with pytest.raises(ValueError, match=r"recipe\.yaml: found neither `recipe` nor `models`\. If this is a recipe, "):
+    with pytest.raises(ValueError, match=r"recipe\.yaml: expected the keys `recipe` and `models`, .* found `data`"):
         Comparison.load(str(recipe_file))
 
 
@@ -429,22 +432,27 @@ def test_a_model_of_another_split_is_refused(recipe_file, tmp_path, options, mes
         compare(comparison_file(tmp_path, recipe_file, **models), "test", str(tmp_path / "kept"))
 
 
-@pytest.mark.parametrize(
-    ("of_model", "of_comparison", "message"),
-    [
-        (True, False, "for this model, but not for the comparison"),
-        (False, True, "for the comparison, but not for this model"),
-    ],
-)
-def test_one_recipe_alone_that_chooses_exclude_history_from_the_log_is_refused(
-    recipe_file, tmp_path, of_model, of_comparison, message
-):
+def test_a_model_that_alone_chooses_exclude_history_from_the_log_is_refused(recipe_file, tmp_path):
     text = re.sub(r"recommended_settings: \w+\n", "", recipe_file.read_text())
-    recipe_file.write_text(f"{text}recommended_settings: {of_comparison}\n")
-    models = {"Other": {"recipe": str(recipe_file), "recommended_settings": of_model}}
+    recipe_file.write_text(f"{text}recommended_settings: false\n")
+    models = {"Other": {"recipe": str(recipe_file), "recommended_settings": True}}
+    found = "chosen from the log for this model, but not for the comparison"
     advice = r"Set the same value for this model and in \S+recipe\.yaml\."
-    with pytest.raises(ValueError, match=f"'Other': `exclude_history` is chosen from the log {message}. {advice}$"):
+    with pytest.raises(ValueError, match=f"'Other': `exclude_history` is {found}. {advice}$"):
         compare(comparison_file(tmp_path, recipe_file, **models), "test", str(tmp_path / "kept"))
+
+
+def test_a_model_with_another_exclude_history_than_the_log_suggests_is_refused(recipe_file, tmp_path):
+    text = re.sub(r"recommended_settings: \w+\n", "", recipe_file.read_text())
+    recipe_file.write_text(f"{text}recommended_settings: true\n")
+    comparison = Comparison("comparison.yaml", str(recipe_file), {"It": {"recipe": str(recipe_file)}})
+    recipe = prepare(comparison.parse_recipe())[0]
+    chosen = excludes_history(recipe)
+    comparison.models["It"]["exclude_history"] = chosen
+    check_model(comparison, "It", recipe, str(tmp_path))
+    comparison.models["It"]["exclude_history"] = not chosen
+    with pytest.raises(ValueError, match=f"'It': .*exclude_history {chosen} → {not chosen}"):
+        check_model(comparison, "It", recipe, str(tmp_path))
 
 
 @pytest.mark.parametrize(

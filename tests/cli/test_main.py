@@ -307,6 +307,7 @@ def test_unknown_arguments_of_recommend_are_named(capsys):
     assert "unrecognized arguments: --topk 5. Use the options above, or with `--input`" in capsys.readouterr().err
 
 
-def test_import_without_a_module_is_refused():
-    with pytest.raises(SystemExit, match="`--import` needs the name of a module, found none"):
+def test_import_without_a_module_is_refused(capsys):
+    with pytest.raises(SystemExit):
         main(["train", "--import"])
+    assert "argument --import: expected one argument" in capsys.readouterr().err
