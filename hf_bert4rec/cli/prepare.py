@@ -24,7 +24,7 @@ from ..evaluation.ranking import Sampled
 from ..hub.checkpoint import fetch_checkpoint, stored_exclude_history
 from ..hub.run_facts import FACTS_FILE, DataFacts, RunFacts
 from ..models.registry import architecture_of
-from ..training.settings import recommended_settings
+from ..training.settings import PREFIX_ROWS, recommended_settings
 from .recipe import Recipe, RunArguments, find_configuration, find_split
 
 logger = logging.getLogger(__name__)
@@ -34,7 +34,6 @@ EMBEDDED_TERMS = (
     "same terms, please cite Harper and Konstan, 2015, doi:10.1145/2827872."
 )
 WHOLE_HISTORY = 2**31 - 1  # longer than any history
-PREFIX_ROWS = {"prefixes": True, "last_item_probability": 1.0}  # as `recommended_settings` sets them together
 ROWS = (*PREFIX_ROWS, "window_step", "mask_probability", "max_predictions")
 """Options of training rows and masks. They depend on each other."""
 CHUNK = 1_000_000  # interactions that are hashed at a time

@@ -150,7 +150,7 @@ class Bert4RecTransitionHead(nn.Module):
             counts, totals = counts - (followers == labels.unsqueeze(-1)).to(counts), totals - 1
         precision = torch.promote_types(self.powers.dtype, torch.float32)  # a count may exceed float16
         c, n = (number.clamp(min=1).to(precision).log() for number in (counts, totals.unsqueeze(-1)))
-        a, b = self.powers.to(precision) + 1
+        a, b = self.powers.to(precision) + 1.0  # torch 2.9 cannot export the sum with 1
         scores = self.gate(hidden_states).to(precision) + a * c - b * n
         return followers, scores.masked_fill(counts < 1, torch.finfo(scores.dtype).min)
 

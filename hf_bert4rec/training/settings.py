@@ -17,6 +17,7 @@ SMALL = 100_000  # interactions below which a log is small
 DENSE = 100  # interactions per item from which a log is dense
 ROWS, PREFIX_ITEMS = 800_000, 20_000_000  # of all epochs together; they take five minutes on a core
 EPOCHS = (8, 40)  # fewest and most epochs, which take precedence over the two numbers above
+PREFIX_ROWS = {"prefixes": True, "last_item_probability": 1.0}  # the last item of each prefix is predicted
 MOST_PREFIX_ITEMS = 20_000_000  # in all prefixes of short histories together: 0.3 GB of rows
 MOST_PREFIX_ITEMS_OF_LONG_HISTORIES = 3_000_000  # more need more than five minutes on one core
 GAIN, FOLLOWERS = 1.1, 50  # gain of a Markov chain from which `num_followers` is set, and its value
@@ -85,8 +86,8 @@ def recommended_settings(interactions: Dataset, *, prefixes: bool = True, max_le
     limit = MOST_PREFIX_ITEMS if short else MOST_PREFIX_ITEMS_OF_LONG_HISTORIES if small else 0
     prefixes = prefixes and bool(prefix_items <= limit)
     if prefixes:
-        settings.splitting["prefixes"] = True
-        settings.masking["last_item_probability"] = 1.0
+        settings.splitting["prefixes"] = PREFIX_ROWS["prefixes"]
+        settings.masking["last_item_probability"] = PREFIX_ROWS["last_item_probability"]
         epochs = min(ROWS / len(users), PREFIX_ITEMS / prefix_items)
         settings.training["num_train_epochs"] = int(np.clip(epochs, *EPOCHS))
     if prefixes and small:
