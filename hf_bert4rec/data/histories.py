@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from datasets import ClassLabel, Dataset, DatasetDict
+from datasets import Dataset, DatasetDict
 from transformers.utils import logging
 
 from .arguments import check_bool, check_number, read_rows
@@ -47,8 +47,6 @@ def check_interactions(interactions: Dataset) -> pa.Table:
     """Return interactions as a table, with IDs as text; raise ValueError if a column is not as expected."""
     table = read_rows(interactions, "user", "item", "timestamp", advice=READ_FIRST)
     for name in ("user", "item"):
-        if isinstance(interactions.features[name], ClassLabel):
-            raise ValueError(f"Expected IDs in the column {name!r}, found numbers of class labels. {READ_FIRST}")
         table = table.set_column(table.column_names.index(name), name, as_ids(table[name], f"column {name!r}"))
         if missing := table[name].null_count:
             found = f"found none in {missing} of {len(table)} rows"

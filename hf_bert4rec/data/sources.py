@@ -12,9 +12,9 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
-from datasets import ClassLabel, Dataset, DatasetDict
+from datasets import Dataset, DatasetDict
 
+from .arguments import as_table
 from .ids import Values
 
 COMPRESSED = {".gz": ("gzip", rb"\x1f\x8b"), ".bz2": ("bz2", rb"BZh\d1AY&SY"), ".zst": ("zstd", rb"\x28\xb5\x2f\xfd")}
@@ -140,11 +140,7 @@ class RawLog:
 def open_table(source: Any, name: str, expected: str = "Expected a path, a Hub ID or a table") -> RawLog:
     """Open a `Dataset`, or a table of pandas, Polars or Arrow. The error for other types begins with `expected`."""
     if isinstance(source, Dataset):
-        labels = {name: it.names for name, it in source.features.items() if isinstance(it, ClassLabel)}
-        source = source.with_format("arrow")[:]
-        for name, texts in labels.items():
-            named = pc.take(pa.array([None, *texts], pa.string()), pc.add(source[name], 1))  # -1 is a missing label
-            source = source.set_column(source.column_names.index(name), name, named)
+        source = as_table(source)
     if isinstance(source, pd.DataFrame):
         source = source.reset_index(allow_duplicates=True) if any(source.index.names) else source
         columns = [(str(key), source.iloc[:, place]) for place, key in enumerate(source.columns)]

@@ -24,7 +24,7 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from ..models.configuration_bert4rec import SPECIAL_TOKENS, Bert4RecConfig
-from .arguments import check_number
+from .arguments import check_number, read_rows
 from .features import FEATURES_FILE, ItemFeatures, read_parquet
 from .ids import READ_FIRST, as_ids, as_item_ids
 
@@ -298,9 +298,7 @@ def _warn_about_variants(items: list[str], known: int = 0) -> None:
 
 def _as_text(items: Any) -> pa.Array | pa.ChunkedArray:
     if isinstance(items, Dataset):
-        if "item" not in items.column_names:
-            raise ValueError(f"Expected a column 'item', found {', '.join(items.column_names)}. {READ_FIRST}")
-        items = items.with_format("arrow")[:]["item"]
+        items = read_rows(items, "item", advice=READ_FIRST)["item"]
     if isinstance(items, pa.StringArray):
         return items
     return as_ids(items, "item ID") if isinstance(items, pa.Array | pa.ChunkedArray) else as_item_ids(items)

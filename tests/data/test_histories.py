@@ -134,10 +134,12 @@ def test_a_missing_column_is_refused_and_those_found_are_named(interactions, tok
         leave_one_out(interactions.remove_columns(column), tokenizer)
 
 
-def test_class_labels_are_not_taken_for_ids(interactions, tokenizer):
+def test_class_labels_are_read_as_their_names(interactions):
     labels = interactions.cast_column("item", ClassLabel(names=list("abcdefghij")))
-    with pytest.raises(ValueError, match=r"IDs in the column 'item', found numbers of class labels\. Read"):
-        leave_one_out(labels, tokenizer)
+    tokenizer = item_tokenizer(labels, max_length=5)
+    assert set(tokenizer.items.to_pylist()) <= set("abcdefghij")
+    rows = leave_one_out(labels, tokenizer)["test"]
+    assert all(target in tokenizer.get_vocab().values() and target > 2 for target in target_items(rows))
 
 
 def test_all_splits_have_the_same_features(interactions, tokenizer):

@@ -427,7 +427,7 @@ def test_numbers_as_ids_become_text(items):
         (["\ud800"], "not valid Unicode"),
         ({"a": 1}, "expected a list, found dict"),
         (pa.table({"item": ["a"]}), "expected a list, found Table"),
-        (Dataset.from_dict({"id": ["a"]}), r"Expected a column 'item', found id.*load_interactions"),
+        (Dataset.from_dict({"id": ["a"]}), r"Expected a Dataset with item, found id.*load_interactions"),
         (Dataset.from_dict({"item": [["a"]]}), "expected text or numbers, found \\["),
     ],
 )
