@@ -85,18 +85,11 @@ def read_sequences(file: SourceFile) -> pa.Table:
 
 
 def _read_array(name: str, text: str) -> pd.DataFrame:
-    array, found = _parse(text), "an array that cannot be read"
-    if isinstance(array, list):
-        others = [row for row in array if not isinstance(row, dict)]
-        if not others:
-            return pd.DataFrame(array, dtype=object)
-        found = f"the element {others[0]!r:.80}"
-    else:
-        try:
-            json.loads(text)
-        except json.JSONDecodeError as error:
-            found += f" (JSON error in line {error.lineno})"
-    raise ValueError(f"{name}: expected a JSON array of objects, found {found}. Fix the array, or {WRITE_LINES}.")
+    array = _parse(text) or json.loads(text)  # the error of `json` names the line
+    if others := [row for row in array if not isinstance(row, dict)]:
+        found = f"found the element {others[0]!r:.80}"
+        raise ValueError(f"{name}: expected a JSON array of objects, {found}. Fix the array, or {WRITE_LINES}.")
+    return pd.DataFrame(array, dtype=object)
 
 
 def read_json(file: SourceFile) -> RawLog | pd.DataFrame:

@@ -48,19 +48,15 @@ def check_interactions(interactions: Dataset) -> pa.Table:
     table = read_rows(interactions, "user", "item", "timestamp", advice=READ_FIRST)
     for name in ("user", "item"):
         table = table.set_column(table.column_names.index(name), name, as_ids(table[name], f"column {name!r}"))
-        if missing := table[name].null_count:
-            found = f"found none in {missing} of {len(table)} rows"
-            raise ValueError(f"Expected an ID in every row of the column {name!r}, {found}. {READ_FIRST}")
     times = table["timestamp"]
     numbers = pa.types.is_integer(times.type) or pa.types.is_floating(times.type)
-    if not numbers or times.null_count or pc.all(pc.is_finite(times)).as_py() is False:
-        found, advice = f"the type {times.type}", READ_FIRST
-        if numbers:
-            bad = len(times) - (pc.sum(pc.is_finite(times)).as_py() or 0)
-            found = f"missing, NaN or infinite values in {bad} of {len(times)} rows"
-            if pc.any(pc.is_inf(times)).as_py():  # `load_interactions` does not drop them
-                advice = f"Fix or remove infinite values. {READ_FIRST}"
-        raise ValueError(f"Expected finite numbers in the column 'timestamp', found {found}. {advice}")
+    finite = pc.sum(pc.is_finite(times)).as_py() or 0 if numbers else 0
+    missing = {name: table[name].null_count for name in ("user", "item")} | {"timestamp": len(table) - finite}
+    for name, rows in missing.items():
+        if rows:
+            expected = "a finite number" if name == "timestamp" else "an ID"
+            found = f"found none in {rows} of {len(table)} rows (type: {table[name].type})"
+            raise ValueError(f"Expected {expected} in every row of the column {name!r}, {found}. {READ_FIRST}")
     return table
 
 

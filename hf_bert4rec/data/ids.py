@@ -18,6 +18,7 @@ from .arguments import is_collection, read_list
 
 Values: TypeAlias = pa.ChunkedArray | list[Any]  # a column; a list if Arrow has no type for its values
 
+EXACT_BITS = {"halffloat": 11, "float": 24, "double": 53}  # type of floats -> b; whole numbers up to 2^b are exact
 READ_FIRST = "Read the log with `load_interactions`, which drops incomplete rows and converts IDs and times."
 ONE_PER_ROW = (
     "Give each value a row of its own (pandas: `str.split` and `explode`). Pass the new data frame, or save it as CSV."
@@ -38,7 +39,7 @@ def as_ids(
     if kind and not (pa.types.is_nested(kind) or re.search("float|double|decimal|binary", str(kind))):
         ids = pc.cast(values, pa.string())
     else:
-        digits = {"halffloat": 11, "float": 24}.get(str(kind), 53)
+        digits = EXACT_BITS.get(str(kind), 53)
         distinct, places = distinct_values(values)
         texts = []
         for place, value in enumerate(distinct):

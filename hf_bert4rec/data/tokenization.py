@@ -35,7 +35,6 @@ TITLES_FILE = "items.parquet"
 FEW = 4  # IDs are looked up one by one if they are fewer than a quarter of the catalog
 TITLE_BYTES = 10_000  # largest size of a title in UTF-8
 REPAIR = "Download or save the tokenizer again."
-NO_TITLE = ("None", "nan", "<NA>", "NaT")  # missing values of Python, numpy and pandas, as text
 
 
 class ItemTokenizer(PreTrainedTokenizerFast):
@@ -85,18 +84,19 @@ class ItemTokenizer(PreTrainedTokenizerFast):
 
     def set_titles(self, titles: Iterable[Any], source: str = "titles") -> None:
         """Set titles in the order of `items`: text, numbers, and None or NaN for no title. Errors name the `source`."""
-        titles = [title if isinstance(title, str) or str(title) not in NO_TITLE else None for title in titles]
-        if len(titles) != len(self.items):
+        found = pd.Series(list(titles), dtype=object)
+        if len(found) != len(self.items):
             expected = f"expected {len(self.items)} titles, one for each of `items`"
-            raise ValueError(f"{source}: {expected}, found {len(titles)}.")
-        texts = as_item_ids([title for title in titles if title is not None], source)
+            raise ValueError(f"{source}: {expected}, found {len(found)}.")
+        given = found.notna()
+        texts = as_item_ids(found[given], source)
         if (longest := pc.max(pc.binary_length(texts)).as_py() or 0) > TITLE_BYTES:
             start = texts[pc.index(pc.binary_length(texts), longest).as_py()].as_py()[:30]
-            found = f"found one of {longest:,}, which begins with {start!r}. Shorten it, or name another column"
+            wrong = f"found one of {longest:,}, which begins with {start!r}. Shorten it, or name another column"
             option = "`title=...` (command line: `--title_column`; `items add`: `--title`)"
-            raise ValueError(f"{source}: expected titles of at most {TITLE_BYTES:,} bytes, {found}: {option}.")
-        found = iter(texts.to_pylist())
-        self.titles = [None if title is None else next(found) for title in titles]
+            raise ValueError(f"{source}: expected titles of at most {TITLE_BYTES:,} bytes, {wrong}: {option}.")
+        found[given] = texts.to_pylist()
+        self.titles = found.where(given, None).tolist()
         self.init_kwargs["has_titles"] = True  # saved in tokenizer_config.json
 
     @property
