@@ -53,11 +53,8 @@ def read_list(values: Any, name: str, ordered: bool = False) -> list[Any]:
     if type(values) is list:
         return values
     if isinstance(values, Mapping) or hasattr(values, "column_names") or hasattr(values, "columns"):
-        part = f"one of its {'values' if isinstance(values, Mapping) else 'columns'}, such as data"
-        if isinstance(values, Mapping) and hasattr(values, "column_names"):
-            part = "a column of one split, such as data['train']"
-        column = "history" if name.startswith("histor") else "item"
-        raise ValueError(f"{name}: expected a list, found {type(values).__name__}. Pass {part}['{column}'].")
+        advice = "Pass one of its columns or values, such as data['history'] or data['train']['item']."
+        raise ValueError(f"{name}: expected a list, found {type(values).__name__}. {advice}")
     for method in ("tolist", "to_pylist", "to_list"):  # NumPy, PyTorch and pandas; Arrow; Polars
         if hasattr(values, method):
             values = getattr(values, method)()

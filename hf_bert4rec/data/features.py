@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from .columns import DAY, Column, find_columns
 from .formats import open_log
 from .ids import Values, as_ids
-from .sources import RawLog, library_errors
+from .sources import RawLog, library_errors, spell
 from .values import NUMBER, as_numbers, as_text, check_ids
 
 logger = logging.getLogger(__name__)
@@ -170,10 +170,8 @@ def load_item_features(
     with library_errors(log.name):
         place, items = read_items(log, item, "title_item")
         if missing := [name for name in known if name not in log.columns]:
-            where, advice = "a feature of the checkpoint", "Add this column"
-            if like is None:
-                where, advice = "named by `text` (command line: `--feature_text`)", "Name one of these"
-            raise ValueError(f"{log.name}: expected a column {missing[0]!r}, {where}, found {log}. {advice}.")
+            origin = "of `like` or the checkpoint, or named by `text` (command line: `--feature_text`)"
+            raise ValueError(f"{log.name}: expected a column {missing[0]!r}, {origin}, found {log}. Add this column.")
         names = [name for name in log.columns if name != LIKE and log.columns.index(name) != place]
         names = names if like is None else list(known)
         _, *values = log.read([place, *map(log.columns.index, names)])
@@ -272,10 +270,10 @@ def _read_column(
     kind = known.get("kind") or _kind(values, cells)
     if kind in ("vector", "text"):
         used = known.get("encoder", encoder)
-        if kind == "text" and used != encoder:  # a downloaded checkpoint must not choose what is loaded
-            advice = f"Pass `encoder={used!r}` (command line: `--encoder {used}`)."
-            raise ValueError(f"{log.name}: the text of {name!r} needs the encoder {used!r}. {advice}")
-        rows = _embed(name, as_text(values), log, encoder) if kind == "text" else _as_vectors(name, cells, log)
+        if kind == "text" and (encoder is None or used != encoder):  # a checkpoint must not choose what is loaded
+            advice = f"Pass {spell('encoder', used or '...')}."
+            raise ValueError(f"{log.name}: the text of {name!r} needs an encoder of sentence-transformers. {advice}")
+        rows = _embed(as_text(values), log, encoder) if kind == "text" else _as_vectors(name, cells, log)
         width, scale = rows.shape[1], float(1 / max(np.linalg.norm(rows, axis=1).mean(), 1e-9))
         how = {"kind": kind, "width": width, "scale": scale} | known
         if width != how["width"]:
@@ -298,12 +296,13 @@ def _read_column(
         shared = [value for value, count in counts.most_common(MOST_CATEGORIES) if count > 1]
         owners = sum(not set(shared).isdisjoint(row) for row in categories)
         if 2 * owners < sum(map(bool, categories)) or not shared:
-            what = "a value" if len(shared) < MOST_CATEGORIES else f"one of the {len(shared):,} most frequent values"
-            reason = f"fewer than half of its items share {what} with another item"
-            solution = "To use dates, convert them to numbers"
-            if not DAY.match(first):
-                solution = f"To use text such as titles, pass `text={[name]!r}` and `encoder` (command line: "
-                solution += f"`--feature_text {shlex.quote(name)}` and `--encoder`)"
+            reason = (
+                f"fewer than half of its items share one of the {MOST_CATEGORIES:,} most frequent values with another"
+            )
+            solution = (
+                f"To use text such as titles, pass `text={[name]!r}` and `encoder` (command line: `--feature_text "
+            )
+            solution += f"{shlex.quote(name)}` and `--encoder`). To use dates, convert them to numbers"
             logger.info("%s: the column %r is not used, because %s. %s.", log.name, name, reason, solution)
             return None
         if what := "dates" if DAY.match(first) else "booleans" if first.lower() in ("true", "false") else "":
@@ -360,17 +359,11 @@ def _as_vectors(name: str, rows: list[Any], log: RawLog) -> np.ndarray:
     return vectors
 
 
-def _embed(name: str, texts: pa.ChunkedArray, log: RawLog, encoder: str | None) -> np.ndarray:
-    if encoder is None:
-        advice = "Name a model of sentence-transformers: `encoder=...` (command line: `--encoder ...`)."
-        raise ValueError(f"{log.name}: the text of {name!r} needs an encoder. {advice}")
-    try:
-        from sentence_transformers import SentenceTransformer
-    except ImportError as error:
-        advice = "Run `pip install 'hf-bert4rec[features]'`."
-        raise ValueError(f"{log.name}: the text of {name!r} needs sentence-transformers. {advice}") from error
-    advice = "Check the name of the encoder. It must have safetensors, and no code of its own."
+def _embed(texts: pa.ChunkedArray, log: RawLog, encoder: str | None) -> np.ndarray:
+    advice = "Run `pip install 'hf-bert4rec[features]'`, and check the name. It needs safetensors and no own code."
     with library_errors(f"{log.name}, encoder {encoder!r}", advice):
+        from sentence_transformers import SentenceTransformer
+
         model = SentenceTransformer(encoder, trust_remote_code=False, model_kwargs={"use_safetensors": True})
     vectors = np.array(model.encode(pc.fill_null(texts, "").to_pylist(), show_progress_bar=True), np.float32)
     vectors[np.asarray(texts.is_null())] = 0  # missing text has no meaning

@@ -117,9 +117,8 @@ def build_histories(
         last = log.ends - (name != "train_ends")
         none = (actions == -1) & (name != "train_ends")
         if np.shape(actions) != (len(log.users),) or not (none | (log.starts <= actions) & (actions <= last)).all():
-            expected = "`log.ends`" if name == "train_ends" else "`log.ends` - 1, or -1"
-            found = f"found {actions!r:.80}"
-            raise ValueError(f"`{name}` must be one index per user, from `log.starts` to {expected}, {found}.")
+            expected = "one index per user, from `log.starts` to `log.ends` (targets: to `log.ends` - 1, or -1)"
+            raise ValueError(f"`{name}` must be {expected}, found {actions!r:.80}.")
     # From here on only items in the tokenizer count: `position[i]` of them precede interaction i.
     known = log.items != tokenizer.unk_token_id
     position = np.concatenate([[0], np.cumsum(known)])

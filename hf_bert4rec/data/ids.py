@@ -14,7 +14,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .arguments import is_collection, read_list
+from .arguments import read_list
 
 Values: TypeAlias = pa.ChunkedArray | list[Any]  # a column; a list if Arrow has no type for its values
 
@@ -76,10 +76,9 @@ def _as_item_id(value: Any) -> str:
     text = _as_id(scalar) if isinstance(scalar, str | int | float) and not isinstance(scalar, bool) else None
     if text is None:
         found = f"found {value!r:.100} ({type(value).__name__})"
-        if pd.isna(scalar) is True:
-            advice = "Remove it (only `recommender.fill` accepts gaps)."
-            raise ValueError(f"expected an item ID, {found}, a missing value. {advice}")
-        advice = "Pass the IDs without inner lists." if is_collection(value) else "Convert the value to text."
+        advice = (
+            "Convert other types to text, and pass no inner lists or missing values (except to `recommender.fill`)."
+        )
         raise ValueError(f"expected text or numbers, {found}. {advice}")
     return text
 

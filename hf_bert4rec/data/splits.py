@@ -129,12 +129,8 @@ def _check_within(time: float, timestamps: np.ndarray, name: str, before: bool) 
     units = {time_unit(time), time_unit(timestamps.max(initial=0))} - {None}
     if len(timestamps) and (len(units) > 1 or not fits):
         shown, first, last = map(format_time, (time, timestamps.min(), timestamps.max()))
-        problem = f"It has no interactions {'before' if before else 'at or after'} `{name}`, which is {shown}."
-        advice = f"Pass {'a later' if before else 'an earlier'} `{name}`."
-        if time_unit(time) != time_unit(timestamps.max()):
-            problem = f"`{name}` seems to have another unit, found {shown}."
-            advice = "Pass a time in the unit of the log, or convert the times of the log to seconds since 1970."
-        raise ValueError(f"The log runs from {first} to {last}. {problem} {advice}")
+        advice = f"Pass a time in the unit of the log, with interactions {'before it' if before else 'from it on'}."
+        raise ValueError(f"The log runs from {first} to {last}, but `{name}` is {shown}. {advice}")
 
 
 def new_interactions(

@@ -254,9 +254,11 @@ def test_titles_are_converted_on_the_command_line_which_has_no_option_for_their_
         ValueError, match=r"unknown format, because the name has no suffix\. .*`format='csv'`" + solution
     ):
         load_titles(write("titles", "1,One\n"))
-    with pytest.raises(ValueError, match=r"lines \(2\), or name another separator, such as `separator=';'`" + solution):
+    with pytest.raises(ValueError, match=r"lines \(2\), or name another separator: `separator='\.\.\.'`" + solution):
         load_titles(write("titles.csv", "item,title\n1\n"))
-    with pytest.raises(ValueError, match=r"\(command line: `--separator ';'`\)\. For lines of 'user item item …' use"):
+    with pytest.raises(
+        ValueError, match=r"\(command line: `--separator \.\.\.`\)\. For lines of 'user item item …', name"
+    ):
         load_interactions(write("log.csv", "user,item\n1\n"))
 
 

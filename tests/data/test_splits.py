@@ -166,15 +166,11 @@ def test_times_out_of_order_are_refused():
         (
             0,
             20,
-            "from 1 to 22. It has no interactions before `validation_time`, which is 0. Pass a later `validation_time`",
+            "from 1 to 22, but `validation_time` is 0. Pass a time in the unit of the log, with interactions before",
         ),
-        (1, 20, "has no interactions before `validation_time`, which is 1. Pass a later `validation_time`."),
+        (1, 20, "but `validation_time` is 1. Pass a time in the unit of the log, with interactions before it."),
         (13, 20, "The validation split is empty: found no interactions from 13 to before 20. Set an earlier"),
-        (
-            10,
-            30,
-            "from 1 to 22. It has no interactions at or after `test_time`, which is 30. Pass an earlier `test_time`",
-        ),
+        (10, 30, "but `test_time` is 30. Pass a time in the unit of the log, with interactions from it on."),
     ],
 )
 def test_times_that_leave_a_split_empty_are_refused(validation_time, test_time, problem):
@@ -188,12 +184,11 @@ def test_a_date_for_a_log_in_another_unit_is_refused(factor, unit):
     first, last = 1704207091, 1727013853
     log = log_of(("u", "a", first * factor), ("u", "b", 1718000000 * factor), ("v", "a", last * factor))
 
-    def found(name):
+    def found(name, where="before it"):
         return re.escape(
             f"The log runs from {first * factor} (2024-01-02 14:51 UTC, if these are {unit}) to {last * factor} "
-            f"(2024-09-22 14:04 UTC, if these are {unit}). `{name}` seems to have another unit, found "
-            "1717200000 (2024-06-01 00:00 UTC). Pass a time in the unit of the log, or convert the times of the log to "
-            "seconds since 1970."
+            f"(2024-09-22 14:04 UTC, if these are {unit}), but `{name}` is 1717200000 (2024-06-01 00:00 UTC). "
+            f"Pass a time in the unit of the log, with interactions {where}."
         )
 
     with pytest.raises(ValueError, match=found("time")):
@@ -206,7 +201,7 @@ def test_a_date_for_a_log_in_another_unit_is_refused(factor, unit):
     assert f"from {1719792000 * factor} (2024-07-01 00:00 UTC, if these are {unit}) on" in split.describe(values)
     with pytest.raises(ValueError, match=found("validation_time")):
         split_at_time(log, item_tokenizer(["a"]), validation_time="2024-06-01", test_time="2024-07-01")
-    with pytest.raises(ValueError, match=found("since")):
+    with pytest.raises(ValueError, match=found("since", "from it on")):
         new_interactions(log, item_tokenizer(["a"]), since="2024-06-01")
 
 

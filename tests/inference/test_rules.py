@@ -218,7 +218,7 @@ def test_defaults_of_the_pipeline_hold_for_each_call(folder):
         ({"where": SOLD, "attributes": "products.csv"}, r"expected a table, found str\. Read the file .*`pd\.read_csv"),
         (
             {"where": SOLD, "attributes": {"item": ["a"]}},
-            r"attributes: expected a table .*found dict with the keys item. Pass `pandas.DataFrame",
+            r"attributes: expected a table .*found dict \['item'\].* `pandas.DataFrame",
         ),
         (
             {"where": SOLD, "attributes": PRODUCTS.drop(columns="item")},
