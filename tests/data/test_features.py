@@ -11,7 +11,8 @@ import pyarrow as pa
 import pytest
 
 from hf_bert4rec import item_tokenizer, load_item_features
-from hf_bert4rec.data.features import ItemFeatures, load_new_items
+from hf_bert4rec.data.features import ItemFeatures
+from hf_bert4rec.data.item_tables import load_new_items
 
 SHOP = pd.DataFrame(
     {

@@ -7,7 +7,7 @@ import pytest
 from datasets import Dataset
 
 from hf_bert4rec import load_interactions, load_titles, rename_items
-from hf_bert4rec.data.interactions import load_item_ids
+from hf_bert4rec.data.item_tables import load_item_ids
 from tests.data.raw_logs import ORIGINAL_FORMS, rows
 
 BAD_FILES = {
