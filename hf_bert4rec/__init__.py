@@ -15,10 +15,10 @@ if TYPE_CHECKING:  # the public names, for type checkers and for `__getattr__`
     from .data.audit import audit
     from .data.candidates import popularity_candidates, uniform_candidates
     from .data.data_collator import DataCollatorForCloze, DataCollatorForNextItem
-    from .data.features import load_item_features
     from .data.formats import FORMATS
     from .data.histories import build_histories, sort_by_user
-    from .data.interactions import load_interactions, load_titles, rename_items
+    from .data.interactions import load_interactions, rename_items
+    from .data.item_tables import load_item_features, load_titles
     from .data.splits import SPLITS, Split, before, leave_one_out, new_interactions, split_at_time, train_on_all
     from .data.tokenization import ItemTokenizer, extend_item_tokenizer, item_tokenizer
     from .evaluation.baselines import BASELINES, MarkovChain, Popularity

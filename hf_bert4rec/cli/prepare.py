@@ -15,9 +15,10 @@ from datasets import Dataset, DatasetDict
 from transformers import AutoTokenizer
 
 from ..data.candidates import popularity_candidates, uniform_candidates
-from ..data.features import ItemFeatures, load_item_features
+from ..data.features import ItemFeatures
 from ..data.formats import is_embedded
-from ..data.interactions import load_interactions, load_item_ids, load_titles, rename_items
+from ..data.interactions import load_interactions, rename_items
+from ..data.item_tables import load_item_features, load_item_ids, load_titles
 from ..data.tokenization import ItemTokenizer, extend_item_tokenizer, item_tokenizer
 from ..data.values import format_time
 from ..evaluation.ranking import Sampled

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from datasets import Dataset, DatasetDict
+import pyarrow.compute as pc
+from datasets import ClassLabel, Dataset, DatasetDict
 
 
 def check_number(name: str, value: Any, expected: str, holds: Callable[[Any], object], kind: type = Real) -> None:
@@ -34,7 +35,17 @@ def read_rows(rows: Any, *columns: str, advice: str = "Pass rows of a split, suc
             advice = f"Pass one of its splits, such as `data[{next(iter(rows), 'train')!r}]`."
         expected = " and ".join(filter(None, (", ".join(columns[:-1]), columns[-1])))
         raise ValueError(f"Expected a Dataset with {expected}, found {', '.join(found)}. {advice}")
-    return rows.with_format("arrow")[:]
+    return as_table(rows)
+
+
+def as_table(rows: Dataset) -> pa.Table:
+    """Return a `Dataset` as an Arrow table, with the names of class labels instead of their numbers."""
+    table = rows.with_format("arrow")[:]
+    labels = {name: feature.names for name, feature in rows.features.items() if isinstance(feature, ClassLabel)}
+    for name, texts in labels.items():
+        named = pc.take(pa.array([None, *texts], pa.string()), pc.add(table[name], 1))  # -1 is a missing label
+        table = table.set_column(table.column_names.index(name), name, named)
+    return table
 
 
 def read_list(values: Any, name: str, ordered: bool = False) -> list[Any]:
@@ -42,11 +53,8 @@ def read_list(values: Any, name: str, ordered: bool = False) -> list[Any]:
     if type(values) is list:
         return values
     if isinstance(values, Mapping) or hasattr(values, "column_names") or hasattr(values, "columns"):
-        part = f"one of its {'values' if isinstance(values, Mapping) else 'columns'}, such as data"
-        if isinstance(values, Mapping) and hasattr(values, "column_names"):
-            part = "a column of one split, such as data['train']"
-        column = "history" if name.startswith("histor") else "item"
-        raise ValueError(f"{name}: expected a list, found {type(values).__name__}. Pass {part}['{column}'].")
+        advice = "Pass one of its columns or values, such as data['history'] or data['train']['item']."
+        raise ValueError(f"{name}: expected a list, found {type(values).__name__}. {advice}")
     for method in ("tolist", "to_pylist", "to_list"):  # NumPy, PyTorch and pandas; Arrow; Polars
         if hasattr(values, method):
             values = getattr(values, method)()

@@ -9,6 +9,7 @@ import pandas as pd
 from datasets import Dataset, DatasetDict
 
 from ..models.configuration_bert4rec import SPECIAL_TOKENS
+from .arguments import read_rows
 from .histories import are_repeats, flatten, target_items, times_are_comparable
 
 NEEDED = ("user", "input_ids", "timestamps", "labels", "history")
@@ -100,11 +101,10 @@ def _check(histories: DatasetDict) -> None:
         expected = "a DatasetDict with the split `train`, and optionally `validation` and `test`"
         raise ValueError(f"Expected {expected}, found {found}.")
     for name, rows in histories.items():
-        if missing := set(NEEDED) - set(rows.column_names):
-            found = f"found no {', '.join(sorted(missing))}. Add what is missing to this split."
-            raise ValueError(f"{name}: expected the columns {', '.join(NEEDED)}, {found}")
-        if name != "train" and None in (labels := rows["labels"][:]):
-            raise ValueError(f"{name}: row {labels.index(None)} has no labels. Add labels to every row of this split.")
+        labels = read_rows(rows, *NEEDED)["labels"]
+        if name != "train" and labels.null_count:
+            row = labels.is_null().index(True).as_py()
+            raise ValueError(f"{name}: row {row} has no labels. Add labels to every row of this split.")
 
 
 def _describe_targets(

@@ -97,10 +97,8 @@ def _find(log: RawLog, role: str, name: Column, patterns: Iterable[str], command
         name = int(name) if name not in log.columns and str(name).isdecimal() else name  # from a command line
         places = [place for place, column in enumerate(log.columns) if name in (place, column)]
         if not places:
-            if isinstance(name, int):
-                expected = f"expected a column at position {name}, counted from 0, for the {role}"
-                raise ValueError(f"{log.name}: {expected}, found {log}. Name another column, or check the table.")
-            raise ValueError(f"{log.name}: expected a column {name!r} for the {role}, found {log}. Name one of these.")
+            expected = f"expected a column {name!r} for the {role}, found {log}"
+            raise ValueError(f"{log.name}: {expected}. Name one of these, or its position (from 0).")
     return _only(log, role, places, command)
 
 

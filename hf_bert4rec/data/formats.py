@@ -32,7 +32,7 @@ from tqdm.auto import tqdm
 
 from .columns import Column, are_sequences, is_header, is_time_name
 from .ids import Values
-from .sources import COMPRESSED, RawLog, SourceFile, library_errors, open_table
+from .sources import COMPRESSED, RawLog, SourceFile, library_errors, open_table, spell
 
 EMBEDDED = Path(__file__).parent / "embedded"
 FOLDER_FILES = {  # files of MovieLens; if the source is a folder, the first one that exists is read
@@ -77,26 +77,19 @@ def read_sequences(file: SourceFile) -> pa.Table:
         user, *history = [cell.decode() for cell in line.split(separator)] or [""]
         if user and not history:
             found = f"{file.name}, line {number}: expected a user and items, found only {user!r:.80}"
-            example = file.spell("separator", ";" if file.separator == "," else ",")
-            raise ValueError(f"{found}. Fix or remove this line, or name the separator of the file, such as {example}.")
+            example = file.spell("separator", "...")
+            raise ValueError(f"{found}. Fix or remove this line, or name the separator of the file: {example}.")
         users += [user] * len(history)
         items += history
     return pa.table({"user": users, "item": items})
 
 
 def _read_array(name: str, text: str) -> pd.DataFrame:
-    array, found = _parse(text), "an array that cannot be read"
-    if isinstance(array, list):
-        others = [row for row in array if not isinstance(row, dict)]
-        if not others:
-            return pd.DataFrame(array, dtype=object)
-        found = f"the element {others[0]!r:.80}"
-    else:
-        try:
-            json.loads(text)
-        except json.JSONDecodeError as error:
-            found += f" (JSON error in line {error.lineno})"
-    raise ValueError(f"{name}: expected a JSON array of objects, found {found}. Fix the array, or {WRITE_LINES}.")
+    array = _parse(text) or json.loads(text)  # the error of `json` names the line
+    if others := [row for row in array if not isinstance(row, dict)]:
+        found = f"found the element {others[0]!r:.80}"
+        raise ValueError(f"{name}: expected a JSON array of objects, {found}. Fix the array, or {WRITE_LINES}.")
+    return pd.DataFrame(array, dtype=object)
 
 
 def read_json(file: SourceFile) -> RawLog | pd.DataFrame:
@@ -278,11 +271,11 @@ class _Rows:
         if bad:
             line, fields = bad[0]
             lines = ", ".join(str(number) for number, _ in bad[:9]) + f" and {len(bad) - 9:,} more" * (len(bad) > 9)
-            other = "," if self.separator == ";" else ";"
-            advice = f"name another separator, such as {self.file.spell('separator', other)}"
+            advice = f"name another separator: {self.file.spell('separator', '...')}"
             if self.file.is_log:
-                same = "" if self.separator.isspace() else f" with {self.file.spell('separator', self.separator)}"
-                advice += f". For lines of 'user item item …' use {self.file.spell('format', 'sequences')}{same}"
+                advice += (
+                    f". For lines of 'user item item …', name separator and format: {spell('format', 'sequences')}"
+                )
             raise ValueError(
                 f"{self.file.name}, line {line}: expected {width} columns, found {len(fields)} in "
                 f"{self.separator.join(fields)!r:.80}. Fix or remove all such lines ({lines}), or {advice}."

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from datasets import ClassLabel, Dataset, DatasetDict
+from datasets import Dataset, DatasetDict
 from transformers.utils import logging
 
 from .arguments import check_bool, check_number, read_rows
@@ -47,22 +47,16 @@ def check_interactions(interactions: Dataset) -> pa.Table:
     """Return interactions as a table, with IDs as text; raise ValueError if a column is not as expected."""
     table = read_rows(interactions, "user", "item", "timestamp", advice=READ_FIRST)
     for name in ("user", "item"):
-        if isinstance(interactions.features[name], ClassLabel):
-            raise ValueError(f"Expected IDs in the column {name!r}, found numbers of class labels. {READ_FIRST}")
         table = table.set_column(table.column_names.index(name), name, as_ids(table[name], f"column {name!r}"))
-        if missing := table[name].null_count:
-            found = f"found none in {missing} of {len(table)} rows"
-            raise ValueError(f"Expected an ID in every row of the column {name!r}, {found}. {READ_FIRST}")
     times = table["timestamp"]
     numbers = pa.types.is_integer(times.type) or pa.types.is_floating(times.type)
-    if not numbers or times.null_count or pc.all(pc.is_finite(times)).as_py() is False:
-        found, advice = f"the type {times.type}", READ_FIRST
-        if numbers:
-            bad = len(times) - (pc.sum(pc.is_finite(times)).as_py() or 0)
-            found = f"missing, NaN or infinite values in {bad} of {len(times)} rows"
-            if pc.any(pc.is_inf(times)).as_py():  # `load_interactions` does not drop them
-                advice = f"Fix or remove infinite values. {READ_FIRST}"
-        raise ValueError(f"Expected finite numbers in the column 'timestamp', found {found}. {advice}")
+    finite = pc.sum(pc.is_finite(times)).as_py() or 0 if numbers else 0
+    missing = {name: table[name].null_count for name in ("user", "item")} | {"timestamp": len(table) - finite}
+    for name, rows in missing.items():
+        if rows:
+            expected = "a finite number" if name == "timestamp" else "an ID"
+            found = f"found none in {rows} of {len(table)} rows (type: {table[name].type})"
+            raise ValueError(f"Expected {expected} in every row of the column {name!r}, {found}. {READ_FIRST}")
     return table
 
 
@@ -123,9 +117,8 @@ def build_histories(
         last = log.ends - (name != "train_ends")
         none = (actions == -1) & (name != "train_ends")
         if np.shape(actions) != (len(log.users),) or not (none | (log.starts <= actions) & (actions <= last)).all():
-            expected = "`log.ends`" if name == "train_ends" else "`log.ends` - 1, or -1"
-            found = f"found {actions!r:.80}"
-            raise ValueError(f"`{name}` must be one index per user, from `log.starts` to {expected}, {found}.")
+            expected = "one index per user, from `log.starts` to `log.ends` (targets: to `log.ends` - 1, or -1)"
+            raise ValueError(f"`{name}` must be {expected}, found {actions!r:.80}.")
     # From here on only items in the tokenizer count: `position[i]` of them precede interaction i.
     known = log.items != tokenizer.unk_token_id
     position = np.concatenate([[0], np.cumsum(known)])

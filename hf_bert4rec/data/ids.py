@@ -14,10 +14,11 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .arguments import is_collection, read_list
+from .arguments import read_list
 
 Values: TypeAlias = pa.ChunkedArray | list[Any]  # a column; a list if Arrow has no type for its values
 
+EXACT_BITS = {"halffloat": 11, "float": 24, "double": 53}  # type of floats -> b; whole numbers up to 2^b are exact
 READ_FIRST = "Read the log with `load_interactions`, which drops incomplete rows and converts IDs and times."
 ONE_PER_ROW = (
     "Give each value a row of its own (pandas: `str.split` and `explode`). Pass the new data frame, or save it as CSV."
@@ -38,7 +39,7 @@ def as_ids(
     if kind and not (pa.types.is_nested(kind) or re.search("float|double|decimal|binary", str(kind))):
         ids = pc.cast(values, pa.string())
     else:
-        digits = {"halffloat": 11, "float": 24}.get(str(kind), 53)
+        digits = EXACT_BITS.get(str(kind), 53)
         distinct, places = distinct_values(values)
         texts = []
         for place, value in enumerate(distinct):
@@ -75,10 +76,9 @@ def _as_item_id(value: Any) -> str:
     text = _as_id(scalar) if isinstance(scalar, str | int | float) and not isinstance(scalar, bool) else None
     if text is None:
         found = f"found {value!r:.100} ({type(value).__name__})"
-        if pd.isna(scalar) is True:
-            advice = "Remove it (only `recommender.fill` accepts gaps)."
-            raise ValueError(f"expected an item ID, {found}, a missing value. {advice}")
-        advice = "Pass the IDs without inner lists." if is_collection(value) else "Convert the value to text."
+        advice = (
+            "Convert other types to text, and pass no inner lists or missing values (except to `recommender.fill`)."
+        )
         raise ValueError(f"expected text or numbers, {found}. {advice}")
     return text
 

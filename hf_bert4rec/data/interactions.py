@@ -163,50 +163,6 @@ def _check(log: RawLog, found: Mapping[str, int]) -> str:
     return notes
 
 
-def load_titles(
-    source: Any,
-    *,
-    format: str | None = None,  # noqa: A002
-    item: Column = None,
-    title: Column = None,
-    separator: str | None = None,
-    encoding: str | None = None,
-) -> dict[str, str]:
-    """Return a dict from raw item ID to title, read from the same kinds of source as `load_interactions`.
-
-    `item` and `title` name columns, by their name or position (from 0). By default they are found by usual names. In a
-    file without a header, the first column is the item and the second the title. Rows without an ID or title are
-    skipped. Of several titles of an item, the last one is used. The other options are as for `load_interactions`.
-
-    Raises:
-        FileNotFoundError: There is no such file, or the folder has no file of MovieLens.
-        ValueError: An option is invalid, the source cannot be read, or a column is missing or ambiguous.
-    """
-    return dict(_read_titles(open_log(source, "titles", format, separator, encoding, [item, title]), item, title))
-
-
-def load_item_ids(source: Any) -> dict[str, str]:
-    """Return a dict from old to new item ID, the first two columns of a table; ValueError if an old ID has two."""
-    log = open_log(source, "titles", None, None, None, [0, 1])
-    names: dict[str, str] = {}
-    for old, new in _read_titles(log, 0, 1):
-        if names.setdefault(old, new) != new:
-            found = f"found {names[old]!r} and {new!r} for {old!r}. Remove one of these rows."
-            raise ValueError(f"{log.name}: expected one new ID per item, {found}")
-    return names
-
-
-def _read_titles(log: RawLog, item: Column, title: Column) -> list[tuple[str, str]]:
-    """Return item ID and title of the rows with both."""
-    with library_errors(log.name):
-        if log.first_rows and len(log.columns) > 1:
-            item, title = (0 if item is None else item), (1 if title is None else title)
-        found = find_columns(log, {"item": item, "title": title}, {"item": "title_item", "title": "title_column"})
-        columns = zip(("item", "title"), log.read([found["item"], found["title"]]), strict=True)
-        ids, titles = (as_ids(values, role, log.locate).to_pylist() for role, values in columns)
-    return [(item, title) for item, title in zip(ids, titles, strict=True) if item is not None and title is not None]
-
-
 def rename_items(interactions: Dataset, names: Mapping[str, str]) -> Dataset:
     """Return a log with new item IDs, for example with IDs of the catalog instead of numbers.
 

@@ -3,7 +3,7 @@
 import codecs
 import re
 import shlex
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -12,9 +12,9 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
-from datasets import ClassLabel, Dataset, DatasetDict
+from datasets import Dataset
 
+from .arguments import as_table
 from .ids import Values
 
 COMPRESSED = {".gz": ("gzip", rb"\x1f\x8b"), ".bz2": ("bz2", rb"BZh\d1AY&SY"), ".zst": ("zstd", rb"\x28\xb5\x2f\xfd")}
@@ -110,9 +110,6 @@ class SourceFile:
                 f"{self.name}, line {line}: expected {encoding} text, found the byte {data[error.start]:#04x}. Name "
                 f"the encoding, such as {self.spell('encoding', 'latin-1')}, or fix this line."
             ) from None
-        except (LookupError, TypeError):
-            example = self.spell("encoding", "utf-8")
-            raise ValueError(f"{self.name}: unknown encoding {encoding!r}. Name another, such as {example}.") from None
         if not text.strip():
             raise ValueError(f"{self.name}: the file is empty or has only whitespace. Check the path.")
         return text
@@ -140,11 +137,7 @@ class RawLog:
 def open_table(source: Any, name: str, expected: str = "Expected a path, a Hub ID or a table") -> RawLog:
     """Open a `Dataset`, or a table of pandas, Polars or Arrow. The error for other types begins with `expected`."""
     if isinstance(source, Dataset):
-        labels = {name: it.names for name, it in source.features.items() if isinstance(it, ClassLabel)}
-        source = source.with_format("arrow")[:]
-        for name, texts in labels.items():
-            named = pc.take(pa.array([None, *texts], pa.string()), pc.add(source[name], 1))  # -1 is a missing label
-            source = source.set_column(source.column_names.index(name), name, named)
+        source = as_table(source)
     if isinstance(source, pd.DataFrame):
         source = source.reset_index(allow_duplicates=True) if any(source.index.names) else source
         columns = [(str(key), source.iloc[:, place]) for place, key in enumerate(source.columns)]
@@ -156,15 +149,12 @@ def open_table(source: Any, name: str, expected: str = "Expected a path, a Hub I
             table = pa.table(source)
         columns = list(zip(table.column_names, table.columns, strict=True))
     else:
-        found, advice = type(source).__name__, "one of these"
-        if isinstance(source, dict):
-            split = next(iter(source), "train")
-            splits = f"`source[{split!r}]`, or for a saved folder the path of its subfolder `{split}`"
-            advice = splits if isinstance(source, DatasetDict) else "`pandas.DataFrame(source)`"
-            found += f" with the keys {', '.join(map(str, source))}"
-        elif isinstance(source, Iterable):
-            advice = "`pandas.DataFrame(source, columns=[...])`, with the names of the columns"
-        raise ValueError(f"{expected} (pandas, Polars, Arrow, datasets), found {found}. Pass {advice}.")
+        found = f"{type(source).__name__} {list(source) if isinstance(source, dict) else source!r:.100}"
+        raise ValueError(
+            f"{expected} (pandas, Polars, Arrow, datasets), found {found}. Pass a split of a DatasetDict, such as "
+            "`source['train']`, or for a saved folder the path of its subfolder `train`. Convert rows or columns with "
+            "`pandas.DataFrame(source)`; rows without names need `columns=[...]`."
+        )
     names = [key for key, _ in columns]
     types = [str(getattr(column, "type", getattr(column, "dtype", ""))) for _, column in columns]
     return RawLog(

@@ -16,13 +16,7 @@ from .values import NUMBER, as_seconds, format_time, time_unit
 
 
 def leave_one_out(
-    interactions: Dataset,
-    tokenizer: ItemTokenizer,
-    *,
-    validation_in_train: bool = False,
-    max_length: int | None = None,
-    window_step: float = 0.5,
-    prefixes: bool = False,
+    interactions: Dataset, tokenizer: ItemTokenizer, *, validation_in_train: bool = False, **rows: Any
 ) -> DatasetDict:
     """Hold out every user's last item for test and the item before it for validation (paper, section 4.2).
 
@@ -32,9 +26,7 @@ def leave_one_out(
         interactions: Columns `user`, `item` and `timestamp`, as from `load_interactions`.
         tokenizer: Items that it does not contain are dropped from histories; as targets they count as missed.
         validation_in_train: Train on the validation items too, without validation split (as in the paper's final runs).
-        max_length: Longest input, including the [MASK] of the query. Default: `tokenizer.model_max_length`.
-        window_step: Step between training windows, as a share of `max_length`, for histories longer than `max_length`.
-        prefixes: Train on one row for each item but the first, with the items before it, instead of windows.
+        **rows: Options of `build_histories`: `max_length`, `window_step` and `prefixes`.
 
     Returns:
         `DatasetDict` with `train`, `validation` (unless `validation_in_train`) and `test`; columns: `COLUMNS`.
@@ -53,9 +45,7 @@ def leave_one_out(
     train_ends = np.where(held_out, log.ends - (1 if validation_in_train else 2), log.ends)
     targets = {} if validation_in_train else {"validation": np.where(held_out, log.ends - 2, -1)}
     targets["test"] = np.where(held_out, log.ends - 1, -1)
-    return build_histories(
-        log, tokenizer, train_ends, targets, max_length=max_length, window_step=window_step, prefixes=prefixes
-    )
+    return build_histories(log, tokenizer, train_ends, targets, **rows)
 
 
 def split_at_time(
@@ -65,9 +55,7 @@ def split_at_time(
     validation_time: str | float,
     test_time: str | float,
     validation_in_train: bool = False,
-    max_length: int | None = None,
-    window_step: float = 0.5,
-    prefixes: bool = False,
+    **rows: Any,
 ) -> DatasetDict:
     """Split by time: train before `validation_time`, and test on each user's first interaction from `test_time` on.
 
@@ -85,7 +73,9 @@ def split_at_time(
         ValueError: Times are not in order or outside the log, a split is empty, or the tokenizer contains later items.
     """
     check_bool("validation_in_train", validation_in_train)
-    validation_from, test_from = _in_order(validation_time, test_time)
+    validation_from, test_from = as_seconds(validation_time, "validation_time"), as_seconds(test_time, "test_time")
+    if not validation_from < test_from:
+        raise ValueError(f"`validation_time` must be before `test_time`, found {validation_time} and {test_time}.")
     log = sort_by_user(interactions, tokenizer)
     name, train_time = ("test_time", test_time) if validation_in_train else ("validation_time", validation_time)
     train_until = test_from if validation_in_train else validation_from
@@ -109,47 +99,28 @@ def split_at_time(
         advice = "Set an earlier `validation_time`, or a later `test_time`."
         raise ValueError(f"The validation split is empty: {found}. {advice}")
     train_ends = first_of_test if validation_in_train else first_of_validation
-    return build_histories(
-        log, tokenizer, train_ends, targets, max_length=max_length, window_step=window_step, prefixes=prefixes
-    )
+    return build_histories(log, tokenizer, train_ends, targets, **rows)
 
 
-def train_on_all(
-    interactions: Dataset,
-    tokenizer: ItemTokenizer,
-    *,
-    max_length: int | None = None,
-    window_step: float = 0.5,
-    prefixes: bool = False,
-) -> DatasetDict:
+def train_on_all(interactions: Dataset, tokenizer: ItemTokenizer, **rows: Any) -> DatasetDict:
     """Put all interactions into the training split, without validation and test, for the training before deployment.
 
     Find the number of epochs with another split first. Arguments and their errors are as for `leave_one_out`.
     """
     log = sort_by_user(interactions, tokenizer)
-    return build_histories(
-        log, tokenizer, log.ends, {}, max_length=max_length, window_step=window_step, prefixes=prefixes
-    )
+    return build_histories(log, tokenizer, log.ends, {}, **rows)
 
 
 def before(interactions: Dataset, time: str | float) -> Dataset:
     """Return interactions before `time` (number or date), for the tokenizer of `split_at_time`; ValueError if none."""
-    return _before(interactions, as_seconds(time, "time"), "time")
+    return _before(interactions, time, "time")
 
 
-def _before(interactions: Dataset, number: float, name: str) -> Dataset:
-    table = check_interactions(interactions)
+def _before(interactions: Dataset, time: str | float, name: str) -> Dataset:
+    table, number = check_interactions(interactions), as_seconds(time, name)
     times = table["timestamp"].to_numpy()
     _check_within(number, times, name, before=True)
     return Dataset(table.filter(pa.array(times < number)))
-
-
-def _in_order(validation_time: str | float, test_time: str | float) -> tuple[float, float]:
-    """Return both times as numbers; raise ValueError unless the first one is earlier."""
-    validation_from, test_from = as_seconds(validation_time, "validation_time"), as_seconds(test_time, "test_time")
-    if not validation_from < test_from:
-        raise ValueError(f"`validation_time` must be before `test_time`, found {validation_time} and {test_time}.")
-    return validation_from, test_from
 
 
 def _check_within(time: float, timestamps: np.ndarray, name: str, before: bool) -> None:
@@ -158,12 +129,8 @@ def _check_within(time: float, timestamps: np.ndarray, name: str, before: bool) 
     units = {time_unit(time), time_unit(timestamps.max(initial=0))} - {None}
     if len(timestamps) and (len(units) > 1 or not fits):
         shown, first, last = map(format_time, (time, timestamps.min(), timestamps.max()))
-        problem = f"It has no interactions {'before' if before else 'at or after'} `{name}`, which is {shown}."
-        advice = f"Pass {'a later' if before else 'an earlier'} `{name}`."
-        if time_unit(time) != time_unit(timestamps.max()):
-            problem = f"`{name}` seems to have another unit, found {shown}."
-            advice = "Pass a time in the unit of the log, or convert the times of the log to seconds since 1970."
-        raise ValueError(f"The log runs from {first} to {last}. {problem} {advice}")
+        advice = f"Pass a time in the unit of the log, with interactions {'before it' if before else 'from it on'}."
+        raise ValueError(f"The log runs from {first} to {last}, but `{name}` is {shown}. {advice}")
 
 
 def new_interactions(
@@ -173,9 +140,7 @@ def new_interactions(
     since: str | float | None = None,
     held_out: float = 0.1,
     replay: float = 1.0,
-    max_length: int | None = None,
-    window_step: float = 0.5,
-    prefixes: bool = False,
+    **rows: Any,
 ) -> DatasetDict:
     """Put the interactions from a point in time on, and a sample of older ones, into the training split.
 
@@ -206,9 +171,7 @@ def new_interactions(
     chosen = random.choice(users, max(1, round(held_out * len(users))), replace=False)
     targets = {"validation": np.where(np.isin(np.arange(len(log.users)), chosen), log.ends - 1, -1)}
     train_ends = np.where(targets["validation"] >= 0, log.ends - 1, log.ends)
-    histories = build_histories(
-        log, tokenizer, train_ends, targets, max_length=max_length, window_step=window_step, prefixes=prefixes
-    )
+    histories = build_histories(log, tokenizer, train_ends, targets, **rows)
     train = histories["train"].with_format("arrow")[:]
     newest = flatten(train["timestamps"])[0][np.cumsum(train["length"]) - 1]
     new, old = np.flatnonzero(newest >= time), np.flatnonzero(newest < time)
@@ -242,8 +205,7 @@ class Split:
         """
         parameters = [*inspect.signature(self.function, eval_str=True).parameters.values()][2:]
         if parameters and parameters[-1].kind is inspect.Parameter.VAR_KEYWORD:
-            passed_on = inspect.signature(build_histories).parameters.values()
-            parameters[-1:] = [it for it in passed_on if it.kind is inspect.Parameter.KEYWORD_ONLY]
+            parameters[-1:] = [*inspect.signature(build_histories).parameters.values()][4:]
         return {parameter.name: parameter for parameter in parameters if parameter.name != "max_length"}
 
     def resolve(self, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -278,10 +240,10 @@ SPLITS: dict[str, Split] = {  # name in a recipe -> split; add your own before a
     "at_time": Split(
         split_at_time,
         "first item of every user from {test_time} on",
-        lambda interactions, validation_time, test_time, validation_in_train: _before(
-            interactions,
-            _in_order(validation_time, test_time)[validation_in_train],
-            "test_time" if validation_in_train else "validation_time",
+        lambda interactions, validation_time, test_time, validation_in_train: (
+            _before(interactions, test_time, "test_time")
+            if validation_in_train
+            else _before(interactions, validation_time, "validation_time")
         ),
     ),
     "new_interactions": Split(

@@ -24,18 +24,16 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from ..models.configuration_bert4rec import SPECIAL_TOKENS, Bert4RecConfig
-from .arguments import check_number
+from .arguments import check_number, read_rows
 from .features import FEATURES_FILE, ItemFeatures, read_parquet
-from .ids import READ_FIRST, as_ids, as_item_ids
+from .ids import READ_FIRST, as_ids, as_item_ids, distinct_values
 
 logger = logging.getLogger(__name__)
 
 PAD, MASK, UNK = SPECIAL_TOKENS
 TITLES_FILE = "items.parquet"
-FEW = 4  # IDs are looked up one by one if they are fewer than a quarter of the catalog
 TITLE_BYTES = 10_000  # largest size of a title in UTF-8
 REPAIR = "Download or save the tokenizer again."
-NO_TITLE = ("None", "nan", "<NA>", "NaT")  # missing values of Python, numpy and pandas, as text
 
 
 class ItemTokenizer(PreTrainedTokenizerFast):
@@ -85,18 +83,19 @@ class ItemTokenizer(PreTrainedTokenizerFast):
 
     def set_titles(self, titles: Iterable[Any], source: str = "titles") -> None:
         """Set titles in the order of `items`: text, numbers, and None or NaN for no title. Errors name the `source`."""
-        titles = [title if isinstance(title, str) or str(title) not in NO_TITLE else None for title in titles]
-        if len(titles) != len(self.items):
+        found = pd.Series(list(titles), dtype=object)
+        if len(found) != len(self.items):
             expected = f"expected {len(self.items)} titles, one for each of `items`"
-            raise ValueError(f"{source}: {expected}, found {len(titles)}.")
-        texts = as_item_ids([title for title in titles if title is not None], source)
+            raise ValueError(f"{source}: {expected}, found {len(found)}.")
+        given = found.notna()
+        texts = as_item_ids(found[given], source)
         if (longest := pc.max(pc.binary_length(texts)).as_py() or 0) > TITLE_BYTES:
             start = texts[pc.index(pc.binary_length(texts), longest).as_py()].as_py()[:30]
-            found = f"found one of {longest:,}, which begins with {start!r}. Shorten it, or name another column"
+            wrong = f"found one of {longest:,}, which begins with {start!r}. Shorten it, or name another column"
             option = "`title=...` (command line: `--title_column`; `items add`: `--title`)"
-            raise ValueError(f"{source}: expected titles of at most {TITLE_BYTES:,} bytes, {found}: {option}.")
-        found = iter(texts.to_pylist())
-        self.titles = [None if title is None else next(found) for title in titles]
+            raise ValueError(f"{source}: expected titles of at most {TITLE_BYTES:,} bytes, {wrong}: {option}.")
+        found[given] = texts.to_pylist()
+        self.titles = found.where(given, None).tolist()
         self.init_kwargs["has_titles"] = True  # saved in tokenizer_config.json
 
     @property
@@ -132,15 +131,11 @@ class ItemTokenizer(PreTrainedTokenizerFast):
 
     def encode_items(self, items: pa.Array | pa.ChunkedArray | Iterable[str | float]) -> np.ndarray:
         """Return the token IDs, (n,) int32, of raw IDs. Unknown IDs become [UNK]. IDs must be text or numbers."""
-        ids, unknown = _as_text(items), self.unk_token_id  # read once, because each read takes a look-up
-        if FEW * len(ids) < len(self):  # pyarrow would build a look-up table of the whole catalog
-            find = self.backend_tokenizer.token_to_id
-            found = [find(item) if item else None for item in ids.to_pylist()]
-            rows = np.array([unknown if row is None else row for row in found], np.int32)
-            rows[rows < len(SPECIAL_TOKENS)] = unknown
-            return rows
-        places = pc.add(pc.index_in(ids, value_set=self.items), len(SPECIAL_TOKENS))
-        return pc.fill_null(places, unknown).to_numpy().astype(np.int32, copy=False)
+        distinct, places = distinct_values(_as_text(items))
+        find, unknown = self.backend_tokenizer.token_to_id, self.unk_token_id  # read once; each read takes a look-up
+        rows = np.array([find(item) or unknown for item in distinct] + [unknown], np.int32)  # the last for missing IDs
+        rows[rows < len(SPECIAL_TOKENS)] = unknown
+        return rows[places]
 
     def decode_items(self, rows: Iterable[int]) -> list[str]:
         """Return the raw IDs for token IDs; raise IndexError for special tokens and token IDs out of range."""
@@ -296,14 +291,12 @@ def _warn_about_variants(items: list[str], known: int = 0) -> None:
         logger.warning(text, len(variants), first, variants.iloc[0])
 
 
-def _as_text(items: Any) -> pa.Array | pa.ChunkedArray:
+def _as_text(items: Any) -> pa.ChunkedArray:
     if isinstance(items, Dataset):
-        if "item" not in items.column_names:
-            raise ValueError(f"Expected a column 'item', found {', '.join(items.column_names)}. {READ_FIRST}")
-        items = items.with_format("arrow")[:]["item"]
-    if isinstance(items, pa.StringArray):
-        return items
-    return as_ids(items, "item ID") if isinstance(items, pa.Array | pa.ChunkedArray) else as_item_ids(items)
+        items = read_rows(items, "item", advice=READ_FIRST)["item"]
+    if isinstance(items, pa.Array | pa.ChunkedArray):
+        return as_ids(items, "item ID")
+    return pa.chunked_array([as_item_ids(items)])
 
 
 def _distinct_ids(items: Any) -> list[str]:
@@ -337,13 +330,10 @@ def _titles_in_order(ids: list[str], titles: Mapping[Any, Any]) -> list[Any]:
 
 
 def _read_titles(file: str, number: int) -> list[str | None]:
-    expected = f"expected Parquet with a text column 'title', at most {TITLE_BYTES:,} bytes per title"
     with suppress(KeyError, AttributeError, ValueError, pa.ArrowException, OSError):
         titles = read_parquet(file, (8 + TITLE_BYTES) * (number + 1))["title"]
         kind = titles.type.value_type if pa.types.is_dictionary(titles.type) else titles.type
         if kind in (pa.string(), pa.large_string(), pa.string_view()):  # Polars writes the last two
-            if len(titles) != number:
-                expected = f"expected {number} titles, one per item, found {len(titles)}"
-            elif max(len(title.encode()) for title in ("", *titles.to_pylist()) if title is not None) <= TITLE_BYTES:
-                return titles.to_pylist()
+            return titles.to_pylist()
+    expected = f"expected Parquet with a text column 'title', at most {TITLE_BYTES:,} bytes per title"
     raise ValueError(f"{file}: {expected}. {REPAIR}")

@@ -14,7 +14,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .ids import ONE_PER_ROW, Values, distinct_values
+from .ids import EXACT_BITS, ONE_PER_ROW, Values, distinct_values
 from .sources import RawLog, spell
 
 logger = logging.getLogger(__name__)
@@ -69,8 +69,7 @@ def as_times(values: Values, log: RawLog, rows: np.ndarray) -> pa.ChunkedArray:
         micros = pc.cast(values, pa.timestamp("us"), safe=getattr(kind, "unit", "") != "ns")
         values = pc.divide(pc.cast(pc.cast(micros, pa.int64()), pa.float64()), 1e6)
     times = as_numbers(values, "timestamp", log, rows, dates=True)
-    inexact = [kind for kind in (kind, times.type) if kind and pa.types.is_floating(kind)]
-    digits = min(({"halffloat": 11, "float": 24}.get(str(kind), 53) for kind in inexact), default=64)
+    digits = EXACT_BITS.get(str(kind)) or EXACT_BITS.get(str(times.type), 64)
     _check_times(times.filter(pa.array(rows)).drop_null().to_numpy(), digits, log.name)
     return times
 

@@ -12,7 +12,8 @@ import pyarrow.compute as pc
 from transformers.utils import logging
 
 from ..data.columns import Column
-from ..data.features import SEPARATOR, ItemFeatures, distinct_texts, read_items
+from ..data.features import ItemFeatures
+from ..data.item_tables import SEPARATOR, distinct_texts, read_items
 from ..data.sources import library_errors, open_table
 
 logger = logging.get_logger(__name__)
@@ -140,8 +141,8 @@ def read_attributes(source: Any, items: pa.Array) -> ItemAttributes:
     try:
         attributes = source if isinstance(source, ItemAttributes) else ItemAttributes(source)
     except ValueError as error:
-        advice = " In a call, pass `attributes=ItemAttributes(table, item=...)`." * ("`item=" in str(error))
-        raise ValueError(f"{error}{advice}") from None
+        advice = "To name the column of IDs in a call, pass `attributes=ItemAttributes(table, item=...)`."
+        raise ValueError(f"{error} {advice}") from None
     found = pc.sum(pc.is_in(items, value_set=attributes.items)).as_py()
     if found == 0:
         table, model = (repr(of[0].as_py()) if len(of) else "none" for of in (attributes.items, items))

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel
 
-from ..data.features import FEATURES_FILE, load_new_items
+from ..data.features import FEATURES_FILE
 from ..data.ids import as_item_ids
+from ..data.item_tables import load_new_items
 from ..data.tokenization import ItemTokenizer, extend_item_tokenizer
 from ..hub.checkpoint import (
     NEEDED,

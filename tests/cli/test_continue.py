@@ -53,9 +53,7 @@ def test_new_rows_are_trained_on_with_a_sample_of_old_ones(first):
     assert trained == ([("a", 2), ("b", 2), ("c", 2)] if target == "a" else [("a", 3), ("a", 2), ("b", 2), ("c", 1)])
     new = new_interactions(log, tokenizer, since=30, held_out=0.5, replay=0, prefixes=True)["train"]
     assert all(max(times) >= 30 for times in new["timestamps"])
-    with pytest.raises(
-        ValueError, match=r"The log runs from 10 to 32\. It has no interactions at or after `since`, which is 99"
-    ):
+    with pytest.raises(ValueError, match=r"The log runs from 10 to 32, but `since` is 99\. Pass a time"):
         new_interactions(log, tokenizer, since=99)
     with pytest.raises(ValueError, match="`held_out` must be above 0 and below 1"):
         new_interactions(log, tokenizer, held_out=0)
@@ -144,7 +142,7 @@ def test_features_of_a_continued_checkpoint(first, tmp_path):
     new = write_log(tmp_path / "today.csv", range(8, 14), range(200, 203), ["i1", "n1", "i2", "n2"])
     more = ["--data", new, "--history", str(first / "old.csv"), "--tolerance", "1", *QUIET]
     parent = str(tmp_path / "first" / "model")
-    with pytest.raises(SystemExit, match="expected a column 'kind', a feature of the checkpoint"):
+    with pytest.raises(SystemExit, match="expected a column 'kind', of `like` or the checkpoint"):
         main(["train", "--continue_from", parent, *more, "--item_features", str(tmp_path / "other.csv")])
     output = ["--output_dir", str(tmp_path / "second"), "--item_features", str(tmp_path / "new.csv")]
     main(["train", "--continue_from", parent, *more, *output])

@@ -191,5 +191,8 @@ def test_histories_that_cannot_be_audited_are_refused():
         audit(DatasetDict(CLEAN, test=nothing))
     with pytest.raises(ValueError, match=r"Expected a DatasetDict with the split `train`.*, found test\."):
         audit(DatasetDict(test=CLEAN["test"]))
-    with pytest.raises(ValueError, match=r"train: expected the columns .* found no timestamps\. Add what is missing"):
+    with pytest.raises(
+        ValueError,
+        match=r"^Expected a Dataset with user, input_ids, timestamps, .* found user, input_ids, labels, history",
+    ):
         audit(DatasetDict(CLEAN, train=CLEAN["train"].remove_columns("timestamps")))

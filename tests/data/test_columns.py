@@ -47,9 +47,7 @@ def test_a_named_column_that_is_not_there_is_refused_and_those_found_are_named(w
     path = write("log.csv", "user,item\nu,a\n")
     with pytest.raises(ValueError, match=r"log\.csv: expected a column 'asin' for the item, found user, item"):
         load_interactions(path, item="asin")
-    with pytest.raises(
-        ValueError, match=r"log\.csv: expected a column at position 5, .* for the item, found user, item"
-    ):
+    with pytest.raises(ValueError, match=r"log\.csv: expected a column 5 for the item, found user, item"):
         load_interactions(path, item=5)
 
 

@@ -11,7 +11,8 @@ import pyarrow as pa
 import pytest
 
 from hf_bert4rec import item_tokenizer, load_item_features
-from hf_bert4rec.data.features import ItemFeatures, load_new_items
+from hf_bert4rec.data.features import ItemFeatures
+from hf_bert4rec.data.item_tables import load_new_items
 
 SHOP = pd.DataFrame(
     {
@@ -50,8 +51,9 @@ def test_kinds_follow_from_the_values(caplog):
     kinds = {name: how["kind"] for name, how in features.columns.items()}
     assert kinds == {"brand": "categories", "tags": "categories", "price": "number", "picture": "vector"}
     assert (
-        "'name' is not used, because fewer than half of its items share a value with another item. To use text such as "
-        "titles, pass `text=['name']` and `encoder` (command line: `--feature_text name` and `--encoder`)."
+        "'name' is not used, because fewer than half of its items share one of the 1,000 most frequent "
+        "values with another. To use text such as titles, pass `text=['name']` and `encoder` (command line: "
+        "`--feature_text name` and `--encoder`). To use dates, convert them to numbers."
     ) in caplog.text
     assert features.items.to_pylist() == ["A 1", "A 2", "B 1", "B 2"]
 
@@ -82,7 +84,7 @@ def test_text_becomes_vectors(encoder):
     assert features.table["name"].to_pylist()[:2] == [[5, 2], [3, 2]]
     new = pd.DataFrame({"sku": ["C"], "name": ["Auto"]})
     with pytest.raises(
-        ValueError, match=r"needs the encoder 'org/encoder'\. Pass `encoder='org/encoder'` \(command line"
+        ValueError, match=r"needs an encoder of sentence-transformers\. Pass `encoder='org/encoder'` \(command line"
     ):
         load_item_features(new, like=features)
     missing = pd.DataFrame({"sku": ["D", "C"], "name": [None, "Auto"]})
@@ -152,7 +154,7 @@ def test_files_are_read_like_data_frames(tmp_path):
         (
             {"item": ["a", "b"], "name": ["x", "y"]},
             {"text": ["title"]},
-            r"expected a column 'title', named by `text` .* Name one of these",
+            r"expected a column 'title', .* named by `text` .* Add this column",
         ),
         ({"item": ["a", "b"], "name": ["x", "y"]}, {}, "no column can be used as a feature, found item, name"),
     ],
@@ -173,7 +175,7 @@ def test_features_of_new_items_need_the_same_columns_and_widths():
     new = pd.DataFrame({"item": ["C"], "brand": ["Acme"], "picture": [[1.0, 2.0, 3.0]]})
     with pytest.raises(ValueError, match="expected vectors of 2 numbers in the column 'picture', found 3"):
         load_new_items(new, known)
-    with pytest.raises(ValueError, match="expected a column 'picture', a feature of the checkpoint"):
+    with pytest.raises(ValueError, match="expected a column 'picture', of `like` or the checkpoint"):
         load_new_items(new[["item", "brand"]], known)
     assert load_new_items(new[["item"]], known).features is None
 

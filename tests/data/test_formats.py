@@ -122,7 +122,7 @@ def test_a_file_that_only_claims_to_be_gzip_is_refused_by_name(tmp_path):
 
 def test_a_saved_dataset_dict_is_refused_with_the_split_to_pass(tmp_path):
     DatasetDict({"train": Dataset.from_dict(TABLE)}).save_to_disk(tmp_path / "saved")
-    with pytest.raises(ValueError, match=r"found DatasetDict with the keys train\. Pass .* its subfolder `train`"):
+    with pytest.raises(ValueError, match=r"found DatasetDict \['train'\]\. Pass .* its subfolder `train`"):
         load_interactions(tmp_path / "saved")
 
 
@@ -174,11 +174,11 @@ def test_ids_in_braces_are_no_json(write):
 
 def test_the_advice_for_sequences_with_commas_works(write):
     path = write("log.csv", "u1,a,b\nu2,a,b,c,d\n" * 10)
-    with pytest.raises(ValueError, match=r"\(2, 4, .*18 and 1 more\).*`format='sequences'`.* with `separator=','`"):
+    with pytest.raises(ValueError, match=r"\(2, 4, .*18 and 1 more\).*name separator and format: `format='sequences'`"):
         load_interactions(path, user=0, item=1)
-    with pytest.raises(ValueError, match=r"expected a user and items, found only 'u1,a,b'.*`separator=','`"):
+    with pytest.raises(ValueError, match=r"expected a user and items, found only 'u1,a,b'.* name the separator"):
         load_interactions(path, format="sequences")
-    with pytest.raises(ValueError, match=r"name the separator of the file, such as `separator=';'`"):
+    with pytest.raises(ValueError, match=r"name the separator of the file: `separator='\.\.\.'`"):
         load_interactions(write("one.csv", "u1,a\nu2\n"), format="sequences", separator=",")
     assert rows(load_interactions(path, format="sequences", separator=","))[:3] == [
         ("u1", "a", 0),

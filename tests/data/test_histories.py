@@ -134,10 +134,12 @@ def test_a_missing_column_is_refused_and_those_found_are_named(interactions, tok
         leave_one_out(interactions.remove_columns(column), tokenizer)
 
 
-def test_class_labels_are_not_taken_for_ids(interactions, tokenizer):
+def test_class_labels_are_read_as_their_names(interactions):
     labels = interactions.cast_column("item", ClassLabel(names=list("abcdefghij")))
-    with pytest.raises(ValueError, match=r"IDs in the column 'item', found numbers of class labels\. Read"):
-        leave_one_out(labels, tokenizer)
+    tokenizer = item_tokenizer(labels, max_length=5)
+    assert set(tokenizer.items.to_pylist()) <= set("abcdefghij")
+    rows = leave_one_out(labels, tokenizer)["test"]
+    assert all(target in tokenizer.get_vocab().values() and target > 2 for target in target_items(rows))
 
 
 def test_all_splits_have_the_same_features(interactions, tokenizer):
@@ -192,12 +194,12 @@ def test_numbers_as_ids_become_text_as_in_a_log_that_is_read(user, item):
 @pytest.mark.parametrize(
     ("column", "values", "found"),
     [
-        ("timestamp", ["9", "10", "11", "100"], "found the type string"),
-        ("timestamp", [1.0, float("nan"), 3.0, 4.0], "missing, NaN or infinite values in 1 of 4 rows. Read the log"),
-        ("timestamp", [1.0, float("inf"), 3.0, None], "in 2 of 4 rows. Fix or remove infinite values. Read the log"),
-        ("timestamp", [1, None, 3, 4], "missing, NaN or infinite values in 1 of 4 rows. Read the log"),
-        ("timestamp", [datetime.datetime(2020, 1, day) for day in (1, 2, 3, 4)], "found the type timestamp"),
-        ("timestamp", [True, False, True, True], "found the type bool"),
+        ("timestamp", ["9", "10", "11", "100"], r"found none in 4 of 4 rows \(type: string\)"),
+        ("timestamp", [1.0, float("nan"), 3.0, 4.0], r"found none in 1 of 4 rows \(type: double\)\. Read the log"),
+        ("timestamp", [1.0, float("inf"), 3.0, None], "found none in 2 of 4 rows"),
+        ("timestamp", [1, None, 3, 4], "finite number in every row of the column 'timestamp', found none in 1 of 4"),
+        ("timestamp", [datetime.datetime(2020, 1, day) for day in (1, 2, 3, 4)], r"\(type: timestamp\[us\]\)"),
+        ("timestamp", [True, False, True, True], r"\(type: bool\)"),
         ("item", ["a", None, "b", "c"], "column 'item', found none in 1 of 4 rows"),
         ("user", ["", "u", "u", "u"], "column 'user', found none in 1 of 4 rows"),
         ("item", [["a"], ["b"], ["c"], ["d"]], "column .item.: expected text or numbers, found \\["),

@@ -213,15 +213,15 @@ def test_defaults_of_the_pipeline_hold_for_each_call(folder):
         ({"where": {"price": lambda price: True}}, "one bool per value, found bool"),
         ({"where": []}, "`where` must be a dict"),
         ({"where_not": {"colour": 1}}, "Unknown attribute 'colour'"),
-        ({"where": SOLD, "attributes": [1]}, r"attributes: expected a table \(.*\), found list\. Pass `pandas"),
+        ({"where": SOLD, "attributes": [1]}, r"attributes: expected a table \(.*\), found list \[1\]\. .*`pandas"),
         ({"where": SOLD, "attributes": "products.csv"}, r"expected a table, found str\. Read the file .*`pd\.read_csv"),
         (
             {"where": SOLD, "attributes": {"item": ["a"]}},
-            r"attributes: expected a table .*found dict with the keys item. Pass `pandas.DataFrame",
+            r"attributes: expected a table .*found dict \['item'\].* `pandas.DataFrame",
         ),
         (
             {"where": SOLD, "attributes": PRODUCTS.drop(columns="item")},
-            r"expected a column for the item, .* In a call, pass `attributes=ItemAttributes\(table, item=\.\.\.\)`\.$",
+            r"expected a column for the item, .* in a call, pass `attributes=ItemAttributes\(table, item=\.\.\.\)`\.$",
         ),
         ({"where": SOLD, "attributes": pd.concat([PRODUCTS, PRODUCTS])}, "found several for 'a'"),
         ({"where": SOLD, "attributes": pd.concat([PRODUCTS, PRODUCTS["tags"]], axis=1)}, "2 columns named 'tags'"),
