@@ -210,7 +210,7 @@ def find_configuration(name: str) -> type[Bert4RecConfig]:
 
 
 def import_own_code(module: str) -> ModuleType:
-    """Import a module of the user. The working directory is searched too, which an installed command does not do."""
+    """Import a module of the user, also from the working directory, where an installed command does not search."""
     if "" not in sys.path:
         sys.path.append("")
     return import_module(module)

@@ -104,7 +104,8 @@ def _check(histories: DatasetDict) -> None:
             found = f"found no {', '.join(sorted(missing))}. Add what is missing to this split."
             raise ValueError(f"{name}: expected the columns {', '.join(NEEDED)}, {found}")
         if name != "train" and None in (labels := rows["labels"][:]):
-            raise ValueError(f"{name}: row {labels.index(None)} has no labels. Add labels to every row of this split.")
+            found = f"row {labels.index(None)} (from 0) has no labels"
+            raise ValueError(f"{name}: {found}. Add labels to every row of this split.")
 
 
 def _describe_targets(

@@ -26,7 +26,7 @@ from transformers import PreTrainedTokenizerFast
 from ..models.configuration_bert4rec import SPECIAL_TOKENS, Bert4RecConfig
 from .arguments import check_number
 from .features import FEATURES_FILE, ItemFeatures, read_parquet
-from .ids import READ_FIRST, as_ids, as_item_ids
+from .ids import as_ids, as_item_ids
 
 logger = logging.getLogger(__name__)
 
@@ -299,7 +299,9 @@ def _warn_about_variants(items: list[str], known: int = 0) -> None:
 def _as_text(items: Any) -> pa.Array | pa.ChunkedArray:
     if isinstance(items, Dataset):
         if "item" not in items.column_names:
-            raise ValueError(f"Expected a column 'item', found {', '.join(items.column_names)}. {READ_FIRST}")
+            found = ", ".join(items.column_names)
+            advice = "Pass a log from `load_interactions`, or a list of item IDs."
+            raise ValueError(f"Expected a column 'item', found {found}. {advice}")
         items = items.with_format("arrow")[:]["item"]
     if isinstance(items, pa.StringArray):
         return items
