@@ -9,6 +9,7 @@ import shutil
 import socket
 import sys
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 
@@ -32,6 +33,7 @@ import pytest
 import torch
 from datasets import Dataset, disable_progress_bars
 from hypothesis import settings
+from packaging.version import Version
 
 from hf_bert4rec import ARCHITECTURES, BASELINES, LOSSES, SPLITS, Bert4RecConfig, Bert4RecForMaskedLM, item_tokenizer
 from hf_bert4rec.cli.main import main
@@ -127,6 +129,12 @@ def film_folder(trained_on_films, tmp_path, monkeypatch, hub) -> Iterator[Path]:
     for registry, entries in registries:
         registry.clear()
         registry.update(entries)
+
+
+def needs(package: str, lowest: str) -> pytest.MarkDecorator:
+    """Skip a test with versions of a package below `lowest`, which do not have what is tested."""
+    old = Version(version(package)) < Version(lowest)
+    return pytest.mark.skipif(old, reason=f"needs {package} {lowest} or later")
 
 
 def small_config(vocab_size: int = 29, max_position_embeddings: int = 11, **changes) -> Bert4RecConfig:

@@ -119,7 +119,7 @@ def test_what_the_page_on_architecture_adds_works(film_folder):
         losses[-1].backward()
         optimizer.step()
         optimizer.zero_grad()
-    assert losses[-1] < 0.5 * losses[0]
+    assert losses[-1] < 0.8 * losses[0]
     mean = AutoModelForMaskedLM.from_config(names["MeanConfig"](vocab_size=len(tokenizer), num_followers=2)).eval()
     assert mean.lm_head.weight is mean.model.item_embeddings.weight
     inputs, padded = torch.tensor([[4, 5, 1]]), torch.tensor([[5, 4, 1, 0]])

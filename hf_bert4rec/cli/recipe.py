@@ -221,7 +221,7 @@ def find_configuration(name: str) -> type[Bert4RecConfig]:
 def import_own_code(module: str) -> ModuleType:
     """Import a module that the user has named, and add it to `imported`.
 
-    The working directory is searched too, which an installed command does not do.
+    The module may also be in the working directory, where an installed command does not search.
     """
     if "" not in sys.path:
         sys.path.append("")

@@ -145,6 +145,7 @@ def _start_from(recipe: Recipe, source: Path, tokenizer: ItemTokenizer, train: D
     if recipe.run.continue_from is not None:
         model = AutoModelForMaskedLM.from_pretrained(source, **changes)
         starts = append_items(model, its_tokenizer, tokenizer, load_projection(source))
+        logger.info("New items: %d. Start from their features: %d.", len(starts), starts.count("features"))
         if len(places := np.flatnonzero([start == "mean" for start in starts])):
             initialize_new_items(model, train, torch.from_numpy(places + len(its_tokenizer)))
         return model

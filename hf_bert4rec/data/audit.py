@@ -103,8 +103,8 @@ def _check(histories: DatasetDict) -> None:
     for name, rows in histories.items():
         labels = read_rows(rows, *NEEDED)["labels"]
         if name != "train" and labels.null_count:
-            row = labels.is_null().index(True).as_py()
-            raise ValueError(f"{name}: row {row} has no labels. Add labels to every row of this split.")
+            found = f"row {labels.is_null().index(True).as_py()} (from 0) has no labels"
+            raise ValueError(f"{name}: {found}. Add labels to every row of this split.")
 
 
 def _describe_targets(

@@ -51,7 +51,7 @@ class DataCollatorForNextItem:
         if evaluated:
             lengths = [(len(row["input_ids"]), len(row["labels"])) for row in evaluated]
             if wrong := [f"{ids} `input_ids` but {number} `labels`" for ids, number in lengths if ids != number]:
-                raise ValueError(f"An evaluated row has {wrong[0]}. Give each of the `input_ids` one label.")
+                raise ValueError(f"A row has {wrong[0]}. Give each of the `input_ids` one label (-100: not scored).")
             labels[own], _ = pad_rows([row["labels"] for row in evaluated], -100, input_ids.shape[1])
         if len(evaluated) < len(features):
             train = ~own

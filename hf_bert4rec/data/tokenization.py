@@ -26,7 +26,7 @@ from transformers import PreTrainedTokenizerFast
 from ..models.configuration_bert4rec import SPECIAL_TOKENS, Bert4RecConfig
 from .arguments import check_number, read_rows
 from .features import FEATURES_FILE, ItemFeatures, read_parquet
-from .ids import READ_FIRST, as_ids, as_item_ids, distinct_values
+from .ids import as_ids, as_item_ids, distinct_values
 
 logger = logging.getLogger(__name__)
 
@@ -293,7 +293,7 @@ def _warn_about_variants(items: list[str], known: int = 0) -> None:
 
 def _as_text(items: Any) -> pa.ChunkedArray:
     if isinstance(items, Dataset):
-        items = read_rows(items, "item", advice=READ_FIRST)["item"]
+        items = read_rows(items, "item", advice="Pass a log from `load_interactions`, or a list of item IDs.")["item"]
     if isinstance(items, pa.Array | pa.ChunkedArray):
         return as_ids(items, "item ID")
     return pa.chunked_array([as_item_ids(items)])

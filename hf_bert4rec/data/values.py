@@ -177,6 +177,7 @@ def date_as_seconds(text: str) -> float:
     words = re.findall(r"[^\W\d_]+", text.lower())
     in_words = any(map(_MONTH.fullmatch, words)) and all(map(_WORD.fullmatch, words)) and len(text) < 60
     if in_words and _YEAR.search(text) and not _MISREAD.search(text):
+        text = re.sub(r"(?<=:\d\d),(?=\d)", ".", text)  # pandas 2.2 drops a fraction after a comma
         return pd.to_datetime(text, utc=True).timestamp()
     text = re.sub(r"\s*(UTC|GMT|Z)$", "", text, flags=re.IGNORECASE)
     if day := _DAY.match(text):

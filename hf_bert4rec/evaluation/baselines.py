@@ -34,7 +34,7 @@ class DataCollatorWithUsers(DataCollatorForNextItem):
     """`DataCollatorForNextItem` whose batches also have `users` (batch,), the numbers of the users, for `BprMf`.
 
     Args:
-        users: Dict from raw user ID to number; other users get -1.
+        users: Dict from raw user ID to number, the `users` of a fitted `BprMf`. Other users get -1.
     """
 
     users: Mapping[str, int] = field(default_factory=dict)

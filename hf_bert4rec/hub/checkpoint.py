@@ -226,7 +226,8 @@ def is_complete(checkpoint: str | PathLike) -> bool:
     distributed = any(folder.glob("*/"))  # FSDP and DeepSpeed save weights and optimizer in folders of their own
     try:
         read_json(folder / "trainer_state.json", folder)
-        for file in () if distributed else weight_files(folder):
+        others = (file.name for file in folder.glob("*.safetensors"))  # such as the projection of item features
+        for file in () if distributed else {*weight_files(folder), *others}:
             _shapes(folder / file, str(folder))
     except (OSError, ValueError):
         return False

@@ -142,7 +142,7 @@ def recommend_to_parquet(
 
 
 def _begin(folder: Path, request: dict[str, Any]) -> None:
-    """Record the request in a new folder, or check that an existing folder was begun with the same request."""
+    """Record the request in a new folder, or check that the request in an existing folder is the same."""
     noted, advice = folder / REQUEST_FILE, "Pass a new folder as `output=` (command line: `--output`)."
     unfinished = noted.with_suffix(".tmp")
     if noted.exists():

@@ -9,7 +9,7 @@ from .pipeline import pipeline
 
 
 class EndpointHandler:
-    """Handler that answers as `POST /recommend` of the server; `path` is the folder of the checkpoint."""
+    """Handler that answers as `POST /recommend` of `hf-bert4rec serve`; `path` is the folder of the checkpoint."""
 
     def __init__(self, path: str = "") -> None:
         self.recommender = pipeline(path)

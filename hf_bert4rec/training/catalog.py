@@ -87,6 +87,8 @@ def add_items(
     counts: dict[str, int] = {start: starts.count(start) for start in STARTS}
     counts |= {"returned": len(tokenizer.removed) - len(extended.removed), "titles": len(given.titles)}
     _save(folder, output, extended, model if new else None)
+    text = "New items: %d. Start from their features: %d, from the items in `like`: %d, from the mean of all items: %d."
+    logger.info(text, len(new), *map(starts.count, STARTS))
     logger.info("Removed items that are recommended again: %d. Titles read: %d.", counts["returned"], counts["titles"])
     return counts
 
@@ -169,8 +171,6 @@ def append_items(
     model.resize_token_embeddings(len(extended), mean_resizing=False)
     for values, table in zip(rows, _tables(model), strict=True):
         table[len(tokenizer) :] = values
-    text = "New items: %d. Start from their features: %d, from the items in `like`: %d, from the mean of all items: %d."
-    logger.info(text, len(new), *map(starts.count, STARTS))
     return starts
 
 

@@ -11,11 +11,11 @@ STEPS = 50  # of expectation maximization
 
 @dataclass(frozen=True)
 class Transitions:
-    """Pairs of items, one of which came right after the other one in histories. A pair counts once per user.
+    """Pairs of an item and the item right after it in a history. A pair counts once per user.
 
     Args:
-        items: (pairs,) the earlier item, ascending.
-        followers: (pairs,) the later item; for each earlier item, the followers with the most users first.
+        items: (pairs,) number of the earlier item, such as its token ID, ascending.
+        followers: (pairs,) number of the later item; for each earlier item, the followers with the most users first.
         counts: (pairs,) number of users.
     """
 

@@ -66,7 +66,9 @@ def test_items_keep_their_rows_and_facts_name_the_parent(first, caplog):
     assert new.items[: len(old.items)].equals(old.items)
     assert set(new.items.to_pylist()) - set(old.items.to_pylist()) == {"n1", "n2"}
     assert new.titles[0] == old.titles[0]
+    assert "New items: 2. Start from their features: 0." in caplog.text
     assert "New items that start from the other items of their users: 2 of 2." in caplog.text
+    assert "mean of all items" not in caplog.text
     facts = RunFacts.load(folder)
     assert facts.recipe["start_from"] == str(first / "first" / "model")
     assert facts.recipe["learning_rate"] == 0.004  # that of the first training

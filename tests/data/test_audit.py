@@ -187,7 +187,7 @@ def test_histories_that_cannot_be_audited_are_refused():
     with pytest.raises(ValueError, match=r"Expected a DatasetDict with the split `train`.*, found Dataset\."):
         audit(CLEAN["test"])
     nothing = CLEAN["test"].remove_columns("labels").add_column("labels", [[-100, -100, C], None])
-    with pytest.raises(ValueError, match="test: row 1 has no labels"):
+    with pytest.raises(ValueError, match=r"test: row 1 \(from 0\) has no labels"):
         audit(DatasetDict(CLEAN, test=nothing))
     with pytest.raises(ValueError, match=r"Expected a DatasetDict with the split `train`.*, found test\."):
         audit(DatasetDict(test=CLEAN["test"]))

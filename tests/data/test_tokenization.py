@@ -23,7 +23,7 @@ from transformers import AutoTokenizer
 
 from hf_bert4rec import Bert4RecForMaskedLM, ItemTokenizer, extend_item_tokenizer, item_tokenizer
 from hf_bert4rec.data.tokenization import check_tokenizer
-from tests.conftest import small_config
+from tests.conftest import needs, small_config
 
 AWKWARD = [
     "x",
@@ -230,11 +230,18 @@ def test_titles_of_another_save_are_refused_at_load(tokenizer, tmp_path):
         AutoTokenizer.from_pretrained(tmp_path)
 
 
-@pytest.mark.parametrize("kind", [pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.large_string())])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pa.large_string(),
+        pytest.param(pa.string_view(), marks=needs("pyarrow", "20")),
+        pa.dictionary(pa.int32(), pa.large_string()),
+    ],
+)
 def test_titles_may_be_text_of_any_type(tokenizer, tmp_path, kind):
     tokenizer.save_pretrained(tmp_path)
     titles = [*"ABCDEFGHI", None]
-    pq.write_table(pa.table({"title": pa.array(titles, kind)}), tmp_path / "items.parquet")
+    pq.write_table(pa.table({"title": pa.array(titles, pa.string()).cast(kind)}), tmp_path / "items.parquet")
     assert AutoTokenizer.from_pretrained(tmp_path).titles == titles
 
 
@@ -310,7 +317,10 @@ def vocabulary(**rows):
         (TOKENIZER, "model.vocab", {"a": 0, "b": 1, "c": 2}, "with the token IDs 0, 1, 2"),
         (TOKENIZER, "model.vocab", {token: 5 - row for token, row in vocabulary().items()}, "found 0: 'c', 1: 'b'"),
         (TOKENIZER, "model.vocab", vocabulary(c=9), "one item for each token ID from 3 to 5, found .* 9: 'c'"),
-        (TOKENIZER, "model.vocab", vocabulary(c=4), "one item for each token ID from 3 to 5"),
+        pytest.param(
+            *(TOKENIZER, "model.vocab", vocabulary(c=4), "one item for each token ID from 3 to 5"),
+            marks=needs("transformers", "5.17"),  # older ones drop one of the two before the package sees them
+        ),
         (TOKENIZER, "model.vocab", vocabulary(a=0, **{"[PAD]": 3}), "with the token IDs 0, 1, 2"),
         (TOKENIZER, "model.vocab", vocabulary(c=-1), "invalid value"),
         (TOKENIZER, "model.unk_token", "a", r"Expected \[UNK\] as unk_token in tokenizer.json, found a"),

@@ -476,6 +476,15 @@ def test_a_checkpoint_without_a_readable_file_is_passed_over(trainer_checkpoint,
     assert last_complete_checkpoint(tmp_path / "run") == older
 
 
+def test_a_checkpoint_with_a_damaged_projection_is_passed_over(trainer_checkpoint, tmp_path):
+    older, newer = trainer_checkpoint(1), trainer_checkpoint(2)
+    save_file({"projection": torch.ones(2, 3)}, older / "item_features.safetensors")
+    assert is_complete(older)
+    (newer / "item_features.safetensors").write_bytes(b"damaged")
+    assert not is_complete(newer)
+    assert last_complete_checkpoint(tmp_path / "run") == older
+
+
 def test_a_checkpoint_of_several_processes_has_a_random_state_for_each(trainer_checkpoint):
     checkpoint = trainer_checkpoint(1)
     (checkpoint / "rng_state.pth").rename(checkpoint / "rng_state_0.pth")

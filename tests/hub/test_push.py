@@ -24,7 +24,7 @@ from hf_bert4rec.hub.checkpoint import check_folder
 from hf_bert4rec.hub.errors import hub_errors
 from hf_bert4rec.hub.push import HANDLER, push_checkpoint
 from hf_bert4rec.hub.run_facts import RunFacts
-from tests.conftest import small_config, small_facts
+from tests.conftest import needs, small_config, small_facts
 from tests.hub_server import OWNER, TOKEN, Handler, Refused, commit_id
 
 ROOT = Path(__file__).parents[2]
@@ -347,6 +347,7 @@ def test_an_interrupted_download_is_reported_and_continues_later(hub, folder, tm
     assert hf_bert4rec.pipeline(NAME)(HISTORIES) == expected
 
 
+@needs("huggingface-hub", "1.26")
 def test_a_connection_that_drops_now_and_then_only_costs_time(hub, folder, monkeypatch):
     push_checkpoint(folder, NAME)
     monkeypatch.setattr(huggingface_hub.constants, "DOWNLOAD_CHUNK_SIZE", 1000)  # else it starts small files again
