@@ -110,6 +110,9 @@ class SourceFile:
                 f"{self.name}, line {line}: expected {encoding} text, found the byte {data[error.start]:#04x}. Name "
                 f"the encoding, such as {self.spell('encoding', 'latin-1')}, or fix this line."
             ) from None
+        except LookupError:
+            example = self.spell("encoding", "utf-8")
+            raise ValueError(f"{self.name}: unknown encoding {encoding!r}. Name another, such as {example}.") from None
         if not text.strip():
             raise ValueError(f"{self.name}: the file is empty or has only whitespace. Check the path.")
         return text

@@ -115,6 +115,12 @@ def test_a_dataset_dict_is_refused_with_the_split_to_pass():
         load_interactions(DatasetDict({"train": Dataset.from_dict(TABLE), "test": Dataset.from_dict(TABLE)}))
 
 
+def test_an_unknown_encoding_is_named(tmp_path):
+    (file := tmp_path / "log.csv").write_text("user,item\na,b\n")
+    with pytest.raises(ValueError, match=r"log\.csv: unknown encoding 'latin-99'\. Name another, such as `encoding="):
+        load_interactions(file, encoding="latin-99")
+
+
 @pytest.mark.skipif(not hasattr(pl, "Int128"), reason="needs a newer version of Polars")
 def test_a_type_that_arrow_lacks_is_refused_by_name():
     table = pl.DataFrame({"user": ["u"], "item": [7]}, schema_overrides={"item": pl.Int128})
