@@ -104,7 +104,7 @@ class Comparison:
             raise ValueError(f"Unknown metric {min(unknown)!r} in `published`. Choose from {known}.")
 
     def parse_recipe(self) -> Recipe:
-        """Return the recipe that holds for all models."""
+        """Parse `recipe`, whose data, split and protocol hold for all models."""
         return parse_recipe([self.recipe, "--disable_tqdm=true"])
 
 

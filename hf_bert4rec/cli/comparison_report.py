@@ -207,7 +207,7 @@ def differing_parts(summary: Summary) -> str:
 
 
 def _text(value: Any) -> str:
-    """Return a value as in a YAML file of options."""
+    """Return the value of an option as it is written in a recipe."""
     return value if isinstance(value, str) else "none" if value is None else json.dumps(value)
 
 

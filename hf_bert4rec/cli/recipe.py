@@ -176,11 +176,8 @@ def parse_recipe(argv: Sequence[str]) -> Recipe:
     parser = _parser(sections.values())
     given = _parse_file(from_file, parser, place)
     typed, others = _parse(parser, words)
-    if others and others[0].startswith("--"):
-        raise ValueError(_unknown(others[0].split("=")[0], [f"--{action.dest}" for action in parser._actions]))
     if others:
-        advice = "Name the checkpoint or YAML file before all options. Put texts with spaces in quotation marks."
-        raise ValueError(f"Unexpected argument {others[0]!r}. {advice}")
+        raise ValueError(_unexpected(others[0], parser))
     given |= typed
     names = {name: {it.name for it in dataclasses.fields(section)} & given.keys() for name, section in sections.items()}
     try:
@@ -188,6 +185,16 @@ def parse_recipe(argv: Sequence[str]) -> Recipe:
     except json.JSONDecodeError as error:
         raise ValueError(f"Expected an option as JSON, found {error.doc!r:.80} ({error}). Fix this value.") from None
     return Recipe(source=source, given={"seed": values["training"].seed, **given}, **values)
+
+
+def _unexpected(word: str, parser: HfArgumentParser) -> str:
+    """Return the message for a word of the command line that is no option of the parser and no value."""
+    if word.startswith("--"):
+        return _unknown(word.split("=")[0], [f"--{action.dest}" for action in parser._actions])
+    if word.startswith(("-", "–", "—")):
+        return f"Unexpected argument {word!r}. Options begin with two hyphens, such as `--data`."
+    advice = "Name one checkpoint or YAML file, before all options. Put texts with spaces in quotation marks."
+    return f"Unexpected argument {word!r}. {advice}"
 
 
 def format_help(usage: str) -> str:

@@ -64,7 +64,10 @@ def find_columns(log: RawLog, wanted: Mapping[str, Column], needed: Mapping[str,
         sequences += [log.columns[place] for place in found.values() if log.columns[place].endswith("_seq")]
         if sequences:
             cells = f"the cells of the column {sequences[0]!r} seem to contain several values"
-            raise ValueError(f"{log.name}: {cells}. {ONE_PER_ROW} If each cell has one value, rename the column.")
+            advice = "If each cell has one value, rename the column."
+            if wanted["item"] is None:
+                advice += f" If another column has the item of the row, name it: {spell('item')}."
+            raise ValueError(f"{log.name}: {cells}. {ONE_PER_ROW} {advice}")
         if found["user"] == found["item"]:
             both = f"user and item are both the column {log.columns[found['user']]!r}"
             raise ValueError(f"{log.name}: {both}. Name another column, such as {spell('item')}.")

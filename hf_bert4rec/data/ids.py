@@ -100,7 +100,7 @@ def _as_id(value: Any, digits: int = 53) -> str | None:
     if isinstance(value, float | np.floating) and abs(value) >= 2**digits:
         raise ValueError(
             f"found the float {value!r}. Floats from 2^{digits} on are not exact, so different IDs can become the same "
-            "ID. Read IDs as text (pandas: dtype=str) or integers (pandas: dtype='UInt64')."
+            "ID. Export or read IDs as text (pandas: dtype=str) or as integers."
         )
     if isinstance(value, float | np.floating | Decimal) and value == int(value):
         return str(int(value))

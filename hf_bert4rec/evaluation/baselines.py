@@ -242,7 +242,9 @@ class Als(SetBaseline):
 
 
 class BprMf(Baseline):
-    """Matrix factorization by pairs (BPR-MF; Rendle et al., UAI 2009; `implicit`), for users of the training rows.
+    """Matrix factorization for pairwise ranking (BPR-MF; Rendle et al., UAI 2009; `implicit`).
+
+    Each user of the training rows has a vector of factors. Other users get the mean of these vectors.
 
     Args:
         factors: Number of user and item factors.

@@ -150,7 +150,8 @@ def _begin(folder: Path, request: dict[str, Any]) -> None:
         for name in {**request, **begun}:
             was, now = begun.get(name), request.get(name)
             if was != now:
-                found = f"with other values of `{name}` (then {was!r:.100}, now {now!r:.100})"
+                then, new = ("the default" if it is None else f"{it!r:.100}" for it in (was, now))
+                found = f"with other values of `{name}` (then {then}, now {new})"
                 if name.startswith("state"):
                     found = f"before the {'source' if 'source' in name else 'model'} changed"
                 raise ValueError(f"The recommendations in {folder} were begun {found}. {advice}")

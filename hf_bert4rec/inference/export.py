@@ -195,7 +195,10 @@ class OnnxRecommender:
             self._session = onnxruntime.InferenceSession(path / GRAPH_FILE, options, ["CPUExecutionProvider"])
             vectors = np.load(path / VECTORS_FILE, allow_pickle=False)
         except Exception as error:  # errors of onnxruntime have no base class
-            raise ValueError(f"{folder}: the exported files cannot be read ({error}). Repeat the export.") from error
+            cause = error.__cause__ or error  # the tokenizer adds advice for checkpoints
+            reason = " ".join(str(cause).split()).rstrip(".")
+            advice = "Check the permissions of the files, or repeat the export."
+            raise ValueError(f"{folder}: the exported files cannot be read ({reason}). {advice}") from error
         needed = {"checkpoint", "revision", "exclude_history", "max_length", "rows"} <= self.facts.keys()
         if not needed or not len(self.tokenizer) == self.facts["rows"] == len(vectors) + len(SPECIAL_TOKENS):
             problem = f"{FACTS_FILE} is incomplete, or not from the same export as {VECTORS_FILE} and the tokenizer"

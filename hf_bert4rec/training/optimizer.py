@@ -21,7 +21,7 @@ WITHOUT = "To train without Muon, set `muon_learning_rate` to None, or omit `muo
 class MuonAdamW(Optimizer):
     """Muon and AdamW of torch as one optimizer, which the Trainer schedules, saves and resumes like any other.
 
-    `muon` and `adamw` are the arguments of `torch.optim.Muon` and `torch.optim.AdamW`, by name, with `params`.
+    `muon` and `adamw` are dicts of the arguments of `torch.optim.Muon` and `torch.optim.AdamW`, including `params`.
     """
 
     def __init__(self, muon: dict[str, Any], adamw: dict[str, Any]) -> None:

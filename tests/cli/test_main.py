@@ -10,12 +10,14 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import torch
 
 import hf_bert4rec
 from hf_bert4rec import Bert4RecConfig, RecommendationTrainingArguments
 from hf_bert4rec.cli.main import COMMANDS, main, plain_errors
 from hf_bert4rec.cli.recipe import format_help
 from hf_bert4rec.cli.report import recommendation_table
+from hf_bert4rec.hub.errors import disk_errors
 from tests.cli.test_run import LOG, recipe_for, run
 
 ROOT = Path(__file__).parents[2]
@@ -239,6 +241,11 @@ def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch, error):
     monkeypatch.setattr("hf_bert4rec.cli.run.run", fail)
     with pytest.raises(SystemExit, match=r"error: runs/x: the disk is full\. Free some space, then try again\."):
         main(["train", "--data", "ml-latest-small", "--output_dir", "runs/x"])
+
+
+def test_a_file_that_torch_cannot_open_is_not_reported_as_a_full_disk(tmp_path):
+    with pytest.raises(RuntimeError, match="Is a directory"), disk_errors(tmp_path):
+        torch.save({}, tmp_path)
 
 
 OWN = """

@@ -185,8 +185,11 @@ def test_a_file_that_is_no_recipe_is_refused_in_one_line(parse, text, message):
 def test_a_missing_file_and_a_second_argument_are_refused_by_name(config):
     with pytest.raises(ValueError, match=r"nothing\.yaml: found no such file"):
         parse_recipe(["nothing.yaml"])
-    with pytest.raises(ValueError, match=r"Unexpected argument 'other.yaml'\. Name the checkpoint or YAML file before"):
+    with pytest.raises(ValueError, match=r"Unexpected argument 'other.yaml'\. Name one checkpoint or YAML file, "):
         parse_recipe([config, "other.yaml"])
+    for word in ("-seed", "–seed"):
+        with pytest.raises(ValueError, match=rf"Unexpected argument '{word}'\. Options begin with two hyphens"):
+            parse_recipe([config, word, "1"])
 
 
 def test_a_missing_value_and_invalid_json_are_refused_by_name(config):

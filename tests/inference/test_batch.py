@@ -96,7 +96,7 @@ def test_the_same_call_continues_and_another_one_is_refused(source, histories, t
     recommend_to_parquet(source, histories, tmp_path / "out", shard_size=8, top_k=3)
     assert written == ["part-00002.parquet"]
     assert rows_of(folder) == complete
-    with pytest.raises(ValueError, match=r"begun with other values of `top_k` \(then 3, now None\)"):
+    with pytest.raises(ValueError, match=r"begun with other values of `top_k` \(then 3, now the default\)"):
         recommend_to_parquet(source, histories, tmp_path / "out", shard_size=8)
     with pytest.raises(ValueError, match="`top_k` must be a whole number"):
         recommend_to_parquet(source, histories, tmp_path / "new", top_k=0)
@@ -106,7 +106,7 @@ def test_the_same_call_continues_and_another_one_is_refused(source, histories, t
     for changes, name in (({"top_k": 4}, "top_k"), ({"shard_size": 9}, "shard_size")):
         with pytest.raises(ValueError, match=f"begun with other values of `{name}`"):
             recommend_to_parquet(source, histories, tmp_path / "out", **{"shard_size": 8, "top_k": 3, **changes})
-    with pytest.raises(ValueError, match=r"begun with other values of `columns` \(then None, now "):
+    with pytest.raises(ValueError, match=r"begun with other values of `columns` \(then the default, now "):
         batch._begin(folder, json.loads((folder / batch.REQUEST_FILE).read_text()) | {"columns": {"user": "user"}})
     pq.write_table(pq.read_table(histories), histories, row_group_size=3)
     with pytest.raises(ValueError, match="begun before the source changed"):

@@ -152,6 +152,9 @@ def test_damaged_exports_are_refused(exported, tmp_path):
     (folder / "model.onnx").write_bytes(graph[:100])
     with pytest.raises(ValueError, match="cannot be read"):
         OnnxRecommender(folder)
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(ValueError, match=r"cannot be read \(Couldn.t .* one\)\. Check the permissions .* repeat"):
+        OnnxRecommender(folder)
 
 
 def test_damaged_weights_give_an_error(tmp_path):
