@@ -198,8 +198,11 @@ class Bert4RecConfig(PreTrainedConfig):
         from transformers.activations import ACT2FN  # imports torch.nn, which this file does not need otherwise
 
         if self.hidden_act not in ACT2FN:
-            expected = "a name in transformers.activations.ACT2FN, such as 'gelu'"
-            raise ValueError(f"`hidden_act` must be {expected}, found {self.hidden_act!r}.")
+            near = get_close_matches(self.hidden_act, ACT2FN, 3, cutoff=0.5)
+            raise ValueError(
+                f"`hidden_act` must be a name in transformers.activations.ACT2FN, found {self.hidden_act!r}."
+                + (f" Did you mean {' or '.join(map(repr, near))}?" if near else "")
+            )
 
     def validate_training_loss(self) -> None:
         """Check the options of the loss."""
