@@ -589,7 +589,12 @@ TABLES: dict[str, Callable[[], str]] = {
         {"`ml-1m.yaml`, 23 epochs": "seeds-ml-1m", "`ml-1m-128.yaml`, 62 epochs": "seeds-ml-1m-128"}
     ),
     "beauty-seeds": lambda: seeds_table({"`beauty.yaml`, 16 epochs": "seeds-beauty"}),
-    "beauty-5core-seeds": lambda: seeds_table({"`beauty-5core.yaml`, 24 epochs": "seeds-beauty-5core"}),
+    "beauty-5core-seeds": lambda: seeds_table(
+        {
+            "`beauty-5core.yaml`, 24 epochs": "seeds-beauty-5core",
+            "`sasrec-beauty-5core.yaml`, 8 epochs": "seeds-sasrec-beauty-5core",
+        }
+    ),
     "movielens-1m-sampled": lambda: sampled_table("ml-1m", ["Popularity", "BPR-MF", "GRU4Rec", "SASRec", "BERT4Rec"]),
     "movielens-20m": lambda: published_table("ml-20m"),
     "beauty": lambda: full_ranking_table("beauty", {"BERT4Rec": "**BERT4Rec**"}),

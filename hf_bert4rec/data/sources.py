@@ -152,7 +152,8 @@ def open_table(source: Any, name: str, expected: str = "Expected a path, a Hub I
             table = pa.table(source)
         columns = list(zip(table.column_names, table.columns, strict=True))
     else:
-        found = f"{type(source).__name__} {list(source) if isinstance(source, dict) else source!r:.100}"
+        keys = f" with the keys {', '.join(map(str, source))}" if isinstance(source, dict) else ""
+        found = f"{type(source).__name__}{keys}"
         raise ValueError(
             f"{expected} (pandas, Polars, Arrow, datasets), found {found}. Pass a split of a DatasetDict, such as "
             "`source['train']`, or for a saved folder the path of its subfolder `train`. Convert rows or columns with "
