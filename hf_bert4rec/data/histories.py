@@ -53,7 +53,7 @@ def check_interactions(interactions: Dataset) -> pa.Table:
     finite = int(np.isfinite(times.to_numpy()).sum()) if numbers else 0  # Arrow 17 has no such function for float16
     missing = {name: table[name].null_count for name in ("user", "item")} | {"timestamp": len(table) - finite}
     for name, rows in missing.items():
-        if rows:
+        if rows or (name == "timestamp" and not numbers):
             expected = "a finite number" if name == "timestamp" else "an ID"
             found = f"found none in {rows} of {len(table)} rows (type: {table[name].type})"
             raise ValueError(f"Expected {expected} in every row of the column {name!r}, {found}. {READ_FIRST}")

@@ -272,3 +272,9 @@ def test_prefixes_are_a_row_for_each_item_but_the_first(lengths, max_length):
     found = [(user, *times) for user, times in zip(rows["user"][:], rows["timestamps"][:], strict=True)]
     assert len(found) == len(expected)
     assert set(found) == expected
+
+
+def test_an_empty_log_without_numbers_as_times_is_refused():
+    log = Dataset.from_dict({"user": [], "item": [], "timestamp": []})  # columns of the type null
+    with pytest.raises(ValueError, match=r"'timestamp', found none in 0 of 0 rows \(type: null\)"):
+        sort_by_user(log, item_tokenizer(["a"]))
