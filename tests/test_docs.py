@@ -114,12 +114,12 @@ def test_what_the_page_on_architecture_adds_works(film_folder):
     batch = cloze_training(tokenizer)["data_collator"]([*histories["train"]])
     losses = []
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    for _ in range(20):
+    for _ in range(40):
         losses.append(model(**batch).loss)
         losses[-1].backward()
         optimizer.step()
         optimizer.zero_grad()
-    assert losses[-1] < 0.8 * losses[0]
+    assert losses[-1] < 0.5 * losses[0]
     mean = AutoModelForMaskedLM.from_config(names["MeanConfig"](vocab_size=len(tokenizer), num_followers=2)).eval()
     assert mean.lm_head.weight is mean.model.item_embeddings.weight
     inputs, padded = torch.tensor([[4, 5, 1]]), torch.tensor([[5, 4, 1, 0]])

@@ -107,9 +107,10 @@ def test_a_web_page_and_a_pdf_are_refused_with_different_advice(write):
 
 
 def test_a_dataset_dict_is_refused_with_the_split_to_pass():
-    with pytest.raises(
-        ValueError, match=r"found DatasetDict with the keys train, test\. Pass a split .*, such as `source\['train'\]`"
-    ):
+    message = (
+        r"found DatasetDict with the keys train, test\. Pass a split of a DatasetDict, such as `source\['train'\]`"
+    )
+    with pytest.raises(ValueError, match=message):
         load_interactions(DatasetDict({"train": Dataset.from_dict(TABLE), "test": Dataset.from_dict(TABLE)}))
 
 
