@@ -246,7 +246,8 @@ def test_an_item_of_the_history_is_explained_too(recommender):
         ("a", "b", "history: expected a list, found str 'a'"),
         (
             *([["a"]], "b"),
-            r"history: expected text or numbers, found \['a'\] \(list\)\. Convert other types to text, and pass no inner lists",
+            r"history: expected text or numbers, found \['a'\] \(list\)\. "
+            "Convert other types to text, and pass no inner lists",
         ),
     ],
 )
