@@ -1,7 +1,7 @@
 """Compare three ways to keep a model up to date, on a log in ten periods with the same number of interactions.
 
     python scripts/drift.py generated runs/drift scripts/results/drift.jsonl
-    python scripts/drift.py ratings.csv runs/drift scripts/results/drift.jsonl
+    python scripts/drift.py ratings.csv runs/drift scripts/results/drift.jsonl --targets 20 --tolerance 1
 
 A first model (a) is trained on three periods. After each further period, the command continues the last accepted model
 with the new interactions (b), and trains another one from scratch on all interactions so far (c), with the recommended
@@ -25,10 +25,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from transformers import AutoModelForMaskedLM, AutoTokenizer, Trainer, TrainingArguments
 
-from hf_bert4rec import build_histories, cloze_training, load_interactions, sort_by_user
+from hf_bert4rec import ItemTokenizer, build_histories, cloze_training, load_interactions, sort_by_user
 from hf_bert4rec.data.splits import first_from
 
 PERIODS, FIRST = 10, 3
@@ -74,13 +74,24 @@ def run(*words: str) -> tuple[float, int]:
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, status
 
 
-def evaluate(folder: Path, log: pd.DataFrame, start: float, end: float) -> float:
-    """Return NDCG@10 on the first interaction from `start` to before `end` of each user with earlier interactions."""
-    model, tokenizer = AutoModelForMaskedLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+def targets_of(log: pd.DataFrame, tokenizer: ItemTokenizer, start: float, end: float, number: int) -> Dataset:
+    """Return rows whose targets are the first `number` interactions of each user from `start` to before `end`.
+
+    The history of a target has all earlier interactions of the user. The first interaction of a user is no target.
+    """
     encoded = sort_by_user(Dataset.from_pandas(log, preserve_index=False), tokenizer)
-    places, ends = first_from(encoded, start), first_from(encoded, end)
-    some = (encoded.starts < places) & (places < ends)
-    histories = build_histories(encoded, tokenizer, encoded.starts, {"test": np.where(some, places, -1)})
+    first, ends = first_from(encoded, start), first_from(encoded, end)
+    rows = []
+    for places in (first + later for later in range(number)):
+        some = (encoded.starts < places) & (places < ends)
+        rows.append(build_histories(encoded, tokenizer, encoded.starts, {"test": np.where(some, places, -1)})["test"])
+    return concatenate_datasets(rows)
+
+
+def evaluate(folder: Path, log: pd.DataFrame, start: float, end: float, number: int) -> tuple[float, int]:
+    """Return NDCG@10 of a model on the rows of `targets_of`, and their number."""
+    model, tokenizer = AutoModelForMaskedLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    rows = targets_of(log, tokenizer, start, end, number)
     args = TrainingArguments(
         "runs",
         per_device_eval_batch_size=256,
@@ -89,7 +100,8 @@ def evaluate(folder: Path, log: pd.DataFrame, start: float, end: float) -> float
         disable_tqdm=True,
         use_cpu=True,
     )
-    return Trainer(model, args, **cloze_training(tokenizer, callbacks=[])).evaluate(histories["test"])["eval_ndcg@10"]
+    metrics = Trainer(model, args, **cloze_training(tokenizer, callbacks=[])).evaluate(rows)
+    return round(metrics["eval_ndcg@10"], 5), len(rows)
 
 
 def main() -> None:
@@ -99,6 +111,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="folder for models; its subfolder for the log is replaced")
     parser.add_argument("results", type=Path, help="JSON Lines file, to which one line per period is appended")
     parser.add_argument("--users", type=int, default=1000, help="number of users of a generated log (%(default)s)")
+    parser.add_argument("--targets", type=int, default=1, help="targets per user and period (%(default)s)")
     args, options = parser.parse_known_args()
     generated = args.log == "generated"
     log = generate_log(args.users) if generated else load_interactions(args.log).to_pandas()
@@ -144,13 +157,15 @@ def main() -> None:
         ]  # the validation targets of the continued model
         retraining, _ = run("train", "--data", everything, "--output_dir", whole, *split)
         models = {"once": folder / "once" / "model", "continued": current, "retrained": Path(whole, "model")}
+        scores = {
+            name: evaluate(path, log, times[number + 1], times[number + 2], args.targets)
+            for name, path in models.items()
+        }
         line = {
             "log": name,
             "period": number + 2,
-            "ndcg@10": {
-                name: round(evaluate(path, log, times[number + 1], times[number + 2]), 5)
-                for name, path in models.items()
-            },
+            "ndcg@10": {name: score for name, (score, _) in scores.items()},
+            "targets": scores["once"][1],
             "seconds": {"continued": round(seconds, 1), "retrained": round(retraining, 1)},
             "rejected": rejected,
             "options": " ".join(options),

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
+from hf_bert4rec import item_tokenizer
 from tests.conftest import load_script
 
 RANK_2, RANK_3 = 1 / math.log2(3), 1 / math.log2(4)  # NDCG@10 of a target at these ranks
@@ -99,3 +100,19 @@ def test_the_generated_log_replaces_a_tenth_of_the_items_in_each_period(drift):
         assert items.max() < drift.ITEMS + period * drift.ITEMS // 10
         assert period == 0 or items.max() >= drift.ITEMS + (period - 1) * drift.ITEMS // 10
     pd.testing.assert_frame_equal(log, drift.generate_log(60))
+
+
+def test_targets_are_the_first_interactions_of_the_period_with_all_before_as_history(drift):
+    log = pd.DataFrame(
+        {"user": [*"aaaabb"], "item": [*"uvwxuv"], "timestamp": [1, 5, 6, 7, 5, 9]}  # b begins in the period
+    )
+    tokenizer = item_tokenizer([*"uvwx"])
+
+    def targets(number: int, end: float) -> list[tuple[str, list[int], list[int]]]:
+        rows = drift.targets_of(log, tokenizer, 5, end, number)
+        return [(row["user"], row["history"], [it for it in row["labels"] if it > 0]) for row in rows]
+
+    u, v, w, x = range(3, 7)
+    assert targets(1, 8) == [("a", [u], [v])]
+    assert targets(2, 8) == [("a", [u], [v]), ("a", [u, v], [w])]
+    assert targets(3, 10) == [("a", [u], [v]), ("a", [u, v], [w]), ("b", [u], [v]), ("a", [u, v, w], [x])]
