@@ -183,16 +183,18 @@ def check_nightly(names, printed):
 
     assert run_script(["sh", "first.sh"], f"--disable_tqdm true {small}") == 0
     assert Path("runs/current").resolve() == Path("runs/first/model").resolve()
+    log = Path("until-yesterday.csv")
+    log.write_text(log.read_text().removesuffix("\n"))
     assert run_script(["sh", "nightly.sh"], "--tolerance -1") == 1
     assert Path("runs/current").resolve() == Path("runs/first/model").resolve()
-    lines = len(Path("until-yesterday.csv").read_text().splitlines())
+    lines = len(log.read_text().splitlines())
     assert lines == 1 + len(names["log"])
     (rejected,) = Path("runs").glob("20*-*")
     assert run_script(["sh", "nightly.sh"], "") != 0  # there is no today.csv
     Path("today.csv").write_text("user,item,timestamp\n")
     assert run_script(["sh", "nightly.sh"], "") == 0  # nothing was bought
     assert [*Path("runs").glob("20*-*")] == [rejected]
-    Path("today.csv").write_text("user,item,timestamp\nu1,tea-1,2026-03-01\nu2,tea-2,2026-03-01\nu3,tea-2,2026-03-01\n")
+    Path("today.csv").write_text("user,item,timestamp\nu1,tea-1,2026-03-01\nu2,tea-2,2026-03-01\nu3,tea-2,2026-03-01")
     assert run_script(["sh", "nightly.sh"], "--tolerance 1") == 0
     new = Path("runs/current").resolve()
     assert re.fullmatch(r"20\d\d-\d\d-\d\d-\d{6}", new.parent.name)  # not the folder of the rejected model
