@@ -26,12 +26,13 @@ from transformers import PreTrainedTokenizerFast
 from ..models.configuration_bert4rec import SPECIAL_TOKENS, Bert4RecConfig
 from .arguments import check_number, read_rows
 from .features import FEATURES_FILE, ItemFeatures, read_parquet
-from .ids import as_ids, as_item_ids, distinct_values
+from .ids import as_ids, as_item_ids
 
 logger = logging.getLogger(__name__)
 
 PAD, MASK, UNK = SPECIAL_TOKENS
 TITLES_FILE = "items.parquet"
+FEW = 4  # IDs are looked up one by one if they are fewer than a quarter of the catalog
 TITLE_BYTES = 10_000  # largest size of a title in UTF-8
 REPAIR = "Download or save the tokenizer again."
 
@@ -131,11 +132,14 @@ class ItemTokenizer(PreTrainedTokenizerFast):
 
     def encode_items(self, items: pa.Array | pa.ChunkedArray | Iterable[str | float]) -> np.ndarray:
         """Return the token IDs, (n,) int32, of raw IDs. Unknown IDs become [UNK]. IDs must be text or numbers."""
-        distinct, places = distinct_values(_as_text(items))
-        find, unknown = self.backend_tokenizer.token_to_id, self.unk_token_id  # read once; each read takes a look-up
-        rows = np.array([find(item) or unknown for item in distinct] + [unknown], np.int32)  # the last for missing IDs
-        rows[rows < len(SPECIAL_TOKENS)] = unknown
-        return rows[places]
+        ids, unknown = _as_text(items), self.unk_token_id  # read once, because each read takes a look-up
+        if FEW * len(ids) < len(self):
+            find = self.backend_tokenizer.token_to_id
+            rows = np.array([find(item or UNK) or unknown for item in ids.to_pylist()], np.int32)
+            rows[rows < len(SPECIAL_TOKENS)] = unknown
+            return rows
+        places = pc.add(pc.index_in(ids, value_set=self.items), len(SPECIAL_TOKENS))  # hashes the whole catalog
+        return pc.fill_null(places, unknown).to_numpy().astype(np.int32, copy=False)
 
     def decode_items(self, rows: Iterable[int]) -> list[str]:
         """Return the raw IDs for token IDs; raise IndexError for special tokens and token IDs out of range."""

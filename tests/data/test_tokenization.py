@@ -102,6 +102,15 @@ def test_bulk_encoding_takes_arrow_arrays_and_an_empty_list(tokenizer):
     assert tokenizer.encode_items([]).tolist() == []
 
 
+@pytest.mark.parametrize("repeats", [1, 100])  # looked up one by one, and in a table of the catalog
+def test_missing_unknown_and_special_ids_become_unk_in_few_and_many_ids(repeats):
+    tokenizer = item_tokenizer(map(str, range(100)))
+    ids = ["99", None, "", "zzz", "[PAD]", "[MASK]", "[UNK]", "0"]
+    rows = tokenizer.encode_items(pa.array(ids * repeats))
+    assert rows.dtype == np.int32
+    assert rows.tolist() == [102, 2, 2, 2, 2, 2, 2, 3] * repeats
+
+
 def test_an_unknown_id_becomes_unk(tokenizer):
     assert tokenizer.encode_items(["a", "zzz"]).tolist() == [3, 2]
     assert tokenizer(["a", "zzz"], is_split_into_words=True)["input_ids"] == [3, 2]
