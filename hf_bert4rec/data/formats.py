@@ -235,7 +235,7 @@ def _open(file: SourceFile, rows: "_Rows") -> RawLog:
                 raise ValueError(f"{line}: expected values, found the header again. {advice}")
         return columns
 
-    return RawLog(file.name, names, read, locate, first_rows, separator=rows.separator)
+    return RawLog(file.name, names, read, locate, first_rows, file=file)
 
 
 class _Rows:
@@ -277,7 +277,7 @@ class _Rows:
                     f". For lines of 'user item item …', name separator and format: {spell('format', 'sequences')}"
                 )
             raise ValueError(
-                f"{self.file.name}, line {line}: expected {width} columns, found {len(fields)} in "
+                f"{self.file.name}, line {line}: expected {width} column{'s' * (width > 1)}, found {len(fields)} in "
                 f"{self.separator.join(fields)!r:.80}. Fix or remove all such lines ({lines}), or {advice}."
             )
         several_lines = self.quoted and "\n" in "".join(fields)

@@ -44,29 +44,34 @@ def load_titles(
         FileNotFoundError: There is no such file, or the folder has no file of MovieLens.
         ValueError: An option is invalid, the source cannot be read, or a column is missing or ambiguous.
     """
-    return dict(_read_titles(open_log(source, "titles", format, separator, encoding, [item, title]), item, title))
-
-
-def load_item_ids(source: Any) -> dict[str, str]:
-    """Return a dict from old to new item ID, the first two columns of a table; ValueError if an old ID has two."""
-    log = open_log(source, "titles", None, None, None, [0, 1])
-    names: dict[str, str] = {}
-    for old, new in _read_titles(log, 0, 1):
-        if names.setdefault(old, new) != new:
-            found = f"found {names[old]!r} and {new!r} for {old!r}. Remove one of these rows."
-            raise ValueError(f"{log.name}: expected one new ID per item, {found}")
-    return names
-
-
-def _read_titles(log: RawLog, item: Column, title: Column) -> list[tuple[str, str]]:
-    """Return item ID and title of the rows with both."""
+    log = open_log(source, "titles", format, separator, encoding, [item, title])
     with library_errors(log.name):
         if log.first_rows and len(log.columns) > 1:
             item, title = (0 if item is None else item), (1 if title is None else title)
         found = find_columns(log, {"item": item, "title": title}, {"item": "title_item", "title": "title_column"})
-        columns = zip(("item", "title"), log.read([found["item"], found["title"]]), strict=True)
-        ids, titles = (as_ids(values, role, log.locate).to_pylist() for role, values in columns)
-    return [(item, title) for item, title in zip(ids, titles, strict=True) if item is not None and title is not None]
+        return dict(_read_pairs(log, found))
+
+
+def load_item_ids(source: Any) -> dict[str, str]:
+    """Return a dict from old to new item ID, the first two columns of a table; ValueError if an old ID has two."""
+    log = open_log(source, "titles", None, None, None, [])
+    if len(log.columns) < 2:
+        advice = "Pass a table with two columns, in CSV separated by commas."
+        raise ValueError(f"{log.name}: expected columns with the old and the new item ID, found {log}. {advice}")
+    names: dict[str, str] = {}
+    with library_errors(log.name):
+        for old, new in _read_pairs(log, {"item": 0, "new item ID": 1}):
+            if names.setdefault(old, new) != new:
+                found = f"found {names[old]!r} and {new!r} for {old!r}. Remove one of these rows."
+                raise ValueError(f"{log.name}: expected one new ID per item, {found}")
+    return names
+
+
+def _read_pairs(log: RawLog, found: dict[str, int]) -> list[tuple[str, str]]:
+    """Return the texts of the two columns of roles, for the rows with both."""
+    columns = zip(found, log.read(list(found.values())), strict=True)
+    keys, values = (as_ids(column, role, log.locate).to_pylist() for role, column in columns)
+    return [(key, value) for key, value in zip(keys, values, strict=True) if key is not None and value is not None]
 
 
 def load_item_features(

@@ -128,7 +128,7 @@ class RawLog:
     locate: Callable[[int], str]  # row -> "ratings.csv, line 17"
     first_rows: Sequence[Sequence[str]] = ()  # of a text file without a known header
     dates: Sequence[int] = ()  # positions of columns whose type is a date or a time with a date
-    separator: str = ""  # of a text file
+    file: SourceFile | None = None  # if the source is a text file with a separator
 
     def __str__(self) -> str:
         """List the columns for messages."""
