@@ -139,9 +139,9 @@ def _fits(name: str, pattern: str) -> bool:
     return bool(re.fullmatch(pattern, re.sub(r"[\W_]", "", name.partition(":")[0]).lower()))
 
 
-def is_time_name(name: Any) -> bool:
-    """Return whether a column is taken as the timestamp because of its name."""
-    return any(_fits(str(name), pattern) for pattern in NAMES["timestamp"])
+def is_usual(name: Any, role: str) -> bool:
+    """Return whether a column is found for a role because of its name."""
+    return any(_fits(str(name), pattern) for pattern in NAMES[role])
 
 
 def is_header(rows: Rows) -> bool:

@@ -30,7 +30,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from tqdm.auto import tqdm
 
-from .columns import Column, are_sequences, is_header, is_time_name
+from .columns import Column, are_sequences, is_header, is_usual
 from .ids import Values
 from .sources import COMPRESSED, RawLog, SourceFile, library_errors, open_table, spell
 
@@ -79,6 +79,9 @@ def read_sequences(file: SourceFile) -> pa.Table:
             found = f"{file.name}, line {number}: expected a user and items, found only {user!r:.80}"
             example = file.spell("separator", "...")
             raise ValueError(f"{found}. Fix or remove this line, or name the separator of the file: {example}.")
+        if not users and is_usual(user, "user"):
+            advice = f"Remove this line. For a table, name separator and format: {file.spell('format', 'csv')}."
+            raise ValueError(f"{file.name}, line {number}: expected a user and items, found a header. {advice}")
         users += [user] * len(history)
         items += history
     return pa.table({"user": users, "item": items})
@@ -111,7 +114,7 @@ def read_json(file: SourceFile) -> RawLog | pd.DataFrame:
 
     first: dict[Any, Any] = {}  # key -> its first value that is not null
     for count, line in enumerate(lines()):
-        if count == 1000 and any(key == file.timestamp or is_time_name(key) for key in first):
+        if count == 1000 and any(key == file.timestamp or is_usual(key, "timestamp") for key in first):
             break  # without such a key, a later line may still have the time
         first |= {key: value for key, value in parse(*line).items() if first.get(key) is None}
 
