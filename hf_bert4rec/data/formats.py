@@ -71,7 +71,8 @@ def read_blank_separated(file: SourceFile) -> RawLog | pa.Table:
 
 def read_sequences(file: SourceFile) -> pa.Table:
     """Read lines of `user item item …`, oldest item first."""
-    users, items = [], []
+    users: list[str] = []
+    items: list[str] = []
     separator = file.separator.encode() if file.separator else None
     for number, line in enumerate(_plain_text(file).encode().splitlines(), start=1):
         user, *history = [cell.decode() for cell in line.split(separator)] or [""]

@@ -45,7 +45,7 @@ def leave_one_out(
     train_ends = np.where(held_out, log.ends - (1 if validation_in_train else 2), log.ends)
     targets = {} if validation_in_train else {"validation": np.where(held_out, log.ends - 2, -1)}
     targets["test"] = np.where(held_out, log.ends - 1, -1)
-    return build_histories(log, tokenizer, train_ends, targets, **rows)
+    return _build(leave_one_out, log, tokenizer, train_ends, targets, rows)
 
 
 def split_at_time(
@@ -99,7 +99,7 @@ def split_at_time(
         advice = "Set an earlier `validation_time`, or a later `test_time`."
         raise ValueError(f"The validation split is empty: {found}. {advice}")
     train_ends = first_of_test if validation_in_train else first_of_validation
-    return build_histories(log, tokenizer, train_ends, targets, **rows)
+    return _build(split_at_time, log, tokenizer, train_ends, targets, rows)
 
 
 def train_on_all(interactions: Dataset, tokenizer: ItemTokenizer, **rows: Any) -> DatasetDict:
@@ -108,7 +108,23 @@ def train_on_all(interactions: Dataset, tokenizer: ItemTokenizer, **rows: Any) -
     Find the number of epochs with another split first. Arguments and their errors are as for `leave_one_out`.
     """
     log = sort_by_user(interactions, tokenizer)
-    return build_histories(log, tokenizer, log.ends, {}, **rows)
+    return _build(train_on_all, log, tokenizer, log.ends, {}, rows)
+
+
+def _build(
+    split: Callable[..., DatasetDict],
+    log: SortedLog,
+    tokenizer: ItemTokenizer,
+    train_ends: np.ndarray,
+    targets: Mapping[str, np.ndarray],
+    rows: Mapping[str, Any],
+) -> DatasetDict:
+    """Call `build_histories` with the options `rows`; ValueError, with the options of `split`, for an unknown one."""
+    options = [*Split(split, "").options, "max_length"]
+    if unknown := rows.keys() - options:
+        found = f"unknown option {min(unknown)!r}"
+        raise ValueError(f"`{split.__name__}`: {found}. The options are {', '.join(options)}.")
+    return build_histories(log, tokenizer, train_ends, targets, **rows)
 
 
 def before(interactions: Dataset, time: str | float) -> Dataset:
@@ -171,7 +187,7 @@ def new_interactions(
     chosen = random.choice(users, max(1, round(held_out * len(users))), replace=False)
     targets = {"validation": np.where(np.isin(np.arange(len(log.users)), chosen), log.ends - 1, -1)}
     train_ends = np.where(targets["validation"] >= 0, log.ends - 1, log.ends)
-    histories = build_histories(log, tokenizer, train_ends, targets, **rows)
+    histories = _build(new_interactions, log, tokenizer, train_ends, targets, rows)
     train = histories["train"].with_format("arrow")[:]
     newest = flatten(train["timestamps"])[0][np.cumsum(train["length"]) - 1]
     new, old = np.flatnonzero(newest >= time), np.flatnonzero(newest < time)

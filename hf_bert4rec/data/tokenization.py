@@ -24,7 +24,7 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from ..models.configuration_bert4rec import SPECIAL_TOKENS, Bert4RecConfig
-from .arguments import check_number, read_rows
+from .arguments import check_number, read_list, read_rows
 from .features import FEATURES_FILE, ItemFeatures, read_parquet
 from .ids import as_ids, as_item_ids
 
@@ -76,25 +76,37 @@ class ItemTokenizer(PreTrainedTokenizerFast):
             raise ValueError(f"{source}: the tokenizer cannot be loaded. {reason}") from error
         tokenizer._features_file = tokenizer.init_kwargs.pop("features_file", None)
         if titles_file := tokenizer.init_kwargs.pop("titles_file", None):
-            tokenizer.set_titles(_read_titles(titles_file, len(tokenizer.items)), source=titles_file)
+            try:
+                tokenizer.set_titles(_read_titles(titles_file, len(tokenizer.items)), source=titles_file)
+            except ValueError as error:
+                raise ValueError(f"{error} {REPAIR}") from None
         elif tokenizer.init_kwargs.get("has_titles"):
             advice = f"{REPAIR} To load it without titles, remove `has_titles` from tokenizer_config.json."
             raise FileNotFoundError(f"{source}: found no {TITLES_FILE}, which contains the titles. {advice}")
         return tokenizer
 
     def set_titles(self, titles: Iterable[Any], source: str = "titles") -> None:
-        """Set titles in the order of `items`: text, numbers, and None or NaN for no title. Errors name the `source`."""
-        found = pd.Series(list(titles), dtype=object)
+        """Set a list of titles in the order of `items`: text, numbers, and None or NaN for no title.
+
+        Raises:
+            ValueError: `titles` is not a list with one title per item, a title is of another type, or is longer than
+                10,000 bytes. The message begins with `source`.
+        """
+        if isinstance(titles, Mapping):
+            raise ValueError(f"{source}: expected a list, found a dict. Pass a dict as `titles` of `item_tokenizer`.")
+        found = pd.Series(read_list(titles, source, ordered=True), dtype=object)
         if len(found) != len(self.items):
-            expected = f"expected {len(self.items)} titles, one for each of `items`"
+            expected = f"expected {len(self.items)} titles, one for each of `items` (None: no title)"
             raise ValueError(f"{source}: {expected}, found {len(found)}.")
         given = found.notna()
         texts = as_item_ids(found[given], source)
         if (longest := pc.max(pc.binary_length(texts)).as_py() or 0) > TITLE_BYTES:
             start = texts[pc.index(pc.binary_length(texts), longest).as_py()].as_py()[:30]
-            wrong = f"found one of {longest:,}, which begins with {start!r}. Shorten it, or name another column"
-            option = "`title=...` (command line: `--title_column`; `items add`: `--title`)"
-            raise ValueError(f"{source}: expected titles of at most {TITLE_BYTES:,} bytes, {wrong}: {option}.")
+            wrong = f"found one of {longest:,}, which begins with {start!r}."
+            if source == "titles":
+                wrong += " Shorten it, or name another column: `load_titles(..., title=...)` (command line: "
+                wrong += "`--title_column`; `items add`: `--title`)."
+            raise ValueError(f"{source}: expected titles of at most {TITLE_BYTES:,} bytes, {wrong}")
         found[given] = texts.to_pylist()
         self.titles = found.where(given, None).tolist()
         self.init_kwargs["has_titles"] = True  # saved in tokenizer_config.json
@@ -340,4 +352,4 @@ def _read_titles(file: str, number: int) -> list[str | None]:
         if kind in (pa.string(), pa.large_string(), pa.string_view()):  # Polars writes the last two
             return titles.to_pylist()
     expected = f"expected Parquet with a text column 'title', at most {TITLE_BYTES:,} bytes per title"
-    raise ValueError(f"{file}: {expected}. {REPAIR}")
+    raise ValueError(f"{file}: {expected}.")
