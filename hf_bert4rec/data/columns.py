@@ -15,7 +15,7 @@ Rows = Sequence[Sequence[str]]
 KEY = "(id|no|nr|num|number|nummer|code|key|idx|index|hash|uuid)"
 PERSON = (
     "(user|customer|client|buyer|member|visitor|shopper|reviewer|account|person|profile|player|reader|listener|"
-    "kunden?|(be)?nutzer)"
+    "kunden?|käufer|(be)?nutzer)"
 )
 GOODS = "(item|product|article|artikel|produkt)"
 WORK = "(movie|film|book|song|track|game|app|video|recipe|anime|news|course|show|episode|podcast|beer|joke|food)"

@@ -296,3 +296,5 @@ def test_new_item_ids_are_read_and_two_for_one_item_are_refused(write):
     assert load_item_ids(path) == {"a": "tea", "b": "pot"}
     with pytest.raises(ValueError, match=r"^names\.csv: expected one new ID per item, found 'tea' and 'cup' for 'a'\."):
         load_item_ids(write("names.csv", "a,tea\nb,pot\na,cup\n"))
+    with pytest.raises(ValueError, match=r"expected columns with the old and the new item ID, found old;new\. Pass a"):
+        load_item_ids(write("names.csv", "old;new\na;tea\n"))

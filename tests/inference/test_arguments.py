@@ -184,7 +184,10 @@ WRONG_HISTORIES = [
     ([["1", ["2"]]], ID),
     (np.array([[[1, 2]]]), ID),
     (torch.ones(1, 2, 2), ID),
-    ([[None]], rf"{MISSING}, found None \(NoneType\)\. Remove missing values\. Only `recommender\.fill` accepts them\."),
+    (
+        [[None]],
+        rf"{MISSING}, found None \(NoneType\)\. Remove missing values\. Only `recommender\.fill` accepts them\.",
+    ),
     ([["1", None]], MISSING),
     ([[float("nan")]], rf"{MISSING}, found nan \(float\)\. Remove missing values\."),
     ([[pd.NA]], rf"{MISSING}, found <NA> \(NAType\)\. Remove missing values\."),
