@@ -149,7 +149,8 @@ def test_ids_without_a_header_may_look_like_times(write, text, first):
         "Kunde;Artikel;Datum",
         "Kundennummer;Artikel-Nr.;Bestelldatum",
         "kunden_id;Produkt;Zeitpunkt",
-        "Käufer;artikel;Zeit",
+        "Käufer;artikel;zeit",
+        "Benutzer;Artikelnummer;Zeitstempel",
     ],
 )
 def test_german_names_are_found(write, header):
