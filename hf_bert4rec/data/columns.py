@@ -94,10 +94,10 @@ def _advice(log: RawLog, role: str, command: str, interactions: bool) -> str:
     if log.first_rows and interactions:
         sequences = f"use {spell('format', 'sequences')}, and name the separator unless it is whitespace"
         advice += f" Name the column of times too, if there is one. For lines of 'user item item …' {sequences}."
-    return _or_separator(log, advice)
+    return or_separator(log, advice)
 
 
-def _or_separator(log: RawLog, advice: str) -> str:
+def or_separator(log: RawLog, advice: str) -> str:
     """Return advice about the separator for a table whose only column may be several ones; otherwise `advice`."""
     if len(log.columns) != 1:
         return advice
@@ -119,7 +119,7 @@ def _find(log: RawLog, role: str, name: Column, patterns: Iterable[str], command
         name = int(name) if name not in log.columns and str(name).isdecimal() else name  # from a command line
         places = [place for place, column in enumerate(log.columns) if name in (place, column)]
         if not places:
-            advice = _or_separator(log, "Name one of these, or its position (from 0).")
+            advice = or_separator(log, "Name one of these, or its position (from 0).")
             raise ValueError(f"{log.name}: expected a column {name!r} for the {role}, found {log}. {advice}")
     return _only(log, role, places, command)
 

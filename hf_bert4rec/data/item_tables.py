@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .columns import DAY, Column, find_columns
+from .columns import DAY, Column, find_columns, or_separator
 from .features import BYTES, MOST_CATEGORIES, MOST_INTERVALS, ItemFeatures
 from .formats import open_log
 from .ids import Values, as_ids
@@ -121,7 +121,8 @@ def load_item_features(
             if (found := _read_column(name, column, log, known.get(name, {}), encoder)) is not None:
                 read[name], columns[name] = found
         if not columns:
-            raise ValueError(f"{log.name}: no column can be used as a feature, found {log}. Add numbers or categories.")
+            advice = or_separator(log, "Add numbers or categories.")
+            raise ValueError(f"{log.name}: no column can be used as a feature, found {log}. {advice}")
         features = ItemFeatures(pa.table(read), columns)
         described = (features.vectors(items)[:, 1:] != 0).any(axis=1)
     features = ItemFeatures(features.table.filter(pa.array(described)), columns)

@@ -187,7 +187,7 @@ def test_new_items_with_titles_and_known_items_that_they_are_like():
     assert new.likes == {"7": ["1", "2"], "9": ["3"]}
 
 
-@pytest.mark.parametrize("first", ["n4,Blue hat", "artikel,bezeichnung"])
+@pytest.mark.parametrize("first", ["n4,Blue hat", "ware,text"])
 def test_new_items_without_a_known_header_need_the_column_of_the_item(tmp_path, first):
     path = tmp_path / "new.csv"
     path.write_text(f"{first}\nn5,Fine shoe\nn6,Red hat\n")

@@ -186,6 +186,21 @@ def test_titles_of_the_wrong_number_are_refused(tokenizer):
         tokenizer.set_titles(["Alpha"])
 
 
+@pytest.mark.parametrize(
+    ("titles", "message"),
+    [
+        (dict.fromkeys("abcdefghij"), r"expected a list, found a dict\. Pass a dict as `titles` of `item_tokenizer`"),
+        ("abcdefghij", "expected a list, found str 'abcdefghij'"),
+        (set("abcdefghij"), "A set has no order"),
+        ([*"abcdefghi", ["j"]], r"expected text or numbers, found \['j'\] \(list\)\. .* no inner lists\.$"),
+        ([*"abcdefghi", float("inf")], r"found inf\. Fix or remove this value\.$"),
+    ],
+)
+def test_titles_that_are_no_list_of_texts_are_refused(tokenizer, titles, message):
+    with pytest.raises(ValueError, match=f"^titles: .*{message}"):
+        tokenizer.set_titles(titles)
+
+
 def test_a_saved_folder_loads_with_auto_tokenizer_as_item_tokenizer(tokenizer, tmp_path):
     files = tokenizer.save_pretrained(tmp_path)
     assert str(tmp_path / "items.parquet") in files
@@ -234,7 +249,9 @@ def test_without_this_package_auto_tokenizer_encodes_the_same(tmp_path):
 def test_titles_of_another_save_are_refused_at_load(tokenizer, tmp_path):
     tokenizer.save_pretrained(tmp_path)
     pq.write_table(pa.table({"title": ["Alpha", "Beta"]}), tmp_path / "items.parquet")
-    message = r"items\.parquet: expected 10 titles, one for each of `items`, found 2\."
+    message = (
+        r"items\.parquet: expected 10 titles, one for each of `items` .*, found 2\. Download or save the tokenizer"
+    )
     with pytest.raises(ValueError, match=message):
         AutoTokenizer.from_pretrained(tmp_path)
 
@@ -518,7 +535,7 @@ def test_a_file_with_a_title_that_is_too_long_is_refused(tmp_path):
     item_tokenizer(list("abc"), titles={"a": "A"}).save_pretrained(tmp_path)
     pq.write_table(pa.table({"title": ["a", "b", "c" * 20_000]}), tmp_path / "items.parquet")
     with pytest.raises(
-        ValueError, match=r"items\.parquet: expected titles of at most 10,000 bytes, found one of 20,000"
+        ValueError, match=r"items\.parquet: expected titles .* found one of 20,000, .* 'c{30}'\. Download or save"
     ):
         AutoTokenizer.from_pretrained(tmp_path)
 
