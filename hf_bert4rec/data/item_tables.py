@@ -11,8 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from .arguments import read_list
 from .columns import DAY, Column, find_columns, or_separator
-from .features import BYTES, MOST_CATEGORIES, MOST_INTERVALS, ItemFeatures
+from .features import BYTES, MOST_CATEGORIES, MOST_INTERVALS, ItemFeatures, check_features
 from .formats import open_log
 from .ids import Values, as_ids
 from .sources import RawLog, library_errors, spell
@@ -106,7 +107,8 @@ def load_item_features(
             different widths or are not finite, the encoder or a column of `text` or `like` is missing, no column can be
             used, or the features have more than 25,000 bytes per item on average.
     """
-    known = {key: {"kind": "text"} for key in text} if like is None else like.columns
+    check_features("like", like)
+    known = {key: {"kind": "text"} for key in read_list(text, "text")} if like is None else like.columns
     log = open_log(source, "titles", format, separator, encoding, [item, *known])
     with library_errors(log.name):
         place, items = read_items(log, item, "title_item")

@@ -25,7 +25,7 @@ from transformers import PreTrainedTokenizerFast
 
 from ..models.configuration_bert4rec import SPECIAL_TOKENS, Bert4RecConfig
 from .arguments import check_number, read_list, read_rows
-from .features import FEATURES_FILE, ItemFeatures, read_parquet
+from .features import FEATURES_FILE, ItemFeatures, check_features, read_parquet
 from .ids import as_ids, as_item_ids
 
 logger = logging.getLogger(__name__)
@@ -154,8 +154,15 @@ class ItemTokenizer(PreTrainedTokenizerFast):
         return pc.fill_null(places, unknown).to_numpy().astype(np.int32, copy=False)
 
     def decode_items(self, rows: Iterable[int]) -> list[str]:
-        """Return the raw IDs for token IDs; raise IndexError for special tokens and token IDs out of range."""
-        return self.items.take(pa.array(np.asarray(rows, np.int64) - len(SPECIAL_TOKENS))).to_pylist()
+        """Return the raw IDs for a list of token IDs; raise IndexError for special tokens and IDs out of range."""
+        places = np.asarray(rows)
+        if places.ndim != 1 or (places.size and places.dtype.kind not in "iu"):
+            raise ValueError(f"token IDs: expected a list of integers, found {rows!r:.100}.")
+        first, last = len(SPECIAL_TOKENS), len(self) - 1
+        others = places[(places < first) | (places > last)]
+        if others.size:
+            raise IndexError(f"Items have the token IDs {first} to {last}, found {others[0]}.")
+        return self.items.take(pa.array(places.astype(np.int64) - first)).to_pylist()
 
     def save_pretrained(self, save_directory: str | PathLike, **kwargs: Any) -> tuple[str, ...]:
         """Write the files of a stock tokenizer and, if the tokenizer has them, titles and features as Parquet."""
@@ -240,6 +247,7 @@ def item_tokenizer(
         ValueError: `items` contains no item, or an ID, a title or `max_length` is not as described.
     """
     check_max_length(max_length)
+    check_features("features", features)
     ids = _distinct_ids(items)
     if not ids:
         raise ValueError("`items` contains no item ID. Pass interactions, or a list of item IDs.")

@@ -198,6 +198,14 @@ def test_new_items_without_a_known_header_need_the_column_of_the_item(tmp_path, 
     assert load_new_items(path, None, item=first.split(",")[0]).items == ["n5", "n6"]
 
 
+def test_arguments_of_another_type_are_refused():
+    with pytest.raises(ValueError, match=r"^text: expected a list, found str 'name'"):
+        load_item_features(SHOP, text="name")
+    for use in (lambda: load_item_features(SHOP, like=SHOP), lambda: item_tokenizer(["a"], features=SHOP)):
+        with pytest.raises(ValueError, match="must be from `load_item_features`, found DataFrame"):
+            use()
+
+
 def test_a_tokenizer_has_the_items_of_its_features_and_saves_them(tmp_path, caplog):
     caplog.set_level("INFO", "hf_bert4rec")
     tokenizer = item_tokenizer(["B 2", "x"], features=load_item_features(SHOP))
