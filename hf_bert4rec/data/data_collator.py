@@ -115,10 +115,6 @@ class DataCollatorForCloze(DataCollatorForNextItem):
         if self.max_predictions is not None:
             expected = "a whole number of at least 1, or None"
             check_number("max_predictions", self.max_predictions, expected, lambda number: number >= 1, Integral)
-        for name, value in {"seed": self.seed, "epoch": self.epoch}.items():
-            if value is not None:
-                expected = "a whole number of at least 0, or None"
-                check_number(name, value, expected, lambda number: number >= 0, Integral)
 
     def _choose_labels(
         self, rows: Sequence[Mapping[str, Any]], input_ids: np.ndarray, real: np.ndarray

@@ -71,8 +71,7 @@ def read_blank_separated(file: SourceFile) -> RawLog | pa.Table:
 
 def read_sequences(file: SourceFile) -> pa.Table:
     """Read lines of `user item item …`, oldest item first."""
-    users: list[str] = []
-    items: list[str] = []
+    users, items = list[str](), list[str]()
     separator = file.separator.encode() if file.separator else None
     for number, line in enumerate(_plain_text(file).encode().splitlines(), start=1):
         user, *history = [cell.decode() for cell in line.split(separator)] or [""]
@@ -277,9 +276,8 @@ class _Rows:
             lines = ", ".join(str(number) for number, _ in bad[:9]) + f" and {len(bad) - 9:,} more" * (len(bad) > 9)
             advice = f"name another separator: {self.file.spell('separator', '...')}"
             if self.file.is_log:
-                advice += (
-                    f". For lines of 'user item item …', name separator and format: {spell('format', 'sequences')}"
-                )
+                sequences = spell("format", "sequences")
+                advice += f". For lines of 'user item item …', name separator and format: {sequences}"
             raise ValueError(
                 f"{self.file.name}, line {line}: expected {width} column{'s' * (width > 1)}, found {len(fields)} in "
                 f"{self.separator.join(fields)!r:.80}. Fix or remove all such lines ({lines}), or {advice}."

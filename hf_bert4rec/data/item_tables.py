@@ -240,14 +240,11 @@ def _read_column(
         shared = [value for value, count in counts.most_common(MOST_CATEGORIES) if count > 1]
         owners = sum(not set(shared).isdisjoint(row) for row in categories)
         if 2 * owners < sum(map(bool, categories)) or not shared:
-            reason = (
-                f"fewer than half of its items share one of the {MOST_CATEGORIES:,} most frequent values with another"
-            )
-            solution = (
-                f"To use text such as titles, pass `text={[name]!r}` and `encoder` (command line: `--feature_text "
-            )
-            solution += f"{shlex.quote(name)}` and `--encoder`). To use dates, convert them to numbers"
-            logger.info("%s: the column %r is not used, because %s. %s.", log.name, name, reason, solution)
+            reason = f"fewer than half of its items share one of the {MOST_CATEGORIES:,} most frequent values"
+            options = f"`--feature_text {shlex.quote(name)}` and `--encoder`"
+            solution = f"To use text such as titles, pass `text={[name]!r}` and `encoder` (command line: {options})"
+            dates = "To use dates, convert them to numbers"
+            logger.info("%s: the column %r is not used, because %s. %s. %s.", log.name, name, reason, solution, dates)
             return None
         if what := "dates" if DAY.match(first) else "booleans" if first.lower() in ("true", "false") else "":
             logger.info("%s: the %s in the column %r are read as categories, without an order.", log.name, what, name)

@@ -34,6 +34,7 @@ def leave_one_out(
     Raises:
         ValueError: No user has three interactions, or an option or the interactions are not as expected.
     """
+    _check_options(leave_one_out, rows)
     check_bool("validation_in_train", validation_in_train)
     log = sort_by_user(interactions, tokenizer)
     lengths = log.ends - log.starts
@@ -45,7 +46,7 @@ def leave_one_out(
     train_ends = np.where(held_out, log.ends - (1 if validation_in_train else 2), log.ends)
     targets = {} if validation_in_train else {"validation": np.where(held_out, log.ends - 2, -1)}
     targets["test"] = np.where(held_out, log.ends - 1, -1)
-    return _build(leave_one_out, log, tokenizer, train_ends, targets, rows)
+    return build_histories(log, tokenizer, train_ends, targets, **rows)
 
 
 def split_at_time(
@@ -72,6 +73,7 @@ def split_at_time(
     Raises:
         ValueError: Times are not in order or outside the log, a split is empty, or the tokenizer contains later items.
     """
+    _check_options(split_at_time, rows)
     check_bool("validation_in_train", validation_in_train)
     validation_from, test_from = as_seconds(validation_time, "validation_time"), as_seconds(test_time, "test_time")
     if not validation_from < test_from:
@@ -99,7 +101,7 @@ def split_at_time(
         advice = "Set an earlier `validation_time`, or a later `test_time`."
         raise ValueError(f"The validation split is empty: {found}. {advice}")
     train_ends = first_of_test if validation_in_train else first_of_validation
-    return _build(split_at_time, log, tokenizer, train_ends, targets, rows)
+    return build_histories(log, tokenizer, train_ends, targets, **rows)
 
 
 def train_on_all(interactions: Dataset, tokenizer: ItemTokenizer, **rows: Any) -> DatasetDict:
@@ -107,24 +109,17 @@ def train_on_all(interactions: Dataset, tokenizer: ItemTokenizer, **rows: Any) -
 
     Find the number of epochs with another split first. Arguments and their errors are as for `leave_one_out`.
     """
+    _check_options(train_on_all, rows)
     log = sort_by_user(interactions, tokenizer)
-    return _build(train_on_all, log, tokenizer, log.ends, {}, rows)
+    return build_histories(log, tokenizer, log.ends, {}, **rows)
 
 
-def _build(
-    split: Callable[..., DatasetDict],
-    log: SortedLog,
-    tokenizer: ItemTokenizer,
-    train_ends: np.ndarray,
-    targets: Mapping[str, np.ndarray],
-    rows: Mapping[str, Any],
-) -> DatasetDict:
-    """Call `build_histories` with the options `rows`; ValueError, with the options of `split`, for an unknown one."""
+def _check_options(split: Callable[..., DatasetDict], rows: Mapping[str, Any]) -> None:
+    """Raise ValueError, with the options of a split, if `rows` has another option."""
     options = [*Split(split, "").options, "max_length"]
     if unknown := rows.keys() - options:
         found = f"unknown option {min(unknown)!r}"
         raise ValueError(f"`{split.__name__}`: {found}. The options are {', '.join(options)}.")
-    return build_histories(log, tokenizer, train_ends, targets, **rows)
 
 
 def before(interactions: Dataset, time: str | float) -> Dataset:
@@ -174,6 +169,7 @@ def new_interactions(
     Raises:
         ValueError: Fewer than two users have new interactions, or an option or the interactions are not as expected.
     """
+    _check_options(new_interactions, rows)
     check_number("held_out", held_out, "above 0 and below 1", lambda share: 0 < share < 1)
     check_number("replay", replay, "at least 0", lambda number: number >= 0)
     log, random = sort_by_user(interactions, tokenizer), np.random.default_rng(0)
@@ -187,7 +183,7 @@ def new_interactions(
     chosen = random.choice(users, max(1, round(held_out * len(users))), replace=False)
     targets = {"validation": np.where(np.isin(np.arange(len(log.users)), chosen), log.ends - 1, -1)}
     train_ends = np.where(targets["validation"] >= 0, log.ends - 1, log.ends)
-    histories = _build(new_interactions, log, tokenizer, train_ends, targets, rows)
+    histories = build_histories(log, tokenizer, train_ends, targets, **rows)
     train = histories["train"].with_format("arrow")[:]
     newest = flatten(train["timestamps"])[0][np.cumsum(train["length"]) - 1]
     new, old = np.flatnonzero(newest >= time), np.flatnonzero(newest < time)

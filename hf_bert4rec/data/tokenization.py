@@ -86,12 +86,7 @@ class ItemTokenizer(PreTrainedTokenizerFast):
         return tokenizer
 
     def set_titles(self, titles: Iterable[Any], source: str = "titles") -> None:
-        """Set a list of titles in the order of `items`: text, numbers, and None or NaN for no title.
-
-        Raises:
-            ValueError: `titles` is not a list with one title per item, a title is of another type, or is longer than
-                10,000 bytes. The message begins with `source`.
-        """
+        """Set a list of titles in the order of `items`: text, numbers, None or NaN (no title). Errors name `source`."""
         if isinstance(titles, Mapping):
             raise ValueError(f"{source}: expected a list, found a dict. Pass a dict as `titles` of `item_tokenizer`.")
         found = pd.Series(read_list(titles, source, ordered=True), dtype=object)

@@ -180,8 +180,6 @@ def test_training_rows_need_their_number():
         ({"last_item_probability": -0.1}, "`last_item_probability` must be from 0 to 1, found -0.1"),
         ({"last_item_probability": 1.1}, "`last_item_probability` must be from 0 to 1, found 1.1"),
         ({"max_predictions": 0}, "`max_predictions` must be a whole number of at least 1, or None, found 0"),
-        ({"seed": -1}, "`seed` must be a whole number of at least 0, or None, found -1"),
-        ({"epoch": 0.5}, "`epoch` must be a whole number of at least 0, or None, found 0.5"),
         ({"max_predictions": 1.5}, "`max_predictions` must be a whole number of at least 1, or None, found 1.5"),
     ],
 )

@@ -52,7 +52,7 @@ def test_kinds_follow_from_the_values(caplog):
     assert kinds == {"brand": "categories", "tags": "categories", "price": "number", "picture": "vector"}
     assert (
         "'name' is not used, because fewer than half of its items share one of the 1,000 most frequent "
-        "values with another. To use text such as titles, pass `text=['name']` and `encoder` (command line: "
+        "values. To use text such as titles, pass `text=['name']` and `encoder` (command line: "
         "`--feature_text name` and `--encoder`). To use dates, convert them to numbers."
     ) in caplog.text
     assert features.items.to_pylist() == ["A 1", "A 2", "B 1", "B 2"]
