@@ -114,7 +114,7 @@ def load_item_features(
         place, items = read_items(log, item, "title_item")
         if missing := [name for name in known if name not in log.columns]:
             origin = "of `like` or the checkpoint, or named by `text` (command line: `--feature_text`)"
-            raise ValueError(f"{log.name}: expected a column {missing[0]!r}, {origin}, found {log}. Add this column.")
+            raise ValueError(f"{log.name}: expected a column {missing[0]!r}, {origin}, found {log}. Add or rename it.")
         names = [name for name in log.columns if name != LIKE and log.columns.index(name) != place]
         names = names if like is None else list(known)
         _, *values = log.read([place, *map(log.columns.index, names)])
@@ -301,7 +301,7 @@ def _as_vectors(name: str, rows: list[Any], log: RawLog) -> np.ndarray:
 
 
 def _embed(texts: pa.ChunkedArray, log: RawLog, encoder: str | None) -> np.ndarray:
-    advice = "Run `pip install 'hf-bert4rec[features]'`, and check the name. It needs safetensors and no own code."
+    advice = "Run `pip install 'hf-bert4rec[features]'`, and check the name. Encoders need safetensors and no own code."
     with library_errors(f"{log.name}, encoder {encoder!r}", advice):
         from sentence_transformers import SentenceTransformer
 

@@ -154,7 +154,7 @@ def test_files_are_read_like_data_frames(tmp_path):
         (
             {"item": ["a", "b"], "name": ["x", "y"]},
             {"text": ["title"]},
-            r"expected a column 'title', .* named by `text` .* Add this column",
+            r"expected a column 'title', .* named by `text` .* Add or rename it",
         ),
         ({"item": ["a", "b"], "name": ["x", "y"]}, {}, "no column can be used as a feature, found item, name"),
     ],
