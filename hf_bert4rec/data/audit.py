@@ -101,7 +101,7 @@ def _check(histories: DatasetDict) -> None:
         expected = "a DatasetDict with the split `train`, and optionally `validation` and `test`"
         raise ValueError(f"Expected {expected}, found {found}.")
     for name, rows in histories.items():
-        labels = read_rows(rows, *NEEDED)["labels"]
+        labels = read_rows(rows, *NEEDED, advice=f"Add the missing columns to the split {name!r}.")["labels"]
         if name != "train" and labels.null_count:
             found = f"row {labels.is_null().index(True).as_py()} (from 0) has no labels"
             raise ValueError(f"{name}: {found}. Add labels to every row of this split.")

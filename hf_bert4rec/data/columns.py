@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import combinations
 from typing import Any
 
 from .ids import ONE_PER_ROW
@@ -11,9 +12,12 @@ from .sources import RawLog, spell
 Column = str | int | None
 Rows = Sequence[Sequence[str]]
 
-KEY = "(id|no|nr|num|number|code|key|idx|index|hash|uuid)"
-PERSON = "(user|customer|client|buyer|member|visitor|shopper|reviewer|account|person|profile|player|reader|listener)"
-GOODS = "(item|product|article)"
+KEY = "(id|no|nr|num|number|nummer|code|key|idx|index|hash|uuid)"
+PERSON = (
+    "(user|customer|client|buyer|member|visitor|shopper|reviewer|account|person|profile|player|reader|listener|"
+    "kunden?|käufer|(be)?nutzer)"
+)
+GOODS = "(item|product|article|artikel|produkt)"
 WORK = "(movie|film|book|song|track|game|app|video|recipe|anime|news|course|show|episode|podcast|beer|joke|food)"
 PLACE = "(business|venue|restaurant|hotel|poi|place|artist|album|listing|offer|ad|content|document|material|stock)"
 EVENT = (
@@ -21,16 +25,18 @@ EVENT = (
     "interaction|checkin|watch|play|listen|booking|request|create?|creation|record|server|added|placed){,2}"
 )
 DURATION = "(listen|play|watch)time"  # not a time of the interaction
-DATE, TIME = f"{EVENT}(ed)?date|tdat|date(added|created|ordered)|dt", f"(?!.*{DURATION}){EVENT}time"
-MOMENT = f"{EVENT}(timestamp|datetime|ts|epoch)|unixtime|{EVENT}e?d?at|boughtat|soldat"
+DATE = f"{EVENT}(ed)?date|tdat|date(added|created|ordered)|dt|(bestell|kauf|auftrags|rechnungs)?datum"
+TIME = f"(?!.*{DURATION}){EVENT}time|(bestell|kauf|uhr)?zeit"
+MOMENT = f"{EVENT}(timestamp|datetime|ts|epoch)|unixtime|{EVENT}e?d?at|boughtat|soldat|(bestell)?zeit(punkt|stempel)"
 NAMES = {  # role -> patterns, the best fit first, for names in lower case without blanks and punctuation
     "user": ("user", f"(id)?{PERSON}{KEY}?|uid", f"{PERSON}name", f"(session|visit|basket){KEY}?"),
     "item": ("item|parentasin", f"(id)?{GOODS}{KEY}?|{WORK}{KEY}|asin|sku|isbn|iid|ean|gtin", f"{PLACE}{KEY}", "sid"),
     "rating": ("rating", f"({GOODS}|{WORK}|review|user|star)?(rating|score|stars?|overall)"),
     "timestamp": ("timestamp|unixreviewtime", MOMENT, DATE, TIME),
-    "title": ("title", f"({GOODS}|{WORK})title", f"({GOODS}|{WORK})?name", "description"),
+    "title": ("title|titel", f"({GOODS}|{WORK})tit(le|el)", f"({GOODS}|{WORK})?(name|bezeichnung)", "description"),
 }
 SEQUENCES = f"({GOODS}|{WORK}|asin|sku){KEY}?s?(list|seq|sequence|history)"
+SEPARATORS = (";", "\t", "|", ",", " ", "::", ":")  # ":" last, because RecBole has it in names (user_id:token)
 NUMBER = re.compile(r"\s*-?\d[\d.:TZ /+-]*")  # or a date
 DAY = re.compile(r"\s*(\d{4}[-/.]\d|\d\d?\.\d\d?\.\d{4})")
 ASIN, AMAZON_USER = re.compile(r"B0[0-9A-Z]{8}|[0-9]{9}[0-9X]"), re.compile(r"A[0-9A-Z]{7,}")
@@ -44,8 +50,8 @@ def find_columns(log: RawLog, wanted: Mapping[str, Column], needed: Mapping[str,
     has none. The role "time of day" is added for a separate column of times, if the timestamp is a column of dates.
 
     Raises:
-        ValueError: The column of a needed role or a named column is missing, several columns fit a role, the same
-            column is user and item, or cells contain several values.
+        ValueError: The column of a needed role or a named column is missing, several columns fit a role, two
+            roles of a log have the same column, or cells contain several values.
     """
     guessed = guess_roles(log.first_rows) if "user" in wanted else {}
     found = {role: place for role, place in guessed.items() if role in wanted}
@@ -60,35 +66,48 @@ def find_columns(log: RawLog, wanted: Mapping[str, Column], needed: Mapping[str,
         advice = _advice(log, missing[0], needed[missing[0]], "user" in wanted)
         raise ValueError(f"{log.name}: expected a column for the {missing[0]}, found {log}. {advice}")
     if "user" in found:
-        sequences = [name for name in log.columns if wanted["item"] is None and _fits(name, SEQUENCES)]
-        sequences += [log.columns[place] for place in found.values() if log.columns[place].endswith("_seq")]
-        if sequences:
-            cells = f"the cells of the column {sequences[0]!r} seem to contain several values"
-            advice = "If each cell has one value, rename the column."
-            if wanted["item"] is None:
-                advice += f" If another column has the item of the row, name it: {spell('item')}."
-            raise ValueError(f"{log.name}: {cells}. {ONE_PER_ROW} {advice}")
-        if found["user"] == found["item"]:
-            both = f"user and item are both the column {log.columns[found['user']]!r}"
-            raise ValueError(f"{log.name}: {both}. Name another column, such as {spell('item')}.")
+        _check_roles(log, wanted, found)
     return found
+
+
+def _check_roles(log: RawLog, wanted: Mapping[str, Column], found: Mapping[str, int]) -> None:
+    """Raise ValueError if a column of a log has several values per cell, or is the column of two roles."""
+    sequences = [name for name in log.columns if wanted["item"] is None and _fits(name, SEQUENCES)]
+    sequences += [log.columns[place] for place in found.values() if log.columns[place].endswith("_seq")]
+    if sequences:
+        cells = f"the cells of the column {sequences[0]!r} seem to contain several values"
+        advice = "If each cell has one value, rename the column."
+        if wanted["item"] is None:
+            advice += f" If another column has the item of the row, name it: {spell('item')}."
+        raise ValueError(f"{log.name}: {cells}. {ONE_PER_ROW} {advice}")
+    for one, other in combinations([role for role in wanted if role in found], 2):
+        if found[one] == found[other]:
+            both = f"{one} and {other} are both the column {log.columns[found[one]]!r}"
+            raise ValueError(f"{log.name}: {both}. Name another column, such as {spell(other)}.")
 
 
 def _advice(log: RawLog, role: str, command: str, interactions: bool) -> str:
     if not log.columns:
         return "Check the source."
-    only = log.columns[0] if len(log.columns) == 1 else ""
-    if separators := [character for character in ";\t|, :" if character in only]:  # ":" last for user_id:token
-        if not log.separator:
-            return f"Read the table with its separator, such as `pandas.read_csv(path, sep={separators[0]!r})`."
-        more = "" if interactions else " On the command line, pass a table with commas."
-        return f"Name the separator: {spell('separator', separators[0], None if interactions else '')}.{more}"
     advice = f"Name the column, by its name or position (from 0): {spell(role, command=command)}."
     advice += " For a log without ratings, omit `min_rating`." * (role == "rating")
     if log.first_rows and interactions:
         sequences = f"use {spell('format', 'sequences')}, and name the separator unless it is whitespace"
         advice += f" Name the column of times too, if there is one. For lines of 'user item item …' {sequences}."
-    return advice
+    return or_separator(log, advice)
+
+
+def or_separator(log: RawLog, advice: str) -> str:
+    """Return advice about the separator for a table whose only column may be several ones; otherwise `advice`."""
+    if len(log.columns) != 1:
+        return advice
+    found = next((separator for separator in SEPARATORS if separator in log.columns[0]), None)
+    if log.file is None:
+        solution = f"Read the table with its separator, such as `pandas.read_csv(path, sep={found!r})`."
+        return solution if found else advice
+    example = log.file.spell("separator", found or "...")
+    more = f"{advice} If there are more columns, name their separator: {example}."
+    return f"Name the separator: {example}." if found else more
 
 
 def _find(log: RawLog, role: str, name: Column, patterns: Iterable[str], command: str) -> dict[str, int]:
@@ -100,8 +119,8 @@ def _find(log: RawLog, role: str, name: Column, patterns: Iterable[str], command
         name = int(name) if name not in log.columns and str(name).isdecimal() else name  # from a command line
         places = [place for place, column in enumerate(log.columns) if name in (place, column)]
         if not places:
-            expected = f"expected a column {name!r} for the {role}, found {log}"
-            raise ValueError(f"{log.name}: {expected}. Name one of these, or its position (from 0).")
+            advice = or_separator(log, "Name one of these, or its position (from 0).")
+            raise ValueError(f"{log.name}: expected a column {name!r} for the {role}, found {log}. {advice}")
     return _only(log, role, places, command)
 
 
@@ -120,9 +139,9 @@ def _fits(name: str, pattern: str) -> bool:
     return bool(re.fullmatch(pattern, re.sub(r"[\W_]", "", name.partition(":")[0]).lower()))
 
 
-def is_time_name(name: Any) -> bool:
-    """Return whether a column is taken as the timestamp because of its name."""
-    return any(_fits(str(name), pattern) for pattern in NAMES["timestamp"])
+def is_usual(name: Any, role: str) -> bool:
+    """Return whether a column is found for a role because of its name."""
+    return any(_fits(str(name), pattern) for pattern in NAMES[role])
 
 
 def is_header(rows: Rows) -> bool:

@@ -74,6 +74,12 @@ class ItemFeatures:
         raise ValueError(f"{file}: {problem}. Download or save the checkpoint again.")
 
 
+def check_features(name: str, features: Any) -> None:
+    """Raise ValueError unless features are `ItemFeatures` or None."""
+    if not isinstance(features, ItemFeatures | None):
+        raise ValueError(f"`{name}` must be from `load_item_features`, found {type(features).__name__}.")
+
+
 def read_parquet(file: str | PathLike, most_bytes: int) -> pa.Table:
     """Read a Parquet file; ValueError if its values need more than `most_bytes`, which is possible for a small file."""
     with pq.ParquetFile(file) as parquet:

@@ -30,7 +30,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from tqdm.auto import tqdm
 
-from .columns import Column, are_sequences, is_header, is_time_name
+from .columns import Column, are_sequences, is_header, is_usual
 from .ids import Values
 from .sources import COMPRESSED, RawLog, SourceFile, library_errors, open_table, spell
 
@@ -71,7 +71,7 @@ def read_blank_separated(file: SourceFile) -> RawLog | pa.Table:
 
 def read_sequences(file: SourceFile) -> pa.Table:
     """Read lines of `user item item …`, oldest item first."""
-    users, items = [], []
+    users, items = list[str](), list[str]()
     separator = file.separator.encode() if file.separator else None
     for number, line in enumerate(_plain_text(file).encode().splitlines(), start=1):
         user, *history = [cell.decode() for cell in line.split(separator)] or [""]
@@ -79,6 +79,9 @@ def read_sequences(file: SourceFile) -> pa.Table:
             found = f"{file.name}, line {number}: expected a user and items, found only {user!r:.80}"
             example = file.spell("separator", "...")
             raise ValueError(f"{found}. Fix or remove this line, or name the separator of the file: {example}.")
+        if not users and is_usual(user, "user"):
+            advice = f"Remove this line. For a table, name separator and format: {file.spell('format', 'csv')}."
+            raise ValueError(f"{file.name}, line {number}: expected a user and items, found a header. {advice}")
         users += [user] * len(history)
         items += history
     return pa.table({"user": users, "item": items})
@@ -111,7 +114,7 @@ def read_json(file: SourceFile) -> RawLog | pd.DataFrame:
 
     first: dict[Any, Any] = {}  # key -> its first value that is not null
     for count, line in enumerate(lines()):
-        if count == 1000 and any(key == file.timestamp or is_time_name(key) for key in first):
+        if count == 1000 and any(key == file.timestamp or is_usual(key, "timestamp") for key in first):
             break  # without such a key, a later line may still have the time
         first |= {key: value for key, value in parse(*line).items() if first.get(key) is None}
 
@@ -235,7 +238,7 @@ def _open(file: SourceFile, rows: "_Rows") -> RawLog:
                 raise ValueError(f"{line}: expected values, found the header again. {advice}")
         return columns
 
-    return RawLog(file.name, names, read, locate, first_rows, separator=rows.separator)
+    return RawLog(file.name, names, read, locate, first_rows, file=file)
 
 
 class _Rows:
@@ -273,11 +276,10 @@ class _Rows:
             lines = ", ".join(str(number) for number, _ in bad[:9]) + f" and {len(bad) - 9:,} more" * (len(bad) > 9)
             advice = f"name another separator: {self.file.spell('separator', '...')}"
             if self.file.is_log:
-                advice += (
-                    f". For lines of 'user item item …', name separator and format: {spell('format', 'sequences')}"
-                )
+                sequences = spell("format", "sequences")
+                advice += f". For lines of 'user item item …', name separator and format: {sequences}"
             raise ValueError(
-                f"{self.file.name}, line {line}: expected {width} columns, found {len(fields)} in "
+                f"{self.file.name}, line {line}: expected {width} column{'s' * (width > 1)}, found {len(fields)} in "
                 f"{self.separator.join(fields)!r:.80}. Fix or remove all such lines ({lines}), or {advice}."
             )
         several_lines = self.quoted and "\n" in "".join(fields)

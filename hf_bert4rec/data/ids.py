@@ -63,22 +63,22 @@ def as_item_ids(values: Iterable[Any], name: str = "item IDs") -> pa.StringArray
     ids = read_list(values, name)
     try:
         if not {str}.issuperset(map(type, ids)):
-            ids = [_as_item_id(value) for value in ids]
+            ids = [_as_item_id(value, name) for value in ids]
         return pa.array(ids, pa.string())
     except UnicodeEncodeError as error:
-        raise ValueError(f"{name}: {error.object!r} is not valid Unicode text. Fix or remove this ID.") from None
+        raise ValueError(f"{name}: {error.object!r} is not valid Unicode text. Fix or remove this value.") from None
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
 
 
-def _as_item_id(value: Any) -> str:
+def _as_item_id(value: Any, name: str) -> str:
     scalar = value.item() if getattr(value, "ndim", None) == 0 else value  # numpy scalars, tensors
     text = _as_id(scalar) if isinstance(scalar, str | int | float) and not isinstance(scalar, bool) else None
     if text is None:
         found = f"found {value!r:.100} ({type(value).__name__})"
-        advice = (
-            "Convert other types to text, and pass no inner lists or missing values (except to `recommender.fill`)."
-        )
+        advice = "Convert other types to text, and pass no inner lists."
+        if pd.isna(scalar) is True:
+            advice = "Remove missing values." + " Only `recommender.fill` accepts them." * (name == "histories")
         raise ValueError(f"expected text or numbers, {found}. {advice}")
     return text
 
@@ -89,14 +89,14 @@ def _as_id(value: Any, digits: int = 53) -> str | None:
         try:
             return value.decode() if isinstance(value, bytes) else value.encode().decode()
         except UnicodeError:
-            raise ValueError(f"{value!r:.100} is not valid Unicode text. Fix or remove this ID.") from None
+            raise ValueError(f"{value!r:.100} is not valid Unicode text. Fix or remove this value.") from None
     if value is None or value is pd.NA or (isinstance(value, Number | date) and pd.isna(value)):
         return None
     if not isinstance(value, Number | date | UUID):
         advice = ONE_PER_ROW if hasattr(value, "__len__") else "Convert the value to text."
         raise ValueError(f"expected text or numbers, found {value!r:.100} ({type(value).__name__}). {advice}")
     if isinstance(value, float | np.floating | Decimal) and abs(value) == math.inf:
-        raise ValueError(f"expected text or a finite number, found {value!r}. Fix or remove this ID.")
+        raise ValueError(f"expected text or a finite number, found {value!r}. Fix or remove this value.")
     if isinstance(value, float | np.floating) and abs(value) >= 2**digits:
         raise ValueError(
             f"found the float {value!r}. Floats from 2^{digits} on are not exact, so different IDs can become the same "

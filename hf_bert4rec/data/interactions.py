@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from datasets import Dataset
 
 from .arguments import check_bool, check_number, read_rows
-from .columns import Column, find_columns, is_time_name
+from .columns import Column, find_columns, is_usual
 from .formats import open_log
 from .ids import READ_FIRST, as_ids, as_item_ids
 from .sources import RawLog, library_errors, spell
@@ -152,7 +152,7 @@ def _check(log: RawLog, found: Mapping[str, int]) -> str:
         if not re.search(r"\d", first := ", ".join(log.first_rows[0])):
             solution = f"If {first!r} is a header, name the columns, such as {spell('user')}."
             logger.warning(f"{log.name}: the first line has no known column name. {solution}")
-    if "timestamp" in found and not is_time_name(time := log.columns[found["timestamp"]]):
+    if "timestamp" in found and not is_usual(time := log.columns[found["timestamp"]], "timestamp"):
         notes += "" if log.first_rows else f" (timestamp: column {time!r})"
     if "timestamp" not in found:
         notes += " (no timestamps; the rows are assumed to be in time order)"
@@ -171,6 +171,8 @@ def rename_items(interactions: Dataset, names: Mapping[str, str]) -> Dataset:
     Raises:
         ValueError: `names` lacks an item of the log, or gives two of them the same new ID.
     """
+    if not isinstance(names, Mapping):
+        raise ValueError(f"`names` must be a dict from old to new ID, found {type(names).__name__}.")
     table = read_rows(interactions, "item", advice=READ_FIRST)
     old = pc.unique(table["item"])
     known = dict(zip(as_item_ids(list(names)).to_pylist(), as_item_ids(names.values()).to_pylist(), strict=True))

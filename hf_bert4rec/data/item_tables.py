@@ -11,8 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .columns import DAY, Column, find_columns
-from .features import BYTES, MOST_CATEGORIES, MOST_INTERVALS, ItemFeatures
+from .arguments import read_list
+from .columns import DAY, Column, find_columns, or_separator
+from .features import BYTES, MOST_CATEGORIES, MOST_INTERVALS, ItemFeatures, check_features
 from .formats import open_log
 from .ids import Values, as_ids
 from .sources import RawLog, library_errors, spell
@@ -44,29 +45,34 @@ def load_titles(
         FileNotFoundError: There is no such file, or the folder has no file of MovieLens.
         ValueError: An option is invalid, the source cannot be read, or a column is missing or ambiguous.
     """
-    return dict(_read_titles(open_log(source, "titles", format, separator, encoding, [item, title]), item, title))
-
-
-def load_item_ids(source: Any) -> dict[str, str]:
-    """Return a dict from old to new item ID, the first two columns of a table; ValueError if an old ID has two."""
-    log = open_log(source, "titles", None, None, None, [0, 1])
-    names: dict[str, str] = {}
-    for old, new in _read_titles(log, 0, 1):
-        if names.setdefault(old, new) != new:
-            found = f"found {names[old]!r} and {new!r} for {old!r}. Remove one of these rows."
-            raise ValueError(f"{log.name}: expected one new ID per item, {found}")
-    return names
-
-
-def _read_titles(log: RawLog, item: Column, title: Column) -> list[tuple[str, str]]:
-    """Return item ID and title of the rows with both."""
+    log = open_log(source, "titles", format, separator, encoding, [item, title])
     with library_errors(log.name):
         if log.first_rows and len(log.columns) > 1:
             item, title = (0 if item is None else item), (1 if title is None else title)
         found = find_columns(log, {"item": item, "title": title}, {"item": "title_item", "title": "title_column"})
-        columns = zip(("item", "title"), log.read([found["item"], found["title"]]), strict=True)
-        ids, titles = (as_ids(values, role, log.locate).to_pylist() for role, values in columns)
-    return [(item, title) for item, title in zip(ids, titles, strict=True) if item is not None and title is not None]
+        return dict(_read_pairs(log, found))
+
+
+def load_item_ids(source: Any) -> dict[str, str]:
+    """Return a dict from old to new item ID, the first two columns of a table; ValueError if an old ID has two."""
+    log = open_log(source, "titles", None, None, None, [])
+    if len(log.columns) < 2:
+        advice = "Pass a table with two columns, in CSV separated by commas."
+        raise ValueError(f"{log.name}: expected columns with the old and the new item ID, found {log}. {advice}")
+    names: dict[str, str] = {}
+    with library_errors(log.name):
+        for old, new in _read_pairs(log, {"item": 0, "new item ID": 1}):
+            if names.setdefault(old, new) != new:
+                found = f"found {names[old]!r} and {new!r} for {old!r}. Remove one of these rows."
+                raise ValueError(f"{log.name}: expected one new ID per item, {found}")
+    return names
+
+
+def _read_pairs(log: RawLog, found: dict[str, int]) -> list[tuple[str, str]]:
+    """Return the texts of the two columns of roles, for the rows with both."""
+    columns = zip(found, log.read(list(found.values())), strict=True)
+    keys, values = (as_ids(column, role, log.locate).to_pylist() for role, column in columns)
+    return [(key, value) for key, value in zip(keys, values, strict=True) if key is not None and value is not None]
 
 
 def load_item_features(
@@ -101,13 +107,14 @@ def load_item_features(
             different widths or are not finite, the encoder or a column of `text` or `like` is missing, no column can be
             used, or the features have more than 25,000 bytes per item on average.
     """
-    known = {key: {"kind": "text"} for key in text} if like is None else like.columns
+    check_features("like", like)
+    known = {key: {"kind": "text"} for key in read_list(text, "text")} if like is None else like.columns
     log = open_log(source, "titles", format, separator, encoding, [item, *known])
     with library_errors(log.name):
         place, items = read_items(log, item, "title_item")
         if missing := [name for name in known if name not in log.columns]:
             origin = "of `like` or the checkpoint, or named by `text` (command line: `--feature_text`)"
-            raise ValueError(f"{log.name}: expected a column {missing[0]!r}, {origin}, found {log}. Add this column.")
+            raise ValueError(f"{log.name}: expected a column {missing[0]!r}, {origin}, found {log}. Add or rename it.")
         names = [name for name in log.columns if name != LIKE and log.columns.index(name) != place]
         names = names if like is None else list(known)
         _, *values = log.read([place, *map(log.columns.index, names)])
@@ -116,7 +123,8 @@ def load_item_features(
             if (found := _read_column(name, column, log, known.get(name, {}), encoder)) is not None:
                 read[name], columns[name] = found
         if not columns:
-            raise ValueError(f"{log.name}: no column can be used as a feature, found {log}. Add numbers or categories.")
+            advice = or_separator(log, "Add numbers or categories.")
+            raise ValueError(f"{log.name}: no column can be used as a feature, found {log}. {advice}")
         features = ItemFeatures(pa.table(read), columns)
         described = (features.vectors(items)[:, 1:] != 0).any(axis=1)
     features = ItemFeatures(features.table.filter(pa.array(described)), columns)
@@ -232,14 +240,11 @@ def _read_column(
         shared = [value for value, count in counts.most_common(MOST_CATEGORIES) if count > 1]
         owners = sum(not set(shared).isdisjoint(row) for row in categories)
         if 2 * owners < sum(map(bool, categories)) or not shared:
-            reason = (
-                f"fewer than half of its items share one of the {MOST_CATEGORIES:,} most frequent values with another"
-            )
-            solution = (
-                f"To use text such as titles, pass `text={[name]!r}` and `encoder` (command line: `--feature_text "
-            )
-            solution += f"{shlex.quote(name)}` and `--encoder`). To use dates, convert them to numbers"
-            logger.info("%s: the column %r is not used, because %s. %s.", log.name, name, reason, solution)
+            reason = f"fewer than half of its items share one of the {MOST_CATEGORIES:,} most frequent values"
+            options = f"`--feature_text {shlex.quote(name)}` and `--encoder`"
+            solution = f"To use text such as titles, pass `text={[name]!r}` and `encoder` (command line: {options})"
+            dates = "To use dates, convert them to numbers"
+            logger.info("%s: the column %r is not used, because %s. %s. %s.", log.name, name, reason, solution, dates)
             return None
         if what := "dates" if DAY.match(first) else "booleans" if first.lower() in ("true", "false") else "":
             logger.info("%s: the %s in the column %r are read as categories, without an order.", log.name, what, name)
@@ -296,7 +301,7 @@ def _as_vectors(name: str, rows: list[Any], log: RawLog) -> np.ndarray:
 
 
 def _embed(texts: pa.ChunkedArray, log: RawLog, encoder: str | None) -> np.ndarray:
-    advice = "Run `pip install 'hf-bert4rec[features]'`, and check the name. It needs safetensors and no own code."
+    advice = "Run `pip install 'hf-bert4rec[features]'`, and check the name. Encoders need safetensors and no own code."
     with library_errors(f"{log.name}, encoder {encoder!r}", advice):
         from sentence_transformers import SentenceTransformer
 

@@ -128,7 +128,7 @@ class RawLog:
     locate: Callable[[int], str]  # row -> "ratings.csv, line 17"
     first_rows: Sequence[Sequence[str]] = ()  # of a text file without a known header
     dates: Sequence[int] = ()  # positions of columns whose type is a date or a time with a date
-    separator: str = ""  # of a text file
+    file: SourceFile | None = None  # if the source is a text file with a separator
 
     def __str__(self) -> str:
         """List the columns for messages."""
@@ -176,7 +176,7 @@ def _as_values(column: Any) -> Values:
         array = column if isinstance(column, pa.Array | pa.ChunkedArray) else pa.array(column, from_pandas=True)
         if array is not column and pa.types.is_date(array.type) and any(isinstance(it, datetime) for it in column):
             return list(column)  # the first value is a date, so Arrow drops the time of day of the others
-    except (pa.ArrowException, OverflowError, UnicodeError):  # mixed types
+    except (pa.ArrowException, OverflowError, TypeError, UnicodeError):  # mixed types, or Decimal('Infinity')
         return list(column)
     array = array if isinstance(array, pa.ChunkedArray) else pa.chunked_array([array])
     array.validate(full=True)  # a damaged file may contain text that is not UTF-8

@@ -24,14 +24,15 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from ..models.configuration_bert4rec import SPECIAL_TOKENS, Bert4RecConfig
-from .arguments import check_number, read_rows
-from .features import FEATURES_FILE, ItemFeatures, read_parquet
-from .ids import as_ids, as_item_ids, distinct_values
+from .arguments import check_number, read_list, read_rows
+from .features import FEATURES_FILE, ItemFeatures, check_features, read_parquet
+from .ids import as_ids, as_item_ids
 
 logger = logging.getLogger(__name__)
 
 PAD, MASK, UNK = SPECIAL_TOKENS
 TITLES_FILE = "items.parquet"
+FEW = 4  # IDs are looked up one by one if they are fewer than a quarter of the catalog
 TITLE_BYTES = 10_000  # largest size of a title in UTF-8
 REPAIR = "Download or save the tokenizer again."
 
@@ -75,25 +76,32 @@ class ItemTokenizer(PreTrainedTokenizerFast):
             raise ValueError(f"{source}: the tokenizer cannot be loaded. {reason}") from error
         tokenizer._features_file = tokenizer.init_kwargs.pop("features_file", None)
         if titles_file := tokenizer.init_kwargs.pop("titles_file", None):
-            tokenizer.set_titles(_read_titles(titles_file, len(tokenizer.items)), source=titles_file)
+            try:
+                tokenizer.set_titles(_read_titles(titles_file, len(tokenizer.items)), source=titles_file)
+            except ValueError as error:
+                raise ValueError(f"{error} {REPAIR}") from None
         elif tokenizer.init_kwargs.get("has_titles"):
             advice = f"{REPAIR} To load it without titles, remove `has_titles` from tokenizer_config.json."
             raise FileNotFoundError(f"{source}: found no {TITLES_FILE}, which contains the titles. {advice}")
         return tokenizer
 
     def set_titles(self, titles: Iterable[Any], source: str = "titles") -> None:
-        """Set titles in the order of `items`: text, numbers, and None or NaN for no title. Errors name the `source`."""
-        found = pd.Series(list(titles), dtype=object)
+        """Set a list of titles in the order of `items`: text, numbers, None or NaN (no title). Errors name `source`."""
+        if isinstance(titles, Mapping):
+            raise ValueError(f"{source}: expected a list, found a dict. Pass a dict as `titles` of `item_tokenizer`.")
+        found = pd.Series(read_list(titles, source, ordered=True), dtype=object)
         if len(found) != len(self.items):
-            expected = f"expected {len(self.items)} titles, one for each of `items`"
+            expected = f"expected {len(self.items)} titles, one for each of `items` (None: no title)"
             raise ValueError(f"{source}: {expected}, found {len(found)}.")
         given = found.notna()
         texts = as_item_ids(found[given], source)
         if (longest := pc.max(pc.binary_length(texts)).as_py() or 0) > TITLE_BYTES:
             start = texts[pc.index(pc.binary_length(texts), longest).as_py()].as_py()[:30]
-            wrong = f"found one of {longest:,}, which begins with {start!r}. Shorten it, or name another column"
-            option = "`title=...` (command line: `--title_column`; `items add`: `--title`)"
-            raise ValueError(f"{source}: expected titles of at most {TITLE_BYTES:,} bytes, {wrong}: {option}.")
+            wrong = f"found one of {longest:,}, which begins with {start!r}."
+            if source == "titles":
+                wrong += " Shorten it, or name another column: `load_titles(..., title=...)` (command line: "
+                wrong += "`--title_column`; `items add`: `--title`)."
+            raise ValueError(f"{source}: expected titles of at most {TITLE_BYTES:,} bytes, {wrong}")
         found[given] = texts.to_pylist()
         self.titles = found.where(given, None).tolist()
         self.init_kwargs["has_titles"] = True  # saved in tokenizer_config.json
@@ -131,15 +139,25 @@ class ItemTokenizer(PreTrainedTokenizerFast):
 
     def encode_items(self, items: pa.Array | pa.ChunkedArray | Iterable[str | float]) -> np.ndarray:
         """Return the token IDs, (n,) int32, of raw IDs. Unknown IDs become [UNK]. IDs must be text or numbers."""
-        distinct, places = distinct_values(_as_text(items))
-        find, unknown = self.backend_tokenizer.token_to_id, self.unk_token_id  # read once; each read takes a look-up
-        rows = np.array([find(item) or unknown for item in distinct] + [unknown], np.int32)  # the last for missing IDs
-        rows[rows < len(SPECIAL_TOKENS)] = unknown
-        return rows[places]
+        ids, unknown = _as_text(items), self.unk_token_id  # read once, because each read takes a look-up
+        if FEW * len(ids) < len(self):
+            find = self.backend_tokenizer.token_to_id
+            rows = np.array([find(item or UNK) or unknown for item in ids.to_pylist()], np.int32)
+            rows[rows < len(SPECIAL_TOKENS)] = unknown
+            return rows
+        places = pc.add(pc.index_in(ids, value_set=self.items), len(SPECIAL_TOKENS))  # hashes the whole catalog
+        return pc.fill_null(places, unknown).to_numpy().astype(np.int32, copy=False)
 
     def decode_items(self, rows: Iterable[int]) -> list[str]:
-        """Return the raw IDs for token IDs; raise IndexError for special tokens and token IDs out of range."""
-        return self.items.take(pa.array(np.asarray(rows, np.int64) - len(SPECIAL_TOKENS))).to_pylist()
+        """Return the raw IDs for a list of token IDs; raise IndexError for special tokens and IDs out of range."""
+        places = np.asarray(rows)
+        if places.ndim != 1 or (places.size and places.dtype.kind not in "iu"):
+            raise ValueError(f"token IDs: expected a list of integers, found {rows!r:.100}.")
+        first, last = len(SPECIAL_TOKENS), len(self) - 1
+        others = places[(places < first) | (places > last)]
+        if others.size:
+            raise IndexError(f"Items have the token IDs {first} to {last}, found {others[0]}.")
+        return self.items.take(pa.array(places.astype(np.int64) - first)).to_pylist()
 
     def save_pretrained(self, save_directory: str | PathLike, **kwargs: Any) -> tuple[str, ...]:
         """Write the files of a stock tokenizer and, if the tokenizer has them, titles and features as Parquet."""
@@ -224,6 +242,7 @@ def item_tokenizer(
         ValueError: `items` contains no item, or an ID, a title or `max_length` is not as described.
     """
     check_max_length(max_length)
+    check_features("features", features)
     ids = _distinct_ids(items)
     if not ids:
         raise ValueError("`items` contains no item ID. Pass interactions, or a list of item IDs.")
@@ -336,4 +355,4 @@ def _read_titles(file: str, number: int) -> list[str | None]:
         if kind in (pa.string(), pa.large_string(), pa.string_view()):  # Polars writes the last two
             return titles.to_pylist()
     expected = f"expected Parquet with a text column 'title', at most {TITLE_BYTES:,} bytes per title"
-    raise ValueError(f"{file}: {expected}. {REPAIR}")
+    raise ValueError(f"{file}: {expected}.")

@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
-from numbers import Number
 from typing import Any
 
 import numpy as np
@@ -34,6 +33,7 @@ DOUBTFUL = {  # IDs that are read as they are, with a warning
 }
 UNITS = {"seconds": 1e8, "milliseconds": 1e11, "microseconds": 1e14, "nanoseconds": 1e17}  # 1973 in each unit
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+INFINITE = re.compile(r"[+-]?inf(inity)?", re.IGNORECASE)
 _DAY = re.compile(r"(\d{4})([-/.])(\d{1,2})(?:\2(\d{1,2})(?=$|[T ])|$)|(\d{1,2})\.(\d{1,2})\.(\d{4})(?=$|[T ])")
 _ISO = re.compile(  # what `fromisoformat` accepts, except fractions of hours and minutes, which it misreads
     r"[\dW-]{8,10}([T ](?!(\d\d:?){1,2}[.,])[\d:.,]+([+-][\d:]+)?)?", re.IGNORECASE
@@ -62,12 +62,16 @@ def check_ids(distinct: pa.Array, counts: np.ndarray, role: str, name: str) -> N
 def as_times(values: Values, log: RawLog, rows: np.ndarray) -> pa.ChunkedArray:
     """Convert times: numbers stay as they are, dates become seconds since 1970; see `as_numbers`."""
     kind = None if isinstance(values, list) else values.type
-    if kind and pa.types.is_temporal(kind):
-        if not (pa.types.is_date(kind) or pa.types.is_timestamp(kind)):
-            advice = f"Add the date to these times, or name another column: {spell('timestamp')}."
-            raise ValueError(f"{log.name}: expected dates or numbers as timestamp, found {kind}. {advice}")
-        micros = pc.cast(values, pa.timestamp("us"), safe=getattr(kind, "unit", "") != "ns")
-        values = pc.divide(pc.cast(pc.cast(micros, pa.int64()), pa.float64()), 1e6)
+    if kind and (pa.types.is_date(kind) or pa.types.is_timestamp(kind)):
+        try:
+            micros = pc.cast(values, pa.timestamp("us"), safe=getattr(kind, "unit", "") != "ns")
+        except pa.ArrowInvalid as error:
+            reason = f"a timestamp is too large ({error}). Fix or remove its row."
+            raise ValueError(f"{log.name}: {reason}") from None
+        values = pc.divide(pc.cast(pc.cast(micros, pa.int64()), pa.float64(), safe=False), 1e6)
+    elif kind and (pa.types.is_temporal(kind) or pa.types.is_boolean(kind)):
+        advice = f"If these are times of day, add the date, or name another column: {spell('timestamp')}."
+        raise ValueError(f"{log.name}: expected dates or numbers as timestamp, found {kind}. {advice}")
     times = as_numbers(values, "timestamp", log, rows, dates=True)
     digits = EXACT_BITS.get(str(kind)) or EXACT_BITS.get(str(times.type), 64)
     _check_times(times.filter(pa.array(rows)).drop_null().to_numpy(), digits, log.name)
@@ -83,7 +87,8 @@ def _check_times(times: np.ndarray, digits: int, name: str) -> None:
     units = {unit: (lowest <= times) & (times < lowest * 21.4) for unit, lowest in UNITS.items()}
     mixed = [f"{unit} ({times[matches.argmax()]})" for unit, matches in units.items() if matches.any()]
     if len(mixed) > 1:
-        logger.warning(f"{name}: timestamps seem to be in {' and in '.join(mixed)}. Convert them to one unit.")
+        advice = "Convert them to one unit, and fix dates after the year 5138, which look like milliseconds."
+        logger.warning(f"{name}: timestamps seem to be in {' and in '.join(mixed)}. {advice}")
     elif mixed and not units["seconds"].any():
         logger.info(f"{name}: timestamps seem to be in {mixed[0]}. In options such as `test_time`, use this unit.")
     if len(times) and times.min() >= 1_011_970 and times.max() < 32_000_000:  # such as 31012019 or 1312019
@@ -121,9 +126,12 @@ def as_numbers(values: Values, role: str, log: RawLog, rows: np.ndarray, dates: 
     missing = missing | ~rows
     bad = np.flatnonzero(~np.isfinite(found) & ~missing).tolist()
     if bad:
-        shown = "; ".join(f"{log.locate(row)}: found {values[row].as_py()!r:.80}" for row in bad[:3])
+        examples = [values[row].as_py() for row in bad[:3]]
+        shown = "; ".join(f"{log.locate(row)}: found {it!r:.80}" for row, it in zip(bad, examples, strict=False))
         what = "a finite number" if parse is float else "an ISO date"
-        advice = " If these are dates, convert the column with `pandas.to_datetime(..., format=...)`." if dates else ""
+        advice = ""
+        if dates and not all(map(INFINITE.fullmatch, map(str, examples))):
+            advice = " If these are dates, convert the column with `pandas.to_datetime(..., format=...)`."
         shown += f" (number of rows: {len(bad):,})"
         raise ValueError(f"{shown}. Expected {what} as {role}. Fix or remove these rows.{advice}")
     whole = np.all(missing | ((found == np.floor(found)) & (np.abs(found) < 2**53)))
@@ -148,15 +156,15 @@ def as_seconds(time: Any, name: str) -> float:
     """
     seconds, text = math.inf, str(time).strip()
     with suppress(ValueError, OverflowError):
-        seconds = float(time) if isinstance(time, Number) or NUMBER.fullmatch(text) else date_as_seconds(text)
+        seconds = float(text) if NUMBER.fullmatch(text) else date_as_seconds(text)
     if not math.isfinite(seconds):
-        raise ValueError(f"`{name}` must be a number or an ISO date such as 2016-01-31, found {time!r}.")
+        raise ValueError(f"`{name}` must be a number or an ISO date such as 2016-01-31, found {time!r:.100}.")
     return seconds
 
 
 def format_time(time: float) -> str:
     """Return a time for messages, with the date that it may mean: 1500000000 (2017-07-14 02:40 UTC)."""
-    shown = str(int(time) if time == int(time) else time)
+    shown = str(int(time) if abs(time) < 2**64 and time == int(time) else time)
     if unit := time_unit(time):
         date = datetime.fromtimestamp(time / UNITS[unit] * UNITS["seconds"], UTC)
         shown += f" ({date:%Y-%m-%d %H:%M} UTC{'' if unit == 'seconds' else f', if these are {unit}'})"

@@ -141,8 +141,9 @@ def read_attributes(source: Any, items: pa.Array) -> ItemAttributes:
     try:
         attributes = source if isinstance(source, ItemAttributes) else ItemAttributes(source)
     except ValueError as error:
-        advice = "To name the column of IDs in a call, pass `attributes=ItemAttributes(table, item=...)`."
-        raise ValueError(f"{error} {advice}") from None
+        if "`item=" not in str(error):  # the error does not advise to name the column
+            raise
+        raise ValueError(f"{error} In a call, pass `attributes=ItemAttributes(table, item=...)`.") from None
     found = pc.sum(pc.is_in(items, value_set=attributes.items)).as_py()
     if found == 0:
         table, model = (repr(of[0].as_py()) if len(of) else "none" for of in (attributes.items, items))

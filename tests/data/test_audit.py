@@ -193,6 +193,6 @@ def test_histories_that_cannot_be_audited_are_refused():
         audit(DatasetDict(test=CLEAN["test"]))
     with pytest.raises(
         ValueError,
-        match=r"^Expected a Dataset with user, input_ids, timestamps, .* found user, input_ids, labels, history",
+        match=r"^Expected a Dataset with user, input_ids, .* Add the missing columns to the split 'train'\.$",
     ):
         audit(DatasetDict(CLEAN, train=CLEAN["train"].remove_columns("timestamps")))

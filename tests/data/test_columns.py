@@ -1,13 +1,14 @@
 """Columns: names, positions, headers, and what the values of a file without a header say."""
 
 import logging
+import re
 
 import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pytest
 
-from hf_bert4rec import load_interactions, load_titles
+from hf_bert4rec import load_interactions, load_item_features, load_titles
 from tests.data.raw_logs import rows
 
 
@@ -57,8 +58,8 @@ def test_a_position_may_come_as_text_from_a_command_line(write):
 
 
 def test_columns_with_no_usual_name_are_read_where_the_user_names_them(write):
-    path = write("kasse.csv", "Käufer,Artikel,gekauft am\nu,a,2\nu,b,1\n")
-    log = load_interactions(path, user="Käufer", item="Artikel", timestamp="gekauft am")
+    path = write("kasse.csv", "Wer,Was,gekauft am\nu,a,2\nu,b,1\n")
+    log = load_interactions(path, user="Wer", item="Was", timestamp="gekauft am")
     assert rows(log) == [("u", "a", 2), ("u", "b", 1)]
     assert load_titles(write("titel.csv", "Nr;Bezeichnung\na;Ah\n"), item="Nr", title="Bezeichnung", separator=";") == {
         "a": "Ah"
@@ -66,8 +67,8 @@ def test_columns_with_no_usual_name_are_read_where_the_user_names_them(write):
 
 
 def test_a_header_that_is_not_understood_is_shown(write):
-    with pytest.raises(ValueError, match=r"found 0, 1, 2 \(.* 'Käufer, Artikel, Zeit' is not recog.* a header\)"):
-        load_interactions(write("kasse.csv", "Käufer,Artikel,Zeit\nu,a,2\n"))
+    with pytest.raises(ValueError, match=r"found 0, 1, 2 \(.* 'Wer, Was, Wann' is not recog.* a header\)"):
+        load_interactions(write("kasse.csv", "Wer,Was,Wann\nu,a,2\n"))
 
 
 def test_a_column_that_may_hold_times_is_named(write, caplog):
@@ -142,6 +143,27 @@ def test_ids_without_a_header_may_look_like_times(write, text, first):
     assert rows(load_interactions(write("log.csv" if "," in text else "log.txt", text)))[0] == first
 
 
+@pytest.mark.parametrize(
+    "header",
+    [
+        "Kunde;Artikel;Datum",
+        "Kundennummer;Artikel-Nr.;Bestelldatum",
+        "kunden_id;Produkt;Zeitpunkt",
+        "Käufer;artikel;zeit",
+        "Benutzer;Artikelnummer;Zeitstempel",
+    ],
+)
+def test_german_names_are_found(write, header):
+    path = write("log.csv", f"{header}\n1;a;02.01.1970\n")
+    assert rows(load_interactions(path, separator=";")) == [("1", "a", 86_400)]
+    assert load_titles(write("titel.csv", "Artikelnummer,Bezeichnung\na,Ah\n")) == {"a": "Ah"}
+
+
+def test_german_columns_of_date_and_time_of_day_are_the_time(write):
+    path = write("log.csv", "Kunde,Artikel,Datum,Uhrzeit\n1,a,02.01.1970,00:01\n")
+    assert rows(load_interactions(path)) == [("1", "a", 86_460)]
+
+
 @pytest.mark.parametrize("name", ["listen_time", "playtime", "watch_time", "duration"])
 def test_a_duration_is_no_timestamp(write, caplog, name):
     assert rows(load_interactions(write("log.csv", f"user,item,{name}\nu,a,200\nu,b,100\n")))[0] == ("u", "a", 0)
@@ -169,6 +191,21 @@ def test_the_separator_is_advised_as_the_source_can_use_it(write):
         load_interactions(pd.DataFrame({"user;item": ["u;a"]}))
 
 
+@pytest.mark.parametrize("separator", [";", "\t", "|", "::", "~"])
+@pytest.mark.parametrize("read", [load_titles, load_item_features])
+def test_the_separator_of_a_table_of_items_is_named_and_works(write, read, separator):
+    lines = ["item,title,brand", "1,a,x", "2,b,x"]
+    path = write("table.csv", "\n".join(line.replace(",", separator) for line in lines))
+    shown = separator if separator != "~" else "..."
+    convert = "(command line: convert the file to CSV with commas, in UTF-8)"
+    for options in ({}, {"item": "item"}):
+        with pytest.raises(ValueError, match=rf"{re.escape(f'separator={shown!r}` {convert}')}\.$"):
+            read(path, **options)
+    assert read(path, separator=separator)
+    write("table.csv", "\n".join(lines))
+    assert read(path)
+
+
 def test_the_advice_for_an_unusable_column_works(write):
     path = write("log.csv", "user,item,item_list\nu,a,b\n")
     with pytest.raises(ValueError, match=r"'item_list' seem .*has one value, rename the column\..*`item="):
@@ -176,5 +213,7 @@ def test_the_advice_for_an_unusable_column_works(write):
     assert load_interactions(path, item="item")["item"][:] == ["a"]
     with pytest.raises(ValueError, match=r"are both the column 'user'\. Name another column, such as `item='\.\.\.'`"):
         load_interactions(path, item="user")
+    with pytest.raises(ValueError, match=r"^log\.csv: user and timestamp are both the column '1'\. .*`timestamp='"):
+        load_interactions(write("log.csv", "u,5\n"), user=1, item=0, timestamp=1)
     with pytest.raises(ValueError, match=r"found no columns\. Check the source"):
         load_interactions(write("log.json", "[]"))

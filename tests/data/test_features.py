@@ -52,7 +52,7 @@ def test_kinds_follow_from_the_values(caplog):
     assert kinds == {"brand": "categories", "tags": "categories", "price": "number", "picture": "vector"}
     assert (
         "'name' is not used, because fewer than half of its items share one of the 1,000 most frequent "
-        "values with another. To use text such as titles, pass `text=['name']` and `encoder` (command line: "
+        "values. To use text such as titles, pass `text=['name']` and `encoder` (command line: "
         "`--feature_text name` and `--encoder`). To use dates, convert them to numbers."
     ) in caplog.text
     assert features.items.to_pylist() == ["A 1", "A 2", "B 1", "B 2"]
@@ -154,7 +154,7 @@ def test_files_are_read_like_data_frames(tmp_path):
         (
             {"item": ["a", "b"], "name": ["x", "y"]},
             {"text": ["title"]},
-            r"expected a column 'title', .* named by `text` .* Add this column",
+            r"expected a column 'title', .* named by `text` .* Add or rename it",
         ),
         ({"item": ["a", "b"], "name": ["x", "y"]}, {}, "no column can be used as a feature, found item, name"),
     ],
@@ -187,7 +187,7 @@ def test_new_items_with_titles_and_known_items_that_they_are_like():
     assert new.likes == {"7": ["1", "2"], "9": ["3"]}
 
 
-@pytest.mark.parametrize("first", ["n4,Blue hat", "artikel,bezeichnung"])
+@pytest.mark.parametrize("first", ["n4,Blue hat", "ware,text"])
 def test_new_items_without_a_known_header_need_the_column_of_the_item(tmp_path, first):
     path = tmp_path / "new.csv"
     path.write_text(f"{first}\nn5,Fine shoe\nn6,Red hat\n")
@@ -196,6 +196,14 @@ def test_new_items_without_a_known_header_need_the_column_of_the_item(tmp_path, 
         with pytest.raises(ValueError, match=rf"{found}.*\(command line: `--{option} \.\.\.`\)\.$"):
             load(path)
     assert load_new_items(path, None, item=first.split(",")[0]).items == ["n5", "n6"]
+
+
+def test_arguments_of_another_type_are_refused():
+    with pytest.raises(ValueError, match=r"^text: expected a list, found str 'name'"):
+        load_item_features(SHOP, text="name")
+    for use in (lambda: load_item_features(SHOP, like=SHOP), lambda: item_tokenizer(["a"], features=SHOP)):
+        with pytest.raises(ValueError, match="must be from `load_item_features`, found DataFrame"):
+            use()
 
 
 def test_a_tokenizer_has_the_items_of_its_features_and_saves_them(tmp_path, caplog):

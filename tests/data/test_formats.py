@@ -224,6 +224,14 @@ def test_sequences_are_told_from_pairs_in_short_files_and_by_long_lines(write):
     assert len(load_interactions(write("long.txt", f"u {'item ' * 4000}\nv d\nw e f\n"))) == 4003
 
 
+@pytest.mark.parametrize("text", ["user_id item_id timestamp rating\n1 a 5\n", "user item\n1 a b c\n"])
+def test_a_header_is_no_sequence(write, text):
+    with pytest.raises(ValueError, match=r"^log\.txt, line 1: expected a user and items, found a header\. Remove this"):
+        load_interactions(write("log.txt", text))
+    rest = write("rest.txt", text.partition("\n")[2])
+    assert load_interactions(rest, format="sequences")["user"][0] == "1"
+
+
 def test_blank_lines_are_passed_over(write):
     assert rows(load_interactions(write("a.csv", "\nuser,item\n\nu,a\n\n\nv,b\n\n"))) == [("u", "a", 0), ("v", "b", 1)]
     assert rows(load_interactions(write("b.dat", "\nu::a::1::978300760\n\nv::b::1::978300761\n"))) == [

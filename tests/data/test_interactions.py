@@ -278,6 +278,7 @@ def test_items_get_the_ids_of_the_catalogue():
         ({"1": "9"}, "1 of 2 items have no new ID, such as '2'"),
         ({}, "2 of 2 items have no new ID, such as '1'"),
         ({"1": "9", "2": "9"}, r"items \['1', '2'\] have the same new ID '9'"),
+        (["9", "8"], "`names` must be a dict from old to new ID, found list"),
     ],
 )
 def test_an_item_without_an_id_of_its_own_is_refused(names, message):
@@ -296,3 +297,5 @@ def test_new_item_ids_are_read_and_two_for_one_item_are_refused(write):
     assert load_item_ids(path) == {"a": "tea", "b": "pot"}
     with pytest.raises(ValueError, match=r"^names\.csv: expected one new ID per item, found 'tea' and 'cup' for 'a'\."):
         load_item_ids(write("names.csv", "a,tea\nb,pot\na,cup\n"))
+    with pytest.raises(ValueError, match=r"expected columns with the old and the new item ID, found old;new\. Pass a"):
+        load_item_ids(write("names.csv", "old;new\na;tea\n"))

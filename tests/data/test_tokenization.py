@@ -102,6 +102,15 @@ def test_bulk_encoding_takes_arrow_arrays_and_an_empty_list(tokenizer):
     assert tokenizer.encode_items([]).tolist() == []
 
 
+@pytest.mark.parametrize("repeats", [1, 100])  # looked up one by one, and in a table of the catalog
+def test_missing_unknown_and_special_ids_become_unk_in_few_and_many_ids(repeats):
+    tokenizer = item_tokenizer(map(str, range(100)))
+    ids = ["99", None, "", "zzz", "[PAD]", "[MASK]", "[UNK]", "0"]
+    rows = tokenizer.encode_items(pa.array(ids * repeats))
+    assert rows.dtype == np.int32
+    assert rows.tolist() == [102, 2, 2, 2, 2, 2, 2, 3] * repeats
+
+
 def test_an_unknown_id_becomes_unk(tokenizer):
     assert tokenizer.encode_items(["a", "zzz"]).tolist() == [3, 2]
     assert tokenizer(["a", "zzz"], is_split_into_words=True)["input_ids"] == [3, 2]
@@ -109,8 +118,12 @@ def test_an_unknown_id_becomes_unk(tokenizer):
 
 def test_special_rows_and_rows_past_the_end_have_no_id(tokenizer):
     for row in (0, 1, 2, 13):
-        with pytest.raises(IndexError):
-            tokenizer.decode_items([row])
+        with pytest.raises(IndexError, match=f"Items have the token IDs 3 to 12, found {row}"):
+            tokenizer.decode_items([3, row])
+    for rows in (["3"], 3, [[3]], [3.5]):
+        with pytest.raises(ValueError, match=r"token IDs: expected a list of integers, found "):
+            tokenizer.decode_items(rows)
+    assert tokenizer.decode_items([]) == []
 
 
 @pytest.mark.parametrize("token", ["[PAD]", "[MASK]", "[UNK]"])
@@ -177,6 +190,21 @@ def test_titles_of_the_wrong_number_are_refused(tokenizer):
         tokenizer.set_titles(["Alpha"])
 
 
+@pytest.mark.parametrize(
+    ("titles", "message"),
+    [
+        (dict.fromkeys("abcdefghij"), r"expected a list, found a dict\. Pass a dict as `titles` of `item_tokenizer`"),
+        ("abcdefghij", "expected a list, found str 'abcdefghij'"),
+        (set("abcdefghij"), "A set has no order"),
+        ([*"abcdefghi", ["j"]], r"expected text or numbers, found \['j'\] \(list\)\. .* no inner lists\.$"),
+        ([*"abcdefghi", float("inf")], r"found inf\. Fix or remove this value\.$"),
+    ],
+)
+def test_titles_that_are_no_list_of_texts_are_refused(tokenizer, titles, message):
+    with pytest.raises(ValueError, match=f"^titles: .*{message}"):
+        tokenizer.set_titles(titles)
+
+
 def test_a_saved_folder_loads_with_auto_tokenizer_as_item_tokenizer(tokenizer, tmp_path):
     files = tokenizer.save_pretrained(tmp_path)
     assert str(tmp_path / "items.parquet") in files
@@ -225,7 +253,9 @@ def test_without_this_package_auto_tokenizer_encodes_the_same(tmp_path):
 def test_titles_of_another_save_are_refused_at_load(tokenizer, tmp_path):
     tokenizer.save_pretrained(tmp_path)
     pq.write_table(pa.table({"title": ["Alpha", "Beta"]}), tmp_path / "items.parquet")
-    message = r"items\.parquet: expected 10 titles, one for each of `items`, found 2\."
+    message = (
+        r"items\.parquet: expected 10 titles, one for each of `items` .*, found 2\. Download or save the tokenizer"
+    )
     with pytest.raises(ValueError, match=message):
         AutoTokenizer.from_pretrained(tmp_path)
 
@@ -431,8 +461,8 @@ def test_numbers_as_ids_become_text(items):
         ([True], r"found True \(bool\)"),
         ([b"a"], r"found b'a' \(bytes\)"),
         (["a", None], r"found None \(NoneType\)"),
-        ([float("nan")], r"expected text or numbers, found nan \(float\)\. .* missing values"),
-        ([float("-inf")], r"expected text or a finite number, found -inf\. Fix or remove this ID"),
+        ([float("nan")], r"expected text or numbers, found nan \(float\)\. Remove missing values\.$"),
+        ([float("-inf")], r"expected text or a finite number, found -inf\. Fix or remove this value"),
         ([["a"]], r"found \['a'\] \(list\)"),
         (["\ud800"], "not valid Unicode"),
         ({"a": 1}, "expected a list, found dict"),
@@ -509,7 +539,7 @@ def test_a_file_with_a_title_that_is_too_long_is_refused(tmp_path):
     item_tokenizer(list("abc"), titles={"a": "A"}).save_pretrained(tmp_path)
     pq.write_table(pa.table({"title": ["a", "b", "c" * 20_000]}), tmp_path / "items.parquet")
     with pytest.raises(
-        ValueError, match=r"items\.parquet: expected titles of at most 10,000 bytes, found one of 20,000"
+        ValueError, match=r"items\.parquet: expected titles .* found one of 20,000, .* 'c{30}'\. Download or save"
     ):
         AutoTokenizer.from_pretrained(tmp_path)
 

@@ -1,6 +1,7 @@
 """IDs, times and ratings from the values of a column."""
 
 import re
+from datetime import date, datetime
 from decimal import Decimal
 
 import numpy as np
@@ -92,6 +93,42 @@ def test_nanoseconds_are_read_up_to_what_a_timestamp_can_hold():
     assert load_interactions(table)["timestamp"][0] == pytest.approx(1.500000001)
 
 
+@pytest.mark.parametrize(
+    ("times", "found"),
+    [
+        ([1.0, float("inf")], "inf"),
+        ([1.0, float("-inf")], "-inf"),
+        (["1", "Infinity"], "'Infinity'"),
+        ([Decimal(1), Decimal("Infinity")], "'Infinity'"),
+        (["2024-01-01", "infinity"], "'infinity'"),
+    ],
+)
+def test_infinity_is_no_time(times, found):
+    frame = pd.DataFrame({"user": ["u", "v"], "item": ["a", "b"], "time": times})
+    expected = "an ISO date" if times[0] == "2024-01-01" else "a finite number"
+    message = f"row 1 (from 0): found {found} (number of rows: 1). Expected {expected} as timestamp. Fix or remove"
+    with pytest.raises(ValueError, match=rf"{re.escape(message)} these rows\.$"):
+        load_interactions(frame)
+
+
+def test_dates_are_read_up_to_the_year_9999(caplog):
+    log = {"user": ["u", "u"], "item": ["a", "b"]}
+    for last in (datetime(9999, 12, 31), date(9999, 12, 31), "9999-12-31"):
+        first = "1970-01-02" if isinstance(last, str) else type(last)(1970, 1, 2)
+        times = pd.Series([first, last], dtype=object)
+        assert load_interactions(pd.DataFrame({**log, "time": times}))["timestamp"][:] == [86400, 253402214400]
+    later = pa.array([2**55, 1], pa.int64()).cast(pa.timestamp("s"))
+    with pytest.raises(
+        ValueError, match=r"^Table: a timestamp is too large \(.*36028797018963968\)\. Fix or remove its"
+    ):
+        load_interactions(pa.table({**log, "time": later}))
+
+
+def test_bools_are_no_times():
+    with pytest.raises(ValueError, match=r"^DataFrame: expected dates or numbers as timestamp, found bool\. "):
+        load_interactions(pd.DataFrame({"user": ["u"], "item": ["a"], "time": [True]}))
+
+
 def test_a_rating_that_is_no_number_is_refused_where_ratings_matter(write):
     path = write("log.csv", "user,item,rating\nu,a,5\nu,b,good\n")
     assert len(load_interactions(path)) == 2
@@ -179,6 +216,7 @@ SECONDS = 1546300800
         ([2019, 2020], ""),
         ([SECONDS, -1], ""),
         (pd.Series(pd.to_datetime(["2019-01-01", "1971-01-01"])), ""),
+        (["1546300800", "1e300"], "such as 1e+300 may be rounded"),
     ],
 )
 def test_times_that_are_unlike_times_of_one_unit_are_reported(caplog, times, warning):

@@ -221,10 +221,13 @@ def test_defaults_of_the_pipeline_hold_for_each_call(folder):
         ),
         (
             {"where": SOLD, "attributes": PRODUCTS.drop(columns="item")},
-            r"expected a column for the item, .* in a call, pass `attributes=ItemAttributes\(table, item=\.\.\.\)`\.$",
+            r"expected a column for the item, .* In a call, pass `attributes=ItemAttributes\(table, item=\.\.\.\)`\.$",
         ),
-        ({"where": SOLD, "attributes": pd.concat([PRODUCTS, PRODUCTS])}, "found several for 'a'"),
-        ({"where": SOLD, "attributes": pd.concat([PRODUCTS, PRODUCTS["tags"]], axis=1)}, "2 columns named 'tags'"),
+        ({"where": SOLD, "attributes": pd.concat([PRODUCTS, PRODUCTS])}, r"several for 'a'.* Keep one row of each\.$"),
+        (
+            {"where": SOLD, "attributes": pd.concat([PRODUCTS, PRODUCTS["tags"]], axis=1)},
+            r"2 columns named 'tags'\. Rename all but one\.$",
+        ),
         (
             {"where": SOLD, "attributes": PRODUCTS.assign(item="SKU-" + PRODUCTS["item"])},
             r"no item of the table is in the model \(first ID of the table: 'SKU-a', of the model: 'a'\)",
