@@ -118,16 +118,20 @@ class MarkovChain(Popularity):
 
     def __init__(self, train: Dataset, vocab_size: int) -> None:
         super().__init__(train, vocab_size)
-        pairs = np.concatenate([np.stack([items[:-1], items[1:]]) for items in training_histories(train)], axis=1)
-        ones, shape = torch.ones(pairs.shape[1]), (vocab_size, vocab_size)
-        transitions = torch.sparse_coo_tensor(torch.from_numpy(pairs), ones, shape, check_invariants=False)
-        self.transitions = transitions.coalesce()
+        histories = training_histories(train)
+        before = np.concatenate([items[:-1] for items in histories])
+        after = np.concatenate([items[1:] for items in histories])
+        self.followers = torch.from_numpy(after[np.argsort(before, kind="stable")])
+        self.ends = np.bincount(before, minlength=vocab_size).cumsum()  # of the followers of each item
 
     def scores(self, batch: Batch) -> torch.Tensor:
         """Return the number of transitions from the last item, plus popularity scaled to less than one."""
         place = (batch["attention_mask"].sum(dim=1, keepdim=True) - 2).clamp(min=0)  # before the [MASK]
         last = batch["input_ids"].take_along_dim(place, dim=1)[:, 0]  # an empty history: [MASK], without transitions
-        return self.transitions.index_select(0, last).to_dense() + 0.9 * self.counts / self.counts.max()
+        scores = (0.9 * self.counts / self.counts.max()).repeat(len(last), 1)
+        for row, item in zip(scores, last.tolist(), strict=True):
+            row += self.followers[self.ends[item - 1] : self.ends[item]].bincount(minlength=len(row))
+        return scores
 
 
 class OwnItems(Popularity):

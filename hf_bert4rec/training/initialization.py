@@ -1,6 +1,7 @@
 """Initialization of new models: item vectors and biases from the training histories."""
 
 import logging
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -85,11 +86,12 @@ def initialize_new_items(model: PreTrainedModel, rows: Dataset, items: torch.Ten
     others = users > 0
     others[items] = False
     for weight in _item_tables(model):
-        vectors = (matrix.T @ (matrix @ weight.float().masked_fill(~others[:, None], 0)))[items]
-        length, linked = weight[others].norm(dim=1).mean(), vectors.norm(dim=1) > 0
+        table = weight.float().cpu()
+        vectors = (matrix.T @ (matrix @ table.masked_fill(~others[:, None], 0)))[items]
+        length, linked = table[others].norm(dim=1).mean(), vectors.norm(dim=1) > 0
         weight[items[linked]] = (nn.functional.normalize(vectors[linked]) * length).to(weight)
     logarithms = users.log1p()
-    bias = logarithms + (output.bias - logarithms)[others].mean()
+    bias = logarithms + (output.bias.cpu() - logarithms)[others].mean()
     output.bias[items[linked]] = bias[items[linked]].to(output.bias)
     logger.info("New items that start from the other items of their users: %d of %d.", int(linked.sum()), len(items))
 
@@ -150,5 +152,7 @@ def _users_of_items(rows: Dataset, vocab_size: int) -> tuple[torch.Tensor, torch
     counts = np.bincount(items, minlength=vocab_size)
     values = torch.from_numpy((np.bincount(users)[users] * counts[items]) ** -0.5).float()
     indices, shape = torch.from_numpy(np.stack([users, items])), (int(users.max()) + 1, vocab_size)
-    matrix = torch.sparse_coo_tensor(indices, values, shape, check_invariants=False).coalesce()
+    with warnings.catch_warnings():  # torch 2.11 and 2.12 warn although `check_invariants` is given
+        warnings.filterwarnings("ignore", "Sparse invariant checks", UserWarning)
+        matrix = torch.sparse_coo_tensor(indices, values, shape, check_invariants=False).coalesce()
     return matrix, torch.from_numpy(counts)

@@ -1,6 +1,7 @@
 """Item vectors and biases from counts: values of a small log, and what does not change."""
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -136,6 +137,18 @@ def test_new_items_start_from_the_other_items_of_their_users(caplog, dtype, tied
     assert torch.equal(table[kept], before[kept])
     assert bias[[3, 4, 6, 7]].tolist() == [1, 2, -5, -5]
     assert "New items that start from the other items of their users: 1 of 3." in caplog.text
+
+
+def test_no_version_of_torch_warns_about_sparse_tensors(monkeypatch, recwarn):
+    build = torch.sparse_coo_tensor
+
+    def build_as_torch_2_11(*args, **options):  # which warns although `check_invariants` is given
+        warnings.warn("Sparse invariant checks are implicitly disabled. Memory errors", UserWarning, stacklevel=2)
+        return build(*args, **options)
+
+    monkeypatch.setattr(torch, "sparse_coo_tensor", build_as_torch_2_11)
+    initialized([("u1", "a"), ("u1", "b"), ("u2", "a")], items="ab")
+    assert not recwarn.list
 
 
 @pytest.mark.parametrize("function", [initialize_items, count_transitions])
