@@ -93,7 +93,8 @@ class RecommendationTrainingArguments(TrainingArguments):
             reason = f"because `metric_for_best_model={metric!r}` needs the scores of the items"
             raise ValueError(f"`prediction_loss_only` must be False, found True, {reason}.")
         if self.push_to_hub and self.hub_strategy != "end":
-            raise ValueError(f"`hub_strategy` must be 'end', found {self.hub_strategy!r}. Others upload pickles.")
+            found = f"found {self.hub_strategy!r}. Other strategies upload pickles."
+            raise ValueError(f"`hub_strategy` must be 'end', {found}")
         super().__post_init__()
         if self.muon_learning_rate is not None:
             muon(self, self.muon_learning_rate)  # raises ValueError for options that exclude Muon

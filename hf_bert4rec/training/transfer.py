@@ -69,7 +69,7 @@ def transfer(
     specials, total = len(SPECIAL_TOKENS), len(new_tokenizer.items)
     with torch.no_grad():
         tables = [(model.get_input_embeddings().weight, new.get_input_embeddings().weight)]
-        if not model.config.tie_word_embeddings:
+        if not config.tie_word_embeddings:
             tables.append((model.lm_head.weight, new.lm_head.weight))
         _copy_encoder(model, new, changes)
         for old, table in tables:

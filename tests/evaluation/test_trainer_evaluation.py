@@ -121,6 +121,14 @@ def test_ranks_are_in_the_order_of_the_rows_and_the_trainer_is_unchanged(histori
     assert trainer.args.to_dict() == before
 
 
+def test_rows_that_cannot_be_evaluated_are_named(histories, tmp_path):  # noqa: F811
+    trainer, splits = make_trainer(histories, tmp_path), histories[0]
+    with pytest.raises(ValueError, match=r"^Expected one or more rows to evaluate, found none\.$"):
+        rank_rows(trainer, splits["test"].select([]))
+    with pytest.raises(ValueError, match=r"a Dataset with input_ids, found DatasetDict\. Pass one of its splits"):
+        rank_rows(trainer, splits)
+
+
 def test_a_short_evaluation_shows_no_progress_bar_and_a_long_one_does(histories, tmp_path, monkeypatch):  # noqa: F811
     shown = []
     monkeypatch.setattr(ProgressCallback, "on_prediction_step", lambda *args, **kwargs: shown.append(1))

@@ -82,6 +82,17 @@ def test_settings_can_change_and_sizes_cannot(model):
         transfer(model, OLD, longer)
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_model_can_get_an_output_matrix_of_its_own_or_lose_it(tied):
+    torch.manual_seed(0)
+    model = Bert4RecForMaskedLM(small_config(len(OLD), 6, tie_word_embeddings=tied))
+    new = transfer(model, OLD, NEW, tie_word_embeddings=not tied)
+    old_table, table = (it.get_input_embeddings().weight for it in (model, new))
+    assert torch.equal(table[[4, 5]], old_table[[5, 3]])
+    assert (new.lm_head.weight is table) is not tied
+    assert torch.equal(new.lm_head.weight[[4, 5]], old_table[[5, 3]])
+
+
 def test_catalogs_without_shared_items_raise(model):
     with pytest.raises(ValueError, match=r"share no item ID\. Use `match='title'`"):
         transfer(model, OLD, item_tokenizer(["y", "z"], max_length=5))
