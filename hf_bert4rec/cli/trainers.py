@@ -149,8 +149,8 @@ def _start_from(recipe: Recipe, source: Path, tokenizer: ItemTokenizer, train: D
         if len(places := np.flatnonzero([start == "mean" for start in starts])):
             initialize_new_items(model, train, torch.from_numpy(places + len(its_tokenizer)))
         return model
-    starts = {"rows": train, "projection": load_projection(source)}
-    return transfer(model, its_tokenizer, tokenizer, recipe.run.match_items, **starts, **changes)
+    options = {"rows": train, "projection": load_projection(source), **changes}
+    return transfer(model, its_tokenizer, tokenizer, recipe.run.match_items, **options)
 
 
 def objective_arguments(recipe: Recipe, tokenizer: ItemTokenizer) -> dict[str, Any]:

@@ -88,8 +88,12 @@ def metrics_of_ranks(prediction: EvalPrediction, sampled: Sampled = "popularity_
 
     `sampled` says how candidates were drawn; metrics among candidates are named `ndcg@10_popularity_sampled` and so on.
     """
-    ranks: Any = prediction.predictions
-    ranks = np.concatenate(ranks) if isinstance(ranks, (list, tuple)) else np.asarray(ranks)
+    found: Any = prediction.predictions
+    parts = [np.asarray(part) for part in (found if isinstance(found, (list, tuple)) else [found])]
+    if any(part.ndim not in (1, 2) for part in parts):
+        advice = "Pass `preprocess_logits_for_metrics=ranks_of_logits` to the Trainer, as `cloze_training` does."
+        raise ValueError(f"`metrics_of_ranks` needs one rank per user, found other outputs. {advice}")
+    ranks = np.concatenate(parts)
     if ranks.ndim == 1:
         return ranking_metrics(ranks)
     return ranking_metrics(ranks[:, 0]) | sampled_metrics(ranks[:, 1], sampled)

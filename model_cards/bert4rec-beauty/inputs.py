@@ -1,4 +1,4 @@
-"""Checks of the inputs of a model, and the positions of a history that are scored."""
+"""Inputs of a model: their checks, the positions of a history that are scored, and the token IDs for a ranking."""
 
 from numbers import Integral
 from typing import Any
@@ -101,6 +101,14 @@ def keep(hidden_states: torch.Tensor, kept_positions: torch.Tensor | None) -> to
     return hidden_states.gather(
         1, kept_positions[..., None].expand(hidden_states.shape[0], -1, hidden_states.shape[-1])
     )
+
+
+def ranking_of(
+    exclude_history: bool, history: torch.Tensor | None, candidates: torch.Tensor | None, rows: torch.Tensor
+) -> dict[str, torch.Tensor] | None:
+    """Return `MaskedItemOutput.ranking`. `rows` (batch, ...) are any token IDs, of which none is used."""
+    given = {"history": history if exclude_history else rows[:, :0], "candidates": candidates}
+    return {name: ids for name, ids in given.items() if ids is not None} or None
 
 
 def _check_shape(name: str, values: Any, inputs: torch.Tensor) -> None:

@@ -34,7 +34,7 @@ from .heads import (
     add_scores,
     added_sums,
 )
-from .inputs import check_inputs, choose_positions, keep
+from .inputs import check_inputs, choose_positions, keep, ranking_of
 from .item_loss import item_loss
 from .layers import Bert4RecAttention, Bert4RecEmbeddings, Bert4RecLayer, padding_mask
 
@@ -247,9 +247,9 @@ class Bert4RecForMaskedLM(Bert4RecPreTrainedModel):
             num_items_in_batch: Number of scored positions in all steps and processes of a batch, from the Trainer.
 
         Returns:
-            `MaskedItemOutput`: `loss` with `labels`; `logits` (batch, length or kept, vocab_size), with the lowest
-            finite value for special tokens; `ranking` in evaluation. Training with `labels` returns no logits, which
-            would be the largest tensor.
+            `MaskedItemOutput`: `loss` with `labels`, in evaluation always the loss `softmax`; `logits` (batch, length
+            or kept, vocab_size), with the lowest finite value for special tokens; `ranking` in evaluation. Training
+            with `labels` returns no logits, which would be the largest tensor.
 
         Raises:
             ValueError: As for the encoder (`Bert4RecEncoder.forward`) and, in training, for `item_loss`; `labels`,
@@ -276,9 +276,7 @@ class Bert4RecForMaskedLM(Bert4RecPreTrainedModel):
             logits = self._item_logits(hidden_states, added)
         row_inputs = [rows for rows in (history, labels, candidates) if rows is not None]
         if row_inputs and not self.training:
-            excluded = history if self.config.exclude_history else row_inputs[0][:, :0]
-            given = {"history": excluded, "candidates": candidates}
-            ranking = {name: rows for name, rows in given.items() if rows is not None} or None
+            ranking = ranking_of(self.config.exclude_history, history, candidates, row_inputs[0])
         return MaskedItemOutput(
             loss=loss,
             logits=logits,

@@ -83,6 +83,14 @@ def test_ranks_in_batches_give_the_metrics_of_all_ranks():
     assert (both["hr@10"], both["mrr_popularity_sampled"]) == (0.5, 0.75)
 
 
+@pytest.mark.parametrize("outputs", [np.zeros((2, 1, 5)), (np.zeros((2, 1, 5)), {"history": np.zeros((2, 3))})])
+def test_logits_instead_of_ranks_raise(outputs):
+    with pytest.raises(
+        ValueError, match=r"one rank per user, found other outputs\. Pass `preprocess_logits_for_metrics="
+    ):
+        metrics_of_ranks(EvalPrediction(outputs, None))
+
+
 def test_batches_that_are_not_concatenated_give_the_same_metrics(histories, tmp_path):  # noqa: F811
     found = [
         make_trainer(
