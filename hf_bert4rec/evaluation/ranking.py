@@ -15,6 +15,7 @@ import torch
 
 from ..data.arguments import check_number
 from ..models.configuration_bert4rec import SPECIAL_TOKENS
+from ..models.inputs import describe
 
 logger = logging.getLogger(__name__)
 
@@ -37,13 +38,14 @@ def count_better_and_tied(
 
     Arguments and errors are those of `target_ranks`. Returns two int64 tensors of shape (users,).
     """
-    dimensions = {"scores": (scores, 2), "targets": (targets, 1), "history": (history, 2)}
-    for name, (rows, number) in dimensions.items():
-        if rows is not None and not (torch.is_tensor(rows) and rows.ndim == number):
-            found = f"shape {tuple(rows.shape)}" if hasattr(rows, "shape") else type(rows).__name__
-            raise ValueError(
-                f"`{name}` must be a torch.Tensor with {number} dimension{'s'[: number - 1]}, found {found}."
-            )
+    shapes = (
+        ("scores", scores, 2, "(users, vocab_size)"),
+        ("targets", targets, 1, "(users,)"),
+        ("history", history, 2, "(users, longest)"),
+    )
+    for name, rows, dimensions, shape in shapes:
+        if rows is not None and not (torch.is_tensor(rows) and rows.ndim == dimensions):
+            raise ValueError(f"`{name}` must be a tensor of shape {shape}, found {describe(rows)}.")
     sizes = [len(rows) for rows in (scores, targets, history) if rows is not None]
     if len({*sizes}) > 1:
         found = f"{' and '.join(map(str, sizes))} rows. Pass one row per user"

@@ -138,7 +138,7 @@ def _read(rows: Dataset, vocab_size: int, *columns: str) -> tuple[pa.Table, np.n
     arrow = read_rows(rows, "user", "input_ids", *columns)
     items, places = flatten(arrow["input_ids"])
     if (last := items.max(initial=0)) >= vocab_size:
-        found = f"A training row has the token ID {last}, but the model has {vocab_size} rows"
+        found = f"A training row has the token ID {last}, but the model has {vocab_size} tokens"
         raise ValueError(f"{found}. Build the training rows with the tokenizer of the model.")
     return arrow, items, places
 

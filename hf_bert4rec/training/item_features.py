@@ -147,7 +147,7 @@ def start_from_features(
     vectors, table = torch.from_numpy(tokenizer.features.vectors(ids)), model.get_input_embeddings().weight
     _check_shape(projection, vectors, table)
     described = vectors[:, 0] > 0
-    projected = vectors[described] @ projection.float()
+    projected = vectors[described] @ projection.float().cpu()
     table[items[described]] = projected[:, :-1].to(table)  # also the output matrix: models with features have one table
     model.get_output_embeddings().bias[items[described]] = projected[:, -1].to(table)
     return described

@@ -119,7 +119,8 @@ class RecommendationTrainer(Trainer):
                     raise ValueError(f"`{name}` must have at least one row, found none.")
         optimized = self.optimizer and {weight for group in self.optimizer.param_groups for weight in group["params"]}
         if optimized and optimized.isdisjoint(self.model.parameters()):
-            raise ValueError("`optimizers` must train the weights of `model`, found other weights.")
+            advice = "Create the optimizer from `model.parameters()`."
+            raise ValueError(f"`optimizers` must train the weights of `model`, found other weights. {advice}")
         if isinstance(rows, Dataset) and {"history", "labels"} <= {*rows.column_names}:
             warn_about_repeats(rows, self.model.config.exclude_history)
         if self.model.config.num_followers and not self.model.transition_head.totals.any():

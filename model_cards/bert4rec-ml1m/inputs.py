@@ -27,7 +27,7 @@ def check_inputs(config: Bert4RecConfig, input_ids: Any, inputs_embeds: Any, att
         valid = torch.is_tensor(inputs) and inputs.ndim == 3 and inputs.shape[-1] == config.hidden_size
         name, expected = "inputs_embeds", f"tensor of shape (batch, length, {config.hidden_size})"
     if not valid or not inputs.numel():
-        raise ValueError(f"`{name}` must be a non-empty {expected}, found {_describe(inputs)}.")
+        raise ValueError(f"`{name}` must be a non-empty {expected}, found {describe(inputs)}.")
     if inputs_embeds is None:
         _check_range("input_ids", inputs, config.vocab_size)
     if attention_mask is None:
@@ -60,7 +60,7 @@ def choose_positions(
         return None if labels is None or torch.compiler.is_compiling() else scored_positions(labels)
     if not is_tracing(kept_positions):
         if not torch.is_tensor(kept_positions) or kept_positions.ndim != 2:
-            found = _describe(kept_positions)
+            found = describe(kept_positions)
             raise ValueError(f"`kept_positions` must be a tensor of shape (batch, kept), found {found}.")
         _check_range("kept_positions", kept_positions, inputs.shape[1])
     return kept_positions
@@ -114,7 +114,7 @@ def ranking_of(
 def _check_shape(name: str, values: Any, inputs: torch.Tensor) -> None:
     if not torch.is_tensor(values) or values.shape != inputs.shape[:2]:
         expected = f"a tensor of shape {tuple(inputs.shape[:2])}, one value per position"
-        raise ValueError(f"`{name}` must be {expected}, found {_describe(values)}.")
+        raise ValueError(f"`{name}` must be {expected}, found {describe(values)}.")
 
 
 def _check_range(name: str, values: torch.Tensor, end: int, other: str = "") -> None:
@@ -123,5 +123,6 @@ def _check_range(name: str, values: torch.Tensor, end: int, other: str = "") -> 
         raise ValueError(f"`{name}` must be {other}from 0 to {end - 1}, found {wrong[0].item()}.{advice}")
 
 
-def _describe(value: Any) -> str:
+def describe(value: Any) -> str:
+    """Return the shape and the type of a tensor, or the type of another value, for an error."""
     return f"shape {tuple(value.shape)} of {value.dtype}" if torch.is_tensor(value) else type(value).__name__

@@ -259,10 +259,10 @@ def test_one_target_for_several_users_raises():
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"scores": [[0.0] * 7]}, "`scores` must be a torch.Tensor with 2 dimensions, found list"),
-        ({"scores": np.zeros((1, 7))}, r"`scores` must be a torch.Tensor with 2 dimensions, found shape \(1, 7\)"),
-        ({"targets": torch.tensor([[3]])}, r"`targets` must be a torch.Tensor with 1 dimension, found shape \(1, 1\)"),
-        ({"history": torch.tensor([3])}, r"`history` must be a torch.Tensor with 2 dimensions, found shape \(1,\)"),
+        ({"scores": [[0.0] * 7]}, r"`scores` must be a tensor of shape \(users, vocab_size\), found list"),
+        ({"scores": np.zeros((1, 7))}, r"vocab_size\), found ndarray"),
+        ({"targets": torch.tensor([[3]])}, r"`targets` must be a tensor of shape \(users,\), found shape \(1, 1\)"),
+        ({"history": torch.tensor([3])}, r"`history` must be a tensor of shape \(users, longest\), found shape \(1,\)"),
     ],
 )
 def test_arguments_of_another_kind_raise(changed, message):

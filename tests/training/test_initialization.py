@@ -170,7 +170,7 @@ def test_rows_of_another_tokenizer_raise(function):
     rows = train_on_all(log_of(*((user, item, 0) for user, item in GROUPS)), tokenizer)["train"]
     model = Bert4RecForMaskedLM(small_config(len(tokenizer) - 1, 6, num_followers=2))
     with pytest.raises(
-        ValueError, match=r"has the token ID 6, but the model has 6 rows\. Build the training rows with"
+        ValueError, match=r"has the token ID 6, but the model has 6 tokens\. Build the training rows with"
     ):
         function(model, rows)
 
