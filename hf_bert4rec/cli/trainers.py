@@ -149,7 +149,8 @@ def _start_from(recipe: Recipe, source: Path, tokenizer: ItemTokenizer, train: D
         if len(places := np.flatnonzero([start == "mean" for start in starts])):
             initialize_new_items(model, train, torch.from_numpy(places + len(its_tokenizer)))
         return model
-    return transfer(model, its_tokenizer, tokenizer, recipe.run.match_items, **changes)
+    options = {"rows": train, "projection": load_projection(source), **changes}
+    return transfer(model, its_tokenizer, tokenizer, recipe.run.match_items, **options)
 
 
 def objective_arguments(recipe: Recipe, tokenizer: ItemTokenizer) -> dict[str, Any]:

@@ -4,8 +4,9 @@ A baseline is fitted to the whole histories of the training users, one row per u
 `leave_one_out(..., max_length=...)` with a length above that of every history. For a query, a baseline reads the items
 of the given history. BPR-MF cannot do this, so it identifies its users by their raw IDs.
 
-All baselines take `train`, the training rows, and `vocab_size`, which is `len(tokenizer)`. They raise ValueError if a
-user has two rows or an option is out of range, and ImportError if the package `implicit` is needed and missing.
+All baselines take `train`, the training rows, and `vocab_size`, which is `len(tokenizer)`. They raise ValueError if
+there are no items, a user has two rows, a token ID is not below `vocab_size`, or an option is out of range. They raise
+ImportError if the package `implicit` is needed and missing.
 """
 
 import warnings
@@ -16,6 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 import psutil
+import pyarrow.compute as pc
 import torch
 from datasets import Dataset
 from torch import nn
@@ -23,6 +25,7 @@ from torch import nn
 from ..data.arguments import check_count, check_number, read_rows
 from ..data.data_collator import DataCollatorForNextItem
 from ..data.histories import times_are_comparable
+from ..models.inputs import ranking_of
 from ..models.modeling_bert4rec import MaskedItemOutput
 from .ranking import SPECIALS
 
@@ -82,9 +85,7 @@ class Baseline(nn.Module):
         items = input_ids if history is None else history
         batch = {"input_ids": input_ids, "attention_mask": attention_mask, "history": items, "users": users}
         scores = self.scores({name: values.cpu() for name, values in batch.items()}).to(input_ids.device)
-        ranking = {"candidates": candidates} if candidates is not None else {}
-        if history is not None or not self.exclude_history:
-            ranking["history"] = items if self.exclude_history else items[:, :0]
+        ranking = ranking_of(self.exclude_history, history, candidates, input_ids)
         return MaskedItemOutput(loss=scores.new_full((), torch.nan), logits=scores[:, None], ranking=ranking)
 
 
@@ -98,7 +99,7 @@ class Popularity(Baseline):
     def __init__(self, train: Dataset, vocab_size: int, recent_share: float = 1.0) -> None:
         super().__init__()
         check_number("recent_share", recent_share, "above 0 and at most 1", lambda share: 0 < share <= 1)
-        histories = training_histories(train)
+        histories = training_histories(train, vocab_size)
         items = np.concatenate(histories)
         if recent_share < 1:
             times = np.concatenate(train.with_format("numpy")["timestamps"][:])
@@ -118,16 +119,20 @@ class MarkovChain(Popularity):
 
     def __init__(self, train: Dataset, vocab_size: int) -> None:
         super().__init__(train, vocab_size)
-        pairs = np.concatenate([np.stack([items[:-1], items[1:]]) for items in training_histories(train)], axis=1)
-        ones, shape = torch.ones(pairs.shape[1]), (vocab_size, vocab_size)
-        transitions = torch.sparse_coo_tensor(torch.from_numpy(pairs), ones, shape, check_invariants=False)
-        self.transitions = transitions.coalesce()
+        histories = training_histories(train, vocab_size)
+        before = np.concatenate([items[:-1] for items in histories])
+        after = np.concatenate([items[1:] for items in histories])
+        self.followers = torch.from_numpy(after[np.argsort(before, kind="stable")])
+        self.ends = np.bincount(before, minlength=vocab_size).cumsum()  # of the followers of each item
 
     def scores(self, batch: Batch) -> torch.Tensor:
         """Return the number of transitions from the last item, plus popularity scaled to less than one."""
         place = (batch["attention_mask"].sum(dim=1, keepdim=True) - 2).clamp(min=0)  # before the [MASK]
         last = batch["input_ids"].take_along_dim(place, dim=1)[:, 0]  # an empty history: [MASK], without transitions
-        return self.transitions.index_select(0, last).to_dense() + 0.9 * self.counts / self.counts.max()
+        scores = (0.9 * self.counts / self.counts.max()).repeat(len(last), 1)
+        for row, item in zip(scores, last.tolist(), strict=True):
+            row += self.followers[self.ends[item - 1] : self.ends[item]].bincount(minlength=len(row))
+        return scores
 
 
 class OwnItems(Popularity):
@@ -174,13 +179,13 @@ class Ease(SetBaseline):
 
     def __init__(self, train: Dataset, vocab_size: int, regularization: float = 500.0) -> None:
         check_number("regularization", regularization, "above 0", lambda number: number > 0)
+        super().__init__(train, vocab_size)
         needed, free = 3 * 4e-9 * vocab_size**2, psutil.virtual_memory().available / 1e9
         if needed > free:
             solution = "Drop rare items with `min_item_interactions`, or use the baseline `item_neighbors`."
             raise MemoryError(f"EASE needs {needed:.1f} GB of memory, {free:.1f} GB are free. {solution}")
-        super().__init__(train, vocab_size)
         counts = np.zeros((vocab_size, vocab_size), np.float32)  # users who have both items
-        for history in training_histories(train):
+        for history in training_histories(train, vocab_size):
             items = np.unique(history)
             counts[np.ix_(items, items)] += 1
         gram = torch.from_numpy(counts)
@@ -281,9 +286,16 @@ BASELINES: dict[str, type[Baseline]] = {
 """Dict from the name in a comparison file to the class of the baseline."""
 
 
-def training_histories(train: Dataset) -> list[np.ndarray]:
-    """Return the token IDs of each training row; ValueError if a user has several rows."""
-    if len(read_rows(train, "user", "input_ids")["user"].unique()) != train.num_rows:
+def training_histories(train: Dataset, vocab_size: int) -> list[np.ndarray]:
+    """Return the token IDs of each training row; ValueError as for the baselines."""
+    check_count("vocab_size", vocab_size)
+    table = read_rows(train, "user", "input_ids")
+    if (last := pc.max(pc.list_flatten(table["input_ids"])).as_py()) is None:
+        raise ValueError("Expected training rows with items, found none.")
+    if last >= vocab_size:
+        found = f"found {vocab_size}, but the training rows have the token ID {last}"
+        raise ValueError(f"`vocab_size` must be `len(tokenizer)`, {found}.")
+    if len(table["user"].unique()) != train.num_rows:
         advice = "Split with `prefixes=False` and a `max_length` above the longest history, such as 1_000_000."
         raise ValueError(f"Baselines need one row per user, found users with several rows. {advice}")
     return train.with_format("numpy")["input_ids"][:]
@@ -303,7 +315,7 @@ def fit_implicit(module: str, kind: str, train: Dataset, vocab_size: int, **opti
     except ModuleNotFoundError as error:
         advice = "Run `pip install 'hf-bert4rec[baselines]'`."
         raise ImportError(f"This baseline needs the package implicit. {advice}") from error
-    histories = training_histories(train)
+    histories = training_histories(train, vocab_size)
     users = np.repeat(np.arange(len(histories)), list(map(len, histories)))
     ones = np.ones(len(users), np.float32)
     matrix = sparse_matrix((ones, (users, np.concatenate(histories))), (len(histories), vocab_size))

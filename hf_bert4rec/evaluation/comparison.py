@@ -9,7 +9,16 @@ from datasets import Dataset
 from transformers import Trainer
 
 from ..data.histories import target_items
-from .ranking import SPECIALS, Ranks, Sampled, bootstrap_interval, ndcg_gains, ranking_metrics, sampled_metrics
+from .ranking import (
+    SPECIALS,
+    Ranks,
+    Sampled,
+    bootstrap_interval,
+    check_ranks,
+    ndcg_gains,
+    ranking_metrics,
+    sampled_metrics,
+)
 from .trainer_evaluation import TOP_K, rank_rows, results_of_logits
 
 HEAD_SHARE = 0.2
@@ -108,13 +117,15 @@ def paired_difference(first: Ranks | Sequence[Ranks], second: Ranks | Sequence[R
         second: Ranks of the same targets by the second model or method.
 
     Raises:
-        ValueError: The numbers of users differ or are 0.
+        ValueError: The numbers of users differ or are 0, or a rank is below 1 or NaN.
     """
     first, second = (np.atleast_2d(np.asarray(ranks, float)) for ranks in (first, second))
     users = [ranks.shape[1] for ranks in (first, second)]
     if users[0] != users[1] or not first.size or not second.size:
         found = f"found {users[0]} and {users[1]} users. Rank the same rows with both models."
         raise ValueError(f"Expected ranks of the same users, at least one, {found}")
+    for ranks in (first, second):
+        check_ranks(ranks)
     gains = ndcg_gains(first, TOP_K).mean(axis=0) - ndcg_gains(second, TOP_K).mean(axis=0)
     nonzero = gains[gains != 0].astype(np.float32)
     generator = np.random.default_rng(0)

@@ -15,6 +15,7 @@ import torch
 
 from ..data.arguments import check_number
 from ..models.configuration_bert4rec import SPECIAL_TOKENS
+from ..models.inputs import describe
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +38,14 @@ def count_better_and_tied(
 
     Arguments and errors are those of `target_ranks`. Returns two int64 tensors of shape (users,).
     """
+    shapes = (
+        ("scores", scores, 2, "(users, vocab_size)"),
+        ("targets", targets, 1, "(users,)"),
+        ("history", history, 2, "(users, longest)"),
+    )
+    for name, rows, dimensions, shape in shapes:
+        if rows is not None and not (torch.is_tensor(rows) and rows.ndim == dimensions):
+            raise ValueError(f"`{name}` must be a tensor of shape {shape}, found {describe(rows)}.")
     sizes = [len(rows) for rows in (scores, targets, history) if rows is not None]
     if len({*sizes}) > 1:
         found = f"{' and '.join(map(str, sizes))} rows. Pass one row per user"
@@ -87,7 +96,11 @@ def target_ranks(scores: torch.Tensor, targets: torch.Tensor, history: torch.Ten
     Raises:
         ValueError: A score is NaN, a target or an item of the history has no score, or the numbers of users differ.
     """
-    better, tied = count_better_and_tied(scores, targets, history)
+    return expected_ranks(*count_better_and_tied(scores, targets, history))
+
+
+def expected_ranks(better: torch.Tensor, tied: torch.Tensor) -> torch.Tensor:
+    """Return ranks (users,) float32 from the numbers of items with a higher score and of other items with the same."""
     return better.float() + tied.float() / 2 + 1
 
 
@@ -99,8 +112,7 @@ def candidate_ranks(scores: torch.Tensor, targets: torch.Tensor, candidates: tor
     """
     candidate_scores = scores.gather(1, candidates.clamp(min=0)).masked_fill(candidates < 0, torch.nan)  # never counted
     target_scores = torch.where(targets >= SPECIALS, scores.gather(1, targets[:, None])[:, 0], -torch.inf)[:, None]
-    better, tied = (candidate_scores > target_scores).sum(1), (candidate_scores == target_scores).sum(1)
-    return 1 + better.float() + tied.float() / 2
+    return expected_ranks((candidate_scores > target_scores).sum(1), (candidate_scores == target_scores).sum(1))
 
 
 def stable_top_k(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -144,9 +156,7 @@ def ranking_metrics(ranks: Ranks, k: int | Sequence[int] = CUTOFFS) -> dict[str,
         ValueError: There are no ranks, or a rank or a cut-off is below 1.
     """
     ranks = np.asarray(ranks, float)
-    if not ranks.size or not (ranks >= 1).all():
-        wrong = ranks[~(ranks >= 1)]
-        raise ValueError(f"Expected one or more ranks of at least 1, found {wrong[0] if wrong.size else 'no ranks'}.")
+    check_ranks(ranks)
     cutoffs: list[Any] = list(k) if isinstance(k, Iterable) else [k]
     for cutoff in cutoffs or [()]:
         check_number("k", cutoff, "at least one cut-off, each at least 1", lambda number: number >= 1)
@@ -156,6 +166,13 @@ def ranking_metrics(ranks: Ranks, k: int | Sequence[int] = CUTOFFS) -> dict[str,
         gains = {"hr": hits, "ndcg": ndcg_gains(ranks, cutoff), "mrr": np.where(hits, 1 / ranks, 0.0)}
         metrics |= {f"{name}@{cutoff}": float(np.mean(gain)) for name, gain in gains.items()}
     return metrics
+
+
+def check_ranks(ranks: np.ndarray) -> None:
+    """Raise ValueError if there are no ranks, or a rank is below 1 or NaN."""
+    if not ranks.size or not (ranks >= 1).all():
+        wrong = ranks[~(ranks >= 1)]
+        raise ValueError(f"Expected one or more ranks of at least 1, found {wrong[0] if wrong.size else 'no ranks'}.")
 
 
 def sampled_metrics(ranks: Ranks, sampled: Sampled) -> dict[str, float]:

@@ -5,16 +5,19 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 import torch
 from datasets import Dataset
 from transformers import EvalPrediction, ProgressCallback, Trainer
 
+from ..data.arguments import read_rows
 from .ranking import (
     SPECIALS,
     Sampled,
     candidate_ranks,
     check_cutoffs,
     count_better_and_tied,
+    expected_ranks,
     ranking_metrics,
     sampled_metrics,
     stable_top_k,
@@ -50,7 +53,7 @@ def results_of_logits(logits: Any, labels: torch.Tensor) -> torch.Tensor:
     """
     scores, targets, history, candidates = _unpack(logits, labels)
     better, tied = count_better_and_tied(scores, targets, history)
-    columns = [better.float() + tied.float() / 2 + 1, torch.where(targets >= SPECIALS, tied, 0).float()]
+    columns = [expected_ranks(better, tied), torch.where(targets >= SPECIALS, tied, 0).float()]
     if candidates is not None:
         columns.append(candidate_ranks(scores, targets, candidates))
     remaining = scores.clone()
@@ -85,8 +88,12 @@ def metrics_of_ranks(prediction: EvalPrediction, sampled: Sampled = "popularity_
 
     `sampled` says how candidates were drawn; metrics among candidates are named `ndcg@10_popularity_sampled` and so on.
     """
-    ranks: Any = prediction.predictions
-    ranks = np.concatenate(ranks) if isinstance(ranks, (list, tuple)) else np.asarray(ranks)
+    found: Any = prediction.predictions
+    parts = [np.asarray(part) for part in (found if isinstance(found, (list, tuple)) else [found])]
+    if any(part.ndim not in (1, 2) for part in parts):
+        advice = "Pass `preprocess_logits_for_metrics=ranks_of_logits` to the Trainer, as `cloze_training` does."
+        raise ValueError(f"`metrics_of_ranks` needs one rank per user, found other outputs. {advice}")
+    ranks = np.concatenate(parts)
     if ranks.ndim == 1:
         return ranking_metrics(ranks)
     return ranking_metrics(ranks[:, 0]) | sampled_metrics(ranks[:, 1], sampled)
@@ -95,9 +102,12 @@ def metrics_of_ranks(prediction: EvalPrediction, sampled: Sampled = "popularity_
 def rank_rows(trainer: Trainer, rows: Dataset, results: Callable | None = None) -> np.ndarray:
     """Return `results` of the logits (default: `preprocess_logits_for_metrics`) for each row, in the order of the rows.
 
-    The array is (rows,) or (rows, columns). `Trainer.predict` would return the rows in another order.
+    The array is (rows,) or (rows, columns). `Trainer.predict` would return the rows in another order. ValueError if
+    there are no rows.
     """
-    lengths = rows["length"][:] if "length" in rows.column_names else list(map(len, rows["input_ids"][:]))
+    lengths = pc.list_value_length(read_rows(rows, "input_ids")["input_ids"]).to_numpy()
+    if not len(lengths):
+        raise ValueError("Expected one or more rows to evaluate, found none.")
     order = np.argsort(lengths, kind="stable")  # reduces padding
     trainer = copy.copy(trainer)
     trainer.args, trainer.callback_handler = copy.copy(trainer.args), copy.copy(trainer.callback_handler)

@@ -69,11 +69,6 @@ class Bert4RecEmbeddings(nn.Module):
             )
         if self.convolution is not None:
             if attention_mask is not None:  # padding must not be a neighbor of the newest item
-                if attention_mask.ndim != 2:
-                    raise ValueError(
-                        "With `conv_kernel_size`, `attention_mask` must have the shape (batch, length), found "
-                        f"{attention_mask.ndim} dimensions."
-                    )
                 inputs_embeds = inputs_embeds.masked_fill(attention_mask.unsqueeze(-1) == 0, 0)
             inputs_embeds = self.convolution(inputs_embeds.transpose(1, 2)).transpose(1, 2)
         if self.position_embeddings is not None:

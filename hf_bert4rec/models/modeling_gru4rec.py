@@ -8,8 +8,9 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 
 from .configuration_bert4rec import Bert4RecConfig
+from .inputs import keep
 from .layers import Dropout
-from .modeling_bert4rec import Bert4RecEncoder, Bert4RecForMaskedLM, keep
+from .modeling_bert4rec import Bert4RecEncoder, Bert4RecForMaskedLM
 from .modeling_sasrec import shift_right
 
 

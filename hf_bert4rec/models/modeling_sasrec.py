@@ -13,8 +13,9 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 
 from .configuration_bert4rec import SPECIAL_TOKENS, Bert4RecConfig
+from .inputs import keep
 from .layers import Bert4RecAttention
-from .modeling_bert4rec import Bert4RecForMaskedLM, Bert4RecModel, keep
+from .modeling_bert4rec import Bert4RecForMaskedLM, Bert4RecModel
 
 
 @strict

@@ -1,7 +1,7 @@
 """Registry of the architectures that the package can train. Other modules look them up here."""
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 from transformers import PreTrainedConfig
 
@@ -94,8 +94,11 @@ def register_architecture(
         name: Name in tables and model cards. Default: the name of `config_class` without "Config".
 
     Raises:
-        ValueError: The model type is that of a built-in model or of transformers, or the configurations differ.
+        ValueError: The model type is that of a built-in model or of transformers, the configurations differ, or
+            `objective` is unknown.
     """
+    if objective not in get_args(Objective):
+        raise ValueError(f"`objective` must be {' or '.join(map(repr, get_args(Objective)))}, found {objective!r}.")
     if config_class.model_type in {row.model_type for row in _BUILT_IN}:
         found = f"found {config_class.model_type!r}, which is built in"
         raise ValueError(f"{config_class.__name__} needs its own `model_type`, {found}. Set it in this class.")

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel
 
-from ..data.features import FEATURES_FILE
 from ..data.ids import as_item_ids
 from ..data.item_tables import load_new_items
 from ..data.tokenization import ItemTokenizer, extend_item_tokenizer
@@ -24,9 +23,8 @@ from ..hub.checkpoint import (
     replaced_folder,
     weight_files,
 )
-from ..hub.errors import REPAIR
 from ..models.configuration_bert4rec import SPECIAL_TOKENS
-from .item_features import PROJECTION_FILE, load_projection
+from .item_features import load_projection, start_from_features
 
 logger = logging.getLogger(__name__)
 
@@ -157,21 +155,11 @@ def append_items(
         chosen, counts = torch.tensor(places).unique_consecutive(return_counts=True)
         for values, table in zip(rows, tables, strict=True):
             values[chosen] = torch.stack([part.mean(dim=0) for part in table[known].split(counts.tolist())])
-    if projection is not None and extended.features is not None:  # models with features have tied tables
-        vectors = torch.from_numpy(extended.features.vectors(new))
-        if projection.shape != (vectors.shape[1], rows[0].shape[1] + 1):
-            raise ValueError(
-                f"{PROJECTION_FILE} has the shape {tuple(projection.shape)}, but {FEATURES_FILE} and the model need "
-                f"{vectors.shape[1], rows[0].shape[1] + 1}. The files are from different checkpoints. {REPAIR}"
-            )
-        projected, described = (vectors @ projection.float()).to(rows[0]), vectors[:, 0] > 0
-        for values, columns in zip(rows, (slice(-1), slice(-1), slice(-1, None)), strict=True):
-            values[described] = projected[described, columns]
-        starts = ["features" if has else start for has, start in zip(described.tolist(), starts, strict=True)]
     model.resize_token_embeddings(len(extended), mean_resizing=False)
     for values, table in zip(rows, _tables(model), strict=True):
         table[len(tokenizer) :] = values
-    return starts
+    described = start_from_features(model, extended, torch.arange(len(tokenizer), len(extended)), projection)
+    return ["features" if has else start for has, start in zip(described.tolist(), starts, strict=True)]
 
 
 def _tables(model: PreTrainedModel) -> list[torch.Tensor]:

@@ -1,6 +1,7 @@
 """Initialization of new models: item vectors and biases from the training histories."""
 
 import logging
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,7 @@ from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..data.arguments import read_rows
+from ..data.arguments import check_number, read_rows
 from ..data.histories import flatten
 from ..models.configuration_bert4rec import SPECIAL_TOKENS
 from .transitions import Transitions
@@ -41,7 +42,7 @@ def initialize_items(model: PreTrainedModel, rows: Dataset) -> None:
         rows: Training rows with `user` and `input_ids`, as from `leave_one_out(…)["train"]`.
 
     Raises:
-        ValueError: The rows have no items of the tokenizer.
+        ValueError: The rows have no items of the tokenizer, or token IDs that the model does not have.
     """
     first, output = len(SPECIAL_TOKENS), model.get_output_embeddings()
     table: torch.Tensor = model.get_input_embeddings().weight
@@ -85,11 +86,12 @@ def initialize_new_items(model: PreTrainedModel, rows: Dataset, items: torch.Ten
     others = users > 0
     others[items] = False
     for weight in _item_tables(model):
-        vectors = (matrix.T @ (matrix @ weight.float().masked_fill(~others[:, None], 0)))[items]
-        length, linked = weight[others].norm(dim=1).mean(), vectors.norm(dim=1) > 0
+        table = weight.float().cpu()
+        vectors = (matrix.T @ (matrix @ table.masked_fill(~others[:, None], 0)))[items]
+        length, linked = table[others].norm(dim=1).mean(), vectors.norm(dim=1) > 0
         weight[items[linked]] = (nn.functional.normalize(vectors[linked]) * length).to(weight)
     logarithms = users.log1p()
-    bias = logarithms + (output.bias - logarithms)[others].mean()
+    bias = logarithms + (output.bias.cpu() - logarithms)[others].mean()
     output.bias[items[linked]] = bias[items[linked]].to(output.bias)
     logger.info("New items that start from the other items of their users: %d of %d.", int(linked.sum()), len(items))
 
@@ -98,7 +100,7 @@ def initialize_new_items(model: PreTrainedModel, rows: Dataset, items: torch.Ten
 def count_transitions(model: PreTrainedModel, rows: Dataset, since: float | None = None) -> float:
     """Count the transitions of training rows for a model with `num_followers`, in place.
 
-    `initialize_items` does this for a new model. Call it after `transfer`. ValueError without `num_followers`.
+    `initialize_items` does this for a new model. Call it after `transfer`.
 
     Args:
         model: A model of the package with `num_followers`.
@@ -109,12 +111,17 @@ def count_transitions(model: PreTrainedModel, rows: Dataset, since: float | None
 
     Returns:
         The weight of the Markov chain in its best mixture with the popularity of the items, from 0.001 to 0.999.
+
+    Raises:
+        ValueError: The model has no `num_followers`, `since` is no number, or the rows have token IDs that the model
+            does not have.
     """
     if model.transition_head is None:
         raise ValueError("`num_followers` of the model must be above 0, found 0. Build the model with this option.")
-    needed = ["user", "input_ids"] + ["timestamps"] * (since is not None)
-    arrow, counted = read_rows(rows, *needed), None
-    items, places = flatten(arrow["input_ids"])
+    if since is not None:
+        check_number("since", since, "a number in the unit of `timestamps`", lambda _: True)
+    arrow, items, places = _read(rows, model.config.vocab_size, *["timestamps"] * (since is not None))
+    counted = None
     if since is None:
         for counts in (model.transition_head.counts, model.transition_head.totals):
             counts.zero_()
@@ -124,6 +131,16 @@ def count_transitions(model: PreTrainedModel, rows: Dataset, since: float | None
     found = Transitions.count(_users(arrow)[places], places, known, counted)
     found.add_to(model.transition_head)
     return float(np.clip(found.mixture()[0], 0.001, 0.999))
+
+
+def _read(rows: Dataset, vocab_size: int, *columns: str) -> tuple[pa.Table, np.ndarray, np.ndarray]:
+    """Return training rows as a table, and the token ID and the row of each interaction, (interactions,) each."""
+    arrow = read_rows(rows, "user", "input_ids", *columns)
+    items, places = flatten(arrow["input_ids"])
+    if (last := items.max(initial=0)) >= vocab_size:
+        found = f"A training row has the token ID {last}, but the model has {vocab_size} tokens"
+        raise ValueError(f"{found}. Build the training rows with the tokenizer of the model.")
+    return arrow, items, places
 
 
 def _users(rows: pa.Table) -> np.ndarray:
@@ -139,8 +156,7 @@ def _item_tables(model: PreTrainedModel) -> list[torch.Tensor]:
 
 def _users_of_items(rows: Dataset, vocab_size: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the normalized matrix (users, vocab_size), sparse, and the number of users of each item, (vocab_size,)."""
-    arrow = read_rows(rows, "user", "input_ids")
-    items, places = flatten(arrow["input_ids"])
+    arrow, items, places = _read(rows, vocab_size)
     users = _users(arrow)[places]
     known = items >= len(SPECIAL_TOKENS)
     if not known.any():
@@ -150,5 +166,7 @@ def _users_of_items(rows: Dataset, vocab_size: int) -> tuple[torch.Tensor, torch
     counts = np.bincount(items, minlength=vocab_size)
     values = torch.from_numpy((np.bincount(users)[users] * counts[items]) ** -0.5).float()
     indices, shape = torch.from_numpy(np.stack([users, items])), (int(users.max()) + 1, vocab_size)
-    matrix = torch.sparse_coo_tensor(indices, values, shape, check_invariants=False).coalesce()
+    with warnings.catch_warnings():  # torch 2.11 and 2.12 warn although `check_invariants` is given
+        warnings.filterwarnings("ignore", "Sparse invariant checks", UserWarning)
+        matrix = torch.sparse_coo_tensor(indices, values, shape, check_invariants=False).coalesce()
     return matrix, torch.from_numpy(counts)

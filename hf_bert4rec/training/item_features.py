@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from datasets import Dataset
 from safetensors import SafetensorError
@@ -15,7 +16,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..data.features import PROJECTION_FILE
+from ..data.features import FEATURES_FILE, PROJECTION_FILE
 from ..data.histories import flatten
 from ..data.tokenization import ItemTokenizer
 from ..hub.errors import damage_error
@@ -60,10 +61,8 @@ class FeatureProjection(nn.Module):
         self.register_buffer("vectors", vectors, persistent=False)
         self.register_buffer("described", vectors[:, 0] > 0, persistent=False)
         self.register_buffer("unseen", self.described & ~in_training.to(vectors.device), persistent=False)
-        shape = vectors.shape[1], table.shape[1] + 1
-        if projection is not None and projection.shape != shape:
-            found = f"{PROJECTION_FILE} has the shape {tuple(projection.shape)}, but model and tokenizer need {shape}"
-            raise ValueError(f"{found}. Use the item features and the `hidden_size` of the checkpoint.")
+        if projection is not None:
+            _check_shape(projection, vectors, table)
         start = self._regression(table, bias) if projection is None else projection
         # A fused optimizer mixes up numbers if the strides of a weight differ from those of its restored state.
         self.projection = nn.Parameter(start.detach().clone(memory_format=torch.contiguous_format).to(table))
@@ -132,6 +131,35 @@ def load_projection(folder: str | PathLike) -> torch.Tensor | None:
         return load_file(file)["projection"] if (file := Path(folder, PROJECTION_FILE)).exists() else None
     except (KeyError, SafetensorError) as error:
         raise damage_error(folder, f"{PROJECTION_FILE} is damaged") from error
+
+
+@torch.no_grad()
+def start_from_features(
+    model: PreTrainedModel, tokenizer: ItemTokenizer, items: torch.Tensor, projection: torch.Tensor | None
+) -> torch.Tensor:
+    """Set the vectors and biases of items with features to the projection of their features, in place.
+
+    `items` (number,) are token IDs. Return which of them have features, (number,); none without features or projection.
+    """
+    if projection is None or tokenizer.features is None:
+        return torch.zeros(len(items), dtype=torch.bool)
+    ids = tokenizer.items.take(pa.array((items - len(SPECIAL_TOKENS)).numpy()))
+    vectors, table = torch.from_numpy(tokenizer.features.vectors(ids)), model.get_input_embeddings().weight
+    _check_shape(projection, vectors, table)
+    described = vectors[:, 0] > 0
+    projected = vectors[described] @ projection.float().cpu()
+    table[items[described]] = projected[:, :-1].to(table)  # also the output matrix: models with features have one table
+    model.get_output_embeddings().bias[items[described]] = projected[:, -1].to(table)
+    return described
+
+
+def _check_shape(projection: torch.Tensor, vectors: torch.Tensor, table: torch.Tensor) -> None:
+    shape = vectors.shape[1], table.shape[1] + 1
+    if projection.shape != shape:
+        needed = f"but {FEATURES_FILE} and the model need {shape}"
+        advice = "Encode features of another catalog with `load_item_features(..., like=tokenizer.features)`."
+        found = f"{PROJECTION_FILE} has the shape {tuple(projection.shape)}, {needed}"
+        raise ValueError(f"{found}. Take all three from one checkpoint. {advice}")
 
 
 def items_in(rows: Any, vocab_size: int) -> torch.Tensor:

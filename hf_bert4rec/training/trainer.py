@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from huggingface_hub import CommitInfo
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PredictionOutput, TrainOutput
 
+from ..data.arguments import check_rows
 from ..data.data_collator import DataCollatorForCloze, DataCollatorForNextItem
 from ..data.features import PROJECTION_FILE
 from ..data.histories import warn_about_repeats
@@ -86,6 +87,9 @@ class RecommendationTrainer(Trainer):
                 "for SASRec and GRU4Rec."
             )
         args = RecommendationTrainingArguments("runs") if args is None else args
+        if not isinstance(args, TrainingArguments):
+            advice = "Pass `RecommendationTrainingArguments(output_dir)`."
+            raise ValueError(f"`args` must be training arguments, found {type(args).__name__}. {advice}")
         if args.label_smoothing_factor:
             raise ValueError(LABEL_SMOOTHING)
         if args.eval_strategy != "no" and options.get("preprocess_logits_for_metrics") is ranks_of_logits:
@@ -107,6 +111,16 @@ class RecommendationTrainer(Trainer):
         check_sizes(self.model, tokenizer)
         check_loss(self.model.config.loss)
         rows = self.eval_dataset
+        evaluated = {f"eval_dataset[{name!r}]": part for name, part in rows.items()} if isinstance(rows, dict) else {}
+        for name, part in {"train_dataset": self.train_dataset, "eval_dataset": rows, **evaluated}.items():
+            if isinstance(part, Dataset) or (isinstance(part, DatasetDict) and name == "train_dataset"):
+                check_rows(part, "input_ids")
+                if not part.num_rows:
+                    raise ValueError(f"`{name}` must have at least one row, found none.")
+        optimized = self.optimizer and {weight for group in self.optimizer.param_groups for weight in group["params"]}
+        if optimized and optimized.isdisjoint(self.model.parameters()):
+            advice = "Create the optimizer from `model.parameters()`."
+            raise ValueError(f"`optimizers` must train the weights of `model`, found other weights. {advice}")
         if isinstance(rows, Dataset) and {"history", "labels"} <= {*rows.column_names}:
             warn_about_repeats(rows, self.model.config.exclude_history)
         if self.model.config.num_followers and not self.model.transition_head.totals.any():

@@ -7,11 +7,14 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 import torch
+from datasets import Dataset
 from transformers import PreTrainedModel
 
 from ..data.tokenization import ItemTokenizer
 from ..hub.checkpoint import check_sizes
 from ..models.configuration_bert4rec import SPECIAL_TOKENS
+from .initialization import initialize_new_items
+from .item_features import start_from_features
 
 logger = logging.getLogger(__name__)
 
@@ -21,28 +24,36 @@ def transfer(
     tokenizer: ItemTokenizer,
     new_tokenizer: ItemTokenizer,
     match: Literal["id", "title"] = "id",
+    *,
+    rows: Dataset | None = None,
+    projection: torch.Tensor | None = None,
     **changes: Any,
 ) -> PreTrainedModel:
     """Return a new model for the catalog of `new_tokenizer` that starts from the weights of `model`.
 
     The encoder and the rows of special tokens are copied. An item of both catalogs keeps its vector and its bias. A new
-    item starts at the mean of the old items plus the noise of an initialized row, with the smallest of the old biases,
-    since it has no interactions yet. With `num_followers`, call `count_transitions` for the new model.
+    item starts from its features, if `projection` is given and the item has features, otherwise from the other items of
+    its users in `rows`. A new item without both starts at the mean of the old items plus the noise of an initialized
+    row, with the smallest of the old biases. With `num_followers`, call `count_transitions` for the new model.
 
     Args:
         model: `Bert4RecForMaskedLM` or another model of the package.
         tokenizer: Tokenizer of `model`.
         new_tokenizer: Tokenizer of the other catalog; its `model_max_length` must not exceed the model's positions.
         match: How to match items: by "id", or by "title" if the IDs of the catalogs are unrelated.
+        rows: Training rows of the new catalog with `user` and `input_ids`, as from `leave_one_out(…)["train"]`.
+        projection: Projection of item features that was saved with `model`, as from
+            `hf_bert4rec.training.item_features.load_projection(folder)`.
         **changes: Changed values of the configuration, such as `hidden_dropout_prob`.
 
     Raises:
         ValueError: `model` and `tokenizer` do not belong together, the catalogs share no item, titles are missing,
-            `match` is unknown, or `model` has no weights for a changed size or a longer input.
+            `match` is unknown, `model` has no weights for a changed size or a longer input, or `projection` has a shape
+            that does not fit.
     """
     check_sizes(model, tokenizer)
-    places, rows = shared_items(tokenizer, new_tokenizer, match)
-    if not len(rows):
+    places, old_places = shared_items(tokenizer, new_tokenizer, match)
+    if not len(places):
         shared, other = ("item ID", "title") if match == "id" else ("title", "id")
         option = f"`match={other!r}` (`--match_items {other}`)"
         raise ValueError(f"The two catalogs share no {shared}. Use {option}, or train a new model.")
@@ -58,15 +69,20 @@ def transfer(
     specials, total = len(SPECIAL_TOKENS), len(new_tokenizer.items)
     with torch.no_grad():
         tables = [(model.get_input_embeddings().weight, new.get_input_embeddings().weight)]
-        if not model.config.tie_word_embeddings:
+        if not config.tie_word_embeddings:
             tables.append((model.lm_head.weight, new.lm_head.weight))
         _copy_encoder(model, new, changes)
         for old, table in tables:
             table[specials:] += old[specials:].mean(dim=0)
         new.lm_head.bias[specials:] = model.lm_head.bias[specials:].min()
         for old, values in (*tables, (model.lm_head.bias, new.lm_head.bias)):
-            values[:specials], values[places] = old[:specials], old[rows]
-    logger.info("Items that keep their weights: %d of %d. New items: %d.", len(rows), total, total - len(rows))
+            values[:specials], values[places] = old[:specials], old[old_places]
+    text = "Items that keep their weights: %d of %d. New items: %d. Start from their features: %d."
+    new_items = torch.from_numpy(np.setdiff1d(np.arange(specials, len(new_tokenizer)), places))
+    described = start_from_features(new, new_tokenizer, new_items, projection)
+    logger.info(text, len(places), total, len(new_items), int(described.sum()))
+    if rows is not None and not described.all():
+        initialize_new_items(new, rows, new_items[~described])
     return new
 
 

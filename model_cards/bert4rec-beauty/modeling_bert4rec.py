@@ -1,6 +1,6 @@
 """BERT4Rec: a bidirectional Transformer encoder of a user's history, with a masked-item head.
 
-The parts of a model are in `layers.py`, `heads.py` and `item_loss.py`. Differences from BERT:
+The parts of a model are in `inputs.py`, `layers.py`, `heads.py` and `item_loss.py`. Differences from BERT:
 
 - There are no token types and no pooler.
 - The softmax over the items does not include special tokens.
@@ -22,7 +22,6 @@ from transformers.modeling_outputs import BaseModelOutput, MaskedLMOutput
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple, is_flash_attention_requested, merge_with_config_defaults
-from transformers.utils.import_utils import is_tracing
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_bert4rec import SPECIAL_TOKENS, Bert4RecConfig
@@ -35,6 +34,7 @@ from .heads import (
     add_scores,
     added_sums,
 )
+from .inputs import check_inputs, choose_positions, keep, ranking_of
 from .item_loss import item_loss
 from .layers import Bert4RecAttention, Bert4RecEmbeddings, Bert4RecLayer, padding_mask
 
@@ -109,16 +109,6 @@ class Bert4RecPreTrainedModel(PreTrainedModel):
             initialization.copy_(module.weight, start.expand_as(module.weight))
 
 
-def keep(hidden_states: torch.Tensor, kept_positions: torch.Tensor | None) -> torch.Tensor:
-    """Return the states (batch, kept, hidden) at the `kept_positions` (batch, kept). If these are None, return all."""
-    if kept_positions is None:
-        return hidden_states
-    # Not by `take_along_dim`, with which torch.export would fix the size of the batch.
-    return hidden_states.gather(
-        1, kept_positions[..., None].expand(hidden_states.shape[0], -1, hidden_states.shape[-1])
-    )
-
-
 class Bert4RecEncoder(Bert4RecPreTrainedModel):
     """Base class of the encoders: checks the inputs. Subclasses implement `encode`."""
 
@@ -160,18 +150,16 @@ class Bert4RecEncoder(Bert4RecPreTrainedModel):
             `BaseModelOutput` whose `last_hidden_state` is (batch, length or kept, hidden).
 
         Raises:
-            ValueError: Not exactly one of `input_ids` and `inputs_embeds` is given, there are more positions than
-                `max_position_embeddings` (not GRU4Rec), `attention_mask` has another shape (with `conv_kernel_size`),
-                or a row is empty or padded on the left (SASRec and GRU4Rec).
+            ValueError: Not exactly one of `input_ids` and `inputs_embeds` is given, an input has another shape, there
+                are more positions than `max_position_embeddings` (not GRU4Rec), a row is empty or padded on the left
+                (SASRec and GRU4Rec), `position_ids` are given, or, on a CPU, a token ID or a value of `attention_mask`
+                is out of range.
         """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("Pass exactly one of `input_ids` and `inputs_embeds`.")
+        check_inputs(self.config, input_ids, inputs_embeds, attention_mask, self.causal)
+        if kwargs.get("position_ids") is not None:
+            raise ValueError("`position_ids` is not supported: the position of an item is its place in the row. Omit it.")
         if input_ids is not None:
             self.warn_if_padding_and_no_attention_mask(input_ids, attention_mask)
-        readable = torch.is_tensor(attention_mask) and attention_mask.ndim == 2 and not is_tracing(attention_mask)
-        if self.causal and attention_mask is not None and readable and not attention_mask[:, :1].all():
-            advice = "Set `tokenizer.padding_side='right'`. Give empty histories a [MASK]."
-            raise ValueError(f"A row of `attention_mask` begins with 0, so it is empty or padded on the left. {advice}")
         return BaseModelOutput(self.encode(input_ids, inputs_embeds, attention_mask, kept_positions, **kwargs))
 
 
@@ -207,32 +195,6 @@ class Bert4RecModel(Bert4RecEncoder):
             mask = padding_mask(self.config, queries, hidden_states, attention_mask)
         hidden_states = self.layers[-1](hidden_states, queries, mask, kept, **kwargs)
         return keep(hidden_states, kept_positions if late else None)
-
-
-def scored_positions(labels: torch.Tensor) -> torch.Tensor:
-    """Return the positions with a label, (batch, kept). `kept` is the largest number of labels in a row.
-
-    Rows with fewer labels are padded with other positions, whose label stays -100, so each label counts once.
-    """
-    unscored = labels == -100
-    kept = max(1, int((~unscored).sum(dim=-1).max()))
-    return unscored.int().argsort(dim=-1, stable=True)[:, :kept]
-
-
-def shared_positions(logits_to_keep: int | torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
-    """Return transformers' `logits_to_keep` as positions (batch, kept) of inputs (batch, length, ...)."""
-    batch, length = inputs.shape[:2]
-    kept: Any = logits_to_keep
-    if not torch.is_tensor(kept):
-        if kept < 0:
-            raise ValueError(f"`logits_to_keep` must be at least 0, found {kept}.")
-        kept = slice(-kept, None)
-    elif kept.ndim != 1:
-        raise ValueError(
-            f"`logits_to_keep` must be an integer or positions of shape (kept,), found shape {tuple(kept.shape)}. "
-            "Pass positions of each row, (batch, kept), as `kept_positions`."
-        )
-    return torch.arange(length, device=inputs.device)[kept].expand(batch, -1)
 
 
 class Bert4RecForMaskedLM(Bert4RecPreTrainedModel):
@@ -285,22 +247,18 @@ class Bert4RecForMaskedLM(Bert4RecPreTrainedModel):
             num_items_in_batch: Number of scored positions in all steps and processes of a batch, from the Trainer.
 
         Returns:
-            `MaskedItemOutput`: `loss` with `labels`; `logits` (batch, length or kept, vocab_size), with the lowest
-            finite value for special tokens; `ranking` in evaluation. Training with `labels` returns no logits, which
-            would be the largest tensor.
+            `MaskedItemOutput`: `loss` with `labels`, in evaluation always the loss `softmax`; `logits` (batch, length
+            or kept, vocab_size), with the lowest finite value for special tokens; `ranking` in evaluation. Training
+            with `labels` returns no logits, which would be the largest tensor.
 
         Raises:
-            ValueError: As for the encoder (`Bert4RecEncoder.forward`) and, in training, for `item_loss`;
-                `logits_to_keep` is negative, has several dimensions or is given with `kept_positions`; or
-                `inputs_embeds` is given for a model with `repeat_head` or `num_followers`.
+            ValueError: As for the encoder (`Bert4RecEncoder.forward`) and, in training, for `item_loss`; `labels`,
+                `kept_positions` or `logits_to_keep` have another shape or type; both of the last two are given; on a
+                CPU, a label or a position is out of range; or `inputs_embeds` is given for a model with `repeat_head`
+                or `num_followers`.
         """
         inputs = input_ids if inputs_embeds is None else inputs_embeds
-        if inputs is not None and (torch.is_tensor(logits_to_keep) or logits_to_keep != 0):
-            if kept_positions is not None:
-                raise ValueError("Pass at most one of `logits_to_keep` and `kept_positions`.")
-            kept_positions = shared_positions(logits_to_keep, inputs)
-        if labels is not None and kept_positions is None and not torch.compiler.is_compiling():
-            kept_positions = scored_positions(labels)
+        kept_positions = choose_positions(inputs, labels, logits_to_keep, kept_positions, self.config.vocab_size)
         if labels is not None and kept_positions is not None:
             labels = labels.take_along_dim(kept_positions, dim=1)
 
@@ -318,9 +276,7 @@ class Bert4RecForMaskedLM(Bert4RecPreTrainedModel):
             logits = self._item_logits(hidden_states, added)
         row_inputs = [rows for rows in (history, labels, candidates) if rows is not None]
         if row_inputs and not self.training:
-            excluded = history if self.config.exclude_history else row_inputs[0][:, :0]
-            given = {"history": excluded, "candidates": candidates}
-            ranking = {name: rows for name, rows in given.items() if rows is not None} or None
+            ranking = ranking_of(self.config.exclude_history, history, candidates, row_inputs[0])
         return MaskedItemOutput(
             loss=loss,
             logits=logits,

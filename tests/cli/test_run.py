@@ -55,9 +55,9 @@ def trained(tmp_path_factory):
 
 def test_a_run_saves_a_complete_checkpoint_and_no_pickle(trained):
     assert sorted(path.name for path in trained.iterdir()) == [
-        "README.md", "config.json", "configuration_bert4rec.py", "heads.py", "item_loss.py", "items.parquet",
-        "layers.py", "learning_curve.png", "model.safetensors", "modeling_bert4rec.py", "run_facts.json",
-        "special_tokens.py", "tokenizer.json", "tokenizer_config.json",
+        "README.md", "config.json", "configuration_bert4rec.py", "heads.py", "inputs.py", "item_loss.py",
+        "items.parquet", "layers.py", "learning_curve.png", "model.safetensors", "modeling_bert4rec.py",
+        "run_facts.json", "special_tokens.py", "tokenizer.json", "tokenizer_config.json",
     ]  # fmt: skip
     assert (trained / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
 

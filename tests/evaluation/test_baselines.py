@@ -298,6 +298,17 @@ def test_windows_instead_of_whole_histories_raise(name):
         BASELINES[name](train, VOCAB)
 
 
+@pytest.mark.parametrize("name", BASELINES)
+def test_rows_without_items_and_a_wrong_vocab_size_raise(people, name):
+    with pytest.raises(ValueError, match=r"^Expected training rows with items, found none\.$"):
+        BASELINES[name](people.select([]), VOCAB)
+    last = max(map(max, people["input_ids"][:]))
+    with pytest.raises(ValueError, match=rf"found {last}, but the training rows have the token ID {last}\.$"):
+        BASELINES[name](people, last)
+    with pytest.raises(ValueError, match="`vocab_size` must be a whole number of at least 1, found -5"):
+        BASELINES[name](people, -5)
+
+
 def test_without_implicit_the_error_names_the_install_command(monkeypatch, people):
     monkeypatch.setitem(sys.modules, "implicit.cpu.als", None)
     with pytest.raises(ImportError, match=r"pip install 'hf-bert4rec\[baselines\]'"):
@@ -333,7 +344,7 @@ def test_without_exclusion_nothing_is_excluded_and_no_history_is_needed(people):
     batch = labelled([A], [B, C])
     expected = baseline(**batch).logits
     del batch["history"]
-    assert "history" not in baseline(**batch).ranking
+    assert baseline(**batch).ranking is None
     baseline.exclude_history = False
     outputs = baseline(**batch)
     assert outputs.ranking["history"].shape == (1, 0)

@@ -1,5 +1,6 @@
 """Comparison of models: results per user, metrics of groups and statistical tests, against values counted by hand."""
 
+import math
 from itertools import product
 
 import numpy as np
@@ -136,6 +137,12 @@ def test_the_gain_of_a_user_is_the_mean_over_the_seeds_of_a_method():
 def test_ranks_of_different_users_raise():
     with pytest.raises(ValueError, match="same users, at least one, found 2 and 3 users"):
         paired_difference([1.0, 2.0], [1.0, 2.0, 3.0])
+
+
+@pytest.mark.parametrize("wrong", [0, math.nan])
+def test_invalid_ranks_have_no_difference(wrong):
+    with pytest.raises(ValueError, match=f"Expected one or more ranks of at least 1, found {float(wrong)}"):
+        paired_difference([1.0, 2.0], [1.0, wrong])
 
 
 def test_p_values_are_corrected_step_by_step():

@@ -256,6 +256,20 @@ def test_one_target_for_several_users_raises():
         target_ranks(torch.rand(3, 9), torch.tensor([4, 4, 5]), torch.tensor([[4]]))
 
 
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"scores": [[0.0] * 7]}, r"`scores` must be a tensor of shape \(users, vocab_size\), found list"),
+        ({"scores": np.zeros((1, 7))}, r"vocab_size\), found ndarray"),
+        ({"targets": torch.tensor([[3]])}, r"`targets` must be a tensor of shape \(users,\), found shape \(1, 1\)"),
+        ({"history": torch.tensor([3])}, r"`history` must be a tensor of shape \(users, longest\), found shape \(1,\)"),
+    ],
+)
+def test_arguments_of_another_kind_raise(changed, message):
+    with pytest.raises(ValueError, match=message):
+        target_ranks(**{"scores": torch.zeros(1, 7), "targets": torch.tensor([3]), "history": None} | changed)
+
+
 def test_few_candidates_are_reported_once(caplog):
     warn_about_few_candidates.cache_clear()
     for number in (10, 9, 9):

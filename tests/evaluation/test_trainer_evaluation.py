@@ -83,6 +83,14 @@ def test_ranks_in_batches_give_the_metrics_of_all_ranks():
     assert (both["hr@10"], both["mrr_popularity_sampled"]) == (0.5, 0.75)
 
 
+@pytest.mark.parametrize("outputs", [np.zeros((2, 1, 5)), (np.zeros((2, 1, 5)), {"history": np.zeros((2, 3))})])
+def test_logits_instead_of_ranks_raise(outputs):
+    with pytest.raises(
+        ValueError, match=r"one rank per user, found other outputs\. Pass `preprocess_logits_for_metrics="
+    ):
+        metrics_of_ranks(EvalPrediction(outputs, None))
+
+
 def test_batches_that_are_not_concatenated_give_the_same_metrics(histories, tmp_path):  # noqa: F811
     found = [
         make_trainer(
@@ -119,6 +127,14 @@ def test_ranks_are_in_the_order_of_the_rows_and_the_trainer_is_unchanged(histori
     assert rank_rows(trainer, rows).tolist() == expected.tolist()
     assert rank_rows(trainer, rows.select(range(19, -1, -1))).tolist() == expected[::-1].tolist()
     assert trainer.args.to_dict() == before
+
+
+def test_rows_that_cannot_be_evaluated_are_named(histories, tmp_path):  # noqa: F811
+    trainer, splits = make_trainer(histories, tmp_path), histories[0]
+    with pytest.raises(ValueError, match=r"^Expected one or more rows to evaluate, found none\.$"):
+        rank_rows(trainer, splits["test"].select([]))
+    with pytest.raises(ValueError, match=r"a Dataset with input_ids, found DatasetDict\. Pass one of its splits"):
+        rank_rows(trainer, splits)
 
 
 def test_a_short_evaluation_shows_no_progress_bar_and_a_long_one_does(histories, tmp_path, monkeypatch):  # noqa: F811

@@ -30,7 +30,8 @@ from tests.hub_server import OWNER, TOKEN, Handler, Refused, commit_id
 ROOT = Path(__file__).parents[2]
 NAME = f"{OWNER}/bert4rec-small"
 CODE = {
-    "configuration_bert4rec.py", "heads.py", "item_loss.py", "layers.py", "modeling_bert4rec.py", "special_tokens.py",
+    "configuration_bert4rec.py", "heads.py", "inputs.py", "item_loss.py", "layers.py", "modeling_bert4rec.py",
+    "special_tokens.py",
 }  # fmt: skip
 LOADED = {"config.json", "items.parquet", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
 HISTORIES = [["a", "c", "d"], ["b"]]

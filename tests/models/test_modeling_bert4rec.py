@@ -1,6 +1,7 @@
 """The encoder, the masked-item head and the configuration: against BERT, against plain torch, and round trips."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -547,6 +548,38 @@ def test_exactly_one_kind_of_input_is_needed():
             model(**inputs)
 
 
+IDS = torch.tensor([[3, 4, MASK], [5, MASK, PAD]])
+REAL = (IDS != PAD).long()
+
+
+@pytest.mark.parametrize("model", [*map(ARCHITECTURES.get, ("bert4rec", "sasrec", "gru4rec"))], ids=lambda it: it.name)
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({"input_ids": IDS.tolist()}, "`input_ids` must be a non-empty tensor of integers of shape (batch, length), "),
+        ({"input_ids": IDS[0]}, "(batch, length), found shape (3,) of torch.int64."),
+        ({"input_ids": IDS[:, :0]}, "(batch, length), found shape (2, 0) of torch.int64."),
+        ({"input_ids": IDS.float()}, "(batch, length), found shape (2, 3) of torch.float32."),
+        ({"input_ids": IDS + 99}, "`input_ids` must be from 0 to 18, found 102. Encode items with the tokenizer"),
+        ({"input_ids": IDS - 4}, "`input_ids` must be from 0 to 18, found -1. "),
+        ({"inputs_embeds": torch.zeros(2, 3, 5)}, "(batch, length, 12), found shape (2, 3, 5) of torch.float32."),
+        ({"input_ids": IDS, "attention_mask": REAL[:1]}, "`attention_mask` must be a tensor of shape (2, 3), one"),
+        ({"input_ids": IDS, "attention_mask": REAL[:, None, None]}, "one value per position, found shape (2, 1, 1, 3)"),
+        ({"input_ids": IDS, "attention_mask": REAL.tolist()}, "one value per position, found list."),
+        ({"input_ids": IDS, "attention_mask": (1 - REAL) * -1e4}, "`attention_mask` must be 1 for items and 0 for"),
+        ({"input_ids": IDS, "position_ids": REAL}, "`position_ids` is not supported: the position of an item is"),
+        ({"input_ids": IDS, "labels": IDS[:, :1]}, "`labels` must be a tensor of shape (2, 3), one value per"),
+        ({"input_ids": IDS, "labels": IDS + 99}, "`labels` must be -100 or from 0 to 18, found 102. Encode items"),
+        ({"input_ids": IDS, "kept_positions": torch.tensor([2, 1])}, "shape (batch, kept), found shape (2,) of"),
+        ({"input_ids": IDS, "kept_positions": torch.tensor([[3], [1]])}, "`kept_positions` must be from 0 to 2, found"),
+    ],
+)  # fmt: skip
+def test_inputs_of_another_shape_or_range_are_refused(model, inputs, message):
+    sizes = {"vocab_size": 19, "hidden_size": 12, "num_attention_heads": 3, "intermediate_size": 12}
+    with pytest.raises(ValueError, match=re.escape(message)):
+        model.model_class(model.config_class(**sizes))(**inputs)
+
+
 @KINDS
 def test_inputs_embeds_are_rows_of_the_item_table(batch, settings):
     model = lively_model(**settings)
@@ -628,14 +661,12 @@ def test_a_position_starts_from_its_neighbours():
     assert embeddings(None, items[:, :3])[0].tolist() == states[0, :3].tolist()
 
 
-def test_the_convolution_takes_any_kind_of_two_dimensional_mask_and_no_other(batch):
+def test_the_convolution_takes_any_kind_of_two_dimensional_mask(batch):
     model = lively_model(conv_kernel_size=3)
     expected = model(**inputs_of(batch)).logits
     for kind in (torch.bool, torch.float64):
         mask = batch["attention_mask"].to(kind)
         torch.testing.assert_close(model(batch["input_ids"], mask).logits, expected)
-    with pytest.raises(ValueError, match=r"`attention_mask` must have the shape \(batch, length\), found 4 dimensions"):
-        model(batch["input_ids"], torch.zeros(3, 1, LENGTH, LENGTH))
 
 
 def test_the_convolution_starts_as_the_item_and_a_quarter_of_those_beside_it():
@@ -952,8 +983,10 @@ def test_an_unusable_logits_to_keep_is_refused(batch):
     model, kept = lively_model(), torch.tensor([[6], [4], [2]])
     with pytest.raises(ValueError, match=r"found shape \(3, 1\)\. Pass positions of each row.*`kept_positions`"):
         model(**inputs_of(batch), logits_to_keep=kept)
-    with pytest.raises(ValueError, match="must be at least 0, found -1"):
-        model(**inputs_of(batch), logits_to_keep=-1)
+    for wrong in (-1, 1.0, "2", None, [1]):
+        expected = "`logits_to_keep` must be an integer of at least 0, or a tensor of positions, found "
+        with pytest.raises(ValueError, match=re.escape(f"{expected}{wrong!r}.")):
+            model(**inputs_of(batch), logits_to_keep=wrong)
     with pytest.raises(ValueError, match="at most one of `logits_to_keep` and `kept_positions`"):
         model(**inputs_of(batch), logits_to_keep=1, kept_positions=kept)
 

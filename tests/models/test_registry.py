@@ -152,6 +152,8 @@ def test_a_registration_without_a_model_type_or_a_configuration_is_refused():
     ):
         register_architecture(MineConfig, Bert4RecForMaskedLM)
     TakenForMaskedLM.config_class = TakenConfig
+    with pytest.raises(ValueError, match="`objective` must be 'cloze' or 'next_item', found 'x'"):
+        register_architecture(Bert4RecConfig, Bert4RecForMaskedLM, objective="x")
     with pytest.raises(ValueError, match="'bert' is already used"):
         register_architecture(TakenConfig, TakenForMaskedLM)
     assert set(ARCHITECTURES) == {"bert4rec", "sasrec", "gru4rec"}

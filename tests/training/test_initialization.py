@@ -1,6 +1,7 @@
 """Item vectors and biases from counts: values of a small log, and what does not change."""
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -138,6 +139,18 @@ def test_new_items_start_from_the_other_items_of_their_users(caplog, dtype, tied
     assert "New items that start from the other items of their users: 1 of 3." in caplog.text
 
 
+def test_no_version_of_torch_warns_about_sparse_tensors(monkeypatch, recwarn):
+    build = torch.sparse_coo_tensor
+
+    def build_as_torch_2_11(*args, **options):  # which warns although `check_invariants` is given
+        warnings.warn("Sparse invariant checks are implicitly disabled. Memory errors", UserWarning, stacklevel=2)
+        return build(*args, **options)
+
+    monkeypatch.setattr(torch, "sparse_coo_tensor", build_as_torch_2_11)
+    initialized([("u1", "a"), ("u1", "b"), ("u2", "a")], items="ab")
+    assert not recwarn.list
+
+
 @pytest.mark.parametrize("function", [initialize_items, count_transitions])
 def test_other_tables_than_training_rows_are_refused_by_name(function):
     log = log_of(*((user, item, time) for time, (user, item) in enumerate(GROUPS)))
@@ -147,3 +160,24 @@ def test_other_tables_than_training_rows_are_refused_by_name(function):
         function(model, train_on_all(log, tokenizer))
     with pytest.raises(ValueError, match=r"found user, item, timestamp\. Pass rows of a split"):
         function(model, log)
+
+
+@pytest.mark.parametrize(
+    "function", [initialize_items, count_transitions, lambda *to: initialize_new_items(*to, torch.tensor([3]))]
+)
+def test_rows_of_another_tokenizer_raise(function):
+    tokenizer = item_tokenizer(list("abcd"), max_length=6)
+    rows = train_on_all(log_of(*((user, item, 0) for user, item in GROUPS)), tokenizer)["train"]
+    model = Bert4RecForMaskedLM(small_config(len(tokenizer) - 1, 6, num_followers=2))
+    with pytest.raises(
+        ValueError, match=r"has the token ID 6, but the model has 6 tokens\. Build the training rows with"
+    ):
+        function(model, rows)
+
+
+def test_transitions_are_counted_since_a_number():
+    tokenizer = item_tokenizer(list("abcd"), max_length=6)
+    rows = train_on_all(log_of(*((user, item, 0) for user, item in GROUPS)), tokenizer)["train"]
+    model = Bert4RecForMaskedLM(small_config(len(tokenizer), 6, num_followers=2))
+    with pytest.raises(ValueError, match=r"^`since` must be a number in the unit of `timestamps`, found '2020'\.$"):
+        count_transitions(model, rows, since="2020")

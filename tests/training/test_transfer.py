@@ -1,11 +1,20 @@
 """A model that starts from another: which rows it keeps, what new items start from, and what cannot be started from."""
 
+import pandas as pd
 import pytest
 import torch
 
-from hf_bert4rec import Bert4RecForMaskedLM, Gru4RecConfig, Gru4RecForMaskedLM, item_tokenizer
+from hf_bert4rec import (
+    Bert4RecForMaskedLM,
+    Gru4RecConfig,
+    Gru4RecForMaskedLM,
+    item_tokenizer,
+    load_item_features,
+    train_on_all,
+)
 from hf_bert4rec.training.transfer import shared_items, transfer
 from tests.conftest import small_config
+from tests.data.logs import log_of
 
 OLD = item_tokenizer(["a", "b", "c", "d"], titles={"a": "Alpha", "b": "Beta", "c": "Twin", "d": "Twin"}, max_length=6)
 NEW = item_tokenizer(["x", "c", "a"], titles={"x": "Beta", "c": "Twin", "a": "Alpha"}, max_length=5)
@@ -17,6 +26,11 @@ def model() -> Bert4RecForMaskedLM:
     model = Bert4RecForMaskedLM(small_config(len(OLD), 6, conv_kernel_size=3)).eval()
     torch.nn.init.normal_(model.lm_head.bias)
     return model
+
+
+def training_rows(tokenizer, pairs):
+    log = log_of(*((user, item, time) for time, (user, item) in enumerate(pairs)))
+    return train_on_all(log, tokenizer)["train"]
 
 
 def test_items_are_matched_by_id_or_by_unique_title():
@@ -68,6 +82,17 @@ def test_settings_can_change_and_sizes_cannot(model):
         transfer(model, OLD, longer)
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_model_can_get_an_output_matrix_of_its_own_or_lose_it(tied):
+    torch.manual_seed(0)
+    model = Bert4RecForMaskedLM(small_config(len(OLD), 6, tie_word_embeddings=tied))
+    new = transfer(model, OLD, NEW, tie_word_embeddings=not tied)
+    old_table, table = (it.get_input_embeddings().weight for it in (model, new))
+    assert torch.equal(table[[4, 5]], old_table[[5, 3]])
+    assert (new.lm_head.weight is table) is not tied
+    assert torch.equal(new.lm_head.weight[[4, 5]], old_table[[5, 3]])
+
+
 def test_catalogs_without_shared_items_raise(model):
     with pytest.raises(ValueError, match=r"share no item ID\. Use `match='title'`"):
         transfer(model, OLD, item_tokenizer(["y", "z"], max_length=5))
@@ -99,6 +124,38 @@ def test_new_items_of_an_untied_output_start_at_the_mean_of_the_old():
     for row in added:
         assert ((new.lm_head.weight[row] - mean).abs() <= 2 * spread + 1e-6).all()
     assert not torch.equal(new.lm_head.weight[added[0]], new.get_input_embeddings().weight[added[0]])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_with_rows_new_items_start_from_the_other_items_of_their_users(model, dtype):
+    tokenizer = item_tokenizer(["a", "c", "m", "n"], max_length=5)
+    rows = training_rows(tokenizer, [("u", "a"), ("u", "n"), ("v", "c"), ("w", "m")])
+    new = transfer(model.to(dtype), OLD, tokenizer, rows=rows)
+    table, bias = new.get_input_embeddings().weight.float(), new.lm_head.bias
+    assert torch.nn.functional.cosine_similarity(table[6], table[3], dim=0) > 0.999  # n, of the user of a
+    assert torch.nn.functional.cosine_similarity(table[5], table[3], dim=0) < 0.99  # m, whose user has no other item
+    assert bias[6] != model.lm_head.bias[3:].min()
+    assert bias[5] == model.lm_head.bias[3:].min()
+    old = model.get_input_embeddings().weight
+    assert torch.equal(table[[3, 4]], old[[3, 5]].float())
+
+
+def test_with_a_projection_new_items_start_from_their_features(model):
+    described = pd.DataFrame({"item": ["a", "c", "n", "m"], "kind": ["x", "y", "x", "y"]})
+    tokenizer = item_tokenizer(["a", "c", "m", "n", "o"], features=load_item_features(described), max_length=5)
+    vectors = torch.from_numpy(tokenizer.features.vectors(tokenizer.items))
+    projection = torch.randn(vectors.shape[1], model.config.hidden_size + 1)
+    rows = training_rows(tokenizer, [("u", "a"), ("u", "n"), ("u", "o")])
+    new = transfer(model, OLD, tokenizer, rows=rows, projection=projection)
+    expected, table = vectors @ projection, new.get_input_embeddings().weight
+    torch.testing.assert_close(table[[5, 6]], expected[[2, 3], :-1])  # m and n
+    torch.testing.assert_close(new.lm_head.bias[[5, 6]], expected[[2, 3], -1])
+    assert torch.equal(table[3], model.get_input_embeddings().weight[3])
+    assert not torch.equal(table[7], table[3])  # o, from its user
+    with pytest.raises(
+        ValueError, match=r"has the shape \(2, 13\), but item_features\.parquet and the .* Take all three"
+    ):
+        transfer(model, OLD, tokenizer, projection=projection[:2])
 
 
 def test_a_model_keeps_its_precision(model):
