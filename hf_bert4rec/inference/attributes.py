@@ -72,14 +72,19 @@ class ItemAttributes:
                 per element, such as `lambda price: price < 20`.
 
         Raises:
-            ValueError: The attribute is unknown, the condition has another form, the function returns something else,
-                or a bool is compared with numbers other than 0 and 1.
+            ValueError: The attribute is unknown, the condition has another form, the function fails or returns
+                something else, or a bool is compared with numbers other than 0 and 1.
         """
         column = self._column(name)
         if callable(condition):
-            found = condition(column)
+            try:
+                found = condition(column)
+            except Exception as error:  # any error of a function of the user
+                reason = f"{type(error).__name__}: {error}".rstrip(".")
+                advice = f"Fix this function of a pandas Series of {column.dtype}"
+                raise ValueError(f"The condition on {name!r} failed with {reason}. {advice}.") from error
             ordered = isinstance(found, pd.Series) and found.index.equals(column.index)
-            if not ordered or str(found.dtype) not in ("bool", "boolean"):
+            if not ordered or found.dtype.kind != "b":
                 index = "" if ordered else " with another index"
                 kind = f"Series of {found.dtype}{index}" if isinstance(found, pd.Series) else type(found).__name__
                 expected = f"a Series with the index of the column and one bool per value, found {kind}"

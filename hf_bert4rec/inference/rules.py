@@ -123,14 +123,19 @@ def boost(where: Mapping[str, Any], factor: float) -> Rule:
 def order_by_rules(candidates: Candidates, rules: Sequence[Rule]) -> np.ndarray:
     """Return the indices of the candidates that the rules keep, best first.
 
-    Each rule gets the result of the rule before it. ValueError if a rule does not return a logit for each candidate.
+    Each rule gets the result of the rule before it. ValueError if a rule fails, or returns no logit for a candidate.
     """
     order = np.arange(len(candidates.items))
     for number, rule in enumerate(rules, 1):
         if not candidates.items:
             break
-        found = rule(candidates)
-        logits = np.asarray(found)
+        try:
+            found = rule(candidates)
+            logits = np.asarray(found)
+        except Exception as error:  # any error of a function of the user, such as a rule that was not called
+            reason = f"{type(error).__name__}: {error}".rstrip(".")
+            advice = "A rule is a function of `Candidates`, such as at_most(2, 'category')."
+            raise ValueError(f"Rule {number} of `rerank` failed with {reason}. {advice}") from error
         fits = logits.dtype.kind == "f" and logits.shape == order.shape
         if not fits or not np.all((np.abs(logits) < LARGEST) | (logits == -np.inf)):
             expected = f"one finite float for each of the {len(order)} candidates, or -inf to drop the item"

@@ -26,6 +26,7 @@ from hf_bert4rec.evaluation.ranking import NOT_FINITE
 from hf_bert4rec.hub.push import HANDLER, published_files
 from hf_bert4rec.inference import service, serving
 from hf_bert4rec.inference.export import OnnxRecommender, export_checkpoint
+from hf_bert4rec.inference.handler import EndpointHandler
 from hf_bert4rec.inference.serving import create_app, load_for_serving
 from tests.inference.test_export import checkpoint
 from tests.inference.test_pipeline import HISTORIES, items_of
@@ -60,7 +61,19 @@ def test_an_answer_names_checkpoint_and_revision(client, recommender):
     answer = post(client, histories=[["a", "b"], []], top_k=3)
     assert answer.status_code == 200
     expected = recommender([["a", "b"], []], top_k=3)
-    assert answer.json() == {"checkpoint": "shop", "revision": "abc", "recommendations": expected}
+    source = {"checkpoint": "shop", "revision": "abc"}
+    assert answer.json() == {**source, "recommendations": expected, "unknown_ids": []}
+
+
+def test_an_answer_lists_the_unknown_ids_of_its_request(client, recommender, folders):
+    answer = post(client, histories=[["a", "x", 7.0], ["x", "b"]], deny=["y", "a"], allow=["b", "d", "z", "y"])
+    assert answer.json()["unknown_ids"] == ["x", "7", "z", "y"]
+    expected = recommender([["a"], ["b"]], deny=["a"], allow=["b", "d"])
+    assert answer.json()["recommendations"] == expected
+    handler = EndpointHandler(str(folders[0]))
+    lists = {"deny": [["y", "a"], []], "allow": [["b", "z"], ["d", "y"]]}
+    answer = handler({"inputs": [["a", "x", 7.0], ["x", "b"]], "parameters": lists})
+    assert sorted(answer["unknown_ids"]) == ["7", "x", "y", "z"]
 
 
 @pytest.mark.parametrize(
@@ -121,6 +134,7 @@ def test_the_description_of_the_routes(client):
     [
         ("{", 422, "character 1: JSON decode error"),
         ("[]", 422, "body: Input should be"),
+        ("5", 422, "body: Input should be"),
         ("{}", 422, "histories: Field required"),
         ('{"histories": ["a"]}', 422, "histories.0: Input should be a valid list"),
         ('{"histories": [[true]]}', 422, "histories.0.0: an item ID must be text or a whole number"),
@@ -130,7 +144,9 @@ def test_the_description_of_the_routes(client):
         ('{"histories": [[], []], "top_k": 0}', 422, "top_k: Input should be greater than or equal to 1"),
         ('{"histories": [[]], "top_k": -1}', 422, "top_k: Input should be greater than or equal to 1"),
         ('{"histories": [[]], "top_k": 1000000000}', 422, "top_k: Input should be less than or equal to 1000"),
-        ('{"histories": [[]], "topk": 1}', 422, "topk: Extra inputs are not permitted"),
+        ('{"histories": [[]], "topk": 1}', 422, "body: unknown field 'topk', the fields are histories, top_k, allow, "),
+        ('{"histories": [[]], "where": {"in_stock": true}}', 422, "unknown field 'where', the fields are histories, "),
+        ('{"histories": [[]], "\\ud800": 1}', 422, "unknown field '\\ud800'"),
         ('{"histories": [[]], "exclude_history": "no"}', 422, "exclude_history: Input should be a valid boolean"),
         (json.dumps({"histories": [[]] * 65}), 422, "histories: List should have at most 64 items"),
         (json.dumps({"histories": [["a"] * 10_001]}), 422, "histories.0: List should have at most 10000 items"),
@@ -466,16 +482,25 @@ def test_the_handler_of_a_pushed_repository_answers_as_the_server(folders, tmp_p
     expected = hf_bert4rec.pipeline(folders[0], device="cpu")([["a", "b"]], top_k=2)
     for body in (
         {"inputs": {"histories": [["a", "b"]], "top_k": 2}},
+        {"inputs": {"histories": [["a", "b"]], "top_k": 2}, "parameters": {}},
+        {"inputs": {"histories": [["a", "b"]]}, "parameters": {"top_k": 2}},
         {"inputs": [["a", "b"]], "parameters": {"top_k": 2}},
     ):
         answer = handler(json.loads(json.dumps(body)))
-        assert answer == {"checkpoint": tmp_path.name, "revision": None, "recommendations": expected}
+        source = {"checkpoint": tmp_path.name, "revision": None}
+        assert answer == {**source, "recommendations": expected, "unknown_ids": []}
         assert json.loads(json.dumps(answer)) == answer
     for body in ({}, [], {"inputs": None}, {"inputs": {"top_k": 2}}, {"inputs": [["a"]], "parameters": [2]}):
         with pytest.raises(ValueError, match="Expected histories"):
             handler(body)
     with pytest.raises(ValueError, match=r"Unknown option 'batch_size'\. The options are top_k, \w+, allow, deny\."):
         handler({"inputs": [["a"]], "parameters": {"batch_size": 1}})
+    with pytest.raises(ValueError, match="Unknown option 'where'"):
+        handler({"inputs": {"histories": [["a"]], "where": {"in_stock": True}}})
+    with pytest.raises(ValueError, match=r"Unknown field 'top_k'\. The fields are inputs and parameters\."):
+        handler({"inputs": [["a"]], "top_k": 2})
+    with pytest.raises(ValueError, match=r"Found 'top_k' in `inputs` and in `parameters`\. Remove one of them\."):
+        handler({"inputs": {"histories": [["a"]], "top_k": 2}, "parameters": {"top_k": 2}})
 
 
 @pytest.mark.parametrize("port", ["-1", "65536"])
