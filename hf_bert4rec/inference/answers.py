@@ -139,6 +139,7 @@ class ItemCatalog:
         answers: list[Recommendations] = []
         for place in places:  # one at a time, because each needs a cosine for every item
             cosines = torch.from_numpy(vectors @ vectors[place])[None]
+            check_scores(cosines)
             cosines[:, torch.from_numpy(np.append(self.removed - len(SPECIAL_TOKENS), place))] = -torch.inf
             found, best = (part.numpy() for part in stable_top_k(cosines, min(top_k, len(vectors))))
             answers += self.describe(best + len(SPECIAL_TOKENS), found, np.isfinite(found).sum(axis=1).tolist())

@@ -114,9 +114,10 @@ class SimilarRequest(_Request):
     def answers(self, _: Any, recommender: Recommender) -> list[Any]:
         """Return the answer, or HTTPException, for this request."""
         try:
-            return [{"similar": recommender.similar(self.items, self.top_k)}]
+            recommender.catalog.known_rows(self.items, "items")
         except ValueError as error:  # an unknown item
             return [HTTPException(404, str(error))]
+        return [{"similar": recommender.similar(self.items, self.top_k)}]
 
 
 AnyRequest: TypeAlias = RecommendRequest | SimilarRequest

@@ -185,6 +185,9 @@ def test_damaged_weights_give_an_error_and_the_server_lives(client, recommender,
         patch.setattr(recommender, "_session", Broken())
         answer = post(client, histories=[["a"]])
         assert (answer.status_code, answer.json()["detail"]) == (500, serving_error())
+        patch.setattr(recommender, "_unit_vectors", np.full_like(recommender._unit_vectors, np.nan))
+        answer = client.post("/similar", json={"items": ["a"]})
+        assert (answer.status_code, answer.json()["detail"]) == (500, serving_error())
     assert post(client, histories=[["a"]]).status_code == 200
 
 
