@@ -33,7 +33,7 @@ class Candidates:
     attributes: ItemAttributes | None
 
     def values(self, name: str) -> list[list[Any]]:
-        """Return a list of the values of an attribute for each item, [] without values; ValueError if it is unknown."""
+        """Return a list of values for each item, [] without values; ValueError for an unknown attribute or no table."""
         found = require_attributes(self.attributes).values(name)
         return [list(found.get(item, ())) for item in self.items]
 
@@ -97,7 +97,7 @@ def boost(where: Mapping[str, Any], factor: float) -> Rule:
     """Return a rule that multiplies the probability of items that fulfill all conditions.
 
     Only the order changes: the score in the answer stays that of the model. Items that are not among the candidates
-    cannot be moved up; raise `candidates` for large factors. ValueError if an argument is invalid.
+    cannot be moved up; use more `candidates` for large factors. ValueError if an argument is invalid.
 
     Args:
         where: Dict from attribute to condition, such as `{"new": True}`; see `ItemAttributes.matching`.
