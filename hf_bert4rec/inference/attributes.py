@@ -80,7 +80,7 @@ class ItemAttributes:
             try:
                 found = condition(column)
             except Exception as error:  # any error of a function of the user
-                reason = f"{type(error).__name__}: {error}".rstrip(".")
+                reason = f"{type(error).__name__}: {error!s:.300}".rstrip(".")
                 advice = f"Fix this function of a pandas Series of {column.dtype}"
                 raise ValueError(f"The condition on {name!r} failed with {reason}. {advice}.") from error
             ordered = isinstance(found, pd.Series) and found.index.equals(column.index)
@@ -106,7 +106,7 @@ class ItemAttributes:
             if not column.isin([value]).any():
                 known = ", ".join(map(repr, column.drop_duplicates()[:3].tolist())) or "none"
                 text = "No item has %s as %r. First values of this attribute: %s. For a range, use a function."
-                logger.warning_once(text, repr(value), name, known)
+                logger.warning_once(text, f"{value!r:.100}", name, known)
         return self._items_of(column[column.isin(wanted)])
 
     def _items_of(self, column: pd.Series) -> pa.Array:
@@ -114,6 +114,7 @@ class ItemAttributes:
 
     def _column(self, name: str) -> pd.Series:
         """Return the values of a column, several for a cell with a list; the index is the row of the table."""
+        name = str(name)  # a column of a data frame can be named 0
         if name not in self._table.columns:
             raise ValueError(f"Unknown attribute {name!r}. Choose from {self._table}.")
         if name not in self._columns:

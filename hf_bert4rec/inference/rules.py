@@ -133,7 +133,7 @@ def order_by_rules(candidates: Candidates, rules: Sequence[Rule]) -> np.ndarray:
             found = rule(candidates)
             logits = np.asarray(found)
         except Exception as error:  # any error of a function of the user, such as a rule that was not called
-            reason = f"{type(error).__name__}: {error}".rstrip(".")
+            reason = f"{type(error).__name__}: {error!s:.300}".rstrip(".")
             advice = "A rule is a function of `Candidates`, such as at_most(2, 'category')."
             raise ValueError(f"Rule {number} of `rerank` failed with {reason}. {advice}") from error
         fits = logits.dtype.kind == "f" and logits.shape == order.shape

@@ -1,6 +1,7 @@
 """The server: answers, limits, batches, reloads, and a real process with slow clients."""
 
 import asyncio
+import contextlib
 import importlib.util
 import json
 import logging
@@ -151,8 +152,9 @@ def test_the_description_of_the_routes(client):
         (json.dumps({"histories": [[]] * 65}), 422, "histories: List should have at most 64 items"),
         (json.dumps({"histories": [["a"] * 10_001]}), 422, "histories.0: List should have at most 10000 items"),
         (json.dumps({"histories": [["a"] * 10**6]}), 413, "The request has more than 1,048,576 bytes."),
-        ('{"histories": [[' + "9" * 5000 + "]]}", 400, "There was an error parsing the body"),
-        ("[" * 100_000, 400, "There was an error parsing the body"),
+        ('{"histories": [[' + "9" * 5000 + "]]}", 400, "The body is not JSON in UTF-8, is nested too deeply, or"),
+        (b'{"histories": [["\xe9"]]}', 400, "The body is not JSON in UTF-8"),
+        ("[" * 100_000, 400, "The body is not JSON in UTF-8, is nested too deeply, or"),
     ],
 )
 def test_an_invalid_request_gets_a_reason(client, body, status, reason):
@@ -467,6 +469,40 @@ def test_a_server_that_loads_ends_at_once_and_its_export_too(folders, tmp_path, 
         server.send_signal(number)
         assert server.wait(20) in codes
         assert psutil.wait_procs([export], 20)[1] == []
+
+
+STOP = """
+import sys
+from hf_bert4rec.inference import serving
+serving.STOP_SECONDS = 1
+serving.serve(sys.argv[1], port=int(sys.argv[2]))
+"""
+
+
+def test_a_server_stops_while_a_client_does_not_read_its_answers(folders):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    body = json.dumps({"histories": [[f"{number:0900}" for number in range(1000)]]}).encode()
+    head = (
+        f"POST /recommend HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    command = [sys.executable, "-c", STOP, str(folders[1]), str(port)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server, socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+        for _ in range(600):
+            if client.connect_ex(("127.0.0.1", port)) == 0:
+                break
+            time.sleep(0.1)
+        client.settimeout(2)
+        with contextlib.suppress(TimeoutError):  # the server reads no more requests while its answers wait
+            for _ in range(30):
+                client.sendall(head.encode() + body)
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(20) in (0, -signal.SIGTERM)
+        log = server.stderr.read()
+    assert "A request was cut off, 1 seconds after the signal to stop." in log
+    assert "Traceback" not in log
 
 
 # ---- Inference Endpoints ---------------------------------------------------------------------------------------------
