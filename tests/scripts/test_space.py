@@ -490,10 +490,11 @@ def phone():
         browser.close()
 
 
-# Types text at once after an action, so that the answer to the action comes later.
-TYPE = """([action, text]) => {
+# Types text right after an action, before the answer to the action can come.
+TYPE = """async ([action, text]) => {
     const field = document.querySelector('#search textarea, #search input');
     eval(action);
+    await new Promise(resolve => setTimeout(resolve, 5));
     field.value = text;
     field.dispatchEvent(new Event('input', {bubbles: true}));
 }"""
