@@ -104,19 +104,9 @@ def send(histories: list[list[str]], connections: int, seconds: int, rate: float
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
         script.write(CLIENT % (bodies, WAIT % (1000 * connections / rate) if rate else ""))
         script.flush()
-        words = [
-            "taskset",
-            "-c",
-            "1",
-            "wrk",
-            "-t1",
-            f"-c{connections}",
-            f"-d{seconds}s",
-            "--latency",
-            "-s",
-            script.name,
-        ]
-        text = subprocess.run([*words, f"http://127.0.0.1:{PORT}/"], capture_output=True, text=True, check=True).stdout
+        words = ["taskset", "-c", "1", "wrk", "-t1", "--latency", "-s", script.name]
+        words += [f"-c{connections}", f"-d{seconds}s", f"http://127.0.0.1:{PORT}/"]
+        text = subprocess.run(words, capture_output=True, text=True, check=True).stdout
     unit = {"us": 0.001, "ms": 1.0, "s": 1000.0}
     percentiles = re.findall(r"(50|90|99)%\s+([\d.]+)(us|ms|s)", text)
     found: dict[str, Any] = {f"p{name} ms": round(float(value) * unit[of], 2) for name, value, of in percentiles}
