@@ -88,11 +88,14 @@ class RecommendRequest(_Request):
         for name, lists in options.items():
             options[name] = lists[0] if lists[0] is None or len(lists) == 1 else lists
         histories, top_k = [of for it in requests for of in it.histories], max(it.top_k for it in requests)
+        before = recommender.catalog.unknown
         found = iter(recommender(histories, top_k=top_k, exclude_history=self.exclude_history, **options))
+        search = recommender.catalog.unknown > before  # not each time: it takes a fifth of the time of a request
         answers = []
         for it in requests:
-            unknown_ids = recommender.catalog.unknown_ids([*it.histories, it.allow or (), it.deny or ()])
             rows = [next(found)[: it.top_k] for _ in it.histories]
+            lists = [*it.histories, it.allow or (), it.deny or ()]
+            unknown_ids = recommender.catalog.unknown_ids(lists) if search else []
             answers.append({"recommendations": rows, "unknown_ids": unknown_ids})
         return answers
 
