@@ -132,6 +132,9 @@ def recommend_to_parquet(
         ValueError: `output` contains another result, or as for `BatchRecommender` and `load_interactions`.
         ChildProcessError: A process was killed or could not start.
     """
+    if not isinstance(source, str | PathLike):
+        advice = "For a table in memory, call `BatchRecommender(checkpoint)(table)`."
+        raise ValueError(f"`source` must be a path, found {type(source).__name__}. {advice}")
     options = check_options(options, OPTIONS, ("processes", "shard_size", "user", "history", "columns"))
     for name in ITEM_LISTS & options.keys():
         options[name] = as_item_ids(options[name], name).to_pylist()

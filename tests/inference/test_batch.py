@@ -119,6 +119,10 @@ def test_the_same_call_continues_and_another_one_is_refused(source, histories, t
             recommend_to_parquet(source, histories, taken)
     with pytest.raises(FileNotFoundError, match=r"nowhere\.parquet: found no such file\. Pass a Parquet file"):
         recommend_to_parquet(source, tmp_path / "nowhere.parquet", tmp_path / "new")
+    with pytest.raises(
+        ValueError, match=r"`source` must be a path, found DataFrame\. .*`BatchRecommender\(checkpoint\)"
+    ):
+        recommend_to_parquet(source, pd.DataFrame(), tmp_path / "new")
     with pytest.raises(FileNotFoundError, match=r"other: found a folder\. Pass a Parquet file"):
         recommend_to_parquet(source, tmp_path / "other", tmp_path / "new")
 

@@ -199,6 +199,20 @@ def test_defaults_of_the_pipeline_hold_for_each_call(folder):
     assert sorted(best(recommender, where={"category": "coffee"})) == ["c", "d"]
 
 
+def test_a_column_that_is_named_by_a_number_is_an_attribute(recommender):
+    products = PRODUCTS.rename(columns={"category": 0})
+    expected = best(recommender, attributes=PRODUCTS, where={"category": "coffee"})
+    assert best(recommender, attributes=products, where={0: "coffee"}) == expected
+    assert best(recommender, attributes=products, where={"0": "coffee"}) == expected
+
+
+def test_a_condition_may_return_bools_of_pandas_and_arrow(recommender):
+    expected = best(recommender, attributes=PRODUCTS, where={"price": lambda price: price < 3})
+    for kind in ("boolean", "bool[pyarrow]"):
+        where = {"price": lambda price, kind=kind: (price < 3).astype(kind)}
+        assert best(recommender, attributes=PRODUCTS, where=where) == expected
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
