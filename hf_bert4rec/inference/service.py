@@ -245,8 +245,9 @@ class Service:
             except BaseException as error:  # such as NaN as a score, or a panic of a library; the server must go on
                 text = "Scoring failed with %s (status 500). The message may contain histories and is not logged. %s"
                 logger.error(text, type(error).__name__, "To see it, call the recommender in Python.")
-                own = isinstance(error, ValueError) and error.__cause__ is None  # not of a function that is a default
-                reason = str(error) if own else "Scoring failed. See the log of the server."
+                # A cause is an error in a function of the owner, such as a rule. Clients must not see its text.
+                public = isinstance(error, ValueError) and error.__cause__ is None
+                reason = str(error) if public else "Scoring failed. See the log of the server."
                 found = [HTTPException(500, reason)] * len(group)
             answers += zip([answered for _, answered in group], found, strict=True)
         self.metrics.unknown.inc(recommender.catalog.unknown - before)

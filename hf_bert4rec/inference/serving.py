@@ -90,7 +90,7 @@ class _Limits:
         try:
             await app(scope, receive_body, send_and_note)
         except asyncio.CancelledError:
-            logger.warning("A request was cut off, %d seconds after the signal to stop.", STOP_SECONDS)
+            logger.warning("A request was cancelled before the client received the whole answer.")
         except Exception as error:
             logger.error("A request failed with %s, so the status is 500.", type(error).__name__)
             await _problem(500, "The request failed. See the log of the server.")(scope, receive, send_and_note)
