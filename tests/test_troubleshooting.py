@@ -136,6 +136,8 @@ def checkpoint_faults(hub):
     yield lambda: recommender([["260"]], attributes=films.assign(item="0260"), where={"year": 1977})
     yield lambda: recommender([["260"]], attributes=films, where={"year": "1977"})
     yield lambda: recommender([["260"]], rerank=lambda candidates: [0, 0])
+    yield lambda: recommender([["260"]], rerank=hf_bert4rec.at_most)
+    yield lambda: recommender([["260"]], attributes=films, where={"year": lambda year: year[5000] > 1990})
     yield lambda: recommender([["260"]], attributes=films, where={"year": 1977})
     yield lambda: fill_with_a_model_of_last_items(recommender)
     yield lambda: save_below_a_card_of_ones_own(recommender)

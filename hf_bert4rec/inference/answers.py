@@ -93,6 +93,11 @@ class ItemCatalog:
             logger.warning("%s: %s IDs are unknown and skipped, such as %s.", name, found, examples)
             self._warned.update(unknown if len(self._warned) < MAX_WARNED else ())
 
+    def unknown_ids(self, lists: Iterable[Iterable[Any]]) -> list[str]:
+        """Return the distinct raw IDs in the lists that the model does not contain, in their order."""
+        ids, _, known = self._rows(chain.from_iterable(lists), "item IDs")
+        return ids.filter(pa.array(~known)).unique().to_pylist()
+
     def known_rows(self, items: Iterable[Any], name: str) -> np.ndarray:
         """Return the token IDs for raw IDs; ValueError for an unknown ID."""
         ids, rows, known = self._rows(items, name)
@@ -134,6 +139,7 @@ class ItemCatalog:
         answers: list[Recommendations] = []
         for place in places:  # one at a time, because each needs a cosine for every item
             cosines = torch.from_numpy(vectors @ vectors[place])[None]
+            check_scores(cosines)
             cosines[:, torch.from_numpy(np.append(self.removed - len(SPECIAL_TOKENS), place))] = -torch.inf
             found, best = (part.numpy() for part in stable_top_k(cosines, min(top_k, len(vectors))))
             answers += self.describe(best + len(SPECIAL_TOKENS), found, np.isfinite(found).sum(axis=1).tolist())

@@ -72,14 +72,19 @@ class ItemAttributes:
                 per element, such as `lambda price: price < 20`.
 
         Raises:
-            ValueError: The attribute is unknown, the condition has another form, the function returns something else,
-                or a bool is compared with numbers other than 0 and 1.
+            ValueError: The attribute is unknown, the condition has another form, the function fails or returns
+                something else, or a bool is compared with numbers other than 0 and 1.
         """
         column = self._column(name)
         if callable(condition):
-            found = condition(column)
+            try:
+                found = condition(column)
+            except Exception as error:  # any error of a function of the user
+                reason = f"{type(error).__name__}: {error!s:.300}".rstrip(".")
+                advice = f"Fix this function of a pandas Series of {column.dtype}"
+                raise ValueError(f"The condition on {name!r} failed with {reason}. {advice}.") from error
             ordered = isinstance(found, pd.Series) and found.index.equals(column.index)
-            if not ordered or str(found.dtype) not in ("bool", "boolean"):
+            if not ordered or found.dtype.kind != "b":
                 index = "" if ordered else " with another index"
                 kind = f"Series of {found.dtype}{index}" if isinstance(found, pd.Series) else type(found).__name__
                 expected = f"a Series with the index of the column and one bool per value, found {kind}"
@@ -101,7 +106,7 @@ class ItemAttributes:
             if not column.isin([value]).any():
                 known = ", ".join(map(repr, column.drop_duplicates()[:3].tolist())) or "none"
                 text = "No item has %s as %r. First values of this attribute: %s. For a range, use a function."
-                logger.warning_once(text, repr(value), name, known)
+                logger.warning_once(text, f"{value!r:.100}", name, known)
         return self._items_of(column[column.isin(wanted)])
 
     def _items_of(self, column: pd.Series) -> pa.Array:
@@ -109,6 +114,7 @@ class ItemAttributes:
 
     def _column(self, name: str) -> pd.Series:
         """Return the values of a column, several for a cell with a list; the index is the row of the table."""
+        name = str(name)  # a column of a data frame can be named 0
         if name not in self._table.columns:
             raise ValueError(f"Unknown attribute {name!r}. Choose from {self._table}.")
         if name not in self._columns:

@@ -50,9 +50,13 @@ class BatchRecommender:
     def __init__(
         self, checkpoint: str | PathLike, *, user: str = "user", history: str = "history", **options: Any
     ) -> None:
+        if user in (history, "rank", "item", "score"):
+            expected = "another column than that of the histories, rank, item and score"
+            raise ValueError(f"`user` must be {expected}, found {user!r}. Rename your column of users.")
         exported = is_export(checkpoint)
         self.recommender: Any = OnnxRecommender(checkpoint, threads=1) if exported else pipeline(checkpoint)
         self.user, self.history, self.options = user, history, options
+        self.recommender([], **options)  # raises ValueError for invalid options
 
     def __call__(self, table: Table) -> Table:
         """Return the user, `rank` from 1, `item` and `score`, one row per recommendation, as a table of the same kind.
@@ -60,28 +64,37 @@ class BatchRecommender:
         A user without a history gets the recommendations for an empty history. Unknown item IDs are skipped.
 
         Raises:
-            ValueError: A column or a user ID is missing, or a value of a history, such as None, is not an item ID.
+            ValueError: `table` is of another kind, a column or a user ID is missing, or a value of a history, such as
+                None, is not an item ID.
         """
-        if isinstance(table, pd.DataFrame):
-            return self(pa.Table.from_pandas(table, preserve_index=False)).to_pandas()
-        if missing := [name for name in (self.user, self.history) if name not in table.column_names]:
+        frame = isinstance(table, pd.DataFrame)
+        if not frame and not isinstance(table, pa.Table | pa.RecordBatch):
+            advice = "Convert it first (Polars: `to_arrow`)."
+            raise ValueError(f"Expected a table of pandas or Arrow, found {type(table).__name__}. {advice}")
+        names = list(table.columns if frame else table.column_names)
+        if missing := [name for name in (self.user, self.history) if name not in names]:
             advice = "Pass the names of your columns of users and histories as `user=` and `history=`."
-            raise ValueError(f"Expected a column {missing[0]!r}, found {', '.join(table.column_names)}. {advice}")
-        users = table[self.user]
-        if users.null_count:
+            raise ValueError(f"Expected a column {missing[0]!r}, found {', '.join(map(str, names))}. {advice}")
+        users, histories = table[self.user], table[self.history]
+        if users.isna().any() if frame else users.null_count:
             found = "found a row without one. Fix or remove such rows."
             raise ValueError(f"Expected a user ID in every row of the column {self.user!r}, {found}")
-        answers = self.recommender([history or [] for history in table[self.history].to_pylist()], **self.options)
-        places = [(user, rank) for user, answer in enumerate(answers) for rank in range(len(answer))]
+        lists = histories.tolist() if frame else histories.to_pylist()
+        answers = self.recommender([[] if pd.isna(of) is True else of for of in lists], **self.options)
+        places = [user for user, answer in enumerate(answers) for _ in answer]
         rows = [row for answer in answers for row in answer]
-        return pa.table(
+        result = pa.table(
             {
-                self.user: users.take(pa.array([user for user, _ in places], pa.int64())),
-                "rank": pa.array([rank + 1 for _, rank in places], pa.int32()),
+                "rank": pa.array([rank + 1 for answer in answers for rank in range(len(answer))], pa.int32()),
                 "item": pa.array([row["item"] for row in rows], pa.string()),
                 "score": pa.array([row["score"] for row in rows], pa.float32()),
             }
         )
+        if not frame:
+            return result.add_column(0, self.user, users.take(pa.array(places, pa.int64())))
+        found = result.to_pandas()
+        found.insert(0, self.user, users.take(places).array)
+        return found
 
 
 def recommend_to_parquet(
@@ -119,6 +132,9 @@ def recommend_to_parquet(
         ValueError: `output` contains another result, or as for `BatchRecommender` and `load_interactions`.
         ChildProcessError: A process was killed or could not start.
     """
+    if not isinstance(source, str | PathLike):
+        advice = "For a table in memory, call `BatchRecommender(checkpoint)(table)`."
+        raise ValueError(f"`source` must be a path, found {type(source).__name__}. {advice}")
     options = check_options(options, OPTIONS, ("processes", "shard_size", "user", "history", "columns"))
     for name in ITEM_LISTS & options.keys():
         options[name] = as_item_ids(options[name], name).to_pylist()
@@ -126,7 +142,8 @@ def recommend_to_parquet(
     check_count("shard_size", shard_size)
     file, folder = Path(source), Path(output)
     if not file.is_file():
-        raise FileNotFoundError(f"{file}: found no such file. Pass a Parquet file of histories, or the file of a log.")
+        found = "found a folder" if file.is_dir() else "found no such file"
+        raise FileNotFoundError(f"{file}: {found}. Pass a Parquet file of histories, or the file of a log.")
     model = Path(checkpoint) if is_export(checkpoint) else fetch_checkpoint(checkpoint)
     arguments = {"checkpoint": str(model), "user": user, "history": history, **options}
     request = {**arguments, "shard_size": shard_size, "source": str(file)} | ({"columns": columns} if columns else {})

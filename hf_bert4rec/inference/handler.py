@@ -1,9 +1,10 @@
 """Answers of a Hugging Face Inference Endpoint. The `handler.py` of pushed repositories imports `EndpointHandler`."""
 
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from .arguments import check_options
+from .arguments import ITEM_LISTS, check_options, read_item_lists
 from .export import OPTIONS, checkpoint_revision
 from .pipeline import pipeline
 
@@ -17,16 +18,25 @@ class EndpointHandler:
         self.source = {"checkpoint": Path(path).name, "revision": checkpoint_revision(Path(path))}
 
     def __call__(self, data: dict[str, Any]) -> dict[str, Any]:
-        """Return `recommendations`, `checkpoint` and `revision` for a request; ValueError for other forms of data.
+        """Return the answer to a request as a dict that `json.dumps` accepts.
 
-        The `inputs` of a request have the fields of `POST /recommend`: `histories`, optionally `top_k`, `allow`, `deny`
-        and `exclude_history`. `inputs` may also be the histories alone, with the options in `parameters`.
+        The `inputs` have the fields of `POST /recommend`: `histories`, optionally `top_k`, `allow`, `deny` and
+        `exclude_history`. `inputs` may also be the histories alone. Options may be in `parameters` instead. ValueError
+        for other forms, unknown fields, and an option in both places.
         """
-        inputs, options = (data.get(name) for name in ("inputs", "parameters")) if isinstance(data, dict) else (0, 0)
-        if isinstance(inputs, dict):
-            options = {name: value for name, value in inputs.items() if name != "histories"}
-            inputs = inputs.get("histories")
-        if not isinstance(inputs, list) or not isinstance(options, dict | None):
+        fields = data if isinstance(data, dict) else {}
+        inputs, parameters = fields.get("inputs"), fields.get("parameters")
+        options = dict(inputs) if isinstance(inputs, dict) else {"histories": inputs}
+        histories = options.pop("histories", None)
+        if not isinstance(histories, list) or not isinstance(parameters, dict | None):
             example = '{"inputs": [["260", "1196"]], "parameters": {"top_k": 10}}'
             raise ValueError(f"Expected histories, and options as an object, such as {example}.")
-        return {**self.source, "recommendations": self.recommender(inputs, **check_options(options or {}, OPTIONS, ()))}
+        if unknown := sorted(fields.keys() - {"inputs", "parameters"}):
+            raise ValueError(f"Unknown field {unknown[0]!r:.100}. The fields are inputs and parameters.")
+        if repeated := sorted(options.keys() & (parameters or {})):
+            raise ValueError(f"Found {repeated[0]!r:.100} in `inputs` and in `parameters`. Remove one of them.")
+        options = check_options(options | (parameters or {}), OPTIONS, ())
+        answers = self.recommender(histories, **options)
+        lists = [read_item_lists(options[name], name, len(histories)) for name in ITEM_LISTS & options.keys()]
+        unknown_ids = self.recommender.catalog.unknown_ids(chain(histories, *lists))
+        return {**self.source, "recommendations": answers, "unknown_ids": unknown_ids}

@@ -47,7 +47,7 @@ class NextItemRecommendationPipeline(Pipeline):
       change of this list applies from the next call on. After adding items to the tokenizer, build a new recommender.
     - The model is always in evaluation mode while it scores. A model in training mode returns to that mode.
     - Several threads may call the same pipeline at once, unless the model is in training mode.
-    - Arguments of a wrong form raise ValueError. So do scores that are NaN or infinite, except in `encode`, `similar`.
+    - Arguments of a wrong form raise ValueError. So do scores that are NaN or infinite.
 
     Args:
         model: `Bert4RecForMaskedLM` or another model of the package.
@@ -148,7 +148,7 @@ class NextItemRecommendationPipeline(Pipeline):
         Returns:
             For each history one dict per item, with `item`, `title`, `log_probability` (natural logarithm, over the
             whole catalog) and `rank`. Ranks count from 1. If the default of `exclude_history` is True, the other items
-            of the history are not ranked. Each item with the same score adds half a rank, and the sum is rounded up.
+            of the history are not ranked. Each other item with the same score adds half a rank; the sum is rounded up.
             `log_probability` and `rank` are None for an unknown ID.
         """
         self._warn_about_gaps()
@@ -216,7 +216,9 @@ class NextItemRecommendationPipeline(Pipeline):
         """
 
         def answer(histories: list[np.ndarray], places: list[int]) -> list[np.ndarray]:
-            return list(self.forward(self.preprocess(histories, places), scored=False)["queries"].numpy())
+            queries = self.forward(self.preprocess(histories, places), scored=False)["queries"]
+            check_scores(queries)
+            return list(queries.numpy())
 
         rows = self.catalog.read_rows(read_histories(histories), "histories")
         found = self.catalog.answer_in_batches(rows, answer, batch_size)
@@ -380,7 +382,8 @@ def pipeline(
         model: Folder or Hub ID. A downloaded checkpoint is also available offline.
         revision: Branch, tag or commit of a repository on the Hub. Default: `main`.
         token: Access token for a private repository. Default: the token of `hf auth login` or HF_TOKEN.
-        **kwargs: As for `transformers.pipeline` (`device`, `dtype`, `batch_size` …), and defaults for its options.
+        **kwargs: As for `transformers.pipeline` (`device`, `dtype`, `batch_size` …), and defaults for the options of
+            a call.
 
     Raises:
         OSError: The checkpoint is missing or incomplete, or the Hub cannot be reached. Pickled weights are never read.

@@ -33,7 +33,7 @@ class Candidates:
     attributes: ItemAttributes | None
 
     def values(self, name: str) -> list[list[Any]]:
-        """Return a list of the values of an attribute for each item, [] without values; ValueError if it is unknown."""
+        """Return a list of values for each item, [] without values; ValueError for an unknown attribute or no table."""
         found = require_attributes(self.attributes).values(name)
         return [list(found.get(item, ())) for item in self.items]
 
@@ -97,7 +97,7 @@ def boost(where: Mapping[str, Any], factor: float) -> Rule:
     """Return a rule that multiplies the probability of items that fulfill all conditions.
 
     Only the order changes: the score in the answer stays that of the model. Items that are not among the candidates
-    cannot be moved up; raise `candidates` for large factors. ValueError if an argument is invalid.
+    cannot be moved up; use more `candidates` for large factors. ValueError if an argument is invalid.
 
     Args:
         where: Dict from attribute to condition, such as `{"new": True}`; see `ItemAttributes.matching`.
@@ -123,14 +123,19 @@ def boost(where: Mapping[str, Any], factor: float) -> Rule:
 def order_by_rules(candidates: Candidates, rules: Sequence[Rule]) -> np.ndarray:
     """Return the indices of the candidates that the rules keep, best first.
 
-    Each rule gets the result of the rule before it. ValueError if a rule does not return a logit for each candidate.
+    Each rule gets the result of the rule before it. ValueError if a rule fails, or returns no logit for a candidate.
     """
     order = np.arange(len(candidates.items))
     for number, rule in enumerate(rules, 1):
         if not candidates.items:
             break
-        found = rule(candidates)
-        logits = np.asarray(found)
+        try:
+            found = rule(candidates)
+            logits = np.asarray(found)
+        except Exception as error:  # any error of a function of the user, such as a rule that was not called
+            reason = f"{type(error).__name__}: {error!s:.300}".rstrip(".")
+            advice = "A rule is a function of `Candidates`, such as at_most(2, 'category')."
+            raise ValueError(f"Rule {number} of `rerank` failed with {reason}. {advice}") from error
         fits = logits.dtype.kind == "f" and logits.shape == order.shape
         if not fits or not np.all((np.abs(logits) < LARGEST) | (logits == -np.inf)):
             expected = f"one finite float for each of the {len(order)} candidates, or -inf to drop the item"

@@ -44,6 +44,7 @@ MAX_BODY = 2**20  # bytes
 MAX_CONNECTIONS = 2000
 EXPORT_SECONDS = 1800.0  # after which an export, or the download before it, is given up
 BODY_SECONDS = 10.0  # in which a request must have arrived
+STOP_SECONDS = 20  # after a signal to stop, in which clients must have received their answers
 CLOSE = {"connection": "close"}
 EXPORT = """
 import os, threading
@@ -88,6 +89,8 @@ class _Limits:
 
         try:
             await app(scope, receive_body, send_and_note)
+        except asyncio.CancelledError:
+            logger.warning("A request was cancelled before the client received the whole answer.")
         except Exception as error:
             logger.error("A request failed with %s, so the status is 500.", type(error).__name__)
             await _problem(500, "The request failed. See the log of the server.")(scope, receive, send_and_note)
@@ -98,6 +101,19 @@ class _Limits:
 
 def _problem(status: int, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:
     return JSONResponse({"detail": detail}, status, headers)
+
+
+async def _explain_invalid(request: Request, error: Any) -> JSONResponse:
+    """Return the reasons why fields are invalid, without the values, which may be histories."""
+    found = [f"{'.'.join(map(str, it['loc'][1:]))[:100] or 'body'}: {it['msg']}" for it in error.errors()[:5]]
+    if "json" not in request.headers.get("content-type", ""):
+        found.append("send the header Content-Type: application/json")
+    text = re.sub(r"^(?=\d+: JSON)", "character ", "; ".join(found).replace(": Value error, ", ": "))
+    return _problem(422, text.encode("utf-8", "replace").decode())
+
+
+async def _explain_unreadable(*_: Any) -> JSONResponse:
+    return _problem(400, "The body is not JSON in UTF-8, is nested too deeply, or has a number of too many digits.")
 
 
 def create_app(load: Load, reload_on_sighup: bool = False) -> FastAPI:
@@ -120,18 +136,10 @@ def create_app(load: Load, reload_on_sighup: bool = False) -> FastAPI:
         tasks[0].cancel()
 
     problems: Any = {status: {"model": Problem} for status in (400, 404, 408, 413, 422, 500, 503)}
-    app = FastAPI(title="hf-bert4rec", lifespan=working, responses=problems)
+    handlers: Any = {RequestValidationError: _explain_invalid, 400: _explain_unreadable}
+    app = FastAPI(title="hf-bert4rec", lifespan=working, responses=problems, exception_handlers=handlers)
     app.state.service = service
     app.add_middleware(_Limits, metrics=service.metrics)
-
-    @app.exception_handler(RequestValidationError)
-    async def explain(request: Request, error: RequestValidationError) -> JSONResponse:
-        # Without the values, which may be histories.
-        found = [f"{'.'.join(map(str, it['loc'][1:]))[:100] or 'body'}: {it['msg']}" for it in error.errors()[:5]]
-        if "json" not in request.headers.get("content-type", ""):
-            found.append("send the header Content-Type: application/json")
-        text = re.sub(r"^(?=\d+: JSON)", "character ", "; ".join(found).replace(": Value error, ", ": "))
-        return _problem(422, text.encode("utf-8", "replace").decode())
 
     @app.post("/recommend", response_model=RecommendAnswer)
     async def recommend(request: RecommendRequest) -> Response:
@@ -219,5 +227,6 @@ def serve(
     finally:
         signal.signal(signal.SIGTERM, usual)
     options: dict[str, Any] = {"access_log": False, "limit_concurrency": MAX_CONNECTIONS, "log_level": "info"}
+    options["timeout_graceful_shutdown"] = STOP_SECONDS
     # One process, whatever WEB_CONCURRENCY says: an application that is loaded cannot be sent to several.
     uvicorn.run(app, host=host, port=port, workers=1, **options)

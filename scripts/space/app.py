@@ -223,7 +223,7 @@ class Page:
 # part is where it was on the screen, so that nothing jumps, and the focus is on the same button or entry.
 PRESS = """
 let pressed = null, top = 0, adding = false;
-document.addEventListener('input', () => { adding = false; });
+document.addEventListener('input', () => { adding = false; pressed = null; });  // typing keeps the focus
 element.addEventListener('click', event => {
     const button = event.target.closest('button[data-action]');
     if (!button) return;
@@ -246,6 +246,7 @@ watch('value', () => {
     });
 });
 """
+CLEAR = "(text, sent) => text === sent ? '' : text"  # what was typed while the item was added stays
 
 
 def build(page: Page) -> "gr.Blocks":
@@ -253,9 +254,8 @@ def build(page: Page) -> "gr.Blocks":
     import gradio as gr  # not at the top, so that --help and the functions above work without it
 
     def show(state: State, query: str, diversity: float, added: bool) -> tuple:
-        """Return all parts. The query is cleared once an item is added, otherwise it stays."""
-        parts = page.hits("" if added else query), page.history(state), page.recommendations(state, diversity)
-        return state, "" if added else gr.skip(), *parts
+        """Return the state, the query that is to be cleared because an item was added, and two parts."""
+        return state, query if added else None, page.history(state), page.recommendations(state, diversity)
 
     def press(state: State, query: str, diversity: float, event: gr.EventData) -> tuple:
         new = act(state, str(event.action), str(event.key), page.catalog)
@@ -286,15 +286,18 @@ def build(page: Page) -> "gr.Blocks":
             with gr.Column(min_width=300):
                 diversity = gr.Slider(0, MOST_DIVERSE, 0, step=0.1, label="Diversity of the list", elem_id="diversity")
                 recommendations = part(page.recommendations(start))
-        shown = [state, query, hits, history, recommendations]
+        sent = gr.Textbox(visible="hidden")
+        shown = [state, sent, history, recommendations]
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         query.change(page.hits, [query], hits, trigger_mode="always_last", **quiet)
-        query.submit(add_first, [state, query, diversity], shown, **quiet)
+        added = [query.submit(add_first, [state, query, diversity], shown, **quiet)]
         diversity.change(
             slide, [state, diversity], [state, history, recommendations], trigger_mode="always_last", **quiet
         )
         for pressed in (hits, history, recommendations):
-            pressed.press(press, [state, query, diversity], shown, trigger_mode="multiple", **quiet)
+            added.append(pressed.press(press, [state, query, diversity], shown, trigger_mode="multiple", **quiet))
+        for event in added:
+            event.then(None, [query, sent], query, js=CLEAR, **quiet)
     return app
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -118,6 +119,12 @@ def test_the_same_call_continues_and_another_one_is_refused(source, histories, t
             recommend_to_parquet(source, histories, taken)
     with pytest.raises(FileNotFoundError, match=r"nowhere\.parquet: found no such file\. Pass a Parquet file"):
         recommend_to_parquet(source, tmp_path / "nowhere.parquet", tmp_path / "new")
+    with pytest.raises(
+        ValueError, match=r"`source` must be a path, found DataFrame\. .*`BatchRecommender\(checkpoint\)"
+    ):
+        recommend_to_parquet(source, pd.DataFrame(), tmp_path / "new")
+    with pytest.raises(FileNotFoundError, match=r"other: found a folder\. Pass a Parquet file"):
+        recommend_to_parquet(source, tmp_path / "other", tmp_path / "new")
 
 
 @pytest.mark.parametrize("processes", [2])
@@ -170,6 +177,40 @@ def test_the_scoring_class_takes_arrow_and_pandas(source):
     frame = score(table.to_pandas())
     assert isinstance(frame, pd.DataFrame)
     assert frame.to_dict("list") == found.to_pydict()
+
+
+def test_the_scoring_class_takes_mixed_ids_and_missing_histories_of_pandas(source):
+    score = BatchRecommender(source, top_k=1)
+    mixed = pd.DataFrame({"user": [1, "u", 2, 3], "history": [["a", 5], [5], float("nan"), None]}, index=[7, 7, 8, 9])
+    found = score(mixed)
+    answers = hf_bert4rec.pipeline(source, device="cpu")([["a", 5], [5], [], []], top_k=1)
+    assert found["user"].tolist() == [1, "u", 2, 3]
+    assert found["item"].tolist() == [answer[0]["item"] for answer in answers]
+    arrays = pd.DataFrame({"user": [1, 2], "history": [np.array(["a"]), np.array([])]})
+    assert score(arrays)["user"].tolist() == [1, 2]
+    assert score(arrays).dtypes[["rank", "score"]].tolist() == [np.int32, np.float32]
+    assert score(mixed[:0])["user"].tolist() == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"top_k": 0}, "`top_k` must be a whole number of at least 1, found 0"),
+        ({"topk": 3}, "Unknown option 'topk'"),
+        ({"deny": [["a"]]}, "deny: expected a list of item IDs, or one list for each history"),
+        ({"user": "item"}, "`user` must be another column than that of the histories, .*, found 'item'. Rename"),
+        ({"user": "history"}, "found 'history'. Rename your column of users"),
+    ],
+)
+def test_the_scoring_class_refuses_options_before_the_first_table(source, options, message):
+    with pytest.raises(ValueError, match=message):
+        BatchRecommender(source, **options)
+
+
+@pytest.mark.parametrize("table", [None, [{"user": 1, "history": ["a"]}], {"user": [1], "history": [["a"]]}])
+def test_the_scoring_class_refuses_other_tables(source, table):
+    with pytest.raises(ValueError, match=r"Expected a table of pandas or Arrow, found \w+\. Convert it first \(Polars"):
+        BatchRecommender(source)(table)
 
 
 def test_the_columns_of_a_log_can_be_named(source, tmp_path):

@@ -199,6 +199,20 @@ def test_defaults_of_the_pipeline_hold_for_each_call(folder):
     assert sorted(best(recommender, where={"category": "coffee"})) == ["c", "d"]
 
 
+def test_a_column_that_is_named_by_a_number_is_an_attribute(recommender):
+    products = PRODUCTS.rename(columns={"category": 0})
+    expected = best(recommender, attributes=PRODUCTS, where={"category": "coffee"})
+    assert best(recommender, attributes=products, where={0: "coffee"}) == expected
+    assert best(recommender, attributes=products, where={"0": "coffee"}) == expected
+
+
+def test_a_condition_may_return_bools_of_pandas_and_arrow(recommender):
+    expected = best(recommender, attributes=PRODUCTS, where={"price": lambda price: price < 3})
+    for kind in ("boolean", "bool[pyarrow]"):
+        where = {"price": lambda price, kind=kind: (price < 3).astype(kind)}
+        assert best(recommender, attributes=PRODUCTS, where=where) == expected
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -248,6 +262,20 @@ def test_defaults_of_the_pipeline_hold_for_each_call(folder):
         ({"rerank": lambda candidates: None}, "must return one finite float for each"),
         ({"rerank": lambda candidates: 0.5}, "must return one finite float for each"),
         ({"rerank": lambda candidates: candidates.logits > 0}, "must return one finite float for each"),
+        (
+            {"where": {"tags": lambda it: it < 5}},
+            r"condition on 'tags' failed with TypeError: .+\. Fix this function of a pandas Series of (object|str)\.$",
+        ),
+        ({"where": {"price": lambda it: {}["x"]}}, r"condition on 'price' failed with KeyError: 'x'\. Fix this"),
+        ({"where": {"price": lambda: True}}, r"condition on 'price' failed with TypeError: .*argument"),
+        (
+            {"rerank": at_most},
+            r"^Rule 1 of `rerank` failed with TypeError: at_most\(\) missing 1 required positional argument: "
+            r"'attribute'\. A rule is a function of `Candidates`, such as at_most\(2, 'category'\)\.$",
+        ),
+        ({"rerank": [diversify(0.1), boost]}, r"Rule 2 of `rerank` failed with TypeError: boost\(\) missing 1 "),
+        ({"rerank": lambda it: 1 / 0}, "Rule 1 of `rerank` failed with ZeroDivisionError: division by zero. A rule is"),
+        ({"rerank": lambda it: [[1], [1, 2]]}, "Rule 1 of `rerank` failed with ValueError: .* A rule is a function"),
         ({"rerank": diversify}, r"`weight` must be a number from 0 to 1, as in `diversify\(0\.3\)`, found Candi"),
         ({"candidates": 0}, "`candidates` must be a whole number of at least 1"),
     ],
@@ -255,13 +283,6 @@ def test_defaults_of_the_pipeline_hold_for_each_call(folder):
 def test_other_rules_are_refused(recommender, options, message):
     with pytest.raises(ValueError, match=message):
         recommender([["a"]], **{"attributes": PRODUCTS} | options)
-
-
-def test_errors_of_functions_are_not_changed(recommender):
-    with pytest.raises(TypeError, match=r"str.* and .*int"):
-        recommender([["a"]], attributes=PRODUCTS, where={"tags": lambda it: it < 5})
-    with pytest.raises(TypeError, match=r"at_most\(\) missing 1 required positional argument: 'attribute'"):
-        recommender([["a"]], rerank=at_most)
 
 
 # ---- rerank ----------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """The server: answers, limits, batches, reloads, and a real process with slow clients."""
 
 import asyncio
+import contextlib
 import importlib.util
 import json
 import logging
@@ -26,6 +27,7 @@ from hf_bert4rec.evaluation.ranking import NOT_FINITE
 from hf_bert4rec.hub.push import HANDLER, published_files
 from hf_bert4rec.inference import service, serving
 from hf_bert4rec.inference.export import OnnxRecommender, export_checkpoint
+from hf_bert4rec.inference.handler import EndpointHandler
 from hf_bert4rec.inference.serving import create_app, load_for_serving
 from tests.inference.test_export import checkpoint
 from tests.inference.test_pipeline import HISTORIES, items_of
@@ -60,7 +62,19 @@ def test_an_answer_names_checkpoint_and_revision(client, recommender):
     answer = post(client, histories=[["a", "b"], []], top_k=3)
     assert answer.status_code == 200
     expected = recommender([["a", "b"], []], top_k=3)
-    assert answer.json() == {"checkpoint": "shop", "revision": "abc", "recommendations": expected}
+    source = {"checkpoint": "shop", "revision": "abc"}
+    assert answer.json() == {**source, "recommendations": expected, "unknown_ids": []}
+
+
+def test_an_answer_lists_the_unknown_ids_of_its_request(client, recommender, folders):
+    answer = post(client, histories=[["a", "x", 7.0], ["x", "b"]], deny=["y", "a"], allow=["b", "d", "z", "y"])
+    assert answer.json()["unknown_ids"] == ["x", "7", "z", "y"]
+    expected = recommender([["a"], ["b"]], deny=["a"], allow=["b", "d"])
+    assert answer.json()["recommendations"] == expected
+    handler = EndpointHandler(str(folders[0]))
+    lists = {"deny": [["y", "a"], []], "allow": [["b", "z"], ["d", "y"]]}
+    answer = handler({"inputs": [["a", "x", 7.0], ["x", "b"]], "parameters": lists})
+    assert sorted(answer["unknown_ids"]) == ["7", "x", "y", "z"]
 
 
 @pytest.mark.parametrize(
@@ -121,6 +135,7 @@ def test_the_description_of_the_routes(client):
     [
         ("{", 422, "character 1: JSON decode error"),
         ("[]", 422, "body: Input should be"),
+        ("5", 422, "body: Input should be"),
         ("{}", 422, "histories: Field required"),
         ('{"histories": ["a"]}', 422, "histories.0: Input should be a valid list"),
         ('{"histories": [[true]]}', 422, "histories.0.0: an item ID must be text or a whole number"),
@@ -130,13 +145,16 @@ def test_the_description_of_the_routes(client):
         ('{"histories": [[], []], "top_k": 0}', 422, "top_k: Input should be greater than or equal to 1"),
         ('{"histories": [[]], "top_k": -1}', 422, "top_k: Input should be greater than or equal to 1"),
         ('{"histories": [[]], "top_k": 1000000000}', 422, "top_k: Input should be less than or equal to 1000"),
-        ('{"histories": [[]], "topk": 1}', 422, "topk: Extra inputs are not permitted"),
+        ('{"histories": [[]], "topk": 1}', 422, "body: unknown field 'topk', the fields are histories, top_k, allow, "),
+        ('{"histories": [[]], "where": {"in_stock": true}}', 422, "unknown field 'where', the fields are histories, "),
+        ('{"histories": [[]], "\\ud800": 1}', 422, "unknown field '\\ud800'"),
         ('{"histories": [[]], "exclude_history": "no"}', 422, "exclude_history: Input should be a valid boolean"),
         (json.dumps({"histories": [[]] * 65}), 422, "histories: List should have at most 64 items"),
         (json.dumps({"histories": [["a"] * 10_001]}), 422, "histories.0: List should have at most 10000 items"),
         (json.dumps({"histories": [["a"] * 10**6]}), 413, "The request has more than 1,048,576 bytes."),
-        ('{"histories": [[' + "9" * 5000 + "]]}", 400, "There was an error parsing the body"),
-        ("[" * 100_000, 400, "There was an error parsing the body"),
+        ('{"histories": [[' + "9" * 5000 + "]]}", 400, "The body is not JSON in UTF-8, is nested too deeply, or"),
+        (b'{"histories": [["\xe9"]]}', 400, "The body is not JSON in UTF-8"),
+        ("[" * 100_000, 400, "The body is not JSON in UTF-8, is nested too deeply, or"),
     ],
 )
 def test_an_invalid_request_gets_a_reason(client, body, status, reason):
@@ -169,7 +187,19 @@ def test_damaged_weights_give_an_error_and_the_server_lives(client, recommender,
         patch.setattr(recommender, "_session", Broken())
         answer = post(client, histories=[["a"]])
         assert (answer.status_code, answer.json()["detail"]) == (500, serving_error())
+        patch.setattr(recommender, "_unit_vectors", np.full_like(recommender._unit_vectors, np.nan))
+        answer = client.post("/similar", json={"items": ["a"]})
+        assert (answer.status_code, answer.json()["detail"]) == (500, serving_error())
     assert post(client, histories=[["a"]]).status_code == 200
+
+
+def test_a_rule_that_fails_gives_an_error_without_its_text(folders):
+    pipeline = hf_bert4rec.pipeline(folders[0], device="cpu", rerank=lambda candidates: {}["secret"])
+    with TestClient(create_app(lambda: (pipeline, "shop", None))) as client:
+        answer = post(client, histories=[["a"]])
+        expected = "Scoring failed. See the log of the server."
+        assert (answer.status_code, answer.json()["detail"]) == (500, expected)
+        assert post(client, histories=[]).status_code == 200
 
 
 class Broken:
@@ -450,6 +480,40 @@ def test_a_server_that_loads_ends_at_once_and_its_export_too(folders, tmp_path, 
         assert psutil.wait_procs([export], 20)[1] == []
 
 
+STOP = """
+import sys
+from hf_bert4rec.inference import serving
+serving.STOP_SECONDS = 1
+serving.serve(sys.argv[1], port=int(sys.argv[2]))
+"""
+
+
+def test_a_server_stops_while_a_client_does_not_read_its_answers(folders):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    body = json.dumps({"histories": [[f"{number:0900}" for number in range(1000)]]}).encode()
+    head = (
+        f"POST /recommend HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    command = [sys.executable, "-c", STOP, str(folders[1]), str(port)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server, socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+        for _ in range(600):
+            if client.connect_ex(("127.0.0.1", port)) == 0:
+                break
+            time.sleep(0.1)
+        client.settimeout(2)
+        with contextlib.suppress(TimeoutError):  # the server reads no more requests while its answers wait
+            for _ in range(30):
+                client.sendall(head.encode() + body)
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(20) in (0, -signal.SIGTERM)
+        log = server.stderr.read()
+    assert "A request was cancelled before the client received the whole answer." in log
+    assert "Traceback" not in log
+
+
 # ---- Inference Endpoints ---------------------------------------------------------------------------------------------
 
 
@@ -466,16 +530,25 @@ def test_the_handler_of_a_pushed_repository_answers_as_the_server(folders, tmp_p
     expected = hf_bert4rec.pipeline(folders[0], device="cpu")([["a", "b"]], top_k=2)
     for body in (
         {"inputs": {"histories": [["a", "b"]], "top_k": 2}},
+        {"inputs": {"histories": [["a", "b"]], "top_k": 2}, "parameters": {}},
+        {"inputs": {"histories": [["a", "b"]]}, "parameters": {"top_k": 2}},
         {"inputs": [["a", "b"]], "parameters": {"top_k": 2}},
     ):
         answer = handler(json.loads(json.dumps(body)))
-        assert answer == {"checkpoint": tmp_path.name, "revision": None, "recommendations": expected}
+        source = {"checkpoint": tmp_path.name, "revision": None}
+        assert answer == {**source, "recommendations": expected, "unknown_ids": []}
         assert json.loads(json.dumps(answer)) == answer
     for body in ({}, [], {"inputs": None}, {"inputs": {"top_k": 2}}, {"inputs": [["a"]], "parameters": [2]}):
         with pytest.raises(ValueError, match="Expected histories"):
             handler(body)
     with pytest.raises(ValueError, match=r"Unknown option 'batch_size'\. The options are top_k, \w+, allow, deny\."):
         handler({"inputs": [["a"]], "parameters": {"batch_size": 1}})
+    with pytest.raises(ValueError, match="Unknown option 'where'"):
+        handler({"inputs": {"histories": [["a"]], "where": {"in_stock": True}}})
+    with pytest.raises(ValueError, match=r"Unknown field 'top_k'\. The fields are inputs and parameters\."):
+        handler({"inputs": [["a"]], "top_k": 2})
+    with pytest.raises(ValueError, match=r"Found 'top_k' in `inputs` and in `parameters`\. Remove one of them\."):
+        handler({"inputs": {"histories": [["a"]], "top_k": 2}, "parameters": {"top_k": 2}})
 
 
 @pytest.mark.parametrize("port", ["-1", "65536"])

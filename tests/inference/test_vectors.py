@@ -184,3 +184,10 @@ def test_damaged_weights_are_an_error_with_an_index_too(recommender):
         recommender.model.model.embeddings.norm.weight.fill_(torch.nan)
     with pytest.raises(ValueError, match="scores are NaN or infinite"):
         recommender([["a"]], top_k=1, index=index)
+    with pytest.raises(ValueError, match="scores are NaN or infinite"):
+        recommender.encode([["a"]])
+    assert recommender.similar(["a"], top_k=1)
+    with torch.no_grad():
+        recommender.model.get_input_embeddings().weight[-1] = torch.nan
+    with pytest.raises(ValueError, match="scores are NaN or infinite"):
+        recommender.similar(["a"], top_k=1)

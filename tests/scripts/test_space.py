@@ -490,6 +490,16 @@ def phone():
         browser.close()
 
 
+# Types text right after an action, before the answer to the action can come.
+TYPE = """async ([action, text]) => {
+    const field = document.querySelector('#search textarea, #search input');
+    eval(action);
+    await new Promise(resolve => setTimeout(resolve, 5));
+    field.value = text;
+    field.dispatchEvent(new Event('input', {bubbles: true}));
+}"""
+
+
 def test_a_walk_through_the_space_on_a_phone(phone, address, app, recommender):
     from playwright.sync_api import expect
 
@@ -592,4 +602,20 @@ def test_a_walk_through_the_space_on_a_phone(phone, address, app, recommender):
     shows(first, "e", "i", "c")
     press("Start over")
     shows()
+
+    search.fill("matr")
+    expect(hits).to_contain_text("Matrix")
+    phone.evaluate(TYPE, ["[...document.querySelectorAll('.hits button')][0].click()", "amelie"])
+    shows("a")
+    expect(search).to_have_value("amelie")
+    expect(hits).to_contain_text("Amélie")
+    enter = "field.dispatchEvent(new KeyboardEvent('keypress', {key: 'Enter', bubbles: true}))"
+    phone.evaluate(TYPE, [enter, "thing"])
+    shows("a", "c")
+    expect(search).to_have_value("thing")
+    expect(hits).to_contain_text("Thingvellir")
+    search.press("Enter")
+    shows("a", "c", "h")
+    expect(search).to_have_value("")
+    expect(hits).to_have_text("")
     assert phone.outside == []
