@@ -62,9 +62,9 @@ class Comparison:
         content = read_yaml(path, "a YAML file of a comparison", EXAMPLE)
         given = {name: value for name, value in content.items() if value is not None}
         if not {"recipe", "models"} <= {*given} <= {"recipe", "models", "published"}:
-            found = ", ".join(f"`{name}`" for name in given) or "none"
-            expected = "expected the keys `recipe` and `models`, and optionally `published`"
-            raise ValueError(f"{path}: {expected}, found {found:.80}. {EXAMPLE}")
+            found = "those of " + ", ".join(f"`{name}`" for name in [*given][:6]) if given else "none"
+            expected = "expected values for the keys `recipe` and `models`, and optionally `published`"
+            raise ValueError(f"{path}: {expected}, found {found}. {EXAMPLE}")
         try:
             return cls(path, **given)
         except StrictDataclassError as error:
@@ -73,6 +73,8 @@ class Comparison:
                 cause = cause.__cause__
             example = f". {EXAMPLE}" if isinstance(cause, TypeError) else ""  # of the wrong type
             reason = re.sub(r" doesn't match any type.*", " must be a number", str(cause), flags=re.DOTALL)
+            keys = r"the keys of `\1` must be text, found \2. Put this key in quotation marks"
+            reason = re.sub(r"^Field '(.*)\.key' expected str, got .*\(value: (.*)\)$", keys, reason)
             raise ValueError(f"{path}: {reason}{example}") from error
 
     def validate_models(self) -> None:

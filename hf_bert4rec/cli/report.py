@@ -14,6 +14,7 @@ from ..hub.checkpoint import CURVE
 from ..hub.model_card import results_table
 from ..hub.run_facts import RunFacts
 from ..inference.pipeline import NextItemRecommendationPipeline, pipeline
+from .recipe import imported
 
 LATE = 0.9  # share of the training after which a best checkpoint is late
 
@@ -96,6 +97,7 @@ def _advice(facts: RunFacts, folder: Path) -> list[str]:
     elif step > 1:
         length = f"--num_train_epochs {epoch:.3g}" if epoch >= 1 else f"--max_steps {step}"
         options = f"--split train_on_all {length} --output_dir {shlex.quote(f'{folder.parent}-all')}"
+        options += "".join(f" --import {module}" for module in imported)
         lines[0] += " To train on all interactions before deployment, with the same options:"
         lines.insert(1, f"  hf-bert4rec train {shlex.quote(str(folder))} {options}")
     return lines

@@ -18,7 +18,7 @@ from ..models.item_loss import check_loss
 from ..training.item_features import projection_file
 from ..training.trainer import RecommendationTrainer
 from .prepare import describe_data, prepare, protocol, validation_histories, whole_histories
-from .recipe import Recipe
+from .recipe import Recipe, imported
 from .report import draw_curve
 from .resume import REJECTED, finish, start_or_resume
 from .trainers import build_trainer, evaluate_rows, evaluator
@@ -81,7 +81,7 @@ def run(recipe: Recipe) -> Path | None:
     )
     first = trainer.is_world_process_zero()
     if first:  # before anything else can fail
-        save_checkpoint(folder, trainer.model, tokenizer, facts, projection_file(trainer.projection))
+        save_checkpoint(folder, trainer.model, tokenizer, facts, projection_file(trainer.projection), imported)
     trainers = {}
     if set(histories) != {"train"}:
         train = whole_histories(recipe, interactions, tokenizer)
@@ -94,7 +94,7 @@ def run(recipe: Recipe) -> Path | None:
     if not first:
         return None
     files = {**projection_file(trainer.projection), CURVE: draw_curve(facts)}
-    save_checkpoint(folder, trainer.model, tokenizer, facts, files)
+    save_checkpoint(folder, trainer.model, tokenizer, facts, files, imported)
     finish(output)
     if (args := trainer.args).push_to_hub and folder.name != REJECTED:
         where = {"private": args.hub_private_repo, "token": args.hub_token, "revision": args.hub_revision}

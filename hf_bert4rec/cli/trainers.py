@@ -178,7 +178,7 @@ def evaluate(recipe: Recipe) -> tuple[tuple[str, str | None], dict[str, dict[str
     trainer = evaluator(model, recipe, tokenizer)
     found = {split: evaluate_rows(trainer, rows) for split, rows in histories.items() if split != "train"}
     if not found:
-        advice = "Change `--split`, or evaluate the model of the run that held items out."
+        advice = "If the model was trained with it, evaluate the model of another run. Otherwise omit `--split`."
         raise ValueError(f"The split {recipe.run.split} holds no items out. {advice}")
     return (
         protocol(recipe, len(tokenizer.items), model.config.exclude_history),

@@ -281,6 +281,8 @@ def test_the_help_of_all_options_shows_the_texts_and_the_defaults_of_what_reads_
     )
     assert "as a share of `max_length`, for histories longer than `max_length`. (default: 0.5)" in words
     assert "The same as --exclude_history false." in words
+    for registry in (FORMATS, SPLITS, ARCHITECTURES, LOSSES):
+        assert f" Names: {', '.join(registry)}. (default: " in words
     parser = HfArgumentParser(_sections({}).values(), add_help=False)
     assert [action.dest for action in parser._actions if not action.help] == []
 
@@ -325,8 +327,8 @@ def test_one_entry_in_the_registry_is_enough_for_a_split(monkeypatch):
     [
         (
             ["--split", "leave_on_out"],
-            "`--split leave_on_out` is unknown. Choose from leave_one_out, at_time, new_interactions, train_on_all, or "
-            "name your own code as `package.module:function`.",
+            "`--split leave_on_out` is unknown. Choose from leave_one_out, at_time, new_interactions, train_on_all\\. "
+            "Name your own code as `package.module:function`, or pass its module to `--import`.",
         ),
         (["--split", "os:nothing"], "`--split os:nothing` cannot be imported"),
         (["--split", ":nothing"], "`--split :nothing` cannot be imported"),
@@ -338,8 +340,8 @@ def test_one_entry_in_the_registry_is_enough_for_a_split(monkeypatch):
         ),
         (
             ["--architecture", "gru"],
-            "`--architecture gru` is unknown. Choose from bert4rec, sasrec, gru4rec, or name your own code as "
-            "`package.module:ConfigClass`.",
+            "`--architecture gru` is unknown. Choose from bert4rec, sasrec, gru4rec\\. Name your own code as "
+            "`package.module:ConfigClass`, or pass its module to `--import`.",
         ),
         (["--architecture", "no_such_module:Config"], "No module named 'no_such_module'"),
     ],
