@@ -31,7 +31,7 @@ FIXED = (
     "max_grad_norm", "lr_scheduler_type",
 )  # fmt: skip
 """Training arguments that a resumed run cannot change: the optimizer state contains them, or rows depend on them."""
-FEW_USERS = 100  # held-out users below which NDCG@10 changes by chance from night to night
+FEW_USERS = 100  # held-out users; with fewer, the standard error of NDCG@10 is about 0.02 or more
 
 
 def run(recipe: Recipe) -> Path | None:
@@ -45,6 +45,11 @@ def run(recipe: Recipe) -> Path | None:
         raise ValueError(f"{found}. Write the options into a YAML file, and pass this file instead.")
     check_loss(recipe.model.loss)  # before the log is read
     recipe, interactions, tokenizer, histories = prepare(recipe)
+    fewest = min((len(rows) for name, rows in histories.items() if name != "train"), default=FEW_USERS)
+    if fewest < FEW_USERS:
+        by_share, intervals = "held_out" in recipe.split_options(), "See the 95 % intervals of the results."
+        text = "Held-out users: %d. With fewer than %d, chance decides which checkpoint or model is better. %s"
+        logger.warning(text, fewest, FEW_USERS, "Increase `--held_out`." if by_share else intervals)
     trainer = build_trainer(recipe, tokenizer, histories)
     data = describe_data(recipe, interactions)
     checkpoint = start_or_resume(trainer.args, _checksum(data, tokenizer), _fixed_options(recipe, trainer))
@@ -55,12 +60,9 @@ def run(recipe: Recipe) -> Path | None:
     folder = output / "model"
     if before is not None:
         rows = histories["validation"]
-        users, after = len(rows), _validation_score(trainer.model, tokenizer, recipe, rows)
+        after = _validation_score(trainer.model, tokenizer, recipe, rows)
         text = "Validation NDCG@10 (held-out users: %d): %.4f of the old model, %.4f of the new one."
-        logger.info(text, users, before, after)
-        if users < FEW_USERS:
-            text = "With fewer than %d held-out users, chance decides about the new model. Increase `--held_out`."
-            logger.warning(text, FEW_USERS)
+        logger.info(text, len(rows), before, after)
         if after < before - recipe.run.tolerance:
             folder = output / REJECTED
             text = "Validation NDCG@10 fell by more than `--tolerance` (%g), so the new model is saved in %s."

@@ -90,7 +90,8 @@ def test_a_worse_model_does_not_replace_the_old_one(first, capsys, caplog):
     assert (first / "worse" / "rejected" / "model.safetensors").exists()
     assert not (first / "worse" / "model").exists()
     assert "Validation: " in capsys.readouterr().out
-    assert "With fewer than 100 held-out users, chance decides about the new model" in caplog.text
+    text = "Held-out users: 1. With fewer than 100, chance decides which checkpoint or model is better. Increase `--"
+    assert text in caplog.text
 
 
 def test_the_old_model_is_scored_as_it_is_used_without_new_items(first, tmp_path, caplog):

@@ -12,8 +12,10 @@ from transformers import HfArgumentParser, TrainingArguments
 
 from hf_bert4rec.cli.recipe import Recipe, _sections, find_configuration, find_split, format_help, parse_recipe
 from hf_bert4rec.data.data_collator import DataCollatorForCloze
+from hf_bert4rec.data.formats import FORMATS
 from hf_bert4rec.data.interactions import load_interactions
 from hf_bert4rec.data.splits import SPLITS, Split, leave_one_out
+from hf_bert4rec.models.item_loss import LOSSES
 from hf_bert4rec.models.registry import ARCHITECTURES
 
 RECIPE = """
