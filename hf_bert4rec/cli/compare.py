@@ -137,6 +137,7 @@ def compare(path: str, split: str, folder: str) -> str:
         if "checkpoint" in options:
             check_data(fetch_checkpoint(options["checkpoint"]), data, tokenizer.items, comparison.recipe)
     check_results(comparison, split, str(data.sha256), folder)
+    Path(folder).mkdir(parents=True, exist_ok=True)
     for name, options in comparison.models.items():
         if (file := result_file(folder, name)).exists():
             trained = f" To train this model again, delete {file.with_suffix('')} too." if "recipe" in options else ""
@@ -283,7 +284,9 @@ def check_data(checkpoint: Path, data: DataFacts, items: Any, recipe: str) -> tu
     facts = RunFacts.load(checkpoint)  # those of a `RecommendationTrainer` have no checksum
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     if facts.data.sha256 not in (None, data.sha256) or tokenizer.items != items:
-        advice = f"Use the same `data` and `item_features` in {recipe}, or remove the model from the comparison."
+        advice = (
+            f"Use the same `data`, filters and `item_features` in {recipe}, or remove the model from the comparison."
+        )
         raise ValueError(f"{checkpoint} was trained on other data or items than those of {recipe}. {advice}")
     if facts.data.sha256 is None:
         logger.warning("%s: the training data is unknown. It must not contain targets of %s.", checkpoint, recipe)

@@ -86,7 +86,9 @@ class RunArguments:
     item_features: str | None = _option(None, "Table with features of items, such as price and text (docs/items.md).")
     feature_text: list[str] | None = _option(None, "Columns of `item_features` that `encoder` reads.")  # noqa: RUF009
     encoder: str | None = _option(None, "Model of sentence-transformers, Hub ID or folder, for `feature_text`.")
-    item_ids: str | None = _option(None, "Table to rename items: first the IDs of log and `titles`, then the new IDs.")
+    item_ids: str | None = _option(
+        None, "Table to rename items: one column with the old IDs, then one with the new IDs."
+    )
     split: str = _option(
         "leave_one_out",
         "How to hold items out: one of the names, or package.module:function. at_time needs `validation_time` and "
@@ -101,7 +103,7 @@ class RunArguments:
     start_from: str | None = _option(None, "Checkpoint whose encoder and shared items a new model starts from.")
     continue_from: str | None = _option(None, "Checkpoint to train further on `data`, with its recipe (docs/items.md).")
     history: str | None = _option(None, "With `continue_from`, log of the interactions before those in `data`.")
-    allow_earlier: bool = _option(False, "With `continue_from`, accept `data` that begins before its log ends.")
+    allow_earlier: bool = _option(False, "With `continue_from`, accept `data` that begins before the earlier log ends.")
     tolerance: float = _option(0.002, "With `continue_from`, largest fall of validation NDCG@10 that is accepted.")
     match_items: Literal["id", "title"] = _option("id", "How items of `start_from` are found: by ID or by title.")
     name: str | None = _option(None, "Name of the checkpoint on its card. None: name of the output folder.")
@@ -186,7 +188,8 @@ def parse_recipe(argv: Sequence[str]) -> Recipe:
     try:
         values = {name: section(**{it: given[it] for it in names[name]}) for name, section in sections.items()}
     except json.JSONDecodeError as error:
-        raise ValueError(f"Expected an option as JSON, found {error.doc!r:.80} ({error}). Fix this value.") from None
+        option = next((f"`--{name}`" for name, value in given.items() if value == error.doc), "An option")
+        raise ValueError(f"{option} must be JSON, found {error.doc!r:.80} ({error}). Fix this value.") from None
     return Recipe(source=source, given={"seed": values["training"].seed, **given}, **values)
 
 

@@ -40,7 +40,7 @@ def run(recipe: Recipe) -> Path | None:
     The model is saved before it is evaluated, and checkpoints are removed when everything is saved. A run that was
     killed can be resumed from its last checkpoint. Return the folder of the model; None in processes after the first.
     """
-    if recipe.source and Path(recipe.source, FACTS_FILE).exists() and not RunFacts.load(recipe.source).reproducible:
+    if recipe.source and Path(recipe.source).is_dir() and not RunFacts.load(recipe.source).reproducible:
         found = f"{recipe.source}: {FACTS_FILE} does not contain all options, because the model was trained in Python"
         raise ValueError(f"{found}. Write the options into a YAML file, and pass this file instead.")
     check_loss(recipe.model.loss)  # before the log is read

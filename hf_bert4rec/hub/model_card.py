@@ -20,8 +20,7 @@ PAPERS = {
     "SASRec": " ([Kang and McAuley, 2018](https://arxiv.org/abs/1808.09781))",
     "GRU4Rec": " ([Hidasi et al., 2016](https://arxiv.org/abs/1511.06939))",
 }
-OWN_MODULE = "my_module"
-"""Placeholder for the module of your own architecture, whose name is not recorded."""
+OWN_MODULE = "my_module"  # placeholder for the module of an architecture of your own, if its name is not known
 COLUMNS = ("hr@10", "ndcg@10", "mrr@10")
 
 Metrics = Mapping[str, Mapping[str, float]]  # model -> metric -> value
@@ -56,6 +55,7 @@ def model_card(facts: RunFacts, modules: Sequence[str] = ()) -> ModelCard:
     named = {name: value.partition(":")[0] for name, value in options.items() if ":" in value}  # package.module:name
     is_own = facts.model not in PAPERS
     code = list(modules) or [OWN_MODULE] * (is_own and "architecture" not in named)
+    registering = named.get("architecture", ", ".join(code)) if is_own else ""
     code += [module for module in named.values() if module not in code]
     return ModelCard.from_template(
         card_data,
@@ -64,7 +64,7 @@ def model_card(facts: RunFacts, modules: Sequence[str] = ()) -> ModelCard:
         items=facts.data.items,
         paper=PAPERS.get(facts.model, ""),
         parts=_parts(facts),
-        module=named.get("architecture", ", ".join(code)) if is_own else "",
+        module=registering,
         code=code,
         split=split,
         interval=facts.intervals.get(split, {}).get(facts.model),

@@ -6,7 +6,7 @@ import os
 import re
 import subprocess
 import sys
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
@@ -109,7 +109,9 @@ def test_importing_the_command_sets_nothing_and_running_it_sets_the_wait_policy(
     ("error", "message"),
     [
         (ValueError("wrong"), "x: error: wrong"),
-        (FileNotFoundError(2, "No such file", "a.csv"), r"x: error: .*No such file: 'a.csv'"),
+        (FileNotFoundError(2, "No such file", "a.csv"), r"x: error: a\.csv: No such file\.$"),
+        (RuntimeError("X requires y to be installed. Run `pip install y`."), "x: error: X requires y to be installed"),
+        (PackageNotFoundError("deepspeed"), "x: error: No package metadata was found for deepspeed"),
         (ModuleNotFoundError("No module named 'implicit'", name="implicit"), r"pip install 'hf-bert4rec\[baselines\]'"),
         (ModuleNotFoundError("No module named 'gradio'", name="gradio"), r"pip install 'hf-bert4rec\[space\]'"),
         (KeyboardInterrupt(), "x: interrupted"),

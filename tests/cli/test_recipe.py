@@ -197,7 +197,7 @@ def test_a_missing_file_and_a_second_argument_are_refused_by_name(config):
 def test_a_missing_value_and_invalid_json_are_refused_by_name(config):
     with pytest.raises(ValueError, match=r"^`--hidden_size` needs a value, found none\."):
         parse_recipe([config, "--hidden_size", "--seed=1"])
-    with pytest.raises(ValueError, match=r"Expected an option as JSON, found '\{a'"):
+    with pytest.raises(ValueError, match=r"`--fsdp_config` must be JSON, found '\{a'"):
         parse_recipe([config, "--fsdp_config={a"])
 
 
