@@ -196,7 +196,7 @@ def test_a_downloaded_checkpoint_does_not_choose_what_is_imported(first, tmp_pat
 
 def test_both_models_are_evaluated_on_the_same_users_and_targets_if_the_log_is_filtered(first):
     items = ["i1", "n1", "i2", "n2"]
-    rows = [(user, items[(user + n) % 4], 200 + n) for user in range(30, 60) for n in range(1 + user % 4)]
+    rows = [(user, items[(user // 4 + n) % 4], 200 + n) for user in range(30, 60) for n in range(1 + user % 4)]
     rows += [(user, f"rare{user}", 300) for user in range(30, 40)]
     pd.DataFrame(rows, columns=["user", "item", "timestamp"]).to_csv(first / "filtered.csv", index=False)
     parent = str(first / "first" / "model")
