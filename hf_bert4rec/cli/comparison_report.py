@@ -76,6 +76,7 @@ class ModelResult:
         """Write the NPZ file, then the JSON file: a result is complete if the JSON file exists."""
         values, file = dict(vars(self)), result_file(folder, model)
         arrays = {key: value for key, value in vars(values.pop("users")).items() if value is not None}
+        file.parent.mkdir(parents=True, exist_ok=True)
         np.savez_compressed(file.with_suffix(".npz"), **arrays)
         file.write_text(json.dumps(values, indent=1), encoding="utf-8")
 
