@@ -55,12 +55,7 @@ CONTINUED: dict[str, Any] = {
     "early_stopping_patience": None,
 }
 
-REGISTRIES: dict[str, Mapping[str, Any]] = {
-    "format": FORMATS,
-    "split": SPLITS,
-    "architecture": ARCHITECTURES,
-    "loss": LOSSES,
-}
+REGISTRIES: dict[str, Any] = {"format": FORMATS, "split": SPLITS, "architecture": ARCHITECTURES, "loss": LOSSES}
 OWN_CODE = {"split": "package.module:function", "architecture": "package.module:ConfigClass"}
 """Options that can name code to import, and the form of such a name."""
 imported: list[str] = []  # modules that the user has named. Recipes of checkpoints may name no others.
