@@ -62,9 +62,9 @@ class Comparison:
         content = read_yaml(path, "a YAML file of a comparison", EXAMPLE)
         given = {name: value for name, value in content.items() if value is not None}
         if not {"recipe", "models"} <= {*given} <= {"recipe", "models", "published"}:
-            found = ", ".join(f"`{name}`" for name in given) or "none"
-            expected = "expected the keys `recipe` and `models`, and optionally `published`"
-            raise ValueError(f"{path}: {expected}, found {found:.80}. {EXAMPLE}")
+            found = "those of " + ", ".join(f"`{name}`" for name in [*given][:6]) if given else "none"
+            expected = "expected values for the keys `recipe` and `models`, and optionally `published`"
+            raise ValueError(f"{path}: {expected}, found {found}. {EXAMPLE}")
         try:
             return cls(path, **given)
         except StrictDataclassError as error:
@@ -73,6 +73,8 @@ class Comparison:
                 cause = cause.__cause__
             example = f". {EXAMPLE}" if isinstance(cause, TypeError) else ""  # of the wrong type
             reason = re.sub(r" doesn't match any type.*", " must be a number", str(cause), flags=re.DOTALL)
+            keys = r"the keys of `\1` must be text, found \2. Put this key in quotation marks"
+            reason = re.sub(r"^Field '(.*)\.key' expected str, got .*\(value: (.*)\)$", keys, reason)
             raise ValueError(f"{path}: {reason}{example}") from error
 
     def validate_models(self) -> None:
@@ -135,6 +137,7 @@ def compare(path: str, split: str, folder: str) -> str:
         if "checkpoint" in options:
             check_data(fetch_checkpoint(options["checkpoint"]), data, tokenizer.items, comparison.recipe)
     check_results(comparison, split, str(data.sha256), folder)
+    Path(folder).mkdir(parents=True, exist_ok=True)
     for name, options in comparison.models.items():
         if (file := result_file(folder, name)).exists():
             trained = f" To train this model again, delete {file.with_suffix('')} too." if "recipe" in options else ""
@@ -281,7 +284,9 @@ def check_data(checkpoint: Path, data: DataFacts, items: Any, recipe: str) -> tu
     facts = RunFacts.load(checkpoint)  # those of a `RecommendationTrainer` have no checksum
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     if facts.data.sha256 not in (None, data.sha256) or tokenizer.items != items:
-        advice = f"Use the same `data` and `item_features` in {recipe}, or remove the model from the comparison."
+        advice = (
+            f"Use the same `data`, filters and `item_features` in {recipe}, or remove the model from the comparison."
+        )
         raise ValueError(f"{checkpoint} was trained on other data or items than those of {recipe}. {advice}")
     if facts.data.sha256 is None:
         logger.warning("%s: the training data is unknown. It must not contain targets of %s.", checkpoint, recipe)

@@ -7,7 +7,7 @@ from argparse import SUPPRESS, ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from huggingface_hub.errors import StrictDataclassError
@@ -17,8 +17,10 @@ READING = (
     "keep_repeats", "format", "separator", "encoding",
 )  # fmt: skip
 """Options of `load_interactions`."""
+FILES = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".parquet", ".gz", ".zip")  # suffixes that a folder must not have
 EXTRAS = {"implicit": "baselines", "gradio": "space"}
 """For each optional module, the extra of this package that installs it."""
+FIXABLE = (ValueError, OSError, MemoryError, PackageNotFoundError)  # also errors that name what to `pip install`
 
 
 def train(argv: list[str]) -> None:
@@ -116,7 +118,7 @@ def recommend(argv: list[str]) -> None:
     parser.add_argument("--exclude_history", choices=("true", "false"), help=text)
     args, others = parser.parse_known_args(argv)
     if others:
-        unknown = others[0].startswith("--")
+        unknown = others[0].startswith("-")
         advice = "Pass the items of a history after `--history`."
         if unknown:
             advice = "Use the options above, or with `--input` the options of `hf-bert4rec train` for reading a log."
@@ -131,6 +133,9 @@ def recommend(argv: list[str]) -> None:
         option = f"`--{next(iter(reading), 'processes')}`"
         parser.error(f"{option} needs `--input` and `--output`, without `--history`. Add them, or omit {option}.")
     if args.input:
+        if Path(args.output).suffix.lower() in FILES and not Path(args.output).is_dir():
+            found = f"found the name of a file, {args.output}"
+            parser.error(f"`--output` must be a folder, which will contain Parquet files, {found}. Omit the suffix.")
         from ..inference.batch import recommend_to_parquet
         from .recipe import parse_recipe
 
@@ -284,10 +289,12 @@ def plain_errors(program: str | None = None) -> Iterator[None]:
             reason = f"{error.name} is not installed. Run `pip install 'hf-bert4rec[{EXTRAS[error.name]}]'`."
         elif isinstance(error, StrictDataclassError):  # its own text names a method, its cause the option
             reason = str(error.__cause__ or error)
-        elif isinstance(error, (ValueError, OSError, MemoryError)) or type(error) is ImportError:
-            reason = str(error)
-        else:
+        elif isinstance(error, OSError) and error.filename is not None:
+            reason = f"{error.filename}: {error.strerror}."
+        elif not isinstance(error, FIXABLE) and type(error) is not ImportError and "pip install" not in str(error):
             raise
+        else:
+            reason = str(error)
         sys.exit(f"{program}: error: {reason}")
 
 

@@ -29,12 +29,14 @@ from transformers.hf_argparser import HfArg
 from transformers.utils.chat_template_utils import parse_google_format_docstring
 
 from ..data.data_collator import DataCollatorForCloze
+from ..data.formats import FORMATS
 from ..data.histories import build_histories
 from ..data.interactions import load_interactions
 from ..data.splits import SPLITS, Split
 from ..hub.checkpoint import fetch_checkpoint, open_folder
 from ..hub.run_facts import FACTS_FILE, RunFacts
 from ..models.configuration_bert4rec import Bert4RecConfig
+from ..models.item_loss import LOSSES
 from ..models.registry import ARCHITECTURES, architecture_of
 from ..training.arguments import RecommendationTrainingArguments
 
@@ -53,6 +55,7 @@ CONTINUED: dict[str, Any] = {
     "early_stopping_patience": None,
 }
 
+REGISTRIES: dict[str, Any] = {"format": FORMATS, "split": SPLITS, "architecture": ARCHITECTURES, "loss": LOSSES}
 OWN_CODE = {"split": "package.module:function", "architecture": "package.module:ConfigClass"}
 """Options that can name code to import, and the form of such a name."""
 imported: list[str] = []  # modules that the user has named. Recipes of checkpoints may name no others.
@@ -83,22 +86,24 @@ class RunArguments:
     item_features: str | None = _option(None, "Table with features of items, such as price and text (docs/items.md).")
     feature_text: list[str] | None = _option(None, "Columns of `item_features` that `encoder` reads.")  # noqa: RUF009
     encoder: str | None = _option(None, "Model of sentence-transformers, Hub ID or folder, for `feature_text`.")
-    item_ids: str | None = _option(None, "Table to rename items: first the IDs of log and `titles`, then the new IDs.")
+    item_ids: str | None = _option(
+        None, "Table to rename items: one column with the old IDs, then one with the new IDs."
+    )
     split: str = _option(
         "leave_one_out",
-        "How to hold items out: leave_one_out, at_time (needs `validation_time` and `test_time`), train_on_all, "
-        "new_interactions (with `since`, `held_out` and `replay`), or package.module:function.",
+        "How to hold items out: one of the names, or package.module:function. at_time needs `validation_time` and "
+        "`test_time`. new_interactions has the options `since`, `held_out` and `replay`.",
     )
     max_length: int | None = _option(None, "Longest input, including the [MASK] of the query. None: 50.")
     popularity_candidates: int = _option(0, "Also rank among this number of items, drawn by popularity. 0: no.")
     uniform_candidates: int = _option(0, "Also rank among this number of items, drawn uniformly. 0: no.")
-    architecture: str = _option("bert4rec", "Model: bert4rec, sasrec, gru4rec, or package.module:ConfigClass.")
+    architecture: str = _option("bert4rec", "Model: one of the names, or package.module:ConfigClass.")
     recommended_settings: bool = _option(True, "From the log, choose options that are not given (docs/training.md).")
     initialize_items: bool = _option(True, "Initialize item vectors and biases from the training histories.")
     start_from: str | None = _option(None, "Checkpoint whose encoder and shared items a new model starts from.")
     continue_from: str | None = _option(None, "Checkpoint to train further on `data`, with its recipe (docs/items.md).")
     history: str | None = _option(None, "With `continue_from`, log of the interactions before those in `data`.")
-    allow_earlier: bool = _option(False, "With `continue_from`, accept `data` that begins before its log ends.")
+    allow_earlier: bool = _option(False, "With `continue_from`, accept `data` that begins before the earlier log ends.")
     tolerance: float = _option(0.002, "With `continue_from`, largest fall of validation NDCG@10 that is accepted.")
     match_items: Literal["id", "title"] = _option("id", "How items of `start_from` are found: by ID or by title.")
     name: str | None = _option(None, "Name of the checkpoint on its card. None: name of the output folder.")
@@ -183,7 +188,8 @@ def parse_recipe(argv: Sequence[str]) -> Recipe:
     try:
         values = {name: section(**{it: given[it] for it in names[name]}) for name, section in sections.items()}
     except json.JSONDecodeError as error:
-        raise ValueError(f"Expected an option as JSON, found {error.doc!r:.80} ({error}). Fix this value.") from None
+        option = next((f"`--{name}`" for name, value in given.items() if value == error.doc), "An option")
+        raise ValueError(f"{option} must be JSON, found {error.doc!r:.80} ({error}). Fix this value.") from None
     return Recipe(source=source, given={"seed": values["training"].seed, **given}, **values)
 
 
@@ -198,9 +204,11 @@ def _unexpected(word: str, parser: HfArgumentParser) -> str:
 
 
 def format_help(usage: str) -> str:
-    """Return the help of all options."""
+    """Return the help of all options. That of an option in `REGISTRIES` ends with the names in its registry."""
     parser = HfArgumentParser(_sections({}).values(), usage=usage, add_help=False)
     for action in parser._actions:
+        if action.dest in REGISTRIES:
+            action.help = f"{action.help} Names: {', '.join(REGISTRIES[action.dest])}."
         if action.nargs == 0:  # such as `--no_exclude_history`, with the text and the default of its opposite
             action.help, action.default = f"The same as --{action.dest} false.", argparse.SUPPRESS
     return parser.format_help()
@@ -242,8 +250,8 @@ def _find(kind: str, name: str, registry: Mapping[str, Any]) -> Any:
     module, colon, attribute = name.partition(":")
     if not colon:
         if name not in registry:
-            known, own = ", ".join(registry), f"`{OWN_CODE[kind]}`"
-            raise ValueError(f"`--{kind} {name}` is unknown. Choose from {known}, or name your own code as {own}.")
+            advice = f"Name your own code as `{OWN_CODE[kind]}`, or pass its module to `--import`."
+            raise ValueError(f"`--{kind} {name}` is unknown. Choose from {', '.join(registry)}. {advice}")
         return registry[name]
     try:
         return getattr(import_own_code(module), attribute)

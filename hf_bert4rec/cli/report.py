@@ -14,6 +14,7 @@ from ..hub.checkpoint import CURVE
 from ..hub.model_card import results_table
 from ..hub.run_facts import RunFacts
 from ..inference.pipeline import NextItemRecommendationPipeline, pipeline
+from .recipe import imported
 
 LATE = 0.9  # share of the training after which a best checkpoint is late
 
@@ -96,6 +97,7 @@ def _advice(facts: RunFacts, folder: Path) -> list[str]:
     elif step > 1:
         length = f"--num_train_epochs {epoch:.3g}" if epoch >= 1 else f"--max_steps {step}"
         options = f"--split train_on_all {length} --output_dir {shlex.quote(f'{folder.parent}-all')}"
+        options += "".join(f" --import {module}" for module in imported)
         lines[0] += " To train on all interactions before deployment, with the same options:"
         lines.insert(1, f"  hf-bert4rec train {shlex.quote(str(folder))} {options}")
     return lines
@@ -104,9 +106,8 @@ def _advice(facts: RunFacts, folder: Path) -> list[str]:
 def _gain_of_training(facts: RunFacts) -> list[str]:
     """Return a line with validation NDCG@10 before and after the training, if the initial model was evaluated."""
     evaluated = [entry for entry in facts.log if "eval_ndcg@10" in entry]
-    if "continue_from" in facts.recipe:  # the log shows the old model, with its own items
-        return []
-    if "validation" not in facts.results or not evaluated or not evaluated[0]["step"] <= 1 < facts.log[-1]["step"]:
+    shown = "validation" in facts.results and "continue_from" not in facts.recipe  # its log shows the old model
+    if not (shown and evaluated and evaluated[0]["step"] <= 1 < facts.log[-1]["step"]):
         return []
     before, after = evaluated[0]["eval_ndcg@10"], facts.results["validation"][facts.model]["ndcg@10"]
     return [f"Validation NDCG@10 of {facts.model}: {before:.4f} before the training (step 1), {after:.4f} after."]

@@ -102,8 +102,8 @@ def _check_options(recipe: Recipe, args: Any) -> None:
 
 def _build_model(recipe: Recipe, tokenizer: ItemTokenizer, args: Any, train: Dataset) -> PreTrainedModel:
     source = None if recipe.run.start_from is None else fetch_checkpoint(recipe.run.start_from)
+    changes = {name: value for name, value in recipe.options("model").items() if name in WITHOUT_WEIGHTS}
     if source is not None:
-        changes = {name: value for name, value in recipe.options("model").items() if name in WITHOUT_WEIGHTS}
         config = AutoConfig.from_pretrained(source, vocab_size=len(tokenizer), **changes)
     else:
         sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": tokenizer.model_max_length}
@@ -119,7 +119,7 @@ def _build_model(recipe: Recipe, tokenizer: ItemTokenizer, args: Any, train: Dat
         shapes = AutoModelForMaskedLM.from_config(config)
     check_memory(estimate_memory(shapes, args.per_device_train_batch_size, 1))
     if source is not None:
-        model = _start_from(recipe, source, tokenizer, train)
+        model = _start_from(recipe, source, tokenizer, train, changes)
         if config.num_followers:
             count_transitions(model, train, recipe.options("splitting").get("since"))
         return model
@@ -129,28 +129,34 @@ def _build_model(recipe: Recipe, tokenizer: ItemTokenizer, args: Any, train: Dat
     return model
 
 
-def _start_from(recipe: Recipe, source: Path, tokenizer: ItemTokenizer, train: Dataset) -> PreTrainedModel:
-    """Return the model of a checkpoint for the catalog of `tokenizer`, with the dropout and loss of the recipe."""
-    model, its_tokenizer = AutoModelForMaskedLM.from_pretrained(source), AutoTokenizer.from_pretrained(source)
+def _start_from(
+    recipe: Recipe, source: Path, tokenizer: ItemTokenizer, train: Dataset, changes: dict[str, Any]
+) -> PreTrainedModel:
+    """Return the model of a checkpoint for the catalog of `tokenizer`, with the dropout and loss in `changes`."""
+    model = AutoModelForMaskedLM.from_pretrained(source, **changes)
+    its_tokenizer = AutoTokenizer.from_pretrained(source)
     check_sizes(model, its_tokenizer)
     config, wanted = model.config, find_configuration(recipe.run.architecture).model_type
     if config.model_type != wanted:
         found = f"{source} is a {config.model_type} model, but `--architecture` is {wanted}"
         raise ValueError(f"{found}. Set `--architecture {config.model_type}`.")
-    given = recipe.options("model")
-    changes = {name: given.pop(name) for name in WITHOUT_WEIGHTS if name in given}
-    if overridden := sorted(name for name, value in given.items() if value != getattr(config, name)):
-        values = ", ".join(f"`--{name} {getattr(config, name)}`" for name in overridden)
-        logger.warning("These options have the values of %s, and cannot be changed: %s.", source, values)
+    _warn_overridden(recipe, config, source)
     if recipe.run.continue_from is not None:
-        model = AutoModelForMaskedLM.from_pretrained(source, **changes)
         starts = append_items(model, its_tokenizer, tokenizer, load_projection(source))
         logger.info("New items: %d. Start from their features: %d.", len(starts), starts.count("features"))
         if len(places := np.flatnonzero([start == "mean" for start in starts])):
             initialize_new_items(model, train, torch.from_numpy(places + len(its_tokenizer)))
         return model
-    options = {"rows": train, "projection": load_projection(source), **changes}
+    options: dict[str, Any] = {"rows": train, "projection": load_projection(source)}
     return transfer(model, its_tokenizer, tokenizer, recipe.run.match_items, **options)
+
+
+def _warn_overridden(recipe: Recipe, config: Any, source: str | Path) -> None:
+    """Warn about options of the model that do not have the values of its configuration, which is that of `source`."""
+    given = recipe.options("model").items()
+    if overridden := sorted(name for name, value in given if value != getattr(config, name)):
+        values = ", ".join(f"`--{name} {getattr(config, name)}`" for name in overridden)
+        logger.warning("These options have the values of %s, and cannot be changed: %s.", source, values)
 
 
 def objective_arguments(recipe: Recipe, tokenizer: ItemTokenizer) -> dict[str, Any]:
@@ -177,9 +183,10 @@ def evaluate(recipe: Recipe) -> tuple[tuple[str, str | None], dict[str, dict[str
     _, interactions, _, histories = prepare(recipe, tokenizer)
     _warn_about_other_targets(recipe, interactions)
     trainer = evaluator(model, recipe, tokenizer)
+    _warn_overridden(recipe, model.config, recipe.source)
     found = {split: evaluate_rows(trainer, rows) for split, rows in histories.items() if split != "train"}
     if not found:
-        advice = "Change `--split`, or evaluate the model of the run that held items out."
+        advice = "If the model was trained with it, evaluate the model of another run. Otherwise omit `--split`."
         raise ValueError(f"The split {recipe.run.split} holds no items out. {advice}")
     return (
         protocol(recipe, len(tokenizer.items), model.config.exclude_history),

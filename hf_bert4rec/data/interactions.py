@@ -47,8 +47,7 @@ def load_interactions(
         source: A file (also compressed with gzip, bzip2 or Zstandard), a folder of MovieLens, `"ml-latest-small"`
             (contained in this package), a pandas, Polars or Arrow table, a (saved) `datasets.Dataset`, or the Hub ID
             of a dataset, whose split `train` is read.
-        format: Format of a file: csv, tsv, dat, data, item, inter, txt, sequences, json, jsonl, parquet, or a key that
-            you added to `FORMATS`. Default: the suffix of the file.
+        format: Format of a file: a key of `FORMATS`, such as csv, jsonl or parquet. Default: the suffix of the file.
         user: Column of the user: a name, or a position from 0. Default: a column with a usual name.
         item: Column of the item, as for `user`.
         timestamp: Column of the time: numbers are kept as they are, dates become seconds since 1970. Default: a column

@@ -6,7 +6,7 @@ No pickle is written or read, and no code of a checkpoint is executed.
 import re
 import shutil
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from os import PathLike
 from pathlib import Path
@@ -237,9 +237,14 @@ def is_complete(checkpoint: str | PathLike) -> bool:
 
 
 def save_checkpoint(
-    folder: str | PathLike, model: PreTrainedModel, tokenizer: ItemTokenizer, facts: RunFacts, others: dict[str, bytes]
+    folder: str | PathLike,
+    model: PreTrainedModel,
+    tokenizer: ItemTokenizer,
+    facts: RunFacts,
+    others: dict[str, bytes],
+    modules: Sequence[str] = (),
 ) -> None:
-    """Save a checkpoint with its card, written from `facts`, and `others` (file name -> content).
+    """Save a checkpoint with its card, written from `facts` and `modules`, and `others` (file name -> content).
 
     An older checkpoint in `folder` is replaced after all files are written, and kept if writing fails.
     """
@@ -248,7 +253,7 @@ def save_checkpoint(
         model.save_pretrained(new)
         tokenizer.save_pretrained(new)
         facts.save(new)
-        model_card(facts).save(new / CARD)
+        model_card(facts, modules).save(new / CARD)
         for name, content in others.items():
             (new / name).write_bytes(content)
 

@@ -20,15 +20,17 @@ PAPERS = {
     "SASRec": " ([Kang and McAuley, 2018](https://arxiv.org/abs/1808.09781))",
     "GRU4Rec": " ([Hidasi et al., 2016](https://arxiv.org/abs/1511.06939))",
 }
-OWN_MODULE = "my_module"
-"""Placeholder for the module of your own architecture, whose name is not recorded."""
+OWN_MODULE = "my_module"  # placeholder for the module of an architecture of your own, if its name is not known
 COLUMNS = ("hr@10", "ndcg@10", "mrr@10")
 
 Metrics = Mapping[str, Mapping[str, float]]  # model -> metric -> value
 
 
-def model_card(facts: RunFacts) -> ModelCard:
-    """Return the model card. Its model-index has the results of the test split, or else of the validation split."""
+def model_card(facts: RunFacts, modules: Sequence[str] = ()) -> ModelCard:
+    """Return the model card. Its model-index has the results of the test split, or else of the validation split.
+
+    `modules` are the modules of the user that the training imported, which the commands and examples import too.
+    """
     facts, split = facts.published(), "test" if "test" in facts.results else "validation"
     metrics = facts.results.get(split, {})
     own = metrics.get(facts.model, {})
@@ -49,12 +51,12 @@ def model_card(facts: RunFacts) -> ModelCard:
     seeds = {str(facts.recipe.get("seed")): own, **facts.other_seeds.get(split, {})}
     rows = seeds.values() if len(seeds) > 1 else [{}]
     spread = {name: [row[name] for row in rows] for name in COLUMNS if all(name in row for row in rows)}
-    named = {name: str(facts.recipe.get(name, "")) for name in ("architecture", "split")}
-    code = [f"--{name} {value}" for name, value in named.items() if ":" in value]  # package.module:name
-    module, colon, _ = named["architecture"].partition(":")
-    if not colon:
-        module = "" if facts.model in PAPERS else OWN_MODULE
-        code += [f"--import {module}"] if module else []
+    options = {name: str(facts.recipe.get(name, "")) for name in ("architecture", "split")}
+    named = {name: value.partition(":")[0] for name, value in options.items() if ":" in value}  # package.module:name
+    is_own = facts.model not in PAPERS
+    code = list(modules) or [OWN_MODULE] * (is_own and "architecture" not in named)
+    registering = named.get("architecture", ", ".join(code)) if is_own else ""
+    code += [module for module in named.values() if module not in code]
     return ModelCard.from_template(
         card_data,
         template_path=str(TEMPLATE),
@@ -62,8 +64,8 @@ def model_card(facts: RunFacts) -> ModelCard:
         items=facts.data.items,
         paper=PAPERS.get(facts.model, ""),
         parts=_parts(facts),
-        module=module,
-        own_code="".join(f" {option}" for option in code),
+        module=registering,
+        code=code,
         split=split,
         interval=facts.intervals.get(split, {}).get(facts.model),
         differences=facts.differences.get(split, {}),

@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 from ..data.arguments import check_count
 from ..data.ids import as_item_ids
 from ..data.interactions import load_interactions
+from ..data.sources import library_errors
 from ..hub.checkpoint import fetch_checkpoint
 from ..hub.errors import disk_errors, read_json
 from .arguments import ITEM_LISTS, check_options
@@ -184,7 +185,7 @@ def _read_shards(
     file: Path, size: int, user: str, history: str, columns: Mapping[str, Any]
 ) -> tuple[int, Iterator[pa.Table]]:
     """Return the number of users, and tables of `size` users with the columns of users and histories."""
-    with file.open("rb") as opened:
+    with library_errors(str(file)), file.open("rb") as opened:
         parquet = pq.ParquetFile(file, pre_buffer=False) if opened.read(len(FIRST_BYTES)) == FIRST_BYTES else None
     if parquet and history in (schema := parquet.schema_arrow).names:
         kind = schema.field(history).type

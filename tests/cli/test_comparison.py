@@ -360,13 +360,13 @@ def test_invalid_models_are_refused(recipe_file, tmp_path, models, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "the keys `recipe` and `models`, and optionally `published`, found none. `hf-bert4rec"),
+        ("", "values for the keys `recipe` and `models`, and optionally `published`, found none. `hf-bert4rec"),
         ("- recipe", "a YAML file of a comparison, found a list. `hf-bert4rec compare --help` shows an example."),
         ("recipe", "found a str. "),
         ("{", "a YAML file of a comparison: while parsing a flow node expected the node content"),
-        ("recipe: a\nmodels: {X: {baseline: ease}}\nmodel: 1", "found `recipe`, `models`, `model`. `hf-bert4rec"),
-        ("recipe: a", "found `recipe`. `hf-bert4rec compare --help` shows an example."),
-        ("recipe: a\nmodels:", "found `recipe`. "),
+        ("recipe: a\nmodels: {X: {baseline: ease}}\nmodel: 1", "found those of `recipe`, `models`, `model`. `hf-b"),
+        ("recipe: a", "found those of `recipe`. `hf-bert4rec compare --help` shows an example."),
+        ("recipe: a\nmodels:", "found those of `recipe`. "),
         ("\0", "a YAML file of a comparison: unacceptable character"),
         ("recipe: a\nmodels: {X: {baseline: ease}, X: {baseline: als}}", "`X` is given more than once. Keep one line."),
     ],
@@ -380,6 +380,8 @@ def test_a_file_that_is_no_comparison_is_refused(tmp_path, text, message):
 @pytest.mark.parametrize(
     ("models", "message"),
     [
+        ("{1: {baseline: ease}}", "the keys of `models` must be text, found 1. Put this key in quot"),
+        ("{X: {1: ease}}", "the keys of `models['X']` must be text, found 1. Put this key in quot"),
         ("{X: ease}", "expected a dict, got str. `hf-bert4rec compare --help` shows an example."),
         ("{X: {baseline: [ease]}}", "'X': unknown baseline \"['ease']\". Choose from "),
         ("{X: {recipe: [a]}}", "'X': `recipe` must be the path of a recipe, found ['a']. "),
@@ -392,7 +394,9 @@ def test_a_value_of_the_wrong_type_is_refused(tmp_path, models, message):
 
 
 def test_a_recipe_is_no_comparison(recipe_file):
-    with pytest.raises(ValueError, match=r"recipe\.yaml: expected the keys `recipe` and `models`, .* found `data`"):
+    with pytest.raises(
+        ValueError, match=r"recipe\.yaml: expected values for the keys `recipe` .* found those of `data`"
+    ):
         Comparison.load(str(recipe_file))
 
 

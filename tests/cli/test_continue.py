@@ -10,6 +10,9 @@ from transformers import AutoTokenizer
 from hf_bert4rec import item_tokenizer, load_interactions
 from hf_bert4rec.cli import run
 from hf_bert4rec.cli.main import main
+from hf_bert4rec.cli.prepare import prepare, validation_histories
+from hf_bert4rec.cli.recipe import parse_recipe
+from hf_bert4rec.data.histories import target_items
 from hf_bert4rec.data.splits import new_interactions
 from hf_bert4rec.hub.run_facts import RunFacts
 
@@ -90,7 +93,8 @@ def test_a_worse_model_does_not_replace_the_old_one(first, capsys, caplog):
     assert (first / "worse" / "rejected" / "model.safetensors").exists()
     assert not (first / "worse" / "model").exists()
     assert "Validation: " in capsys.readouterr().out
-    assert "With fewer than 100 held-out users, chance decides about the new model" in caplog.text
+    text = "Held-out users: 1. With fewer than 100, chance decides which checkpoint or model is better. Increase `--"
+    assert text in caplog.text
 
 
 def test_the_old_model_is_scored_as_it_is_used_without_new_items(first, tmp_path, caplog):
@@ -188,3 +192,27 @@ def test_a_downloaded_checkpoint_does_not_choose_what_is_imported(first, tmp_pat
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit, match="would import evil:Config"):
         main(["train", "--continue_from", "model", "--data", str(first / "old.csv")])
+
+
+def test_both_models_are_evaluated_on_the_same_users_and_targets_if_the_log_is_filtered(first):
+    items = ["i1", "n1", "i2", "n2"]
+    rows = [(user, items[(user // 4 + n) % 4], 200 + n) for user in range(30, 60) for n in range(1 + user % 4)]
+    rows += [(user, f"rare{user}", 300) for user in range(30, 40)]
+    pd.DataFrame(rows, columns=["user", "item", "timestamp"]).to_csv(first / "filtered.csv", index=False)
+    parent = str(first / "first" / "model")
+    words = ["--continue_from", parent, "--data", str(first / "filtered.csv"), "--history", str(first / "old.csv")]
+    filters = ["--min_user_interactions", "2", "--min_item_interactions", "2", "--held_out", "0.5"]
+    recipe, interactions, tokenizer, histories = prepare(parse_recipe([*words, *filters, *QUIET]))
+    old_tokenizer = AutoTokenizer.from_pretrained(parent)
+    new, old = histories["validation"], validation_histories(recipe, interactions, old_tokenizer)
+    assert interactions.num_rows < len(rows) + 12 * 8  # the filters have dropped rows
+    assert len(new) == 12
+    assert list(new["user"]) == list(old["user"])
+    known = {*old_tokenizer.items.to_pylist()}
+    targets, same = (it.convert_ids_to_tokens(target_items(rows).tolist()) for it, rows in
+                     ((tokenizer, new), (old_tokenizer, old)))  # fmt: skip
+    assert {*targets} - known == {"n1", "n2"}
+    assert same == [item if item in known else "[UNK]" for item in targets]
+    for its, other in zip(new["history"], old["history"], strict=True):
+        kept = [item for item in tokenizer.convert_ids_to_tokens(its) if item in known]
+        assert old_tokenizer.convert_ids_to_tokens(other) == kept

@@ -6,7 +6,7 @@ import os
 import re
 import subprocess
 import sys
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
@@ -109,7 +109,9 @@ def test_importing_the_command_sets_nothing_and_running_it_sets_the_wait_policy(
     ("error", "message"),
     [
         (ValueError("wrong"), "x: error: wrong"),
-        (FileNotFoundError(2, "No such file", "a.csv"), r"x: error: .*No such file: 'a.csv'"),
+        (FileNotFoundError(2, "No such file", "a.csv"), r"x: error: a\.csv: No such file\.$"),
+        (RuntimeError("X requires y to be installed. Run `pip install y`."), "x: error: X requires y to be installed"),
+        (PackageNotFoundError("deepspeed"), "x: error: No package metadata was found for deepspeed"),
         (ModuleNotFoundError("No module named 'implicit'", name="implicit"), r"pip install 'hf-bert4rec\[baselines\]'"),
         (ModuleNotFoundError("No module named 'gradio'", name="gradio"), r"pip install 'hf-bert4rec\[space\]'"),
         (KeyboardInterrupt(), "x: interrupted"),
@@ -312,6 +314,17 @@ def test_unknown_arguments_of_recommend_are_named(capsys):
     with pytest.raises(SystemExit):
         main(["recommend", "runs/a/model", "--topk", "5"])
     assert "unrecognized arguments: --topk 5. Use the options above, or with `--input`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["recs.csv", "new/recs.Parquet"])
+def test_recommend_does_not_make_a_folder_with_the_name_of_a_file(tmp_path, monkeypatch, capsys, name):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        main(["recommend", "runs/a/model", "--input", "log.csv", "--output", name])
+    assert f"must be a folder, which will contain Parquet files, found the name of a file, {name}. Omit" in (
+        capsys.readouterr().err
+    )
+    assert not list(tmp_path.iterdir())
 
 
 def test_import_without_a_module_is_refused(capsys):

@@ -12,8 +12,10 @@ from transformers import HfArgumentParser, TrainingArguments
 
 from hf_bert4rec.cli.recipe import Recipe, _sections, find_configuration, find_split, format_help, parse_recipe
 from hf_bert4rec.data.data_collator import DataCollatorForCloze
+from hf_bert4rec.data.formats import FORMATS
 from hf_bert4rec.data.interactions import load_interactions
 from hf_bert4rec.data.splits import SPLITS, Split, leave_one_out
+from hf_bert4rec.models.item_loss import LOSSES
 from hf_bert4rec.models.registry import ARCHITECTURES
 
 RECIPE = """
@@ -195,7 +197,7 @@ def test_a_missing_file_and_a_second_argument_are_refused_by_name(config):
 def test_a_missing_value_and_invalid_json_are_refused_by_name(config):
     with pytest.raises(ValueError, match=r"^`--hidden_size` needs a value, found none\."):
         parse_recipe([config, "--hidden_size", "--seed=1"])
-    with pytest.raises(ValueError, match=r"Expected an option as JSON, found '\{a'"):
+    with pytest.raises(ValueError, match=r"`--fsdp_config` must be JSON, found '\{a'"):
         parse_recipe([config, "--fsdp_config={a"])
 
 
@@ -281,6 +283,8 @@ def test_the_help_of_all_options_shows_the_texts_and_the_defaults_of_what_reads_
     )
     assert "as a share of `max_length`, for histories longer than `max_length`. (default: 0.5)" in words
     assert "The same as --exclude_history false." in words
+    for registry in (FORMATS, SPLITS, ARCHITECTURES, LOSSES):
+        assert f" Names: {', '.join(registry)}. (default: " in words
     parser = HfArgumentParser(_sections({}).values(), add_help=False)
     assert [action.dest for action in parser._actions if not action.help] == []
 
@@ -325,8 +329,8 @@ def test_one_entry_in_the_registry_is_enough_for_a_split(monkeypatch):
     [
         (
             ["--split", "leave_on_out"],
-            "`--split leave_on_out` is unknown. Choose from leave_one_out, at_time, new_interactions, train_on_all, or "
-            "name your own code as `package.module:function`.",
+            "`--split leave_on_out` is unknown. Choose from leave_one_out, at_time, new_interactions, train_on_all\\. "
+            "Name your own code as `package.module:function`, or pass its module to `--import`.",
         ),
         (["--split", "os:nothing"], "`--split os:nothing` cannot be imported"),
         (["--split", ":nothing"], "`--split :nothing` cannot be imported"),
@@ -338,8 +342,8 @@ def test_one_entry_in_the_registry_is_enough_for_a_split(monkeypatch):
         ),
         (
             ["--architecture", "gru"],
-            "`--architecture gru` is unknown. Choose from bert4rec, sasrec, gru4rec, or name your own code as "
-            "`package.module:ConfigClass`.",
+            "`--architecture gru` is unknown. Choose from bert4rec, sasrec, gru4rec\\. Name your own code as "
+            "`package.module:ConfigClass`, or pass its module to `--import`.",
         ),
         (["--architecture", "no_such_module:Config"], "No module named 'no_such_module'"),
     ],

@@ -490,6 +490,17 @@ def test_training_on_all_interactions_has_no_results_and_says_so(tmp_path, capsy
     assert [message.partition(".")[0] for message in found] == ["The model was trained with `--split train_on_all`"] * 2
 
 
+def test_evaluate_warns_about_options_of_the_model_that_have_no_effect(trained, caplog):
+    evaluate(parse_recipe([str(trained), "--loss", "bce", "--exclude_history", "false"]))
+    assert f"These options have the values of {trained}, and cannot be changed: `--loss softmax`." in caplog.messages
+
+
+def test_a_folder_that_is_no_checkpoint_is_not_taken_for_a_recipe_without_options(trained, tmp_path):
+    folder = trained.parent
+    with pytest.raises(FileNotFoundError, match=rf"found no run_facts\.json\. Did you mean {folder / 'model'}\?"):
+        run(parse_recipe([str(folder), "--data", "not/read.csv", "--output_dir", str(tmp_path / "out")]))
+
+
 def test_an_option_with_its_default_is_not_another_split(tmp_path, caplog):
     folder = run(recipe_for(tmp_path, "--num_train_epochs", "1"))
     evaluate(parse_recipe([str(folder), "--validation_in_train", "false"]))
@@ -632,7 +643,9 @@ def test_folders_and_files_of_the_user_stay(tmp_path):
     (out / "model").rename(tmp_path / "mine")
     for name in ("checkpoint-7", "checkpoint-best"):
         (out / name).symlink_to(tmp_path / "mine")
-        with pytest.raises(ValueError, match=rf"contains {name}, which is not from a run of this command\. Move this"):
+        with pytest.raises(
+            ValueError, match=rf"contains {name}, which is not from a run of this command\. Move {name}"
+        ):
             run(recipe_for(tmp_path, "--num_train_epochs", "1"))
         (out / name).unlink()
     (out / "checkpoint-notes.txt").write_text("notes")

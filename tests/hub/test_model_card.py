@@ -55,20 +55,38 @@ def test_a_model_of_an_own_type_has_a_card_without_a_reference():
 
 
 @pytest.mark.parametrize(
-    ("recipe", "module", "options"),
+    ("recipe", "modules", "module", "options"),
     [
-        ({"architecture": "mine"}, "my_module", "--import my_module"),
-        ({"architecture": "shop.models:Config", "split": "shop.splits:half"}, "shop.models",
-         "--architecture shop.models:Config --split shop.splits:half"),
+        ({"architecture": "mine"}, [], "my_module", "--import my_module"),
+        ({"architecture": "mine"}, ["own.models", "own.losses"], "own.models, own.losses",
+         "--import own.models --import own.losses"),
+        ({"architecture": "mine", "split": "shop.splits:half"}, [], "my_module",
+         "--import my_module --import shop.splits"),
+        ({"architecture": "shop.models:Config", "split": "shop.splits:half"}, ["shop.splits"], "shop.models",
+         "--import shop.splits --import shop.models"),
     ],
 )  # fmt: skip
-def test_the_card_of_an_own_model_imports_its_module(recipe, module, options):
+def test_the_card_of_an_own_model_imports_its_module(recipe, modules, module, options):
     facts = small_facts(model="Mine", reproducible=True, recipe={"seed": 1, **recipe})
-    card = model_card(facts).text
-    assert f"import hf_bert4rec\nimport {module}  # the module that registers the model\n\nrecommender" in card
+    card = model_card(facts, modules).text
+    assert f"import hf_bert4rec\nimport {module}  # registers the model\n\nrecommender" in card
     assert f"after `import hf_bert4rec` and `import {module}`." in card
     assert f"\nhf-bert4rec train path/to/this/folder --output_dir runs/again {options}\n" in card
     assert "import my_module" not in model_card(small_facts()).text
+
+
+def test_the_card_of_a_model_with_an_own_loss_imports_its_module_for_training_alone():
+    card = model_card(small_facts(reproducible=True, recipe={"seed": 1, "loss": "own"}), ["own_loss"]).text
+    assert "\nhf-bert4rec train path/to/this/folder --output_dir runs/again --import own_loss\n" in card
+    assert "Put the\nmodules after `--import`, which are not in this repository, into the working directory" in card
+    assert "import own_loss  #" not in card
+
+
+def test_the_card_of_a_model_that_was_trained_on_all_interactions_says_how_to_get_results():
+    card = model_card(small_facts(reproducible=True, recipe={"seed": 1, "split": "train_on_all"})).text
+    assert "because the model was trained on all interactions, and nothing was held out to evaluate it.\n" in card
+    assert "`hf-bert4rec train path/to/this/folder --split leave_one_out --output_dir runs/held-out`." in card
+    assert "No results were recorded." not in card
 
 
 @pytest.mark.parametrize(
