@@ -157,7 +157,9 @@ class Bert4RecEncoder(Bert4RecPreTrainedModel):
         """
         check_inputs(self.config, input_ids, inputs_embeds, attention_mask, self.causal)
         if kwargs.get("position_ids") is not None:
-            raise ValueError("`position_ids` is not supported: the position of an item is its place in the row. Omit it.")
+            raise ValueError(
+                "`position_ids` is not supported: the position of an item is its place in the row. Omit it."
+            )
         if input_ids is not None:
             self.warn_if_padding_and_no_attention_mask(input_ids, attention_mask)
         return BaseModelOutput(self.encode(input_ids, inputs_embeds, attention_mask, kept_positions, **kwargs))
