@@ -1,7 +1,7 @@
 """Compare three ways to keep a model up to date, on a log in ten periods with the same number of interactions.
 
     python scripts/drift.py generated runs/drift scripts/results/drift.jsonl
-    python scripts/drift.py ratings.csv runs/drift scripts/results/drift.jsonl --targets 20 --tolerance 1
+    python scripts/drift.py ml-latest-small runs/drift scripts/results/drift.jsonl --targets 20 --tolerance 1
 
 A first model (a) is trained on three periods. After each further period, the command continues the last accepted model
 with the new interactions (b), and trains another one from scratch on all interactions so far (c), with the recommended
