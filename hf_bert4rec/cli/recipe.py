@@ -204,7 +204,7 @@ def _unexpected(word: str, parser: HfArgumentParser) -> str:
 
 
 def format_help(usage: str) -> str:
-    """Return the help of all options. That of an option in `REGISTRIES` ends with the names in its registry."""
+    """Return the help of all options. That of an option in `REGISTRIES` lists the names in its registry."""
     parser = HfArgumentParser(_sections({}).values(), usage=usage, add_help=False)
     for action in parser._actions:
         if action.dest in REGISTRIES:

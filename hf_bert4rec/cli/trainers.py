@@ -216,7 +216,8 @@ def _warn_about_other_targets(recipe: Recipe, interactions: Dataset) -> None:
 def evaluator(model: torch.nn.Module, recipe: Recipe, tokenizer: ItemTokenizer) -> Trainer:
     """Return a `Trainer` of transformers that evaluates a model or baseline as a run does, without progress bars.
 
-    A given `exclude_history` replaces that of the model. Raises ValueError if the sizes of model and tokenizer differ.
+    An `exclude_history` in the recipe replaces that of the model. Raises ValueError if the sizes of model and tokenizer
+    differ.
     """
     settings: Any = getattr(model, "config", model)
     settings.exclude_history = recipe.given.get("exclude_history", settings.exclude_history)

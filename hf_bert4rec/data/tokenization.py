@@ -88,7 +88,8 @@ class ItemTokenizer(PreTrainedTokenizerFast):
     def set_titles(self, titles: Iterable[Any], source: str = "titles") -> None:
         """Set a list of titles in the order of `items`: text, numbers, None or NaN (no title). Errors name `source`."""
         if isinstance(titles, Mapping):
-            raise ValueError(f"{source}: expected a list, found a dict. Pass a dict as `titles` of `item_tokenizer`.")
+            advice = "Pass `[titles.get(item) for item in tokenizer.items.to_pylist()]`."
+            raise ValueError(f"{source}: expected a list, found a dict. {advice}")
         found = pd.Series(read_list(titles, source, ordered=True), dtype=object)
         if len(found) != len(self.items):
             expected = f"expected {len(self.items)} titles, one for each of `items` (None: no title)"

@@ -133,7 +133,7 @@ def published_files(folder: Path) -> dict[str, Path | bytes]:
 
 
 def _code_files(folder: Path) -> list[str]:
-    """Return the names of the files in the `auto_map` of a checkpoint, and of the files that these import."""
+    """Return the names of the files in the `auto_map` of config.json, and of the files that these import."""
     auto_map = read_json(folder / NEEDED[0], folder).get("auto_map") or {}
     modules = {str(reference).rpartition("--")[2].partition(".")[0] for reference in auto_map.values()}
     files = {folder / f"{module}.py" for module in modules if module.isidentifier()}

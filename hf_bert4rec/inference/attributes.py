@@ -113,7 +113,10 @@ class ItemAttributes:
         return self.items.take(pa.array(column.index.unique(), pa.int64()))
 
     def _column(self, name: str) -> pd.Series:
-        """Return the values of a column, several for a cell with a list; the index is the row of the table."""
+        """Return the values of a column without missing ones; the index is the row of the table.
+
+        A cell with a list, or with text separated by `|`, has several values.
+        """
         name = str(name)  # a column of a data frame can be named 0
         if name not in self._table.columns:
             raise ValueError(f"Unknown attribute {name!r}. Choose from {self._table}.")

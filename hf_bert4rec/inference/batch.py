@@ -193,8 +193,10 @@ def _read_shards(
             found = f"{kind}. Convert this column to lists (pandas: `str.split`), or rename it if the file is a log"
             raise ValueError(f"{file}: expected lists of item IDs in the column {history!r}, found {found}.")
         if columns:
-            option = f"`{min(columns)}` in `columns` (command line: `--{min(columns)}`)"
-            raise ValueError(f"{file} has one history per user. Omit {option}, which is for logs.")
+            names = [", ".join(f"`{dash}{name}`" for name in sorted(columns)) for dash in ("", "--")]
+            kind = "which is" if len(columns) == 1 else "which are"
+            omit = f"Omit {names[0]} in `columns` (command line: {names[1]}), {kind} for logs."
+            raise ValueError(f"{file} has one history per user. {omit}")
         if user not in schema.names:
             advice = "Rename your column of users, or in Python pass its name as `user=`."
             raise ValueError(f"{file}: expected a column {user!r}, found {', '.join(schema.names)}. {advice}")

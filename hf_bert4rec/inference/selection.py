@@ -43,7 +43,7 @@ class Selection:
         if self.index is not None:
             self.index = ItemIndex(self.index, len(self.catalog.tokenizer.items), self.model.config.hidden_size + 1)
             if self.model.repeat_head is not None and not self.exclude_history:
-                solution = "Pass `exclude_history=True`, or omit `index`."
+                solution = "Pass `exclude_history=True`, or omit `index`, also as a default of the pipeline."
                 raise ValueError(f"An index does not contain the scores of the model's `repeat_head`. {solution}")
         self._number = max(self.top_k, self.candidates) if self.rerank else self.top_k
         self._closed = self.catalog.closed.clone()  # rows that are not recommended to anybody

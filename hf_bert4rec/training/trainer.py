@@ -116,7 +116,7 @@ class RecommendationTrainer(Trainer):
             if isinstance(part, Dataset) or (isinstance(part, DatasetDict) and name == "train_dataset"):
                 check_rows(part, "input_ids")
                 if not part.num_rows:
-                    raise ValueError(f"`{name}` must have at least one row, found none.")
+                    raise ValueError(f"`{name}` must have at least one row, found none. Check split and filters.")
         optimized = self.optimizer and {weight for group in self.optimizer.param_groups for weight in group["params"]}
         if optimized and optimized.isdisjoint(self.model.parameters()):
             advice = "Create the optimizer from `model.parameters()`."
