@@ -34,7 +34,7 @@ from ..training.resources import peak_memory
 from .comparison_report import PARTS_DIFFER, ModelResult, differing_parts, format_report, result_file, summarize
 from .prepare import describe_data, excludes_history, prepare, protocol, sampled_by, whole_histories
 from .recipe import Recipe, import_own_code, imported, parse_recipe, read_yaml
-from .run import run
+from .run import check_source, run
 from .trainers import evaluator
 
 logger = logging.getLogger(__name__)
@@ -107,7 +107,10 @@ class Comparison:
 
     def parse_recipe(self) -> Recipe:
         """Parse `recipe`, whose data, split and protocol hold for all models."""
-        return parse_recipe([self.recipe, "--disable_tqdm=true"])
+        try:
+            return parse_recipe([self.recipe, "--disable_tqdm=true"])
+        except ValueError as error:
+            raise ValueError(f"{self.path}: `recipe`: {error}") from error
 
 
 def compare(path: str, split: str, folder: str) -> str:
@@ -135,7 +138,10 @@ def compare(path: str, split: str, folder: str) -> str:
     for name, options in comparison.models.items():
         check_model(comparison, name, recipe, folder)
         if "checkpoint" in options:
-            check_data(fetch_checkpoint(options["checkpoint"]), data, tokenizer.items, comparison.recipe)
+            facts, _ = check_data(fetch_checkpoint(options["checkpoint"]), data, tokenizer.items, comparison.recipe)
+            if facts.data.sha256 is None:
+                text = "%s: the training data is unknown. If it contains targets of this comparison, %s."
+                logger.warning(text, options["checkpoint"], "the results of this model are too high")
     check_results(comparison, split, str(data.sha256), folder)
     Path(folder).mkdir(parents=True, exist_ok=True)
     for name, options in comparison.models.items():
@@ -262,7 +268,8 @@ def check_model(comparison: Comparison, name: str, recipe: Recipe, folder: str) 
             found = split_options(parse_recipe([str(checkpoint)]))
             found["exclude_history"] = stored_exclude_history(checkpoint)
         else:
-            found = split_options(own := parse_recipe(recipe_words(options, folder)))
+            check_source(own := parse_recipe(recipe_words(options, folder)))
+            found = split_options(own)
             if _chooses_exclusion(own):
                 if not _chooses_exclusion(comparison.parse_recipe()):
                     chosen = "`exclude_history` is chosen from the log for this model, but not for the comparison"
@@ -288,8 +295,6 @@ def check_data(checkpoint: Path, data: DataFacts, items: Any, recipe: str) -> tu
             f"Use the same `data`, filters and `item_features` in {recipe}, or remove the model from the comparison."
         )
         raise ValueError(f"{checkpoint} was trained on other data or items than those of {recipe}. {advice}")
-    if facts.data.sha256 is None:
-        logger.warning("%s: the training data is unknown. It must not contain targets of %s.", checkpoint, recipe)
     return facts, tokenizer
 
 

@@ -256,7 +256,9 @@ def _find(kind: str, name: str, registry: Mapping[str, Any]) -> Any:
     try:
         return getattr(import_own_code(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:  # ValueError: the name of the module is empty
-        raise ValueError(f"`--{kind} {name}` cannot be imported: {error}. Check module and name.") from error
+        reason = str(error).rstrip(".")
+        advice = f"Write `{OWN_CODE[kind]}`, with a module that is installed or in this folder, and check its code."
+        raise ValueError(f"`--{kind} {name}` cannot be imported: {reason}. {advice}") from error
 
 
 def _read_options(config: Path) -> dict[str, Any]:
@@ -269,7 +271,7 @@ def _read_options(config: Path) -> dict[str, Any]:
 def read_yaml(file: str | Path, expected: str, advice: str, loader: Any = yaml.SafeLoader) -> dict[str, Any]:
     """Return the keys and values of a YAML file; ValueError if it cannot be read, or is not what is `expected`."""
     if not Path(file).exists():
-        raise ValueError(f"{file}: found no such file. Pass {expected}.")
+        raise ValueError(f"{Path(file).absolute()}: found no such file. Pass {expected}.")
     try:
         found = _load_yaml(Path(file).read_text(encoding="utf-8"), loader)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:

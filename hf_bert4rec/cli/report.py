@@ -2,6 +2,7 @@
 
 import io
 import shlex
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def draw_curve(facts: RunFacts) -> bytes:
         axes.plot(*np.array(points).reshape(-1, 2).T, label=facts.model)
         axes.set(xlabel="epoch", ylabel=label)
     baselines = {name: row for name, row in facts.results.get("validation", {}).items() if name != facts.model}
-    for (name, row), style in zip(baselines.items(), ("--", ":"), strict=False):
+    for (name, row), style in zip(baselines.items(), cycle(("--", ":", "-.")), strict=False):
         right.axhline(row["ndcg@10"], linestyle=style, color="gray", label=name)
     right.set(ylabel="validation NDCG@10", ylim=(0, None))
     right.legend()

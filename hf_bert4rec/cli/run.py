@@ -40,9 +40,7 @@ def run(recipe: Recipe) -> Path | None:
     The model is saved before it is evaluated, and checkpoints are removed when everything is saved. A run that was
     killed can be resumed from its last checkpoint. Return the folder of the model; None in processes after the first.
     """
-    if recipe.source and Path(recipe.source).is_dir() and not RunFacts.load(recipe.source).reproducible:
-        found = f"{recipe.source}: {FACTS_FILE} does not contain all options, because the model was trained in Python"
-        raise ValueError(f"{found}. Write the options into a YAML file, and pass this file instead.")
+    check_source(recipe)
     check_loss(recipe.model.loss)  # before the log is read
     recipe, interactions, tokenizer, histories = prepare(recipe)
     fewest = min((len(rows) for name, rows in histories.items() if name != "train"), default=FEW_USERS)
@@ -102,6 +100,15 @@ def run(recipe: Recipe) -> Path | None:
         where = {"private": args.hub_private_repo, "token": args.hub_token, "revision": args.hub_revision}
         logger.info("Pushed the model: %s", push_checkpoint(folder, trainer.hub_model_id, **where))
     return folder
+
+
+def check_source(recipe: Recipe) -> None:
+    """Raise ValueError if a recipe is from a checkpoint whose run facts do not contain all options."""
+    if recipe.source and Path(recipe.source).is_dir() and not RunFacts.load(recipe.source).reproducible:
+        found = f"{recipe.source}: {FACTS_FILE} does not contain all options, because the model was trained in Python"
+        advice = "To train a new model, write `data` and the options into a YAML file, and pass this file instead."
+        more = f"To train this model further, pass `--continue_from {recipe.source}` instead of the folder."
+        raise ValueError(f"{found}. {advice} {more}")
 
 
 def _score_of_parent(recipe: Recipe, interactions: Dataset) -> float:

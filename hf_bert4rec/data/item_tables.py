@@ -63,8 +63,9 @@ def load_item_ids(source: Any) -> dict[str, str]:
     with library_errors(log.name):
         for old, new in _read_pairs(log, {"item": 0, "new item ID": 1}):
             if names.setdefault(old, new) != new:
-                found = f"found {names[old]!r} and {new!r} for {old!r}. Remove one of these rows."
-                raise ValueError(f"{log.name}: expected one new ID per item, {found}")
+                found = f"found {names[old]!r} and {new!r} for {old!r}"
+                advice = "The first column must have the old IDs. If it has, remove one of these rows."
+                raise ValueError(f"{log.name}: expected one new ID per item, {found}. {advice}")
     return names
 
 

@@ -20,8 +20,9 @@ from .ids import Values
 COMPRESSED = {".gz": ("gzip", rb"\x1f\x8b"), ".bz2": ("bz2", rb"BZh\d1AY&SY"), ".zst": ("zstd", rb"\x28\xb5\x2f\xfd")}
 OTHER_FILES = {  # first bytes of files that are not text -> what they are, and what to do
     rb"(?s)PK\x03\x04.{,4000}xl/|\xd0\xcf\x11\xe0": "an Excel workbook. Export CSV, or pass `pandas.read_excel(path)`",
-    rb"(?s)PK\x03\x04|Rar!\x1a|7z\xbc\xaf|\xfd7zXZ|.{257}ustar": "an archive. Extract it and pass one of its files",
-    rb"\x1f\x8b|BZh\d1AY&SY|\x28\xb5\x2f\xfd|x[\x01\x9c]|\x5d\0\0": "compressed twice or with zlib or lzma. Extract it",
+    rb"(?s)PK\x03\x04|Rar!\x1a|7z\xbc\xaf|.{257}ustar": "an archive. Extract it and pass one of its files",
+    rb"\x1f\x8b|BZh\d1AY&SY|\x28\xb5\x2f\xfd": "compressed twice. Extract it",
+    rb"\xfd7zXZ|x[\x01\x9c\xda]|\x5d\0\0": "compressed with xz, zlib or lzma. Extract it",
     rb"ARROW1\0|SQLite format 3\0|\x89HDF|\x80[\x02-\x05]": "a binary file. Export CSV, or pass a pandas data frame",
     rb"(?i)\s*<(!doctype |html)": "an HTML page, perhaps of a failed download. Download the data again",
     rb"%PDF-": "a PDF document. Export the data as CSV",

@@ -221,7 +221,10 @@ class Split:
         return {parameter.name: parameter for parameter in parameters if parameter.name != "max_length"}
 
     def resolve(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the value of every option: the default if it is None or missing in `given`; ValueError without one."""
+        """Return the value of every option: that in `given` or, if it is None or missing, the default.
+
+        ValueError if an option has neither.
+        """
         defaults = {name: parameter.default for name, parameter in self.options.items()}
         values = {name: value if given.get(name) is None else given[name] for name, value in defaults.items()}
         if missing := [name for name, value in values.items() if value is inspect.Parameter.empty]:

@@ -168,10 +168,10 @@ class SetBaseline(Popularity):
 
 
 class Ease(SetBaseline):
-    """EASE (Steck, WWW 2019): linear autoencoder over sets of items with an empty diagonal, in closed form.
+    """EASE (Steck, WWW 2019): linear autoencoder of sets of items, in closed form. No item predicts itself.
 
     Args:
-        regularization: λ above 0, which is added to the count of every item.
+        regularization: λ above 0, which is added to the number of users of every item.
 
     Raises:
         MemoryError: Three matrices of shape (vocab_size, vocab_size) do not fit into the memory.

@@ -189,7 +189,7 @@ class Bert4RecConfig(PreTrainedConfig):
             )
 
     def validate_positions(self) -> None:
-        """Check that the model has positions."""
+        """Check that the model has rotary or learned positions."""
         if self.rope_theta is None and not self.learned_positions:
             raise ValueError("Expected `rope_theta` or `learned_positions`, found None and False. Set one of the two.")
 

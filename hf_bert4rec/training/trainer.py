@@ -125,7 +125,8 @@ class RecommendationTrainer(Trainer):
             warn_about_repeats(rows, self.model.config.exclude_history)
         if self.model.config.num_followers and not self.model.transition_head.totals.any():
             text = "`num_followers` has no effect, because the model has no counts of transitions. %s"
-            logger.warning(text, "Call `count_transitions(model, rows)` with the training rows before training.")
+            place = "before training" if self.model_init is None else "in `model_init`"
+            logger.warning(text, f"Call `count_transitions(model, rows)` with the training rows {place}.")
         if architecture.objective == "cloze" and type(self.data_collator) is DataCollatorForNextItem:
             found = f"{architecture.name} with `next_item_training` would see the items that it has to predict"
             raise ValueError(f"{found}. Use `cloze_training(tokenizer)`.")
@@ -162,7 +163,8 @@ class RecommendationTrainer(Trainer):
         tokenizer = self.processing_class
         if tokenizer.features is not None and self._features is None:
             if self.optimizer is not None:
-                raise ValueError("With item features, the Trainer creates the optimizer. Do not pass `optimizers`.")
+                advice = "Pass `optimizer_cls_and_kwargs` instead of `optimizers`."
+                raise ValueError(f"With item features, the Trainer creates the optimizer. {advice}")
             share, rows = getattr(self.args, "id_dropout", ID_DROPOUT), items_in(self.train_dataset, len(tokenizer))
             self._features = FeatureProjection(self.model, tokenizer, share, rows, self.projection)
             self._features.attach(self.model)

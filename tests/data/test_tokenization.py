@@ -193,7 +193,7 @@ def test_titles_of_the_wrong_number_are_refused(tokenizer):
 @pytest.mark.parametrize(
     ("titles", "message"),
     [
-        (dict.fromkeys("abcdefghij"), r"expected a list, found a dict\. Pass `\[titles\.get\(item\) for item in tokenizer"),
+        (dict.fromkeys("abcdefghij"), r"expected a list, found a dict\. Pass `\[titles\.get\(item\) for item"),
         ("abcdefghij", "expected a list, found str 'abcdefghij'"),
         (set("abcdefghij"), "A set has no order"),
         ([*"abcdefghi", ["j"]], r"expected text or numbers, found \['j'\] \(list\)\. .* no inner lists\.$"),

@@ -365,7 +365,9 @@ def test_the_recipe_of_next_item_training_is_read_again(histories, tmp_path):  #
     recipe = parse_recipe([str(tmp_path), "--data", "log.csv"])
     assert "mask_probability" not in recipe.given
     assert (recipe.training.seed, recipe.run.architecture) == (7, "sasrec")
-    with pytest.raises(ValueError, match=r"does not contain all options, .* Write the options into a YAML file"):
+    with pytest.raises(
+        ValueError, match=r"does not contain all options, .* To train a new model, write `data` and the options"
+    ):
         run(recipe)
 
 
