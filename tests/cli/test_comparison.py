@@ -229,8 +229,8 @@ def test_a_checkpoint_without_a_checksum_of_its_data_is_compared_by_its_items(re
     facts = RunFacts.load(checkpoint)
     dataclasses.replace(facts, data=dataclasses.replace(facts.data, sha256=None)).save(checkpoint)
     path = comparison_file(tmp_path, recipe_file, Ours={"checkpoint": str(checkpoint)})
-    evaluate_model(Comparison.load(path), "Ours", "test", str(tmp_path / "kept"))
-    assert "the training data is unknown" in caplog.text
+    compare(path, "test", str(tmp_path / "kept"))
+    assert caplog.text.count(f"{checkpoint}: the training data is unknown. If it contains targets") == 1
     (tmp_path / "log.csv").write_text(LOG + "u3,new,99\n")
     with pytest.raises(ValueError, match="was trained on other data or items"):
         compare(path, "test", str(tmp_path / "kept"))
@@ -302,6 +302,12 @@ def test_an_interrupted_comparison_says_how_to_continue(recipe_file, tmp_path):
 
 
 # ---------------------------------------------------------------------------------- mistakes, before any training
+
+
+def test_a_missing_recipe_is_named_with_its_file_and_key(tmp_path):
+    path = comparison_file(tmp_path, tmp_path / "gone.yaml", popularity={"baseline": "popularity"})
+    with pytest.raises(ValueError, match=r"comparison\.yaml: `recipe`: /.*gone\.yaml: found no such file"):
+        compare(path, "test", str(tmp_path / "compared"))
 
 
 def test_mistakes_are_found_before_anything_is_trained(recipe_file, tmp_path):
