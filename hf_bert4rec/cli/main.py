@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import sys
 from argparse import SUPPRESS, ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterator, Sequence
@@ -208,6 +209,8 @@ def items(argv: list[str]) -> None:
 
 def serve(argv: list[str]) -> None:
     """Answer requests over HTTP: raw item IDs in, recommendations out."""
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the checkpoint is loaded later, so nothing is missed
     more = " On SIGHUP the server loads the checkpoint again."
     parser = _parser("serve", "runs/mine/model --port 8000", more=more)
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="checkpoint folder, Hub ID, or exported folder")

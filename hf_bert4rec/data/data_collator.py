@@ -125,8 +125,9 @@ class DataCollatorForCloze(DataCollatorForNextItem):
             epoch, numbers = self.epoch, np.array([row["row"] for row in rows], np.uint64)
         else:
             raise ValueError(
-                "Training rows need a column `row` with the number of the row. Add it with `dataset.add_column('row', "
-                "range(len(dataset)))`, and pass `remove_unused_columns=False` to the training arguments."
+                "Training rows need a column `row` with the number of the row. Rows of a split have it: pass "
+                "`remove_unused_columns=False` to the training arguments. To other rows, also add the column: "
+                "`dataset.add_column('row', range(len(dataset)))`."
             )
         masked = self._draw_masks(epoch, numbers, real)
         return np.where(masked, self.tokenizer.mask_token_id, input_ids), np.where(masked, input_ids, -100)

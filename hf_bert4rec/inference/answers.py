@@ -170,7 +170,7 @@ class ItemCatalog:
         answers: list[Any] = [None] * len(questions)
         starts = range(0, len(questions), batch_size)
         many = len(starts) >= BATCHES_WITHOUT_PROGRESS_BAR
-        for start in tqdm(starts, desc="Scoring", unit="batch", leave=False) if many else starts:
+        for start in tqdm(starts, desc="Scoring", unit="batch", leave=False, disable=None) if many else starts:
             chosen = order[start : start + batch_size]
             users = [questions[i][0] for i in chosen]
             of_batch = {name: of if len(of) == 1 else [of[user] for user in users] for name, of in listed.items()}

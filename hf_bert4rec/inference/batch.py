@@ -153,7 +153,7 @@ def recommend_to_parquet(
     recommender = BatchRecommender(**arguments)  # also for several processes, to find errors before they start
     with disk_errors(folder):
         _begin(folder, json.loads(json.dumps(request, default=int)))
-        with tqdm(total=users, desc="Recommending", unit="user") as bar:
+        with tqdm(total=users, desc="Recommending", unit="user", disable=None) as bar:  # None: not in a log file
             for count in _write_shards(shards, folder, processes, arguments, recommender):
                 bar.update(count)
     return folder

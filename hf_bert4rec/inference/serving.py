@@ -179,6 +179,8 @@ def load_for_serving(
     of the checkpoint, as `create_app` needs them. Errors are OSError or ValueError, also if the export failed.
     """
     with tempfile.TemporaryDirectory() as folder:
+        if Path(checkpoint).is_symlink():  # all files are of one checkpoint, also if the link changes in the meantime
+            checkpoint = Path(checkpoint).resolve()
         exported = Path(checkpoint)
         if not is_export(exported):
             exported = Path(folder, "export")
@@ -218,12 +220,21 @@ def serve(
 
     The server has no authentication: put a proxy in front of it. Other arguments and errors: see `load_for_serving`.
     """
+    missed: list[int] = []  # signals while the checkpoint is loaded
+
+    def load() -> tuple[OnnxRecommender, str, str | None]:
+        missed.append(0)
+        while missed:
+            missed.clear()
+            loaded = load_for_serving(checkpoint, revision, modules)
+        return loaded
+
     if hasattr(signal, "SIGHUP"):
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the server listens
+        signal.signal(signal.SIGHUP, lambda number, _: missed.append(number))  # until the server listens
     # The handlers of uvicorn would ignore signals while the checkpoint is loaded, and Linux does so for process 1.
     usual = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        app = create_app(lambda: load_for_serving(checkpoint, revision, modules), reload_on_sighup=True)
+        app = create_app(load, reload_on_sighup=True)
     finally:
         signal.signal(signal.SIGTERM, usual)
     options: dict[str, Any] = {"access_log": False, "limit_concurrency": MAX_CONNECTIONS, "log_level": "info"}

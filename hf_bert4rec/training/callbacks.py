@@ -28,6 +28,13 @@ class ClozeCallback(TrainerCallback):
     and epoch alone. Rows are grouped over all processes, so that a step has the same rows for any number of processes.
     """
 
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """Raise ValueError if the Trainer would ignore the item features of the tokenizer."""
+        features = getattr(kwargs.get("processing_class"), "features", None)
+        if features is not None and not hasattr(kwargs.get("model"), "item_features"):
+            advice = "Use `RecommendationTrainer`, or a tokenizer without features."
+            raise ValueError(f"The stock `Trainer` does not train with item features. {advice}")
+
     def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Set the epoch before the first batch is drawn; data loader workers start later and inherit the epoch."""
         loader, epoch = kwargs["train_dataloader"], int((state.epoch or 0) + 1e-6)

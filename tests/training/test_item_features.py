@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from transformers import AutoModelForMaskedLM, AutoTokenizer, TrainerCallback, TrainingArguments, set_seed
+from transformers import AutoModelForMaskedLM, AutoTokenizer, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from hf_bert4rec import (
     ARCHITECTURES,
@@ -68,6 +68,15 @@ def trained(log, tmp_path_factory):
     trainer.train()
     trainer.save_model()
     return trainer
+
+
+def test_the_stock_trainer_refuses_features_that_it_would_ignore(log, tmp_path):
+    ours = make_trainer(log, tmp_path)
+    args = TrainingArguments(str(tmp_path), report_to=[], remove_unused_columns=False, use_cpu=True)
+    setup = cloze_training(ours.processing_class, callbacks=[])
+    trainer = Trainer(ours.model, args, train_dataset=ours.train_dataset, **setup)
+    with pytest.raises(ValueError, match="stock `Trainer` does not train with item features. Use `RecommendationTrain"):
+        trainer.train()
 
 
 def test_the_saved_model_is_a_stock_one_with_the_sums(trained):
