@@ -73,8 +73,6 @@ class Comparison:
                 cause = cause.__cause__
             example = f". {EXAMPLE}" if isinstance(cause, TypeError) else ""  # of the wrong type
             reason = re.sub(r" doesn't match any type.*", " must be a number", str(cause), flags=re.DOTALL)
-            keys = r"the keys of `\1` must be text, found \2. Put this key in quotation marks"
-            reason = re.sub(r"^Field '(.*)\.key' expected str, got .*\(value: (.*)\)$", keys, reason)
             raise ValueError(f"{path}: {reason}{example}") from error
 
     def validate_models(self) -> None:

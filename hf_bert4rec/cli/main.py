@@ -18,7 +18,6 @@ READING = (
     "keep_repeats", "format", "separator", "encoding",
 )  # fmt: skip
 """Options of `load_interactions`."""
-FILES = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".parquet", ".gz", ".zip")  # suffixes that a folder must not have
 EXTRAS = {"implicit": "baselines", "gradio": "space"}
 """For each optional module, the extra of this package that installs it."""
 FIXABLE = (ValueError, OSError, MemoryError, PackageNotFoundError)  # also errors that name what to `pip install`
@@ -134,9 +133,8 @@ def recommend(argv: list[str]) -> None:
         option = f"`--{next(iter(reading), 'processes')}`"
         parser.error(f"{option} needs `--input` and `--output`, without `--history`. Add them, or omit {option}.")
     if args.input:
-        if Path(args.output).suffix.lower() in FILES and not Path(args.output).is_dir():
-            found = f"found the name of a file, {args.output}"
-            parser.error(f"`--output` must be a folder, which will contain Parquet files, {found}. Omit the suffix.")
+        if Path(args.output).suffix in (".csv", ".parquet"):
+            parser.error(f"`--output` must be a folder for Parquet files, found {args.output}. Omit the suffix.")
         from ..inference.batch import recommend_to_parquet
         from .recipe import parse_recipe
 

@@ -29,18 +29,13 @@ def check_bool(name: str, value: Any) -> None:
 
 def read_rows(rows: Any, *columns: str, advice: str = "Pass rows of a split, such as `leave_one_out`.") -> pa.Table:
     """Return a `Dataset` as an Arrow table; raise ValueError with `advice` unless it is one with the `columns`."""
-    check_rows(rows, *columns, advice=advice)
-    return as_table(rows)
-
-
-def check_rows(rows: Any, *columns: str, advice: str = "Pass rows of a split, such as `leave_one_out`.") -> None:
-    """Raise ValueError with `advice` unless `rows` are a `Dataset` with the `columns`."""
     found = rows.column_names if isinstance(rows, Dataset) else [type(rows).__name__]
     if not set(columns) <= set(found):
         if isinstance(rows, DatasetDict):
             advice = f"Pass one of its splits, such as `data[{next(iter(rows), 'train')!r}]`."
         expected = " and ".join(filter(None, (", ".join(columns[:-1]), columns[-1])))
         raise ValueError(f"Expected a Dataset with {expected}, found {', '.join(found)}. {advice}")
+    return as_table(rows)
 
 
 def as_table(rows: Dataset) -> pa.Table:

@@ -182,7 +182,7 @@ def open_log(
             file.check_kind(first)
             known, near = ", ".join(FORMATS), (get_close_matches(name, FORMATS) or ["csv"])[0]
             found = f"unknown format {name!r}" if name else "unknown format, because the name has no suffix"
-            own = " A format of your own needs its module (command line: `--import`)." if name else ""
+            own = " A format of your own needs its module (command line: `--import`)." if name and file.is_log else ""
             raise ValueError(f"{file.name}: {found}. Choose from {known}, such as {file.spell('format', near)}.{own}")
         opened = FORMATS[name](file)
         return opened if isinstance(opened, RawLog) else open_table(opened, file.name)

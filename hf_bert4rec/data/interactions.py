@@ -170,8 +170,6 @@ def rename_items(interactions: Dataset, names: Mapping[str, str]) -> Dataset:
     Raises:
         ValueError: `names` lacks an item of the log, or gives two of them the same new ID.
     """
-    if not isinstance(names, Mapping):
-        raise ValueError(f"`names` must be a dict from old to new ID, found {type(names).__name__}.")
     table = read_rows(interactions, "item", advice=READ_FIRST)
     old = pc.unique(table["item"])
     known = dict(zip(as_item_ids(list(names)).to_pylist(), as_item_ids(names.values()).to_pylist(), strict=True))

@@ -34,7 +34,6 @@ def leave_one_out(
     Raises:
         ValueError: No user has three interactions, or an option or the interactions are not as expected.
     """
-    _check_options(leave_one_out, rows)
     check_bool("validation_in_train", validation_in_train)
     log = sort_by_user(interactions, tokenizer)
     lengths = log.ends - log.starts
@@ -73,7 +72,6 @@ def split_at_time(
     Raises:
         ValueError: Times are not in order or outside the log, a split is empty, or the tokenizer contains later items.
     """
-    _check_options(split_at_time, rows)
     check_bool("validation_in_train", validation_in_train)
     validation_from, test_from = as_seconds(validation_time, "validation_time"), as_seconds(test_time, "test_time")
     if not validation_from < test_from:
@@ -109,17 +107,8 @@ def train_on_all(interactions: Dataset, tokenizer: ItemTokenizer, **rows: Any) -
 
     Find the number of epochs with another split first. Arguments and their errors are as for `leave_one_out`.
     """
-    _check_options(train_on_all, rows)
     log = sort_by_user(interactions, tokenizer)
     return build_histories(log, tokenizer, log.ends, {}, **rows)
-
-
-def _check_options(split: Callable[..., DatasetDict], rows: Mapping[str, Any]) -> None:
-    """Raise ValueError, with the options of a split, if `rows` has another option."""
-    options = [*Split(split, "").options, "max_length"]
-    if unknown := rows.keys() - options:
-        found = f"unknown option {min(unknown)!r}"
-        raise ValueError(f"`{split.__name__}`: {found}. The options are {', '.join(options)}.")
 
 
 def before(interactions: Dataset, time: str | float) -> Dataset:
@@ -169,7 +158,6 @@ def new_interactions(
     Raises:
         ValueError: Fewer than two users have new interactions, or an option or the interactions are not as expected.
     """
-    _check_options(new_interactions, rows)
     check_number("held_out", held_out, "above 0 and below 1", lambda share: 0 < share < 1)
     check_number("replay", replay, "at least 0", lambda number: number >= 0)
     log, random = sort_by_user(interactions, tokenizer), np.random.default_rng(0)

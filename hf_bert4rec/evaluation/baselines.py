@@ -129,10 +129,11 @@ class MarkovChain(Popularity):
         """Return the number of transitions from the last item, plus popularity scaled to less than one."""
         place = (batch["attention_mask"].sum(dim=1, keepdim=True) - 2).clamp(min=0)  # before the [MASK]
         last = batch["input_ids"].take_along_dim(place, dim=1)[:, 0]  # an empty history: [MASK], without transitions
-        scores = (0.9 * self.counts / self.counts.max()).repeat(len(last), 1)
-        for row, item in zip(scores, last.tolist(), strict=True):
-            row += self.followers[self.ends[item - 1] : self.ends[item]].bincount(minlength=len(row))
-        return scores
+        counts = torch.zeros(len(last), len(self.counts))
+        for row, item in zip(counts, last.tolist(), strict=True):
+            followers = self.followers[self.ends[item - 1] : self.ends[item]]
+            row.index_add_(0, followers, torch.ones(len(followers)))
+        return counts + 0.9 * self.counts / self.counts.max()
 
 
 class OwnItems(Popularity):
@@ -288,7 +289,6 @@ BASELINES: dict[str, type[Baseline]] = {
 
 def training_histories(train: Dataset, vocab_size: int) -> list[np.ndarray]:
     """Return the token IDs of each training row; ValueError as for the baselines."""
-    check_count("vocab_size", vocab_size)
     table = read_rows(train, "user", "input_ids")
     if (last := pc.max(pc.list_flatten(table["input_ids"])).as_py()) is None:
         raise ValueError("Expected training rows with items, found none.")

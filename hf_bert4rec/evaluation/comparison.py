@@ -9,16 +9,7 @@ from datasets import Dataset
 from transformers import Trainer
 
 from ..data.histories import target_items
-from .ranking import (
-    SPECIALS,
-    Ranks,
-    Sampled,
-    bootstrap_interval,
-    check_ranks,
-    ndcg_gains,
-    ranking_metrics,
-    sampled_metrics,
-)
+from .ranking import SPECIALS, Ranks, Sampled, bootstrap_interval, ndcg_gains, ranking_metrics, sampled_metrics
 from .trainer_evaluation import TOP_K, rank_rows, results_of_logits
 
 HEAD_SHARE = 0.2
@@ -124,8 +115,6 @@ def paired_difference(first: Ranks | Sequence[Ranks], second: Ranks | Sequence[R
     if users[0] != users[1] or not first.size or not second.size:
         found = f"found {users[0]} and {users[1]} users. Rank the same rows with both models."
         raise ValueError(f"Expected ranks of the same users, at least one, {found}")
-    for ranks in (first, second):
-        check_ranks(ranks)
     gains = ndcg_gains(first, TOP_K).mean(axis=0) - ndcg_gains(second, TOP_K).mean(axis=0)
     nonzero = gains[gains != 0].astype(np.float32)
     generator = np.random.default_rng(0)

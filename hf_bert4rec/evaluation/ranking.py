@@ -15,7 +15,7 @@ import torch
 
 from ..data.arguments import check_number
 from ..models.configuration_bert4rec import SPECIAL_TOKENS
-from ..models.inputs import describe
+from ..models.inputs import check_tensor
 
 logger = logging.getLogger(__name__)
 
@@ -38,14 +38,10 @@ def count_better_and_tied(
 
     Arguments and errors are those of `target_ranks`. Returns two int64 tensors of shape (users,).
     """
-    shapes = (
-        ("scores", scores, 2, "(users, vocab_size)"),
-        ("targets", targets, 1, "(users,)"),
-        ("history", history, 2, "(users, longest)"),
-    )
-    for name, rows, dimensions, shape in shapes:
-        if rows is not None and not (torch.is_tensor(rows) and rows.ndim == dimensions):
-            raise ValueError(f"`{name}` must be a tensor of shape {shape}, found {describe(rows)}.")
+    check_tensor("scores", scores, "(users, vocab_size)")
+    check_tensor("targets", targets, "(users,)")
+    if history is not None:
+        check_tensor("history", history, "(users, longest)")
     sizes = [len(rows) for rows in (scores, targets, history) if rows is not None]
     if len({*sizes}) > 1:
         found = f"{' and '.join(map(str, sizes))} rows. Pass one row per user"
@@ -132,8 +128,11 @@ def stable_top_k(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tens
 
 
 def ndcg_gains(ranks: Ranks, k: int) -> np.ndarray:
-    """Return the contribution of each rank to NDCG@k: 1 / log2(rank + 1), and 0 for ranks above k."""
+    """Return the contribution to NDCG@k: 1 / log2(rank + 1), 0 for ranks above k; ValueError for invalid ranks."""
     ranks = np.asarray(ranks, float)
+    if not ranks.size or not (ranks >= 1).all():
+        wrong = ranks[~(ranks >= 1)]
+        raise ValueError(f"Expected one or more ranks of at least 1, found {wrong[0] if wrong.size else 'no ranks'}.")
     return np.where(ranks <= k, 1 / np.log2(ranks + 1), 0.0)
 
 
@@ -156,7 +155,6 @@ def ranking_metrics(ranks: Ranks, k: int | Sequence[int] = CUTOFFS) -> dict[str,
         ValueError: There are no ranks, or a rank or a cut-off is below 1.
     """
     ranks = np.asarray(ranks, float)
-    check_ranks(ranks)
     cutoffs: list[Any] = list(k) if isinstance(k, Iterable) else [k]
     for cutoff in cutoffs or [()]:
         check_number("k", cutoff, "at least one cut-off, each at least 1", lambda number: number >= 1)
@@ -166,13 +164,6 @@ def ranking_metrics(ranks: Ranks, k: int | Sequence[int] = CUTOFFS) -> dict[str,
         gains = {"hr": hits, "ndcg": ndcg_gains(ranks, cutoff), "mrr": np.where(hits, 1 / ranks, 0.0)}
         metrics |= {f"{name}@{cutoff}": float(np.mean(gain)) for name, gain in gains.items()}
     return metrics
-
-
-def check_ranks(ranks: np.ndarray) -> None:
-    """Raise ValueError if there are no ranks, or a rank is below 1 or NaN."""
-    if not ranks.size or not (ranks >= 1).all():
-        wrong = ranks[~(ranks >= 1)]
-        raise ValueError(f"Expected one or more ranks of at least 1, found {wrong[0] if wrong.size else 'no ranks'}.")
 
 
 def sampled_metrics(ranks: Ranks, sampled: Sampled) -> dict[str, float]:

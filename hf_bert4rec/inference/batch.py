@@ -65,13 +65,9 @@ class BatchRecommender:
         A user without a history gets the recommendations for an empty history. Unknown item IDs are skipped.
 
         Raises:
-            ValueError: `table` is of another kind, a column or a user ID is missing, or a value of a history, such as
-                None, is not an item ID.
+            ValueError: A column or a user ID is missing, or a value of a history, such as None, is not an item ID.
         """
         frame = isinstance(table, pd.DataFrame)
-        if not frame and not isinstance(table, pa.Table | pa.RecordBatch):
-            advice = "Convert it first (Polars: `to_arrow`)."
-            raise ValueError(f"Expected a table of pandas or Arrow, found {type(table).__name__}. {advice}")
         names = list(table.columns if frame else table.column_names)
         if missing := [name for name in (self.user, self.history) if name not in names]:
             advice = "Pass the names of your columns of users and histories as `user=` and `history=`."
@@ -80,8 +76,9 @@ class BatchRecommender:
         if users.isna().any() if frame else users.null_count:
             found = "found a row without one. Fix or remove such rows."
             raise ValueError(f"Expected a user ID in every row of the column {self.user!r}, {found}")
+        given = histories.notna() if frame else histories.is_valid().to_pylist()
         lists = histories.tolist() if frame else histories.to_pylist()
-        answers = self.recommender([[] if pd.isna(of) is True else of for of in lists], **self.options)
+        answers = self.recommender([of if has else [] for of, has in zip(lists, given, strict=True)], **self.options)
         places = [user for user, answer in enumerate(answers) for _ in answer]
         rows = [row for answer in answers for row in answer]
         result = pa.table(
@@ -133,9 +130,6 @@ def recommend_to_parquet(
         ValueError: `output` contains another result, or as for `BatchRecommender` and `load_interactions`.
         ChildProcessError: A process was killed or could not start.
     """
-    if not isinstance(source, str | PathLike):
-        advice = "For a table in memory, call `BatchRecommender(checkpoint)(table)`."
-        raise ValueError(f"`source` must be a path, found {type(source).__name__}. {advice}")
     options = check_options(options, OPTIONS, ("processes", "shard_size", "user", "history", "columns"))
     for name in ITEM_LISTS & options.keys():
         options[name] = as_item_ids(options[name], name).to_pylist()
@@ -143,8 +137,7 @@ def recommend_to_parquet(
     check_count("shard_size", shard_size)
     file, folder = Path(source), Path(output)
     if not file.is_file():
-        found = "found a folder" if file.is_dir() else "found no such file"
-        raise FileNotFoundError(f"{file}: {found}. Pass a Parquet file of histories, or the file of a log.")
+        raise FileNotFoundError(f"{file}: found no such file. Pass a Parquet file of histories, or the file of a log.")
     model = Path(checkpoint) if is_export(checkpoint) else fetch_checkpoint(checkpoint)
     arguments = {"checkpoint": str(model), "user": user, "history": history, **options}
     request = {**arguments, "shard_size": shard_size, "source": str(file)} | ({"columns": columns} if columns else {})

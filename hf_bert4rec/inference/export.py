@@ -8,7 +8,6 @@ import logging
 import warnings
 from collections.abc import Iterable
 from contextlib import nullcontext
-from numbers import Integral
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ from torch import nn
 from torch.export import Dim, ExportedProgram
 from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel
 
-from ..data.arguments import check_number
 from ..data.data_collator import pad_rows
 from ..hub.checkpoint import (
     check_output,
@@ -185,7 +183,6 @@ class OnnxRecommender:
 
     def __init__(self, folder: str | PathLike, threads: int = 0) -> None:
         onnxruntime, path = _require("onnxruntime"), Path(folder)
-        check_number("threads", threads, "a whole number of at least 0", lambda number: number >= 0, Integral)
         if not is_export(path):
             advice = "Pass a folder that `hf-bert4rec export` or `export_checkpoint` wrote."
             raise FileNotFoundError(f"{folder}: found no {FACTS_FILE}. {advice}")

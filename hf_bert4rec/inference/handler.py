@@ -21,8 +21,8 @@ class EndpointHandler:
         """Return the answer to a request as a dict that `json.dumps` accepts.
 
         The `inputs` have the fields of `POST /recommend`: `histories`, optionally `top_k`, `allow`, `deny` and
-        `exclude_history`. `inputs` may also be the histories alone. Options may be in `parameters` instead. ValueError
-        for other forms, unknown fields, and an option in both places.
+        `exclude_history`. `inputs` may also be the histories alone. Options may be in `parameters` instead, which
+        take precedence. ValueError for other forms and unknown fields.
         """
         fields = data if isinstance(data, dict) else {}
         inputs, parameters = fields.get("inputs"), fields.get("parameters")
@@ -33,8 +33,6 @@ class EndpointHandler:
             raise ValueError(f"Expected histories, and options as an object, such as {example}.")
         if unknown := sorted(fields.keys() - {"inputs", "parameters"}):
             raise ValueError(f"Unknown field {unknown[0]!r:.100}. The fields are inputs and parameters.")
-        if repeated := sorted(options.keys() & (parameters or {})):
-            raise ValueError(f"Found {repeated[0]!r:.100} in `inputs` and in `parameters`. Remove one of them.")
         options = check_options(options | (parameters or {}), OPTIONS, ())
         answers = self.recommender(histories, **options)
         lists = [read_item_lists(options[name], name, len(histories)) for name in ITEM_LISTS & options.keys()]

@@ -103,17 +103,13 @@ def _problem(status: int, detail: str, headers: dict[str, str] | None = None) ->
     return JSONResponse({"detail": detail}, status, headers)
 
 
-async def _explain_invalid(request: Request, error: Any) -> JSONResponse:
+async def _explain(request: Request, error: Any) -> JSONResponse:
     """Return the reasons why fields are invalid, without the values, which may be histories."""
     found = [f"{'.'.join(map(str, it['loc'][1:]))[:100] or 'body'}: {it['msg']}" for it in error.errors()[:5]]
     if "json" not in request.headers.get("content-type", ""):
         found.append("send the header Content-Type: application/json")
     text = re.sub(r"^(?=\d+: JSON)", "character ", "; ".join(found).replace(": Value error, ", ": "))
     return _problem(422, text.encode("utf-8", "replace").decode())
-
-
-async def _explain_unreadable(*_: Any) -> JSONResponse:
-    return _problem(400, "The body is not JSON in UTF-8, is nested too deeply, or has a number of too many digits.")
 
 
 def create_app(load: Load, reload_on_sighup: bool = False) -> FastAPI:
@@ -136,9 +132,9 @@ def create_app(load: Load, reload_on_sighup: bool = False) -> FastAPI:
         tasks[0].cancel()
 
     problems: Any = {status: {"model": Problem} for status in (400, 404, 408, 413, 422, 500, 503)}
-    handlers: Any = {RequestValidationError: _explain_invalid, 400: _explain_unreadable}
-    app = FastAPI(title="hf-bert4rec", lifespan=working, responses=problems, exception_handlers=handlers)
+    app = FastAPI(title="hf-bert4rec", lifespan=working, responses=problems)
     app.state.service = service
+    app.add_exception_handler(RequestValidationError, _explain)
     app.add_middleware(_Limits, metrics=service.metrics)
 
     @app.post("/recommend", response_model=RecommendAnswer)

@@ -34,7 +34,7 @@ from .heads import (
     add_scores,
     added_sums,
 )
-from .inputs import check_inputs, choose_positions, keep, ranking_of
+from .inputs import Input, check_inputs, choose_positions, keep, ranking_of
 from .item_loss import item_loss
 from .layers import Bert4RecAttention, Bert4RecEmbeddings, Bert4RecLayer, padding_mask
 
@@ -116,12 +116,7 @@ class Bert4RecEncoder(Bert4RecPreTrainedModel):
     causal = False  # whether a state depends on earlier items only; then padding on the left would be read as items
 
     def encode(
-        self,
-        input_ids: torch.Tensor | None,
-        inputs_embeds: torch.Tensor | None,
-        attention_mask: torch.Tensor | None,
-        kept_positions: torch.Tensor | None,
-        **kwargs: Unpack[TransformersKwargs],
+        self, input_ids: Input, inputs_embeds: Input, attention_mask: Input, kept_positions: Input, **kwargs: Any
     ) -> torch.Tensor:
         """Return the hidden states (batch, length or kept, hidden); the arguments are those of `forward`."""
         raise NotImplementedError
@@ -157,9 +152,7 @@ class Bert4RecEncoder(Bert4RecPreTrainedModel):
         """
         check_inputs(self.config, input_ids, inputs_embeds, attention_mask, self.causal)
         if kwargs.get("position_ids") is not None:
-            raise ValueError(
-                "`position_ids` is not supported: the position of an item is its place in the row. Omit it."
-            )
+            raise ValueError("`position_ids` is not supported: the position of an item is its place in the row.")
         if input_ids is not None:
             self.warn_if_padding_and_no_attention_mask(input_ids, attention_mask)
         return BaseModelOutput(self.encode(input_ids, inputs_embeds, attention_mask, kept_positions, **kwargs))
@@ -176,12 +169,7 @@ class Bert4RecModel(Bert4RecEncoder):
         self.post_init()
 
     def encode(
-        self,
-        input_ids: torch.Tensor | None,
-        inputs_embeds: torch.Tensor | None,
-        attention_mask: torch.Tensor | None,
-        kept_positions: torch.Tensor | None,
-        **kwargs: Unpack[TransformersKwargs],
+        self, input_ids: Input, inputs_embeds: Input, attention_mask: Input, kept_positions: Input, **kwargs: Any
     ) -> torch.Tensor:
         hidden_states = self.embeddings(input_ids, inputs_embeds, attention_mask)
         mask = padding_mask(self.config, hidden_states, hidden_states, attention_mask)
@@ -255,9 +243,9 @@ class Bert4RecForMaskedLM(Bert4RecPreTrainedModel):
 
         Raises:
             ValueError: As for the encoder (`Bert4RecEncoder.forward`) and, in training, for `item_loss`; `labels`,
-                `kept_positions` or `logits_to_keep` have another shape or type; both of the last two are given; on a
-                CPU, a label or a position is out of range; or `inputs_embeds` is given for a model with `repeat_head`
-                or `num_followers`.
+                `kept_positions` or `logits_to_keep` have another shape or type; both of the last two are given; a label
+                is out of range (on a CPU); or `inputs_embeds` is given for a model with `repeat_head` or
+                `num_followers`.
         """
         inputs = input_ids if inputs_embeds is None else inputs_embeds
         kept_positions = choose_positions(inputs, labels, logits_to_keep, kept_positions, self.config.vocab_size)

@@ -1,14 +1,14 @@
 """GRU4Rec: a recurrent encoder. An item is predicted only from the items before it, as in SASRec."""
 
+from typing import Any
+
 import torch
 from huggingface_hub.dataclasses import strict
 from torch import nn
 from transformers import initialization
-from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs
 
 from .configuration_bert4rec import Bert4RecConfig
-from .inputs import keep
+from .inputs import Input, keep
 from .layers import Dropout
 from .modeling_bert4rec import Bert4RecEncoder, Bert4RecForMaskedLM
 from .modeling_sasrec import shift_right
@@ -69,12 +69,7 @@ class Gru4RecModel(Bert4RecEncoder):
                 initialization.uniform_(weight, -(module.hidden_size**-0.5), module.hidden_size**-0.5)
 
     def encode(
-        self,
-        input_ids: torch.Tensor | None,
-        inputs_embeds: torch.Tensor | None,
-        attention_mask: torch.Tensor | None,
-        kept_positions: torch.Tensor | None,
-        **kwargs: Unpack[TransformersKwargs],
+        self, input_ids: Input, inputs_embeds: Input, attention_mask: Input, kept_positions: Input, **kwargs: Any
     ) -> torch.Tensor:
         """Run all layers on all positions. Padding on the right needs no mask, since nothing is read after it."""
         hidden_states = self.dropout(shift_right(self.item_embeddings, input_ids, inputs_embeds))

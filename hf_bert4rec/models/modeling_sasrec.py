@@ -5,15 +5,15 @@ position t reads item t - 1, and position 0 reads [MASK]. Training scores every 
 The [MASK] after a history is not read.
 """
 
+from typing import Any
+
 import torch
 from huggingface_hub.dataclasses import strict
 from torch import nn
 from transformers.masking_utils import create_causal_mask
-from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs
 
 from .configuration_bert4rec import SPECIAL_TOKENS, Bert4RecConfig
-from .inputs import keep
+from .inputs import Input, keep
 from .layers import Bert4RecAttention
 from .modeling_bert4rec import Bert4RecForMaskedLM, Bert4RecModel
 
@@ -60,12 +60,7 @@ class SasRecModel(Bert4RecModel):
                 module.is_causal = True
 
     def encode(
-        self,
-        input_ids: torch.Tensor | None,
-        inputs_embeds: torch.Tensor | None,
-        attention_mask: torch.Tensor | None,
-        kept_positions: torch.Tensor | None,
-        **kwargs: Unpack[TransformersKwargs],
+        self, input_ids: Input, inputs_embeds: Input, attention_mask: Input, kept_positions: Input, **kwargs: Any
     ) -> torch.Tensor:
         """Run all layers on all positions. Padding on the right needs no mask, since nothing attends to it."""
         hidden_states = self.embeddings(None, shift_right(self.embeddings.item_embeddings, input_ids, inputs_embeds))

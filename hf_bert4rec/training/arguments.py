@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass
-from numbers import Integral
 
 import torch
 from transformers import TrainingArguments
@@ -87,16 +86,14 @@ class RecommendationTrainingArguments(TrainingArguments):
             check_number("num_train_epochs", self.num_train_epochs, "above 0 and finite", lambda n: 0 < n < math.inf)
         check_number("learning_rate", self.learning_rate, "at least 0", lambda rate: rate >= 0)
         if (patience := self.early_stopping_patience) is not None:
-            expected = "a whole number of at least 1, or None"
-            check_number("early_stopping_patience", patience, expected, lambda number: number >= 1, Integral)
+            check_number("early_stopping_patience", patience, "at least 1, or None", lambda number: number >= 1)
         check_number("id_dropout", self.id_dropout, "at least 0 and below 1", lambda share: 0 <= share < 1)
         metric = "loss" if self.eval_strategy == "no" else self.metric_for_best_model or "loss"
         if self.prediction_loss_only and not metric.endswith("loss"):
             reason = f"because `metric_for_best_model={metric!r}` needs the scores of the items"
             raise ValueError(f"`prediction_loss_only` must be False, found True, {reason}.")
         if self.push_to_hub and self.hub_strategy != "end":
-            found = f"found {self.hub_strategy!r}. Other strategies upload pickles."
-            raise ValueError(f"`hub_strategy` must be 'end', {found}")
+            raise ValueError(f"`hub_strategy` must be 'end', found {self.hub_strategy!r}. Others upload pickles.")
         super().__post_init__()
         if self.muon_learning_rate is not None:
             muon(self, self.muon_learning_rate)  # raises ValueError for options that exclude Muon

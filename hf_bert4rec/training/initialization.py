@@ -11,7 +11,7 @@ from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..data.arguments import check_number, read_rows
+from ..data.arguments import read_rows
 from ..data.histories import flatten
 from ..models.configuration_bert4rec import SPECIAL_TOKENS
 from .transitions import Transitions
@@ -113,13 +113,10 @@ def count_transitions(model: PreTrainedModel, rows: Dataset, since: float | None
         The weight of the Markov chain in its best mixture with the popularity of the items, from 0.001 to 0.999.
 
     Raises:
-        ValueError: The model has no `num_followers`, `since` is no number, or the rows have token IDs that the model
-            does not have.
+        ValueError: The model has no `num_followers`, or the rows have token IDs that the model does not have.
     """
     if model.transition_head is None:
         raise ValueError("`num_followers` of the model must be above 0, found 0. Build the model with this option.")
-    if since is not None:
-        check_number("since", since, "a number in the unit of `timestamps`", lambda _: True)
     arrow, items, places = _read(rows, model.config.vocab_size, *["timestamps"] * (since is not None))
     counted = None
     if since is None:

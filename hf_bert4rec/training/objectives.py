@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, get_args
+from typing import Any
 
 from transformers import TrainerCallback
 
@@ -30,12 +30,7 @@ def cloze_training(
             without which a resumed or distributed run may skip or repeat rows. `RecommendationTrainer` adds them too.
         sampled: How `candidates` were drawn, "popularity_sampled" or "uniform_sampled"; the end of metric names.
         **masking: Arguments of `DataCollatorForCloze`.
-
-    Raises:
-        ValueError: `sampled` is unknown, or an argument of the collator is out of range.
     """
-    if sampled not in get_args(Sampled):
-        raise ValueError(f"`sampled` must be {' or '.join(map(repr, get_args(Sampled)))}, found {sampled!r}.")
     return {
         **({} if callbacks is None else {"callbacks": with_package_callbacks(callbacks)}),
         "processing_class": tokenizer,

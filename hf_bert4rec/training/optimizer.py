@@ -7,7 +7,6 @@ the relevant positions. Muon shortens this phase to a fraction of the steps (doc
 import logging
 import os
 from collections.abc import Callable
-from numbers import Real
 from typing import Any
 
 import torch
@@ -79,7 +78,7 @@ def muon(args: TrainingArguments, learning_rate: float = 1e-2) -> dict[str, Any]
         ValueError: `learning_rate` is not above 0, `args.optim` is another optimizer, or `args` or the launcher ask for
             FSDP, which cuts matrices into pieces that Muon cannot train.
     """
-    if not isinstance(learning_rate, Real) or not learning_rate > 0:
+    if not learning_rate > 0:
         expected = "The learning rate of Muon (`muon_learning_rate`) must be above 0"
         raise ValueError(f"{expected}, found {learning_rate!r}. {WITHOUT}")
     if args.optim != TrainingArguments.default_optim:

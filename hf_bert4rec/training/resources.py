@@ -11,7 +11,7 @@ import psutil
 import torch
 from transformers import PreTrainedModel
 
-from ..data.arguments import check_count, check_number
+from ..data.arguments import check_count
 from ..models.item_loss import LOSSES
 from ..models.modeling_gru4rec import Gru4RecConfig
 
@@ -75,12 +75,11 @@ def estimate_memory(
     """
     check_count("batch_size", batch_size)
     check_count("length", length)
-    check_number("scored_share", scored_share, "above 0 and at most 1", lambda share: 0 < share <= 1)
     config = model.config
     parameters = sum(parameter.numel() for parameter in model.parameters())
     rows, d, f, layers = config.vocab_size, config.hidden_size, config.intermediate_size, config.num_hidden_layers
     positions, table = batch_size * length, rows * (d + 1)
-    scored = positions * scored_share
+    scored = positions * min(1, scored_share)
     if isinstance(config, Gru4RecConfig):
         activations = positions * d * (4 + 9 * layers)
     else:

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from datasets import Dataset
 
-from ..data.arguments import check_bool, check_count
+from ..data.arguments import check_bool
 from ..data.histories import REPEATS, check_interactions
 from ..models.configuration_bert4rec import Bert4RecConfig
 from .transitions import Transitions
@@ -60,17 +60,12 @@ def recommended_settings(interactions: Dataset, *, prefixes: bool = True, max_le
     The numbers were chosen on validation splits of several logs (docs/experiments.md).
 
     Args:
-        interactions: Columns `user`, `item` and `timestamp`, as from `load_interactions`.
+        interactions: Columns `user`, `item` and `timestamp`, as from `load_interactions`; otherwise ValueError.
         prefixes: Whether the training rows may be prefixes. False for next-item training, which predicts every item of
             a row, and if you set the options of rows or masks yourself.
         max_length: Longest input, including the [MASK] of the query. Default: `Bert4RecConfig.max_position_embeddings`.
-
-    Raises:
-        ValueError: A column is missing, `prefixes` is no bool, or `max_length` is no whole number of at least 1.
     """
     check_bool("prefixes", prefixes)
-    if max_length is not None:
-        check_count("max_length", max_length)
     table = check_interactions(interactions)
     if not table.num_rows:
         return Settings(reason="an empty log")

@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset, DatasetDict
+from datasets import Dataset
 from huggingface_hub import CommitInfo
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PredictionOutput, TrainOutput
 
-from ..data.arguments import check_rows
 from ..data.data_collator import DataCollatorForCloze, DataCollatorForNextItem
 from ..data.features import PROJECTION_FILE
 from ..data.histories import warn_about_repeats
@@ -81,15 +80,10 @@ class RecommendationTrainer(Trainer):
     ) -> None:
         tokenizer = options.get("processing_class")
         if not isinstance(tokenizer, ItemTokenizer):
-            raise ValueError(
-                "`RecommendationTrainer` needs an `ItemTokenizer` as `processing_class`, found "
-                f"{type(tokenizer).__name__}. Pass `**cloze_training(tokenizer)`, or `**next_item_training(tokenizer)` "
-                "for SASRec and GRU4Rec."
-            )
+            expected = "`RecommendationTrainer` needs an `ItemTokenizer` as `processing_class`"
+            advice = "Pass `**cloze_training(tokenizer)`, or `**next_item_training(tokenizer)` for SASRec and GRU4Rec."
+            raise ValueError(f"{expected}, found {type(tokenizer).__name__}. {advice}")
         args = RecommendationTrainingArguments("runs") if args is None else args
-        if not isinstance(args, TrainingArguments):
-            advice = "Pass `RecommendationTrainingArguments(output_dir)`."
-            raise ValueError(f"`args` must be training arguments, found {type(args).__name__}. {advice}")
         if args.label_smoothing_factor:
             raise ValueError(LABEL_SMOOTHING)
         if args.eval_strategy != "no" and options.get("preprocess_logits_for_metrics") is ranks_of_logits:
@@ -111,12 +105,9 @@ class RecommendationTrainer(Trainer):
         check_sizes(self.model, tokenizer)
         check_loss(self.model.config.loss)
         rows = self.eval_dataset
-        evaluated = {f"eval_dataset[{name!r}]": part for name, part in rows.items()} if isinstance(rows, dict) else {}
-        for name, part in {"train_dataset": self.train_dataset, "eval_dataset": rows, **evaluated}.items():
-            if isinstance(part, Dataset) or (isinstance(part, DatasetDict) and name == "train_dataset"):
-                check_rows(part, "input_ids")
-                if not part.num_rows:
-                    raise ValueError(f"`{name}` must have at least one row, found none. Check split and filters.")
+        for name, part in {"train_dataset": self.train_dataset, "eval_dataset": rows}.items():
+            if isinstance(part, Dataset) and not part.num_rows:
+                raise ValueError(f"`{name}` must have at least one row, found none. Check split and filters.")
         optimized = self.optimizer and {weight for group in self.optimizer.param_groups for weight in group["params"]}
         if optimized and optimized.isdisjoint(self.model.parameters()):
             advice = "Create the optimizer from `model.parameters()`."

@@ -1,16 +1,17 @@
 """Inputs of a model: their checks, the positions of a history that are scored, and the token IDs for a ranking."""
 
-from numbers import Integral
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from transformers.utils.import_utils import is_tracing
 
 from .configuration_bert4rec import Bert4RecConfig
 
+Input: TypeAlias = torch.Tensor | None
+
 
 def check_inputs(config: Bert4RecConfig, input_ids: Any, inputs_embeds: Any, attention_mask: Any, causal: bool) -> None:
-    """Raise ValueError unless the inputs of an encoder have the right shapes and values.
+    """Raise ValueError unless the inputs of an encoder have the right dimensions and values.
 
     Token IDs and the values of the mask are checked on a CPU only, because a GPU would have to wait for the result.
     Under torch.compile and torch.export, only the number of inputs is checked. `causal` is that of the encoder.
@@ -21,23 +22,19 @@ def check_inputs(config: Bert4RecConfig, input_ids: Any, inputs_embeds: Any, att
     if is_tracing(inputs):
         return
     if inputs_embeds is None:
-        valid = torch.is_tensor(inputs) and inputs.ndim == 2 and not inputs.is_floating_point()
-        name, expected = "input_ids", "tensor of integers of shape (batch, length)"
-    else:
-        valid = torch.is_tensor(inputs) and inputs.ndim == 3 and inputs.shape[-1] == config.hidden_size
-        name, expected = "inputs_embeds", f"tensor of shape (batch, length, {config.hidden_size})"
-    if not valid or not inputs.numel():
-        raise ValueError(f"`{name}` must be a non-empty {expected}, found {describe(inputs)}.")
-    if inputs_embeds is None:
+        check_tensor("input_ids", inputs, "(batch, length)")
         _check_range("input_ids", inputs, config.vocab_size)
-    if attention_mask is None:
-        return
-    _check_shape("attention_mask", attention_mask, inputs)
-    if inputs.device.type == "cpu" and not ((attention_mask == 0) | (attention_mask == 1)).all():
-        raise ValueError("`attention_mask` must be 1 for items and 0 for padding, found other values.")
-    if causal and not attention_mask[:, 0].all():
-        advice = "Set `tokenizer.padding_side='right'`. Give empty histories a [MASK]."
-        raise ValueError(f"A row of `attention_mask` begins with 0, so it is empty or padded on the left. {advice}")
+    else:
+        check_tensor("inputs_embeds", inputs, "(batch, length, hidden)")
+    if not inputs.numel():
+        raise ValueError(f"The input is empty, found {_describe(inputs)}. Give empty histories a [MASK].")
+    if attention_mask is not None:
+        _check_values("attention_mask", attention_mask, inputs)
+        if inputs.device.type == "cpu" and not ((attention_mask == 0) | (attention_mask == 1)).all():
+            raise ValueError("`attention_mask` must be 1 for items and 0 for padding, found other values.")
+        if causal and not attention_mask[:, 0].all():
+            advice = "Set `tokenizer.padding_side='right'`. Give empty histories a [MASK]."
+            raise ValueError(f"A row of `attention_mask` begins with 0, so it is empty or padded on the left. {advice}")
 
 
 def choose_positions(
@@ -50,7 +47,7 @@ def choose_positions(
     if not torch.is_tensor(inputs) or inputs.ndim < 2:  # the encoder raises an error
         return None
     if labels is not None and not is_tracing(labels):
-        _check_shape("labels", labels, inputs)
+        _check_values("labels", labels, inputs)
         _check_range("labels", labels.clamp(min=0), vocab_size, "-100 or ")
     if torch.is_tensor(logits_to_keep) or logits_to_keep != 0:
         if kept_positions is not None:
@@ -59,10 +56,7 @@ def choose_positions(
     if kept_positions is None:
         return None if labels is None or torch.compiler.is_compiling() else scored_positions(labels)
     if not is_tracing(kept_positions):
-        if not torch.is_tensor(kept_positions) or kept_positions.ndim != 2:
-            found = describe(kept_positions)
-            raise ValueError(f"`kept_positions` must be a tensor of shape (batch, kept), found {found}.")
-        _check_range("kept_positions", kept_positions, inputs.shape[1])
+        check_tensor("kept_positions", kept_positions, "(batch, kept)")
     return kept_positions
 
 
@@ -81,15 +75,12 @@ def shared_positions(logits_to_keep: Any, inputs: torch.Tensor) -> torch.Tensor:
     batch, length = inputs.shape[:2]
     kept = logits_to_keep
     if not torch.is_tensor(kept):
-        if not isinstance(kept, Integral | torch.SymInt) or kept < 0:
-            expected = "an integer of at least 0, or a tensor of positions"
-            raise ValueError(f"`logits_to_keep` must be {expected}, found {kept!r:.100}.")
+        if kept < 0:
+            raise ValueError(f"`logits_to_keep` must be at least 0, found {kept}.")
         kept = slice(-kept, None)
     elif kept.ndim != 1:
-        raise ValueError(
-            f"`logits_to_keep` must be an integer or positions of shape (kept,), found shape {tuple(kept.shape)}. "
-            "Pass positions of each row, (batch, kept), as `kept_positions`."
-        )
+        found = f"found shape {tuple(kept.shape)}. Pass positions of each row, (batch, kept), as `kept_positions`."
+        raise ValueError(f"`logits_to_keep` must be an integer or positions of shape (kept,), {found}")
     return torch.arange(length, device=inputs.device)[kept].expand(batch, -1)
 
 
@@ -98,9 +89,8 @@ def keep(hidden_states: torch.Tensor, kept_positions: torch.Tensor | None) -> to
     if kept_positions is None:
         return hidden_states
     # Not by `take_along_dim`, with which torch.export would fix the size of the batch.
-    return hidden_states.gather(
-        1, kept_positions[..., None].expand(hidden_states.shape[0], -1, hidden_states.shape[-1])
-    )
+    places = kept_positions[..., None].expand(hidden_states.shape[0], -1, hidden_states.shape[-1])
+    return hidden_states.gather(1, places)
 
 
 def ranking_of(
@@ -111,18 +101,23 @@ def ranking_of(
     return {name: ids for name, ids in given.items() if ids is not None} or None
 
 
-def _check_shape(name: str, values: Any, inputs: torch.Tensor) -> None:
+def check_tensor(name: str, value: Any, shape: str) -> None:
+    """Raise ValueError unless a value is a tensor with the dimensions of `shape`, such as "(batch, kept)"."""
+    if not torch.is_tensor(value) or value.ndim != len(shape.strip(",)").split(",")):
+        raise ValueError(f"`{name}` must be a tensor of shape {shape}, found {_describe(value)}.")
+
+
+def _check_values(name: str, values: Any, inputs: torch.Tensor) -> None:
     if not torch.is_tensor(values) or values.shape != inputs.shape[:2]:
         expected = f"a tensor of shape {tuple(inputs.shape[:2])}, one value per position"
-        raise ValueError(f"`{name}` must be {expected}, found {describe(values)}.")
+        raise ValueError(f"`{name}` must be {expected}, found {_describe(values)}.")
 
 
 def _check_range(name: str, values: torch.Tensor, end: int, other: str = "") -> None:
     if values.device.type == "cpu" and (wrong := values[(values < 0) | (values >= end)]).numel():
-        advice = "" if name == "kept_positions" else " Encode items with the tokenizer of the model."
-        raise ValueError(f"`{name}` must be {other}from 0 to {end - 1}, found {wrong[0].item()}.{advice}")
+        found = f"found {wrong[0].item()}. Encode items with the tokenizer of the model."
+        raise ValueError(f"`{name}` must be {other}from 0 to {end - 1}, {found}")
 
 
-def describe(value: Any) -> str:
-    """Return the shape and the type of a tensor, or the type of another value, for an error."""
+def _describe(value: Any) -> str:
     return f"shape {tuple(value.shape)} of {value.dtype}" if torch.is_tensor(value) else type(value).__name__

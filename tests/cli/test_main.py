@@ -316,14 +316,12 @@ def test_unknown_arguments_of_recommend_are_named(capsys):
     assert "unrecognized arguments: --topk 5. Use the options above, or with `--input`" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["recs.csv", "new/recs.Parquet"])
+@pytest.mark.parametrize("name", ["recs.csv", "new/recs.parquet"])
 def test_recommend_does_not_make_a_folder_with_the_name_of_a_file(tmp_path, monkeypatch, capsys, name):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit):
         main(["recommend", "runs/a/model", "--input", "log.csv", "--output", name])
-    assert f"must be a folder, which will contain Parquet files, found the name of a file, {name}. Omit" in (
-        capsys.readouterr().err
-    )
+    assert f"`--output` must be a folder for Parquet files, found {name}. Omit the suffix." in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 

@@ -167,10 +167,8 @@ def test_an_empty_history_is_all_padding():
 
 
 def test_training_rows_need_their_number():
-    with pytest.raises(
-        ValueError,
-        match=r"need a column `row`.*remove_unused_columns=False.*dataset\.add_column\('row', range\(len\(dataset\)\)\)",
-    ):
+    advice = r"`remove_unused_columns=False`.*dataset\.add_column\('row', range\(len\(dataset\)\)\)"
+    with pytest.raises(ValueError, match=rf"need a column `row`.*{advice}"):
         collator()([{"input_ids": [3, 4]}])
 
 

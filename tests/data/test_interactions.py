@@ -278,7 +278,6 @@ def test_items_get_the_ids_of_the_catalogue():
         ({"1": "9"}, "1 of 2 items have no new ID, such as '2'"),
         ({}, "2 of 2 items have no new ID, such as '1'"),
         ({"1": "9", "2": "9"}, r"items \['1', '2'\] have the same new ID '9'"),
-        (["9", "8"], "`names` must be a dict from old to new ID, found list"),
     ],
 )
 def test_an_item_without_an_id_of_its_own_is_refused(names, message):

@@ -307,18 +307,6 @@ def test_the_splits_have_the_options_of_build_histories(name):
     assert all(SPLITS[name].options[option] == ours[option] for option in ("window_step", "prefixes"))
 
 
-def test_an_unknown_option_is_refused(interactions, tokenizer):
-    options = "window_step, prefixes, max_length"
-    message = f"`leave_one_out`: unknown option 'prefix'. The options are validation_in_train, {options}."
-    with pytest.raises(ValueError, match=re.escape(message)):
-        leave_one_out(interactions, tokenizer, prefix=True)
-    message = f"`new_interactions`: unknown option 'prefix'. The options are since, held_out, replay, {options}."
-    with pytest.raises(ValueError, match=re.escape(message)):
-        new_interactions(interactions, tokenizer, prefix=True)
-    with pytest.raises(ValueError, match=f"`train_on_all`: unknown option 'since'. The options are {options}."):
-        train_on_all(interactions, tokenizer, since=3)
-
-
 @pytest.mark.parametrize(
     ("function", "options", "rows"),
     [

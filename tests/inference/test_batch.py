@@ -119,12 +119,6 @@ def test_the_same_call_continues_and_another_one_is_refused(source, histories, t
             recommend_to_parquet(source, histories, taken)
     with pytest.raises(FileNotFoundError, match=r"nowhere\.parquet: found no such file\. Pass a Parquet file"):
         recommend_to_parquet(source, tmp_path / "nowhere.parquet", tmp_path / "new")
-    with pytest.raises(
-        ValueError, match=r"`source` must be a path, found DataFrame\. .*`BatchRecommender\(checkpoint\)"
-    ):
-        recommend_to_parquet(source, pd.DataFrame(), tmp_path / "new")
-    with pytest.raises(FileNotFoundError, match=r"other: found a folder\. Pass a Parquet file"):
-        recommend_to_parquet(source, tmp_path / "other", tmp_path / "new")
 
 
 @pytest.mark.parametrize("processes", [2])
@@ -205,12 +199,6 @@ def test_the_scoring_class_takes_mixed_ids_and_missing_histories_of_pandas(sourc
 def test_the_scoring_class_refuses_options_before_the_first_table(source, options, message):
     with pytest.raises(ValueError, match=message):
         BatchRecommender(source, **options)
-
-
-@pytest.mark.parametrize("table", [None, [{"user": 1, "history": ["a"]}], {"user": [1], "history": [["a"]]}])
-def test_the_scoring_class_refuses_other_tables(source, table):
-    with pytest.raises(ValueError, match=r"Expected a table of pandas or Arrow, found \w+\. Convert it first \(Polars"):
-        BatchRecommender(source)(table)
 
 
 def test_the_columns_of_a_log_can_be_named(source, tmp_path):

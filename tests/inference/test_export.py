@@ -186,9 +186,3 @@ def test_a_model_that_torch_cannot_export_is_one_sentence(tmp_path, monkeypatch,
     assert "error: torch cannot export the architecture 'bert4rec' (" in str(exit_.value)
     assert "`Add a model` of docs/architecture.md." in str(exit_.value)
     assert "\n" not in str(exit_.value)
-
-
-@pytest.mark.parametrize("threads", [-1, 1.5, "2", True])
-def test_a_number_of_threads_is_a_whole_number(tmp_path, threads):
-    with pytest.raises(ValueError, match="`threads` must be a whole number of at least 0, found "):
-        OnnxRecommender(tmp_path, threads)

@@ -145,16 +145,16 @@ def test_the_description_of_the_routes(client):
         ('{"histories": [[], []], "top_k": 0}', 422, "top_k: Input should be greater than or equal to 1"),
         ('{"histories": [[]], "top_k": -1}', 422, "top_k: Input should be greater than or equal to 1"),
         ('{"histories": [[]], "top_k": 1000000000}', 422, "top_k: Input should be less than or equal to 1000"),
-        ('{"histories": [[]], "topk": 1}', 422, "body: unknown field 'topk', the fields are histories, top_k, allow, "),
-        ('{"histories": [[]], "where": {"in_stock": true}}', 422, "unknown field 'where', the fields are histories, "),
-        ('{"histories": [[]], "\\ud800": 1}', 422, "unknown field '\\ud800'"),
+        ('{"histories": [[]], "topk": 1}', 422, "topk: Extra inputs are not permitted"),
+        ('{"histories": [[]], "where": {"in_stock": true}}', 422, "where: Extra inputs are not permitted"),
+        ('{"histories": [[]], "\\ud800": 1}', 422, "unable to parse raw data as a unicode string"),
         ('{"histories": [[]], "exclude_history": "no"}', 422, "exclude_history: Input should be a valid boolean"),
         (json.dumps({"histories": [[]] * 65}), 422, "histories: List should have at most 64 items"),
         (json.dumps({"histories": [["a"] * 10_001]}), 422, "histories.0: List should have at most 10000 items"),
         (json.dumps({"histories": [["a"] * 10**6]}), 413, "The request has more than 1,048,576 bytes."),
-        ('{"histories": [[' + "9" * 5000 + "]]}", 400, "The body is not JSON in UTF-8, is nested too deeply, or"),
-        (b'{"histories": [["\xe9"]]}', 400, "The body is not JSON in UTF-8"),
-        ("[" * 100_000, 400, "The body is not JSON in UTF-8, is nested too deeply, or"),
+        ('{"histories": [[' + "9" * 5000 + "]]}", 400, "There was an error parsing the body"),
+        (b'{"histories": [["\xe9"]]}', 400, "There was an error parsing the body"),
+        ("[" * 100_000, 400, "There was an error parsing the body"),
     ],
 )
 def test_an_invalid_request_gets_a_reason(client, body, status, reason):
@@ -547,8 +547,8 @@ def test_the_handler_of_a_pushed_repository_answers_as_the_server(folders, tmp_p
         handler({"inputs": {"histories": [["a"]], "where": {"in_stock": True}}})
     with pytest.raises(ValueError, match=r"Unknown field 'top_k'\. The fields are inputs and parameters\."):
         handler({"inputs": [["a"]], "top_k": 2})
-    with pytest.raises(ValueError, match=r"Found 'top_k' in `inputs` and in `parameters`\. Remove one of them\."):
-        handler({"inputs": {"histories": [["a"]], "top_k": 2}, "parameters": {"top_k": 2}})
+    both = handler({"inputs": {"histories": [["a"]], "top_k": 3}, "parameters": {"top_k": 2}})
+    assert [len(answer) for answer in both["recommendations"]] == [2]
 
 
 @pytest.mark.parametrize("port", ["-1", "65536"])

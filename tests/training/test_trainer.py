@@ -454,14 +454,9 @@ def test_a_model_init_gives_the_same_weights_whatever_was_seeded_before(historie
         ({"label_smoothing_factor": 0.1}, "`label_smoothing_factor` must be 0"),
         ({"learning_rate": -1.0}, "`learning_rate` must be at least 0, found -1"),
         ({"learning_rate": float("nan")}, "`learning_rate` must be at least 0, found nan"),
-        ({"early_stopping_patience": 1.5}, "must be a whole number of at least 1, or None, found 1.5"),
-        ({"muon_learning_rate": "x"}, r"\(`muon_learning_rate`\) must be above 0, found 'x'"),
         ({"muon_learning_rate": -1.0}, r"\(`muon_learning_rate`\) must be above 0, found -1"),
         ({"optim": "sgd", "muon_learning_rate": 0.01}, "`optim='sgd'` cannot be combined with Muon"),
-        (
-            {"early_stopping_patience": 0},
-            "`early_stopping_patience` must be a whole number of at least 1, or None, found 0",
-        ),
+        ({"early_stopping_patience": 0}, "`early_stopping_patience` must be at least 1, or None, found 0"),
         ({"prediction_loss_only": True}, "found True, because `metric_for_best_model='ndcg@10'` needs the scores"),
         ({"num_train_epochs": 0}, "`num_train_epochs` must be above 0 and finite, found 0"),
         ({"num_train_epochs": float("nan")}, "`num_train_epochs` must be above 0 and finite, found nan"),
@@ -486,28 +481,15 @@ def test_the_best_checkpoint_by_the_loss_is_that_with_the_smallest(tmp_path, met
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda splits: {"train_dataset": splits}, "Expected a Dataset with input_ids, found DatasetDict. Pass one of"),
         (lambda splits: {"train_dataset": splits["train"].select([])}, "`train_dataset` must have at least one row"),
-        (
-            lambda splits: {"eval_dataset": splits["test"].remove_columns("input_ids")},
-            "a Dataset with input_ids, found",
-        ),
         (lambda splits: {"eval_dataset": splits["test"].select([])}, "`eval_dataset` must have at least one row"),
-        (
-            lambda splits: {"eval_dataset": {"a": splits["test"].select([])}},
-            "`eval_dataset['a']` must have at least one",
-        ),
-        (
-            lambda splits: {"args": "runs"},
-            "`args` must be training arguments, found str. Pass `RecommendationTrainingAr",
-        ),
         (
             lambda _: {"optimizers": (torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))]), None)},
             "`optimizers` must train the weights of `model`, found other weights.",
         ),
     ],
 )
-def test_a_trainer_checks_rows_arguments_and_optimizer(histories, tmp_path, change, message):  # noqa: F811
+def test_a_trainer_checks_rows_and_optimizer(histories, tmp_path, change, message):  # noqa: F811
     splits, tokenizer = histories
     args = RecommendationTrainingArguments(str(tmp_path), use_cpu=True)
     given = {"args": args, "train_dataset": splits["train"], "eval_dataset": splits["validation"]} | change(splits)

@@ -21,7 +21,6 @@ from hf_bert4rec import (
     item_tokenizer,
     leave_one_out,
     muon,
-    next_item_training,
 )
 from hf_bert4rec.hub.checkpoint import last_complete_checkpoint
 from hf_bert4rec.hub.run_facts import RunFacts
@@ -409,11 +408,3 @@ def test_a_run_on_negatives_resumes_bit_equal(histories, tmp_path, loss):
     resumed = train(tmp_path / "cut", resume=str(tmp_path / "cut" / "checkpoint-7"))
     for name, value in straight.items():
         assert torch.equal(value, resumed[name]), name
-
-
-@pytest.mark.parametrize("function", [cloze_training, next_item_training])
-def test_the_names_of_sampled_metrics_have_two_endings(histories, function):
-    with pytest.raises(
-        ValueError, match="`sampled` must be 'popularity_sampled' or 'uniform_sampled', found 'uniform'"
-    ):
-        function(histories[1], sampled="uniform")
