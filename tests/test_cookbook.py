@@ -150,6 +150,14 @@ def check_parquet(names, printed):
         assert found["rank"].tolist() == [1, 2]
 
 
+def check_simple(names, printed):
+    counts = names["log"].groupby("user")["item"].value_counts()
+    for user, own in names["own"].groupby("user"):
+        assert own["count"].tolist() == sorted(counts[user], reverse=True)[:10]
+        assert all(counts[user][item] == count for item, count in zip(own["item"], own["count"], strict=True))
+    assert names["log"]["item"].value_counts()[names["popular"]].is_monotonic_decreasing
+
+
 def check_new_products(names, printed):
     old, grown = names["recommender"].tokenizer.items.to_pylist(), names["grown"]
     assert grown.tokenizer.items.to_pylist() == [*old, "tea-7"]
@@ -263,6 +271,7 @@ CHECKS = {
     "Vectors into a vector database": check_vectors,
     "Serve over HTTP": check_http,
     "100,000 users to Parquet": check_parquet,
+    "If a simple model is as good": check_simple,
     "Add products": check_new_products,
     "Train on everything before deployment": check_everything,
     "Retrain every night": check_nightly,
