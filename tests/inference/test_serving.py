@@ -455,6 +455,38 @@ def test_a_process_reloads_without_losing_requests_and_survives_slow_clients(pro
     assert "broken" not in revisions
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="needs signals")
+def test_a_signal_while_a_checkpoint_is_loaded_loads_it_again(folders, monkeypatch):
+    loaded = []
+
+    def load(*arguments):
+        loaded.append(arguments)
+        if len(loaded) == 1:  # the checkpoint is replaced after it was read
+            os.kill(os.getpid(), signal.SIGHUP)
+        return load_for_serving(folders[1])
+
+    monkeypatch.setattr(serving, "load_for_serving", load)
+    monkeypatch.setattr(serving.uvicorn, "run", lambda *_, **__: None)
+    usual = signal.getsignal(signal.SIGHUP)
+    serving.serve("link", port=0)
+    signal.signal(signal.SIGHUP, usual)
+    assert loaded == [("link", None, ())] * 2
+
+
+def test_a_link_that_changes_while_it_is_loaded_does_not_mix_files(folders, tmp_path, monkeypatch):
+    (tmp_path / "link").symlink_to(folders[1])
+    read = serving.OnnxRecommender
+
+    def replace_the_link(folder):
+        (tmp_path / "link").unlink()
+        (tmp_path / "link").symlink_to(tmp_path / "gone")
+        return read(folder)
+
+    expected = load_for_serving(folders[1])[1]
+    monkeypatch.setattr(serving, "OnnxRecommender", replace_the_link)
+    assert load_for_serving(tmp_path / "link")[1] == expected
+
+
 WAIT = """
 import signal, sys
 from hf_bert4rec.inference import serving
