@@ -95,7 +95,7 @@ def _advice(facts: RunFacts, folder: Path) -> list[str]:
             lines += ["This is near the end of the training, so more epochs (`--num_train_epochs`) may be better."]
     if limited:
         lines += ["Train without `--max_steps` before you deploy a model."]
-    else:
+    elif last["step"] > 1:
         length = f"--num_train_epochs {epoch:.3g}" if epoch >= 1 else f"--max_steps {step}"
         options = f"--split train_on_all {length} --output_dir {shlex.quote(f'{folder.parent}-all')}"
         options += "".join(f" --import {module}" for module in imported)
