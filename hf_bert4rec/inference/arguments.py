@@ -1,6 +1,7 @@
 """Read what users pass to the pipeline: histories, lists of items and options."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from ..data.arguments import check_bool, check_count, is_collection, read_list
@@ -69,3 +70,13 @@ def check_conditions(name: str, value: Any) -> None:
     """Raise ValueError unless the conditions on attributes are a dict."""
     if not isinstance(value, Mapping):
         raise ValueError(f"`{name}` must be a dict, such as {{'in_stock': True}}, found {value!r:.100}.")
+
+
+@contextmanager
+def user_errors(name: str, advice: str) -> Iterator[None]:
+    """Turn any error in a function of the user, such as a rule that was not called, into a ValueError with `advice`."""
+    try:
+        yield
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error!s:.300}".rstrip(".")
+        raise ValueError(f"{name} failed with {reason}. {advice}") from error

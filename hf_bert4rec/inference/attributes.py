@@ -15,6 +15,7 @@ from ..data.columns import Column
 from ..data.features import ItemFeatures
 from ..data.item_tables import SEPARATOR, distinct_texts, read_items
 from ..data.sources import library_errors, open_table
+from .arguments import user_errors
 
 logger = logging.get_logger(__name__)
 
@@ -77,12 +78,8 @@ class ItemAttributes:
         """
         column = self._column(name)
         if callable(condition):
-            try:
+            with user_errors(f"The condition on {name!r}", f"Fix this function of a pandas Series of {column.dtype}."):
                 found = condition(column)
-            except Exception as error:  # any error of a function of the user
-                reason = f"{type(error).__name__}: {error!s:.300}".rstrip(".")
-                advice = f"Fix this function of a pandas Series of {column.dtype}"
-                raise ValueError(f"The condition on {name!r} failed with {reason}. {advice}.") from error
             ordered = isinstance(found, pd.Series) and found.index.equals(column.index)
             if not ordered or found.dtype.kind != "b":
                 index = "" if ordered else " with another index"

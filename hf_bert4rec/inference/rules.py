@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..data.arguments import check_count, check_number
-from .arguments import check_conditions
+from .arguments import check_conditions, user_errors
 from .attributes import ItemAttributes, require_attributes
 
 LARGEST = np.finfo(np.float32).max
@@ -129,13 +129,10 @@ def order_by_rules(candidates: Candidates, rules: Sequence[Rule]) -> np.ndarray:
     for number, rule in enumerate(rules, 1):
         if not candidates.items:
             break
-        try:
+        advice = "A rule is a function of `Candidates`, such as at_most(2, 'category')."
+        with user_errors(f"Rule {number} of `rerank`", advice):
             found = rule(candidates)
             logits = np.asarray(found)
-        except Exception as error:  # any error of a function of the user, such as a rule that was not called
-            reason = f"{type(error).__name__}: {error!s:.300}".rstrip(".")
-            advice = "A rule is a function of `Candidates`, such as at_most(2, 'category')."
-            raise ValueError(f"Rule {number} of `rerank` failed with {reason}. {advice}") from error
         fits = logits.dtype.kind == "f" and logits.shape == order.shape
         if not fits or not np.all((np.abs(logits) < LARGEST) | (logits == -np.inf)):
             expected = f"one finite float for each of the {len(order)} candidates, or -inf to drop the item"
