@@ -36,7 +36,7 @@ NAMES = {  # role -> patterns, the best fit first, for names in lower case witho
     "title": ("title|titel", f"({GOODS}|{WORK})tit(le|el)", f"({GOODS}|{WORK})?(name|bezeichnung)", "description"),
 }
 SEQUENCES = f"({GOODS}|{WORK}|asin|sku){KEY}?s?(list|seq|sequence|history)"
-SEPARATORS = (";", "\t", "|", ",", " ", "::", ":")  # ":" last, because RecBole has it in names (user_id:token)
+SEPARATORS = (";", "\t", "|", ",", " ", ":")  # ":" last, because RecBole has it in names (user_id:token)
 NUMBER = re.compile(r"\s*-?\d[\d.:TZ /+-]*")  # or a date
 DAY = re.compile(r"\s*(\d{4}[-/.]\d|\d\d?\.\d\d?\.\d{4})")
 ASIN, AMAZON_USER = re.compile(r"B0[0-9A-Z]{8}|[0-9]{9}[0-9X]"), re.compile(r"A[0-9A-Z]{7,}")

@@ -40,15 +40,21 @@ FOLDER_FILES = {  # files of MovieLens; if the source is a folder, the first one
     "titles": ("movies.csv", "movies.csv.gz", "movies.dat", "u.item"),
 }
 WRITE_LINES = "write one object per line (pandas: `to_json(orient='records', lines=True)`)"
+SEPARATORS = (";", "\t", "|", ",", "::")
 JSON_TYPES = {str: pa.string(), int: pa.int64(), float: pa.float64()}
 
 
 def read_delimited(file: SourceFile, separator: str = ",", encoding: str = "utf-8") -> RawLog:
-    """Open a text file with one row per line, with or without a header."""
+    """Open a text file with one row per line, with or without a header.
+
+    If the first line lacks the usual `separator` of the format, the first of `SEPARATORS` in this line is used.
+    """
     text, quoted = _plain_text(file, encoding), separator == ","
     if excel := re.match(r"sep=(.)(?=[\r\n])", text):  # Excel names the separator in the first line
         text, separator = text[excel.end() :], excel[1]
-    return _open(file, _Rows(file, text.encode(), file.separator or separator, quoted))
+    first = text[:10_000].strip("\r\n ").splitlines()[:1]
+    found = next((it for it in (separator, *SEPARATORS) if it in "".join(first)), separator)
+    return _open(file, _Rows(file, text.encode(), file.separator or found, quoted))
 
 
 def _plain_text(file: SourceFile, encoding: str = "utf-8") -> str:

@@ -185,23 +185,38 @@ def test_the_separator_of_recbole_columns_is_named(write):
 
 
 def test_the_separator_is_advised_as_the_source_can_use_it(write):
-    with pytest.raises(ValueError, match=r"found user\tid\. .*\(command line: `--separator \$'\\t'`\)\.$"):
-        load_interactions(write("log.csv", "user\tid\nu\ta\n"))
+    with pytest.raises(ValueError, match=r"found user item\. .*\(command line: `--separator ' '`\)\.$"):
+        load_interactions(write("log.csv", "user item\nu a\n"))
     with pytest.raises(ValueError, match=r"Read the table .* `pandas\.read_csv\(path, sep=';'\)`\.$"):
         load_interactions(pd.DataFrame({"user;item": ["u;a"]}))
 
 
+@pytest.mark.parametrize("separator", [";", "\t", "|", "::"])
+@pytest.mark.parametrize("name", ["log.csv", "log.tsv", "log.dat"])
+def test_another_usual_separator_is_found_in_the_first_line(write, separator, name):
+    lines = ["", "user,item,timestamp", "Ann Lee,x:1,7", "Ann Lee,y.2,8"]
+    path = write(name, "\n".join(line.replace(",", separator) for line in lines))
+    assert rows(load_interactions(path)) == [("Ann Lee", "x:1", 7), ("Ann Lee", "y.2", 8)]
+
+
+def test_the_usual_separator_takes_precedence(write):
+    path = write("log.csv", "user;id,item;id\nu;1,a;1\n")
+    assert rows(load_interactions(path, user=0, item=1)) == [("u;1", "a;1", 0)]
+
+
 @pytest.mark.parametrize("separator", [";", "\t", "|", "::", "~"])
 @pytest.mark.parametrize("read", [load_titles, load_item_features])
-def test_the_separator_of_a_table_of_items_is_named_and_works(write, read, separator):
+def test_the_separator_of_a_table_of_items_is_found_or_named(write, read, separator):
     lines = ["item,title,brand", "1,a,x", "2,b,x"]
     path = write("table.csv", "\n".join(line.replace(",", separator) for line in lines))
-    shown = separator if separator != "~" else "..."
-    convert = "(command line: convert the file to CSV with commas, in UTF-8)"
-    for options in ({}, {"item": "item"}):
-        with pytest.raises(ValueError, match=rf"{re.escape(f'separator={shown!r}` {convert}')}\.$"):
-            read(path, **options)
-    assert read(path, separator=separator)
+    result = read(path, separator=separator)
+    if separator == "~":
+        convert = r"separator='\.\.\.'` \(command line: convert the file to CSV with commas, in UTF-8\)\.$"
+        for options in ({}, {"item": "item"}):
+            with pytest.raises(ValueError, match=convert):
+                read(path, **options)
+    else:
+        assert str(read(path)) == str(result)
     write("table.csv", "\n".join(lines))
     assert read(path)
 

@@ -15,7 +15,7 @@ BAD_FILES = {
     "an empty file": ("log.csv", "", r"log\.csv: .*empty"),
     "a file of blank lines": ("log.jsonl", "\n \n", r"log\.jsonl: .*empty"),
     "a header and nothing else": ("log.csv", "user,item\n", r"log\.csv: found no rows"),
-    "a wrong separator": ("log.csv", "user;item\nu;a\n", r"log\.csv: .*found user;item.*separator=';'"),
+    "a wrong separator": ("log.csv", "user:item\nu:a\n", r"log\.csv: .*found user:item.*separator=':'"),
     "half a line": (
         "r.dat",
         "1::10::5::978300760\n1::11::5::978300761\n1::1\n1::12::5::978300762\n",
@@ -296,5 +296,5 @@ def test_new_item_ids_are_read_and_two_for_one_item_are_refused(write):
     assert load_item_ids(path) == {"a": "tea", "b": "pot"}
     with pytest.raises(ValueError, match=r"^names\.csv: expected one new ID per item, found 'tea' and 'cup' for 'a'\."):
         load_item_ids(write("names.csv", "a,tea\nb,pot\na,cup\n"))
-    with pytest.raises(ValueError, match=r"expected columns with the old and the new item ID, found old;new\. Pass a"):
-        load_item_ids(write("names.csv", "old;new\na;tea\n"))
+    with pytest.raises(ValueError, match=r"expected columns with the old and the new item ID, found old new\. Pass a"):
+        load_item_ids(write("names.csv", "old new\na tea\n"))
