@@ -44,7 +44,7 @@ def read(text: str | bytes, name: str = "log.csv", **options):
 def reading_faults():
     yield lambda: load_interactions("rating.csv")
     yield lambda: read("a,b,timestamp\n1,2,3\n")
-    yield lambda: read("userId;movieId;timestamp\n1;2;3\n")
+    yield lambda: read("userId movieId timestamp\n1 2 3\n")
     yield lambda: read("user,item,product_id,timestamp\n1,2,3,4\n", item=None)
     yield lambda: read("user,product_id,article_id,timestamp\n1,2,3,4\n")
     yield lambda: read("user,item,timestamp\n1,2,3\n1,2\n")

@@ -1,7 +1,6 @@
 """Columns: names, positions, headers, and what the values of a file without a header say."""
 
 import logging
-import re
 
 import pandas as pd
 import polars as pl
