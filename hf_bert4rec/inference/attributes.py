@@ -99,12 +99,14 @@ class ItemAttributes:
             wanted = [pd.Timestamp(value) if isinstance(value, date) else value for value in wanted]
         if self._are_features and not pd.api.types.is_numeric_dtype(column):
             wanted = list(map(str, wanted))  # categories of features are text
-        for value in wanted[:CHECKED]:
-            if not column.isin([value]).any():
-                known = ", ".join(map(repr, column.drop_duplicates()[:3].tolist())) or "none"
-                text = "No item has %s as %r. First values of this attribute: %s. For a range, use a function."
-                logger.warning_once(text, f"{value!r:.100}", name, known)
-        return self._items_of(column[column.isin(wanted)])
+        with user_errors(f"The condition on {name!r}", f"Pass values of the type of the column, {column.dtype}."):
+            matches = column.isin(wanted)
+            for value in wanted[:CHECKED]:
+                if not column.isin([value]).any():
+                    known = ", ".join(map(repr, column.drop_duplicates()[:3].tolist())) or "none"
+                    text = "No item has %s as %r. First values of this attribute: %s. For a range, use a function."
+                    logger.warning_once(text, f"{value!r:.100}", name, known)
+        return self._items_of(column[matches])
 
     def _items_of(self, column: pd.Series) -> pa.Array:
         return self.items.take(pa.array(column.index.unique(), pa.int64()))

@@ -99,7 +99,8 @@ class NextItemRecommendationPipeline(Pipeline):
                   the index does not find are not recommended.
                 - `batch_size`: see the class.
 
-                None stands for the default of an option.
+                None stands for the default of an option. Options of a call replace the defaults of the pipeline, but
+                its `allow` and `deny` hold in addition to those of the call.
 
         Returns:
             One list of `Recommendation` per history, best first. Its `reason` says why it has fewer than `top_k` items.
@@ -327,12 +328,16 @@ class NextItemRecommendationPipeline(Pipeline):
 
     def _select(self, given: dict[str, Any], names: Sequence[str]) -> tuple[Selection, dict[str, Any]]:
         defaults = {name: value for name, value in self._postprocess_params.items() if name in names}
-        options = {"exclude_history": self.model.config.exclude_history} | defaults | check_options(given, names)
+        given = check_options(given, names)
+        options = {"exclude_history": self.model.config.exclude_history} | defaults | given
         lists = {name: options.pop(name) for name in ITEM_LISTS & options.keys()}
         table = options.pop("attributes", None)
         if any(options.get(name) for name in ("where", "where_not", "rerank")):
             options["attributes"] = self._features if table is None else read_attributes(table, self.tokenizer.items)
-        return Selection(self.catalog, self.model, **options), lists
+        selection = Selection(self.catalog, self.model, **options)
+        for name in ITEM_LISTS & defaults.keys() & given.keys():
+            selection.restrict(name, defaults[name])
+        return selection, lists
 
     @cached_property
     def _features(self) -> ItemAttributes | None:

@@ -7,6 +7,7 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from ..data.arguments import check_count, check_number
 from .arguments import check_conditions, user_errors
@@ -15,7 +16,7 @@ from .attributes import ItemAttributes, require_attributes
 LARGEST = np.finfo(np.float32).max
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)  # error messages would show all items and vectors
 class Candidates:
     """The best items for one user, best first: the argument of a rule.
 
@@ -125,21 +126,24 @@ def order_by_rules(candidates: Candidates, rules: Sequence[Rule]) -> np.ndarray:
 
     Each rule gets the result of the rule before it. ValueError if a rule fails, or returns no logit for a candidate.
     """
-    order = np.arange(len(candidates.items))
+    items, logits, order = np.array(candidates.items, object), candidates.logits, np.arange(len(candidates.items))
     for number, rule in enumerate(rules, 1):
-        if not candidates.items:
+        if not len(order):
             break
+        names = items[order].tolist()
+        copy = Candidates(names[:], logits.copy(), candidates.vectors[order], candidates.attributes)  # may be changed
         advice = "A rule is a function of `Candidates`, such as at_most(2, 'category')."
         with user_errors(f"Rule {number} of `rerank`", advice):
-            found = rule(candidates)
-            logits = np.asarray(found)
-        fits = logits.dtype.kind == "f" and logits.shape == order.shape
-        if not fits or not np.all((np.abs(logits) < LARGEST) | (logits == -np.inf)):
+            found = rule(copy)
+            returned = np.asarray(found)
+        if isinstance(found, pd.Series) and list(found.index) not in ([*range(len(order))], names):
+            expected = "a Series with the index of the candidates: their items, or numbers from 0"
+            raise ValueError(f"Rule {number} of `rerank` must return {expected}. Keep their order.")
+        fits = returned.dtype.kind == "f" and returned.shape == order.shape
+        if not fits or not np.all((np.abs(returned) < LARGEST) | (returned == -np.inf)):
             expected = f"one finite float for each of the {len(order)} candidates, or -inf to drop the item"
             limit = f"The largest float is {LARGEST:.1e}"
             raise ValueError(f"Rule {number} of `rerank` must return {expected}, found {found!r:.200}. {limit}.")
-        best = np.argsort(-logits, kind="stable")[: np.count_nonzero(logits > -np.inf)]
-        items, vectors = [candidates.items[place] for place in best], candidates.vectors[best]
-        candidates = Candidates(items, logits[best].astype(np.float32), vectors, candidates.attributes)
-        order = order[best]
+        best = np.argsort(-returned, kind="stable")[: np.count_nonzero(returned > -np.inf)]
+        logits, order = returned[best].astype(np.float32), order[best]
     return order

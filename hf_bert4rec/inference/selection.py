@@ -53,6 +53,12 @@ class Selection:
                 found = np.asarray(pc.is_in(self.catalog.tokenizer.items, value_set=ids))
                 self._closed[len(SPECIAL_TOKENS) :] |= torch.from_numpy(found) == refused
 
+    def restrict(self, name: str, items: list[Any]) -> None:
+        """Apply one list of raw IDs for all users, `allow` or `deny`, in addition to the lists of a call."""
+        (rows,) = self.catalog.read_rows([items], name)
+        listed = torch.zeros_like(self._closed).index_fill(0, torch.from_numpy(rows), True)
+        self._closed |= listed ^ (name == "allow")
+
     @torch.no_grad()
     def best(self, outputs: dict[str, torch.Tensor]) -> list[Recommendations]:
         """Return the best items for each user; raise ValueError if scores are not finite.
@@ -162,7 +168,7 @@ class Selection:
             LISTS[name]: torch.zeros_like(self._closed).index_fill(0, rows, True) ^ (name == "allow")
             for name, rows in lists.items()
         }
-        excluded["excluded by `where` or `where_not`"] = self._closed
+        excluded["excluded by `where` or `where_not`, or by defaults of the recommender"] = self._closed
         left = ~self.catalog.closed
         items, reasons = int(left.sum()), {}
         for reason, rows in excluded.items():
@@ -171,7 +177,7 @@ class Selection:
         reasons[f"not among the best {self._number:,} (`candidates`)"] = int(left.sum()) - found
         reasons["dropped by `rerank`"] = found - returned
         if shown := ", ".join(f"{count:,} {reason}" for reason, count in reasons.items() if count):
-            return f"Only {returned:,} of {items:,} items can be recommended. Excluded items: {shown}."
+            return f"Found only {returned:,} of {self.top_k:,} items. Of the {items:,} items of the catalog: {shown}."
         return f"The catalog has only {items:,} items."
 
 

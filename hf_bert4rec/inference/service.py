@@ -60,7 +60,7 @@ class RecommendRequest(_Request):
     """Histories of raw item IDs, oldest first, and options for all histories."""
 
     histories: Annotated[list[IDs], Field(max_length=MAX_HISTORIES, examples=[[["260", "1196"]]])]
-    top_k: TopK = 10
+    top_k: Annotated[TopK | None, Field(description="number of items (null: 10, or as the recommender says)")] = None
     allow: Annotated[IDs | None, Field(description="the only items to recommend")] = None
     deny: Annotated[IDs | None, Field(description="items not to recommend")] = None
     exclude_history: Annotated[bool | None, Field(description="exclude the history (null: as the model says)")] = None
@@ -70,20 +70,23 @@ class RecommendRequest(_Request):
         return max(1, len(self.histories))
 
     def group(self) -> Any:
-        """Return a value that requests have in common if they can be answered together."""
+        """Return a value that requests have in common if they can be answered together.
+
+        With rules, the first items of a list may depend on `top_k`, so it must be the same.
+        """
         lists = self.allow is not None, self.deny is not None
         # The lists of several histories are read once, not for each history.
-        return id(self) if any(lists) and len(self.histories) != 1 else (self.exclude_history, *lists)
+        return id(self) if any(lists) and len(self.histories) != 1 else (self.top_k, self.exclude_history, *lists)
 
     def answers(self, requests: Sequence["RecommendRequest"], recommender: Recommender) -> list[dict[str, Any]]:
         """Return one answer for each request of the group of this request."""
         options: dict[str, Any] = {name: [getattr(it, name) for it in requests] for name in ("allow", "deny")}
         for name, lists in options.items():
             options[name] = lists[0] if lists[0] is None or len(lists) == 1 else lists
-        histories, top_k = [of for it in requests for of in it.histories], max(it.top_k for it in requests)
+        options |= {"top_k": self.top_k, "exclude_history": self.exclude_history}
         before = recommender.catalog.unknown
-        found = iter(recommender(histories, top_k=top_k, exclude_history=self.exclude_history, **options))
-        answers = [{"recommendations": [next(found)[: it.top_k] for _ in it.histories]} for it in requests]
+        found = iter(recommender([of for it in requests for of in it.histories], **options))
+        answers = [{"recommendations": [next(found) for _ in it.histories]} for it in requests]
         searched = recommender.catalog.unknown > before  # not each time: it takes a fifth of the time of a request
         lists = [[*it.histories, it.allow or (), it.deny or ()] if searched else [] for it in requests]
         unknown = map(recommender.catalog.unknown_ids, lists)

@@ -165,8 +165,8 @@ def test_removed_items_and_contradictory_rules(recommender):
     (nothing,) = recommender([["a"]], allow=["b", "d"], deny=["b"], attributes=PRODUCTS, where={"category": "tea"})
     assert nothing == []
     assert nothing.reason == (
-        "Only 0 of 9 items can be recommended. Excluded items: 1 in the history, 1 in `deny`, 6 not in `allow`, "
-        "1 excluded by `where` or `where_not`."
+        "Found only 0 of 10 items. Of the 9 items of the catalog: 1 in the history, 1 in `deny`, 6 not in `allow`, "
+        "1 excluded by `where` or `where_not`, or by defaults of the recommender."
     )
 
 
@@ -261,6 +261,12 @@ def test_a_condition_may_return_bools_of_pandas_and_arrow(recommender):
         ({"where": {"tags": [["new"]]}}, "condition on 'tags' must be a value, a list of values, or a function"),
         ({"rerank": lambda candidates: None}, "must return one finite float for each"),
         ({"rerank": lambda candidates: 0.5}, "must return one finite float for each"),
+        ({"rerank": lambda candidates: pd.Series(candidates.logits).sort_values()}, "a Series with the index"),
+        (
+            {"rerank": lambda candidates: pd.Series(candidates.logits, candidates.items)[::-1]},
+            r"must return a Series with the index of the candidates: .* Keep their order\.",
+        ),
+        ({"where": {"category": 10**30}, "attributes": PRODUCTS}, "The condition on 'category' failed with Overflow"),
         ({"rerank": lambda candidates: candidates.logits > 0}, "must return one finite float for each"),
         (
             {"where": {"tags": lambda it: it < 5}},
@@ -276,7 +282,10 @@ def test_a_condition_may_return_bools_of_pandas_and_arrow(recommender):
         ({"rerank": [diversify(0.1), boost]}, r"Rule 2 of `rerank` failed with TypeError: boost\(\) missing 1 "),
         ({"rerank": lambda it: 1 / 0}, "Rule 1 of `rerank` failed with ZeroDivisionError: division by zero. A rule is"),
         ({"rerank": lambda it: [[1], [1, 2]]}, "Rule 1 of `rerank` failed with ValueError: .* A rule is a function"),
-        ({"rerank": diversify}, r"`weight` must be a number from 0 to 1, as in `diversify\(0\.3\)`, found Candi"),
+        (
+            {"rerank": diversify},
+            r"`weight` must be a number from 0 to 1, as in `diversify\(0\.3\)`, found <hf_bert4rec",
+        ),
         ({"candidates": 0}, "`candidates` must be a whole number of at least 1"),
     ],
 )
@@ -371,6 +380,8 @@ def test_a_rule_cannot_change_the_answer_but_by_its_order(recommender):
 
     attributes = ItemAttributes(PRODUCTS)
     assert best(recommender, "a", attributes=attributes, rerank=spoil) == best(recommender, "a")
+    expected = best(recommender, "a", attributes=PRODUCTS, rerank=[diversify(0.5), at_most(1, "tags")])
+    assert best(recommender, "a", attributes=PRODUCTS, rerank=[spoil, diversify(0.5), at_most(1, "tags")]) == expected
     expected = best(recommender, attributes=PRODUCTS, rerank=at_most(1, "tags"))
     assert best(recommender, attributes=attributes, rerank=at_most(1, "tags")) == expected
 
@@ -380,6 +391,14 @@ def test_a_boost_by_an_iterator_of_values_holds_for_several_tables(recommender):
     tables = [PRODUCTS, PRODUCTS.copy()]
     first, second = (best(recommender, attributes=table, rerank=rule) for table in tables)
     assert first == second != best(recommender)
+
+
+@pytest.mark.parametrize("index", [list, lambda items: range(len(items))])
+def test_a_rule_may_return_a_series_in_the_order_of_the_candidates(recommender, index):
+    def rule(candidates):
+        return pd.Series(-candidates.logits, index(candidates.items))
+
+    assert best(recommender, rerank=rule, candidates=10) == best(recommender)[::-1]
 
 
 def test_rules_follow_each_other_and_see_only_the_candidates(recommender):
@@ -432,12 +451,12 @@ def only_the_first(candidates):
         (
             {"where": {"in_stock": True}, "attributes": PRODUCTS},
             5,
-            "1 in the history, 4 excluded by `where` or `where_not`",
+            "1 in the history, 4 excluded by `where` or `where_not`, or by defaults of the recommender",
         ),
         (
             {"where": {"in_stock": True}, "allow": ["b"], "attributes": PRODUCTS},
             0,
-            "1 in the history, 8 not in `allow`, 1 excluded by `where` or `where_not`",
+            "1 in the history, 8 not in `allow`, 1 excluded by `where` or `where_not`, or by defaults of the recommender",
         ),
         ({"rerank": only_the_first, "exclude_history": False}, 1, "9 dropped by `rerank`"),
         (
@@ -449,7 +468,8 @@ def only_the_first(candidates):
 )
 def test_a_short_list_says_why(recommender, options, left, excluded):
     (answered,) = recommender([["a"]], **{"top_k": 10} | options)
-    assert answered.reason == f"Only {left} of 10 items can be recommended. Excluded items: {excluded}."
+    wanted = options.get("top_k", 10)
+    assert answered.reason == f"Found only {left} of {wanted} items. Of the 10 items of the catalog: {excluded}."
     assert recommender([["a"]], top_k=1, exclude_history=False)[0].reason is None
 
 

@@ -103,6 +103,19 @@ def test_the_server_takes_a_pipeline_too(folders):
         assert post(client, histories=[["a"]]).json()["recommendations"] == pipeline([["a"]])
 
 
+def test_defaults_of_a_pipeline_hold_in_addition_to_a_request(folders):
+    pipeline = hf_bert4rec.pipeline(folders[0], device="cpu", top_k=4, deny=["a", "b"], allow=["a", "d", "e", "g"])
+    expected = items_of(pipeline([["f"]]))[0]
+    assert sorted(expected) == ["d", "e", "g"]
+    with TestClient(create_app(lambda: (pipeline, "shop", None))) as client:
+        for lists in ({}, {"deny": []}, {"allow": [*"abcdefgh"]}, {"allow": [*"abcdefgh"], "deny": ["h"]}):
+            answer = post(client, histories=[["f"]], **lists).json()["recommendations"]
+            assert items_of(answer) == [expected]
+        answer = post(client, histories=[["f"]], deny=["d"]).json()["recommendations"]
+        assert items_of(answer) == [[item for item in expected if item != "d"]]
+        assert len(post(client, histories=[["f"]], top_k=1).json()["recommendations"][0]) == 1
+
+
 def test_health_readiness_and_numbers(client):
     assert client.get("/health").json() == {"status": "running"}
     assert client.get("/ready").json() == {"checkpoint": "shop", "revision": "abc"}
@@ -245,7 +258,7 @@ async def many(app, bodies, before_answers):
 def test_requests_that_wait_are_scored_together_and_each_gets_its_own_answer(recommender):
     slow = Slow(recommender)
     app = create_app(lambda: (slow, "shop", None))
-    bodies = [{"histories": [[item]], "top_k": 1 + place % 3} for place, item in enumerate("abdefghij")]
+    bodies = [{"histories": [[item]], "top_k": 2 + place % 2} for place, item in enumerate("abdefghij")]
     bodies[4] |= {"deny": ["a"]}
     bodies[5] |= {"allow": ["b", "d"]}
 
@@ -261,6 +274,21 @@ def test_requests_that_wait_are_scored_together_and_each_gets_its_own_answer(rec
         assert items_of(answer.json()["recommendations"]) == items_of(expected)
     assert len(slow.batches) <= 5
     assert sum(slow.batches) == len(bodies)
+
+
+def test_a_rule_gets_the_candidates_of_its_own_request(folders):
+    shop = hf_bert4rec.pipeline(folders[0], device="cpu", rerank=lambda found: -found.logits, candidates=2)
+    slow = Slow(shop)
+    bodies = [{"histories": [["a"]], "top_k": top_k} for top_k in (1, 2, 8)]
+
+    async def wait(tasks, client):
+        await asyncio.sleep(0.5)
+        slow.may.set()
+
+    answers = asyncio.run(many(create_app(lambda: (slow, "shop", None)), bodies, wait))
+    for body, answer in zip(bodies, answers, strict=True):
+        expected = shop(body["histories"], top_k=body["top_k"])
+        assert items_of(answer.json()["recommendations"]) == items_of(expected)
 
 
 def test_overload_is_refused_at_once(recommender, monkeypatch):
