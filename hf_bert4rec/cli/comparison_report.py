@@ -159,7 +159,7 @@ def format_report(summary: Summary) -> str:
         parts += ["**Leaks**, or interactions that a user repeated at the same time:"]
         parts += ["\n".join(f"- {line}" for line in summary["leaks"])]
     else:
-        parts += ["The audit found no leaks."]
+        parts += ["The audit found no leaks of a user's own targets."]
     parts += ["Properties of the split:", "\n".join(f"- {line}" for line in summary["properties"])]
     return "\n\n".join(parts) + "\n"
 

@@ -20,7 +20,7 @@ from ..data.formats import is_embedded
 from ..data.interactions import load_interactions, rename_items
 from ..data.item_tables import load_item_features, load_item_ids, load_titles
 from ..data.tokenization import ItemTokenizer, extend_item_tokenizer, item_tokenizer
-from ..data.values import format_time
+from ..data.values import format_time, time_unit
 from ..evaluation.ranking import Sampled
 from ..hub.checkpoint import fetch_checkpoint, stored_exclude_history
 from ..hub.run_facts import FACTS_FILE, DataFacts, RunFacts
@@ -129,11 +129,21 @@ def _read_logs(recipe: Recipe, names: dict[str, str] | None) -> tuple[Dataset, D
             logger.warning(text, run.data)
         return new, new
     tables = [log.with_format("arrow")[:].select(["user", "item", "timestamp"]) for log in read]
+    if not pc.any(pc.is_in(tables[1]["user"], value_set=tables[0]["user"].unique())).as_py():
+        text = "None of the users of %s, such as %r, is in %s. Check that both logs have the same user IDs."
+        logger.warning(text, run.data, tables[1]["user"][0].as_py(), run.history)
     last, first = pc.max(tables[0]["timestamp"]).as_py(), pc.min(tables[1]["timestamp"]).as_py()
-    if first <= last and not run.allow_earlier:
-        times = f"{run.data} begins at {format_time(first)}, but {run.history} ends at {format_time(last)}"
-        raise ValueError(f"{times}. Remove interactions that are in both logs, or pass `--allow_earlier true`.")
+    _check_times(run, run.history, last, first, earlier=first <= last, wrong="interactions that are in both logs")
     return Dataset(pa.concat_tables(tables, promote_options="permissive")), new
+
+
+def _check_times(run: RunArguments, old: Any, last: float, first: float, earlier: bool, wrong: str) -> None:
+    """Raise ValueError if the times of the new log, from `first` on, and of the `old` one, up to `last`, do not fit."""
+    times = f"{run.data} begins at {format_time(first)}, but {old} ends at {format_time(last)}"
+    if len({time_unit(first), time_unit(last)} - {None}) > 1:
+        raise ValueError(f"{times}. Convert the times of both logs to the same unit.")
+    if earlier and not run.allow_earlier:
+        raise ValueError(f"{times}. Remove {wrong}, or pass `--allow_earlier true`.")
 
 
 def _continue(recipe: Recipe, new: Dataset, names: dict[str, str] | None) -> tuple[Recipe, ItemTokenizer]:
@@ -144,11 +154,9 @@ def _continue(recipe: Recipe, new: Dataset, names: dict[str, str] | None) -> tup
     table = new.with_format("arrow")[:]
     first = pc.min(table["timestamp"]).as_py()
     last = RunFacts.load(folder).data.last_time if (folder / FACTS_FILE).exists() else None
-    if last is not None and first < last and not run.allow_earlier:
-        raise ValueError(
-            f"{run.data} begins at {format_time(first)}, but the log of {run.continue_from} ends at "
-            f"{format_time(last)}. Remove the earlier interactions, or pass `--allow_earlier true`."
-        )
+    if last is not None:
+        log = f"the log of {run.continue_from}"
+        _check_times(run, log, last, first, earlier=first < last, wrong="the earlier interactions")
     if run.max_length not in (None, tokenizer.model_max_length):
         length = tokenizer.model_max_length
         raise ValueError(f"`--max_length` must be {length}, as in {run.continue_from}, found {run.max_length}.")
@@ -160,6 +168,10 @@ def _continue(recipe: Recipe, new: Dataset, names: dict[str, str] | None) -> tup
         found = f"{run.data}: none of its item IDs, such as {table['item'][0].as_py()!r}, is in {run.continue_from}"
         advice = "Use the IDs of this checkpoint. If only the titles are the same, pass `--titles`, and "
         raise ValueError(f"{found}. {advice}`--start_from` with `--match_items title` instead of `--continue_from`.")
+    if 2 * known.sum() < len(known):
+        text = "%s: %d of %d interactions are with items that are not in %s, such as %r. Check that the item IDs fit."
+        new_item = table["item"][int(known.argmin())].as_py()
+        logger.warning(text, run.data, (~known).sum(), len(known), run.continue_from, new_item)
     if 2 * sum(both) < len(both):
         found = f"{len(both) - sum(both)} of {len(both)} items have another title than in {run.continue_from}"
         advice = "Use the item IDs of this checkpoint. If only the titles have changed, omit `--titles`."

@@ -39,7 +39,9 @@ def read_rows(rows: Any, *columns: str, advice: str = "Pass rows of a split, suc
 
 
 def as_table(rows: Dataset) -> pa.Table:
-    """Return a `Dataset` as an Arrow table, with the names of class labels instead of their numbers."""
+    """Return a `Dataset` as an Arrow table, with the names of class labels; ValueError if it has a transform."""
+    if rows.format["type"] == "custom":
+        raise ValueError("The transform of the Dataset would not be applied. Use `map` instead of `with_transform`.")
     table = rows.with_format("arrow")[:]
     labels = {name: feature.names for name, feature in rows.features.items() if isinstance(feature, ClassLabel)}
     for name, texts in labels.items():

@@ -183,7 +183,8 @@ def open_log(
     file = SourceFile(path, separator, encoding, names, timestamp, is_log=kind == "interactions")
     with library_errors(file.name):
         first = file.content(5000)
-        name = "parquet" if first.startswith(b"PAR1") else (format or _suffix(path)).lower()
+        name = "parquet" if first.startswith(b"PAR1") else format or _suffix(path)
+        name = name if name in FORMATS else name.lower()
         if name not in FORMATS:
             file.check_kind(first)
             known, near = ", ".join(FORMATS), (get_close_matches(name, FORMATS) or ["csv"])[0]
@@ -191,7 +192,8 @@ def open_log(
             own = " A format of your own needs its module (command line: `--import`)." if name and file.is_log else ""
             raise ValueError(f"{file.name}: {found}. Choose from {known}, such as {file.spell('format', near)}.{own}")
         opened = FORMATS[name](file)
-        return opened if isinstance(opened, RawLog) else open_table(opened, file.name)
+    expected = f"{file.name}: expected a table from the format {name!r}"
+    return opened if isinstance(opened, RawLog) else open_table(opened, file.name, expected)
 
 
 def _find(source: str | PathLike, kind: str) -> Path | Dataset | DatasetDict:

@@ -94,6 +94,7 @@ def _as_id(value: Any, digits: int = 53) -> str | None:
         return None
     if not isinstance(value, Number | date | UUID):
         advice = ONE_PER_ROW if hasattr(value, "__len__") else "Convert the value to text."
+        advice = "Make columns of its parts (pandas: `json_normalize`)." if isinstance(value, dict) else advice
         raise ValueError(f"expected text or numbers, found {value!r:.100} ({type(value).__name__}). {advice}")
     if isinstance(value, float | np.floating | Decimal) and abs(value) == math.inf:
         raise ValueError(f"expected text or a finite number, found {value!r}. Fix or remove this value.")

@@ -109,7 +109,7 @@ def load_interactions(
             rows = np.bincount(core[role], minlength=len(column.dictionary))
             used = rows > 0
             check_ids(column.dictionary.filter(pa.array(used)), rows[used], role, log.name)
-        notes = _check(log, found)
+        notes = _check(log, found, timestamp)
     sizes = {"interaction": len(table), **{role: core[role].nunique() for role in coded}}
     total, users, items = (f"{number:,} {name}{'s' * (number != 1)}" for name, number in sizes.items())
     report = f"{log.name}: {total} of {users} with {items}{notes}; dropped: {losses}."
@@ -144,7 +144,7 @@ def _read(log: RawLog, found: Mapping[str, int]) -> tuple[pa.Table, np.ndarray]:
     return pa.table(values).filter(pa.array(complete)), complete
 
 
-def _check(log: RawLog, found: Mapping[str, int]) -> str:
+def _check(log: RawLog, found: Mapping[str, int], timestamp: Column) -> str:
     """Warn about columns that may have been read wrongly; return notes for the message about the log."""
     notes = ""
     if log.first_rows:
@@ -154,6 +154,9 @@ def _check(log: RawLog, found: Mapping[str, int]) -> str:
             logger.warning(f"{log.name}: the first line has no known column name. {solution}")
     if "timestamp" in found and not is_usual(time := log.columns[found["timestamp"]], "timestamp"):
         notes += "" if log.first_rows else f" (timestamp: column {time!r})"
+        if timestamp is None and not log.first_rows:
+            solution = f"If it is, or another column is the time, name it: {spell('timestamp', time)}."
+            logger.warning(f"{log.name}: {time!r} is used as time, because it has dates. {solution}")
     if "timestamp" not in found:
         notes += " (no timestamps; the rows are assumed to be in time order)"
         if unread := [repr(name) for place, name in enumerate(log.columns) if place not in found.values()]:

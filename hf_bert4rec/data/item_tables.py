@@ -250,6 +250,9 @@ def _read_column(
         if what := "dates" if DAY.match(first) else "booleans" if first.lower() in ("true", "false") else "":
             logger.info("%s: the %s in the column %r are read as categories, without an order.", log.name, what, name)
         known = {"kind": kind, "values": shared}
+    elif (given := {value for row in categories for value in row}) and given.isdisjoint(known["values"]):
+        text = "%s: no value of the column %r, such as %r, was in the features of the training. Check the column."
+        logger.warning(text, log.name, name, min(given))
     return pa.array(categories, pa.list_(pa.string())), known
 
 

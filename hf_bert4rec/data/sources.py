@@ -142,8 +142,11 @@ def open_table(source: Any, name: str, expected: str = "Expected a path, a Hub I
     """Open a `Dataset`, or a table of pandas, Polars or Arrow. The error for other types begins with `expected`."""
     if isinstance(source, Dataset):
         source = as_table(source)
+    if hasattr(source, "collect_schema") and not hasattr(source, "get_columns"):  # a LazyFrame of Polars
+        source = source.collect()
     if isinstance(source, pd.DataFrame):
-        source = source.reset_index(allow_duplicates=True) if any(source.index.names) else source
+        if any(source.index.names) or isinstance(source.index, pd.DatetimeIndex):
+            source = source.reset_index(allow_duplicates=True)
         columns = [(str(key), source.iloc[:, place]) for place, key in enumerate(source.columns)]
     elif hasattr(source, "get_columns"):  # Polars, whose Python objects Arrow would read as memory addresses
         with library_errors(name, "Convert the columns to text, numbers or dates."):

@@ -77,7 +77,7 @@ class ItemTokenizer(PreTrainedTokenizerFast):
         tokenizer._features_file = tokenizer.init_kwargs.pop("features_file", None)
         if titles_file := tokenizer.init_kwargs.pop("titles_file", None):
             try:
-                tokenizer.set_titles(_read_titles(titles_file, len(tokenizer.items)), source=titles_file)
+                tokenizer.set_titles(_read_titles(titles_file, tokenizer.items), source=titles_file)
             except ValueError as error:
                 raise ValueError(f"{error} {REPAIR}") from None
         elif tokenizer.init_kwargs.get("has_titles"):
@@ -162,7 +162,7 @@ class ItemTokenizer(PreTrainedTokenizerFast):
             leftover.unlink(missing_ok=True)
         # These files are written first, because super() may upload the folder.
         if self.titles is not None:
-            pq.write_table(pa.table({"title": pa.array(self.titles, pa.string())}), titles_file)
+            pq.write_table(pa.table({"item": self.items, "title": pa.array(self.titles, pa.string())}), titles_file)
         if features is not None:
             features.save(features_file)
         files = super().save_pretrained(save_directory, **kwargs)
@@ -342,11 +342,17 @@ def _titles_in_order(ids: list[str], titles: Mapping[Any, Any]) -> list[Any]:
     return [by_id.get(item) for item in ids]
 
 
-def _read_titles(file: str, number: int) -> list[str | None]:
+def _read_titles(file: str, items: pa.StringArray) -> list[str | None]:
+    found = None
     with suppress(KeyError, AttributeError, ValueError, pa.ArrowException, OSError):
-        titles = read_parquet(file, (8 + TITLE_BYTES) * (number + 1))["title"]
-        kind = titles.type.value_type if pa.types.is_dictionary(titles.type) else titles.type
+        table = read_parquet(file, (16 + TITLE_BYTES) * (len(items) + 1) + items.nbytes)
+        titles = table["title"].type
+        kind = titles.value_type if pa.types.is_dictionary(titles) else titles
         if kind in (pa.string(), pa.large_string(), pa.string_view()):  # Polars writes the last two
-            return titles.to_pylist()
-    expected = f"expected Parquet with a text column 'title', at most {TITLE_BYTES:,} bytes per title"
-    raise ValueError(f"{file}: {expected}.")
+            found = table
+    if found is None:
+        expected = f"expected Parquet with a text column 'title', at most {TITLE_BYTES:,} bytes per title"
+        raise ValueError(f"{file}: {expected}.")
+    if "item" in found.column_names and found["item"].to_pylist() != items.to_pylist():  # older files have titles only
+        raise ValueError(f"{file}: the titles belong to other items than those in tokenizer.json.")
+    return found["title"].to_pylist()

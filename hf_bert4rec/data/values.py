@@ -23,9 +23,11 @@ MISSING = r"(?i)^\s*(null|none|nan|n/?a|<na>|nat|undefined|\\n|0000-00-00( 00:00
 SEVERAL = r"^\s*(\[.*\]|[({].*,.*[)}]|\d+([ ,;|]+\d+){2,})\s*$"  # such as "[1, 2]" or "1 2 3"
 DOUBTFUL = {  # IDs that are read as they are, with a warning
     MISSING: "seems to stand for a missing value. If it does, remove these rows",
-    r"^[\s\pZ]|[\s\pZ]$": "begins or ends with whitespace. Remove the whitespace, unless it is part of the ID",
-    r'^".*"$': "is in quotation marks. If these are not part of the ID, remove them. For a text file other than csv, "
-    "`format='csv'` with `separator` does this (command line, for a log: `--format csv` with `--separator`)",
+    r"^[\s\pZ\p{Cf}]|[\s\pZ\p{Cf}]$": "begins or ends with whitespace or an invisible character. Remove the character, "
+    "unless it is part of the ID",
+    r"""^=?".*"$|^'.*'$""": "is in quotation marks. If these are not part of the ID, remove them. For a text file "
+    "other than csv, `format='csv'` with `separator` does this (command line, for a log: `--format csv` with "
+    "`--separator`)",
     r"[\r\n]": "contains a line break. If it is not part of the ID, check the quotation marks in the source",
     r"^-?\d+([.,]\d+)?[eE]\+\d+$": "may be a rounded number, so different IDs may be the same now. Export IDs as text",
     r"^-?\d+\.0$": "ends in .0, which makes it another ID than the integer. If it is an integer, export it without .0",

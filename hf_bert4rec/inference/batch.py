@@ -73,7 +73,7 @@ class BatchRecommender:
             advice = "Pass the names of your columns of users and histories as `user=` and `history=`."
             raise ValueError(f"Expected a column {missing[0]!r}, found {', '.join(map(str, names))}. {advice}")
         users, histories = table[self.user], table[self.history]
-        if users.isna().any() if frame else users.null_count:
+        if users.isna().any() if frame else pc.any(pc.is_null(users, nan_is_null=True)).as_py():
             found = "found a row without one. Fix or remove such rows."
             raise ValueError(f"Expected a user ID in every row of the column {self.user!r}, {found}")
         given = histories.notna() if frame else histories.is_valid().to_pylist()
@@ -156,7 +156,7 @@ def _begin(folder: Path, request: dict[str, Any]) -> None:
     """Record the request in a new folder, or check that the request in an existing folder is the same."""
     noted, advice = folder / REQUEST_FILE, "Pass a new folder as `output=` (command line: `--output`)."
     unfinished = noted.with_suffix(".tmp")
-    if noted.exists():
+    if noted.exists() and any(folder.glob("part-*")):
         begun = read_json(noted, folder, advice)
         for name in {**request, **begun}:
             was, now = begun.get(name), request.get(name)
@@ -166,7 +166,7 @@ def _begin(folder: Path, request: dict[str, Any]) -> None:
                 if name.startswith("state"):
                     found = f"before the {'source' if 'source' in name else 'model'} changed"
                 raise ValueError(f"The recommendations in {folder} were begun {found}. {advice}")
-    elif folder.is_file() or (folder.exists() and {*folder.iterdir()} - {unfinished}):
+    elif folder.is_file() or (folder.exists() and not noted.exists() and {*folder.iterdir()} - {unfinished}):
         raise ValueError(f"{folder} is a file, or a folder with other files than recommendations. {advice}")
     else:
         folder.mkdir(parents=True, exist_ok=True)

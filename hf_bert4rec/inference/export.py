@@ -76,7 +76,7 @@ class RecommendationGraph(nn.Module):
         places = torch.arange(history.shape[1] + 1, device=history.device)[None]
         input_ids = torch.where(places == lengths, MASK_ROW, nn.functional.pad(history, (0, 1)))
         real = (places <= lengths).long()
-        states = self.model.model(input_ids, real, kept_positions=lengths).last_hidden_state
+        states = self.model.model(input_ids, real, kept_positions=lengths)[0]
         scores = self.model.score_items(states, input_ids, lengths)[:, 0].float().log_softmax(dim=1)
         damaged = scores.isnan().any(dim=1, keepdim=True)
         scores = scores.masked_fill(self.closed | ~allowed, -torch.inf).scatter(1, excluded, -torch.inf)

@@ -295,7 +295,7 @@ class NextItemRecommendationPipeline(Pipeline):
         # Two queries, because torch computes attention for a single query differently, split over threads.
         ids, mask, history = inputs["input_ids"], inputs["attention_mask"], inputs["history"]
         query = inputs["query"][:, None].expand(-1, 2)
-        states = self.model.model(ids, mask, kept_positions=query).last_hidden_state[:, :1]
+        states = self.model.model(ids, mask, kept_positions=query)[0][:, :1]
         if scored:
             logits = self.model.score_items(states, ids, query[:, :1])[: len(history), 0]
             return {"logits": logits.float(), "history": history}

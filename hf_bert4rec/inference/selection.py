@@ -168,7 +168,7 @@ class Selection:
             LISTS[name]: torch.zeros_like(self._closed).index_fill(0, rows, True) ^ (name == "allow")
             for name, rows in lists.items()
         }
-        excluded["excluded by `where` or `where_not`, or by defaults of the recommender"] = self._closed
+        excluded["excluded by `where`, `where_not` or defaults"] = self._closed
         left = ~self.catalog.closed
         items, reasons = int(left.sum()), {}
         for reason, rows in excluded.items():

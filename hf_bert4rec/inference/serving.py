@@ -196,10 +196,10 @@ def load_for_serving(
                 os.close(source)
                 os.close(sink)
             if done.returncode:
-                reason = done.stderr.strip().rpartition("\n")[2].rpartition("error: ")[2]
+                _, is_error, reason = done.stderr.strip().rpartition("\n")[2].rpartition("error: ")
                 found = f"the export ended with exit status {done.returncode}, without a message"
                 advice = f"Run `hf-bert4rec export {checkpoint} --output FOLDER`, and check the free memory."
-                raise ValueError(reason or f"{checkpoint}: {found}. {advice}")
+                raise ValueError(reason if is_error else f"{checkpoint}: {found}. {advice}")
         recommender = OnnxRecommender(exported)
     recommender([[]])  # damaged weights must not replace a model that works
     return recommender, recommender.facts["checkpoint"], recommender.facts["revision"]

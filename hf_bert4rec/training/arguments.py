@@ -11,7 +11,11 @@ from ..data.arguments import check_number
 from .optimizer import muon
 
 ID_DROPOUT = 0.2
-LABEL_SMOOTHING = "`label_smoothing_factor` must be 0, because smoothing would also make [PAD] and [MASK] targets."
+UNSUPPORTED = {  # options of transformers that would give wrong results
+    "label_smoothing_factor": "must be 0, because smoothing would also make [PAD] and [MASK] targets",
+    "dataloader_persistent_workers": "must be False, because these workers would repeat the masks of the first epoch",
+    "dataloader_drop_last": "must be False, because evaluation would also drop users",
+}
 
 
 @dataclass
@@ -97,8 +101,11 @@ class RecommendationTrainingArguments(TrainingArguments):
         super().__post_init__()
         if self.muon_learning_rate is not None:
             muon(self, self.muon_learning_rate)  # raises ValueError for options that exclude Muon
-        if self.label_smoothing_factor:
-            raise ValueError(LABEL_SMOOTHING)
-        if self.dataloader_persistent_workers:
-            reason = "because persistent workers would repeat the masks of the first epoch"
-            raise ValueError(f"`dataloader_persistent_workers` must be False, found True, {reason}.")
+        check_supported(self)
+
+
+def check_supported(args: TrainingArguments) -> None:
+    """Raise ValueError if an option of `UNSUPPORTED` is set."""
+    for name, expected in UNSUPPORTED.items():
+        if getattr(args, name):
+            raise ValueError(f"`{name}` {expected}.")

@@ -31,7 +31,7 @@ from ..hub.push import push_checkpoint
 from ..hub.run_facts import ADDED_PARTS, FACTS_FILE, DataFacts, MachineFacts, RunFacts
 from ..models.item_loss import check_loss
 from ..models.registry import architecture_of
-from .arguments import ID_DROPOUT, LABEL_SMOOTHING, RecommendationTrainingArguments
+from .arguments import ID_DROPOUT, RecommendationTrainingArguments, check_supported
 from .callbacks import EarlyStopping, ResourceCallback, with_package_callbacks
 from .item_features import FeatureProjection, items_in, load_projection, projection_file
 from .optimizer import muon
@@ -84,8 +84,7 @@ class RecommendationTrainer(Trainer):
             advice = "Pass `**cloze_training(tokenizer)`, or `**next_item_training(tokenizer)` for SASRec and GRU4Rec."
             raise ValueError(f"{expected}, found {type(tokenizer).__name__}. {advice}")
         args = RecommendationTrainingArguments("runs") if args is None else args
-        if args.label_smoothing_factor:
-            raise ValueError(LABEL_SMOOTHING)
+        check_supported(args)
         if args.eval_strategy != "no" and options.get("preprocess_logits_for_metrics") is ranks_of_logits:
             check_cutoffs(len(tokenizer.items))
         callbacks = with_package_callbacks(callbacks or ())

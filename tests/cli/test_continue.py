@@ -133,6 +133,17 @@ def test_data_that_do_not_fit_the_checkpoint_are_errors(first, tmp_path):
         continue_training(first, "--titles", str(tmp_path / "titles.csv"))
     early = write_log(tmp_path / "early.csv", range(4), range(50, 53), ["i1", "i2"])
     continue_training(first, "--allow_earlier", "true", "--tolerance", "1", data=early, output="early")
+    millis = write_log(tmp_path / "millis.csv", range(4), [1_700_000_000_000 + time for time in range(3)], ["i1", "i2"])
+    seconds = write_log(tmp_path / "seconds.csv", range(4), [1_600_000_000 + time for time in range(3)], ["i1", "i2"])
+    with pytest.raises(SystemExit, match=r"if these are milliseconds.*Convert the times of both logs to the same unit"):
+        continue_training(first, "--history", seconds, data=millis)
+
+
+def test_other_users_and_many_new_items_are_reported(first, tmp_path, caplog):
+    new = write_log(tmp_path / "new.csv", range(90, 94), range(200, 203), ["i1", "I2", "I3", "I4"])
+    continue_training(first, "--tolerance", "1", data=new, output="doubtful")
+    assert "new.csv, such as '90', is in " in caplog.text
+    assert "new.csv: 9 of 12 interactions are with items that are not in " in caplog.text
 
 
 def test_features_of_a_continued_checkpoint(first, tmp_path):

@@ -305,6 +305,13 @@ split = leave_one_out
 """
 
 
+def test_an_option_of_an_own_split_must_have_a_name_of_its_own(tmp_path, monkeypatch):
+    (tmp_path / "clashing_split.py").write_text("def half(interactions, tokenizer, *, seed: int = 0): ...")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"^--seed is an option of the package\. Rename this parameter of your split"):
+        parse_recipe(["--split", "clashing_split:half"])
+
+
 def test_a_split_of_the_users_own_is_one_function_in_the_working_directory(tmp_path, monkeypatch):
     (tmp_path / "own_split_module.py").write_text(OWN_SPLIT)
     monkeypatch.chdir(tmp_path)

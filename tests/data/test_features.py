@@ -180,6 +180,14 @@ def test_features_of_new_items_need_the_same_columns_and_widths():
     assert load_new_items(new[["item"]], known).features is None
 
 
+def test_categories_that_the_training_lacked_are_reported(caplog):
+    known = load_item_features(pd.DataFrame({"item": [*"abcd"], "brand": ["Acme", "Acme", "Best", "Best"]}))
+    load_new_items(pd.DataFrame({"item": ["e", "f"], "brand": ["acme", "Best"]}), known)
+    assert not caplog.messages
+    load_new_items(pd.DataFrame({"item": ["e", "f"], "brand": ["acme", None]}), known)
+    assert "no value of the column 'brand', such as 'acme', was in the features of the training" in caplog.text
+
+
 def test_new_items_with_titles_and_known_items_that_they_are_like():
     table = pd.DataFrame({"sku": [7, 8, 9], "title": ["Seven", None, None], "like": ["1 | 2", "", 3.0]})
     new = load_new_items(table, None)

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_bert4rec import load_interactions, load_titles
+from hf_bert4rec.data.formats import FORMATS
 from tests.data.raw_logs import ORIGINAL_FORMS, TABLE, TABLE_ROWS, TWO_ROWS, rows
 
 
@@ -315,3 +316,12 @@ def test_json_lines_are_read_once_if_the_column_of_the_time_is_named(write, monk
 def test_a_time_that_the_first_1000_json_lines_lack_is_read_all_the_same(write):
     lines = ['{"user": "u", "item": "a"}\n'] * 1500 + ['{"user": "u", "item": "b", "timestamp": 7}\n']
     assert rows(load_interactions(write("log.jsonl", "".join(lines)))) == [("u", "b", 7)]
+
+
+def test_a_format_of_ones_own_must_return_a_table(write, monkeypatch):
+    path = write("log.shop", "anything")
+    monkeypatch.setitem(FORMATS, "Shop", lambda file: pa.table(TABLE))
+    assert rows(load_interactions(path, format="Shop")) == TABLE_ROWS
+    monkeypatch.setitem(FORMATS, "shop", lambda file: list(TABLE))
+    with pytest.raises(ValueError, match=r"^log\.shop: expected a table from the format 'shop' \(.*, found list\. "):
+        load_interactions(path)

@@ -160,3 +160,23 @@ def test_an_error_of_the_machine_is_not_taken_for_damage(write, monkeypatch, err
     monkeypatch.setattr(SourceFile, "content", fail)
     with pytest.raises(ValueError, match=rf"^log\.csv: cannot be read \({error.__name__}: no\)\. {advice}"):
         load_interactions(write("log.csv", "user,item\nu,a\n"))
+
+
+def test_an_index_of_dates_is_the_time():
+    log = pd.DataFrame({"user": ["u", "u"], "item": ["a", "b"]}, index=pd.to_datetime(["1970-01-02", "1970-01-01"]))
+    assert rows(load_interactions(log)) == [("u", "a", 86_400), ("u", "b", 0)]
+
+
+def test_a_lazy_table_of_polars_is_read():
+    assert rows(load_interactions(pl.LazyFrame(TABLE))) == TABLE_ROWS
+
+
+def test_a_dataset_with_a_transform_is_refused():
+    log = Dataset.from_dict(TABLE).with_transform(lambda batch: {**batch, "item": ["x"] * len(batch["item"])})
+    with pytest.raises(ValueError, match=r"The transform of the Dataset would not be applied\. Use `map`"):
+        load_interactions(log)
+
+
+def test_the_parts_of_a_value_must_be_columns():
+    with pytest.raises(ValueError, match=r"found \{'sku': 'a'\} \(dict\)\. Make columns of its parts"):
+        load_interactions(pa.table({**TABLE, "item": [{"sku": "a"}] * len(TABLE["user"])}))

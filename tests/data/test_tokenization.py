@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -254,6 +255,14 @@ def test_titles_of_another_save_are_refused_at_load(tokenizer, tmp_path):
         r"items\.parquet: expected 10 titles, one for each of `items` .*, found 2\. Download or save the tokenizer"
     )
     with pytest.raises(ValueError, match=message):
+        AutoTokenizer.from_pretrained(tmp_path)
+    titled = item_tokenizer(tokenizer.items[::-1].to_pylist(), titles={"a": "Alpha"})
+    titled.save_pretrained(tmp_path / "other")
+    tokenizer.save_pretrained(tmp_path)
+    for file in (tmp_path / "other").iterdir():  # all but the list of items
+        if file.name != "tokenizer.json":
+            shutil.copy(file, tmp_path)
+    with pytest.raises(ValueError, match=r"the titles belong to other items than those in tokenizer\.json\. Download"):
         AutoTokenizer.from_pretrained(tmp_path)
 
 

@@ -154,9 +154,17 @@ def test_ids_with_blanks_around_them_are_told(tmp_path, caplog):
     items = load_interactions(tmp_path / "log.csv")["item"][:]
     assert items == ["a", "a ", "b", "b c"]
     assert caplog.messages[:2] == [
-        f"log.csv: the {found} begins or ends with whitespace. Remove the whitespace, unless it is part of the ID."
+        f"log.csv: the {found} begins or ends with whitespace or an invisible character. Remove the character, "
+        "unless it is part of the ID."
         for found in ("user ID of 1 row (' u2')", "item ID of 1 row ('a ')")
     ]
+
+
+@pytest.mark.parametrize("doubtful", ["a\u200b", "\ufeffa", '="007"', "'a'", '"a"'])
+def test_ids_that_only_look_like_others_are_told(caplog, doubtful):
+    frame = pd.DataFrame({"user": ["u", "u"], "item": ["a", doubtful], "timestamp": [1, 2]})
+    assert load_interactions(frame)["item"][:] == ["a", doubtful]
+    assert f"the item ID of 1 row ({doubtful!r})" in caplog.text
 
 
 def test_integers_that_were_written_as_floats_are_other_ids_with_a_warning(tmp_path, caplog):

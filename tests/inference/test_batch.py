@@ -145,6 +145,10 @@ def test_a_killed_command_loses_and_doubles_no_user(source, histories, tmp_path,
             {"user": [None], "history": [["a"]]},
             "Expected a user ID in every row of the column 'user', found a row without",
         ),
+        (
+            {"user": [1.0, float("nan")], "history": [["a"], ["a"]]},
+            "Expected a user ID in every row of the column 'user', found a row without",
+        ),
         ({"person": ["u"], "history": [["a"]]}, "expected a column 'user', found person, history. Rename"),
     ],
 )
@@ -152,6 +156,15 @@ def test_other_tables_are_refused(source, tmp_path, table, message):
     pq.write_table(pa.table(table), tmp_path / "table.parquet")
     with pytest.raises(ValueError, match=message):
         recommend_to_parquet(source, tmp_path / "table.parquet", tmp_path / "out")
+
+
+def test_a_run_that_failed_before_its_first_file_can_be_repeated_with_other_data(source, histories, tmp_path):
+    pq.write_table(pa.table({"user": ["u"], "history": [[None]]}), tmp_path / "table.parquet")
+    with pytest.raises(ValueError, match="None"):
+        recommend_to_parquet(source, tmp_path / "table.parquet", tmp_path / "out")
+    pq.write_table(pa.table({"user": ["u"], "history": [["a"]]}), tmp_path / "table.parquet")
+    folder = recommend_to_parquet(source, tmp_path / "table.parquet", tmp_path / "out")
+    assert {row[0] for row in rows_of(folder)} == {"u"}
 
 
 def test_a_damaged_request_asks_for_a_new_folder(source, histories, tmp_path):

@@ -484,3 +484,10 @@ def test_an_added_token_is_recommended_once_the_model_is_resized(model, tokenize
     recommender.save_pretrained(tmp_path)
     again = hf_bert4rec.pipeline(tmp_path, device="cpu")
     assert again([["new", "a"]], top_k=20) == recommender([["new", "a"]], top_k=20)
+
+
+def test_a_model_that_returns_tuples_recommends_too(folder):
+    recommender = hf_bert4rec.pipeline(folder, device="cpu")
+    expected = recommender([["a"]])
+    recommender.model.config.return_dict = False
+    assert recommender([["a"]]) == expected

@@ -166,7 +166,7 @@ def test_removed_items_and_contradictory_rules(recommender):
     assert nothing == []
     assert nothing.reason == (
         "Found only 0 of 10 items. Of the 9 items of the catalog: 1 in the history, 1 in `deny`, 6 not in `allow`, "
-        "1 excluded by `where` or `where_not`, or by defaults of the recommender."
+        "1 excluded by `where`, `where_not` or defaults."
     )
 
 
@@ -451,12 +451,12 @@ def only_the_first(candidates):
         (
             {"where": {"in_stock": True}, "attributes": PRODUCTS},
             5,
-            "1 in the history, 4 excluded by `where` or `where_not`, or by defaults of the recommender",
+            "1 in the history, 4 excluded by `where`, `where_not` or defaults",
         ),
         (
             {"where": {"in_stock": True}, "allow": ["b"], "attributes": PRODUCTS},
             0,
-            "1 in the history, 8 not in `allow`, 1 excluded by `where` or `where_not`, or by defaults of the recommender",
+            "1 in the history, 8 not in `allow`, 1 excluded by `where`, `where_not` or defaults",
         ),
         ({"rerank": only_the_first, "exclude_history": False}, 1, "9 dropped by `rerank`"),
         (

@@ -209,6 +209,17 @@ def test_persistent_workers_raise_because_their_masks_would_never_change(tmp_pat
         RecommendationTrainingArguments(str(tmp_path), dataloader_num_workers=1, dataloader_persistent_workers=True)
 
 
+def test_no_user_may_be_dropped_from_an_evaluation(histories, tmp_path):
+    with pytest.raises(ValueError, match="`dataloader_drop_last` must be False, because evaluation would also drop"):
+        RecommendationTrainingArguments(str(tmp_path), dataloader_drop_last=True)
+
+
+def test_rows_may_have_the_format_of_torch(histories, tmp_path):
+    splits, tokenizer = histories
+    trainer = make_trainer((splits.with_format("torch"), tokenizer), tmp_path, max_steps=1)
+    assert trainer.train().global_step == 1
+
+
 def test_resumption_passes_over_checkpoints_that_were_cut_off(histories, tmp_path):
     assert last_complete_checkpoint(tmp_path) is None
     make_trainer(histories, tmp_path, save_total_limit=None).train()
