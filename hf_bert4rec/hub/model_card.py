@@ -97,7 +97,7 @@ def _result(facts: RunFacts, split: str, metric: str, value: float) -> EvalResul
         dataset_config=sampled.replace("_", "-") if sampled else "whole-catalog",  # separates the two protocols
         dataset_split=split,
         metric_type=metric,
-        metric_name=metric.upper(),
+        metric_name=metric.removesuffix(f"_{sampled}").upper() + f" ({sampled})" * bool(sampled),
         metric_value=round(value, 4),
     )
 

@@ -65,7 +65,7 @@ class Bert4RecEmbeddings(nn.Module):
         if length > self.max_length:
             raise ValueError(
                 f"Expected at most {self.max_length} positions (`max_position_embeddings`), found {length}. Keep only "
-                f"the newest items, for example with `max_length={self.max_length}` in the split."
+                f"the newest items: `max_length={self.max_length}` of a split, or `truncation=True` of the tokenizer."
             )
         if self.convolution is not None:
             if attention_mask is not None:  # padding must not be a neighbor of the newest item
