@@ -15,7 +15,7 @@ CHECKS = {  # code that is executed after the last cell
     "compare_models": """
 assert list(results) == ["Popularity", "Markov chain", "EASE", "SASRec", "BERT4Rec"]
 assert table.loc["Markov chain", "ndcg@10"] > table.loc["Popularity", "ndcg@10"] > 0
-assert table.loc["BERT4Rec", "ndcg@10"] > 0.02  # a random order gives 0.01
+assert table.loc["BERT4Rec", "ndcg@10"] > table.loc["Popularity", "ndcg@10"]
 assert tests["p"].between(0, 1).all() and len(tests) == 10
 assert {"head items", "tail items"} <= set(groups)
 """,
