@@ -222,6 +222,12 @@ def check_comparison(names, printed):
     assert names["scores"]["bert4rec"] > names["scores"]["popularity"]
 
 
+def check_other_library(names, printed):
+    model = hf_bert4rec.BASELINES["popularity"](names["histories"]["train"], len(names["tokenizer"]))
+    expected = names["evaluate"](model, names["tokenizer"], names["test"])["eval_ndcg@10"]
+    assert names["ndcg_gains"](names["theirs"], 10).mean() == pytest.approx(expected)
+
+
 def check_grid(names, printed):
     results = names["results"]
     assert len(results.drop_duplicates(["hidden_size", "learning_rate"])) == 4
@@ -277,6 +283,7 @@ CHECKS = {
     "Retrain every night": check_nightly,
     "What has changed between two models": check_changes,
     "Compare models by name": check_comparison,
+    "Compare with a model of another library": check_other_library,
     "A grid of settings": check_grid,
     "Your own metric": check_metric,
     "Your own loss": check_loss,
