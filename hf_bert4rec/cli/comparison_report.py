@@ -67,7 +67,7 @@ class ModelResult:
 
     @classmethod
     def load(cls, folder: str, model: str) -> Self:
-        """Read the files of a model."""
+        """Read the JSON and NumPy file of an evaluated model."""
         file = result_file(folder, model)
         with np.load(file.with_suffix(".npz")) as arrays:
             return cls(**json.loads(file.read_text(encoding="utf-8")), users=UserResults(**arrays))

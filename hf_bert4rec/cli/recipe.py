@@ -332,7 +332,7 @@ def _sections(run: Mapping[str, Any]) -> dict[str, type]:
 def _section(
     title: str, parameters: Mapping[str, inspect.Parameter], readers: Sequence[Any], without: Sequence[str] = ()
 ) -> type:
-    """Return a dataclass with parameters as fields. The help of a field is from the first docstring with its name."""
+    """Return a dataclass with parameters as fields. Their help is from the first docstring that describes them."""
     texts: dict[str, str] = {}
     for reader in readers:
         texts = (parse_google_format_docstring(f"\n{inspect.getdoc(reader) or ''}")[1] or {}) | texts

@@ -112,7 +112,7 @@ def check_source(recipe: Recipe) -> None:
 
 
 def _score_of_parent(recipe: Recipe, interactions: Dataset) -> float:
-    """Return NDCG@10 on the validation split of the model that is continued, with its own items."""
+    """Return the validation NDCG@10 of the model of `continue_from`. Targets that it lacks count as missed."""
     folder = fetch_checkpoint(str(recipe.run.continue_from))
     model, tokenizer = (auto.from_pretrained(folder) for auto in (AutoModelForMaskedLM, AutoTokenizer))
     return _validation_score(model, tokenizer, recipe, validation_histories(recipe, interactions, tokenizer))

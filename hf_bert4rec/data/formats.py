@@ -189,7 +189,9 @@ def open_log(
             file.check_kind(first)
             known, near = ", ".join(FORMATS), (get_close_matches(name, FORMATS) or ["csv"])[0]
             found = f"unknown format {name!r}" if name else "unknown format, because the name has no suffix"
-            own = " A format of your own needs its module (command line: `--import`)." if name and file.is_log else ""
+            own = (
+                " Import the module of a format of your own (command line: `--import`)." if name and file.is_log else ""
+            )
             raise ValueError(f"{file.name}: {found}. Choose from {known}, such as {file.spell('format', near)}.{own}")
         opened = FORMATS[name](file)
     expected = f"{file.name}: expected a table from the format {name!r}"

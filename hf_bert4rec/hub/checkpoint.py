@@ -187,7 +187,7 @@ def stored_recipe(folder: str | PathLike) -> dict[str, Any]:
 
 
 def check_checkpoint(folder: str | PathLike) -> None:
-    """Check a checkpoint as `check_folder` does, also its tokenizer and titles; ValueError if they do not fit."""
+    """Check a checkpoint as `check_folder` does, and raise ValueError if its tokenizer or titles do not fit."""
     check_sizes(check_folder(folder), ItemTokenizer.from_pretrained(folder))
 
 
