@@ -17,6 +17,7 @@ import yaml
 
 from hf_bert4rec.cli.compare import compare
 from hf_bert4rec.data.interactions import load_interactions
+from hf_bert4rec.hub.run_facts import ADDED_PARTS
 from hf_bert4rec.training.settings import recommended_settings
 
 SEED = 42
@@ -59,6 +60,7 @@ def compare_log(log: Path, folder: Path) -> dict[str, Any]:
         "items": items,
         "interactions": len(interactions),
         "settings": settings.reason,
+        "added parts": [name for name in ADDED_PARTS if name in settings.model],
         "ndcg@10": scores,
         "best other": best,
         "difference": round(sign * difference["mean"], 5),

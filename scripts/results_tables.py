@@ -446,29 +446,23 @@ def scaling_table() -> str:
     return markdown_table(["axis", "values", "seconds per step", "exponent", "peak GB"], rows)
 
 
+PARTS = {"num_followers": "chain", "repeat_head": "repeats"}
+
+
 def any_log_table() -> str:
     """Return BERT4Rec with the recommended settings next to the best other model of each log."""
     rows: Rows = []
     for line in load_lines("any-log"):
         best, scores = line["best other"], line["ndcg@10"]
         sizes = [f"{line[name]:,}" for name in ("users", "items", "interactions")]
+        sizes += [", ".join(PARTS[name] for name in line["added parts"])]
         cells = [f"{best} {scores[best]:.4f}", f"{scores['BERT4Rec']:.4f}", f"{line['difference']:+.4f}"]
         start, end = line["interval"]
         rows.append(
             [line["log"], *sizes, *cells, f"{start:+.4f} to {end:+.4f}", f"{line['p']:.3f}", f"{line['seconds']:.0f}"]
         )
-    header = [
-        "log",
-        "users",
-        "items",
-        "interactions",
-        "best other",
-        "BERT4Rec",
-        "difference",
-        "95 % interval",
-        "p",
-        "seconds",
-    ]
+    sizes = ["log", "users", "items", "interactions", "parts"]
+    header = [*sizes, "best other", "BERT4Rec", "difference", "95 % interval", "p", "seconds"]
     return markdown_table(header, rows)
 
 

@@ -14,13 +14,14 @@ from .transitions import Transitions
 
 SHORT = 20  # median number of interactions of a user below which histories are short
 SMALL = 100_000  # interactions below which a log is small
-DENSE = 100  # interactions per item from which a log is dense
+DENSE = 50  # interactions per item from which a log is dense
 ROWS, PREFIX_ITEMS = 800_000, 20_000_000  # of all epochs together; they take five minutes on a core
 EPOCHS = (8, 40)  # fewest and most epochs, which take precedence over the two numbers above
 PREFIX_ROWS = {"prefixes": True, "last_item_probability": 1.0}  # the last item of each prefix is predicted
 MOST_PREFIX_ITEMS = 20_000_000  # in all prefixes of short histories together: 0.3 GB of rows
 MOST_PREFIX_ITEMS_OF_LONG_HISTORIES = 3_000_000  # more need more than five minutes on one core
 GAIN, FOLLOWERS = 1.1, 50  # gain of a Markov chain from which `num_followers` is set, and its value
+STRONG_GAIN = 2.0  # gain from which short histories of a small log mostly follow the chain
 MOST_COUNTED, MOST_ITEMS = 2_000_000, 100_000  # most interactions to count, and most items, for `num_followers`
 
 
@@ -50,9 +51,11 @@ def recommended_settings(interactions: Dataset, *, prefixes: bool = True, max_le
 
     - Short or small: a training row for every prefix of a history, whose last item is predicted, and 8 to 40 epochs.
       Not used if all prefixes together have more than 20 million items (small logs that are not short: 3 million).
-    - Small, with prefixes: one layer and more weight decay.
-    - Other short logs: more dropout and a lower learning rate; with prefixes also larger batches.
-    - Other logs with at least 100 interactions per item: less dropout.
+    - Short: more dropout and a lower learning rate; with prefixes also larger batches.
+    - Small, with prefixes, and not short, or items are at least twice as likely given the item before as given
+      popularity alone: one layer and more weight decay instead.
+    - Other logs with at least 50 interactions per item: less dropout. Below 200,000 interactions also a higher
+      learning rate and 45 epochs.
     - More than 5 % of the interactions repeat an item of the user: `exclude_history=False` and a `repeat_head`.
     - Small or not short, at most 100,000 items, and items are at least 1.1 times as likely given the item before as
       given popularity alone: `num_followers`, a Markov chain over the 50 most frequent followers.
@@ -90,16 +93,18 @@ def recommended_settings(interactions: Dataset, *, prefixes: bool = True, max_le
         settings.masking["last_item_probability"] = PREFIX_ROWS["last_item_probability"]
         epochs = min(ROWS / len(users), PREFIX_ITEMS / prefix_items)
         settings.training["num_train_epochs"] = int(np.clip(epochs, *EPOCHS))
-    if prefixes and small:
-        settings.model["num_hidden_layers"] = 1
-        settings.training["weight_decay"] = 0.1
-    elif short:
+    if short and not (prefixes and small and gain >= STRONG_GAIN):
         settings.model.update(hidden_dropout_prob=0.5, attention_probs_dropout_prob=0.5)
         settings.training["learning_rate"] = 1e-3
         if prefixes:
             settings.training["per_device_train_batch_size"] = 256
+    elif prefixes:
+        settings.model["num_hidden_layers"] = 1
+        settings.training["weight_decay"] = 0.1
     elif density >= DENSE:
         settings.model.update(hidden_dropout_prob=0.2, attention_probs_dropout_prob=0.1)
+        if len(users) < 2 * SMALL:
+            settings.training.update(learning_rate=4e-3, num_train_epochs=45)
     if gain >= GAIN and catalog <= MOST_ITEMS and (small or not short):
         settings.model["num_followers"] = FOLLOWERS
     if repeats > REPEATS:

@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from hf_bert4rec.data.histories import REPEATS
-from hf_bert4rec.training import settings
 from tests.conftest import load_script
 
 ROOT = Path(__file__).parents[2]
@@ -130,20 +128,14 @@ def test_a_comparison_is_plotted_from_its_numbers(tmp_path):
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_page_names_each_log_whose_model_has_a_markov_chain_or_a_head_for_repeats():
-    """By the rule of `recommended_settings`, from the statistics in the results."""
-    chain, repeats = [], []
-    for line in (ROOT / "scripts/results/any-log.jsonl").read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        median = int(re.search(r"history (\d+)", row["settings"])[1])
-        share = int(re.search(r"(\d+)% repeats", row["settings"])[1])
-        gain = re.search(r"items (\S+) times", row["settings"])  # missing in a row that is older than the chain
-        small_or_long = row["interactions"] < settings.SMALL or median >= settings.SHORT
-        if gain and float(gain[1]) >= settings.GAIN and small_or_long:
-            chain.append(f"`{row['log']}`")
-        if share / 100 > REPEATS:
-            repeats.append(f"`{row['log']}`")
-    page, readme = ((ROOT / name).read_text(encoding="utf-8") for name in ("docs/results.md", "README.md"))
-    assert f"- On {', '.join(chain[:-1])} and {chain[-1]}, a Markov chain is a" in page
-    assert f"- On {' and '.join(repeats)}, both models also have a" in page
-    assert f"On {', '.join(chain[:-1])} and {chain[-1]}," in " ".join(readme.split())
+def test_the_readme_counts_the_logs_of_the_defaults():
+    rows = [json.loads(line) for line in (ROOT / "scripts/results/any-log.jsonl").read_text("utf-8").splitlines()]
+    worse = [row["log"] for row in rows if row["difference"] < 0 and row["p"] < 0.05]
+    sasrec = sum(row["ndcg@10"]["SASRec"] > row["ndcg@10"]["BERT4Rec"] for row in rows)
+    readme, page = ((ROOT / name).read_text("utf-8") for name in ("README.md", "docs/results.md"))
+    assert f"On [{len(rows)} logs](docs/results.md#the-defaults-on-other-logs)" in readme
+    assert f"SASRec had a higher score on {sasrec}" in readme
+    assert worse == ["two-items"]
+    assert "BERT4Rec is significantly worse than another model on one of them: popularity on `two-items`" in " ".join(
+        page.split()
+    )

@@ -60,8 +60,9 @@ def test_followers_are_counted_if_enough_items_follow_from_the_last_one(share, f
     assert recommended_settings(interactions, prefixes=False).model.get("num_followers") == followers
 
 
-def test_short_histories_train_on_prefixes_with_more_dropout(limits):
-    limits(SMALL=50 * 19)
+@pytest.mark.parametrize("small", [50 * 19, 50 * 20])  # a small log gets the same settings
+def test_short_histories_train_on_prefixes_with_more_dropout(limits, small):
+    limits(SMALL=small)
     settings = recommended_settings(log(users=50, length=19, items=60))
     assert settings.splitting == {"prefixes": True}
     assert settings.masking == {"last_item_probability": 1.0}
@@ -73,6 +74,25 @@ def test_a_large_log_whose_histories_are_not_short_keeps_the_defaults(limits):
     limits(SMALL=50 * 20)
     settings = recommended_settings(log(users=50, length=20, items=60))
     assert (settings.splitting, settings.model, settings.masking, settings.training) == ({}, {}, {}, {})
+
+
+def test_short_histories_that_follow_a_chain_get_the_settings_of_small_logs(limits):
+    rows = [(f"u{user}", f"i{(user + time) % 40}", time) for user in range(80) for time in range(5)]
+    interactions = Dataset.from_dict(dict(zip(("user", "item", "timestamp"), zip(*rows, strict=True), strict=True)))
+    assert recommended_settings(interactions).model == {"num_hidden_layers": 1, "num_followers": 50}
+    assert recommended_settings(interactions, prefixes=False).model["hidden_dropout_prob"] == 0.5
+    limits(STRONG_GAIN=1000)
+    assert recommended_settings(interactions).model["hidden_dropout_prob"] == 0.5
+
+
+@pytest.mark.parametrize(("small", "medium"), [(50 * 10, False), (50 * 11, True)])
+def test_a_dense_log_has_less_dropout_and_a_medium_one_more_steps(limits, small, medium):
+    limits(SMALL=small, DENSE=10, MOST_PREFIX_ITEMS_OF_LONG_HISTORIES=0)
+    settings = recommended_settings(log(users=50, length=21, items=100))
+    assert settings.model == {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.1}
+    assert settings.training == ({"learning_rate": 4e-3, "num_train_epochs": 45} if medium else {})
+    limits(DENSE=11)
+    assert recommended_settings(log(users=50, length=21, items=100)).model == {}
 
 
 def test_without_prefixes_rows_and_masks_stay_as_they_are():
