@@ -52,8 +52,8 @@ def recommended_settings(interactions: Dataset, *, prefixes: bool = True, max_le
     - Short or small: a training row for every prefix of a history, whose last item is predicted, and 8 to 40 epochs.
       Not used if all prefixes together have more than 20 million items (small logs that are not short: 3 million).
     - Short: more dropout and a lower learning rate; with prefixes also larger batches.
-    - Small, with prefixes, and not short, or items are at least twice as likely given the item before as given
-      popularity alone: one layer and more weight decay instead.
+    - Small, with prefixes: one layer and more weight decay. For short logs only if items are at least twice as likely
+      given the item before as given popularity alone, and then instead of the settings for short logs.
     - Other logs with at least 50 interactions per item: less dropout. Below 200,000 interactions also a higher
       learning rate and 45 epochs.
     - More than 5 % of the interactions repeat an item of the user: `exclude_history=False` and a `repeat_head`.
