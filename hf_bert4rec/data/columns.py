@@ -36,7 +36,8 @@ NAMES = {  # role -> patterns, the best fit first, for names in lower case witho
     "title": ("title|titel", f"({GOODS}|{WORK})tit(le|el)", f"({GOODS}|{WORK})?(name|bezeichnung)", "description"),
 }
 SEQUENCES = f"({GOODS}|{WORK}|asin|sku){KEY}?s?(list|seq|sequence|history)"
-SEPARATORS = (";", "\t", "|", ",", " ", ":")  # ":" last, because RecBole has it in names (user_id:token)
+SEPARATORS = (";", "\t", "|", ",", "::")  # found in the first line of a file
+MORE_SEPARATORS = (" ", ":")  # advised only; ":" last, because RecBole has it in names (user_id:token)
 NUMBER = re.compile(r"\s*-?\d[\d.:TZ /+-]*")  # or a date
 DAY = re.compile(r"\s*(\d{4}[-/.]\d|\d\d?\.\d\d?\.\d{4})")
 ASIN, AMAZON_USER = re.compile(r"B0[0-9A-Z]{8}|[0-9]{9}[0-9X]"), re.compile(r"A[0-9A-Z]{7,}")
@@ -101,7 +102,7 @@ def or_separator(log: RawLog, advice: str) -> str:
     """Return advice about the separator for a table whose only column may be several ones; otherwise `advice`."""
     if len(log.columns) != 1:
         return advice
-    found = next((separator for separator in SEPARATORS if separator in log.columns[0]), None)
+    found = next((separator for separator in (*SEPARATORS, *MORE_SEPARATORS) if separator in log.columns[0]), None)
     if log.file is None:
         solution = f"Read the table with its separator, such as `pandas.read_csv(path, sep={found!r})`."
         return solution if found else advice

@@ -30,7 +30,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from tqdm.auto import tqdm
 
-from .columns import Column, are_sequences, is_header, is_usual
+from .columns import SEPARATORS, Column, are_sequences, is_header, is_usual
 from .ids import Values
 from .sources import COMPRESSED, RawLog, SourceFile, library_errors, open_table, spell
 
@@ -40,7 +40,6 @@ FOLDER_FILES = {  # files of MovieLens; if the source is a folder, the first one
     "titles": ("movies.csv", "movies.csv.gz", "movies.dat", "u.item"),
 }
 WRITE_LINES = "write one object per line (pandas: `to_json(orient='records', lines=True)`)"
-SEPARATORS = (";", "\t", "|", ",", "::")
 JSON_TYPES = {str: pa.string(), int: pa.int64(), float: pa.float64()}
 
 
@@ -49,12 +48,13 @@ def read_delimited(file: SourceFile, separator: str = ",", encoding: str = "utf-
 
     If the first line lacks the usual `separator` of the format, the first of `SEPARATORS` in this line is used.
     """
-    text, quoted = _plain_text(file, encoding), separator == ","
+    text = _plain_text(file, encoding)
     if excel := re.match(r"sep=(.)(?=[\r\n])", text):  # Excel names the separator in the first line
-        text, separator = text[excel.end() :], excel[1]
-    first = text[:10_000].strip("\r\n ").splitlines()[:1]
-    found = next((it for it in (separator, *SEPARATORS) if it in "".join(first)), separator)
-    return _open(file, _Rows(file, text.encode(), file.separator or found, quoted))
+        text, found = text[excel.end() :], excel[1]
+    else:
+        first = re.sub('"[^"]*"', "", "".join(text[:10_000].strip("\r\n ").splitlines()[:1]))
+        found = next((it for it in (separator, *SEPARATORS) if it in first), separator)
+    return _open(file, _Rows(file, text.encode(), file.separator or found, quoted="," in (separator, found)))
 
 
 def _plain_text(file: SourceFile, encoding: str = "utf-8") -> str:

@@ -155,7 +155,7 @@ def _check(log: RawLog, found: Mapping[str, int], timestamp: Column) -> str:
     if "timestamp" in found and not is_usual(time := log.columns[found["timestamp"]], "timestamp"):
         notes += "" if log.first_rows else f" (timestamp: column {time!r})"
         if timestamp is None and not log.first_rows:
-            solution = f"If it is, or another column is the time, name it: {spell('timestamp', time)}."
+            solution = f"Name the column of the time to confirm or change this: {spell('timestamp', time)}."
             logger.warning(f"{log.name}: {time!r} is used as time, because it has dates. {solution}")
     if "timestamp" not in found:
         notes += " (no timestamps; the rows are assumed to be in time order)"

@@ -143,7 +143,8 @@ def open_table(source: Any, name: str, expected: str = "Expected a path, a Hub I
     if isinstance(source, Dataset):
         source = as_table(source)
     if hasattr(source, "collect_schema") and not hasattr(source, "get_columns"):  # a LazyFrame of Polars
-        source = source.collect()
+        with library_errors(name):
+            source = source.collect()
     if isinstance(source, pd.DataFrame):
         if any(source.index.names) or isinstance(source.index, pd.DatetimeIndex):
             source = source.reset_index(allow_duplicates=True)

@@ -131,14 +131,16 @@ def order_by_rules(candidates: Candidates, rules: Sequence[Rule]) -> np.ndarray:
         if not len(order):
             break
         names = items[order].tolist()
-        copy = Candidates(names[:], logits.copy(), candidates.vectors[order], candidates.attributes)  # may be changed
+        copy = Candidates(
+            names[:], logits.copy(), candidates.vectors[order], candidates.attributes
+        )  # a rule may change its copy
         advice = "A rule is a function of `Candidates`, such as at_most(2, 'category')."
         with user_errors(f"Rule {number} of `rerank`", advice):
             found = rule(copy)
             returned = np.asarray(found)
         if isinstance(found, pd.Series) and list(found.index) not in ([*range(len(order))], names):
-            expected = "a Series with the index of the candidates: their items, or numbers from 0"
-            raise ValueError(f"Rule {number} of `rerank` must return {expected}. Keep their order.")
+            expected = "must keep the order of the candidates, with their items or 0, 1, … as index"
+            raise ValueError(f"A Series that rule {number} of `rerank` returns {expected}.")
         fits = returned.dtype.kind == "f" and returned.shape == order.shape
         if not fits or not np.all((np.abs(returned) < LARGEST) | (returned == -np.inf)):
             expected = f"one finite float for each of the {len(order)} candidates, or -inf to drop the item"

@@ -156,7 +156,7 @@ class Selection:
         weight = self.model._item_weights()[0]
         candidates = Candidates(
             items=self.catalog.tokenizer.decode_items(rows.numpy()),
-            logits=logits.clone().numpy(),  # a rule may change its copy; with an index, scores are the same tensor
+            logits=logits.numpy(),
             vectors=normalize(weight[rows.to(weight.device)].float()).cpu().numpy(),
             attributes=self.attributes,
         )
@@ -168,7 +168,7 @@ class Selection:
             LISTS[name]: torch.zeros_like(self._closed).index_fill(0, rows, True) ^ (name == "allow")
             for name, rows in lists.items()
         }
-        excluded["excluded by `where`, `where_not` or defaults"] = self._closed
+        excluded["by `where`, `where_not` or defaults of the pipeline"] = self._closed
         left = ~self.catalog.closed
         items, reasons = int(left.sum()), {}
         for reason, rows in excluded.items():
@@ -177,7 +177,8 @@ class Selection:
         reasons[f"not among the best {self._number:,} (`candidates`)"] = int(left.sum()) - found
         reasons["dropped by `rerank`"] = found - returned
         if shown := ", ".join(f"{count:,} {reason}" for reason, count in reasons.items() if count):
-            return f"Found only {returned:,} of {self.top_k:,} items. Of the {items:,} items of the catalog: {shown}."
+            wanted = f"Found {returned:,} of {self.top_k:,} wanted items"
+            return f"{wanted}. Excluded from the {items:,} items of the catalog: {shown}."
         return f"The catalog has only {items:,} items."
 
 

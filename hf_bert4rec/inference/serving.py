@@ -196,8 +196,9 @@ def load_for_serving(
                 os.close(source)
                 os.close(sink)
             if done.returncode:
-                _, is_error, reason = done.stderr.strip().rpartition("\n")[2].rpartition("error: ")
-                found = f"the export ended with exit status {done.returncode}, without a message"
+                last = done.stderr.strip().rpartition("\n")[2]
+                _, is_error, reason = last.rpartition("error: ")
+                found = f"the export ended with exit status {done.returncode} ({last or 'without a message'})"
                 advice = f"Run `hf-bert4rec export {checkpoint} --output FOLDER`, and check the free memory."
                 raise ValueError(reason if is_error else f"{checkpoint}: {found}. {advice}")
         recommender = OnnxRecommender(exported)

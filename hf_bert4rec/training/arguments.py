@@ -12,9 +12,9 @@ from .optimizer import muon
 
 ID_DROPOUT = 0.2
 UNSUPPORTED = {  # options of transformers that would give wrong results
-    "label_smoothing_factor": "must be 0, because smoothing would also make [PAD] and [MASK] targets",
-    "dataloader_persistent_workers": "must be False, because these workers would repeat the masks of the first epoch",
-    "dataloader_drop_last": "must be False, because evaluation would also drop users",
+    "label_smoothing_factor": "must be 0, found {!r}, because smoothing would also make [PAD] and [MASK] targets",
+    "dataloader_persistent_workers": "must be False, found {!r}, because masks would stay those of the first epoch",
+    "dataloader_drop_last": "must be False, found {!r}, because evaluation would also drop users",
 }
 
 
@@ -107,5 +107,5 @@ class RecommendationTrainingArguments(TrainingArguments):
 def check_supported(args: TrainingArguments) -> None:
     """Raise ValueError if an option of `UNSUPPORTED` is set."""
     for name, expected in UNSUPPORTED.items():
-        if getattr(args, name):
-            raise ValueError(f"`{name}` {expected}.")
+        if value := getattr(args, name):
+            raise ValueError(f"`{name}` {expected.format(value)}.")

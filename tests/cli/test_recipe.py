@@ -308,7 +308,9 @@ split = leave_one_out
 def test_an_option_of_an_own_split_must_have_a_name_of_its_own(tmp_path, monkeypatch):
     (tmp_path / "clashing_split.py").write_text("def half(interactions, tokenizer, *, seed: int = 0): ...")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match=r"^--seed is an option of the package\. Rename this parameter of your split"):
+    with pytest.raises(
+        ValueError, match=r"^`--seed` is already an option of the package\. Rename this parameter of your split"
+    ):
         parse_recipe(["--split", "clashing_split:half"])
 
 

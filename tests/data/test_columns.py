@@ -85,7 +85,10 @@ def test_the_only_column_of_dates_is_the_time(caplog, convert):
     with caplog.at_level(logging.INFO, "hf_bert4rec.data.interactions"):
         assert rows(load_interactions(convert(log))) == [("u", "a", 86_400), ("u", "b", 0)]
     assert "(timestamp: column 'bought'); dropped: none." in caplog.text
-    assert "'bought' is used as time, because it has dates. If it is, or another column is the time" in caplog.text
+    assert (
+        "'bought' is used as time, because it has dates. Name the column of the time to confirm or change this"
+        in caplog.text
+    )
     caplog.clear()
     load_interactions(convert(log), timestamp="bought")
     assert "is used as time" not in caplog.text

@@ -162,7 +162,7 @@ def test_changes_of_the_removed_items_apply_from_the_next_call_on(recommender, c
     tokenizer.removed.append(best[1])
     answers = recommender([["a"]])
     assert items_of(answers) == [best[2:]]
-    assert answers[0].reason.startswith("Found only 7 of 10 items. Of the 8 items of the catalog")
+    assert answers[0].reason.startswith("Found 7 of 10 wanted items. Excluded from the 8 items of the catalog: 1")
     tokenizer.removed = []
     assert items_of(recommender([["a"]])) == [best]
     assert not caplog.messages

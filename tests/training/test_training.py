@@ -210,7 +210,9 @@ def test_persistent_workers_raise_because_their_masks_would_never_change(tmp_pat
 
 
 def test_no_user_may_be_dropped_from_an_evaluation(histories, tmp_path):
-    with pytest.raises(ValueError, match="`dataloader_drop_last` must be False, because evaluation would also drop"):
+    with pytest.raises(
+        ValueError, match="`dataloader_drop_last` must be False, found True, because evaluation would also drop"
+    ):
         RecommendationTrainingArguments(str(tmp_path), dataloader_drop_last=True)
 
 
