@@ -131,9 +131,8 @@ def order_by_rules(candidates: Candidates, rules: Sequence[Rule]) -> np.ndarray:
         if not len(order):
             break
         names = items[order].tolist()
-        copy = Candidates(
-            names[:], logits.copy(), candidates.vectors[order], candidates.attributes
-        )  # a rule may change its copy
+        # A rule may change what it gets, so each rule gets a copy.
+        copy = Candidates(names[:], logits.copy(), candidates.vectors[order], candidates.attributes)
         advice = "A rule is a function of `Candidates`, such as at_most(2, 'category')."
         with user_errors(f"Rule {number} of `rerank`", advice):
             found = rule(copy)

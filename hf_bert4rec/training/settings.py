@@ -54,8 +54,8 @@ def recommended_settings(interactions: Dataset, *, prefixes: bool = True, max_le
     - Short: more dropout and a lower learning rate; with prefixes also larger batches.
     - Small, with prefixes: one layer and more weight decay. For short logs only if items are at least twice as likely
       given the item before as given popularity alone, and then instead of the settings for short logs.
-    - Other logs with at least 50 interactions per item: less dropout. Below 200,000 interactions also a higher
-      learning rate and 45 epochs.
+    - Not short, with at least 50 interactions per item (dense): less dropout. With prefixes up to twice as many epochs;
+      without prefixes, and below 200,000 interactions, a higher learning rate and 45 epochs.
     - More than 5 % of the interactions repeat an item of the user: `exclude_history=False` and a `repeat_head`.
     - Small or not short, at most 100,000 items, and items are at least 1.1 times as likely given the item before as
       given popularity alone: `num_followers`, a Markov chain over the 50 most frequent followers.
@@ -86,12 +86,13 @@ def recommended_settings(interactions: Dataset, *, prefixes: bool = True, max_le
     longest = min(max_length or Bert4RecConfig.max_position_embeddings, len(users))
     prefix_items = (histories * np.minimum(histories, longest)).sum()
     short, small = median < SHORT, len(users) < SMALL
+    dense = not short and density >= DENSE
     limit = MOST_PREFIX_ITEMS if short else MOST_PREFIX_ITEMS_OF_LONG_HISTORIES if small else 0
     prefixes = prefixes and bool(prefix_items <= limit)
     if prefixes:
         settings.splitting["prefixes"] = PREFIX_ROWS["prefixes"]
         settings.masking["last_item_probability"] = PREFIX_ROWS["last_item_probability"]
-        epochs = min(ROWS / len(users), PREFIX_ITEMS / prefix_items)
+        epochs = (1 + dense) * min(ROWS / len(users), PREFIX_ITEMS / prefix_items)
         settings.training["num_train_epochs"] = int(np.clip(epochs, *EPOCHS))
     if short and not (prefixes and small and gain >= STRONG_GAIN):
         settings.model.update(hidden_dropout_prob=0.5, attention_probs_dropout_prob=0.5)
@@ -101,9 +102,9 @@ def recommended_settings(interactions: Dataset, *, prefixes: bool = True, max_le
     elif prefixes:
         settings.model["num_hidden_layers"] = 1
         settings.training["weight_decay"] = 0.1
-    elif density >= DENSE:
+    if dense:
         settings.model.update(hidden_dropout_prob=0.2, attention_probs_dropout_prob=0.1)
-        if len(users) < 2 * SMALL:
+        if not prefixes and len(users) < 2 * SMALL:
             settings.training.update(learning_rate=4e-3, num_train_epochs=45)
     if gain >= GAIN and catalog <= MOST_ITEMS and (small or not short):
         settings.model["num_followers"] = FOLLOWERS

@@ -95,6 +95,16 @@ def test_a_dense_log_has_less_dropout_and_a_medium_one_more_steps(limits, small,
     assert recommended_settings(log(users=50, length=21, items=100)).model == {}
 
 
+def test_a_dense_log_with_prefixes_has_less_dropout_and_twice_the_epochs(limits):
+    interactions = log(users=50, length=25, items=100)  # 1,250 interactions
+    limits(ROWS=12_500, DENSE=13)
+    usual = recommended_settings(interactions)
+    limits(DENSE=12)
+    dense = recommended_settings(interactions)
+    assert dense.model == usual.model | {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.1}
+    assert (usual.training["num_train_epochs"], dense.training["num_train_epochs"]) == (10, 20)
+
+
 def test_without_prefixes_rows_and_masks_stay_as_they_are():
     settings = recommended_settings(log(users=50, length=5, items=60), prefixes=False)
     assert settings.training == {"learning_rate": 1e-3}
