@@ -72,7 +72,7 @@ class RecommendRequest(_Request):
     def group(self) -> Any:
         """Return a value that requests have in common if they can be answered together.
 
-        With rules, the first items of a list may depend on `top_k`, so it must be the same.
+        With rules, the first items of a list may depend on `top_k`, so these requests have the same `top_k`.
         """
         lists = self.allow is not None, self.deny is not None
         # The lists of several histories are read once, not for each history.
