@@ -13,7 +13,7 @@ from transformers import AutoModelForMaskedLM, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.utils import logging
 
-from ..data.arguments import check_count, read_list
+from ..data.arguments import check_count, is_collection, read_list
 from ..data.data_collator import pad_rows
 from ..data.ids import as_item_ids
 from ..evaluation.ranking import target_ranks
@@ -100,7 +100,7 @@ class NextItemRecommendationPipeline(Pipeline):
                 - `batch_size`: see the class.
 
                 None stands for the default of an option. Options of a call replace the defaults of the pipeline, but
-                its `allow` and `deny` hold in addition to those of the call.
+                its `allow` and `deny` hold in addition to those of the call, except lists per history.
 
         Returns:
             One list of `Recommendation` per history, best first. Its `reason` says why it has fewer than `top_k` items.
@@ -336,7 +336,8 @@ class NextItemRecommendationPipeline(Pipeline):
             options["attributes"] = self._features if table is None else read_attributes(table, self.tokenizer.items)
         selection = Selection(self.catalog, self.model, **options)
         for name in ITEM_LISTS & defaults.keys() & given.keys():
-            selection.restrict(name, defaults[name])
+            if not any(map(is_collection, defaults[name])):  # lists per history are replaced
+                selection.restrict(name, defaults[name])
         return selection, lists
 
     @cached_property

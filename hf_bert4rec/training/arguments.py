@@ -13,7 +13,7 @@ from .optimizer import muon
 ID_DROPOUT = 0.2
 UNSUPPORTED = {  # options of transformers that would give wrong results
     "label_smoothing_factor": "must be 0, found {!r}, because smoothing would also make [PAD] and [MASK] targets",
-    "dataloader_persistent_workers": "must be False, found {!r}, because masks would stay those of the first epoch",
+    "dataloader_persistent_workers": "must be False, found {!r}, because they would keep the masks of the first epoch",
     "dataloader_drop_last": "must be False, found {!r}, because evaluation would also drop users",
 }
 

@@ -201,7 +201,7 @@ def test_recommend_prints_titles_and_follows_its_options(trained, capsys):
     main(["recommend", str(trained), "--history", "i0", "--allow", "i0", "i1", "i2", "--deny", "i2"])
     first, reason = capsys.readouterr().out.split("title):")[1].strip().splitlines()
     assert first.split()[0] == "i1"
-    assert reason.startswith("Only 1 of ")
+    assert reason.startswith("Found 1 of 10 wanted items. Excluded from the 12 items of the catalog: ")
     main(["recommend", str(trained), "--history", "i0", "--allow", "i0", "--exclude_history", "false"])
     assert "i0" in capsys.readouterr().out.split("title):")[1]
 

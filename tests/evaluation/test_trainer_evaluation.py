@@ -122,7 +122,9 @@ def test_without_exclusion_no_history_column_is_needed(histories, tmp_path):  # 
 def test_ranks_are_in_the_order_of_the_rows_and_the_trainer_is_unchanged(histories, tmp_path, options):  # noqa: F811
     rows = histories[0]["test"]
     expected = rank_rows(make_trainer(histories, tmp_path), rows)
-    trainer = make_trainer(histories, tmp_path, per_device_eval_batch_size=3, **options)
+    trainer = make_trainer(histories, tmp_path, per_device_eval_batch_size=3)
+    for name, value in options.items():  # the arguments of the package refuse one of them
+        setattr(trainer.args, name, value)
     before = trainer.args.to_dict()
     assert rank_rows(trainer, rows).tolist() == expected.tolist()
     assert rank_rows(trainer, rows.select(range(19, -1, -1))).tolist() == expected[::-1].tolist()
