@@ -269,7 +269,6 @@ def test_a_condition_may_return_bools_of_pandas_and_arrow(recommender):
             {"rerank": lambda candidates: pd.Series(candidates.logits, candidates.items)[::-1]},
             "A Series that rule 1 of `rerank` returns must keep the order of the candidates, with their items or 0, 1",
         ),
-        ({"where": {"category": 10**30}, "attributes": PRODUCTS}, "The condition on 'category' failed with Overflow"),
         ({"rerank": lambda candidates: candidates.logits > 0}, "must return one finite float for each"),
         (
             {"where": {"tags": lambda it: it < 5}},
@@ -394,6 +393,14 @@ def test_a_boost_by_an_iterator_of_values_holds_for_several_tables(recommender):
     tables = [PRODUCTS, PRODUCTS.copy()]
     first, second = (best(recommender, attributes=table, rerank=rule) for table in tables)
     assert first == second != best(recommender)
+
+
+@pytest.mark.parametrize("value", [10**30, object(), 1j])
+def test_a_condition_of_another_type_matches_nothing_or_is_refused_by_name(recommender, value):
+    try:  # pandas 2 finds no such item, and pandas 3 raises errors
+        assert best(recommender, attributes=PRODUCTS, where={"category": value}) == []
+    except ValueError as error:
+        assert "The condition on 'category' failed with " in str(error)
 
 
 @pytest.mark.parametrize("index", [list, lambda items: range(len(items))])
