@@ -92,9 +92,10 @@ def draw_pairs(users: int, items: int, length: int, seed: int) -> list[list[int]
         for _ in range(20 * wanted):
             if len(history) >= wanted:
                 break
-            follows = random.random() < 0.5
-            item = followers[history[-2], history[-1], random.integers(2)] if follows else None
-            item = int(random.choice(items, p=popularity) if item is None else item)
+            if random.random() < 0.5:
+                item = int(followers[history[-2], history[-1], random.integers(2)])
+            else:
+                item = int(random.choice(items, p=popularity))
             if item not in history:
                 history.append(item)
         histories.append(history)
@@ -104,24 +105,19 @@ def draw_pairs(users: int, items: int, length: int, seed: int) -> list[list[int]
 def draw_news(users: int, items: int, length: int, lifetime: float, seed: int) -> pd.DataFrame:
     """Return a log in which an item exists for a share `lifetime` of the time, and users prefer two of 15 topics."""
     random = np.random.default_rng(seed)
-    starts, topics, appeal = (
-        np.sort(random.random(items)),
-        random.integers(0, 15, items),
-        random.pareto(1.2, items) + 0.1,
-    )
+    starts = np.sort(random.random(items))
+    topics = random.integers(0, 15, items)
+    appeal = random.pareto(1.2, items) + 0.1
     rows = []
     for user in range(users):
-        time, tastes, wanted, seen = (
-            random.random(),
-            random.integers(0, 15, 2),
-            3 + int(random.exponential(length)),
-            set(),
-        )
-        for _ in range(wanted):
+        time = random.random()
+        tastes = random.integers(0, 15, 2)
+        seen: set[int] = set()
+        for _ in range(3 + int(random.exponential(length))):
             time += random.exponential(0.004)
-            live = np.flatnonzero((starts <= time) & (starts > time - lifetime))
             if time > 1:
                 break
+            live = np.flatnonzero((starts <= time) & (starts > time - lifetime))
             if not len(live):
                 continue
             weights = appeal[live] * np.where(np.isin(topics[live], tastes), 5, 1)

@@ -152,9 +152,9 @@ def _check(log: RawLog, found: Mapping[str, int], timestamp: Column) -> str:
         if not re.search(r"\d", first := ", ".join(log.first_rows[0])):
             solution = f"If {first!r} is a header, name the columns, such as {spell('user')}."
             logger.warning(f"{log.name}: the first line has no known column name. {solution}")
-    if "timestamp" in found and not is_usual(time := log.columns[found["timestamp"]], "timestamp"):
-        notes += "" if log.first_rows else f" (timestamp: column {time!r})"
-        if timestamp is None and not log.first_rows:
+    elif "timestamp" in found and not is_usual(time := log.columns[found["timestamp"]], "timestamp"):
+        notes = f" (timestamp: column {time!r})"
+        if timestamp is None:
             solution = f"Name the column of the time to confirm or change this: {spell('timestamp', time)}."
             logger.warning(f"{log.name}: {time!r} is used as time, because it has dates. {solution}")
     if "timestamp" not in found:

@@ -56,8 +56,11 @@ class Selection:
     def restrict(self, name: str, items: list[Any]) -> None:
         """Apply one list of raw IDs for all users, `allow` or `deny`, in addition to the lists of a call."""
         (rows,) = self.catalog.read_rows([items], name)
-        listed = torch.zeros_like(self._closed).index_fill(0, torch.from_numpy(rows), True)
-        self._closed |= listed ^ (name == "allow")
+        self._closed |= self._excluded_by(name, torch.from_numpy(rows))
+
+    def _excluded_by(self, name: str, rows: torch.Tensor) -> torch.Tensor:
+        """Return which token IDs a list excludes, (vocab_size,) bool; `name` is a key of `LISTS`."""
+        return torch.zeros_like(self._closed).index_fill(0, rows, True) ^ (name == "allow")
 
     @torch.no_grad()
     def best(self, outputs: dict[str, torch.Tensor]) -> list[Recommendations]:
@@ -164,10 +167,7 @@ class Selection:
 
     def _reason(self, lists: dict[str, torch.Tensor], found: int, returned: int) -> str:
         """Return why a user gets fewer than `top_k` items. An item counts for the first reason that excludes it."""
-        excluded = {
-            LISTS[name]: torch.zeros_like(self._closed).index_fill(0, rows, True) ^ (name == "allow")
-            for name, rows in lists.items()
-        }
+        excluded = {LISTS[name]: self._excluded_by(name, rows) for name, rows in lists.items()}
         excluded["by `where`, `where_not` or defaults of the pipeline"] = self._closed
         left = ~self.catalog.closed
         items, reasons = int(left.sum()), {}

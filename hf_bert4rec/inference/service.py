@@ -69,24 +69,25 @@ class RecommendRequest(_Request):
         """Return the number of histories, at least 1."""
         return max(1, len(self.histories))
 
-    def group(self) -> Any:
-        """Return a value that requests have in common if they can be answered together.
-
-        With rules, the first items of a list may depend on `top_k`, so these requests have the same `top_k`.
-        """
+    def group(self, recommender: Recommender) -> Any:
+        """Return a value that requests have in common if they can be answered together."""
         lists = self.allow is not None, self.deny is not None
+        # With rules, the first items of a list may depend on `top_k`.
+        rules = "rerank" in getattr(recommender, "_postprocess_params", {})
+        top_k = self.top_k if rules else self.top_k is not None
         # The lists of several histories are read once, not for each history.
-        return id(self) if any(lists) and len(self.histories) != 1 else (self.top_k, self.exclude_history, *lists)
+        return id(self) if any(lists) and len(self.histories) != 1 else (top_k, self.exclude_history, *lists)
 
     def answers(self, requests: Sequence["RecommendRequest"], recommender: Recommender) -> list[dict[str, Any]]:
         """Return one answer for each request of the group of this request."""
         options: dict[str, Any] = {name: [getattr(it, name) for it in requests] for name in ("allow", "deny")}
         for name, lists in options.items():
             options[name] = lists[0] if lists[0] is None or len(lists) == 1 else lists
-        options |= {"top_k": self.top_k, "exclude_history": self.exclude_history}
+        top_k = self.top_k and max(it.top_k or 0 for it in requests)  # None for all or for none
+        options |= {"top_k": top_k, "exclude_history": self.exclude_history}
         before = recommender.catalog.unknown
         found = iter(recommender([of for it in requests for of in it.histories], **options))
-        answers = [{"recommendations": [next(found) for _ in it.histories]} for it in requests]
+        answers = [{"recommendations": [next(found)[: it.top_k] for _ in it.histories]} for it in requests]
         searched = recommender.catalog.unknown > before  # not each time: it takes a fifth of the time of a request
         lists = [[*it.histories, it.allow or (), it.deny or ()] if searched else [] for it in requests]
         unknown = map(recommender.catalog.unknown_ids, lists)
@@ -103,7 +104,7 @@ class SimilarRequest(_Request):
         """Return the number of items, at least 1."""
         return max(1, len(self.items))
 
-    def group(self) -> Any:
+    def group(self, _: Recommender) -> Any:
         """Return a value that no other request has, so that each request is answered alone."""
         return id(self)
 
@@ -229,7 +230,7 @@ class Service:
             self.metrics.batches.observe(histories)
         groups: defaultdict[Any, list[tuple[Any, asyncio.Future]]] = defaultdict(list)
         for request, answered in batch:
-            groups[request.group()].append((request, answered))
+            groups[request.group(recommender)].append((request, answered))
         answers: list[tuple[asyncio.Future, Any]] = []
         before = recommender.catalog.unknown
         for group in groups.values():

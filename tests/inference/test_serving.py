@@ -258,7 +258,7 @@ async def many(app, bodies, before_answers):
 def test_requests_that_wait_are_scored_together_and_each_gets_its_own_answer(recommender):
     slow = Slow(recommender)
     app = create_app(lambda: (slow, "shop", None))
-    bodies = [{"histories": [[item]], "top_k": 2 + place % 2} for place, item in enumerate("abdefghij")]
+    bodies = [{"histories": [[item]], "top_k": 1 + place % 3} for place, item in enumerate("abdefghij")]
     bodies[4] |= {"deny": ["a"]}
     bodies[5] |= {"allow": ["b", "d"]}
 
@@ -279,6 +279,7 @@ def test_requests_that_wait_are_scored_together_and_each_gets_its_own_answer(rec
 def test_a_rule_gets_the_candidates_of_its_own_request(folders):
     shop = hf_bert4rec.pipeline(folders[0], device="cpu", rerank=lambda found: -found.logits, candidates=2)
     slow = Slow(shop)
+    slow._postprocess_params = shop._postprocess_params  # with the rule
     bodies = [{"histories": [["a"]], "top_k": top_k} for top_k in (1, 2, 8)]
 
     async def wait(tasks, client):
