@@ -188,7 +188,6 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
             learning_rate=1e-3,
             eval_strategy="no",
             save_strategy="no",
-            load_best_model_at_end=False,
             disable_tqdm=True,
             use_cpu=args.device == "cpu",
             bf16=args.bf16,

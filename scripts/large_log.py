@@ -73,7 +73,7 @@ def main() -> None:
         tokenizer = report("tokenizer", package.item_tokenizer(interactions, max_length=50))
         histories = report("leave-one-out split", package.leave_one_out(interactions, tokenizer, **settings.splitting))
         options = {**settings.training, "max_steps": args.steps, "eval_strategy": "no", "save_strategy": "no"}
-        arguments = RecommendationTrainingArguments(folder, **options, load_best_model_at_end=False, use_cpu=True)
+        arguments = RecommendationTrainingArguments(folder, **options, use_cpu=True)
         set_seed(arguments.seed)
         sizes = {**settings.model, "loss": "sampled_softmax", "max_position_embeddings": 50}
         model = package.Bert4RecForMaskedLM(package.Bert4RecConfig(vocab_size=len(tokenizer), **sizes))

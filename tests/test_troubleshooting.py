@@ -165,7 +165,7 @@ def push_where_data_is(hub):
 
 def save_below_a_card_of_ones_own(recommender):
     Path("runs/mine/model/README.md").write_text("Mine")
-    args = RecommendationTrainingArguments("runs/mine/model", eval_strategy="no", load_best_model_at_end=False)
+    args = RecommendationTrainingArguments("runs/mine/model", eval_strategy="no")
     RecommendationTrainer(recommender.model, args, **cloze_training(recommender.tokenizer)).save_model()
 
 

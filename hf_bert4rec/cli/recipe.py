@@ -236,8 +236,11 @@ def find_configuration(name: str) -> type[Bert4RecConfig]:
 def import_own_code(module: str) -> ModuleType:
     """Import a module that the user has named, and add it to `imported`.
 
-    The module may also be in the working directory, where an installed command does not search.
+    The module may also be in the working directory, where an installed command does not search. Raises ValueError
+    for a relative name, and the errors of an import.
     """
+    if module.startswith("."):
+        raise ValueError(f"{module!r} is a relative name, found no package to which it belongs")
     if "" not in sys.path:
         sys.path.append("")
     found = import_module(module)
@@ -255,7 +258,7 @@ def _find(kind: str, name: str, registry: Mapping[str, Any]) -> Any:
         return registry[name]
     try:
         return getattr(import_own_code(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:  # ValueError: the name of the module is empty
+    except (ImportError, AttributeError, ValueError) as error:  # ValueError: an empty or relative name
         reason = str(error).rstrip(".")
         advice = f"Write `{OWN_CODE[kind]}`, with a module that is installed or in this folder, and check its code."
         raise ValueError(f"`--{kind} {name}` cannot be imported: {reason}. {advice}") from error

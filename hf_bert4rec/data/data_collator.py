@@ -115,6 +115,8 @@ class DataCollatorForCloze(DataCollatorForNextItem):
         if self.max_predictions is not None:
             expected = "a whole number of at least 1, or None"
             check_number("max_predictions", self.max_predictions, expected, lambda number: number >= 1, Integral)
+        if self.seed is not None:
+            check_number("seed", self.seed, "from 0 to 2^63 - 1, or None", lambda seed: 0 <= seed < 2**63, Integral)
 
     def _choose_labels(
         self, rows: Sequence[Mapping[str, Any]], input_ids: np.ndarray, real: np.ndarray

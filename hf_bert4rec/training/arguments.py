@@ -24,7 +24,7 @@ class RecommendationTrainingArguments(TrainingArguments):
 
     The model is evaluated and saved after each epoch, and with early stopping also after the first step and after a
     third of the first epoch. The checkpoint with the highest validation NDCG@10 is restored at the end of training.
-    Without a validation split pass `eval_strategy="no", load_best_model_at_end=False`.
+    Without a validation split pass `eval_strategy="no"`.
 
     Args:
         muon_learning_rate: Peak learning rate of Muon (`muon`), above 0. None: AdamW trains all weights.
@@ -59,7 +59,9 @@ class RecommendationTrainingArguments(TrainingArguments):
     save_strategy: str = HfArg(default="epoch", help="When to save a checkpoint: no (never), steps, epoch or best.")
     save_total_limit: int | None = HfArg(default=2, help="Largest number of checkpoints to keep. None: keep all.")
     logging_strategy: str = HfArg(default="epoch", help="When to log the loss: no (never), steps or epoch.")
-    load_best_model_at_end: bool = HfArg(default=True, help="Whether to restore the best checkpoint at the end.")
+    load_best_model_at_end: bool | None = HfArg(
+        default=None, help="Whether to restore the best checkpoint at the end. None: unless eval_strategy is no."
+    )
     metric_for_best_model: str | None = HfArg(default="ndcg@10", help="Metric that chooses the best checkpoint.")
     greater_is_better: bool | None = HfArg(
         default=None, help="Whether a larger metric_for_best_model is better. None: true, but false for a loss."
@@ -84,6 +86,8 @@ class RecommendationTrainingArguments(TrainingArguments):
     def __post_init__(self) -> None:
         if getattr(self, "report_to", None) is None:
             self.report_to = "none"  # the word "none" in a recipe is read as None
+        if self.load_best_model_at_end is None:
+            self.load_best_model_at_end = self.eval_strategy != "no"
         for name in ("gradient_accumulation_steps", "per_device_train_batch_size", "per_device_eval_batch_size"):
             check_number(name, getattr(self, name), "at least 1", lambda number: number >= 1)
         if self.max_steps <= 0:

@@ -16,6 +16,7 @@ from ..data.data_collator import DataCollatorForNextItem
 from ..models.item_loss import LOSSES
 from ..models.modeling_bert4rec import Bert4RecForMaskedLM
 from . import resources
+from .arguments import check_supported
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +30,8 @@ class ClozeCallback(TrainerCallback):
     """
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """Raise ValueError if the Trainer would ignore the item features of the tokenizer."""
+        """Raise ValueError if the Trainer would ignore item features, or an option would give wrong results."""
+        check_supported(args)
         features = getattr(kwargs.get("processing_class"), "features", None)
         if features is not None and not hasattr(kwargs.get("model"), "item_features"):
             advice = "Use `RecommendationTrainer`, or a tokenizer without features."

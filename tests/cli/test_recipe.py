@@ -343,6 +343,7 @@ def test_one_entry_in_the_registry_is_enough_for_a_split(monkeypatch):
         ),
         (["--split", "os:nothing"], "`--split os:nothing` cannot be imported"),
         (["--split", ":nothing"], "`--split :nothing` cannot be imported"),
+        (["--split", ".mine:split"], "`--split .mine:split` cannot be imported: '.mine' is a relative name"),
         (["--split", "os:sep"], "`--split os:sep` names an object of type str. Name a function or a `Split`"),
         (["--architecture", "os:path"], "`--architecture os:path` names an object of type module. Name a "),
         (

@@ -180,6 +180,8 @@ def test_training_rows_need_their_number():
         ({"mask_probability": float("nan")}, "found nan"),
         ({"last_item_probability": -0.1}, "`last_item_probability` must be from 0 to 1, found -0.1"),
         ({"last_item_probability": 1.1}, "`last_item_probability` must be from 0 to 1, found 1.1"),
+        ({"seed": -1}, r"`seed` must be from 0 to 2\^63 - 1, or None, found -1"),
+        ({"seed": "7"}, r"`seed` must be from 0 to 2\^63 - 1, or None, found '7'"),
         ({"max_predictions": 0}, "`max_predictions` must be a whole number of at least 1, or None, found 0"),
         ({"max_predictions": 1.5}, "`max_predictions` must be a whole number of at least 1, or None, found 1.5"),
     ],

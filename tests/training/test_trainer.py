@@ -474,6 +474,10 @@ def test_the_best_checkpoint_by_the_loss_is_that_with_the_smallest(tmp_path, met
     args = RecommendationTrainingArguments(str(tmp_path), metric_for_best_model=metric)
     assert args.greater_is_better is greater
     assert RecommendationTrainingArguments(str(tmp_path), greater_is_better=True).greater_is_better is True
+    assert args.load_best_model_at_end is True
+    assert RecommendationTrainingArguments(str(tmp_path), eval_strategy="no").load_best_model_at_end is False
+    with pytest.raises(ValueError, match="save and eval strategy to match"):
+        RecommendationTrainingArguments(str(tmp_path), eval_strategy="no", load_best_model_at_end=True)
     stop = {"early_stopping_patience": None, "load_best_model_at_end": False}
     RecommendationTrainingArguments(str(tmp_path), prediction_loss_only=True, metric_for_best_model=None, **stop)
 
@@ -504,3 +508,8 @@ def test_label_smoothing_of_stock_arguments_raises(histories, tmp_path):  # noqa
     args = TrainingArguments(str(tmp_path), label_smoothing_factor=0.1, use_cpu=True)
     with pytest.raises(ValueError, match="`label_smoothing_factor` must be 0"):
         RecommendationTrainer(Bert4RecForMaskedLM(small_config(len(tokenizer), 8)), args, **cloze_training(tokenizer))
+    arguments = cloze_training(tokenizer, callbacks=[])
+    stock = Trainer(Bert4RecForMaskedLM(small_config(len(tokenizer), 8)), args, **arguments)
+    stock.train_dataset = histories[0]["train"]
+    with pytest.raises(ValueError, match="`label_smoothing_factor` must be 0"):
+        stock.train()

@@ -278,7 +278,7 @@ def test_two_processes_train_and_evaluate_as_one_does(tmp_path):
 
 
 def test_memory_is_logged_before_training_and_time_after_two_steps(histories, tmp_path, caplog):
-    trainer = make_trainer(histories, tmp_path, eval_strategy="no", save_strategy="no", load_best_model_at_end=False)
+    trainer = make_trainer(histories, tmp_path, eval_strategy="no", save_strategy="no")
     seen = []
 
     class Look(TrainerCallback):
