@@ -5,7 +5,7 @@
 
 For each log that has no line in the results yet, `hf-bert4rec compare` trains BERT4Rec and SASRec with the settings
 that a user without a recipe gets, and fits the baselines. A line contains NDCG@10 of all models on test, and the
-difference between BERT4Rec and the best other model.
+difference between BERT4Rec and each other model, with its 95 % interval and its p-value.
 """
 
 import argparse
@@ -51,9 +51,13 @@ def compare_log(log: Path, folder: Path) -> dict[str, Any]:
     compare(str(comparison), "test", str(folder))
     summary = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
     scores = {name: round(row["metrics"]["ndcg@10"], 5) for name, row in summary["models"].items()}
-    best = max((name for name in scores if name != "BERT4Rec"), key=lambda name: scores[name])
-    (difference,) = (row for row in summary["differences"] if set(row["models"]) == {"BERT4Rec", best})
-    sign = 1 if difference["models"][0] == "BERT4Rec" else -1
+    differences = {}
+    for pair in summary["differences"]:
+        first, second = pair["models"]
+        if "BERT4Rec" in (first, second):
+            sign, other = (1, second) if first == "BERT4Rec" else (-1, first)
+            interval = sorted(round(sign * end, 5) for end in pair["interval"])
+            differences[other] = {"mean": round(sign * pair["mean"], 5), "interval": interval, "p": pair["p"]}
     return {
         "log": log.stem,
         "users": summary["users"],
@@ -62,10 +66,7 @@ def compare_log(log: Path, folder: Path) -> dict[str, Any]:
         "settings": settings.reason,
         "added parts": [name for name in ADDED_PARTS if name in settings.model],
         "ndcg@10": scores,
-        "best other": best,
-        "difference": round(sign * difference["mean"], 5),
-        "interval": sorted(round(sign * end, 5) for end in difference["interval"]),
-        "p": difference["p"],
+        "differences": differences,
         "seconds": summary["models"]["BERT4Rec"]["training_seconds"],
         "seed": SEED,
     }

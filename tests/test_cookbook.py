@@ -198,7 +198,11 @@ def check_nightly(names, printed):
     lines = len(log.read_text().splitlines())
     assert lines == 1 + len(names["log"])
     (rejected,) = Path("runs").glob("20*-*")
-    assert run_script(["sh", "nightly.sh"], "") != 0  # there is no today.csv
+    assert run_script(["sh", "nightly.sh"], "") == 1  # there is no today.csv
+    for wrong in ("", "item,user,timestamp\ntea-1,u1,2026-03-01\n"):  # a failed export, another order of columns
+        Path("today.csv").write_text(wrong)
+        assert run_script(["sh", "nightly.sh"], "--tolerance 1") == 1
+    assert len(log.read_text().splitlines()) == lines
     Path("today.csv").write_text("user,item,timestamp\n")
     assert run_script(["sh", "nightly.sh"], "") == 0  # nothing was bought
     assert [*Path("runs").glob("20*-*")] == [rejected]

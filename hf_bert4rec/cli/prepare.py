@@ -181,6 +181,9 @@ def _continue(recipe: Recipe, new: Dataset, names: dict[str, str] | None) -> tup
         if tokenizer.features is None:
             raise ValueError(f"{run.continue_from} was trained without features of items. Omit `--item_features`.")
         ids = [*ids, *features.items.chunks]
+    elif tokenizer.features is not None and not known.all():
+        text = "%s was trained with features of items. Without `--item_features`, new items start without features."
+        logger.warning(text, run.continue_from)
     extended = extend_item_tokenizer(tokenizer, pa.chunked_array(ids, pa.string()), titles=titles)
     if features is not None:
         extended.features = tokenizer.features.extended(features)

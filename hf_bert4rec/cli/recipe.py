@@ -13,6 +13,7 @@ import copy
 import dataclasses
 import inspect
 import json
+import logging
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -39,6 +40,8 @@ from ..models.configuration_bert4rec import Bert4RecConfig
 from ..models.item_loss import LOSSES
 from ..models.registry import ARCHITECTURES, architecture_of
 from ..training.arguments import RecommendationTrainingArguments
+
+logger = logging.getLogger(__name__)
 
 OF_ONE_RUN = (
     "data", "history", "titles", "item_features", "example", "split", "since", "allow_earlier", "tolerance",
@@ -304,9 +307,15 @@ def _load_yaml(text: str, loader: Any) -> Any:
 
 def _options_to_continue(parent: str) -> dict[str, Any]:
     """Return the options of a run that continues a checkpoint: its recipe without `OF_ONE_RUN`, with `CONTINUED`."""
-    recipe = _read_options(fetch_checkpoint(parent))
+    folder = fetch_checkpoint(parent)
+    recipe = _read_options(folder)
     kept = {name: value for name, value in recipe.items() if name not in OF_ONE_RUN}
     source = str(Path(parent).resolve()) if Path(parent).is_dir() else parent  # a link may lead elsewhere tomorrow
+    if recipe and not RunFacts.load(folder).reproducible:
+        kept["prefixes"] = recipe.get("last_item_probability") == 1  # without prefixes, most items would be no target
+        text = "%s was trained in Python, so its run facts lack options of its rows. Rows are %s. Otherwise pass %s."
+        rows = "prefixes" if kept["prefixes"] else "whole histories"
+        logger.warning(text, parent, rows, f"`--prefixes {str(not kept['prefixes']).lower()}`")
     return kept | CONTINUED | {"start_from": source}
 
 

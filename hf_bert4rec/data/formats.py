@@ -8,11 +8,12 @@ Arrow reads text and JSON. If Arrow fails, Python reads the file, which is slowe
 
 import ast
 import csv
+import dataclasses
 import io
 import json
 import re
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from difflib import get_close_matches
 from functools import partial, reduce
@@ -40,21 +41,44 @@ FOLDER_FILES = {  # files of MovieLens; if the source is a folder, the first one
     "titles": ("movies.csv", "movies.csv.gz", "movies.dat", "u.item"),
 }
 WRITE_LINES = "write one object per line (pandas: `to_json(orient='records', lines=True)`)"
+SAMPLE, SHARE = 20_000, 0.9  # characters from which a separator is found, and share of rows with as many columns
 JSON_TYPES = {str: pa.string(), int: pa.int64(), float: pa.float64()}
 
 
 def read_delimited(file: SourceFile, separator: str = ",", encoding: str = "utf-8") -> RawLog:
-    """Open a text file with one row per line, with or without a header.
-
-    If the first line lacks the usual `separator` of the format, the first of `SEPARATORS` in this line is used.
-    """
+    """Open a text file with one row per line, with or without a header; `separator` is the usual one of the format."""
     text = _plain_text(file, encoding)
-    if excel := re.match(r"sep=(.)(?=[\r\n])", text):  # Excel names the separator in the first line
+    if excel := re.match(r'(?i)"?sep=(.)"?(?=[\r\n])', text):  # Excel names the separator in the first line
         text, found = text[excel.end() :], excel[1]
     else:
-        first = re.sub('"[^"]*"', "", "".join(text[:10_000].strip("\r\n ").splitlines()[:1]))
-        found = next((it for it in (separator, *SEPARATORS) if it in first), separator)
+        found, _ = _find_separator(text, (separator, *SEPARATORS))
     return _open(file, _Rows(file, text.encode(), file.separator or found, quoted="," in (separator, found)))
+
+
+def _find_separator(text: str, separators: Sequence[str]) -> tuple[str, int]:
+    """Return the separator that divides the first rows into most columns, and their number.
+
+    Nearly all rows must have this number. If several separators fit equally well, it is the one that occurs first. If
+    none fits, it is the first that occurs in the first row, otherwise the first of all, with one column.
+    """
+    sample = text.lstrip("\r\n ")[:SAMPLE]
+    sample = sample if len(sample) < SAMPLE else re.sub(r"[\r\n][^\r\n]*$", "", sample)
+    first = re.sub('"[^"]*"', "", "".join(sample.splitlines()[:1]))
+
+    def columns(separator: str) -> int:
+        quoting: Any = csv.QUOTE_MINIMAL if "," in (separators[0], separator) else csv.QUOTE_NONE
+        lines = io.StringIO(sample.replace(separator, "\x1f"), newline="")
+        with suppress(csv.Error):
+            widths = [len(fields) for fields in csv.reader(lines, delimiter="\x1f", quoting=quoting) if fields]
+            if widths.count(widths[0]) >= SHARE * len(widths):
+                return widths[0]
+        return 1
+
+    found = {separator: columns(separator) for separator in separators if separator in first}
+    most = max(found.values(), default=1)
+    if most == 1:
+        return next(iter(found), separators[0]), 1
+    return min((it for it in found if found[it] == most), key=first.index), most
 
 
 def _plain_text(file: SourceFile, encoding: str = "utf-8") -> str:
@@ -70,7 +94,13 @@ def read_blank_separated(file: SourceFile) -> RawLog | pa.Table:
     """Open lines of `user item`, `user item rating timestamp` or `user item item …`."""
     if file.separator:
         return read_delimited(file, file.separator)
-    data = b"\n".join(b" ".join(line.split()) for line in _plain_text(file).encode().splitlines())
+    text = _plain_text(file)
+    separator, width = _find_separator(text, SEPARATORS)
+    if width > 1 + file.is_log:  # two columns of a log may also be a user and items between blanks
+        rows = [line.split(separator) for line in text[:SAMPLE].splitlines() if line]
+        file = dataclasses.replace(file, separator=separator)
+        return read_sequences(file) if are_sequences(rows) else read_delimited(file, separator)
+    data = b"\n".join(b" ".join(line.split()) for line in text.encode().splitlines())
     first = [line.decode().split(" ") for line in data.split(b"\n", 1000)[:1000] if line]
     return read_sequences(file) if are_sequences(first) else _open(file, _Rows(file, data, " ", quoted=False))
 
@@ -80,7 +110,7 @@ def read_sequences(file: SourceFile) -> pa.Table:
     users, items = list[str](), list[str]()
     separator = file.separator.encode() if file.separator else None
     for number, line in enumerate(_plain_text(file).encode().splitlines(), start=1):
-        user, *history = [cell.decode() for cell in line.split(separator)] or [""]
+        user, *history = [cell.decode().strip() for cell in line.split(separator)] or [""]
         if user and not history:
             found = f"{file.name}, line {number}: expected a user and items, found only {user!r:.80}"
             example = file.spell("separator", "...")
@@ -90,6 +120,9 @@ def read_sequences(file: SourceFile) -> pa.Table:
             raise ValueError(f"{file.name}, line {number}: expected a user and items, found a header. {advice}")
         users += [user] * len(history)
         items += history
+    if separator is None and 2 * sum(item.endswith((",", ";")) for item in items) > len(items):
+        solution = f"Name the separator: {file.spell('separator', items[0][-1])} with {spell('format', 'sequences')}"
+        raise ValueError(f"{file.name}: expected blanks between items, found {items[0]!r:.80}. {solution}.")
     return pa.table({"user": users, "item": items})
 
 

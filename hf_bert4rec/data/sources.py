@@ -4,7 +4,7 @@ import codecs
 import re
 import shlex
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -98,6 +98,10 @@ class SourceFile:
         data = self.content()
         self.check_kind(data)
         encoding = self.encoding or usual_encoding
+        if self.encoding is None and usual_encoding != "utf-8":
+            with suppress(UnicodeDecodeError):  # later files of MovieLens are in UTF-8
+                data.decode()
+                encoding = "utf-8"
         encoding = next((name for mark, name in BYTE_ORDER_MARKS.items() if data.startswith(mark)), encoding)
         if b"\0" in data[:1000] and not re.search("16|32", str(encoding)):
             likely = "utf-16-be" if data[0] == 0 else "utf-16-le"

@@ -135,6 +135,9 @@ def recommend_to_parquet(
         options[name] = as_item_ids(options[name], name).to_pylist()
     check_count("processes", processes)
     check_count("shard_size", shard_size)
+    if not isinstance(source, str | PathLike):
+        advice = "Save the table as Parquet, or pass it to a `BatchRecommender`."
+        raise ValueError(f"`source` must be the path of a file, found {type(source).__name__}. {advice}")
     file, folder = Path(source), Path(output)
     if not file.is_file():
         raise FileNotFoundError(f"{file}: found no such file. Pass a Parquet file of histories, or the file of a log.")

@@ -217,6 +217,8 @@ def serve(
 
     The server has no authentication: put a proxy in front of it. Other arguments and errors: see `load_for_serving`.
     """
+    if Path(checkpoint).exists():  # a later reload must not take the folder, if it is missing, for a Hub ID
+        checkpoint = Path(checkpoint).absolute()
     missed: list[int] = []  # signals while the checkpoint is loaded
 
     def load() -> tuple[OnnxRecommender, str, str | None]:

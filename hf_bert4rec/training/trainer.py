@@ -255,7 +255,7 @@ class RecommendationTrainer(Trainer):
         best = self.state.best_model_checkpoint if args.load_best_model_at_end else None
         metric = str(args.metric_for_best_model).removeprefix("eval_")
         seconds = [it.seconds for it in self.callback_handler.callbacks if isinstance(it, ResourceCallback)]
-        masked = getattr(self.data_collator, "mask_probability", None)  # next-item training has none
+        masking = ("mask_probability", "last_item_probability", "max_predictions")  # next-item training has none
         recorded = ("seed", "num_train_epochs", "per_device_train_batch_size", "learning_rate", "weight_decay")
         return RunFacts(
             name=name or Path(args.hub_model_id or args.output_dir).absolute().name,
@@ -272,7 +272,7 @@ class RecommendationTrainer(Trainer):
                 "max_length": tokenizer.model_max_length,
                 "exclude_history": config.exclude_history,
                 **{name: value for name in ADDED_PARTS if (value := getattr(config, name))},
-                **({"mask_probability": masked} if masked else {}),
+                **{name: value for name in masking if (value := getattr(self.data_collator, name, None)) is not None},
             },
             seconds=round(sum(seconds), 1) or None,
             best_checkpoint=Path(best or "").name,

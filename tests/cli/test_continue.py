@@ -1,5 +1,6 @@
 """Continuing a checkpoint with new interactions: what is trained on, what is refused, and which model is kept."""
 
+import dataclasses
 import json
 import shutil
 
@@ -146,7 +147,23 @@ def test_other_users_and_many_new_items_are_reported(first, tmp_path, caplog):
     assert "new.csv: 9 of 12 interactions are with items that are not in " in caplog.text
 
 
-def test_features_of_a_continued_checkpoint(first, tmp_path):
+@pytest.mark.parametrize(("share", "prefixes"), [(1.0, True), (0.1, False)])
+def test_a_model_that_was_trained_in_python_is_continued_with_the_same_kind_of_rows(
+    first, tmp_path, caplog, share, prefixes
+):
+    shutil.copytree(first / "first" / "model", tmp_path / "python")
+    facts = RunFacts.load(tmp_path / "python")
+    recipe = {"architecture": "bert4rec", "last_item_probability": share}
+    dataclasses.replace(facts, recipe=recipe, reproducible=False).save(tmp_path / "python")
+    output = ["--output_dir", str(tmp_path / "second"), "--tolerance", "1", *QUIET]
+    new = write_log(tmp_path / "new.csv", range(8, 14), range(200, 203), ["i1", "n1", "i2", "n2"])
+    main(["train", "--continue_from", str(tmp_path / "python"), "--data", new, *output])
+    rows = "prefixes" if prefixes else "whole histories"
+    assert f"so its run facts lack options of its rows. Rows are {rows}. Otherwise pass `--prefixes" in caplog.text
+    assert RunFacts.load(tmp_path / "second" / "model").recipe["prefixes"] is prefixes
+
+
+def test_features_of_a_continued_checkpoint(first, tmp_path, caplog):
     kinds = "".join(f"i{number},{'even' if number % 2 == 0 else 'odd'}\n" for number in range(12))
     (tmp_path / "features.csv").write_text("item,kind\n" + kinds)
     (tmp_path / "new.csv").write_text("item,kind\nn1,odd\nn2,even\nn3,odd\n")
@@ -167,6 +184,9 @@ def test_features_of_a_continued_checkpoint(first, tmp_path):
     assert tokenizer.features.items.to_pylist() == [*(f"i{number}" for number in range(12)), "n1", "n2", "n3"]
     assert tokenizer.items.to_pylist()[12:] == ["n1", "n2", "n3"]  # n3 has no interactions yet
     assert (tmp_path / "second" / "model" / "item_features.safetensors").exists()
+    assert "new items start without features" not in caplog.text
+    main(["train", "--continue_from", parent, *more, "--output_dir", str(tmp_path / "third")])
+    assert "Without `--item_features`, new items start without features." in caplog.text
 
 
 @pytest.mark.parametrize(("after", "kept"), [(0.2990, True), (0.2975, False)])

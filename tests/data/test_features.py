@@ -87,6 +87,8 @@ def test_text_becomes_vectors(encoder):
         ValueError, match=r"needs an encoder of sentence-transformers\. Pass `encoder='org/encoder'` \(command line"
     ):
         load_item_features(new, like=features)
+    with pytest.raises(ValueError, match=r"sentence-transformers, the same as in training, found 'org/other'\. Pass"):
+        load_item_features(new, like=features, encoder="org/other")
     missing = pd.DataFrame({"sku": ["D", "C"], "name": [None, "Auto"]})
     assert load_item_features(missing, like=features, encoder=encoder).items.to_pylist() == ["C"]
     more = load_item_features(new, like=features, encoder=encoder)

@@ -119,6 +119,8 @@ def test_the_same_call_continues_and_another_one_is_refused(source, histories, t
             recommend_to_parquet(source, histories, taken)
     with pytest.raises(FileNotFoundError, match=r"nowhere\.parquet: found no such file\. Pass a Parquet file"):
         recommend_to_parquet(source, tmp_path / "nowhere.parquet", tmp_path / "new")
+    with pytest.raises(ValueError, match=r"`source` must be the path of a file, found DataFrame\. Save the table as"):
+        recommend_to_parquet(source, pd.DataFrame(), tmp_path / "new")
 
 
 @pytest.mark.parametrize("processes", [2])

@@ -497,9 +497,12 @@ def test_a_signal_while_a_checkpoint_is_loaded_loads_it_again(folders, monkeypat
     monkeypatch.setattr(serving, "load_for_serving", load)
     monkeypatch.setattr(serving.uvicorn, "run", lambda *_, **__: None)
     usual = signal.getsignal(signal.SIGHUP)
-    serving.serve("link", port=0)
+    serving.serve("org/name", port=0)
+    assert loaded == [("org/name", None, ())] * 2
+    monkeypatch.chdir(folders[1].parent)  # a folder stays a folder: if it is missing later, the Hub is not asked
+    serving.serve(folders[1].name, port=0)
     signal.signal(signal.SIGHUP, usual)
-    assert loaded == [("link", None, ())] * 2
+    assert loaded[2:] == [(folders[1].absolute(), None, ())]
 
 
 def test_a_link_that_changes_while_it_is_loaded_does_not_mix_files(folders, tmp_path, monkeypatch):
