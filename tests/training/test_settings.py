@@ -86,13 +86,22 @@ def test_short_histories_that_follow_a_chain_get_the_settings_of_small_logs(limi
 
 
 @pytest.mark.parametrize(("small", "medium"), [(50 * 10, False), (50 * 11, True)])
-def test_a_dense_log_has_less_dropout_and_a_medium_one_more_steps(limits, small, medium):
-    limits(SMALL=small, DENSE=10, MOST_PREFIX_ITEMS_OF_LONG_HISTORIES=0)
+def test_a_dense_log_that_is_not_hard_to_learn_has_less_dropout_and_a_medium_one_more_steps(limits, small, medium):
+    limits(SMALL=small, DENSE=10, EASY=10, MOST_PREFIX_ITEMS_OF_LONG_HISTORIES=0)
     settings = recommended_settings(log(users=50, length=21, items=100))
     assert settings.model == {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.1}
     assert settings.training == ({"learning_rate": 4e-3, "num_train_epochs": 45} if medium else {})
+    limits(EASY=11, EASY_GAIN=0.0)
+    assert recommended_settings(log(users=50, length=21, items=100)) == settings
     limits(DENSE=11)
     assert recommended_settings(log(users=50, length=21, items=100)).model == {}
+
+
+def test_a_dense_log_that_is_hard_to_learn_has_more_dropout_and_a_lower_learning_rate(limits):
+    limits(DENSE=12, EASY=13, EASY_GAIN=1.5)
+    settings = recommended_settings(log(users=50, length=25, items=100), prefixes=False)
+    assert settings.model == {"hidden_dropout_prob": 0.5, "attention_probs_dropout_prob": 0.5}
+    assert settings.training == {"learning_rate": 1e-3}
 
 
 def test_a_dense_log_with_prefixes_has_less_dropout_and_twice_the_epochs(limits):
@@ -202,8 +211,8 @@ def test_the_rule_can_be_switched_off_and_does_not_change_a_model_that_starts_fr
     assert short_log("--start_from", "nobody/nothing")[0].options("model") == {}
 
 
-def test_a_dense_log_gets_less_dropout(limits):
-    limits(SMALL=0)
+def test_a_very_dense_log_without_prefixes_gets_less_dropout(limits):
+    limits(SMALL=0, EASY=100)
     assert recommended_settings(log(users=100, length=20, items=20)).model == {
         "hidden_dropout_prob": 0.2,
         "attention_probs_dropout_prob": 0.1,
