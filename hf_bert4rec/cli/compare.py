@@ -217,7 +217,7 @@ def train_model(options: dict[str, Any], folder: str) -> Path:
 
 
 def trained_options(comparison: Comparison, folder: str) -> dict[str, dict[str, Any]]:
-    """Return the resolved options of each trained model whose checkpoint has run facts, as values of JSON."""
+    """Return the resolved options of each trained model whose checkpoint has run facts, as JSON values."""
     found = {}
     for name, options in comparison.models.items():
         if "baseline" not in options:
@@ -322,7 +322,7 @@ def weight_options(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def describe_settings(comparison: Comparison, name: str, split: str, sha256: str, folder: str) -> dict[str, Any]:
-    """Return all settings that determine the result of a model, as values of JSON."""
+    """Return all settings that determine the result of a model, as JSON values."""
     options, recipe = comparison.models[name], comparison.parse_recipe()
     names = ("max_length", "popularity_candidates", "uniform_candidates")
     protocol = {option: getattr(recipe.run, option) for option in names} | split_options(recipe)

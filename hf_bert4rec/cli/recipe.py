@@ -243,7 +243,7 @@ def import_own_code(module: str) -> ModuleType:
     for a relative name, and the errors of an import.
     """
     if module.startswith("."):
-        raise ValueError(f"{module!r} is a relative name, found no package to which it belongs")
+        raise ValueError(f"{module!r} is a relative name. Write the whole name")
     if "" not in sys.path:
         sys.path.append("")
     found = import_module(module)
@@ -311,11 +311,12 @@ def _options_to_continue(parent: str) -> dict[str, Any]:
     recipe = _read_options(folder)
     kept = {name: value for name, value in recipe.items() if name not in OF_ONE_RUN}
     source = str(Path(parent).resolve()) if Path(parent).is_dir() else parent  # a link may lead elsewhere tomorrow
-    if recipe and not RunFacts.load(folder).reproducible:
+    if "last_item_probability" in recipe and not RunFacts.load(folder).reproducible:
         kept["prefixes"] = recipe.get("last_item_probability") == 1  # without prefixes, most items would be no target
-        text = "%s was trained in Python, so its run facts lack options of its rows. Rows are %s. Otherwise pass %s."
-        rows = "prefixes" if kept["prefixes"] else "whole histories"
-        logger.warning(text, parent, rows, f"`--prefixes {str(not kept['prefixes']).lower()}`")
+        text = (
+            "%s was trained in Python, so its run facts do not name its training rows. The default is `--prefixes %s`."
+        )
+        logger.warning(text, parent, str(kept["prefixes"]).lower())
     return kept | CONTINUED | {"start_from": source}
 
 

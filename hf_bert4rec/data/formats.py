@@ -11,9 +11,10 @@ import csv
 import dataclasses
 import io
 import json
+import logging
 import re
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from difflib import get_close_matches
 from functools import partial, reduce
@@ -35,50 +36,54 @@ from .columns import SEPARATORS, Column, are_sequences, is_header, is_usual
 from .ids import Values
 from .sources import COMPRESSED, RawLog, SourceFile, library_errors, open_table, spell
 
+logger = logging.getLogger(__name__)
+
 EMBEDDED = Path(__file__).parent / "embedded"
 FOLDER_FILES = {  # files of MovieLens; if the source is a folder, the first one that exists is read
     "interactions": ("ratings.csv", "ratings.csv.gz", "ratings.dat", "u.data"),
     "titles": ("movies.csv", "movies.csv.gz", "movies.dat", "u.item"),
 }
 WRITE_LINES = "write one object per line (pandas: `to_json(orient='records', lines=True)`)"
-SAMPLE, SHARE = 20_000, 0.9  # characters from which a separator is found, and share of rows with as many columns
+SAMPLE = 20_000  # characters from which it is found whether a separator fits
 JSON_TYPES = {str: pa.string(), int: pa.int64(), float: pa.float64()}
 
 
 def read_delimited(file: SourceFile, separator: str = ",", encoding: str = "utf-8") -> RawLog:
-    """Open a text file with one row per line, with or without a header; `separator` is the usual one of the format."""
+    """Open a text file with one row per line, with or without a header.
+
+    If the first line lacks the usual `separator` of the format, the first of `SEPARATORS` in this line is used. A
+    warning names another one that may be right.
+    """
     text = _plain_text(file, encoding)
     if excel := re.match(r'(?i)"?sep=(.)"?(?=[\r\n])', text):  # Excel names the separator in the first line
-        text, found = text[excel.end() :], excel[1]
+        text, found = text[excel.end() :], file.separator or excel[1]
     else:
-        found, _ = _find_separator(text, (separator, *SEPARATORS))
-    return _open(file, _Rows(file, text.encode(), file.separator or found, quoted="," in (separator, found)))
+        first = next(iter(_first_lines(text, quoted=True)), "")
+        found = file.separator or next((it for it in (separator, *SEPARATORS) if it in first), separator)
+    quoted = "," in (separator, found)
+    if file.separator is None and not excel:
+        _warn_about_separator(file, text, found, quoted)
+    return _open(file, _Rows(file, text.encode(), found, quoted))
 
 
-def _find_separator(text: str, separators: Sequence[str]) -> tuple[str, int]:
-    """Return the separator that divides the first rows into most columns, and their number.
+def _first_lines(text: str, quoted: bool) -> list[str]:
+    """Return the first lines that are not blank, from `SAMPLE` characters. Text in quotation marks is removed."""
+    sample = text[:SAMPLE]
+    if len(text) > SAMPLE:
+        sample = sample[: sample.rfind("\n") + 1] or sample
+    sample = re.sub('"[^"]*"', "", sample) if quoted else sample
+    return [line for line in sample.splitlines() if line.strip()]
 
-    Nearly all rows must have this number. If several separators fit equally well, it is the one that occurs first. If
-    none fits, it is the first that occurs in the first row, otherwise the first of all, with one column.
-    """
-    sample = text.lstrip("\r\n ")[:SAMPLE]
-    sample = sample if len(sample) < SAMPLE else re.sub(r"[\r\n][^\r\n]*$", "", sample)
-    first = re.sub('"[^"]*"', "", "".join(sample.splitlines()[:1]))
 
-    def columns(separator: str) -> int:
-        quoting: Any = csv.QUOTE_MINIMAL if "," in (separators[0], separator) else csv.QUOTE_NONE
-        lines = io.StringIO(sample.replace(separator, "\x1f"), newline="")
-        with suppress(csv.Error):
-            widths = [len(fields) for fields in csv.reader(lines, delimiter="\x1f", quoting=quoting) if fields]
-            if widths.count(widths[0]) >= SHARE * len(widths):
-                return widths[0]
-        return 1
-
-    found = {separator: columns(separator) for separator in separators if separator in first}
-    most = max(found.values(), default=1)
-    if most == 1:
-        return next(iter(found), separators[0]), 1
-    return min((it for it in found if found[it] == most), key=first.index), most
+def _warn_about_separator(file: SourceFile, text: str, chosen: str, quoted: bool) -> None:
+    """Warn if another separator divides the first rows into more columns, all of them into as many."""
+    for other in SEPARATORS:
+        lines = _first_lines(text, quoted or other == ",")
+        widths = {len(line.split(other)) for line in lines}
+        width = len(lines[0].split(chosen)) if lines else 1
+        if other != chosen and len(widths) == 1 and min(widths) > width:
+            found = f"the first row has {width} columns, but all rows have {min(widths)} columns if {other!r} is the"
+            logger.warning(f"{file.name}: {found} separator. If it is, pass {file.spell('separator', other)}.")
 
 
 def _plain_text(file: SourceFile, encoding: str = "utf-8") -> str:
@@ -95,11 +100,12 @@ def read_blank_separated(file: SourceFile) -> RawLog | pa.Table:
     if file.separator:
         return read_delimited(file, file.separator)
     text = _plain_text(file)
-    separator, width = _find_separator(text, SEPARATORS)
-    if width > 1 + file.is_log:  # two columns of a log may also be a user and items between blanks
-        rows = [line.split(separator) for line in text[:SAMPLE].splitlines() if line]
-        file = dataclasses.replace(file, separator=separator)
-        return read_sequences(file) if are_sequences(rows) else read_delimited(file, separator)
+    rows = [line.split("\t") for line in _first_lines(text, quoted=False)]
+    widths = {len(row) for row in rows}
+    if len(widths) == 1 and min(widths) > 1 + file.is_log:  # two columns of a log may also be a user and items
+        file = dataclasses.replace(file, separator="\t")
+        return read_sequences(file) if file.is_log and are_sequences(rows) else read_delimited(file, "\t")
+    _warn_about_separator(file, text, " ", quoted=False)
     data = b"\n".join(b" ".join(line.split()) for line in text.encode().splitlines())
     first = [line.decode().split(" ") for line in data.split(b"\n", 1000)[:1000] if line]
     return read_sequences(file) if are_sequences(first) else _open(file, _Rows(file, data, " ", quoted=False))
@@ -120,9 +126,10 @@ def read_sequences(file: SourceFile) -> pa.Table:
             raise ValueError(f"{file.name}, line {number}: expected a user and items, found a header. {advice}")
         users += [user] * len(history)
         items += history
-    if separator is None and 2 * sum(item.endswith((",", ";")) for item in items) > len(items):
-        solution = f"Name the separator: {file.spell('separator', items[0][-1])} with {spell('format', 'sequences')}"
-        raise ValueError(f"{file.name}: expected blanks between items, found {items[0]!r:.80}. {solution}.")
+    ends = [item for item in items if separator is None and item.endswith((",", ";"))]
+    if 2 * len(ends) > len(items):
+        solution = f"Name the separator: {file.spell('separator', ends[0][-1])} with {spell('format', 'sequences')}"
+        raise ValueError(f"{file.name}: expected blanks between items, found {ends[0]!r:.80}. {solution}.")
     return pa.table({"user": users, "item": items})
 
 

@@ -58,9 +58,10 @@ def load_interactions(
             the other filters keep, and are repeated until all users and items have enough (k-core).
         min_item_interactions: Drop items with fewer interactions.
         keep_repeats: Whether to keep a user's later interactions with the same item.
-        separator: Separator of a text file. Default: comma, semicolon, tab, `|` or `::`, whichever divides the first
-            rows into most columns.
-        encoding: Encoding of a text file. Default: UTF-8; for the formats dat and item otherwise Latin-1.
+        separator: Separator of a text file. Default: the usual separator of the format or, if the first line lacks it,
+            a semicolon, tab, `|`, comma or `::` in this line.
+        encoding: Encoding of a text file. Default: UTF-8. Files of the formats dat and item that are not UTF-8 are read
+            as Latin-1.
 
     Returns:
         `Dataset` with `user` and `item` (strings) and `timestamp` (int64; float64 if there are fractions).

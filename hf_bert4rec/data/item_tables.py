@@ -207,16 +207,6 @@ def read_items(log: RawLog, item: Column, command: str) -> tuple[int, pa.Chunked
     return place, items
 
 
-def _check_encoder(name: str, log: RawLog, encoder: str | None, used: str | None) -> None:
-    """Raise ValueError without an encoder, or for another one than was `used`: a checkpoint must not choose it."""
-    if encoder is None or used != encoder:
-        needed = "an encoder of sentence-transformers"
-        if encoder is not None:
-            needed += f", the same as in training, found {encoder!r}"
-        advice = f"Pass {spell('encoder', used or '...')}."
-        raise ValueError(f"{log.name}: the text of {name!r} needs {needed}. {advice}")
-
-
 def _read_column(
     name: str, values: Values, log: RawLog, known: dict[str, Any], encoder: str | None
 ) -> tuple[pa.Array, dict[str, Any]] | None:
@@ -224,8 +214,11 @@ def _read_column(
     cells = _cells(values)
     kind = known.get("kind") or _kind(values, cells)
     if kind in ("vector", "text"):
-        if kind == "text":
-            _check_encoder(name, log, encoder, known.get("encoder", encoder))
+        used = known.get("encoder", encoder)
+        if kind == "text" and (encoder is None or used != encoder):  # a checkpoint must not choose what is loaded
+            found = "" if encoder is None else f", the same as in training, found {encoder!r}"
+            needed = f"the text of {name!r} needs an encoder of sentence-transformers{found}"
+            raise ValueError(f"{log.name}: {needed}. Pass {spell('encoder', used or '...')}.")
         rows = _embed(as_text(values), log, encoder) if kind == "text" else _as_vectors(name, cells, log)
         width, scale = rows.shape[1], float(1 / max(np.linalg.norm(rows, axis=1).mean(), 1e-9))
         how = {"kind": kind, "width": width, "scale": scale} | known

@@ -179,7 +179,7 @@ class ItemTokenizer(PreTrainedTokenizerFast):
         return super(ItemTokenizer, encoder)._encode_plus(*args, is_split_into_words=is_split_into_words, **kwargs)
 
     def _add_tokens(self, new_tokens: Sequence[str | AddedToken], special_tokens: bool = False) -> int:
-        """Append items to the vocabulary; return their number. The base class would cut them out of longer IDs."""
+        """Append items, and return their number. The base class would split an ID that contains a shorter new one."""
         special = [token for token in new_tokens if special_tokens or getattr(token, "special", False)]
         if others := [str(token) for token in special if str(token) not in SPECIAL_TOKENS]:
             found = f"found {', '.join(others)}. Remove other special tokens."
@@ -293,14 +293,14 @@ def extend_item_tokenizer(
 
 
 def _warn_about_variants(items: list[str], known: int = 0) -> None:
-    """Warn about IDs, after the first `known` ones, that differ from another ID only in case or outer whitespace."""
+    """Warn about IDs, after the first `known` ones, that differ from another only in case, blanks or Unicode form."""
     ids = pd.Series(items, dtype=object)
-    folded = ids.str.strip().str.casefold()
+    folded = ids.str.normalize("NFKC").str.casefold().str.split().str.join(" ")
     variants = ids[folded.duplicated() & (ids.index >= known)]
     if len(variants):
         first = ids[folded == folded[variants.index[0]]].iloc[0]
         advice = "If they are the same item, write their ID in one way before training."
-        text = f"%d item IDs differ from another one only in case or whitespace, such as %r and %r. {advice}"
+        text = f"%d item IDs differ from another one only in case, blanks or Unicode form, such as %a and %a. {advice}"
         logger.warning(text, len(variants), first, variants.iloc[0])
 
 

@@ -3,12 +3,10 @@
 import logging
 import math
 import re
-from collections import defaultdict
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
-from unicodedata import normalize
 
 import numpy as np
 import pandas as pd
@@ -35,8 +33,7 @@ DOUBTFUL = {  # IDs that are read as they are, with a warning
     r"^-?\d+\.0$": "ends in .0, which makes it another ID than the integer. If it is an integer, export it without .0",
     SEVERAL: "seems to contain several IDs. If it does, give each ID a row of its own",
 }
-ROUNDED = r"^\s*\d([.]\d{0,5})?[eE]\+?\d+\s*$"  # times, as Excel shows and exports them
-UNUSUAL = r"[^\x00-\x7F]|\s\s"  # IDs that may be written in several ways: not in ASCII, or with several blanks
+ROUNDED = r"^\s*\d([.,]\d{0,5})?[eE]\+?\d+\s*$"  # times, as Excel shows and exports them
 UNITS = {"seconds": 1e8, "milliseconds": 1e11, "microseconds": 1e14, "nanoseconds": 1e17}  # 1973 in each unit
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _DAY = re.compile(r"(\d{4})([-/.])(\d{1,2})(?:\2(\d{1,2})(?=$|[T ])|$)|(\d{1,2})\.(\d{1,2})\.(\d{4})(?=$|[T ])")
@@ -62,21 +59,6 @@ def check_ids(distinct: pa.Array, counts: np.ndarray, role: str, name: str) -> N
         if len(doubtful := distinct.filter(matches)):
             rows, examples = counts[np.asarray(matches)].sum(), ", ".join(map(repr, doubtful[:3].to_pylist()))
             logger.warning(f"{name}: the {role} ID of {rows:,} row{'s' * int(rows != 1)} ({examples}) {doubt}.")
-    _warn_about_spellings(distinct, role, name)
-
-
-def _warn_about_spellings(distinct: pa.Array, role: str, name: str) -> None:
-    """Warn about IDs that differ only in how Unicode writes a character or a blank."""
-    spellings: defaultdict[str, list[str]] = defaultdict(list)
-    for text in distinct.filter(pc.match_substring_regex(distinct, UNUSUAL)).to_pylist():
-        spellings[" ".join(normalize("NFKC", text).split())].append(text)
-    for text in distinct.filter(pc.is_in(distinct, value_set=pa.array([*spellings], pa.string()))).to_pylist():
-        spellings[text] += {text} - {*spellings[text]}
-    if several := [texts for texts in spellings.values() if len(texts) > 1]:
-        one, other = map(ascii, several[0][:2])
-        found = f"{len(several):,} {role} IDs are written in several ways, such as {one} and {other}"
-        advice = "Convert the IDs of all tables: `' '.join(unicodedata.normalize('NFKC', text).split())`."
-        logger.warning(f"{name}: {found}. These count as different IDs. {advice}")
 
 
 def as_times(values: Values, log: RawLog, rows: np.ndarray) -> pa.ChunkedArray:
@@ -88,12 +70,14 @@ def as_times(values: Values, log: RawLog, rows: np.ndarray) -> pa.ChunkedArray:
     elif kind and (pa.types.is_temporal(kind) or pa.types.is_boolean(kind)):
         advice = f"If these are times of day, add the date, or name another column: {spell('timestamp')}."
         raise ValueError(f"{log.name}: expected dates or numbers as timestamp, found {kind}. {advice}")
-    times = as_numbers(values, "timestamp", log, rows, dates=True)
     if isinstance(values, pa.ChunkedArray) and pa.types.is_string(values.type):
         rounded = values.filter(pc.match_substring_regex(values, ROUNDED))
         if len(rounded):
-            text = f"{log.name}: timestamps such as {rounded[0].as_py()!r} are rounded, so interactions may be out of"
-            logger.warning(f"{text} order. Export them with all digits.")
+            text = (
+                f"{log.name}: {len(rounded):,} timestamps such as {rounded[0].as_py()!r} are rounded, so interactions"
+            )
+            logger.warning(f"{text} may be out of order. Export them with all digits.")
+    times = as_numbers(values, "timestamp", log, rows, dates=True)
     digits = EXACT_BITS.get(str(kind)) or EXACT_BITS.get(str(times.type), 64)
     _check_times(times.filter(pa.array(rows)).drop_null().to_numpy(), digits, log.name)
     return times

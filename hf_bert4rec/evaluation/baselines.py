@@ -156,7 +156,7 @@ class SetBaseline(Popularity):
     """Base class of baselines that read the history as a set; an empty history gets the popular items."""
 
     def scores(self, batch: Batch) -> torch.Tensor:
-        """Return `scores_of_sets`, or the counts for an empty history."""
+        """Return `scores_of_sets`; for an empty history, how often each item occurs in training."""
         history = batch["history"]
         sets = torch.zeros(len(history), len(self.counts))
         users, places = (history >= SPECIALS).nonzero(as_tuple=True)

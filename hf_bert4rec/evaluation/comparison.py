@@ -45,7 +45,7 @@ def split_metrics(
 
     - `hr@k`, `ndcg@k`, `mrr@k` (k = 1, 5, 10) over the catalog; sampled metrics such as `ndcg@10_popularity_sampled`;
     - `coverage@10`: share of the catalog that is among the 10 recommendations of at least one user;
-    - `popularity@10`: mean training count of recommended items, divided by that of known targets (NaN if this is 0);
+    - `popularity@10`: mean training count of recommended items, divided by that of the targets in the catalog (or NaN);
     - `ties`: share of users whose target has the same score as another item.
 
     Args:

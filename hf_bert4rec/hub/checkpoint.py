@@ -285,7 +285,7 @@ def check_output(
         found = f"{output} is not an earlier result (it has no {marker}), so it is not replaced"
         raise ValueError(f"{found}. Pass a new folder as {option}.")
     if source is not None and source.resolve() in _neighbors(path.resolve()):
-        raise ValueError(f"Writing {output} removes {source}, which must have another name. Rename it first.")
+        raise ValueError(f"Writing {output} would remove {source}, whose name it needs. Rename {source} first.")
 
 
 @contextmanager

@@ -168,9 +168,9 @@ def is_export(folder: str | PathLike) -> bool:
 
 
 class OnnxRecommender:
-    """Recommender for an exported checkpoint. It is called, and answers, as `NextItemRecommendationPipeline`.
+    """Recommender for an exported checkpoint, with the calls and answers of `NextItemRecommendationPipeline`.
 
-    The graph excludes the items that were removed when it was written. Export again after you remove or add items.
+    The graph excludes items that had been removed before the export. Export again after you remove or add items.
 
     Args:
         folder: Folder that `export_checkpoint` wrote.

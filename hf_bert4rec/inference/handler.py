@@ -30,7 +30,10 @@ class EndpointHandler:
         histories = options.pop("histories", None)
         if not isinstance(histories, list) or not isinstance(parameters, dict | None):
             example = '{"inputs": [["260", "1196"]], "parameters": {"top_k": 10}}'
-            raise ValueError(f"Expected histories, and options as an object, such as {example}.")
+            kinds = f"{type(histories).__name__} and {type(parameters).__name__}"
+            raise ValueError(
+                f"Expected a list of histories, and an object of options, found {kinds}. Example: {example}"
+            )
         if unknown := sorted(fields.keys() - {"inputs", "parameters"}):
             raise ValueError(f"Unknown field {unknown[0]!r:.100}. The fields are inputs and parameters.")
         options = check_options(options | (parameters or {}), OPTIONS, ())

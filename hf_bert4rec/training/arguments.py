@@ -60,7 +60,7 @@ class RecommendationTrainingArguments(TrainingArguments):
     save_total_limit: int | None = HfArg(default=2, help="Largest number of checkpoints to keep. None: keep all.")
     logging_strategy: str = HfArg(default="epoch", help="When to log the loss: no (never), steps or epoch.")
     load_best_model_at_end: bool | None = HfArg(
-        default=None, help="Whether to restore the best checkpoint at the end. None: unless eval_strategy is no."
+        default=None, help="Whether to restore the best checkpoint at the end. None: true, unless eval_strategy is no."
     )
     metric_for_best_model: str | None = HfArg(default="ndcg@10", help="Metric that chooses the best checkpoint.")
     greater_is_better: bool | None = HfArg(

@@ -81,7 +81,7 @@ def softmax_loss(
 
     `reduction` is "sum", or "none" for one value per position; other arguments are those of `ItemLoss.total`. The loss
     is computed in chunks of `config.loss_chunk_size` positions, so that only the logits of one chunk exist at a time.
-    On a GPU, a chunk has at least about `GPU_SCORES` logits.
+    On a GPU, chunks may be larger: they have about `GPU_SCORES` logits or more.
     """
     special = torch.arange(len(item_bias), device=item_bias.device) < SPECIALS
     bias = item_bias.masked_fill(special, torch.finfo(item_bias.dtype).min)

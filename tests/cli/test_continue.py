@@ -158,8 +158,7 @@ def test_a_model_that_was_trained_in_python_is_continued_with_the_same_kind_of_r
     output = ["--output_dir", str(tmp_path / "second"), "--tolerance", "1", *QUIET]
     new = write_log(tmp_path / "new.csv", range(8, 14), range(200, 203), ["i1", "n1", "i2", "n2"])
     main(["train", "--continue_from", str(tmp_path / "python"), "--data", new, *output])
-    rows = "prefixes" if prefixes else "whole histories"
-    assert f"so its run facts lack options of its rows. Rows are {rows}. Otherwise pass `--prefixes" in caplog.text
+    assert f"do not name its training rows. The default is `--prefixes {str(prefixes).lower()}`." in caplog.text
     assert RunFacts.load(tmp_path / "second" / "model").recipe["prefixes"] is prefixes
 
 

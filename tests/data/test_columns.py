@@ -1,6 +1,7 @@
 """Columns: names, positions, headers, and what the values of a file without a header say."""
 
 import logging
+from contextlib import suppress
 
 import pandas as pd
 import polars as pl
@@ -205,43 +206,57 @@ def test_another_usual_separator_is_found_in_the_first_line(write, separator, na
     assert rows(load_interactions(path)) == [("Ann Lee", "x:1", 7), ("Ann Lee", "y.2", 8)]
 
 
-def test_a_separator_that_is_named_takes_precedence(write):
+def test_the_usual_separator_takes_precedence(write):
     path = write("log.csv", "user;id,item;id\nu;1,a;1\n")
-    assert rows(load_interactions(path, user=0, item=1, separator=",")) == [("u;1", "a;1", 0)]
+    assert rows(load_interactions(path, user=0, item=1)) == [("u;1", "a;1", 0)]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "right", "chosen"),
+    [
+        ("log.csv", "u;a;5,0;01.02.2024\nv;b;4,0;02.02.2024\n", ";", 2),  # decimal commas
+        ("log.csv", "Kunde;Artikel;Preis (EUR, netto);Datum\nu;a;4,5;01.02.2024\n", ";", 2),
+        ("log.csv", "u\ta;M\t5\t1700000000\nv\tb;L\t4\t1700000001\n", "\t", 2),
+        ("log.dat", "u,a|M,5,1700000000\nv,b|S,4,1700000001\n", ",", 2),
+        ("log.tsv", "u,a;M,5,1700000000\nv,b;S,4,1700000001\n", ",", 2),
+        ("log.csv", "u;1::a;2::5::1700000000\nv;1::b;2::4::1700000001\n", "::", 3),
+        ("log.txt", "u;a;5;2024-01-01 10:00\nv;b;4;2024-01-01 11:00\n", ";", 2),
+    ],
+)
+def test_a_separator_that_fits_better_is_told(write, caplog, name, text, right, chosen):
+    path = write(name, text)
+    with suppress(ValueError):
+        load_interactions(path)
+    found = f"{name}: the first row has {chosen} columns, but all rows have 4 columns if {right!r} is the"
+    assert any(message.startswith(found) for message in caplog.messages)
+    caplog.clear()
+    columns = {} if text.startswith("Kunde") else {"user": 0, "item": 1, "timestamp": 3}
+    assert rows(load_interactions(path, separator=right, **columns))[0][0] in ("u", "u;1")
+    assert "is the separator" not in caplog.text
 
 
 @pytest.mark.parametrize(
     ("name", "text", "found"),
     [
-        ("log.csv", "user,item;id\nu,a;1\n", ("u", "a;1", 0)),  # of two that fit equally well, the first in the line
-        ("log.csv", "u,a;1\nv,a;2\n", ("u", "a;1", 0)),
-        ("log.csv", "u;a,1\nv;a,2\n", ("u", "a,1", 0)),
-        ("log.csv", "Kunde;Artikel;Preis (EUR, netto);Datum\nu;a;4,5;01.02.2024\n", ("u", "a", 1706745600)),
-        ("log.csv", "u\tSHIRT;M\t5\t1700000000\nv\tHAT;L\t4\t1700000001\n", ("u", "SHIRT;M", 1700000000)),
-        ("log.dat", "u,tea|M,5,1700000000\nv,tea|S,4,1700000001\n", ("u", "tea|M", 1700000000)),
-        ("log.tsv", "u,tea;M,5,1700000000\nv,tea;S,4,1700000001\n", ("u", "tea;M", 1700000000)),
-        ("log.csv", "u;1::a;2::5::1700000000\nv;1::b;2::4::1700000001\n", ("u;1", "a;2", 1700000000)),
-        ("log.txt", "u;a;5;2024-01-01 10:00\nv;b;4;2024-01-01 11:00\n", ("u", "a", 1704103200)),
-        ("log.txt", "u\ta b c\nv\tb d\n", ("u", "a", 0)),  # a user and items
+        ("log.csv", "user,item\nu,a;1\n", ("u", "a;1")),
+        ("log.csv", 'u,"a;b;c"\nv,"d;e;f"\n', ("u", "a;b;c")),
+        ("log.tsv", "Smith, Ann\tmug\nSmith, Bob\ttea\n", ("Smith, Ann", "mug")),
+        ("log.csv", "shop|u,a\nshop|v,b\n", ("shop|u", "a")),
+        ("log.txt", "u a|M b|S c|L\nv a|M d|S e|L\n", ("u", "a|M")),
+        ("log.txt", "u\ta b c\nv\tb d\n", ("u", "a")),  # a user and items
+        ("log.txt", "u\ta\tBig red mug\t1700000001\n" * 2 + "v\tb\tMug\t1700000000\n" * 900, ("u", "a")),
+        ("log.txt", "".join(f"u{n}\ta x\tb\tc\td\n" for n in range(2000)), ("u0", "a x")),  # longer than the sample
     ],
 )
-def test_the_separator_divides_all_rows_into_most_columns(write, name, text, found):
-    assert rows(load_interactions(write(name, text)))[0] == found
+def test_other_separators_in_cells_do_not_count(write, caplog, name, text, found):
+    columns = {"user": 0, "item": 1} if "Big" in text else {}
+    assert rows(load_interactions(write(name, text), **columns))[0][:2] == found
+    assert "is the separator" not in caplog.text
 
 
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [
-        ("log.csv", "u;a;5,0;01.02.2024\nv;b;4,0;02.02.2024\n"),  # decimal commas
-        ("log.csv", "u;a;b;Feb 1, 2024\n"),
-        ("log.txt", "u\ta\tBig red mug\t2024-02-01\nv\tb\tMug\t2024-02-02\n"),
-    ],
-)
-def test_four_columns_without_a_header_have_to_be_named_unless_one_is_a_rating(write, name, text):
-    with pytest.raises(ValueError, match=r"expected a column for the user, found 0, 1, 2, 3 \(positions"):
-        load_interactions(write(name, text))
-    read = load_interactions(write(name, text), user=0, item=1, timestamp=3)
-    assert rows(read)[0] == ("u", "a", 1706745600)
+def test_a_text_file_of_titles_is_separated_by_tabs(write):
+    path = write("titles.txt", "1\tToy Story\n2\tHeat, or so\n")
+    assert load_titles(path) == {"1": "Toy Story", "2": "Heat, or so"}
 
 
 @pytest.mark.parametrize("name", ["log.txt", "log.sequences"])
@@ -251,6 +266,10 @@ def test_items_that_end_with_a_comma_are_refused(write, name):
         ValueError, match=r"expected blanks between items, found 'tea,'\. Name the separator: `separator="
     ):
         load_interactions(path)
+    path.write_text("ann tea\nbob tea; cup; pot;\neve x; y; z; w\n")
+    with pytest.raises(ValueError, match=r"found 'tea;'.*`separator=';'` \(command line: `--separator ';'`\)"):
+        load_interactions(path)
+    path.write_text("ann, tea, cup, pot\nbob, tea, cup\n")
     read = load_interactions(path, format="sequences", separator=",")
     assert read["item"][:] == ["tea", "cup", "pot", "tea", "cup"]
 

@@ -82,6 +82,8 @@ def test_a_file_whose_ending_does_not_tell_is_read_as_told(write):
 
 
 def test_a_latin_1_file_is_read_with_its_encoding(write):
+    for encoding in ("utf-8", "latin-1"):  # of the titles of MovieLens 10M, and of MovieLens 1M
+        assert load_titles(write("movies.dat", "1::Misérables, Les::Drama\n", encoding)) == {"1": "Misérables, Les"}
     path = write("log.csv", "user,item\nJosé,Ñandú\n", encoding="latin-1")
     assert rows(load_interactions(path, encoding="latin-1")) == [("José", "Ñandú", 0)]
 
@@ -195,8 +197,9 @@ def test_a_header_in_the_middle_is_refused_with_its_line(write):
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
-def test_the_first_line_of_excel_names_the_separator(write, end):
-    path = write("log.csv", end.join(["sep=;", "user;item;timestamp", "u;a,b;1", '"v;w";c;2', ""]))
+@pytest.mark.parametrize("line", ["sep=;", "SEP=;", '"sep=;"'])
+def test_the_first_line_of_excel_names_the_separator(write, end, line):
+    path = write("log.csv", end.join([line, "user;item;timestamp", "u;a,b;1", '"v;w";c;2', ""]))
     assert rows(load_interactions(path)) == [("u", "a,b", 1), ("v;w", "c", 2)]
     with pytest.raises(ValueError, match=r"log\.csv, line 3: found 'x'"):
         load_interactions(write("log.csv", end.join(["sep=,", "user,item,timestamp", "u,a,x", ""])))

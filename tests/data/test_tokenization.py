@@ -621,12 +621,22 @@ def test_removed_items_are_ids(tokenizer):
         tokenizer.removed = "ab"
 
 
-def test_ids_that_differ_only_in_case_or_whitespace_are_reported(caplog):
+def test_ids_that_differ_only_in_case_blanks_or_unicode_form_are_reported(caplog):
     advice = "If they are the same item, write their ID in one way before training."
     tokenizer = item_tokenizer(["TEA 1", "KIT 2", "tea 1", "Kit 2 ", "x"])
     assert len(tokenizer.items) == 5  # nothing is merged
-    text = "item IDs differ from another one only in case or whitespace, such as"
+    text = "item IDs differ from another one only in case, blanks or Unicode form, such as"
     assert caplog.messages == [f"2 {text} 'TEA 1' and 'tea 1'. {advice}"]
     caplog.clear()
     extend_item_tokenizer(tokenizer, ["y", "X"])  # known items are not reported again
     assert caplog.messages == [f"1 {text} 'x' and 'X'. {advice}"]
+    for one, other in (
+        ("K\u00c4 1", "KA\u0308 1"),
+        ("a b", "a\u00a0b"),
+        ("a b", "a  b"),
+        ("a\tb", "a b"),
+        ("1", "\uff11"),
+    ):
+        caplog.clear()
+        item_tokenizer([one, other, "\u00df"])
+        assert caplog.messages == [f"1 {text} {one!a} and {other!a}. {advice}"]

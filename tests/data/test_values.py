@@ -167,25 +167,6 @@ def test_ids_that_only_look_like_others_are_told(caplog, doubtful):
     assert f"the item ID of 1 row ({doubtful!r})" in caplog.text
 
 
-@pytest.mark.parametrize(
-    ("one", "other"),
-    [
-        ("K\u00c4 1", "KA\u0308 1"),
-        ("a b", "a\u00a0b"),
-        ("a b", "a  b"),
-        ("KA\u0308 1", "KA\u0308\u00a01"),
-        ("1", "\uff11"),
-    ],
-)
-def test_ids_that_are_written_in_several_ways_are_told(caplog, one, other):
-    frame = pd.DataFrame({"user": ["\u00e4", "\u00e4", "v  w"], "item": [one, other, "\u00df"], "timestamp": [1, 2, 3]})
-    assert load_interactions(frame)["item"][:] == [one, other, "\u00df"]
-    (told,) = [text for text in caplog.messages if "several ways" in text]
-    assert told.startswith("DataFrame: 1 item IDs are written in several ways, such as ")
-    assert ascii(one) in told
-    assert ascii(other) in told
-
-
 def test_integers_that_were_written_as_floats_are_other_ids_with_a_warning(tmp_path, caplog):
     (tmp_path / "log.csv").write_text("user,item,timestamp\n7,1.0,1\n7,-2.0,2\n7,1,3\n7,1.50,4\n7,01,5\n")
     assert load_interactions(tmp_path / "log.csv")["item"][:] == ["1.0", "-2.0", "1", "1.50", "01"]

@@ -214,7 +214,7 @@ def test_other_files_are_never_replaced(checkpoint, tmp_path):
             remove_items(checkpoint, ["a"], output)
     for name in ("m.incomplete", "m.replaced"):  # names of the folders that `add_items` writes and removes
         source = checkpoint.rename(checkpoint.with_name(name))
-        with pytest.raises(ValueError, match=f"removes .*{name}, which must have another name. Rename it first"):
+        with pytest.raises(ValueError, match=f"would remove .*{name}, whose name it needs. Rename .*{name} first"):
             remove_items(source, ["a"], source.with_name("m"))
         checkpoint = source.rename(checkpoint)
     assert (tmp_path / "notes" / "thesis.txt").exists()
