@@ -30,9 +30,9 @@ class EndpointHandler:
         histories = options.pop("histories", None)
         if not isinstance(histories, list) or not isinstance(parameters, dict | None):
             example = '{"inputs": [["260", "1196"]], "parameters": {"top_k": 10}}'
-            kinds = f"{type(histories).__name__} and {type(parameters).__name__}"
+            found = f"{type(histories).__name__} and {type(parameters).__name__}"
             raise ValueError(
-                f"Expected a list of histories, and an object of options, found {kinds}. Example: {example}"
+                f"Expected histories (a list) and parameters (an object), found {found}. Example: {example}"
             )
         if unknown := sorted(fields.keys() - {"inputs", "parameters"}):
             raise ValueError(f"Unknown field {unknown[0]!r:.100}. The fields are inputs and parameters.")
