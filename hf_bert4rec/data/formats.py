@@ -112,7 +112,7 @@ def read_blank_separated(file: SourceFile) -> RawLog | pa.Table:
 
 
 def read_sequences(file: SourceFile) -> pa.Table:
-    """Read lines of `user item item …`, oldest item first."""
+    """Read lines of `user item item …`, oldest item first. Blanks around IDs are removed."""
     users, items = list[str](), list[str]()
     separator = file.separator.encode() if file.separator else None
     for number, line in enumerate(_plain_text(file).encode().splitlines(), start=1):
