@@ -37,7 +37,7 @@ def push_data(
     ValueError if the recipe has candidates; OSError as for `push_files`.
     """
     run = recipe.run
-    sources = (run.data, run.titles, run.item_ids, run.item_features)
+    sources = (run.data, run.history, run.titles, run.item_ids, run.item_features, run.continue_from)
     foreign = [source for source in sources if source and not is_embedded(source)]
     if foreign and not may_share:
         terms = f"Terms of the data: {run.terms.rstrip('.')}." if run.terms else "The data has no recorded terms."
@@ -47,7 +47,10 @@ def push_data(
         advice = "Set `--popularity_candidates 0` and `--uniform_candidates 0`, and draw candidates from loaded data."
         raise ValueError(f"Candidates cannot be pushed, because training rows have none. {advice}")
     # Recommended settings, such as `prefixes`, suit one model, but the data is for all models.
-    recipe, interactions, tokenizer, histories = prepare(recipe.fill({"run": {"recommended_settings": False}}))
+    run = dataclasses.replace(run, recommended_settings=False)
+    chosen = {"prefixes"} if recipe.source and Path(recipe.source).is_dir() else set()  # for the model in the folder
+    given = {name: value for name, value in recipe.given.items() if name not in chosen}
+    recipe, interactions, tokenizer, histories = prepare(dataclasses.replace(recipe, run=run, given=given))
     data = describe_data(recipe, interactions)
     repository = create_repository(repository, repo_type="dataset", private=private, token=token)
     with tempfile.TemporaryDirectory() as temporary:

@@ -32,7 +32,7 @@ def start_or_resume(args: TrainingArguments, data: str | None, options: dict[str
     newest = last_complete_checkpoint(folder)
     if wanted.lower() == "false":
         _check_folder(folder, newest, finished)
-        _check_checkpoints(folder, trainer_checkpoints(folder) if _read(folder) else [])
+        _check_checkpoints(folder, trainer_checkpoints(folder) if _read(folder) and not finished else [])
         if args.process_index == 0:
             if (folder / "model").exists():
                 logger.warning("%s exists and will be replaced at the end of this run.", folder / "model")
@@ -93,13 +93,17 @@ def _find_problem(checkpoint: Path, needs_best: bool, data: str | None, options:
 
 def finish(folder: Path) -> None:
     """Record that the model is saved, then remove the checkpoints. In this order, a kill in between loses nothing."""
-    _write(folder, {**_read(folder), "finished": True})
+    checkpoints = [checkpoint.name for checkpoint in trainer_checkpoints(folder)]
+    _write(folder, {**_read(folder), "finished": True, "checkpoints": checkpoints})
     _remove_checkpoints(folder)
 
 
 def _remove_checkpoints(folder: Path) -> None:
+    """Remove the checkpoints of a finished run. Those of a later run of another program stay."""
+    names = _read(folder).get("checkpoints", [])
     for checkpoint in trainer_checkpoints(folder):
-        shutil.rmtree(checkpoint)
+        if checkpoint.name in names:
+            shutil.rmtree(checkpoint)
 
 
 def _read(folder: Path) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from ..data.tokenization import ItemTokenizer
+from ..data.values import as_seconds
 from ..evaluation.ranking import bootstrap_interval, ndcg_gains, ranking_metrics, sampled_metrics
 from ..evaluation.trainer_evaluation import rank_rows
 from ..hub.checkpoint import check_sizes, fetch_checkpoint
@@ -96,7 +97,8 @@ def _check_options(recipe: Recipe, args: Any) -> None:
         raise ValueError(f"Unknown metric `--metric_for_best_model {metric}`. Choose from {', '.join(known)}.")
     for name, others in NEEDED.items():
         if recipe.given.get(name) and not any(recipe.given.get(other) for other in others):
-            needed = " or ".join(f"`--{other}`" for other in others if other != "continue_from" or other == others[0])
+            named = others[:1] if "continue_from" in others else others
+            needed = " or ".join(f"`--{other}`" for other in named)
             logger.warning("`--%s` has no effect without %s.", name, needed)
 
 
@@ -121,7 +123,8 @@ def _build_model(recipe: Recipe, tokenizer: ItemTokenizer, args: Any, train: Dat
     if source is not None:
         model = _start_from(recipe, source, tokenizer, train, changes)
         if config.num_followers:
-            count_transitions(model, train, recipe.options("splitting").get("since"))
+            since = recipe.options("splitting").get("since")  # text, if it is from a command line or file
+            count_transitions(model, train, None if since is None else as_seconds(since, "since"))
         return model
     model = AutoModelForMaskedLM.from_config(config)
     if recipe.run.initialize_items:
@@ -204,7 +207,7 @@ def _warn_about_other_targets(recipe: Recipe, interactions: Dataset) -> None:
     options = find_split(recipe.run.split).options.items()
     defaults = {"split": type(recipe.run).split} | {name: it.default for name, it in options if name not in ROWS}
     before = {name: facts.recipe.get(name, value) for name, value in defaults.items()}
-    changed = [name for name, value in before.items() if recipe.given.get(name, defaults[name]) != value]
+    changed = [name for name, value in before.items() if str(recipe.given.get(name, defaults[name])) != str(value)]
     other = [f"`--{name} {before[name]}`" for name in changed if before[name] is not Parameter.empty]
     found = f"The model was trained with {' and '.join(other)}" if other else ""
     if facts.data.sha256 and describe_data(recipe, interactions).sha256 != facts.data.sha256:

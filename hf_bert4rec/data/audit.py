@@ -151,5 +151,6 @@ def _targets(rows: Dataset, numbers: Mapping[str, int]) -> pd.DataFrame:
 
 
 def _occur(targets: pd.DataFrame, actions: pd.DataFrame) -> np.ndarray:
-    """Return for each target whether an interaction has its user, item and time, (targets,) bool."""
-    return pd.MultiIndex.from_frame(targets[KEY]).isin(pd.MultiIndex.from_frame(actions[KEY]))
+    """Return for each target if an interaction has its user, item and time, (targets,) bool; False for [UNK]."""
+    known = targets["item"].to_numpy() >= len(SPECIAL_TOKENS)
+    return known & pd.MultiIndex.from_frame(targets[KEY]).isin(pd.MultiIndex.from_frame(actions[KEY]))

@@ -29,8 +29,8 @@ class DataCollatorForNextItem:
 
     @property
     def scored_share(self) -> float:
-        """Approximate share of labeled items in a training batch: `mask_probability` with masking, otherwise 1."""
-        return getattr(self, "mask_probability", 1.0)
+        """Approximate share of labeled items in a training batch."""
+        return 1.0
 
     def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """Build a batch from rows with `input_ids`; rows to evaluate also have `labels`.
@@ -46,15 +46,15 @@ class DataCollatorForNextItem:
         """
         input_ids, real = pad_rows([row["input_ids"] for row in features], self.tokenizer.pad_token_id)
         labels = np.full_like(input_ids, -100)
-        own = np.array([row.get("labels") is not None for row in features], bool)
-        evaluated = [row for row, labeled in zip(features, own, strict=True) if labeled]
+        labeled = np.array([row.get("labels") is not None for row in features], bool)
+        evaluated = [row for row in features if row.get("labels") is not None]
         if evaluated:
             lengths = [(len(row["input_ids"]), len(row["labels"])) for row in evaluated]
             if wrong := [f"{ids} `input_ids` but {number} `labels`" for ids, number in lengths if ids != number]:
                 raise ValueError(f"A row has {wrong[0]}. Give each of the `input_ids` one label (-100: not scored).")
-            labels[own], _ = pad_rows([row["labels"] for row in evaluated], -100, input_ids.shape[1])
+            labels[labeled], _ = pad_rows([row["labels"] for row in evaluated], -100, input_ids.shape[1])
         if len(evaluated) < len(features):
-            train = ~own
+            train = ~labeled
             if not real[train].any(axis=1).all():
                 raise ValueError("Expected an item in each training row, found empty `input_ids`. Remove such rows.")
             rows = [row for row in features if row.get("labels") is None]
@@ -118,6 +118,12 @@ class DataCollatorForCloze(DataCollatorForNextItem):
         if self.seed is not None:
             check_number("seed", self.seed, "from 0 to 2^63 - 1, or None", lambda seed: 0 <= seed < 2**63, Integral)
 
+    @property
+    def scored_share(self) -> float:
+        """Approximate share of labeled items in a training batch, whose rows are as long as the model reads."""
+        last = self.last_item_probability
+        return self.mask_probability * (1 - last) + last / self.tokenizer.model_max_length
+
     def _choose_labels(
         self, rows: Sequence[Mapping[str, Any]], input_ids: np.ndarray, real: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -143,6 +149,7 @@ class DataCollatorForCloze(DataCollatorForNextItem):
         hashes = _hash(row_hashes[:, None] + np.arange(1, real.shape[1] + 1, dtype=np.uint64))  # distinct within a row
         smallest = np.sort(np.where(real, hashes, np.iinfo(np.uint64).max), axis=1)
         masked = real & (hashes <= smallest[np.arange(len(rows)), counts - 1][:, None])
+        # The factor is the largest float below 2^64, so that a probability of 1 fits into uint64.
         last_only = _hash(row_hashes) < np.uint64(self.last_item_probability * (2**64 - 2**11))
         return np.where(last_only[:, None], np.arange(real.shape[1]) == lengths[:, None] - 1, masked)
 

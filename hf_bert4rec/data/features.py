@@ -44,6 +44,8 @@ class ItemFeatures:
         ten intervals with about the same number of items, 0 for all if it is missing. Each category of a column is
         encoded as 1 or 0, divided by the square root of the number of ones. Vectors are divided by their mean norm.
         """
+        if not len(self.table):
+            return np.zeros((len(items), 1 + sum(map(_width, self.columns.values()))), np.float32)
         blocks = [_encode(self.table[name], how) for name, how in self.columns.items()]
         encoded = np.concatenate([np.ones((len(self.table), 1), np.float32), *blocks], axis=1)
         places = pc.fill_null(pc.index_in(items, value_set=self.items), -1).to_numpy()
@@ -102,10 +104,15 @@ def read_parquet(file: str | PathLike, most_bytes: int) -> pa.Table:
 def _check_encoding(columns: dict[str, dict[str, Any]]) -> None:
     """Raise an error if an encoding lacks a key, or has too many values or numbers that are not finite."""
     for how in columns.values():
-        numbers = how["edges"] if how["kind"] == "number" else [] if how["kind"] == "categories" else [how["scale"]]
+        numbers = how["edges"] if how["kind"] == "number" else [how.get("scale", 0)]  # categories have no scale
         sizes = len(numbers) <= MOST_INTERVALS and len(how.get("values", ())) <= MOST_CATEGORIES
         if not sizes or not np.isfinite(np.array(numbers, float)).all():
             raise ValueError("too many or infinite numbers")
+
+
+def _width(how: dict[str, Any]) -> int:
+    """Return the number of values that an encoding has per item."""
+    return len(how["edges"]) + 1 if how["kind"] == "number" else how.get("width") or len(how["values"])
 
 
 def _encode(column: pa.ChunkedArray, how: dict[str, Any]) -> np.ndarray:

@@ -107,7 +107,7 @@ def read_blank_separated(file: SourceFile) -> RawLog | pa.Table:
         return read_sequences(file) if file.is_log and are_sequences(rows) else read_delimited(file, "\t")
     _warn_about_separator(file, text, " ", quoted=False)
     data = b"\n".join(b" ".join(line.split()) for line in text.encode().splitlines())
-    first = [line.decode().split(" ") for line in data.split(b"\n", 1000)[:1000] if line]
+    first = [line.decode().split(" ") for line in data.lstrip().split(b"\n", 1000)[:1000] if line]
     return read_sequences(file) if are_sequences(first) else _open(file, _Rows(file, data, " ", quoted=False))
 
 
@@ -268,6 +268,8 @@ def is_embedded(source: str | PathLike) -> bool:
 
 def _open(file: SourceFile, rows: "_Rows") -> RawLog:
     sample = [list(map(str.strip, fields)) for _, fields in islice(rows, 21)]
+    if not sample:
+        raise ValueError(f"{file.name}: found no rows. Check the source.")
     start = next((row for row, fields in enumerate(sample) if any(fields)), 0)  # rows of empty cells may precede
     first_rows = sample[start:]
     names, width = first_rows[0], len(first_rows[0])

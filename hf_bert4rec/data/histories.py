@@ -148,8 +148,8 @@ def build_histories(
             f"Interactions with items that the tokenizer does not contain: {(~known).sum():,} of {len(known):,}. They "
             "are dropped from histories, and count as missed if they are targets."
         )
-    tests = targets.get("test", log.starts)
-    tests = tests[tests > log.starts]  # with an interaction before them
+    tests = targets.get("test", np.full(len(log.users), -1))
+    tests = tests[tests > log.starts]  # targets with an interaction before them
     if len(tests) and (together := np.mean(log.timestamps[tests] == log.timestamps[tests - 1])) > TOGETHER:
         logger.warning_once(
             f"{together:.0%} of the test targets have the same time as the interaction before them, like products of "

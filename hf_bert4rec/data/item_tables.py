@@ -258,6 +258,8 @@ def _read_column(
 
 
 def _cells(values: Values) -> list[Any]:
+    if not isinstance(values, list) and "binary" in str(values.type):
+        values = as_text(values)
     return values if isinstance(values, list) else values.to_pylist()
 
 

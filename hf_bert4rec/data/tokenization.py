@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 PAD, MASK, UNK = SPECIAL_TOKENS
 TITLES_FILE = "items.parquet"
-FEW = 4  # IDs are looked up one by one if they are fewer than a quarter of the catalog
+LOOKUP_SHARE = 0.25  # up to this share of the catalog, looking IDs up one by one is faster than hashing it
 TITLE_BYTES = 10_000  # largest size of a title in UTF-8
 REPAIR = "Download or save the tokenizer again."
 
@@ -141,7 +141,7 @@ class ItemTokenizer(PreTrainedTokenizerFast):
     def encode_items(self, items: pa.Array | pa.ChunkedArray | Iterable[str | float]) -> np.ndarray:
         """Return the token IDs, (n,) int32, of raw IDs. Unknown IDs become [UNK]. IDs must be text or numbers."""
         ids, unknown = _as_text(items), self.unk_token_id  # read once, because each read takes a look-up
-        if FEW * len(ids) < len(self):
+        if len(ids) < LOOKUP_SHARE * len(self):
             find = self.backend_tokenizer.token_to_id
             rows = np.array([find(item or UNK) or unknown for item in ids.to_pylist()], np.int32)
             rows[rows < len(SPECIAL_TOKENS)] = unknown

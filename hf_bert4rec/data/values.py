@@ -145,7 +145,8 @@ def as_text(values: Values) -> pa.ChunkedArray:
     """Convert to text without surrounding whitespace; words for missing values become null."""
     if isinstance(values, list) or pa.types.is_nested(values.type) or "binary" in str(values.type):
         rows = values if isinstance(values, list) else values.to_pylist()
-        values = pa.chunked_array([pa.array([str(row).encode(errors="replace").decode() for row in rows], pa.string())])
+        texts = [row.decode(errors="replace") if isinstance(row, bytes) else str(row) for row in rows]  # null: "None"
+        values = pa.chunked_array([pa.array([text.encode(errors="replace").decode() for text in texts], pa.string())])
     text = pc.utf8_trim_whitespace(pc.cast(values, pa.string()))
     return pc.if_else(pc.match_substring_regex(text, MISSING), pa.scalar(None, pa.string()), text)
 

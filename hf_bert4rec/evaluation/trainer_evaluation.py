@@ -72,11 +72,11 @@ def _unpack(logits: Any, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tens
             "The batch has no `history` to exclude from the ranking. Evaluate rows of validation or test, as from "
             "`leave_one_out`. Other rows need a column `history`, unless the model has `exclude_history=False`."
         )
-    scores: torch.Tensor = outputs[0]
+    scores, labeled = outputs[0], labels != -100
     if scores.shape[1] == labels.shape[1]:  # every position is scored, for instance by a compiled model
-        scores = scores.take_along_dim((labels != -100).int().argmax(dim=1)[:, None, None], dim=1)
-    if scores.shape[1] != 1:
-        raise ValueError(f"Expected one target per user, found {scores.shape[1]}. Evaluate rows of validation or test.")
+        scores = scores.take_along_dim(labeled.int().argmax(dim=1)[:, None, None], dim=1)
+    if (number := max(scores.shape[1], int(labeled.sum(dim=1).max()))) > 1:
+        raise ValueError(f"Expected one target per user, found {number}. Evaluate rows of validation or test.")
     check_cutoffs(scores.shape[2] - SPECIALS)
     if (candidates := ranking.get("candidates")) is not None:
         warn_about_few_candidates(candidates.shape[1])

@@ -169,7 +169,7 @@ class RunFacts:
 def _public(value: Any) -> Any:
     for path in (PurePosixPath(value), PureWindowsPath(value)) if isinstance(value, str) else ():
         if path.is_absolute() or ".." in path.parts:
-            return path.name
+            return path.name or value
     return value
 
 

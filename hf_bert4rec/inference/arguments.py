@@ -74,7 +74,7 @@ def check_conditions(name: str, value: Any) -> None:
 
 @contextmanager
 def user_errors(name: str, advice: str) -> Iterator[None]:
-    """Turn any error in a function of the user, such as a rule that was not called, into a ValueError with `advice`."""
+    """Turn any error of a function or value of the user into a ValueError that ends with `advice`."""
     try:
         yield
     except Exception as error:

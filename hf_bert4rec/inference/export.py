@@ -163,7 +163,7 @@ def export_checkpoint(checkpoint: str | PathLike, output: str | PathLike, revisi
 
 
 def is_export(folder: str | PathLike) -> bool:
-    """Return whether a folder is an exported checkpoint, after it has been restored if its replacement was killed."""
+    """Return whether a folder is an exported checkpoint. A replacement that was killed is undone first."""
     return (open_folder(folder) / FACTS_FILE).exists()
 
 

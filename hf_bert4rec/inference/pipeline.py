@@ -141,16 +141,16 @@ class NextItemRecommendationPipeline(Pipeline):
     def surprise(
         self, histories: Iterable[Iterable[str | float]], batch_size: int | None = None
     ) -> list[list[dict[str, Any]]]:
-        """Return how likely each item of a history is, given all other items of the history.
+        """Return how likely each item of a history is, given the other items of the history.
 
-        One item at a time is replaced by [MASK] and scored, as for `fill`. Rare items are unlikely everywhere.
-        `histories` and `batch_size` are as for a call.
+        One item at a time is replaced by [MASK] and scored, as for `fill`; SASRec and GRU4Rec read only earlier items.
+        Rare items are unlikely everywhere. `histories` and `batch_size` are as for a call.
 
         Returns:
             For each history one dict per item, with `item`, `title`, `log_probability` (natural logarithm, over the
-            whole catalog) and `rank`. Ranks count from 1. If the default of `exclude_history` is True, the other items
-            of the history are not ranked. Each other item with the same score adds half a rank; the sum is rounded up.
-            `log_probability` and `rank` are None for an unknown ID.
+            whole catalog) and `rank`. Ranks count from 1. Removed items are not ranked and, if the default of
+            `exclude_history` is True, nor are the other items of the history. Each other item with the same score adds
+            half a rank; the sum is rounded up. `log_probability` and `rank` are None for an unknown ID.
         """
         self._warn_about_gaps()
         given, unknown = read_histories(histories), self.tokenizer.unk_token_id

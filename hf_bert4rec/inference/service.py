@@ -22,7 +22,7 @@ from .pipeline import NextItemRecommendationPipeline
 logger = logging.getLogger(__name__)
 
 MAX_HISTORIES, MAX_LENGTH, MAX_TOP_K, MAX_SIMILAR, MAX_ID = 64, 10_000, 1000, 64, 1000
-MAX_BATCH = 32  # histories that are scored together
+MAX_BATCH = 32  # histories of several requests that are scored together; a larger request is scored alone
 MAX_WAITING = 256  # histories, and as many items for which to find similar ones; more requests are refused
 SURROGATE = re.compile("[\ud800-\udfff]")  # half of a character, which is not valid Unicode
 

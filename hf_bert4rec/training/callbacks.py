@@ -120,7 +120,8 @@ class ResourceCallback(TrainerCallback, ExportableState):
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Stop the count of seconds, and allow the attention of cuDNN again if it was allowed."""
-        torch.backends.cuda.enable_cudnn_sdp(self.cudnn_attention)
+        if self.started is not None:
+            torch.backends.cuda.enable_cudnn_sdp(self.cudnn_attention)
         self.earlier_seconds, self.started = self.seconds, None
 
 

@@ -19,7 +19,7 @@ EASY, EASY_GAIN = 500, 1.5  # interactions per item, or gain, from which a dense
 ROWS, PREFIX_ITEMS = 800_000, 20_000_000  # of all epochs together; they take five minutes on a core
 EPOCHS = (8, 40)  # fewest and most epochs, which take precedence over the two numbers above
 PREFIX_ROWS = {"prefixes": True, "last_item_probability": 1.0}  # the last item of each prefix is predicted
-MOST_PREFIX_ITEMS = 20_000_000  # in all prefixes of short histories together: 0.3 GB of rows
+MOST_PREFIX_ITEMS = 20_000_000  # upper bound of the items in all prefixes of short histories: at most 0.3 GB of rows
 MOST_PREFIX_ITEMS_OF_LONG_HISTORIES = 3_000_000  # more need more than five minutes on one core
 GAIN, FOLLOWERS = 1.1, 50  # gain of a Markov chain from which `num_followers` is set, and its value
 STRONG_GAIN = 2.0  # gain from which short histories of a small log mostly follow the chain
@@ -54,7 +54,7 @@ def recommended_settings(interactions: Dataset, *, prefixes: bool = True, max_le
     alone.
 
     - Short or small: a training row for every prefix of a history, whose last item is predicted, and 8 to 40 epochs.
-      Not used if all prefixes together have more than 20 million items (small logs that are not short: 3 million).
+      Not used if n · min(n, `max_length`), summed over users with n items, is above 20 million (not short: 3 million).
     - Short, or hard to learn: more dropout and a lower learning rate; with prefixes also larger batches.
     - Small, with prefixes: one layer and more weight decay. For short logs only if items are at least twice as likely
       given the item before as given popularity alone, and then instead of the settings for short logs.

@@ -32,7 +32,7 @@ from ..hub.run_facts import ADDED_PARTS, FACTS_FILE, DataFacts, MachineFacts, Ru
 from ..models.item_loss import check_loss
 from ..models.registry import architecture_of
 from .arguments import ID_DROPOUT, RecommendationTrainingArguments, check_supported
-from .callbacks import EarlyStopping, ResourceCallback, with_package_callbacks
+from .callbacks import ClozeCallback, EarlyStopping, ResourceCallback, with_package_callbacks
 from .item_features import FeatureProjection, items_in, load_projection, projection_file
 from .optimizer import muon
 
@@ -147,9 +147,13 @@ class RecommendationTrainer(Trainer):
             return super().train(checkpoint and str(checkpoint), *args, **kwargs)
         finally:
             self._end_features()
+            loader = self.callback_handler.train_dataloader
+            for callback in self.callback_handler.callbacks:  # also after an error or an interruption
+                if isinstance(callback, ClozeCallback | ResourceCallback):
+                    callback.on_train_end(self.args, self.state, self.control, train_dataloader=loader)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        """Create the optimizer as the stock Trainer does; with item features, also for their projection."""
+        """Create the optimizer as the stock Trainer does. With item features, first attach them to the model."""
         tokenizer = self.processing_class
         if tokenizer.features is not None and self._features is None:
             if self.optimizer is not None:

@@ -48,7 +48,7 @@ def choose_positions(
         return None
     if labels is not None and not is_tracing(labels):
         _check_values("labels", labels, inputs)
-        _check_range("labels", labels.clamp(min=0), vocab_size, "-100 or ")
+        _check_range("labels", labels.masked_fill(labels == -100, 0), vocab_size, "-100 or ")
     if torch.is_tensor(logits_to_keep) or logits_to_keep != 0:
         if kept_positions is not None:
             raise ValueError("Pass at most one of `logits_to_keep` and `kept_positions`.")
@@ -96,7 +96,7 @@ def keep(hidden_states: torch.Tensor, kept_positions: torch.Tensor | None) -> to
 def ranking_of(
     exclude_history: bool, history: torch.Tensor | None, candidates: torch.Tensor | None, rows: torch.Tensor
 ) -> dict[str, torch.Tensor] | None:
-    """Return `MaskedItemOutput.ranking`. `rows` (batch, ...) are any token IDs, of which none is used."""
+    """Return `MaskedItemOutput.ranking`. Of the token IDs `rows` (batch, ...), only the size of the batch is used."""
     given = {"history": history if exclude_history else rows[:, :0], "candidates": candidates}
     return {name: ids for name, ids in given.items() if ids is not None} or None
 

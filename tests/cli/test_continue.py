@@ -188,6 +188,20 @@ def test_features_of_a_continued_checkpoint(first, tmp_path, caplog):
     assert "Without `--item_features`, new items start without features." in caplog.text
 
 
+def test_a_continued_model_with_transitions_is_continued_from_a_time_and_evaluated_without_a_warning(
+    first, tmp_path, caplog
+):
+    model = [*SMALL, "--num_followers", "5", "--num_train_epochs", "1", "--output_dir", str(tmp_path / "first")]
+    main(["train", "--data", str(first / "old.csv"), *model, *QUIET])
+    new = write_log(tmp_path / "new.csv", range(8, 14), range(200, 203), ["i1", "n1", "i2", "n2"])
+    words = ["--data", new, "--history", str(first / "old.csv"), "--since", "200", "--tolerance", "1", *QUIET]
+    parent, second = str(tmp_path / "first" / "model"), str(tmp_path / "second")
+    main(["train", "--continue_from", parent, *words, "--output_dir", second])
+    caplog.clear()
+    main(["evaluate", f"{second}/model"])
+    assert "the results are too high" not in caplog.text
+
+
 @pytest.mark.parametrize(("after", "kept"), [(0.2990, True), (0.2975, False)])
 def test_the_tolerance_is_a_fall_of_the_score(first, monkeypatch, after, kept):
     scores = iter([0.3, after])

@@ -6,6 +6,8 @@ from pathlib import Path
 import datasets
 import evaluate
 import huggingface_hub
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from datasets import load_dataset
@@ -16,7 +18,7 @@ from hf_bert4rec.cli.main import main
 from hf_bert4rec.cli.prepare import prepare
 from hf_bert4rec.cli.push_data import push_data
 from hf_bert4rec.cli.recipe import parse_recipe
-from tests.conftest import needs
+from tests.conftest import needs, small_facts
 from tests.hub.test_push import ROOT, hf
 from tests.hub_server import OWNER, TOKEN, commit_id
 
@@ -188,7 +190,22 @@ def test_other_data_are_only_pushed_with_permission(hub, config):
         PermissionError, match=r"titles\.csv is not part of this package.* The data has no recorded terms\."
     ):
         push_data(parse_recipe([str(config), "--data=ml-latest-small", "--terms=none"]), NAME)
+    private = ["--data=ml-latest-small", "--titles=none", f"--history={config}"]
+    with pytest.raises(PermissionError, match=rf"{config.name} is not part of this package"):
+        push_data(parse_recipe([str(config), *private]), NAME)
     assert hub.requests == []
+
+
+@pytest.mark.parametrize("words", [[], ["--prefixes", "false"]])
+def test_the_rows_of_a_checkpoint_with_prefixes_are_those_of_the_log(hub, config, tmp_path, words):
+    push_data(parse_recipe([str(config)]), NAME, may_share=True)
+    expected = hub.repositories[f"datasets/{NAME}"].files["data/train.parquet"]
+    given = parse_recipe([str(config)]).given | {"prefixes": True, "recommended_settings": True}
+    small_facts(recipe=given).save(tmp_path)
+    push_data(parse_recipe([str(tmp_path), *words]), NAME, may_share=True)
+    pushed = hub.repositories[f"datasets/{NAME}"].files["data/train.parquet"]
+    rows = [pq.read_table(pa.BufferReader(file)).num_rows for file in (expected, pushed)]
+    assert rows[0] == rows[1]
 
 
 def test_the_command_requires_permission_and_prints_the_address(hub, config, capsys):

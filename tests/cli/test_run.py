@@ -736,6 +736,11 @@ def test_a_kill_between_any_two_deletions_at_the_end_never_loses_the_best_model(
         assert (output / "model" / "model.safetensors").read_bytes() == weights
         assert list(output.glob("checkpoint-*")) == []
     run(recipe_for(tmp_path, "--num_train_epochs=1"))  # a new run starts in the same folder
+    (output / "checkpoint-7").mkdir()  # of another program
+    (output / "checkpoint-7" / "trainer_state.json").write_text("{}")
+    with pytest.raises(ValueError, match="contains checkpoint-7, which is not from a run of this command"):
+        run(recipe_for(tmp_path, "--num_train_epochs=1"))
+    assert (output / "checkpoint-7" / "trainer_state.json").exists()
 
 
 @pytest.mark.parametrize("name", ["evaluate_rows", "draw_curve", "finish"])

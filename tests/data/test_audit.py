@@ -101,6 +101,11 @@ def test_a_target_that_was_trained_on_is_found_with_its_row():
     assert found(histories, "later than an evaluated target") == []
 
 
+def test_unknown_items_at_the_same_time_are_not_the_same_item():
+    target, histories = held_out(("u", [A, UNK], [1, 2, 2], UNK)), train(("u", [A, UNK], [1, 2]))
+    assert leaks(DatasetDict(train=histories, test=target)) == []
+
+
 def test_the_same_item_at_another_time_or_of_another_user_is_no_leak():
     histories = DatasetDict(CLEAN, train=train(("u", [C, B], [1, 2]), ("v", [C, E], [5, 5])))
     assert found(histories, "in the user's training rows") == []

@@ -10,7 +10,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from hf_bert4rec import item_tokenizer, load_item_features
+from hf_bert4rec import item_tokenizer, load_interactions, load_item_features
 from hf_bert4rec.data.features import ItemFeatures
 from hf_bert4rec.data.item_tables import load_new_items
 
@@ -206,6 +206,19 @@ def test_new_items_without_a_known_header_need_the_column_of_the_item(tmp_path, 
         with pytest.raises(ValueError, match=rf"{found}.*\(command line: `--{option} \.\.\.`\)\.$"):
             load(path)
     assert load_new_items(path, None, item=first.split(",")[0]).items == ["n5", "n6"]
+
+
+def test_a_column_of_bytes_is_text(caplog):
+    table = pa.table({"item": list("abcd"), "genre": pa.array([b"rock", b"rock", b"jazz", b"jazz"], pa.binary())})
+    assert load_item_features(table).columns["genre"]["values"] == ["rock", "jazz"]
+    times = pa.table({"user": ["u", "u"], "item": ["a", "b"], "timestamp": pa.array([b"2", b"1"], pa.binary())})
+    assert load_interactions(times)["timestamp"][:] == [2, 1]
+
+
+def test_features_of_no_item_are_zeros():
+    columns = {"price": {"kind": "number", "edges": [1.0, 2.0]}, "kind": {"kind": "categories", "values": ["x"]}}
+    table = pa.table({"item": pa.array([], pa.string()), "price": pa.array([], pa.float64()), "kind": [[]][:0]})
+    assert ItemFeatures(table, columns).vectors(pa.array(["a", "b"])).tolist() == [[0.0] * 5] * 2
 
 
 def test_arguments_of_another_type_are_refused():

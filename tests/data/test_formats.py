@@ -196,6 +196,12 @@ def test_a_header_in_the_middle_is_refused_with_its_line(write):
     assert len(load_interactions(write("same.csv", "user,item\nuser,a\nu,item\n"))) == 2
 
 
+@pytest.mark.parametrize(("name", "text"), [("log.csv", "sep=;\n"), ("log.txt", "\n" * 1200 + "user\n")])
+def test_a_file_without_rows_has_an_error_of_its_own(write, name, text):
+    with pytest.raises(ValueError, match=rf"^{name}.*(found no rows|expected a column for the item)"):
+        load_interactions(write(name, text))
+
+
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 @pytest.mark.parametrize("line", ["sep=;", "SEP=;", '"sep=;"'])
 def test_the_first_line_of_excel_names_the_separator(write, end, line):

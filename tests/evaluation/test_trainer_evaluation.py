@@ -73,6 +73,8 @@ def test_a_catalog_that_is_not_larger_than_the_cutoffs_raises():
 def test_several_targets_per_row_raise():
     with pytest.raises(ValueError, match="Expected one target per user, found 2"):
         ranks_of_logits((torch.zeros(1, 2, ROWS), {"history": torch.tensor([[3]])}), LABELS)
+    with pytest.raises(ValueError, match="Expected one target per user, found 2"):  # a target at each position
+        ranks_of_logits((torch.zeros(1, 2, ROWS), {"history": torch.tensor([[3]])}), torch.tensor([[5, 7]]))
 
 
 def test_ranks_in_batches_give_the_metrics_of_all_ranks():

@@ -207,6 +207,7 @@ def test_options_that_are_never_published_are_neither_written_nor_read(tmp_path)
         ("C:\\Users\\me\\log.csv", "log.csv"),
         ("org/name", "org/name"),
         (["/a/b"], ["/a/b"]),  # item IDs
+        ("/", "/"),  # a separator
         (0.5, 0.5),
     ],
 )

@@ -568,6 +568,7 @@ REAL = (IDS != PAD).long()
         ({"input_ids": IDS, "attention_mask": (1 - REAL) * -1e4}, "`attention_mask` must be 1 for items and 0 for"),
         ({"input_ids": IDS, "position_ids": REAL}, "`position_ids` is not supported: the position of an item is"),
         ({"input_ids": IDS, "labels": IDS[:, :1]}, "`labels` must be a tensor of shape (2, 3), one value per"),
+        ({"input_ids": IDS, "labels": IDS * 0 - 1}, "`labels` must be -100 or from 0 to 18, found -1. Encode items"),
         ({"input_ids": IDS, "labels": IDS + 99}, "`labels` must be -100 or from 0 to 18, found 102. Encode items"),
         ({"input_ids": IDS, "kept_positions": torch.tensor([2, 1])}, "shape (batch, kept), found shape (2,) of"),
     ],

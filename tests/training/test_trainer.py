@@ -88,6 +88,20 @@ def test_it_evaluates_the_initial_model_then_after_a_third_of_an_epoch_and_after
     assert evaluated == [True, False, False, False, False]
 
 
+def test_an_interrupted_training_leaves_nothing_behind(histories, tmp_path):  # noqa: F811
+    class Interrupt(TrainerCallback):
+        def on_step_end(self, *args, **kwargs):
+            raise KeyboardInterrupt
+
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    trainer = make_trainer(histories, tmp_path)
+    trainer.add_callback(Interrupt())
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert torch.backends.cuda.cudnn_sdp_enabled() is before
+    assert trainer.data_collator.epoch is None
+
+
 def test_it_saves_a_checkpoint_with_a_card_and_without_pickles(trained, tmp_path):
     for folder in (tmp_path / "bert4rec-mine", tmp_path / "elsewhere"):
         trained.save_model(str(folder) if folder.name == "elsewhere" else None)
