@@ -174,7 +174,7 @@ def save_below_a_card_of_ones_own(recommender):
 
 
 def fill_with_a_model_of_last_items(recommender):
-    recommender.trained_on_last_items = True
+    recommender.gap_warning_due = True
     recommender.fill([[None]])
 
 

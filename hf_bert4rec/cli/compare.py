@@ -235,7 +235,9 @@ def resolved_options(checkpoint: Path) -> dict[str, Any]:
     options = recipe.model_options(config) | {"max_length": config.max_position_embeddings}
     options |= {name: getattr(recipe.run, name) for name in ("initialize_items", "start_from")}
     options |= weight_options(recipe.training.to_dict())
-    known = options if facts.reproducible else {"architecture", "max_length", *vars(recipe.model), *facts.recipe}
+    if facts.reproducible:
+        return options
+    known = {"architecture", "max_length", *vars(recipe.model), *facts.recipe}
     return {name: value for name, value in options.items() if name in known}
 
 

@@ -16,7 +16,7 @@ from ..evaluation.ranking import SAMPLED_METRICS, bootstrap_interval, how_sample
 from ..hub.model_card import markdown_table
 from ..hub.run_facts import ADDED_PARTS
 
-COLUMNS = """\
+LEGEND = """\
 - 95 %: bootstrap interval of NDCG@10 over users.
 - coverage: share of the catalog that is recommended to at least one user.
 - popularity: how often a recommended item occurs in training, as a multiple of how often a target does.
@@ -145,7 +145,7 @@ def summarize_differences(results: Results) -> list[dict[str, Any]]:
 def format_report(summary: Summary) -> str:
     """Return the report of a comparison as Markdown."""
     number = f"{summary['users']:,} users"
-    parts = [f"Protocol: {summary['split']}, {summary['protocol']}; {number}.", metrics_table(summary), COLUMNS]
+    parts = [f"Protocol: {summary['split']}, {summary['protocol']}; {number}.", metrics_table(summary), LEGEND]
     if table := sampled_metrics_table(summary):
         protocol = f"{summary['split']}, {summary['sampled_protocol']}; {number}"
         parts += [f"Protocol: {protocol}. Never compare these metrics with those of the table above.", table]

@@ -118,9 +118,9 @@ def recommend(argv: list[str]) -> None:
     parser.add_argument("--exclude_history", choices=("true", "false"), help=text)
     args, others = parser.parse_known_args(argv)
     if others:
-        unknown = others[0].startswith("-")
+        is_option = others[0].startswith("-")
         advice = "Pass the items of a history after `--history`."
-        if unknown:
+        if is_option:
             advice = "Use the options above, or with `--input` the options of `hf-bert4rec train` for reading a log."
         parser.error(f"unrecognized arguments: {' '.join(others)}. {advice}")
     options = {"top_k": args.top_k, "allow": args.allow, "deny": args.deny}

@@ -162,7 +162,7 @@ def _continue(recipe: Recipe, new: Dataset, names: dict[str, str] | None) -> tup
         raise ValueError(f"`--max_length` must be {length}, as in {run.continue_from}, found {run.max_length}.")
     titles = _titles(run, names)
     old = dict(zip(tokenizer.items.to_pylist(), tokenizer.titles or (), strict=False))
-    both = [old[item] == title for item, title in (titles or {}).items() if old.get(item) is not None]
+    same_title = [old[item] == title for item, title in (titles or {}).items() if old.get(item) is not None]
     known = tokenizer.encode_items(table["item"]) != tokenizer.unk_token_id
     if not known.any():
         found = f"{run.data}: none of its item IDs, such as {table['item'][0].as_py()!r}, is in {run.continue_from}"
@@ -172,8 +172,8 @@ def _continue(recipe: Recipe, new: Dataset, names: dict[str, str] | None) -> tup
         text = "%s: %d of %d interactions are with items that are not in %s, such as %r. Both need the same item IDs."
         new_item = table["item"][int(known.argmin())].as_py()
         logger.warning(text, run.data, (~known).sum(), len(known), run.continue_from, new_item)
-    if 2 * sum(both) < len(both):
-        found = f"{len(both) - sum(both)} of {len(both)} items have another title than in {run.continue_from}"
+    if 2 * sum(same_title) < len(same_title):
+        found = f"{same_title.count(False)} of {len(same_title)} items have another title than in {run.continue_from}"
         advice = "Use the item IDs of this checkpoint. If only the titles have changed, omit `--titles`."
         raise ValueError(f"{run.titles}: {found}. {advice}")
     features, ids = _features(run, names), table["item"].chunks

@@ -50,14 +50,15 @@ def draw_curve(facts: RunFacts) -> bytes:
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     figure.suptitle(f"{facts.name}, seed {facts.recipe['seed']}: {facts.protocol}", fontsize=9)
-    for axes, name, label in ((left, "loss", "training loss (nats per item)"), (right, "eval_ndcg@10", "NDCG@10")):
+    curves = (left, "loss", "training loss (nats per item)"), (right, "eval_ndcg@10", "validation NDCG@10")
+    for axes, name, label in curves:
         points = [(entry["epoch"], entry[name]) for entry in facts.log if name in entry]
         axes.plot(*np.array(points).reshape(-1, 2).T, label=facts.model)
         axes.set(xlabel="epoch", ylabel=label)
     baselines = {name: row for name, row in facts.results.get("validation", {}).items() if name != facts.model}
     for (name, row), style in zip(baselines.items(), cycle(("--", ":", "-.")), strict=False):
         right.axhline(row["ndcg@10"], linestyle=style, color="gray", label=name)
-    right.set(ylabel="validation NDCG@10", ylim=(0, None))
+    right.set(ylim=(0, None))
     right.legend()
     png = io.BytesIO()
     figure.savefig(png, dpi=120)

@@ -25,7 +25,7 @@ from .trainers import build_trainer, evaluate_rows, evaluator
 
 logger = logging.getLogger(__name__)
 
-BASELINES: dict[str, type[Popularity]] = {"Popularity": Popularity, "Markov chain, first order": MarkovChain}
+RUN_BASELINES: dict[str, type[Popularity]] = {"Popularity": Popularity, "Markov chain, first order": MarkovChain}
 FIXED = (
     "seed", "optim", "learning_rate", "muon_learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon",
     "max_grad_norm", "lr_scheduler_type",
@@ -51,17 +51,17 @@ def run(recipe: Recipe) -> Path | None:
     trainer = build_trainer(recipe, tokenizer, histories)
     data = describe_data(recipe, interactions)
     checkpoint = start_or_resume(trainer.args, _checksum(data, tokenizer), _fixed_options(recipe, trainer))
-    before = None if recipe.run.continue_from is None else _score_of_parent(recipe, interactions)
+    old_score = None if recipe.run.continue_from is None else _score_of_parent(recipe, interactions)
     trainer.train(resume_from_checkpoint=checkpoint)
 
     output = Path(trainer.args.output_dir)
     folder = output / "model"
-    if before is not None:
+    if old_score is not None:
         rows = histories["validation"]
-        after = _validation_score(trainer.model, tokenizer, recipe, rows)
+        new_score = _validation_score(trainer.model, tokenizer, recipe, rows)
         text = "Validation NDCG@10 (held-out users: %d): %.4f of the old model, %.4f of the new one."
-        logger.info(text, len(rows), before, after)
-        if after < before - recipe.run.tolerance:
+        logger.info(text, len(rows), old_score, new_score)
+        if new_score < old_score - recipe.run.tolerance:
             folder = output / REJECTED
             text = "Validation NDCG@10 fell by more than `--tolerance` (%g), so the new model is saved in %s."
             logger.warning(text, recipe.run.tolerance, folder)
@@ -86,7 +86,7 @@ def run(recipe: Recipe) -> Path | None:
     if set(histories) != {"train"}:
         train = whole_histories(recipe, interactions, tokenizer)
         repeats = {} if config.exclude_history else {"Own items": OwnItems}
-        for name, kind in (BASELINES | repeats).items():
+        for name, kind in (RUN_BASELINES | repeats).items():
             baseline = kind(train, len(tokenizer))
             baseline.exclude_history = config.exclude_history
             trainers[name] = evaluator(baseline, recipe, tokenizer)

@@ -38,7 +38,7 @@ NAMES = {  # role -> patterns, the best fit first, for names in lower case witho
 SEQUENCES = f"({GOODS}|{WORK}|asin|sku){KEY}?s?(list|seq|sequence|history)"
 SEPARATORS = (";", "\t", "|", ",", "::")  # found in the first line of a file
 MORE_SEPARATORS = (" ", ":")  # advised only; ":" last, because RecBole has it in names (user_id:token)
-NUMBER = re.compile(r"\s*-?\d[\d.:TZ /+-]*")  # or a date
+NUMBER_OR_DATE = re.compile(r"\s*-?\d[\d.:TZ /+-]*")
 DAY = re.compile(r"\s*(\d{4}[-/.]\d|\d\d?\.\d\d?\.\d{4})")
 ASIN, AMAZON_USER = re.compile(r"B0[0-9A-Z]{8}|[0-9]{9}[0-9X]"), re.compile(r"A[0-9A-Z]{7,}")
 
@@ -148,10 +148,10 @@ def is_usual(name: Any, role: str) -> bool:
 def is_header(rows: Rows) -> bool:
     """Return whether the first row is a header: it has no number, and has a usual name or is above numbers or dates."""
     first, *others = rows
-    if any(map(NUMBER.fullmatch, first)):
+    if any(map(NUMBER_OR_DATE.fullmatch, first)):
         return False
     columns = [list(filter(str.strip, column)) for column in _columns(others, len(first))]
-    numbers = any(column and all(map(NUMBER.fullmatch, column)) for column in columns)
+    numbers = any(column and all(map(NUMBER_OR_DATE.fullmatch, column)) for column in columns)
     usual = (pattern for patterns in NAMES.values() for pattern in patterns)
     return (len(others) > 2 and numbers) or any(_fits(name, pattern) for pattern in usual for name in first)
 

@@ -115,15 +115,16 @@ def paired_difference(first: Ranks | Sequence[Ranks], second: Ranks | Sequence[R
     if users[0] != users[1] or not first.size or not second.size:
         found = f"found {users[0]} and {users[1]} users. Rank the same rows with both models."
         raise ValueError(f"Expected ranks of the same users, at least one, {found}")
-    gains = ndcg_gains(first, TOP_K).mean(axis=0) - ndcg_gains(second, TOP_K).mean(axis=0)
-    nonzero = gains[gains != 0].astype(np.float32)
+    differences = ndcg_gains(first, TOP_K).mean(axis=0) - ndcg_gains(second, TOP_K).mean(axis=0)
+    nonzero = differences[differences != 0].astype(np.float32)
     generator = np.random.default_rng(0)
     extreme = 0
     for _ in range(RANDOMIZATIONS // 100):
         signs = 2 * generator.integers(2, size=(100, len(nonzero)), dtype=np.int8) - 1
+        # 1e-4 allows for the rounding of float32.
         extreme += int((np.abs(signs @ nonzero) >= np.abs(nonzero.sum()) - 1e-4).sum())
-    low, high = bootstrap_interval(gains)
-    return Difference(float(gains.mean()), low, high, (1 + extreme) / (1 + RANDOMIZATIONS))
+    low, high = bootstrap_interval(differences)
+    return Difference(float(differences.mean()), low, high, (1 + extreme) / (1 + RANDOMIZATIONS))
 
 
 def holm(p_values: Mapping[tuple[str, str], float]) -> dict[tuple[str, str], float]:

@@ -216,7 +216,7 @@ class OnnxRecommender:
         limit = self.facts["max_length"] - 1
 
         def answer(rows: list[np.ndarray], _: Any, allow: Any = ALL_ROWS, deny: Any = NO_ROWS) -> list[Recommendations]:
-            allow, deny = (lists * (len(rows) // len(lists)) for lists in (allow, deny))  # one list may hold for all
+            allow, deny = (of * (len(rows) // len(of)) for of in (allow, deny))  # one list may hold for all
             if exclude_history:
                 deny = [np.concatenate(pair) for pair in zip(rows, deny, strict=True)]
             allowed = np.zeros((len(rows), len(self.tokenizer)), bool)

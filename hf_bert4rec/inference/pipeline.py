@@ -74,7 +74,7 @@ class NextItemRecommendationPipeline(Pipeline):
         if self._batch_size is not None:
             check_count("batch_size", self._batch_size)
             self.catalog.batch_size = self._batch_size
-        self.trained_on_last_items = False
+        self.gap_warning_due = False  # until `fill` or `surprise` has warned
         self._select({}, OPTIONS)  # raises ValueError for invalid defaults; rules are not called yet
 
     def __call__(self, histories: Iterable[Iterable[str | float]], **kwargs: Any) -> list[Recommendations]:
@@ -361,8 +361,8 @@ class NextItemRecommendationPipeline(Pipeline):
         return [{"item": item, "title": title, **of} for item, title, of in zip(ids, titles, numbers, strict=True)]
 
     def _warn_about_gaps(self) -> None:
-        if self.trained_on_last_items:
-            self.trained_on_last_items = False  # once
+        if self.gap_warning_due:
+            self.gap_warning_due = False
             logger.warning(
                 "The model was trained on last items only (`last_item_probability=1`), so it has not learned to "
                 "predict items inside a history. Train a new model with `hf-bert4rec train` and the options "
@@ -403,5 +403,5 @@ def pipeline(
     folder = fetch_checkpoint(model, revision, token)
     recommender = transformers.pipeline(TASK, model=str(folder), **kwargs)
     recommender.model.config.exclude_history = stored_exclude_history(folder)
-    recommender.trained_on_last_items = stored_recipe(folder).get("last_item_probability") == 1
+    recommender.gap_warning_due = stored_recipe(folder).get("last_item_probability") == 1
     return recommender

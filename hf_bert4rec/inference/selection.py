@@ -47,11 +47,11 @@ class Selection:
                 raise ValueError(f"An index does not contain the scores of the model's `repeat_head`. {solution}")
         self._number = max(self.top_k, self.candidates) if self.rerank else self.top_k
         self._closed = self.catalog.closed.clone()  # rows that are not recommended to anybody
-        for conditions, refused in ((self.where, False), (self.where_not, True)):
+        for conditions, excluded_if in ((self.where, False), (self.where_not, True)):
             for condition in conditions.items():
                 ids = require_attributes(self.attributes).matching(*condition)
-                found = np.asarray(pc.is_in(self.catalog.tokenizer.items, value_set=ids))
-                self._closed[len(SPECIAL_TOKENS) :] |= torch.from_numpy(found) == refused
+                matches = np.asarray(pc.is_in(self.catalog.tokenizer.items, value_set=ids))
+                self._closed[len(SPECIAL_TOKENS) :] |= torch.from_numpy(matches) == excluded_if
 
     def restrict(self, name: str, items: list[Any]) -> None:
         """Apply one list of raw IDs for all users, `allow` or `deny`, in addition to the lists of a call."""

@@ -222,11 +222,11 @@ def serve(
     missed: list[int] = []  # signals while the checkpoint is loaded
 
     def load() -> tuple[OnnxRecommender, str, str | None]:
-        missed.append(0)
-        while missed:
+        while True:
             missed.clear()
             loaded = load_for_serving(checkpoint, revision, modules)
-        return loaded
+            if not missed:
+                return loaded
 
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, lambda number, _: missed.append(number))  # until the server listens

@@ -259,7 +259,7 @@ class Bert4RecForMaskedLM(Bert4RecPreTrainedModel):
         if labels is not None:
             # Evaluation has the same loss for all training losses.
             kind = None if self.training else "softmax"
-            count = num_items_in_batch if self.training else None  # the Trainer also counts targets that are no items
+            count = num_items_in_batch if self.training else None  # in evaluation it would count [UNK] too
             sums = added_sums(added, labels)
             loss = item_loss(self.config, hidden_states, *self._item_weights(), labels, count, kind, sums)
         if labels is None or not self.training:

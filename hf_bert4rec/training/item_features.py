@@ -53,20 +53,20 @@ class FeatureProjection(nn.Module):
         assert tokenizer.features is not None
         table, bias = model.get_input_embeddings().weight.detach(), model.get_output_embeddings().bias.detach()
         self.id_dropout = id_dropout
-        self.vectors: torch.Tensor
+        self.features: torch.Tensor  # (vocab_size, width), zeros for items without features
         self.described: torch.Tensor
         self.unseen: torch.Tensor
-        vectors = torch.from_numpy(tokenizer.features.vectors(tokenizer.items))
-        vectors = torch.cat([torch.zeros(len(SPECIAL_TOKENS), vectors.shape[1]), vectors]).to(table)
-        self.register_buffer("vectors", vectors, persistent=False)
-        self.register_buffer("described", vectors[:, 0] > 0, persistent=False)
-        self.register_buffer("unseen", self.described & ~in_training.to(vectors.device), persistent=False)
+        features = torch.from_numpy(tokenizer.features.vectors(tokenizer.items))
+        features = torch.cat([torch.zeros(len(SPECIAL_TOKENS), features.shape[1]), features]).to(table)
+        self.register_buffer("features", features, persistent=False)
+        self.register_buffer("described", features[:, 0] > 0, persistent=False)  # the first number is 1 with features
+        self.register_buffer("unseen", self.described & ~in_training.to(features.device), persistent=False)
         if projection is not None:
-            _check_shape(projection, vectors, table)
+            _check_shape(projection, features, table)
         start = self._regression(table, bias) if projection is None else projection
         # A fused optimizer mixes up numbers if the strides of a weight differ from those of its restored state.
         self.projection = nn.Parameter(start.detach().clone(memory_format=torch.contiguous_format).to(table))
-        projected = vectors @ self.projection.detach()
+        projected = features @ self.projection.detach()
         if projection is not None:  # an item keeps the ID embedding of a checkpoint, also if these rows lack the item
             self.unseen &= (table - projected[:, :-1]).abs().amax(dim=1) < NO_ID
         # ID embeddings and projections add up to the given item table and biases, except for unseen items.
@@ -77,13 +77,13 @@ class FeatureProjection(nn.Module):
         known = self.described & ~self.unseen
         if not known.any():
             raise ValueError("No item of the training rows has features. Use the same item IDs in log and features.")
-        features, wanted = self.vectors[known].float(), torch.cat([table, bias[:, None]], dim=1)[known].float()
+        features, wanted = self.features[known].float(), torch.cat([table, bias[:, None]], dim=1)[known].float()
         weight = RIDGE * len(features) * torch.eye(features.shape[1]).to(features)
         return torch.linalg.solve(features.T @ features + weight, features.T @ wanted)
 
     def forward(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return the item tables for histories and for scores, (vocab_size, hidden), and the biases (vocab_size,)."""
-        projected = self.vectors @ self.projection
+        projected = self.features @ self.projection
         table, bias = projected[:, :-1], projected[:, -1]
         if not self.training:
             return (table := table + self.ids), table, bias + self.bias
@@ -144,17 +144,17 @@ def start_from_features(
     if projection is None or tokenizer.features is None:
         return torch.zeros(len(items), dtype=torch.bool)
     ids = tokenizer.items.take(pa.array((items - len(SPECIAL_TOKENS)).numpy()))
-    vectors, table = torch.from_numpy(tokenizer.features.vectors(ids)), model.get_input_embeddings().weight
-    _check_shape(projection, vectors, table)
-    described = vectors[:, 0] > 0
-    projected = vectors[described] @ projection.float().cpu()
+    features, table = torch.from_numpy(tokenizer.features.vectors(ids)), model.get_input_embeddings().weight
+    _check_shape(projection, features, table)
+    described = features[:, 0] > 0
+    projected = features[described] @ projection.float().cpu()
     table[items[described]] = projected[:, :-1].to(table)  # also the output matrix: models with features have one table
     model.get_output_embeddings().bias[items[described]] = projected[:, -1].to(table)
     return described
 
 
-def _check_shape(projection: torch.Tensor, vectors: torch.Tensor, table: torch.Tensor) -> None:
-    shape = vectors.shape[1], table.shape[1] + 1
+def _check_shape(projection: torch.Tensor, features: torch.Tensor, table: torch.Tensor) -> None:
+    shape = features.shape[1], table.shape[1] + 1
     if projection.shape != shape:
         needed = f"but {FEATURES_FILE} and the model need {shape}"
         advice = "Encode features of another catalog with `load_item_features(..., like=tokenizer.features)`."

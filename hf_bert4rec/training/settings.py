@@ -77,10 +77,10 @@ def recommended_settings(interactions: Dataset, *, prefixes: bool = True, max_le
     if not table.num_rows:
         return Settings(reason="an empty log")
     users, items = (table[name].combine_chunks().dictionary_encode().indices.to_numpy() for name in ("user", "item"))
-    histories, catalog = np.bincount(users), items.max() + 1
+    lengths, catalog = np.bincount(users), items.max() + 1
     pairs = len(pd.unique(users.astype(np.int64) * catalog + items))  # np.unique takes seven times as long
-    median, density, repeats = np.median(histories), len(users) / catalog, 1 - pairs / len(users)
-    counted = np.flatnonzero(users <= np.searchsorted(np.cumsum(histories), MOST_COUNTED))  # users are numbered from 0
+    median, density, repeats = np.median(lengths), len(users) / catalog, 1 - pairs / len(users)
+    counted = np.flatnonzero(users <= np.searchsorted(np.cumsum(lengths), MOST_COUNTED))  # users are numbered from 0
     order = counted[np.lexsort((table["timestamp"].to_numpy()[counted], users[counted]))]
     _, gain = Transitions.count(users[order], users[order], items[order]).mixture()
     settings = Settings(
@@ -88,7 +88,7 @@ def recommended_settings(interactions: Dataset, *, prefixes: bool = True, max_le
         f"{gain:.1f} times as likely given the item before as given popularity alone"
     )
     longest = min(max_length or Bert4RecConfig.max_position_embeddings, len(users))
-    prefix_items = (histories * np.minimum(histories, longest)).sum()
+    prefix_items = (lengths * np.minimum(lengths, longest)).sum()
     short, small = median < SHORT, len(users) < SMALL
     dense = not short and density >= DENSE
     limit = MOST_PREFIX_ITEMS if short else MOST_PREFIX_ITEMS_OF_LONG_HISTORIES if small else 0
