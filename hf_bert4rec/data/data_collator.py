@@ -29,7 +29,7 @@ class DataCollatorForNextItem:
 
     @property
     def scored_share(self) -> float:
-        """Approximate share of labeled items in a training batch."""
+        """Share of the positions of a training batch that a model scores."""
         return 1.0
 
     def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
@@ -120,9 +120,8 @@ class DataCollatorForCloze(DataCollatorForNextItem):
 
     @property
     def scored_share(self) -> float:
-        """Approximate share of labeled items in a training batch, whose rows are as long as the model reads."""
-        last = self.last_item_probability
-        return self.mask_probability * (1 - last) + last / self.tokenizer.model_max_length
+        """Share of the positions of a training batch that a model scores: as many in each row as in the longest one."""
+        return 1 / self.tokenizer.model_max_length if self.last_item_probability == 1 else self.mask_probability
 
     def _choose_labels(
         self, rows: Sequence[Mapping[str, Any]], input_ids: np.ndarray, real: np.ndarray
