@@ -44,12 +44,10 @@ class ItemFeatures:
         ten intervals with about the same number of items, 0 for all if it is missing. Each category of a column is
         encoded as 1 or 0, divided by the square root of the number of ones. Vectors are divided by their mean norm.
         """
-        if not len(self.table):
-            return np.zeros((len(items), 1 + sum(map(_width, self.columns.values()))), np.float32)
         blocks = [_encode(self.table[name], how) for name, how in self.columns.items()]
         encoded = np.concatenate([np.ones((len(self.table), 1), np.float32), *blocks], axis=1)
-        places = pc.fill_null(pc.index_in(items, value_set=self.items), -1).to_numpy()
-        return np.where(places[:, None] >= 0, encoded[places], np.float32(0))
+        encoded = np.pad(encoded, ((0, 1), (0, 0)))  # the last row, at -1, is for items without features
+        return encoded[pc.fill_null(pc.index_in(items, value_set=self.items), -1).to_numpy()]
 
     def extended(self, others: Self) -> Self:
         """Return these features with those of other items in the same encoding. Items in both keep their features."""
@@ -110,11 +108,6 @@ def _check_encoding(columns: dict[str, dict[str, Any]]) -> None:
             raise ValueError("too many or infinite numbers")
 
 
-def _width(how: dict[str, Any]) -> int:
-    """Return the number of values that an encoding has per item."""
-    return len(how["edges"]) + 1 if how["kind"] == "number" else how.get("width") or len(how["values"])
-
-
 def _encode(column: pa.ChunkedArray, how: dict[str, Any]) -> np.ndarray:
     """Return the encoded values of a column, (rows, width) float32."""
     if how["kind"] == "number":
@@ -122,7 +115,9 @@ def _encode(column: pa.ChunkedArray, how: dict[str, Any]) -> np.ndarray:
         found = np.where(np.isnan(numbers), -1, np.searchsorted(how["edges"], numbers, side="right"))
         return (found[:, None] == bins).astype(np.float32)
     if how["kind"] != "categories":
-        return np.stack(column.to_numpy(zero_copy_only=False)).astype(np.float32) * np.float32(how["scale"])
+        # `stack` needs a row, so there is one more.
+        rows = [*column.to_numpy(zero_copy_only=False), np.zeros(how["width"], np.float32)]
+        return np.stack(rows)[:-1].astype(np.float32) * np.float32(how["scale"])
     rows = column.combine_chunks()
     places = pc.fill_null(pc.index_in(rows.flatten(), value_set=pa.array(how["values"], pa.string())), -1).to_numpy()
     owners = np.repeat(np.arange(len(rows)), pc.list_value_length(rows).to_numpy())

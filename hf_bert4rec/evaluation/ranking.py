@@ -184,8 +184,8 @@ def check_cutoffs(items: int) -> None:
     """Raise ValueError if the catalog has no more items than the largest cut-off, so that every target is a hit."""
     if items <= max(CUTOFFS):
         needed = f"need a catalog of more than {max(CUTOFFS)} items, found {items}"
-        advice = "Use a larger log. To train without metrics, pass `eval_strategy='no'` (command line: `--split "
-        advice += "train_on_all`)."
+        options = "`eval_strategy='no'` (command line: `--split train_on_all`)"
+        advice = f"Use a larger log. To train without metrics, pass {options}."
         raise ValueError(f"Metrics at {max(CUTOFFS)} {needed}. {advice}")
 
 

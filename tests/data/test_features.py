@@ -217,8 +217,10 @@ def test_a_column_of_bytes_is_text(caplog):
 
 def test_features_of_no_item_are_zeros():
     columns = {"price": {"kind": "number", "edges": [1.0, 2.0]}, "kind": {"kind": "categories", "values": ["x"]}}
-    table = pa.table({"item": pa.array([], pa.string()), "price": pa.array([], pa.float64()), "kind": [[]][:0]})
-    assert ItemFeatures(table, columns).vectors(pa.array(["a", "b"])).tolist() == [[0.0] * 5] * 2
+    columns |= {"picture": {"kind": "vector", "width": 2, "scale": 1.0}}
+    kinds = {"price": pa.float64(), "kind": pa.list_(pa.string()), "picture": pa.list_(pa.float32(), 2)}
+    table = pa.table({"item": pa.array([], pa.string()), **{name: pa.array([], kind) for name, kind in kinds.items()}})
+    assert ItemFeatures(table, columns).vectors(pa.array(["a", "b"])).tolist() == [[0.0] * 7] * 2
 
 
 def test_arguments_of_another_type_are_refused():
