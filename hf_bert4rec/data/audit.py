@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict
 
 from ..models.configuration_bert4rec import SPECIAL_TOKENS
@@ -101,10 +102,12 @@ def _check(histories: DatasetDict) -> None:
         expected = "a DatasetDict with the split `train`, and optionally `validation` and `test`"
         raise ValueError(f"Expected {expected}, found {found}.")
     for name, rows in histories.items():
-        labels = read_rows(rows, *NEEDED, advice=f"Add the missing columns to the split {name!r}.")["labels"]
-        if name != "train" and labels.null_count:
-            found = f"row {labels.is_null().index(True).as_py()} (from 0) has no labels"
-            raise ValueError(f"{name}: {found}. Add labels to every row of this split.")
+        table = read_rows(rows, *NEEDED, advice=f"Add the missing columns to the split {name!r}.")
+        for column in ("labels", "timestamps") if name != "train" else ():
+            empty = pc.equal(pc.fill_null(pc.list_value_length(table[column]), 0), 0)
+            if (row := empty.index(True).as_py()) >= 0:
+                advice = f"Add {column} to every row of this split."
+                raise ValueError(f"{name}: row {row} (from 0) has no {column}. {advice}")
 
 
 def _describe_targets(

@@ -191,9 +191,10 @@ def test_histories_that_cannot_be_audited_are_refused():
         audit(DatasetDict(CLEAN, val=CLEAN["test"]))
     with pytest.raises(ValueError, match=r"Expected a DatasetDict with the split `train`.*, found Dataset\."):
         audit(CLEAN["test"])
-    nothing = CLEAN["test"].remove_columns("labels").add_column("labels", [[-100, -100, C], None])
-    with pytest.raises(ValueError, match=r"test: row 1 \(from 0\) has no labels"):
-        audit(DatasetDict(CLEAN, test=nothing))
+    for column, values in {"labels": [[-100, -100, C], None], "timestamps": [[1, 2, 3], []]}.items():
+        nothing = CLEAN["test"].remove_columns(column).add_column(column, values)
+        with pytest.raises(ValueError, match=rf"test: row 1 \(from 0\) has no {column}\. Add {column} to every row"):
+            audit(DatasetDict(CLEAN, test=nothing))
     with pytest.raises(ValueError, match=r"Expected a DatasetDict with the split `train`.*, found test\."):
         audit(DatasetDict(test=CLEAN["test"]))
     with pytest.raises(
