@@ -50,8 +50,8 @@ def recommended_settings(interactions: Dataset, *, prefixes: bool = True, max_le
 
     A log is short if the median user has fewer than 20 interactions, and small if it has fewer than 100,000 in total.
     Logs that are not short are dense from 50 interactions per item on. Without prefixes, a dense log is hard to learn
-    if it has fewer than 500, and items are less than 1.5 times as likely given the item before as given popularity
-    alone.
+    if it has fewer than 500 per item, and items are less than 1.5 times as likely given the item before as given
+    popularity alone.
 
     - Short or small: a training row for every prefix of a history, whose last item is predicted, and 8 to 40 epochs.
       Not used if n · min(n, `max_length`), summed over users with n items, is above 20 million (not short: 3 million).
