@@ -25,7 +25,7 @@ from ..evaluation.ranking import Sampled
 from ..hub.checkpoint import fetch_checkpoint, stored_exclude_history
 from ..hub.run_facts import FACTS_FILE, DataFacts, RunFacts
 from ..models.registry import architecture_of
-from ..training.settings import PREFIX_ROWS, recommended_settings
+from ..training.settings import PREFIX_MASKS, recommended_settings
 from .recipe import Recipe, RunArguments, find_configuration, find_split
 
 logger = logging.getLogger(__name__)
@@ -35,7 +35,8 @@ EMBEDDED_TERMS = (
     "same terms, please cite Harper and Konstan, 2015, doi:10.1145/2827872."
 )
 WHOLE_HISTORY = 2**31 - 1  # longer than any history
-ROWS = (*PREFIX_ROWS, "window_step", "mask_probability", "max_predictions")
+PREFIX_ROWS = {"prefixes": True, **PREFIX_MASKS}
+ROWS = (*PREFIX_ROWS, "window_step", "mask_probability")
 """Options of training rows and masks. They depend on each other."""
 CHUNK = 1_000_000  # interactions that are hashed at a time
 

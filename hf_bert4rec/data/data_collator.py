@@ -121,7 +121,8 @@ class DataCollatorForCloze(DataCollatorForNextItem):
     @property
     def scored_share(self) -> float:
         """Share of the positions of a training batch that a model scores: as many in each row as in the longest one."""
-        return 1 / self.tokenizer.model_max_length if self.last_item_probability == 1 else self.mask_probability
+        one = 1 in (self.last_item_probability, self.max_predictions)
+        return 1 / self.tokenizer.model_max_length if one else self.mask_probability
 
     def _choose_labels(
         self, rows: Sequence[Mapping[str, Any]], input_ids: np.ndarray, real: np.ndarray

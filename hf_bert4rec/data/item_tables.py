@@ -2,6 +2,7 @@
 
 import logging
 import shlex
+import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -313,6 +314,7 @@ def _embed(texts: pa.ChunkedArray, log: RawLog, encoder: str | None) -> np.ndarr
         from sentence_transformers import SentenceTransformer
 
         model = SentenceTransformer(encoder, trust_remote_code=False, model_kwargs={"use_safetensors": True})
-    vectors = np.array(model.encode(pc.fill_null(texts, "").to_pylist(), show_progress_bar=True), np.float32)
+    bar = sys.stderr.isatty()  # not in a log file
+    vectors = np.array(model.encode(pc.fill_null(texts, "").to_pylist(), show_progress_bar=bar), np.float32)
     vectors[np.asarray(texts.is_null())] = 0  # missing text has no meaning
     return vectors

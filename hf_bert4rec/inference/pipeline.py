@@ -365,9 +365,8 @@ class NextItemRecommendationPipeline(Pipeline):
             self.gap_warning_due = False
             logger.warning(
                 "The model was trained on last items only (`last_item_probability=1`), so it has not learned to "
-                "predict items inside a history. Train a new model with `hf-bert4rec train` and the options "
-                "`--prefixes false --last_item_probability 0.1 --load_best_model_at_end false "
-                "--early_stopping_patience none`."
+                "predict items inside a history. Train a new model with `last_item_probability=0.9` and "
+                "`max_predictions=1` (command line: `--last_item_probability 0.9 --max_predictions 1`)."
             )
 
 

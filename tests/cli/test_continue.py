@@ -147,13 +147,20 @@ def test_other_users_and_many_new_items_are_reported(first, tmp_path, caplog):
     assert "new.csv: 9 of 12 interactions are with items that are not in " in caplog.text
 
 
-@pytest.mark.parametrize(("share", "prefixes"), [(1.0, True), (0.1, False)])
+@pytest.mark.parametrize(
+    ("masks", "prefixes"),
+    [
+        ({"last_item_probability": 1.0}, True),
+        ({"last_item_probability": 0.9, "max_predictions": 1}, True),
+        ({"last_item_probability": 0.1}, False),
+    ],
+)
 def test_a_model_that_was_trained_in_python_is_continued_with_the_same_kind_of_rows(
-    first, tmp_path, caplog, share, prefixes
+    first, tmp_path, caplog, masks, prefixes
 ):
     shutil.copytree(first / "first" / "model", tmp_path / "python")
     facts = RunFacts.load(tmp_path / "python")
-    recipe = {"architecture": "bert4rec", "last_item_probability": share}
+    recipe = {"architecture": "bert4rec", **masks}
     dataclasses.replace(facts, recipe=recipe, reproducible=False).save(tmp_path / "python")
     output = ["--output_dir", str(tmp_path / "second"), "--tolerance", "1", *QUIET]
     new = write_log(tmp_path / "new.csv", range(8, 14), range(200, 203), ["i1", "n1", "i2", "n2"])

@@ -175,6 +175,7 @@ def test_training_rows_need_their_number():
 def test_the_share_of_scored_positions_is_that_of_the_row_with_most_labels():
     shares = [collator(mask_probability=0.3, last_item_probability=last).scored_share for last in (0, 0.5, 1)]
     assert shares == [0.3, 0.3, 1 / TOKENIZER.model_max_length]
+    assert collator(last_item_probability=0.5, max_predictions=1).scored_share == 1 / TOKENIZER.model_max_length
 
 
 @pytest.mark.parametrize(

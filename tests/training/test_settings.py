@@ -30,7 +30,7 @@ def limits(monkeypatch):
 def test_a_small_log_trains_one_layer_on_prefixes():
     settings = recommended_settings(log(users=50, length=30, items=60))
     assert settings.splitting == {"prefixes": True}
-    assert settings.masking == {"last_item_probability": 1.0}
+    assert settings.masking == {"last_item_probability": 0.9, "max_predictions": 1}
     assert settings.model == {"num_hidden_layers": 1}
     assert settings.training == {"weight_decay": 0.1, "num_train_epochs": 40}
     statistics = "median history 30, 25.0 interactions per item, 0% repeats"
@@ -65,7 +65,7 @@ def test_short_histories_train_on_prefixes_with_more_dropout(limits, small):
     limits(SMALL=small)
     settings = recommended_settings(log(users=50, length=19, items=60))
     assert settings.splitting == {"prefixes": True}
-    assert settings.masking == {"last_item_probability": 1.0}
+    assert settings.masking == {"last_item_probability": 0.9, "max_predictions": 1}
     assert settings.model == {"hidden_dropout_prob": 0.5, "attention_probs_dropout_prob": 0.5}
     assert settings.training == {"learning_rate": 1e-3, "per_device_train_batch_size": 256, "num_train_epochs": 40}
 
@@ -173,7 +173,8 @@ def test_a_recipe_is_filled_with_what_the_log_asks_for_and_says_so(short_log, ca
     assert recipe.options("model") == {"hidden_dropout_prob": 0.2, "num_hidden_layers": 1, "num_followers": 50}
     assert recipe.training.weight_decay == 0.1
     assert histories["train"].num_rows == 16 * 3  # of four training items, all but the first
-    assert objective_arguments(recipe, tokenizer)["data_collator"].last_item_probability == 1
+    collator = objective_arguments(recipe, tokenizer)["data_collator"]
+    assert (collator.last_item_probability, collator.max_predictions) == (0.9, 1)
     (text,) = [message for message in caplog.messages if "Recommended settings" in message]
     statistics = "median history 6, 8.0 interactions per item, 0% repeats"
     assert f"({statistics}, items 11.7 times as likely given the item before as given popularity alone)" in text
@@ -188,19 +189,21 @@ def test_a_recipe_is_filled_with_what_the_log_asks_for_and_says_so(short_log, ca
         ["--prefixes", "false"],
         ["--window_step", "0.2"],
         ["--last_item_probability", "0.1"],
+        ["--max_predictions", "2"],
         ["--architecture", "sasrec", "--conv_kernel_size", "none"],
     ],
 )
 def test_rows_and_masks_are_chosen_together_or_not_at_all(short_log, words):
     recipe, _, _, histories = short_log(*words)
     assert histories["train"].num_rows == 16
-    assert recipe.options("masking").get("last_item_probability") != 1
+    assert not {"last_item_probability": 0.9, "max_predictions": 1}.items() & recipe.options("masking").items()
     assert recipe.training.per_device_train_batch_size == 64
     assert recipe.training.learning_rate == 1e-3
 
 
 def test_the_options_that_are_printed_give_the_same_settings(short_log):
-    words = "--prefixes true --last_item_probability 1.0 --num_train_epochs 40 --weight_decay 0.1 --num_hidden_layers 1"
+    words = "--prefixes true --last_item_probability 0.9 --max_predictions 1 --num_train_epochs 40 --weight_decay 0.1"
+    words += " --num_hidden_layers 1"
     given, chosen = short_log(*words.split())[0].given, short_log()[0].given
     assert {name: given[name] for name in chosen} == chosen
     assert short_log("--prefixes", "true")[0].given == chosen
