@@ -214,7 +214,8 @@ def open_log(
             raise ValueError(f"`{option}` must be text, found {value!r}.")
     if not isinstance(source, str | PathLike):
         return open_table(source, type(source).__name__)
-    advice = "Check the path or the Hub ID. In Python, you can also pass `datasets.load_dataset(..., split=...)`."
+    advice = "Check the path or the Hub ID. For a dataset of the Hub, check the network too. "
+    advice += "In Python, you can also pass `datasets.load_dataset(..., split=...)`."
     with library_errors(str(source)[:99], advice):
         path = _find(source, kind)
     if not isinstance(path, Path):
@@ -324,6 +325,9 @@ class _Rows:
                 yield fields
             else:
                 bad.append((line, fields))
+        several_lines = self.quoted and "\n" in "".join(fields)
+        if several_lines and self.data.split(b"\n", line - 1)[-1].count(b'"') % 2:
+            raise ValueError(f"{self.file.name}, line {line}: a quotation mark is not closed. Fix or remove this line.")
         if bad:
             line, fields = bad[0]
             lines = ", ".join(str(number) for number, _ in bad[:9]) + f" and {len(bad) - 9:,} more" * (len(bad) > 9)
@@ -335,9 +339,6 @@ class _Rows:
                 f"{self.file.name}, line {line}: expected {width} column{'s' * (width > 1)}, found {len(fields)} in "
                 f"{self.separator.join(fields)!r:.80}. Fix or remove all such lines ({lines}), or {advice}."
             )
-        several_lines = self.quoted and "\n" in "".join(fields)
-        if several_lines and self.data.split(b"\n", line - 1)[-1].count(b'"') % 2:
-            raise ValueError(f"{self.file.name}, line {line}: a quotation mark is not closed. Fix or remove this line.")
 
     def read(self, places: list[int], width: int, skipped: int) -> list[pa.ChunkedArray]:
         """Read columns as text, without the first `skipped` rows."""

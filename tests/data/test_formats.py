@@ -6,6 +6,8 @@ import io
 import json
 import re
 
+import datasets
+import huggingface_hub
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -110,17 +112,24 @@ def test_half_a_parquet_file_is_refused_by_name(tmp_path):
         load_interactions(path)
 
 
-def test_half_a_gzip_file_is_refused_by_name(tmp_path):
-    whole = gzip.compress("".join(f"{n},{n * 7919 % 1000},5,{n}\n" for n in range(2000)).encode())
-    (tmp_path / "ratings.csv.gz").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match=r"ratings\.csv\.gz"):
-        load_interactions(tmp_path / "ratings.csv.gz")
+def test_half_a_gzip_file_and_one_that_is_none_are_refused_by_name(tmp_path):
+    text = "".join(f"{n},{n * 7919 % 1000},5,{n}\n" for n in range(2000)).encode()
+    whole = gzip.compress(text)
+    for content in (whole[: len(whole) // 2], text):
+        (tmp_path / "ratings.csv.gz").write_bytes(content)
+        with pytest.raises(ValueError, match=r"^ratings\.csv\.gz: cannot be read .*Save or download it again"):
+            load_interactions(tmp_path / "ratings.csv.gz")
 
 
-def test_a_file_that_only_claims_to_be_gzip_is_refused_by_name(tmp_path):
-    (tmp_path / "ratings.csv.gz").write_text("user,item\nu,a\n")
-    with pytest.raises(ValueError, match=r"ratings\.csv\.gz"):
-        load_interactions(tmp_path / "ratings.csv.gz")
+def test_a_dataset_of_the_hub_is_read(hub, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+    huggingface_hub.create_repo("org/log", repo_type="dataset")
+    upload = {"repo_id": "org/log", "repo_type": "dataset", "path_in_repo": "train.csv"}
+    huggingface_hub.upload_file(path_or_fileobj=b"user,item,timestamp\nu,a,1\n", **upload)
+    assert rows(load_interactions("org/log")) == [("u", "a", 1)]
+    with pytest.raises(ValueError, match=r"^org/nothing: cannot be read .*the path or the Hub ID\. .* the network too"):
+        load_interactions("org/nothing")
 
 
 def test_a_saved_dataset_dict_is_refused_with_the_split_to_pass(tmp_path):

@@ -44,7 +44,16 @@ BAD_FILES = {
         r"s\.txt, line 2: expected a user and items, found only '2'",
     ),
     "too many columns": ("log.csv", "user,item\nu,a\nv,b,c\n", r"log\.csv, line 3: expected 2 columns, found 3"),
-    "a quote that does not end": ("log.csv", 'user,item\nu,a\n"v,b\nw,c\n', r"log\.csv, line 3"),
+    "a quote that does not end": (
+        "log.csv",
+        'user,item\nu,a\n"v,b\nw,c\n',
+        r"log\.csv, line 3: a quotation mark is not closed",
+    ),
+    "a quote that does not end in the last column": (
+        "log.csv",
+        'user,item\nu,"a\nv,b\n',
+        r"log\.csv, line 2: a quotation mark is not closed",
+    ),
     "a broken byte": ("log.csv", b"user,item\nu,a\n\nu,\xff\n", r"log\.csv, line 4: .*0xff.*encoding='latin-1'"),
     "a broken byte in JSON": ("log.jsonl", b'{"user": "u"}\n{"user": "\xe9"}\n', r"log\.jsonl, line 2: .*0xe9"),
     "a time that is no number": ("u.data", "1\t2\t3\t978300760\n1\t2\t3\tx\n", r"u\.data, line 2: .*found 'x'"),

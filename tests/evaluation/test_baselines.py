@@ -330,6 +330,7 @@ def test_histories_of_equal_length_are_counted_alike(kind):
     torch.testing.assert_close(one[:, [A, B, C, E]], other[:, [A, B, C, E]])
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU; the meta device has no values")
 def test_the_output_is_on_the_device_of_the_inputs(people):
     batch = {name: values.cuda() for name, values in labelled([A], [B]).items()}

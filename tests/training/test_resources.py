@@ -167,10 +167,12 @@ def test_heads_that_need_the_softmax_are_not_advised_to_use_another_loss(head):
     assert estimate_memory(model, 64, 200).advice == "a smaller `loss_chunk_size`"
 
 
-def test_parameters_that_exceed_the_memory_of_the_machine_raise_before_anything_is_allocated():
-    estimate = estimate_memory(shapes(vocab_size=100_000_003), 8, 50)
-    with pytest.raises(MemoryError, match=re.escape("need 26.00 GB, but this machine has")):
-        check_memory(estimate)
+def test_parameters_that_exceed_the_memory_of_the_machine_raise_before_anything_is_allocated(monkeypatch):
+    for name in ("virtual_memory", "swap_memory"):
+        memory = getattr(psutil, name)()._replace(total=5 * 10**9)
+        monkeypatch.setattr(psutil, name, lambda memory=memory: memory)
+    with pytest.raises(MemoryError, match=re.escape("need 26.00 GB, but this machine has 10.00 GB of memory")):
+        check_memory(estimate_memory(shapes(vocab_size=100_000_003), 8, 50))
 
 
 def test_processes_on_a_cpu_share_its_memory(monkeypatch):
