@@ -6,16 +6,16 @@ import io
 import logging
 import os
 import shutil
-import socket
 import sys
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
-with socket.socket() as free:  # where tests/hub_server.py listens when a test wants it; nothing else can be reached
-    free.bind(("127.0.0.1", 0))
-    os.environ["HF_ENDPOINT"] = f"http://127.0.0.1:{free.getsockname()[1]}"
+from tests.processes import reserve_port
+
+# Where tests/hub_server.py listens when a test wants it. Nothing else can be reached.
+os.environ["HF_ENDPOINT"] = f"http://127.0.0.1:{reserve_port()}"
 os.environ["HF_HUB_DISABLE_XET"] = "1"
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # before torch
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -88,7 +88,8 @@ def hub(monkeypatch, tmp_path):
     """A Hub with nobody's repositories; the client is logged in to it, and its cache is empty."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)  # between tries
+    no_wait = SimpleNamespace(sleep=lambda seconds: None)  # between tries
+    monkeypatch.setattr("huggingface_hub.utils._http.time", no_wait)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     with running_hub(os.environ["HF_ENDPOINT"]) as hub:
         yield hub

@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +40,7 @@ from hf_bert4rec.cli.run import run
 from hf_bert4rec.evaluation.baselines import BASELINES
 from hf_bert4rec.evaluation.comparison import UserResults, paired_difference, split_metrics
 from hf_bert4rec.hub.run_facts import RunFacts
+from tests.processes import started, wait_until
 from tests.training.test_training import LOG, RECIPE
 
 ROWS = 14  # of an item table of 11 items
@@ -292,12 +292,10 @@ def test_an_interrupted_comparison_says_how_to_continue(recipe_file, tmp_path):
     code = f"from hf_bert4rec.cli.main import main; main({words})"
     script = tmp_path / "command.py"
     script.write_text(f"if __name__ == '__main__':\n    {code}\n")  # the processes of the models import it again
-    running = subprocess.Popen([sys.executable, script], stderr=subprocess.PIPE, text=True, start_new_session=True)
-    while not list((tmp_path / "kept" / "ours").glob("checkpoint-*")):
-        assert running.poll() is None
-        time.sleep(0.1)
-    os.killpg(running.pid, signal.SIGINT)
-    _, errors = running.communicate(timeout=60)
+    with started([sys.executable, script], stderr=subprocess.PIPE, text=True) as running:
+        wait_until(lambda: list((tmp_path / "kept" / "ours").glob("checkpoint-*")), running)
+        os.killpg(running.pid, signal.SIGINT)
+        _, errors = running.communicate(timeout=60)
     assert f"Interrupted. Run the same command to continue with the results in {tmp_path / 'kept'}." in errors
 
 

@@ -2,12 +2,10 @@
 
 import inspect
 import json
-import os
 import random
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pandas as pd
@@ -22,6 +20,7 @@ from hf_bert4rec.inference.batch import BatchRecommender, recommend_to_parquet
 from hf_bert4rec.inference.export import export_checkpoint
 from tests.inference.test_export import checkpoint
 from tests.inference.test_pipeline import ITEMS
+from tests.processes import started, wait_until
 
 USERS = 50
 
@@ -123,20 +122,21 @@ def test_the_same_call_continues_and_another_one_is_refused(source, histories, t
         recommend_to_parquet(source, pd.DataFrame(), tmp_path / "new")
 
 
-@pytest.mark.parametrize("processes", [2])
-def test_a_killed_command_loses_and_doubles_no_user(source, histories, tmp_path, processes):
+def test_a_killed_command_loses_and_doubles_no_user(source, histories, tmp_path):
     """Killed after the first files have appeared; the same command then finishes."""
     code = (
         "import sys; from hf_bert4rec.inference.batch import recommend_to_parquet\n"
-        f"if __name__ == '__main__': recommend_to_parquet(*sys.argv[1:], processes={processes}, shard_size=2, top_k=3)"
+        "if __name__ == '__main__': recommend_to_parquet(*sys.argv[1:], processes=2, shard_size=1, top_k=3)"
     )
-    command = [sys.executable, "-c", code, str(source), str(histories), str(tmp_path / "out")]
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
-        while process.poll() is None and not list((tmp_path / "out").glob("part-00001*")):
-            time.sleep(0.005)
-        os.kill(process.pid, signal.SIGKILL) if process.poll() is None else None
-    recommend_to_parquet(source, histories, tmp_path / "out", shard_size=2, top_k=3)
-    assert rows_of(tmp_path / "out") == expected_rows(source, histories, top_k=3)
+    out = tmp_path / "out"
+    command = [sys.executable, "-c", code, str(source), str(histories), str(out)]
+    with started(command, stderr=subprocess.DEVNULL) as process:
+        wait_until(lambda: list(out.glob("part-00001*")), process)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+        assert 0 < len([*out.glob("part-*")]) < USERS
+        recommend_to_parquet(source, histories, out, shard_size=1, top_k=3)  # while its processes may still run
+    assert rows_of(out) == expected_rows(source, histories, top_k=3)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import httpx
@@ -31,6 +30,7 @@ from hf_bert4rec.inference.handler import EndpointHandler
 from hf_bert4rec.inference.serving import create_app, load_for_serving
 from tests.inference.test_export import checkpoint
 from tests.inference.test_pipeline import HISTORIES, items_of
+from tests.processes import reserve_port, started, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -239,18 +239,25 @@ class Slow:
         return self.recommender(histories, **options)
 
 
-async def arrived(app, slow, number):
-    """Wait until so many histories are scored or wait."""
-    while sum(slow.batches) + len(app.state.service._waiting) < number:
+async def arrived(app, slow, number, tasks=()):
+    """Wait until so many histories are scored or wait, or their tasks have an answer."""
+    while sum(slow.batches) + len(app.state.service._waiting) + sum(task.done() for task in tasks) < number:
         await asyncio.sleep(0.02)
 
 
-async def many(app, bodies, before_answers):
+async def many(app, slow, bodies, before_answers):
+    """Send requests. The first one is alone in its batch, so the others wait."""
+
+    def send(client, body):
+        return asyncio.create_task(client.post("/recommend", json=body))
+
     async with (
         app.router.lifespan_context(app),
         httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server", timeout=30) as client,
     ):
-        tasks = [asyncio.create_task(client.post("/recommend", json=body)) for body in bodies]
+        tasks = [send(client, bodies[0])]
+        await arrived(app, slow, 1)
+        tasks += [send(client, body) for body in bodies[1:]]
         await before_answers(tasks, client)
         return await asyncio.gather(*tasks)
 
@@ -263,10 +270,10 @@ def test_requests_that_wait_are_scored_together_and_each_gets_its_own_answer(rec
     bodies[5] |= {"allow": ["b", "d"]}
 
     async def wait(tasks, client):
-        await asyncio.sleep(1)
+        await arrived(app, slow, len(bodies))
         slow.may.set()
 
-    answers = asyncio.run(many(app, bodies, wait))
+    answers = asyncio.run(many(app, slow, bodies, wait))
     for body, answer in zip(bodies, answers, strict=True):
         assert answer.status_code == 200, answer.text
         options = {name: value for name, value in body.items() if name != "histories"}
@@ -280,13 +287,14 @@ def test_a_rule_gets_the_candidates_of_its_own_request(folders):
     shop = hf_bert4rec.pipeline(folders[0], device="cpu", rerank=lambda found: -found.logits, candidates=2)
     slow = Slow(shop)
     slow._postprocess_params = shop._postprocess_params  # with the rule
+    app = create_app(lambda: (slow, "shop", None))
     bodies = [{"histories": [["a"]], "top_k": top_k} for top_k in (1, 2, 8)]
 
     async def wait(tasks, client):
-        await asyncio.sleep(0.5)
+        await arrived(app, slow, len(bodies))
         slow.may.set()
 
-    answers = asyncio.run(many(create_app(lambda: (slow, "shop", None)), bodies, wait))
+    answers = asyncio.run(many(app, slow, bodies, wait))
     for body, answer in zip(bodies, answers, strict=True):
         expected = shop(body["histories"], top_k=body["top_k"])
         assert items_of(answer.json()["recommendations"]) == items_of(expected)
@@ -295,16 +303,16 @@ def test_a_rule_gets_the_candidates_of_its_own_request(folders):
 def test_overload_is_refused_at_once(recommender, monkeypatch):
     monkeypatch.setattr(service, "MAX_WAITING", 4)
     slow = Slow(recommender)
+    app = create_app(lambda: (slow, "shop", None))
 
     async def wait(tasks, client):
-        done, _ = await asyncio.wait(tasks, timeout=5, return_when=asyncio.FIRST_COMPLETED)
-        await asyncio.sleep(0.3)
-        assert all(task.result().status_code == 503 for task in tasks if task.done())
-        assert done
+        await arrived(app, slow, len(tasks), tasks)
+        refused = [task.result().status_code for task in tasks if task.done()]
+        assert set(refused) == {503}
         assert (await client.get("/ready")).status_code == 200
         slow.may.set()
 
-    answers = asyncio.run(many(create_app(lambda: (slow, "shop", None)), [{"histories": [["a"]]}] * 20, wait))
+    answers = asyncio.run(many(app, slow, [{"histories": [["a"]]}] * 20, wait))
     statuses = [answer.status_code for answer in answers]
     assert set(statuses) == {200, 503}
     assert statuses.count(200) >= 4
@@ -430,23 +438,20 @@ def test_an_export_that_takes_too_long_names_the_command(folders, monkeypatch):
 # ---- a process -------------------------------------------------------------------------------------------------------
 
 
+def listens(port):
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
+
+
 @pytest.fixture
 def process(folders, tmp_path):
     folder = shutil.copytree(folders[1], tmp_path / "served")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = reserve_port()
     command = [sys.executable, "-m", "hf_bert4rec.cli.main", "serve", str(folder), "--port", str(port)]
     environment = os.environ | {"WEB_CONCURRENCY": "2"}  # one process serves nevertheless
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as server:
-        address = f"http://127.0.0.1:{port}"
-        for _ in range(600):
-            try:
-                httpx.get(f"{address}/ready")
-                break
-            except httpx.ConnectError:
-                time.sleep(0.1)
-        yield server, address, port, folder
+    with started(command, stderr=subprocess.PIPE, text=True, env=environment) as server:
+        wait_until(lambda: listens(port), server)
+        yield server, f"http://127.0.0.1:{port}", port, folder
         server.send_signal(signal.SIGTERM)
         assert server.wait(20) in (0, -signal.SIGTERM)
         assert "Traceback" not in server.stderr.read()
@@ -467,20 +472,21 @@ def test_a_process_reloads_without_losing_requests_and_survives_slow_clients(pro
             return answer.json()["revision"]
 
         assert ask() is None
-        for revision, model in (("new", None), ("broken", b"damaged")):
+        for revision, result in (("new", "loaded"), ("broken", "failed")):
             (folder / "export.json").write_text(json.dumps({**facts, "revision": revision}))
-            if model:
-                (folder / "model.onnx").write_bytes(model)
-            server.send_signal(signal.SIGHUP)
-            for count in range(2000):
+            if result == "failed":
+                (folder / "model.onnx").write_bytes(b"damaged")
+
+            def reloaded(line=f'reloads_total{{result="{result}"}} 1.0'):
                 revisions.append(ask())
-                time.sleep(0.02)
-                if count >= 100 and revisions[-1] == "new":
-                    break
+                return line in client.get(f"{address}/metrics").text
+
+            server.send_signal(signal.SIGHUP)
+            wait_until(reloaded, server)
+            assert ask() == "new"
     for connection in idle:
         connection.close()
     assert set(statuses) == {200}
-    assert revisions[-1] == "new"
     assert "broken" not in revisions
 
 
@@ -496,12 +502,14 @@ def test_a_signal_while_a_checkpoint_is_loaded_loads_it_again(folders, monkeypat
 
     monkeypatch.setattr(serving, "load_for_serving", load)
     monkeypatch.setattr(serving.uvicorn, "run", lambda *_, **__: None)
-    usual = signal.getsignal(signal.SIGHUP)
-    serving.serve("org/name", port=0)
-    assert loaded == [("org/name", None, ())] * 2
     monkeypatch.chdir(folders[1].parent)  # a folder stays a folder: if it is missing later, the Hub is not asked
-    serving.serve(folders[1].name, port=0)
-    signal.signal(signal.SIGHUP, usual)
+    usual = signal.getsignal(signal.SIGHUP)
+    try:
+        for name in ("org/name", folders[1].name):
+            serving.serve(name, port=0)
+    finally:
+        signal.signal(signal.SIGHUP, usual)
+    assert loaded[:2] == [("org/name", None, ())] * 2
     assert loaded[2:] == [(folders[1].absolute(), None, ())]
 
 
@@ -522,7 +530,7 @@ def test_a_link_that_changes_while_it_is_loaded_does_not_mix_files(folders, tmp_
 WAIT = """
 import signal, sys
 from hf_bert4rec.inference import serving
-serving.EXPORT = serving.EXPORT.rpartition("from")[0] + "open(os.environ['STARTED'], 'w'); threading.Event().wait()"
+serving.EXPORT = serving.EXPORT.rpartition("from")[0] + "open(os.environ['BEGUN'], 'w'); threading.Event().wait()"
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a background job of a shell
 serving.serve(sys.argv[1], port=0)
 """
@@ -531,13 +539,10 @@ serving.serve(sys.argv[1], port=0)
 @pytest.mark.skipif(os.name == "nt", reason="needs signals")
 @pytest.mark.parametrize(("number", "codes"), [(signal.SIGTERM, {143}), (signal.SIGINT, {-signal.SIGINT}), (9, {-9})])
 def test_a_server_that_loads_ends_at_once_and_its_export_too(folders, tmp_path, number, codes):
-    started = tmp_path / "started"
-    command, environment = [sys.executable, "-c", WAIT, str(folders[0])], os.environ | {"STARTED": str(started)}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment) as server:
-        for _ in range(600):
-            if started.exists():
-                break
-            time.sleep(0.1)
+    begun = tmp_path / "begun"
+    command, environment = [sys.executable, "-c", WAIT, str(folders[0])], os.environ | {"BEGUN": str(begun)}
+    with started(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment) as server:
+        wait_until(begun.exists, server)
         [export] = psutil.Process(server.pid).children()
         server.send_signal(number)
         assert server.wait(20) in codes
@@ -553,20 +558,15 @@ serving.serve(sys.argv[1], port=int(sys.argv[2]))
 
 
 def test_a_server_stops_while_a_client_does_not_read_its_answers(folders):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = reserve_port()
     body = json.dumps({"histories": [[f"{number:0900}" for number in range(1000)]]}).encode()
     head = (
         f"POST /recommend HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     )
     command = [sys.executable, "-c", STOP, str(folders[1]), str(port)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server, socket.socket() as client:
+    with started(command, stderr=subprocess.PIPE, text=True) as server, socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
-        for _ in range(600):
-            if client.connect_ex(("127.0.0.1", port)) == 0:
-                break
-            time.sleep(0.1)
+        wait_until(lambda: client.connect_ex(("127.0.0.1", port)) == 0, server)
         client.settimeout(2)
         with contextlib.suppress(TimeoutError):  # the server reads no more requests while its answers wait
             for _ in range(30):

@@ -6,7 +6,6 @@ import os
 import re
 import runpy
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -26,6 +25,7 @@ from packaging.requirements import Requirement
 import hf_bert4rec
 from hf_bert4rec import Bert4RecForMaskedLM, NextItemRecommendationPipeline, item_tokenizer
 from tests.conftest import load_script, small_config, small_facts
+from tests.processes import reserve_port
 
 ROOT = Path(__file__).parents[2]
 SPACE = ROOT / "scripts" / "space"
@@ -448,9 +448,7 @@ def address(push, folder, tmp_path):
     """A Space as it is pushed, served on this machine."""
     pytest.importorskip("gradio", reason="gradio is not installed: pip install -e '.[test-space]'")
     loaded = push.assemble(tmp_path, str(folder))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = reserve_port()
     settings = {"MODEL": loaded, "GRADIO_SERVER_PORT": str(port), "GRADIO_ANALYTICS_ENABLED": "False"}
     with (tmp_path / "log.txt").open("w") as log:
         server = subprocess.Popen(

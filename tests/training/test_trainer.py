@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -409,7 +410,7 @@ def test_early_stopping_counts_on_after_a_resumption(histories, tmp_path):  # no
 
 def test_seconds_are_those_of_the_whole_training(histories, tmp_path, monkeypatch):  # noqa: F811
     clock = itertools.count(step=10)
-    monkeypatch.setattr("hf_bert4rec.training.callbacks.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("hf_bert4rec.training.callbacks.time", SimpleNamespace(perf_counter=lambda: next(clock)))
     options = {"num_train_epochs": 2, "save_total_limit": None}
     make_trainer(histories, tmp_path, setup={"callbacks": [StopAt(5)]}, **options).train()
     stored = json.loads((tmp_path / "checkpoint-5" / "trainer_state.json").read_text())

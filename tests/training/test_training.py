@@ -266,7 +266,7 @@ def test_two_processes_train_and_evaluate_as_one_does(tmp_path):
             str(tmp_path / "recipe.yaml"),
             *options,
         ]
-        finished = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
+        finished = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=600)
         assert finished.returncode == 0, finished.stderr[-2000:]
         facts.append(RunFacts.load(folder / "model"))
     one, two = facts
@@ -301,7 +301,7 @@ def test_memory_is_logged_before_training_and_time_after_two_steps(histories, tm
 def report_of_time(caplog, monkeypatch, strategy="random", model=None, loader=range(80)):
     """What is logged after a second step that takes 2.5 seconds, of 40 steps per epoch and 102 in all."""
     clock = iter([10.0, 12.5])
-    monkeypatch.setattr("hf_bert4rec.training.callbacks.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("hf_bert4rec.training.callbacks.time", SimpleNamespace(perf_counter=lambda: next(clock)))
     callback, state = ResourceCallback(), TrainerState(global_step=2, max_steps=102)
     args = SimpleNamespace(train_sampling_strategy=strategy, gradient_accumulation_steps=2)
     with caplog.at_level("INFO", logger="hf_bert4rec.training.callbacks"):
