@@ -273,13 +273,6 @@ def test_the_help_of_a_command_describes_each_of_its_options(command):
     assert [option for option in options if not re.match(r"  \S.*? {2,}\S", option)] == []
 
 
-def test_the_help_of_the_program_names_all_commands():
-    text = help_of("--help")
-    assert {command for command in COMMANDS if f"  {command} " not in text} == set()
-    assert "--import MODULE" in text
-    assert "--version" in text
-
-
 def test_every_option_of_a_recipe_has_a_text():
     recipe = parse_recipe([])
     fields = [*dataclasses.fields(recipe.run), *dataclasses.fields(recipe.training)]

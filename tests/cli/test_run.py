@@ -1,7 +1,6 @@
 """A whole run on a small log: what it saves and shows, what it refuses, and how it is resumed after a kill."""
 
 import dataclasses
-import errno
 import json
 import re
 import shlex
@@ -24,7 +23,7 @@ from hf_bert4rec.cli.run import run
 from hf_bert4rec.cli.trainers import evaluate, evaluator
 from hf_bert4rec.evaluation.baselines import Popularity
 from hf_bert4rec.evaluation.trainer_evaluation import rank_rows
-from hf_bert4rec.hub.checkpoint import check_sizes, save_checkpoint
+from hf_bert4rec.hub.checkpoint import check_sizes
 from hf_bert4rec.hub.model_card import model_card
 from hf_bert4rec.hub.push import HANDLER, push_checkpoint
 from hf_bert4rec.hub.run_facts import DataFacts, RunFacts
@@ -774,29 +773,3 @@ def test_resuming_without_the_best_checkpoint_is_refused(tmp_path, monkeypatch):
     options = ["--learning_rate=0.5", "--num_train_epochs=4", "--resume_from_checkpoint=true"]
     with pytest.raises(ValueError, match=rf"the best checkpoint of this run, .*{best.name}, is missing or incomplete"):
         run(recipe_for(tmp_path, *options))
-
-
-def test_a_kill_between_the_renames_of_a_save_loses_nothing(tmp_path, model, tokenizer, trained):
-    facts = RunFacts.load(trained)
-    save_checkpoint(tmp_path / "model", model, tokenizer, facts, {})
-    (tmp_path / "model").rename(tmp_path / "model.replaced")
-    model.save_pretrained = full_disk
-    with pytest.raises(OSError, match="the disk is full"):
-        save_checkpoint(tmp_path / "model", model, tokenizer, facts, {})
-    assert (tmp_path / "model" / "model.safetensors").exists()
-
-
-def full_disk(*args, **kwargs):
-    raise OSError(errno.ENOSPC, "No space left on device")
-
-
-def test_a_full_disk_while_saving_leaves_the_older_checkpoint_whole(tmp_path, model, tokenizer, trained, monkeypatch):
-    facts = RunFacts.load(trained)
-    save_checkpoint(tmp_path / "model", model, tokenizer, facts, {})
-    before = {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
-    monkeypatch.setattr(type(tokenizer), "save_pretrained", full_disk)
-    torch.nn.init.zeros_(model.lm_head.bias)
-    with pytest.raises(OSError, match="the disk is full"):
-        save_checkpoint(tmp_path / "model", model, tokenizer, facts, {})
-    assert {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()} == before
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]

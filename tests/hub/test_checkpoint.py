@@ -7,7 +7,6 @@ import shutil
 import time
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -336,20 +335,6 @@ def test_a_text_model_is_named_by_its_type(folder):
         check_folder(folder)
 
 
-def test_millions_of_titles_are_refused_by_their_number(folder):
-    titles = pa.DictionaryArray.from_arrays(pa.array(np.zeros(3_000_000, np.int32)), pa.array(["x"]))
-    pq.write_table(pa.table({"title": titles}), folder / "items.parquet")
-    with pytest.raises(ValueError, match=r"items\.parquet: expected Parquet with a text column"):
-        check_checkpoint(folder)
-
-
-@pytest.mark.parametrize("titles", [[["a"]] * 10, [b"\xff"] * 10])
-def test_titles_that_are_lists_or_bytes_are_refused(folder, titles):
-    pq.write_table(pa.table({"title": titles}), folder / "items.parquet")
-    with pytest.raises(ValueError, match=r"items\.parquet"):
-        check_checkpoint(folder)
-
-
 @pytest.mark.parametrize("kind", ["BertTokenizer", "PreTrainedTokenizerFast", "", None, 5])
 def test_a_tokenizer_of_another_class_is_refused(folder, kind):
     config = json.loads((folder / "tokenizer_config.json").read_text())
@@ -379,15 +364,6 @@ def test_a_tokenizer_of_lengths_that_the_model_cannot_take_is_refused(folder, le
         check_checkpoint(folder)
 
 
-def test_a_tokenizer_whose_rows_are_not_those_of_items_is_refused(folder):
-    tokenizer = json.loads((folder / "tokenizer.json").read_text())
-    vocab = tokenizer["model"]["vocab"]
-    vocab["a"], vocab["[PAD]"] = vocab["[PAD]"], vocab["a"]
-    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
-    with pytest.raises(ValueError, match=r"Expected \[PAD\], \[MASK\], \[UNK\] with the token IDs 0, 1, 2"):
-        check_checkpoint(folder)
-
-
 # ------------------------------------------------------------------------------------------------- names and disks
 
 
@@ -412,6 +388,7 @@ def test_a_path_without_a_folder_is_named(name, tmp_path, monkeypatch):
         is_folder(name)
 
 
+@pytest.mark.parametrize("part", ["model", "tokenizer"])
 @pytest.mark.parametrize(
     "full",
     [
@@ -421,17 +398,22 @@ def test_a_path_without_a_folder_is_named(name, tmp_path, monkeypatch):
     ],
 )
 def test_a_full_disk_is_reported_in_one_sentence_and_the_older_checkpoint_stays(
-    folder, model, tokenizer, monkeypatch, full
+    folder, model, tokenizer, monkeypatch, part, full
 ):
     def save_pretrained(*args, **kwargs):
         raise full
 
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    monkeypatch.setattr(type(model), "save_pretrained", save_pretrained)
+    torch.nn.init.ones_(model.lm_head.bias)
+    monkeypatch.setattr(type({"model": model, "tokenizer": tokenizer}[part]), "save_pretrained", save_pretrained)
     with pytest.raises(OSError, match=rf"^{folder}: the disk is full\. Free some space, then try again\.$"):
         save_checkpoint(folder, model, tokenizer, small_facts(), {})
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+    folder.rename(folder.with_suffix(".replaced"))  # a kill between the renames of a save
+    with pytest.raises(OSError, match="the disk is full"):
+        save_checkpoint(folder, model, tokenizer, small_facts(), {})
+    assert (folder / "model.safetensors").exists()
 
 
 # -------------------------------------------------------------------------------------------- the Trainer's checkpoints

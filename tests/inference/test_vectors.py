@@ -112,7 +112,6 @@ def test_an_index_gives_the_items_of_the_model(recommender, build, options):
     for vectors in (recommender.item_vectors(), recommender.index_vectors()):
         answers = recommender(HISTORIES, index=build(vectors), **options)
         assert items_of(answers) == items_of(expected)
-    assert items_of(answers) == items_of(expected)
     logits = recommender.encode(HISTORIES) @ recommender.item_vectors().T
     for row, answer in zip(logits, answers, strict=True):
         assert [found["score"] for found in answer] == pytest.approx(

@@ -222,15 +222,6 @@ def test_rows_may_have_the_format_of_torch(histories, tmp_path):
     assert trainer.train().global_step == 1
 
 
-def test_resumption_passes_over_checkpoints_that_were_cut_off(histories, tmp_path):
-    assert last_complete_checkpoint(tmp_path) is None
-    make_trainer(histories, tmp_path, save_total_limit=None).train()
-    assert last_complete_checkpoint(tmp_path).name == "checkpoint-15"
-    (tmp_path / "checkpoint-15" / "trainer_state.json").write_text('{"epoch": 3')
-    (tmp_path / "checkpoint-10" / "trainer_state.json").unlink()
-    assert last_complete_checkpoint(tmp_path).name == "checkpoint-5"
-
-
 LOG = "user,item,timestamp\n" + "".join(
     f"u{u},i{(3 * u + t) % 12},{t}\n" for u in range(16) for t in range(4 + u % 5)
 )  # 16 training rows: two steps of eight
