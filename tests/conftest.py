@@ -35,7 +35,16 @@ from datasets import Dataset, disable_progress_bars
 from hypothesis import settings
 from packaging.version import Version
 
-from hf_bert4rec import ARCHITECTURES, BASELINES, LOSSES, SPLITS, Bert4RecConfig, Bert4RecForMaskedLM, item_tokenizer
+from hf_bert4rec import (
+    ARCHITECTURES,
+    BASELINES,
+    LOSSES,
+    SPLITS,
+    Bert4RecConfig,
+    Bert4RecForMaskedLM,
+    item_tokenizer,
+    leave_one_out,
+)
 from hf_bert4rec.cli.main import main
 from hf_bert4rec.cli.recipe import imported
 from hf_bert4rec.data.formats import EMBEDDED, FORMATS
@@ -68,6 +77,16 @@ def interactions() -> Dataset:
     ]  # fmt: skip
     users, items, timestamps = zip(*rows, strict=True)
     return Dataset.from_dict({"user": users, "item": items, "timestamp": timestamps})
+
+
+@pytest.fixture
+def cyclic_histories():
+    """Splits and tokenizer of 20 users with 4 to 8 actions on 12 items: 20 training rows, 5 steps at batches of 4."""
+    rows = [(f"u{u}", f"i{(3 * u + t) % 12}", t) for u in range(20) for t in range(4 + u % 5)]
+    users, items, timestamps = zip(*rows, strict=True)
+    log = Dataset.from_dict({"user": users, "item": items, "timestamp": timestamps})
+    tokenizer = item_tokenizer(log, max_length=8)
+    return leave_one_out(log, tokenizer), tokenizer
 
 
 @pytest.fixture
@@ -144,6 +163,17 @@ def small_config(vocab_size: int = 29, max_position_embeddings: int = 11, **chan
     return Bert4RecConfig.paper(
         vocab_size=vocab_size, max_position_embeddings=max_position_embeddings, **{**sizes, **changes}
     )
+
+
+def lively(model: torch.nn.Module, seed: int = 1) -> torch.nn.Module:
+    """Weights far from their small initial values, so that a wrong one shows; in evaluation mode."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.4)
+            if name.lower().endswith("norm.weight"):
+                parameter += 1
+    return model.eval()
 
 
 def load_script(name: str) -> ModuleType:

@@ -14,7 +14,6 @@ from hf_bert4rec import (
 )
 from hf_bert4rec.evaluation.trainer_evaluation import metrics_of_ranks, rank_rows, ranks_of_logits
 from tests.conftest import small_config
-from tests.training.test_training import histories  # noqa: F401
 
 ROWS = 14  # of an item table of 11 items
 LABELS = torch.tensor([[-100, -100, 5]])
@@ -28,8 +27,8 @@ def scores_of(*best: int) -> torch.Tensor:
     return logits
 
 
-def make_trainer(histories, folder, config=None, **options):  # noqa: F811
-    splits, tokenizer = histories
+def make_trainer(cyclic_histories, folder, config=None, **options):
+    splits, tokenizer = cyclic_histories
     args = RecommendationTrainingArguments(str(folder), report_to="none", use_cpu=True, **options)
     set_seed(0)
     model = Bert4RecForMaskedLM(small_config(len(tokenizer), 8, **(config or {})))
@@ -93,10 +92,10 @@ def test_logits_instead_of_ranks_raise(outputs):
         metrics_of_ranks(EvalPrediction(outputs, None))
 
 
-def test_batches_that_are_not_concatenated_give_the_same_metrics(histories, tmp_path):  # noqa: F811
+def test_batches_that_are_not_concatenated_give_the_same_metrics(cyclic_histories, tmp_path):
     found = [
         make_trainer(
-            histories, tmp_path, per_device_eval_batch_size=size, eval_do_concat_batches=concatenated
+            cyclic_histories, tmp_path, per_device_eval_batch_size=size, eval_do_concat_batches=concatenated
         ).evaluate()
         for size, concatenated in ((20, True), (10, False), (8, False))
     ]
@@ -105,26 +104,26 @@ def test_batches_that_are_not_concatenated_give_the_same_metrics(histories, tmp_
     assert metrics[0] == pytest.approx(metrics[2], abs=1e-12)
 
 
-def test_hidden_states_among_the_outputs_change_no_metric(histories, tmp_path):  # noqa: F811
-    plain = make_trainer(histories, tmp_path).evaluate()
-    trainer = make_trainer(histories, tmp_path)
+def test_hidden_states_among_the_outputs_change_no_metric(cyclic_histories, tmp_path):
+    plain = make_trainer(cyclic_histories, tmp_path).evaluate()
+    trainer = make_trainer(cyclic_histories, tmp_path)
     trainer.model.config.output_hidden_states = True
     assert trainer.evaluate()["eval_ndcg@10"] == plain["eval_ndcg@10"]
 
 
-def test_without_exclusion_no_history_column_is_needed(histories, tmp_path):  # noqa: F811
-    splits, _ = histories
-    trainer = make_trainer(histories, tmp_path, {"exclude_history": False})
+def test_without_exclusion_no_history_column_is_needed(cyclic_histories, tmp_path):
+    splits, _ = cyclic_histories
+    trainer = make_trainer(cyclic_histories, tmp_path, {"exclude_history": False})
     assert np.array_equal(
         rank_rows(trainer, splits["test"].remove_columns("history")), rank_rows(trainer, splits["test"])
     )
 
 
 @pytest.mark.parametrize("options", [{"eval_do_concat_batches": False}, {"dataloader_drop_last": True}])
-def test_ranks_are_in_the_order_of_the_rows_and_the_trainer_is_unchanged(histories, tmp_path, options):  # noqa: F811
-    rows = histories[0]["test"]
-    expected = rank_rows(make_trainer(histories, tmp_path), rows)
-    trainer = make_trainer(histories, tmp_path, per_device_eval_batch_size=3)
+def test_ranks_are_in_the_order_of_the_rows_and_the_trainer_is_unchanged(cyclic_histories, tmp_path, options):
+    rows = cyclic_histories[0]["test"]
+    expected = rank_rows(make_trainer(cyclic_histories, tmp_path), rows)
+    trainer = make_trainer(cyclic_histories, tmp_path, per_device_eval_batch_size=3)
     for name, value in options.items():  # the arguments of the package refuse one of them
         setattr(trainer.args, name, value)
     before = trainer.args.to_dict()
@@ -133,20 +132,20 @@ def test_ranks_are_in_the_order_of_the_rows_and_the_trainer_is_unchanged(histori
     assert trainer.args.to_dict() == before
 
 
-def test_rows_that_cannot_be_evaluated_are_named(histories, tmp_path):  # noqa: F811
-    trainer, splits = make_trainer(histories, tmp_path), histories[0]
+def test_rows_that_cannot_be_evaluated_are_named(cyclic_histories, tmp_path):
+    trainer, splits = make_trainer(cyclic_histories, tmp_path), cyclic_histories[0]
     with pytest.raises(ValueError, match=r"^Expected one or more rows to evaluate, found none\.$"):
         rank_rows(trainer, splits["test"].select([]))
     with pytest.raises(ValueError, match=r"a Dataset with input_ids, found DatasetDict\. Pass one of its splits"):
         rank_rows(trainer, splits)
 
 
-def test_a_short_evaluation_shows_no_progress_bar_and_a_long_one_does(histories, tmp_path, monkeypatch):  # noqa: F811
+def test_a_short_evaluation_shows_no_progress_bar_and_a_long_one_does(cyclic_histories, tmp_path, monkeypatch):
     shown = []
     monkeypatch.setattr(ProgressCallback, "on_prediction_step", lambda *args, **kwargs: shown.append(1))
-    trainer = make_trainer(histories, tmp_path, per_device_eval_batch_size=1, disable_tqdm=False)
-    rank_rows(trainer, histories[0]["test"])
+    trainer = make_trainer(cyclic_histories, tmp_path, per_device_eval_batch_size=1, disable_tqdm=False)
+    rank_rows(trainer, cyclic_histories[0]["test"])
     assert shown == []
     monkeypatch.setattr("hf_bert4rec.evaluation.trainer_evaluation.FEW_BATCHES", 10)
-    rank_rows(trainer, histories[0]["test"])
+    rank_rows(trainer, cyclic_histories[0]["test"])
     assert len(shown) == 20

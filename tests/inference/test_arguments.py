@@ -16,7 +16,8 @@ from datasets import Dataset, DatasetDict
 
 import hf_bert4rec
 from hf_bert4rec import Bert4RecForMaskedLM, NextItemRecommendationPipeline, item_tokenizer
-from tests.conftest import small_config
+from tests.conftest import lively, small_config
+from tests.inference.conftest import items_of
 
 ITEMS = [
     "1",
@@ -45,16 +46,8 @@ TABLE = {"history": [["1", "2"], ["3"]], "user": ["u", "v"]}
 def recommender() -> NextItemRecommendationPipeline:
     """17 items whose scores differ clearly, at most 5 positions."""
     tokenizer = item_tokenizer(ITEMS, max_length=5)
-    model = Bert4RecForMaskedLM(small_config(len(tokenizer), 5))
-    generator = torch.Generator().manual_seed(2)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.4)
-    return NextItemRecommendationPipeline(model=model.eval(), tokenizer=tokenizer, device="cpu")
-
-
-def items_of(answers: list[list[dict]]) -> list[list[str]]:
-    return [[answer["item"] for answer in answered] for answered in answers]
+    model = lively(Bert4RecForMaskedLM(small_config(len(tokenizer), 5)), seed=2)
+    return NextItemRecommendationPipeline(model=model, tokenizer=tokenizer, device="cpu")
 
 
 # ---- histories -------------------------------------------------------------------------------------------------------

@@ -13,8 +13,9 @@ import hf_bert4rec
 from hf_bert4rec import Gru4RecConfig, Gru4RecForMaskedLM, SasRecConfig, SasRecForMaskedLM, item_tokenizer
 from hf_bert4rec.cli.main import main
 from hf_bert4rec.inference.export import OnnxRecommender, export_checkpoint, export_program
-from tests.conftest import small_config
-from tests.inference.test_pipeline import HISTORIES, ITEMS, items_of, scores_of
+from tests.conftest import lively, small_config
+from tests.inference.conftest import items_of, scores_of
+from tests.inference.test_pipeline import HISTORIES, ITEMS
 
 SIZES = {"vocab_size": 13, "max_position_embeddings": 5, "hidden_size": 12, "num_attention_heads": 3}
 
@@ -35,10 +36,7 @@ def checkpoint(folder, kind):
         "sasrec": lambda: SasRecForMaskedLM(SasRecConfig(**SIZES, num_followers=2)),
         "gru4rec": lambda: Gru4RecForMaskedLM(Gru4RecConfig(**SIZES, num_hidden_layers=2)),
     }[kind]()
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if not name.endswith("norm.weight"):
-                weight.add_(torch.randn(weight.shape) * 0.4)
+    lively(model)
     if model.transition_head is not None:
         rows = torch.arange(3, 13)
         model.transition_head.followers[3:] = torch.stack([3 + (rows - 2) % 10, 3 + (rows - 1) % 10], dim=1)

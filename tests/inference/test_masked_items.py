@@ -14,17 +14,10 @@ from hypothesis import strategies as st
 
 import hf_bert4rec
 from hf_bert4rec import NextItemRecommendationPipeline, SasRecConfig, SasRecForMaskedLM, diversify
-from tests.conftest import small_facts
-from tests.inference.test_pipeline import FIRST_ITEM, HISTORIES, ITEMS, MASK, folder, items_of, level, model, scores_of
+from tests.conftest import small_config, small_facts
+from tests.inference.conftest import items_of, scores_of
+from tests.inference.test_pipeline import FIRST_ITEM, HISTORIES, ITEMS, MASK, level
 from tests.inference.test_vectors import usearch_index
-from tests.models.test_modeling_sasrec import small_config as small_sasrec_config
-
-__all__ = ["folder", "model"]  # fixtures
-
-
-@pytest.fixture
-def recommender(folder) -> NextItemRecommendationPipeline:
-    return hf_bert4rec.pipeline(folder, device="cpu")
 
 
 @torch.no_grad()
@@ -160,7 +153,7 @@ def small_pipeline():
 
 def test_a_causal_model_reads_the_left_side_only(tokenizer):
     torch.manual_seed(0)
-    sasrec = SasRecForMaskedLM(SasRecConfig(**small_sasrec_config().to_diff_dict() | {"vocab_size": 13}))
+    sasrec = SasRecForMaskedLM(SasRecConfig(**small_config().to_diff_dict() | {"vocab_size": 13}))
     found = NextItemRecommendationPipeline(model=sasrec, tokenizer=tokenizer)
     left, both = found.fill([["a", "b", None], ["a", "b", None, "c"]], exclude_history=False)
     assert items_of(both) == items_of(left)

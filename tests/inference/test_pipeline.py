@@ -14,35 +14,12 @@ import hf_bert4rec
 from hf_bert4rec import Bert4RecConfig, Bert4RecForMaskedLM, NextItemRecommendationPipeline, item_tokenizer
 from hf_bert4rec.evaluation.ranking import stable_top_k
 from tests.conftest import small_config
+from tests.inference.conftest import items_of, scores_of
 
 ITEMS = "abcdefghij"
 MASK, FIRST_ITEM = 1, 3
 LOGGER = "hf_bert4rec.inference.answers"
 HISTORIES = [["a", "b"], [], ["c"], list("abcdefg"), ["j", "j", "d"], ["e", "f", "g", "h"], ["b", "a"]]
-
-
-@pytest.fixture
-def model(model) -> Bert4RecForMaskedLM:
-    """As in conftest, with weights far from their small initial values, so that the history affects the scores."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.4)
-            if name.endswith("norm.weight"):
-                parameter += 1
-    return model
-
-
-@pytest.fixture
-def folder(model, tokenizer, tmp_path) -> str:
-    model.save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
-    return str(tmp_path)
-
-
-@pytest.fixture
-def recommender(folder) -> NextItemRecommendationPipeline:
-    return hf_bert4rec.pipeline(folder, device="cpu")
 
 
 @torch.no_grad()
@@ -51,14 +28,6 @@ def probabilities(model: Bert4RecForMaskedLM, history: list[str]) -> dict[str, f
     rows = [FIRST_ITEM + ITEMS.index(item) for item in history][-4:]
     logits = model(torch.tensor([[*rows, MASK]])).logits[0, -1, FIRST_ITEM:]
     return dict(zip(ITEMS, logits.softmax(dim=0).tolist(), strict=True))
-
-
-def items_of(answers: list[list[dict]]) -> list[list[str]]:
-    return [[answer["item"] for answer in answered] for answered in answers]
-
-
-def scores_of(answers: list[list[dict]]) -> list[float]:
-    return [answer["score"] for answered in answers for answer in answered]
 
 
 def level(model: Bert4RecForMaskedLM) -> Bert4RecForMaskedLM:

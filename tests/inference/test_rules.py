@@ -12,10 +12,9 @@ from datasets import Dataset
 
 import hf_bert4rec
 from hf_bert4rec import ItemAttributes, NextItemRecommendationPipeline, at_most, boost, diversify, load_item_features
-from tests.inference.test_pipeline import ITEMS, folder, items_of, model, scores_of
+from tests.inference.conftest import items_of, scores_of
+from tests.inference.test_pipeline import ITEMS
 from tests.inference.test_vectors import usearch_index
-
-__all__ = ["folder", "model"]  # fixtures
 
 PRODUCTS = pd.DataFrame(
     {
@@ -29,11 +28,6 @@ PRODUCTS = pd.DataFrame(
 
 
 SOLD = {"in_stock": False}
-
-
-@pytest.fixture
-def recommender(folder) -> NextItemRecommendationPipeline:
-    return hf_bert4rec.pipeline(folder, device="cpu")
 
 
 def best(recommender, history=(), **options) -> list[str]:

@@ -28,8 +28,9 @@ from hf_bert4rec.inference import service, serving
 from hf_bert4rec.inference.export import OnnxRecommender, export_checkpoint
 from hf_bert4rec.inference.handler import EndpointHandler
 from hf_bert4rec.inference.serving import create_app, load_for_serving
+from tests.inference.conftest import items_of
 from tests.inference.test_export import checkpoint
-from tests.inference.test_pipeline import HISTORIES, items_of
+from tests.inference.test_pipeline import HISTORIES
 from tests.processes import reserve_port, started, wait_until
 
 

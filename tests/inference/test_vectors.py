@@ -7,16 +7,9 @@ import torch
 from datasets import Dataset
 from usearch.index import Index
 
-import hf_bert4rec
 from hf_bert4rec import NextItemRecommendationPipeline
-from tests.inference.test_pipeline import FIRST_ITEM, HISTORIES, ITEMS, folder, items_of, model, scores_of
-
-__all__ = ["folder", "model"]  # fixtures
-
-
-@pytest.fixture
-def recommender(folder) -> NextItemRecommendationPipeline:
-    return hf_bert4rec.pipeline(folder, device="cpu")
+from tests.inference.conftest import items_of, scores_of
+from tests.inference.test_pipeline import FIRST_ITEM, HISTORIES, ITEMS
 
 
 def usearch_index(vectors):

@@ -18,24 +18,13 @@ from hf_bert4rec.models import modeling_bert4rec
 from hf_bert4rec.models.layers import rotate
 from hf_bert4rec.models.modeling_sasrec import SasRecForMaskedLM
 from hf_bert4rec.models.registry import ARCHITECTURES
-from tests.conftest import small_config
+from tests.conftest import lively, small_config
 
 ROWS, LENGTH, SPECIALS = 29, 7, 3
 KINDS = pytest.mark.parametrize(
     "settings", [{}, {"rope_theta": 9, "conv_kernel_size": 3, "prediction_head": False}], ids=["paper", "recipe"]
 )
 PAD, MASK, UNK = 0, 1, 2
-
-
-def lively(model: nn.Module, seed: int = 1) -> nn.Module:
-    """Weights far from their small initial values, so that a wrong one shows; in evaluation mode."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.4)
-            if name.lower().endswith("norm.weight"):
-                parameter += 1
-    return model.eval()
 
 
 def lively_model(**changes) -> Bert4RecForMaskedLM:

@@ -46,7 +46,18 @@ class GatedForMaskedLM(Bert4RecForMaskedLM):
 
 
 @pytest.fixture
-def gated(tmp_path, monkeypatch):
+def registries(monkeypatch):
+    """What is registered is forgotten after the test."""
+    for mapping in (CONFIG_MAPPING, MODEL_MAPPING, MODEL_FOR_MASKED_LM_MAPPING):
+        monkeypatch.setattr(mapping, "_extra_content", {**mapping._extra_content})
+    before = dict(ARCHITECTURES)
+    yield
+    ARCHITECTURES.clear()
+    ARCHITECTURES.update(before)
+
+
+@pytest.fixture
+def gated(tmp_path, monkeypatch, registries):
     """A module of a user with an architecture of its own, which is forgotten after the test."""
     (tmp_path / "code").mkdir()
     (tmp_path / "code" / "gated_models.py").write_text(SOURCE)
@@ -54,10 +65,6 @@ def gated(tmp_path, monkeypatch):
     module = importlib.import_module("gated_models")
     yield module
     del sys.modules["gated_models"]
-    ARCHITECTURES.pop("gated", None)
-    CONFIG_MAPPING._extra_content.pop("gated", None)
-    for mapping in (MODEL_MAPPING, MODEL_FOR_MASKED_LM_MAPPING):
-        mapping._extra_content.pop(module.GatedConfig, None)
 
 
 def train(module, interactions, folder):
@@ -159,7 +166,7 @@ def test_a_registration_without_a_model_type_or_a_configuration_is_refused():
     assert set(ARCHITECTURES) == {"bert4rec", "sasrec", "gru4rec"}
 
 
-def test_the_annotation_of_the_configuration_may_be_postponed(tmp_path, monkeypatch):
+def test_the_annotation_of_the_configuration_may_be_postponed(tmp_path, monkeypatch, registries):
     lines = [
         "from __future__ import annotations",
         "from hf_bert4rec import Bert4RecConfig, Bert4RecForMaskedLM",
@@ -170,9 +177,6 @@ def test_the_annotation_of_the_configuration_may_be_postponed(tmp_path, monkeypa
     ]
     (tmp_path / "late.py").write_text("\n".join(lines))
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setitem(ARCHITECTURES, "late", None)  # restored after the test, as are the mappings
-    for mapping in (CONFIG_MAPPING, MODEL_MAPPING, MODEL_FOR_MASKED_LM_MAPPING):
-        monkeypatch.setattr(mapping, "_extra_content", {**mapping._extra_content})
     late = importlib.import_module("late")
     register_architecture(late.LateConfig, late.LateForMaskedLM)
     model = AutoModelForMaskedLM.from_config(late.LateConfig(vocab_size=9))

@@ -13,8 +13,8 @@ from hf_bert4rec.inference.pipeline import NextItemRecommendationPipeline
 from hf_bert4rec.models.heads import add_repeats
 from hf_bert4rec.models.modeling_gru4rec import Gru4RecConfig, Gru4RecForMaskedLM
 from hf_bert4rec.models.modeling_sasrec import SasRecConfig, SasRecForMaskedLM
-from tests.conftest import small_config
-from tests.models.test_modeling_bert4rec import MASK, PAD, SPECIALS, UNK, lively, lively_model
+from tests.conftest import lively, small_config
+from tests.models.test_modeling_bert4rec import MASK, PAD, SPECIALS, UNK, lively_model
 
 HISTORIES = torch.tensor(
     [[5, 7, 5, UNK, 5, 9, MASK], [9, 9, MASK, PAD, PAD, PAD, PAD], [MASK, PAD, PAD, PAD, PAD, PAD, PAD]]

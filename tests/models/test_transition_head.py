@@ -22,8 +22,8 @@ from hf_bert4rec.inference.pipeline import NextItemRecommendationPipeline
 from hf_bert4rec.models.modeling_gru4rec import Gru4RecConfig, Gru4RecForMaskedLM
 from hf_bert4rec.models.modeling_sasrec import SasRecConfig, SasRecForMaskedLM
 from hf_bert4rec.training.catalog import append_items
-from tests.conftest import small_config
-from tests.models.test_modeling_bert4rec import MASK, PAD, SPECIALS, UNK, lively, lively_model
+from tests.conftest import lively, small_config
+from tests.models.test_modeling_bert4rec import MASK, PAD, SPECIALS, UNK, lively_model
 
 HISTORIES = torch.tensor([[5, 7, 9, MASK], [9, UNK, MASK, PAD], [MASK, PAD, PAD, PAD], [9, MASK, 7, MASK]])
 INPUTS = {"input_ids": HISTORIES, "attention_mask": (HISTORIES != PAD).long()}

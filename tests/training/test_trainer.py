@@ -37,13 +37,13 @@ from hf_bert4rec.training.optimizer import MuonAdamW
 from tests.conftest import small_config
 from tests.hub.test_push import CODE
 from tests.hub_server import OWNER, TOKEN
-from tests.training.test_training import StopAt, histories  # noqa: F401
+from tests.training.test_training import StopAt
 
 SAVED = {"README.md", "config.json", "model.safetensors", "run_facts.json", "tokenizer.json", "tokenizer_config.json"}
 
 
-def make_trainer(histories, folder, kind=RecommendationTrainer, setup=(), **options):  # noqa: F811
-    splits, tokenizer = histories
+def make_trainer(cyclic_histories, folder, kind=RecommendationTrainer, setup=(), **options):
+    splits, tokenizer = cyclic_histories
     options = {"num_train_epochs": 3, "per_device_train_batch_size": 4, "use_cpu": True, "disable_tqdm": True} | options
     args = RecommendationTrainingArguments(str(folder), **options)
     set_seed(args.seed)
@@ -54,27 +54,27 @@ def make_trainer(histories, folder, kind=RecommendationTrainer, setup=(), **opti
 
 
 @pytest.fixture
-def trained(histories, tmp_path):  # noqa: F811
-    trainer = make_trainer(histories, tmp_path / "bert4rec-mine")
+def trained(cyclic_histories, tmp_path):
+    trainer = make_trainer(cyclic_histories, tmp_path / "bert4rec-mine")
     trainer.train()
-    trainer.evaluate(histories[0]["test"])  # has the names of validation in the log
+    trainer.evaluate(cyclic_histories[0]["test"])  # has the names of validation in the log
     return trainer
 
 
 @pytest.mark.parametrize("rate", [None, 1e-2])
-def test_it_trains_as_the_stock_trainer_does(histories, tmp_path, rate):  # noqa: F811
+def test_it_trains_as_the_stock_trainer_does(cyclic_histories, tmp_path, rate):
     setup = muon(RecommendationTrainingArguments(str(tmp_path)), rate) if rate else {}
-    stock = make_trainer(histories, tmp_path / "stock", Trainer, setup)
+    stock = make_trainer(cyclic_histories, tmp_path / "stock", Trainer, setup)
     stock.train()
     same = {"early_stopping_patience": None}  # which adds an evaluation, and that draws a random number
-    ours = make_trainer(histories, tmp_path / "ours", muon_learning_rate=rate, **same)
+    ours = make_trainer(cyclic_histories, tmp_path / "ours", muon_learning_rate=rate, **same)
     ours.train()
     pairs = zip(stock.model.parameters(), ours.model.parameters(), strict=True)
     assert all(torch.equal(one, other) for one, other in pairs)
 
 
-def test_it_evaluates_the_initial_model_then_after_a_third_of_an_epoch_and_after_each(histories, tmp_path):  # noqa: F811
-    trainer = make_trainer(histories, tmp_path, per_device_train_batch_size=1, early_stopping_patience=5)
+def test_it_evaluates_the_initial_model_then_after_a_third_of_an_epoch_and_after_each(cyclic_histories, tmp_path):
+    trainer = make_trainer(cyclic_histories, tmp_path, per_device_train_batch_size=1, early_stopping_patience=5)
     initial, evaluated = {name: it.clone() for name, it in trainer.model.state_dict().items()}, []
 
     class Compare(TrainerCallback):
@@ -89,13 +89,13 @@ def test_it_evaluates_the_initial_model_then_after_a_third_of_an_epoch_and_after
     assert evaluated == [True, False, False, False, False]
 
 
-def test_an_interrupted_training_leaves_nothing_behind(histories, tmp_path):  # noqa: F811
+def test_an_interrupted_training_leaves_nothing_behind(cyclic_histories, tmp_path):
     class Interrupt(TrainerCallback):
         def on_step_end(self, *args, **kwargs):
             raise KeyboardInterrupt
 
     before = torch.backends.cuda.cudnn_sdp_enabled()
-    trainer = make_trainer(histories, tmp_path)
+    trainer = make_trainer(cyclic_histories, tmp_path)
     trainer.add_callback(Interrupt())
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
@@ -111,8 +111,8 @@ def test_it_saves_a_checkpoint_with_a_card_and_without_pickles(trained, tmp_path
     assert not list((tmp_path / "bert4rec-mine").glob("checkpoint-*/training_args.bin"))
 
 
-def test_training_goes_on_from_what_it_saves(histories, tmp_path, trained):  # noqa: F811
-    longer = make_trainer(histories, tmp_path / "bert4rec-mine")
+def test_training_goes_on_from_what_it_saves(cyclic_histories, tmp_path, trained):
+    longer = make_trainer(cyclic_histories, tmp_path / "bert4rec-mine")
     longer.train(resume_from_checkpoint=True)
     assert longer.state.global_step == trained.state.global_step
 
@@ -139,17 +139,17 @@ def test_the_card_contains_what_the_trainer_knows(trained, tmp_path):
     assert "learning_curve.png" not in card.text
 
 
-def test_without_a_best_checkpoint_the_last_validation_before_the_end_counts(histories, tmp_path):  # noqa: F811
-    trainer = make_trainer(histories, tmp_path / "last", load_best_model_at_end=False)
+def test_without_a_best_checkpoint_the_last_validation_before_the_end_counts(cyclic_histories, tmp_path):
+    trainer = make_trainer(cyclic_histories, tmp_path / "last", load_best_model_at_end=False)
     trainer.train()
-    trainer.evaluate(histories[0]["test"])
+    trainer.evaluate(cyclic_histories[0]["test"])
     last = [entry for entry in trainer.state.log_history if "eval_ndcg@10" in entry][-2]
     assert trainer.run_facts().results["validation"]["BERT4Rec"]["ndcg@10"] == last["eval_ndcg@10"]
     assert trainer.run_facts().best_checkpoint == ""
 
 
-def test_the_card_of_an_untrained_model_has_no_results(histories, tmp_path):  # noqa: F811
-    trainer = make_trainer(histories, tmp_path / "new")
+def test_the_card_of_an_untrained_model_has_no_results(cyclic_histories, tmp_path):
+    trainer = make_trainer(cyclic_histories, tmp_path / "new")
     trainer.model.config.exclude_history = False
     trainer.save_model()
     card = ModelCard.load(tmp_path / "new" / "README.md")
@@ -187,8 +187,8 @@ def test_a_push_keeps_the_card_of_the_user(trained, hub, tmp_path):
     assert hub.repositories[f"{OWNER}/bert4rec-mine"].files["README.md"].endswith(b"One more line.\n")
 
 
-def test_predictions_come_in_the_order_of_the_rows(trained, histories):  # noqa: F811
-    rows = histories[0]["test"]
+def test_predictions_come_in_the_order_of_the_rows(trained, cyclic_histories):
+    rows = cyclic_histories[0]["test"]
     assert list(rows["length"]) != sorted(rows["length"], reverse=True)
     one_by_one = [trained.predict(rows.select([place])).predictions[0] for place in range(rows.num_rows)]
     assert len(set(one_by_one)) > 3
@@ -196,7 +196,7 @@ def test_predictions_come_in_the_order_of_the_rows(trained, histories):  # noqa:
     assert trained.args.train_sampling_strategy == "group_by_length"
 
 
-def test_masks_depend_on_the_seed_of_the_arguments(histories, tmp_path):  # noqa: F811
+def test_masks_depend_on_the_seed_of_the_arguments(cyclic_histories, tmp_path):
     found = []
     for seed in (1, 1, 2):
         seen: list = []
@@ -205,10 +205,10 @@ def test_masks_depend_on_the_seed_of_the_arguments(histories, tmp_path):  # noqa
             """Record the masks of the first rows in the first epoch."""
 
             def on_epoch_begin(self, args, state, control, seen=seen, **kwargs):
-                rows = histories[0]["train"].select(range(4))
+                rows = cyclic_histories[0]["train"].select(range(4))
                 seen.append(kwargs["train_dataloader"].collate_fn([*rows])["labels"])
 
-        trainer = make_trainer(histories, tmp_path / str(len(found)), max_steps=1, eval_strategy="no",
+        trainer = make_trainer(cyclic_histories, tmp_path / str(len(found)), max_steps=1, eval_strategy="no",
                                load_best_model_at_end=False, seed=seed, setup={"callbacks": [Record()]})  # fmt: skip
         trainer.train()
         found.append(seen[0])
@@ -262,9 +262,11 @@ def test_the_token_and_the_branch_of_a_push_are_those_passed(trained, hub, monke
     assert len(begun) == 2
 
 
-def test_push_to_hub_while_training_uploads_the_model_once_it_is_saved(histories, hub, tmp_path):  # noqa: F811
+def test_push_to_hub_while_training_uploads_the_model_once_it_is_saved(cyclic_histories, hub, tmp_path):
     name = f"{OWNER}/named"
-    trainer = make_trainer(histories, tmp_path / "out", push_to_hub=True, hub_model_id=name, hub_private_repo=True)
+    trainer = make_trainer(
+        cyclic_histories, tmp_path / "out", push_to_hub=True, hub_model_id=name, hub_private_repo=True
+    )
     trainer.train()
     assert hub.repositories[name].files == {}
     trainer.save_model()
@@ -274,11 +276,11 @@ def test_push_to_hub_while_training_uploads_the_model_once_it_is_saved(histories
     assert hub.repositories[name].files["README.md"] == (tmp_path / "out" / "README.md").read_bytes()
 
 
-def test_an_unreachable_hub_raises_before_training(histories, hub, tmp_path):  # noqa: F811
+def test_an_unreachable_hub_raises_before_training(cyclic_histories, hub, tmp_path):
     hub.shutdown()
     hub.server_close()
     with pytest.raises(ConnectionError, match="org/named: the connection to the Hub failed"):
-        make_trainer(histories, tmp_path / "out", push_to_hub=True, hub_model_id=f"{OWNER}/named")
+        make_trainer(cyclic_histories, tmp_path / "out", push_to_hub=True, hub_model_id=f"{OWNER}/named")
 
 
 def test_other_hub_strategies_raise_because_they_upload_pickles(tmp_path):
@@ -286,21 +288,21 @@ def test_other_hub_strategies_raise_because_they_upload_pickles(tmp_path):
         RecommendationTrainingArguments(str(tmp_path), push_to_hub=True, hub_strategy="checkpoint")
 
 
-def test_a_missing_tokenizer_raises_at_construction(histories, tmp_path):  # noqa: F811
+def test_a_missing_tokenizer_raises_at_construction(cyclic_histories, tmp_path):
     for value, found in ((None, "NoneType"), (object(), "object")):
         with pytest.raises(ValueError, match=f"needs an `ItemTokenizer` as `processing_class`, found {found}"):
-            make_trainer(histories, tmp_path / "out", setup={"processing_class": value})
+            make_trainer(cyclic_histories, tmp_path / "out", setup={"processing_class": value})
 
 
-def test_a_model_of_another_package_raises_at_construction(histories, tmp_path):  # noqa: F811
+def test_a_model_of_another_package_raises_at_construction(cyclic_histories, tmp_path):
     config = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
     with pytest.raises(ValueError, match="configuration of a model of hf_bert4rec, found BertConfig"):
-        make_trainer(histories, tmp_path / "out", setup={"model": BertForMaskedLM(config)})
+        make_trainer(cyclic_histories, tmp_path / "out", setup={"model": BertForMaskedLM(config)})
 
 
 @pytest.mark.parametrize("difference", [-5, 5])
-def test_a_model_of_another_size_than_the_tokenizer_raises_at_construction(histories, tmp_path, difference):  # noqa: F811
-    splits, tokenizer = histories
+def test_a_model_of_another_size_than_the_tokenizer_raises_at_construction(cyclic_histories, tmp_path, difference):
+    splits, tokenizer = cyclic_histories
     model = Bert4RecForMaskedLM(small_config(len(tokenizer) + difference, 8))
     args = RecommendationTrainingArguments(str(tmp_path), use_cpu=True)
     with pytest.raises(
@@ -311,13 +313,13 @@ def test_a_model_of_another_size_than_the_tokenizer_raises_at_construction(histo
         )
 
 
-def test_a_cloze_model_with_next_item_labels_raises(histories, tmp_path):  # noqa: F811
+def test_a_cloze_model_with_next_item_labels_raises(cyclic_histories, tmp_path):
     with pytest.raises(ValueError, match="BERT4Rec with `next_item_training` would see the items"):
-        make_trainer(histories, tmp_path, setup=next_item_training(histories[1]))
+        make_trainer(cyclic_histories, tmp_path, setup=next_item_training(cyclic_histories[1]))
 
 
-def test_masks_for_a_next_item_model_are_reported(histories, tmp_path, caplog):  # noqa: F811
-    splits, tokenizer = histories
+def test_masks_for_a_next_item_model_are_reported(cyclic_histories, tmp_path, caplog):
+    splits, tokenizer = cyclic_histories
     model = SasRecForMaskedLM(SasRecConfig(vocab_size=len(tokenizer), max_position_embeddings=8, hidden_size=8))
     args = RecommendationTrainingArguments(
         str(tmp_path), use_cpu=True, eval_strategy="no", load_best_model_at_end=False
@@ -342,8 +344,8 @@ class Count(TrainerCallback):
         self.steps += 1
 
 
-def test_own_callbacks_are_added_to_those_of_the_package(histories, tmp_path):  # noqa: F811
-    splits, tokenizer = histories
+def test_own_callbacks_are_added_to_those_of_the_package(cyclic_histories, tmp_path):
+    splits, tokenizer = cyclic_histories
     for way in ("argument", "function"):
         count = Count()
         args = RecommendationTrainingArguments(str(tmp_path), use_cpu=True, num_train_epochs=1, disable_tqdm=True)
@@ -361,15 +363,15 @@ def test_own_callbacks_are_added_to_those_of_the_package(histories, tmp_path):  
         assert [kinds.count(kind) for kind in (ClozeCallback, ResourceCallback, EarlyStopping, Count)] == [1] * 4
 
 
-def test_muon_trains_with_its_learning_rate_and_adamw_without(histories, tmp_path):  # noqa: F811
+def test_muon_trains_with_its_learning_rate_and_adamw_without(cyclic_histories, tmp_path):
     for rate, optimizer in ((0.02, MuonAdamW), (None, torch.optim.AdamW)):
-        trainer = make_trainer(histories, tmp_path, muon_learning_rate=rate)
+        trainer = make_trainer(cyclic_histories, tmp_path, muon_learning_rate=rate)
         assert isinstance(trainer.create_optimizer(), optimizer)
         assert trainer.run_facts().recipe["muon_learning_rate"] == rate
 
 
-def test_the_recipe_of_next_item_training_is_read_again(histories, tmp_path):  # noqa: F811
-    splits, tokenizer = histories
+def test_the_recipe_of_next_item_training_is_read_again(cyclic_histories, tmp_path):
+    splits, tokenizer = cyclic_histories
     model = SasRecForMaskedLM(SasRecConfig(vocab_size=len(tokenizer), max_position_embeddings=8, hidden_size=8))
     args = RecommendationTrainingArguments(str(tmp_path), use_cpu=True, seed=7)
     setup = next_item_training(tokenizer)
@@ -393,12 +395,12 @@ class Worse(TrainerCallback):
         metrics["eval_ndcg@10"] = 0.5 - abs(state.epoch - 2) / 100
 
 
-def test_early_stopping_counts_on_after_a_resumption(histories, tmp_path):  # noqa: F811
+def test_early_stopping_counts_on_after_a_resumption(cyclic_histories, tmp_path):
     """The best evaluation is the second; with a patience of 4 the sixth is the last."""
 
     def train(folder, callbacks, resume=None):
         options = {"num_train_epochs": 12, "early_stopping_patience": 4, "save_total_limit": None}
-        trainer = make_trainer(histories, folder, setup={"callbacks": callbacks}, **options)
+        trainer = make_trainer(cyclic_histories, folder, setup={"callbacks": callbacks}, **options)
         trainer.train(resume_from_checkpoint=resume)
         return trainer
 
@@ -408,26 +410,26 @@ def test_early_stopping_counts_on_after_a_resumption(histories, tmp_path):  # no
     assert resumed.state.epoch == 6
 
 
-def test_seconds_are_those_of_the_whole_training(histories, tmp_path, monkeypatch):  # noqa: F811
+def test_seconds_are_those_of_the_whole_training(cyclic_histories, tmp_path, monkeypatch):
     clock = itertools.count(step=10)
     monkeypatch.setattr("hf_bert4rec.training.callbacks.time", SimpleNamespace(perf_counter=lambda: next(clock)))
     options = {"num_train_epochs": 2, "save_total_limit": None}
-    make_trainer(histories, tmp_path, setup={"callbacks": [StopAt(5)]}, **options).train()
+    make_trainer(cyclic_histories, tmp_path, setup={"callbacks": [StopAt(5)]}, **options).train()
     stored = json.loads((tmp_path / "checkpoint-5" / "trainer_state.json").read_text())
     before = stored["stateful_callbacks"]["ResourceCallback"]["attributes"]["earlier_seconds"]
-    resumed = make_trainer(histories, tmp_path, **options)
+    resumed = make_trainer(cyclic_histories, tmp_path, **options)
     resumed.train(resume_from_checkpoint=True)
     assert before > 0
     assert resumed.run_facts().seconds > before
 
 
-def test_training_resumes_from_complete_checkpoints_only(histories, tmp_path):  # noqa: F811
+def test_training_resumes_from_complete_checkpoints_only(cyclic_histories, tmp_path):
     with pytest.raises(ValueError, match="Found no complete checkpoint to resume from"):
-        make_trainer(histories, tmp_path).train(resume_from_checkpoint=True)
-    make_trainer(histories, tmp_path, save_total_limit=None).train()
+        make_trainer(cyclic_histories, tmp_path).train(resume_from_checkpoint=True)
+    make_trainer(cyclic_histories, tmp_path, save_total_limit=None).train()
     (tmp_path / "checkpoint-15" / "trainer_state.json").unlink()
     (tmp_path / "checkpoint-10" / "optimizer.pt").unlink()
-    trainer = make_trainer(histories, tmp_path)
+    trainer = make_trainer(cyclic_histories, tmp_path)
     for name in ("checkpoint-10", "nothing"):
         with pytest.raises(ValueError, match=f"Found no complete checkpoint to resume from: .*{name}"):
             trainer.train(resume_from_checkpoint=str(tmp_path / name))
@@ -435,20 +437,20 @@ def test_training_resumes_from_complete_checkpoints_only(histories, tmp_path):  
     assert len([entry for entry in trainer.state.log_history if "loss" in entry]) == 3
 
 
-def test_a_loss_function_of_the_user_trains_and_evaluates(histories, tmp_path):  # noqa: F811
+def test_a_loss_function_of_the_user_trains_and_evaluates(cyclic_histories, tmp_path):
     """The Trainer removes the labels before the model is called."""
 
     def loss(outputs, labels, num_items_in_batch=None):
         return torch.nn.functional.cross_entropy(outputs.logits.flatten(0, 1), labels.flatten())
 
-    plain = make_trainer(histories, tmp_path).evaluate()
-    trainer = make_trainer(histories, tmp_path, setup={"compute_loss_func": loss}, num_train_epochs=1)
+    plain = make_trainer(cyclic_histories, tmp_path).evaluate()
+    trainer = make_trainer(cyclic_histories, tmp_path, setup={"compute_loss_func": loss}, num_train_epochs=1)
     assert trainer.evaluate()["eval_ndcg@10"] == plain["eval_ndcg@10"]
     assert trainer.train().training_loss > 0
 
 
-def test_a_model_init_gives_the_same_weights_whatever_was_seeded_before(histories, tmp_path):  # noqa: F811
-    splits, tokenizer = histories
+def test_a_model_init_gives_the_same_weights_whatever_was_seeded_before(cyclic_histories, tmp_path):
+    splits, tokenizer = cyclic_histories
     weights = []
     for seed in (1, 2):
         torch.manual_seed(seed)
@@ -508,8 +510,8 @@ def test_the_best_checkpoint_by_the_loss_is_that_with_the_smallest(tmp_path, met
         ),
     ],
 )
-def test_a_trainer_checks_rows_and_optimizer(histories, tmp_path, change, message):  # noqa: F811
-    splits, tokenizer = histories
+def test_a_trainer_checks_rows_and_optimizer(cyclic_histories, tmp_path, change, message):
+    splits, tokenizer = cyclic_histories
     args = RecommendationTrainingArguments(str(tmp_path), use_cpu=True)
     given = {"args": args, "train_dataset": splits["train"], "eval_dataset": splits["validation"]} | change(splits)
     with pytest.raises(ValueError, match=re.escape(message)):
@@ -518,13 +520,13 @@ def test_a_trainer_checks_rows_and_optimizer(histories, tmp_path, change, messag
         )
 
 
-def test_label_smoothing_of_stock_arguments_raises(histories, tmp_path):  # noqa: F811
-    tokenizer = histories[1]
+def test_label_smoothing_of_stock_arguments_raises(cyclic_histories, tmp_path):
+    tokenizer = cyclic_histories[1]
     args = TrainingArguments(str(tmp_path), label_smoothing_factor=0.1, use_cpu=True)
     with pytest.raises(ValueError, match="`label_smoothing_factor` must be 0"):
         RecommendationTrainer(Bert4RecForMaskedLM(small_config(len(tokenizer), 8)), args, **cloze_training(tokenizer))
     arguments = cloze_training(tokenizer, callbacks=[])
     stock = Trainer(Bert4RecForMaskedLM(small_config(len(tokenizer), 8)), args, **arguments)
-    stock.train_dataset = histories[0]["train"]
+    stock.train_dataset = cyclic_histories[0]["train"]
     with pytest.raises(ValueError, match="`label_smoothing_factor` must be 0"):
         stock.train()

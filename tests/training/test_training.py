@@ -8,7 +8,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from datasets import Dataset
 from transformers import Trainer, TrainerCallback, TrainerState, set_seed
 
 from hf_bert4rec import (
@@ -18,8 +17,6 @@ from hf_bert4rec import (
     ResourceCallback,
     cloze_training,
     estimate_memory,
-    item_tokenizer,
-    leave_one_out,
     muon,
 )
 from hf_bert4rec.hub.checkpoint import last_complete_checkpoint
@@ -28,20 +25,9 @@ from hf_bert4rec.training import resources
 from hf_bert4rec.training.resources import MemoryEstimate, format_memory
 from tests.conftest import small_config
 
-USERS = 20  # of 4 to 8 actions on 12 items: 20 training rows, 5 steps an epoch at batches of 4
 
-
-@pytest.fixture
-def histories():
-    rows = [(f"u{u}", f"i{(3 * u + t) % 12}", t) for u in range(USERS) for t in range(4 + u % 5)]
-    users, items, timestamps = zip(*rows, strict=True)
-    log = Dataset.from_dict({"user": users, "item": items, "timestamp": timestamps})
-    tokenizer = item_tokenizer(log, max_length=8)
-    return leave_one_out(log, tokenizer), tokenizer
-
-
-def make_trainer(histories, folder, callbacks=(), masking=None, by_muon=False, **options) -> Trainer:
-    splits, tokenizer = histories
+def make_trainer(cyclic_histories, folder, callbacks=(), masking=None, by_muon=False, **options) -> Trainer:
+    splits, tokenizer = cyclic_histories
     args = RecommendationTrainingArguments(
         str(folder),
         **{
@@ -60,13 +46,13 @@ def make_trainer(histories, folder, callbacks=(), masking=None, by_muon=False, *
     return Trainer(model, args, train_dataset=splits["train"], eval_dataset=splits["validation"], **setup)
 
 
-def test_training_does_not_use_the_attention_of_cudnn(histories, tmp_path):
+def test_training_does_not_use_the_attention_of_cudnn(cyclic_histories, tmp_path):
     used = []
     note = TrainerCallback()
     note.on_step_end = lambda *args, **kwargs: used.append(torch.backends.cuda.cudnn_sdp_enabled())
     before = torch.backends.cuda.cudnn_sdp_enabled()
     make_trainer(
-        histories,
+        cyclic_histories,
         tmp_path,
         callbacks=[note],
         max_steps=2,
@@ -111,14 +97,14 @@ class Record(TrainerCallback):
     ("step", "workers", "by_muon"), [(2, 0, False), (5, 0, True), (8, 0, False), (8, 0, True), (13, 2, False)]
 )
 def test_a_run_that_was_interrupted_and_resumed_ends_bit_equal_to_one_that_was_not(
-    histories, tmp_path, step, workers, by_muon
+    cyclic_histories, tmp_path, step, workers, by_muon
 ):
     options = {"dataloader_num_workers": workers, "eval_strategy": "no", "load_best_model_at_end": False}
     options["by_muon"] = by_muon
-    whole = make_trainer(histories, tmp_path / "whole", **options)
+    whole = make_trainer(cyclic_histories, tmp_path / "whole", **options)
     whole.train()
-    make_trainer(histories, tmp_path / "cut", callbacks=[StopAt(step)], **options).train()
-    resumed = make_trainer(histories, tmp_path / "cut", **options)
+    make_trainer(cyclic_histories, tmp_path / "cut", callbacks=[StopAt(step)], **options).train()
+    resumed = make_trainer(cyclic_histories, tmp_path / "cut", **options)
     resumed.train(resume_from_checkpoint=str(last_complete_checkpoint(tmp_path / "cut")))
     for expected, found in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
         assert torch.equal(expected, found)
@@ -126,12 +112,12 @@ def test_a_run_that_was_interrupted_and_resumed_ends_bit_equal_to_one_that_was_n
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_every_row_is_drawn_once_an_epoch_with_fresh_masks_the_same_for_any_number_of_workers(
-    histories, tmp_path, workers
+    cyclic_histories, tmp_path, workers
 ):
     seen, again = Record(), Record()
-    make_trainer(histories, tmp_path, callbacks=[seen], dataloader_num_workers=workers).train()
-    make_trainer(histories, tmp_path, callbacks=[again]).train()
-    expected = sorted(tuple(row) for row in histories[0]["train"]["input_ids"])
+    make_trainer(cyclic_histories, tmp_path, callbacks=[seen], dataloader_num_workers=workers).train()
+    make_trainer(cyclic_histories, tmp_path, callbacks=[again]).train()
+    expected = sorted(tuple(row) for row in cyclic_histories[0]["train"]["input_ids"])
     assert [sorted(row for row, _ in epoch) for epoch in seen.epochs] == [expected] * 3
     first, second, third = (sorted(epoch) for epoch in seen.epochs)
     assert first != second
@@ -141,15 +127,17 @@ def test_every_row_is_drawn_once_an_epoch_with_fresh_masks_the_same_for_any_numb
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_the_stock_trainer_without_our_callbacks_repeats_a_run_with_the_same_seed(histories, tmp_path, workers):
+def test_the_stock_trainer_without_our_callbacks_repeats_a_run_with_the_same_seed(cyclic_histories, tmp_path, workers):
     seen = []
     for _ in range(2):
         seen.append(Record())
-        trainer = make_trainer(histories, tmp_path, callbacks=None, num_train_epochs=2, dataloader_num_workers=workers)
+        trainer = make_trainer(
+            cyclic_histories, tmp_path, callbacks=None, num_train_epochs=2, dataloader_num_workers=workers
+        )
         assert not any(isinstance(it, ClozeCallback) for it in trainer.callback_handler.callbacks)
         trainer.add_callback(seen[-1])
         trainer.train()
-    assert sorted(row for row, _ in seen[0].epochs[0]) == sorted(map(tuple, histories[0]["train"]["input_ids"]))
+    assert sorted(row for row, _ in seen[0].epochs[0]) == sorted(map(tuple, cyclic_histories[0]["train"]["input_ids"]))
     assert sorted(seen[0].epochs[0]) != sorted(seen[0].epochs[1])  # fresh masks
     assert seen[0].epochs == seen[1].epochs
 
@@ -171,8 +159,8 @@ class Spoil(TrainerCallback):
             parameter *= factor
 
 
-def test_the_best_checkpoint_by_validation_ndcg_is_restored(histories, tmp_path):
-    trainer = make_trainer(histories, tmp_path, [Spoil()], num_train_epochs=6, learning_rate=0.02)
+def test_the_best_checkpoint_by_validation_ndcg_is_restored(cyclic_histories, tmp_path):
+    trainer = make_trainer(cyclic_histories, tmp_path, [Spoil()], num_train_epochs=6, learning_rate=0.02)
     trainer.train()
     evaluations = [entry for entry in trainer.state.log_history if "eval_ndcg@10" in entry]
     scores, losses = ([entry[name] for entry in evaluations] for name in ("eval_ndcg@10", "eval_loss"))
@@ -181,13 +169,17 @@ def test_the_best_checkpoint_by_validation_ndcg_is_restored(histories, tmp_path)
     assert trainer.evaluate()["eval_ndcg@10"] == pytest.approx(max(scores))
 
 
-def test_gradient_accumulation_changes_nothing(histories, tmp_path):
+def test_gradient_accumulation_changes_nothing(cyclic_histories, tmp_path):
     options = {"num_train_epochs": 2, "train_sampling_strategy": "random", "logging_steps": 1}
     options |= {"logging_strategy": "steps", "eval_strategy": "no", "load_best_model_at_end": False}
     losses = []
     for batch, accumulation in ((4, 1), (2, 2)):
         trainer = make_trainer(
-            histories, tmp_path, per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation, **options
+            cyclic_histories,
+            tmp_path,
+            per_device_train_batch_size=batch,
+            gradient_accumulation_steps=accumulation,
+            **options,
         )
         trainer.model.apply(lambda module: setattr(module, "p", 0.0) if isinstance(module, torch.nn.Dropout) else None)
         for layer in trainer.model.model.layers:
@@ -197,9 +189,9 @@ def test_gradient_accumulation_changes_nothing(histories, tmp_path):
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
-def test_history_is_excluded_from_the_ranking_by_default(histories, tmp_path):
-    excluded = make_trainer(histories, tmp_path).evaluate()
-    trainer = make_trainer(histories, tmp_path)
+def test_history_is_excluded_from_the_ranking_by_default(cyclic_histories, tmp_path):
+    excluded = make_trainer(cyclic_histories, tmp_path).evaluate()
+    trainer = make_trainer(cyclic_histories, tmp_path)
     trainer.model.config.exclude_history = False
     assert excluded["eval_mrr@10"] > trainer.evaluate()["eval_mrr@10"]
 
@@ -209,15 +201,15 @@ def test_persistent_workers_raise_because_their_masks_would_never_change(tmp_pat
         RecommendationTrainingArguments(str(tmp_path), dataloader_num_workers=1, dataloader_persistent_workers=True)
 
 
-def test_no_user_may_be_dropped_from_an_evaluation(histories, tmp_path):
+def test_no_user_may_be_dropped_from_an_evaluation(cyclic_histories, tmp_path):
     with pytest.raises(
         ValueError, match="`dataloader_drop_last` must be False, found True, because evaluation would also drop"
     ):
         RecommendationTrainingArguments(str(tmp_path), dataloader_drop_last=True)
 
 
-def test_rows_may_have_the_format_of_torch(histories, tmp_path):
-    splits, tokenizer = histories
+def test_rows_may_have_the_format_of_torch(cyclic_histories, tmp_path):
+    splits, tokenizer = cyclic_histories
     trainer = make_trainer((splits.with_format("torch"), tokenizer), tmp_path, max_steps=1)
     assert trainer.train().global_step == 1
 
@@ -268,8 +260,8 @@ def test_two_processes_train_and_evaluate_as_one_does(tmp_path):
     assert one.results["test"]["Popularity"] == two.results["test"]["Popularity"]
 
 
-def test_memory_is_logged_before_training_and_time_after_two_steps(histories, tmp_path, caplog):
-    trainer = make_trainer(histories, tmp_path, eval_strategy="no", save_strategy="no")
+def test_memory_is_logged_before_training_and_time_after_two_steps(cyclic_histories, tmp_path, caplog):
+    trainer = make_trainer(cyclic_histories, tmp_path, eval_strategy="no", save_strategy="no")
     seen = []
 
     class Look(TrainerCallback):
@@ -341,11 +333,11 @@ def free(monkeypatch):
     return lambda gigabytes: monkeypatch.setattr("hf_bert4rec.training.resources.free_memory", lambda device: gigabytes)
 
 
-def test_training_that_may_not_fit_warns_with_advice_and_starts(histories, tmp_path, free, caplog):
-    estimate = estimate_memory(make_trainer(histories, tmp_path).model, 4, 6)
+def test_training_that_may_not_fit_warns_with_advice_and_starts(cyclic_histories, tmp_path, free, caplog):
+    estimate = estimate_memory(make_trainer(cyclic_histories, tmp_path).model, 4, 6)
     for there in (estimate.total + 1e-9, estimate.total - estimate.parameters - 1e-9):
         free(there)
-        make_trainer(histories, tmp_path, num_train_epochs=1).train()
+        make_trainer(cyclic_histories, tmp_path, num_train_epochs=1).train()
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     needed = format_memory(estimate.total)
     assert warnings == [
@@ -354,16 +346,16 @@ def test_training_that_may_not_fit_warns_with_advice_and_starts(histories, tmp_p
     ]
 
 
-def test_freed_memory_is_kept_except_with_checkpointing(histories, tmp_path, monkeypatch):
+def test_freed_memory_is_kept_except_with_checkpointing(cyclic_histories, tmp_path, monkeypatch):
     kept = []
     monkeypatch.setattr("hf_bert4rec.training.resources.keep_freed_memory", kept.append)
     for checkpointing in (False, True):
-        make_trainer(histories, tmp_path, num_train_epochs=1, gradient_checkpointing=checkpointing).train()
+        make_trainer(cyclic_histories, tmp_path, num_train_epochs=1, gradient_checkpointing=checkpointing).train()
     assert kept == [True, False]
 
 
-def test_rows_in_which_nothing_is_scored_change_nothing(histories, tmp_path):
-    splits, tokenizer = histories
+def test_rows_in_which_nothing_is_scored_change_nothing(cyclic_histories, tmp_path):
+    splits, tokenizer = cyclic_histories
     rows = splits["train"].select_columns(["input_ids", "length"])
     rows = rows.add_column("labels", [[-100] * len(row) for row in rows["input_ids"]])
     options = {"weight_decay": 0.0, "eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
@@ -374,34 +366,34 @@ def test_rows_in_which_nothing_is_scored_change_nothing(histories, tmp_path):
         assert torch.equal(weight, before[name]), name
 
 
-def test_a_list_of_rows_can_be_trained_on(histories, tmp_path):
-    splits, tokenizer = histories
+def test_a_list_of_rows_can_be_trained_on(cyclic_histories, tmp_path):
+    splits, tokenizer = cyclic_histories
     trainer = make_trainer(({**splits, "train": list(splits["train"])}, tokenizer), tmp_path, num_train_epochs=1)
     trainer.train()
     assert trainer.state.global_step == 5
 
 
-def test_memory_of_evaluation_is_logged_if_it_exceeds_that_of_training(histories, tmp_path, caplog):
-    trainer = make_trainer(histories, tmp_path, num_train_epochs=1, per_device_eval_batch_size=20_000_000)
+def test_memory_of_evaluation_is_logged_if_it_exceeds_that_of_training(cyclic_histories, tmp_path, caplog):
+    trainer = make_trainer(cyclic_histories, tmp_path, num_train_epochs=1, per_device_eval_batch_size=20_000_000)
     with caplog.at_level("INFO", logger="hf_bert4rec.training.callbacks"):
         trainer.train()
     text = "Evaluation needs up to 3.60 GB of memory. A lower `per_device_eval_batch_size` reduces this amount."
     assert caplog.messages[1] == text
 
 
-def test_memory_of_evaluation_includes_the_weights_and_the_optimizer(histories, tmp_path, caplog, monkeypatch):
+def test_memory_of_evaluation_includes_the_weights_and_the_optimizer(cyclic_histories, tmp_path, caplog, monkeypatch):
     estimate = MemoryEstimate(2.0, 2.0, 4.0, 0.1, 0.1, "")
     monkeypatch.setattr(resources, "estimate_memory", lambda *_: estimate)
-    trainer = make_trainer(histories, tmp_path, num_train_epochs=1, per_device_eval_batch_size=20_000_000)
+    trainer = make_trainer(cyclic_histories, tmp_path, num_train_epochs=1, per_device_eval_batch_size=20_000_000)
     with caplog.at_level("INFO", logger="hf_bert4rec.training.callbacks"):
         trainer.train()
     assert caplog.messages[1].startswith("Evaluation needs up to 9.60 GB of memory.")
 
 
 @pytest.mark.parametrize("loss", ["sampled_softmax", "gbce", "bce"])
-def test_a_run_on_negatives_resumes_bit_equal(histories, tmp_path, loss):
+def test_a_run_on_negatives_resumes_bit_equal(cyclic_histories, tmp_path, loss):
     def train(folder, callbacks=(), resume=None):
-        trainer = make_trainer(histories, folder, callbacks, save_total_limit=None, save_strategy="no",
+        trainer = make_trainer(cyclic_histories, folder, callbacks, save_total_limit=None, save_strategy="no",
                                eval_strategy="no", load_best_model_at_end=False)  # fmt: skip
         trainer.model.config.loss, trainer.model.config.num_negatives = loss, 4
         trainer.train(resume_from_checkpoint=resume)
