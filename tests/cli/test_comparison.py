@@ -325,7 +325,7 @@ def test_mistakes_are_found_before_anything_is_trained(recipe_file, tmp_path):
 
 
 def test_a_missing_package_is_named_with_its_install_command_before_anything_is_trained(
-    recipe_file, tmp_path, monkeypatch, capsys
+    recipe_file, tmp_path, monkeypatch
 ):
     monkeypatch.setitem(sys.modules, "implicit", None)  # an import of it fails
     for module in [name for name in sys.modules if name.startswith("implicit.")]:

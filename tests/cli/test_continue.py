@@ -46,7 +46,7 @@ def continue_training(first, *options, data=None, output="second"):
     return first / output
 
 
-def test_new_rows_are_trained_on_with_a_sample_of_old_ones(first):
+def test_new_rows_are_trained_on_with_a_sample_of_old_ones():
     rows = [("a", 1, 10), ("a", 2, 20), ("a", 3, 30), ("b", 1, 11), ("b", 2, 21), ("c", 3, 31), ("c", 1, 32)]
     log = load_interactions(pd.DataFrame(rows, columns=["user", "item", "timestamp"]))
     tokenizer = item_tokenizer(log, max_length=4)

@@ -229,7 +229,7 @@ def test_only_the_first_process_reports(monkeypatch, logger, rank, reports):
         RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0"),
     ],
 )
-def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch, error):
+def test_a_full_disk_is_one_sentence(monkeypatch, error):
     def fail(*args, **kwargs):
         raise error
 

@@ -527,9 +527,11 @@ def test_an_unknown_metric_of_the_best_checkpoint_is_refused_before_the_training
         run(recipe_for(tmp_path, "--metric_for_best_model", metric))
 
 
-def test_fp16_on_a_cpu_is_refused(tmp_path):
+def test_fp16_on_a_cpu_and_followers_that_nothing_counts_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"`--fp16` needs a GPU, found the device cpu"):
         run(recipe_for(tmp_path, "--fp16", "true"))
+    with pytest.raises(ValueError, match="`--num_followers` needs `--initialize_items true`"):
+        run(recipe_for(tmp_path, "--num_followers=3", "--initialize_items=false"))
 
 
 def test_a_run_pushes_its_checkpoint(tmp_path, hub):
@@ -550,7 +552,7 @@ def test_a_run_pushes_to_the_given_branch(tmp_path, hub):
     assert hub.repositories["org/mine"].files == {}
 
 
-def test_only_a_complete_checkpoint_is_pushed(trained, tmp_path):
+def test_only_a_complete_checkpoint_is_pushed(tmp_path):
     with pytest.raises(FileNotFoundError, match="found no such folder"):
         push_checkpoint(tmp_path / "nothing", "org/name")
     (tmp_path / "half").mkdir()

@@ -92,3 +92,5 @@ def test_other_tables_than_one_split_are_refused_by_name(interactions, tokenizer
         uniform_candidates(histories["test"].to_pandas(), len(tokenizer))
     with pytest.raises(ValueError, match=r"^`vocab_size` must be a whole number of at least 1, found -1\.$"):
         uniform_candidates(histories["test"], -1)
+    with pytest.raises(ValueError, match=r"^`seed` must be a whole number of at least 0, found -1\.$"):
+        uniform_candidates(histories["test"], len(tokenizer), number=1, seed=-1)

@@ -208,7 +208,7 @@ def test_new_items_without_a_known_header_need_the_column_of_the_item(tmp_path, 
     assert load_new_items(path, None, item=first.split(",")[0]).items == ["n5", "n6"]
 
 
-def test_a_column_of_bytes_is_text(caplog):
+def test_a_column_of_bytes_is_text():
     table = pa.table({"item": list("abcd"), "genre": pa.array([b"rock", b"rock", b"jazz", b"jazz"], pa.binary())})
     assert load_item_features(table).columns["genre"]["values"] == ["rock", "jazz"]
     times = pa.table({"user": ["u", "u"], "item": ["a", "b"], "timestamp": pa.array([b"2", b"1"], pa.binary())})

@@ -275,7 +275,7 @@ def test_titles_without_a_header_are_read_where_the_positions_say(write):
     assert load_titles(write("titles.tsv", "Ah\ta\nBe\tb\n"), item=1, title=0) == {"a": "Ah", "b": "Be"}
 
 
-def test_items_get_the_ids_of_the_catalogue():
+def test_items_get_the_ids_of_the_catalog():
     log = Dataset.from_dict({"user": ["u", "u", "v"], "item": ["1", "2", "1"], "timestamp": [1, 2, 3]})
     renamed = rename_items(log, {"2": "b c", "1": "9", "3": "unused"})
     assert renamed.to_dict() == {"user": ["u", "u", "v"], "item": ["9", "b c", "9"], "timestamp": [1, 2, 3]}

@@ -96,12 +96,29 @@ def test_rows_without_names_become_a_table_as_the_error_says():
     assert len(load_interactions(pd.DataFrame([("u", "a")], columns=["user", "item"]))) == 1
 
 
-def test_a_web_page_and_a_pdf_are_refused_with_different_advice(write):
-    page = b"\n<!DOCTYPE html><html><body>404</body></html>"
-    with pytest.raises(ValueError, match=r"^log\.csv: the file is an HTML page.*Download the data again"):
-        load_interactions(write("log.csv", page))
-    with pytest.raises(ValueError, match=r"^log\.csv: the file is a PDF document\. Export the data as CSV\.$"):
-        load_interactions(write("log.csv", b"%PDF-1.7 text"))
+ARCHIVES = (b"PK\x03\x04", b"Rar!\x1a", b"7z\xbc\xaf", bytes(257) + b"ustar")
+BINARY = (b"SQLite format 3\0", b"\x89HDF", b"\x80\x04", b"ARROW1\0")
+
+
+@pytest.mark.parametrize(
+    ("start", "kind"),
+    [
+        (b"\n<!DOCTYPE html><html><body>404</body></html>", r"an HTML page.*Download the data again"),
+        (b"%PDF-1.7 text", r"a PDF document\. Export the data as CSV\.$"),
+        *[(start, r"an archive\. Extract it and pass one of its files\.$") for start in ARCHIVES],
+        *[(start, r"a binary file\. Export CSV, or pass a pandas data frame\.$") for start in BINARY],
+        ("user,item\n".encode("utf-16-le"), r"null characters, .* pass `encoding='utf-16-le'`"),
+        ("user,item\n".encode("utf-16-be"), r"null characters, .* pass `encoding='utf-16-be'`"),
+    ],
+)
+def test_a_file_of_another_kind_is_refused_with_advice_for_it(write, start, kind):
+    with pytest.raises(ValueError, match=rf"^log\.csv: (the file is|found) {kind}"):
+        load_interactions(write("log.csv", start))
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32"])
+def test_a_byte_order_mark_names_the_encoding(write, encoding):
+    assert rows(load_interactions(write("log.csv", "user,item\nu,ä\n".encode(encoding)))) == [("u", "ä", 0)]
 
 
 def test_a_dataset_dict_is_refused_with_the_split_to_pass():

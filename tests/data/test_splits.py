@@ -203,6 +203,11 @@ def test_a_date_for_a_log_in_another_unit_is_refused(factor, unit):
         split_at_time(log, item_tokenizer(["a"]), validation_time="2024-06-01", test_time="2024-07-01")
     with pytest.raises(ValueError, match=found("since", "from it on")):
         new_interactions(log, item_tokenizer(["a"]), since="2024-06-01")
+    with pytest.raises(ValueError, match="`replay` must be at least 0, found -1"):
+        new_interactions(log, item_tokenizer(["a"]), replay=-1)
+    for since, found in ((None, ", found 1. Pass more interactions."), (2, " from `since` (2) on, found 1. Pass more")):
+        with pytest.raises(ValueError, match=re.escape(f"Expected at least 2 users with interactions{found}")):
+            new_interactions(log_of(("u", "a", 1), ("u", "b", 2)), item_tokenizer(["a"]), since=since)
 
 
 def test_a_time_that_is_no_time_is_refused():

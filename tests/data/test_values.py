@@ -111,7 +111,7 @@ def test_infinity_is_no_time(times, found):
         load_interactions(frame)
 
 
-def test_dates_are_read_up_to_the_year_9999(caplog):
+def test_dates_are_read_up_to_the_year_9999():
     log = {"user": ["u", "u"], "item": ["a", "b"]}
     for last in (datetime(9999, 12, 31), date(9999, 12, 31), "9999-12-31"):
         first = "1970-01-02" if isinstance(last, str) else type(last)(1970, 1, 2)

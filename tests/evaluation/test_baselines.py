@@ -39,7 +39,7 @@ def query(*histories: list[int], users: list[int] | None = None) -> dict[str, to
     return {"input_ids": input_ids, "attention_mask": mask, "history": had, "users": users}
 
 
-def labelled(targets: list[int], *histories: list[int]) -> dict[str, torch.Tensor]:
+def labeled(targets: list[int], *histories: list[int]) -> dict[str, torch.Tensor]:
     batch = query(*histories)
     labels = torch.full_like(batch["input_ids"], -100)
     labels[batch["input_ids"] == MASK] = torch.tensor(targets)
@@ -95,7 +95,7 @@ def test_one_observed_step_outweighs_any_popularity():
 @pytest.mark.parametrize("name", BASELINES)
 def test_every_baseline_returns_the_output_of_a_model(people, name):
     baseline = BASELINES[name](people, VOCAB)
-    batch = labelled([A, C], [B, A], [B])
+    batch = labeled([A, C], [B, A], [B])
     outputs = baseline(**batch)
     assert outputs.logits.shape == (2, 1, VOCAB)
     assert outputs.logits.isfinite().all()
@@ -280,7 +280,7 @@ def test_the_collator_names_the_option_that_removes_the_users(tokenizer):
 
 
 def test_bpr_without_users_raises():
-    bpr, batch = BprMf(two_groups(), VOCAB, factors=4), labelled([B], [A])
+    bpr, batch = BprMf(two_groups(), VOCAB, factors=4), labeled([B], [A])
     with pytest.raises(ValueError, match=r"`DataCollatorWithUsers\(tokenizer, model\.users\)`"):
         bpr(**{name: value for name, value in batch.items() if name != "users"})
 
@@ -333,14 +333,14 @@ def test_histories_of_equal_length_are_counted_alike(kind):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU; the meta device has no values")
 def test_the_output_is_on_the_device_of_the_inputs(people):
-    batch = {name: values.cuda() for name, values in labelled([A], [B]).items()}
+    batch = {name: values.cuda() for name, values in labeled([A], [B]).items()}
     outputs = Popularity(people, VOCAB)(**batch)
     assert {outputs.loss.device.type, outputs.logits.device.type, outputs.ranking["history"].device.type} == {"cuda"}
 
 
 def test_without_exclusion_nothing_is_excluded_and_no_history_is_needed(people):
     baseline = Ease(people, VOCAB)
-    batch = labelled([A], [B, C])
+    batch = labeled([A], [B, C])
     expected = baseline(**batch).logits
     del batch["history"]
     assert baseline(**batch).ranking is None

@@ -172,7 +172,7 @@ def test_weights_that_were_cut_off_are_refused(folder):
         hf_bert4rec.pipeline(folder)
 
 
-def test_a_tokenizer_or_titles_of_another_catalogue_are_not_pushed(folder):
+def test_a_tokenizer_or_titles_of_another_catalog_are_not_pushed(folder):
     pq.write_table(pa.table({"title": ["Alpha", "Beta"]}), folder / "items.parquet")
     with pytest.raises(ValueError, match=r"items\.parquet: expected 10 titles.*found 2"):
         push_checkpoint(folder, "org/name")

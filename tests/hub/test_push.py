@@ -126,7 +126,7 @@ def test_with_the_package_the_code_of_a_repository_is_neither_loaded_nor_asked_a
     assert not [request for request in hub.requests if request.endswith(".py")]
 
 
-def test_a_pinned_revision_stays_what_it_was(hub, folder, model, monkeypatch):
+def test_a_pinned_revision_stays_what_it_was(hub, folder, model):
     first = push_checkpoint(folder, NAME).rsplit("/", 1)[1]
     expected = hf_bert4rec.pipeline(folder)(HISTORIES)
     torch.nn.init.ones_(model.lm_head.bias[3:5].data)
@@ -149,7 +149,7 @@ def test_a_private_repository_opens_with_the_token_alone(hub, folder, monkeypatc
     assert len(hf_bert4rec.pipeline(NAME, token=TOKEN)(HISTORIES)) == 2
 
 
-def test_files_that_only_an_older_checkpoint_had_are_deleted(hub, folder, tokenizer):
+def test_files_that_only_an_older_checkpoint_had_are_deleted(hub, folder):
     push_checkpoint(folder, NAME)
     item_tokenizer(list("abcdefghij"), max_length=5).save_pretrained(folder)
     push_checkpoint(folder, NAME)

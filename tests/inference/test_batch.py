@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import os
 import random
 import signal
 import subprocess
@@ -100,6 +101,8 @@ def test_the_same_call_continues_and_another_one_is_refused(source, histories, t
         recommend_to_parquet(source, histories, tmp_path / "out", shard_size=8)
     with pytest.raises(ValueError, match="`top_k` must be a whole number"):
         recommend_to_parquet(source, histories, tmp_path / "new", top_k=0)
+    with pytest.raises(ValueError, match=r"^`processes` must be a whole number of at least 1, found 0\.$"):
+        recommend_to_parquet(source, histories, tmp_path / "new", processes=0)
     with pytest.raises(ValueError, match=r"Unknown option 'batch_size'\. The options are top_k, .*, deny, processes"):
         recommend_to_parquet(source, histories, tmp_path / "new", batch_size=8)
     assert not (tmp_path / "new").exists()
@@ -108,6 +111,12 @@ def test_the_same_call_continues_and_another_one_is_refused(source, histories, t
             recommend_to_parquet(source, histories, tmp_path / "out", **{"shard_size": 8, "top_k": 3, **changes})
     with pytest.raises(ValueError, match=r"begun with other values of `columns` \(then the default, now "):
         batch._begin(folder, json.loads((folder / batch.REQUEST_FILE).read_text()) | {"columns": {"user": "user"}})
+    weights = source / "model.safetensors"
+    times = (weights.stat().st_atime_ns, weights.stat().st_mtime_ns)
+    os.utime(weights, (0, 0))
+    with pytest.raises(ValueError, match="begun before the model changed"):
+        recommend_to_parquet(source, histories, tmp_path / "out", shard_size=8, top_k=3)
+    os.utime(weights, ns=times)
     pq.write_table(pq.read_table(histories), histories, row_group_size=3)
     with pytest.raises(ValueError, match="begun before the source changed"):
         recommend_to_parquet(source, histories, tmp_path / "out", shard_size=8, top_k=3)
@@ -160,7 +169,7 @@ def test_other_tables_are_refused(source, tmp_path, table, message):
         recommend_to_parquet(source, tmp_path / "table.parquet", tmp_path / "out")
 
 
-def test_a_run_that_failed_before_its_first_file_can_be_repeated_with_other_data(source, histories, tmp_path):
+def test_a_run_that_failed_before_its_first_file_can_be_repeated_with_other_data(source, tmp_path):
     pq.write_table(pa.table({"user": ["u"], "history": [[None]]}), tmp_path / "table.parquet")
     with pytest.raises(ValueError, match="None"):
         recommend_to_parquet(source, tmp_path / "table.parquet", tmp_path / "out")
@@ -183,6 +192,8 @@ def test_the_scoring_class_takes_arrow_and_pandas(source):
     assert isinstance(found, pa.Table)
     assert found["customer"].to_pylist() == ["x", "x", "y", "y"]
     assert found["rank"].to_pylist() == [1, 2, 1, 2]
+    with pytest.raises(ValueError, match=r"Expected a column 'customer', found user\. Pass the names of your columns"):
+        score(pa.table({"user": ["x"]}))
     frame = score(table.to_pandas())
     assert isinstance(frame, pd.DataFrame)
     assert frame.to_dict("list") == found.to_pydict()

@@ -2,6 +2,7 @@
 
 import importlib.util
 import shutil
+import sys
 
 import numpy as np
 import onnxruntime
@@ -128,6 +129,18 @@ def test_the_command_replaces_an_export_and_nothing_else(tmp_path, capsys):
     assert (tmp_path / "other" / "thesis.txt").read_text() == "mine"
     (tmp_path / "onnx").rename(tmp_path / "onnx.replaced")  # a kill while the export is replaced
     assert len(OnnxRecommender(tmp_path / "onnx")([["a"]])[0]) == 8
+
+
+def test_a_model_of_two_positions_and_a_missing_package_are_refused(exported, tmp_path, monkeypatch):
+    hf_bert4rec.Bert4RecForMaskedLM(small_config(13, 2)).save_pretrained(tmp_path / "model")
+    item_tokenizer(list(ITEMS), max_length=2).save_pretrained(tmp_path / "model")
+    with pytest.raises(
+        ValueError, match=r"needs a model with `max_position_embeddings` of at least 3, found 2\. Train"
+    ):
+        export_checkpoint(tmp_path / "model", tmp_path / "onnx")
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)  # an import of it fails
+    with pytest.raises(ImportError, match=r"need onnxruntime\. Run `pip install 'hf-bert4rec\[export\]'`"):
+        OnnxRecommender(exported[1])
 
 
 def test_damaged_exports_are_refused(exported, tmp_path):

@@ -423,11 +423,14 @@ def test_a_checkpoint_is_exported_to_be_served(folders):
     assert items_of(recommender(HISTORIES)) == items_of(expected)
 
 
-def test_what_cannot_be_served_is_refused(folders, tmp_path):
+def test_what_cannot_be_served_is_refused(folders, tmp_path, monkeypatch):
     shutil.copytree(folders[0], tmp_path / "model")
     (tmp_path / "model" / "model.safetensors").write_bytes(b"damaged")
     with pytest.raises(ValueError, match=r"model.safetensors is damaged or cut off"):
         load_for_serving(tmp_path / "model")
+    monkeypatch.setattr(serving, "EXPORT", "import sys; sys.stderr.write('Killed'); sys.exit(137)")
+    with pytest.raises(ValueError, match=r"the export ended with exit status 137 \(Killed\)\. Run `hf-bert4rec export"):
+        load_for_serving(folders[0])
 
 
 def test_an_export_that_takes_too_long_names_the_command(folders, monkeypatch):

@@ -132,6 +132,10 @@ def test_removed_items_are_not_taken_from_an_index(model, tokenizer):
     [
         (faiss_index(np.ones((3, 13), np.float32)), "`index` has 3 vectors, but the model has 10 items"),
         (faiss_index(np.ones((10, 15), np.float32)), "`index` have 15 numbers, but those of .* have 14"),
+        (
+            dataset_index(np.ones((10, 14), np.float32)).add_faiss_index("vector", index_name="other"),
+            "with one FAISS index, found 2. Remove the others with `drop_index`",
+        ),
         (Dataset.from_dict({"vector": [[1.0]]}), "with one FAISS index, found 0. Call `add_faiss_index`"),
         ([1, 2], "`index` must be a usearch or FAISS index, or a `Dataset` with a FAISS index, found list"),
     ],

@@ -90,7 +90,7 @@ def test_the_loss_is_a_mean_over_scored_positions_or_those_of_the_whole_batch(lo
 @every_sharing
 @every_count_of_nothing
 @pytest.mark.parametrize("label", [-100, PAD, MASK, UNK])
-def test_nothing_scored_loses_nothing(loss, share, label, count):
+def test_the_loss_without_scored_positions_is_zero(loss, share, label, count):
     config = of_items(11, loss=loss, num_negatives=4, share_negatives=share)
     inputs, labels = problem(8, 11)
     found = loss_and_gradients(config, inputs, labels.fill_(label), num_items_in_batch=count)
@@ -100,7 +100,7 @@ def test_nothing_scored_loses_nothing(loss, share, label, count):
 @every_loss
 @every_sharing
 @every_count_of_nothing
-def test_no_position_at_all_loses_nothing(loss, share, count):
+def test_the_loss_without_positions_is_zero(loss, share, count):
     config = of_items(11, loss=loss, num_negatives=4, share_negatives=share)
     found = loss_and_gradients(config, *problem(0, 11), num_items_in_batch=count)
     assert all((number == 0).all() for number in found)
@@ -146,7 +146,7 @@ def test_another_loss_than_that_of_the_configuration_can_be_asked_for(loss, shar
 
 @every_way
 @pytest.mark.parametrize("autocast", [False, True])
-def test_hidden_states_in_bfloat16_lose_in_single_precision(loss, share, autocast):
+def test_the_loss_of_hidden_states_in_bfloat16_is_in_single_precision(loss, share, autocast):
     """Against double precision; the gradient of the hidden states has their own precision and no other."""
     config = of_items(200, loss=loss, num_negatives=30, share_negatives=share)
     inputs, labels = problem(16, 200)
@@ -177,7 +177,7 @@ def test_gradients_are_the_slopes_of_the_loss(loss, share):
 
 
 @pytest.mark.parametrize(("loss", "share"), [*((loss, True) for loss in LOSSES), ("sampled_softmax", False)])
-def test_one_compiled_graph_loses_the_same(loss, share):
+def test_one_compiled_graph_has_the_same_loss(loss, share):
     config = of_items(11, loss=loss, num_negatives=4, share_negatives=share)
     inputs, labels = problem(8, 11)
     labels[2] = -100
@@ -188,7 +188,7 @@ def test_one_compiled_graph_loses_the_same(loss, share):
 
 
 @every_way
-def test_extreme_scores_lose_finite_amounts(loss, share):
+def test_the_loss_of_extreme_scores_is_finite(loss, share):
     config = of_items(11, loss=loss, num_negatives=4, share_negatives=share)
     inputs, labels = problem(8, 11)
     with torch.no_grad():
@@ -210,7 +210,7 @@ def test_softmax_is_cross_entropy_over_the_items(chunk):
     assert_same(loss_and_gradients(of_items(17, loss_chunk_size=chunk), inputs, labels), expected)
 
 
-def test_equal_scores_lose_the_log_of_the_catalogue():
+def test_the_loss_of_equal_scores_is_the_log_of_the_catalog():
     inputs, labels = torch.zeros(4, 5), torch.tensor([3, 9, 9, 13])
     assert item_loss(of_items(11), inputs, torch.zeros(14, 5), torch.zeros(14), labels).item() == pytest.approx(
         2.3978953  # log 11
@@ -242,7 +242,7 @@ def test_sampled_softmax_on_all_other_items_is_the_full_softmax():
 
 
 @every_sharing
-def test_sampled_softmax_estimates_the_sum_over_the_catalogue_without_bias(share):
+def test_sampled_softmax_estimates_the_sum_over_the_catalog_without_bias(share):
     config = of_items(7, loss="sampled_softmax", num_negatives=3, share_negatives=share)
     (hidden, table, bias), labels = problem(1, 7, seed=3)
     with torch.no_grad():
@@ -462,6 +462,9 @@ def test_an_entry_adds_a_loss(monkeypatch):
     batch = {"input_ids": torch.tensor([[3, 1]]), "labels": torch.tensor([[-100, 4]])}
     assert unknown.eval()(**batch).loss > 0
     with pytest.raises(ValueError, match=r"`loss` must be one of softmax, .*, found 'squared'"):
+        unknown.train()(**batch)
+    unknown.config.loss, unknown.config.num_negatives = "bce", 11
+    with pytest.raises(ValueError, match=r"`num_negatives` must be from 1 to 10, .* found 11\. Change this option"):
         unknown.train()(**batch)
     monkeypatch.setitem(LOSSES, "squared", ItemLoss(squared_loss, samples_negatives=False))
     model = Bert4RecForMaskedLM(of_items(11, loss="squared", num_negatives=1000)).train()

@@ -310,7 +310,7 @@ def test_loss_is_the_same_whichever_positions_are_kept(batch):
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_a_batch_without_labels_loses_nothing(batch, training):
+def test_the_loss_of_a_batch_without_labels_is_zero(batch, training):
     model = lively_model().train(training)
     loss = model(**inputs_of(batch), labels=torch.full((3, LENGTH), -100)).loss
     loss.backward()
@@ -614,7 +614,7 @@ def test_the_rotation_of_a_vector_is_worked_out_by_hand():
         torch.testing.assert_close(turned[place], torch.stack(by_hand))
 
 
-def test_a_position_starts_from_its_neighbours():
+def test_a_position_starts_from_its_neighbors():
     """Worked out by hand with a width of 2: oldest to newest 1, 2, 4, and channel 1 is ten times channel 0."""
     embeddings = Bert4RecModel(small_config(hidden_size=2, num_attention_heads=1, conv_kernel_size=3)).embeddings
     embeddings.position_embeddings.weight.data.zero_()
@@ -864,6 +864,8 @@ def test_tying_changes_the_number_of_parameters():
         ({"layer_norm_eps": 1e300}, "`layer_norm_eps` must be above 0 and at most 10, found 1e\\+300"),
         ({"pad_token_id": 7}, "`pad_token_id` must be 0, the row of .PAD., found 7"),
         ({"gbce_calibration": -0.1}, "`gbce_calibration` must be from 0 to 1, found -0.1"),
+        ({"hidden_dropout_prob": 1.0}, "must be at least 0 and below 1, found 1.0"),
+        ({"num_followers": -1}, "must be from 0 to 1000, found -1"),
         ({"gbce_calibration": 1.1}, "`gbce_calibration` must be from 0 to 1, found 1.1"),
     ],
 )

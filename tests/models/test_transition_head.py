@@ -91,7 +91,7 @@ def test_both_heads_together_have_the_loss_of_their_logits():
     torch.testing.assert_close(model(**INPUTS, labels=labels).loss, by_hand)
 
 
-def test_initialization_counts_each_pair_of_a_user_once(model):
+def test_initialization_counts_each_pair_of_a_user_once():
     rows = {"user": ["u", "u", "v", "w"], "input_ids": [[3, 4], [3, 4, 5, 3, 4], [3, 4, UNK, 5], [3, 6]]}
     model = Bert4RecForMaskedLM(small_config(num_followers=2))
     initialize_items(model, Dataset.from_dict(rows))

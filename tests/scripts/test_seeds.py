@@ -66,7 +66,7 @@ def test_runs_that_cannot_be_averaged_are_refused_and_nothing_is_written(seeds, 
         assert not (other / "README.md").exists()
 
 
-def test_runs_without_test_results_and_a_file_without_runs_are_refused(seeds, tmp_path, capsys):
+def test_runs_without_test_results_and_a_file_without_runs_are_refused(seeds, tmp_path):
     run = save_run(tmp_path / "a", 1, 0.1)
     with pytest.raises(SystemExit, match=r"does not exist or has no runs\. Run"):
         seeds.main(["card", str(tmp_path / "seeds.jsonl"), str(run)])

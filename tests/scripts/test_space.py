@@ -370,7 +370,7 @@ def test_a_folder_that_is_no_checkpoint_is_refused_before_anything_is_made(push,
         push.push("org/demo", str(tmp_path))
 
 
-def test_the_card_asks_for_a_gradio_and_a_python_that_the_project_takes(push):
+def test_the_card_asks_for_a_gradio_and_a_python_that_the_project_takes():
     card = SpaceCard.load(SPACE / "README.md").data
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     (gradio,) = (Requirement(line) for line in project["optional-dependencies"]["space"])

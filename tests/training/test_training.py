@@ -201,7 +201,7 @@ def test_persistent_workers_raise_because_their_masks_would_never_change(tmp_pat
         RecommendationTrainingArguments(str(tmp_path), dataloader_num_workers=1, dataloader_persistent_workers=True)
 
 
-def test_no_user_may_be_dropped_from_an_evaluation(cyclic_histories, tmp_path):
+def test_no_user_may_be_dropped_from_an_evaluation(tmp_path):
     with pytest.raises(
         ValueError, match="`dataloader_drop_last` must be False, found True, because evaluation would also drop"
     ):
