@@ -3,17 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from transformers import EvalPrediction, ProgressCallback, set_seed
+from transformers import EvalPrediction, ProgressCallback
 
-from hf_bert4rec import (
-    Bert4RecForMaskedLM,
-    RecommendationTrainer,
-    RecommendationTrainingArguments,
-    cloze_training,
-    ranking_metrics,
-)
+from hf_bert4rec import ranking_metrics
 from hf_bert4rec.evaluation.trainer_evaluation import metrics_of_ranks, rank_rows, ranks_of_logits
-from tests.conftest import small_config
+from tests.training.trainers import make_trainer
 
 ROWS = 14  # of an item table of 11 items
 LABELS = torch.tensor([[-100, -100, 5]])
@@ -25,16 +19,6 @@ def scores_of(*best: int) -> torch.Tensor:
     for place, row in enumerate(best):
         logits[0, 0, row] = len(best) - place
     return logits
-
-
-def make_trainer(cyclic_histories, folder, config=None, **options):
-    splits, tokenizer = cyclic_histories
-    args = RecommendationTrainingArguments(str(folder), report_to="none", use_cpu=True, **options)
-    set_seed(0)
-    model = Bert4RecForMaskedLM(small_config(len(tokenizer), 8, **(config or {})))
-    return RecommendationTrainer(
-        model, args, train_dataset=splits["train"], eval_dataset=splits["validation"], **cloze_training(tokenizer)
-    )
 
 
 def test_the_rank_is_that_at_the_mask_also_if_every_position_is_scored():
@@ -113,7 +97,7 @@ def test_hidden_states_among_the_outputs_change_no_metric(cyclic_histories, tmp_
 
 def test_without_exclusion_no_history_column_is_needed(cyclic_histories, tmp_path):
     splits, _ = cyclic_histories
-    trainer = make_trainer(cyclic_histories, tmp_path, {"exclude_history": False})
+    trainer = make_trainer(cyclic_histories, tmp_path, config={"exclude_history": False})
     assert np.array_equal(
         rank_rows(trainer, splits["test"].remove_columns("history")), rank_rows(trainer, splits["test"])
     )

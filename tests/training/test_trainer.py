@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
-from transformers import BertConfig, BertForMaskedLM, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import BertConfig, BertForMaskedLM, Trainer, TrainerCallback, TrainingArguments
 
 import hf_bert4rec
 from hf_bert4rec import (
@@ -38,19 +38,9 @@ from tests.conftest import small_config
 from tests.hub.test_push import CODE
 from tests.hub_server import OWNER, TOKEN
 from tests.training.test_training import StopAt
+from tests.training.trainers import make_trainer
 
 SAVED = {"README.md", "config.json", "model.safetensors", "run_facts.json", "tokenizer.json", "tokenizer_config.json"}
-
-
-def make_trainer(cyclic_histories, folder, kind=RecommendationTrainer, setup=(), **options):
-    splits, tokenizer = cyclic_histories
-    options = {"num_train_epochs": 3, "per_device_train_batch_size": 4, "use_cpu": True, "disable_tqdm": True} | options
-    args = RecommendationTrainingArguments(str(folder), **options)
-    set_seed(args.seed)
-    model = Bert4RecForMaskedLM(small_config(len(tokenizer), 8))
-    arguments = cloze_training(tokenizer, **({"callbacks": []} if kind is Trainer else {})) | dict(setup)
-    model = arguments.pop("model", model)
-    return kind(model, args, train_dataset=splits["train"], eval_dataset=splits["validation"], **arguments)
 
 
 @pytest.fixture

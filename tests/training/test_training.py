@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import Trainer, TrainerCallback, TrainerState, set_seed
+from transformers import Trainer, TrainerCallback, TrainerState
 
 from hf_bert4rec import (
     Bert4RecForMaskedLM,
@@ -24,26 +24,14 @@ from hf_bert4rec.hub.run_facts import RunFacts
 from hf_bert4rec.training import resources
 from hf_bert4rec.training.resources import MemoryEstimate, format_memory
 from tests.conftest import small_config
+from tests.training.trainers import make_trainer
 
 
-def make_trainer(cyclic_histories, folder, callbacks=(), masking=None, by_muon=False, **options) -> Trainer:
-    splits, tokenizer = cyclic_histories
-    args = RecommendationTrainingArguments(
-        str(folder),
-        **{
-            "num_train_epochs": 3,
-            "per_device_train_batch_size": 4,
-            "warmup_steps": 2,
-            "use_cpu": True,
-            "report_to": "none",
-            "disable_tqdm": True,
-            **options,
-        },
-    )
-    set_seed(args.seed)
-    model = Bert4RecForMaskedLM(small_config(len(tokenizer), 8, hidden_dropout_prob=0.1))
-    setup = cloze_training(tokenizer, callbacks=callbacks, **(masking or {})) | (muon(args) if by_muon else {})
-    return Trainer(model, args, train_dataset=splits["train"], eval_dataset=splits["validation"], **setup)
+def stock_trainer(histories, folder, callbacks=(), by_muon=False, **options) -> Trainer:
+    options = {"warmup_steps": 2, **options}
+    args = RecommendationTrainingArguments(str(folder), **options)
+    setup = {"callbacks": None} | cloze_training(histories[1], callbacks=callbacks) | (muon(args) if by_muon else {})
+    return make_trainer(histories, folder, Trainer, setup, {"hidden_dropout_prob": 0.1}, **options)
 
 
 def test_training_does_not_use_the_attention_of_cudnn(cyclic_histories, tmp_path):
@@ -51,7 +39,7 @@ def test_training_does_not_use_the_attention_of_cudnn(cyclic_histories, tmp_path
     note = TrainerCallback()
     note.on_step_end = lambda *args, **kwargs: used.append(torch.backends.cuda.cudnn_sdp_enabled())
     before = torch.backends.cuda.cudnn_sdp_enabled()
-    make_trainer(
+    stock_trainer(
         cyclic_histories,
         tmp_path,
         callbacks=[note],
@@ -101,10 +89,10 @@ def test_a_run_that_was_interrupted_and_resumed_ends_bit_equal_to_one_that_was_n
 ):
     options = {"dataloader_num_workers": workers, "eval_strategy": "no", "load_best_model_at_end": False}
     options["by_muon"] = by_muon
-    whole = make_trainer(cyclic_histories, tmp_path / "whole", **options)
+    whole = stock_trainer(cyclic_histories, tmp_path / "whole", **options)
     whole.train()
-    make_trainer(cyclic_histories, tmp_path / "cut", callbacks=[StopAt(step)], **options).train()
-    resumed = make_trainer(cyclic_histories, tmp_path / "cut", **options)
+    stock_trainer(cyclic_histories, tmp_path / "cut", callbacks=[StopAt(step)], **options).train()
+    resumed = stock_trainer(cyclic_histories, tmp_path / "cut", **options)
     resumed.train(resume_from_checkpoint=str(last_complete_checkpoint(tmp_path / "cut")))
     for expected, found in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
         assert torch.equal(expected, found)
@@ -115,8 +103,8 @@ def test_every_row_is_drawn_once_an_epoch_with_fresh_masks_the_same_for_any_numb
     cyclic_histories, tmp_path, workers
 ):
     seen, again = Record(), Record()
-    make_trainer(cyclic_histories, tmp_path, callbacks=[seen], dataloader_num_workers=workers).train()
-    make_trainer(cyclic_histories, tmp_path, callbacks=[again]).train()
+    stock_trainer(cyclic_histories, tmp_path, callbacks=[seen], dataloader_num_workers=workers).train()
+    stock_trainer(cyclic_histories, tmp_path, callbacks=[again]).train()
     expected = sorted(tuple(row) for row in cyclic_histories[0]["train"]["input_ids"])
     assert [sorted(row for row, _ in epoch) for epoch in seen.epochs] == [expected] * 3
     first, second, third = (sorted(epoch) for epoch in seen.epochs)
@@ -131,7 +119,7 @@ def test_the_stock_trainer_without_our_callbacks_repeats_a_run_with_the_same_see
     seen = []
     for _ in range(2):
         seen.append(Record())
-        trainer = make_trainer(
+        trainer = stock_trainer(
             cyclic_histories, tmp_path, callbacks=None, num_train_epochs=2, dataloader_num_workers=workers
         )
         assert not any(isinstance(it, ClozeCallback) for it in trainer.callback_handler.callbacks)
@@ -160,7 +148,7 @@ class Spoil(TrainerCallback):
 
 
 def test_the_best_checkpoint_by_validation_ndcg_is_restored(cyclic_histories, tmp_path):
-    trainer = make_trainer(cyclic_histories, tmp_path, [Spoil()], num_train_epochs=6, learning_rate=0.02)
+    trainer = stock_trainer(cyclic_histories, tmp_path, [Spoil()], num_train_epochs=6, learning_rate=0.02)
     trainer.train()
     evaluations = [entry for entry in trainer.state.log_history if "eval_ndcg@10" in entry]
     scores, losses = ([entry[name] for entry in evaluations] for name in ("eval_ndcg@10", "eval_loss"))
@@ -174,7 +162,7 @@ def test_gradient_accumulation_changes_nothing(cyclic_histories, tmp_path):
     options |= {"logging_strategy": "steps", "eval_strategy": "no", "load_best_model_at_end": False}
     losses = []
     for batch, accumulation in ((4, 1), (2, 2)):
-        trainer = make_trainer(
+        trainer = stock_trainer(
             cyclic_histories,
             tmp_path,
             per_device_train_batch_size=batch,
@@ -190,8 +178,8 @@ def test_gradient_accumulation_changes_nothing(cyclic_histories, tmp_path):
 
 
 def test_history_is_excluded_from_the_ranking_by_default(cyclic_histories, tmp_path):
-    excluded = make_trainer(cyclic_histories, tmp_path).evaluate()
-    trainer = make_trainer(cyclic_histories, tmp_path)
+    excluded = stock_trainer(cyclic_histories, tmp_path).evaluate()
+    trainer = stock_trainer(cyclic_histories, tmp_path)
     trainer.model.config.exclude_history = False
     assert excluded["eval_mrr@10"] > trainer.evaluate()["eval_mrr@10"]
 
@@ -210,7 +198,7 @@ def test_no_user_may_be_dropped_from_an_evaluation(tmp_path):
 
 def test_rows_may_have_the_format_of_torch(cyclic_histories, tmp_path):
     splits, tokenizer = cyclic_histories
-    trainer = make_trainer((splits.with_format("torch"), tokenizer), tmp_path, max_steps=1)
+    trainer = stock_trainer((splits.with_format("torch"), tokenizer), tmp_path, max_steps=1)
     assert trainer.train().global_step == 1
 
 
@@ -261,7 +249,7 @@ def test_two_processes_train_and_evaluate_as_one_does(tmp_path):
 
 
 def test_memory_is_logged_before_training_and_time_after_two_steps(cyclic_histories, tmp_path, caplog):
-    trainer = make_trainer(cyclic_histories, tmp_path, eval_strategy="no", save_strategy="no")
+    trainer = stock_trainer(cyclic_histories, tmp_path, eval_strategy="no", save_strategy="no")
     seen = []
 
     class Look(TrainerCallback):
@@ -334,10 +322,10 @@ def free(monkeypatch):
 
 
 def test_training_that_may_not_fit_warns_with_advice_and_starts(cyclic_histories, tmp_path, free, caplog):
-    estimate = estimate_memory(make_trainer(cyclic_histories, tmp_path).model, 4, 6)
+    estimate = estimate_memory(stock_trainer(cyclic_histories, tmp_path).model, 4, 6)
     for there in (estimate.total + 1e-9, estimate.total - estimate.parameters - 1e-9):
         free(there)
-        make_trainer(cyclic_histories, tmp_path, num_train_epochs=1).train()
+        stock_trainer(cyclic_histories, tmp_path, num_train_epochs=1).train()
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     needed = format_memory(estimate.total)
     assert warnings == [
@@ -350,7 +338,7 @@ def test_freed_memory_is_kept_except_with_checkpointing(cyclic_histories, tmp_pa
     kept = []
     monkeypatch.setattr("hf_bert4rec.training.resources.keep_freed_memory", kept.append)
     for checkpointing in (False, True):
-        make_trainer(cyclic_histories, tmp_path, num_train_epochs=1, gradient_checkpointing=checkpointing).train()
+        stock_trainer(cyclic_histories, tmp_path, num_train_epochs=1, gradient_checkpointing=checkpointing).train()
     assert kept == [True, False]
 
 
@@ -359,7 +347,7 @@ def test_rows_in_which_nothing_is_scored_change_nothing(cyclic_histories, tmp_pa
     rows = splits["train"].select_columns(["input_ids", "length"])
     rows = rows.add_column("labels", [[-100] * len(row) for row in rows["input_ids"]])
     options = {"weight_decay": 0.0, "eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
-    trainer = make_trainer(({**splits, "train": rows}, tokenizer), tmp_path, num_train_epochs=1, **options)
+    trainer = stock_trainer(({**splits, "train": rows}, tokenizer), tmp_path, num_train_epochs=1, **options)
     before = {name: weight.clone() for name, weight in trainer.model.state_dict().items()}
     assert trainer.train().training_loss == 0
     for name, weight in trainer.model.state_dict().items():
@@ -368,13 +356,13 @@ def test_rows_in_which_nothing_is_scored_change_nothing(cyclic_histories, tmp_pa
 
 def test_a_list_of_rows_can_be_trained_on(cyclic_histories, tmp_path):
     splits, tokenizer = cyclic_histories
-    trainer = make_trainer(({**splits, "train": list(splits["train"])}, tokenizer), tmp_path, num_train_epochs=1)
+    trainer = stock_trainer(({**splits, "train": list(splits["train"])}, tokenizer), tmp_path, num_train_epochs=1)
     trainer.train()
     assert trainer.state.global_step == 5
 
 
 def test_memory_of_evaluation_is_logged_if_it_exceeds_that_of_training(cyclic_histories, tmp_path, caplog):
-    trainer = make_trainer(cyclic_histories, tmp_path, num_train_epochs=1, per_device_eval_batch_size=20_000_000)
+    trainer = stock_trainer(cyclic_histories, tmp_path, num_train_epochs=1, per_device_eval_batch_size=20_000_000)
     with caplog.at_level("INFO", logger="hf_bert4rec.training.callbacks"):
         trainer.train()
     text = "Evaluation needs up to 3.60 GB of memory. A lower `per_device_eval_batch_size` reduces this amount."
@@ -384,7 +372,7 @@ def test_memory_of_evaluation_is_logged_if_it_exceeds_that_of_training(cyclic_hi
 def test_memory_of_evaluation_includes_the_weights_and_the_optimizer(cyclic_histories, tmp_path, caplog, monkeypatch):
     estimate = MemoryEstimate(2.0, 2.0, 4.0, 0.1, 0.1, "")
     monkeypatch.setattr(resources, "estimate_memory", lambda *_: estimate)
-    trainer = make_trainer(cyclic_histories, tmp_path, num_train_epochs=1, per_device_eval_batch_size=20_000_000)
+    trainer = stock_trainer(cyclic_histories, tmp_path, num_train_epochs=1, per_device_eval_batch_size=20_000_000)
     with caplog.at_level("INFO", logger="hf_bert4rec.training.callbacks"):
         trainer.train()
     assert caplog.messages[1].startswith("Evaluation needs up to 9.60 GB of memory.")
@@ -393,7 +381,7 @@ def test_memory_of_evaluation_includes_the_weights_and_the_optimizer(cyclic_hist
 @pytest.mark.parametrize("loss", ["sampled_softmax", "gbce", "bce"])
 def test_a_run_on_negatives_resumes_bit_equal(cyclic_histories, tmp_path, loss):
     def train(folder, callbacks=(), resume=None):
-        trainer = make_trainer(cyclic_histories, folder, callbacks, save_total_limit=None, save_strategy="no",
+        trainer = stock_trainer(cyclic_histories, folder, callbacks, save_total_limit=None, save_strategy="no",
                                eval_strategy="no", load_best_model_at_end=False)  # fmt: skip
         trainer.model.config.loss, trainer.model.config.num_negatives = loss, 4
         trainer.train(resume_from_checkpoint=resume)
