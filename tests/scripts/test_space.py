@@ -24,7 +24,7 @@ from packaging.requirements import Requirement
 
 import hf_bert4rec
 from hf_bert4rec import Bert4RecForMaskedLM, NextItemRecommendationPipeline, item_tokenizer
-from tests.conftest import lively, load_script, small_config, small_facts
+from tests.conftest import load_script, small_config, small_facts
 from tests.processes import reserve_port
 
 ROOT = Path(__file__).parents[2]
@@ -59,7 +59,12 @@ def folder(tmp_path_factory) -> Path:
     """A checkpoint of 10 items and 5 positions, with weights so large that every history matters."""
     folder = tmp_path_factory.mktemp("checkpoint")
     tokenizer = item_tokenizer(list(ITEMS), titles=TITLES, max_length=LIMIT)
-    lively(Bert4RecForMaskedLM(small_config(len(tokenizer), LIMIT))).save_pretrained(folder)
+    model = Bert4RecForMaskedLM(small_config(len(tokenizer), LIMIT))
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.4)
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
