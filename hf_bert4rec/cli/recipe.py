@@ -312,8 +312,8 @@ def _options_to_continue(parent: str) -> dict[str, Any]:
     kept = {name: value for name, value in recipe.items() if name not in OF_ONE_RUN}
     source = str(Path(parent).resolve()) if Path(parent).is_dir() else parent  # a link may lead elsewhere tomorrow
     if "last_item_probability" in recipe and not RunFacts.load(folder).reproducible:
-        # With so few targets in a row, other rows than prefixes would leave out most items.
-        kept["prefixes"] = 1 in (recipe["last_item_probability"], recipe.get("max_predictions"))
+        # With so few targets per row, most items of a window would not be predicted.
+        kept["prefixes"] = recipe["last_item_probability"] >= 0.5 or recipe.get("max_predictions") == 1
         text = (
             "%s was trained in Python, so its run facts do not name its training rows. The default is `--prefixes %s`."
         )

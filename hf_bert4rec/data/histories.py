@@ -100,7 +100,7 @@ def build_histories(
         max_length: Longest input, including the [MASK] of the query. Default: `tokenizer.model_max_length`.
         window_step: Step between training windows, as a share of `max_length`, for histories longer than `max_length`.
         prefixes: Instead of windows, use one training row for each item but the first: this item and those before it,
-            at most `max_length` in all. A single item is one row. Set `last_item_probability` to 0.9 or 1 as well.
+            at most `max_length` in all. A single item is one row. Set the masks of `recommended_settings` as well.
 
     Returns:
         `DatasetDict` with `train` and the splits of `targets`; columns: `COLUMNS`.

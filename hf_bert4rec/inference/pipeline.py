@@ -365,8 +365,9 @@ class NextItemRecommendationPipeline(Pipeline):
             self.gap_warning_due = False
             logger.warning(
                 "The model was trained on last items only (`last_item_probability=1`), so it has not learned to "
-                "predict items inside a history. Train a new model with `last_item_probability=0.9` and "
-                "`max_predictions=1` (command line: `--last_item_probability 0.9 --max_predictions 1`)."
+                "predict items inside a history. Train a new model with `prefixes=True`, `last_item_probability=0.9` "
+                "and `max_predictions=1` (command line: `--prefixes true --last_item_probability 0.9 "
+                "--max_predictions 1`)."
             )
 
 

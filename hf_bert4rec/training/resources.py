@@ -70,7 +70,8 @@ def estimate_memory(
         model: A model of the package. A model on the meta device needs no memory.
         batch_size: Rows per step and device.
         length: Length of the longest row.
-        scored_share: Share of the positions that are scored: `mask_probability`, or 1 in next-item training.
+        scored_share: Share of the positions that are scored: `mask_probability`, 1 in next-item training, or
+            1 / `length` with one mask per row.
         gradient_checkpointing: Whether activations are computed again in the backward pass.
     """
     check_count("batch_size", batch_size)

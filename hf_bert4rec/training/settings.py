@@ -18,7 +18,7 @@ DENSE = 50  # interactions per item from which a log is dense
 EASY, EASY_GAIN = 500, 1.5  # interactions per item, or gain, from which a dense log is not hard to learn
 ROWS, PREFIX_ITEMS = 800_000, 20_000_000  # of all epochs together; they take five minutes on a core
 EPOCHS = (8, 40)  # fewest and most epochs, which take precedence over the two numbers above
-PREFIX_MASKS = {"last_item_probability": 0.9, "max_predictions": 1}  # a tenth of the rows has a gap elsewhere
+PREFIX_MASKS = {"last_item_probability": 0.9, "max_predictions": 1}  # a random item in a tenth of the rows, for gaps
 MOST_PREFIX_ITEMS = 20_000_000  # upper bound of the items in all prefixes of short histories: at most 0.3 GB of rows
 MOST_PREFIX_ITEMS_OF_LONG_HISTORIES = 3_000_000  # more need more than five minutes on one core
 GAIN, FOLLOWERS = 1.1, 50  # gain of a Markov chain from which `num_followers` is set, and its value
@@ -53,9 +53,9 @@ def recommended_settings(interactions: Dataset, *, prefixes: bool = True, max_le
     if it has fewer than 500 per item, and items are less than 1.5 times as likely given the item before as given
     popularity alone.
 
-    - Short or small: a training row for every prefix of a history, and 8 to 40 epochs. The last item of a row is
-      predicted, and in a tenth of the rows another item, so that the model learns to fill gaps. Prefixes are not used
-      if n · min(n, `max_length`), summed over users with n items, is above 20 million (not short: 3 million).
+    - Short or small: a training row for every prefix of a history, and 8 to 40 epochs. One item of each row is
+      predicted: in nine of ten rows the last one, in the others a random one, so that the model learns to fill gaps.
+      Not used if n · min(n, `max_length`), summed over users with n items, is above 20 million (not short: 3 million).
     - Short, or hard to learn: more dropout and a lower learning rate; with prefixes also larger batches.
     - Small, with prefixes: one layer and more weight decay. For short logs only if items are at least twice as likely
       given the item before as given popularity alone, and then instead of the settings for short logs.

@@ -151,7 +151,8 @@ def test_other_users_and_many_new_items_are_reported(first, tmp_path, caplog):
     ("masks", "prefixes"),
     [
         ({"last_item_probability": 1.0}, True),
-        ({"last_item_probability": 0.9, "max_predictions": 1}, True),
+        ({"last_item_probability": 0.9}, True),
+        ({"last_item_probability": 0.4, "max_predictions": 1}, True),
         ({"last_item_probability": 0.1}, False),
     ],
 )

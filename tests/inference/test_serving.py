@@ -242,8 +242,9 @@ class Slow:
 
 async def arrived(app, slow, number, tasks=()):
     """Wait until so many histories are scored or wait, or their tasks have an answer."""
-    while sum(slow.batches) + len(app.state.service._waiting) + sum(task.done() for task in tasks) < number:
-        await asyncio.sleep(0.02)
+    async with asyncio.timeout(60):
+        while sum(slow.batches) + len(app.state.service._waiting) + sum(task.done() for task in tasks) < number:
+            await asyncio.sleep(0.02)
 
 
 async def many(app, slow, bodies, before_answers):

@@ -28,6 +28,7 @@ from tests.training.trainers import make_trainer
 
 
 def stock_trainer(histories, folder, callbacks=(), by_muon=False, **options) -> Trainer:
+    """Return a stock `Trainer`; with `callbacks=None`, it has no callbacks of the package."""
     options = {"warmup_steps": 2, **options}
     args = RecommendationTrainingArguments(str(folder), **options)
     setup = {"callbacks": None} | cloze_training(histories[1], callbacks=callbacks) | (muon(args) if by_muon else {})

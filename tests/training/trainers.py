@@ -9,7 +9,10 @@ OPTIONS = {"num_train_epochs": 3, "per_device_train_batch_size": 4, "use_cpu": T
 
 
 def make_trainer(histories, folder, kind=RecommendationTrainer, setup=(), config=(), **options) -> Trainer:
-    """`setup` are more arguments of the Trainer, `config` options of the model, `options` training arguments."""
+    """Return a Trainer for the splits and the tokenizer of `histories`, on the CPU.
+
+    `setup` are more arguments of the Trainer, `config` options of the model, `options` training arguments.
+    """
     splits, tokenizer = histories
     args = RecommendationTrainingArguments(str(folder), **{**OPTIONS, **options})
     set_seed(args.seed)
