@@ -313,7 +313,9 @@ def _options_to_continue(parent: str) -> dict[str, Any]:
     source = str(Path(parent).resolve()) if Path(parent).is_dir() else parent  # a link may lead elsewhere tomorrow
     if "last_item_probability" in recipe and not RunFacts.load(folder).reproducible:
         # With so few targets per row, most items of a window would not be predicted.
-        kept["prefixes"] = recipe["last_item_probability"] >= 0.5 or recipe.get("max_predictions") == 1
+        share = recipe["last_item_probability"]  # any JSON value; parsing refuses what is no number
+        mostly_last = isinstance(share, int | float) and share >= 0.5
+        kept["prefixes"] = mostly_last or recipe.get("max_predictions") == 1
         text = (
             "%s was trained in Python, so its run facts do not name its training rows. The default is `--prefixes %s`."
         )

@@ -135,7 +135,7 @@ def _log_memory(args: TrainingArguments, model: Bert4RecForMaskedLM, loader: Any
     rows, longest = loader.dataset, model.config.max_position_embeddings
     if "length" in (getattr(rows, "column_names", None) or ()) and has_length(rows):
         longest = int(max(rows["length"][:]))  # a tensor if the rows have the format torch
-    batch, share = args.per_device_train_batch_size, max(loader.collate_fn.scored_share, 1 / longest)
+    batch, share = args.per_device_train_batch_size, loader.collate_fn.scored_share
     estimate = resources.estimate_memory(model, batch, longest, share, args.gradient_checkpointing)
     logger.info("Training needs about %s of memory, in addition to libraries and data.", estimate)
     scores = 3 * 4e-9 * args.per_device_eval_batch_size * model.config.vocab_size

@@ -70,8 +70,8 @@ def estimate_memory(
         model: A model of the package. A model on the meta device needs no memory.
         batch_size: Rows per step and device.
         length: Length of the longest row.
-        scored_share: Share of the positions that are scored: `mask_probability`, 1 in next-item training, or
-            1 / `length` with one mask per row.
+        scored_share: Share of the positions that are scored: `mask_probability`, or 1 in next-item training. At least
+            one position per row is counted.
         gradient_checkpointing: Whether activations are computed again in the backward pass.
     """
     check_count("batch_size", batch_size)
@@ -80,7 +80,7 @@ def estimate_memory(
     parameters = sum(parameter.numel() for parameter in model.parameters())
     rows, d, f, layers = config.vocab_size, config.hidden_size, config.intermediate_size, config.num_hidden_layers
     positions, table = batch_size * length, rows * (d + 1)
-    scored = positions * min(1, scored_share)
+    scored = max(batch_size, positions * min(1, scored_share))
     if isinstance(config, Gru4RecConfig):
         activations = positions * d * (4 + 9 * layers)
     else:

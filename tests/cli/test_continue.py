@@ -170,6 +170,16 @@ def test_a_model_that_was_trained_in_python_is_continued_with_the_same_kind_of_r
     assert RunFacts.load(tmp_path / "second" / "model").recipe["prefixes"] is prefixes
 
 
+@pytest.mark.parametrize("value", ["high", None, [1]])
+def test_a_mask_of_a_damaged_record_is_named(first, tmp_path, value):
+    shutil.copytree(first / "first" / "model", tmp_path / "python")
+    facts = RunFacts.load(tmp_path / "python")
+    recipe = {"architecture": "bert4rec", "last_item_probability": value}
+    dataclasses.replace(facts, recipe=recipe, reproducible=False).save(tmp_path / "python")
+    with pytest.raises(SystemExit, match=r"python: `last_item_probability` must be"):
+        main(["train", "--continue_from", str(tmp_path / "python"), "--data", "new.csv"])
+
+
 def test_features_of_a_continued_checkpoint(first, tmp_path, caplog):
     kinds = "".join(f"i{number},{'even' if number % 2 == 0 else 'odd'}\n" for number in range(12))
     (tmp_path / "features.csv").write_text("item,kind\n" + kinds)

@@ -167,6 +167,11 @@ def test_heads_that_need_the_softmax_are_not_advised_to_use_another_loss(head):
     assert estimate_memory(model, 64, 200).advice == "a smaller `loss_chunk_size`"
 
 
+def test_at_least_one_position_of_each_row_is_scored():
+    assert estimate_memory(shapes(), 256, 4, 0.01) == estimate_memory(shapes(), 256, 4, 0.25)
+    assert estimate_memory(shapes(), 256, 4, 0.01).loss < estimate_memory(shapes(), 256, 4, 0.5).loss
+
+
 def test_parameters_that_exceed_the_memory_of_the_machine_raise_before_anything_is_allocated(monkeypatch):
     for name in ("virtual_memory", "swap_memory"):
         memory = getattr(psutil, name)()._replace(total=5 * 10**9)
