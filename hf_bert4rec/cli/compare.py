@@ -62,9 +62,9 @@ class Comparison:
         content = read_yaml(path, "a YAML file of a comparison", EXAMPLE)
         given = {name: value for name, value in content.items() if value is not None}
         if not {"recipe", "models"} <= {*given} <= {"recipe", "models", "published"}:
-            found = "those of " + ", ".join(f"`{name}`" for name in [*given][:6]) if given else "none"
+            found = ", ".join(f"`{name}`" for name in given) or "none"
             expected = "expected values for the keys `recipe` and `models`, and optionally `published`"
-            raise ValueError(f"{path}: {expected}, found {found}. {EXAMPLE}")
+            raise ValueError(f"{path}: {expected}, found {found:.200}. {EXAMPLE}")
         try:
             return cls(path, **given)
         except StrictDataclassError as error:
@@ -279,8 +279,8 @@ def check_model(comparison: Comparison, name: str, recipe: Recipe, folder: str) 
             expected[option] = found[option] = None
         if changes := describe_changes(expected, found):
             raise ValueError(
-                f"the split or ranking differs from the comparison ({', '.join(changes)}). With another split, the "
-                f"model may have been trained on the targets. Use the options of {comparison.recipe} for all models."
+                f"the split or ranking differs from {comparison.recipe} ({', '.join(changes)}). With another split, "
+                "the model may have been trained on the targets. Train it with the options of this recipe."
             )
     except (ImportError, TypeError, ValueError) as error:
         raise ValueError(f"{comparison.path}: {name!r}: {error}") from error
@@ -291,10 +291,8 @@ def check_data(checkpoint: Path, data: DataFacts, items: Any, recipe: str) -> tu
     facts = RunFacts.load(checkpoint)  # those of a `RecommendationTrainer` have no checksum
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     if facts.data.sha256 not in (None, data.sha256) or tokenizer.items != items:
-        advice = (
-            f"Use the same `data`, filters and `item_features` in {recipe}, or remove the model from the comparison."
-        )
-        raise ValueError(f"{checkpoint} was trained on other data or items than those of {recipe}. {advice}")
+        advice = f"Set `data`, filters and `item_features` of {recipe} to those of its training, or remove the model."
+        raise ValueError(f"{checkpoint} was not trained on the data and items of {recipe}. {advice}")
     return facts, tokenizer
 
 

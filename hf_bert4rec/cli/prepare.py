@@ -14,11 +14,13 @@ import pyarrow.csv
 from datasets import Dataset, DatasetDict
 from transformers import AutoTokenizer
 
+from ..data.audit import audit
 from ..data.candidates import popularity_candidates, uniform_candidates
 from ..data.features import ItemFeatures
 from ..data.formats import is_embedded
 from ..data.interactions import load_interactions, rename_items
 from ..data.item_tables import load_item_features, load_item_ids, load_titles
+from ..data.splits import leave_one_out
 from ..data.tokenization import ItemTokenizer, extend_item_tokenizer, item_tokenizer
 from ..data.values import format_time, time_unit
 from ..evaluation.ranking import Sampled
@@ -71,6 +73,9 @@ def prepare(
         features = _features(run, names)
         tokenizer = item_tokenizer(past, titles=_titles(run, names), features=features, max_length=length)
     histories = _split(recipe, interactions, tokenizer, run.max_length)
+    if split.function.__module__ != leave_one_out.__module__:  # a split of the user
+        for leak in (finding for finding in audit(histories) if finding.leak and len(finding.rows)):
+            logger.warning("The split %s may have a leak (docs/data.md, section Leaks). %s.", run.split, leak)
     _add_candidates(recipe, histories, interactions, tokenizer)
     sizes = ", ".join(f"{name} {rows.num_rows:,}" for name, rows in histories.items())
     logger.info("Rows of histories: %s.", sizes)

@@ -29,12 +29,12 @@ def push_data(
     private: bool | None = None,
     token: str | bool | None = None,
 ) -> str:
-    """Push the histories of a recipe in one commit, and return the URL of the commit. User IDs are those of the log.
+    """Push the splits of a recipe as a dataset in one commit, and return the URL of the commit.
 
-    `load_dataset` returns the same rows and columns. Older histories of the repository stay in its git history. The
-    repository is created if it does not exist, in your account if the name has no owner. `private` and `token` are as
-    for `push_checkpoint`. PermissionError for data that is not part of this package, unless `may_share` is true;
-    ValueError if the recipe has candidates; OSError as for `push_files`.
+    User IDs are pushed as they are in the log. Earlier versions stay in the commits of the repository. The repository
+    is created if it does not exist, in your account if the name has no owner. `private` and `token` are as for
+    `push_checkpoint`. PermissionError for data that is not part of this package, unless `may_share` is true;
+    ValueError if the recipe draws candidates; OSError as for `push_files`.
     """
     run = recipe.run
     sources = (run.data, run.history, run.titles, run.item_ids, run.item_features, run.continue_from)

@@ -282,9 +282,9 @@ def read_yaml(file: str | Path, expected: str, advice: str, loader: Any = yaml.S
         found = _load_yaml(Path(file).read_text(encoding="utf-8"), loader)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split()).rstrip(".")
-        raise ValueError(f"{file}: expected {expected}: {reason}. {advice}") from error
+        raise ValueError(f"{file}: expected {expected}, but it cannot be read ({reason}). {advice}") from error
     if not isinstance(found, dict | None):
-        raise ValueError(f"{file}: expected {expected}, found a {type(found).__name__}. {advice}")
+        raise ValueError(f"{file}: expected {expected}, found {type(found).__name__}. {advice}")
     return found or {}
 
 

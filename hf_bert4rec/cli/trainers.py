@@ -135,7 +135,7 @@ def _build_model(recipe: Recipe, tokenizer: ItemTokenizer, args: Any, train: Dat
 def _start_from(
     recipe: Recipe, source: Path, tokenizer: ItemTokenizer, train: Dataset, changes: dict[str, Any]
 ) -> PreTrainedModel:
-    """Return the model of a checkpoint for the catalog of `tokenizer`, with the dropout and loss in `changes`."""
+    """Load a model, and give it the catalog of `tokenizer`. `changes` are options, such as dropout, to override."""
     model = AutoModelForMaskedLM.from_pretrained(source, **changes)
     its_tokenizer = AutoTokenizer.from_pretrained(source)
     check_sizes(model, its_tokenizer)
@@ -159,7 +159,7 @@ def _warn_overridden(recipe: Recipe, config: Any, source: str | Path) -> None:
     given = recipe.options("model").items()
     if overridden := sorted(name for name, value in given if value != getattr(config, name)):
         values = ", ".join(f"`--{name} {getattr(config, name)}`" for name in overridden)
-        logger.warning("These options have the values of %s, and cannot be changed: %s.", source, values)
+        logger.warning("Your values of these options are not used, because %s has %s.", source, values)
 
 
 def objective_arguments(recipe: Recipe, tokenizer: ItemTokenizer) -> dict[str, Any]:

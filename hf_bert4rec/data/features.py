@@ -70,7 +70,7 @@ class ItemFeatures:
                 _check_encoding(columns)
                 features.vectors(table["item"][:1])
                 return features
-        problem = f"the features are damaged, or not of the {number} items of the tokenizer"
+        problem = f"the features are damaged, or do not belong to the {number} items of the tokenizer"
         raise ValueError(f"{file}: {problem}. Download or save the checkpoint again.")
 
 
@@ -100,7 +100,7 @@ def read_parquet(file: str | PathLike, most_bytes: int) -> pa.Table:
 
 
 def _check_encoding(columns: dict[str, dict[str, Any]]) -> None:
-    """Raise an error if an encoding lacks a key, or has too many values or numbers that are not finite."""
+    """Raise an error if an encoding lacks a key, has too many values, or has a number that is not finite."""
     for how in columns.values():
         numbers = how["edges"] if how["kind"] == "number" else [how.get("scale", 0)]  # categories have no scale
         sizes = len(numbers) <= MOST_INTERVALS and len(how.get("values", ())) <= MOST_CATEGORIES

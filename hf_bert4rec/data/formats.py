@@ -82,8 +82,9 @@ def _warn_about_separator(file: SourceFile, text: str, chosen: str, quoted: bool
         widths = {len(line.split(other)) for line in lines}
         width = len(lines[0].split(chosen)) if lines else 1
         if other != chosen and len(widths) == 1 and min(widths) > width:
-            found = f"the first row has {width} columns, but all rows have {min(widths)} columns if {other!r} is the"
-            logger.warning(f"{file.name}: {found} separator. If it is, pass {file.spell('separator', other)}.")
+            found = f"with {chosen!r} as separator, the first row has {width} column{'s' * (width > 1)}"
+            advice = f"If {other!r} is the separator, pass {file.spell('separator', other)}."
+            logger.warning(f"{file.name}: {found}. With {other!r}, each of the first rows has {min(widths)}. {advice}")
 
 
 def _plain_text(file: SourceFile, encoding: str = "utf-8") -> str:
@@ -253,7 +254,7 @@ def _find(source: str | PathLike, kind: str) -> Path | Dataset | DatasetDict:
         return path
     if re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) and _suffix(path).lower() not in FORMATS:
         return load_dataset(str(source), split="train")
-    others = "Other sources are the Hub ID of a dataset (org/name) and 'ml-latest-small', the data of this package."
+    others = "You can also pass the Hub ID of a dataset (org/name), or 'ml-latest-small', which this package contains."
     raise FileNotFoundError(f"{source}: found no such file or folder. Check the path. {others}")
 
 

@@ -151,8 +151,8 @@ def _check(log: RawLog, found: Mapping[str, int], timestamp: Column) -> str:
     if log.first_rows:
         notes = f" (no header; {', '.join(f'{role}: column {place}' for role, place in found.items())})"
         if not re.search(r"\d", first := ", ".join(log.first_rows[0])):
-            solution = f"If {first!r} is a header, name the columns, such as {spell('user')}."
-            logger.warning(f"{log.name}: the first line has no known column name. {solution}")
+            solution = f"If {first!r} is a header, pass the names of the columns, such as {spell('user')}."
+            logger.warning(f"{log.name}: the first line has no known column name, so it was read as data. {solution}")
     elif "timestamp" in found and not is_usual(time := log.columns[found["timestamp"]], "timestamp"):
         notes = f" (timestamp: column {time!r})"
         if timestamp is None:

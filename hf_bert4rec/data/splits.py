@@ -86,9 +86,9 @@ def split_at_time(
     leaked = np.setdiff1d(log.items[~past], [*np.unique(log.items[past]), *described, tokenizer.unk_token_id])
     if len(leaked):
         raise ValueError(
-            f"The tokenizer contains items that first occur from `{name}` on: {len(leaked)}, such as "
+            f"The tokenizer contains items that do not occur before `{name}`: {len(leaked)}, such as "
             f"{tokenizer.decode_items(leaked[:1])[0]!r}. Build it with `item_tokenizer(before(interactions, "
-            f"{train_time!r}))`. For a trained model, use the split of its training, or a later `{name}`."
+            f"{train_time!r}))`. For a trained model, use the same split as in training, or a later `{name}`."
         )
     first_of_validation, first_of_test = (first_from(log, time) for time in (validation_from, test_from))
     validation = np.where(first_of_validation < first_of_test, first_of_validation, -1)
@@ -112,7 +112,10 @@ def train_on_all(interactions: Dataset, tokenizer: ItemTokenizer, **rows: Any) -
 
 
 def before(interactions: Dataset, time: str | float) -> Dataset:
-    """Return interactions before `time` (number or date), for the tokenizer of `split_at_time`; ValueError if none."""
+    """Return the interactions before `time`, to build the tokenizer for `split_at_time`; ValueError if there are none.
+
+    `time` is a number in the unit of the timestamps, or an ISO date as in `split_at_time`.
+    """
     return _before(interactions, time, "time")
 
 

@@ -179,7 +179,7 @@ class ItemTokenizer(PreTrainedTokenizerFast):
         return super(ItemTokenizer, encoder)._encode_plus(*args, is_split_into_words=is_split_into_words, **kwargs)
 
     def _add_tokens(self, new_tokens: Sequence[str | AddedToken], special_tokens: bool = False) -> int:
-        """Append items, and return their number. The base class would split an ID that contains a shorter new one."""
+        """Append items, and return how many are new. The base class would split the ID `123` after adding `12`."""
         special = [token for token in new_tokens if special_tokens or getattr(token, "special", False)]
         if others := [str(token) for token in special if str(token) not in SPECIAL_TOKENS]:
             found = f"found {', '.join(others)}. Remove other special tokens."
@@ -196,7 +196,8 @@ class ItemTokenizer(PreTrainedTokenizerFast):
 def check_tokenizer(tokenizer: Any) -> None:
     """Raise ValueError unless a tokenizer is an `ItemTokenizer` with the token IDs of an item table."""
     if not isinstance(tokenizer, ItemTokenizer):
-        advice = "Build it with `item_tokenizer`. To load one, import hf_bert4rec first, and check `tokenizer_class`."
+        advice = "Build it with `item_tokenizer`. To load one, import hf_bert4rec first. In its tokenizer_config.json, "
+        advice += "`tokenizer_class` must be `ItemTokenizer`."
         raise ValueError(f"Expected an ItemTokenizer, found {type(tokenizer).__name__}. {advice}")
     backend, number = tokenizer.backend_tokenizer, len(tokenizer.items) + len(SPECIAL_TOKENS)
     removed, kind = tokenizer.removed, type(tokenizer.removed).__name__

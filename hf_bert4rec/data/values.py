@@ -47,9 +47,9 @@ _WORD = re.compile(f"{_MONTH.pattern}|(mon|tue|wed|thu|fri|sat|sun)[a-z]*|am|pm|
 
 
 def check_ids(distinct: pa.Array, counts: np.ndarray, role: str, name: str) -> None:
-    """Warn about values that look unlike IDs; raise ValueError if most values contain several IDs.
+    """Warn about values that do not look like IDs; raise ValueError if most values contain several IDs, such as `1|2`.
 
-    `counts` are the numbers of rows with each of the distinct values.
+    `counts` are the numbers of rows of the distinct values.
     """
     lists = distinct.filter(pc.match_substring_regex(distinct, SEVERAL))
     if 2 * len(lists) > len(distinct):

@@ -60,8 +60,9 @@ class Baseline(nn.Module):
     def scores(self, batch: Batch) -> torch.Tensor:
         """Return scores (users, vocab_size); larger is better.
 
-        The batch has `input_ids` and `attention_mask` (users, length), the newest items and the [MASK] of the query;
-        `history` (users, longest), all items before the target, padded with -100; and `users` (users,), numbers or -1.
+        The batch has `input_ids` and `attention_mask` (users, length): the newest items, and [MASK] in place of the
+        target; `history` (users, longest): all items before the target, padded with -100; and `users` (users,): rows
+        of the users in the training split, from 0, or -1 for users that are not in it.
         """
         raise NotImplementedError
 
@@ -93,7 +94,7 @@ class Popularity(Baseline):
     """Baseline that recommends the items with the most interactions to every user.
 
     Args:
-        recent_share: Share of the most recent interactions that are counted. A value below 1 needs timestamps.
+        recent_share: Share of all interactions that is counted, the most recent first. Below 1 it needs timestamps.
     """
 
     def __init__(self, train: Dataset, vocab_size: int, recent_share: float = 1.0) -> None:

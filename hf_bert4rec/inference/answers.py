@@ -94,7 +94,7 @@ class ItemCatalog:
             self._warned.update(unknown if len(self._warned) < MAX_WARNED else ())
 
     def unknown_ids(self, lists: Iterable[Iterable[Any]]) -> list[str]:
-        """Return the distinct raw IDs in the lists that the model does not contain, in their order."""
+        """Return the raw IDs of the lists that are not in the model, each once, in the order of the lists."""
         ids, _, known = self._rows(chain.from_iterable(lists), "item IDs")
         return ids.filter(pa.array(~known)).unique().to_pylist()
 

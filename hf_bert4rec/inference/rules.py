@@ -138,8 +138,8 @@ def order_by_rules(candidates: Candidates, rules: Sequence[Rule]) -> np.ndarray:
             found = rule(copy)
             returned = np.asarray(found)
         if isinstance(found, pd.Series) and list(found.index) not in ([*range(len(order))], names):
-            expected = "must keep the order of the candidates, with their items or 0, 1, … as index"
-            raise ValueError(f"A Series that rule {number} of `rerank` returns {expected}.")
+            advice = "Return one value per candidate in the order of the table, with its index or with 0, 1, …."
+            raise ValueError(f"Rule {number} of `rerank` returned a Series with another index. {advice}")
         fits = returned.dtype.kind == "f" and returned.shape == order.shape
         if not fits or not np.all((np.abs(returned) < LARGEST) | (returned == -np.inf)):
             expected = f"one finite float for each of the {len(order)} candidates, or -inf to drop the item"

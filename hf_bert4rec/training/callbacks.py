@@ -83,7 +83,7 @@ class ResourceCallback(TrainerCallback, ExportableState):
         return {"args": {}, "attributes": {"earlier_seconds": self.seconds}}
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """Log the memory of a training step and of evaluation, with advice if there is not enough free memory."""
+        """Log the estimated memory of a training step and of evaluation, with advice if less memory is free."""
         self.earlier_seconds = _stored(state, self, "earlier_seconds")
         self.started = time.perf_counter()
         if args.device.type == "cpu":
@@ -115,8 +115,8 @@ class ResourceCallback(TrainerCallback, ExportableState):
             text = "A step takes %.2f s, %sand the rest of the training %s %s, not counting evaluations."
             logger.info(text, seconds, epoch, limit, times[1])
             if isinstance(model, Bert4RecForMaskedLM) and _could_sample(config := model.config):
-                text = "`%s(loss='sampled_softmax')` (`--loss sampled_softmax`) is faster than `%s` for so many items."
-                logger.info(text, type(config).__name__, config.loss)
+                text = "For %d items, `%s(loss='sampled_softmax')` (`--loss sampled_softmax`) is faster than `%s`."
+                logger.info(text, config.vocab_size, type(config).__name__, config.loss)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Stop the count of seconds, and allow the attention of cuDNN again if it was allowed."""

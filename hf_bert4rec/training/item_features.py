@@ -76,7 +76,8 @@ class FeatureProjection(nn.Module):
     def _regression(self, table: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         known = self.described & ~self.unseen
         if not known.any():
-            raise ValueError("No item of the training rows has features. Use the same item IDs in log and features.")
+            advice = "Use the same item IDs in the log and in the features."
+            raise ValueError(f"No item of the training rows has features. {advice}")
         features, wanted = self.features[known].float(), torch.cat([table, bias[:, None]], dim=1)[known].float()
         weight = RIDGE * len(features) * torch.eye(features.shape[1]).to(features)
         return torch.linalg.solve(features.T @ features + weight, features.T @ wanted)
@@ -121,7 +122,7 @@ class FeatureProjection(nn.Module):
 
 
 def projection_file(projection: torch.Tensor | None) -> dict[str, bytes]:
-    """Return name and content of the file with a projection of item features, as a dict; {} for None."""
+    """Return a dict from the name of the file of a projection to its content; {} if `projection` is None."""
     return {} if projection is None else {PROJECTION_FILE: save({"projection": projection.detach().cpu().contiguous()})}
 
 

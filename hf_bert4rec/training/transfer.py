@@ -89,9 +89,10 @@ def transfer(
 def shared_items(
     tokenizer: ItemTokenizer, new_tokenizer: ItemTokenizer, match: Literal["id", "title"]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the rows of shared items in the new and in the old item table, (shared,) each.
+    """Return the token IDs of the shared items in the new and in the old tokenizer, two tensors (shared,).
 
-    A title that occurs twice in a catalog matches no item. ValueError if titles are missing, or `match` is unknown.
+    With `match="title"`, a title that occurs twice in a catalog matches no item, and both tokenizers need titles.
+    Otherwise ValueError.
     """
     if match not in ("id", "title"):
         raise ValueError(f"`match` must be 'id' or 'title', found {match!r}.")
@@ -100,7 +101,8 @@ def shared_items(
         known = np.flatnonzero(rows != tokenizer.unk_token_id)
         return torch.from_numpy(known + len(SPECIAL_TOKENS)), torch.from_numpy(rows[known]).long()
     if tokenizer.titles is None:
-        raise ValueError("The model to start from has no titles. Add them with `add_items` (`hf-bert4rec items add`).")
+        advice = "Add titles of its items with `add_items` (`hf-bert4rec items add`), or match items by ID."
+        raise ValueError(f"The model to start from has no titles. {advice}")
     if new_tokenizer.titles is None:
         raise ValueError("The new catalog has no titles. Pass `titles` to `item_tokenizer` (`--titles`).")
     catalogs = pd.Series(tokenizer.titles, dtype=object), pd.Series(new_tokenizer.titles, dtype=object)

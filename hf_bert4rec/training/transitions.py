@@ -1,4 +1,4 @@
-"""Counts of transitions, from an item to the item right after it, and how much transitions predict."""
+"""Counts of transitions, from an item to the item right after it, and how well they predict the next item."""
 
 from dataclasses import dataclass
 from typing import Any, Self

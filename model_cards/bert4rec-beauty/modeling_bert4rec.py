@@ -320,7 +320,7 @@ class Bert4RecForMaskedLM(Bert4RecPreTrainedModel):
         kept_positions: torch.Tensor | None,
         labels: torch.Tensor | None = None,
     ) -> AddedScores:
-        """Return the scores of `repeat_head` and `transition_head`. `labels` (batch, kept) are given in training."""
+        """Return what `repeat_head` and `transition_head` add to the logits. `labels` (batch, kept): training only."""
         found: AddedScores = []
         if self.repeat_head is None and self.transition_head is None:
             return found

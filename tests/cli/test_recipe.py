@@ -162,8 +162,11 @@ def test_an_unknown_option_in_the_file_is_refused_with_the_near_names(parse):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("- a list", "expected a YAML file of options or a checkpoint folder, found a list. Fix this file. If it is"),
-        ("a: [", "expected a YAML file of options or a checkpoint folder: while parsing .* Fix this file"),
+        ("- a list", "expected a YAML file of options or a checkpoint folder, found list. Fix this file. If it is"),
+        (
+            "a: [",
+            r"YAML file of options or a checkpoint folder, but it cannot be read \(while parsing .*\)\. Fix this file",
+        ),
         ("a: &x [1]\nb: [*x, *x]", r"aliases \(\*name\) are not supported"),
         ("[" * 100_000, "expected a YAML file of options or a checkpoint folder"),
         ("learning_rate: fast", r"recipe.yaml: `learning_rate` must be a number, found 'fast'\."),

@@ -21,6 +21,7 @@ from hf_bert4rec.cli.recipe import parse_recipe
 from hf_bert4rec.cli.report import recommendation_table, summary
 from hf_bert4rec.cli.run import run
 from hf_bert4rec.cli.trainers import evaluate, evaluator
+from hf_bert4rec.data.splits import SPLITS, Split, leave_one_out, train_on_all
 from hf_bert4rec.evaluation.baselines import Popularity
 from hf_bert4rec.evaluation.trainer_evaluation import rank_rows
 from hf_bert4rec.hub.checkpoint import check_sizes
@@ -159,7 +160,9 @@ def test_evaluating_the_checkpoint_gives_the_same_results_again(trained, caplog,
 def test_a_checkpoint_with_items_from_after_the_training_of_another_split_is_not_evaluated(trained, tmp_path):
     (tmp_path / "log.csv").write_text("user,item,timestamp\nu,i0,1\nv,i0,1\nv,i1,2\nu,i2,3\n")
     options = ["--data", str(tmp_path / "log.csv"), "--split=at_time", "--validation_time=2", "--test_time=3"]
-    with pytest.raises(ValueError, match=r"on: 2, such as 'i1'.*For a trained model, use the split of its training"):
+    with pytest.raises(
+        ValueError, match=r"`validation_time`: 2, such as 'i1'.*For a trained model, use the same split as in training"
+    ):
         evaluate(parse_recipe([str(trained), *options]))
 
 
@@ -367,7 +370,7 @@ def test_a_run_can_start_from_the_checkpoint_of_another_catalog(trained, tmp_pat
         )
         torch.testing.assert_close(before, after, atol=1e-6, rtol=0)
     assert new.config.hidden_dropout_prob == 0.1
-    assert f"cannot be changed: `--conv_kernel_size {old.config.conv_kernel_size}`." in caplog.text
+    assert f"has `--conv_kernel_size {old.config.conv_kernel_size}`." in caplog.text
     assert RunFacts.load(folder).recipe["conv_kernel_size"] == old.config.conv_kernel_size
     assert recipe.given["conv_kernel_size"] == 5  # the recipe itself is never modified
     assert not {"num_followers", "repeat_head"} & {*RunFacts.load(folder).recipe}  # the model has neither
@@ -453,6 +456,27 @@ def test_a_split_at_a_point_in_time_trains_on_the_past_alone(tmp_path):
         run(recipe_for(tmp_path, "--validation_time=4"))
 
 
+def test_a_leak_in_a_split_of_the_user_is_logged(tmp_path, monkeypatch, caplog):
+    def leaking(interactions, tokenizer, *, max_length=None):
+        histories = leave_one_out(interactions, tokenizer, max_length=max_length)
+        histories["train"] = train_on_all(interactions, tokenizer, max_length=max_length)["train"]
+        return histories
+
+    monkeypatch.setitem(SPLITS, "leaking", Split(leaking, "leaking"))
+    prepare(recipe_for(tmp_path, "--split", "leaking"))
+    leaks = [message for message in caplog.messages if "may have a leak" in message]
+    assert len(leaks) == 3
+    assert re.fullmatch(
+        r"The split leaking may have a leak \(docs/data\.md, section Leaks\)\. test: (\d+) of \1 rows \(100\.0%\) have "
+        r"a target that is in the user's training rows \(rows 0, 1, 2, 3, 4, …\)\.",
+        leaks[2],
+    )
+    monkeypatch.setitem(SPLITS, "honest", Split(lambda log, items, **rows: leave_one_out(log, items, **rows), "honest"))
+    caplog.clear()
+    prepare(recipe_for(tmp_path, "--split", "honest"))
+    assert "leak" not in caplog.text
+
+
 def test_a_date_in_the_yaml_of_a_recipe_is_a_time(tmp_path):
     times = "split: at_time\nvalidation_time: 1970-01-01 00:00:04\ntest_time: 5\n"
     _, _, _, histories = prepare(recipe_for(tmp_path, text=times))
@@ -491,7 +515,7 @@ def test_training_on_all_interactions_has_no_results_and_says_so(tmp_path, capsy
 
 def test_evaluate_warns_about_options_of_the_model_that_have_no_effect(trained, caplog):
     evaluate(parse_recipe([str(trained), "--loss", "bce", "--exclude_history", "false"]))
-    assert f"These options have the values of {trained}, and cannot be changed: `--loss softmax`." in caplog.messages
+    assert f"Your values of these options are not used, because {trained} has `--loss softmax`." in caplog.messages
 
 
 def test_a_folder_that_is_no_checkpoint_is_not_taken_for_a_recipe_without_options(trained, tmp_path):

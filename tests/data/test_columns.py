@@ -227,8 +227,8 @@ def test_a_separator_that_fits_better_is_told(write, caplog, name, text, right, 
     path = write(name, text)
     with suppress(ValueError):
         load_interactions(path)
-    found = f"{name}: the first row has {chosen} columns, but all rows have 4 columns if {right!r} is the"
-    assert any(message.startswith(found) for message in caplog.messages)
+    found = f" as separator, the first row has {chosen} columns. With {right!r}, each of the first rows has 4. "
+    assert any(message.startswith(f"{name}: with ") and found in message for message in caplog.messages)
     caplog.clear()
     columns = {} if text.startswith("Kunde") else {"user": 0, "item": 1, "timestamp": 3}
     assert rows(load_interactions(path, separator=right, **columns))[0][0] in ("u", "u;1")

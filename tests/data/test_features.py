@@ -104,7 +104,7 @@ def test_what_is_saved_is_loaded(tmp_path):
     assert loaded.table.equals(features.table)
     for number, damage in ((3, b""), (4, b"PAR1")):
         (tmp_path / "features.parquet").write_bytes(damage + (tmp_path / "features.parquet").read_bytes())
-        with pytest.raises(ValueError, match="the features are damaged, or not of the"):
+        with pytest.raises(ValueError, match="the features are damaged, or do not belong to the"):
             ItemFeatures.load(tmp_path / "features.parquet", number)
 
 
@@ -250,7 +250,7 @@ def test_a_small_file_with_gigabytes_is_not_read(tmp_path):
     table = pa.table({"item": [str(it) for it in range(2000)], "kind": [["x" * 200_000]] * 2000})
     ItemFeatures(table, columns).save(tmp_path / "bomb.parquet")
     assert (tmp_path / "bomb.parquet").stat().st_size < 1e6
-    with pytest.raises(ValueError, match="not of the 2000 items"):
+    with pytest.raises(ValueError, match="do not belong to the 2000 items"):
         ItemFeatures.load(tmp_path / "bomb.parquet", 2000)
 
 
@@ -308,5 +308,5 @@ def test_a_column_without_values_is_reported(caplog):
 )
 def test_a_damaged_encoding_is_an_error(tmp_path, columns):
     ItemFeatures(pa.table({"item": ["a"], "price": [1.0]}), columns).save(tmp_path / "features.parquet")
-    with pytest.raises(ValueError, match="not of the 5 items"):
+    with pytest.raises(ValueError, match="do not belong to the 5 items"):
         ItemFeatures.load(tmp_path / "features.parquet", 5)

@@ -121,7 +121,7 @@ def test_split_at_time_with_validation_in_train_trains_on_all_before_the_test_ti
 
 
 def test_a_tokenizer_with_items_of_the_future_is_refused():
-    with pytest.raises(ValueError, match=r"first occur from `validation_time` on: 1, such as 'c'\. .*before\("):
+    with pytest.raises(ValueError, match=r"do not occur before `validation_time`: 1, such as 'c'\. .*before\("):
         split_at_time(log_of(*TIMED), item_tokenizer(["a", "b", "c"]), validation_time=10, test_time=20)
 
 

@@ -374,7 +374,7 @@ def test_a_tokenizer_of_another_class_is_refused(tmp_path):
     config = json.loads((tmp_path / CONFIG).read_text())
     (tmp_path / CONFIG).write_text(json.dumps({**config, "tokenizer_class": "PreTrainedTokenizerFast"}))
     with pytest.raises(
-        ValueError, match=r"Expected an ItemTokenizer, found .* import hf_bert4rec first, and check `tokenizer_class`"
+        ValueError, match=r"Expected an ItemTokenizer, found .* import hf_bert4rec first.* `tokenizer_class` must be"
     ):
         check_tokenizer(AutoTokenizer.from_pretrained(tmp_path))
 

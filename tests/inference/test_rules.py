@@ -257,11 +257,11 @@ def test_a_condition_may_return_bools_of_pandas_and_arrow(recommender):
         ({"rerank": lambda candidates: 0.5}, "must return one finite float for each"),
         (
             {"rerank": lambda candidates: pd.Series(candidates.logits).sort_values()},
-            "A Series that rule 1 of `rerank` returns must keep the order",
+            "Rule 1 of `rerank` returned a Series with another index",
         ),
         (
             {"rerank": lambda candidates: pd.Series(candidates.logits, candidates.items)[::-1]},
-            "A Series that rule 1 of `rerank` returns must keep the order of the candidates, with their items or 0, 1",
+            "a Series with another index. Return one value per candidate in the order of the table",
         ),
         ({"rerank": lambda candidates: candidates.logits > 0}, "must return one finite float for each"),
         (
