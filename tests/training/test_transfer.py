@@ -102,7 +102,7 @@ def test_catalogs_without_shared_items_raise(model):
     with pytest.raises(ValueError, match=r"The new catalog has no titles\. Pass `titles` to `item_tokenizer`"):
         transfer(model, OLD, item_tokenizer(["a"], max_length=5), match="title")
     untitled = item_tokenizer(OLD.items.to_pylist(), max_length=OLD.model_max_length)
-    with pytest.raises(ValueError, match="has no titles. Add titles of its items with `add_items`"):
+    with pytest.raises(ValueError, match=r"has no titles\. Add titles of its items with `add_items`"):
         transfer(model, untitled, NEW, match="title")
 
 
