@@ -208,8 +208,6 @@ def open_log(
     timestamp: Column = None,
 ) -> RawLog:
     """Open interactions, titles or features. `kind` is a key of `FOLDER_FILES`. The user named the `columns`."""
-    if isinstance(source, RawLog):  # open already
-        return source
     for option, value in {"format": format, "separator": separator, "encoding": encoding}.items():
         if not isinstance(value, str | None):
             raise ValueError(f"`{option}` must be text, found {value!r}.")

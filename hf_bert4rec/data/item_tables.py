@@ -114,11 +114,22 @@ def load_item_features(
     log = open_log(source, "titles", format, separator, encoding, [item, *known])
     with library_errors(log.name):
         place, items = read_items(log, item, "title_item")
+    return _read_features(log, place, items, known, encoder, others=like is None)
+
+
+def _read_features(
+    log: RawLog, place: int, items: pa.ChunkedArray, known: dict[str, dict[str, Any]], encoder: str | None, others: bool
+) -> ItemFeatures:
+    """Return the features of `items`, whose column is at `place`; see `load_item_features`.
+
+    `known` has the encodings that are given, by column. `others` is whether other columns are used, too.
+    """
+    with library_errors(log.name):
         if missing := [name for name in known if name not in log.columns]:
             origin = "of `like` or the checkpoint, or named by `text` (command line: `--feature_text`)"
             raise ValueError(f"{log.name}: expected a column {missing[0]!r}, {origin}, found {log}. Add or rename it.")
         names = [name for name in log.columns if name != LIKE and log.columns.index(name) != place]
-        names = names if like is None else list(known)
+        names = names if others else list(known)
         _, *values = log.read([place, *map(log.columns.index, names)])
         read, columns = {"item": items}, {}
         for name, column in zip(names, values, strict=True):
@@ -188,7 +199,7 @@ def load_new_items(
         ids,
         {item: title for item, title in zip(ids, titles, strict=False) if title is not None},
         {item: others for item, others in zip(ids, likes, strict=False) if others},
-        load_item_features(log, item=item, like=known, encoder=encoder) if described else None,
+        _read_features(log, place, items, own, encoder, others=False) if described else None,
     )
 
 

@@ -190,6 +190,12 @@ def test_categories_that_the_training_lacked_are_reported(caplog):
     assert "no value of the column 'brand', such as 'acme', was in the features of the training" in caplog.text
 
 
+def test_a_warning_about_the_ids_of_new_items_is_logged_once(caplog):
+    known = load_item_features(pd.DataFrame({"item": [*"abcd"], "brand": ["Acme", "Acme", "Best", "Best"]}))
+    load_new_items(pd.DataFrame({"item": ["1.0", "1.5"], "brand": ["Acme", "Best"]}), known)
+    assert len([message for message in caplog.messages if "the item ID of" in message]) == 1
+
+
 def test_new_items_with_titles_and_known_items_that_they_are_like():
     table = pd.DataFrame({"sku": [7, 8, 9], "title": ["Seven", None, None], "like": ["1 | 2", "", 3.0]})
     new = load_new_items(table, None)
