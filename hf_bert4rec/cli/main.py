@@ -101,7 +101,11 @@ def recommend(argv: list[str]) -> None:
     )
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="checkpoint folder or Hub ID")
     parser.add_argument(
-        "--history", nargs="*", metavar="ID", help="item IDs, oldest first (default: no items, as for a new user)"
+        "--history",
+        nargs="*",
+        action="extend",
+        metavar="ID",
+        help="item IDs, oldest first (default: no items, as for a new user)",
     )
     text = "recommend for all users of a Parquet file with columns user and history (lists of item IDs), or of a log"
     parser.add_argument("--input", metavar="FILE", help=text)
@@ -112,8 +116,8 @@ def recommend(argv: list[str]) -> None:
     parser.add_argument("--output", metavar="FOLDER", help=text)
     parser.add_argument("--processes", type=int, default=1, metavar="N", help="with --input: processes (default: 1)")
     parser.add_argument("--top_k", type=int, default=10, metavar="N", help="number of items to recommend (default: 10)")
-    parser.add_argument("--allow", nargs="+", metavar="ID", help="recommend only these items")
-    parser.add_argument("--deny", nargs="+", metavar="ID", help="never recommend these items")
+    parser.add_argument("--allow", nargs="+", action="extend", metavar="ID", help="recommend only these items")
+    parser.add_argument("--deny", nargs="+", action="extend", metavar="ID", help="never recommend these items")
     text = "whether items of the history are excluded (default: the setting of the model)"
     parser.add_argument("--exclude_history", choices=("true", "false"), help=text)
     args, others = parser.parse_known_args(argv)

@@ -16,6 +16,7 @@ import json
 import logging
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -421,6 +422,9 @@ def _parse_file(options: Mapping[str, Any], parser: HfArgumentParser, place: str
 
 def _parse(parser: HfArgumentParser, words: list[str], place: str = "") -> tuple[dict[str, Any], list[str]]:
     """Return a dict from option to value for the words of a command line, and the words that belong to no option."""
+    counts = Counter(word.partition("=")[0] for word in words)
+    if twice := [name for it in parser._actions for name in it.option_strings if it.nargs == "*" and counts[name] > 1]:
+        raise ValueError(f"`{twice[0]}` is given more than once. Write all values after one `{twice[0]}`.")
     try:
         given, others = parser.parse_known_args(words)
     except argparse.ArgumentError as error:

@@ -14,7 +14,7 @@ Rows = Sequence[Sequence[str]]
 
 KEY = "(id|no|nr|num|number|nummer|code|key|idx|index|hash|uuid)"
 PERSON = (
-    "(user|customer|client|buyer|member|visitor|shopper|reviewer|account|person|profile|player|reader|listener|"
+    "(user|customer|client|buyer|member|visitor|shopper|reviewer|account|person|profile|player|reader|listener|household|"
     "kunden?|käufer|(be)?nutzer)"
 )
 GOODS = "(item|product|article|artikel|produkt)"
@@ -24,12 +24,19 @@ EVENT = (
     "(event|order|purchase|sales?|transaction|invoice|payment|review|rating|click|view|visit|session|action|activity|"
     "interaction|checkin|watch|play|listen|booking|request|create?|creation|record|server|added|placed){,2}"
 )
-DURATION = "(listen|play|watch)time"  # not a time of the interaction
-DATE = f"{EVENT}(ed)?date|tdat|date(added|created|ordered)|dt|(bestell|kauf|auftrags|rechnungs)?datum"
+DURATION = "(listen|play|watch|session|dwell|stay)time"  # not a time of the interaction
+DATE = f"{EVENT}(ed)?date|tdat|date(add(ed)?|created|ordered)|{EVENT}dt|(bestell|kauf|auftrags|rechnungs)?datum"
 TIME = f"(?!.*{DURATION}){EVENT}time|(bestell|kauf|uhr)?zeit"
-MOMENT = f"{EVENT}(timestamp|datetime|ts|epoch)|unixtime|{EVENT}e?d?at|boughtat|soldat|(bestell)?zeit(punkt|stempel)"
+STAMP = f"(?!.*{DURATION}){EVENT}((timestamp|datetime|ts|epoch)(ms|millis|utc)?|time(ms|millis|utc))"
+MOMENT = f"{STAMP}|unixtime|{EVENT}e?d?at|boughtat|soldat|(bestell)?zeit(punkt|stempel)"
+VISIT = f"(session|visit|basket){KEY}?"
+DOUBTFUL = {  # names that are used with a warning, because they often mean something else
+    "user": VISIT,
+    "item": f"sid|document{KEY}",
+    "timestamp": "(view|visit|action|activity)time",  # or a duration
+}
 NAMES = {  # role -> patterns, the best fit first, for names in lower case without blanks and punctuation
-    "user": ("user", f"(id)?{PERSON}{KEY}?|uid", f"{PERSON}name", f"(session|visit|basket){KEY}?"),
+    "user": ("user", f"(id)?{PERSON}{KEY}?|uid", f"{PERSON}name", f"{PERSON}?e?mail|userpseudoid|anonymousid", VISIT),
     "item": ("item|parentasin", f"(id)?{GOODS}{KEY}?|{WORK}{KEY}|asin|sku|isbn|iid|ean|gtin", f"{PLACE}{KEY}", "sid"),
     "rating": ("rating", f"({GOODS}|{WORK}|review|user|star)?(rating|score|stars?|overall)"),
     "timestamp": ("timestamp|unixreviewtime", MOMENT, DATE, TIME),
@@ -39,6 +46,7 @@ SEQUENCES = f"({GOODS}|{WORK}|asin|sku){KEY}?s?(list|seq|sequence|history)"
 SEPARATORS = (";", "\t", "|", ",", "::")  # found in the first line of a file
 MORE_SEPARATORS = (" ", ":")  # advised only; ":" last, because RecBole has it in names (user_id:token)
 NUMBER_OR_DATE = re.compile(r"\s*-?\d[\d.:TZ /+-]*")
+CLOCK = re.compile(r"\d[/:]\d")  # in dates and times of other forms
 DAY = re.compile(r"\s*(\d{4}[-/.]\d|\d\d?\.\d\d?\.\d{4})")
 ASIN, AMAZON_USER = re.compile(r"B0[0-9A-Z]{8}|[0-9]{9}[0-9X]"), re.compile(r"A[0-9A-Z]{7,}")
 
@@ -117,7 +125,10 @@ def _find(log: RawLog, role: str, name: Column, patterns: Iterable[str], command
         fits = ([i for i, column in enumerate(log.columns) if _fits(column, pattern)] for pattern in patterns)
         places = next(filter(None, fits), [])
     else:
-        name = int(name) if name not in log.columns and str(name).isdecimal() else name  # from a command line
+        if str(name) in log.columns:  # also the label 1 of a data frame
+            name = str(name)
+        elif str(name).isdecimal():  # from a command line
+            name = int(name)
         places = [place for place, column in enumerate(log.columns) if name in (place, column)]
         if not places:
             advice = or_separator(log, "Name one of these, or its position (from 0).")
@@ -145,9 +156,16 @@ def is_usual(name: Any, role: str) -> bool:
     return any(_fits(str(name), pattern) for pattern in NAMES[role])
 
 
+def is_doubtful(name: Any, role: str) -> bool:
+    """Return whether a column that is found for a role because of its name may be something else."""
+    return role in DOUBTFUL and _fits(str(name), DOUBTFUL[role])
+
+
 def is_header(rows: Rows) -> bool:
     """Return whether the first row is a header: it has no number, and has a usual name or is above numbers or dates."""
     first, *others = rows
+    if len(first) > 2 and first[first[0] == "" :] == list(map(str, range(len(first) - (first[0] == "")))):
+        return True  # 0,1,2: as pandas writes columns without names, also after the index
     if any(map(NUMBER_OR_DATE.fullmatch, first)):
         return False
     columns = [list(filter(str.strip, column)) for column in _columns(others, len(first))]
@@ -184,7 +202,8 @@ def are_sequences(rows: Rows) -> bool:
     if max(widths) < 4 or 2 * amount <= len(rows):
         return max(widths) >= 4
     others = len({row[0] for row in rows}) == len(rows) == amount
-    return others and not is_header(rows) and not any(_most(_is_time, column) for column in _columns(rows, width))
+    timed = any(_most(lambda cell: _is_time(cell) or CLOCK.search(cell), column) for column in _columns(rows, width))
+    return others and not is_header(rows) and not timed
 
 
 def _columns(rows: Rows, width: int) -> list[tuple[str, ...]]:

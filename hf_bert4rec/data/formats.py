@@ -60,7 +60,8 @@ def read_delimited(file: SourceFile, separator: str = ",", encoding: str = "utf-
     else:
         first = next(iter(_first_lines(text, quoted=True)), "")
         found = file.separator or next((it for it in (separator, *SEPARATORS) if it in first), separator)
-    quoted = "," in (separator, found)
+    header = text.lstrip().partition("\n")[0].split(found)  # R writes a quoted header in any format
+    quoted = "," in (separator, found) or all(re.fullmatch(r'\s*"[^"]*"\s*', cell) for cell in header)
     if file.separator is None and not excel:
         _warn_about_separator(file, text, found, quoted)
     return _open(file, _Rows(file, text.encode(), found, quoted))
@@ -72,7 +73,7 @@ def _first_lines(text: str, quoted: bool) -> list[str]:
     if len(text) > SAMPLE:
         sample = sample[: sample.rfind("\n") + 1] or sample
     sample = re.sub('"[^"]*"', "", sample) if quoted else sample
-    return [line for line in sample.splitlines() if line.strip()]
+    return [line for line in sample.splitlines() if line.strip(" ")]  # a quoted header may consist of tabs now
 
 
 def _warn_about_separator(file: SourceFile, text: str, chosen: str, quoted: bool) -> None:
@@ -105,11 +106,17 @@ def read_blank_separated(file: SourceFile) -> RawLog | pa.Table:
     widths = {len(row) for row in rows}
     if len(widths) == 1 and min(widths) > 1 + file.is_log:  # two columns of a log may also be a user and items
         file = dataclasses.replace(file, separator="\t")
-        return read_sequences(file) if file.is_log and are_sequences(rows) else read_delimited(file, "\t")
+        return _read_found_sequences(file) if file.is_log and are_sequences(rows) else read_delimited(file, "\t")
     _warn_about_separator(file, text, " ", quoted=False)
     data = b"\n".join(b" ".join(line.split()) for line in text.encode().splitlines())
     first = [line.decode().split(" ") for line in data.lstrip().split(b"\n", 1000)[:1000] if line]
-    return read_sequences(file) if are_sequences(first) else _open(file, _Rows(file, data, " ", quoted=False))
+    return _read_found_sequences(file) if are_sequences(first) else _open(file, _Rows(file, data, " ", quoted=False))
+
+
+def _read_found_sequences(file: SourceFile) -> pa.Table:
+    advice = f"For a table with one interaction per line, pass {file.spell('format', 'csv')} and its separator."
+    logger.info(f"{file.name}: each line is read as a user and all items of this user. {advice}")
+    return read_sequences(file)
 
 
 def read_sequences(file: SourceFile) -> pa.Table:
@@ -194,6 +201,7 @@ FORMATS: dict[str, Callable[[SourceFile], Any]] = {  # suffix -> function
     "sequences": read_sequences,  # user item item …
     "json": read_json,  # Amazon reviews, Steam
     "jsonl": read_json,
+    "ndjson": read_json,
     "parquet": lambda file: pq.ParquetFile(file.path, page_checksum_verification=True).read(),
 }
 
@@ -355,7 +363,10 @@ class _Rows:
         except pa.ArrowInvalid:  # also if a row is longer than a block, or rows before the header have other widths
             columns = list(zip(*self.fields(width, skipped), strict=True)) or [()] * width
             table = pa.table([pa.array(column, pa.string()) for column in columns], names)
-        return [table[names[place]] for place in places]
+        columns = [table[names[place]] for place in places]
+        if self.delimiter != self.separator and self.quoted:  # the separator may be part of a quoted cell
+            columns = [pc.replace_substring(column, self.delimiter, self.separator) for column in columns]
+        return columns
 
 
 def _parse(text: str) -> Any:

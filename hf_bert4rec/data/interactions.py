@@ -13,13 +13,15 @@ import pyarrow.compute as pc
 from datasets import Dataset
 
 from .arguments import check_bool, check_number, read_rows
-from .columns import Column, find_columns, is_usual
+from .columns import Column, find_columns, is_doubtful, is_usual
 from .formats import open_log
 from .ids import READ_FIRST, as_ids, as_item_ids
 from .sources import RawLog, library_errors, spell
 from .values import as_numbers, as_text, as_times, check_ids
 
 logger = logging.getLogger(__name__)
+
+SHORTEST = 1e8  # smaller numbers may be durations; as a time in seconds, it is in 1973
 
 
 def load_interactions(
@@ -110,7 +112,7 @@ def load_interactions(
             rows = np.bincount(core[role], minlength=len(column.dictionary))
             used = rows > 0
             check_ids(column.dictionary.filter(pa.array(used)), rows[used], role, log.name)
-        notes = _check(log, found, timestamp)
+        notes = _check(log, found, wanted, pc.max(table["timestamp"]).as_py())
     sizes = {"interaction": len(table), **{role: core[role].nunique() for role in coded}}
     total, users, items = (f"{number:,} {name}{'s' * (number != 1)}" for name, number in sizes.items())
     report = f"{log.name}: {total} of {users} with {items}{notes}; dropped: {losses}."
@@ -126,18 +128,20 @@ def _read(log: RawLog, found: Mapping[str, int]) -> tuple[pa.Table, np.ndarray]:
     columns = dict(zip(found, log.read(list(found.values())), strict=True))
     values = {role: as_ids(columns[role], role, log.locate) for role in ("user", "item")}
     complete = np.asarray(pc.and_(*map(pc.is_valid, values.values())))
-    if "time of day" in found:
-        dates = pc.replace_substring_regex(as_text(columns["timestamp"]), r"[ T]00:00:00(\.0+)?$", "")
-        columns["timestamp"] = pc.binary_join_element_wise(dates, as_text(columns["time of day"]), "T")
     if "timestamp" in found:
         try:
+            if "time of day" in found:
+                dates = pc.replace_substring_regex(as_text(columns["timestamp"]), r"[ T]00:00:00(\.0+)?$", "")
+                times = _as_clock(columns["time of day"], log)
+                columns["timestamp"] = pc.binary_join_element_wise(dates, times, "T")
             values["timestamp"] = as_times(columns["timestamp"], log, complete)
         except ValueError as error:
             if "time of day" not in found:
                 raise
             date, time = log.columns[found["timestamp"]], log.columns[found["time of day"]]
             advice = f"{date!r} and {time!r} are read as date and time of day. If one column is the time, name it"
-            raise ValueError(f"{error} {advice}: {spell('timestamp', time)}.") from None
+            whole = pc.any(pc.match_substring_regex(as_text(columns["time of day"]), r"^\d{4}")).as_py()  # a year
+            raise ValueError(f"{error} {advice}: {spell('timestamp', time if whole else date)}.") from None
     if "rating" in found:
         values["rating"] = as_numbers(columns["rating"], "rating", log, complete)
     for column in values.values():
@@ -145,19 +149,36 @@ def _read(log: RawLog, found: Mapping[str, int]) -> tuple[pa.Table, np.ndarray]:
     return pa.table(values).filter(pa.array(complete)), complete
 
 
-def _check(log: RawLog, found: Mapping[str, int], timestamp: Column) -> str:
-    """Warn about columns that may have been read wrongly; return notes for the message about the log."""
-    notes = ""
+def _as_clock(values: Any, log: RawLog) -> pa.ChunkedArray:
+    """Return times of day as text; ValueError for numbers such as durations, which Python would read as times."""
+    clock = as_text(values)
+    numbers = clock.filter(pc.fill_null(pc.match_substring_regex(clock, r"^(\d{1,3}|\d{5}|\d{7,})(\.\d*)?$"), False))
+    if len(numbers):
+        raise ValueError(f"{log.name}: expected a time of day such as 17:30, found {numbers[0].as_py()!r}.")
+    return clock
+
+
+def _check(log: RawLog, found: Mapping[str, int], wanted: Mapping[str, Column], last: float) -> str:
+    """Warn about columns that may have been read wrongly; return notes for the message about the log.
+
+    `last` is the largest timestamp.
+    """
+    columns = {role: log.columns[place] for role, place in found.items()}
+    notes = ", ".join(f"{role}: column {name!r}" for role, name in columns.items() if name != role)
+    notes = notes and f" ({notes})"
+    for role, name in columns.items():
+        short = role != "timestamp" or last < SHORTEST
+        if wanted.get(role) is None and is_doubtful(name, role) and short and not log.first_rows:
+            solution = f"To confirm this, or to use another column, name it: {spell(role, name)}."
+            logger.warning(f"{log.name}: {name!r} is used as {role}. {solution}")
     if log.first_rows:
         notes = f" (no header; {', '.join(f'{role}: column {place}' for role, place in found.items())})"
         if not re.search(r"\d", first := ", ".join(log.first_rows[0])):
             solution = f"If {first!r} is a header, pass the names of the columns, such as {spell('user')}."
             logger.warning(f"{log.name}: the first line has no known column name, so it was read as data. {solution}")
-    elif "timestamp" in found and not is_usual(time := log.columns[found["timestamp"]], "timestamp"):
-        notes = f" (timestamp: column {time!r})"
-        if timestamp is None:
-            solution = f"Name the column of the time to confirm or change this: {spell('timestamp', time)}."
-            logger.warning(f"{log.name}: {time!r} is used as time, because it has dates. {solution}")
+    elif "timestamp" in found and wanted["timestamp"] is None and not is_usual(columns["timestamp"], "timestamp"):
+        solution = f"Name the column of the time to confirm or change this: {spell('timestamp', columns['timestamp'])}."
+        logger.warning(f"{log.name}: {columns['timestamp']!r} is used as time, because it has dates. {solution}")
     if "timestamp" not in found:
         notes += " (no timestamps; the rows are assumed to be in time order)"
         if unread := [repr(name) for place, name in enumerate(log.columns) if place not in found.values()]:

@@ -6,6 +6,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Number
 from typing import Any
 
 import numpy as np
@@ -129,6 +130,9 @@ def _read_features(
             origin = "of `like` or the checkpoint, or named by `text` (command line: `--feature_text`)"
             raise ValueError(f"{log.name}: expected a column {missing[0]!r}, {origin}, found {log}. Add or rename it.")
         names = [name for name in log.columns if name != LIKE and log.columns.index(name) != place]
+        if twice := [name for name, number in Counter([*names, "item"]).items() if number > 1]:
+            advice = "Rename or remove one of them. The column of the IDs is stored as 'item'."
+            raise ValueError(f"{log.name}: expected features with different names, found {twice[0]!r} twice. {advice}")
         names = names if others else list(known)
         _, *values = log.read([place, *map(log.columns.index, names)])
         read, columns = {"item": items}, {}
@@ -276,9 +280,9 @@ def _cells(values: Values) -> list[Any]:
 
 
 def _kind(values: Values, cells: list[Any]) -> str:
-    first = next(filter(_given, cells), "")
-    if isinstance(first, Sequence | np.ndarray) and not isinstance(first, str):
-        return "vector" if len(first) and not isinstance(first[0], str) else "categories"
+    lists = (cell for cell in cells if isinstance(cell, Sequence | np.ndarray) and not isinstance(cell, str))
+    if (first := next(filter(len, lists), None)) is not None:
+        return "vector" if isinstance(first[0], Number | np.number) else "categories"
     distinct = [value for value in pc.unique(as_text(values)).to_pylist() if value is not None]
     numbers = sum(bool(NUMBER.fullmatch(value)) for value in distinct)
     return "number" if distinct and 2 * numbers >= len(distinct) else "categories"

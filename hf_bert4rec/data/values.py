@@ -34,6 +34,9 @@ DOUBTFUL = {  # IDs that are read as they are, with a warning
     SEVERAL: "seems to contain several IDs. If it does, give each ID a row of its own",
 }
 ROUNDED = r"^\s*\d([.,]\d{0,5})?[eE]\+?\d+\s*$"  # times, as Excel shows and exports them
+MONTHS = (
+    r"^\s*((19|20)\d\d\.(0?[1-9]|1[0-2])|(0?[1-9]|1[0-2])\.(19|20)\d\d|(0?[1-9]|[12]\d|3[01])\.(0[1-9]|1[0-2]))\s*$"
+)
 UNITS = {"seconds": 1e8, "milliseconds": 1e11, "microseconds": 1e14, "nanoseconds": 1e17}  # 1973 in each unit
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _DAY = re.compile(r"(\d{4})([-/.])(\d{1,2})(?:\2(\d{1,2})(?=$|[T ])|$)|(\d{1,2})\.(\d{1,2})\.(\d{4})(?=$|[T ])")
@@ -59,6 +62,12 @@ def check_ids(distinct: pa.Array, counts: np.ndarray, role: str, name: str) -> N
         if len(doubtful := distinct.filter(matches)):
             rows, examples = counts[np.asarray(matches)].sum(), ", ".join(map(repr, doubtful[:3].to_pylist()))
             logger.warning(f"{name}: the {role} ID of {rows:,} row{'s' * int(rows != 1)} ({examples}) {doubt}.")
+    for separator in ",;|" if role == "item" else "":
+        joined = distinct.filter(pc.match_substring(distinct, separator))
+        parts = pc.utf8_trim_whitespace(pc.list_flatten(pc.split_pattern(joined, separator)))
+        if 10 * len(joined) > len(distinct) and 2 * len(pc.unique(parts)) <= len(parts):
+            found = f"{len(joined):,} item IDs such as {joined[0].as_py()!r:.80} seem to contain several IDs"
+            logger.warning(f"{name}: {found}, because the same parts are in many of them. {ONE_PER_ROW}")
 
 
 def as_times(values: Values, log: RawLog, rows: np.ndarray) -> pa.ChunkedArray:
@@ -77,6 +86,10 @@ def as_times(values: Values, log: RawLog, rows: np.ndarray) -> pa.ChunkedArray:
                 f"{log.name}: {len(rounded):,} timestamps such as {rounded[0].as_py()!r} are rounded, so interactions"
             )
             logger.warning(f"{text} may be out of order. Export them with all digits.")
+        months = values.filter(pc.match_substring_regex(values, MONTHS))
+        if len(months) and len(months) == len(values) - values.null_count:
+            text = f"{log.name}: timestamps such as {months[0].as_py()!r} are read as decimal numbers"
+            logger.warning(f"{text}. If they are months or days, write them as dates, such as 2016-01-31.")
     times = as_numbers(values, "timestamp", log, rows, dates=True)
     digits = EXACT_BITS.get(str(kind)) or EXACT_BITS.get(str(times.type), 64)
     _check_times(times.filter(pa.array(rows)).drop_null().to_numpy(), digits, log.name)

@@ -68,6 +68,9 @@ class BatchRecommender:
             ValueError: A column or a user ID is missing, or a value of a history, such as None, is not an item ID.
         """
         frame = isinstance(table, pd.DataFrame)
+        if not frame and not isinstance(table, pa.Table):
+            advice = "Convert it, or for Ray Data pass `batch_format='pyarrow'`."
+            raise ValueError(f"Expected a table of Arrow or pandas, found {type(table).__name__}. {advice}")
         names = list(table.columns if frame else table.column_names)
         if missing := [name for name in (self.user, self.history) if name not in names]:
             advice = "Pass the names of your columns of users and histories as `user=` and `history=`."

@@ -151,7 +151,7 @@ def append_items(
         if (unknown := known == tokenizer.unk_token_id).any():
             place, other = named[int(unknown.argmax())]
             found = f"`like` of the new item {new[place].as_py()!r} has {other!r}, which is not in the checkpoint"
-            raise ValueError(f"{found}. Use IDs of items of the checkpoint.")
+            raise ValueError(f"{found}. Use IDs of items of the checkpoint, separated by `|`.")
         chosen, counts = torch.tensor(places).unique_consecutive(return_counts=True)
         for values, table in zip(rows, tables, strict=True):
             values[chosen] = torch.stack([part.mean(dim=0) for part in table[known].split(counts.tolist())])

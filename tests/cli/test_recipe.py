@@ -306,6 +306,19 @@ split = leave_one_out
 """
 
 
+def test_a_list_that_is_given_twice_is_an_error():  # the first one would be ignored
+    message = "^`--feature_text` is given more than once. Write all values after one `--feature_text`.$"
+    for words in (
+        ["--feature_text", "a", "--feature_text", "b"],
+        ["--feature_text=a", "--seed", "1", "--feature_text=b"],
+    ):
+        with pytest.raises(ValueError, match=message):
+            parse_recipe(words)
+    assert parse_recipe(["--seed", "1", "--feature_text", "a", "b", "--seed", "2"]).given == {
+        "seed": 2, "feature_text": ["a", "b"]
+    }  # fmt: skip
+
+
 def test_an_option_of_an_own_split_must_have_a_name_of_its_own(tmp_path, monkeypatch):
     (tmp_path / "clashing_split.py").write_text("def half(interactions, tokenizer, *, seed: int = 0): ...")
     monkeypatch.chdir(tmp_path)

@@ -302,3 +302,86 @@ def test_the_advice_for_an_unusable_column_works(write):
         load_interactions(write("log.csv", "u,5\n"), user=1, item=0, timestamp=1)
     with pytest.raises(ValueError, match=r"found no columns\. Check the source"):
         load_interactions(write("log.json", "[]"))
+
+
+def test_a_number_is_the_label_of_a_data_frame_before_it_is_a_position():
+    frame = pd.DataFrame({3: ["x", "y"], 1: ["ann", "bob"], 2: ["tea", "cup"]})
+    assert rows(load_interactions(frame, user=1, item=2)) == [("ann", "tea", 0), ("bob", "cup", 1)]
+    assert rows(load_interactions(frame, user=0, item="2")) == [("x", "tea", 0), ("y", "cup", 1)]
+
+
+@pytest.mark.parametrize(
+    ("header", "first", "options"),
+    [
+        ("0,1,2,3", "", {"user": 0, "item": 1, "timestamp": 3}),
+        (",0,1,2,3", "7,", {"user": "0", "item": "1", "timestamp": "3"}),
+    ],
+)
+def test_numbers_of_columns_are_a_header(write, header, first, options):  # as pandas writes columns without names
+    path = write("log.csv", f"{header}\n{first}1,1193,5,978300760\n")
+    with pytest.raises(ValueError, match=r"expected a column for the user, found .*0, 1, 2, 3\. Name the column"):
+        load_interactions(path)
+    assert rows(load_interactions(path, **options)) == [("1", "1193", 978300760)]
+
+
+@pytest.mark.parametrize(
+    ("header", "row", "name", "role"),
+    [
+        ("session_id,sku,timestamp", "s,a,5", "session_id", "user"),
+        ("user,sid,timestamp", "s,a,5", "sid", "item"),
+        ("user,Document Number,timestamp", "s,a,5", "Document Number", "item"),
+        ("user,item,view_time", "s,a,5", "view_time", "timestamp"),
+    ],
+)
+def test_a_name_that_often_means_something_else_is_reported(write, caplog, header, row, name, role):
+    path = write("log.csv", f"{header}\n{row}\n")
+    assert rows(load_interactions(path)) == [("s", "a", 5)]
+    assert f"log.csv: {name!r} is used as {role}. To confirm this, or to use another column, name it" in caplog.text
+    caplog.clear()
+    load_interactions(path, **{role: name})
+    assert "is used as" not in caplog.text
+
+
+def test_the_columns_that_were_used_are_logged(write, caplog):
+    path = write("log.csv", "email,session_id,sku,order_date,timestamp_ms\na@b,s,x,2024-01-01,5\n")
+    caplog.set_level("INFO", "hf_bert4rec")
+    assert rows(load_interactions(path)) == [("a@b", "x", 5)]
+    assert "(user: column 'email', item: column 'sku', timestamp: column 'timestamp_ms'); dropped: none." in caplog.text
+
+
+@pytest.mark.parametrize("cell", ["1650498694", "20", "120.5"])
+def test_a_number_is_no_time_of_day(write, cell):
+    with pytest.raises(
+        ValueError, match=rf"expected a time of day such as 17:30, found '{cell}'.* name it: `timestamp="
+    ):
+        load_interactions(write("log.csv", f"user,item,date,order_time\nu,a,2024-01-02,{cell}\n"))
+
+
+@pytest.mark.parametrize("cells", [("2024.9", "2024.10"), ("12.2023", "01.2024"), ("31.01", "01.02")])
+def test_months_and_days_that_are_read_as_numbers_are_reported(write, caplog, cells):
+    load_interactions(write("log.csv", "user,item,date\n" + "".join(f"u,i,{cell}\n" for cell in cells)))
+    assert f"timestamps such as {cells[0]!r} are read as decimal numbers. If they are months or days" in caplog.text
+    caplog.clear()
+    load_interactions(write("log.csv", "user,item,date\nu,i,2024.5\nu,j,2024.75\n"))
+    assert "decimal" not in caplog.text
+
+
+def test_several_ids_of_text_in_a_cell_are_reported(write, caplog):
+    load_interactions(write("log.csv", 'user,item,timestamp\n1,"S1,S2,S3",1\n2,"S1,S3",2\n3,"S2,S9,S1",3\n'))
+    assert "3 item IDs such as 'S1,S2,S3' seem to contain several IDs, because the same parts" in caplog.text
+    caplog.clear()
+    load_interactions(write("log.csv", 'user,item,timestamp\n1,"Milk, 1 l",1\n2,"Juice, 1 l",2\n3,"Tea, green",3\n'))
+    assert "several IDs" not in caplog.text
+
+
+@pytest.mark.parametrize("date", ["04/01/2012", "Tue Apr 03 18:00:00 +0000 2012"])
+def test_a_table_with_dates_of_another_form_is_not_read_as_sequences(write, date):
+    path = write("log.txt", "".join(f"u{i}\ti{i % 7}\t{i % 5}\t{date}\n" for i in range(50)))
+    with pytest.raises(ValueError, match="expected a column for the user, found 0, 1, 2, 3"):
+        load_interactions(path)
+
+
+def test_lines_that_are_read_as_sequences_are_logged(write, caplog):
+    caplog.set_level("INFO", "hf_bert4rec")
+    load_interactions(write("log.txt", "u a b c\nv d e f\n"))
+    assert "log.txt: each line is read as a user and all items of this user. For a table with" in caplog.text

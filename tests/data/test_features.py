@@ -316,3 +316,22 @@ def test_a_damaged_encoding_is_an_error(tmp_path, columns):
     ItemFeatures(pa.table({"item": ["a"], "price": [1.0]}), columns).save(tmp_path / "features.parquet")
     with pytest.raises(ValueError, match="do not belong to the 5 items"):
         ItemFeatures.load(tmp_path / "features.parquet", 5)
+
+
+def test_features_have_different_names():
+    table = pd.DataFrame({"sku": ["1", "2"], "item": ["shirt", "shirt"]})
+    with pytest.raises(ValueError, match="expected features with different names, found 'item' twice"):
+        load_item_features(table, item="sku")
+    with pytest.raises(ValueError, match="found 'c' twice"):
+        load_item_features(pd.DataFrame([["1", 2, 3]], columns=["item", "c", "c"]))
+
+
+def test_a_column_of_lists_is_a_vector_only_with_numbers():
+    table = pd.DataFrame({"item": ["1", "2"], "images": [[{"url": "a"}]] * 2, "tags": [[], ["a"]], "c": ["x", "x"]})
+    assert {name: how["kind"] for name, how in load_item_features(table).columns.items()} == {
+        "images": "categories", "c": "categories"
+    }  # fmt: skip
+    with pytest.raises(
+        ValueError, match=r"row 0 \(from 0\): expected a list of 2 numbers in the column 'v', found \[\]"
+    ):
+        load_item_features(pd.DataFrame({"item": ["1", "2"], "v": [[], [0.1, 0.2]]}))

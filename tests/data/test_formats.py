@@ -220,9 +220,16 @@ def test_the_first_line_of_excel_names_the_separator(write, end, line):
         load_interactions(write("log.csv", end.join(["sep=,", "user,item,timestamp", "u,a,x", ""])))
 
 
+@pytest.mark.parametrize("name", ["log.tsv", "log.csv"])
+def test_a_quoted_header_shows_that_cells_are_quoted(write, name):  # as R writes tables
+    path = write(name, '"user_id"\t"item"\t"timestamp"\n"u"\t"a\tb"\t5\n')
+    assert rows(load_interactions(path)) == [("u", "a\tb", 5)]
+
+
 @pytest.mark.parametrize(("name", "separator"), [("log.tsv", "\t"), ("log.txt", " ")])
 def test_ids_in_quotation_marks_are_reported(write, caplog, name, separator):
-    path = write(name, f'"user"{separator}"item"\n"u"{separator}"a"\n'.replace(" ", separator))
+    header = f'user{separator}"item"' if name == "log.tsv" else '"user" "item"'
+    path = write(name, f'{header}\n"u"{separator}"a"\n')
     assert rows(load_interactions(path)) == [('"u"', '"a"', 0)]
     assert """the user ID of 1 row ('"u"') is in quotation marks""" in caplog.text
     assert "remove them. For a text file other than csv, `format='csv'` with `separator` does this" in caplog.text

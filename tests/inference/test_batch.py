@@ -194,6 +194,10 @@ def test_the_scoring_class_takes_arrow_and_pandas(source):
     assert found["rank"].to_pylist() == [1, 2, 1, 2]
     with pytest.raises(ValueError, match=r"Expected a column 'customer', found user\. Pass the names of your columns"):
         score(pa.table({"user": ["x"]}))
+    with pytest.raises(
+        ValueError, match=r"table of Arrow or pandas, found dict\. .*Ray Data pass `batch_format='pyarrow'`"
+    ):
+        score({"customer": ["x"], "items": [["a"]]})
     frame = score(table.to_pandas())
     assert isinstance(frame, pd.DataFrame)
     assert frame.to_dict("list") == found.to_pydict()
