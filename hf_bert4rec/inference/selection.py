@@ -18,6 +18,7 @@ from .index import ItemIndex
 from .rules import Candidates, Rule, order_by_rules
 
 SEARCHED = 4  # items that an index is asked for, per item to return
+SAMPLE = 1000  # items with which those from an index are compared, in catalogs of at least this size
 
 LISTS = {"history": "in the history", "deny": "in `deny`", "allow": "not in `allow`"}  # why an item is excluded
 
@@ -128,6 +129,7 @@ class Selection:
                 found = possible.expand(len(queries), -1)
             else:  # a place that the index left empty becomes the last special row, which is closed
                 found = torch.from_numpy(self.index.search(queries.numpy(), count)) + len(SPECIAL_TOKENS)
+                self._check_found(found[:8, : self._number], queries)
             rows, left = self._possible(found, denied)
             if allowed is not None or all_possible or left.sum(dim=1).min() >= self._number:
                 break
@@ -145,6 +147,23 @@ class Selection:
         logits = logits.masked_fill(~left, -torch.inf)
         values, order = stable_top_k(logits, min(self._number, logits.shape[1]))
         return rows.gather(1, order), values, values
+
+    def _check_found(self, found: torch.Tensor, queries: torch.Tensor) -> None:
+        """Raise ValueError if the items from the index are no better than others: it has other vectors or keys."""
+        weight, bias = self.model._item_weights()
+        known = len(weight) - len(SPECIAL_TOKENS)
+        if known >= SAMPLE:
+            others = torch.arange(len(SPECIAL_TOKENS), len(weight), known // SAMPLE)
+            rows = torch.cat([others.expand(len(found), -1), found], dim=1)
+            vectors, added = weight[rows.to(weight.device)].cpu().float(), bias[rows.to(bias.device)].cpu()
+            scores = (vectors @ queries[: len(found), :-1, None])[..., 0] + added
+            usual = scores[:, : len(others)].quantile(0.75, dim=1)
+            own = scores[:, len(others) :].masked_fill(found < len(SPECIAL_TOKENS), torch.nan)  # places left empty
+            if own.nanmean() < usual.mean():
+                advice = "Build it again from `index_vectors()` of this pipeline, with their positions as keys."
+                raise ValueError(
+                    f"`index` has the vectors of another model, or other keys: its items do not fit. {advice}"
+                )
 
     def _possible(self, found: torch.Tensor, denied: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return token IDs (users, number) in ascending order, and which of them may be recommended."""

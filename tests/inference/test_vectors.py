@@ -7,7 +7,8 @@ import torch
 from datasets import Dataset
 from usearch.index import Index
 
-from hf_bert4rec import NextItemRecommendationPipeline
+from hf_bert4rec import Bert4RecForMaskedLM, NextItemRecommendationPipeline, item_tokenizer
+from tests.conftest import small_config
 from tests.inference.conftest import items_of, scores_of
 from tests.inference.test_pipeline import FIRST_ITEM, HISTORIES, ITEMS
 
@@ -161,6 +162,23 @@ def test_an_index_with_other_keys_is_refused(recommender, first):
     for index in indexes:
         with pytest.raises(ValueError, match=message):
             recommender([["a", "b"]], top_k=2, index=index)
+
+
+def test_an_index_of_other_vectors_is_refused():
+    def new(seed):
+        torch.manual_seed(seed)
+        model = Bert4RecForMaskedLM(small_config(vocab_size=1503)).eval()
+        tokenizer = item_tokenizer(range(1500), max_length=model.config.max_position_embeddings)
+        return NextItemRecommendationPipeline(model=model, tokenizer=tokenizer, device="cpu")
+
+    recommender, histories = new(0), [["1", "2"], ["3"], []]
+    vectors = recommender.index_vectors()
+    expected = items_of(recommender(histories, top_k=5))
+    for build in (usearch_index, faiss_index):
+        assert items_of(recommender(histories, top_k=5, index=build(vectors))) == expected
+        for others in (vectors[::-1].copy(), new(1).index_vectors(), -vectors):
+            with pytest.raises(ValueError, match="`index` has the vectors of another model, or other keys"):
+                recommender(histories, top_k=5, index=build(others))
 
 
 def test_an_index_may_have_its_keys_in_any_order(recommender):
