@@ -151,9 +151,9 @@ def _fits(name: str, pattern: str) -> bool:
     return bool(re.fullmatch(pattern, re.sub(r"[\W_]", "", name.partition(":")[0]).lower()))
 
 
-def is_usual(name: Any, role: str) -> bool:
-    """Return whether a column is found for a role because of its name."""
-    return any(_fits(str(name), pattern) for pattern in NAMES[role])
+def is_usual(name: Any, *roles: str) -> bool:
+    """Return whether a column is found for one of the roles (default: any role) because of its name."""
+    return any(_fits(str(name), pattern) for role in roles or NAMES for pattern in NAMES[role])
 
 
 def is_doubtful(name: Any, role: str) -> bool:
@@ -170,8 +170,7 @@ def is_header(rows: Rows) -> bool:
         return False
     columns = [list(filter(str.strip, column)) for column in _columns(others, len(first))]
     numbers = any(column and all(map(NUMBER_OR_DATE.fullmatch, column)) for column in columns)
-    usual = (pattern for patterns in NAMES.values() for pattern in patterns)
-    return (len(others) > 2 and numbers) or any(_fits(name, pattern) for pattern in usual for name in first)
+    return (len(others) > 2 and numbers) or any(map(is_usual, first))
 
 
 def guess_roles(rows: Rows) -> dict[str, int]:

@@ -149,6 +149,13 @@ def _read_array(name: str, text: str) -> pd.DataFrame:
     return pd.DataFrame(array, dtype=object)
 
 
+def _check_rows(name: str, first: dict[Any, Any], count: int) -> None:
+    """Raise ValueError if a file is one object of lists or objects, as pandas writes by default."""
+    if count == 1 and all(isinstance(value, dict | list) for value in first.values()):
+        found = f"found one object with the keys {', '.join(map(repr, first)):.80}"
+        raise ValueError(f"{name}: expected one object per row, {found}. Instead, {WRITE_LINES}.")
+
+
 def read_json(file: SourceFile) -> RawLog | pd.DataFrame:
     """Open a file with one JSON object or Python literal (Steam) per line, or with an array of objects."""
     text = file.text()
@@ -166,11 +173,13 @@ def read_json(file: SourceFile) -> RawLog | pd.DataFrame:
             raise ValueError(f"{file.name}, {found}. Fix or remove this line, or {WRITE_LINES}.")
         return row
 
-    first: dict[Any, Any] = {}  # key -> its first value that is not null
+    count, first = 0, dict[Any, Any]()  # key -> its first value that is not null
     for count, line in enumerate(lines()):
         if count == 1000 and any(key == file.timestamp or is_usual(key, "timestamp") for key in first):
             break  # without such a key, a later line may still have the time
         first |= {key: value for key, value in parse(*line).items() if first.get(key) is None}
+
+    _check_rows(file.name, first, count + 1)
 
     def read(places: list[int]) -> list[Values]:
         keys = [list(first)[place] for place in places]
@@ -275,11 +284,16 @@ def is_embedded(source: str | PathLike) -> bool:
 
 
 def _open(file: SourceFile, rows: "_Rows") -> RawLog:
-    sample = [list(map(str.strip, fields)) for _, fields in islice(rows, 21)]
+    lines = [(line, list(map(str.strip, fields))) for line, fields in islice(rows, 21)]
+    sample = [fields for _, fields in lines]
     if not sample:
         raise ValueError(f"{file.name}: found no rows. Check the source.")
     start = next((row for row, fields in enumerate(sample) if any(fields)), 0)  # rows of empty cells may precede
     first_rows = sample[start:]
+    headers = (line for line, fields in lines[start:] if sum(map(is_usual, fields)) > 1)
+    if not any(map(is_usual, first_rows[0])) and (line := next(headers, None)):
+        advice = f"If line {line} is the header, remove the lines before it."
+        raise ValueError(f"{file.name}: found the usual names of columns in line {line}, below other lines. {advice}")
     names, width = first_rows[0], len(first_rows[0])
     if width == 1 or is_header(first_rows) or file.names.intersection(names):
         skipped, first_rows = start + 1, []

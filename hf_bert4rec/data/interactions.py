@@ -198,6 +198,7 @@ def rename_items(interactions: Dataset, names: Mapping[str, str]) -> Dataset:
     """
     table = read_rows(interactions, "item", advice=READ_FIRST)
     old = pc.unique(table["item"])
+    names = dict(names)  # also of a Series
     known = dict(zip(as_item_ids(list(names)).to_pylist(), as_item_ids(names.values()).to_pylist(), strict=True))
     new = [known.get(item) for item in old.to_pylist()]
     if None in new:

@@ -1,6 +1,7 @@
 """Read tables with one row per item: titles, new IDs, features, and items to add to a catalog."""
 
 import logging
+import re
 import shlex
 import sys
 from collections import Counter
@@ -248,6 +249,7 @@ def _read_column(
         given = numbers.drop_null()
         edges = np.unique(np.quantile(given, BINS)).tolist() if len(given) else []
         return numbers, known or {"kind": kind, "edges": edges}
+    _check_lists(name, cells, log)
     categories = _as_categories(cells)
     if not known:
         if not any(categories):
@@ -273,6 +275,14 @@ def _read_column(
     return pa.array(categories, pa.list_(pa.string())), known
 
 
+def _check_lists(name: str, cells: list[Any], log: RawLog) -> None:
+    """Raise ValueError if most cells are lists that were written as text."""
+    lists = [cell for cell in cells if isinstance(cell, str) and re.fullmatch(r"\s*\[.*\]\s*", cell)]
+    if 2 * len(lists) > len(cells):
+        found = f"expected lists in the column {name!r}, found text such as {lists[0]!r:.80}"
+        raise ValueError(f"{log.name}: {found}. Convert it (pandas: `frame[{name!r}].map(ast.literal_eval)`).")
+
+
 def _cells(values: Values) -> list[Any]:
     if not isinstance(values, list) and "binary" in str(values.type):
         values = as_text(values)
@@ -284,6 +294,8 @@ def _kind(values: Values, cells: list[Any]) -> str:
     if (first := next(filter(len, lists), None)) is not None:
         return "vector" if isinstance(first[0], Number | np.number) else "categories"
     distinct = [value for value in pc.unique(as_text(values)).to_pylist() if value is not None]
+    if any(SEPARATOR in value for value in distinct):
+        return "categories"
     numbers = sum(bool(NUMBER.fullmatch(value)) for value in distinct)
     return "number" if distinct and 2 * numbers >= len(distinct) else "categories"
 

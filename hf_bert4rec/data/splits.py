@@ -129,8 +129,8 @@ def _before(interactions: Dataset, time: str | float, name: str) -> Dataset:
 def _check_within(time: float, timestamps: np.ndarray, name: str, before: bool) -> None:
     """Raise ValueError unless a log has the unit of a time, and interactions before it (or else from it on)."""
     fits = (timestamps < time if before else timestamps >= time).any()
-    units = {time_unit(time), time_unit(timestamps.max(initial=0))} - {None}
-    if len(timestamps) and (len(units) > 1 or not fits):
+    other_unit = time_unit(time) != time_unit(timestamps.max(initial=0))
+    if len(timestamps) and (other_unit or not fits):
         shown, first, last = map(format_time, (time, timestamps.min(), timestamps.max()))
         advice = f"Pass a time in the unit of the log, with interactions {'before it' if before else 'from it on'}."
         raise ValueError(f"The log runs from {first} to {last}, but `{name}` is {shown}. {advice}")

@@ -1,5 +1,6 @@
 """Features of items: kinds of columns, their encoding as vectors, files, and tables that cannot be read."""
 
+import ast
 import json
 import sys
 from types import ModuleType
@@ -335,3 +336,18 @@ def test_a_column_of_lists_is_a_vector_only_with_numbers():
         ValueError, match=r"row 0 \(from 0\): expected a list of 2 numbers in the column 'v', found \[\]"
     ):
         load_item_features(pd.DataFrame({"item": ["1", "2"], "v": [[], [0.1, 0.2]]}))
+
+
+def test_lists_that_are_text_are_an_error():
+    table = pd.DataFrame({"item": ["1", "2"], "tags": ["['a', 'b']", "['b']"]})
+    with pytest.raises(
+        ValueError, match=r"expected lists in the column 'tags', found text such as .*ast\.literal_eval"
+    ):
+        load_item_features(table)
+    lists = table.assign(tags=table["tags"].map(ast.literal_eval))
+    assert load_item_features(lists).columns["tags"]["values"] == ["b"]
+
+
+def test_numbers_that_are_separated_in_a_cell_are_categories():
+    features = load_item_features(pd.DataFrame({"item": ["1", "2", "3"], "genre_ids": ["1|2", "2", "1"]}))
+    assert features.columns["genre_ids"] == {"kind": "categories", "values": ["1", "2"]}

@@ -8,6 +8,7 @@ import re
 
 import datasets
 import huggingface_hub
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -350,3 +351,20 @@ def test_a_format_of_ones_own_must_return_a_table(write, monkeypatch):
     monkeypatch.setitem(FORMATS, "shop", lambda file: list(TABLE))
     with pytest.raises(ValueError, match=r"^log\.shop: expected a table from the format 'shop' \(.*, found list\. "):
         load_interactions(path)
+
+
+def test_lines_before_the_header_are_an_error(write):  # as in exports of web analytics
+    text = "# Report\n# 20240101-20240131\n\nuser_id,item_id,timestamp\n1,a,3\n"
+    with pytest.raises(
+        ValueError, match=r"log\.csv: found the usual names of columns in line 4, below other lines\. If"
+    ):
+        load_interactions(write("log.csv", text))
+
+
+@pytest.mark.parametrize("orient", ["columns", "index", "split"])
+def test_json_that_is_not_one_object_per_row_names_how_to_write_it(write, orient):
+    frame = pd.DataFrame({"user": ["u"], "item": ["i"], "timestamp": [1]})
+    with pytest.raises(ValueError, match=r"expected one object per row, found one object with the keys .*lines=True"):
+        load_interactions(write("log.json", frame.to_json(orient=orient)))
+    assert len(load_interactions(write("log.json", frame.to_json(orient="records")))) == 1
+    assert len(load_interactions(write("log.ndjson", frame.to_json(orient="records", lines=True)))) == 1

@@ -369,3 +369,10 @@ def test_protocols_state_the_options_that_shape_the_split():
     ):
         new = SPLITS["new_interactions"].describe({"since": since})
         assert new == f"last new item of 10% of the users with interactions since {shown}"
+
+
+def test_a_date_is_no_time_of_a_log_with_other_numbers():
+    log = log_of(("u", "a", 20240101), ("u", "b", 20240201))  # as a table of pandas has them
+    with pytest.raises(ValueError, match=r"runs from 20240101 to 20240201, but `time` is 1706\d+ \(2024-01-2"):
+        before(log, "2024-01-25")
+    assert before(log, 20240125)["item"][:] == ["a"]
