@@ -94,7 +94,7 @@ class Comparison:
             if "|" in name:
                 raise ValueError(f"{name!r}: a name with | breaks the tables. Rename this model.")
             if other != name:
-                raise ValueError(f"{name!r} and {other!r} would share the file {file}. Rename one of them.")
+                raise ValueError(f"{name!r}: {file} is already the file of {other!r}. Rename this model.")
 
     def validate_published(self) -> None:
         """Check that all published metrics are columns of the table of sampled metrics."""
@@ -279,8 +279,8 @@ def check_model(comparison: Comparison, name: str, recipe: Recipe, folder: str) 
             expected[option] = found[option] = None
         if changes := describe_changes(expected, found):
             raise ValueError(
-                f"the split or ranking differs from {comparison.recipe} ({', '.join(changes)}). With another split, "
-                "the model may have been trained on the targets. Train it with the options of this recipe."
+                f"the split or ranking differs from {comparison.recipe} (recipe → model: {', '.join(changes)}). Set "
+                "the same options. If the split differs, train again, because targets may have been trained on."
             )
     except (ImportError, TypeError, ValueError) as error:
         raise ValueError(f"{comparison.path}: {name!r}: {error}") from error
@@ -291,7 +291,7 @@ def check_data(checkpoint: Path, data: DataFacts, items: Any, recipe: str) -> tu
     facts = RunFacts.load(checkpoint)  # those of a `RecommendationTrainer` have no checksum
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     if facts.data.sha256 not in (None, data.sha256) or tokenizer.items != items:
-        advice = f"Set `data`, filters and `item_features` of {recipe} to those of its training, or remove the model."
+        advice = f"Set `data`, filters and `item_features` in {recipe} as in its training, or omit this model."
         raise ValueError(f"{checkpoint} was not trained on the data and items of {recipe}. {advice}")
     return facts, tokenizer
 
@@ -341,7 +341,8 @@ def describe_settings(comparison: Comparison, name: str, split: str, sha256: str
 
 def check_results(comparison: Comparison, split: str, sha256: str, folder: str) -> None:
     """Raise ValueError if `folder` has results of an earlier comparison with other settings."""
-    lines = [f"{folder} contains results with other settings. Delete the files below, or change `--output_dir`."]
+    advice = "Delete these files, with their folders if training options changed, or change `--output_dir`."
+    lines = [f"{folder} contains results with other settings. {advice}"]
     for name in comparison.models:
         if (file := result_file(folder, name)).exists():
             found = json.loads(file.read_text(encoding="utf-8")).get("settings", {})

@@ -14,13 +14,11 @@ import pyarrow.csv
 from datasets import Dataset, DatasetDict
 from transformers import AutoTokenizer
 
-from ..data.audit import audit
 from ..data.candidates import popularity_candidates, uniform_candidates
 from ..data.features import ItemFeatures
 from ..data.formats import is_embedded
 from ..data.interactions import load_interactions, rename_items
 from ..data.item_tables import load_item_features, load_item_ids, load_titles
-from ..data.splits import leave_one_out
 from ..data.tokenization import ItemTokenizer, extend_item_tokenizer, item_tokenizer
 from ..data.values import format_time, time_unit
 from ..evaluation.ranking import Sampled
@@ -73,9 +71,6 @@ def prepare(
         features = _features(run, names)
         tokenizer = item_tokenizer(past, titles=_titles(run, names), features=features, max_length=length)
     histories = _split(recipe, interactions, tokenizer, run.max_length)
-    if split.function.__module__ != leave_one_out.__module__:  # a split of the user
-        for leak in (finding for finding in audit(histories) if finding.leak and len(finding.rows)):
-            logger.warning("The split %s may have a leak (docs/data.md, section Leaks). %s.", run.split, leak)
     _add_candidates(recipe, histories, interactions, tokenizer)
     sizes = ", ".join(f"{name} {rows.num_rows:,}" for name, rows in histories.items())
     logger.info("Rows of histories: %s.", sizes)
@@ -162,7 +157,7 @@ def _continue(recipe: Recipe, new: Dataset, names: dict[str, str] | None) -> tup
     last = RunFacts.load(folder).data.last_time if (folder / FACTS_FILE).exists() else None
     if last is not None:
         log = f"the log of {run.continue_from}"
-        _check_times(run, log, last, first, earlier=first < last, wrong="the earlier interactions")
+        _check_times(run, log, last, first, earlier=first < last, wrong="the rows before this time")
     if run.max_length not in (None, tokenizer.model_max_length):
         length = tokenizer.model_max_length
         raise ValueError(f"`--max_length` must be {length}, as in {run.continue_from}, found {run.max_length}.")
@@ -175,7 +170,7 @@ def _continue(recipe: Recipe, new: Dataset, names: dict[str, str] | None) -> tup
         advice = "Use the IDs of this checkpoint. If only the titles are the same, pass `--titles`, and "
         raise ValueError(f"{found}. {advice}`--start_from` with `--match_items title` instead of `--continue_from`.")
     if 2 * known.sum() < len(known):
-        text = "%s: %d of %d interactions are with items that are not in %s, such as %r. Both need the same item IDs."
+        text = "%s: %d of %d interactions have items that %s lacks, such as %r. If these are not new, check their IDs."
         new_item = table["item"][int(known.argmin())].as_py()
         logger.warning(text, run.data, (~known).sum(), len(known), run.continue_from, new_item)
     if 2 * sum(same_title) < len(same_title):
@@ -203,7 +198,7 @@ def _titles(run: RunArguments, names: dict[str, str] | None) -> dict[str, str] |
         return titles
     if untitled := set(names) - set(titles):  # otherwise catalog numbers could be taken for IDs of the log
         found = f"found no title for {min(untitled)!r} of {run.item_ids} (IDs without a title: {len(untitled)})"
-        advice = "`--titles` must have a title for each ID of the log, not for the new IDs."
+        advice = "`--titles` needs the old IDs, which are in the first column of `--item_ids`."
         raise ValueError(f"{run.titles}: {found}. {advice}")
     return {names[item]: title for item, title in titles.items() if item in names}
 

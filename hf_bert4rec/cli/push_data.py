@@ -40,11 +40,13 @@ def push_data(
     sources = (run.data, run.history, run.titles, run.item_ids, run.item_features, run.continue_from)
     foreign = [source for source in sources if source and not is_embedded(source)]
     if foreign and not may_share:
-        terms = f"Terms of the data: {run.terms.rstrip('.')}." if run.terms else "The data has no recorded terms."
+        terms = f"Terms of the data: {run.terms.rstrip('.')}." if run.terms else "No terms of use are recorded."
         found = f"{foreign[0]} is not part of this package, and histories contain the ID, items and times of every user"
         raise PermissionError(f"{found}. {terms} Add `--i_may_share_this_data` if you are allowed to publish the data.")
     if run.popularity_candidates or run.uniform_candidates:
-        advice = "Set `--popularity_candidates 0` and `--uniform_candidates 0`, and draw candidates from loaded data."
+        advice = (
+            "Set `--popularity_candidates 0` and `--uniform_candidates 0`, and draw candidates after `load_dataset`."
+        )
         raise ValueError(f"Candidates cannot be pushed, because training rows have none. {advice}")
     # Recommended settings, such as `prefixes`, suit one model, but the data is for all models.
     run = dataclasses.replace(run, recommended_settings=False)

@@ -264,7 +264,7 @@ def _find(kind: str, name: str, registry: Mapping[str, Any]) -> Any:
         return getattr(import_own_code(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:  # ValueError: an empty or relative name
         reason = str(error).rstrip(".")
-        advice = f"Write `{OWN_CODE[kind]}`, with a module that is installed or in this folder, and check its code."
+        advice = f"Write `{OWN_CODE[kind]}`, with a module that is installed or in the current folder. Check its code."
         raise ValueError(f"`--{kind} {name}` cannot be imported: {reason}. {advice}") from error
 
 
@@ -285,7 +285,7 @@ def read_yaml(file: str | Path, expected: str, advice: str, loader: Any = yaml.S
         reason = " ".join(str(error).split()).rstrip(".")
         raise ValueError(f"{file}: expected {expected}, but it cannot be read ({reason}). {advice}") from error
     if not isinstance(found, dict | None):
-        raise ValueError(f"{file}: expected {expected}, found {type(found).__name__}. {advice}")
+        raise ValueError(f"{file}: expected {expected}, found {found!r:.80}. {advice}")
     return found or {}
 
 
@@ -317,9 +317,7 @@ def _options_to_continue(parent: str) -> dict[str, Any]:
         share = recipe["last_item_probability"]  # any JSON value; parsing refuses what is no number
         mostly_last = isinstance(share, int | float) and share >= 0.5
         kept["prefixes"] = mostly_last or recipe.get("max_predictions") == 1
-        text = (
-            "%s was trained in Python, so its run facts do not name its training rows. The default is `--prefixes %s`."
-        )
+        text = "%s was trained in Python, so its run facts lack `--prefixes`. The default is `--prefixes %s`."
         logger.warning(text, parent, str(kept["prefixes"]).lower())
     return kept | CONTINUED | {"start_from": source}
 
@@ -423,7 +421,8 @@ def _parse_file(options: Mapping[str, Any], parser: HfArgumentParser, place: str
 def _parse(parser: HfArgumentParser, words: list[str], place: str = "") -> tuple[dict[str, Any], list[str]]:
     """Return a dict from option to value for the words of a command line, and the words that belong to no option."""
     counts = Counter(word.partition("=")[0] for word in words)
-    if twice := [name for it in parser._actions for name in it.option_strings if it.nargs == "*" and counts[name] > 1]:
+    lists = [action.option_strings for action in parser._actions if action.nargs == "*"]
+    if twice := [names[0] for names in lists if sum(map(counts.get, names, [0] * len(names))) > 1]:
         raise ValueError(f"`{twice[0]}` is given more than once. Write all values after one `{twice[0]}`.")
     try:
         given, others = parser.parse_known_args(words)

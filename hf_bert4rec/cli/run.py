@@ -3,11 +3,14 @@
 import dataclasses
 import hashlib
 import logging
+from contextlib import suppress
 from pathlib import Path
 
 from datasets import Dataset, DatasetDict
 from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel, Trainer
 
+from ..data.audit import audit
+from ..data.splits import leave_one_out
 from ..data.tokenization import ItemTokenizer
 from ..evaluation.baselines import MarkovChain, OwnItems, Popularity
 from ..evaluation.ranking import bootstrap_interval
@@ -18,7 +21,7 @@ from ..models.item_loss import check_loss
 from ..training.item_features import projection_file
 from ..training.trainer import RecommendationTrainer
 from .prepare import describe_data, prepare, protocol, validation_histories, whole_histories
-from .recipe import Recipe, imported
+from .recipe import Recipe, find_split, imported
 from .report import draw_curve
 from .resume import REJECTED, finish, start_or_resume
 from .trainers import build_trainer, evaluate_rows, evaluator
@@ -43,6 +46,8 @@ def run(recipe: Recipe) -> Path | None:
     check_source(recipe)
     check_loss(recipe.model.loss)  # before the log is read
     recipe, interactions, tokenizer, histories = prepare(recipe)
+    if find_split(recipe.run.split).function.__module__ != leave_one_out.__module__:  # a split of the user
+        _warn_about_leaks(recipe.run.split, histories)
     fewest = min((len(rows) for name, rows in histories.items() if name != "train"), default=FEW_USERS)
     if fewest < FEW_USERS:
         by_share, intervals = "held_out" in recipe.split_options(), "See the 95 % intervals of the results."
@@ -59,7 +64,7 @@ def run(recipe: Recipe) -> Path | None:
     if old_score is not None:
         rows = histories["validation"]
         new_score = _validation_score(trainer.model, tokenizer, recipe, rows)
-        text = "Validation NDCG@10 (held-out users: %d): %.4f of the old model, %.4f of the new one."
+        text = "Validation NDCG@10 (held-out users: %d): old model %.4f, new model %.4f."
         logger.info(text, len(rows), old_score, new_score)
         if new_score < old_score - recipe.run.tolerance:
             folder = output / REJECTED
@@ -100,6 +105,13 @@ def run(recipe: Recipe) -> Path | None:
         where = {"private": args.hub_private_repo, "token": args.hub_token, "revision": args.hub_revision}
         logger.info("Pushed the model: %s", push_checkpoint(folder, trainer.hub_model_id, **where))
     return folder
+
+
+def _warn_about_leaks(split: str, histories: DatasetDict) -> None:
+    splits = {name: histories[name] for name in ("train", "validation", "test") if name in histories}
+    with suppress(ValueError):  # rows of the user may lack columns that only the audit needs
+        for leak in (finding for finding in audit(DatasetDict(splits)) if finding.leak and len(finding.rows)):
+            logger.warning("The split %s may have a leak (docs/data.md, section Leaks). %s.", split, leak)
 
 
 def check_source(recipe: Recipe) -> None:

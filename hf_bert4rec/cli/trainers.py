@@ -146,7 +146,7 @@ def _start_from(
     _warn_overridden(recipe, config, source)
     if recipe.run.continue_from is not None:
         starts = append_items(model, its_tokenizer, tokenizer, load_projection(source))
-        logger.info("New items: %d. Start from their features: %d.", len(starts), starts.count("features"))
+        logger.info("New items: %d. Vectors from features: %d.", len(starts), starts.count("features"))
         if len(places := np.flatnonzero([start == "mean" for start in starts])):
             initialize_new_items(model, train, torch.from_numpy(places + len(its_tokenizer)))
         return model
@@ -189,7 +189,7 @@ def evaluate(recipe: Recipe) -> tuple[tuple[str, str | None], dict[str, dict[str
     _warn_overridden(recipe, model.config, recipe.source)
     found = {split: evaluate_rows(trainer, rows) for split, rows in histories.items() if split != "train"}
     if not found:
-        advice = "If the model was trained with it, evaluate the model of another run. Otherwise omit `--split`."
+        advice = "If the model was trained with it, train again with another split. Otherwise omit `--split`."
         raise ValueError(f"The split {recipe.run.split} holds no items out. {advice}")
     return (
         protocol(recipe, len(tokenizer.items), model.config.exclude_history),

@@ -27,7 +27,7 @@ def check_bool(name: str, value: Any) -> None:
         raise ValueError(f"`{name}` must be True or False, found {value!r:.100}.")
 
 
-def read_rows(rows: Any, *columns: str, advice: str = "Pass rows of a split, such as `leave_one_out`.") -> pa.Table:
+def read_rows(rows: Any, *columns: str, advice: str = "Pass a split that `leave_one_out` returns.") -> pa.Table:
     """Return a `Dataset` as an Arrow table; raise ValueError with `advice` unless it is one with the `columns`."""
     found = rows.column_names if isinstance(rows, Dataset) else [type(rows).__name__]
     if not set(columns) <= set(found):

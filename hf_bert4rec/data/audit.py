@@ -120,7 +120,7 @@ def _describe_targets(
         ("have a target that is in the user's training rows", _occur(target, train), True),
         ("have a target that is among their inputs", _occur(target, inputs), True),
         ("have an input later than the target", target["row"].isin(late), True),
-        ("are a second row of their user", target["user"].duplicated(), True),
+        ("have the user of an earlier row", target["user"].duplicated(), True),
         ("are of users who are in train too", target["user"].isin(train["user"]), False),
         ("have a target that the user has had before", are_repeats(rows), False),
         ("have a target that never occurs in train", known & ~target["item"].isin(train["item"]), False),

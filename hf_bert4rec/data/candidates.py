@@ -45,9 +45,9 @@ def popularity_candidates(rows: Dataset, counts: np.ndarray, number: int = 100, 
         raise ValueError(f"Expected `len(tokenizer)` as `vocab_size`, or as the length of `counts`, {found}.")
     left = [int(np.count_nonzero(counts) - np.count_nonzero(counts[np.unique(had)])) for had in excluded]
     if number > (fewest := min(left, default=number)):
-        most = f"{fewest}, the number of items that are new to the user {table['user'][left.index(fewest)]}"
-        advice = "" if fewest else " Remove users without new items from the log."
-        raise ValueError(f"`number` {options} must be at most {most}, found {number}.{advice}")
+        most = f"only {fewest} items are new to the user {table['user'][left.index(fewest)]}"
+        advice = f"Set it to at most {fewest}." if fewest else "Remove users without new items from the log."
+        raise ValueError(f"`number` {options} is {number}, but {most}. {advice}")
     reach, drawn = np.cumsum(counts), np.empty((rows.num_rows, number), np.int32)
     for place, (row, had) in enumerate(zip(table["row"], excluded, strict=True)):
         generator = np.random.default_rng((seed, row.as_py()))

@@ -24,29 +24,28 @@ EVENT = (
     "(event|order|purchase|sales?|transaction|invoice|payment|review|rating|click|view|visit|session|action|activity|"
     "interaction|checkin|watch|play|listen|booking|request|create?|creation|record|server|added|placed){,2}"
 )
-DURATION = "(listen|play|watch|session|dwell|stay)time"  # not a time of the interaction
-DATE = f"{EVENT}(ed)?date|tdat|date(add(ed)?|created|ordered)|{EVENT}dt|(bestell|kauf|auftrags|rechnungs)?datum"
+DURATION = "(listen|play|watch|session|dwell|stay)time(?!stamp)"  # not a time of the interaction
+DATE = f"{EVENT}(ed)?date|tdat|date(added|created|ordered)|dt|(bestell|kauf|auftrags|rechnungs)?datum"
 TIME = f"(?!.*{DURATION}){EVENT}time|(bestell|kauf|uhr)?zeit"
-STAMP = f"(?!.*{DURATION}){EVENT}((timestamp|datetime|ts|epoch)(ms|millis|utc)?|time(ms|millis|utc))"
-MOMENT = f"{STAMP}|unixtime|{EVENT}e?d?at|boughtat|soldat|(bestell)?zeit(punkt|stempel)"
+MOMENT = f"{EVENT}(timestamp|datetime|ts|epoch)|unixtime|{EVENT}e?d?at|boughtat|soldat|(bestell)?zeit(punkt|stempel)"
 VISIT = f"(session|visit|basket){KEY}?"
 DOUBTFUL = {  # names that are used with a warning, because they often mean something else
     "user": VISIT,
     "item": f"sid|document{KEY}",
-    "timestamp": "(view|visit|action|activity)time",  # or a duration
+    "timestamp": "(view|visit|action|activity)time|timems",  # or a duration
 }
 NAMES = {  # role -> patterns, the best fit first, for names in lower case without blanks and punctuation
-    "user": ("user", f"(id)?{PERSON}{KEY}?|uid", f"{PERSON}name", f"{PERSON}?e?mail|userpseudoid|anonymousid", VISIT),
+    "user": ("user", f"(id)?{PERSON}{KEY}?|uid", f"{PERSON}name", f"{PERSON}?email|userpseudoid|anonymousid", VISIT),
     "item": ("item|parentasin", f"(id)?{GOODS}{KEY}?|{WORK}{KEY}|asin|sku|isbn|iid|ean|gtin", f"{PLACE}{KEY}", "sid"),
     "rating": ("rating", f"({GOODS}|{WORK}|review|user|star)?(rating|score|stars?|overall)"),
-    "timestamp": ("timestamp|unixreviewtime", MOMENT, DATE, TIME),
+    "timestamp": ("timestamp|unixreviewtime", MOMENT, "(time|timestamp|ts)ms", DATE, TIME, f"dateadd|{EVENT}dt"),
     "title": ("title|titel", f"({GOODS}|{WORK})tit(le|el)", f"({GOODS}|{WORK})?(name|bezeichnung)", "description"),
 }
 SEQUENCES = f"({GOODS}|{WORK}|asin|sku){KEY}?s?(list|seq|sequence|history)"
 SEPARATORS = (";", "\t", "|", ",", "::")  # found in the first line of a file
 MORE_SEPARATORS = (" ", ":")  # advised only; ":" last, because RecBole has it in names (user_id:token)
 NUMBER_OR_DATE = re.compile(r"\s*-?\d[\d.:TZ /+-]*")
-CLOCK = re.compile(r"\d[/:]\d")  # in dates and times of other forms
+CLOCK = re.compile(r"(^|\s)\d\d?[/:]\d\d?([/:]\d|\s|$)")  # dates and times of other forms
 DAY = re.compile(r"\s*(\d{4}[-/.]\d|\d\d?\.\d\d?\.\d{4})")
 ASIN, AMAZON_USER = re.compile(r"B0[0-9A-Z]{8}|[0-9]{9}[0-9X]"), re.compile(r"A[0-9A-Z]{7,}")
 
@@ -164,13 +163,18 @@ def is_doubtful(name: Any, role: str) -> bool:
 def is_header(rows: Rows) -> bool:
     """Return whether the first row is a header: it has no number, and has a usual name or is above numbers or dates."""
     first, *others = rows
-    if len(first) > 2 and first[first[0] == "" :] == list(map(str, range(len(first) - (first[0] == "")))):
-        return True  # 0,1,2: as pandas writes columns without names, also after the index
+    if first[0] == "" and is_range(first[1:]):  # as pandas writes columns without names after the index
+        return True
     if any(map(NUMBER_OR_DATE.fullmatch, first)):
         return False
     columns = [list(filter(str.strip, column)) for column in _columns(others, len(first))]
     numbers = any(column and all(map(NUMBER_OR_DATE.fullmatch, column)) for column in columns)
     return (len(others) > 2 and numbers) or any(map(is_usual, first))
+
+
+def is_range(cells: Sequence[str]) -> bool:
+    """Return whether cells are 0, 1, 2 and so on, as pandas writes columns without names."""
+    return len(cells) > 1 and list(cells) == [str(place) for place in range(len(cells))]
 
 
 def guess_roles(rows: Rows) -> dict[str, int]:
@@ -201,7 +205,8 @@ def are_sequences(rows: Rows) -> bool:
     if max(widths) < 4 or 2 * amount <= len(rows):
         return max(widths) >= 4
     others = len({row[0] for row in rows}) == len(rows) == amount
-    timed = any(_most(lambda cell: _is_time(cell) or CLOCK.search(cell), column) for column in _columns(rows, width))
+    columns = _columns(rows, width)[1:]
+    timed = any(_most(lambda cell: _is_time(cell) or CLOCK.search(cell), column) for column in columns)
     return others and not is_header(rows) and not timed
 
 

@@ -133,8 +133,8 @@ class DataCollatorForCloze(DataCollatorForNextItem):
             epoch, numbers = self.epoch, np.array([row["row"] for row in rows], np.uint64)
         else:
             raise ValueError(
-                "Training rows need a column `row` with the number of the row. Rows of a split have it: pass "
-                "`remove_unused_columns=False` to the training arguments. To other rows, also add the column: "
+                "Training rows need a column `row` with the row number. Pass `remove_unused_columns=False` to the "
+                "training arguments, so that the Trainer keeps the column. If the rows lack it, add it: "
                 "`dataset.add_column('row', range(len(dataset)))`."
             )
         masked = self._draw_masks(epoch, numbers, real)

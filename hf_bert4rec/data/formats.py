@@ -60,8 +60,12 @@ def read_delimited(file: SourceFile, separator: str = ",", encoding: str = "utf-
     else:
         first = next(iter(_first_lines(text, quoted=True)), "")
         found = file.separator or next((it for it in (separator, *SEPARATORS) if it in first), separator)
-    header = text.lstrip().partition("\n")[0].split(found)  # R writes a quoted header in any format
-    quoted = "," in (separator, found) or all(re.fullmatch(r'\s*"[^"]*"\s*', cell) for cell in header)
+    header, _, row = text.lstrip().partition("\n")
+    cells = [
+        re.fullmatch(r'\s*"[^"]*"\s*', cell) for line in (header, row.partition("\n")[0]) for cell in line.split(found)
+    ]
+    width = len(header.split(found))
+    quoted = "," in (separator, found) or (all(cells[:width]) and any(cells[width:]))  # as R writes any format
     if file.separator is None and not excel:
         _warn_about_separator(file, text, found, quoted)
     return _open(file, _Rows(file, text.encode(), found, quoted))
@@ -72,8 +76,8 @@ def _first_lines(text: str, quoted: bool) -> list[str]:
     sample = text[:SAMPLE]
     if len(text) > SAMPLE:
         sample = sample[: sample.rfind("\n") + 1] or sample
-    sample = re.sub('"[^"]*"', "", sample) if quoted else sample
-    return [line for line in sample.splitlines() if line.strip(" ")]  # a quoted header may consist of tabs now
+    sample = re.sub('"[^"]*"', '""', sample) if quoted else sample
+    return [line for line in sample.splitlines() if line.strip()]
 
 
 def _warn_about_separator(file: SourceFile, text: str, chosen: str, quoted: bool) -> None:
@@ -247,7 +251,9 @@ def open_log(
             known, near = ", ".join(FORMATS), (get_close_matches(name, FORMATS) or ["csv"])[0]
             found = f"unknown format {name!r}" if name else "unknown format, because the name has no suffix"
             own = (
-                " Import the module of a format of your own (command line: `--import`)." if name and file.is_log else ""
+                " For a format of your own, import its module (command line: `--import`)."
+                if name and file.is_log
+                else ""
             )
             raise ValueError(f"{file.name}: {found}. Choose from {known}, such as {file.spell('format', near)}.{own}")
         opened = FORMATS[name](file)

@@ -117,7 +117,7 @@ def build_histories(
         last = log.ends - (name != "train_ends")
         none = (actions == -1) & (name != "train_ends")
         if np.shape(actions) != (len(log.users),) or not (none | (log.starts <= actions) & (actions <= last)).all():
-            expected = "one place in `log.items` per user, from `log.starts` to "
+            expected = "one index of `log.items` per user, from `log.starts` to "
             expected += "`log.ends`" if name == "train_ends" else "`log.ends` - 1, or -1 for a user without a target"
             raise ValueError(f"`{name}` must be {expected}, found {actions!r:.80}.")
     # From here on only items in the tokenizer count: `position[i]` of them precede interaction i.

@@ -13,15 +13,13 @@ import pyarrow.compute as pc
 from datasets import Dataset
 
 from .arguments import check_bool, check_number, read_rows
-from .columns import Column, find_columns, is_doubtful, is_usual
+from .columns import Column, find_columns, is_doubtful, is_range, is_usual
 from .formats import open_log
 from .ids import READ_FIRST, as_ids, as_item_ids
 from .sources import RawLog, library_errors, spell
-from .values import as_numbers, as_text, as_times, check_ids
+from .values import UNITS, as_numbers, as_text, as_times, check_ids
 
 logger = logging.getLogger(__name__)
-
-SHORTEST = 1e8  # smaller numbers may be durations; as a time in seconds, it is in 1973
 
 
 def load_interactions(
@@ -139,8 +137,9 @@ def _read(log: RawLog, found: Mapping[str, int]) -> tuple[pa.Table, np.ndarray]:
             if "time of day" not in found:
                 raise
             date, time = log.columns[found["timestamp"]], log.columns[found["time of day"]]
-            advice = f"{date!r} and {time!r} are read as date and time of day. If one column is the time, name it"
-            whole = pc.any(pc.match_substring_regex(as_text(columns["time of day"]), r"^\d{4}")).as_py()  # a year
+            advice = f"{date!r} and {time!r} are joined as date and time of day. If one alone is the time, name it"
+            clock = as_text(columns["time of day"])
+            whole = pc.any(pc.match_substring_regex(clock, r"^(\d{4}-|\d{8,})")).as_py()  # a date or a Unix time
             raise ValueError(f"{error} {advice}: {spell('timestamp', time if whole else date)}.") from None
     if "rating" in found:
         values["rating"] = as_numbers(columns["rating"], "rating", log, complete)
@@ -158,34 +157,36 @@ def _as_clock(values: Any, log: RawLog) -> pa.ChunkedArray:
     return clock
 
 
-def _check(log: RawLog, found: Mapping[str, int], wanted: Mapping[str, Column], last: float) -> str:
+def _check(log: RawLog, found: Mapping[str, int], wanted: Mapping[str, Column], latest: float) -> str:
     """Warn about columns that may have been read wrongly; return notes for the message about the log.
 
-    `last` is the largest timestamp.
+    `latest` is the largest timestamp.
     """
     columns = {role: log.columns[place] for role, place in found.items()}
-    notes = ", ".join(f"{role}: column {name!r}" for role, name in columns.items() if name != role)
-    notes = notes and f" ({notes})"
+    notes = [f"{role}: column {name!r}" for role, name in columns.items() if name != role]
     for role, name in columns.items():
-        short = role != "timestamp" or last < SHORTEST
+        short = role != "timestamp" or latest < UNITS["seconds"]  # perhaps a duration
         if wanted.get(role) is None and is_doubtful(name, role) and short and not log.first_rows:
             solution = f"To confirm this, or to use another column, name it: {spell(role, name)}."
             logger.warning(f"{log.name}: {name!r} is used as {role}. {solution}")
     if log.first_rows:
-        notes = f" (no header; {', '.join(f'{role}: column {place}' for role, place in found.items())})"
-        if not re.search(r"\d", first := ", ".join(log.first_rows[0])):
+        notes = [f"no header; {', '.join(f'{role}: column {place}' for role, place in found.items())}"]
+        if is_range(log.first_rows[0]):
+            advice = "If these are numbers of columns, remove this line."
+            logger.warning(f"{log.name}: the first line {', '.join(log.first_rows[0])} was read as data. {advice}")
+        elif not re.search(r"\d", first := ", ".join(log.first_rows[0])):
             solution = f"If {first!r} is a header, pass the names of the columns, such as {spell('user')}."
             logger.warning(f"{log.name}: the first line has no known column name, so it was read as data. {solution}")
     elif "timestamp" in found and wanted["timestamp"] is None and not is_usual(columns["timestamp"], "timestamp"):
-        solution = f"Name the column of the time to confirm or change this: {spell('timestamp', columns['timestamp'])}."
+        solution = f"To confirm or change this, name the column: {spell('timestamp', columns['timestamp'])}."
         logger.warning(f"{log.name}: {columns['timestamp']!r} is used as time, because it has dates. {solution}")
     if "timestamp" not in found:
-        notes += " (no timestamps; the rows are assumed to be in time order)"
+        notes.append("no timestamps; the rows are assumed to be in time order")
         if unread := [repr(name) for place, name in enumerate(log.columns) if place not in found.values()]:
             which = "one of " * (len(unread) > 1) + ", ".join(unread)[:200]
-            solution = f"If {which} is the time, name it: {spell('timestamp')}."
-            logger.warning(f"{log.name}: found no column of times. {solution}")
-    return notes
+            solution = f"If {which} has the time, pass {spell('timestamp')}."
+            logger.warning(f"{log.name}: found no column of times, so the order of the rows is used. {solution}")
+    return f" ({', '.join(notes)})" * bool(notes)
 
 
 def rename_items(interactions: Dataset, names: Mapping[str, str]) -> Dataset:

@@ -67,7 +67,7 @@ def load_item_ids(source: Any) -> dict[str, str]:
         for old, new in _read_pairs(log, {"item": 0, "new item ID": 1}):
             if names.setdefault(old, new) != new:
                 found = f"found {names[old]!r} and {new!r} for {old!r}"
-                advice = "The first column must have the old IDs. If it has, remove one of these rows."
+                advice = "The first column must have the old IDs. If it does, remove one of the rows."
                 raise ValueError(f"{log.name}: expected one new ID per item, {found}. {advice}")
     return names
 
@@ -128,17 +128,19 @@ def _read_features(
     """
     with library_errors(log.name):
         if missing := [name for name in known if name not in log.columns]:
-            origin = "of `like` or the checkpoint, or named by `text` (command line: `--feature_text`)"
+            origin = "needed by the checkpoint, `like` or `text` (command line: `--feature_text`)"
             raise ValueError(f"{log.name}: expected a column {missing[0]!r}, {origin}, found {log}. Add or rename it.")
         names = [name for name in log.columns if name != LIKE and log.columns.index(name) != place]
-        if twice := [name for name, number in Counter([*names, "item"]).items() if number > 1]:
-            advice = "Rename or remove one of them. The column of the IDs is stored as 'item'."
-            raise ValueError(f"{log.name}: expected features with different names, found {twice[0]!r} twice. {advice}")
         names = names if others else list(known)
         _, *values = log.read([place, *map(log.columns.index, names)])
         read, columns = {"item": items}, {}
         for name, column in zip(names, values, strict=True):
             if (found := _read_column(name, column, log, known.get(name, {}), encoder)) is not None:
+                if name in read:
+                    advice = "Rename or remove one of them. The name 'item' is reserved for the IDs."
+                    raise ValueError(
+                        f"{log.name}: expected different names of features, found {name!r} twice. {advice}"
+                    )
                 read[name], columns[name] = found
         if not columns:
             advice = or_separator(log, "Add numbers or categories.")
@@ -256,7 +258,7 @@ def _read_column(
             logger.info("%s: the column %r has no values, so it is not used.", log.name, name)
             return None
         first = str(next(filter(_given, cells)))
-        counts = Counter(value for row in categories for value in set(row))
+        counts = Counter(value for row in categories for value in row)  # in the order of the table
         shared = [value for value, count in counts.most_common(MOST_CATEGORIES) if count > 1]
         owners = sum(not set(shared).isdisjoint(row) for row in categories)
         if 2 * owners < sum(map(bool, categories)) or not shared:
@@ -270,7 +272,7 @@ def _read_column(
             logger.info("%s: the %s in the column %r are read as categories, without an order.", log.name, what, name)
         known = {"kind": kind, "values": shared}
     elif (given := {value for row in categories for value in row}) and given.isdisjoint(known["values"]):
-        text = "%s: no value of the column %r, such as %r, was in the features of the training. Check the column."
+        text = "%s: none of the values of the column %r, such as %r, is in the features of the training. Check them."
         logger.warning(text, log.name, name, min(given))
     return pa.array(categories, pa.list_(pa.string())), known
 
@@ -292,7 +294,7 @@ def _cells(values: Values) -> list[Any]:
 def _kind(values: Values, cells: list[Any]) -> str:
     lists = (cell for cell in cells if isinstance(cell, Sequence | np.ndarray) and not isinstance(cell, str))
     if (first := next(filter(len, lists), None)) is not None:
-        return "vector" if isinstance(first[0], Number | np.number) else "categories"
+        return "vector" if any(isinstance(it, Number | np.number) for it in first) else "categories"
     distinct = [value for value in pc.unique(as_text(values)).to_pylist() if value is not None]
     if any(SEPARATOR in value for value in distinct):
         return "categories"
@@ -325,7 +327,7 @@ def _as_vectors(name: str, rows: list[Any], log: RawLog) -> np.ndarray:
     for row, width in enumerate(widths):
         if width != usual:
             found = f"found {width or repr(rows[row])!s:.80}. Fix or remove this row."
-            found += " In a text file, use JSON lines for vectors." * isinstance(rows[row], str)
+            found += " Convert text to lists, or use JSON lines." * isinstance(rows[row], str)
             raise ValueError(f"{log.locate(row)}: expected a list of {usual} numbers in the column {name!r}, {found}")
     with np.errstate(over="ignore"):  # becomes infinity
         vectors = np.array(rows, np.float32)
@@ -336,7 +338,7 @@ def _as_vectors(name: str, rows: list[Any], log: RawLog) -> np.ndarray:
 
 
 def _embed(texts: pa.ChunkedArray, log: RawLog, encoder: str | None) -> np.ndarray:
-    advice = "Run `pip install 'hf-bert4rec[features]'`, and check the name. Encoders need safetensors and no own code."
+    advice = "Run `pip install 'hf-bert4rec[features]'`, and check the name. Pickles and custom code are not loaded."
     with library_errors(f"{log.name}, encoder {encoder!r}", advice):
         from sentence_transformers import SentenceTransformer
 

@@ -164,9 +164,9 @@ def open_table(source: Any, name: str, expected: str = "Expected a path, a Hub I
         keys = f" with the keys {', '.join(map(str, source))}" if isinstance(source, dict) else ""
         found = f"{type(source).__name__}{keys}"
         raise ValueError(
-            f"{expected} (pandas, Polars, Arrow, datasets), found {found}. Pass a split of a DatasetDict, such as "
-            "`source['train']`, or for a saved folder the path of its subfolder `train`. Convert rows or columns with "
-            "`pandas.DataFrame(source)`; rows without names need `columns=[...]`."
+            f"{expected} (pandas, Polars, Arrow, datasets), found {found}. Of a DatasetDict, pass one split, "
+            "such as `source['train']`, or its saved subfolder. Convert a list of rows or a dict of columns with "
+            "`pandas.DataFrame(source)`; rows without column names need `columns=[...]`."
         )
     names = [key for key, _ in columns]
     types = [str(getattr(column, "type", getattr(column, "dtype", ""))) for _, column in columns]

@@ -86,8 +86,8 @@ def split_at_time(
     leaked = np.setdiff1d(log.items[~past], [*np.unique(log.items[past]), *described, tokenizer.unk_token_id])
     if len(leaked):
         raise ValueError(
-            f"The tokenizer contains items that do not occur before `{name}`: {len(leaked)}, such as "
-            f"{tokenizer.decode_items(leaked[:1])[0]!r}. Build it with `item_tokenizer(before(interactions, "
+            f"{len(leaked)} items of the tokenizer do not occur before `{name}`, such as "
+            f"{tokenizer.decode_items(leaked[:1])[0]!r}. Build a tokenizer with `item_tokenizer(before(interactions, "
             f"{train_time!r}))`. For a trained model, use the same split as in training, or a later `{name}`."
         )
     first_of_validation, first_of_test = (first_from(log, time) for time in (validation_from, test_from))
@@ -132,7 +132,9 @@ def _check_within(time: float, timestamps: np.ndarray, name: str, before: bool) 
     other_unit = time_unit(time) != time_unit(timestamps.max(initial=0))
     if len(timestamps) and (other_unit or not fits):
         shown, first, last = map(format_time, (time, timestamps.min(), timestamps.max()))
-        advice = f"Pass a time in the unit of the log, with interactions {'before it' if before else 'from it on'}."
+        advice = (
+            f"Pass a time in the unit of the log, {'after the first' if before else 'up to the last'} one of the log."
+        )
         raise ValueError(f"The log runs from {first} to {last}, but `{name}` is {shown}. {advice}")
 
 

@@ -215,7 +215,9 @@ def check_tokenizer(tokenizer: Any) -> None:
     }
     for name, (found, expected) in properties.items():
         if found != expected:
-            raise ValueError(f"Expected {expected} as {name}, found {found}. Build a tokenizer with `item_tokenizer`.")
+            raise ValueError(
+                f"Expected {expected} as {name}, found {found}. Correct it, or build a tokenizer with `item_tokenizer`."
+            )
 
 
 def item_tokenizer(
@@ -300,8 +302,8 @@ def _warn_about_variants(items: list[str], known: int = 0) -> None:
     variants = ids[folded.duplicated() & (ids.index >= known)]
     if len(variants):
         first = ids[folded == folded[variants.index[0]]].iloc[0]
-        advice = "If they are the same item, write their ID in one way before training."
-        text = f"%d item IDs differ from another one only in case, blanks or Unicode form, such as %a and %a. {advice}"
+        advice = "If they are the same item, use one spelling before training."
+        text = f"%d item IDs differ from another ID only in case, spaces or Unicode form, such as %a and %a. {advice}"
         logger.warning(text, len(variants), first, variants.iloc[0])
 
 

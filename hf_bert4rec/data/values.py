@@ -3,6 +3,7 @@
 import logging
 import math
 import re
+from collections import defaultdict
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -29,14 +30,15 @@ DOUBTFUL = {  # IDs that are read as they are, with a warning
     "other than csv, `format='csv'` with `separator` does this (command line, for a log: `--format csv` with "
     "`--separator`)",
     r"[\r\n]": "contains a line break. If it is not part of the ID, check the quotation marks in the source",
-    r"^-?\d+([.,]\d+)?[eE]\+\d+$": "may be a rounded number, so different IDs may be the same now. Export IDs as text",
-    r"^-?\d+\.0$": "ends in .0, which makes it another ID than the integer. If it is an integer, export it without .0",
+    r"^-?\d+([.,]\d+)?[eE]\+\d+$": "may be a rounded number, so different IDs may look the same. Export IDs as text",
+    r"^-?\d+\.0$": "ends in .0, so it differs from the ID without .0. If IDs are integers, export them without .0",
     SEVERAL: "seems to contain several IDs. If it does, give each ID a row of its own",
 }
 ROUNDED = r"^\s*\d([.,]\d{0,5})?[eE]\+?\d+\s*$"  # times, as Excel shows and exports them
 MONTHS = (
     r"^\s*((19|20)\d\d\.(0?[1-9]|1[0-2])|(0?[1-9]|1[0-2])\.(19|20)\d\d|(0?[1-9]|[12]\d|3[01])\.(0[1-9]|1[0-2]))\s*$"
 )
+MOST_LISTS = 10_000  # IDs that are looked at to find several IDs in one
 UNITS = {"seconds": 1e8, "milliseconds": 1e11, "microseconds": 1e14, "nanoseconds": 1e17}  # 1973 in each unit
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _DAY = re.compile(r"(\d{4})([-/.])(\d{1,2})(?:\2(\d{1,2})(?=$|[T ])|$)|(\d{1,2})\.(\d{1,2})\.(\d{4})(?=$|[T ])")
@@ -64,10 +66,19 @@ def check_ids(distinct: pa.Array, counts: np.ndarray, role: str, name: str) -> N
             logger.warning(f"{name}: the {role} ID of {rows:,} row{'s' * int(rows != 1)} ({examples}) {doubt}.")
     for separator in ",;|" if role == "item" else "":
         joined = distinct.filter(pc.match_substring(distinct, separator))
-        parts = pc.utf8_trim_whitespace(pc.list_flatten(pc.split_pattern(joined, separator)))
-        if 10 * len(joined) > len(distinct) and 2 * len(pc.unique(parts)) <= len(parts):
+        if 10 * len(joined) > len(distinct) and _are_lists(joined[:MOST_LISTS].to_pylist(), separator):
             found = f"{len(joined):,} item IDs such as {joined[0].as_py()!r:.80} seem to contain several IDs"
-            logger.warning(f"{name}: {found}, because the same parts are in many of them. {ONE_PER_ROW}")
+            logger.warning(f"{name}: {found}, because the same parts are at several places. {ONE_PER_ROW}")
+
+
+def _are_lists(cells: list[str], separator: str) -> bool:
+    """Return whether most parts that cells share are at several places, unlike color and size in "shirt, red, S"."""
+    places = defaultdict(list)
+    for cell in cells:
+        for place, part in enumerate(cell.split(separator)):
+            places[part.strip()].append(place)
+    shared = [len(set(of)) > 1 for of in places.values() if len(of) > 1]
+    return 2 * len(shared) > len(places) and 2 * sum(shared) > len(shared)
 
 
 def as_times(values: Values, log: RawLog, rows: np.ndarray) -> pa.ChunkedArray:
@@ -86,9 +97,8 @@ def as_times(values: Values, log: RawLog, rows: np.ndarray) -> pa.ChunkedArray:
                 f"{log.name}: {len(rounded):,} timestamps such as {rounded[0].as_py()!r} are rounded, so interactions"
             )
             logger.warning(f"{text} may be out of order. Export them with all digits.")
-        months = values.filter(pc.match_substring_regex(values, MONTHS))
-        if len(months) and len(months) == len(values) - values.null_count:
-            text = f"{log.name}: timestamps such as {months[0].as_py()!r} are read as decimal numbers"
+        if re.match(MONTHS, str(values[0])) and pc.all(pc.match_substring_regex(values, MONTHS)).as_py():
+            text = f"{log.name}: timestamps such as {values[0].as_py()!r} are read as decimal numbers"
             logger.warning(f"{text}. If they are months or days, write them as dates, such as 2016-01-31.")
     times = as_numbers(values, "timestamp", log, rows, dates=True)
     digits = EXACT_BITS.get(str(kind)) or EXACT_BITS.get(str(times.type), 64)
@@ -105,7 +115,7 @@ def _check_times(times: np.ndarray, digits: int, name: str) -> None:
     units = {unit: (lowest <= times) & (times < lowest * 21.4) for unit, lowest in UNITS.items()}
     mixed = [f"{unit} ({times[matches.argmax()]})" for unit, matches in units.items() if matches.any()]
     if len(mixed) > 1:
-        advice = "Convert them to one unit, and fix dates after the year 5138, which look like milliseconds."
+        advice = "Convert them to one unit. If there are dates after the year 5138, fix these."
         logger.warning(f"{name}: timestamps seem to be in {' and in '.join(mixed)}. {advice}")
     elif mixed and not units["seconds"].any():
         logger.info(f"{name}: timestamps seem to be in {mixed[0]}. In options such as `test_time`, use this unit.")
@@ -146,7 +156,9 @@ def as_numbers(values: Values, role: str, log: RawLog, rows: np.ndarray, dates: 
     if bad:
         shown = "; ".join(f"{log.locate(row)}: found {values[row].as_py()!r:.80}" for row in bad[:3])
         what = "a finite number" if parse is float else "an ISO date"
-        advice = " If these are dates, convert the column with `pandas.to_datetime(..., format=...)`." if dates else ""
+        advice = (
+            " Convert dates in another format, such as `pandas.to_datetime(..., format='%d/%m/%Y')`." if dates else ""
+        )
         shown += f" (number of rows: {len(bad):,})"
         raise ValueError(f"{shown}. Expected {what} as {role}. Fix or remove these rows.{advice}")
     whole = np.all(missing | ((found == np.floor(found)) & (np.abs(found) < 2**53)))

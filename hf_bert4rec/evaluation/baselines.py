@@ -105,7 +105,7 @@ class Popularity(Baseline):
         if recent_share < 1:
             times = np.concatenate(train.with_format("numpy")["timestamps"][:])
             if not times_are_comparable(np.repeat(np.arange(len(histories)), list(map(len, histories))), times):
-                found = "In this log, each user begins after the previous one has ended, as without timestamps."
+                found = "In this log, the times of two users never overlap, as if they were row numbers."
                 raise ValueError(f"`recent_share` below 1 needs timestamps. {found} Set this option to 1.")
             items = items[times >= np.quantile(times, 1 - recent_share)]
         self.counts = torch.from_numpy(np.bincount(items, minlength=vocab_size)).float()  # no buffer: stays on the CPU

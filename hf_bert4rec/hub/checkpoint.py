@@ -82,7 +82,9 @@ def check_folder(folder: str | PathLike, name: str | None = None) -> PreTrainedM
         advice = "Save or push model and tokenizer together, or copy the whole checkpoint again."
         advice = "This is an export. Pass the original checkpoint, or use `OnnxRecommender`." if onnx else advice
         advice = f"Did you mean {folder / 'model'}?" if near else advice
-        advice += " A pytorch_model.bin is never read: it is a pickle, which can run code." * (WEIGHTS[0] in missing)
+        advice += " A pytorch_model.bin is not read, because a pickle can run code. Convert it to safetensors." * (
+            WEIGHTS[0] in missing
+        )
         raise FileNotFoundError(f"{name}: the checkpoint is incomplete, found no {', no '.join(missing)}. {advice}")
     found = {key: shape for file in files for key, shape in _shapes(folder / file, name).items()}
     kind = options["config.json"].get("model_type")
@@ -104,8 +106,8 @@ def check_folder(folder: str | PathLike, name: str | None = None) -> PreTrainedM
     if repeated := found.keys() & {*tied}:  # transformers would load them in place of the item table
         raise ValueError(
             f"{name}: the weights contain {min(repeated)}, but `tie_word_embeddings: true` in config.json "
-            "replaces this weight by the item table. If the model was trained with separate output vectors, set this "
-            "option to false. Otherwise save the model again with `save_pretrained`."
+            "replaces it with the input embeddings. If the model was trained with untied embeddings, set this option "
+            "to false. Otherwise save the model again with `save_pretrained`."
         )
     expected = {key: list(weight.shape) for key, weight in model.state_dict().items()}
     for key in sorted((expected.keys() - set(tied)) | found.keys()):
@@ -162,8 +164,8 @@ def _shapes(file: Path, name: str) -> dict[str, list[int]]:
             tensors = {key: weights.get_slice(key) for key in weights.keys()}  # noqa: SIM118
             kinds = {key: ("I32",) if key in COUNTED else FLOATS for key in tensors}
             if others := [key for key, tensor in tensors.items() if tensor.get_dtype() not in kinds[key]]:
-                expected = f"expected {' or '.join(kinds[others[0]])} for the weight {others[0]} in {file.name}"
-                found = f"found {tensors[others[0]].get_dtype()}. Save the model without quantization."
+                expected = f"expected the type {' or '.join(kinds[others[0]])} for {others[0]} in {file.name}"
+                found = f"found {tensors[others[0]].get_dtype()}. Save the model again, without quantization."
                 raise ValueError(f"{name}: {expected}, {found}")
             return {key: tensor.get_shape() for key, tensor in tensors.items()}
     except SafetensorError as error:
@@ -285,7 +287,7 @@ def check_output(
         found = f"{output} is not an earlier result (it has no {marker}), so it is not replaced"
         raise ValueError(f"{found}. Pass a new folder as {option}.")
     if source is not None and source.resolve() in _neighbors(path.resolve()):
-        raise ValueError(f"Writing {output} would remove {source}, whose name it needs. Rename {source} first.")
+        raise ValueError(f"Writing {output} would remove {source}, a reserved name. Rename {source} first.")
 
 
 @contextmanager

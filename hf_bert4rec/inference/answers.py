@@ -65,7 +65,7 @@ class ItemCatalog:
         items = [*self.tokenizer.removed]
         rows = self.tokenizer.encode_items(items).astype(np.int64)
         if unknown := np.array(items, object)[missing := rows == self.tokenizer.unk_token_id].tolist():
-            text = "`removed_items` of the tokenizer: %d of %d IDs are unknown and skipped, such as %s."
+            text = "Correct `tokenizer.removed`: %d of its %d IDs are unknown and skipped, such as %s."
             logger.warning(text, len(unknown), len(items), ", ".join(map(repr, unknown[:10])))
         self.removed = rows[~missing]
         self.closed = closed_rows(len(self.tokenizer), self.removed)

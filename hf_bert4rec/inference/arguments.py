@@ -34,9 +34,9 @@ def read_item_lists(values: Any, name: str, histories: int) -> list[list[Any]]:
     if True not in nested:
         return [lists]
     if False in nested or len(lists) != histories:
-        expected = f"expected a list of item IDs, or one list for each history ({histories})"
-        found = "lists and single IDs" if False in nested else f"lists, {len(lists)} in total"
-        raise ValueError(f"{name}: {expected}, found a list of {found}: {lists!r:.200}.")
+        expected = f"expected a list of item IDs, or one list per history ({histories} in total)"
+        found = "lists and single IDs" if False in nested else f"a list of {len(lists)} lists"
+        raise ValueError(f"{name}: {expected}, found {found}: {lists!r:.200}.")
     return [read_list(ids, name) for ids in lists]
 
 

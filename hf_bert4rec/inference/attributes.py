@@ -78,7 +78,9 @@ class ItemAttributes:
         """
         column = self._column(name)
         if callable(condition):
-            with user_errors(f"The condition on {name!r}", f"Fix this function of a pandas Series of {column.dtype}."):
+            with user_errors(
+                f"The condition on {name!r}", f"Fix this function. It gets the column, a Series of {column.dtype}."
+            ):
                 found = condition(column)
             ordered = isinstance(found, pd.Series) and found.index.equals(column.index)
             if not ordered or found.dtype.kind != "b":
@@ -104,7 +106,7 @@ class ItemAttributes:
             for value in wanted[:CHECKED]:
                 if not column.isin([value]).any():
                     known = ", ".join(map(repr, column.drop_duplicates()[:3].tolist())) or "none"
-                    text = "No item has %s as %r. First values of this attribute: %s. For a range, use a function."
+                    text = "No item has the value %s in %r. First values: %s. For a range, pass `lambda it: it < 20`."
                     logger.warning_once(text, f"{value!r:.100}", name, known)
         return self._items_of(column[matches])
 
@@ -151,7 +153,7 @@ def read_attributes(source: Any, items: pa.Array) -> ItemAttributes:
     except ValueError as error:
         if "`item=" not in str(error):  # the error does not advise to name the column
             raise
-        raise ValueError(f"{error} In a call, pass `attributes=ItemAttributes(table, item=...)`.") from None
+        raise ValueError(f"{error} In this call: `attributes=ItemAttributes(table, item=...)`.") from None
     found = pc.sum(pc.is_in(items, value_set=attributes.items)).as_py()
     if found == 0:
         table, model = (repr(of[0].as_py()) if len(of) else "none" for of in (attributes.items, items))

@@ -52,7 +52,7 @@ class BatchRecommender:
         self, checkpoint: str | PathLike, *, user: str = "user", history: str = "history", **options: Any
     ) -> None:
         if user in (history, "rank", "item", "score"):
-            expected = "another column than that of the histories, rank, item and score"
+            expected = f"a name other than {history!r}, 'rank', 'item' and 'score'"
             raise ValueError(f"`user` must be {expected}, found {user!r}. Rename your column of users.")
         exported = is_export(checkpoint)
         self.recommender: Any = OnnxRecommender(checkpoint, threads=1) if exported else pipeline(checkpoint)
@@ -68,7 +68,7 @@ class BatchRecommender:
             ValueError: A column or a user ID is missing, or a value of a history, such as None, is not an item ID.
         """
         frame = isinstance(table, pd.DataFrame)
-        if not frame and not isinstance(table, pa.Table):
+        if not isinstance(table, pd.DataFrame | pa.Table | pa.RecordBatch):
             advice = "Convert it, or for Ray Data pass `batch_format='pyarrow'`."
             raise ValueError(f"Expected a table of Arrow or pandas, found {type(table).__name__}. {advice}")
         names = list(table.columns if frame else table.column_names)
@@ -168,10 +168,11 @@ def _begin(folder: Path, request: dict[str, Any]) -> None:
             was, now = begun.get(name), request.get(name)
             if was != now:
                 then, new = ("the default" if it is None else f"{it!r:.100}" for it in (was, now))
-                found = f"with other values of `{name}` (then {then}, now {new})"
+                option = "`source` (command line: `--input`)" if name == "source" else f"`{name}`"
+                found = f"with another {option} (then {then}, now {new})"
                 if name.startswith("state"):
                     found = f"before the {'source' if 'source' in name else 'model'} changed"
-                raise ValueError(f"The recommendations in {folder} were begun {found}. {advice}")
+                raise ValueError(f"The recommendations in {folder} were started {found}. {advice}")
     elif folder.is_file() or (folder.exists() and not noted.exists() and {*folder.iterdir()} - {unfinished}):
         raise ValueError(f"{folder} is a file, or a folder with other files than recommendations. {advice}")
     else:

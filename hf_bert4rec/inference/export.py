@@ -140,7 +140,7 @@ def export_checkpoint(checkpoint: str | PathLike, output: str | PathLike, revisi
             graph = torch.onnx.export(program, (), input_names=inputs, output_names=outputs, dynamo=True, verbose=False)
     except RuntimeError as error:  # the base class of torch's errors
         reason = f"{model.config.model_type!r} ({type(error).__name__}: {str(error).strip().splitlines()[0]})"
-        advice = "Change its operations as in `Add a model` of docs/architecture.md."
+        advice = "Avoid `if` on values of a tensor, and `.item()` (docs/architecture.md, section Add a model)."
         raise ValueError(f"torch cannot export the architecture {reason}. {advice}") from error
     assert graph is not None
     for node in graph.model.graph.all_nodes():

@@ -32,7 +32,7 @@ class EndpointHandler:
             example = '{"inputs": [["260", "1196"]], "parameters": {"top_k": 10}}'
             found = f"{type(histories).__name__} and {type(parameters).__name__}"
             raise ValueError(
-                f"Expected histories (a list) and parameters (an object), found {found}. Example: {example}"
+                f"Histories must be a list, and parameters an object or null, found {found}. Example: {example}"
             )
         if unknown := sorted(fields.keys() - {"inputs", "parameters"}):
             raise ValueError(f"Unknown field {unknown[0]!r:.100}. The fields are inputs and parameters.")

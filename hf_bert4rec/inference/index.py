@@ -42,8 +42,24 @@ class ItemIndex:
     def _check_keys(self, keys: np.ndarray) -> None:
         """Raise ValueError unless all keys are positions in `item_vectors()`, or -1 for no item."""
         if len(others := keys[(keys < -1) | (keys >= self.items)]):
-            expected = f"the keys 0 ... {self.items - 1}, which are positions in `item_vectors()`, found {others[0]}"
-            raise ValueError(f"`index`: expected {expected}. Add the vectors to a new index with these keys.")
+            expected = f"the keys 0 ... {self.items - 1}, the row numbers of `index_vectors()`, found {others[0]}"
+            raise ValueError(f"`index`: expected {expected}. Add the vectors to a new index with these numbers.")
+
+    def compare(self, keys: np.ndarray, vectors: np.ndarray) -> None:
+        """Raise ValueError if the index stores other vectors than `vectors` (keys, width) under most of the keys.
+
+        Indexes that cannot return their vectors are not compared.
+        """
+        try:
+            stored = [self.index.reconstruct(int(key)) for key in keys] if self.is_faiss else self.index.get(keys)
+            own = np.array(stored, np.float32)[:, : vectors.shape[1]]
+            similar = (own / np.linalg.norm(own, axis=1, keepdims=True)) @ vectors.T
+        except Exception:  # whatever an index raises that stores codes, or has vectors of bits
+            return
+        similar /= np.linalg.norm(vectors, axis=1)
+        if np.mean(similar.diagonal() < similar.max(axis=1) - 1e-3) > 0.5:
+            advice = "Build it again from `index_vectors()` of this pipeline, with row numbers as keys."
+            raise ValueError(f"`index` has the vectors of another model, or other keys. {advice}")
 
     def search(self, queries: np.ndarray, count: int) -> np.ndarray:
         """Return the positions in the catalog of the items that the index finds, (users, count) int64.

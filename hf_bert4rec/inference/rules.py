@@ -133,18 +133,18 @@ def order_by_rules(candidates: Candidates, rules: Sequence[Rule]) -> np.ndarray:
         names = items[order].tolist()
         # A rule may change what it gets, so each rule gets a copy.
         copy = Candidates(names[:], logits.copy(), candidates.vectors[order], candidates.attributes)
-        advice = "A rule is a function of `Candidates`, such as at_most(2, 'category')."
+        advice = "Fix the rule or the call. Example of a rule: at_most(2, 'category')."
         with user_errors(f"Rule {number} of `rerank`", advice):
             found = rule(copy)
             returned = np.asarray(found)
         if isinstance(found, pd.Series) and list(found.index) not in ([*range(len(order))], names):
-            advice = "Return one value per candidate in the order of the table, with its index or with 0, 1, …."
+            advice = "Order the values as `candidates.items`, with these IDs or 0, 1, … as the index."
             raise ValueError(f"Rule {number} of `rerank` returned a Series with another index. {advice}")
         fits = returned.dtype.kind == "f" and returned.shape == order.shape
         if not fits or not np.all((np.abs(returned) < LARGEST) | (returned == -np.inf)):
             expected = f"one finite float for each of the {len(order)} candidates, or -inf to drop the item"
-            limit = f"The largest float is {LARGEST:.1e}"
-            raise ValueError(f"Rule {number} of `rerank` must return {expected}, found {found!r:.200}. {limit}.")
+            shown = f"{returned.dtype} of shape {returned.shape}: {found!r:.150}. Use floats below {LARGEST:.1e}"
+            raise ValueError(f"Rule {number} of `rerank` must return {expected}, found {shown}.")
         best = np.argsort(-returned, kind="stable")[: np.count_nonzero(returned > -np.inf)]
         logits, order = returned[best].astype(np.float32), order[best]
     return order

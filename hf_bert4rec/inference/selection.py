@@ -18,7 +18,7 @@ from .index import ItemIndex
 from .rules import Candidates, Rule, order_by_rules
 
 SEARCHED = 4  # items that an index is asked for, per item to return
-SAMPLE = 1000  # items with which those from an index are compared, in catalogs of at least this size
+COMPARED = 16  # items whose vectors in an index are compared with those of the model
 
 LISTS = {"history": "in the history", "deny": "in `deny`", "allow": "not in `allow`"}  # why an item is excluded
 
@@ -42,9 +42,13 @@ class Selection:
 
     def __post_init__(self) -> None:
         if self.index is not None:
-            self.index = ItemIndex(self.index, len(self.catalog.tokenizer.items), self.model.config.hidden_size + 1)
+            items = len(self.catalog.tokenizer.items)
+            self.index = ItemIndex(self.index, items, self.model.config.hidden_size + 1)
+            keys, (weight, bias) = torch.linspace(0, items - 1, COMPARED).long().unique(), self.model._item_weights()
+            own = [it[(keys + len(SPECIAL_TOKENS)).to(it.device)].detach().cpu().float() for it in (weight, bias)]
+            self.index.compare(keys.numpy(), torch.cat([own[0], own[1][:, None]], dim=1).numpy())
             if self.model.repeat_head is not None and not self.exclude_history:
-                solution = "Pass `exclude_history=True`, or omit `index`, also as a default of the pipeline."
+                solution = "Pass `exclude_history=True`, or remove `index` from the call or the pipeline."
                 raise ValueError(f"An index does not contain the scores of the model's `repeat_head`. {solution}")
         self._number = max(self.top_k, self.candidates) if self.rerank else self.top_k
         self._closed = self.catalog.closed.clone()  # rows that are not recommended to anybody
@@ -129,7 +133,6 @@ class Selection:
                 found = possible.expand(len(queries), -1)
             else:  # a place that the index left empty becomes the last special row, which is closed
                 found = torch.from_numpy(self.index.search(queries.numpy(), count)) + len(SPECIAL_TOKENS)
-                self._check_found(found[:8, : self._number], queries)
             rows, left = self._possible(found, denied)
             if allowed is not None or all_possible or left.sum(dim=1).min() >= self._number:
                 break
@@ -147,23 +150,6 @@ class Selection:
         logits = logits.masked_fill(~left, -torch.inf)
         values, order = stable_top_k(logits, min(self._number, logits.shape[1]))
         return rows.gather(1, order), values, values
-
-    def _check_found(self, found: torch.Tensor, queries: torch.Tensor) -> None:
-        """Raise ValueError if the items from the index are no better than others: it has other vectors or keys."""
-        weight, bias = self.model._item_weights()
-        known = len(weight) - len(SPECIAL_TOKENS)
-        if known >= SAMPLE:
-            others = torch.arange(len(SPECIAL_TOKENS), len(weight), known // SAMPLE)
-            rows = torch.cat([others.expand(len(found), -1), found], dim=1)
-            vectors, added = weight[rows.to(weight.device)].cpu().float(), bias[rows.to(bias.device)].cpu()
-            scores = (vectors @ queries[: len(found), :-1, None])[..., 0] + added
-            usual = scores[:, : len(others)].quantile(0.75, dim=1)
-            own = scores[:, len(others) :].masked_fill(found < len(SPECIAL_TOKENS), torch.nan)  # places left empty
-            if own.nanmean() < usual.mean():
-                advice = "Build it again from `index_vectors()` of this pipeline, with their positions as keys."
-                raise ValueError(
-                    f"`index` has the vectors of another model, or other keys: its items do not fit. {advice}"
-                )
 
     def _possible(self, found: torch.Tensor, denied: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return token IDs (users, number) in ascending order, and which of them may be recommended."""

@@ -325,7 +325,7 @@ class Bert4RecForMaskedLM(Bert4RecPreTrainedModel):
         if self.repeat_head is None and self.transition_head is None:
             return found
         if input_ids is None:
-            advice = "Pass them instead of `inputs_embeds`. Call `score_items(states, input_ids)` with the same tensor."
+            advice = "Pass them instead of `inputs_embeds`, and also to `score_items(states, input_ids)`."
             raise ValueError(f"A model with `repeat_head` or `num_followers` needs `input_ids`. {advice}")
         if kept_positions is None:
             kept_positions = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)

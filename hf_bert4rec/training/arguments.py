@@ -12,9 +12,9 @@ from .optimizer import muon
 
 ID_DROPOUT = 0.2
 UNSUPPORTED = {  # options of transformers that would give wrong results
-    "label_smoothing_factor": "must be 0, found {!r}, because smoothing would also make [PAD] and [MASK] targets",
-    "dataloader_persistent_workers": "must be False, found {!r}, because they would keep the masks of the first epoch",
-    "dataloader_drop_last": "must be False, found {!r}, because evaluation would also drop users",
+    "label_smoothing_factor": "must be 0, found {!r}: smoothing would also make [PAD] and [MASK] targets",
+    "dataloader_persistent_workers": "must be False, found {!r}: such workers would keep the masks of the first epoch",
+    "dataloader_drop_last": "must be False, found {!r}: evaluation would also drop users",
 }
 
 
@@ -98,8 +98,8 @@ class RecommendationTrainingArguments(TrainingArguments):
         check_number("id_dropout", self.id_dropout, "at least 0 and below 1", lambda share: 0 <= share < 1)
         metric = "loss" if self.eval_strategy == "no" else self.metric_for_best_model or "loss"
         if self.prediction_loss_only and not metric.endswith("loss"):
-            reason = f"because `metric_for_best_model={metric!r}` needs the scores of the items"
-            raise ValueError(f"`prediction_loss_only` must be False, found True, {reason}.")
+            reason = f"`metric_for_best_model={metric!r}` needs the scores of the items"
+            raise ValueError(f"`prediction_loss_only` must be False, found True: {reason}.")
         if self.push_to_hub and self.hub_strategy != "end":
             raise ValueError(f"`hub_strategy` must be 'end', found {self.hub_strategy!r}. Others upload pickles.")
         super().__post_init__()

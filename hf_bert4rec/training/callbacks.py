@@ -137,7 +137,7 @@ def _log_memory(args: TrainingArguments, model: Bert4RecForMaskedLM, loader: Any
         longest = int(max(rows["length"][:]))  # a tensor if the rows have the format torch
     batch, share = args.per_device_train_batch_size, loader.collate_fn.scored_share
     estimate = resources.estimate_memory(model, batch, longest, share, args.gradient_checkpointing)
-    logger.info("Training needs about %s of memory, in addition to libraries and data.", estimate)
+    logger.info("Memory for training, without libraries and data: about %s.", estimate)
     scores = 3 * 4e-9 * args.per_device_eval_batch_size * model.config.vocab_size
     evaluation = scores + estimate.parameters + estimate.optimizer_state
     if args.eval_strategy != "no" and evaluation > estimate.total:

@@ -85,7 +85,7 @@ def add_items(
     counts: dict[str, int] = {start: starts.count(start) for start in STARTS}
     counts |= {"returned": len(tokenizer.removed) - len(extended.removed), "titles": len(given.titles)}
     _save(folder, output, extended, model if new else None)
-    text = "New items: %d. Start from their features: %d, from the items in `like`: %d, from the mean of all items: %d."
+    text = "New items: %d. Vectors from features: %d, from the items in `like`: %d, from the mean of all items: %d."
     logger.info(text, len(new), *map(starts.count, STARTS))
     logger.info("Removed items that are recommended again: %d. Titles read: %d.", counts["returned"], counts["titles"])
     return counts
@@ -117,7 +117,9 @@ def remove_items(
 
 def _open(checkpoint: str | PathLike, output: str | PathLike | None) -> tuple[Path, ItemTokenizer]:
     if output is None and not is_folder(checkpoint):
-        raise ValueError(f"Found no folder {checkpoint}. Check the path, or for a Hub ID name `output` (`--output`).")
+        raise ValueError(
+            f"Found no folder {checkpoint}. Check the path. For a Hub ID, also pass `output` (`--output`)."
+        )
     folder = fetch_checkpoint(checkpoint)
     if output is not None and (target := Path(output).resolve()) != (source := folder.resolve()):
         if target in source.parents or source in target.parents:

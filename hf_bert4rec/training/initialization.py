@@ -93,7 +93,7 @@ def initialize_new_items(model: PreTrainedModel, rows: Dataset, items: torch.Ten
     logarithms = users.log1p()
     bias = logarithms + (output.bias.cpu() - logarithms)[others].mean()
     output.bias[items[linked]] = bias[items[linked]].to(output.bias)
-    logger.info("New items that start from the other items of their users: %d of %d.", int(linked.sum()), len(items))
+    logger.info("New items whose vectors start from items of the same users: %d of %d.", int(linked.sum()), len(items))
 
 
 @torch.no_grad()
@@ -157,7 +157,7 @@ def _users_of_items(rows: Dataset, vocab_size: int) -> tuple[torch.Tensor, torch
     users = _users(arrow)[places]
     known = items >= len(SPECIAL_TOKENS)
     if not known.any():
-        raise ValueError("Expected known items in the training rows, found none. Use a tokenizer of the same log.")
+        raise ValueError("The training rows have no known items. Build rows and tokenizer from the same log.")
     pairs = np.sort(pd.unique(users[known].astype(np.int64) * vocab_size + items[known]))  # np.unique is much slower
     users, items = pairs // vocab_size, pairs % vocab_size
     counts = np.bincount(items, minlength=vocab_size)

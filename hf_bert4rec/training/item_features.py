@@ -158,9 +158,9 @@ def _check_shape(projection: torch.Tensor, features: torch.Tensor, table: torch.
     shape = features.shape[1], table.shape[1] + 1
     if projection.shape != shape:
         needed = f"but {FEATURES_FILE} and the model need {shape}"
-        advice = "Encode features of another catalog with `load_item_features(..., like=tokenizer.features)`."
+        advice = "For another catalog, call `load_item_features(..., like=tokenizer.features)`."
         found = f"{PROJECTION_FILE} has the shape {tuple(projection.shape)}, {needed}"
-        raise ValueError(f"{found}. Take all three from one checkpoint. {advice}")
+        raise ValueError(f"{found}. Use the files and the model of one checkpoint. {advice}")
 
 
 def items_in(rows: Any, vocab_size: int) -> torch.Tensor:

@@ -77,7 +77,7 @@ def transfer(
         new.lm_head.bias[specials:] = model.lm_head.bias[specials:].min()
         for old, values in (*tables, (model.lm_head.bias, new.lm_head.bias)):
             values[:specials], values[places] = old[:specials], old[old_places]
-    text = "Items that keep their weights: %d of %d. New items: %d. Start from their features: %d."
+    text = "Items that keep their weights: %d of %d. New items: %d. Vectors from features: %d."
     new_items = torch.from_numpy(np.setdiff1d(np.arange(specials, len(new_tokenizer)), places))
     described = start_from_features(new, new_tokenizer, new_items, projection)
     logger.info(text, len(places), total, len(new_items), int(described.sum()))
@@ -129,6 +129,6 @@ def _copy_encoder(model: PreTrainedModel, new: PreTrainedModel, changes: Iterabl
         rows = len(weight) if positions else found[0]  # more positions than needed can be cut off
         if found[1:] != list(weight.shape[1:]) or not len(weight) == rows <= found[0]:
             missing = f"the model to start from has {f'the shape {found}' if name in old else 'no such weight'}"
-            advice = f"Omit the option that adds or resizes weights: {' or '.join(f'`{it}`' for it in changes)}."
+            advice = f"Omit options that add or resize weights. Changed are {', '.join(f'`{it}`' for it in changes)}."
             raise ValueError(f"The weight {name} needs the shape {list(weight.shape)}, but {missing}. {advice}")
         weight.copy_(old[name][: len(weight)])

@@ -184,8 +184,8 @@ class Bert4RecConfig(PreTrainedConfig):
             raise ValueError(f"`hidden_size` must be a positive multiple of `num_attention_heads`, {found}.")
         if self.vocab_size <= len(SPECIAL_TOKENS):
             raise ValueError(
-                f"`vocab_size` must count the {len(SPECIAL_TOKENS)} special rows {', '.join(SPECIAL_TOKENS)} and at "
-                f"least one item, found {self.vocab_size}. Pass `vocab_size=len(tokenizer)`."
+                f"`vocab_size` must be at least {len(SPECIAL_TOKENS) + 1} ({', '.join(SPECIAL_TOKENS)} and one item), "
+                f"found {self.vocab_size}. Pass `vocab_size=len(tokenizer)`."
             )
 
     def validate_positions(self) -> None:

@@ -27,13 +27,13 @@ def check_inputs(config: Bert4RecConfig, input_ids: Any, inputs_embeds: Any, att
     else:
         check_tensor("inputs_embeds", inputs, "(batch, length, hidden)")
     if not inputs.numel():
-        raise ValueError(f"The input is empty, found {_describe(inputs)}. Give empty histories a [MASK].")
+        raise ValueError(f"The input is empty, found {_describe(inputs)}. Pass at least one token, such as [MASK].")
     if attention_mask is not None:
         _check_values("attention_mask", attention_mask, inputs)
         if inputs.device.type == "cpu" and not ((attention_mask == 0) | (attention_mask == 1)).all():
             raise ValueError("`attention_mask` must be 1 for items and 0 for padding, found other values.")
         if causal and not attention_mask[:, 0].all():
-            advice = "Set `tokenizer.padding_side='right'`. Give empty histories a [MASK]."
+            advice = "Set `tokenizer.padding_side='right'`. If a row is empty, pass [MASK]."
             raise ValueError(f"A row of `attention_mask` begins with 0, so it is empty or padded on the left. {advice}")
 
 

@@ -85,7 +85,7 @@ def test_models_are_evaluated_once_and_reported(recipe_file, tmp_path, capsys):
     assert format_report(json.loads(Path(folder, "comparison.json").read_text())) == report
     with pytest.raises(
         ValueError,
-        match=r"Delete the files below.*\n\S+popularity\.json: evaluated split validation → test\n\S+sasrec\.json: ",
+        match=r"Delete these files.*\n\S+popularity\.json: evaluated split validation → test\n\S+sasrec\.json: ",
     ):
         compare(path, "test", folder)
 
@@ -345,9 +345,12 @@ def test_a_missing_package_is_named_with_its_install_command_before_anything_is_
         ({"X": {"baseline": "popular"}}, "'X': unknown baseline 'popular'. Choose from popularity, "),
         (
             {"BPR-MF": {"baseline": "bpr_mf"}, "BPR MF": {"baseline": "bpr_mf"}},
-            "'BPR MF' and 'BPR-MF' would share the file bpr-mf.json",
+            "'BPR MF': bpr-mf.json is already the file of 'BPR-MF'. Rename",
         ),
-        ({"Comparison": {"baseline": "ease"}}, "'Comparison' and 'the report' would share the file comparison.json"),
+        (
+            {"Comparison": {"baseline": "ease"}},
+            "'Comparison': comparison.json is already the file of 'the report'. Rename",
+        ),
         ({"a|b": {"baseline": "ease"}}, r"'a\|b': a name with \| breaks the tables"),
         ({"X": {"checkpoint": "y", "max_length": 5}}, "'X': `checkpoint` cannot be combined with max_length"),
         ({"X": {}}, "'X': expected one of baseline, recipe, checkpoint"),
@@ -365,8 +368,8 @@ def test_invalid_models_are_refused(recipe_file, tmp_path, models, message):
     ("text", "message"),
     [
         ("", "values for the keys `recipe` and `models`, and optionally `published`, found none. `hf-bert4rec"),
-        ("- recipe", "a YAML file of a comparison, found list. `hf-bert4rec compare --help` shows an example."),
-        ("recipe", "found str. "),
+        ("- recipe", "a YAML file of a comparison, found ['recipe']. `hf-bert4rec compare --help` shows an example."),
+        ("recipe", "found 'recipe'. "),
         (
             "{",
             "a YAML file of a comparison, but it cannot be read (while parsing a flow node expected the node content",

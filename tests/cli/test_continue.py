@@ -70,8 +70,8 @@ def test_items_keep_their_rows_and_facts_name_the_parent(first, caplog):
     assert new.items[: len(old.items)].equals(old.items)
     assert set(new.items.to_pylist()) - set(old.items.to_pylist()) == {"n1", "n2"}
     assert new.titles[0] == old.titles[0]
-    assert "New items: 2. Start from their features: 0." in caplog.text
-    assert "New items that start from the other items of their users: 2 of 2." in caplog.text
+    assert "New items: 2. Vectors from features: 0." in caplog.text
+    assert "New items whose vectors start from items of the same users: 2 of 2." in caplog.text
     assert "mean of all items" not in caplog.text
     facts = RunFacts.load(folder)
     assert facts.recipe["start_from"] == str(first / "first" / "model")
@@ -103,7 +103,7 @@ def test_the_old_model_is_scored_as_it_is_used_without_new_items(first, tmp_path
     rows = [(user, item, 200 + time) for user in range(20, 32) for time, item in enumerate(["i1", "n1"])]
     pd.DataFrame(rows, columns=["user", "item", "timestamp"]).to_csv(tmp_path / "new.csv", index=False)
     continue_training(first, "--held_out", "0.5", data=str(tmp_path / "new.csv"), output="scored")
-    assert "Validation NDCG@10 (held-out users: 6): 0.0000 of the old model, " in caplog.text
+    assert "Validation NDCG@10 (held-out users: 6): old model 0.0000, " in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_other_users_and_many_new_items_are_reported(first, tmp_path, caplog):
     new = write_log(tmp_path / "new.csv", range(90, 94), range(200, 203), ["i1", "I2", "I3", "I4"])
     continue_training(first, "--tolerance", "1", data=new, output="doubtful")
     assert "new.csv, such as '90', is in " in caplog.text
-    assert "new.csv: 9 of 12 interactions are with items that are not in " in caplog.text
+    assert "new.csv: 9 of 12 interactions have items that " in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_a_model_that_was_trained_in_python_is_continued_with_the_same_kind_of_r
     output = ["--output_dir", str(tmp_path / "second"), "--tolerance", "1", *QUIET]
     new = write_log(tmp_path / "new.csv", range(8, 14), range(200, 203), ["i1", "n1", "i2", "n2"])
     main(["train", "--continue_from", str(tmp_path / "python"), "--data", new, *output])
-    assert f"do not name its training rows. The default is `--prefixes {str(prefixes).lower()}`." in caplog.text
+    assert f"run facts lack `--prefixes`. The default is `--prefixes {str(prefixes).lower()}`." in caplog.text
     assert RunFacts.load(tmp_path / "second" / "model").recipe["prefixes"] is prefixes
 
 
@@ -193,7 +193,7 @@ def test_features_of_a_continued_checkpoint(first, tmp_path, caplog):
     new = write_log(tmp_path / "today.csv", range(8, 14), range(200, 203), ["i1", "n1", "i2", "n2"])
     more = ["--data", new, "--history", str(first / "old.csv"), "--tolerance", "1", *QUIET]
     parent = str(tmp_path / "first" / "model")
-    with pytest.raises(SystemExit, match="expected a column 'kind', of `like` or the checkpoint"):
+    with pytest.raises(SystemExit, match="expected a column 'kind', needed by the checkpoint"):
         main(["train", "--continue_from", parent, *more, "--item_features", str(tmp_path / "other.csv")])
     output = ["--output_dir", str(tmp_path / "second"), "--item_features", str(tmp_path / "new.csv")]
     main(["train", "--continue_from", parent, *more, *output])

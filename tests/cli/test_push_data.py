@@ -187,7 +187,7 @@ def test_other_data_are_only_pushed_with_permission(hub, config):
     with pytest.raises(PermissionError, match=rf"{config.name} is not part of this package"):
         push_data(parse_recipe([str(config), *names]), NAME)
     with pytest.raises(
-        PermissionError, match=r"titles\.csv is not part of this package.* The data has no recorded terms\."
+        PermissionError, match=r"titles\.csv is not part of this package.* No terms of use are recorded\."
     ):
         push_data(parse_recipe([str(config), "--data=ml-latest-small", "--terms=none"]), NAME)
     private = ["--data=ml-latest-small", "--titles=none", f"--history={config}"]

@@ -162,7 +162,10 @@ def test_an_unknown_option_in_the_file_is_refused_with_the_near_names(parse):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("- a list", "expected a YAML file of options or a checkpoint folder, found list. Fix this file. If it is"),
+        (
+            "- a list",
+            "expected a YAML file of options or a checkpoint folder, found \\['a list'\\]\\. Fix this file. If it is",
+        ),
         (
             "a: [",
             r"YAML file of options or a checkpoint folder, but it cannot be read \(while parsing .*\)\. Fix this file",
@@ -310,7 +313,7 @@ def test_a_list_that_is_given_twice_is_an_error():  # the first one would be ign
     message = "^`--feature_text` is given more than once. Write all values after one `--feature_text`.$"
     for words in (
         ["--feature_text", "a", "--feature_text", "b"],
-        ["--feature_text=a", "--seed", "1", "--feature_text=b"],
+        ["--feature_text=a", "--seed", "1", "--feature-text=b"],
     ):
         with pytest.raises(ValueError, match=message):
             parse_recipe(words)

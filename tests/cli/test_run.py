@@ -161,7 +161,7 @@ def test_a_checkpoint_with_items_from_after_the_training_of_another_split_is_not
     (tmp_path / "log.csv").write_text("user,item,timestamp\nu,i0,1\nv,i0,1\nv,i1,2\nu,i2,3\n")
     options = ["--data", str(tmp_path / "log.csv"), "--split=at_time", "--validation_time=2", "--test_time=3"]
     with pytest.raises(
-        ValueError, match=r"`validation_time`: 2, such as 'i1'.*For a trained model, use the same split as in training"
+        ValueError, match=r"^2 items of the tokenizer do not occur .* such as 'i1'.*use the same split as in training"
     ):
         evaluate(parse_recipe([str(trained), *options]))
 
@@ -463,7 +463,7 @@ def test_a_leak_in_a_split_of_the_user_is_logged(tmp_path, monkeypatch, caplog):
         return histories
 
     monkeypatch.setitem(SPLITS, "leaking", Split(leaking, "leaking"))
-    prepare(recipe_for(tmp_path, "--split", "leaking"))
+    run(recipe_for(tmp_path, "--split", "leaking", "--max_steps", "1"))
     leaks = [message for message in caplog.messages if "may have a leak" in message]
     assert len(leaks) == 3
     assert re.fullmatch(
@@ -471,9 +471,10 @@ def test_a_leak_in_a_split_of_the_user_is_logged(tmp_path, monkeypatch, caplog):
         r"a target that is in the user's training rows \(rows 0, 1, 2, 3, 4, …\)\.",
         leaks[2],
     )
+    (tmp_path / "other").mkdir()
     monkeypatch.setitem(SPLITS, "honest", Split(lambda log, items, **rows: leave_one_out(log, items, **rows), "honest"))
     caplog.clear()
-    prepare(recipe_for(tmp_path, "--split", "honest"))
+    run(recipe_for(tmp_path / "other", "--split", "honest", "--max_steps", "1"))
     assert "leak" not in caplog.text
 
 

@@ -70,7 +70,7 @@ def test_every_leak_is_called_one_and_names_its_rows():
     ]
     second = held_out(("u", [A], [1, 5], C), ("v", [B], [3, 6], E), ("u", [A], [1, 6], D))
     assert leaks(DatasetDict(CLEAN, test=second)) == [
-        "test: 1 of 3 rows (33.3%) are a second row of their user (row 2)"
+        "test: 1 of 3 rows (33.3%) have the user of an earlier row (row 2)"
     ]
 
 

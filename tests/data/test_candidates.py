@@ -64,7 +64,7 @@ def test_training_rows_have_no_candidates(interactions, tokenizer):
 
 def test_more_candidates_than_items_left_are_refused(interactions, tokenizer):
     test = leave_one_out(interactions, tokenizer)["test"]
-    with pytest.raises(ValueError, match=r"`number` .* must be at most 5, the number .* new to the user u1, found 6\."):
+    with pytest.raises(ValueError, match=r"`number` .* is 6, but only 5 items are new to the user u1\."):
         popularity_candidates(test, COUNTS, number=6)
     with pytest.raises(
         ValueError, match=r"Expected `len\(tokenizer\)` as `vocab_size`, .* found 3, but .* the token ID"
@@ -88,7 +88,7 @@ def test_other_tables_than_one_split_are_refused_by_name(interactions, tokenizer
     histories = leave_one_out(interactions, tokenizer)
     with pytest.raises(ValueError, match=r"row, user, labels and history, found DatasetDict\. .*`data\['train'\]`\.$"):
         popularity_candidates(histories, COUNTS)
-    with pytest.raises(ValueError, match=r"found DataFrame\. Pass rows of a split, such as `leave_one_out`\.$"):
+    with pytest.raises(ValueError, match=r"found DataFrame\. Pass a split that `leave_one_out` returns\.$"):
         uniform_candidates(histories["test"].to_pandas(), len(tokenizer))
     with pytest.raises(ValueError, match=r"^`vocab_size` must be a whole number of at least 1, found -1\.$"):
         uniform_candidates(histories["test"], -1)

@@ -74,9 +74,7 @@ def test_a_header_that_is_not_understood_is_shown(write):
 def test_a_column_that_may_hold_times_is_named(write, caplog):
     with caplog.at_level(logging.INFO, "hf_bert4rec.data.interactions"):
         load_interactions(write("log.csv", "user_id,item_id,rating,bought\nv,b,3,2\nu,a,1,1\n"))
-    assert (
-        "found no column of times. If one of 'rating', 'bought' is the time, name it: `timestamp='...'`" in caplog.text
-    )
+    assert "If one of 'rating', 'bought' has the time, pass `timestamp='...'`" in caplog.text
 
 
 @pytest.mark.parametrize("convert", [pd.DataFrame.copy, pl.from_pandas, pa.Table.from_pandas])
@@ -86,10 +84,7 @@ def test_the_only_column_of_dates_is_the_time(caplog, convert):
     with caplog.at_level(logging.INFO, "hf_bert4rec.data.interactions"):
         assert rows(load_interactions(convert(log))) == [("u", "a", 86_400), ("u", "b", 0)]
     assert "(timestamp: column 'bought'); dropped: none." in caplog.text
-    assert (
-        "'bought' is used as time, because it has dates. Name the column of the time to confirm or change this"
-        in caplog.text
-    )
+    assert "'bought' is used as time, because it has dates. To confirm or change this, name the column" in caplog.text
     caplog.clear()
     load_interactions(convert(log), timestamp="bought")
     assert "is used as time" not in caplog.text
@@ -135,7 +130,7 @@ def test_a_column_that_may_be_the_time_is_named_without_a_header_too(write, capl
     assert rows(load_interactions(path, user=0, item=2, timestamp=1))[0] == ("1", "214536502", 1396860669)
     assert not caplog.text
     load_interactions(path, user=0, item=2)
-    assert "found no column of times. If one of '1', '3' is the time, name it" in caplog.text
+    assert "found no column of times, so the order of the rows is used. If one of '1', '3' has the time" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -174,7 +169,7 @@ def test_german_columns_of_date_and_time_of_day_are_the_time(write):
 @pytest.mark.parametrize("name", ["listen_time", "playtime", "watch_time", "duration"])
 def test_a_duration_is_no_timestamp(write, caplog, name):
     assert rows(load_interactions(write("log.csv", f"user,item,{name}\nu,a,200\nu,b,100\n")))[0] == ("u", "a", 0)
-    assert f"found no column of times. If '{name}' is the time, name it" in caplog.text
+    assert f"so the order of the rows is used. If '{name}' has the time, pass" in caplog.text
     path = write("both.csv", f"user,item,{name},date\nu,a,200,2020-01-01\n")
     assert rows(load_interactions(path)) == [("u", "a", 1577836800)]
 
@@ -310,18 +305,38 @@ def test_a_number_is_the_label_of_a_data_frame_before_it_is_a_position():
     assert rows(load_interactions(frame, user=0, item="2")) == [("x", "tea", 0), ("y", "cup", 1)]
 
 
+def test_numbers_of_columns_are_a_header_after_an_index(write, caplog):  # as pandas writes columns without names
+    path = write("log.csv", ",0,1,2,3\n7,1,1193,5,978300760\n")
+    with pytest.raises(ValueError, match=r"expected a column for the user, found , 0, 1, 2, 3\. Name the column"):
+        load_interactions(path)
+    assert rows(load_interactions(path, user="0", item="1", timestamp="3")) == [("1", "1193", 978300760)]
+    numbered = write("log.csv", "0,1,2\n0,2,3\n")  # may be an interaction
+    assert rows(load_interactions(numbered, user=0, item=1, timestamp=2)) == [("0", "1", 2), ("0", "2", 3)]
+    assert "log.csv: the first line 0, 1, 2 was read as data. If these are numbers of columns, remove" in caplog.text
+    assert len(load_interactions(write("log.txt", "0 1 2 3 4\n1 2 3 4 5\n"))) == 8
+
+
 @pytest.mark.parametrize(
-    ("header", "first", "options"),
+    ("header", "used"),
     [
-        ("0,1,2,3", "", {"user": 0, "item": 1, "timestamp": 3}),
-        (",0,1,2,3", "7,", {"user": "0", "item": "1", "timestamp": "3"}),
+        ("household_key,item,timestamp", ("household_key", "timestamp")),
+        ("user_pseudo_id,session_id,item,timestamp", ("user_pseudo_id", "timestamp")),
+        ("anonymous_id,item,timestamp,basket_id", ("anonymous_id", "timestamp")),
+        ("visitor_email,item,timestamp", ("visitor_email", "timestamp")),
+        ("user,item,date,time_ms", ("user", "time_ms")),
+        ("user,item,created_at,timestamp_ms", ("user", "created_at")),
+        ("user,item,session_timestamp", ("user", "session_timestamp")),
+        ("user,item,date_add", ("user", "date_add")),
+        ("user,item,date,order_dt", ("user", "date")),
+        ("user,item,order_dt,dwell_time,stay_time", ("user", "order_dt")),
     ],
 )
-def test_numbers_of_columns_are_a_header(write, header, first, options):  # as pandas writes columns without names
-    path = write("log.csv", f"{header}\n{first}1,1193,5,978300760\n")
-    with pytest.raises(ValueError, match=r"expected a column for the user, found .*0, 1, 2, 3\. Name the column"):
-        load_interactions(path)
-    assert rows(load_interactions(path, **options)) == [("1", "1193", 978300760)]
+def test_usual_names_of_web_analytics_and_shops(write, caplog, header, used):
+    caplog.set_level("INFO", "hf_bert4rec")
+    load_interactions(write("log.csv", f"{header}\n" + ",".join("200000000" for _ in header.split(",")) + "\n"))
+    user, timestamp = used
+    assert user == "user" or f"user: column {user!r}" in caplog.text
+    assert timestamp == "timestamp" or f"timestamp: column {timestamp!r}" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -368,9 +383,14 @@ def test_months_and_days_that_are_read_as_numbers_are_reported(write, caplog, ce
 
 def test_several_ids_of_text_in_a_cell_are_reported(write, caplog):
     load_interactions(write("log.csv", 'user,item,timestamp\n1,"S1,S2,S3",1\n2,"S1,S3",2\n3,"S2,S9,S1",3\n'))
-    assert "3 item IDs such as 'S1,S2,S3' seem to contain several IDs, because the same parts" in caplog.text
+    assert (
+        "3 item IDs such as 'S1,S2,S3' seem to contain several IDs, because the same parts are at several places"
+        in caplog.text
+    )
     caplog.clear()
-    load_interactions(write("log.csv", 'user,item,timestamp\n1,"Milk, 1 l",1\n2,"Juice, 1 l",2\n3,"Tea, green",3\n'))
+    variants = [f"shirt {number}, {color}, {size}" for number in range(9) for color in ("red", "blue") for size in "SM"]
+    frame = pd.DataFrame({"user": "u", "item": variants, "timestamp": range(len(variants))})
+    load_interactions(frame)
     assert "several IDs" not in caplog.text
 
 

@@ -135,7 +135,10 @@ def test_a_dataset_of_the_hub_is_read(hub, tmp_path, monkeypatch):
 
 def test_a_saved_dataset_dict_is_refused_with_the_split_to_pass(tmp_path):
     DatasetDict({"train": Dataset.from_dict(TABLE)}).save_to_disk(tmp_path / "saved")
-    with pytest.raises(ValueError, match=r"found DatasetDict with the keys train\. Pass .* its subfolder `train`"):
+    with pytest.raises(
+        ValueError,
+        match=r"found DatasetDict with the keys train\. Of a DatasetDict, pass one split, .* or its saved subfolder",
+    ):
         load_interactions(tmp_path / "saved")
 
 
@@ -225,6 +228,13 @@ def test_the_first_line_of_excel_names_the_separator(write, end, line):
 def test_a_quoted_header_shows_that_cells_are_quoted(write, name):  # as R writes tables
     path = write(name, '"user_id"\t"item"\t"timestamp"\n"u"\t"a\tb"\t5\n')
     assert rows(load_interactions(path)) == [("u", "a\tb", 5)]
+    path = write(name, '"user_id"\t"item"\t"timestamp"\nu\t"Heroes\t5\nv\tBlack "\t6\n')  # only the header is quoted
+    assert rows(load_interactions(path)) == [("u", '"Heroes', 5), ("v", 'Black "', 6)] or name == "log.csv"
+
+
+def test_a_long_separator_may_be_part_of_a_quoted_cell(write):
+    path = write("log.csv", 'user::item::timestamp\n"u::v"::a::5\n')
+    assert rows(load_interactions(path, separator="::")) == [("u::v", "a", 5)]
 
 
 @pytest.mark.parametrize(("name", "separator"), [("log.tsv", "\t"), ("log.txt", " ")])

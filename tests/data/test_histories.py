@@ -241,7 +241,7 @@ def test_numbers_that_are_not_of_an_action_of_the_user_are_refused(tokenizer, tr
     log = sort_by_user(log_of(("u", "a", 1), ("u", "b", 2), ("v", "a", 1), ("v", "c", 2)), tokenizer)
     targets = {split: np.array(numbers) for split, numbers in targets.items()}
     with pytest.raises(
-        ValueError, match=f"{name}.* must be one place in `log.items` per user, from `log.starts` to `log.ends`"
+        ValueError, match=f"{name}.* must be one index of `log.items` per user, from `log.starts` to `log.ends`"
     ):
         build_histories(log, tokenizer, np.array(train_ends), targets)
 

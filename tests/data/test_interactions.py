@@ -96,7 +96,7 @@ BAD_FILES = {
     "a date next to a time that is a date": (
         "log.csv",
         "user,item,date,event_time\nu,a,2017-12-17 10:00:00,2017-12-17 10:00:01\n",
-        r"log\.csv, line 2: .*'date' and 'event_time' are read as date.*name it: `timestamp='event_time'`",
+        r"log\.csv, line 2: .*'date' and 'event_time' are joined as date.*name it: `timestamp='event_time'`",
     ),
     "a time that is no number in JSON": (
         "log.jsonl",

@@ -90,7 +90,7 @@ def test_a_source_of_a_wrong_type_is_refused_by_its_type(source):
 
 def test_rows_without_names_become_a_table_as_the_error_says():
     with pytest.raises(
-        ValueError, match=r"found list\. .*`pandas\.DataFrame\(source\)`; rows without names need `columns="
+        ValueError, match=r"found list\. .*`pandas\.DataFrame\(source\)`; rows without column names need `columns="
     ):
         load_interactions([("u", "a")])
     assert len(load_interactions(pd.DataFrame([("u", "a")], columns=["user", "item"]))) == 1
@@ -123,7 +123,7 @@ def test_a_byte_order_mark_names_the_encoding(write, encoding):
 
 def test_a_dataset_dict_is_refused_with_the_split_to_pass():
     message = (
-        r"found DatasetDict with the keys train, test\. Pass a split of a DatasetDict, such as `source\['train'\]`"
+        r"found DatasetDict with the keys train, test\. Of a DatasetDict, pass one split, such as `source\['train'\]`"
     )
     with pytest.raises(ValueError, match=message):
         load_interactions(DatasetDict({"train": Dataset.from_dict(TABLE), "test": Dataset.from_dict(TABLE)}))

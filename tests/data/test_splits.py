@@ -121,7 +121,9 @@ def test_split_at_time_with_validation_in_train_trains_on_all_before_the_test_ti
 
 
 def test_a_tokenizer_with_items_of_the_future_is_refused():
-    with pytest.raises(ValueError, match=r"do not occur before `validation_time`: 1, such as 'c'\. .*before\("):
+    with pytest.raises(
+        ValueError, match=r"1 items of the tokenizer do not occur before `validation_time`, such as 'c'\. .*before\("
+    ):
         split_at_time(log_of(*TIMED), item_tokenizer(["a", "b", "c"]), validation_time=10, test_time=20)
 
 
@@ -163,14 +165,10 @@ def test_times_out_of_order_are_refused():
 @pytest.mark.parametrize(
     ("validation_time", "test_time", "problem"),
     [
-        (
-            0,
-            20,
-            "from 1 to 22, but `validation_time` is 0. Pass a time in the unit of the log, with interactions before",
-        ),
-        (1, 20, "but `validation_time` is 1. Pass a time in the unit of the log, with interactions before it."),
+        (0, 20, "from 1 to 22, but `validation_time` is 0. Pass a time in the unit of the log, after the first"),
+        (1, 20, "but `validation_time` is 1. Pass a time in the unit of the log, after the first one of the log."),
         (13, 20, "The validation split is empty: found no interactions from 13 to before 20. Set an earlier"),
-        (10, 30, "but `test_time` is 30. Pass a time in the unit of the log, with interactions from it on."),
+        (10, 30, "but `test_time` is 30. Pass a time in the unit of the log, up to the last one of the log."),
     ],
 )
 def test_times_that_leave_a_split_empty_are_refused(validation_time, test_time, problem):
@@ -184,11 +182,11 @@ def test_a_date_for_a_log_in_another_unit_is_refused(factor, unit):
     first, last = 1704207091, 1727013853
     log = log_of(("u", "a", first * factor), ("u", "b", 1718000000 * factor), ("v", "a", last * factor))
 
-    def found(name, where="before it"):
+    def found(name, where="after the first"):
         return re.escape(
             f"The log runs from {first * factor} (2024-01-02 14:51 UTC, if these are {unit}) to {last * factor} "
             f"(2024-09-22 14:04 UTC, if these are {unit}), but `{name}` is 1717200000 (2024-06-01 00:00 UTC). "
-            f"Pass a time in the unit of the log, with interactions {where}."
+            f"Pass a time in the unit of the log, {where} one of the log."
         )
 
     with pytest.raises(ValueError, match=found("time")):
@@ -201,7 +199,7 @@ def test_a_date_for_a_log_in_another_unit_is_refused(factor, unit):
     assert f"from {1719792000 * factor} (2024-07-01 00:00 UTC, if these are {unit}) on" in split.describe(values)
     with pytest.raises(ValueError, match=found("validation_time")):
         split_at_time(log, item_tokenizer(["a"]), validation_time="2024-06-01", test_time="2024-07-01")
-    with pytest.raises(ValueError, match=found("since", "from it on")):
+    with pytest.raises(ValueError, match=found("since", "up to the last")):
         new_interactions(log, item_tokenizer(["a"]), since="2024-06-01")
     with pytest.raises(ValueError, match="`replay` must be at least 0, found -1"):
         new_interactions(log, item_tokenizer(["a"]), replay=-1)

@@ -611,10 +611,10 @@ def test_removed_items_are_ids(tokenizer):
 
 
 def test_ids_that_differ_only_in_case_blanks_or_unicode_form_are_reported(caplog):
-    advice = "If they are the same item, write their ID in one way before training."
+    advice = "If they are the same item, use one spelling before training."
     tokenizer = item_tokenizer(["TEA 1", "KIT 2", "tea 1", "Kit 2 ", "x"])
     assert len(tokenizer.items) == 5  # nothing is merged
-    text = "item IDs differ from another one only in case, blanks or Unicode form, such as"
+    text = "item IDs differ from another ID only in case, spaces or Unicode form, such as"
     assert caplog.messages == [f"2 {text} 'TEA 1' and 'tea 1'. {advice}"]
     caplog.clear()
     extend_item_tokenizer(tokenizer, ["y", "X"])  # known items are not reported again

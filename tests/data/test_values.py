@@ -171,8 +171,8 @@ def test_integers_that_were_written_as_floats_are_other_ids_with_a_warning(tmp_p
     (tmp_path / "log.csv").write_text("user,item,timestamp\n7,1.0,1\n7,-2.0,2\n7,1,3\n7,1.50,4\n7,01,5\n")
     assert load_interactions(tmp_path / "log.csv")["item"][:] == ["1.0", "-2.0", "1", "1.50", "01"]
     assert caplog.messages[0] == (
-        "log.csv: the item ID of 2 rows ('1.0', '-2.0') ends in .0, which makes it another ID than the integer. If it "
-        "is an integer, export it without .0."
+        "log.csv: the item ID of 2 rows ('1.0', '-2.0') ends in .0, so it differs from the ID without .0. If IDs are "
+        "integers, export them without .0."
     )
     caplog.clear()
     frame = pd.DataFrame({"user": [7.0, 7.0], "item": [1.0, 2.0], "timestamp": [1, 2]})

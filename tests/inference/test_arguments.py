@@ -286,10 +286,10 @@ def test_one_list_per_history_may_stand_in_brackets_for_a_single_history(recomme
         ([True], ID),
         ([float("nan")], MISSING),
         (["\ud800"], "not valid Unicode"),
-        ([["1"], "2"], "found a list of lists and single IDs"),
-        ([["1"], None], "found a list of lists and single IDs"),
-        ([["1"]], r"one list for each history \(2\), found a list of lists, 1 in total"),
-        ([["1"], ["2"], ["3"]], "found a list of lists, 3 in total"),
+        ([["1"], "2"], "found lists and single IDs"),
+        ([["1"], None], "found lists and single IDs"),
+        ([["1"]], r"one list per history \(2 in total\), found a list of 1 lists"),
+        ([["1"], ["2"], ["3"]], "found a list of 3 lists"),
         ([[["1"]], [["2"]]], rf"{ID}, found \['1'\] \(list\)"),
         ([["1"], [None]], MISSING),
         ([{"1": 1}, ["2"]], "Pass one of its columns or values"),
@@ -357,7 +357,7 @@ def test_defaults_may_be_iterators_and_lists_per_history(recommender):
     for _ in range(2):
         assert [set(items) for items in items_of(other([[], []]))] == [{"3", "a"}, {"b"}]
     assert [set(items) for items in items_of(other([["a"]], allow=["3", "a", "1"]))] == [{"3"}]
-    with pytest.raises(ValueError, match=r"allow: .* one list for each history \(1\)"):
+    with pytest.raises(ValueError, match=r"allow: .* one list per history \(1 in total\)"):
         other([["1"]])
 
 

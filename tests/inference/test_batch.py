@@ -97,7 +97,7 @@ def test_the_same_call_continues_and_another_one_is_refused(source, histories, t
     recommend_to_parquet(source, histories, tmp_path / "out", shard_size=8, top_k=3)
     assert written == ["part-00002.parquet"]
     assert rows_of(folder) == complete
-    with pytest.raises(ValueError, match=r"begun with other values of `top_k` \(then 3, now the default\)"):
+    with pytest.raises(ValueError, match=r"started with another `top_k` \(then 3, now the default\)"):
         recommend_to_parquet(source, histories, tmp_path / "out", shard_size=8)
     with pytest.raises(ValueError, match="`top_k` must be a whole number"):
         recommend_to_parquet(source, histories, tmp_path / "new", top_k=0)
@@ -107,18 +107,18 @@ def test_the_same_call_continues_and_another_one_is_refused(source, histories, t
         recommend_to_parquet(source, histories, tmp_path / "new", batch_size=8)
     assert not (tmp_path / "new").exists()
     for changes, name in (({"top_k": 4}, "top_k"), ({"shard_size": 9}, "shard_size")):
-        with pytest.raises(ValueError, match=f"begun with other values of `{name}`"):
+        with pytest.raises(ValueError, match=f"started with another `{name}`"):
             recommend_to_parquet(source, histories, tmp_path / "out", **{"shard_size": 8, "top_k": 3, **changes})
-    with pytest.raises(ValueError, match=r"begun with other values of `columns` \(then the default, now "):
+    with pytest.raises(ValueError, match=r"started with another `columns` \(then the default, now "):
         batch._begin(folder, json.loads((folder / batch.REQUEST_FILE).read_text()) | {"columns": {"user": "user"}})
     weights = source / "model.safetensors"
     times = (weights.stat().st_atime_ns, weights.stat().st_mtime_ns)
     os.utime(weights, (0, 0))
-    with pytest.raises(ValueError, match="begun before the model changed"):
+    with pytest.raises(ValueError, match="started before the model changed"):
         recommend_to_parquet(source, histories, tmp_path / "out", shard_size=8, top_k=3)
     os.utime(weights, ns=times)
     pq.write_table(pq.read_table(histories), histories, row_group_size=3)
-    with pytest.raises(ValueError, match="begun before the source changed"):
+    with pytest.raises(ValueError, match="started before the source changed"):
         recommend_to_parquet(source, histories, tmp_path / "out", shard_size=8, top_k=3)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").write_text("mine")
@@ -198,6 +198,7 @@ def test_the_scoring_class_takes_arrow_and_pandas(source):
         ValueError, match=r"table of Arrow or pandas, found dict\. .*Ray Data pass `batch_format='pyarrow'`"
     ):
         score({"customer": ["x"], "items": [["a"]]})
+    assert score(table.to_batches()[0]) == found
     frame = score(table.to_pandas())
     assert isinstance(frame, pd.DataFrame)
     assert frame.to_dict("list") == found.to_pydict()
@@ -221,8 +222,11 @@ def test_the_scoring_class_takes_mixed_ids_and_missing_histories_of_pandas(sourc
     [
         ({"top_k": 0}, "`top_k` must be a whole number of at least 1, found 0"),
         ({"topk": 3}, "Unknown option 'topk'"),
-        ({"deny": [["a"]]}, "deny: expected a list of item IDs, or one list for each history"),
-        ({"user": "item"}, "`user` must be another column than that of the histories, .*, found 'item'. Rename"),
+        ({"deny": [["a"]]}, "deny: expected a list of item IDs, or one list per history"),
+        (
+            {"user": "item"},
+            "`user` must be a name other than 'history', 'rank', 'item' and 'score', found 'item'. Rename",
+        ),
         ({"user": "history"}, "found 'history'. Rename your column of users"),
     ],
 )

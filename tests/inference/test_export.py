@@ -195,5 +195,5 @@ def test_a_model_that_torch_cannot_export_is_one_sentence(tmp_path, monkeypatch,
     with pytest.raises(SystemExit) as exit_:
         main(["export", str(source), "--output", str(tmp_path / "onnx")])
     assert "error: torch cannot export the architecture 'bert4rec' (" in str(exit_.value)
-    assert "`Add a model` of docs/architecture.md." in str(exit_.value)
+    assert "(docs/architecture.md, section Add a model)." in str(exit_.value)
     assert "\n" not in str(exit_.value)

@@ -140,7 +140,7 @@ def test_changes_of_the_removed_items_apply_from_the_next_call_on(recommender, c
 def test_unknown_removed_items_are_named_once_and_change_nothing(model, tokenizer, caplog):
     tokenizer.removed = ["c", "typo", "[PAD]"]
     recommender = NextItemRecommendationPipeline(model=model, tokenizer=tokenizer, device="cpu")
-    warning = "`removed_items` of the tokenizer: 2 of 3 IDs are unknown and skipped, such as '[PAD]', 'typo'."
+    warning = "Correct `tokenizer.removed`: 2 of its 3 IDs are unknown and skipped, such as '[PAD]', 'typo'."
     assert [record.message for record in caplog.records if record.name == LOGGER] == [warning]
     caplog.clear()
     assert sorted(items_of(recommender([[]]))[0]) == [*"abdefghij"]

@@ -608,7 +608,7 @@ def test_the_handler_of_a_pushed_repository_answers_as_the_server(folders, tmp_p
         assert answer == {**source, "recommendations": expected, "unknown_ids": []}
         assert json.loads(json.dumps(answer)) == answer
     for body in ({}, [], {"inputs": None}, {"inputs": {"top_k": 2}}, {"inputs": [["a"]], "parameters": [2]}):
-        with pytest.raises(ValueError, match="Expected histories"):
+        with pytest.raises(ValueError, match="Histories must be a list"):
             handler(body)
     with pytest.raises(ValueError, match=r"Unknown option 'batch_size'\. The options are top_k, \w+, allow, deny\."):
         handler({"inputs": [["a"]], "parameters": {"batch_size": 1}})

@@ -158,7 +158,7 @@ def test_an_index_with_other_keys_is_refused(recommender, first):
     if first > 0:  # usearch has unsigned keys
         indexes.append(Index(ndim=vectors.shape[1], metric="ip", dtype="f32"))
         indexes[-1].add(keys, vectors)
-    message = r"`index`: expected the keys 0 ... 9, which are positions in `item_vectors\(\)`, found -?\d+"
+    message = r"`index`: expected the keys 0 ... 9, the row numbers of `index_vectors\(\)`, found -?\d+"
     for index in indexes:
         with pytest.raises(ValueError, match=message):
             recommender([["a", "b"]], top_k=2, index=index)
@@ -176,7 +176,7 @@ def test_an_index_of_other_vectors_is_refused():
     expected = items_of(recommender(histories, top_k=5))
     for build in (usearch_index, faiss_index):
         assert items_of(recommender(histories, top_k=5, index=build(vectors))) == expected
-        for others in (vectors[::-1].copy(), new(1).index_vectors(), -vectors):
+        for others in (vectors[::-1].copy(), np.roll(vectors, 1, axis=0), new(1).index_vectors()):
             with pytest.raises(ValueError, match="`index` has the vectors of another model, or other keys"):
                 recommender(histories, top_k=5, index=build(others))
 

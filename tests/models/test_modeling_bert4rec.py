@@ -524,7 +524,7 @@ REAL = (IDS != PAD).long()
     [
         ({"input_ids": IDS.tolist()}, "`input_ids` must be a tensor of shape (batch, length), found list."),
         ({"input_ids": IDS[0]}, "(batch, length), found shape (3,) of torch.int64."),
-        ({"input_ids": IDS[:, :0]}, "The input is empty, found shape (2, 0) of torch.int64. Give"),
+        ({"input_ids": IDS[:, :0]}, "The input is empty, found shape (2, 0) of torch.int64. Pass at least one token"),
         ({"input_ids": IDS + 99}, "`input_ids` must be from 0 to 18, found 102. Encode items with the tokenizer"),
         ({"input_ids": IDS - 4}, "`input_ids` must be from 0 to 18, found -1. "),
         ({"inputs_embeds": torch.zeros(2, 3)}, "(batch, length, hidden), found shape (2, 3) of torch.float32."),
@@ -851,7 +851,7 @@ def test_tying_changes_the_number_of_parameters():
         ({"max_position_embeddings": 0}, "`max_position_embeddings` must be at least 1, found 0"),
         ({"hidden_size": 64, "num_attention_heads": 3}, "multiple of `num_attention_heads`, found 64 and 3"),
         ({"hidden_size": 0}, "`hidden_size` must be a positive multiple"),
-        ({"vocab_size": 3}, r"at least one item, found 3. Pass `vocab_size=len\(tokenizer\)`"),
+        ({"vocab_size": 3}, r"must be at least 4 \(.* and one item\), found 3\. Pass `vocab_size=len\(tokenizer\)`"),
         ({"rope_theta": 1}, "`rope_theta` must be above 1, or None, found 1"),
         ({"rope_theta": 9, "num_attention_heads": 0}, "`num_attention_heads` must be at least 1, found 0"),
         ({"conv_kernel_size": 4}, "`conv_kernel_size` must be odd and at least 3, or None, found 4"),

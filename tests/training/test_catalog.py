@@ -166,7 +166,7 @@ def test_invalid_items(checkpoint):
         add_items(checkpoint, pd.DataFrame({"item": ["n", "n"]}))
     with pytest.raises(ValueError, match="All items would be removed"):
         remove_items(checkpoint, ["a", "b", "c"])
-    with pytest.raises(ValueError, match=r"Found no folder org/name\. .* for a Hub ID name `output`"):
+    with pytest.raises(ValueError, match=r"Found no folder org/name\. .* For a Hub ID, also pass `output`"):
         remove_items("org/name", ["a"])
     with pytest.raises(FileNotFoundError):
         remove_items(checkpoint / "other" / "folder", ["a"])
@@ -214,7 +214,7 @@ def test_other_files_are_never_replaced(checkpoint, tmp_path):
             remove_items(checkpoint, ["a"], output)
     for name in ("m.incomplete", "m.replaced"):  # names of the folders that `add_items` writes and removes
         source = checkpoint.rename(checkpoint.with_name(name))
-        with pytest.raises(ValueError, match=f"would remove .*{name}, whose name it needs. Rename .*{name} first"):
+        with pytest.raises(ValueError, match=f"would remove .*{name}, a reserved name. Rename .*{name} first"):
             remove_items(source, ["a"], source.with_name("m"))
         checkpoint = source.rename(checkpoint)
     assert (tmp_path / "notes" / "thesis.txt").exists()

@@ -87,7 +87,7 @@ def test_untied_output_vectors_start_as_the_input_vectors_and_a_head_needs_no_bi
 
 def test_rows_without_items_raise():
     model = Bert4RecForMaskedLM(small_config(8, 6))
-    with pytest.raises(ValueError, match=r"Expected known items in the training rows, found none\."):
+    with pytest.raises(ValueError, match=r"The training rows have no known items\."):
         initialize_items(model, Dataset.from_dict({"user": ["u"], "input_ids": [[2]]}))
 
 
@@ -136,7 +136,7 @@ def test_new_items_start_from_the_other_items_of_their_users(caplog, dtype, tied
     kept = [0, 1, 2, 3, 4, 6, 7]  # m has no user with other items, o has no user
     assert torch.equal(table[kept], before[kept])
     assert bias[[3, 4, 6, 7]].tolist() == [1, 2, -5, -5]
-    assert "New items that start from the other items of their users: 1 of 3." in caplog.text
+    assert "New items whose vectors start from items of the same users: 1 of 3." in caplog.text
 
 
 def test_no_version_of_torch_warns_about_sparse_tensors(monkeypatch, recwarn):
@@ -158,7 +158,7 @@ def test_other_tables_than_training_rows_are_refused_by_name(function):
     model = Bert4RecForMaskedLM(small_config(len(tokenizer), 6, num_followers=2))
     with pytest.raises(ValueError, match=r"user and input_ids, found DatasetDict\. .* such as `data\['train'\]`\.$"):
         function(model, train_on_all(log, tokenizer))
-    with pytest.raises(ValueError, match=r"found user, item, timestamp\. Pass rows of a split"):
+    with pytest.raises(ValueError, match=r"found user, item, timestamp\. Pass a split that"):
         function(model, log)
 
 

@@ -154,7 +154,7 @@ def test_other_architectures_have_features_too(log, tmp_path, architecture):
 def test_another_projection_and_untied_tables_are_errors(log, tmp_path):
     trainer = make_trainer(log, tmp_path)
     trainer.projection = torch.zeros(5, 13)
-    with pytest.raises(ValueError, match=r"has the shape \(5, 13\), but .* need \(3, 13\)\. Take"):
+    with pytest.raises(ValueError, match=r"has the shape \(5, 13\), but .* need \(3, 13\)\. Use"):
         trainer.train()
     trainer = make_trainer(log, tmp_path)
     trainer.model.config.tie_word_embeddings = False

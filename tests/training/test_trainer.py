@@ -464,7 +464,7 @@ def test_a_model_init_gives_the_same_weights_whatever_was_seeded_before(cyclic_h
         ({"muon_learning_rate": -1.0}, r"\(`muon_learning_rate`\) must be above 0, found -1"),
         ({"optim": "sgd", "muon_learning_rate": 0.01}, "`optim='sgd'` cannot be combined with Muon"),
         ({"early_stopping_patience": 0}, "`early_stopping_patience` must be at least 1, or None, found 0"),
-        ({"prediction_loss_only": True}, "found True, because `metric_for_best_model='ndcg@10'` needs the scores"),
+        ({"prediction_loss_only": True}, "found True: `metric_for_best_model='ndcg@10'` needs the scores"),
         ({"num_train_epochs": 0}, "`num_train_epochs` must be above 0 and finite, found 0"),
         ({"num_train_epochs": float("nan")}, "`num_train_epochs` must be above 0 and finite, found nan"),
         ({"gradient_accumulation_steps": 0}, "`gradient_accumulation_steps` must be at least 1, found 0"),
