@@ -10,6 +10,7 @@ from datasets import Dataset, DatasetDict
 from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel, Trainer
 
 from ..data.audit import audit
+from ..data.histories import target_items
 from ..data.splits import leave_one_out
 from ..data.tokenization import ItemTokenizer
 from ..evaluation.baselines import MarkovChain, OwnItems, Popularity
@@ -18,7 +19,7 @@ from ..hub.checkpoint import CURVE, fetch_checkpoint, save_checkpoint
 from ..hub.push import push_checkpoint
 from ..hub.run_facts import ADDED_PARTS, FACTS_FILE, DataFacts, RunFacts
 from ..models.item_loss import check_loss
-from ..training.item_features import projection_file
+from ..training.item_features import items_in, projection_file
 from ..training.trainer import RecommendationTrainer
 from .prepare import describe_data, prepare, protocol, validation_histories, whole_histories
 from .recipe import Recipe, find_split, imported
@@ -46,13 +47,7 @@ def run(recipe: Recipe) -> Path | None:
     check_source(recipe)
     check_loss(recipe.model.loss)  # before the log is read
     recipe, interactions, tokenizer, histories = prepare(recipe)
-    if find_split(recipe.run.split).function.__module__ != leave_one_out.__module__:  # a split of the user
-        _warn_about_leaks(recipe.run.split, histories)
-    fewest = min((len(rows) for name, rows in histories.items() if name != "train"), default=FEW_USERS)
-    if fewest < FEW_USERS:
-        by_share, intervals = "held_out" in recipe.split_options(), "See the 95 % intervals of the results."
-        text = "Held-out users: %d. With fewer than %d, chance decides which checkpoint or model is better. %s"
-        logger.warning(text, fewest, FEW_USERS, "Increase `--held_out`." if by_share else intervals)
+    _report_targets(recipe, tokenizer, histories)
     trainer = build_trainer(recipe, tokenizer, histories)
     data = describe_data(recipe, interactions)
     checkpoint = start_or_resume(trainer.args, _checksum(data, tokenizer), _fixed_options(recipe, trainer))
@@ -107,11 +102,26 @@ def run(recipe: Recipe) -> Path | None:
     return folder
 
 
-def _warn_about_leaks(split: str, histories: DatasetDict) -> None:
-    splits = {name: histories[name] for name in ("train", "validation", "test") if name in histories}
-    with suppress(ValueError):  # rows of the user may lack columns that only the audit needs
-        for leak in (finding for finding in audit(DatasetDict(splits)) if finding.leak and len(finding.rows)):
-            logger.warning("The split %s may have a leak (docs/data.md, section Leaks). %s.", split, leak)
+def _report_targets(recipe: Recipe, tokenizer: ItemTokenizer, histories: DatasetDict) -> None:
+    """Log the number of targets without training, and warn about few targets, and leaks of a split of the user."""
+    evaluated = {name: rows for name, rows in histories.items() if name != "train"}
+    trained = items_in(histories["train"], len(tokenizer)).numpy()
+    untrained = {name: (~trained[target_items(rows)]).sum() for name, rows in evaluated.items()}
+    if shown := ", ".join(
+        f"{name} {count:,} of {len(evaluated[name]):,}" for name, count in untrained.items() if count
+    ):
+        logger.info("Targets without an interaction in the training rows: %s.", shown)
+    fewest = min(map(len, evaluated.values()), default=FEW_USERS)
+    if fewest < FEW_USERS:
+        by_share, intervals = "held_out" in recipe.split_options(), "See the 95 % intervals of the results."
+        text = "Held-out users: %d. With fewer than %d, chance decides which checkpoint or model is better. %s"
+        logger.warning(text, fewest, FEW_USERS, "Increase `--held_out`." if by_share else intervals)
+    if find_split(recipe.run.split).function.__module__ != leave_one_out.__module__:  # a split of the user
+        splits = {name: histories[name] for name in ("train", "validation", "test") if name in histories}
+        with suppress(ValueError):  # rows of the user may lack columns that only the audit needs
+            for leak in (finding for finding in audit(DatasetDict(splits)) if finding.leak and len(finding.rows)):
+                text = "The split %s may have a leak (docs/data.md, section Leaks). %s."
+                logger.warning(text, recipe.run.split, leak)
 
 
 def check_source(recipe: Recipe) -> None:

@@ -251,7 +251,7 @@ def _read_column(
         given = numbers.drop_null()
         edges = np.unique(np.quantile(given, BINS)).tolist() if len(given) else []
         return numbers, known or {"kind": kind, "edges": edges}
-    _check_lists(name, cells, log)
+    _check_text(name, cells, log)
     categories = _as_categories(cells)
     if not known:
         if not any(categories):
@@ -277,12 +277,16 @@ def _read_column(
     return pa.array(categories, pa.list_(pa.string())), known
 
 
-def _check_lists(name: str, cells: list[Any], log: RawLog) -> None:
-    """Raise ValueError if most cells are lists that were written as text."""
-    lists = [cell for cell in cells if isinstance(cell, str) and re.fullmatch(r"\s*\[.*\]\s*", cell)]
-    if 2 * len(lists) > len(cells):
-        found = f"expected lists in the column {name!r}, found text such as {lists[0]!r:.80}"
-        raise ValueError(f"{log.name}: {found}. Convert it (pandas: `frame[{name!r}].map(ast.literal_eval)`).")
+def _check_text(name: str, cells: list[Any], log: RawLog) -> None:
+    """Raise ValueError if most cells are lists or decimal numbers that were written as text."""
+    for pattern, kind, solution in (
+        (r"\s*\[.*\]\s*", "lists", "map(ast.literal_eval)"),
+        (r"\s*-?\d+,\d+\s*", "numbers with a decimal point", "str.replace(',', '.').astype(float)"),
+    ):
+        found = [cell for cell in cells if isinstance(cell, str) and re.fullmatch(pattern, cell)]
+        if 2 * len(found) > len(cells):
+            text = f"expected {kind} in the column {name!r}, found text such as {found[0]!r:.80}"
+            raise ValueError(f"{log.name}: {text}. Convert it (pandas: `frame[{name!r}].{solution}`).")
 
 
 def _cells(values: Values) -> list[Any]:

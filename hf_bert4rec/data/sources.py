@@ -113,7 +113,7 @@ class SourceFile:
             line = data.count(b"\n", 0, error.start) + 1
             raise ValueError(
                 f"{self.name}, line {line}: expected {encoding} text, found the byte {data[error.start]:#04x}. Name "
-                f"the encoding, such as {self.spell('encoding', 'latin-1')}, or fix this line."
+                f"the encoding, such as {self.spell('encoding', 'cp1252')}, or fix this line."
             ) from None
         except LookupError:
             example = self.spell("encoding", "utf-8")

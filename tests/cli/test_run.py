@@ -478,6 +478,14 @@ def test_a_leak_in_a_split_of_the_user_is_logged(tmp_path, monkeypatch, caplog):
     assert "leak" not in caplog.text
 
 
+def test_the_number_of_targets_without_training_is_logged(tmp_path, caplog):
+    caplog.set_level("INFO", "hf_bert4rec")
+    rows = [f"u{user},i{time},{time}" for user in range(4) for time in range(12)] + ["u0,new,99", "u1,newer,99"]
+    (tmp_path / "log.csv").write_text("\n".join(["user,item,timestamp", *rows]))
+    run(recipe_for(tmp_path, "--max_steps", "1"))
+    assert "Targets without an interaction in the training rows: validation 2 of 4, test 4 of 4." in caplog.messages
+
+
 def test_a_date_in_the_yaml_of_a_recipe_is_a_time(tmp_path):
     times = "split: at_time\nvalidation_time: 1970-01-01 00:00:04\ntest_time: 5\n"
     _, _, _, histories = prepare(recipe_for(tmp_path, text=times))

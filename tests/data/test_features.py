@@ -350,6 +350,16 @@ def test_lists_that_are_text_are_an_error():
     assert load_item_features(lists).columns["tags"]["values"] == ["b"]
 
 
+def test_decimal_commas_are_an_error():
+    table = pd.DataFrame({"item": ["1", "2"], "price": ["3,50", "12,99"]})
+    with pytest.raises(
+        ValueError, match=r"expected numbers with a decimal point in the column 'price', found .*'3,50'"
+    ):
+        load_item_features(table)
+    numbers = table.assign(price=table["price"].str.replace(",", ".").astype(float))  # as the message says
+    assert load_item_features(numbers).columns["price"]["kind"] == "number"
+
+
 def test_numbers_that_are_separated_in_a_cell_are_categories():
     features = load_item_features(pd.DataFrame({"item": ["1", "2", "3"], "genre_ids": ["1|2", "2", "1"]}))
     assert features.columns["genre_ids"] == {"kind": "categories", "values": ["1", "2"]}

@@ -54,7 +54,7 @@ BAD_FILES = {
         'user,item\nu,"a\nv,b\n',
         r"log\.csv, line 2: a quotation mark is not closed",
     ),
-    "a broken byte": ("log.csv", b"user,item\nu,a\n\nu,\xff\n", r"log\.csv, line 4: .*0xff.*encoding='latin-1'"),
+    "a broken byte": ("log.csv", b"user,item\nu,a\n\nu,\xff\n", r"log\.csv, line 4: .*0xff.*encoding='cp1252'"),
     "a broken byte in JSON": ("log.jsonl", b'{"user": "u"}\n{"user": "\xe9"}\n', r"log\.jsonl, line 2: .*0xe9"),
     "a time that is no number": ("u.data", "1\t2\t3\t978300760\n1\t2\t3\tx\n", r"u\.data, line 2: .*found 'x'"),
     "a time that is no number after a header": (

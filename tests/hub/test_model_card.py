@@ -163,7 +163,10 @@ def test_other_seeds_give_a_mean_and_a_standard_deviation():
 
 
 def test_results_of_the_validation_split_are_said_to_be_too_optimistic():
+    card = model_card(small_facts(results={"validation": ROWS}, best_checkpoint="checkpoint-12", chosen_by="NDCG@10"))
+    assert "more training did not improve the initial model" not in card.text
     card = model_card(small_facts(results={"validation": ROWS}, best_checkpoint="checkpoint-1", chosen_by="NDCG@10"))
+    assert "more training did not improve the initial model" in " ".join(card.text.split())
     assert "with the best validation NDCG@10 was kept." in card.text
     assert "The checkpoint was chosen on this split, so they are too optimistic." in card.text
     assert {result.dataset_split for result in card.data.eval_results} == {"validation"}
