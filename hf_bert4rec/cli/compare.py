@@ -280,7 +280,7 @@ def check_model(comparison: Comparison, name: str, recipe: Recipe, folder: str) 
         if changes := describe_changes(expected, found):
             raise ValueError(
                 f"the split or ranking differs from {comparison.recipe} (recipe → model: {', '.join(changes)}). Set "
-                "the same options. If the split differs, train again, because targets may have been trained on."
+                "the same options. If the split differs, train again: the targets may be in the training data."
             )
     except (ImportError, TypeError, ValueError) as error:
         raise ValueError(f"{comparison.path}: {name!r}: {error}") from error
