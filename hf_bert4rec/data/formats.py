@@ -44,6 +44,7 @@ FOLDER_FILES = {  # files of MovieLens; if the source is a folder, the first one
     "titles": ("movies.csv", "movies.csv.gz", "movies.dat", "u.item"),
 }
 WRITE_LINES = "write one object per line (pandas: `to_json(orient='records', lines=True)`)"
+QUOTED = re.compile(r'\s*"[^"]*"\s*')
 SAMPLE = 20_000  # characters from which it is found whether a separator fits
 JSON_TYPES = {str: pa.string(), int: pa.int64(), float: pa.float64()}
 
@@ -60,12 +61,8 @@ def read_delimited(file: SourceFile, separator: str = ",", encoding: str = "utf-
     else:
         first = next(iter(_first_lines(text, quoted=True)), "")
         found = file.separator or next((it for it in (separator, *SEPARATORS) if it in first), separator)
-    header, _, row = text.lstrip().partition("\n")
-    cells = [
-        re.fullmatch(r'\s*"[^"]*"\s*', cell) for line in (header, row.partition("\n")[0]) for cell in line.split(found)
-    ]
-    width = len(header.split(found))
-    quoted = "," in (separator, found) or (all(cells[:width]) and any(cells[width:]))  # as R writes any format
+    start = [[QUOTED.fullmatch(cell) for cell in line.split(found)] for line in _first_lines(text, quoted=False)[:2]]
+    quoted = "," in (separator, found) or (len(start) == 2 and all(start[0]) and any(start[1]))  # as R writes tables
     if file.separator is None and not excel:
         _warn_about_separator(file, text, found, quoted)
     return _open(file, _Rows(file, text.encode(), found, quoted))
