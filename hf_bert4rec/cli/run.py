@@ -105,18 +105,20 @@ def run(recipe: Recipe) -> Path | None:
 def _report_targets(recipe: Recipe, tokenizer: ItemTokenizer, histories: DatasetDict) -> None:
     """Log the number of targets without training, and warn about few targets, and leaks of a split of the user."""
     evaluated = {name: rows for name, rows in histories.items() if name != "train"}
-    trained = items_in(histories["train"], len(tokenizer)).numpy()
-    untrained = {name: (~trained[target_items(rows)]).sum() for name, rows in evaluated.items()}
-    if shown := ", ".join(
-        f"{name} {count:,} of {len(evaluated[name]):,}" for name, count in untrained.items() if count
-    ):
-        logger.info("Targets without an interaction in the training rows: %s.", shown)
     fewest = min(map(len, evaluated.values()), default=FEW_USERS)
     if fewest < FEW_USERS:
         by_share, intervals = "held_out" in recipe.split_options(), "See the 95 % intervals of the results."
         text = "Held-out users: %d. With fewer than %d, chance decides which checkpoint or model is better. %s"
         logger.warning(text, fewest, FEW_USERS, "Increase `--held_out`." if by_share else intervals)
-    if find_split(recipe.run.split).function.__module__ != leave_one_out.__module__:  # a split of the user
+    own = find_split(recipe.run.split).function.__module__ != leave_one_out.__module__  # a split of the user
+    if not own and recipe.run.continue_from is None:  # otherwise an earlier training may have had the targets
+        trained = items_in(histories["train"], len(tokenizer)).numpy()
+        untrained = {name: (~trained[target_items(rows)]).sum() for name, rows in evaluated.items()}
+        if shown := ", ".join(
+            f"{name} {count:,} of {len(evaluated[name]):,}" for name, count in untrained.items() if count
+        ):
+            logger.info("Targets without an interaction in the training rows: %s.", shown)
+    if own:
         splits = {name: histories[name] for name in ("train", "validation", "test") if name in histories}
         with suppress(ValueError):  # rows of the user may lack columns that only the audit needs
             for leak in (finding for finding in audit(DatasetDict(splits)) if finding.leak and len(finding.rows)):

@@ -28,17 +28,18 @@ DURATION = "(listen|play|watch|session|dwell|stay)time(?!stamp)"  # not a time o
 DATE = f"{EVENT}(ed)?date|tdat|date(added|created|ordered)|dt|(bestell|kauf|auftrags|rechnungs)?datum"
 TIME = f"(?!.*{DURATION}){EVENT}time|(bestell|kauf|uhr)?zeit"
 MOMENT = f"{EVENT}(timestamp|datetime|ts|epoch)|unixtime|{EVENT}e?d?at|boughtat|soldat|(bestell)?zeit(punkt|stempel)"
+MORE_DATES = f"dateadd|{EVENT}dt"
 VISIT = f"(session|visit|basket){KEY}?"
 DOUBTFUL = {  # names that are used with a warning, because they often mean something else
     "user": VISIT,
     "item": f"sid|document{KEY}",
-    "timestamp": "(view|visit|action|activity)time|timems",  # or a duration
+    "timestamp": f"(view|visit|action|activity)time|{EVENT}timems",  # or a duration
 }
 NAMES = {  # role -> patterns, the best fit first, for names in lower case without blanks and punctuation
     "user": ("user", f"(id)?{PERSON}{KEY}?|uid", f"{PERSON}name", f"{PERSON}?email|userpseudoid|anonymousid", VISIT),
     "item": ("item|parentasin", f"(id)?{GOODS}{KEY}?|{WORK}{KEY}|asin|sku|isbn|iid|ean|gtin", f"{PLACE}{KEY}", "sid"),
     "rating": ("rating", f"({GOODS}|{WORK}|review|user|star)?(rating|score|stars?|overall)"),
-    "timestamp": ("timestamp|unixreviewtime", MOMENT, "(time|timestamp|ts)ms", DATE, TIME, f"dateadd|{EVENT}dt"),
+    "timestamp": ("timestamp|unixreviewtime", MOMENT, f"{EVENT}(time|timestamp|ts)ms", DATE, MORE_DATES, TIME),
     "title": ("title|titel", f"({GOODS}|{WORK})tit(le|el)", f"({GOODS}|{WORK})?(name|bezeichnung)", "description"),
 }
 SEQUENCES = f"({GOODS}|{WORK}|asin|sku){KEY}?s?(list|seq|sequence|history)"
@@ -67,7 +68,11 @@ def find_columns(log: RawLog, wanted: Mapping[str, Column], needed: Mapping[str,
         found |= _find(log, role, name, NAMES[role], needed.get(role, role))
     if "timestamp" in wanted and "timestamp" not in found:
         found |= _only(log, "timestamp", [place for place in log.dates if place not in found.values()], "timestamp")
-    if "timestamp" in found and wanted["timestamp"] is None and _fits(log.columns[found["timestamp"]], DATE):
+    if (
+        "timestamp" in found
+        and wanted["timestamp"] is None
+        and _fits(log.columns[found["timestamp"]], f"{DATE}|{MORE_DATES}")
+    ):
         for place in _find(log, "timestamp", None, [TIME], "timestamp").values():
             found["time of day"] = place
     if missing := [role for role in needed if role not in found]:
@@ -205,8 +210,8 @@ def are_sequences(rows: Rows) -> bool:
     if max(widths) < 4 or 2 * amount <= len(rows):
         return max(widths) >= 4
     others = len({row[0] for row in rows}) == len(rows) == amount
-    columns = _columns(rows, width)[1:]
-    timed = any(_most(lambda cell: _is_time(cell) or CLOCK.search(cell), column) for column in columns)
+    columns = _columns(rows, width)
+    timed = any(_most(_is_time, column) for column in columns) or any(_most(CLOCK.search, it) for it in columns[1:])
     return others and not is_header(rows) and not timed
 
 

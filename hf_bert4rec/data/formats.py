@@ -61,11 +61,18 @@ def read_delimited(file: SourceFile, separator: str = ",", encoding: str = "utf-
     else:
         first = next(iter(_first_lines(text, quoted=True)), "")
         found = file.separator or next((it for it in (separator, *SEPARATORS) if it in first), separator)
-    start = [[QUOTED.fullmatch(cell) for cell in line.split(found)] for line in _first_lines(text, quoted=False)[:2]]
-    quoted = "," in (separator, found) or (len(start) == 2 and all(start[0]) and any(start[1]))  # as R writes tables
+    quoted = "," in (separator, found) or _is_quoted(_first_lines(text, quoted=False), found)
     if file.separator is None and not excel:
         _warn_about_separator(file, text, found, quoted)
     return _open(file, _Rows(file, text.encode(), found, quoted))
+
+
+def _is_quoted(lines: list[str], separator: str) -> bool:
+    """Return whether a header is in quotation marks, as R writes tables, and each line is a row of its width."""
+    header = lines[0].split(separator) if lines and len(separator) == 1 else [""]
+    if not all(map(QUOTED.fullmatch, header)):
+        return False
+    return [len(row) for row in csv.reader(lines, delimiter=separator)] == [len(header)] * len(lines)
 
 
 def _first_lines(text: str, quoted: bool) -> list[str]:
@@ -152,7 +159,7 @@ def _read_array(name: str, text: str) -> pd.DataFrame:
 
 def _check_rows(name: str, first: dict[Any, Any], count: int) -> None:
     """Raise ValueError if a file is one object of lists or objects, as pandas writes by default."""
-    if count == 1 and all(isinstance(value, dict | list) for value in first.values()):
+    if count == 1 and first and all(isinstance(value, dict | list) for value in first.values()):
         found = f"found one object with the keys {', '.join(map(repr, first)):.80}"
         raise ValueError(f"{name}: expected one object per row, {found}. Instead, {WRITE_LINES}.")
 
@@ -293,7 +300,7 @@ def _open(file: SourceFile, rows: "_Rows") -> RawLog:
         raise ValueError(f"{file.name}: found no rows. Check the source.")
     start = next((row for row, fields in enumerate(sample) if any(fields)), 0)  # rows of empty cells may precede
     first_rows = sample[start:]
-    headers = (line for line, fields in lines[start:] if sum(map(is_usual, fields)) > 1)
+    headers = (line for line, fields in lines[start:] if len(fields) != len(first_rows[0]) and _names_roles(fields))
     if not any(map(is_usual, first_rows[0])) and (line := next(headers, None)):
         advice = f"If line {line} is the header, remove the lines before it."
         raise ValueError(f"{file.name}: found the usual names of columns in line {line}, below other lines. {advice}")
@@ -317,6 +324,12 @@ def _open(file: SourceFile, rows: "_Rows") -> RawLog:
         return columns
 
     return RawLog(file.name, names, read, locate, first_rows, file=file)
+
+
+def _names_roles(fields: list[str]) -> bool:
+    """Return whether a row has usual names of a user and an item, or of an item and a title."""
+    roles = [role for role in ("user", "item", "title") if any(is_usual(name, role) for name in fields)]
+    return "item" in roles and len(roles) > 1
 
 
 class _Rows:

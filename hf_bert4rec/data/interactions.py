@@ -171,7 +171,7 @@ def _check(log: RawLog, found: Mapping[str, int], wanted: Mapping[str, Column], 
             logger.warning(f"{log.name}: {name!r} is used as {role}. {solution}")
     if log.first_rows:
         notes = [f"no header; {', '.join(f'{role}: column {place}' for role, place in found.items())}"]
-        if is_range(log.first_rows[0]):
+        if len(columns) > 2 and is_range(log.first_rows[0]):
             advice = "If these are numbers of columns, remove this line."
             logger.warning(f"{log.name}: the first line {', '.join(log.first_rows[0])} was read as data. {advice}")
         elif not re.search(r"\d", first := ", ".join(log.first_rows[0])):

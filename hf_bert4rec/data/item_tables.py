@@ -7,7 +7,6 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from numbers import Number
 from typing import Any
 
 import numpy as np
@@ -278,15 +277,15 @@ def _read_column(
 
 
 def _check_text(name: str, cells: list[Any], log: RawLog) -> None:
-    """Raise ValueError if most cells are lists or decimal numbers that were written as text."""
+    """Warn if most cells are lists or decimal numbers that were written as text."""
     for pattern, kind, solution in (
-        (r"\s*\[.*\]\s*", "lists", "map(ast.literal_eval)"),
-        (r"\s*-?\d+,\d+\s*", "numbers with a decimal point", "str.replace(',', '.').astype(float)"),
+        (r"\s*\[.*\]\s*", "a list", "map(ast.literal_eval)"),
+        (r"\s*-?\d+,\d+\s*", "a number", "str.replace(',', '.').astype(float)"),
     ):
         found = [cell for cell in cells if isinstance(cell, str) and re.fullmatch(pattern, cell)]
         if 2 * len(found) > len(cells):
-            text = f"expected {kind} in the column {name!r}, found text such as {found[0]!r:.80}"
-            raise ValueError(f"{log.name}: {text}. Convert it (pandas: `frame[{name!r}].{solution}`).")
+            text = "%s: text such as %s in the column %r is not read as %s. Convert it (pandas: `frame[%r].%s`)."
+            logger.warning(text, log.name, f"{found[0]!r:.80}", name, kind, name, solution)
 
 
 def _cells(values: Values) -> list[Any]:
@@ -298,9 +297,9 @@ def _cells(values: Values) -> list[Any]:
 def _kind(values: Values, cells: list[Any]) -> str:
     lists = (cell for cell in cells if isinstance(cell, Sequence | np.ndarray) and not isinstance(cell, str))
     if (first := next(filter(len, lists), None)) is not None:
-        return "vector" if any(isinstance(it, Number | np.number) for it in first) else "categories"
+        return "categories" if any(isinstance(it, str | dict | list) for it in first) else "vector"
     distinct = [value for value in pc.unique(as_text(values)).to_pylist() if value is not None]
-    if any(SEPARATOR in value for value in distinct):
+    if 10 * sum(SEPARATOR in value for value in distinct) > len(distinct):
         return "categories"
     numbers = sum(bool(NUMBER.fullmatch(value)) for value in distinct)
     return "number" if distinct and 2 * numbers >= len(distinct) else "categories"

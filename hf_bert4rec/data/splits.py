@@ -129,7 +129,8 @@ def _before(interactions: Dataset, time: str | float, name: str) -> Dataset:
 def _check_within(time: float, timestamps: np.ndarray, name: str, before: bool) -> None:
     """Raise ValueError unless a log has the unit of a time, and interactions before it (or else from it on)."""
     fits = (timestamps < time if before else timestamps >= time).any()
-    other_unit = time_unit(time) != time_unit(timestamps.max(initial=0))
+    units, outside = {time_unit(time), time_unit(timestamps.max(initial=0))}, (timestamps < time).all()
+    other_unit = len(units) > 1 and (outside or None not in units)
     if len(timestamps) and (other_unit or not fits):
         shown, first, last = map(format_time, (time, timestamps.min(), timestamps.max()))
         advice = (

@@ -78,7 +78,7 @@ def _are_lists(cells: list[str], separator: str) -> bool:
         for place, part in enumerate(cell.split(separator)):
             places[part.strip()].append(place)
     shared = [len(set(of)) > 1 for of in places.values() if len(of) > 1]
-    return 2 * len(shared) > len(places) and 2 * sum(shared) > len(shared)
+    return 2 * len(places) <= sum(map(len, places.values())) and 2 * sum(shared) > len(shared)
 
 
 def as_times(values: Values, log: RawLog, rows: np.ndarray) -> pa.ChunkedArray:
@@ -97,7 +97,11 @@ def as_times(values: Values, log: RawLog, rows: np.ndarray) -> pa.ChunkedArray:
                 f"{log.name}: {len(rounded):,} timestamps such as {rounded[0].as_py()!r} are rounded, so interactions"
             )
             logger.warning(f"{text} may be out of order. Export them with all digits.")
-        if re.match(MONTHS, str(values[0])) and pc.all(pc.match_substring_regex(values, MONTHS)).as_py():
+        if (
+            len(values)
+            and re.match(MONTHS, str(values[0]))
+            and pc.all(pc.match_substring_regex(values, MONTHS)).as_py()
+        ):
             text = f"{log.name}: timestamps such as {values[0].as_py()!r} are read as decimal numbers"
             logger.warning(f"{text}. If they are months or days, write them as dates, such as 2016-01-31.")
     times = as_numbers(values, "timestamp", log, rows, dates=True)
@@ -157,7 +161,9 @@ def as_numbers(values: Values, role: str, log: RawLog, rows: np.ndarray, dates: 
         shown = "; ".join(f"{log.locate(row)}: found {values[row].as_py()!r:.80}" for row in bad[:3])
         what = "a finite number" if parse is float else "an ISO date"
         advice = (
-            " Convert dates in another format, such as `pandas.to_datetime(..., format='%d/%m/%Y')`." if dates else ""
+            " Convert dates in another format, for example with `pandas.to_datetime(..., format='%d/%m/%Y')`."
+            if dates
+            else ""
         )
         shown += f" (number of rows: {len(bad):,})"
         raise ValueError(f"{shown}. Expected {what} as {role}. Fix or remove these rows.{advice}")

@@ -287,7 +287,9 @@ def check_output(
         found = f"{output} is not an earlier result (it has no {marker}), so it is not replaced"
         raise ValueError(f"{found}. Pass a new folder as {option}.")
     if source is not None and source.resolve() in _neighbors(path.resolve()):
-        raise ValueError(f"Writing {output} would remove {source}, a reserved name. Rename {source} first.")
+        raise ValueError(
+            f"Writing {output} would remove {source}, because its name is reserved. Rename {source} first."
+        )
 
 
 @contextmanager

@@ -195,10 +195,24 @@ def test_recommend_prints_titles_and_follows_its_options(trained, capsys):
     first, reason = capsys.readouterr().out.split("title):")[1].strip().splitlines()
     assert first.split()[0] == "i1"
     assert reason.startswith("Found 1 of 10 wanted items. Excluded from the 12 items of the catalog: ")
-    main(["recommend", str(trained), "--allow", "i1", "--allow", "i2", "i3", "--deny", "i1", "--deny", "i2"])
-    assert capsys.readouterr().out.split("title):")[1].split()[0] == "i3"
-    main(["recommend", str(trained), "--history", "i0", "--history", "i3", "--allow", "i0", "i3", "i4"])
-    assert capsys.readouterr().out.split("title):")[1].split()[0] == "i4"
+    words = [
+        "--allow",
+        "i1",
+        "i2",
+        "--allow",
+        "i3",
+        "i4",
+        "--deny",
+        "i1",
+        "--deny",
+        "i3",
+        "--history=i0",
+        "--history=i5",
+    ]
+    main(["recommend", str(trained), *words])
+    history, best = capsys.readouterr().out.split("Recommended, best first (item, score, title):")
+    assert [line.split()[0] for line in history.strip().splitlines()[1:]] == ["i0", "i5"]
+    assert {line.split()[0] for line in best.strip().splitlines()[:-1]} == {"i2", "i4"}
     main(["recommend", str(trained), "--history", "i0", "--allow", "i0", "--exclude_history", "false"])
     assert "i0" in capsys.readouterr().out.split("title):")[1]
 

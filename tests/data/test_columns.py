@@ -405,3 +405,23 @@ def test_lines_that_are_read_as_sequences_are_logged(write, caplog):
     caplog.set_level("INFO", "hf_bert4rec")
     load_interactions(write("log.txt", "u a b c\nv d e f\n"))
     assert "log.txt: each line is read as a user and all items of this user. For a table with" in caplog.text
+
+
+def test_a_date_with_a_short_name_is_joined_with_the_time_of_day(write):
+    path = write("log.csv", "user,item,order_dt,order_time\nu,a,2024-01-02,10:00\nu,b,2024-01-03,09:00\n")
+    assert [time for *_, time in rows(load_interactions(path))] == [1704189600, 1704272400]
+
+
+def test_lines_that_begin_with_a_time_are_no_sequences(write):
+    with pytest.raises(ValueError, match="expected a column for the user"):
+        load_interactions(write("log.txt", "".join(f"{1700000000 + i} u{i} i{i % 5} 5\n" for i in range(30))))
+
+
+def test_a_header_alone_has_no_rows(write):
+    with pytest.raises(ValueError, match="found no rows"):
+        load_interactions(write("log.csv", "user,item,timestamp\n"))
+
+
+def test_values_that_look_like_names_are_no_header(write):
+    path = write("log.csv", "cid,segment,page,when\n1,member,/product,5\n2,guest,/cart,6\n")
+    assert len(load_interactions(path, user="cid", item="page", timestamp="when")) == 2

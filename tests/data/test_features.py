@@ -340,22 +340,20 @@ def test_a_column_of_lists_is_a_vector_only_with_numbers():
         load_item_features(pd.DataFrame({"item": ["1", "2"], "v": [[], [0.1, 0.2]]}))
 
 
-def test_lists_that_are_text_are_an_error():
+def test_lists_that_are_text_are_reported(caplog):
     table = pd.DataFrame({"item": ["1", "2"], "tags": ["['a', 'b']", "['b']"]})
-    with pytest.raises(
-        ValueError, match=r"expected lists in the column 'tags', found text such as .*ast\.literal_eval"
-    ):
+    with pytest.raises(ValueError, match="no column can be used as a feature"):
         load_item_features(table)
+    assert "in the column 'tags' is not read as a list. Convert it (pandas: `frame['tags'].map(ast.lit" in caplog.text
     lists = table.assign(tags=table["tags"].map(ast.literal_eval))
     assert load_item_features(lists).columns["tags"]["values"] == ["b"]
 
 
-def test_decimal_commas_are_an_error():
+def test_decimal_commas_are_reported(caplog):
     table = pd.DataFrame({"item": ["1", "2"], "price": ["3,50", "12,99"]})
-    with pytest.raises(
-        ValueError, match=r"expected numbers with a decimal point in the column 'price', found .*'3,50'"
-    ):
+    with pytest.raises(ValueError, match="no column can be used as a feature"):
         load_item_features(table)
+    assert "text such as '3,50' in the column 'price' is not read as a number. Convert it (pandas: " in caplog.text
     numbers = table.assign(price=table["price"].str.replace(",", ".").astype(float))  # as the message says
     assert load_item_features(numbers).columns["price"]["kind"] == "number"
 

@@ -374,3 +374,13 @@ def test_a_date_is_no_time_of_a_log_with_other_numbers():
     with pytest.raises(ValueError, match=r"runs from 20240101 to 20240201, but `time` is 1706\d+ \(2024-01-2"):
         before(log, "2024-01-25")
     assert before(log, 20240125)["item"][:] == ["a"]
+
+
+def test_all_interactions_are_new_without_a_time():
+    log = log_of(("u", "a", 1700000000), ("u", "b", 1700000001), ("v", "a", 1700000002), ("v", "b", 1700000003))
+    assert len(new_interactions(log, item_tokenizer(["a", "b"]), held_out=0.5)["validation"]) == 1
+
+
+def test_times_around_the_smallest_unix_time_are_not_another_unit():
+    log = log_of(("u", "a", 99_999_990), ("u", "b", 100_000_010), ("u", "c", 100_000_020))
+    assert before(log, 99_999_999)["item"][:] == ["a"]

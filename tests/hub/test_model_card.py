@@ -41,7 +41,9 @@ def test_no_text_of_the_facts_changes_the_metadata_of_a_card(text):
     metadata = ModelCard(model_card(facts).content).data
     assert metadata.model_name == text
     assert metadata.license == "other"
-    assert {result.dataset_type for result in metadata.eval_results} == {text}
+    (kind,) = {result.dataset_type for result in metadata.eval_results}
+    assert re.fullmatch(r"[\w.-]+", kind)  # which the Hub demands
+    assert {result.dataset_name for result in metadata.eval_results} == {f"{text} ({text})"}
     assert set(yaml.safe_load(str(metadata))) == {
         "library_name", "license", "license_name", "model-index", "pipeline_tag", "tags"
     }  # fmt: skip
@@ -165,7 +167,9 @@ def test_other_seeds_give_a_mean_and_a_standard_deviation():
 def test_results_of_the_validation_split_are_said_to_be_too_optimistic():
     card = model_card(small_facts(results={"validation": ROWS}, best_checkpoint="checkpoint-12", chosen_by="NDCG@10"))
     assert "more training did not improve the initial model" not in card.text
-    card = model_card(small_facts(results={"validation": ROWS}, best_checkpoint="checkpoint-1", chosen_by="NDCG@10"))
+    log = [{"step": 1, "epoch": 0.1}, {"step": 9, "epoch": 1.0}]
+    facts = small_facts(results={"validation": ROWS}, best_checkpoint="checkpoint-1", chosen_by="NDCG@10", log=log)
+    card = model_card(facts)
     assert "more training did not improve the initial model" in " ".join(card.text.split())
     assert "with the best validation NDCG@10 was kept." in card.text
     assert "The checkpoint was chosen on this split, so they are too optimistic." in card.text

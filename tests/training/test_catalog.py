@@ -214,7 +214,9 @@ def test_other_files_are_never_replaced(checkpoint, tmp_path):
             remove_items(checkpoint, ["a"], output)
     for name in ("m.incomplete", "m.replaced"):  # names of the folders that `add_items` writes and removes
         source = checkpoint.rename(checkpoint.with_name(name))
-        with pytest.raises(ValueError, match=f"would remove .*{name}, a reserved name. Rename .*{name} first"):
+        with pytest.raises(
+            ValueError, match=f"would remove .*{name}, because its name is reserved. Rename .*{name} first"
+        ):
             remove_items(source, ["a"], source.with_name("m"))
         checkpoint = source.rename(checkpoint)
     assert (tmp_path / "notes" / "thesis.txt").exists()
