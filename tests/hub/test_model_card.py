@@ -167,6 +167,10 @@ def test_other_seeds_give_a_mean_and_a_standard_deviation():
 def test_results_of_the_validation_split_are_said_to_be_too_optimistic():
     card = model_card(small_facts(results={"validation": ROWS}, best_checkpoint="checkpoint-12", chosen_by="NDCG@10"))
     assert "more training did not improve the initial model" not in card.text
+    facts = small_facts(results={"validation": ROWS}, best_checkpoint="checkpoint-1", chosen_by="NDCG@10")
+    assert (
+        "more training did not improve the initial model" not in model_card(facts).text
+    )  # there was one step, or no log
     log = [{"step": 1, "epoch": 0.1}, {"step": 9, "epoch": 1.0}]
     facts = small_facts(results={"validation": ROWS}, best_checkpoint="checkpoint-1", chosen_by="NDCG@10", log=log)
     card = model_card(facts)
