@@ -271,7 +271,7 @@ def describe_data(recipe: Recipe, interactions: Dataset) -> DataFacts:
         pyarrow.csv.write_csv(part, lines, pyarrow.csv.WriteOptions(include_header=start == 0))
         digest.update(lines.getbuffer())
     return DataFacts(
-        name=" and ".join(Path(log).name for log in (recipe.run.history, recipe.run.data) if log),
+        name="-and-".join(Path(log).name for log in (recipe.run.history, recipe.run.data) if log),
         interactions=table.num_rows,
         users=len(table["user"].unique()),
         items=len(table["item"].unique()),

@@ -1,7 +1,6 @@
 """Model cards, written from run facts, and the tables in them."""
 
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
@@ -93,7 +92,7 @@ def _result(facts: RunFacts, split: str, metric: str, value: float) -> EvalResul
     return EvalResult(
         task_type="fill-mask",
         task_name="Next-item recommendation",
-        dataset_type=re.sub(r"[^\w.-]+", "-", facts.data.name),  # the Hub accepts no blanks
+        dataset_type=facts.data.name,
         dataset_name=f"{facts.data.name} ({facts.sampled_protocol if sampled else facts.protocol})",
         dataset_config=sampled.replace("_", "-") if sampled else "whole-catalog",  # separates the two protocols
         dataset_split=split,

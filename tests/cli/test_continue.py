@@ -83,7 +83,7 @@ def test_items_keep_their_rows_and_facts_name_the_parent(first, caplog):
     recipe = RunFacts.load(first / "next" / "model").recipe
     assert (recipe["learning_rate"], recipe["since"]) == (0.004, 300)
     assert facts.data.last_time == 202
-    assert facts.data.name == "old.csv and new.csv"
+    assert facts.data.name == "old.csv-and-new.csv"
     main(["evaluate", str(folder)])  # reads both logs again
     main(["recommend", str(folder), "--history", "i1", "n1"])
 
