@@ -39,12 +39,13 @@ import transformers
 from matplotlib.figure import Figure
 from transformers import TrainerCallback
 
-from hf_bert4rec.cli.compare import recipe_words
+from hf_bert4rec.cli.comparison_options import recipe_words
 from hf_bert4rec.cli.main import plain_errors
 from hf_bert4rec.cli.prepare import prepare
-from hf_bert4rec.cli.recipe import Recipe, parse_recipe, read_yaml
+from hf_bert4rec.cli.recipe import Recipe, parse_recipe
 from hf_bert4rec.cli.report import EpochLines
 from hf_bert4rec.cli.trainers import build_trainer
+from hf_bert4rec.cli.yaml_files import read_yaml
 from hf_bert4rec.evaluation.ranking import ndcg_gains
 from hf_bert4rec.evaluation.trainer_evaluation import rank_rows
 from hf_bert4rec.hub.model_card import markdown_table

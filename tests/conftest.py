@@ -46,7 +46,7 @@ from hf_bert4rec import (
     leave_one_out,
 )
 from hf_bert4rec.cli.main import main
-from hf_bert4rec.cli.recipe import imported
+from hf_bert4rec.cli.own_code import imported
 from hf_bert4rec.data.formats import EMBEDDED, FORMATS
 from hf_bert4rec.hub.run_facts import DataFacts, MachineFacts, RunFacts
 from tests.hub_server import TOKEN, running_hub

@@ -62,6 +62,13 @@ def items(rows):
     return [row["item"] for row in rows]
 
 
+def check_customer(names, printed):
+    bought = {row["item"] for row in names["interactions"] if row["user"] == "u7"}
+    assert set(names["by_customer"]["u7"]) == bought
+    assert len(names["found"]) == 3
+    assert not set(items(names["found"])) & bought
+
+
 def check_repeats(names, printed):
     history, recommender = names["history"], names["recommender"]
     assert set(items(names["found"])) & set(history)
@@ -268,6 +275,7 @@ def check_model(names, printed):
 
 
 CHECKS = {
+    "One customer": check_customer,
     "Repeat purchases": check_repeats,
     "One click or none": check_one_click,
     "Only items in stock": check_stock,

@@ -20,7 +20,7 @@ from transformers import AutoModelForMaskedLM
 
 import hf_bert4rec
 from hf_bert4rec import BASELINES, SPLITS, cloze_training, item_tokenizer, leave_one_out, load_interactions
-from hf_bert4rec.cli.compare import Comparison
+from hf_bert4rec.cli.comparison_file import Comparison
 from hf_bert4rec.cli.main import COMMANDS, main
 from hf_bert4rec.cli.recipe import parse_recipe
 from hf_bert4rec.inference.export import export_program

@@ -223,7 +223,7 @@ def serve(argv: list[str]) -> None:
     if not 0 <= args.port < 2**16:
         parser.error(f"argument --port: must be from 0 to 65535, found {args.port}")
     from ..inference.serving import serve as serve_checkpoint
-    from .recipe import imported
+    from .own_code import imported
 
     serve_checkpoint(args.checkpoint, args.host, args.port, args.revision, imported)
 
@@ -272,7 +272,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args, rest = parser.parse_known_args(rest)
     with plain_errors(f"hf-bert4rec {name}"):
         for module in args.modules:
-            from .recipe import import_own_code
+            from .own_code import import_own_code
 
             try:
                 import_own_code(module)
@@ -319,7 +319,7 @@ def _print_help(name: str, argv: list[str]) -> bool:
     """Print the help of a command if the arguments ask for it, and return whether they do."""
     text = _help_text(name)
     if "--help-all" in argv:
-        from .recipe import format_help
+        from .options import format_help
 
         text = format_help(text.splitlines()[0].removeprefix("usage: "))
     elif not {"-h", "--help"} & {*argv}:

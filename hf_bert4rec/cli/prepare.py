@@ -26,7 +26,9 @@ from ..hub.checkpoint import fetch_checkpoint, stored_exclude_history
 from ..hub.run_facts import FACTS_FILE, DataFacts, RunFacts
 from ..models.registry import architecture_of
 from ..training.settings import PREFIX_MASKS, recommended_settings
-from .recipe import Recipe, RunArguments, find_configuration, find_split
+from .options import RunArguments
+from .own_code import find_configuration, find_split
+from .recipe import Recipe
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from ..hub.checkpoint import CURVE
 from ..hub.model_card import results_table
 from ..hub.run_facts import RunFacts
 from ..inference.pipeline import NextItemRecommendationPipeline, pipeline
-from .recipe import imported
+from .own_code import imported
 
 LATE = 0.9  # share of the training after which a best checkpoint is late
 

@@ -21,8 +21,9 @@ from ..hub.run_facts import ADDED_PARTS, FACTS_FILE, DataFacts, RunFacts
 from ..models.item_loss import check_loss
 from ..training.item_features import items_in, projection_file
 from ..training.trainer import RecommendationTrainer
+from .own_code import find_split, imported
 from .prepare import describe_data, prepare, protocol, validation_histories, whole_histories
-from .recipe import Recipe, find_split, imported
+from .recipe import Recipe
 from .report import draw_curve
 from .resume import REJECTED, finish, start_or_resume
 from .trainers import build_trainer, evaluate_rows, evaluator
@@ -47,7 +48,7 @@ def run(recipe: Recipe) -> Path | None:
     check_source(recipe)
     check_loss(recipe.model.loss)  # before the log is read
     recipe, interactions, tokenizer, histories = prepare(recipe)
-    _report_targets(recipe, tokenizer, histories)
+    _check_targets(recipe, tokenizer, histories)
     trainer = build_trainer(recipe, tokenizer, histories)
     data = describe_data(recipe, interactions)
     checkpoint = start_or_resume(trainer.args, _checksum(data, tokenizer), _fixed_options(recipe, trainer))
@@ -102,28 +103,29 @@ def run(recipe: Recipe) -> Path | None:
     return folder
 
 
-def _report_targets(recipe: Recipe, tokenizer: ItemTokenizer, histories: DatasetDict) -> None:
-    """Log the number of targets without training, and warn about few targets, and leaks of a split of the user."""
+def _check_targets(recipe: Recipe, tokenizer: ItemTokenizer, histories: DatasetDict) -> None:
+    """Log what makes the results of a split less reliable: few targets, untrained targets, leaks of a user's split."""
     evaluated = {name: rows for name, rows in histories.items() if name != "train"}
     fewest = min(map(len, evaluated.values()), default=FEW_USERS)
     if fewest < FEW_USERS:
         by_share, intervals = "held_out" in recipe.split_options(), "See the 95 % intervals of the results."
         text = "Held-out users: %d. With fewer than %d, chance decides which checkpoint or model is better. %s"
         logger.warning(text, fewest, FEW_USERS, "Increase `--held_out`." if by_share else intervals)
-    own = find_split(recipe.run.split).function.__module__ != leave_one_out.__module__  # a split of the user
-    if not own and recipe.run.continue_from is None:  # otherwise an earlier training may have had the targets
-        trained = items_in(histories["train"], len(tokenizer)).numpy()
-        untrained = {name: (~trained[target_items(rows)]).sum() for name, rows in evaluated.items()}
-        if shown := ", ".join(
-            f"{name} {count:,} of {len(evaluated[name]):,}" for name, count in untrained.items() if count
-        ):
-            logger.info("Targets without an interaction in the training rows: %s.", shown)
-    if own:
-        splits = {name: histories[name] for name in ("train", "validation", "test") if name in histories}
-        with suppress(ValueError):  # rows of the user may lack columns that only the audit needs
-            for leak in (finding for finding in audit(DatasetDict(splits)) if finding.leak and len(finding.rows)):
-                text = "The split %s may have a leak (docs/data.md, section Leaks). %s."
-                logger.warning(text, recipe.run.split, leak)
+    if find_split(recipe.run.split).function.__module__ != leave_one_out.__module__:
+        _warn_about_leaks(recipe.run.split, histories)
+    elif recipe.run.continue_from is None:  # otherwise an earlier training may have had the targets
+        trained = items_in(histories["train"], len(tokenizer)).numpy()  # `audit` finds them too, but takes much longer
+        counts = {name: (~trained[target_items(rows)]).sum() for name, rows in evaluated.items()}
+        shown = [f"{name} {count:,} of {len(evaluated[name]):,}" for name, count in counts.items() if count]
+        if shown:
+            logger.info("Targets without an interaction in the training rows: %s.", ", ".join(shown))
+
+
+def _warn_about_leaks(split: str, histories: DatasetDict) -> None:
+    splits = {name: histories[name] for name in ("train", "validation", "test") if name in histories}
+    with suppress(ValueError):  # rows of the user may lack columns that only the audit needs
+        for leak in (finding for finding in audit(DatasetDict(splits)) if finding.leak and len(finding.rows)):
+            logger.warning("The split %s may have a leak (docs/data.md, section Leaks). %s.", split, leak)
 
 
 def check_source(recipe: Recipe) -> None:
@@ -157,7 +159,9 @@ def _with_results(facts: RunFacts, trainers: dict[str, Trainer], histories: Data
             results[split] = {name: metrics for name, (metrics, _) in found.items()}
             intervals[split] = {name: bootstrap_interval(gain) for name, gain in gains.items()}
             differences[split] = {name: bootstrap_interval(ours - gains[name]) for name in gains if name != facts.model}
-    return dataclasses.replace(facts, results=results, intervals=intervals, differences=differences)
+    evaluated = {split: len(histories[split]) for split in results}
+    measured = {"results": results, "intervals": intervals, "differences": differences}
+    return dataclasses.replace(facts, evaluated=evaluated, **measured)
 
 
 def _checksum(data: DataFacts, tokenizer: ItemTokenizer) -> str | None:

@@ -38,8 +38,9 @@ from ..training.objectives import cloze_training, next_item_training
 from ..training.resources import check_memory, estimate_memory
 from ..training.trainer import RecommendationTrainer
 from ..training.transfer import transfer
+from .own_code import find_configuration, find_split
 from .prepare import ROWS, describe_data, prepare, protocol, sampled_by
-from .recipe import Recipe, find_configuration, find_split
+from .recipe import Recipe
 from .report import EpochLines, EpochLinesWithBar
 
 logger = logging.getLogger(__name__)

@@ -30,7 +30,7 @@ TIME = f"(?!.*{DURATION}){EVENT}time|(bestell|kauf|uhr)?zeit"
 MOMENT = f"{EVENT}(timestamp|datetime|ts|epoch)|unixtime|{EVENT}e?d?at|boughtat|soldat|(bestell)?zeit(punkt|stempel)"
 MORE_DATES = f"dateadd|{EVENT}dt"
 VISIT = f"(session|visit|basket){KEY}?"
-DOUBTFUL = {  # names that are used with a warning, because they often mean something else
+DOUBTFUL_NAMES = {  # names that are used with a warning, because they often mean something else
     "user": VISIT,
     "item": f"sid|document{KEY}",
     "timestamp": f"(view|visit|action|activity)time|{EVENT}timems",  # or a duration
@@ -162,7 +162,7 @@ def is_usual(name: Any, *roles: str) -> bool:
 
 def is_doubtful(name: Any, role: str) -> bool:
     """Return whether a column that is found for a role because of its name may be something else."""
-    return role in DOUBTFUL and _fits(str(name), DOUBTFUL[role])
+    return role in DOUBTFUL_NAMES and _fits(str(name), DOUBTFUL_NAMES[role])
 
 
 def is_header(rows: Rows) -> bool:

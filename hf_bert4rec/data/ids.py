@@ -1,5 +1,6 @@
 """IDs of users and items: always text, whatever their type in a log or a history is."""
 
+import logging
 import math
 import re
 from collections.abc import Callable, Iterable
@@ -15,6 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from .arguments import read_list
+
+logger = logging.getLogger(__name__)
 
 Values: TypeAlias = pa.ChunkedArray | list[Any]  # a column; a list if Arrow has no type for its values
 
@@ -114,3 +117,20 @@ def distinct_values(values: Values) -> tuple[list[Any], np.ndarray]:
         return values if isinstance(values, list) else values.to_pylist(), np.arange(len(values))
     encoded = values.dictionary_encode().combine_chunks()
     return encoded.dictionary.to_pylist(), pc.fill_null(encoded.indices, -1).to_numpy()
+
+
+def warn_about_variants(ids: pa.StringArray, role: str, known: int = 0) -> None:
+    """Warn about IDs, after the first `known` ones, that differ from another only in case, blanks or Unicode form.
+
+    `role` is "item" or "user".
+    """
+    folded = pc.utf8_lower(pc.utf8_normalize(ids, "NFKC"))
+    folded = pc.utf8_trim_whitespace(pc.replace_substring_regex(folded, r"\s+", " "))
+    places = folded.dictionary_encode().indices.to_numpy()
+    first = np.unique(places, return_index=True)[1][places]  # place of the first ID with the same spelling
+    variants = np.flatnonzero((first < np.arange(len(ids))) & (np.arange(len(ids)) >= known))
+    if len(variants):
+        pair = ids[int(first[variants[0]])].as_py(), ids[int(variants[0])].as_py()
+        advice = f"If they are the same {role}, use one spelling before training."
+        text = f"%d {role} IDs differ from another ID only in case, spaces or Unicode form, such as %a and %a. {advice}"
+        logger.warning(text, len(variants), *pair)

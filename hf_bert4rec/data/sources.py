@@ -111,9 +111,10 @@ class SourceFile:
             text = data.decode(encoding)
         except UnicodeDecodeError as error:
             line = data.count(b"\n", 0, error.start) + 1
+            found = f"{self.name}, line {line}: expected {encoding} text, found the byte {data[error.start]:#04x}"
+            usual = "cp1252" if self.encoding is None else "latin-1"  # latin-1 decodes every byte
             raise ValueError(
-                f"{self.name}, line {line}: expected {encoding} text, found the byte {data[error.start]:#04x}. Name "
-                f"the encoding, such as {self.spell('encoding', 'cp1252')}, or fix this line."
+                f"{found}. Name the encoding, such as {self.spell('encoding', usual)}, or fix this line."
             ) from None
         except LookupError:
             example = self.spell("encoding", "utf-8")

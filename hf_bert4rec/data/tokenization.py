@@ -26,7 +26,7 @@ from transformers import PreTrainedTokenizerFast
 from ..models.configuration_bert4rec import SPECIAL_TOKENS, Bert4RecConfig
 from .arguments import check_number, read_list, read_rows
 from .features import FEATURES_FILE, ItemFeatures, check_features, read_parquet
-from .ids import as_ids, as_item_ids
+from .ids import as_ids, as_item_ids, warn_about_variants
 
 logger = logging.getLogger(__name__)
 
@@ -248,7 +248,7 @@ def item_tokenizer(
         ids = list(dict.fromkeys([*ids, *_distinct_ids(features.items)]))
         text = "Features: %d items with interactions have features, %d do not; %d items have no interactions."
         logger.info(text, described, len(missing), len(ids) - described - len(missing))
-    _warn_about_variants(ids)
+    warn_about_variants(pa.array(ids, pa.string()), "item")
     backend = Tokenizer(models.WordLevel({UNK: 0}, unk_token=UNK))
     _set_vocabulary(backend, [*SPECIAL_TOKENS, *ids])
     tokenizer = ItemTokenizer(
@@ -265,7 +265,9 @@ def item_tokenizer(
     )
     if titles is not None:
         tokenizer.set_titles(found := _titles_in_order(ids, titles))
-        logger.info("%d of %d items have a title.", sum(title is not None for title in found), len(ids))
+        text = "%d of %d items have a title. Titles of items that are not in the catalog of the model: %d."
+        titled = sum(title is not None for title in found)
+        logger.info(text, titled, len(ids), len(titles) - titled)
     tokenizer.features = features
     return tokenizer
 
@@ -288,23 +290,11 @@ def extend_item_tokenizer(
     check_tokenizer(tokenizer)
     extended = copy.deepcopy(tokenizer)
     extended.add_tokens(_distinct_ids(items))
-    _warn_about_variants(extended.items.to_pylist(), len(tokenizer.items))
+    warn_about_variants(extended.items, "item", len(tokenizer.items))
     if titles is not None:
         new, old = _titles_in_order(extended.items.to_pylist(), titles), extended.titles or [None] * len(extended.items)
         extended.set_titles([known if title is None else title for title, known in zip(new, old, strict=True)])
     return extended
-
-
-def _warn_about_variants(items: list[str], known: int = 0) -> None:
-    """Warn about IDs, after the first `known` ones, that differ from another only in case, blanks or Unicode form."""
-    ids = pd.Series(items, dtype=object)
-    folded = ids.str.normalize("NFKC").str.casefold().str.split().str.join(" ")
-    variants = ids[folded.duplicated() & (ids.index >= known)]
-    if len(variants):
-        first = ids[folded == folded[variants.index[0]]].iloc[0]
-        advice = "If they are the same item, use one spelling before training."
-        text = f"%d item IDs differ from another ID only in case, spaces or Unicode form, such as %a and %a. {advice}"
-        logger.warning(text, len(variants), first, variants.iloc[0])
 
 
 def _as_text(items: Any) -> pa.ChunkedArray:

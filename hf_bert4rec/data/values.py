@@ -14,7 +14,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .ids import EXACT_BITS, ONE_PER_ROW, Values, distinct_values
+from .ids import EXACT_BITS, ONE_PER_ROW, Values, distinct_values, warn_about_variants
 from .sources import RawLog, spell
 
 logger = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 # How other programs write a missing value:
 MISSING = r"(?i)^\s*(null|none|nan|n/?a|<na>|nat|undefined|\\n|0000-00-00( 00:00:00)?)?\s*$"
 SEVERAL = r"^\s*(\[.*\]|[({].*,.*[)}]|\d+([ ,;|]+\d+){2,})\s*$"  # such as "[1, 2]" or "1 2 3"
-DOUBTFUL = {  # IDs that are read as they are, with a warning
+DOUBTFUL_IDS = {  # IDs that are read as they are, with a warning
     MISSING: "seems to stand for a missing value. If it does, remove these rows",
     r"^[\s\pZ\p{Cf}]|[\s\pZ\p{Cf}]$": "begins or ends with whitespace or an invisible character. Remove the character, "
     "unless it is part of the ID",
@@ -59,11 +59,13 @@ def check_ids(distinct: pa.Array, counts: np.ndarray, role: str, name: str) -> N
     lists = distinct.filter(pc.match_substring_regex(distinct, SEVERAL))
     if 2 * len(lists) > len(distinct):
         raise ValueError(f"{name}: expected one {role} per row, found {lists[0].as_py()!r:.80}. {ONE_PER_ROW}")
-    for pattern, doubt in DOUBTFUL.items():
+    for pattern, doubt in DOUBTFUL_IDS.items():
         matches = pc.match_substring_regex(distinct, pattern)
         if len(doubtful := distinct.filter(matches)):
             rows, examples = counts[np.asarray(matches)].sum(), ", ".join(map(repr, doubtful[:3].to_pylist()))
             logger.warning(f"{name}: the {role} ID of {rows:,} row{'s' * int(rows != 1)} ({examples}) {doubt}.")
+    if role == "user":  # the tokenizer checks the spelling of items
+        warn_about_variants(distinct, role)
     for separator in ",;|" if role == "item" else "":
         joined = distinct.filter(pc.match_substring(distinct, separator))
         if 10 * len(joined) > len(distinct) and _are_lists(joined[:MOST_LISTS].to_pylist(), separator):

@@ -67,6 +67,7 @@ def model_card(facts: RunFacts, modules: Sequence[str] = ()) -> ModelCard:
         module=registering,
         code=code,
         split=split,
+        evaluated=facts.evaluated.get(split),
         interval=facts.intervals.get(split, {}).get(facts.model),
         differences=facts.differences.get(split, {}),
         scores=scores,

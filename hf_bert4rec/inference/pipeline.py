@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 import transformers
-from transformers import AutoModelForMaskedLM, Pipeline
+from transformers import AutoModelForMaskedLM
 from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.utils import logging
 
@@ -22,18 +22,17 @@ from ..training.resources import warn_about_spinning_threads
 from .answers import ItemCatalog, Recommendations, check_scores, item_vectors, unit_vectors
 from .arguments import ITEM_LISTS, check_options, read_histories
 from .attributes import ItemAttributes, read_attributes
+from .scoring import ScoringPipeline
 from .selection import Selection
 
 logger = logging.get_logger(__name__)
 
 TASK = "next-item-recommendation"
-LENGTH_MULTIPLE = 16
-MIN_ROWS = 4
 FILTERS = ("top_k", "exclude_history", "allow", "deny", "where", "where_not", "attributes", "rerank", "candidates")
 OPTIONS = (*FILTERS, "index")
 
 
-class NextItemRecommendationPipeline(Pipeline):
+class NextItemRecommendationPipeline(ScoringPipeline):
     """Pipeline that recommends the next item for histories of raw item IDs.
 
         recommender = hf_bert4rec.pipeline("org/bert4rec-ml1m")
@@ -60,9 +59,6 @@ class NextItemRecommendationPipeline(Pipeline):
     Raises:
         ValueError: Model and tokenizer do not belong together, or an option is invalid.
     """
-
-    _load_tokenizer = True
-    _load_processor = _load_image_processor = _load_video_processor = _load_feature_extractor = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -254,59 +250,6 @@ class NextItemRecommendationPipeline(Pipeline):
     def _sanitize_parameters(self, **options: Any) -> tuple[dict, dict, dict]:
         return {}, {}, check_options(options, OPTIONS, ("batch_size", "and those of `transformers.pipeline`"))
 
-    def preprocess(self, histories: list[np.ndarray], places: Sequence[int]) -> dict[str, torch.Tensor]:
-        """Make a batch from histories of token IDs, with a [MASK] at the given place of each history.
-
-        A history must get the same scores in any batch; otherwise the batch size would decide near ties. The results
-        are the same to the bit if all sizes fill the SIMD registers of the processor. So the length is padded to a
-        multiple of `LENGTH_MULTIPLE`, and the batch to at least `MIN_ROWS` rows. Of a history longer than
-        the input, the part around the [MASK] is kept; `query` is the position of the [MASK] in it.
-        """
-        limit, pad = self.tokenizer.model_max_length, self.tokenizer.pad_token_id
-        asked = np.array(places)
-        lengths = np.maximum(list(map(len, histories)), asked + 1)
-        starts = np.minimum(asked - limit // 2, lengths - limit).clip(min=0)
-        kept = [history[start : start + limit] for history, start in zip(histories, starts, strict=True)]
-        kept += [np.empty(0, np.int64)] * (MIN_ROWS - len(histories))
-        longest = min(limit, -(-lengths.max() // LENGTH_MULTIPLE) * LENGTH_MULTIPLE)
-        input_ids, real = pad_rows(kept, pad, longest)
-        query = np.pad(asked - starts, (0, len(kept) - len(histories)))
-        queries = np.arange(len(kept)), query
-        input_ids[queries], real[queries] = self.tokenizer.mask_token_id, True
-        return {
-            "input_ids": torch.from_numpy(input_ids),
-            "attention_mask": torch.from_numpy(real.astype(np.int64)),
-            "query": torch.from_numpy(query),
-            "history": torch.from_numpy(pad_rows(histories, pad)[0]),
-        }
-
-    def forward(self, model_inputs: dict[str, torch.Tensor], **kwargs: Any) -> dict[str, torch.Tensor]:
-        """Score a batch with the model in evaluation mode. Afterwards, each module has the mode that it had."""
-        modules = [module for module in self.model.modules() if module.training] if self.model.training else []
-        if modules:
-            self.model.eval()
-        try:
-            return super().forward(model_inputs, **kwargs)
-        finally:
-            for module in modules:
-                module.training = True
-
-    def _forward(self, inputs: dict[str, torch.Tensor], scored: bool = True) -> dict[str, torch.Tensor]:
-        # Two queries, because torch computes attention for a single query differently, split over threads.
-        ids, mask, history = inputs["input_ids"], inputs["attention_mask"], inputs["history"]
-        query = inputs["query"][:, None].expand(-1, 2)
-        states = self.model.model(ids, mask, kept_positions=query)[0][:, :1]
-        if scored:
-            logits = self.model.score_items(states, ids, query[:, :1])[: len(history), 0]
-            return {"logits": logits.float(), "history": history}
-        states = self.model.prediction_head(states)
-        queries = states[: len(history), 0].float()
-        found = {"queries": torch.cat([queries, torch.ones_like(queries[:, :1])], dim=1), "history": history}
-        if self.model.transition_head is not None:
-            rows, scores = self.model.transition_head(states, ids, query[:, :1])
-            found |= {"followers": rows[: len(history), 0], "transitions": scores[: len(history), 0]}
-        return found
-
     def postprocess(self, outputs: dict[str, torch.Tensor], selection: Selection) -> list[Recommendations]:
         """Return the best items for each user; see `Selection.best`."""
         return selection.best(outputs)
@@ -345,15 +288,6 @@ class NextItemRecommendationPipeline(Pipeline):
         """The item features of the model, read once. Tables that are passed may change between calls."""
         features = self.tokenizer.features
         return None if features is None else read_attributes(features, self.tokenizer.items)
-
-    def _log_probabilities(
-        self, histories: list[np.ndarray], places: list[int], targets: np.ndarray
-    ) -> tuple[torch.Tensor, list[float]]:
-        """Return the logits (histories, vocab_size) at one position per history, and the targets' log-probabilities."""
-        logits = self.forward(self.preprocess(histories, places))["logits"]
-        found = logits[np.arange(len(targets)), targets] - logits.logsumexp(dim=1)
-        check_scores(found)
-        return logits, found.tolist()
 
     def _label(self, items: list[Any], rows: np.ndarray, numbers: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Return a dict for each item of a history: ID, title, and the given numbers."""

@@ -269,6 +269,7 @@ class RecommendationTrainer(Trainer):
             sampled_protocol=f"{protocol}candidates drawn for each user {drawn}" if sampled else None,
             exclude_history=config.exclude_history,
             results={"validation": {model: metrics}} if metrics else {},
+            evaluated={"validation": len(rows)} if metrics and isinstance(rows := self.eval_dataset, Dataset) else {},
             recipe={
                 "architecture": config.model_type,
                 **{name: getattr(args, name) for name in recorded},

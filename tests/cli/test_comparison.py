@@ -14,15 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hf_bert4rec.cli.compare import (
-    Comparison,
-    check_model,
-    compare,
-    differing_options,
-    evaluate_model,
-    resolved_options,
-    train_model,
-)
+from hf_bert4rec.cli.compare import compare, evaluate_model, train_model
+from hf_bert4rec.cli.comparison_file import Comparison
+from hf_bert4rec.cli.comparison_options import check_model, differing_options, resolved_options
 from hf_bert4rec.cli.comparison_report import (
     ModelResult,
     differences_table,
@@ -34,8 +28,9 @@ from hf_bert4rec.cli.comparison_report import (
     summarize,
 )
 from hf_bert4rec.cli.main import main
+from hf_bert4rec.cli.own_code import import_own_code, imported
 from hf_bert4rec.cli.prepare import excludes_history, prepare
-from hf_bert4rec.cli.recipe import import_own_code, imported, parse_recipe
+from hf_bert4rec.cli.recipe import parse_recipe
 from hf_bert4rec.cli.run import run
 from hf_bert4rec.evaluation.baselines import BASELINES
 from hf_bert4rec.evaluation.comparison import UserResults, paired_difference, split_metrics

@@ -10,7 +10,9 @@ import pytest
 import yaml
 from transformers import TrainingArguments
 
-from hf_bert4rec.cli.recipe import Recipe, find_configuration, find_split, format_help, parse_recipe
+from hf_bert4rec.cli.options import format_help
+from hf_bert4rec.cli.own_code import find_configuration, find_split
+from hf_bert4rec.cli.recipe import Recipe, parse_recipe
 from hf_bert4rec.data.data_collator import DataCollatorForCloze
 from hf_bert4rec.data.formats import FORMATS
 from hf_bert4rec.data.interactions import load_interactions

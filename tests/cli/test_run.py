@@ -79,6 +79,7 @@ def test_the_facts_are_enough_to_repeat_the_run(trained):
     assert facts.sampled_protocol is None
     assert facts.data == DataFacts(name="log.csv", interactions=94, users=16, items=12, sha256=DIGEST, last_time=7)
     assert set(facts.results["test"]) == {"Popularity", "Markov chain, first order", "BERT4Rec"}
+    assert facts.evaluated == {"validation": 16, "test": 16}
     assert facts.example == ["i0", "i1"]
     again = parse_recipe([str(trained)])
     assert (again.model.hidden_size, again.training.seed, again.run.example) == (12, 42, ["i0", "i1"])

@@ -346,7 +346,9 @@ def test_a_key_that_the_first_json_line_lacks_is_read_all_the_same(write):
 
 def test_json_lines_are_read_once_if_the_column_of_the_time_is_named(write, monkeypatch):
     parsed = []
-    monkeypatch.setattr("hf_bert4rec.data.formats._parse", lambda text: parsed.append(text) or json.loads(text))
+    monkeypatch.setattr(
+        "hf_bert4rec.data.json_objects.parse_literal", lambda text: parsed.append(text) or json.loads(text)
+    )
     path = write("log.jsonl", "".join(f'{{"user": "u", "item": "a", "zeit": {row}}}\n' for row in range(1500)))
     assert len(load_interactions(path, timestamp="zeit")) == 1500
     assert len(parsed) == 1000  # Arrow reads the rows; these were read for the names of the columns

@@ -307,3 +307,17 @@ def test_new_item_ids_are_read_and_two_for_one_item_are_refused(write):
         load_item_ids(write("names.csv", "a,tea\nb,pot\na,cup\n"))
     with pytest.raises(ValueError, match=r"expected columns with the old and the new item ID, found old new\. Pass a"):
         load_item_ids(write("names.csv", "old new\na tea\n"))
+
+
+def test_a_byte_that_the_named_encoding_lacks_is_reported_with_one_that_has_all(write):
+    path = write("log.csv", b"user,item\nu,\x81\n")
+    with pytest.raises(ValueError, match=r"line 2: expected cp1252 text, found the byte 0x81.*encoding='latin-1'"):
+        load_interactions(path, encoding="cp1252")
+    assert rows(load_interactions(path, encoding="latin-1")) == [("u", "\x81", 0)]
+
+
+def test_users_that_differ_only_in_case_or_blanks_are_reported(caplog):
+    log = pd.DataFrame({"user": ["Anja@shop.de", "Bo@shop.de", "anja@shop.de", "c"], "item": [*"abab"]})
+    assert len({user for user, *_ in rows(load_interactions(log))}) == 4  # nothing is merged
+    assert "1 user IDs differ from another ID only in case" in caplog.text
+    assert "such as 'Anja@shop.de' and 'anja@shop.de'. If they are the same user" in caplog.text

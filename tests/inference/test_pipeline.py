@@ -383,7 +383,7 @@ def test_no_more_scores_than_a_quarter_of_a_gigabyte_are_held_at_a_time(recommen
     monkeypatch.setattr("hf_bert4rec.inference.answers.MAX_SCORES", 2 * 13)  # two rows of the catalog
     sizes = []
     recommender.model.lm_head.register_forward_hook(lambda module, args, scores: sizes.append(len(scores)))
-    monkeypatch.setattr("hf_bert4rec.inference.pipeline.MIN_ROWS", 1)
+    monkeypatch.setattr("hf_bert4rec.inference.scoring.MIN_ROWS", 1)
     assert items_of(recommender(HISTORIES, batch_size=100)) == items_of(recommender(HISTORIES, batch_size=1))
     assert max(sizes) == 2
 
