@@ -5,6 +5,7 @@ import hashlib
 import logging
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset, DatasetDict
 from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel, Trainer
@@ -160,7 +161,7 @@ def _with_results(facts: RunFacts, trainers: dict[str, Trainer], histories: Data
             intervals[split] = {name: bootstrap_interval(gain) for name, gain in gains.items()}
             differences[split] = {name: bootstrap_interval(ours - gains[name]) for name in gains if name != facts.model}
     evaluated = {split: len(histories[split]) for split in results}
-    measured = {"results": results, "intervals": intervals, "differences": differences}
+    measured: dict[str, Any] = {"results": results, "intervals": intervals, "differences": differences}
     return dataclasses.replace(facts, evaluated=evaluated, **measured)
 
 
