@@ -65,7 +65,7 @@ class ScoringPipeline(Pipeline):
         if scored:
             logits = self.model.score_items(states, ids, query[:, :1])[: len(history), 0]
             return {"logits": logits.float(), "history": history}
-        states = self.model.prediction_head(states)
+        states = self.model.query_vectors(states, ids)
         queries = states[: len(history), 0].float()
         found = {"queries": torch.cat([queries, torch.ones_like(queries[:, :1])], dim=1), "history": history}
         if self.model.transition_head is not None:

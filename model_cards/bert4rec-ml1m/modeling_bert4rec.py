@@ -253,7 +253,7 @@ class Bert4RecForMaskedLM(Bert4RecPreTrainedModel):
             labels = labels.take_along_dim(kept_positions, dim=1)
 
         outputs = self.model(input_ids, attention_mask, inputs_embeds, kept_positions, **kwargs)
-        hidden_states = self.prediction_head(outputs.last_hidden_state)
+        hidden_states = self.query_vectors(outputs.last_hidden_state, input_ids)
         added = self._added_scores(hidden_states, input_ids, kept_positions, labels if self.training else None)
         loss = logits = ranking = None
         if labels is not None:
@@ -282,6 +282,18 @@ class Bert4RecForMaskedLM(Bert4RecPreTrainedModel):
             custom_object_save(self.model, save_directory, config=self.config)
         super().save_pretrained(save_directory, is_main_process, **kwargs)
 
+    def query_vectors(self, hidden_states: torch.Tensor, input_ids: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the vectors whose inner products with the item vectors are scored, in the shape of `hidden_states`.
+
+        In evaluation of a bidirectional model, the vectors of a row of `input_ids` without items are 0. Its logits are
+        the biases, which follow the popularity of the items. The model has not learned to predict from nothing, because
+        a training row of two items or more keeps a visible item.
+        """
+        queries = self.prediction_head(hidden_states)
+        if self.training or self.model.causal or input_ids is None:
+            return queries
+        return queries * (input_ids >= len(SPECIAL_TOKENS)).any(dim=1)[:, None, None].to(queries)
+
     def score_items(
         self,
         hidden_states: torch.Tensor,
@@ -292,7 +304,8 @@ class Bert4RecForMaskedLM(Bert4RecPreTrainedModel):
 
         Args:
             hidden_states: (batch, kept, hidden); without `repeat_head` and `num_followers` any shape (..., hidden).
-            input_ids: (batch, length) token IDs of the encoder's input, needed with `repeat_head` or `num_followers`.
+            input_ids: (batch, length) token IDs of the encoder's input, needed with `repeat_head` or `num_followers`,
+                and for rows without items (see `query_vectors`).
             kept_positions: (batch, kept) positions of the states; all if not given.
 
         Returns:
@@ -302,7 +315,7 @@ class Bert4RecForMaskedLM(Bert4RecPreTrainedModel):
         Raises:
             ValueError: The model has `repeat_head` or `num_followers`, and `input_ids` are missing.
         """
-        hidden_states = self.prediction_head(hidden_states)
+        hidden_states = self.query_vectors(hidden_states, input_ids)
         return self._item_logits(hidden_states, self._added_scores(hidden_states, input_ids, kept_positions))
 
     def _item_logits(self, hidden_states: torch.Tensor, added: AddedScores) -> torch.Tensor:

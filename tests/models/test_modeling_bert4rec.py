@@ -265,6 +265,30 @@ def test_the_head_can_be_untied(tmp_path):
     assert torch.equal(loaded.model.embeddings.item_embeddings.weight, table)
 
 
+@pytest.mark.parametrize("head", [False, True])
+def test_without_items_to_read_the_logits_are_the_biases(head):
+    model = lively_model(prediction_head=head).eval()
+    input_ids = torch.tensor([[MASK, PAD, PAD], [MASK, MASK, UNK], [5, MASK, PAD]])
+    mask = (input_ids != PAD).long()
+    with torch.no_grad():
+        logits = model(input_ids, mask).logits[..., SPECIALS:]
+        of_embeddings = model(inputs_embeds=model.get_input_embeddings()(input_ids), attention_mask=mask).logits
+        alone = model(input_ids[:1, :1]).logits[..., SPECIALS:]
+    biases = model.lm_head.bias[SPECIALS:]
+    assert biases.std() > 0.1
+    assert torch.equal(logits[:2], biases.expand_as(logits[:2]))
+    assert torch.equal(alone, biases.expand_as(alone))
+    torch.testing.assert_close(logits[2], of_embeddings[2, :, SPECIALS:])
+    assert (logits[2] - biases).abs().max() > 0.1
+
+
+def test_a_row_without_items_to_read_is_trained_like_any_other():
+    model = lively_model().train()
+    row = torch.tensor([[MASK, PAD]])
+    model(row, (row != PAD).long(), labels=torch.tensor([[5, -100]])).loss.backward()
+    assert model.get_input_embeddings().weight.grad[MASK].abs().max() > 0
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_special_rows_never_get_probability(batch, dtype):
     model = lively_model().to(dtype)

@@ -22,6 +22,7 @@ from tests.conftest import small_config
 KINDS = [(SasRecConfig, SasRecForMaskedLM), (Gru4RecConfig, Gru4RecForMaskedLM)]
 SIZES = {"hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 20}
 MASK = 1
+LOWEST = torch.finfo(torch.float32).min
 
 
 @pytest.fixture(params=KINDS, ids=["sasrec", "gru4rec"])
@@ -111,7 +112,9 @@ def test_sasrec_is_bert4rec_but_for_what_it_sees():
     ).eval()
     bert4rec.load_state_dict(sasrec.state_dict())
     alone = torch.tensor([[MASK]])
-    torch.testing.assert_close(sasrec(alone).logits, bert4rec(alone).logits)
+    states = [model.model(alone).last_hidden_state for model in (sasrec, bert4rec)]
+    torch.testing.assert_close(*states)
+    torch.testing.assert_close(sasrec(alone).logits, bert4rec.lm_head(states[1]).index_fill(2, torch.arange(3), LOWEST))
 
 
 def test_the_recurrence_is_that_of_a_cell_step_by_step():

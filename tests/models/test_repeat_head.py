@@ -53,7 +53,7 @@ def test_probabilities_are_those_of_the_catalog_and_of_the_history_together(mode
 
 def test_items_outside_the_history_keep_the_inner_product_as_their_logit(model):
     states = model.model(**INPUTS, kept_positions=LAST).last_hidden_state
-    logits, plain = model.score_items(states, HISTORIES, LAST), model.lm_head(model.prediction_head(states))
+    logits, plain = model.score_items(states, HISTORIES, LAST), model.lm_head(model.query_vectors(states, HISTORIES))
     changed = (logits - plain).abs()[:, 0, SPECIALS:] > 1e-6
     assert [(row.nonzero()[:, 0] + SPECIALS).tolist() for row in changed] == [[5, 7, 9], [9], []]
     assert (logits >= plain - 1e-6)[..., SPECIALS:].all()
