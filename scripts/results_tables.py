@@ -446,6 +446,24 @@ def scaling_table() -> str:
     return markdown_table(["axis", "values", "seconds per step", "exponent", "peak GB"], rows)
 
 
+def training_cost_table() -> str:
+    """Return the work until rows for every prefix are better than cloze rows ever are, and that of a whole run."""
+    curves = {line["name"]: line["curve"] for line in load_lines("training-cost-beauty-5core")}
+    best = max(curves["cloze rows"], key=lambda point: point["ndcg@10"])
+    better = next(point for point in curves["prefix rows"] if point["ndcg@10"] > best["ndcg@10"])
+    points = {
+        "cloze rows, best score": best,
+        "prefix rows, first better score": better,
+        "prefix rows, end": curves["prefix rows"][-1],
+    }
+    header = ["rows", "step", "validation NDCG@10", "teraflops", "processor seconds"]
+    cells = {
+        name: [f"{it['step']:,}", f"{it['ndcg@10']:.4f}", f"{it['teraflops']:.1f}", f"{it['seconds']:.0f}"]
+        for name, it in points.items()
+    }
+    return markdown_table(header, [[name, *row] for name, row in cells.items()])
+
+
 PARTS = {"num_followers": "chain", "repeat_head": "repeats"}
 
 
@@ -630,6 +648,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "memory": memory_table,
     "gpu": gpu_table,
     "scaling": scaling_table,
+    "training-cost": training_cost_table,
 }
 
 
