@@ -39,7 +39,7 @@ class _RegistrationFinder(MetaPathFinder):
     """
 
     def __init__(self) -> None:
-        self.waiting = list(REGISTRATIONS)
+        self.waiting = dict(REGISTRATIONS)
         self.depth = 0
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
@@ -66,8 +66,7 @@ class _RegistrationFinder(MetaPathFinder):
         """Run the registrations whose module has been imported, unless an import is in progress."""
         for name in REGISTRATIONS:
             if self.depth == 0 and name in self.waiting and name in sys.modules:
-                self.waiting.remove(name)
-                module, function = REGISTRATIONS[name]
+                module, function = self.waiting.pop(name)
                 getattr(import_module(module, __package__), function)()
         if not self.waiting and self in sys.meta_path:
             sys.meta_path.remove(self)

@@ -9,14 +9,12 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import transformers
-from datasets import Dataset
 from transformers import AutoModelForMaskedLM
 
 from ..data.audit import audit
-from ..data.histories import flatten, target_items
+from ..data.histories import count_items, target_items
 from ..evaluation.baselines import BASELINES, DataCollatorWithUsers
 from ..evaluation.comparison import evaluate_users, split_metrics, user_groups
 from ..hub.checkpoint import fetch_checkpoint, last_complete_checkpoint
@@ -47,11 +45,8 @@ def compare(path: str, split: str, folder: str) -> str:
     """Train and evaluate the models of a comparison that have no result in `folder` yet, and report on all of them.
 
     `folder` receives one result per model, the trained models, the returned report as `comparison.md`,
-    and its numbers as `comparison.json`.
-
-    Raises:
-        ValueError: The comparison or one of its models is invalid, or a result in `folder` has other options, data or
-            weights. All of this is checked before a model is trained.
+    and its numbers as `comparison.json`. ValueError if the comparison or one of its models is invalid, or a result in
+    `folder` has other options, data or weights. All of this is checked before a model is trained.
     """
     comparison = Comparison.load(path)
     logging.getLogger("hf_bert4rec.cli.prepare").setLevel(logging.WARNING)  # each training logs its own settings
@@ -155,8 +150,3 @@ def _start_process(level: int, modules: Sequence[str]) -> None:
     log = logging.getLogger("hf_bert4rec")
     log.addHandler(logging.StreamHandler())
     log.setLevel(level)
-
-
-def count_items(train: Dataset, vocab_size: int) -> np.ndarray:
-    """Return the number of occurrences of each token ID in whole training histories, (vocab_size,)."""
-    return np.bincount(flatten(train.with_format("arrow")[:]["input_ids"])[0], minlength=vocab_size)

@@ -150,9 +150,8 @@ def describe_settings(comparison: Comparison, name: str, split: str, sha256: str
 
 def check_results(comparison: Comparison, split: str, sha256: str, folder: str) -> None:
     """Raise ValueError if `folder` has results of an earlier comparison with other settings."""
-    advice = (
-        "Delete these files (and the folders of the same name, if training options changed), or change `--output_dir`."
-    )
+    others = "(and the folders of the same name, if training options changed)"
+    advice = f"Delete these files {others}, or change `--output_dir`."
     lines = [f"{folder} contains results with other settings. {advice}"]
     for name in comparison.models:
         if (file := result_file(folder, name)).exists():

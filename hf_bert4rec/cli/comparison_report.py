@@ -13,7 +13,7 @@ import numpy as np
 from ..data.audit import Finding
 from ..evaluation.comparison import SMALLEST_P, UserResults, holm, paired_difference
 from ..evaluation.ranking import SAMPLED_METRICS, bootstrap_interval, how_sampled, ndcg_gains
-from ..hub.model_card import markdown_table
+from ..hub.model_card import markdown_table, results_table
 from ..hub.run_facts import ADDED_PARTS
 
 LEGEND = """\
@@ -182,15 +182,12 @@ def sampled_metrics_table(summary: Summary) -> str:
     sampled = next(filter(None, (how_sampled(model["metrics"]) for model in models.values())), None)
     if sampled is None:
         return ""
-    rows = []
+    rows: dict[str, Mapping[str, float]] = {}
     for name in dict.fromkeys([*models, *published]):
         if name in models:
-            found = models[name]["metrics"]
-            rows.append([name, *(f"{found[f'{metric}_{sampled}']:.4f}" for metric in SAMPLED_METRICS)])
-        for source, values in published.get(name, {}).items():
-            given = (f"{values[metric]:.4f}" if metric in values else "" for metric in SAMPLED_METRICS)
-            rows.append([f"{name} in {source}", *given])
-    return markdown_table(["model", *map(str.upper, SAMPLED_METRICS)], rows)
+            rows[name] = {metric: models[name]["metrics"][f"{metric}_{sampled}"] for metric in SAMPLED_METRICS}
+        rows |= {f"{name} in {source}": values for source, values in published.get(name, {}).items()}
+    return results_table(rows, SAMPLED_METRICS, "model")
 
 
 def options_table(summary: Summary) -> str:

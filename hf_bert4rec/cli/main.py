@@ -100,13 +100,8 @@ def recommend(argv: list[str]) -> None:
         "runs/mine/model --input histories.parquet --output recommendations --processes 2",
     )
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="checkpoint folder or Hub ID")
-    parser.add_argument(
-        "--history",
-        nargs="*",
-        action="extend",
-        metavar="ID",
-        help="item IDs, oldest first (default: no items, as for a new user)",
-    )
+    text = "item IDs, oldest first (default: no items, as for a new user)"
+    parser.add_argument("--history", nargs="*", action="extend", metavar="ID", help=text)
     text = "recommend for all users of a Parquet file with columns user and history (lists of item IDs), or of a log"
     parser.add_argument("--input", metavar="FILE", help=text)
     text = "with --input: column of the user in a log; other options for reading a log are as for hf-bert4rec train"
@@ -122,9 +117,8 @@ def recommend(argv: list[str]) -> None:
     parser.add_argument("--exclude_history", choices=("true", "false"), help=text)
     args, others = parser.parse_known_args(argv)
     if others:
-        is_option = others[0].startswith("-")
         advice = "Pass the items of a history after `--history`."
-        if is_option:
+        if others[0].startswith("-"):
             advice = "Use the options above, or with `--input` the options of `hf-bert4rec train` for reading a log."
         parser.error(f"unrecognized arguments: {' '.join(others)}. {advice}")
     options = {"top_k": args.top_k, "allow": args.allow, "deny": args.deny}

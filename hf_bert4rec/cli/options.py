@@ -57,9 +57,7 @@ class RunArguments:
     item_features: str | None = _option(None, "Table with features of items, such as price and text (docs/items.md).")
     feature_text: list[str] | None = _option(None, "Columns of `item_features` that `encoder` reads.")  # noqa: RUF009
     encoder: str | None = _option(None, "Model of sentence-transformers, Hub ID or folder, for `feature_text`.")
-    item_ids: str | None = _option(
-        None, "Table to rename items: one column with the old IDs, then one with the new IDs."
-    )
+    item_ids: str | None = _option(None, "Table to rename items: one column with the old IDs, one with the new IDs.")
     split: str = _option(
         "leave_one_out",
         "How to hold items out: one of the names, or package.module:function. at_time needs `validation_time` and "

@@ -73,7 +73,12 @@ def prepare(
         features = _features(run, names)
         tokenizer = item_tokenizer(past, titles=_titles(run, names), features=features, max_length=length)
     histories = _split(recipe, interactions, tokenizer, run.max_length)
-    _add_candidates(recipe, histories, interactions, tokenizer)
+    for name in histories.keys() - {"train"}:
+        if run.popularity_candidates:
+            counts = np.bincount(tokenizer.encode_items(interactions), minlength=len(tokenizer))
+            histories[name] = popularity_candidates(histories[name], counts, run.popularity_candidates)
+        elif run.uniform_candidates:
+            histories[name] = uniform_candidates(histories[name], len(tokenizer), run.uniform_candidates)
     sizes = ", ".join(f"{name} {rows.num_rows:,}" for name, rows in histories.items())
     logger.info("Rows of histories: %s.", sizes)
     return recipe, interactions, tokenizer, histories
@@ -104,17 +109,6 @@ def _with_recommended_settings(recipe: Recipe, interactions: Dataset) -> Recipe:
         text = "Recommended settings for this log (%s): %s. Pass an option to override its value."
         logger.info(text, settings.reason, words)
     return filled.fill({"run": {"recommended_settings": False}})  # a run from this recipe has the same options
-
-
-def _add_candidates(recipe: Recipe, histories: DatasetDict, interactions: Dataset, tokenizer: ItemTokenizer) -> None:
-    """Draw the candidates that the recipe asks for, if any, for the rows of validation and test."""
-    run = recipe.run
-    for name in set(histories) - {"train"}:
-        if run.popularity_candidates:
-            counts = np.bincount(tokenizer.encode_items(interactions), minlength=len(tokenizer))
-            histories[name] = popularity_candidates(histories[name], counts, run.popularity_candidates)
-        elif run.uniform_candidates:
-            histories[name] = uniform_candidates(histories[name], len(tokenizer), run.uniform_candidates)
 
 
 def _read_logs(recipe: Recipe, names: dict[str, str] | None) -> tuple[Dataset, Dataset]:

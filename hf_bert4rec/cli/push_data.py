@@ -44,9 +44,8 @@ def push_data(
         found = f"{foreign[0]} is not part of this package, and histories contain the ID, items and times of every user"
         raise PermissionError(f"{found}. {terms} Add `--i_may_share_this_data` if you are allowed to publish the data.")
     if run.popularity_candidates or run.uniform_candidates:
-        advice = (
-            "Set `--popularity_candidates 0` and `--uniform_candidates 0`, and draw candidates after `load_dataset`."
-        )
+        options = "`--popularity_candidates 0` and `--uniform_candidates 0`"
+        advice = f"Set {options}, and draw candidates after `load_dataset`."
         raise ValueError(f"Candidates cannot be pushed, because training rows have none. {advice}")
     # Recommended settings, such as `prefixes`, suit one model, but the data is for all models.
     run = dataclasses.replace(run, recommended_settings=False)
@@ -78,7 +77,7 @@ def push_data(
 def _card(
     repository: str, recipe: Recipe, data: DataFacts, tokenizer: ItemTokenizer, histories: DatasetDict
 ) -> DatasetCard:
-    has_license, findings = is_embedded(recipe.run.data), audit(histories)
+    has_license = is_embedded(recipe.run.data)
     files = [{"split": name, "path": f"data/{name}.parquet"} for name in histories]
     published = {*recipe.options("reading"), *recipe.options("splitting"), "split", "max_length"}  # no path of the log
     return DatasetCard.from_template(
@@ -98,8 +97,7 @@ def _card(
         tokenizer=tokenizer,
         special_tokens=SPECIAL_TOKENS,
         has_license=has_license,
-        splits={name: rows.num_rows for name, rows in histories.items()},
+        histories=histories,
         columns={name: COLUMNS[name] for name in histories["train"].column_names},
-        leaks=[finding for finding in findings if finding.leak],
-        properties=[finding for finding in findings if not finding.leak],
+        findings=audit(histories),
     )

@@ -86,10 +86,8 @@ class Recipe:
 def parse_recipe(argv: Sequence[str]) -> Recipe:
     """Parse `[CONFIG] [--option value …]`.
 
-    CONFIG is a YAML file, or a checkpoint folder, whose run facts contain its recipe.
-
-    Raises:
-        ValueError: CONFIG cannot be read, an option is unknown, or a value has the wrong type.
+    CONFIG is a YAML file, or a checkpoint folder, whose run facts contain its recipe. ValueError if CONFIG cannot be
+    read, an option is unknown, or a value has the wrong type.
     """
     words = list(argv)
     source = words.pop(0) if words and not words[0].startswith("-") else None

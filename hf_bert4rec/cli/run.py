@@ -21,7 +21,6 @@ from ..hub.push import push_checkpoint
 from ..hub.run_facts import ADDED_PARTS, FACTS_FILE, DataFacts, RunFacts
 from ..models.item_loss import check_loss
 from ..training.item_features import items_in, projection_file
-from ..training.trainer import RecommendationTrainer
 from .own_code import find_split, imported
 from .prepare import describe_data, prepare, protocol, validation_histories, whole_histories
 from .recipe import Recipe
@@ -52,7 +51,9 @@ def run(recipe: Recipe) -> Path | None:
     _check_targets(recipe, tokenizer, histories)
     trainer = build_trainer(recipe, tokenizer, histories)
     data = describe_data(recipe, interactions)
-    checkpoint = start_or_resume(trainer.args, _checksum(data, tokenizer), _fixed_options(recipe, trainer))
+    fixed = {"split": recipe.run.split, "max_length": tokenizer.model_max_length}
+    fixed |= recipe.model_options(trainer.model.config) | {name: getattr(trainer.args, name) for name in FIXED}
+    checkpoint = start_or_resume(trainer.args, _checksum(data, tokenizer), fixed)
     old_score = None if recipe.run.continue_from is None else _score_of_parent(recipe, interactions)
     trainer.train(resume_from_checkpoint=checkpoint)
 
@@ -171,10 +172,3 @@ def _checksum(data: DataFacts, tokenizer: ItemTokenizer) -> str | None:
         return data.sha256
     vectors = tokenizer.features.vectors(tokenizer.items)
     return f"{data.sha256} {hashlib.sha256(vectors.tobytes()).hexdigest()}"
-
-
-def _fixed_options(recipe: Recipe, trainer: RecommendationTrainer) -> dict[str, object]:
-    """Return the options, with their defaults, that must not change when a run is resumed."""
-    options = {"split": recipe.run.split, "max_length": trainer.processing_class.model_max_length}
-    options |= recipe.model_options(trainer.model.config)
-    return options | {name: getattr(trainer.args, name) for name in FIXED}

@@ -57,10 +57,9 @@ def popularity_candidates(rows: Dataset, counts: np.ndarray, number: int = 100, 
             found = np.concatenate([found, more[~np.isin(more, had)]])
             found = found[np.sort(np.unique(found, return_index=True)[1])]
         drawn[place] = found[:number]
-    if "candidates" in table.column_names:
-        table = table.drop_columns("candidates")
     lists = pa.FixedSizeListArray.from_arrays(pa.array(drawn.ravel()), number)
-    return Dataset(table.append_column("candidates", lists))
+    others = table.select([name for name in table.column_names if name != "candidates"])
+    return Dataset(others.append_column("candidates", lists))
 
 
 def uniform_candidates(rows: Dataset, vocab_size: int, number: int = 100, seed: int = 0) -> Dataset:

@@ -57,10 +57,8 @@ def find_columns(log: RawLog, wanted: Mapping[str, Column], needed: Mapping[str,
     `wanted` maps each role to the column that the user named, or to None. In this case the column is found by its name,
     values or type. `needed` maps each role that must have a column to its option of the command line, or to "" if it
     has none. The role "time of day" is added for a separate column of times, if the timestamp is a column of dates.
-
-    Raises:
-        ValueError: The column of a needed role or a named column is missing, several columns fit a role, two
-            roles of a log have the same column, or cells contain several values.
+    ValueError if the column of a needed role or a named column is missing, several columns fit a role, two roles of a
+    log have the same column, or cells contain several values.
     """
     guessed = guess_roles(log.first_rows) if "user" in wanted else {}
     found = {role: place for role, place in guessed.items() if role in wanted}
@@ -68,13 +66,10 @@ def find_columns(log: RawLog, wanted: Mapping[str, Column], needed: Mapping[str,
         found |= _find(log, role, name, NAMES[role], needed.get(role, role))
     if "timestamp" in wanted and "timestamp" not in found:
         found |= _only(log, "timestamp", [place for place in log.dates if place not in found.values()], "timestamp")
-    if (
-        "timestamp" in found
-        and wanted["timestamp"] is None
-        and _fits(log.columns[found["timestamp"]], f"{DATE}|{MORE_DATES}")
-    ):
-        for place in _find(log, "timestamp", None, [TIME], "timestamp").values():
-            found["time of day"] = place
+    place = found.get("timestamp")
+    if place is not None and wanted["timestamp"] is None and _fits(log.columns[place], f"{DATE}|{MORE_DATES}"):
+        for time in _find(log, "timestamp", None, [TIME], "timestamp").values():
+            found["time of day"] = time
     if missing := [role for role in needed if role not in found]:
         advice = _advice(log, missing[0], needed[missing[0]], "user" in wanted)
         raise ValueError(f"{log.name}: expected a column for the {missing[0]}, found {log}. {advice}")

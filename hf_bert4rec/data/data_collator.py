@@ -13,6 +13,8 @@ from ..models.configuration_bert4rec import SPECIAL_TOKENS
 from .arguments import check_number
 from .tokenization import ItemTokenizer
 
+Rows = Sequence[Mapping[str, Any]]
+
 
 @dataclass
 class DataCollatorForNextItem:
@@ -46,15 +48,14 @@ class DataCollatorForNextItem:
         """
         input_ids, real = pad_rows([row["input_ids"] for row in features], self.tokenizer.pad_token_id)
         labels = np.full_like(input_ids, -100)
-        labeled = np.array([row.get("labels") is not None for row in features], bool)
         evaluated = [row for row in features if row.get("labels") is not None]
+        train = np.array([row.get("labels") is None for row in features], bool)
         if evaluated:
             lengths = [(len(row["input_ids"]), len(row["labels"])) for row in evaluated]
             if wrong := [f"{ids} `input_ids` but {number} `labels`" for ids, number in lengths if ids != number]:
                 raise ValueError(f"A row has {wrong[0]}. Give each of the `input_ids` one label (-100: not scored).")
-            labels[labeled], _ = pad_rows([row["labels"] for row in evaluated], -100, input_ids.shape[1])
-        if len(evaluated) < len(features):
-            train = ~labeled
+            labels[~train], _ = pad_rows([row["labels"] for row in evaluated], -100, input_ids.shape[1])
+        if train.any():
             if not real[train].any(axis=1).all():
                 raise ValueError("Expected an item in each training row, found empty `input_ids`. Remove such rows.")
             rows = [row for row in features if row.get("labels") is None]
@@ -70,9 +71,7 @@ class DataCollatorForNextItem:
                 batch[name], _ = pad_rows([row[name] if row.get(name) is not None else [] for row in features], -100)
         return {name: torch.from_numpy(array) for name, array in batch.items()}
 
-    def _choose_labels(
-        self, rows: Sequence[Mapping[str, Any]], input_ids: np.ndarray, real: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _choose_labels(self, rows: Rows, input_ids: np.ndarray, real: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return inputs and labels of training rows, (rows, length) each."""
         return input_ids, np.where(real, input_ids, -100)
 
@@ -124,9 +123,7 @@ class DataCollatorForCloze(DataCollatorForNextItem):
         one = 1 in (self.last_item_probability, self.max_predictions)
         return 1 / self.tokenizer.model_max_length if one else self.mask_probability
 
-    def _choose_labels(
-        self, rows: Sequence[Mapping[str, Any]], input_ids: np.ndarray, real: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _choose_labels(self, rows: Rows, input_ids: np.ndarray, real: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         if self.epoch is None:
             epoch, numbers = int(torch.randint(2**31, ())), np.arange(len(rows), dtype=np.uint64)
         elif all("row" in row for row in rows):

@@ -45,10 +45,10 @@ FORMATS: dict[str, Callable[[SourceFile], Any]] = {  # suffix -> function
 def open_log(
     source: Any,
     kind: str,
-    format: str | None,  # noqa: A002
-    separator: str | None,
-    encoding: str | None,
-    columns: Iterable[Column],
+    format: str | None = None,  # noqa: A002
+    separator: str | None = None,
+    encoding: str | None = None,
+    columns: Iterable[Column] = (),
     timestamp: Column = None,
 ) -> RawLog:
     """Open interactions, titles or features. `kind` is a key of `FOLDER_FILES`. The user named the `columns`."""
@@ -73,12 +73,10 @@ def open_log(
             file.check_kind(first)
             known, near = ", ".join(FORMATS), (get_close_matches(name, FORMATS) or ["csv"])[0]
             found = f"unknown format {name!r}" if name else "unknown format, because the name has no suffix"
-            own = (
-                " For a format of your own, import its module (command line: `--import`)."
-                if name and file.is_log
-                else ""
-            )
-            raise ValueError(f"{file.name}: {found}. Choose from {known}, such as {file.spell('format', near)}.{own}")
+            advice = f"Choose from {known}, such as {file.spell('format', near)}."
+            if name and file.is_log:
+                advice += " For a format of your own, import its module (command line: `--import`)."
+            raise ValueError(f"{file.name}: {found}. {advice}")
         opened = FORMATS[name](file)
     expected = f"{file.name}: expected a table from the format {name!r}"
     return opened if isinstance(opened, RawLog) else open_table(opened, file.name, expected)

@@ -166,6 +166,11 @@ def flatten(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
     return lists.flatten().to_numpy(zero_copy_only=False), np.repeat(np.arange(len(lists)), lengths)
 
 
+def count_items(rows: Dataset, vocab_size: int) -> np.ndarray:
+    """Return the number of occurrences of each token ID in the `input_ids` of rows, (vocab_size,)."""
+    return np.bincount(flatten(rows.with_format("arrow")[:]["input_ids"])[0], minlength=vocab_size)
+
+
 def target_items(rows: Dataset) -> np.ndarray:
     """Return the token ID of the target of each row of a validation or test split, (rows,)."""
     labels, places = flatten(read_rows(rows, "labels")["labels"])

@@ -33,9 +33,8 @@ def as_ids(
 ) -> pa.ChunkedArray:
     """Convert IDs to text: 1 and 1.0 become "1"; empty text and missing values become null.
 
-    Raises:
-        ValueError: A value is not valid Unicode text, a finite number, a UUID or a date, or is a float too large to be
-            exact. The message begins with `locate(row)` and `what`, such as "row 3 (from 0), item".
+    ValueError if a value is not valid Unicode text, a finite number, a UUID or a date, or is a float too large to be
+    exact. The message begins with `locate(row)` and `what`, such as "row 3 (from 0), item".
     """
     values = pa.chunked_array([values]) if isinstance(values, pa.Array) else values
     kind = None if isinstance(values, list) else values.type
@@ -59,9 +58,8 @@ def as_ids(
 def as_item_ids(values: Iterable[Any], name: str = "item IDs") -> pa.StringArray:
     """Convert raw item IDs to text in the way `load_interactions` does: 1 and 1.0 become "1".
 
-    Raises:
-        ValueError: `values` is not a collection, or a value is missing, is not valid Unicode text or a finite number
-            (int or float, also in a tensor), or is a float too large to be exact. The message begins with `name`.
+    ValueError if `values` is not a collection, or a value is missing, is not valid Unicode text or a finite number (int
+    or float, also in a tensor), or is a float too large to be exact. The message begins with `name`.
     """
     ids = read_list(values, name)
     try:

@@ -15,7 +15,7 @@ from datasets import Dataset
 from .arguments import check_bool, check_number, read_rows
 from .columns import Column, find_columns, is_doubtful, is_range, is_usual
 from .formats import open_log
-from .ids import READ_FIRST, as_ids, as_item_ids
+from .ids import READ_FIRST, as_ids, as_item_ids, warn_about_variants
 from .sources import RawLog, library_errors, spell
 from .values import UNITS, as_numbers, as_text, as_times, check_ids
 
@@ -106,10 +106,7 @@ def load_interactions(
         if not len(table):
             left = f"no interactions are left. Dropped: {losses}. Relax the filters, or check the columns."
             raise ValueError(f"{log.name}: {left if len(complete) else 'found no rows. Check the source.'}")
-        for role, column in coded.items():
-            rows = np.bincount(core[role], minlength=len(column.dictionary))
-            used = rows > 0
-            check_ids(column.dictionary.filter(pa.array(used)), rows[used], role, log.name)
+        _check_ids(coded, core, log.name)
         notes = _check(log, found, wanted, pc.max(table["timestamp"]).as_py())
     sizes = {"interaction": len(table), **{role: core[role].nunique() for role in coded}}
     total, users, items = (f"{number:,} {name}{'s' * (number != 1)}" for name, number in sizes.items())
@@ -187,6 +184,16 @@ def _check(log: RawLog, found: Mapping[str, int], wanted: Mapping[str, Column], 
             solution = f"If {which} has the time, pass {spell('timestamp')}."
             logger.warning(f"{log.name}: found no column of times, so the order of the rows is used. {solution}")
     return f" ({', '.join(notes)})" * bool(notes)
+
+
+def _check_ids(coded: Mapping[str, pa.DictionaryArray], actions: pd.DataFrame, name: str) -> None:
+    """Warn about IDs of `actions` that look wrong. `coded` has the IDs that the numbers of users and items stand for."""
+    used = {}
+    for role, column in coded.items():
+        rows = np.bincount(actions[role], minlength=len(column.dictionary))
+        used[role] = column.dictionary.filter(pa.array(rows > 0))
+        check_ids(used[role], rows[rows > 0], role, name)
+    warn_about_variants(used["user"], "user")  # the tokenizer checks the spelling of items
 
 
 def rename_items(interactions: Dataset, names: Mapping[str, str]) -> Dataset:

@@ -57,7 +57,7 @@ def load_titles(
 
 def load_item_ids(source: Any) -> dict[str, str]:
     """Return a dict from old to new item ID, the first two columns of a table; ValueError if an old ID has two."""
-    log = open_log(source, "titles", None, None, None, [])
+    log = open_log(source, "titles")
     if len(log.columns) < 2:
         advice = "Pass a table with two columns, in CSV separated by commas."
         raise ValueError(f"{log.name}: expected columns with the old and the new item ID, found {log}. {advice}")
@@ -136,10 +136,9 @@ def _read_features(
         for name, column in zip(names, values, strict=True):
             if (found := _read_column(name, column, log, known.get(name, {}), encoder)) is not None:
                 if name in read:
+                    expected = f"expected different names of features, found {name!r} twice"
                     advice = "Rename or remove one of them. The name 'item' is reserved for the IDs."
-                    raise ValueError(
-                        f"{log.name}: expected different names of features, found {name!r} twice. {advice}"
-                    )
+                    raise ValueError(f"{log.name}: {expected}. {advice}")
                 read[name], columns[name] = found
         if not columns:
             advice = or_separator(log, "Add numbers or categories.")
@@ -174,19 +173,18 @@ def load_new_items(
     item: Column = None,
     title: Column = None,
     encoder: str | None = None,
-    format: str | None = None,  # noqa: A002
-    separator: str | None = None,
-    encoding: str | None = None,
+    **form: Any,
 ) -> NewItems:
     """Read items to add, with optional columns `title` and `like`, and the columns of `known`, the catalog's features.
 
-    The options are those of `load_item_features`. The IDs of `like` are a list, or text separated by `|`.
+    The options are those of `load_item_features`, in `form` its `format`, `separator` and `encoding`. The IDs of `like`
+    are a list, or text separated by `|`.
 
     Raises:
         ValueError: As for `load_item_features`. The table has some of the feature columns, but not all.
     """
     own = {} if known is None else known.columns
-    log = open_log(source, "titles", format, separator, encoding, [item, title, *own])
+    log = open_log(source, "titles", columns=[item, title, *own], **form)
     with library_errors(log.name):
         place, items = read_items(log, item, "item")
         used = {"item": place} | find_columns(log, {"title": title}, needed={})

@@ -112,10 +112,8 @@ class SourceFile:
         except UnicodeDecodeError as error:
             line = data.count(b"\n", 0, error.start) + 1
             found = f"{self.name}, line {line}: expected {encoding} text, found the byte {data[error.start]:#04x}"
-            usual = "cp1252" if self.encoding is None else "latin-1"  # latin-1 decodes every byte
-            raise ValueError(
-                f"{found}. Name the encoding, such as {self.spell('encoding', usual)}, or fix this line."
-            ) from None
+            other = self.spell("encoding", "cp1252" if self.encoding is None else "latin-1")  # decodes every byte
+            raise ValueError(f"{found}. Name the encoding, such as {other}, or fix this line.") from None
         except LookupError:
             example = self.spell("encoding", "utf-8")
             raise ValueError(f"{self.name}: unknown encoding {encoding!r}. Name another, such as {example}.") from None

@@ -49,9 +49,7 @@ class ItemTokenizer(PreTrainedTokenizerFast):
         features: Features of items, or None. A loaded tokenizer reads its features when they are first needed.
     """
 
-    vocab_files_names = {
-        "tokenizer_file": "tokenizer.json", "titles_file": TITLES_FILE, "features_file": FEATURES_FILE,
-    }  # fmt: skip
+    vocab_files_names = {"tokenizer_file": "tokenizer.json", "titles_file": TITLES_FILE, "features_file": FEATURES_FILE}
     titles: list[str | None] | None = None
     _features_file: str | None = None
     _items: pa.StringArray | None = None
@@ -215,9 +213,8 @@ def check_tokenizer(tokenizer: Any) -> None:
     }
     for name, (found, expected) in properties.items():
         if found != expected:
-            raise ValueError(
-                f"Expected {expected} as {name}, found {found}. Correct it, or build a tokenizer with `item_tokenizer`."
-            )
+            advice = "Correct it, or build a tokenizer with `item_tokenizer`."
+            raise ValueError(f"Expected {expected} as {name}, found {found}. {advice}")
 
 
 def item_tokenizer(

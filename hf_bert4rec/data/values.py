@@ -14,7 +14,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .ids import EXACT_BITS, ONE_PER_ROW, Values, distinct_values, warn_about_variants
+from .ids import EXACT_BITS, ONE_PER_ROW, Values, distinct_values
 from .sources import RawLog, spell
 
 logger = logging.getLogger(__name__)
@@ -64,8 +64,6 @@ def check_ids(distinct: pa.Array, counts: np.ndarray, role: str, name: str) -> N
         if len(doubtful := distinct.filter(matches)):
             rows, examples = counts[np.asarray(matches)].sum(), ", ".join(map(repr, doubtful[:3].to_pylist()))
             logger.warning(f"{name}: the {role} ID of {rows:,} row{'s' * int(rows != 1)} ({examples}) {doubt}.")
-    if role == "user":  # the tokenizer checks the spelling of items
-        warn_about_variants(distinct, role)
     for separator in ",;|" if role == "item" else "":
         joined = distinct.filter(pc.match_substring(distinct, separator))
         if 10 * len(joined) > len(distinct) and _are_lists(joined[:MOST_LISTS].to_pylist(), separator):
@@ -93,18 +91,12 @@ def as_times(values: Values, log: RawLog, rows: np.ndarray) -> pa.ChunkedArray:
         advice = f"If these are times of day, add the date, or name another column: {spell('timestamp')}."
         raise ValueError(f"{log.name}: expected dates or numbers as timestamp, found {kind}. {advice}")
     if isinstance(values, pa.ChunkedArray) and pa.types.is_string(values.type):
-        rounded = values.filter(pc.match_substring_regex(values, ROUNDED))
-        if len(rounded):
-            text = (
-                f"{log.name}: {len(rounded):,} timestamps such as {rounded[0].as_py()!r} are rounded, so interactions"
-            )
-            logger.warning(f"{text} may be out of order. Export them with all digits.")
-        if (
-            len(values)
-            and re.match(MONTHS, str(values[0]))
-            and pc.all(pc.match_substring_regex(values, MONTHS)).as_py()
-        ):
-            text = f"{log.name}: timestamps such as {values[0].as_py()!r} are read as decimal numbers"
+        if len(rounded := values.filter(pc.match_substring_regex(values, ROUNDED))):
+            found = f"{len(rounded):,} timestamps such as {rounded[0].as_py()!r} are rounded"
+            logger.warning(f"{log.name}: {found}, so interactions may be out of order. Export them with all digits.")
+        months = values.filter(pc.match_substring_regex(values, MONTHS))
+        if len(months) == len(values) - values.null_count > 0:
+            text = f"{log.name}: timestamps such as {months[0].as_py()!r} are read as decimal numbers"
             logger.warning(f"{text}. If they are months or days, write them as dates, such as 2016-01-31.")
     times = as_numbers(values, "timestamp", log, rows, dates=True)
     digits = EXACT_BITS.get(str(kind)) or EXACT_BITS.get(str(times.type), 64)
@@ -137,8 +129,7 @@ def _check_times(times: np.ndarray, digits: int, name: str) -> None:
 def as_numbers(values: Values, role: str, log: RawLog, rows: np.ndarray, dates: bool = False) -> pa.ChunkedArray:
     """Convert to int64, or to float64 if there are fractions; missing values become null.
 
-    Raises:
-        ValueError: A value in `rows` (a mask) is not a finite number, or not a date if `dates` and most are dates.
+    ValueError if a value in `rows` (a mask) is not a finite number, or not a date if `dates` and most are dates.
     """
     if isinstance(values, list) or not pa.types.is_primitive(values.type):
         values = as_text(values)
@@ -162,13 +153,9 @@ def as_numbers(values: Values, role: str, log: RawLog, rows: np.ndarray, dates: 
     if bad:
         shown = "; ".join(f"{log.locate(row)}: found {values[row].as_py()!r:.80}" for row in bad[:3])
         what = "a finite number" if parse is float else "an ISO date"
-        advice = (
-            " Convert dates in another format, for example with `pandas.to_datetime(..., format='%d/%m/%Y')`."
-            if dates
-            else ""
-        )
-        shown += f" (number of rows: {len(bad):,})"
-        raise ValueError(f"{shown}. Expected {what} as {role}. Fix or remove these rows.{advice}")
+        other = "Convert dates in another format, for example with `pandas.to_datetime(..., format='%d/%m/%Y')`."
+        advice = f"Fix or remove these rows.{f' {other}' * dates}"
+        raise ValueError(f"{shown} (number of rows: {len(bad):,}). Expected {what} as {role}. {advice}")
     whole = np.all(missing | ((found == np.floor(found)) & (np.abs(found) < 2**53)))
     result = pa.chunked_array([pa.array(np.where(missing, 0, found), mask=missing)])
     return pc.cast(result, pa.int64()) if whole else result
@@ -185,11 +172,7 @@ def as_text(values: Values) -> pa.ChunkedArray:
 
 
 def as_seconds(time: Any, name: str) -> float:
-    """Return a number unchanged, and a date as seconds since 1970; see `date_as_seconds`.
-
-    Raises:
-        ValueError: The value is neither a finite number nor a date that `date_as_seconds` accepts.
-    """
+    """Return a number unchanged, and a date as seconds since 1970; ValueError for what `date_as_seconds` refuses."""
     seconds, text = math.inf, str(time).strip()
     with suppress(ValueError, OverflowError):
         seconds = float(text) if NUMBER.fullmatch(text) else date_as_seconds(text)

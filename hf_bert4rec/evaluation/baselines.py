@@ -17,14 +17,13 @@ from typing import Any, Literal
 
 import numpy as np
 import psutil
-import pyarrow.compute as pc
 import torch
 from datasets import Dataset
 from torch import nn
 
 from ..data.arguments import check_count, check_number, read_rows
 from ..data.data_collator import DataCollatorForNextItem
-from ..data.histories import times_are_comparable
+from ..data.histories import flatten, times_are_comparable
 from ..models.inputs import ranking_of
 from ..models.modeling_bert4rec import MaskedItemOutput
 from .ranking import SPECIALS
@@ -100,11 +99,10 @@ class Popularity(Baseline):
     def __init__(self, train: Dataset, vocab_size: int, recent_share: float = 1.0) -> None:
         super().__init__()
         check_number("recent_share", recent_share, "above 0 and at most 1", lambda share: 0 < share <= 1)
-        histories = training_histories(train, vocab_size)
-        items = np.concatenate(histories)
+        items, users = training_items(train, vocab_size)
         if recent_share < 1:
-            times = np.concatenate(train.with_format("numpy")["timestamps"][:])
-            if not times_are_comparable(np.repeat(np.arange(len(histories)), list(map(len, histories))), times):
+            times, _ = flatten(train.with_format("arrow")[:]["timestamps"])
+            if not times_are_comparable(users, times):
                 found = "In this log, the times of two users never overlap, as if they were row numbers."
                 raise ValueError(f"`recent_share` below 1 needs timestamps. {found} Set this option to 1.")
             items = items[times >= np.quantile(times, 1 - recent_share)]
@@ -120,9 +118,8 @@ class MarkovChain(Popularity):
 
     def __init__(self, train: Dataset, vocab_size: int) -> None:
         super().__init__(train, vocab_size)
-        histories = training_histories(train, vocab_size)
-        before = np.concatenate([items[:-1] for items in histories])
-        after = np.concatenate([items[1:] for items in histories])
+        items, users = training_items(train, vocab_size)
+        before, after = (part[users[1:] == users[:-1]] for part in (items[:-1], items[1:]))
         self.followers = torch.from_numpy(after[np.argsort(before, kind="stable")])
         self.ends = np.bincount(before, minlength=vocab_size).cumsum()  # of the followers of each item
 
@@ -160,8 +157,7 @@ class SetBaseline(Popularity):
         """Return `scores_of_sets`; for an empty history, how often each item occurs in training."""
         history = batch["history"]
         sets = torch.zeros(len(history), len(self.counts))
-        users, places = (history >= SPECIALS).nonzero(as_tuple=True)
-        sets[users, history[users, places]] = 1
+        sets.scatter_(1, history.clamp(min=0), 1)[:, :SPECIALS] = 0
         return torch.where(sets.any(dim=1, keepdim=True), self.scores_of_sets(sets), self.counts)
 
     def scores_of_sets(self, sets: torch.Tensor) -> torch.Tensor:
@@ -187,7 +183,7 @@ class Ease(SetBaseline):
             solution = "Drop rare items with `min_item_interactions`, or use the baseline `item_neighbors`."
             raise MemoryError(f"EASE needs {needed:.1f} GB of memory, {free:.1f} GB are free. {solution}")
         counts = np.zeros((vocab_size, vocab_size), np.float32)  # users who have both items
-        for history in training_histories(train, vocab_size):
+        for history in train.with_format("numpy")["input_ids"][:]:
             items = np.unique(history)
             counts[np.ix_(items, items)] += 1
         gram = torch.from_numpy(counts)
@@ -288,18 +284,19 @@ BASELINES: dict[str, type[Baseline]] = {
 """Dict from the name in a comparison file to the class of the baseline."""
 
 
-def training_histories(train: Dataset, vocab_size: int) -> list[np.ndarray]:
-    """Return the token IDs of each training row; ValueError as for the baselines."""
+def training_items(train: Dataset, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return token ID and row of each interaction in training rows; ValueError as for the baselines."""
     table = read_rows(train, "user", "input_ids")
-    if (last := pc.max(pc.list_flatten(table["input_ids"])).as_py()) is None:
+    items, rows = flatten(table["input_ids"])
+    if not len(items):
         raise ValueError("Expected training rows with items, found none.")
-    if last >= vocab_size:
+    if (last := items.max()) >= vocab_size:
         found = f"found {vocab_size}, but the training rows have the token ID {last}"
         raise ValueError(f"`vocab_size` must be `len(tokenizer)`, {found}.")
     if len(table["user"].unique()) != train.num_rows:
         advice = "Split with `prefixes=False` and a `max_length` above the longest history, such as 1_000_000."
         raise ValueError(f"Baselines need one row per user, found users with several rows. {advice}")
-    return train.with_format("numpy")["input_ids"][:]
+    return items, rows
 
 
 def sparse_matrix(values: Any, shape: tuple[int, int] | None = None) -> Any:
@@ -316,10 +313,8 @@ def fit_implicit(module: str, kind: str, train: Dataset, vocab_size: int, **opti
     except ModuleNotFoundError as error:
         advice = "Run `pip install 'hf-bert4rec[baselines]'`."
         raise ImportError(f"This baseline needs the package implicit. {advice}") from error
-    histories = training_histories(train, vocab_size)
-    users = np.repeat(np.arange(len(histories)), list(map(len, histories)))
-    ones = np.ones(len(users), np.float32)
-    matrix = sparse_matrix((ones, (users, np.concatenate(histories))), (len(histories), vocab_size))
+    items, users = training_items(train, vocab_size)
+    matrix = sparse_matrix((np.ones(len(users), np.float32), (users, items)), (len(train), vocab_size))
     matrix.data[:] = 1  # repeated items were added up
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # implicit warns about a conversion of its own

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..data.arguments import check_number
 from ..models.configuration_bert4rec import SPECIAL_TOKENS
@@ -31,9 +32,7 @@ SPECIALS = len(SPECIAL_TOKENS)
 Ranks = np.ndarray | Sequence[float]
 
 
-def count_better_and_tied(
-    scores: torch.Tensor, targets: torch.Tensor, history: torch.Tensor | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
+def count_better_and_tied(scores: Tensor, targets: Tensor, history: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Count the items with a higher score than each user's target, and the other items with the same score.
 
     Arguments and errors are those of `target_ranks`. Returns two int64 tensors of shape (users,).
@@ -78,7 +77,7 @@ def count_better_and_tied(
     return better, torch.where(known, tied - 1, 2 * tied)  # without the target itself; unknown targets rank last
 
 
-def target_ranks(scores: torch.Tensor, targets: torch.Tensor, history: torch.Tensor | None = None) -> torch.Tensor:
+def target_ranks(scores: Tensor, targets: Tensor, history: Tensor | None = None) -> Tensor:
     """Return the rank of each user's target over the whole catalog.
 
     Args:
@@ -95,12 +94,12 @@ def target_ranks(scores: torch.Tensor, targets: torch.Tensor, history: torch.Ten
     return expected_ranks(*count_better_and_tied(scores, targets, history))
 
 
-def expected_ranks(better: torch.Tensor, tied: torch.Tensor) -> torch.Tensor:
+def expected_ranks(better: Tensor, tied: Tensor) -> Tensor:
     """Return ranks (users,) float32 from the numbers of items with a higher score and of other items with the same."""
     return better.float() + tied.float() / 2 + 1
 
 
-def candidate_ranks(scores: torch.Tensor, targets: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
+def candidate_ranks(scores: Tensor, targets: Tensor, candidates: Tensor) -> Tensor:
     """Return the rank of each user's target among sampled candidates (paper, section 4.2), (users,) float32 from 1.
 
     `scores` and `targets` are as for `target_ranks`; `candidates` (users, number) are token IDs of items other than the
@@ -111,7 +110,7 @@ def candidate_ranks(scores: torch.Tensor, targets: torch.Tensor, candidates: tor
     return expected_ranks((candidate_scores > target_scores).sum(1), (candidate_scores == target_scores).sum(1))
 
 
-def stable_top_k(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+def stable_top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Return the k largest values of each row and their indices, largest first; equal values in the order of indices.
 
     `torch.topk` does not define which of equal values it returns. If more values equal the k-th one, those with the

@@ -34,10 +34,8 @@ def ranks_of_logits(logits: Any, labels: torch.Tensor) -> torch.Tensor:
 
     With candidates, the result is (users, 2) with the rank among candidates in the second column. `logits` are the
     output of the model without the loss: first the logits (users, 1 or length, vocab_size), and after them the mapping
-    `ranking` of `MaskedItemOutput`. `labels` (users, length) are the target at the [MASK], -100 elsewhere.
-
-    Raises:
-        ValueError: A row has no `history` or several targets, the catalog has at most 10 items, or a score is NaN.
+    `ranking` of `MaskedItemOutput`. `labels` (users, length) are the target at the [MASK], -100 elsewhere. ValueError
+    if a row has no `history` or several targets, the catalog has at most 10 items, or a score is NaN.
     """
     scores, targets, history, candidates = _unpack(logits, labels)
     ranks = target_ranks(scores, targets, history)
@@ -54,8 +52,7 @@ def results_of_logits(logits: Any, labels: torch.Tensor) -> torch.Tensor:
     scores, targets, history, candidates = _unpack(logits, labels)
     better, tied = count_better_and_tied(scores, targets, history)
     columns = [expected_ranks(better, tied), torch.where(targets >= SPECIALS, tied, 0).float()]
-    if candidates is not None:
-        columns.append(candidate_ranks(scores, targets, candidates))
+    columns += [] if candidates is None else [candidate_ranks(scores, targets, candidates)]
     remaining = scores.clone()
     remaining[:, :SPECIALS] = -torch.inf
     remaining.scatter_(1, history.clamp(min=0), -torch.inf)  # padding becomes a special row

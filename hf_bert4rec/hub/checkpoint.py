@@ -82,9 +82,8 @@ def check_folder(folder: str | PathLike, name: str | None = None) -> PreTrainedM
         advice = "Save or push model and tokenizer together, or copy the whole checkpoint again."
         advice = "This is an export. Pass the original checkpoint, or use `OnnxRecommender`." if onnx else advice
         advice = f"Did you mean {folder / 'model'}?" if near else advice
-        advice += " A pytorch_model.bin is not read, because a pickle can run code. Convert it to safetensors." * (
-            WEIGHTS[0] in missing
-        )
+        if WEIGHTS[0] in missing:
+            advice += " A pytorch_model.bin is not read, because a pickle can run code. Convert it to safetensors."
         raise FileNotFoundError(f"{name}: the checkpoint is incomplete, found no {', no '.join(missing)}. {advice}")
     found = {key: shape for file in files for key, shape in _shapes(folder / file, name).items()}
     kind = options["config.json"].get("model_type")
@@ -287,9 +286,8 @@ def check_output(
         found = f"{output} is not an earlier result (it has no {marker}), so it is not replaced"
         raise ValueError(f"{found}. Pass a new folder as {option}.")
     if source is not None and source.resolve() in _neighbors(path.resolve()):
-        raise ValueError(
-            f"Writing {output} would remove {source}, because its name is reserved. Rename {source} first."
-        )
+        problem = f"Writing {output} would remove {source}, because its name is reserved"
+        raise ValueError(f"{problem}. Rename {source} first.")
 
 
 @contextmanager

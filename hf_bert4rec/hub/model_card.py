@@ -61,15 +61,11 @@ def model_card(facts: RunFacts, modules: Sequence[str] = ()) -> ModelCard:
         card_data,
         template_path=str(TEMPLATE),
         facts=facts,
-        items=facts.data.items,
         paper=PAPERS.get(facts.model, ""),
         parts=_parts(facts),
         module=registering,
         code=code,
         split=split,
-        evaluated=facts.evaluated.get(split),
-        interval=facts.intervals.get(split, {}).get(facts.model),
-        differences=facts.differences.get(split, {}),
         scores=scores,
         seeds=list(seeds),
         spread=[f"{name.upper()} {mean(of):.4f} ± {stdev(of):.4f}" for name, of in spread.items()],
@@ -77,7 +73,6 @@ def model_card(facts: RunFacts, modules: Sequence[str] = ()) -> ModelCard:
         example=json.dumps(facts.example, ensure_ascii=False),
         results=results_table(metrics) if metrics else "",
         sampled_results=sampled_table(metrics),
-        versions=", ".join(f"{name} {version}" for name, version in facts.versions.items()),
     )
 
 
@@ -103,10 +98,10 @@ def _result(facts: RunFacts, split: str, metric: str, value: float) -> EvalResul
     )
 
 
-def results_table(metrics: Metrics, columns: Sequence[str] = COLUMNS) -> str:
-    """Return a Markdown table with one row per model and one column per metric."""
-    cells = {model: [f"{row[it]:.4f}" if it in row else "" for it in columns] for model, row in metrics.items()}
-    return markdown_table(["", *map(str.upper, columns)], [[model, *row] for model, row in cells.items()])
+def results_table(metrics: Metrics, columns: Sequence[str] = COLUMNS, first: str = "") -> str:
+    """Return a Markdown table with one row per model and one column per metric. `first` is the first header."""
+    rows = ([model, *(f"{row[it]:.4f}" if it in row else "" for it in columns)] for model, row in metrics.items())
+    return markdown_table([first, *map(str.upper, columns)], rows)
 
 
 def sampled_table(metrics: Metrics) -> str:

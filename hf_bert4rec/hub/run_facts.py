@@ -126,9 +126,8 @@ class RunFacts:
         """Read the run facts of a checkpoint folder; FileNotFoundError without them, ValueError if damaged or newer."""
         file = Path(folder, FACTS_FILE)
         if not file.exists():
-            advice = (
-                "Pass a checkpoint that `hf-bert4rec train` or `RecommendationTrainer` saved. They write this file."
-            )
+            writers = "`hf-bert4rec train` or `RecommendationTrainer`"
+            advice = f"Pass a checkpoint that {writers} saved. They write this file."
             if (near := Path(folder, "model")).joinpath(FACTS_FILE).exists():
                 advice = f"Did you mean {near}?"
             raise FileNotFoundError(f"{folder}: found no {FACTS_FILE}. {advice}")

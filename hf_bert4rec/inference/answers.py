@@ -74,24 +74,20 @@ class ItemCatalog:
     def read_rows(self, lists: Sequence[list[Any]], name: str, keep_unknown: bool = False) -> list[np.ndarray]:
         """Return the token IDs for each list of raw IDs.
 
-        Unknown IDs are logged if `report` is true. They are skipped, or become [UNK] if `keep_unknown` is true.
+        Unknown IDs are logged once if `report` is true. They are skipped, or become [UNK] if `keep_unknown` is true.
         """
         ids, rows, known = self._rows(chain.from_iterable(lists), name)
         if not known.all():
             self.unknown += int((~known).sum())
-            if self.report:
-                self._warn_about_unknown(ids.filter(pa.array(~known)).to_pylist(), len(ids), name)
+            unknown = ids.filter(pa.array(~known)).to_pylist() if self.report else []
+            if not self._warned.issuperset(unknown):
+                examples, found = ", ".join(map(repr, unknown[:3])), f"{len(unknown)} of {len(ids)}"
+                logger.warning("%s: %s IDs are unknown and skipped, such as %s.", name, found, examples)
+                self._warned.update(unknown if len(self._warned) < MAX_WARNED else ())
         known |= keep_unknown
         ends = np.append(0, np.cumsum(known))[np.cumsum([0, *map(len, lists)], dtype=np.int64)].tolist()
         kept = rows[known]
         return [kept[start:end] for start, end in pairwise(ends)]  # np.split takes five times as long for one history
-
-    def _warn_about_unknown(self, unknown: list[str], number: int, name: str) -> None:
-        """Log unknown IDs, unless all of them have been logged before."""
-        if not self._warned.issuperset(unknown):
-            examples, found = ", ".join(map(repr, unknown[:3])), f"{len(unknown)} of {number}"
-            logger.warning("%s: %s IDs are unknown and skipped, such as %s.", name, found, examples)
-            self._warned.update(unknown if len(self._warned) < MAX_WARNED else ())
 
     def unknown_ids(self, lists: Iterable[Iterable[Any]]) -> list[str]:
         """Return the raw IDs of the lists that are not in the model, each once, in the order of the lists."""
@@ -169,8 +165,8 @@ class ItemCatalog:
         order = sorted(range(len(questions)), key=lambda i: -len(rows[questions[i][0]]))
         answers: list[Any] = [None] * len(questions)
         starts = range(0, len(questions), batch_size)
-        many = len(starts) >= BATCHES_WITHOUT_PROGRESS_BAR
-        for start in tqdm(starts, desc="Scoring", unit="batch", leave=False, disable=None) if many else starts:
+        few = len(starts) < BATCHES_WITHOUT_PROGRESS_BAR or None  # None: not in a log file
+        for start in tqdm(starts, desc="Scoring", unit="batch", leave=False, disable=few):
             chosen = order[start : start + batch_size]
             users = [questions[i][0] for i in chosen]
             of_batch = {name: of if len(of) == 1 else [of[user] for user in users] for name, of in listed.items()}

@@ -26,8 +26,7 @@ def read_histories(values: Any) -> list[list[Any]]:
 def read_item_lists(values: Any, name: str, histories: int) -> list[list[Any]]:
     """Return `allow` or `deny` as lists of IDs: one list per history, or only one list, which holds for all histories.
 
-    Raises:
-        ValueError: `values` is neither a list of IDs nor a list of `histories` lists.
+    ValueError if `values` is neither a list of IDs nor a list of `histories` lists.
     """
     lists = read_list(values, name)
     nested = set(map(is_collection, lists))

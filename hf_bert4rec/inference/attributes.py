@@ -76,32 +76,30 @@ class ItemAttributes:
             ValueError: The attribute is unknown, the condition has another form, the function fails or returns
                 something else, or a bool is compared with numbers other than 0 and 1.
         """
-        column = self._column(name)
+        column, what = self._column(name), f"The condition on {name!r}"
         if callable(condition):
-            with user_errors(
-                f"The condition on {name!r}", f"Fix this function. It gets the column, a Series of {column.dtype}."
-            ):
+            with user_errors(what, f"Fix this function. It gets the column, a Series of {column.dtype}."):
                 found = condition(column)
             ordered = isinstance(found, pd.Series) and found.index.equals(column.index)
             if not ordered or found.dtype.kind != "b":
                 index = "" if ordered else " with another index"
                 kind = f"Series of {found.dtype}{index}" if isinstance(found, pd.Series) else type(found).__name__
                 expected = f"a Series with the index of the column and one bool per value, found {kind}"
-                raise ValueError(f"The condition on {name!r} must return {expected}. Fix this function.")
+                raise ValueError(f"{what} must return {expected}. Fix this function.")
             return self._items_of(column[np.asarray(found.fillna(False), bool)])
         several = isinstance(condition, Iterable) and not isinstance(condition, str | bytes | Mapping)
         wanted = list(condition) if several else [condition]
         if any(isinstance(value, Collection) and not isinstance(value, str | bytes) for value in wanted):
             expected = "a value, a list of values, or a function of the column"
-            raise ValueError(f"The condition on {name!r} must be {expected}, found {condition!r:.100}.")
+            raise ValueError(f"{what} must be {expected}, found {condition!r:.100}.")
         if column.dtype.kind in "iuf" and any(isinstance(it, bool) for it in wanted) and not column.isin([0, 1]).all():
             found = f"is {condition!r:.100}, but the column has numbers other than 0 and 1"
-            raise ValueError(f"The condition on {name!r} {found}. Use a function, such as `lambda it: it > 0`.")
+            raise ValueError(f"{what} {found}. Use a function, such as `lambda it: it > 0`.")
         if column.dtype.kind == "M":
             wanted = [pd.Timestamp(value) if isinstance(value, date) else value for value in wanted]
         if self._are_features and not pd.api.types.is_numeric_dtype(column):
             wanted = list(map(str, wanted))  # categories of features are text
-        with user_errors(f"The condition on {name!r}", f"Pass values of the type of the column, {column.dtype}."):
+        with user_errors(what, f"Pass values of the type of the column, {column.dtype}."):
             matches = column.isin(wanted)
             for value in wanted[:CHECKED]:
                 if not column.isin([value]).any():

@@ -83,14 +83,9 @@ class BatchRecommender:
         lists = histories.tolist() if frame else histories.to_pylist()
         answers = self.recommender([of if has else [] for of, has in zip(lists, given, strict=True)], **self.options)
         places = [user for user, answer in enumerate(answers) for _ in answer]
-        rows = [row for answer in answers for row in answer]
-        result = pa.table(
-            {
-                "rank": pa.array([rank + 1 for answer in answers for rank in range(len(answer))], pa.int32()),
-                "item": pa.array([row["item"] for row in rows], pa.string()),
-                "score": pa.array([row["score"] for row in rows], pa.float32()),
-            }
-        )
+        rows = [{**row, "rank": rank} for answer in answers for rank, row in enumerate(answer, 1)]
+        schema = pa.schema([("rank", pa.int32()), ("item", pa.string()), ("score", pa.float32())])
+        result = pa.Table.from_pylist(rows, schema)
         if not frame:
             return result.add_column(0, self.user, users.take(pa.array(places, pa.int64())))
         found = result.to_pandas()

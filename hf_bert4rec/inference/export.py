@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel
 
@@ -52,12 +52,10 @@ class RecommendationGraph(nn.Module):
     def __init__(self, model: PreTrainedModel, removed: np.ndarray) -> None:
         super().__init__()
         self.model = model.eval()
-        self.closed: torch.Tensor
+        self.closed: Tensor
         self.register_buffer("closed", closed_rows(model.config.vocab_size, removed))
 
-    def forward(
-        self, history: torch.Tensor, excluded: torch.Tensor, allowed: torch.Tensor, top_k: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, history: Tensor, excluded: Tensor, allowed: Tensor, top_k: Tensor) -> tuple[Tensor, Tensor]:
         """Return the best items.
 
         Args:

@@ -31,9 +31,8 @@ class EndpointHandler:
         if not isinstance(histories, list) or not isinstance(parameters, dict | None):
             example = '{"inputs": [["260", "1196"]], "parameters": {"top_k": 10}}'
             found = f"{type(histories).__name__} and {type(parameters).__name__}"
-            raise ValueError(
-                f"Histories must be a list, and parameters an object or null, found {found}. Example: {example}"
-            )
+            expected = "Histories must be a list, and parameters an object or null"
+            raise ValueError(f"{expected}, found {found}. Example: {example}")
         if unknown := sorted(fields.keys() - {"inputs", "parameters"}):
             raise ValueError(f"Unknown field {unknown[0]!r:.100}. The fields are inputs and parameters.")
         options = check_options(options | (parameters or {}), OPTIONS, ())

@@ -51,11 +51,7 @@ class ItemIndex:
         Indexes that cannot return their vectors are not compared.
         """
         try:
-            stored = (
-                [self.index.reconstruct(int(key)) for key in keys]
-                if self.is_faiss
-                else self.index.get(keys, np.float32)
-            )
+            stored = self.index.reconstruct_batch(keys) if self.is_faiss else self.index.get(keys, np.float32)
             own = np.array(stored, np.float32)[:, : vectors.shape[1]]
             similar = (own / np.linalg.norm(own, axis=1, keepdims=True)) @ vectors.T
         except Exception:  # whatever an index raises that stores codes, or has vectors of bits

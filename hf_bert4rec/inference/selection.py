@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 import torch
+from torch import Tensor
 from torch.nn.functional import normalize, pad
 from transformers import PreTrainedModel
 
@@ -22,7 +23,7 @@ COMPARED = 16  # items whose vectors in an index are compared with those of the 
 
 LISTS = {"history": "in the history", "deny": "in `deny`", "allow": "not in `allow`"}  # why an item is excluded
 
-Ranking = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+Ranking = tuple[Tensor, Tensor, Tensor]
 
 
 @dataclass
@@ -63,12 +64,12 @@ class Selection:
         (rows,) = self.catalog.read_rows([items], name)
         self._closed |= self._excluded_by(name, torch.from_numpy(rows))
 
-    def _excluded_by(self, name: str, rows: torch.Tensor) -> torch.Tensor:
+    def _excluded_by(self, name: str, rows: Tensor) -> Tensor:
         """Return which token IDs a list excludes, (vocab_size,) bool; `name` is a key of `LISTS`."""
         return torch.zeros_like(self._closed).index_fill(0, rows, True) ^ (name == "allow")
 
     @torch.no_grad()
-    def best(self, outputs: dict[str, torch.Tensor]) -> list[Recommendations]:
+    def best(self, outputs: dict[str, Tensor]) -> list[Recommendations]:
         """Return the best items for each user; raise ValueError if scores are not finite.
 
         Args:
@@ -100,7 +101,7 @@ class Selection:
                 answer.reason = self._reason(own, found[user], len(answer))
         return answers
 
-    def _rank_all(self, outputs: dict[str, torch.Tensor], excluded: torch.Tensor) -> Ranking:
+    def _rank_all(self, outputs: dict[str, Tensor], excluded: Tensor) -> Ranking:
         """Return token IDs, probabilities and logits (users, number) of the best items."""
         logits = outputs["logits"]
         normalizer = logits.logsumexp(dim=1, keepdim=True)
@@ -113,9 +114,7 @@ class Selection:
         values, rows = stable_top_k(logits, min(self._number, logits.shape[1]))
         return rows, (values - normalizer).exp(), values
 
-    def _rank_found(
-        self, outputs: dict[str, torch.Tensor], excluded: torch.Tensor, allowed: torch.Tensor | None
-    ) -> Ranking:
+    def _rank_found(self, outputs: dict[str, Tensor], excluded: Tensor, allowed: Tensor | None) -> Ranking:
         """Return token IDs and logits (users, number) of the best items from the index, or of those in `allow`.
 
         The logits are returned twice, because probabilities as from `_rank_all` would need the scores of all items.
@@ -151,7 +150,7 @@ class Selection:
         values, order = stable_top_k(logits, min(self._number, logits.shape[1]))
         return rows.gather(1, order), values, values
 
-    def _possible(self, found: torch.Tensor, denied: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _possible(self, found: Tensor, denied: Tensor) -> tuple[Tensor, Tensor]:
         """Return token IDs (users, number) in ascending order, and which of them may be recommended."""
         rows = found.sort(dim=1).values
         left = ~self._closed[rows]
@@ -159,7 +158,7 @@ class Selection:
         nearest = torch.searchsorted(denied, rows).clamp(max=denied.shape[1] - 1)
         return rows, left & (denied.gather(1, nearest) != rows)
 
-    def _apply_rules(self, rows: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    def _apply_rules(self, rows: Tensor, logits: Tensor) -> Tensor:
         """Return the indices of the items that the rules keep, in the new order."""
         weight = self.model._item_weights()[0]
         candidates = Candidates(
@@ -170,7 +169,7 @@ class Selection:
         )
         return torch.from_numpy(order_by_rules(candidates, self.rerank))
 
-    def _reason(self, lists: dict[str, torch.Tensor], found: int, returned: int) -> str:
+    def _reason(self, lists: dict[str, Tensor], found: int, returned: int) -> str:
         """Return why a user gets fewer than `top_k` items. An item counts for the first reason that excludes it."""
         excluded = {LISTS[name]: self._excluded_by(name, rows) for name, rows in lists.items()}
         excluded["by `where`, `where_not` or defaults of the pipeline"] = self._closed
@@ -187,9 +186,7 @@ class Selection:
         return f"The catalog has only {items:,} items."
 
 
-def _with_transitions(
-    logits: torch.Tensor, rows: torch.Tensor, followers: torch.Tensor, transitions: torch.Tensor
-) -> torch.Tensor:
+def _with_transitions(logits: Tensor, rows: Tensor, followers: Tensor, transitions: Tensor) -> Tensor:
     """Return the logits of the token IDs `rows`, ascending, with the scores of followers; all are (users, number)."""
     places = torch.searchsorted(rows, followers).clamp(max=rows.shape[1] - 1)
     transitions = transitions.masked_fill(rows.gather(1, places) != followers, torch.finfo(transitions.dtype).min)

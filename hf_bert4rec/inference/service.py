@@ -55,6 +55,11 @@ IDs = Annotated[list[ID], Field(max_length=MAX_LENGTH)]
 class _Request(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
+    def size(self) -> int:
+        """Return the number of histories or items, at least 1."""
+        _, first = next(iter(self))
+        return max(1, len(first))
+
 
 class RecommendRequest(_Request):
     """Histories of raw item IDs, oldest first, and options for all histories."""
@@ -64,10 +69,6 @@ class RecommendRequest(_Request):
     allow: Annotated[IDs | None, Field(description="the only items to recommend")] = None
     deny: Annotated[IDs | None, Field(description="items not to recommend")] = None
     exclude_history: Annotated[bool | None, Field(description="exclude the history (null: as the model says)")] = None
-
-    def size(self) -> int:
-        """Return the number of histories, at least 1."""
-        return max(1, len(self.histories))
 
     def group(self, recommender: Recommender) -> Any:
         """Return a value that requests have in common if they can be answered together."""
@@ -99,10 +100,6 @@ class SimilarRequest(_Request):
 
     items: Annotated[list[ID], Field(max_length=MAX_SIMILAR, examples=[["260"]])]
     top_k: TopK = 10
-
-    def size(self) -> int:
-        """Return the number of items, at least 1."""
-        return max(1, len(self.items))
 
     def group(self, _: Recommender) -> Any:
         """Return a value that no other request has, so that each request is answered alone."""

@@ -1,10 +1,9 @@
 """The layers of BERT4Rec: embeddings, attention and feed-forward."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers.activations import ACT2FN
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -22,7 +21,7 @@ class Dropout(nn.Dropout):
     torch draws a random number for each element. A training step with torch's dropout takes 1.1 times as long.
     """
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden_states: Tensor) -> Tensor:
         dropped = round(self.p * 2**16)  # how many of the 2^16 values of 16 bits drop an element
         fast = self.training and 0 < dropped < 2**16
         if not fast or hidden_states.device.type != "cpu" or torch.compiler.is_compiling():
@@ -54,11 +53,8 @@ class Bert4RecEmbeddings(nn.Module):
         self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(
-        self,
-        input_ids: torch.Tensor | None,
-        inputs_embeds: torch.Tensor | None,
-        attention_mask: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+        self, input_ids: Tensor | None, inputs_embeds: Tensor | None, attention_mask: Tensor | None = None
+    ) -> Tensor:
         if inputs_embeds is None:
             inputs_embeds = self.item_embeddings(input_ids)
         length = inputs_embeds.shape[1]
@@ -76,7 +72,7 @@ class Bert4RecEmbeddings(nn.Module):
         return self.dropout(self.norm(inputs_embeds))
 
 
-def rotate(states: torch.Tensor, positions: torch.Tensor, theta: float) -> torch.Tensor:
+def rotate(states: Tensor, positions: Tensor, theta: float) -> Tensor:
     """Rotate query or key vectors by their positions, so that their products depend on distances (Su et al., 2021).
 
     Args:
@@ -96,9 +92,7 @@ def rotate(states: torch.Tensor, positions: torch.Tensor, theta: float) -> torch
     return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1)
 
 
-def padding_mask(
-    config: Bert4RecConfig, queries: torch.Tensor, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None
-) -> Any:
+def padding_mask(config: Bert4RecConfig, queries: Tensor, hidden_states: Tensor, attention_mask: Tensor | None) -> Any:
     """Return the attention mask in the format of the attention backend, or None if nothing is masked.
 
     All queries attend to the same positions, so eager and sdpa attention get one row of the mask and broadcast it. On a
@@ -129,19 +123,17 @@ class Bert4RecAttention(nn.Module):
 
     def forward(
         self,
-        hidden_states: torch.Tensor,  # (batch, length, hidden)
-        queries: torch.Tensor,  # (batch, kept, hidden)
-        attention_mask: torch.Tensor | None = None,
-        kept: torch.Tensor | None = None,  # (batch, kept) positions of the queries; all if None
+        hidden_states: Tensor,  # (batch, length, hidden)
+        queries: Tensor,  # (batch, kept, hidden)
+        attention_mask: Tensor | None = None,
+        kept: Tensor | None = None,  # (batch, kept) positions of the queries; all if None
         **kwargs: Unpack[TransformersKwargs],
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    ) -> tuple[Tensor, Tensor | None]:
         query, key, value = (
             project(states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (batch, heads, positions, head_dim)
             for project, states in ((self.query, queries), (self.key, hidden_states), (self.value, hidden_states))
         )
-        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
-        )
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         # Attention in bfloat16 is slow on a CPU, above all its backward pass: a step takes 1.4 times as long.
         if torch.is_autocast_enabled("cpu"):
             query, key, value = query.float(), key.float(), value.float()
@@ -149,16 +141,10 @@ class Bert4RecAttention(nn.Module):
             positions = torch.arange(hidden_states.shape[1], device=hidden_states.device)
             query = rotate(query, positions if kept is None else kept, self.rope_theta)
             key = rotate(key, positions, self.rope_theta)
+        dropout = self.attention_dropout if self.training else 0.0
         with torch.autocast("cpu", enabled=False):
-            attn_output, attn_weights = attention_interface(
-                self,
-                query,
-                key,
-                value,
-                attention_mask,
-                dropout=self.attention_dropout if self.training else 0.0,
-                scaling=self.scaling,
-                **kwargs,
+            attn_output, attn_weights = attend(
+                self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
             )
         return self.output(attn_output.flatten(2)), attn_weights
 
@@ -172,7 +158,7 @@ class Bert4RecMLP(nn.Module):
         self.act = ACT2FN[config.hidden_act]
         self.output = nn.Linear(config.intermediate_size, config.hidden_size)
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden_states: Tensor) -> Tensor:
         return self.output(self.act(self.intermediate(hidden_states)))
 
 
@@ -189,12 +175,12 @@ class Bert4RecLayer(GradientCheckpointingLayer):
 
     def forward(
         self,
-        hidden_states: torch.Tensor,
-        queries: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        kept: torch.Tensor | None = None,
+        hidden_states: Tensor,
+        queries: Tensor,
+        attention_mask: Tensor | None = None,
+        kept: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> torch.Tensor:
+    ) -> Tensor:
         attn_output, _ = self.attention(hidden_states, queries, attention_mask, kept, **kwargs)
         queries = self.attention_norm(queries + self.dropout(attn_output))
         return self.mlp_norm(queries + self.dropout(self.mlp(queries)))

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from huggingface_hub.dataclasses import strict
-from torch import nn
+from torch import Tensor, nn
 from transformers.masking_utils import create_causal_mask
 
 from .configuration_bert4rec import SPECIAL_TOKENS, Bert4RecConfig
@@ -38,9 +38,7 @@ class SasRecConfig(Bert4RecConfig):
             raise ValueError(f"`conv_kernel_size` {expected}, found {self.conv_kernel_size}. Remove this option.")
 
 
-def shift_right(
-    table: nn.Embedding, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None
-) -> torch.Tensor:
+def shift_right(table: nn.Embedding, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
     """Return the embeddings (batch, length, hidden) of the item before each position. The first is that of [MASK]."""
     embedded = table(input_ids) if inputs_embeds is None else inputs_embeds
     start = table.weight[SPECIAL_TOKENS.index("[MASK]")].expand_as(embedded[:, :1])
@@ -61,7 +59,7 @@ class SasRecModel(Bert4RecModel):
 
     def encode(
         self, input_ids: Input, inputs_embeds: Input, attention_mask: Input, kept_positions: Input, **kwargs: Any
-    ) -> torch.Tensor:
+    ) -> Tensor:
         """Run all layers on all positions. Padding on the right needs no mask, since nothing attends to it."""
         hidden_states = self.embeddings(None, shift_right(self.embeddings.item_embeddings, input_ids, inputs_embeds))
         mask = create_causal_mask(self.config, hidden_states, None, None)

@@ -15,19 +15,12 @@ Objective = Literal["cloze", "next_item"]
 
 @dataclass(frozen=True)
 class Architecture:
-    """An architecture of the registry.
+    """An architecture of the registry."""
 
-    Args:
-        config_class: Configuration class. Its `model_type` is the name in recipes and in `config.json`.
-        model_class: Model class with a head. Its `base_class` is the class of the encoder.
-        objective: Training objective: `cloze` (`cloze_training`) or `next_item` (`next_item_training`).
-        name: Name in tables and model cards.
-    """
-
-    config_class: type[Bert4RecConfig]
-    model_class: type[Bert4RecForMaskedLM]
-    objective: Objective
-    name: str
+    config_class: type[Bert4RecConfig]  # its `model_type` is the name in recipes and in `config.json`
+    model_class: type[Bert4RecForMaskedLM]  # with a head; its `base_class` is the class of the encoder
+    objective: Objective  # `cloze` (`cloze_training`) or `next_item` (`next_item_training`)
+    name: str  # in tables and model cards
 
     @property
     def model_type(self) -> str:
@@ -50,12 +43,9 @@ ARCHITECTURES: dict[str, Architecture] = {row.model_type: row for row in _BUILT_
 
 
 def architecture_of(config: PreTrainedConfig) -> Architecture:
-    """Return the architecture of a configuration.
+    """Return the architecture of a configuration; ValueError if neither its class nor a base class is registered.
 
     An unregistered subclass gets the architecture of its closest registered base class, with its own class and name.
-
-    Raises:
-        ValueError: Neither the class nor a base class of it is registered.
     """
     kind = type(config)
     for base in kind.__mro__:
@@ -116,11 +106,7 @@ def register_architecture(
 
 
 def register_configs(*rows: Architecture) -> None:
-    """Register configuration classes with AutoConfig, by default those of the built-in architectures.
-
-    Raises:
-        ValueError: A model of transformers has this `model_type`.
-    """
+    """Register configurations (default: the built-in ones); ValueError if transformers has a model of this type."""
     from transformers import AutoConfig  # not at the top: the package registers when transformers is imported
 
     for row in rows or _BUILT_IN:

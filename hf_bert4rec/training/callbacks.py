@@ -114,7 +114,10 @@ class ResourceCallback(TrainerCallback, ExportableState):
             epoch = f"an epoch {limit} {times[0]}, " if steps[0] else ""  # unknown for rows without a length
             text = "A step takes %.2f s, %sand the rest of the training %s %s, not counting evaluations."
             logger.info(text, seconds, epoch, limit, times[1])
-            if isinstance(model, Bert4RecForMaskedLM) and _could_sample(config := model.config):
+            config: Any = model.config if isinstance(model, Bert4RecForMaskedLM) else None
+            many = config and config.vocab_size >= resources.MANY_ITEMS
+            # The heads need the loss `softmax`.
+            if many and not (config.repeat_head or config.num_followers or LOSSES[config.loss].samples_negatives):
                 text = "For %d items, `%s(loss='sampled_softmax')` (`--loss sampled_softmax`) is faster than `%s`."
                 logger.info(text, config.vocab_size, type(config).__name__, config.loss)
 
@@ -123,12 +126,6 @@ class ResourceCallback(TrainerCallback, ExportableState):
         if self.started is not None:
             torch.backends.cuda.enable_cudnn_sdp(self.cudnn_attention)
         self.earlier_seconds, self.started = self.seconds, None
-
-
-def _could_sample(config: Any) -> bool:
-    """Return whether a loss with sampled negatives is possible, is not used, and would be faster."""
-    heads = config.repeat_head or config.num_followers  # they need the loss `softmax`
-    return config.vocab_size >= resources.MANY_ITEMS and not heads and not LOSSES[config.loss].samples_negatives
 
 
 def _log_memory(args: TrainingArguments, model: Bert4RecForMaskedLM, loader: Any, resumed: bool) -> None:

@@ -71,7 +71,7 @@ def add_items(
         OSError: The table or the checkpoint is not found, or the checkpoint is incomplete or cannot be downloaded.
     """
     folder, tokenizer = _open(checkpoint, output)
-    form: dict[str, Any] = {"format": format, "separator": separator, "encoding": encoding}
+    form = {"format": format, "separator": separator, "encoding": encoding}
     given = load_new_items(source, tokenizer.features, item=item, title=title, encoder=encoder, **form)
     rows = dict(zip(given.items, tokenizer.encode_items(given.items).tolist(), strict=True))
     new = [item for item, row in rows.items() if row == tokenizer.unk_token_id]
@@ -117,9 +117,8 @@ def remove_items(
 
 def _open(checkpoint: str | PathLike, output: str | PathLike | None) -> tuple[Path, ItemTokenizer]:
     if output is None and not is_folder(checkpoint):
-        raise ValueError(
-            f"Found no folder {checkpoint}. Check the path. For a Hub ID, also pass `output` (`--output`)."
-        )
+        advice = "Check the path. For a Hub ID, also pass `output` (`--output`)."
+        raise ValueError(f"Found no folder {checkpoint}. {advice}")
     folder = fetch_checkpoint(checkpoint)
     if output is not None and (target := Path(output).resolve()) != (source := folder.resolve()):
         if target in source.parents or source in target.parents:

@@ -118,12 +118,10 @@ def count_transitions(model: PreTrainedModel, rows: Dataset, since: float | None
     if model.transition_head is None:
         raise ValueError("`num_followers` of the model must be above 0, found 0. Build the model with this option.")
     arrow, items, places = _read(rows, model.config.vocab_size, *["timestamps"] * (since is not None))
-    counted = None
-    if since is None:
-        for counts in (model.transition_head.counts, model.transition_head.totals):
-            counts.zero_()
-    else:
-        counted = flatten(arrow["timestamps"])[0] >= since
+    counted = None if since is None else flatten(arrow["timestamps"])[0] >= since
+    if counted is None:
+        model.transition_head.counts.zero_()
+        model.transition_head.totals.zero_()
     known = np.where(items >= len(SPECIAL_TOKENS), items, -1)
     found = Transitions.count(_users(arrow)[places], places, known, counted)
     found.add_to(model.transition_head)

@@ -7,7 +7,6 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import torch
 from datasets import Dataset
@@ -17,7 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..data.features import FEATURES_FILE, PROJECTION_FILE
-from ..data.histories import flatten
+from ..data.histories import count_items
 from ..data.tokenization import ItemTokenizer
 from ..hub.errors import damage_error
 from ..models.configuration_bert4rec import SPECIAL_TOKENS
@@ -167,5 +166,4 @@ def items_in(rows: Any, vocab_size: int) -> torch.Tensor:
     """Return whether each token ID is in the training rows, (vocab_size,); all True if `rows` is no `Dataset`."""
     if not isinstance(rows, Dataset):
         return torch.ones(vocab_size, dtype=torch.bool)
-    items, _ = flatten(rows.with_format("arrow")[:]["input_ids"])
-    return torch.from_numpy(np.bincount(items, minlength=vocab_size) > 0)
+    return torch.from_numpy(count_items(rows, vocab_size) > 0)

@@ -28,7 +28,6 @@ class MuonAdamW(Optimizer):
         parts = (AdamW(**adamw), Muon(**muon))  # the Trainer logs the learning rate of the first group
         super().__init__([group for part in parts for group in part.param_groups], {})
         self._parts: tuple[Optimizer, ...] = parts
-        self._share()
 
     def __getstate__(self) -> dict[str, Any]:  # for copies and pickles; torch omits `_parts`
         return {**super().__getstate__(), "_parts": self._parts}
@@ -39,24 +38,13 @@ class MuonAdamW(Optimizer):
             raise ValueError("MuonAdamW does not accept new parameters. Create a new optimizer with all parameters.")
         super().add_param_group(param_group)
 
-    def _share(self) -> None:
-        """Let Muon and AdamW use the groups and the state of this optimizer, which are scheduled and saved."""
-        first = 0
-        for part in self._parts:
-            last = first + len(part.param_groups)
-            part.param_groups, part.state = self.param_groups[first:last], self.state
-            first = last
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state as in torch, and share it with Muon and AdamW again."""
-        super().load_state_dict(state_dict)
-        self._share()
-
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update the parameters with Muon and AdamW; return the loss of `closure`, if given."""
         with torch.enable_grad():
             loss = None if closure is None else closure()
-        for part in self._parts:
+        groups = iter(self.param_groups)
+        for part in self._parts:  # they use the groups and the state of this optimizer, which are scheduled and saved
+            part.param_groups, part.state = [next(groups) for _ in part.param_groups], self.state
             part.step()
         return loss
 

@@ -96,9 +96,9 @@ def estimate_memory(
     activations += 8 * scored * (length * config.repeat_head + config.num_followers)
     if not LOSSES[config.loss].samples_negatives:
         loss = min(config.loss_chunk_size, scored) * rows + 2 * table + scored * 2 * d
-        needs_softmax = config.repeat_head or config.num_followers
-        advice = "" if needs_softmax else "the loss `sampled_softmax`, or "
-        advice += "a smaller `loss_chunk_size`"
+        advice = "a smaller `loss_chunk_size`"
+        if not (config.repeat_head or config.num_followers):  # they need this loss
+            advice = f"the loss `sampled_softmax`, or {advice}"
     elif config.share_negatives:
         loss = 4 * scored * config.num_negatives + table
         advice = "a smaller `num_negatives`"

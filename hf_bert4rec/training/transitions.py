@@ -11,17 +11,11 @@ STEPS = 50  # of expectation maximization
 
 @dataclass(frozen=True)
 class Transitions:
-    """Pairs of an item and the item right after it in a history. A pair counts once per user.
+    """Pairs of an item and the item right after it in a history. A pair counts once per user."""
 
-    Args:
-        items: (pairs,) number of the earlier item, such as its token ID, ascending.
-        followers: (pairs,) number of the later item; for each earlier item, the followers with the most users first.
-        counts: (pairs,) number of users.
-    """
-
-    items: np.ndarray
-    followers: np.ndarray
-    counts: np.ndarray
+    items: np.ndarray  # (pairs,) number of the earlier item, such as its token ID, ascending
+    followers: np.ndarray  # (pairs,) number of the later item; for each earlier item, those with the most users first
+    counts: np.ndarray  # (pairs,) number of users
 
     @classmethod
     def count(cls, users: np.ndarray, rows: np.ndarray, items: np.ndarray, counted: np.ndarray | None = None) -> Self:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from .configuration_bert4rec import SPECIAL_TOKENS, Bert4RecConfig
@@ -19,7 +19,7 @@ class Bert4RecPredictionHead(nn.Module):
         self.act = ACT2FN[config.hidden_act]
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden_states: Tensor) -> Tensor:
         return self.norm(self.act(self.dense(hidden_states)))
 
 
@@ -44,22 +44,15 @@ class Bert4RecRepeatHead(nn.Module):
 
     def forward(
         self,
-        hidden_states: torch.Tensor,
-        items: torch.Tensor,
-        input_ids: torch.Tensor,
-        kept: torch.Tensor,
-        causal: bool,
-    ) -> torch.Tensor:
+        hidden_states: Tensor,  # (batch, kept, hidden) at the scored positions
+        items: Tensor,  # (batch, length, hidden) vectors of the items of the history
+        input_ids: Tensor,  # (batch, length) token IDs of these items; padding is [PAD]
+        kept: Tensor,  # (batch, kept) scored positions
+        causal: bool,  # whether only items before a scored position count
+    ) -> Tensor:
         """Return g + log a, (batch, kept, length), at least in single precision.
 
         Special tokens, and items that do not count, get the lowest finite value.
-
-        Args:
-            hidden_states: (batch, kept, hidden) at the scored positions.
-            items: (batch, length, hidden) vectors of the items of the history.
-            input_ids: (batch, length) token IDs of these items; padding is [PAD].
-            kept: (batch, kept) scored positions.
-            causal: Whether only items before a scored position count.
         """
         distances = kept.unsqueeze(-1) - torch.arange(input_ids.shape[1], device=kept.device)
         real = (input_ids >= len(SPECIAL_TOKENS)).unsqueeze(1) & ((distances > 0) | (not causal))
@@ -71,9 +64,7 @@ class Bert4RecRepeatHead(nn.Module):
         return (self.gate(hidden_states) + shares).masked_fill(~real, lowest)
 
 
-def add_scores(
-    logits: torch.Tensor, rows: torch.Tensor, scores: torch.Tensor, parts: torch.Tensor | int = 1
-) -> torch.Tensor:
+def add_scores(logits: Tensor, rows: Tensor, scores: Tensor, parts: Tensor | int = 1) -> Tensor:
     """Return log(exp(logits) + exp(scores)), (batch, kept, vocab_size), except for special tokens.
 
     `scores` and their token IDs `rows` are (batch, kept, number). `parts` is how often a token ID is in its row.
@@ -83,7 +74,7 @@ def add_scores(
     return logits.scatter_add(-1, rows, added.to(logits))
 
 
-def add_repeats(logits: torch.Tensor, rows: torch.Tensor, repeats: torch.Tensor) -> torch.Tensor:
+def add_repeats(logits: Tensor, rows: Tensor, repeats: Tensor) -> Tensor:
     """Return log(exp(logits) + exp(repeats)), (batch, kept, vocab_size), with the sum over the repeats of an item.
 
     `repeats`, the output of `Bert4RecRepeatHead`, and `rows` are (batch, kept, length). `rows` are the token IDs of the
@@ -117,9 +108,9 @@ class Bert4RecTransitionHead(nn.Module):
     def __init__(self, config: Bert4RecConfig) -> None:
         super().__init__()
         rows, number = config.vocab_size, config.num_followers
-        self.followers: torch.Tensor
-        self.counts: torch.Tensor
-        self.totals: torch.Tensor
+        self.followers: Tensor
+        self.counts: Tensor
+        self.totals: Tensor
         for name, shape in (("followers", (rows, number)), ("counts", (rows, number)), ("totals", (rows,))):
             self.register_buffer(name, torch.zeros(shape, dtype=torch.int32))
         self.gate = nn.Linear(config.hidden_size, 1)
@@ -127,20 +118,14 @@ class Bert4RecTransitionHead(nn.Module):
 
     def forward(
         self,
-        hidden_states: torch.Tensor,
-        input_ids: torch.Tensor,
-        kept: torch.Tensor,
-        labels: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        hidden_states: Tensor,  # (batch, kept, hidden) at the scored positions
+        input_ids: Tensor,  # (batch, length) token IDs
+        kept: Tensor,  # (batch, kept) scored positions
+        labels: Tensor | None = None,  # (batch, kept) true items, whose transitions count once less
+    ) -> tuple[Tensor, Tensor]:
         """Return token IDs of followers and g + a log c - b log n, both (batch, kept, number).
 
         A missing follower gets the lowest finite value.
-
-        Args:
-            hidden_states: (batch, kept, hidden) at the scored positions.
-            input_ids: (batch, length) token IDs.
-            kept: (batch, kept) scored positions.
-            labels: (batch, kept) true items, whose transitions count once less, or None.
         """
         kept = kept.expand(input_ids.shape[0], -1)
         before = input_ids.gather(1, (kept - 1).clamp(min=0)).masked_fill(kept == 0, 0)
@@ -164,11 +149,11 @@ class Bert4RecTransitionHead(nn.Module):
         self.followers[gone] = self.counts[gone] = 0
 
 
-AddedScores = list[tuple[Callable, torch.Tensor, torch.Tensor]]
+AddedScores = list[tuple[Callable, Tensor, Tensor]]
 """For each additional head: a function that adds scores to logits; token IDs and scores, (batch, kept, number) each."""
 
 
-def added_sums(added: AddedScores, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
+def added_sums(added: AddedScores, labels: Tensor) -> tuple[Tensor, Tensor] | None:
     """Return the log-sums (batch, kept) of the exponentials of added scores, over all items and over the true item."""
     if not added:
         return None

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, embedding, linear, softplus
 from torch.utils.checkpoint import checkpoint
 
@@ -27,14 +27,14 @@ GPU_SCORES = 2**25  # 0.13 GB; with smaller chunks the GPU waits: a step on Movi
 
 def item_loss(
     config: Any,
-    hidden_states: torch.Tensor,
-    item_table: torch.Tensor,
-    item_bias: torch.Tensor,
-    labels: torch.Tensor,
-    num_items_in_batch: torch.Tensor | int | None = None,
+    hidden_states: Tensor,
+    item_table: Tensor,
+    item_bias: Tensor,
+    labels: Tensor,
+    num_items_in_batch: Tensor | int | None = None,
     loss: str | None = None,
-    added: tuple[torch.Tensor, torch.Tensor] | None = None,
-) -> torch.Tensor:
+    added: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
     """Return the mean loss over the scored positions.
 
     Args:
@@ -70,13 +70,8 @@ def item_loss(
 
 
 def softmax_loss(
-    config: Any,
-    hidden_states: torch.Tensor,
-    item_table: torch.Tensor,
-    item_bias: torch.Tensor,
-    targets: torch.Tensor,
-    reduction: str = "sum",
-) -> torch.Tensor:
+    config: Any, hidden_states: Tensor, item_table: Tensor, item_bias: Tensor, targets: Tensor, reduction: str = "sum"
+) -> Tensor:
     """Return the negative log-likelihood over the catalog (paper, equation 8).
 
     `reduction` is "sum", or "none" for one value per position; other arguments are those of `ItemLoss.total`. The loss
@@ -109,21 +104,19 @@ def softmax_loss(
     )
 
 
-def _chunk_losses(
-    states: torch.Tensor, item_table: torch.Tensor, bias: torch.Tensor, targets: torch.Tensor
-) -> torch.Tensor:
+def _chunk_losses(states: Tensor, item_table: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
     return cross_entropy(linear(states, item_table, bias), targets, ignore_index=-100, reduction="none")
 
 
 def softmax_loss_with_added(
     config: Any,
-    hidden_states: torch.Tensor,
-    item_table: torch.Tensor,
-    item_bias: torch.Tensor,
-    targets: torch.Tensor,
-    log_all: torch.Tensor,
-    log_target: torch.Tensor,
-) -> torch.Tensor:
+    hidden_states: Tensor,
+    item_table: Tensor,
+    item_bias: Tensor,
+    targets: Tensor,
+    log_all: Tensor,
+    log_target: Tensor,
+) -> Tensor:
     """Return the summed negative log-likelihood of the targets under the scores of the catalog and the added scores.
 
     `log_all` and `log_target` are the two tensors that `item_loss` gets as `added`.
@@ -137,8 +130,8 @@ def softmax_loss_with_added(
 
 
 def sampled_softmax_loss(
-    config: Any, hidden_states: torch.Tensor, item_table: torch.Tensor, item_bias: torch.Tensor, targets: torch.Tensor
-) -> torch.Tensor:
+    config: Any, hidden_states: Tensor, item_table: Tensor, item_bias: Tensor, targets: Tensor
+) -> Tensor:
     """Return the summed cross-entropy over the target and `config.num_negatives` sampled items.
 
     The sampled items represent all other items: the sum of the exponentials of their scores is multiplied by the number
@@ -151,13 +144,8 @@ def sampled_softmax_loss(
 
 
 def binary_loss(
-    config: Any,
-    hidden_states: torch.Tensor,
-    item_table: torch.Tensor,
-    item_bias: torch.Tensor,
-    targets: torch.Tensor,
-    calibrated: bool,
-) -> torch.Tensor:
+    config: Any, hidden_states: Tensor, item_table: Tensor, item_bias: Tensor, targets: Tensor, calibrated: bool
+) -> Tensor:
     """Return the summed binary cross-entropy: per position the mean over target and `config.num_negatives` other items.
 
     Args:
@@ -182,7 +170,7 @@ class ItemLoss:
         samples_negatives: Whether the loss draws `config.num_negatives` items.
     """
 
-    total: Callable[[Any, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+    total: Callable[[Any, Tensor, Tensor, Tensor, Tensor], Tensor]
     samples_negatives: bool = False
 
 
@@ -202,28 +190,20 @@ def check_loss(name: str) -> None:
         raise ValueError(f"`loss` must be one of {', '.join(LOSSES)}, found {name!r}. {advice}")
 
 
-def _share_drawn(config: Any, item_table: torch.Tensor) -> float:
+def _share_drawn(config: Any, item_table: Tensor) -> float:
     """Return the drawn share of the items other than the target."""
     return config.num_negatives / (len(item_table) - SPECIALS - 1)
 
 
 def sampled_scores(
-    config: Any, hidden_states: torch.Tensor, item_table: torch.Tensor, item_bias: torch.Tensor, targets: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+    config: Any, hidden_states: Tensor, item_table: Tensor, item_bias: Tensor, targets: Tensor
+) -> tuple[Tensor, Tensor]:
     """Return the scores of the targets (positions,) and of negatives (positions, drawn).
 
     Negatives are drawn uniformly from all items other than the target of the position. Negatives that are not shared
-    may repeat. If negatives are shared, one more item is drawn, and each position has one score of -inf.
-
-    Args:
-        config: Configuration with `num_negatives` and `share_negatives`.
-        hidden_states: (positions, hidden).
-        item_table: (rows, hidden), the special rows first.
-        item_bias: (rows,).
-        targets: (positions,) token IDs of items. At positions with -100 the scores have no meaning.
-
-    Raises:
-        ValueError: There are more negatives than other items.
+    may repeat. If negatives are shared, one more item is drawn, and each position has one score of -inf. Arguments are
+    those of `ItemLoss.total`; scores at a target of -100 have no meaning. ValueError if there are more negatives than
+    other items.
     """
     negatives, items = config.num_negatives, len(item_table) - SPECIALS
     if not 0 < negatives < items:

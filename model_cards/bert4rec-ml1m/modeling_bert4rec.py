@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel, initialization
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.modeling_outputs import BaseModelOutput, MaskedLMOutput
@@ -49,7 +49,7 @@ class MaskedItemOutput(MaskedLMOutput):
             number), if the batch has them: items among which sampled metrics rank the target.
     """
 
-    ranking: dict[str, torch.Tensor] | None = None
+    ranking: dict[str, Tensor] | None = None
 
 
 class Bert4RecPreTrainedModel(PreTrainedModel):
@@ -117,7 +117,7 @@ class Bert4RecEncoder(Bert4RecPreTrainedModel):
 
     def encode(
         self, input_ids: Input, inputs_embeds: Input, attention_mask: Input, kept_positions: Input, **kwargs: Any
-    ) -> torch.Tensor:
+    ) -> Tensor:
         """Return the hidden states (batch, length or kept, hidden); the arguments are those of `forward`."""
         raise NotImplementedError
 
@@ -125,10 +125,10 @@ class Bert4RecEncoder(Bert4RecPreTrainedModel):
     @capture_outputs
     def forward(
         self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        kept_positions: torch.Tensor | None = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        kept_positions: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutput:
         """Encode a batch of histories.
@@ -170,7 +170,7 @@ class Bert4RecModel(Bert4RecEncoder):
 
     def encode(
         self, input_ids: Input, inputs_embeds: Input, attention_mask: Input, kept_positions: Input, **kwargs: Any
-    ) -> torch.Tensor:
+    ) -> Tensor:
         hidden_states = self.embeddings(input_ids, inputs_embeds, attention_mask)
         mask = padding_mask(self.config, hidden_states, hidden_states, attention_mask)
         for layer in self.layers[:-1]:
@@ -209,15 +209,15 @@ class Bert4RecForMaskedLM(Bert4RecPreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        logits_to_keep: int | torch.Tensor = 0,
-        kept_positions: torch.Tensor | None = None,
-        history: torch.Tensor | None = None,
-        candidates: torch.Tensor | None = None,
-        num_items_in_batch: torch.Tensor | int | None = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        logits_to_keep: int | Tensor = 0,
+        kept_positions: Tensor | None = None,
+        history: Tensor | None = None,
+        candidates: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MaskedItemOutput:
         """Score all items at the positions of a batch of histories.
@@ -267,13 +267,7 @@ class Bert4RecForMaskedLM(Bert4RecPreTrainedModel):
         row_inputs = [rows for rows in (history, labels, candidates) if rows is not None]
         if row_inputs and not self.training:
             ranking = ranking_of(self.config.exclude_history, history, candidates, row_inputs[0])
-        return MaskedItemOutput(
-            loss=loss,
-            logits=logits,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            ranking=ranking,
-        )
+        return MaskedItemOutput(loss, logits, outputs.hidden_states, outputs.attentions, ranking)
 
     def save_pretrained(self, save_directory: str | PathLike, is_main_process: bool = True, **kwargs: Any) -> None:
         """Save as in transformers, with the code of the encoder, so that AutoModel can load the encoder."""
@@ -295,11 +289,8 @@ class Bert4RecForMaskedLM(Bert4RecPreTrainedModel):
         return queries * (input_ids >= len(SPECIAL_TOKENS)).any(dim=1)[:, None, None].to(queries)
 
     def score_items(
-        self,
-        hidden_states: torch.Tensor,
-        input_ids: torch.Tensor | None = None,
-        kept_positions: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+        self, hidden_states: Tensor, input_ids: Tensor | None = None, kept_positions: Tensor | None = None
+    ) -> Tensor:
         """Return the logits of all items for last hidden states of the encoder.
 
         Args:
@@ -318,7 +309,7 @@ class Bert4RecForMaskedLM(Bert4RecPreTrainedModel):
         hidden_states = self.query_vectors(hidden_states, input_ids)
         return self._item_logits(hidden_states, self._added_scores(hidden_states, input_ids, kept_positions))
 
-    def _item_logits(self, hidden_states: torch.Tensor, added: AddedScores) -> torch.Tensor:
+    def _item_logits(self, hidden_states: Tensor, added: AddedScores) -> Tensor:
         with torch.autocast(hidden_states.device.type, enabled=False):  # bfloat16 would make ties in the ranking
             logits = self.lm_head(hidden_states.to(getattr(self.lm_head.weight, "dtype", self.dtype)))
             logits[..., : len(SPECIAL_TOKENS)] = torch.finfo(logits.dtype).min
@@ -328,10 +319,10 @@ class Bert4RecForMaskedLM(Bert4RecPreTrainedModel):
 
     def _added_scores(
         self,
-        hidden_states: torch.Tensor,
-        input_ids: torch.Tensor | None,
-        kept_positions: torch.Tensor | None,
-        labels: torch.Tensor | None = None,
+        hidden_states: Tensor,
+        input_ids: Tensor | None,
+        kept_positions: Tensor | None,
+        labels: Tensor | None = None,
     ) -> AddedScores:
         """Return what `repeat_head` and `transition_head` add to the logits. `labels` (batch, kept): training only."""
         found: AddedScores = []
@@ -359,7 +350,7 @@ class Bert4RecForMaskedLM(Bert4RecPreTrainedModel):
             self.transition_head.resize(self.config.vocab_size)
         return embeddings
 
-    def _item_weights(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def _item_weights(self) -> tuple[Tensor, Tensor]:
         head: Any = self.lm_head
         if callable(head.weight):  # after torch.ao.quantization.quantize_dynamic
             return head.weight().dequantize(), head.bias()
