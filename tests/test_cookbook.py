@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -163,6 +164,9 @@ def check_simple(names, printed):
         assert own["count"].tolist() == sorted(counts[user], reverse=True)[:10]
         assert all(counts[user][item] == count for item, count in zip(own["item"], own["count"], strict=True))
     assert names["log"]["item"].value_counts()[names["popular"]].is_monotonic_decreasing
+    bought = [list(of) for _, of in names["log"].groupby("user")["item"]]
+    for row in names["chain"].itertuples():
+        assert row.count == sum((row.item, row.next) in list(pairwise(of)) for of in bought)
 
 
 def check_new_products(names, printed):

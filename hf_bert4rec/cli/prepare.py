@@ -153,7 +153,7 @@ def _continue(recipe: Recipe, new: Dataset, names: dict[str, str] | None) -> tup
     last = RunFacts.load(folder).data.last_time if (folder / FACTS_FILE).exists() else None
     if last is not None:
         log = f"the log of {run.continue_from}"
-        _check_times(run, log, last, first, earlier=first < last, wrong="the rows before this time")
+        _check_times(run, log, last, first, earlier=first < last, wrong=f"the rows before {format_time(last)}")
     if run.max_length not in (None, tokenizer.model_max_length):
         length = tokenizer.model_max_length
         raise ValueError(f"`--max_length` must be {length}, as in {run.continue_from}, found {run.max_length}.")

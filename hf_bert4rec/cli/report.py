@@ -131,6 +131,7 @@ def recommendation_table(recommender: NextItemRecommendationPipeline, history: l
     tokenizer = recommender.tokenizer
     titles = dict(zip(tokenizer.items.to_pylist(), tokenizer.titles or [None] * len(tokenizer.items), strict=True))
     past = [f"  {item:>10}          {titles.get(item, 'unknown ID, skipped') or ''}".rstrip() for item in history]
+    past = past or ["  none"]
     recommended = recommender([history], **options)[0]
     best = [f"  {row['item']:>10}  {row['score']:.4f}  {row['title'] or ''}".rstrip() for row in recommended]
     columns = f"(item, score{', title' * bool(tokenizer.titles)})"

@@ -110,9 +110,11 @@ def _check_targets(recipe: Recipe, tokenizer: ItemTokenizer, histories: DatasetD
     evaluated = {name: rows for name, rows in histories.items() if name != "train"}
     fewest = min(map(len, evaluated.values()), default=FEW_USERS)
     if fewest < FEW_USERS:
-        by_share, intervals = "held_out" in recipe.split_options(), "See the 95 % intervals of the results."
+        advice = "See the 95 % intervals of the results."
+        if "held_out" in recipe.split_options():
+            advice = "Increase `--held_out`, or collect more days."
         text = "Held-out users: %d. With fewer than %d, chance decides which checkpoint or model is better. %s"
-        logger.warning(text, fewest, FEW_USERS, "Increase `--held_out`." if by_share else intervals)
+        logger.warning(text, fewest, FEW_USERS, advice)
     if find_split(recipe.run.split).function.__module__ != leave_one_out.__module__:
         _warn_about_leaks(recipe.run.split, histories)
     elif recipe.run.continue_from is None:  # otherwise an earlier training may have had the targets

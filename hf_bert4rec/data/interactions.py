@@ -187,7 +187,7 @@ def _check(log: RawLog, found: Mapping[str, int], wanted: Mapping[str, Column], 
 
 
 def _check_ids(coded: Mapping[str, pa.DictionaryArray], actions: pd.DataFrame, name: str) -> None:
-    """Warn about IDs of `actions` that look wrong. `coded` has the IDs that the numbers of users and items stand for."""
+    """Warn about IDs that look wrong. In `actions`, users and items are numbers of IDs in `coded`."""
     used = {}
     for role, column in coded.items():
         rows = np.bincount(actions[role], minlength=len(column.dictionary))
