@@ -78,6 +78,7 @@ def run(recipe: Recipe) -> Path | None:
         protocol=whole,
         sampled_protocol=sampled,
         results={},
+        evaluated={},
         recipe={**recipe.given, **parts, **{name: getattr(config, name) for name in recipe.options("model")}},
         reproducible=True,
         example=recipe.run.example or tokenizer.items[:3].to_pylist(),

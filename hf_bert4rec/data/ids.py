@@ -122,8 +122,12 @@ def warn_about_variants(ids: pa.StringArray, role: str, known: int = 0) -> None:
 
     `role` is "item" or "user".
     """
+    if pc.all(pc.ascii_is_decimal(ids)).as_py():
+        return  # the usual case, without the time of the following lines
     folded = pc.utf8_lower(pc.utf8_normalize(ids, "NFKC"))
-    folded = pc.utf8_trim_whitespace(pc.replace_substring_regex(folded, r"\s+", " "))
+    for pattern, text in (("ß", "ss"), ("ς", "σ"), (r"[\s\pZ\x85]+", " ")):
+        folded = pc.replace_substring_regex(folded, pattern, text)
+    folded = pc.utf8_trim_whitespace(folded)
     places = folded.dictionary_encode().indices.to_numpy()
     first = np.unique(places, return_index=True)[1][places]  # place of the first ID with the same spelling
     variants = np.flatnonzero((first < np.arange(len(ids))) & (np.arange(len(ids)) >= known))

@@ -112,7 +112,8 @@ class SourceFile:
         except UnicodeDecodeError as error:
             line = data.count(b"\n", 0, error.start) + 1
             found = f"{self.name}, line {line}: expected {encoding} text, found the byte {data[error.start]:#04x}"
-            other = self.spell("encoding", "cp1252" if self.encoding is None else "latin-1")  # decodes every byte
+            usual = "latin-1" if codecs.lookup(encoding).name == "cp1252" else "cp1252"  # latin-1 decodes every byte
+            other = self.spell("encoding", usual)
             raise ValueError(f"{found}. Name the encoding, such as {other}, or fix this line.") from None
         except LookupError:
             example = self.spell("encoding", "utf-8")

@@ -264,7 +264,7 @@ def item_tokenizer(
         tokenizer.set_titles(found := _titles_in_order(ids, titles))
         text = "%d of %d items have a title. Titles of items that are not in the catalog of the model: %d."
         titled = sum(title is not None for title in found)
-        logger.info(text, titled, len(ids), len(titles) - titled)
+        logger.info(text, titled, len(ids), len({*as_item_ids(list(titles)).to_pylist()}.difference(ids)))
     tokenizer.features = features
     return tokenizer
 

@@ -296,7 +296,7 @@ def training_items(train: Dataset, vocab_size: int) -> tuple[np.ndarray, np.ndar
     if len(table["user"].unique()) != train.num_rows:
         advice = "Split with `prefixes=False` and a `max_length` above the longest history, such as 1_000_000."
         raise ValueError(f"Baselines need one row per user, found users with several rows. {advice}")
-    return items, rows
+    return items.astype(np.int64, copy=False), rows  # rows from other programs may have smaller integers
 
 
 def sparse_matrix(values: Any, shape: tuple[int, int] | None = None) -> Any:

@@ -97,7 +97,7 @@ class RunFacts:
     sampled_protocol: str | None = None  # the same for metrics among sampled candidates; None if there are none
     exclude_history: bool = True  # whether items of the history are excluded from rankings and recommendations
     results: dict[str, dict[str, dict[str, Number]]] = field(default_factory=dict)  # split -> model -> metric -> value
-    evaluated: dict[str, int] = field(default_factory=dict)  # split -> number of users with a target
+    evaluated: dict[str, int] = field(default_factory=dict)  # split -> number of targets
     # Split -> model -> 95 % interval of NDCG@10 over users
     intervals: dict[str, dict[str, tuple[Number, Number]]] = field(default_factory=dict)
     # Split -> other model -> 95 % interval of the NDCG@10 of `model` minus that of the other

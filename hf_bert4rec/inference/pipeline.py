@@ -39,8 +39,8 @@ class NextItemRecommendationPipeline(ScoringPipeline):
         recommender([["1", "6", "2571"]], top_k=10)
 
     - IDs that the tokenizer lacks are skipped. A warning reports their number, unless all of them were reported before.
-    - For an empty history, or one of unknown IDs only, BERT4Rec scores items by their biases, which follow the
-      popularity of the items. SASRec and GRU4Rec recommend what they have learned for the start of a history.
+    - For an empty history, or one of unknown IDs only, BERT4Rec scores items by their biases, which roughly have the
+      order of their popularity. SASRec and GRU4Rec recommend what they have learned for the start of a history.
     - The model reads the newest `tokenizer.model_max_length` - 1 items of a history; `exclude_history` excludes all.
     - Items with the same score are in the order of `tokenizer.items`.
     - Items in `tokenizer.removed` may be in histories, but are never recommended, even if `allow` lists them. A

@@ -131,7 +131,11 @@ class Selection:
             elif all_possible:
                 found = possible.expand(len(queries), -1)
             else:  # a place that the index left empty becomes the last special row, which is closed
-                found = torch.from_numpy(self.index.search(queries.numpy(), count)) + len(SPECIAL_TOKENS)
+                found = torch.from_numpy(self.index.search(queries.numpy(), count))
+                if (empty := ~queries[:, :-1].any(dim=1)).any():  # users without items, whose scores are the biases
+                    biases = self.model._item_weights()[1][len(SPECIAL_TOKENS) :].float().cpu()
+                    found[empty] = biases.sort(descending=True, stable=True).indices[:count]
+                found += len(SPECIAL_TOKENS)
             rows, left = self._possible(found, denied)
             if allowed is not None or all_possible or left.sum(dim=1).min() >= self._number:
                 break

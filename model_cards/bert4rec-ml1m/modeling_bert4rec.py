@@ -276,17 +276,19 @@ class Bert4RecForMaskedLM(Bert4RecPreTrainedModel):
             custom_object_save(self.model, save_directory, config=self.config)
         super().save_pretrained(save_directory, is_main_process, **kwargs)
 
-    def query_vectors(self, hidden_states: torch.Tensor, input_ids: torch.Tensor | None = None) -> torch.Tensor:
+    def query_vectors(self, hidden_states: Tensor, input_ids: Tensor | None = None) -> Tensor:
         """Return the vectors whose inner products with the item vectors are scored, in the shape of `hidden_states`.
 
         In evaluation of a bidirectional model, the vectors of a row of `input_ids` without items are 0. Its logits are
-        the biases, which follow the popularity of the items. The model has not learned to predict from nothing, because
-        a training row of two items or more keeps a visible item.
+        the biases, which start as the popularity of the items and roughly keep its order. The model has not learned to
+        predict from nothing, because a training row of two items or more keeps a visible item. Items that an
+        `attention_mask` hides count as items.
         """
         queries = self.prediction_head(hidden_states)
         if self.training or self.model.causal or input_ids is None:
             return queries
-        return queries * (input_ids >= len(SPECIAL_TOKENS)).any(dim=1)[:, None, None].to(queries)
+        has_items = (input_ids >= len(SPECIAL_TOKENS)).any(dim=1)
+        return queries * has_items.view(-1, *[1] * (queries.dim() - 1)).to(queries)  # keeps NaN of damaged weights
 
     def score_items(
         self, hidden_states: Tensor, input_ids: Tensor | None = None, kept_positions: Tensor | None = None
@@ -296,7 +298,7 @@ class Bert4RecForMaskedLM(Bert4RecPreTrainedModel):
         Args:
             hidden_states: (batch, kept, hidden); without `repeat_head` and `num_followers` any shape (..., hidden).
             input_ids: (batch, length) token IDs of the encoder's input, needed with `repeat_head` or `num_followers`,
-                and for rows without items (see `query_vectors`).
+                and for rows without items (see `query_vectors`). The first dimension of the states must be the batch.
             kept_positions: (batch, kept) positions of the states; all if not given.
 
         Returns:

@@ -314,6 +314,8 @@ def test_a_byte_that_the_named_encoding_lacks_is_reported_with_one_that_has_all(
     with pytest.raises(ValueError, match=r"line 2: expected cp1252 text, found the byte 0x81.*encoding='latin-1'"):
         load_interactions(path, encoding="cp1252")
     assert rows(load_interactions(path, encoding="latin-1")) == [("u", "\x81", 0)]
+    with pytest.raises(ValueError, match=r"expected utf-8 text, found the byte 0x81.*encoding='cp1252'"):
+        load_interactions(path, encoding="utf-8")
 
 
 def test_users_that_differ_only_in_case_or_blanks_are_reported(caplog):

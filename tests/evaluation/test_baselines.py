@@ -6,7 +6,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from datasets import Dataset, DatasetDict
+from datasets import Dataset, DatasetDict, Sequence, Value
 
 from hf_bert4rec import MarkovChain, Popularity
 from hf_bert4rec.evaluation.baselines import BASELINES, Als, BprMf, DataCollatorWithUsers, Ease, ItemNeighbors, OwnItems
@@ -63,6 +63,14 @@ def test_the_order_of_the_markov_chain_is_counted_by_hand(train):
     scores = MarkovChain(train, VOCAB).scores(query([B], [A], [C], [D], [E]))
     orders = scores[:, 3:].argsort(dim=1, descending=True, stable=True).add(3).tolist()
     assert orders == [[A, C, B, D, E], [B, A, C, D, E], [A, B, C, D, E], [A, B, C, D, E], [A, B, C, D, E]]
+
+
+@pytest.mark.parametrize("kind", ["int8", "uint16", "uint32", "int64"])
+def test_training_rows_may_have_integers_of_any_size(train, kind):
+    small = train.cast_column("input_ids", Sequence(Value(kind)))
+    for baseline in (Popularity, MarkovChain, OwnItems):
+        batch = query([A], [])
+        assert torch.equal(*(baseline(rows, VOCAB)(**batch).logits for rows in (train, small)))
 
 
 def test_own_items_are_scored_by_their_number_then_by_popularity(train):

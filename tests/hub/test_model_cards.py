@@ -73,7 +73,7 @@ def test_the_card_of_a_release_says_what_its_facts_say(folder):
     assert model_card(facts).content == card.content
     assert sampled_table(facts.results["test"]) in card.text
     assert (facts.data.terms or "") in card.text
-    assert f"history excluded. Users with a target: {facts.evaluated['test']:,}. The checkpoint" in card.text
+    assert f"history excluded. Number of targets: {facts.evaluated['test']:,}. The checkpoint" in card.text
     processes = facts.machine.processes
     launcher = f"accelerate launch --multi_gpu --num_processes {processes} scripts/train.py"
     launcher = "hf-bert4rec train" if processes == 1 else launcher

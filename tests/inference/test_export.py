@@ -121,6 +121,10 @@ def test_the_command_replaces_an_export_and_nothing_else(tmp_path, capsys):
     (tmp_path / "onnx" / "export.json").write_text("{}")  # of an older export
     main(["export", str(source), "--to", "onnx", "--output", str(tmp_path / "onnx")])
     assert len(OnnxRecommender(tmp_path / "onnx")([["a"]])[0]) == 8
+    expected = hf_bert4rec.pipeline(source, device="cpu")([[], ["a"]])
+    assert items_of(OnnxRecommender(tmp_path / "onnx")([[], ["a"]])) == items_of(expected)
+    order = hf_bert4rec.pipeline(source, device="cpu").model.lm_head.bias[3:].argsort(descending=True)
+    assert items_of(expected)[0] == [ITEMS[place] for place in order if ITEMS[place] != "c"]
     assert capsys.readouterr().out.endswith(f"Saved in {tmp_path / 'onnx'}.\n")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").write_text("mine")

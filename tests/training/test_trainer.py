@@ -122,7 +122,7 @@ def test_the_card_contains_what_the_trainer_knows(trained, tmp_path):
     assert results == {name: round(best[f"eval_{name}"], 4) for name in results}
     assert {result.dataset_split for result in card.data.eval_results} == {"validation"}
     assert "The checkpoint was chosen on this split, so they are too optimistic." in card.text
-    assert f"12 items, history excluded. Users with a target: {len(trained.eval_dataset)}." in card.text
+    assert f"12 items, history excluded. Number of targets: {len(trained.eval_dataset)}." in card.text
     assert f"({facts.seconds:,.0f} s) with 1 process of " in card.text
     assert 'recommender([["i0", "i1", "i2"]], top_k=10)' in card.text
     assert "The terms of the training data are not recorded." in card.text
