@@ -95,7 +95,7 @@ def as_times(values: Values, log: RawLog, rows: np.ndarray) -> pa.ChunkedArray:
             found = f"{len(rounded):,} timestamps such as {rounded[0].as_py()!r} are rounded"
             logger.warning(f"{log.name}: {found}, so interactions may be out of order. Export them with all digits.")
         months = values.filter(pc.match_substring_regex(values, MONTHS))
-        if len(months) == len(values) - values.null_count > 0:
+        if len(months) and len(months) == len(values) - values.null_count:
             text = f"{log.name}: timestamps such as {months[0].as_py()!r} are read as decimal numbers"
             logger.warning(f"{text}. If they are months or days, write them as dates, such as 2016-01-31.")
     times = as_numbers(values, "timestamp", log, rows, dates=True)

@@ -27,7 +27,7 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
     ("above 0 and at most 10", lambda value: 0 < value <= 10, ("initializer_range", "layer_norm_eps")),
     ("from 0 to 1", lambda value: 0 <= value <= 1, ("gbce_calibration",)),
     ("0, the row of [PAD]", lambda value: value == 0, ("pad_token_id",)),
-    ("odd and at least 3, or None", lambda value: value is None or value % 2 == 1 < value, ("conv_kernel_size",)),
+    ("odd and at least 3, or None", lambda value: value is None or (value > 1 and value % 2), ("conv_kernel_size",)),
 )
 """Expected range, its check, and the options with this range."""
 
