@@ -123,6 +123,10 @@ class Selection:
         check_scores(queries := outputs["queries"])
         possible = (~self._closed).nonzero()[:, 0]
         denied = pad(excluded, (1, 0)).sort(dim=1).values  # with [PAD], which is row 0
+        weight, bias = self.model._item_weights()
+        empty, by_bias = ~queries[:, :-1].any(dim=1), possible  # users without items, whose scores are the biases
+        if empty.any():
+            by_bias = possible[bias[possible.to(bias.device)].float().cpu().sort(descending=True, stable=True).indices]
         count = SEARCHED * self._number
         while True:
             all_possible = count >= len(possible)
@@ -131,18 +135,14 @@ class Selection:
             elif all_possible:
                 found = possible.expand(len(queries), -1)
             else:  # a place that the index left empty becomes the last special row, which is closed
-                found = torch.from_numpy(self.index.search(queries.numpy(), count))
-                if (empty := ~queries[:, :-1].any(dim=1)).any():  # users without items, whose scores are the biases
-                    biases = self.model._item_weights()[1][len(SPECIAL_TOKENS) :].float().cpu()
-                    found[empty] = biases.sort(descending=True, stable=True).indices[:count]
-                found += len(SPECIAL_TOKENS)
+                found = torch.from_numpy(self.index.search(queries.numpy(), count)) + len(SPECIAL_TOKENS)
+                found[empty] = by_bias[:count]
             rows, left = self._possible(found, denied)
             if allowed is not None or all_possible or left.sum(dim=1).min() >= self._number:
                 break
             count *= SEARCHED
         if "followers" in outputs and allowed is None and not all_possible:
             rows, left = self._possible(torch.cat([found, outputs["followers"]], dim=1), denied)
-        weight, bias = self.model._item_weights()
         scores = []
         for of, query in zip(rows, queries, strict=True):
             vectors, added = weight[of.to(weight.device)].cpu(), bias[of.to(bias.device)].cpu()

@@ -116,7 +116,7 @@ def test_an_index_gives_the_items_of_the_model(recommender, build, options):
 def test_more_candidates_are_taken_if_too_few_are_left(recommender):
     """`LostIndex` finds j, i and h first, then g, f and so on."""
     assert items_of(recommender([["a"]], top_k=1, index=LostIndex()))[0][0] in "jih"
-    nobody = items_of(recommender([[]], top_k=2))  # the index is not searched for a user without items
+    nobody = items_of(recommender([[]], top_k=2))  # for a user without items, what the index finds is not used
     assert items_of(recommender([[]], top_k=2, index=LostIndex())) == nobody
     answers = recommender([[], ["g"]], top_k=1, deny=list("jihb"), index=LostIndex())
     assert items_of(answers) == items_of(recommender([[], ["g"]], top_k=1, deny=list("jihb")))
