@@ -46,7 +46,8 @@ def compare(path: str, split: str, folder: str) -> str:
 
     `folder` receives one result per model, the trained models, the returned report as `comparison.md`,
     and its numbers as `comparison.json`. ValueError if the comparison or one of its models is invalid, or a result in
-    `folder` has other options, data or weights. All of this is checked before a model is trained.
+    `folder` has other options, data or weights. All of this is checked before a model is trained. ValueError also if
+    `folder` has a trained model with other options and without a result; this is found when its turn comes.
     """
     comparison = Comparison.load(path)
     logging.getLogger("hf_bert4rec.cli.prepare").setLevel(logging.WARNING)  # each training logs its own settings

@@ -76,7 +76,7 @@ class Comparison:
             raise ValueError(f"Unknown metric {min(unknown)!r} in `published`. Choose from {known}.")
 
     def parse_recipe(self) -> Recipe:
-        """Parse `recipe`, whose data, split and protocol hold for all models."""
+        """Parse `recipe`, which sets the data, split and protocol of all models."""
         try:
             return parse_recipe([self.recipe, "--disable_tqdm=true"])
         except ValueError as error:

@@ -48,8 +48,9 @@ def prepare(
 ) -> tuple[Recipe, Dataset, ItemTokenizer, DatasetDict]:
     """Read, filter, encode and split the data of a recipe; return recipe, interactions, tokenizer and histories.
 
-    To evaluate a checkpoint, pass its tokenizer. Otherwise a tokenizer is built from the training split, or extended
-    from that of `continue_from`, and `recommended_settings` chooses options that the recipe does not set.
+    To evaluate a checkpoint, pass its tokenizer. With `continue_from`, the tokenizer of that checkpoint is extended.
+    Otherwise a tokenizer is built from the interactions that `Split.past` returns (with `leave_one_out` the whole log),
+    and `recommended_settings` chooses options that the recipe does not set.
     """
     run = recipe.run
     if not run.data:

@@ -31,10 +31,11 @@ def push_data(
 ) -> str:
     """Push the splits of a recipe as a dataset in one commit, and return the URL of the commit.
 
-    User IDs are pushed as they are in the log. Earlier versions stay in the commits of the repository. The repository
-    is created if it does not exist, in your account if the name has no owner. `private` and `token` are as for
-    `push_checkpoint`. PermissionError for data that is not part of this package, unless `may_share` is true;
-    ValueError if the recipe draws candidates; OSError as for `push_files`.
+    The tokenizer is pushed too. The rows are for all models: `recommended_settings` and, from a checkpoint folder, its
+    option `prefixes` are not applied. User IDs are pushed as they are in the log. Earlier versions stay in the commits
+    of the repository. The repository is created if it does not exist, in your account if the name has no owner.
+    `private` and `token` are as for `push_checkpoint`. PermissionError for data that is not part of this package,
+    unless `may_share` is true; ValueError if the recipe draws candidates; OSError as for `push_files`.
     """
     run = recipe.run
     sources = (run.data, run.history, run.titles, run.item_ids, run.item_features, run.continue_from)

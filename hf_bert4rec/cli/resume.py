@@ -71,7 +71,7 @@ def _check_checkpoints(folder: Path, own: list[Path]) -> None:
     others = [path.name for path in folder.glob("checkpoint-*") if path.is_dir() and path not in own]
     if others:
         found = f"{folder} contains {min(others)}, which is not from a run of this command"
-        raise ValueError(f"{found}. Move {min(others)}, or choose another `--output_dir`.")
+        raise ValueError(f"{found}. Move {min(others)}, which training may delete, or choose another `--output_dir`.")
 
 
 def _find_problem(checkpoint: Path, needs_best: bool, data: str | None, options: dict[str, Any]) -> str:

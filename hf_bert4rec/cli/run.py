@@ -107,7 +107,7 @@ def run(recipe: Recipe) -> Path | None:
 
 
 def _check_targets(recipe: Recipe, tokenizer: ItemTokenizer, histories: DatasetDict) -> None:
-    """Log what makes the results of a split less reliable: few targets, untrained targets, leaks of a user's split."""
+    """Log what makes results less reliable: few targets, targets without training rows, leaks of a custom split."""
     evaluated = {name: rows for name, rows in histories.items() if name != "train"}
     fewest = min(map(len, evaluated.values()), default=FEW_USERS)
     if fewest < FEW_USERS:

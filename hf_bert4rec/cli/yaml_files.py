@@ -7,7 +7,10 @@ import yaml
 
 
 def read_yaml(file: str | Path, expected: str, advice: str, loader: Any = yaml.SafeLoader) -> dict[str, Any]:
-    """Return the keys and values of a YAML file; ValueError if it cannot be read, or is not what is `expected`."""
+    """Return the keys and values of a YAML file ({} if it is empty); ValueError if it cannot be read or is no mapping.
+
+    `expected` (what the file should be) and `advice` are parts of the message.
+    """
     if not Path(file).exists():
         raise ValueError(f"{Path(file).absolute()}: found no such file. Pass {expected}.")
     try:

@@ -11,7 +11,7 @@ from datasets import ClassLabel, Dataset, DatasetDict
 
 
 def check_number(name: str, value: Any, expected: str, holds: Callable[[Any], object], kind: type = Real) -> None:
-    """Raise ValueError, "`name` must be `expected`", unless a value is a `kind`, no bool, and fulfills `holds`."""
+    """Raise ValueError, "`name` must be `expected`", unless a value is a `kind`, not a bool, and fulfills `holds`."""
     if isinstance(value, bool) or not isinstance(value, kind) or not holds(value):
         raise ValueError(f"`{name}` must be {expected}, found {value!r:.100}.")
 
@@ -28,7 +28,7 @@ def check_bool(name: str, value: Any) -> None:
 
 
 def read_rows(rows: Any, *columns: str, advice: str = "Pass a split that `leave_one_out` returns.") -> pa.Table:
-    """Return a `Dataset` as an Arrow table; raise ValueError with `advice` unless it is one with the `columns`."""
+    """Return `rows` as an Arrow table; raise ValueError with `advice` unless it is a `Dataset` with all `columns`."""
     found = rows.column_names if isinstance(rows, Dataset) else [type(rows).__name__]
     if not set(columns) <= set(found):
         if isinstance(rows, DatasetDict):

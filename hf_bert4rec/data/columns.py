@@ -83,7 +83,7 @@ def _check_roles(log: RawLog, wanted: Mapping[str, Column], found: Mapping[str, 
     sequences = [name for name in log.columns if wanted["item"] is None and _fits(name, SEQUENCES)]
     sequences += [log.columns[place] for place in found.values() if log.columns[place].endswith("_seq")]
     if sequences:
-        cells = f"the cells of the column {sequences[0]!r} seem to contain several values"
+        cells = f"the cells of the column {sequences[0]!r} seem to contain several values, according to its name"
         advice = "If each cell has one value, rename the column."
         if wanted["item"] is None:
             advice += f" If another column has the item of the row, name it: {spell('item')}."

@@ -43,8 +43,8 @@ class DataCollatorForNextItem:
             `candidates` (batch, number), padded with -100. All int64.
 
         Raises:
-            ValueError: A training row has no item, labels do not match the inputs, or only some evaluated rows have
-                `history` or `candidates`.
+            ValueError: A training row has no item; with cloze masking and `epoch`, a training row has no column `row`;
+                labels do not match the inputs; or only some evaluated rows have `history` or `candidates`.
         """
         input_ids, real = pad_rows([row["input_ids"] for row in features], self.tokenizer.pad_token_id)
         labels = np.full_like(input_ids, -100)
@@ -119,7 +119,11 @@ class DataCollatorForCloze(DataCollatorForNextItem):
 
     @property
     def scored_share(self) -> float:
-        """Share of the positions of a training batch that a model scores: as many in each row as in the longest one."""
+        """Approximate share of the positions of a training batch that a model scores.
+
+        In each row as many positions are scored as in the row with the most masks. This is the share
+        `mask_probability`, or one position per row if only one item is masked.
+        """
         one = 1 in (self.last_item_probability, self.max_predictions)
         return 1 / self.tokenizer.model_max_length if one else self.mask_probability
 

@@ -1,7 +1,8 @@
 """The formats of logs. A new format is a function and an entry in `FORMATS`.
 
 The function takes a `SourceFile`, with the methods `text()` and `content()` (bytes) and the attributes `path` and
-`separator`. It returns a table of pandas, Polars, Arrow or datasets. The user names columns without usual names.
+`separator`. It returns a table of pandas, Polars, Arrow or datasets. Columns are found by usual names such as `user`.
+Users pass other names to `load_interactions`.
 """
 
 import re
@@ -51,7 +52,10 @@ def open_log(
     columns: Iterable[Column] = (),
     timestamp: Column = None,
 ) -> RawLog:
-    """Open interactions, titles or features. `kind` is a key of `FOLDER_FILES`. The user named the `columns`."""
+    """Open a source: `kind` is "interactions", or "titles" for every table of items (titles, IDs, features).
+
+    `columns` and `timestamp` are columns that the user named. A first line with one of these `columns` is a header.
+    """
     for option, value in {"format": format, "separator": separator, "encoding": encoding}.items():
         if not isinstance(value, str | None):
             raise ValueError(f"`{option}` must be text, found {value!r}.")

@@ -34,13 +34,21 @@ TOGETHER = 0.5  # share of test targets with the time of the interaction before 
 
 @dataclass(frozen=True)
 class SortedLog:
-    """All interactions, sorted by user and then by time. User u has the interactions `starts[u]` to `ends[u] - 1`."""
+    """All interactions, sorted by user and then by time. User u has the interactions `starts[u]` to `ends[u] - 1`.
 
-    users: pa.Array  # (users,) raw IDs
-    starts: np.ndarray  # (users,) index of each user's first interaction
-    ends: np.ndarray  # (users,) index of each user's last interaction, plus 1
-    items: np.ndarray  # (interactions,) token IDs; [UNK] for items that the tokenizer does not contain
-    timestamps: np.ndarray  # (interactions,) in the unit of the log
+    Attributes:
+        users: (users,) raw user IDs.
+        starts: (users,) index of each user's first interaction.
+        ends: (users,) index of each user's last interaction, plus 1.
+        items: (interactions,) token IDs; [UNK] for items that the tokenizer does not contain.
+        timestamps: (interactions,) times in the unit of the log.
+    """
+
+    users: pa.Array
+    starts: np.ndarray
+    ends: np.ndarray
+    items: np.ndarray
+    timestamps: np.ndarray
 
 
 def check_interactions(interactions: Dataset) -> pa.Table:
@@ -106,7 +114,8 @@ def build_histories(
         `DatasetDict` with `train` and the splits of `targets`; columns: `COLUMNS`.
 
     Raises:
-        ValueError: An option is out of range, or `train_ends` or `targets` is not one interaction of each user.
+        ValueError: An option is out of range, or `train_ends` or an array of `targets` is not one index per user among
+            the interactions of this user. (`train_ends` may also be `log.ends`, and targets may be -1.)
     """
     max_length = tokenizer.model_max_length if max_length is None else max_length
     check_max_length(max_length)

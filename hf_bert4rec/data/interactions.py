@@ -48,10 +48,11 @@ def load_interactions(
             (contained in this package), a pandas, Polars or Arrow table, a (saved) `datasets.Dataset`, or the Hub ID
             of a dataset, whose split `train` is read.
         format: Format of a file: a key of `FORMATS`, such as csv, jsonl or parquet. Default: the suffix of the file.
-        user: Column of the user: a name, or a position from 0. Default: a column with a usual name.
+        user: Column of the user: a name, or a position from 0. Default: a column with a usual name, or in a file
+            without a header its place in `user item [rating timestamp]`.
         item: Column of the item, as for `user`.
         timestamp: Column of the time: numbers are kept as they are, dates become seconds since 1970. Default: a column
-            with a usual name, or the only column whose type is a date.
+            with a usual name (`date` is joined with a column `time`), or the only column whose type is a date.
         rating: Column of the rating, as for `user`; read only if `min_rating` is given.
         min_rating: Drop interactions with a lower rating or without one.
         min_user_interactions: Drop users with fewer interactions. This filter and `min_item_interactions` count what

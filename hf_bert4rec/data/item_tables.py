@@ -56,7 +56,11 @@ def load_titles(
 
 
 def load_item_ids(source: Any) -> dict[str, str]:
-    """Return a dict from old to new item ID, the first two columns of a table; ValueError if an old ID has two."""
+    """Return a dict from old to new item ID, the first two columns of a source such as `load_titles` reads.
+
+    ValueError if the source has one column only, or an old ID has two different new IDs. Errors of reading are those of
+    `load_titles`.
+    """
     log = open_log(source, "titles")
     if len(log.columns) < 2:
         advice = "Pass a table with two columns, in CSV separated by commas."
@@ -105,7 +109,10 @@ def load_item_features(
             columns are ignored. If there is text, pass the same `encoder`.
         format: As for `load_interactions`, like `separator` and `encoding`.
 
+    A column `like` is not read, because tables of new items have the IDs of similar items in it (see `add_items`).
+
     Raises:
+        FileNotFoundError: There is no such file, or the folder has no file of MovieLens.
         ValueError: An item ID is missing or repeated, most but not all values of a column are numbers, vectors have
             different widths or are not finite, the encoder or a column of `text` or `like` is missing, no column can be
             used, or the features have more than 25,000 bytes per item on average.

@@ -94,7 +94,11 @@ class SourceFile:
                 raise ValueError(f"{self.name}: the file is {advice}.")
 
     def text(self, usual_encoding: str = "utf-8") -> str:
-        """Return the content as text; a byte order mark takes precedence over the user's encoding."""
+        """Return the content as text, in the encoding that the user named, otherwise in `usual_encoding`.
+
+        A byte order mark takes precedence. With another `usual_encoding` than UTF-8, UTF-8 is tried first. ValueError
+        if the content is empty, binary or not in this encoding.
+        """
         data = self.content()
         self.check_kind(data)
         encoding = self.encoding or usual_encoding

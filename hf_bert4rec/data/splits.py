@@ -105,7 +105,8 @@ def split_at_time(
 def train_on_all(interactions: Dataset, tokenizer: ItemTokenizer, **rows: Any) -> DatasetDict:
     """Put all interactions into the training split, without validation and test, for the training before deployment.
 
-    Find the number of epochs with another split first. Arguments and their errors are as for `leave_one_out`.
+    Find the number of epochs with another split first. `interactions`, `tokenizer` and `**rows` are as for
+    `leave_one_out`; ValueError if one of them is not as expected.
     """
     log = sort_by_user(interactions, tokenizer)
     return build_histories(log, tokenizer, log.ends, {}, **rows)
@@ -148,9 +149,10 @@ def new_interactions(
     replay: float = 1.0,
     **rows: Any,
 ) -> DatasetDict:
-    """Put the interactions from a point in time on, and a sample of older ones, into the training split.
+    """Build a training split of the rows that end with an interaction from `since` on, and a sample of older rows.
 
-    The split is for continued training. Histories also contain older ones. Other arguments: see `leave_one_out`.
+    The split is for continued training. Each row also contains the user's older interactions, as far as they fit. For
+    `interactions`, `tokenizer` and `**rows`, see `leave_one_out`.
 
     Args:
         since: Interactions from this time on are new (a number or an ISO date, as for `split_at_time`). None: all.
@@ -193,7 +195,8 @@ class Split:
 
     Attributes:
         function: `function(interactions, tokenizer, *, max_length, **options)` returns a `DatasetDict` with `train` and
-            optionally `validation` and `test`; `sort_by_user` and `build_histories` do most of the work.
+            optionally `validation` and `test`; `sort_by_user` and `build_histories` do most of the work. `max_length`
+            is None by default (`tokenizer.model_max_length`), and 2^31 - 1 for the training rows of baselines.
         protocol: Description in results and cards; `{name}` stands for the value of an option.
         past: `past(interactions, **options)` returns the interactions that the tokenizer may be built from. It gets
             only the options that are among its parameters. None: all interactions.

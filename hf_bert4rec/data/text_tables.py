@@ -48,7 +48,7 @@ def read_delimited(file: SourceFile, separator: str = ",", encoding: str = "utf-
 
 
 def _is_quoted(lines: list[str], separator: str) -> bool:
-    """Return whether a header is in quotation marks, as R writes tables, and each line is a row of its width."""
+    """Return whether all header fields are quoted, as R writes them, and all lines have equally many fields."""
     header = lines[0].split(separator) if lines and len(separator) == 1 else [""]
     if not all(map(QUOTED.fullmatch, header)):
         return False

@@ -84,7 +84,11 @@ class ItemTokenizer(PreTrainedTokenizerFast):
         return tokenizer
 
     def set_titles(self, titles: Iterable[Any], source: str = "titles") -> None:
-        """Set a list of titles in the order of `items`: text, numbers, None or NaN (no title). Errors name `source`."""
+        """Set a list of titles in the order of `items`: text, numbers, None or NaN (no title).
+
+        ValueError if their number is not that of the items, or a title has more than 10,000 bytes in UTF-8. The message
+        begins with `source`.
+        """
         if isinstance(titles, Mapping):
             advice = "Pass `[titles.get(item) for item in tokenizer.items.to_pylist()]`."
             raise ValueError(f"{source}: expected a list, found a dict. {advice}")
@@ -137,7 +141,11 @@ class ItemTokenizer(PreTrainedTokenizerFast):
         return self._items
 
     def encode_items(self, items: pa.Array | pa.ChunkedArray | Iterable[str | float]) -> np.ndarray:
-        """Return the token IDs, (n,) int32, of raw IDs. Unknown IDs become [UNK]. IDs must be text or numbers."""
+        """Return the token IDs, (n,) int32, of raw IDs or of the column `item` of a `Dataset`.
+
+        Unknown IDs, and nulls in an Arrow array, become [UNK]. ValueError if a list has other values than text or
+        numbers.
+        """
         ids, unknown = _as_text(items), self.unk_token_id  # read once, because each read takes a look-up
         if len(ids) < LOOKUP_SHARE * len(self):
             find = self.backend_tokenizer.token_to_id
@@ -192,7 +200,10 @@ class ItemTokenizer(PreTrainedTokenizerFast):
 
 
 def check_tokenizer(tokenizer: Any) -> None:
-    """Raise ValueError unless a tokenizer is an `ItemTokenizer` with the token IDs of an item table."""
+    """Raise ValueError unless a tokenizer is an `ItemTokenizer` with valid settings and token IDs without gaps.
+
+    [PAD], [MASK] and [UNK] have the token IDs 0 to 2, the items those from 3 on.
+    """
     if not isinstance(tokenizer, ItemTokenizer):
         advice = "Build it with `item_tokenizer`. To load one, import hf_bert4rec first. In its tokenizer_config.json, "
         advice += "`tokenizer_class` must be `ItemTokenizer`."
@@ -224,16 +235,17 @@ def item_tokenizer(
     features: ItemFeatures | None = None,
     max_length: int = Bert4RecConfig.max_position_embeddings,
 ) -> ItemTokenizer:
-    """Build the tokenizer of a catalog: one row per item, in order of first appearance.
+    """Build the tokenizer of a catalog: [PAD], [MASK], [UNK], then one token per item in order of first appearance.
 
     Args:
         items: Interactions with a column `item`, or raw item IDs. Repeated IDs count once; numbers become text.
         titles: Mapping from raw item ID to title, as from `load_titles`. Titles of other items are ignored.
-        features: From `load_item_features`. Items without interactions come last, and are recommended by them.
+        features: From `load_item_features`. Its items that are not in `items` come last, and get scores from features.
         max_length: Longest input, including the [MASK] of the query.
 
     Raises:
-        ValueError: `items` contains no item, or an ID, a title or `max_length` is not as described.
+        ValueError: `items` contains no item; an ID is empty or a special token such as [PAD]; a title is not text or a
+            number, or longer than 10,000 bytes; or `features` or `max_length` is not as described.
     """
     check_max_length(max_length)
     check_features("features", features)
@@ -280,9 +292,10 @@ def extend_item_tokenizer(
 ) -> ItemTokenizer:
     """Return a copy of a tokenizer with new items appended; every known item keeps its token ID.
 
-    For a trained model, call `model.resize_token_embeddings(len(extended))` with the result, which appends their rows.
+    For a trained model, then call `model.resize_token_embeddings(len(extended))`, which appends rows to the item table.
 
-    `items`, `titles` and errors are as for `item_tokenizer`; `titles` may also contain new titles of known items.
+    `items` and `titles` are as for `item_tokenizer`, but `items` may be empty, and `titles` may also contain new titles
+    of known items. ValueError if an ID or a title is invalid, or `tokenizer` is not an `ItemTokenizer`.
     """
     check_tokenizer(tokenizer)
     extended = copy.deepcopy(tokenizer)

@@ -52,7 +52,7 @@ _WORD = re.compile(f"{_MONTH.pattern}|(mon|tue|wed|thu|fri|sat|sun)[a-z]*|am|pm|
 
 
 def check_ids(distinct: pa.Array, counts: np.ndarray, role: str, name: str) -> None:
-    """Warn about values that do not look like IDs; raise ValueError if most values contain several IDs, such as `1|2`.
+    """Warn about values that do not look like IDs; raise ValueError if most look like several IDs, such as `1|2|3`.
 
     `counts` are the numbers of rows of the distinct values.
     """
@@ -172,7 +172,7 @@ def as_text(values: Values) -> pa.ChunkedArray:
 
 
 def as_seconds(time: Any, name: str) -> float:
-    """Return a number unchanged, and a date as seconds since 1970; ValueError for what `date_as_seconds` refuses."""
+    """Return a number unchanged, and a date as seconds since 1970; ValueError for NaN, infinity and other text."""
     seconds, text = math.inf, str(time).strip()
     with suppress(ValueError, OverflowError):
         seconds = float(text) if NUMBER.fullmatch(text) else date_as_seconds(text)

@@ -76,7 +76,9 @@ class Baseline(nn.Module):
     ) -> MaskedItemOutput:
         """Return logits (users, 1, vocab_size). The loss is NaN, because gradients do not train baselines.
 
-        The arguments are those of `Bert4RecForMaskedLM.forward`, and `users`, which only `BprMf` needs.
+        `input_ids`, `attention_mask` (required), `history` and `candidates` are as in `Bert4RecForMaskedLM.forward`.
+        Without `history`, the items are those of `input_ids`. `labels` are not used. `users` are as in `scores`;
+        ValueError if `BprMf` gets none.
         """
         if users is None and self.users:
             advice = "Use `DataCollatorWithUsers(tokenizer, model.users)` of `hf_bert4rec.evaluation.baselines`."
@@ -93,7 +95,13 @@ class Popularity(Baseline):
     """Baseline that recommends the items with the most interactions to every user.
 
     Args:
+        train: Training rows, with one row per user: the whole history (see `hf_bert4rec.evaluation.baselines`).
+        vocab_size: `len(tokenizer)`.
         recent_share: Share of all interactions that is counted, the most recent first. Below 1 it needs timestamps.
+
+    Raises:
+        ValueError: A user has two rows, there are no items, a token ID is not below `vocab_size`, or `recent_share` is
+            out of range or needs timestamps.
     """
 
     def __init__(self, train: Dataset, vocab_size: int, recent_share: float = 1.0) -> None:
@@ -114,7 +122,10 @@ class Popularity(Baseline):
 
 
 class MarkovChain(Popularity):
-    """First-order Markov chain: rank items by how often they followed the last item, then by popularity."""
+    """First-order Markov chain: rank items by how often they followed the last item, then by popularity.
+
+    `train`, `vocab_size` and their errors are as for `Popularity`.
+    """
 
     def __init__(self, train: Dataset, vocab_size: int) -> None:
         super().__init__(train, vocab_size)

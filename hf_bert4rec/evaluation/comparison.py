@@ -19,12 +19,19 @@ SMALLEST_P = 1 / (1 + RANDOMIZATIONS)  # the smallest p-value that the test can 
 
 @dataclass
 class UserResults:
-    """Results of a model for each user of a split, in the order of its rows."""
+    """Results of a model for each user of a split, in the order of its rows.
 
-    ranks: np.ndarray  # (users,) ranks of the targets over the catalog, from 1; each tie adds half a rank
-    ties: np.ndarray  # (users,) number of other items with the score of the target; 0 for an unknown target
-    recommended: np.ndarray  # (users, TOP_K) token IDs of the best items, best first; -1 where fewer items are left
-    sampled_ranks: np.ndarray | None = None  # (users,) ranks among the candidates; None without candidates
+    Attributes:
+        ranks: (users,) ranks of the targets over the catalog, from 1; each tie adds half a rank.
+        ties: (users,) number of other items with the score of the target; 0 for an unknown target.
+        recommended: (users, 10) token IDs of the best items, best first; -1 where fewer items are left.
+        sampled_ranks: (users,) ranks among the candidates. None without candidates.
+    """
+
+    ranks: np.ndarray
+    ties: np.ndarray
+    recommended: np.ndarray
+    sampled_ranks: np.ndarray | None = None
 
 
 def evaluate_users(trainer: Trainer, rows: Dataset) -> UserResults:
@@ -45,7 +52,8 @@ def split_metrics(
 
     - `hr@k`, `ndcg@k`, `mrr@k` (k = 1, 5, 10) over the catalog; sampled metrics such as `ndcg@10_popularity_sampled`;
     - `coverage@10`: share of the catalog that is among the 10 recommendations of at least one user;
-    - `popularity@10`: mean training count of recommended items, divided by that of the targets in the catalog (or NaN);
+    - `popularity@10`: mean training count of recommended items, divided by that of the targets in the catalog; NaN if
+      no target occurs in training;
     - `ties`: share of users whose target has the same score as another item.
 
     Args:
@@ -69,8 +77,9 @@ def user_groups(rows: Dataset, counts: np.ndarray) -> dict[str, np.ndarray]:
     """Return groups of users by their targets and histories, each as a mask (users,) of bools; a group may be empty.
 
     Head items are the 20 % of the catalog with the most interactions in training. Tail items are the other items with
-    interactions. Unseen items have none. Short histories have at most the median length. New users have no history.
-    `counts` (vocab_size,) are the numbers of interactions of each item in training.
+    interactions. Unseen items have none, or are [UNK]. Short histories have at most the median length, long histories
+    more. New users have no history, so their histories are short as well. `counts` (vocab_size,) are the numbers of
+    interactions of each item in training.
     """
     targets = target_items(rows)
     lengths = np.array([len(history) for history in rows.with_format("numpy")["history"]])
@@ -89,12 +98,19 @@ def user_groups(rows: Dataset, counts: np.ndarray) -> dict[str, np.ndarray]:
 
 @dataclass
 class Difference:
-    """Difference of NDCG@10 of two models over the same users: first minus second."""
+    """Difference of NDCG@10 of two models over the same users: first minus second.
+
+    Attributes:
+        mean: Mean difference over users.
+        low: Start of the 95 % interval of the mean (bootstrap over users).
+        high: End of this interval.
+        p: p-value of a two-sided paired randomization test over users, at least 1 / 10,001.
+    """
 
     mean: float
-    low: float  # start of the 95 % interval (bootstrap over users)
-    high: float  # end of the interval
-    p: float  # p-value of a two-sided paired randomization test over users
+    low: float
+    high: float
+    p: float
 
 
 def paired_difference(first: Ranks | Sequence[Ranks], second: Ranks | Sequence[Ranks]) -> Difference:

@@ -1,8 +1,8 @@
 """Ranks of held-out items, and the metrics of next-item recommendation that follow from ranks.
 
-A rank is the position of the held-out item, counted from 1, among the items of the catalog that are not in the user's
-history. For items with the same score, the rank is the expected rank under random tie-breaking. If a model gives every
-item the same score, every target is in the middle of the ranking.
+A rank is the position of the held-out item, counted from 1, among the items of the catalog. With `exclude_history`, the
+items of the user's history are not ranked. For items with the same score, the rank is the expected rank under random
+tie-breaking. If a model gives every item the same score, every ranked target is in the middle. Other targets are last.
 """
 
 import logging

@@ -99,7 +99,8 @@ def metrics_of_ranks(prediction: EvalPrediction, sampled: Sampled = "popularity_
 def rank_rows(trainer: Trainer, rows: Dataset, results: Callable | None = None) -> np.ndarray:
     """Return `results` of the logits (default: `preprocess_logits_for_metrics`) for each row, in the order of the rows.
 
-    The array is (rows,) or (rows, columns). `Trainer.predict` would return the rows in another order.
+    The array is (rows,) or (rows, columns). With `train_sampling_strategy="group_by_length"`, the default of
+    `RecommendationTrainingArguments`, `Trainer.predict` alone returns another order. ValueError if there are no rows.
     """
     lengths = pc.list_value_length(read_rows(rows, "input_ids")["input_ids"]).to_numpy()
     if not len(lengths):

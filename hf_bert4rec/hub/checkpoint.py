@@ -280,7 +280,7 @@ def check_output(
     source: Path | None = None,
     option: str = "`output=` (command line: `--output`)",
 ) -> None:
-    """Raise ValueError if `output` is a file, has files, but not the file `marker`, or if writing removes `source`."""
+    """Raise ValueError if `output` is a file or a folder of other files (no `marker`), or would remove `source`."""
     path = Path(output)
     if path.exists() and not (path / marker).exists() and (path.is_file() or any(path.iterdir())):
         found = f"{output} is not an earlier result (it has no {marker}), so it is not replaced"

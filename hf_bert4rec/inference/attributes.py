@@ -69,8 +69,8 @@ class ItemAttributes:
         Args:
             name: The attribute.
             condition: A value of the type of the column, a list of values of which one must match, or a function. The
-                function gets the column, a pandas Series with one element per value, and returns a Series with one bool
-                per element, such as `lambda price: price < 20`.
+                function gets the column, a pandas Series with one element per value, and returns a Series of bools with
+                the same index, such as `lambda price: price < 20`.
 
         Raises:
             ValueError: The attribute is unknown, the condition has another form, the function fails or returns

@@ -45,7 +45,12 @@ class BatchRecommender:
         checkpoint: Folder or Hub ID of a checkpoint, or a folder that `export_checkpoint` wrote.
         user: Name of the column of user IDs.
         history: Name of the column of histories, lists of raw item IDs, oldest first.
-        **options: As for a call of the pipeline, or of `OnnxRecommender` for an exported folder.
+        **options: As for a call of the pipeline, or of `OnnxRecommender` for an exported folder. `allow` and `deny` are
+            one list for all users, not one list per user.
+
+    Raises:
+        ImportError: The extra `export`, which an exported folder needs, is missing.
+        OSError, ValueError: As for `pipeline` or `OnnxRecommender`; or `user` has the name of another column.
     """
 
     def __init__(
@@ -60,9 +65,10 @@ class BatchRecommender:
         self.recommender([], **options)  # raises ValueError for invalid options
 
     def __call__(self, table: Table) -> Table:
-        """Return the user, `rank` from 1, `item` and `score`, one row per recommendation, as a table of the same kind.
+        """Return one row per recommendation, with the user, `rank` from 1, `item` and `score`.
 
-        A user without a history gets the recommendations for an empty history. Unknown item IDs are skipped.
+        The result is a DataFrame for a DataFrame, and a `pyarrow.Table` for a `Table` or `RecordBatch`. A user without
+        a history gets the recommendations for an empty history. Unknown item IDs are skipped.
 
         Raises:
             ValueError: A column or a user ID is missing, or a value of a history, such as None, is not an item ID.
@@ -114,11 +120,12 @@ def recommend_to_parquet(
         checkpoint: As for `BatchRecommender`.
         source: Parquet with one row per user and columns `user` and `history` (a list), or a log of any format.
         output: Folder of the result: a new one, or that of the same call before an interruption.
-        processes: Number of processes, each with one thread. One process per core is fastest. In a script, more than
-            one needs `if __name__ == "__main__":` before the call, because each process imports the script again.
+        processes: Number of processes. Two or more have one thread each; a single process uses the threads of torch (an
+            exported folder: one thread). One process per core is fastest. In a script, more than one needs
+            `if __name__ == "__main__":` before the call, because each process imports the script again.
         shard_size: Number of users per file.
-        user: Name of the column of user IDs.
-        history: Name of the column of histories.
+        user: Name of the column of user IDs in the result, and in a Parquet file of histories.
+        history: Name of the column of histories in such a file.
         columns: Columns of a log, a dict with the keys `user`, `item` and `timestamp`, and other options of
             `load_interactions`, such as `separator`. Default: columns are found by their usual names.
         **options: `top_k`, `exclude_history`, `allow` and `deny`, the same for all users; see a call of the pipeline.
@@ -221,7 +228,7 @@ def _cut(batches: Iterator[pa.RecordBatch], size: int) -> Iterator[pa.Table]:
 def _write_shards(
     shards: Iterator[pa.Table], folder: Path, processes: int, arguments: dict[str, Any], recommender: BatchRecommender
 ) -> Iterator[int]:
-    """Write the missing files, and yield the number of users of each."""
+    """Write the missing files, and yield the number of users of every file, also of those that exist."""
     named = ((folder / f"part-{number:05}.parquet", shard) for number, shard in enumerate(shards))
     if processes == 1:
         for path, shard in named:

@@ -116,7 +116,8 @@ def export_checkpoint(checkpoint: str | PathLike, output: str | PathLike, revisi
 
     Raises:
         ImportError: The extra `export` is missing, or torch is too old for GRU4Rec.
-        OSError, ValueError: As for `fetch_checkpoint`; `output` has other files; or torch cannot export such a model.
+        OSError, ValueError: As for `fetch_checkpoint`; `output` has other files; `max_position_embeddings` is below 3;
+            or torch cannot export such a model.
     """
     _require("onnxscript")
     folder, target = fetch_checkpoint(checkpoint, revision), Path(output)
@@ -166,9 +167,10 @@ def is_export(folder: str | PathLike) -> bool:
 
 
 class OnnxRecommender:
-    """Recommender for an exported checkpoint, with the calls and answers of `NextItemRecommendationPipeline`.
+    """Recommender for an exported checkpoint: the call and `similar` of `NextItemRecommendationPipeline`.
 
-    The graph excludes items that had been removed before the export. Export again after you remove or add items.
+    It has no other methods of the pipeline, and `reason` of its answers is always None. The graph excludes items that
+    had been removed before the export. Export again after you remove or add items.
 
     Args:
         folder: Folder that `export_checkpoint` wrote.

@@ -55,7 +55,8 @@ class NextItemRecommendationPipeline(ScoringPipeline):
         batch_size: Histories per batch, by default 64, and fewer with a large catalog. Batch size and order of the
             histories do not affect the items and their order (CPU, float32). Scores agree within a relative tolerance
             of 1e-5.
-        **kwargs: As for `transformers.pipeline`, and defaults for the options of a call.
+        **kwargs: As for the class `transformers.Pipeline`, such as `device`, and defaults for the options of a call.
+            `dtype` has no effect: load the model with this type, or use `hf_bert4rec.pipeline`.
 
     Raises:
         ValueError: Model and tokenizer do not belong together, or an option is invalid.
@@ -92,8 +93,10 @@ class NextItemRecommendationPipeline(ScoringPipeline):
                 - `rerank`: a rule that reorders or drops items, such as `at_most(2, "category")`, or a list of rules.
                 - `candidates` (100): number of the best items that the first rule gets, or `top_k` if that is more.
                 - `index`: an index of `index_vectors()` (usearch, FAISS, or a `Dataset` after `add_faiss_index`), from
-                  which candidates are taken. The model ranks the candidates, and all other options apply. Items that
-                  the index does not find are not recommended.
+                  which candidates are taken. The model ranks them, and `score` is the logit. Followers
+                  (`num_followers`) are also candidates. With `allow`, all allowed items are ranked, without the index.
+                  For a history without items, BERT4Rec takes the items with the largest biases instead. All other
+                  options apply.
                 - `batch_size`: see the class.
 
                 None stands for the default of an option. Options of a call replace the defaults of the pipeline, but
@@ -145,9 +148,9 @@ class NextItemRecommendationPipeline(ScoringPipeline):
 
         Returns:
             For each history one dict per item, with `item`, `title`, `log_probability` (natural logarithm, over the
-            whole catalog) and `rank`. Ranks count from 1. Removed items are not ranked and, if the default of
-            `exclude_history` is True, nor are the other items of the history. Each other item with the same score adds
-            half a rank; the sum is rounded up. `log_probability` and `rank` are None for an unknown ID.
+            whole catalog) and `rank`, from 1. A rank does not count other items that are removed or, if the default of
+            `exclude_history` is True, in the history. Each other item with the same score adds half a rank; the sum is
+            rounded up. `log_probability` and `rank` are None for an unknown ID.
         """
         self._warn_about_gaps()
         given, unknown = read_histories(histories), self.tokenizer.unk_token_id

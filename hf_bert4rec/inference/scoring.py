@@ -25,8 +25,8 @@ class ScoringPipeline(Pipeline):
 
         A history must get the same scores in any batch; otherwise the batch size would decide near ties. The results
         are the same to the bit if all sizes fill the SIMD registers of the processor. So the length is padded to a
-        multiple of `LENGTH_MULTIPLE`, and the batch to at least `MIN_ROWS` rows. Of a history longer than
-        the input, the part around the [MASK] is kept; `query` is the position of the [MASK] in it.
+        multiple of `LENGTH_MULTIPLE`, but not above `tokenizer.model_max_length`, and the batch to at least `MIN_ROWS`
+        rows. Of a history longer than the input, the part around the [MASK] is kept; `query` is its position there.
         """
         limit, pad = self.tokenizer.model_max_length, self.tokenizer.pad_token_id
         asked = np.array(places)

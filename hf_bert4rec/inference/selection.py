@@ -118,7 +118,8 @@ class Selection:
         """Return token IDs and logits (users, number) of the best items from the index, or of those in `allow`.
 
         The logits are returned twice, because probabilities as from `_rank_all` would need the scores of all items.
-        Followers from the transition head are ranked together with the items from the index.
+        Followers from the transition head are ranked together with the items from the index. Users whose query vector
+        is 0, because they have no items, get the items with the largest biases instead of those from the index.
         """
         check_scores(queries := outputs["queries"])
         possible = (~self._closed).nonzero()[:, 0]

@@ -18,8 +18,9 @@ from .modeling_sasrec import shift_right
 class Gru4RecConfig(Bert4RecConfig):
     """Configuration of a GRU4Rec model (Hidasi et al., ICLR 2016): that of BERT4Rec without attention and positions.
 
-    `num_attention_heads`, `attention_probs_dropout_prob`, `identity_attention`, `intermediate_size` and
-    `learned_positions` have no effect. `rope_theta` and `conv_kernel_size` must be None.
+    `attention_probs_dropout_prob`, `identity_attention`, `intermediate_size`, `learned_positions` and
+    `num_attention_heads` have no effect, but the last one must divide `hidden_size`. `rope_theta` and
+    `conv_kernel_size` must be None. The default of `num_hidden_layers` is 1.
 
     Raises:
         StrictDataclassError: As for `Bert4RecConfig`, or `rope_theta` or `conv_kernel_size` is set.

@@ -151,9 +151,9 @@ def _log_memory(args: TrainingArguments, model: Bert4RecForMaskedLM, loader: Any
 class EarlyStopping(EarlyStoppingCallback):
     """Early stopping of transformers that keeps its patience counter when training is resumed.
 
-    If `eval_strategy` and `save_strategy` are epoch, the model is also evaluated and saved after the first step and
-    after a third of the first epoch. With a warm-up, the first step does not change the initial model. If popularity
-    explains most of a log, the best model is the initial model, or a model from the first epoch.
+    If `eval_strategy` and `save_strategy` are epoch, and `eval_delay` is 0, the model is also evaluated and saved after
+    the first step and after a third of the first epoch. With a warm-up, the first step does not change the initial
+    model. If popularity explains most of a log, the best model is the initial model, or one from the first epoch.
     """
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:

@@ -23,12 +23,14 @@ from ..hub.checkpoint import (
     replaced_folder,
     weight_files,
 )
+from ..hub.model_card import CARD
 from ..models.configuration_bert4rec import SPECIAL_TOKENS
 from .item_features import load_projection, start_from_features
 
 logger = logging.getLogger(__name__)
 
 STARTS = ("features", "like", "mean")  # what the vector and the bias of a new item come from
+CHANGED_ITEMS = "## Items changed after the training"  # last section of the card
 
 
 def add_items(
@@ -122,7 +124,7 @@ def _open(checkpoint: str | PathLike, output: str | PathLike | None) -> tuple[Pa
     folder = fetch_checkpoint(checkpoint)
     if output is not None and (target := Path(output).resolve()) != (source := folder.resolve()):
         if target in source.parents or source in target.parents:
-            raise ValueError(f"One of {output} and {folder} contains the other. Name another `output` (`--output`).")
+            raise ValueError(f"One folder contains the other: {output}, {folder}. Name another `output` (`--output`).")
         check_output(output, NEEDED[0], folder)
         if (target / NEEDED[0]).exists():
             logger.warning("%s exists and will be replaced.", output)
@@ -169,12 +171,22 @@ def _tables(model: PreTrainedModel) -> list[torch.Tensor]:
     return [model.get_input_embeddings().weight, head.weight, head.bias[:, None]]
 
 
+def _describe_items(tokenizer: ItemTokenizer) -> str:
+    """Return a paragraph for the card about the items after a change."""
+    items, removed = len(tokenizer.items), len(tokenizer.removed)
+    counts = f"The model has {items:,} items now, and {removed:,} of them are never recommended."
+    return f"Items were added, removed or renamed without training. {counts} The results above are from before."
+
+
 def _save(folder: Path, output: str | PathLike | None, tokenizer: ItemTokenizer, model: PreTrainedModel | None) -> None:
     """Write a checkpoint with another tokenizer and, if given, another model. Subfolders are not copied to `output`."""
     own = None if output is None else lambda path, names: [name for name in names if Path(path, name).is_dir()]
     with replaced_folder(folder if output is None else output) as new:
         shutil.copytree(folder, new, ignore=own, copy_function=shutil.copyfile)  # read-only files become writable
         tokenizer.save_pretrained(new)
+        if (card := new / CARD).exists():
+            before = card.read_text("utf-8").partition(CHANGED_ITEMS)[0].rstrip()
+            card.write_text(f"{before}\n\n{CHANGED_ITEMS}\n\n{_describe_items(tokenizer)}\n", "utf-8")
         if model is not None:
             for name in weight_files(new):
                 (new / name).unlink()

@@ -69,7 +69,7 @@ def initialize_items(model: PreTrainedModel, rows: Dataset) -> None:
 
 @torch.no_grad()
 def initialize_new_items(model: PreTrainedModel, rows: Dataset, items: torch.Tensor) -> None:
-    """Initialize the items that were added to a trained model from the histories with them.
+    """Initialize the new items of a trained model from the histories that contain them.
 
     The vector of a new item is the sum of its users' vectors, scaled to the mean length of the other items' vectors. A
     user's vector is the sum of the vectors of the user's other items. Both sums have the weights of `initialize_items`.
@@ -77,7 +77,7 @@ def initialize_new_items(model: PreTrainedModel, rows: Dataset, items: torch.Ten
     without other items in its histories does not change.
 
     Args:
-        model: A trained model of the package with rows for the new items, changed in place.
+        model: A trained model of the package, whose item table has rows for the new items. Changed in place.
         rows: Training rows with `user` and `input_ids`.
         items: Token IDs of the new items, (new,).
     """
@@ -100,7 +100,7 @@ def initialize_new_items(model: PreTrainedModel, rows: Dataset, items: torch.Ten
 def count_transitions(model: PreTrainedModel, rows: Dataset, since: float | None = None) -> float:
     """Count the transitions of training rows for a model with `num_followers`, in place.
 
-    `initialize_items` does this for a new model. Call it after `transfer`.
+    For a new model, `initialize_items` calls this function. After `transfer`, call this function yourself.
 
     Args:
         model: A model of the package with `num_followers`.

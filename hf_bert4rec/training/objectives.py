@@ -28,7 +28,8 @@ def cloze_training(
         tokenizer: Tokenizer of the items. It is saved with every checkpoint.
         callbacks: Only for the stock `Trainer`: your own callbacks, or `[]`. The callbacks of the package are added,
             without which a resumed or distributed run may skip or repeat rows. `RecommendationTrainer` adds them too.
-        sampled: How `candidates` were drawn, "popularity_sampled" or "uniform_sampled"; the end of metric names.
+        sampled: How the column `candidates` of the evaluation rows was drawn, "popularity_sampled" or
+            "uniform_sampled". It is the suffix of metric names, as in `ndcg@10_uniform_sampled`.
         **masking: Arguments of `DataCollatorForCloze`.
     """
     return {

@@ -64,14 +64,15 @@ def estimate_memory(
     gradient checkpointing, layers before the last keep only their input. A layer of a GRU keeps 9 d. `repeat_head` adds
     8 values per scored position and position of its row, `num_followers` 8 values per scored position and follower.
 
-    Sharding (FSDP), other optimizers, half precision and frozen weights are not taken into account.
+    Without gradient checkpointing, activations and loss are multiplied by 1.25, for freed memory that is kept. Sharding
+    (FSDP), other optimizers, half precision and frozen weights are not taken into account.
 
     Args:
         model: A model of the package. A model on the meta device needs no memory.
         batch_size: Rows per step and device.
         length: Length of the longest row.
-        scored_share: Share of the positions that are scored: `mask_probability`, or 1 in next-item training. At least
-            one position per row is counted.
+        scored_share: Share of the positions that are scored: `scored_share` of the collator, which is usually
+            `mask_probability`, and 1 in next-item training. At least one position per row is counted.
         gradient_checkpointing: Whether activations are computed again in the backward pass.
     """
     check_count("batch_size", batch_size)

@@ -137,7 +137,7 @@ class RecommendationTrainer(Trainer):
             checkpoint = last_complete_checkpoint(str(self.args.output_dir))
         if resume_from_checkpoint and not (checkpoint and is_complete(checkpoint)):
             found = f"Found no complete checkpoint to resume from: {checkpoint or self.args.output_dir}"
-            advice = "Pass a complete folder `checkpoint-*`, or omit `resume_from_checkpoint` to start a new training."
+            advice = "Pass a complete folder `checkpoint-*`, or omit `resume_from_checkpoint` to train from the start."
             raise ValueError(f"{found}. {advice}")
         if checkpoint:
             self.projection = load_projection(checkpoint)

@@ -44,9 +44,11 @@ def transfer(
         rows: Training rows of the new catalog with `user` and `input_ids`, as from `leave_one_out(…)["train"]`.
         projection: Projection of item features that was saved with `model`, as from
             `hf_bert4rec.training.item_features.load_projection(folder)`.
-        **changes: Changed values of the configuration, such as `hidden_dropout_prob`.
+        **changes: Changed values of the configuration, such as `hidden_dropout_prob`. `vocab_size` and
+            `max_position_embeddings` have no effect: `new_tokenizer` determines both.
 
     Raises:
+        StrictDataclassError: As for the configuration, if a value in `changes` is invalid.
         ValueError: `model` and `tokenizer` do not belong together, the catalogs share no item, titles are missing,
             `match` is unknown, `model` has no weights for a changed size or a longer input, or `projection` has a shape
             that does not fit.
@@ -91,8 +93,8 @@ def shared_items(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the token IDs of the shared items in the new and in the old tokenizer, two tensors (shared,).
 
-    With `match="title"`, a title that occurs twice in a catalog matches no item, and both tokenizers need titles.
-    Otherwise ValueError.
+    With `match="title"`, a title that occurs twice in a catalog matches no item, and ValueError is raised if one of the
+    tokenizers has no titles. An unknown `match` also raises ValueError.
     """
     if match not in ("id", "title"):
         raise ValueError(f"`match` must be 'id' or 'title', found {match!r}.")

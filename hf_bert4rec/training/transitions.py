@@ -42,11 +42,12 @@ class Transitions:
         return cls(pairs[order] // width, pairs[order] % width, total[order])
 
     def mixture(self) -> tuple[float, float]:
-        """Mix a Markov chain with the popularity of the later items; return the weight of the chain, and a gain.
+        """Return the weight of a Markov chain in its best mixture with popularity, and the gain over popularity alone.
 
-        The weight makes the transitions most likely (Jelinek and Mercer, 1980; by expectation maximization). The gain
-        is how many times as likely they then are as by popularity alone, as a geometric mean. The chain predicts each
-        transition without the count of its own user. Without transitions, the result is (0.0, 1.0).
+        Chain and popularity predict the later item of each pair, the chain without the count of the pair's own user.
+        The weight maximizes the likelihood of the pairs (Jelinek and Mercer, 1980; by expectation maximization). The
+        gain is the probability of a pair by the mixture, divided by its probability by popularity alone (geometric mean
+        over pairs). Without pairs, the result is (0.0, 1.0).
         """
         if not len(self.counts):
             return 0.0, 1.0

@@ -13,8 +13,9 @@ Input: TypeAlias = torch.Tensor | None
 def check_inputs(config: Bert4RecConfig, input_ids: Any, inputs_embeds: Any, attention_mask: Any, causal: bool) -> None:
     """Raise ValueError unless the inputs of an encoder have the right dimensions and values.
 
-    Token IDs and the values of the mask are checked on a CPU only, because a GPU would have to wait for the result.
-    Under torch.compile and torch.export, only the number of inputs is checked. `causal` is that of the encoder.
+    Token IDs and most values of the mask are checked on a CPU only, because a GPU would have to wait for the result.
+    The first column of the mask is checked on every device if `causal`, which is that of the encoder. Under
+    torch.compile and torch.export, only the number of inputs is checked.
     """
     if (input_ids is None) == (inputs_embeds is None):
         raise ValueError("Pass exactly one of `input_ids` and `inputs_embeds`.")

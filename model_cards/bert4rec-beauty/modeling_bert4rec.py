@@ -71,7 +71,7 @@ class Bert4RecPreTrainedModel(PreTrainedModel):
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """Load a model as in transformers, but by default only from safetensors, because a pickle can run code.
 
-        `use_safetensors=False` also allows a pickle (`pytorch_model.bin`).
+        `use_safetensors=False` reads only a pickle (`pytorch_model.bin`), even if the folder also has safetensors.
 
         Raises:
             OSError: As in transformers, or there are no weights in safetensors, and `use_safetensors` is not False.
@@ -81,7 +81,7 @@ class Bert4RecPreTrainedModel(PreTrainedModel):
         try:
             return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         except OSError as error:
-            if "named model.safetensors" not in str(error):
+            if not kwargs["use_safetensors"] or "named model.safetensors" not in str(error):
                 raise
             raise OSError(
                 f"{pretrained_model_name_or_path}: expected weights in model.safetensors, found none. A "
@@ -145,10 +145,10 @@ class Bert4RecEncoder(Bert4RecPreTrainedModel):
             `BaseModelOutput` whose `last_hidden_state` is (batch, length or kept, hidden).
 
         Raises:
-            ValueError: Not exactly one of `input_ids` and `inputs_embeds` is given, an input has another shape, there
-                are more positions than `max_position_embeddings` (not GRU4Rec), a row is empty or padded on the left
-                (SASRec and GRU4Rec), `position_ids` are given, or, on a CPU, a token ID or a value of `attention_mask`
-                is out of range.
+            ValueError: Not exactly one of `input_ids` and `inputs_embeds` is given, this input is empty or has another
+                number of dimensions, `attention_mask` has another shape, there are more positions than
+                `max_position_embeddings` (not GRU4Rec), a row is empty or padded on the left (SASRec and GRU4Rec),
+                `position_ids` are given, or, on a CPU, a token ID or a value of `attention_mask` is out of range.
         """
         check_inputs(self.config, input_ids, inputs_embeds, attention_mask, self.causal)
         if kwargs.get("position_ids") is not None:
@@ -231,8 +231,8 @@ class Bert4RecForMaskedLM(Bert4RecPreTrainedModel):
                 positions (kept,) that are the same in every row.
             kept_positions: (batch, kept) positions to score in each row. Default: with `labels`, and without
                 `logits_to_keep`, the positions with labels (all positions under torch.compile).
-            history: (batch, longest) token IDs of the user's items, padded with -100. In evaluation it is part of
-                `ranking`, not of the labels, because a Trainer collects labels for all users.
+            history: (batch, longest) token IDs of the user's items, padded with -100. Does not affect the logits. In
+                evaluation it is returned in `ranking`. A Trainer would keep a label in memory for all users.
             candidates: (batch, number) token IDs among which the target is ranked, also returned in `ranking`.
             num_items_in_batch: Number of scored positions in all steps and processes of a batch, from the Trainer.
 
@@ -302,8 +302,9 @@ class Bert4RecForMaskedLM(Bert4RecPreTrainedModel):
             kept_positions: (batch, kept) positions of the states; all if not given.
 
         Returns:
-            (batch, kept, vocab_size). A logit is the inner product of a state and an item vector plus a bias. This
-            does not hold for items of the history with `repeat_head`, or for followers with `num_followers`.
+            (batch, kept, vocab_size), or (..., vocab_size) for states (..., hidden). A logit is the inner product of a
+            query vector (`query_vectors`) and an item vector plus a bias. This does not hold for special tokens, which
+            get the lowest finite value, items of the history with `repeat_head`, and followers with `num_followers`.
 
         Raises:
             ValueError: The model has `repeat_head` or `num_followers`, and `input_ids` are missing.

@@ -56,14 +56,14 @@ class Bert4RecConfig(PreTrainedConfig):
         learned_positions: Whether a learned vector of the position is added to each item, as in the paper. On a small
             log of short histories, rotary positions alone were better.
         rope_theta: Base of the wavelengths of rotary position embeddings in attention (Su et al., 2021). None, as in
-            the paper: no rotary positions.
+            the paper: no rotary positions; this needs `learned_positions=True`.
         conv_kernel_size: Odd width of a depthwise convolution over the item embeddings. With 3, each input also
             contains its two neighbors, so that a [MASK] contains items. None, as in the paper: no convolution.
         identity_attention: Whether the value and output matrices of attention start at the identity, plus the random
             weights. Attention then starts as a mean of item vectors, which the item table can score directly. False,
             as in the paper: random weights only.
         prediction_head: Whether a dense layer, the activation and a layer normalization follow the encoder (paper,
-            equation 7). Otherwise scores are the product of encoder states and item table.
+            equation 7). Otherwise a score is the product of an encoder state and an item vector, plus the item's bias.
         repeat_head: Whether items of the history have a second score, for repeated interactions, as in RepeatNet (Ren
             et al., AAAI 2019). For data with repeat consumption; it needs the loss `softmax`. False, as in the paper:
             one score per item.
@@ -77,8 +77,8 @@ class Bert4RecConfig(PreTrainedConfig):
         tie_word_embeddings: Whether the item table is also the output matrix (paper, section 3.5).
         loss: Training loss: `softmax` over the whole catalog, or `sampled_softmax`, `gbce` or `bce` over sampled
             negatives, for 100,000 items or more. The module `hf_bert4rec.models.item_loss` describes them.
-        loss_chunk_size: Number of positions whose softmax is computed at a time. Memory grows with `loss_chunk_size` ·
-            `vocab_size`.
+        loss_chunk_size: Number of positions whose softmax is computed at a time; on a GPU at least 2^25 / `vocab_size`.
+            Memory grows with this number · `vocab_size`.
         num_negatives: Number of negatives per position of a sampled loss, below the number of items.
         share_negatives: Whether all positions of a batch share their negatives, which is much faster.
         gbce_calibration: t of `gbce`, from 0 (plain `bce`) to 1 (the sigmoid of a score is the item's probability).
@@ -146,7 +146,9 @@ class Bert4RecConfig(PreTrainedConfig):
 
     @classmethod
     def paper(cls, vocab_size: int, **changes: Any) -> Self:
-        """Return the configuration of the published model for MovieLens-1M with hidden size 64.
+        """Return the configuration of the published BERT4Rec for MovieLens-1M with hidden size 64.
+
+        `SasRecConfig.paper` and `Gru4RecConfig.paper` return similar sizes, not the published SASRec and GRU4Rec.
 
         Source: Sun et al., CIKM 2019, section 4.4, and the configuration files of the authors' code
         (`bert_config_ml-1m_64.json`), which set the dropout probabilities.

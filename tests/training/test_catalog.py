@@ -123,6 +123,18 @@ def test_the_command(checkpoint, tmp_path, capsys):
         main(["items", "remove", str(tmp_path / "output"), "zz"])
 
 
+def test_the_card_says_that_the_items_were_changed(checkpoint):
+    card = checkpoint / "README.md"
+    remove_items(checkpoint, ["a"])
+    assert not card.exists()
+    card.write_text("# Model\n\nÜber items\n", "utf-8")
+    add_items(checkpoint, pd.DataFrame({"item": ["n1", "n2"]}))
+    remove_items(checkpoint, ["n1"])
+    start, changed = card.read_text("utf-8").split("## Items changed after the training\n")
+    assert start == "# Model\n\nÜber items\n\n"
+    assert "The model has 5 items now, and 2 of them are never recommended." in changed
+
+
 def test_the_replacement_of_an_existing_output_is_logged(checkpoint, tmp_path, caplog):
     new, output = pd.DataFrame({"item": ["n"]}), tmp_path / "output"
     add_items(checkpoint, new, output)
