@@ -33,7 +33,7 @@ from .comparison_options import (
 )
 from .comparison_report import PARTS_DIFFER, ModelResult, differing_parts, format_report, result_file, summarize
 from .own_code import import_own_code, imported
-from .prepare import describe_data, prepare, protocol, sampled_by, whole_histories
+from .prepare import describe_data, excludes_history, prepare, protocol, sampled_by, whole_histories
 from .recipe import parse_recipe
 from .run import run
 from .trainers import evaluator
@@ -104,6 +104,7 @@ def evaluate_model(comparison: Comparison, name: str, split: str, folder: str) -
     if baseline := options.pop("baseline", None):
         started = time.perf_counter()
         model = BASELINES[baseline](train, len(tokenizer), **options)
+        model.exclude_history = excludes_history(recipe)
         seconds, processes, threads = time.perf_counter() - started, 1, torch.get_num_threads()
     else:
         checkpoint = fetch_checkpoint(options["checkpoint"])

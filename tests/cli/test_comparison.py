@@ -85,6 +85,17 @@ def test_models_are_evaluated_once_and_reported(recipe_file, tmp_path, capsys):
         compare(path, "test", folder)
 
 
+@pytest.mark.parametrize("excluded", [None, False])
+def test_all_models_exclude_the_history_or_none(excluded, recipe_file, tmp_path):
+    if excluded is not None:
+        recipe_file.write_text(recipe_file.read_text() + "exclude_history: false\n")
+    path = comparison_file(tmp_path, recipe_file, Own={"baseline": "own_items"})
+    evaluate_model(Comparison.load(path), "Own", "test", str(tmp_path / "kept"))
+    *_, histories = prepare(Comparison.load(path).parse_recipe())
+    users = zip(np.load(tmp_path / "kept" / "own.npz")["recommended"], histories["test"]["history"], strict=True)
+    assert all(bool(set(items) & set(history)) is (excluded is False) for items, history in users)
+
+
 def test_the_report_has_the_options_that_differ_and_warns_of_a_chain_in_one_model(recipe_file, tmp_path, caplog):
     options = {"recipe": str(recipe_file), "num_train_epochs": 1}
     options |= {"recommended_settings": True, "exclude_history": True}
