@@ -104,8 +104,8 @@ def evaluate_model(comparison: Comparison, name: str, split: str, folder: str) -
     if baseline := options.pop("baseline", None):
         started = time.perf_counter()
         model = BASELINES[baseline](train, len(tokenizer), **options)
-        model.exclude_history = excludes_history(recipe)
         seconds, processes, threads = time.perf_counter() - started, 1, torch.get_num_threads()
+        model.exclude_history = excludes_history(recipe)
     else:
         checkpoint = fetch_checkpoint(options["checkpoint"])
         facts, tokenizer = check_data(checkpoint, data, tokenizer.items, comparison.recipe)
