@@ -3,6 +3,8 @@
 No pickle is written or read, and no code of a checkpoint is executed.
 """
 
+import ctypes
+import os
 import re
 import shutil
 import zipfile
@@ -14,6 +16,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
+from huggingface_hub.utils import WeakFileLock
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedModel
@@ -29,6 +32,7 @@ NEEDED = ("config.json", "tokenizer.json", "tokenizer_config.json")
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 LOADED = (*NEEDED, "*.safetensors", WEIGHTS[1], TITLES_FILE, FEATURES_FILE, FACTS_FILE)
 REPLACED = ".replaced"  # suffix of the old folder while a new one takes its place
+RENAME_EXCHANGE, WORKING_FOLDER = 2, -100  # constants of the system call `renameat2` of Linux
 CURVE = "learning_curve.png"
 FLOATS = ("F64", "F32", "F16", "BF16")
 FOLLOWERS = "transition_head.followers"
@@ -260,7 +264,7 @@ def save_checkpoint(
 
 
 def open_folder(name: str | PathLike) -> Path:
-    """Return a path. If a kill between the two renames of `replaced_folder` left no such folder, it is restored."""
+    """Return a path. If a kill between two renames of `replaced_folder` left no such folder, it is restored."""
     # Another process may restore the folder first, and `name` may not be a path, or lead to a loop of links.
     with suppress(FileNotFoundError, RuntimeError, ValueError):
         folder = Path(name).resolve()
@@ -307,7 +311,31 @@ def replaced_folder(folder: str | PathLike) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)
         raise
-    if folder.exists():
-        folder.rename(old)
-    new.rename(folder)
+    if folder.exists() and _exchange(new, folder):
+        old = new
+    else:
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Exchange two folders in one step, and return whether this was possible: only on Linux, on most file systems."""
+    with suppress(AttributeError, TypeError):  # TypeError: Windows
+        paths = (WORKING_FOLDER, os.fsencode(first), WORKING_FOLDER, os.fsencode(second))
+        return ctypes.CDLL(None).renameat2(*paths, RENAME_EXCHANGE) == 0
+    return False
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Wait until no other process is in this context with the same folder."""
+    path = folder.resolve()
+    lock = path.with_name(f"{path.name}.lock")
+    with WeakFileLock(lock):
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # on Windows, open files cannot be removed
+                lock.unlink()

@@ -53,16 +53,23 @@ class Selection:
                 raise ValueError(f"An index does not contain the scores of the model's `repeat_head`. {solution}")
         self._number = max(self.top_k, self.candidates) if self.rerank else self.top_k
         self._closed = self.catalog.closed.clone()  # rows that are not recommended to anybody
-        for conditions, excluded_if in ((self.where, False), (self.where_not, True)):
+        self._closed_by = {"removed": self.catalog.closed}  # the same rows, by the reason
+        for name, conditions in (("where", self.where), ("where_not", self.where_not)):
+            rows = torch.zeros_like(self._closed)
             for condition in conditions.items():
                 ids = require_attributes(self.attributes).matching(*condition)
                 matches = np.asarray(pc.is_in(self.catalog.tokenizer.items, value_set=ids))
-                self._closed[len(SPECIAL_TOKENS) :] |= torch.from_numpy(matches) == excluded_if
+                rows[len(SPECIAL_TOKENS) :] |= torch.from_numpy(matches) == (name == "where_not")
+            self._close(f"by `{name}`", rows)
 
     def restrict(self, name: str, items: list[Any]) -> None:
         """Apply one list of raw IDs for all users, `allow` or `deny`, in addition to the lists of a call."""
         (rows,) = self.catalog.read_rows([items], name)
-        self._closed |= self._excluded_by(name, torch.from_numpy(rows))
+        self._close(f"by `{name}` of the pipeline", self._excluded_by(name, torch.from_numpy(rows)))
+
+    def _close(self, reason: str, rows: Tensor) -> None:
+        self._closed_by[reason] = rows
+        self._closed |= rows
 
     def _excluded_by(self, name: str, rows: Tensor) -> Tensor:
         """Return which token IDs a list excludes, (vocab_size,) bool; `name` is a key of `LISTS`."""
@@ -176,11 +183,10 @@ class Selection:
 
     def _reason(self, lists: dict[str, Tensor], found: int, returned: int) -> str:
         """Return why a user gets fewer than `top_k` items. An item counts for the first reason that excludes it."""
-        excluded = {LISTS[name]: self._excluded_by(name, rows) for name, rows in lists.items()}
-        excluded["by `where`, `where_not` or defaults of the pipeline"] = self._closed
-        left = ~self.catalog.closed
+        own = {LISTS[name]: self._excluded_by(name, rows) for name, rows in lists.items()}
+        left = torch.arange(len(self._closed)) >= len(SPECIAL_TOKENS)
         items, reasons = int(left.sum()), {}
-        for reason, rows in excluded.items():
+        for reason, rows in {"removed": self._closed_by["removed"], **own, **self._closed_by}.items():
             reasons[reason] = int((left & rows).sum())
             left &= ~rows
         reasons[f"not among the best {self._number:,} (`candidates`)"] = int(left.sum()) - found

@@ -2,7 +2,8 @@
 
 import logging
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from ..data.item_tables import load_new_items
 from ..data.tokenization import ItemTokenizer, extend_item_tokenizer
 from ..hub.checkpoint import (
     NEEDED,
+    alone,
     check_folder,
     check_output,
     check_sizes,
@@ -72,23 +74,25 @@ def add_items(
             a Hub ID or has other files.
         OSError: The table or the checkpoint is not found, or the checkpoint is incomplete or cannot be downloaded.
     """
-    folder, tokenizer = _open(checkpoint, output)
-    form = {"format": format, "separator": separator, "encoding": encoding}
-    given = load_new_items(source, tokenizer.features, item=item, title=title, encoder=encoder, **form)
-    rows = dict(zip(given.items, tokenizer.encode_items(given.items).tolist(), strict=True))
-    new = [item for item, row in rows.items() if row == tokenizer.unk_token_id]
-    model = AutoModelForMaskedLM.from_pretrained(folder)
-    check_sizes(model, tokenizer)
-    extended = extend_item_tokenizer(tokenizer, new, titles=given.titles or None)
-    extended.removed = [item for item in tokenizer.removed if item not in rows]
-    if given.features is not None and tokenizer.features is not None:
-        extended.features = tokenizer.features.extended(given.features)
-    starts = append_items(model, tokenizer, extended, load_projection(folder), given.likes)
+    with _opened(checkpoint, output) as (folder, tokenizer):
+        form = {"format": format, "separator": separator, "encoding": encoding}
+        given = load_new_items(source, tokenizer.features, item=item, title=title, encoder=encoder, **form)
+        rows = dict(zip(given.items, tokenizer.encode_items(given.items).tolist(), strict=True))
+        new = [item for item, row in rows.items() if row == tokenizer.unk_token_id]
+        model = AutoModelForMaskedLM.from_pretrained(folder)
+        check_sizes(model, tokenizer)
+        extended = extend_item_tokenizer(tokenizer, new, titles=given.titles or None)
+        extended.removed = [item for item in tokenizer.removed if item not in rows]
+        if given.features is not None and tokenizer.features is not None:
+            extended.features = tokenizer.features.extended(given.features)
+        starts = append_items(model, tokenizer, extended, load_projection(folder), given.likes)
+        _save(folder, output, extended, model if new else None)
     counts: dict[str, int] = {start: starts.count(start) for start in STARTS}
     counts |= {"returned": len(tokenizer.removed) - len(extended.removed), "titles": len(given.titles)}
-    _save(folder, output, extended, model if new else None)
     text = "New items: %d. Vectors from features: %d, from the items in `like`: %d, from the mean of all items: %d."
     logger.info(text, len(new), *map(starts.count, STARTS))
+    if known := len(rows) - len(new):
+        logger.info("Items of the table that the model already has: %d. Their titles are read, nothing else.", known)
     logger.info("Removed items that are recommended again: %d. Titles read: %d.", counts["returned"], counts["titles"])
     return counts
 
@@ -105,19 +109,21 @@ def remove_items(
         ValueError: An item is unknown, no item would be left, or as for `add_items`.
         OSError: The checkpoint is not found, is incomplete, or cannot be downloaded.
     """
-    folder, tokenizer = _open(checkpoint, output)
-    ids = as_item_ids(items, "items to remove").to_pylist()
-    rows = tokenizer.encode_items(ids)
-    if unknown := [item for item, row in zip(ids, rows, strict=True) if row == tokenizer.unk_token_id]:
-        raise ValueError(f"{checkpoint} has no item {unknown[0]!r}. Name only items of the checkpoint.")
-    tokenizer.removed = {*tokenizer.removed, *ids}
-    if len(tokenizer.removed) == len(tokenizer.items):
-        raise ValueError("All items would be removed, counting those removed before. Keep at least one item.")
-    logger.info("Removed items, with those removed before: %d of %d.", len(tokenizer.removed), len(tokenizer.items))
-    _save(folder, output, tokenizer, None)
+    with _opened(checkpoint, output) as (folder, tokenizer):
+        ids = as_item_ids(items, "items to remove").to_pylist()
+        rows = tokenizer.encode_items(ids)
+        if unknown := [item for item, row in zip(ids, rows, strict=True) if row == tokenizer.unk_token_id]:
+            raise ValueError(f"{checkpoint} has no item {unknown[0]!r}. Name only items of the checkpoint.")
+        tokenizer.removed = {*tokenizer.removed, *ids}
+        if len(tokenizer.removed) == len(tokenizer.items):
+            raise ValueError("All items would be removed, counting those removed before. Keep at least one item.")
+        logger.info("Removed items, with those removed before: %d of %d.", len(tokenizer.removed), len(tokenizer.items))
+        _save(folder, output, tokenizer, None)
 
 
-def _open(checkpoint: str | PathLike, output: str | PathLike | None) -> tuple[Path, ItemTokenizer]:
+@contextmanager
+def _opened(checkpoint: str | PathLike, output: str | PathLike | None) -> Iterator[tuple[Path, ItemTokenizer]]:
+    """Yield the folder of a checkpoint and its tokenizer. Without `output`, no other command changes it meanwhile."""
     if output is None and not is_folder(checkpoint):
         advice = "Check the path. For a Hub ID, also pass `output` (`--output`)."
         raise ValueError(f"Found no folder {checkpoint}. {advice}")
@@ -128,7 +134,8 @@ def _open(checkpoint: str | PathLike, output: str | PathLike | None) -> tuple[Pa
         check_output(output, NEEDED[0], folder)
         if (target / NEEDED[0]).exists():
             logger.warning("%s exists and will be replaced.", output)
-    return folder, AutoTokenizer.from_pretrained(folder)
+    with alone(folder) if output is None else nullcontext():
+        yield folder, AutoTokenizer.from_pretrained(folder)
 
 
 @torch.no_grad()

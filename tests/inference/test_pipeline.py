@@ -131,7 +131,9 @@ def test_changes_of_the_removed_items_apply_from_the_next_call_on(recommender, c
     tokenizer.removed.append(best[1])
     answers = recommender([["a"]])
     assert items_of(answers) == [best[2:]]
-    assert answers[0].reason.startswith("Found 7 of 10 wanted items. Excluded from the 8 items of the catalog: 1")
+    assert answers[0].reason.startswith(
+        "Found 7 of 10 wanted items. Excluded from the 10 items of the catalog: 2 removed, 1 in"
+    )
     tokenizer.removed = []
     assert items_of(recommender([["a"]])) == [best]
     assert not caplog.messages
@@ -284,6 +286,12 @@ def test_defaults_of_a_call_are_given_on_construction(folder):
     assert [len(answered) for answered in answers] == [3] * 7
     assert set().union(*items_of(answers)) <= set("abcd")
     assert {"a", "b"} & set(items_of(answers)[0])
+    (short,) = recommender([["h"]], allow=list("abz"), exclude_history=True)
+    assert short.reason == (
+        "Found 2 of 3 wanted items. Excluded from the 10 items of the catalog: 1 in the history, 7 not in `allow`."
+    )
+    (short,) = recommender([["h"]], allow=list("abg"), exclude_history=True)
+    assert short.reason.endswith("1 in the history, 6 not in `allow`, 1 by `allow` of the pipeline.")
     assert [len(answered) for answered in recommender(HISTORIES, top_k=1)] == [1] * 7
     assert items_of(recommender(HISTORIES)) == items_of(answers)
 

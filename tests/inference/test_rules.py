@@ -159,8 +159,14 @@ def test_removed_items_and_contradictory_rules(recommender):
     (nothing,) = recommender([["a"]], allow=["b", "d"], deny=["b"], attributes=PRODUCTS, where={"category": "tea"})
     assert nothing == []
     assert nothing.reason == (
-        "Found 0 of 10 wanted items. Excluded from the 9 items of the catalog: 1 in the history, 1 in `deny`, "
-        "6 not in `allow`, 1 by `where`, `where_not` or defaults of the pipeline."
+        "Found 0 of 10 wanted items. Excluded from the 10 items of the catalog: 1 removed, 1 in the history, "
+        "1 in `deny`, 6 not in `allow`, 1 by `where`."
+    )
+    (nothing,) = recommender([["a"]], allow=["c"])
+    assert nothing == []
+    assert nothing.reason == (
+        "Found 0 of 10 wanted items. Excluded from the 10 items of the catalog: 1 removed, 1 in the history, "
+        "8 not in `allow`."
     )
 
 
@@ -458,15 +464,16 @@ def only_the_first(candidates):
         ({}, 9, "1 in the history"),
         ({"deny": ["a", "b", "c"]}, 7, "1 in the history, 2 in `deny`"),
         ({"allow": ["a", "b"]}, 1, "1 in the history, 8 not in `allow`"),
-        (
-            {"where": {"in_stock": True}, "attributes": PRODUCTS},
-            5,
-            "1 in the history, 4 by `where`, `where_not` or defaults of the pipeline",
-        ),
+        ({"where": {"in_stock": True}, "attributes": PRODUCTS}, 5, "1 in the history, 4 by `where`"),
         (
             {"where": {"in_stock": True}, "allow": ["b"], "attributes": PRODUCTS},
             0,
-            "1 in the history, 8 not in `allow`, 1 by `where`, `where_not` or defaults of the pipeline",
+            "1 in the history, 8 not in `allow`, 1 by `where`",
+        ),
+        (
+            {"where": {"in_stock": True}, "where_not": {"category": "coffee"}, "attributes": PRODUCTS},
+            3,
+            "1 in the history, 4 by `where`, 2 by `where_not`",
         ),
         ({"rerank": only_the_first, "exclude_history": False}, 1, "9 dropped by `rerank`"),
         (

@@ -1,6 +1,9 @@
 """Items are added, removed and renamed without training; a failure leaves the old checkpoint."""
 
+import shutil
+import sys
 from pathlib import Path
+from threading import Thread
 
 import pandas as pd
 import pytest
@@ -11,6 +14,8 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 import hf_bert4rec
 from hf_bert4rec import Bert4RecForMaskedLM, ItemTokenizer, add_items, item_tokenizer, load_item_features, remove_items
 from hf_bert4rec.cli.main import main
+from hf_bert4rec.hub import checkpoint as checkpoint_module
+from hf_bert4rec.hub.checkpoint import alone
 from tests.conftest import small_config
 
 FEATURES = pd.DataFrame({"item": ["a", "b", "c"], "kind": ["x", "x", "y"], "other": ["x", "y", "y"]})
@@ -194,7 +199,39 @@ def test_a_result_that_cannot_be_loaded_does_not_replace_the_checkpoint(checkpoi
     assert {file.name: file.read_bytes() for file in checkpoint.iterdir() if file.is_file()} == before
 
 
-def test_a_kill_between_the_renames_loses_nothing(checkpoint, monkeypatch):
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems need two renames")
+def test_the_old_checkpoint_is_there_until_the_new_one_is(checkpoint, monkeypatch):
+    monkeypatch.setattr(Path, "rename", None)
+    remove = shutil.rmtree
+
+    def look(path, **options):
+        if path.name == "model.incomplete" and path.exists():
+            versions.append([load(folder)[1].items.to_pylist() for folder in (checkpoint, path)])
+        remove(path, **options)
+
+    versions = []
+    monkeypatch.setattr(shutil, "rmtree", look)
+    add_items(checkpoint, pd.DataFrame({"item": ["n"]}))
+    assert versions == [[["a", "b", "c", "n"], ["a", "b", "c"]]]
+    assert [path.name for path in checkpoint.parent.iterdir()] == ["model"]
+
+
+def test_two_commands_change_a_checkpoint_one_after_the_other(checkpoint):
+    with alone(checkpoint):
+        other = Thread(target=remove_items, args=(checkpoint, ["b"]))
+        other.start()
+        _, tokenizer = load(checkpoint)
+        tokenizer.removed = ["a"]
+        tokenizer.save_pretrained(checkpoint)
+        other.join(0.2)
+        assert other.is_alive()
+    other.join()
+    assert load(checkpoint)[1].removed == ["a", "b"]
+    assert [path.name for path in checkpoint.parent.iterdir()] == ["model"]
+
+
+def test_a_kill_between_two_renames_loses_nothing(checkpoint, monkeypatch):
+    monkeypatch.setattr(checkpoint_module, "_exchange", lambda *folders: False)  # as on a system without it
     rename = Path.rename
 
     def rename_until_killed(path, target):
