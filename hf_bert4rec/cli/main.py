@@ -49,8 +49,8 @@ def train(argv: list[str]) -> None:
         print(summary(folder))
         if folder.name == REJECTED:
             found = f"The new model is worse than {recipe.run.continue_from}, which was not replaced."
-            advice = "Try a lower `--learning_rate`. To accept a larger fall, increase `--tolerance`."
-            sys.exit(f"{found} The new model is in {folder}. {advice}")
+            advice = "Check that the item IDs of the new log mean the same items, then try a lower `--learning_rate`."
+            sys.exit(f"{found} The new model is in {folder}. {advice} To accept a larger fall, increase `--tolerance`.")
 
 
 def evaluate(argv: list[str]) -> None:

@@ -3,7 +3,7 @@
 import logging
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import date
 from decimal import Decimal
 from numbers import Number
@@ -80,6 +80,8 @@ def _as_item_id(value: Any, name: str) -> str:
         advice = "Convert other types to text, and pass no inner lists."
         if pd.isna(scalar) is True:
             advice = "Remove missing values." + " Only `recommender.fill` accepts them." * (name == "histories")
+        elif isinstance(value, Mapping) and "item" in value:
+            advice = "Pass the value of its key 'item'."
         raise ValueError(f"expected text or numbers, {found}. {advice}")
     return text
 

@@ -2,7 +2,8 @@
 
 A rank is the position of the held-out item, counted from 1, among the items of the catalog. With `exclude_history`, the
 items of the user's history are not ranked. For items with the same score, the rank is the expected rank under random
-tie-breaking. If a model gives every item the same score, every ranked target is in the middle. Other targets are last.
+tie-breaking: if all scores are equal, the target is in the middle. A target that is not ranked, because it is unknown
+or excluded, counts as last.
 """
 
 import logging

@@ -284,7 +284,7 @@ def check_output(
     source: Path | None = None,
     option: str = "`output=` (command line: `--output`)",
 ) -> None:
-    """Raise ValueError if `output` is a file or a folder of other files (no `marker`), or would remove `source`."""
+    """Raise ValueError if `output` is a file, or has files but no `marker`, or if writing it would remove `source`."""
     path = Path(output)
     if path.exists() and not (path / marker).exists() and (path.is_file() or any(path.iterdir())):
         found = f"{output} is not an earlier result (it has no {marker}), so it is not replaced"

@@ -1,7 +1,10 @@
 """Model cards, written from run facts, and the tables in them."""
 
+import dataclasses
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 from statistics import mean, stdev
 from typing import get_args
@@ -10,7 +13,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..evaluation.ranking import SAMPLED_METRICS, Sampled, how_sampled
 from .errors import is_repository
-from .run_facts import ADDED_PARTS, RunFacts
+from .run_facts import ADDED_PARTS, FACTS_FILE, RunFacts
 
 CARD = "README.md"
 TEMPLATE = Path(__file__).parent / "model_card_template.md"
@@ -24,6 +27,23 @@ OWN_MODULE = "my_module"  # placeholder for the module of an architecture of you
 COLUMNS = ("hr@10", "ndcg@10", "mrr@10")
 
 Metrics = Mapping[str, Mapping[str, float]]  # model -> metric -> value
+
+
+def card_checksum(file: Path) -> str:
+    """Return the SHA-256 of a card. It differs from `RunFacts.card` if the card was edited."""
+    return sha256(file.read_bytes()).hexdigest()
+
+
+def set_last_section(folder: Path, heading: str, text: str) -> None:
+    """Write a section at the end of the card of a folder, if it has a card, in place of an earlier one."""
+    if not (file := folder / CARD).exists():
+        return
+    facts = RunFacts.load(folder) if (folder / FACTS_FILE).exists() else None
+    edited = facts is None or facts.card != card_checksum(file)
+    card = re.sub(rf"\n## {heading}\n.*?(?=\n## |\Z)", "", file.read_text("utf-8"), flags=re.DOTALL).rstrip()
+    file.write_text(f"{card}\n\n## {heading}\n\n{text}\n", "utf-8")
+    if facts is not None and not edited:
+        dataclasses.replace(facts, card=card_checksum(file)).save(folder)
 
 
 def model_card(facts: RunFacts, modules: Sequence[str] = ()) -> ModelCard:

@@ -25,14 +25,14 @@ from ..hub.checkpoint import (
     replaced_folder,
     weight_files,
 )
-from ..hub.model_card import CARD
+from ..hub.model_card import set_last_section
 from ..models.configuration_bert4rec import SPECIAL_TOKENS
 from .item_features import load_projection, start_from_features
 
 logger = logging.getLogger(__name__)
 
 STARTS = ("features", "like", "mean")  # what the vector and the bias of a new item come from
-CHANGED_ITEMS = "## Items changed after the training"  # last section of the card
+CHANGED_ITEMS = "Items changed after the training"  # heading of the last section of the card
 
 
 def add_items(
@@ -181,8 +181,10 @@ def _tables(model: PreTrainedModel) -> list[torch.Tensor]:
 def _describe_items(tokenizer: ItemTokenizer) -> str:
     """Return a paragraph for the card about the items after a change."""
     items, removed = len(tokenizer.items), len(tokenizer.removed)
-    counts = f"The model has {items:,} items now, and {removed:,} of them are never recommended."
-    return f"Items were added, removed or renamed without training. {counts} The results above are from before."
+    counts = f"The model has {items:,} items now. Removed items, which are never recommended: {removed:,}."
+    return (
+        f"Items were added or removed, or titles changed, without training. {counts} The results above are from before."
+    )
 
 
 def _save(folder: Path, output: str | PathLike | None, tokenizer: ItemTokenizer, model: PreTrainedModel | None) -> None:
@@ -191,9 +193,7 @@ def _save(folder: Path, output: str | PathLike | None, tokenizer: ItemTokenizer,
     with replaced_folder(folder if output is None else output) as new:
         shutil.copytree(folder, new, ignore=own, copy_function=shutil.copyfile)  # read-only files become writable
         tokenizer.save_pretrained(new)
-        if (card := new / CARD).exists():
-            before = card.read_text("utf-8").partition(CHANGED_ITEMS)[0].rstrip()
-            card.write_text(f"{before}\n\n{CHANGED_ITEMS}\n\n{_describe_items(tokenizer)}\n", "utf-8")
+        set_last_section(new, CHANGED_ITEMS, _describe_items(tokenizer))
         if model is not None:
             for name in weight_files(new):
                 (new / name).unlink()

@@ -1,7 +1,6 @@
 """The stock Trainer with the defaults, the checks and the card of a recommender."""
 
 import dataclasses
-import hashlib
 import logging
 import platform
 from collections import defaultdict
@@ -26,7 +25,7 @@ from ..evaluation.ranking import check_cutoffs, how_sampled
 from ..evaluation.trainer_evaluation import ranks_of_logits
 from ..hub.checkpoint import check_sizes, is_complete, last_complete_checkpoint
 from ..hub.errors import hub_errors
-from ..hub.model_card import CARD, model_card
+from ..hub.model_card import CARD, card_checksum, model_card
 from ..hub.push import push_checkpoint
 from ..hub.run_facts import ADDED_PARTS, FACTS_FILE, DataFacts, MachineFacts, RunFacts
 from ..models.item_loss import check_loss
@@ -229,7 +228,7 @@ class RecommendationTrainer(Trainer):
         data = " ".join(given["dataset"] + given["dataset_args"])
         facts = self.run_facts(" ".join(given["model_name"]) or None, data or None)
         file, checksum = folder / CARD, RunFacts.load(folder).card if (folder / FACTS_FILE).exists() else None
-        if not overwrite and file.exists() and _checksum(file) != checksum:
+        if not overwrite and file.exists() and card_checksum(file) != checksum:
             text = "%s was edited or not written by this package, so it is kept. %s"
             logger.warning(text, file, "`trainer.create_model_card()` replaces it.")
             dataclasses.replace(facts, card=checksum).save(folder)
@@ -242,7 +241,7 @@ class RecommendationTrainer(Trainer):
         tags = (*card.data.tags, *given["tags"], *given["tasks"], *(self.model.model_tags or ()))
         card.data.tags = list(dict.fromkeys(tags))
         card.save(file)
-        dataclasses.replace(facts, card=_checksum(file)).save(folder)
+        dataclasses.replace(facts, card=card_checksum(file)).save(folder)
 
     def run_facts(self, name: str | None = None, data: str | None = None) -> RunFacts:
         """Return the facts of this training. `name` (default: repository or folder) and `data` are names for the card.
@@ -335,7 +334,3 @@ class RecommendationTrainer(Trainer):
             revision=revision or self.args.hub_revision,
             commit_message=commit_message,
         )
-
-
-def _checksum(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()

@@ -232,7 +232,7 @@ class Bert4RecForMaskedLM(Bert4RecPreTrainedModel):
             kept_positions: (batch, kept) positions to score in each row. Default: with `labels`, and without
                 `logits_to_keep`, the positions with labels (all positions under torch.compile).
             history: (batch, longest) token IDs of the user's items, padded with -100. Does not affect the logits. In
-                evaluation it is returned in `ranking`. A Trainer would keep a label in memory for all users.
+                evaluation it is returned in `ranking`. It is no label, because a Trainer keeps the labels of all users.
             candidates: (batch, number) token IDs among which the target is ranked, also returned in `ranking`.
             num_items_in_batch: Number of scored positions in all steps and processes of a batch, from the Trainer.
 
@@ -303,8 +303,8 @@ class Bert4RecForMaskedLM(Bert4RecPreTrainedModel):
 
         Returns:
             (batch, kept, vocab_size), or (..., vocab_size) for states (..., hidden). A logit is the inner product of a
-            query vector (`query_vectors`) and an item vector plus a bias. This does not hold for special tokens, which
-            get the lowest finite value, items of the history with `repeat_head`, and followers with `num_followers`.
+            query vector (`query_vectors`) and an item vector plus a bias. Items of the history with `repeat_head`, and
+            followers with `num_followers`, have other logits. Special tokens have the lowest finite value.
 
         Raises:
             ValueError: The model has `repeat_head` or `num_followers`, and `input_ids` are missing.

@@ -92,6 +92,10 @@ def test_a_pickle_is_read_only_with_use_safetensors_false(folder, model):
         type(model).from_pretrained(folder, use_safetensors=None)
     loaded = type(model).from_pretrained(folder, use_safetensors=False)
     torch.testing.assert_close(loaded.state_dict(), model.state_dict())
+    (folder / "pytorch_model.bin").unlink()
+    with pytest.raises(OSError, match=r"pytorch_model\.bin") as raised:
+        type(model).from_pretrained(folder, use_safetensors=False)
+    assert "If you trust it" not in str(raised.value)
 
 
 def test_another_error_of_loading_keeps_its_words():

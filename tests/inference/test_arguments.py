@@ -165,6 +165,7 @@ WRONG_HISTORIES = [
         [[["1", "2"]]],
         rf"histories: {ID}, found \['1', '2'\] \(list\)\. Convert other types to text, and pass no inner lists",
     ),
+    ([[{"item": "1", "score": 0.5}]], "Pass the value of its key 'item'"),
     ([[("1", "2")]], ID),
     ([["1", ["2"]]], ID),
     (np.array([[[1, 2]]]), ID),

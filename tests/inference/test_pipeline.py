@@ -131,8 +131,8 @@ def test_changes_of_the_removed_items_apply_from_the_next_call_on(recommender, c
     tokenizer.removed.append(best[1])
     answers = recommender([["a"]])
     assert items_of(answers) == [best[2:]]
-    assert answers[0].reason.startswith(
-        "Found 7 of 10 wanted items. Excluded from the 10 items of the catalog: 2 removed, 1 in"
+    assert answers[0].reason == (
+        "Found 7 of 10 wanted items. Excluded from the 10 items of the catalog: 2 removed, 1 in the history."
     )
     tokenizer.removed = []
     assert items_of(recommender([["a"]])) == [best]

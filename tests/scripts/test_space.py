@@ -498,6 +498,32 @@ TYPE = """async ([action, text]) => {
 }"""
 
 
+# The contrast of each text with its background, as in WCAG 2.2 (relative luminance), with opacity. Texts that are
+# disabled have no required contrast.
+CONTRASTS = """() => {
+    const numbers = color => color.match(/[\\d.]+/g).map(Number);
+    const over = (front, back) => [0, 1, 2].map(i => front[i] * (front[3] ?? 1) + back[i] * (1 - (front[3] ?? 1)));
+    const linear = value => value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4;
+    const luminance = ([r, g, b]) => 0.2126 * linear(r / 255) + 0.7152 * linear(g / 255) + 0.0722 * linear(b / 255);
+    const above = node => node ? [...above(node.parentElement), node] : [];
+    return [...document.querySelectorAll('.gradio-container *')].filter(node =>
+        [...node.childNodes].some(part => part.nodeType == 3 && part.textContent.trim())
+        && node.checkVisibility({visibilityProperty: true}) && node.getBoundingClientRect().width > 1
+        && !node.closest(':disabled')
+    ).map(node => {
+        let back = [255, 255, 255];
+        let opacity = 1;
+        for (const part of above(node)) {
+            back = over(numbers(getComputedStyle(part).backgroundColor), back);
+            opacity *= getComputedStyle(part).opacity;
+        }
+        const color = numbers(getComputedStyle(node).color);
+        const pair = [luminance(over([...color.slice(0, 3), (color[3] ?? 1) * opacity], back)), luminance(back)];
+        return [(Math.max(...pair) + 0.05) / (Math.min(...pair) + 0.05), node.textContent.trim()];
+    });
+}"""
+
+
 def test_a_walk_through_the_space_on_a_phone(phone, address, app, recommender):
     from playwright.sync_api import expect
 
@@ -585,7 +611,19 @@ def test_a_walk_through_the_space_on_a_phone(phone, address, app, recommender):
     slider.press("End")
     diverse = [shown[row["item"]] for row in app.recommend(recommender, (first, "c"), diversity=0.5)]
     expect(following).to_have_text(diverse)
+    expect(phone.get_by_role("spinbutton")).to_have_value("0.5")
     slider.press("Home")
+
+    press(f"Mask {names[first]}")
+    expect(phone.locator(".masked")).to_be_visible()
+    for width in (390, 1280):
+        phone.set_viewport_size({"width": width, "height": 844})
+        assert phone.evaluate("document.documentElement.scrollWidth") == width
+        contrasts = phone.evaluate(CONTRASTS)
+        assert names[first] in [text for _, text in contrasts]
+        assert [(contrast, text) for contrast, text in contrasts if contrast < 4.5] == []
+    phone.set_viewport_size({"width": 375, "height": 812})
+    press(f"Mask {names[first]}")
 
     search.fill("value")
     press("Add <b>${1 + 1} {{value}}</b>")

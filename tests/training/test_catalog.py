@@ -137,7 +137,12 @@ def test_the_card_says_that_the_items_were_changed(checkpoint):
     remove_items(checkpoint, ["n1"])
     start, changed = card.read_text("utf-8").split("## Items changed after the training\n")
     assert start == "# Model\n\nÜber items\n\n"
-    assert "The model has 5 items now, and 2 of them are never recommended." in changed
+    card.write_text(card.read_text("utf-8") + "\n## By hand\n\nOne more line.\n", "utf-8")
+    remove_items(checkpoint, ["n1"])
+    assert card.read_text("utf-8") == (
+        f"# Model\n\nÜber items\n\n## By hand\n\nOne more line.\n\n## Items changed after the training\n{changed}"
+    )
+    assert "The model has 5 items now. Removed items, which are never recommended: 2." in changed
 
 
 def test_the_replacement_of_an_existing_output_is_logged(checkpoint, tmp_path, caplog):

@@ -26,6 +26,7 @@ from hf_bert4rec import (
     leave_one_out,
     muon,
     next_item_training,
+    remove_items,
 )
 from hf_bert4rec.cli.recipe import parse_recipe
 from hf_bert4rec.cli.run import run
@@ -235,6 +236,10 @@ def test_a_card_of_the_user_is_kept_until_create_model_card_replaces_it(trained,
     trained.state.log_history = []
     trained.save_model()  # this one is its own
     assert card.read_text() != written
+    remove_items(card.parent, trained.processing_class.items[:1])
+    assert "## Items changed after the training" in card.read_text()
+    trained.save_model()  # all items may be recommended again
+    assert "## Items changed after the training" not in card.read_text()
     card.write_text(written + "One more line.\n")
     for _ in range(2):
         trained.save_model()
