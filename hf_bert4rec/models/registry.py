@@ -87,8 +87,7 @@ def register_architecture(
         ValueError: The model type is that of a built-in model or of transformers, the configurations differ, or
             `objective` is unknown.
     """
-    if objective not in get_args(Objective):
-        raise ValueError(f"`objective` must be {' or '.join(map(repr, get_args(Objective)))}, found {objective!r}.")
+    check_objective(objective)
     if config_class.model_type in {row.model_type for row in _BUILT_IN}:
         found = f"found {config_class.model_type!r}, which is built in"
         raise ValueError(f"{config_class.__name__} needs its own `model_type`, {found}. Set it in this class.")
@@ -120,3 +119,9 @@ def register_models(*rows: Architecture) -> None:
     for row in rows or _BUILT_IN:  # AutoModel.register refuses an encoder whose configuration is a base class
         MODEL_MAPPING.register(row.config_class, row.encoder_class, exist_ok=True)
         MODEL_FOR_MASKED_LM_MAPPING.register(row.config_class, row.model_class, exist_ok=True)
+
+
+def check_objective(objective: str) -> None:
+    """Raise ValueError unless `objective` is known."""
+    if objective not in get_args(Objective):
+        raise ValueError(f"`objective` must be {' or '.join(map(repr, get_args(Objective)))}, found {objective!r}.")

@@ -10,15 +10,25 @@ from datasets import Dataset
 from ..data.arguments import check_bool
 from ..data.histories import REPEATS, check_interactions
 from ..models.configuration_bert4rec import Bert4RecConfig
+from ..models.registry import Objective, check_objective
 from .transitions import Transitions
 
 SHORT = 20  # median number of interactions of a user below which histories are short
-SMALL = 100_000  # interactions below which a log is small
+SMALL, LARGE = 100_000, 200_000  # interactions below which a log is small, and from which it is large
 DENSE = 50  # interactions per item from which a log is dense
 EASY, EASY_GAIN = 500, 1.5  # interactions per item, or gain, from which a dense log is not hard to learn
 ROWS, PREFIX_ITEMS = 800_000, 20_000_000  # of all epochs together; they take five minutes on a core
 EPOCHS = (8, 40)  # fewest and most epochs, which take precedence over the two numbers above
 PREFIX_MASKS = {"last_item_probability": 0.9, "max_predictions": 1}  # a random item in a tenth of the rows, for gaps
+SIZES = {"hidden_size": 128, "num_attention_heads": 4, "intermediate_size": 512}  # of a large and dense log
+RATES = {"learning_rate": 6e-3, "muon_learning_rate": 1e-2}
+LARGE_DENSE_MODEL = {
+    **SIZES,
+    "hidden_dropout_prob": 0.1,
+    "attention_probs_dropout_prob": 0.0,
+    "identity_attention": False,
+}
+LARGE_DENSE_TRAINING = {**RATES, "per_device_train_batch_size": 128}
 MOST_PREFIX_ITEMS = 20_000_000  # upper bound of the items in all prefixes of short histories: at most 0.3 GB of rows
 MOST_PREFIX_ITEMS_OF_LONG_HISTORIES = 3_000_000  # more need more than five minutes on one core
 GAIN, FOLLOWERS = 1.1, 50  # gain of a Markov chain from which `num_followers` is set, and its value
@@ -45,7 +55,9 @@ class Settings:
     reason: str = ""
 
 
-def recommended_settings(interactions: Dataset, *, prefixes: bool = True, max_length: int | None = None) -> Settings:
+def recommended_settings(
+    interactions: Dataset, *, objective: Objective = "cloze", prefixes: bool = True, max_length: int | None = None
+) -> Settings:
     """Return the settings that are recommended for a log.
 
     A log is short if the median user has fewer than 20 interactions, and small if it has fewer than 100,000 in total.
@@ -59,8 +71,9 @@ def recommended_settings(interactions: Dataset, *, prefixes: bool = True, max_le
     - Short, or hard to learn: more dropout and a lower learning rate; with prefixes also larger batches.
     - Small, with prefixes: one layer and more weight decay. For short logs only if items are at least twice as likely
       given the item before as given popularity alone, and then instead of the settings for short logs.
-    - Dense otherwise: less dropout. With prefixes up to twice as many epochs; without prefixes, and below 200,000
-      interactions, a higher learning rate and 45 epochs.
+    - Dense otherwise: less dropout. With prefixes up to twice as many epochs. Without prefixes, and below 200,000
+      interactions, a higher learning rate and 45 epochs. From 200,000 on, for the objective cloze, a larger model that
+      is trained with Muon, even less dropout, and no `num_followers`.
     - More than 5 % of the interactions repeat an item of the user: `exclude_history=False` and a `repeat_head`.
     - Small or not short, at most 100,000 items, and items are at least 1.1 times as likely given the item before as
       given popularity alone: `num_followers`, a Markov chain over the 50 most frequent followers.
@@ -69,11 +82,13 @@ def recommended_settings(interactions: Dataset, *, prefixes: bool = True, max_le
 
     Args:
         interactions: Columns `user`, `item` and `timestamp`, as from `load_interactions`; otherwise ValueError.
-        prefixes: Whether the training rows may be prefixes. False for next-item training, which predicts every item of
-            a row, and if you set the options of rows or masks yourself.
+        objective: "cloze" for BERT4Rec, "next_item" for SASRec and GRU4Rec, which predict every item of a row, so that
+            the training rows are never prefixes.
+        prefixes: Whether the training rows may be prefixes. False if you set the options of rows or masks yourself.
         max_length: Longest input, including the [MASK] of the query. Default: `Bert4RecConfig.max_position_embeddings`.
     """
     check_bool("prefixes", prefixes)
+    check_objective(objective)
     table = check_interactions(interactions)
     if not table.num_rows:
         return Settings(reason="an empty log")
@@ -93,7 +108,7 @@ def recommended_settings(interactions: Dataset, *, prefixes: bool = True, max_le
     short, small = median < SHORT, len(users) < SMALL
     dense = not short and density >= DENSE
     limit = MOST_PREFIX_ITEMS if short else MOST_PREFIX_ITEMS_OF_LONG_HISTORIES if small else 0
-    prefixes = prefixes and bool(prefix_items <= limit)
+    prefixes = prefixes and objective == "cloze" and bool(prefix_items <= limit)
     if prefixes:
         settings.splitting["prefixes"] = True
         settings.masking.update(PREFIX_MASKS)
@@ -108,11 +123,15 @@ def recommended_settings(interactions: Dataset, *, prefixes: bool = True, max_le
     elif prefixes:
         settings.model["num_hidden_layers"] = 1
         settings.training["weight_decay"] = 0.1
-    if dense and not hard:
+    large = dense and not hard and not prefixes and len(users) >= LARGE and objective == "cloze"
+    if large:
+        settings.model.update(LARGE_DENSE_MODEL)
+        settings.training.update(LARGE_DENSE_TRAINING)
+    elif dense and not hard:
         settings.model.update(hidden_dropout_prob=0.2, attention_probs_dropout_prob=0.1)
-        if not prefixes and len(users) < 2 * SMALL:
-            settings.training.update(learning_rate=4e-3, num_train_epochs=45)
-    if gain >= GAIN and catalog <= MOST_ITEMS and (small or not short):
+        medium = not prefixes and len(users) < LARGE
+        settings.training.update({"learning_rate": 4e-3, "num_train_epochs": 45} if medium else {})
+    if not large and gain >= GAIN and catalog <= MOST_ITEMS and (small or not short):
         settings.model["num_followers"] = FOLLOWERS
     if repeats > REPEATS:
         settings.model.update(exclude_history=False, repeat_head=True)
