@@ -17,6 +17,7 @@ from ..models.item_loss import LOSSES
 from ..models.modeling_bert4rec import Bert4RecForMaskedLM
 from . import resources
 from .arguments import check_supported
+from .optimizer import MuonAdamW
 
 logger = logging.getLogger(__name__)
 
@@ -30,12 +31,24 @@ class ClozeCallback(TrainerCallback):
     """
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """Raise ValueError if the Trainer would ignore item features, or an option would give wrong results."""
+        """Raise ValueError if the Trainer would ignore item features, or an option would give wrong results.
+
+        A `muon_learning_rate` that has no effect is a warning.
+        """
         check_supported(args)
         features = getattr(kwargs.get("processing_class"), "features", None)
         if features is not None and not hasattr(kwargs.get("model"), "item_features"):
             advice = "Use `RecommendationTrainer`, or a tokenizer without features."
             raise ValueError(f"The stock `Trainer` does not train with item features. {advice}")
+        optimizer: Any = kwargs.get("optimizer")
+        while hasattr(optimizer, "optimizer"):  # accelerate wraps it
+            optimizer = optimizer.optimizer
+        if getattr(args, "muon_learning_rate", None) is not None and not isinstance(optimizer, MuonAdamW):
+            advice = (
+                "Use `RecommendationTrainer`, or pass `**muon(args, args.muon_learning_rate)` to the stock `Trainer`."
+            )
+            text = "`muon_learning_rate` is not used, because the optimizer is %s. %s"
+            logger.warning(text, type(optimizer).__name__, advice)
 
     def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Set the epoch before the first batch is drawn; data loader workers start later and inherit the epoch."""

@@ -249,6 +249,15 @@ def test_two_processes_train_and_evaluate_as_one_does(tmp_path):
     assert one.results["test"]["Popularity"] == two.results["test"]["Popularity"]
 
 
+@pytest.mark.parametrize("by_muon", [False, True])
+def test_a_rate_of_muon_that_the_stock_trainer_does_not_read_is_a_warning(cyclic_histories, tmp_path, caplog, by_muon):
+    options = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
+    stock_trainer(cyclic_histories, tmp_path, by_muon=by_muon, muon_learning_rate=0.01, max_steps=1, **options).train()
+    text = "`muon_learning_rate` is not used, because the optimizer is AdamW. Use `RecommendationTrainer`, "
+    text += "or pass `**muon(args, args.muon_learning_rate)` to the stock `Trainer`."
+    assert (text in caplog.messages) is not by_muon
+
+
 def test_memory_is_logged_before_training_and_time_after_two_steps(cyclic_histories, tmp_path, caplog):
     trainer = stock_trainer(cyclic_histories, tmp_path, eval_strategy="no", save_strategy="no")
     seen = []
