@@ -25,7 +25,7 @@ from ..evaluation.ranking import Sampled
 from ..hub.checkpoint import fetch_checkpoint, stored_exclude_history
 from ..hub.run_facts import FACTS_FILE, DataFacts, RunFacts
 from ..models.registry import architecture_of
-from ..training.settings import PREFIX_MASKS, RATES, SIZES, recommended_settings
+from ..training.settings import PREFIX_MASKS, SIZES, recommended_settings
 from .options import RunArguments
 from .own_code import find_configuration, find_split
 from .recipe import Recipe
@@ -89,8 +89,7 @@ def _with_recommended_settings(recipe: Recipe, interactions: Dataset) -> Recipe:
     """Return a recipe with the options that `recommended_settings` chooses and the recipe does not give; log them.
 
     Rows and masks depend on each other. If the recipe gives one of the options `ROWS` a value that is not the
-    recommended one, none of the other `ROWS` is filled in. If it gives one of the `SIZES` or `RATES`, neither are the
-    others of them.
+    recommended one, none of the other `ROWS` is filled in. If it gives one of the `SIZES`, neither are the others.
     """
     configuration = find_configuration(recipe.run.architecture)
     objective = architecture_of(configuration()).objective
@@ -99,10 +98,9 @@ def _with_recommended_settings(recipe: Recipe, interactions: Dataset) -> Recipe:
     settings = recommended_settings(
         interactions, objective=objective, prefixes=prefixes, max_length=recipe.run.max_length
     )
-    for options, together in ((settings.model, SIZES), (settings.training, RATES)):
-        if recipe.given.keys() & together.keys():
-            for name in together:
-                options.pop(name, None)
+    if recipe.given.keys() & SIZES.keys():
+        for name in SIZES:
+            settings.model.pop(name, None)
     softmax = recipe.given.get("loss", configuration.loss) == "softmax"
     if not softmax or recipe.given.get("exclude_history"):
         settings.model.pop("repeat_head", None)  # it needs this loss, and to recommend items of the history

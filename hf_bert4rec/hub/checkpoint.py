@@ -4,6 +4,7 @@ No pickle is written or read, and no code of a checkpoint is executed.
 """
 
 import ctypes
+import logging
 import os
 import re
 import shutil
@@ -27,6 +28,8 @@ from ..models.registry import ARCHITECTURES, architecture_of
 from .errors import damage_error, disk_errors, hub_errors, is_repository, read_json
 from .model_card import CARD, model_card
 from .run_facts import FACTS_FILE, RunFacts
+
+logger = logging.getLogger(__name__)
 
 NEEDED = ("config.json", "tokenizer.json", "tokenizer_config.json")
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
@@ -329,10 +332,15 @@ def _exchange(first: Path, second: Path) -> bool:
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Wait until no other process is in this context with the same folder."""
-    path = folder.resolve()
+def folder_lock(folder: str | PathLike) -> Iterator[None]:
+    """Wait until no other process holds the lock of a folder, and hold it. A folder without a parent has no lock."""
+    path = Path(folder).resolve()
     lock = path.with_name(f"{path.name}.lock")
+    if not path.parent.is_dir():
+        yield
+        return
+    if lock.exists():
+        logger.warning("%s exists. If another command is changing this folder, this command waits until it ends.", lock)
     with WeakFileLock(lock):
         try:
             yield

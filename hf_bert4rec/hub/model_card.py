@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from statistics import mean, stdev
@@ -13,7 +14,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..evaluation.ranking import SAMPLED_METRICS, Sampled, how_sampled
 from .errors import is_repository
-from .run_facts import ADDED_PARTS, FACTS_FILE, RunFacts
+from .run_facts import ADDED_PARTS, RunFacts
 
 CARD = "README.md"
 TEMPLATE = Path(__file__).parent / "model_card_template.md"
@@ -38,7 +39,9 @@ def set_last_section(folder: Path, heading: str, text: str) -> None:
     """Write a section at the end of the card of a folder, if it has a card, in place of an earlier one."""
     if not (file := folder / CARD).exists():
         return
-    facts = RunFacts.load(folder) if (folder / FACTS_FILE).exists() else None
+    facts = None
+    with suppress(OSError, ValueError):  # without facts, or with damaged ones, the card counts as edited
+        facts = RunFacts.load(folder)
     edited = facts is None or facts.card != card_checksum(file)
     card = re.sub(rf"\n## {heading}\n.*?(?=\n## |\Z)", "", file.read_text("utf-8"), flags=re.DOTALL).rstrip()
     file.write_text(f"{card}\n\n## {heading}\n\n{text}\n", "utf-8")

@@ -3,7 +3,7 @@
 import logging
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,11 @@ from ..data.item_tables import load_new_items
 from ..data.tokenization import ItemTokenizer, extend_item_tokenizer
 from ..hub.checkpoint import (
     NEEDED,
-    alone,
     check_folder,
     check_output,
     check_sizes,
     fetch_checkpoint,
+    folder_lock,
     is_folder,
     replaced_folder,
     weight_files,
@@ -74,7 +74,7 @@ def add_items(
             a Hub ID or has other files.
         OSError: The table or the checkpoint is not found, or the checkpoint is incomplete or cannot be downloaded.
     """
-    with _opened(checkpoint, output) as (folder, tokenizer):
+    with _open_checkpoint(checkpoint, output) as (folder, tokenizer):
         form = {"format": format, "separator": separator, "encoding": encoding}
         given = load_new_items(source, tokenizer.features, item=item, title=title, encoder=encoder, **form)
         rows = dict(zip(given.items, tokenizer.encode_items(given.items).tolist(), strict=True))
@@ -92,7 +92,7 @@ def add_items(
     text = "New items: %d. Vectors from features: %d, from the items in `like`: %d, from the mean of all items: %d."
     logger.info(text, len(new), *map(starts.count, STARTS))
     if known := len(rows) - len(new):
-        logger.info("Items of the table that the model already has: %d. Their titles are read, nothing else.", known)
+        logger.info("Items of the table that the model already has: %d. Their `like` and features are not read.", known)
     logger.info("Removed items that are recommended again: %d. Titles read: %d.", counts["returned"], counts["titles"])
     return counts
 
@@ -109,7 +109,7 @@ def remove_items(
         ValueError: An item is unknown, no item would be left, or as for `add_items`.
         OSError: The checkpoint is not found, is incomplete, or cannot be downloaded.
     """
-    with _opened(checkpoint, output) as (folder, tokenizer):
+    with _open_checkpoint(checkpoint, output) as (folder, tokenizer):
         ids = as_item_ids(items, "items to remove").to_pylist()
         rows = tokenizer.encode_items(ids)
         if unknown := [item for item, row in zip(ids, rows, strict=True) if row == tokenizer.unk_token_id]:
@@ -122,19 +122,20 @@ def remove_items(
 
 
 @contextmanager
-def _opened(checkpoint: str | PathLike, output: str | PathLike | None) -> Iterator[tuple[Path, ItemTokenizer]]:
-    """Yield the folder of a checkpoint and its tokenizer. Without `output`, no other command changes it meanwhile."""
+def _open_checkpoint(checkpoint: str | PathLike, output: str | PathLike | None) -> Iterator[tuple[Path, ItemTokenizer]]:
+    """Yield the folder of a checkpoint and its tokenizer. Other calls that replace the same folder wait."""
     if output is None and not is_folder(checkpoint):
         advice = "Check the path. For a Hub ID, also pass `output` (`--output`)."
         raise ValueError(f"Found no folder {checkpoint}. {advice}")
-    folder = fetch_checkpoint(checkpoint)
-    if output is not None and (target := Path(output).resolve()) != (source := folder.resolve()):
-        if target in source.parents or source in target.parents:
-            raise ValueError(f"One folder contains the other: {output}, {folder}. Name another `output` (`--output`).")
-        check_output(output, NEEDED[0], folder)
-        if (target / NEEDED[0]).exists():
-            logger.warning("%s exists and will be replaced.", output)
-    with alone(folder) if output is None else nullcontext():
+    with folder_lock(checkpoint if output is None else output):
+        folder = fetch_checkpoint(checkpoint)
+        if output is not None and (target := Path(output).resolve()) != (source := folder.resolve()):
+            if target in source.parents or source in target.parents:
+                advice = "Name another `output` (`--output`)."
+                raise ValueError(f"One folder contains the other: {output}, {folder}. {advice}")
+            check_output(output, NEEDED[0], folder)
+            if (target / NEEDED[0]).exists():
+                logger.warning("%s exists and will be replaced.", output)
         yield folder, AutoTokenizer.from_pretrained(folder)
 
 

@@ -14,21 +14,15 @@ from ..models.registry import Objective, check_objective
 from .transitions import Transitions
 
 SHORT = 20  # median number of interactions of a user below which histories are short
-SMALL, LARGE = 100_000, 200_000  # interactions below which a log is small, and from which it is large
+SMALL, LARGE = 100_000, 800_000  # interactions below which a log is small, and from which it is large
+MEDIUM = 200_000  # interactions below which a dense log without prefixes gets more steps
 DENSE = 50  # interactions per item from which a log is dense
 EASY, EASY_GAIN = 500, 1.5  # interactions per item, or gain, from which a dense log is not hard to learn
 ROWS, PREFIX_ITEMS = 800_000, 20_000_000  # of all epochs together; they take five minutes on a core
 EPOCHS = (8, 40)  # fewest and most epochs, which take precedence over the two numbers above
 PREFIX_MASKS = {"last_item_probability": 0.9, "max_predictions": 1}  # a random item in a tenth of the rows, for gaps
 SIZES = {"hidden_size": 128, "num_attention_heads": 4, "intermediate_size": 512}  # of a large and dense log
-RATES = {"learning_rate": 6e-3, "muon_learning_rate": 1e-2}
-LARGE_DENSE_MODEL = {
-    **SIZES,
-    "hidden_dropout_prob": 0.1,
-    "attention_probs_dropout_prob": 0.0,
-    "identity_attention": False,
-}
-LARGE_DENSE_TRAINING = {**RATES, "per_device_train_batch_size": 128}
+LARGE_DENSE = {**SIZES, "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.0, "identity_attention": False}
 MOST_PREFIX_ITEMS = 20_000_000  # upper bound of the items in all prefixes of short histories: at most 0.3 GB of rows
 MOST_PREFIX_ITEMS_OF_LONG_HISTORIES = 3_000_000  # more need more than five minutes on one core
 GAIN, FOLLOWERS = 1.1, 50  # gain of a Markov chain from which `num_followers` is set, and its value
@@ -72,8 +66,8 @@ def recommended_settings(
     - Small, with prefixes: one layer and more weight decay. For short logs only if items are at least twice as likely
       given the item before as given popularity alone, and then instead of the settings for short logs.
     - Dense otherwise: less dropout. With prefixes up to twice as many epochs. Without prefixes, and below 200,000
-      interactions, a higher learning rate and 45 epochs. From 200,000 on, for the objective cloze, a larger model that
-      is trained with Muon, even less dropout, and no `num_followers`.
+      interactions, a higher learning rate and 45 epochs. From 800,000 on, for the objective cloze, a larger model with
+      even less dropout, without `num_followers` and `identity_attention`.
     - More than 5 % of the interactions repeat an item of the user: `exclude_history=False` and a `repeat_head`.
     - Small or not short, at most 100,000 items, and items are at least 1.1 times as likely given the item before as
       given popularity alone: `num_followers`, a Markov chain over the 50 most frequent followers.
@@ -125,11 +119,10 @@ def recommended_settings(
         settings.training["weight_decay"] = 0.1
     large = dense and not hard and not prefixes and len(users) >= LARGE and objective == "cloze"
     if large:
-        settings.model.update(LARGE_DENSE_MODEL)
-        settings.training.update(LARGE_DENSE_TRAINING)
+        settings.model.update(LARGE_DENSE)
     elif dense and not hard:
         settings.model.update(hidden_dropout_prob=0.2, attention_probs_dropout_prob=0.1)
-        medium = not prefixes and len(users) < LARGE
+        medium = not prefixes and len(users) < MEDIUM
         settings.training.update({"learning_rate": 4e-3, "num_train_epochs": 45} if medium else {})
     if not large and gain >= GAIN and catalog <= MOST_ITEMS and (small or not short):
         settings.model["num_followers"] = FOLLOWERS

@@ -501,7 +501,7 @@ TYPE = """async ([action, text]) => {
 # The contrast of each text with its background, as in WCAG 2.2 (relative luminance), with opacity. Texts that are
 # disabled have no required contrast.
 CONTRASTS = """() => {
-    const numbers = color => color.match(/[\\d.]+/g).map(Number);
+    const numbers = color => { if (!color.startsWith('rgb')) throw color; return color.match(/[\\d.]+/g).map(Number); };
     const over = (front, back) => [0, 1, 2].map(i => front[i] * (front[3] ?? 1) + back[i] * (1 - (front[3] ?? 1)));
     const linear = value => value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4;
     const luminance = ([r, g, b]) => 0.2126 * linear(r / 255) + 0.7152 * linear(g / 255) + 0.0722 * linear(b / 255);

@@ -86,12 +86,11 @@ def test_short_histories_that_follow_a_chain_get_the_settings_of_small_logs(limi
 
 
 LARGER = {"hidden_size": 128, "num_attention_heads": 4, "intermediate_size": 512}
-RATES = {"learning_rate": 6e-3, "muon_learning_rate": 1e-2}
 
 
 @pytest.mark.parametrize("large", [50 * 21, 50 * 21 + 1])
 def test_a_dense_log_that_is_not_hard_to_learn_has_more_steps_or_if_it_is_large_a_larger_model(limits, large):
-    limits(SMALL=500, LARGE=large, DENSE=10, EASY=10, MOST_PREFIX_ITEMS_OF_LONG_HISTORIES=0)
+    limits(SMALL=500, MEDIUM=large, LARGE=large, DENSE=10, EASY=10, MOST_PREFIX_ITEMS_OF_LONG_HISTORIES=0)
     interactions = log(users=50, length=21, items=100)  # 1,050 interactions
     settings = recommended_settings(interactions)
     next_item = recommended_settings(interactions, objective="next_item")
@@ -100,8 +99,7 @@ def test_a_dense_log_that_is_not_hard_to_learn_has_more_steps_or_if_it_is_large_
     if large == 1050:
         dropout = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.0}
         assert settings.model == LARGER | dropout | {"identity_attention": False}
-        assert settings.training == RATES | {"per_device_train_batch_size": 128}
-        assert next_item.training == {}
+        assert settings.training == next_item.training == {}
     else:
         assert settings.model == dropout
         assert settings.training == next_item.training == {"learning_rate": 4e-3, "num_train_epochs": 45}
@@ -231,7 +229,7 @@ def test_the_rule_can_be_switched_off_and_does_not_change_a_model_that_starts_fr
 
 
 @pytest.mark.parametrize("words", [["--hidden_size", "32"], ["--num_attention_heads", "8"]])
-def test_the_sizes_and_the_rates_of_a_model_are_chosen_together_or_not_at_all(short_log, limits, words):
+def test_the_sizes_of_a_model_are_chosen_together_or_not_at_all(short_log, limits, words):
     limits(SHORT=0, SMALL=0, LARGE=0, DENSE=0, EASY=0)
     model = short_log()[0].options("model")
     assert LARGER.items() <= model.items()
@@ -241,11 +239,6 @@ def test_the_sizes_and_the_rates_of_a_model_are_chosen_together_or_not_at_all(sh
     sasrec = short_log("--architecture", "sasrec", "--conv_kernel_size", "none")[0].options("model")
     assert not LARGER.keys() & sasrec.keys()
     assert sasrec["num_followers"] == 50
-    for name, value in RATES.items():
-        assert getattr(short_log()[0].training, name) == value
-        assert RATES.keys() & short_log(f"--{name}", "0.1")[0].given.keys() == {name}
-    assert "muon_learning_rate" not in short_log("--learning_rate", "0.1")[0].given
-    assert short_log("--muon_learning_rate", "none")[0].training.learning_rate == 2e-3
 
 
 def test_a_very_dense_log_without_prefixes_gets_less_dropout(limits):
