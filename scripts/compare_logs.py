@@ -82,7 +82,9 @@ def main() -> None:
     lines = args.results.read_text(encoding="utf-8").splitlines() if args.results.exists() else []
     done = {json.loads(line)["log"] for line in lines}
     for log in args.logs:
-        if log.stem not in done:
+        if log.stem in done:
+            print(f"{log.stem}: skipped, because {args.results} has a line for it")
+        else:
             folder = args.folder / log.stem
             folder.mkdir(parents=True, exist_ok=True)
             with args.results.open("a", encoding="utf-8") as file:

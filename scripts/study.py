@@ -174,8 +174,10 @@ def run(path: str, results: str, seeds: list[int] | None, threads: int) -> None:
                 key = {"study": Path(path).stem, "variant": name, "seed": seed}
                 same = [line for line in lines if key.items() <= line.items()]
                 given = {option: value for option, value in recipe.given.items() if option != "output_dir"}
-                if any(_set(line["options"]) != _set(given) for line in same):
+                different = sorted({option for line in same for option in _different(line["options"], given)})
+                if different:
                     found = f"{results} has a run of the variant {name!r} with seed {seed} and other options"
+                    found += f" ({', '.join(different)})"
                     raise ValueError(f"{found}. Rename the variant, or name another file for the results.")
                 if not same:
                     runs.append(({**key, "cumulative": study.get("cumulative", False), "options": given}, recipe))
@@ -185,9 +187,9 @@ def run(path: str, results: str, seeds: list[int] | None, threads: int) -> None:
             file.flush()
 
 
-def _set(options: dict[str, Any]) -> dict[str, Any]:
-    """Return the options that are not None. An option that was added later is None where it was not used."""
-    return {name: value for name, value in options.items() if value is not None}
+def _different(first: dict[str, Any], second: dict[str, Any]) -> set[str]:
+    """Return the options that differ. A missing one is None: an option that was added later is None where not used."""
+    return {name for name in first.keys() | second.keys() if first.get(name) != second.get(name)}
 
 
 def load_lines(path: str, required: bool = False) -> list[dict[str, Any]]:

@@ -20,7 +20,7 @@ from ..data.formats import is_embedded
 from ..data.interactions import load_interactions, rename_items
 from ..data.item_tables import load_item_features, load_item_ids, load_titles
 from ..data.tokenization import ItemTokenizer, extend_item_tokenizer, item_tokenizer
-from ..data.values import format_time, time_unit
+from ..data.values import format_time, time_unit, tomorrow
 from ..evaluation.ranking import Sampled
 from ..hub.checkpoint import fetch_checkpoint, stored_exclude_history
 from ..hub.run_facts import FACTS_FILE, DataFacts, RunFacts
@@ -145,6 +145,9 @@ def _check_times(run: RunArguments, old: Any, last: float, first: float, earlier
     times = f"{run.data} begins at {format_time(first)}, but {old} ends at {format_time(last)}"
     if len({time_unit(first), time_unit(last)} - {None}) > 1:
         raise ValueError(f"{times}. Convert the times of both logs to the same unit.")
+    if earlier and not run.allow_earlier and last > tomorrow() and time_unit(last) == "seconds":
+        advice = f"The end is in the future, so fix the dates in {old}, or pass `--allow_earlier true`."
+        raise ValueError(f"{times}. {advice}")
     if earlier and not run.allow_earlier:
         raise ValueError(f"{times}. Remove {wrong}, or pass `--allow_earlier true`.")
 
@@ -166,15 +169,7 @@ def _continue(recipe: Recipe, new: Dataset, names: dict[str, str] | None) -> tup
     titles = _titles(run, names)
     old = dict(zip(tokenizer.items.to_pylist(), tokenizer.titles or (), strict=False))
     same_title = [old[item] == title for item, title in (titles or {}).items() if old.get(item) is not None]
-    known = tokenizer.encode_items(table["item"]) != tokenizer.unk_token_id
-    if not known.any():
-        found = f"{run.data}: none of its item IDs, such as {table['item'][0].as_py()!r}, is in {run.continue_from}"
-        advice = "Use the IDs of this checkpoint. If only the titles are the same, pass `--titles`, and "
-        raise ValueError(f"{found}. {advice}`--start_from` with `--match_items title` instead of `--continue_from`.")
-    if 2 * known.sum() < len(known):
-        text = "%s: %d of %d interactions have items that %s lacks, such as %r. If these are not new, check their IDs."
-        new_item = table["item"][int(known.argmin())].as_py()
-        logger.warning(text, run.data, (~known).sum(), len(known), run.continue_from, new_item)
+    known = _check_items(run, tokenizer, table["item"])
     if 2 * sum(same_title) < len(same_title):
         found = f"{same_title.count(False)} of {len(same_title)} items have another title than in {run.continue_from}"
         advice = "Use the item IDs of this checkpoint. If only the titles have changed, omit `--titles`."
@@ -184,13 +179,33 @@ def _continue(recipe: Recipe, new: Dataset, names: dict[str, str] | None) -> tup
         if tokenizer.features is None:
             raise ValueError(f"{run.continue_from} was trained without features of items. Omit `--item_features`.")
         ids = [*ids, *features.items.chunks]
-    elif tokenizer.features is not None and not known.all():
+    elif tokenizer.features is not None and not known:
         text = "%s was trained with features of items. Without `--item_features`, new items start without features."
         logger.warning(text, run.continue_from)
     extended = extend_item_tokenizer(tokenizer, pa.chunked_array(ids, pa.string()), titles=titles)
     if features is not None:
         extended.features = tokenizer.features.extended(features)
     return recipe.fill({"splitting": {"since": first}}), extended
+
+
+def _check_items(run: RunArguments, tokenizer: ItemTokenizer, items: pa.ChunkedArray) -> bool:
+    """Return whether the checkpoint has all items of the new log. Warn about what may be wrong IDs or wrong removals.
+
+    ValueError if the checkpoint has none of the items.
+    """
+    known = tokenizer.encode_items(items) != tokenizer.unk_token_id
+    if not known.any():
+        found = f"{run.data}: none of its item IDs, such as {items[0].as_py()!r}, is in {run.continue_from}"
+        advice = "Use the IDs of this checkpoint. If only the titles are the same, pass `--titles`, and "
+        raise ValueError(f"{found}. {advice}`--start_from` with `--match_items title` instead of `--continue_from`.")
+    if 2 * known.sum() < len(known):
+        text = "%s: %d of %d interactions have items that %s lacks, such as %r. If these are not new, check their IDs."
+        new_item = items[int(known.argmin())].as_py()
+        logger.warning(text, run.data, (~known).sum(), len(known), run.continue_from, new_item)
+    if removed := pc.sum(pc.is_in(items, value_set=pa.array(tokenizer.removed, pa.string()))).as_py():
+        text = "%s: %d of %d interactions have removed items, which are in histories, but are not recommended. %s"
+        logger.warning(text, run.data, removed, len(known), "`hf-bert4rec items add` makes them available again.")
+    return bool(known.all())
 
 
 def _titles(run: RunArguments, names: dict[str, str] | None) -> dict[str, str] | None:

@@ -7,11 +7,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from datasets import Dataset, DatasetDict
 from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel, Trainer
 
 from ..data.audit import audit
-from ..data.histories import target_items
+from ..data.histories import are_repeats, target_items
 from ..data.splits import leave_one_out
 from ..data.tokenization import ItemTokenizer
 from ..evaluation.baselines import MarkovChain, OwnItems, Popularity
@@ -146,6 +147,7 @@ def _score_of_parent(recipe: Recipe, interactions: Dataset) -> float:
     """Return the validation NDCG@10 of the model of `continue_from`. Targets that it lacks count as missed."""
     folder = fetch_checkpoint(str(recipe.run.continue_from))
     model, tokenizer = (auto.from_pretrained(folder) for auto in (AutoModelForMaskedLM, AutoTokenizer))
+    logger.info("Evaluating the old model. A message about items that its tokenizer lacks is about this model only.")
     return _validation_score(model, tokenizer, recipe, validation_histories(recipe, interactions, tokenizer))
 
 
@@ -164,9 +166,19 @@ def _with_results(facts: RunFacts, trainers: dict[str, Trainer], histories: Data
             results[split] = {name: metrics for name, (metrics, _) in found.items()}
             intervals[split] = {name: bootstrap_interval(gain) for name, gain in gains.items()}
             differences[split] = {name: bootstrap_interval(ours - gains[name]) for name in gains if name != facts.model}
+            if not facts.exclude_history and split == [*histories][-1]:  # test, if there is one
+                _log_repeats(split, are_repeats(rows), ours > 0)
     evaluated = {split: len(histories[split]) for split in results}
     measured: dict[str, Any] = {"results": results, "intervals": intervals, "differences": differences}
     return dataclasses.replace(facts, evaluated=evaluated, **measured)
+
+
+def _log_repeats(split: str, repeated: np.ndarray, hits: np.ndarray) -> None:
+    """Log HR@10 for targets that the user had before, and for new ones; both arguments are (users,) bool."""
+    groups = {"these": repeated, "the others": ~repeated}
+    rates = ", ".join(f"{hits[chosen].mean():.4f} for {name}" for name, chosen in groups.items() if chosen.any())
+    text = "Targets of the %s split that are in the history of the user: %.0f %%. HR@10 of the model: %s."
+    logger.info(text, split, 100 * repeated.mean(), rates)
 
 
 def _checksum(data: DataFacts, tokenizer: ItemTokenizer) -> str | None:

@@ -65,7 +65,9 @@ def popularity_candidates(rows: Dataset, counts: np.ndarray, number: int = 100, 
 def uniform_candidates(rows: Dataset, vocab_size: int, number: int = 100, seed: int = 0) -> Dataset:
     """Draw items that are new to the user, each with the same probability; see `popularity_candidates`.
 
-    `vocab_size` is `len(tokenizer)`: the number of items, plus the special tokens.
+    `vocab_size` is `len(tokenizer)`: the number of items, plus the special tokens. Also pass
+    `sampled="uniform_sampled"` to `cloze_training` or `next_item_training`. Otherwise the names of the metrics and the
+    card say that candidates were drawn by popularity.
     """
     check_count("vocab_size", vocab_size)
     return popularity_candidates(rows, np.ones(vocab_size, np.int64), number, seed)

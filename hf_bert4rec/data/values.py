@@ -115,6 +115,10 @@ def _check_times(times: np.ndarray, digits: int, name: str) -> None:
     if len(mixed) > 1:
         advice = "Convert them to one unit. If there are dates after the year 5138, fix these."
         logger.warning(f"{name}: timestamps seem to be in {' and in '.join(mixed)}. {advice}")
+    elif mixed and (future := _in_the_future(times)).any():
+        found = f"{future.sum():,} timestamps are in the future, up to {format_time(times.max())}"
+        advice = "Fix or remove these rows. Otherwise, logs that continue this one seem to begin before its end."
+        logger.warning(f"{name}: {found}. {advice}")
     elif mixed and not units["seconds"].any():
         logger.info(f"{name}: timestamps seem to be in {mixed[0]}. In options such as `test_time`, use this unit.")
     if len(times) and times.min() >= 1_011_970 and times.max() < 32_000_000:  # such as 31012019 or 1312019
@@ -124,6 +128,11 @@ def _check_times(times: np.ndarray, digits: int, name: str) -> None:
             call = "`pandas.to_datetime(column.astype(str).str.zfill(8), format='%d%m%Y')`"
             advice = f"Convert the column with {call}, or with '%m%d%Y' if the month comes first."
             logger.warning(f"{name}: timestamps such as {times[0]} seem to be dates with the year at the end. {advice}")
+
+
+def _in_the_future(times: np.ndarray) -> np.ndarray:
+    """Return which times are in the future, (times,) bool; none if the median is too, or is not in seconds."""
+    return (times > tomorrow()) & (UNITS["seconds"] <= np.median(times) <= tomorrow())
 
 
 def as_numbers(values: Values, role: str, log: RawLog, rows: np.ndarray, dates: bool = False) -> pa.ChunkedArray:
@@ -152,7 +161,7 @@ def as_numbers(values: Values, role: str, log: RawLog, rows: np.ndarray, dates: 
     bad = np.flatnonzero(~np.isfinite(found) & ~missing).tolist()
     if bad:
         shown = "; ".join(f"{log.locate(row)}: found {values[row].as_py()!r:.80}" for row in bad[:3])
-        what = "a finite number" if parse is float else "an ISO date"
+        what = "a finite number" if parse is float else "a date such as 2026-01-31 or 31.01.2026"
         other = "Convert dates in another format, for example with `pandas.to_datetime(..., format='%d/%m/%Y')`."
         advice = f"Fix or remove these rows.{f' {other}' * dates}"
         raise ValueError(f"{shown} (number of rows: {len(bad):,}). Expected {what} as {role}. {advice}")
@@ -188,6 +197,11 @@ def format_time(time: float) -> str:
         date = datetime.fromtimestamp(time / UNITS[unit] * UNITS["seconds"], UTC)
         shown += f" ({date:%Y-%m-%d %H:%M} UTC{'' if unit == 'seconds' else f', if these are {unit}'})"
     return shown
+
+
+def tomorrow() -> float:
+    """Return the time in 24 hours, in seconds since 1970: no time zone or clock makes a present time later."""
+    return datetime.now(UTC).timestamp() + 86_400
 
 
 def time_unit(time: float) -> str | None:

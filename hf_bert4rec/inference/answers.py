@@ -128,15 +128,21 @@ class ItemCatalog:
         starts = range(0, len(answers), rows.shape[1]) if rows.shape[1] else [0] * len(rows)
         return [Recommendations(answers[start : start + count]) for start, count in zip(starts, counts, strict=True)]
 
-    def similar(self, vectors: np.ndarray, items: Any, top_k: int) -> list[Recommendations]:
-        """Return the most similar items for each raw ID. `vectors` are the `unit_vectors` of the catalog."""
+    def similar(
+        self, vectors: np.ndarray, items: Any, top_k: int, closed: torch.Tensor | None = None
+    ) -> list[Recommendations]:
+        """Return the most similar items for each raw ID. `vectors` are the `unit_vectors` of the catalog.
+
+        `closed` (vocab_size,) bool are the token IDs to exclude, by default the removed items.
+        """
         check_count("top_k", top_k)
         places = self.known_rows(items, "items") - len(SPECIAL_TOKENS)
         answers: list[Recommendations] = []
+        excluded = (self.closed if closed is None else closed)[len(SPECIAL_TOKENS) :]
         for place in places:  # one at a time, because each needs a cosine for every item
             cosines = torch.from_numpy(vectors @ vectors[place])[None]
             check_scores(cosines)
-            cosines[:, torch.from_numpy(np.append(self.removed - len(SPECIAL_TOKENS), place))] = -torch.inf
+            cosines[:, excluded] = cosines[:, place] = -torch.inf
             found, best = (part.numpy() for part in stable_top_k(cosines, min(top_k, len(vectors))))
             answers += self.describe(best + len(SPECIAL_TOKENS), found, np.isfinite(found).sum(axis=1).tolist())
         return answers

@@ -104,8 +104,10 @@ class ItemAttributes:
             for value in wanted[:CHECKED]:
                 if not column.isin([value]).any():
                     known = ", ".join(map(repr, column.drop_duplicates()[:3].tolist())) or "none"
-                    text = "No item has the value %s in %r. First values: %s. For a range, pass `lambda it: it < 20`."
-                    logger.warning_once(text, f"{value!r:.100}", name, known)
+                    text = f"No item has the value {value!r:.100} in {name!r}. First values: {known}."
+                    if pd.api.types.is_numeric_dtype(column):
+                        text += " For a range, pass `lambda it: it < 20`."
+                    logger.warning_once(text + " Text is split at `|`." * ("|" in str(value)))
         return self._items_of(column[matches])
 
     def _items_of(self, column: pd.Series) -> pa.Array:

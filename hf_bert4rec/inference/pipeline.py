@@ -30,6 +30,7 @@ logger = logging.get_logger(__name__)
 TASK = "next-item-recommendation"
 FILTERS = ("top_k", "exclude_history", "allow", "deny", "where", "where_not", "attributes", "rerank", "candidates")
 OPTIONS = (*FILTERS, "index")
+SIMILAR_OPTIONS = ("top_k", "allow", "deny", "where", "where_not", "attributes")
 
 
 class NextItemRecommendationPipeline(ScoringPipeline):
@@ -243,13 +244,17 @@ class NextItemRecommendationPipeline(ScoringPipeline):
         squares = np.square(vectors, dtype=np.float64).sum(axis=1)
         return np.c_[vectors, np.sqrt(squares.max() - squares)].astype(np.float32)
 
-    def similar(self, items: Iterable[str | float], top_k: int = 10) -> list[Recommendations]:
+    def similar(self, items: Iterable[str | float], top_k: int = 10, **kwargs: Any) -> list[Recommendations]:
         """Return a list of the `top_k` items with the most similar vectors for each raw ID, most similar first.
 
-        `score` is the cosine of the vectors without the bias. The item and removed items are excluded. ValueError for
-        an unknown item.
+        `score` is the cosine of the vectors without the bias. The item and removed items are excluded. `kwargs` are
+        `allow`, `deny`, `where`, `where_not` and `attributes` of a call; lists are for all items. ValueError for an
+        unknown item.
         """
-        return self.catalog.similar(unit_vectors(self.item_vectors()), items, top_k)
+        selection, lists = self._select({"top_k": top_k, **kwargs}, SIMILAR_OPTIONS)
+        for name, excluding in lists.items():
+            selection.restrict(name, excluding)
+        return self.catalog.similar(unit_vectors(self.item_vectors()), items, top_k, selection.closed)
 
     def _sanitize_parameters(self, **options: Any) -> tuple[dict, dict, dict]:
         return {}, {}, check_options(options, OPTIONS, ("batch_size", "and those of `transformers.pipeline`"))

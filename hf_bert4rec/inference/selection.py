@@ -52,10 +52,10 @@ class Selection:
                 solution = "Pass `exclude_history=True`, or remove `index` from the call or the pipeline."
                 raise ValueError(f"An index does not contain the scores of the model's `repeat_head`. {solution}")
         self._number = max(self.top_k, self.candidates) if self.rerank else self.top_k
-        self._closed = self.catalog.closed.clone()  # rows that are not recommended to anybody
+        self.closed = self.catalog.closed.clone()  # token IDs that are not recommended to anybody, (vocab_size,) bool
         self._closed_by = {"removed": self.catalog.closed}  # the same rows, by the reason
         for name, conditions in (("where", self.where), ("where_not", self.where_not)):
-            rows = torch.zeros_like(self._closed)
+            rows = torch.zeros_like(self.closed)
             for condition in conditions.items():
                 ids = require_attributes(self.attributes).matching(*condition)
                 matches = np.asarray(pc.is_in(self.catalog.tokenizer.items, value_set=ids))
@@ -69,11 +69,11 @@ class Selection:
 
     def _close(self, reason: str, rows: Tensor) -> None:
         self._closed_by[reason] = rows
-        self._closed |= rows
+        self.closed |= rows
 
     def _excluded_by(self, name: str, rows: Tensor) -> Tensor:
         """Return which token IDs a list excludes, (vocab_size,) bool; `name` is a key of `LISTS`."""
-        return torch.zeros_like(self._closed).index_fill(0, rows, True) ^ (name == "allow")
+        return torch.zeros_like(self.closed).index_fill(0, rows, True) ^ (name == "allow")
 
     @torch.no_grad()
     def best(self, outputs: dict[str, Tensor]) -> list[Recommendations]:
@@ -114,7 +114,7 @@ class Selection:
         normalizer = logits.logsumexp(dim=1, keepdim=True)
         check_scores(normalizer)
         logits.scatter_(1, excluded, -torch.inf)
-        logits[:, self._closed] = -torch.inf
+        logits[:, self.closed] = -torch.inf
         if "allow" in outputs:
             allowed = torch.zeros(len(outputs["allow"]), logits.shape[1], dtype=torch.bool)
             logits.masked_fill_(~allowed.scatter_(1, outputs["allow"], True), -torch.inf)
@@ -129,7 +129,7 @@ class Selection:
         is 0, because they have no items, get the items with the largest biases instead of those from the index.
         """
         check_scores(queries := outputs["queries"])
-        possible = (~self._closed).nonzero()[:, 0]
+        possible = (~self.closed).nonzero()[:, 0]
         denied = pad(excluded, (1, 0)).sort(dim=1).values  # with [PAD], which is row 0
         weight, bias = self.model._item_weights()
         empty, by_bias = ~queries[:, :-1].any(dim=1), possible  # users without items, whose scores are the biases
@@ -165,7 +165,7 @@ class Selection:
     def _possible(self, found: Tensor, denied: Tensor) -> tuple[Tensor, Tensor]:
         """Return token IDs (users, number) in ascending order, and which of them may be recommended."""
         rows = found.sort(dim=1).values
-        left = ~self._closed[rows]
+        left = ~self.closed[rows]
         left[:, 1:] &= rows[:, 1:] != rows[:, :-1]  # an item that is listed twice
         nearest = torch.searchsorted(denied, rows).clamp(max=denied.shape[1] - 1)
         return rows, left & (denied.gather(1, nearest) != rows)
@@ -184,7 +184,7 @@ class Selection:
     def _reason(self, lists: dict[str, Tensor], found: int, returned: int) -> str:
         """Return why a user gets fewer than `top_k` items. An item counts for the first reason that excludes it."""
         own = {LISTS[name]: self._excluded_by(name, rows) for name, rows in lists.items()}
-        left = torch.arange(len(self._closed)) >= len(SPECIAL_TOKENS)
+        left = torch.arange(len(self.closed)) >= len(SPECIAL_TOKENS)
         items, reasons = int(left.sum()), {}
         for reason, rows in {"removed": self._closed_by["removed"], **own, **self._closed_by}.items():
             reasons[reason] = int((left & rows).sum())

@@ -133,6 +133,10 @@ class Bert4RecConfig(PreTrainedConfig):
     gbce_calibration: float | int = 0.75
     exclude_history: bool = True
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        strict(cls)  # transformers gives each subclass an `__init__` of its own, which checks nothing
+
     def __post_init__(self, **kwargs: Any) -> None:
         names = [name for name in self.__dataclass_fields__ if not name.endswith("token_id")]
         kwargs.pop("model_type", None)  # a class attribute; a saved configuration contains it

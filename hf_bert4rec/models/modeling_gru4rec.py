@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-from huggingface_hub.dataclasses import strict
 from torch import nn
 from transformers import initialization
 
@@ -14,7 +13,6 @@ from .modeling_bert4rec import Bert4RecEncoder, Bert4RecForMaskedLM
 from .modeling_sasrec import shift_right
 
 
-@strict
 class Gru4RecConfig(Bert4RecConfig):
     """Configuration of a GRU4Rec model (Hidasi et al., ICLR 2016): that of BERT4Rec without attention and positions.
 

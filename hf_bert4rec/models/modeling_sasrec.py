@@ -8,7 +8,6 @@ The [MASK] after a history is not read.
 from typing import Any
 
 import torch
-from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from transformers.masking_utils import create_causal_mask
 
@@ -18,7 +17,6 @@ from .layers import Bert4RecAttention
 from .modeling_bert4rec import Bert4RecForMaskedLM, Bert4RecModel
 
 
-@strict
 class SasRecConfig(Bert4RecConfig):
     """Configuration of a SASRec model (Kang and McAuley, ICDM 2018): that of BERT4Rec without a convolution.
 

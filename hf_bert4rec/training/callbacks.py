@@ -181,6 +181,11 @@ class EarlyStopping(EarlyStoppingCallback):
         if by_epoch and step < steps and step in (1, steps // 3):
             control.should_evaluate = control.should_save = True
 
+    def on_evaluate(self, args: TrainingArguments, *others: Any, metrics: dict[str, float], **kwargs: Any) -> None:
+        """Check the metric, unless the evaluation has another prefix than "eval", such as that of a test split."""
+        if any(name.startswith("eval_") for name in metrics):
+            super().on_evaluate(args, *others, metrics=metrics, **kwargs)
+
 
 def _steps_per_epoch(args: TrainingArguments, loader: Any) -> int:
     return -(-len(loader) // args.gradient_accumulation_steps) if has_length(loader) else 0

@@ -135,7 +135,7 @@ def _open_checkpoint(checkpoint: str | PathLike, output: str | PathLike | None) 
                 raise ValueError(f"One folder contains the other: {output}, {folder}. {advice}")
             check_output(output, NEEDED[0], folder)
             if (target / NEEDED[0]).exists():
-                logger.warning("%s exists and will be replaced.", output)
+                logger.warning("%s exists and will be replaced at the end, unless there is an error.", output)
         yield folder, AutoTokenizer.from_pretrained(folder)
 
 
@@ -183,9 +183,8 @@ def _describe_items(tokenizer: ItemTokenizer) -> str:
     """Return a paragraph for the card about the items after a change."""
     items, removed = len(tokenizer.items), len(tokenizer.removed)
     counts = f"The model has {items:,} items now. Removed items, which are never recommended: {removed:,}."
-    return (
-        f"Items were added or removed, or titles changed, without training. {counts} The results above are from before."
-    )
+    before = "Any results above are from before the change."
+    return f"Items were added or removed, or titles changed, without training. {counts} {before}"
 
 
 def _save(folder: Path, output: str | PathLike | None, tokenizer: ItemTokenizer, model: PreTrainedModel | None) -> None:

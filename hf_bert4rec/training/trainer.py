@@ -68,6 +68,7 @@ class RecommendationTrainer(Trainer):
     _muon_learning_rate: float | None = None
     _features: FeatureProjection | None = None  # while the model trains with features
     projection: torch.Tensor | None = None
+    _test: tuple[dict[str, float], int] = {}, 0  # metrics and rows of the last evaluation of a test split
 
     def __init__(
         self,
@@ -131,6 +132,7 @@ class RecommendationTrainer(Trainer):
         Raises:
             ValueError: There is no complete checkpoint to resume from.
         """
+        self._test = {}, 0
         checkpoint: Any = resume_from_checkpoint or None
         if checkpoint is True:
             checkpoint = last_complete_checkpoint(str(self.args.output_dir))
@@ -174,6 +176,18 @@ class RecommendationTrainer(Trainer):
         if self._features is not None:
             self.projection, self._features = self._features.detach(self.model), None
             self.optimizer = self.lr_scheduler = None  # of parameters that no longer exist
+
+    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluate as the stock Trainer does.
+
+        With `metric_key_prefix="test"`, cards that are written later contain HR, NDCG and MRR as test results. The
+        names of the returned metrics begin with the prefix (default: "eval").
+        """
+        metrics = super().evaluate(eval_dataset, *args, **kwargs)
+        ranked = self.preprocess_logits_for_metrics is ranks_of_logits and isinstance(eval_dataset, Dataset)
+        if ranked and kwargs.get("metric_key_prefix") == "test":
+            self._test = _ranking_metrics(metrics, "test_"), len(eval_dataset)
+        return metrics
 
     def predict(self, *args: Any, **kwargs: Any) -> PredictionOutput:
         """Predict as the stock Trainer does, but return results in the order of the rows, not grouped by length."""
@@ -233,7 +247,9 @@ class RecommendationTrainer(Trainer):
             logger.warning(text, file, "`trainer.create_model_card()` replaces it.")
             dataclasses.replace(facts, card=checksum).save(folder)
             return
-        card = model_card(facts)
+        module = type(self.model).__module__
+        own = not module.startswith(("hf_bert4rec.", "transformers_modules.")) and module != "__main__"
+        card = model_card(facts, [module] * own)
         for name, field in (("language", "language"), ("license", "license"), ("finetuned_from", "base_model")):
             if given[name]:
                 setattr(card.data, field, given[name][0])
@@ -247,14 +263,16 @@ class RecommendationTrainer(Trainer):
         """Return the facts of this training. `name` (default: repository or folder) and `data` are names for the card.
 
         The results are validation metrics of the best checkpoint, or of the last one if no checkpoint is restored.
-        Test results are not included, because the Trainer does not know which split was evaluated after training.
+        Test results are those of the last `evaluate(rows, metric_key_prefix="test")` after the training, if any.
         """
         args, config, tokenizer = self.args, self.model.config, self.processing_class
         metrics = self._validation_metrics() if self.preprocess_logits_for_metrics is ranks_of_logits else {}
-        sampled, model = how_sampled(metrics), architecture_of(config).name
+        rows = len(self.eval_dataset) if isinstance(self.eval_dataset, Dataset) else None
+        measured = {"validation": (metrics, rows), "test": self._test}
+        sampled, model = how_sampled(metrics or self._test[0]), architecture_of(config).name
         drawn = "uniformly" if sampled == "uniform_sampled" else "by their popularity"
         history = "excluded" if config.exclude_history else "not excluded"
-        protocol = "the item held out for each user of the validation split, ranked among "
+        protocol = "the item held out for each user of the split, ranked among "
         best = self.state.best_model_checkpoint if args.load_best_model_at_end else None
         metric = str(args.metric_for_best_model).removeprefix("eval_")
         seconds = [it.seconds for it in self.callback_handler.callbacks if isinstance(it, ResourceCallback)]
@@ -267,8 +285,8 @@ class RecommendationTrainer(Trainer):
             protocol=f"{protocol}all {len(tokenizer.items):,} items, history {history}",
             sampled_protocol=f"{protocol}candidates drawn for each user {drawn}" if sampled else None,
             exclude_history=config.exclude_history,
-            results={"validation": {model: metrics}} if metrics else {},
-            evaluated={"validation": len(rows)} if metrics and isinstance(rows := self.eval_dataset, Dataset) else {},
+            results={split: {model: found} for split, (found, _) in measured.items() if found},
+            evaluated={split: number for split, (found, number) in measured.items() if found and number},
             recipe={
                 "architecture": config.model_type,
                 **{name: getattr(args, name) for name in recorded},
@@ -295,8 +313,7 @@ class RecommendationTrainer(Trainer):
         evaluated = [entry for entry in log[:end] if "eval_ndcg@10" in entry]
         if self.args.load_best_model_at_end:
             evaluated = [entry for entry in evaluated if entry["step"] == self.state.best_global_step]
-        last = {name.removeprefix("eval_"): value for name, value in (evaluated or [{}])[-1].items()}
-        return {name: value for name, value in last.items() if "@" in name or name.startswith("mrr_")}
+        return _ranking_metrics((evaluated or [{}])[-1], "eval_")
 
     def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
         """Create the repository on the Hub. With `push_to_hub=True` the constructor does this. OSError if it fails."""
@@ -334,3 +351,9 @@ class RecommendationTrainer(Trainer):
             revision=revision or self.args.hub_revision,
             commit_message=commit_message,
         )
+
+
+def _ranking_metrics(metrics: Mapping[str, float], prefix: str) -> dict[str, float]:
+    """Return the ranking metrics without their prefix."""
+    names = {name.removeprefix(prefix): value for name, value in metrics.items()}
+    return {name: value for name, value in names.items() if "@" in name or name.startswith("mrr_")}

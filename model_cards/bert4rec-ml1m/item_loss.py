@@ -53,9 +53,11 @@ def item_loss(
         A scalar in nats, at least in single precision; 0 if nothing is scored.
 
     Raises:
-        ValueError: The loss is unknown, or there are more negatives than other items.
+        ValueError: The loss is unknown or not for `added`, or there are more negatives than other items.
     """
     check_loss(loss := loss or config.loss)
+    if added is not None and loss != "softmax":
+        raise ValueError(f"Models with additional heads need the loss 'softmax', found {loss!r}. Use this loss.")
     labels = labels.flatten().long()
     scored = labels >= SPECIALS
     # In half precision a sum over a catalog or a batch is wrong by a percent, or infinite.

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from transformers import AutoTokenizer
 
-from hf_bert4rec import item_tokenizer, load_interactions
+from hf_bert4rec import item_tokenizer, load_interactions, remove_items
 from hf_bert4rec.cli import run
 from hf_bert4rec.cli.main import main
 from hf_bert4rec.cli.prepare import prepare, validation_histories
@@ -86,6 +86,16 @@ def test_items_keep_their_rows_and_facts_name_the_parent(first, caplog):
     assert facts.data.name == "old.csv-and-new.csv"
     main(["evaluate", str(folder)])  # reads both logs again
     main(["recommend", str(folder), "--history", "i1", "n1"])
+
+
+def test_removed_items_in_the_new_log_are_reported(first, tmp_path, caplog):
+    folder = shutil.copytree(first / "first" / "model", tmp_path / "parent")
+    remove_items(folder, ["i1", "i5"])
+    new = write_log(tmp_path / "new.csv", range(8, 14), range(200, 203), ["i1", "n1", "i2", "n2"])
+    args = ["--data", new, "--history", str(first / "old.csv"), "--output_dir", str(tmp_path / "out")]
+    main(["train", "--continue_from", str(folder), "--tolerance", "1", *args, *QUIET])
+    assert f"{new}: 4 of 18 interactions have removed items, which are in histories, but are not" in caplog.text
+    assert "It started from another model, whose own training is not" in (tmp_path / "out/model/README.md").read_text()
 
 
 def test_a_worse_model_does_not_replace_the_old_one(first, capsys, caplog):

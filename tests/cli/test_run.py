@@ -218,9 +218,12 @@ REPEATING_LOG = "user,item,timestamp\n" + "".join(f"u{u},i{(u + t) % 3},{t}\n" f
 REPEATING_LOG += "".join(f"v{item},i{item},0\nv{item},i{item},1\nv{item},i{item},2\n" for item in range(3, 14))
 
 
-def test_what_is_recommended_follows_the_setting_that_was_evaluated(tmp_path):
+def test_what_is_recommended_follows_the_setting_that_was_evaluated(tmp_path, caplog):
     (tmp_path / "log.csv").write_text(REPEATING_LOG)
+    caplog.set_level("INFO", "hf_bert4rec")
     folder = run(recipe_for(tmp_path, "--exclude_history=false", "--example", "i0", "i1"))
+    found = re.search(r"test split that .* of the user: 100 %\. HR@10 of the model: (.*) for these\.\n", caplog.text)
+    assert found[1] == f"{RunFacts.load(folder).results['test']['BERT4Rec']['hr@10']:.4f}"
     assert "Own items" in RunFacts.load(folder).results["test"]
     facts = RunFacts.load(folder)
     assert facts.protocol.endswith("history not excluded")

@@ -66,7 +66,7 @@ def test_timestamps_are_kept_and_dates_become_seconds(write, written, read, dtyp
 @pytest.mark.parametrize("time", ["19.4", "19,4", "19.460", "9.4", "19:46.5", "1946.5"])
 def test_fractions_of_hours_and_minutes_are_refused(write, time):
     path = write("log.tsv", f"user\titem\ttime\nu\ta\t2024-04-11 19.46\nv\tb\t2024-04-11 {time}\n")
-    with pytest.raises(ValueError, match=rf"line 3: found '2024-04-11 {time}'.*Expected an ISO date as timestamp"):
+    with pytest.raises(ValueError, match=rf"line 3: found '2024-04-11 {time}'.*Expected a date such as 2026-01-31"):
         load_interactions(path)
 
 
@@ -105,7 +105,7 @@ def test_nanoseconds_are_read_up_to_what_a_timestamp_can_hold():
 )
 def test_infinity_is_no_time(times, found):
     frame = pd.DataFrame({"user": ["u", "v"], "item": ["a", "b"], "time": times})
-    expected = "an ISO date" if times[0] == "2024-01-01" else "a finite number"
+    expected = "a date such as 2026-01-31 or 31.01.2026" if times[0] == "2024-01-01" else "a finite number"
     message = f"row 1 (from 0): found {found} (number of rows: 1). Expected {expected} as timestamp. Fix or remove"
     with pytest.raises(ValueError, match=re.escape(message)):
         load_interactions(frame)
@@ -185,7 +185,7 @@ def test_integers_that_were_written_as_floats_are_other_ids_with_a_warning(tmp_p
 )
 def test_a_date_without_a_year_of_four_digits_is_refused(date):
     table = pd.DataFrame({"user": ["u"], "item": ["a"], "time": [date]})
-    with pytest.raises(ValueError, match=r"row 0 \(from 0\): found '.*Expected an ISO date as timestamp"):
+    with pytest.raises(ValueError, match=r"row 0 \(from 0\): found '.*Expected a date such as 2026-01-31"):
         load_interactions(table)
 
 
@@ -230,6 +230,16 @@ def test_times_that_are_unlike_times_of_one_unit_are_reported(caplog, times, war
     assert warning in caplog.text
     assert bool(caplog.text) == bool(warning)
     assert read[0] == pytest.approx(SECONDS if isinstance(times, pd.Series) else float(times[0]))
+
+
+def test_times_in_the_future_are_reported_unless_most_are(caplog):
+    frame = pd.DataFrame({"user": [*"uvw"], "item": [*"abc"], "time": ["2019-01-01", "2019-01-02", "2099-12-31"]})
+    assert load_interactions(frame)["timestamp"][2] == 4102358400
+    assert "1 timestamps are in the future, up to 4102358400 (2099-12-31 00:00 UTC). Fix or remove" in caplog.text
+    caplog.clear()
+    load_interactions(frame.assign(time=["2098-01-01", "2098-01-02", "2099-12-31"]))
+    load_interactions(frame.assign(time=["2019-01-01", "2019-01-02", "2019-12-31"]))
+    assert "future" not in caplog.text
 
 
 def test_the_unit_of_times_that_are_not_seconds_is_logged(caplog):

@@ -71,7 +71,8 @@ def test_the_card_of_an_own_model_imports_its_module(recipe, modules, module, op
     facts = small_facts(model="Mine", reproducible=True, recipe={"seed": 1, **recipe})
     card = model_card(facts, modules).text
     assert f"import hf_bert4rec\nimport {module}  # registers the model\n\nrecommender" in card
-    assert f"after `import hf_bert4rec` and `import {module}`." in card
+    assert f"after `import hf_bert4rec` and `import {module}`. Without `import {module}`,\n" in card
+    assert "lets them run the code in this repository, which imports hf_bert4rec:\n" in card
     assert f"\nhf-bert4rec train path/to/this/folder --output_dir runs/again {options}\n" in card
     assert "import my_module" not in model_card(small_facts()).text
 

@@ -1,6 +1,7 @@
 """Filters by attributes, rules that rerank, and the reason of a short list."""
 
 import logging
+import re
 
 import numpy as np
 import pandas as pd
@@ -110,8 +111,10 @@ def test_a_value_that_no_item_has_is_reported_once(recommender, caplog):
     for _ in range(2):
         assert best(recommender, attributes=attributes, where={"price": "3"}) == []
         assert sorted(best(recommender, attributes=attributes, where={"price": [3, 99]})) == ["c"]
+    best(recommender, attributes=attributes, where={"category": "tea|sweets"})
     text = "No item has the value {} in 'price'. First values: 1.0, 2.0, 3.0. For a range, pass `lambda it: it < 20`."
-    assert caplog.messages == [text.format("'3'"), text.format("99")]
+    assert caplog.messages[:2] == [text.format("'3'"), text.format("99")]
+    assert re.search(r"'tea\|sweets' in 'category'\. First values: .*'\. Text is split at `\|`\.$", caplog.messages[2])
 
 
 def test_a_table_of_few_items_of_the_model_is_reported(recommender, caplog):

@@ -2,6 +2,7 @@
 
 import faiss
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from datasets import Dataset
@@ -77,6 +78,23 @@ def test_similar_items_have_the_largest_cosines(recommender, model):
     assert scores_of([found]) == pytest.approx([float(cosines[ITEMS.index(item)]) for item in expected], abs=1e-5)
     assert items_of(recommender.similar(["c", "a"], top_k=2))[0] == expected[:2]
     assert [row["title"] for row in recommender.similar(["c"], top_k=20)[0] if row["item"] == "a"] == ["Alpha"]
+
+
+def test_similar_items_are_filtered_as_recommendations_are(recommender, model, tokenizer):
+    everything = items_of(recommender.similar(["c"], top_k=20))[0]
+    stock = pd.DataFrame({"item": [*ITEMS], "in_stock": [item in "abcd" for item in ITEMS]})
+    filters = {"where": {"in_stock": True}, "attributes": stock}
+    for options, kept in (
+        ({"allow": ["a", "d", "c"]}, "ad"),
+        ({"deny": everything[:2]}, everything[2:]),
+        (filters, "abd"),
+        ({**filters, "deny": ["a"], "allow": ["a", "b", "h"]}, "b"),
+    ):
+        assert items_of(recommender.similar(["c"], top_k=20, **options))[0] == [it for it in everything if it in kept]
+    filtered = NextItemRecommendationPipeline(model=model, tokenizer=tokenizer, device="cpu", deny=everything[:1])
+    assert items_of(filtered.similar(["c"], top_k=20))[0] == everything[1:]
+    with pytest.raises(ValueError, match=r"Unknown option 'rerank'\. The options are top_k, allow, deny, where"):
+        recommender.similar(["c"], rerank=print)
 
 
 def test_similar_items_need_known_items_and_leave_removed_ones_out(model, tokenizer):

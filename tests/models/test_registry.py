@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING, MODEL_MAPPING
@@ -84,7 +85,13 @@ def test_an_architecture_of_ones_own_trains_saves_and_recommends(gated, interact
     register_architecture(gated.GatedConfig, gated.GatedForMaskedLM, name="Gated BERT4Rec")
     folder = tmp_path / "out"
     trainer = train(gated, interactions, folder)
-    assert "Gated BERT4Rec" in (folder / "README.md").read_text()
+    card = (folder / "README.md").read_text()
+    assert "Gated BERT4Rec" in card
+    assert "\nimport gated_models  # registers the model\n" in card
+    assert (
+        "Without `import gated_models`,\n`trust_remote_code=True` lets them run the code in this repository, which"
+        in card
+    )
     assert (folder / "gated_models.py").read_text() == SOURCE
     assert {"gated_models.py", "modeling_bert4rec.py", "item_loss.py"} <= set(published_files(folder))
     assert type(AutoConfig.from_pretrained(folder)) is gated.GatedConfig
@@ -94,6 +101,21 @@ def test_an_architecture_of_ones_own_trains_saves_and_recommends(gated, interact
     assert type(AutoModel.from_pretrained(folder)) is hf_bert4rec.Bert4RecModel
     trained = hf_bert4rec.NextItemRecommendationPipeline(trainer.model, trainer.processing_class)
     assert hf_bert4rec.pipeline(folder)([["a", "b"]], top_k=2) == trained([["a", "b"]], top_k=2)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"hidden_size": 33, "num_attention_heads": 2},
+        {"hidden_dropout_prob": 5.0},
+        {"loss": "own", "num_followers": 5},
+        {"loss": "own", "repeat_head": True},
+        {"gate": "half"},
+    ],
+)
+def test_the_configuration_of_an_own_model_is_checked_like_that_of_a_built_in_one(gated, options):
+    with pytest.raises(StrictDataclassError, match=r"must be|needs the loss 'softmax', found 'own'|expected float"):
+        gated.GatedConfig(**options)
 
 
 def test_an_architecture_that_is_not_registered_trains_under_its_class_name(gated, interactions, tmp_path):

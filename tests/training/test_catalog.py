@@ -152,7 +152,7 @@ def test_the_replacement_of_an_existing_output_is_logged(checkpoint, tmp_path, c
     remove_items(output, ["a"])  # in place, as asked
     assert "will be replaced" not in caplog.text
     add_items(checkpoint, new, output)
-    assert f"{output} exists and will be replaced." in caplog.text
+    assert f"{output} exists and will be replaced at the end, unless" in caplog.text
     assert ItemTokenizer.from_pretrained(output).removed == []
 
 

@@ -124,10 +124,25 @@ def test_the_card_contains_what_the_trainer_knows(trained, tmp_path):
     assert {result.dataset_split for result in card.data.eval_results} == {"validation"}
     assert "The checkpoint was chosen on this split, so they are too optimistic." in card.text
     assert f"12 items, history excluded. Number of targets: {len(trained.eval_dataset)}." in card.text
-    assert f"({facts.seconds:,.0f} s) with 1 process of " in card.text
+    assert f"Training took {facts.seconds:.0f} s with 1 process of " in card.text
     assert 'recommender([["i0", "i1", "i2"]], top_k=10)' in card.text
     assert "The terms of the training data are not recorded." in card.text
     assert "learning_curve.png" not in card.text
+
+
+def test_an_evaluation_named_test_gives_the_test_results_of_the_card(trained, cyclic_histories, tmp_path, caplog):
+    rows = cyclic_histories[0]["test"].select(range(20))
+    measured = trained.evaluate(rows, metric_key_prefix="test")
+    trained.save_model()
+    facts = RunFacts.load(tmp_path / "bert4rec-mine")
+    assert facts.results["test"]["BERT4Rec"]["ndcg@10"] == measured["test_ndcg@10"]
+    assert facts.evaluated == {"validation": len(trained.eval_dataset), "test": 20}
+    card = ModelCard.load(tmp_path / "bert4rec-mine" / "README.md")
+    assert {result.dataset_split for result in card.data.eval_results} == {"test"}
+    assert "Number of targets: 20." in card.text
+    assert "early stopping" not in caplog.text
+    trained.train()
+    assert set(trained.run_facts().results) == {"validation"}  # the tested model is gone
 
 
 def test_without_a_best_checkpoint_the_last_validation_before_the_end_counts(cyclic_histories, tmp_path):
