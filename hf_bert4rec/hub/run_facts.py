@@ -114,6 +114,7 @@ class RunFacts:
     log: list[dict] = field(default_factory=list)  # entries of the Trainer's `log_history`
     example: list[str] = field(default_factory=list)  # a history of raw item IDs, for the card
     titles: bool = False  # whether the tokenizer has titles
+    removed_items: int = 0  # items that the results rank, but the pipeline never recommends
     card: str | None = None  # SHA-256 of the card as written by this package; None if unknown
     format_version: int = FORMAT_VERSION
 

@@ -304,6 +304,7 @@ class RecommendationTrainer(Trainer):
             log=list(self.state.log_history),
             example=tokenizer.items[:3].to_pylist(),
             titles=tokenizer.titles is not None,
+            removed_items=len(tokenizer.removed),
         )
 
     def _validation_metrics(self) -> dict[str, float]:

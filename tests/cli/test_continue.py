@@ -95,7 +95,9 @@ def test_removed_items_in_the_new_log_are_reported(first, tmp_path, caplog):
     args = ["--data", new, "--history", str(first / "old.csv"), "--output_dir", str(tmp_path / "out")]
     main(["train", "--continue_from", str(folder), "--tolerance", "1", *args, *QUIET])
     assert f"{new}: 4 of 18 interactions have removed items, which are in histories, but are not" in caplog.text
-    assert "It started from another model, whose own training is not" in (tmp_path / "out/model/README.md").read_text()
+    card = (tmp_path / "out/model/README.md").read_text()
+    assert "Of its items, 2 were removed before this training: they are never recommended" in card
+    assert "It started from another model, whose own training is not" in card
 
 
 def test_a_worse_model_does_not_replace_the_old_one(first, capsys, caplog):
