@@ -301,7 +301,7 @@ def test_an_interrupted_comparison_says_how_to_continue(recipe_file, tmp_path):
     script.write_text(f"if __name__ == '__main__':\n    {code}\n")  # the processes of the models import it again
     with started([sys.executable, script], stderr=subprocess.PIPE, text=True) as running:
         wait_until(lambda: list((tmp_path / "kept" / "ours").glob("checkpoint-*")), running)
-        for _ in range(3):  # Python ignores an interruption in `__del__` and some callbacks; a user presses the keys again
+        for _ in range(3):  # as a user would: Python ignores an interruption in `__del__`
             os.killpg(running.pid, signal.SIGINT)
             with suppress(subprocess.TimeoutExpired):
                 _, errors = running.communicate(timeout=20)
