@@ -14,7 +14,7 @@ from ..models.registry import Objective, check_objective
 from .transitions import Transitions
 
 SHORT = 20  # median number of interactions of a user below which histories are short
-SMALL, LARGE = 100_000, 800_000  # interactions below which a log is small, and from which it is large
+SMALL, LARGE = 100_000, 400_000  # interactions below which a log is small, and from which it is large
 MEDIUM = 200_000  # interactions below which a dense log without prefixes gets more steps
 DENSE = 50  # interactions per item from which a log is dense
 EASY, EASY_GAIN = 500, 1.5  # interactions per item, or gain, from which a dense log is not hard to learn
@@ -66,7 +66,7 @@ def recommended_settings(
     - Small, with prefixes: one layer and more weight decay. For short logs only if items are at least twice as likely
       given the item before as given popularity alone, and then instead of the settings for short logs.
     - Dense otherwise: less dropout. With prefixes up to twice as many epochs. Without prefixes, and below 200,000
-      interactions, a higher learning rate and 45 epochs. From 800,000 on, for the objective cloze, a larger model with
+      interactions, a higher learning rate and 45 epochs. From 400,000 on, for the objective cloze, a larger model with
       even less dropout, without `num_followers` and `identity_attention`.
     - More than 5 % of the interactions repeat an item of the user: `exclude_history=False` and a `repeat_head`.
     - Small or not short, at most 100,000 items, and items are at least 1.1 times as likely given the item before as
