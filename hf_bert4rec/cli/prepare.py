@@ -146,8 +146,10 @@ def _check_times(run: RunArguments, old: Any, last: float, first: float, earlier
     if len({time_unit(first), time_unit(last)} - {None}) > 1:
         raise ValueError(f"{times}. Convert the times of both logs to the same unit.")
     if earlier and not run.allow_earlier and last > tomorrow() and time_unit(last) == "seconds":
-        advice = f"The end is in the future, so fix the dates in {old}, or pass `--allow_earlier true`."
-        raise ValueError(f"{times}. {advice}")
+        solution = f"Fix the dates in {old}"
+        if old != run.history:  # the end of the log is in the run facts of the checkpoint
+            solution = f"Train {run.continue_from} again with corrected dates"
+        raise ValueError(f"{times}, which is in the future. {solution}, or pass `--allow_earlier true`.")
     if earlier and not run.allow_earlier:
         raise ValueError(f"{times}. Remove {wrong}, or pass `--allow_earlier true`.")
 
@@ -189,7 +191,7 @@ def _continue(recipe: Recipe, new: Dataset, names: dict[str, str] | None) -> tup
 
 
 def _check_items(run: RunArguments, tokenizer: ItemTokenizer, items: pa.ChunkedArray) -> bool:
-    """Return whether the checkpoint has all items of the new log. Warn about what may be wrong IDs or wrong removals.
+    """Return whether the checkpoint has all items of the new log. Warn if most items are new, or if some were removed.
 
     ValueError if the checkpoint has none of the items.
     """
@@ -203,7 +205,9 @@ def _check_items(run: RunArguments, tokenizer: ItemTokenizer, items: pa.ChunkedA
         new_item = items[int(known.argmin())].as_py()
         logger.warning(text, run.data, (~known).sum(), len(known), run.continue_from, new_item)
     if removed := pc.sum(pc.is_in(items, value_set=pa.array(tokenizer.removed, pa.string()))).as_py():
-        text = "%s: %d of %d interactions have removed items, which are in histories, but are not recommended. %s"
+        text = (
+            "%s: the items of %d of %d interactions were removed. Histories keep them, but they are not recommended. %s"
+        )
         logger.warning(text, run.data, removed, len(known), "`hf-bert4rec items add` makes them available again.")
     return bool(known.all())
 

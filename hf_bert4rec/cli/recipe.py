@@ -66,7 +66,7 @@ class Recipe:
         return find_split(self.run.split).resolve(self.options("splitting"))
 
     def model_options(self, config: Bert4RecConfig) -> dict[str, Any]:
-        """Return all options of a model with this configuration, of its rows and of its masks."""
+        """Return the options of the model, of its training rows and of its masks; `config` is that of the model."""
         options = {"architecture": config.model_type, **{name: getattr(config, name) for name in vars(self.model)}}
         cloze = architecture_of(config).objective == "cloze"
         return options | self.split_options() | (vars(self.masking) if cloze else {})

@@ -175,6 +175,8 @@ def _with_results(facts: RunFacts, trainers: dict[str, Trainer], histories: Data
 
 def _log_repeats(split: str, repeated: np.ndarray, hits: np.ndarray) -> None:
     """Log HR@10 for targets that the user had before, and for new ones; both arguments are (users,) bool."""
+    if not repeated.any():
+        return
     groups = {"these": repeated, "the others": ~repeated}
     rates = ", ".join(f"{hits[chosen].mean():.4f} for {name}" for name, chosen in groups.items() if chosen.any())
     text = "Targets of the %s split that are in the history of the user: %.0f %%. HR@10 of the model: %s."

@@ -116,8 +116,8 @@ def _check_times(times: np.ndarray, digits: int, name: str) -> None:
         advice = "Convert them to one unit. If there are dates after the year 5138, fix these."
         logger.warning(f"{name}: timestamps seem to be in {' and in '.join(mixed)}. {advice}")
     elif mixed and (future := _in_the_future(times)).any():
-        found = f"{future.sum():,} timestamps are in the future, up to {format_time(times.max())}"
-        advice = "Fix or remove these rows. Otherwise, logs that continue this one seem to begin before its end."
+        found = f"number of timestamps in the future: {future.sum():,}, up to {format_time(times.max())}"
+        advice = "Fix or remove these rows. Otherwise, `--continue_from` rejects later logs."
         logger.warning(f"{name}: {found}. {advice}")
     elif mixed and not units["seconds"].any():
         logger.info(f"{name}: timestamps seem to be in {mixed[0]}. In options such as `test_time`, use this unit.")

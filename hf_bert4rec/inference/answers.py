@@ -71,6 +71,14 @@ class ItemCatalog:
         self.closed = closed_rows(len(self.tokenizer), self.removed)
         self._removed_items = items
 
+    def update(self) -> None:
+        """Apply changes of `tokenizer.removed`; ValueError if the tokenizer has other items than before."""
+        if len(self.tokenizer) != len(self.closed):
+            found = f"{len(self.closed)} tokens when the recommender was built, and has {len(self.tokenizer)} now"
+            raise ValueError(f"The tokenizer had {found}. Build a new recommender after you add items.")
+        if self.tokenizer.removed != self._removed_items:
+            self._read_removed()
+
     def read_rows(self, lists: Sequence[list[Any]], name: str, keep_unknown: bool = False) -> list[np.ndarray]:
         """Return the token IDs for each list of raw IDs.
 
@@ -103,11 +111,7 @@ class ItemCatalog:
         return rows
 
     def _rows(self, items: Iterable[Any], name: str) -> tuple[pa.StringArray, np.ndarray, np.ndarray]:
-        if len(self.tokenizer) != len(self.closed):
-            found = f"{len(self.closed)} tokens when the recommender was built, and has {len(self.tokenizer)} now"
-            raise ValueError(f"The tokenizer had {found}. Build a new recommender after you add items.")
-        if self.tokenizer.removed != self._removed_items:
-            self._read_removed()
+        self.update()
         ids = as_item_ids(items, name)
         rows = self.tokenizer.encode_items(ids).astype(np.int64)
         return ids, rows, rows != self.tokenizer.unk_token_id

@@ -105,7 +105,7 @@ class ItemAttributes:
                 if not column.isin([value]).any():
                     known = ", ".join(map(repr, column.drop_duplicates()[:3].tolist())) or "none"
                     text = f"No item has the value {value!r:.100} in {name!r}. First values: {known}."
-                    if pd.api.types.is_numeric_dtype(column):
+                    if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column):
                         text += " For a range, pass `lambda it: it < 20`."
                     logger.warning_once(text + " Text is split at `|`." * ("|" in str(value)))
         return self._items_of(column[matches])

@@ -247,13 +247,15 @@ class NextItemRecommendationPipeline(ScoringPipeline):
     def similar(self, items: Iterable[str | float], top_k: int = 10, **kwargs: Any) -> list[Recommendations]:
         """Return a list of the `top_k` items with the most similar vectors for each raw ID, most similar first.
 
-        `score` is the cosine of the vectors without the bias. The item and removed items are excluded. `kwargs` are
-        `allow`, `deny`, `where`, `where_not` and `attributes` of a call; lists are for all items. ValueError for an
-        unknown item.
+        `score` is the cosine of the vectors without the bias. The item itself and removed items are excluded. `kwargs`
+        are the filters `allow`, `deny`, `where`, `where_not` and `attributes` of a call. Those of the pipeline apply
+        too, except lists per history. Pass one list as `allow` or `deny`, which holds for all `items`. ValueError for
+        an unknown item.
         """
         selection, lists = self._select({"top_k": top_k, **kwargs}, SIMILAR_OPTIONS)
         for name, excluding in lists.items():
-            selection.restrict(name, excluding)
+            if name in kwargs or not any(map(is_collection, excluding)):
+                selection.restrict(name, excluding)
         return self.catalog.similar(unit_vectors(self.item_vectors()), items, top_k, selection.closed)
 
     def _sanitize_parameters(self, **options: Any) -> tuple[dict, dict, dict]:
@@ -280,7 +282,8 @@ class NextItemRecommendationPipeline(ScoringPipeline):
 
     def _select(self, given: dict[str, Any], names: Sequence[str]) -> tuple[Selection, dict[str, Any]]:
         defaults = {name: value for name, value in self._postprocess_params.items() if name in names}
-        given = check_options(given, names)
+        given = check_options(given, names, ("batch_size",) if names is not SIMILAR_OPTIONS else ())
+        self.catalog.update()
         options = {"exclude_history": self.model.config.exclude_history} | defaults | given
         lists = {name: options.pop(name) for name in ITEM_LISTS & options.keys()}
         table = options.pop("attributes", None)

@@ -63,7 +63,7 @@ class Selection:
             self._close(f"by `{name}`", rows)
 
     def restrict(self, name: str, items: list[Any]) -> None:
-        """Apply one list of raw IDs for all users, `allow` or `deny`, in addition to the lists of a call."""
+        """Apply one list of raw IDs, `allow` or `deny`, for all users, in addition to earlier lists."""
         (rows,) = self.catalog.read_rows([items], name)
         self._close(f"by `{name}` of the pipeline", self._excluded_by(name, torch.from_numpy(rows)))
 

@@ -53,11 +53,12 @@ def item_loss(
         A scalar in nats, at least in single precision; 0 if nothing is scored.
 
     Raises:
-        ValueError: The loss is unknown or not for `added`, or there are more negatives than other items.
+        ValueError: The loss is unknown or does not work with `added`, or there are more negatives than other items.
     """
     check_loss(loss := loss or config.loss)
     if added is not None and loss != "softmax":
-        raise ValueError(f"Models with additional heads need the loss 'softmax', found {loss!r}. Use this loss.")
+        found = f"`repeat_head` and `num_followers` need the loss 'softmax', found {loss!r}"
+        raise ValueError(f"{found}. Use 'softmax', or a model without these options.")
     labels = labels.flatten().long()
     scored = labels >= SPECIALS
     # In half precision a sum over a catalog or a batch is wrong by a percent, or infinite.

@@ -181,10 +181,12 @@ class EarlyStopping(EarlyStoppingCallback):
         if by_epoch and step < steps and step in (1, steps // 3):
             control.should_evaluate = control.should_save = True
 
-    def on_evaluate(self, args: TrainingArguments, *others: Any, metrics: dict[str, float], **kwargs: Any) -> None:
-        """Check the metric, unless the evaluation has another prefix than "eval", such as that of a test split."""
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: Any, metrics: dict[str, float], **kwargs: Any
+    ) -> None:
+        """Check the metric, unless its prefix is not "eval", as in the evaluation of a test split."""
         if any(name.startswith("eval_") for name in metrics):
-            super().on_evaluate(args, *others, metrics=metrics, **kwargs)
+            super().on_evaluate(args, state, control, metrics, **kwargs)
 
 
 def _steps_per_epoch(args: TrainingArguments, loader: Any) -> int:

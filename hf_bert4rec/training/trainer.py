@@ -132,7 +132,6 @@ class RecommendationTrainer(Trainer):
         Raises:
             ValueError: There is no complete checkpoint to resume from.
         """
-        self._test = {}, 0
         checkpoint: Any = resume_from_checkpoint or None
         if checkpoint is True:
             checkpoint = last_complete_checkpoint(str(self.args.output_dir))
@@ -147,6 +146,7 @@ class RecommendationTrainer(Trainer):
         try:
             return super().train(checkpoint and str(checkpoint), *args, **kwargs)
         finally:
+            self._test = {}, 0  # a callback may have evaluated the test split with an earlier state of the model
             self._end_features()
             loader = self.callback_handler.train_dataloader
             for callback in self.callback_handler.callbacks:  # also after an error or an interruption
@@ -177,15 +177,17 @@ class RecommendationTrainer(Trainer):
             self.projection, self._features = self._features.detach(self.model), None
             self.optimizer = self.lr_scheduler = None  # of parameters that no longer exist
 
-    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
         """Evaluate as the stock Trainer does.
 
-        With `metric_key_prefix="test"`, cards that are written later contain HR, NDCG and MRR as test results. The
-        names of the returned metrics begin with the prefix (default: "eval").
+        If `eval_dataset` is a `Dataset` and `metric_key_prefix` is "test", cards that are written later contain the
+        ranking metrics as test results. The names of the returned metrics begin with the prefix (default: "eval").
         """
-        metrics = super().evaluate(eval_dataset, *args, **kwargs)
+        metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         ranked = self.preprocess_logits_for_metrics is ranks_of_logits and isinstance(eval_dataset, Dataset)
-        if ranked and kwargs.get("metric_key_prefix") == "test":
+        if ranked and metric_key_prefix == "test":
             self._test = _ranking_metrics(metrics, "test_"), len(eval_dataset)
         return metrics
 
@@ -269,7 +271,8 @@ class RecommendationTrainer(Trainer):
         metrics = self._validation_metrics() if self.preprocess_logits_for_metrics is ranks_of_logits else {}
         rows = len(self.eval_dataset) if isinstance(self.eval_dataset, Dataset) else None
         measured = {"validation": (metrics, rows), "test": self._test}
-        sampled, model = how_sampled(metrics or self._test[0]), architecture_of(config).name
+        sampled = how_sampled(self._test[0]) or how_sampled(metrics)
+        model = architecture_of(config).name
         drawn = "uniformly" if sampled == "uniform_sampled" else "by their popularity"
         history = "excluded" if config.exclude_history else "not excluded"
         protocol = "the item held out for each user of the split, ranked among "

@@ -94,10 +94,26 @@ def test_removed_items_in_the_new_log_are_reported(first, tmp_path, caplog):
     new = write_log(tmp_path / "new.csv", range(8, 14), range(200, 203), ["i1", "n1", "i2", "n2"])
     args = ["--data", new, "--history", str(first / "old.csv"), "--output_dir", str(tmp_path / "out")]
     main(["train", "--continue_from", str(folder), "--tolerance", "1", *args, *QUIET])
-    assert f"{new}: 4 of 18 interactions have removed items, which are in histories, but are not" in caplog.text
+    assert f"{new}: the items of 4 of 18 interactions were removed. Histories keep them, but" in caplog.text
     card = (tmp_path / "out/model/README.md").read_text()
-    assert "Of its items, 2 were removed before this training: they are never recommended" in card
+    assert "Removed items at the time of the training: 2. The results rank these items" in card
     assert "It started from another model, whose own training is not" in card
+
+
+def test_an_old_log_that_ends_in_the_future_is_named(first, tmp_path):
+    old = pd.read_csv(first / "old.csv").assign(timestamp=lambda log: log["timestamp"] + 1_500_000_000)
+    old.loc[len(old)] = [0, "i1", 4102358400]
+    old.to_csv(tmp_path / "old.csv", index=False)
+    times = range(1_600_000_000, 1_600_000_003)
+    new = write_log(tmp_path / "new.csv", range(8, 14), times, ["i1", "n1", "i2", "n2"])
+    args = ["train", "--continue_from", str(first / "first" / "model"), "--data", new]
+    with pytest.raises(SystemExit, match=r"in the future\. Fix the dates in .*old\.csv, or pass `--allow_"):
+        main([*args, "--history", str(tmp_path / "old.csv"), "--output_dir", str(tmp_path / "out"), *QUIET])
+    folder = shutil.copytree(first / "first" / "model", tmp_path / "parent")
+    facts = RunFacts.load(folder)
+    dataclasses.replace(facts, data=dataclasses.replace(facts.data, last_time=4102358400)).save(folder)
+    with pytest.raises(SystemExit, match=r"in the future\. Train .*parent again with corrected dates, or pass"):
+        main(["train", "--continue_from", str(folder), "--data", new, "--output_dir", str(tmp_path / "out"), *QUIET])
 
 
 def test_a_worse_model_does_not_replace_the_old_one(first, capsys, caplog):

@@ -7,6 +7,7 @@ import shlex
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from huggingface_hub import ModelCard
@@ -19,7 +20,7 @@ from hf_bert4rec.cli.main import main
 from hf_bert4rec.cli.prepare import describe_data, prepare, whole_histories
 from hf_bert4rec.cli.recipe import parse_recipe
 from hf_bert4rec.cli.report import recommendation_table, summary
-from hf_bert4rec.cli.run import run
+from hf_bert4rec.cli.run import _log_repeats, run
 from hf_bert4rec.cli.trainers import evaluate, evaluator
 from hf_bert4rec.data.splits import SPLITS, Split, leave_one_out, train_on_all
 from hf_bert4rec.evaluation.baselines import Popularity
@@ -216,6 +217,14 @@ def test_a_checkpoint_without_facts_is_not_evaluated_on_unnamed_data(tmp_path, m
 
 REPEATING_LOG = "user,item,timestamp\n" + "".join(f"u{u},i{(u + t) % 3},{t}\n" for u in range(9) for t in range(6))
 REPEATING_LOG += "".join(f"v{item},i{item},0\nv{item},i{item},1\nv{item},i{item},2\n" for item in range(3, 14))
+
+
+def test_hits_are_logged_for_repeated_and_for_new_targets(caplog):
+    caplog.set_level("INFO", "hf_bert4rec")
+    _log_repeats("test", np.array([False] * 4), np.array([True] * 4))
+    assert not caplog.text
+    _log_repeats("test", np.array([True, True, False, False]), np.array([True, True, True, False]))
+    assert "of the user: 50 %. HR@10 of the model: 1.0000 for these, 0.5000 for the others." in caplog.text
 
 
 def test_what_is_recommended_follows_the_setting_that_was_evaluated(tmp_path, caplog):

@@ -93,8 +93,11 @@ def test_similar_items_are_filtered_as_recommendations_are(recommender, model, t
         assert items_of(recommender.similar(["c"], top_k=20, **options))[0] == [it for it in everything if it in kept]
     filtered = NextItemRecommendationPipeline(model=model, tokenizer=tokenizer, device="cpu", deny=everything[:1])
     assert items_of(filtered.similar(["c"], top_k=20))[0] == everything[1:]
-    with pytest.raises(ValueError, match=r"Unknown option 'rerank'\. The options are top_k, allow, deny, where"):
-        recommender.similar(["c"], rerank=print)
+    recommender.tokenizer.removed = everything[:1]
+    assert items_of(recommender.similar(["c"], top_k=20))[0] == everything[1:]
+    for option in ({"rerank": print}, {"batch_size": 2}):
+        with pytest.raises(ValueError, match=r"Unknown option '.*'\. The options are top_k, .*, attributes\.$"):
+            recommender.similar(["c"], **option)
 
 
 def test_similar_items_need_known_items_and_leave_removed_ones_out(model, tokenizer):

@@ -31,6 +31,12 @@ def model() -> Bert4RecForMaskedLM:
     return lively_model(repeat_head=True, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
 
 
+def test_another_loss_is_refused_in_training(model):
+    model.config.loss = "bce"  # after the check of the configuration
+    with pytest.raises(ValueError, match="`repeat_head` and `num_followers` need the loss 'softmax', found 'bce'"):
+        model.train()(**INPUTS, labels=HISTORIES)
+
+
 def test_probabilities_are_those_of_the_catalog_and_of_the_history_together(model):
     with torch.no_grad():
         states = model.prediction_head(model.model(**INPUTS, kept_positions=LAST).last_hidden_state)

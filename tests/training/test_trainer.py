@@ -27,6 +27,7 @@ from hf_bert4rec import (
     muon,
     next_item_training,
     remove_items,
+    uniform_candidates,
 )
 from hf_bert4rec.cli.recipe import parse_recipe
 from hf_bert4rec.cli.run import run
@@ -124,7 +125,7 @@ def test_the_card_contains_what_the_trainer_knows(trained, tmp_path):
     assert {result.dataset_split for result in card.data.eval_results} == {"validation"}
     assert "The checkpoint was chosen on this split, so they are too optimistic." in card.text
     assert f"12 items, history excluded. Number of targets: {len(trained.eval_dataset)}." in card.text
-    assert f"Training took {facts.seconds:.0f} s with 1 process of " in card.text
+    assert f"Training took {facts.seconds:.1f} s with 1 process of " in card.text
     assert 'recommender([["i0", "i1", "i2"]], top_k=10)' in card.text
     assert "The terms of the training data are not recorded." in card.text
     assert "learning_curve.png" not in card.text
@@ -141,8 +142,18 @@ def test_an_evaluation_named_test_gives_the_test_results_of_the_card(trained, cy
     assert {result.dataset_split for result in card.data.eval_results} == {"test"}
     assert "Number of targets: 20." in card.text
     assert "early stopping" not in caplog.text
+    candidates = uniform_candidates(rows, len(trained.processing_class), 3)
+    trained.evaluate(candidates, None, "test")
+    trained.create_model_card()
+    assert "Protocol: None" not in (tmp_path / "bert4rec-mine" / "README.md").read_text()
+
+    class Evaluate(TrainerCallback):
+        def on_epoch_end(self, *args, **kwargs):
+            trained.evaluate(rows, metric_key_prefix="test")
+
+    trained.add_callback(Evaluate())
     trained.train()
-    assert set(trained.run_facts().results) == {"validation"}  # the tested model is gone
+    assert set(trained.run_facts().results) == {"validation"}  # the evaluated models are not the final one
 
 
 def test_without_a_best_checkpoint_the_last_validation_before_the_end_counts(cyclic_histories, tmp_path):
