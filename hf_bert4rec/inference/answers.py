@@ -89,7 +89,8 @@ class ItemCatalog:
             self.unknown += int((~known).sum())
             unknown = ids.filter(pa.array(~known)).to_pylist() if self.report else []
             if not self._warned.issuperset(unknown):
-                examples, found = ", ".join(map(repr, unknown[:3])), f"{len(unknown)} of {len(ids)}"
+                examples = ", ".join(map(repr, [*dict.fromkeys(unknown)][:3]))
+                found = f"{len(unknown)} of {len(ids)}"
                 logger.warning("%s: %s IDs are unknown and skipped, such as %s.", name, found, examples)
                 self._warned.update(unknown if len(self._warned) < MAX_WARNED else ())
         known |= keep_unknown

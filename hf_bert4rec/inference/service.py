@@ -177,7 +177,7 @@ class Service:
         self._use(*load())
         self._waiting: deque[Waiting] = deque()
         self._arrived = asyncio.Event()
-        self._reloading = asyncio.Lock()
+        self._reloading, self._reload_waits = asyncio.Lock(), False
         self._thread = ThreadPoolExecutor(1, "scoring")
 
     def _use(self, recommender: Recommender, checkpoint: str, revision: str | None) -> None:
@@ -245,8 +245,15 @@ class Service:
         return answers
 
     async def reload(self) -> None:
-        """Load the checkpoint again for the next batches. If loading fails, keep the old checkpoint."""
+        """Load the checkpoint again for the next batches. If loading fails, keep the old checkpoint.
+
+        Calls during a reload lead to one more reload, whatever their number.
+        """
+        if self._reload_waits:
+            return
+        self._reload_waits = True
         async with self._reloading:
+            self._reload_waits = False
             try:
                 self._use(*await asyncio.get_running_loop().run_in_executor(None, self._load))
                 result = "loaded"

@@ -177,6 +177,8 @@ def load_for_serving(
     with tempfile.TemporaryDirectory() as folder:
         if Path(checkpoint).is_symlink():  # all files are of one checkpoint, also if the link changes in the meantime
             checkpoint = Path(checkpoint).resolve()
+        if Path(checkpoint).is_absolute() and not Path(checkpoint).exists():  # before a process starts
+            raise FileNotFoundError(f"{checkpoint}: found no such folder. Check the path.")
         exported = Path(checkpoint)
         if not is_export(exported):
             exported = Path(folder, "export")

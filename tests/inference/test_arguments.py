@@ -386,7 +386,7 @@ def test_unknown_ids_per_history_are_counted_over_the_call(recommender, caplog):
     with caplog.at_level(logging.WARNING, LOGGER):
         fresh([["1", "1.0"], ["A\u0308"]], deny=[["v", "1"], ["w", "w"]])  # in Unicode, Ä has another spelling
     assert sorted(messages_of(caplog)) == [
-        "deny: 3 of 4 IDs are unknown and skipped, such as 'v', 'w', 'w'.",
+        "deny: 3 of 4 IDs are unknown and skipped, such as 'v', 'w'.",
         "histories: 2 of 3 IDs are unknown and skipped, such as '1.0', 'A\u0308'.",
     ]
 

@@ -400,6 +400,30 @@ def test_a_reload_replaces_the_checkpoint_and_a_broken_one_does_not(recommender,
     assert 'reloads_total{result="failed"} 2.0' in numbers
 
 
+def test_calls_during_a_reload_lead_to_one_more_reload(recommender):
+    loads = []
+
+    def load():
+        loads.append("loaded")
+        return recommender, "shop", None
+
+    async def reload_five_times():
+        await asyncio.gather(*(app.state.service.reload() for _ in range(5)))
+
+    app = create_app(load)
+    with TestClient(app) as client:
+        client.portal.call(reload_five_times)
+        assert len(loads) == 3  # at the start, for the first call, and for the four others
+        client.portal.call(app.state.service.reload)
+    assert len(loads) == 4
+
+
+def test_a_missing_folder_is_reported_before_an_export(tmp_path, monkeypatch):
+    monkeypatch.setattr(subprocess, "run", None)
+    with pytest.raises(FileNotFoundError, match=r"gone: found no such folder\. Check the path\."):
+        load_for_serving(tmp_path / "gone")
+
+
 def test_the_log_names_no_revision_of_a_checkpoint_from_a_folder(recommender, caplog):
     app = create_app(lambda: (recommender, "runs/model", None))
     with TestClient(app) as client, caplog.at_level(logging.INFO, "hf_bert4rec"):
