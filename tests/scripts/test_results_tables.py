@@ -134,6 +134,8 @@ def test_the_readme_counts_the_logs_of_the_defaults():
     worse = [(log, other) for log, other, mean in found if mean < 0]
     assert worse == [("two-items", "Popularity")]
     assert f"On [{len(rows)} logs](docs/results.md#the-defaults-on-other-logs)" in readme
+    level = len(rows) - len(above_all) - len(worse)
+    assert f"every simple model on {len(above_all)}, about as good as the best on {level}, and significantly" in readme
     assert f"SASRec had a higher score on {len(sasrec)}, " in readme
     assert f"BERT4Rec is significantly worse than another model on one of the {len(rows)} logs: " in page
     assert "popularity on `two-items`, by 0.0051." in page
