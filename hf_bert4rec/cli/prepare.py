@@ -145,13 +145,15 @@ def _check_times(run: RunArguments, old: Any, last: float, first: float, earlier
     times = f"{run.data} begins at {format_time(first)}, but {old} ends at {format_time(last)}"
     if len({time_unit(first), time_unit(last)} - {None}) > 1:
         raise ValueError(f"{times}. Convert the times of both logs to the same unit.")
-    if earlier and not run.allow_earlier and last > tomorrow() and time_unit(last) == "seconds":
+    if not earlier or run.allow_earlier:
+        return
+    solution = f"Remove {wrong}"
+    if last > tomorrow() and time_unit(last) == "seconds":
+        times += ", which is in the future"
         solution = f"Fix the dates in {old}"
         if old != run.history:  # the end of the log is in the run facts of the checkpoint
             solution = f"Train {run.continue_from} again with corrected dates"
-        raise ValueError(f"{times}, which is in the future. {solution}, or pass `--allow_earlier true`.")
-    if earlier and not run.allow_earlier:
-        raise ValueError(f"{times}. Remove {wrong}, or pass `--allow_earlier true`.")
+    raise ValueError(f"{times}. {solution}, or pass `--allow_earlier true`.")
 
 
 def _continue(recipe: Recipe, new: Dataset, names: dict[str, str] | None) -> tuple[Recipe, ItemTokenizer]:

@@ -252,7 +252,7 @@ class NextItemRecommendationPipeline(ScoringPipeline):
         too, except lists per history. Pass one list as `allow` or `deny`, which holds for all `items`. ValueError for
         an unknown item.
         """
-        selection, lists = self._select({"top_k": top_k, **kwargs}, SIMILAR_OPTIONS)
+        selection, lists = self._select({"top_k": top_k, **kwargs}, SIMILAR_OPTIONS, read_before=())
         for name, excluding in lists.items():
             if name in kwargs or not any(map(is_collection, excluding)):
                 selection.restrict(name, excluding)
@@ -280,9 +280,11 @@ class NextItemRecommendationPipeline(ScoringPipeline):
 
         return self.catalog.answer_in_batches(rows, answer, size, places=places, **lists)
 
-    def _select(self, given: dict[str, Any], names: Sequence[str]) -> tuple[Selection, dict[str, Any]]:
+    def _select(
+        self, given: dict[str, Any], names: Sequence[str], read_before: Sequence[str] = ("batch_size",)
+    ) -> tuple[Selection, dict[str, Any]]:
         defaults = {name: value for name, value in self._postprocess_params.items() if name in names}
-        given = check_options(given, names, ("batch_size",) if names is not SIMILAR_OPTIONS else ())
+        given = check_options(given, names, read_before)
         self.catalog.update()
         options = {"exclude_history": self.model.config.exclude_history} | defaults | given
         lists = {name: options.pop(name) for name in ITEM_LISTS & options.keys()}
