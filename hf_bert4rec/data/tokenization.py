@@ -310,9 +310,9 @@ def extend_item_tokenizer(
 def _as_text(items: Any) -> pa.ChunkedArray:
     if isinstance(items, Dataset):
         items = read_rows(items, "item", advice="Pass a log from `load_interactions`, or a list of item IDs.")["item"]
-    if isinstance(items, pa.Array | pa.ChunkedArray):
+    if isinstance(items, pa.Array | pa.ChunkedArray) and not isinstance(items, pa.StringArray):
         return as_ids(items, "item ID")
-    return pa.chunked_array([as_item_ids(items)])
+    return pa.chunked_array([items if isinstance(items, pa.StringArray) else as_item_ids(items)])
 
 
 def _distinct_ids(items: Any) -> list[str]:

@@ -176,8 +176,9 @@ class ItemCatalog:
         order = sorted(range(len(questions)), key=lambda i: -len(rows[questions[i][0]]))
         answers: list[Any] = [None] * len(questions)
         starts = range(0, len(questions), batch_size)
-        few = len(starts) < BATCHES_WITHOUT_PROGRESS_BAR or None  # None: not in a log file
-        for start in tqdm(starts, desc="Scoring", unit="batch", leave=False, disable=few):
+        many = len(starts) >= BATCHES_WITHOUT_PROGRESS_BAR
+        # `disable=None`: no bar in a log file. Building a bar takes a noticeable part of a small request.
+        for start in tqdm(starts, desc="Scoring", unit="batch", leave=False, disable=None) if many else starts:
             chosen = order[start : start + batch_size]
             users = [questions[i][0] for i in chosen]
             of_batch = {name: of if len(of) == 1 else [of[user] for user in users] for name, of in listed.items()}
@@ -196,7 +197,8 @@ def closed_rows(rows: int, removed: np.ndarray) -> torch.Tensor:
 
 def check_scores(scores: torch.Tensor | np.ndarray) -> None:
     """Raise ValueError unless all scores are finite."""
-    if not torch.as_tensor(scores).isfinite().all():
+    finite = np.isfinite(scores) if isinstance(scores, np.ndarray) else scores.isfinite()
+    if not finite.all():
         raise ValueError(f"The scores are NaN or infinite. {NOT_FINITE}")
 
 

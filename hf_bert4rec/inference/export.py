@@ -174,21 +174,22 @@ class OnnxRecommender:
 
     Args:
         folder: Folder that `export_checkpoint` wrote.
-        threads: Number of threads of a call; 0 for all cores.
+        threads: Number of threads of a call. Default: `torch.get_num_threads()`, the cores that the process may use.
 
     Raises:
         ImportError: The extra `export` is missing.
         OSError, ValueError: A file is missing or damaged, or the files are not from the same export.
     """
 
-    def __init__(self, folder: str | PathLike, threads: int = 0) -> None:
+    def __init__(self, folder: str | PathLike, threads: int | None = None) -> None:
         onnxruntime, path = _require("onnxruntime"), Path(folder)
         if not is_export(path):
             advice = "Pass a folder that `hf-bert4rec export` or `export_checkpoint` wrote."
             raise FileNotFoundError(f"{folder}: found no {FACTS_FILE}. {advice}")
         self.facts = read_json(path / FACTS_FILE, folder, "Repeat the export.")
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
+        # With 0, onnxruntime starts a thread for each core of the machine, also for those that the process may not use.
+        options.intra_op_num_threads = threads or torch.get_num_threads()
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # other programs need the cores
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(path)

@@ -76,6 +76,14 @@ def test_the_answers_are_those_of_the_pipeline(exported, options):
     assert [row["title"] for row in answers[1]] == [row["title"] for row in expected[1]]
 
 
+def test_a_call_uses_the_cores_of_the_process_by_default(exported):
+    """onnxruntime's own default is a thread for each core of the machine, which slows a process on one core."""
+    _, folder = exported
+    for threads, expected in ((None, torch.get_num_threads()), (3, 3)):
+        session = OnnxRecommender(folder, threads)._session
+        assert session.get_session_options().intra_op_num_threads == expected
+
+
 def test_similar_items_are_those_of_the_pipeline(exported):
     source, folder = exported
     expected = hf_bert4rec.pipeline(source, device="cpu").similar(["a", "d"], top_k=3)
