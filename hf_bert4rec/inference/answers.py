@@ -21,7 +21,7 @@ from .arguments import read_item_lists
 logger = logging.getLogger(__name__)
 
 DEFAULT_BATCH_SIZE = 64
-BATCHES_WITHOUT_PROGRESS_BAR = 8
+ANSWERS_WITHOUT_PROGRESS_BAR = 512
 MAX_SCORES = 2**26  # per batch, users × catalog: a quarter of a gigabyte
 MAX_WARNED = 100_000  # unknown IDs that are remembered, to log each of them once
 
@@ -176,8 +176,8 @@ class ItemCatalog:
         order = sorted(range(len(questions)), key=lambda i: -len(rows[questions[i][0]]))
         answers: list[Any] = [None] * len(questions)
         starts = range(0, len(questions), batch_size)
-        many = len(starts) >= BATCHES_WITHOUT_PROGRESS_BAR
-        # `disable=None`: no bar in a log file. Building a bar takes a noticeable part of a small request.
+        many = len(questions) >= ANSWERS_WITHOUT_PROGRESS_BAR  # few are answered before a bar is built
+        # `disable=None`: no bar in a log file.
         for start in tqdm(starts, desc="Scoring", unit="batch", leave=False, disable=None) if many else starts:
             chosen = order[start : start + batch_size]
             users = [questions[i][0] for i in chosen]

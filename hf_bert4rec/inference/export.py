@@ -38,6 +38,7 @@ GRAPH_FILE, FACTS_FILE, ITEMS_FILE, VECTORS_FILE = "model.onnx", "export.json", 
 OPTIONS = ("top_k", "exclude_history", "allow", "deny")
 PAD_ROW, MASK_ROW = SPECIAL_TOKENS.index("[PAD]"), SPECIAL_TOKENS.index("[MASK]")
 MAX_BATCH = 2**16
+BATCH_SIZE = 8  # histories that are scored together by default; with more, onnxruntime is slower (docs/experiments.md)
 ALL_ROWS, NO_ROWS = [slice(None)], [np.empty(0, np.int64)]  # if `allow` or `deny` was not given
 
 
@@ -76,7 +77,7 @@ class RecommendationGraph(nn.Module):
         real = (places <= lengths).long()
         states = self.model.model(input_ids, real, kept_positions=lengths)[0]
         scores = self.model.score_items(states, input_ids, lengths)[:, 0].float().log_softmax(dim=1)
-        damaged = scores.isnan().any(dim=1, keepdim=True)
+        damaged = scores[:, -1:].isnan()  # one NaN or infinite logit makes all log-probabilities NaN
         scores = scores.masked_fill(self.closed | ~allowed, -torch.inf).scatter(1, excluded, -torch.inf)
         number: Any = top_k.item()
         torch._check(number >= 1)
@@ -205,6 +206,7 @@ class OnnxRecommender:
             problem = f"{FACTS_FILE} is incomplete, or not from the same export as {VECTORS_FILE} and the tokenizer"
             raise ValueError(f"{folder}: {problem}. Repeat the export.")
         self.catalog, self._unit_vectors = ItemCatalog(self.tokenizer), unit_vectors(vectors)
+        self.catalog.batch_size = BATCH_SIZE
 
     def __call__(
         self, histories: Iterable[Iterable[str | float]], batch_size: int | None = None, **kwargs: Any
