@@ -1,12 +1,12 @@
 """Measure serving, export, index and batch on one core each, one JSON line per measurement.
 
-    python scripts/production.py serve model_cards/bert4rec-ml1m ml-1m.txt >> scripts/results/production.jsonl
-    python scripts/production.py serve synthetic-100000 ml-1m.txt --rates 50 >> scripts/results/production.jsonl
-    python scripts/production.py soak model_cards/bert4rec-ml1m ml-1m.txt --rates 400 --seconds 1800 >> soak.jsonl
-    python scripts/production.py export model_cards/bert4rec-ml1m ml-1m.txt >> scripts/results/production.jsonl
-    python scripts/production.py index model_cards/bert4rec-beauty beauty.txt >> scripts/results/production.jsonl
-    python scripts/production.py index synthetic-1000000 ml-1m.txt >> scripts/results/production.jsonl
-    python scripts/production.py batch model_cards/bert4rec-ml1m ml-1m.txt >> scripts/results/production.jsonl
+    python scripts/production.py serve model_cards/bert4rec-ml1m ml-1m.txt --item_ids items.tsv >> results.jsonl
+    python scripts/production.py serve synthetic-100000 ml-1m.txt --rates 50 >> results.jsonl
+    python scripts/production.py soak MODEL ml-1m.txt --item_ids items.tsv --rates 360 --seconds 1800
+    python scripts/production.py export model_cards/bert4rec-ml1m ml-1m.txt --item_ids items.tsv >> results.jsonl
+    python scripts/production.py index model_cards/bert4rec-beauty beauty.txt >> results.jsonl
+    python scripts/production.py index synthetic-1000000 ml-1m.txt >> results.jsonl
+    python scripts/production.py batch model_cards/bert4rec-ml1m ml-1m.txt --item_ids items.tsv >> results.jsonl
 
 The load comes from wrk, which must be installed. `serve` and `soak` run the server on the first core and wrk on the
 second. With `--rates`, requests arrive at random times (Poisson) at each rate per second: each of 50 connections waits
@@ -37,9 +37,11 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from transformers import AutoTokenizer
 
 import hf_bert4rec
-from hf_bert4rec import Bert4RecConfig, Bert4RecForMaskedLM, item_tokenizer, load_interactions
+from hf_bert4rec import Bert4RecConfig, Bert4RecForMaskedLM, item_tokenizer, load_interactions, rename_items
+from hf_bert4rec.data.item_tables import load_item_ids
 from hf_bert4rec.inference.batch import recommend_to_parquet
 from hf_bert4rec.inference.export import OnnxRecommender, export_checkpoint
 
@@ -62,10 +64,20 @@ end
 WAIT = "function delay() return -math.log(1 - math.random()) * %f end"  # milliseconds
 
 
-def read_histories(file: Path, number: int) -> list[list[str]]:
-    """Return `number` histories of random users of a log, oldest item first; users repeat if there are fewer."""
-    log = load_interactions(str(file)).to_pandas().sort_values("timestamp", kind="stable")
-    histories = [items[:-1][-LONGEST:].tolist() for _, items in log.groupby("user")["item"]]
+def read_histories(args: argparse.Namespace, number: int, model: Path) -> list[list[str]]:
+    """Return `number` histories of random users of the log, oldest item first; users repeat if there are fewer.
+
+    ValueError if the model lacks an item of the log, because unknown items need more time.
+    """
+    log = load_interactions(str(args.data))
+    if args.item_ids:
+        log = rename_items(log, load_item_ids(args.item_ids))
+    missing = set(log.unique("item")).difference(AutoTokenizer.from_pretrained(model).items.to_pylist())
+    if missing:
+        found = f"{model} lacks {len(missing)} items of {args.data}, such as {min(missing)!r}"
+        raise ValueError(f"{found}. Pass the log of the model, and its `--item_ids` if the log numbers the items.")
+    table = log.to_pandas().sort_values("timestamp", kind="stable")
+    histories = [items[:-1][-LONGEST:].tolist() for _, items in table.groupby("user")["item"]]
     random.Random(0).shuffle(histories)
     return (histories * (1 + number // len(histories)))[:number]
 
@@ -118,8 +130,8 @@ def send(histories: list[list[str]], connections: int, seconds: int, rate: float
 
 def serve(args: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
     """Time requests: at each rate, or as many as possible, with and without batches."""
-    histories = read_histories(args.data, 1000)
     source = checkpoint(args.model, folder / "model")
+    histories = read_histories(args, 1000, source)
     exported = export_checkpoint(source, folder / "onnx")
     torch.set_num_threads(1)
     pipeline = hf_bert4rec.pipeline(source)
@@ -136,8 +148,9 @@ def serve(args: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
 
 def soak(args: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
     """Send requests for a long time; report memory at each tenth of it."""
-    exported = export_checkpoint(checkpoint(args.model, folder / "model"), folder / "onnx")
-    histories = read_histories(args.data, 1000)
+    source = checkpoint(args.model, folder / "model")
+    histories = read_histories(args, 1000, source)
+    exported = export_checkpoint(source, folder / "onnx")
     with served(exported, 32) as server:
         for part in range(10):
             found = send(histories, CONNECTIONS, args.seconds // 10, args.rates[0])
@@ -150,7 +163,7 @@ def export(args: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
     torch.set_num_threads(1)
     source = checkpoint(args.model, folder / "model")
     onnx, pipeline = OnnxRecommender(export_checkpoint(source, folder / "onnx"), 1), hf_bert4rec.pipeline(source)
-    histories = read_histories(args.data, 10_000)
+    histories = read_histories(args, 10_000, source)
     expected, answers = pipeline(histories), onnx(histories)
     pairs = [(one, other) for pair in zip(expected, answers, strict=True) for one, other in zip(*pair, strict=True)]
     different = [abs(one["score"] - other["score"]) for one, other in pairs if one["item"] != other["item"]]
@@ -174,9 +187,10 @@ def index(args: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
 
     torch.set_num_threads(1)
     faiss.omp_set_num_threads(1)
-    pipeline = hf_bert4rec.pipeline(checkpoint(args.model, folder))
+    source = checkpoint(args.model, folder)
+    pipeline = hf_bert4rec.pipeline(source)
     items = len(pipeline.tokenizer.items)
-    histories = read_histories(args.data, 256)
+    histories = read_histories(args, 256, source)
     if args.model.startswith("synthetic-"):
         histories = draw_tastes(pipeline.model, items, 256)
     vectors = pipeline.index_vectors()
@@ -229,9 +243,9 @@ def draw_tastes(model: Bert4RecForMaskedLM, items: int, users: int) -> list[list
 
 def batch(args: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
     """Time the batch command with one and two processes, from their first files on, with and without an export."""
-    histories = read_histories(args.data, args.users)
-    pq.write_table(pa.table({"user": range(len(histories)), "history": histories}), folder / "histories.parquet")
     source = checkpoint(args.model, folder / "model")
+    histories = read_histories(args, args.users, source)
+    pq.write_table(pa.table({"user": range(len(histories)), "history": histories}), folder / "histories.parquet")
     for engine, model in (("torch", source), ("onnxruntime", export_checkpoint(source, folder / "onnx"))):
         for processes in (1, 2):
             os.sched_setaffinity(0, {0} if processes == 1 else {0, 1})
@@ -263,6 +277,7 @@ def main() -> None:
     parser.add_argument("what", choices=("serve", "soak", "export", "index", "batch"), help="what to measure")
     parser.add_argument("model", help="checkpoint folder, or synthetic-N")
     parser.add_argument("data", type=Path, help="log of interactions, from which the histories are taken")
+    parser.add_argument("--item_ids", help="table with the IDs of the log and those of the model, as in a recipe")
     parser.add_argument("--rates", type=float, nargs="*", default=[], help="requests per second (default: no limit)")
     parser.add_argument("--seconds", type=int, default=20, help="seconds of each measurement, or of all of soak (20)")
     parser.add_argument("--users", type=int, default=20_000, help="number of users for batch (20,000)")

@@ -144,11 +144,15 @@ def recommend_to_parquet(
         advice = "Save the table as Parquet, or pass it to a `BatchRecommender`."
         raise ValueError(f"`source` must be the path of a file, found {type(source).__name__}. {advice}")
     file, folder = Path(source), Path(output)
+    if file.is_dir():
+        advice = "Pass a single file. For a folder of Parquet files, use `BatchRecommender` with Ray Data or Spark."
+        raise ValueError(f"{file} is a folder. {advice}")
     if not file.is_file():
         raise FileNotFoundError(f"{file}: found no such file. Pass a Parquet file of histories, or the file of a log.")
     model = Path(checkpoint) if is_export(checkpoint) else fetch_checkpoint(checkpoint)
-    arguments = {"checkpoint": str(model), "user": user, "history": history, **options}
-    request = {**arguments, "shard_size": shard_size, "source": str(file)} | ({"columns": columns} if columns else {})
+    arguments = {"checkpoint": str(model.resolve()), "user": user, "history": history, **options}
+    request = {**arguments, "shard_size": shard_size, "source": str(file.resolve())}
+    request |= {"columns": columns} if columns else {}
     request |= {"state of the weights": _states(model), "state of the source": _states(file)}
     users, shards = _read_shards(file, shard_size, user, history, columns or {})
     recommender = BatchRecommender(**arguments)  # also for several processes, to find errors before they start

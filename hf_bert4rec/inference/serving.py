@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -132,7 +132,7 @@ def create_app(load: Load, reload_on_sighup: bool = False) -> FastAPI:
         tasks[0].cancel()
 
     problems: Any = {status: {"model": Problem} for status in (400, 404, 408, 413, 422, 500, 503)}
-    app = FastAPI(title="hf-bert4rec", lifespan=working, responses=problems)
+    app = FastAPI(title="hf-bert4rec", lifespan=working, responses=problems, redirect_slashes=False)
     app.state.service = service
     app.add_exception_handler(RequestValidationError, _explain)
     app.add_middleware(_Limits, metrics=service.metrics)
@@ -238,7 +238,19 @@ def serve(
         app = create_app(load, reload_on_sighup=True)
     finally:
         signal.signal(signal.SIGTERM, usual)
+    _allow_open_files(2 * MAX_CONNECTIONS)
     options: dict[str, Any] = {"access_log": False, "limit_concurrency": MAX_CONNECTIONS, "log_level": "info"}
     options["timeout_graceful_shutdown"] = STOP_SECONDS
     # One process, whatever WEB_CONCURRENCY says: an application that is loaded cannot be sent to several.
     uvicorn.run(app, host=host, port=port, workers=1, **options)
+
+
+def _allow_open_files(number: int) -> None:
+    """Raise the soft limit of open files of this process, as far as the hard limit allows. A connection is a file."""
+    with suppress(ImportError):  # not on Windows
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = number if hard == resource.RLIM_INFINITY else min(number, hard)
+        if soft != resource.RLIM_INFINITY and soft < wanted:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

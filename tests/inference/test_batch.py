@@ -125,6 +125,8 @@ def test_the_same_call_continues_and_another_one_is_refused(source, histories, t
     for taken in (tmp_path / "other", histories):
         with pytest.raises(ValueError, match="a folder with other files than recommendations"):
             recommend_to_parquet(source, histories, taken)
+    with pytest.raises(ValueError, match=f"{tmp_path} is a folder\\. Pass a single file"):
+        recommend_to_parquet(source, tmp_path, tmp_path / "recommendations")
     with pytest.raises(FileNotFoundError, match=r"nowhere\.parquet: found no such file\. Pass a Parquet file"):
         recommend_to_parquet(source, tmp_path / "nowhere.parquet", tmp_path / "new")
     with pytest.raises(ValueError, match=r"`source` must be the path of a file, found DataFrame\. Save the table as"):

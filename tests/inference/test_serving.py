@@ -88,6 +88,11 @@ def test_options_are_those_of_the_pipeline(client, recommender, options):
     assert answer == recommender(HISTORIES, **{"top_k": 10} | options | {"top_k": int(options.get("top_k", 10))})
 
 
+def test_a_slash_at_the_end_is_an_unknown_route(client):
+    """No redirect, whose address would come from the header `Host`."""
+    assert client.post("/recommend/", json={"histories": [["a"]]}, follow_redirects=False).status_code == 404
+
+
 def test_similar_items(client, recommender):
     answer = client.post("/similar", json={"items": ["a", "b"], "top_k": 2})
     assert answer.json() == {"checkpoint": "shop", "revision": "abc", "similar": recommender.similar(["a", "b"], 2)}
