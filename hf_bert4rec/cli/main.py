@@ -49,7 +49,8 @@ def train(argv: list[str]) -> None:
         print(summary(folder))
         if folder.name == REJECTED:
             found = f"The new model is worse than {recipe.run.continue_from}, which was not replaced."
-            advice = "Check that the new log uses the same item IDs as the old log, then try a lower `--learning_rate`."
+            advice = "If few users were held out, first increase `--held_out`. Check that the new log uses the same "
+            advice += "item IDs as the old log, then try a lower `--learning_rate`."
             sys.exit(f"{found} The new model is in {folder}. {advice} To accept a larger fall, increase `--tolerance`.")
 
 

@@ -182,6 +182,7 @@ def _continue(recipe: Recipe, new: Dataset, names: dict[str, str] | None) -> tup
     if features is not None:
         if tokenizer.features is None:
             raise ValueError(f"{run.continue_from} was trained without features of items. Omit `--item_features`.")
+        _report_cold_items(run, features.items, pa.chunked_array([tokenizer.items, *ids]))
         ids = [*ids, *features.items.chunks]
     elif tokenizer.features is not None and not known:
         text = "%s was trained with features of items. Without `--item_features`, new items start without features."
@@ -224,6 +225,18 @@ def _titles(run: RunArguments, names: dict[str, str] | None) -> dict[str, str] |
         advice = "`--titles` needs the old IDs, which are in the first column of `--item_ids`."
         raise ValueError(f"{run.titles}: {found}. {advice}")
     return {names[item]: title for item, title in titles.items() if item in names}
+
+
+def _report_cold_items(run: RunArguments, described: pa.ChunkedArray, known: pa.ChunkedArray) -> None:
+    """Log how many items with features are new and have no interactions; warn if all of them are."""
+    cold = described.filter(pc.invert(pc.is_in(described, value_set=known.combine_chunks())))
+    if len(cold):
+        text = "%s: %d of %d items, such as %r, are neither in %s nor in %s. They are added to the catalog for good."
+        values = run.item_features, len(cold), len(described), cold[0].as_py(), run.continue_from, run.data
+        if len(cold) < len(described):
+            logger.info(text, *values)
+        else:
+            logger.warning(f"{text} If they are not new, check their IDs.", *values)
 
 
 def _features(run: RunArguments, names: dict[str, str] | None) -> ItemFeatures | None:

@@ -11,6 +11,7 @@ import numpy as np
 from datasets import Dataset, DatasetDict
 from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel, Trainer
 
+from ..data.arguments import check_number
 from ..data.audit import audit
 from ..data.histories import are_repeats, target_items
 from ..data.splits import leave_one_out
@@ -48,6 +49,7 @@ def run(recipe: Recipe) -> Path | None:
     """
     check_source(recipe)
     check_loss(recipe.model.loss)  # before the log is read
+    check_number("tolerance", recipe.run.tolerance, "a number", lambda fall: fall == fall)  # not NaN
     recipe, interactions, tokenizer, histories = prepare(recipe)
     _check_targets(recipe, tokenizer, histories)
     trainer = build_trainer(recipe, tokenizer, histories)

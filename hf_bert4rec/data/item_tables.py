@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 SEPARATOR = "|"  # between the categories of a text cell, as in the genres of MovieLens
 BINS = np.arange(1, MOST_INTERVALS) / MOST_INTERVALS  # quantiles between the intervals of a number
+MOST_LONGER = 5  # ratio of the mean lengths of new vectors and of those in the training, above which there is a warning
 LIKE = "like"  # column of new items with the IDs of known ones
 
 
@@ -134,8 +135,11 @@ def _read_features(
     """
     with library_errors(log.name):
         if missing := [name for name in known if name not in log.columns]:
-            origin = "needed by the checkpoint, `like` or `text` (command line: `--feature_text`)"
-            raise ValueError(f"{log.name}: expected a column {missing[0]!r}, {origin}, found {log}. Add or rename it.")
+            origin, advice = "named in `text` (command line: `--feature_text`)", "Add or rename it."
+            if not others:
+                origin = f"because the other features are {', '.join(known)}"
+                advice += " A table of new items may also have none of these columns."
+            raise ValueError(f"{log.name}: expected a column {missing[0]!r}, {origin}, found {log}. {advice}")
         names = [name for name in log.columns if name != LIKE and log.columns.index(name) != place]
         names = names if others else list(known)
         _, *values = log.read([place, *map(log.columns.index, names)])
@@ -243,11 +247,13 @@ def _read_column(
             needed = f"the text of {name!r} needs an encoder of sentence-transformers{found}"
             raise ValueError(f"{log.name}: {needed}. Pass {spell('encoder', used or '...')}.")
         rows = _embed(as_text(values), log, encoder) if kind == "text" else _as_vectors(name, cells, log)
-        width, scale = rows.shape[1], float(1 / max(np.linalg.norm(rows, axis=1).mean(), 1e-9))
+        length = float(np.linalg.norm(rows, axis=1).mean())
+        width, scale = rows.shape[1], 1 / max(length, 1e-9)
         how = {"kind": kind, "width": width, "scale": scale} | known
         if width != how["width"]:
             found = f"found {width}. Compute the vectors as for the training."
             raise ValueError(f"{log.name}: expected vectors of {how['width']} numbers in the column {name!r}, {found}")
+        _check_length(name, length * how["scale"], log)
         stored = pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), width)
         return stored, how | ({"encoder": encoder} if kind == "text" else {})
     if kind == "number":
@@ -279,6 +285,14 @@ def _read_column(
         text = "%s: none of the values of the column %r, such as %r, is in the features of the training. Check them."
         logger.warning(text, log.name, name, min(given))
     return pa.array(categories, pa.list_(pa.string())), known
+
+
+def _check_length(name: str, ratio: float, log: RawLog) -> None:
+    """Warn if vectors are far longer or shorter than in the training; `ratio` compares the mean lengths."""
+    if ratio and not 1 / MOST_LONGER <= ratio <= MOST_LONGER:
+        text = "%s: the vectors in the column %r are on average %.2g times as long as in the training. %s"
+        advice = "Too long vectors are recommended too often. Compute the vectors as for the training."
+        logger.warning(text, log.name, name, ratio, advice)
 
 
 def _check_text(name: str, cells: list[Any], log: RawLog) -> None:

@@ -126,11 +126,19 @@ def projection_file(projection: torch.Tensor | None) -> dict[str, bytes]:
 
 
 def load_projection(folder: str | PathLike) -> torch.Tensor | None:
-    """Read the projection of a folder, (width, hidden + 1); None if there is none, ValueError if it is damaged."""
-    try:
-        return load_file(file)["projection"] if (file := Path(folder, PROJECTION_FILE)).exists() else None
-    except (KeyError, SafetensorError) as error:
-        raise damage_error(folder, f"{PROJECTION_FILE} is damaged") from error
+    """Read the projection of a folder, (width, hidden + 1); None if the folder has no features.
+
+    ValueError if the projection is damaged, or if only one of the two files of features is there.
+    """
+    projection, has_features = None, Path(folder, FEATURES_FILE).exists()
+    if (file := Path(folder, PROJECTION_FILE)).exists():
+        try:
+            projection = load_file(file)["projection"]
+        except (KeyError, SafetensorError) as error:
+            raise damage_error(folder, f"{PROJECTION_FILE} is damaged") from error
+    if (projection is not None) != has_features:
+        raise damage_error(folder, f"{PROJECTION_FILE if has_features else FEATURES_FILE} is missing")
+    return projection
 
 
 @torch.no_grad()

@@ -140,6 +140,7 @@ def test_the_old_model_is_scored_as_it_is_used_without_new_items(first, tmp_path
     [
         (["--architecture", "sasrec"], "is a bert4rec model, but `--architecture` is sasrec"),
         (["--tolerance", "x"], "tolerance"),
+        (["--tolerance", "nan"], "`tolerance` must be a number, found nan"),
     ],
 )
 def test_what_cannot_be_continued(first, options, message):
@@ -222,10 +223,12 @@ def test_features_of_a_continued_checkpoint(first, tmp_path, caplog):
     new = write_log(tmp_path / "today.csv", range(8, 14), range(200, 203), ["i1", "n1", "i2", "n2"])
     more = ["--data", new, "--history", str(first / "old.csv"), "--tolerance", "1", *QUIET]
     parent = str(tmp_path / "first" / "model")
-    with pytest.raises(SystemExit, match="expected a column 'kind', needed by the checkpoint"):
+    with pytest.raises(SystemExit, match="expected a column 'kind', because the other features are kind, found"):
         main(["train", "--continue_from", parent, *more, "--item_features", str(tmp_path / "other.csv")])
     output = ["--output_dir", str(tmp_path / "second"), "--item_features", str(tmp_path / "new.csv")]
     main(["train", "--continue_from", parent, *more, *output])
+    cold = "1 of 3 items, such as 'n3', are neither in"
+    assert [record.levelname for record in caplog.records if cold in record.getMessage()] == ["INFO"]
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "second" / "model")
     assert tokenizer.features.items.to_pylist() == [*(f"i{number}" for number in range(12)), "n1", "n2", "n3"]
     assert tokenizer.items.to_pylist()[12:] == ["n1", "n2", "n3"]  # n3 has no interactions yet
@@ -233,6 +236,12 @@ def test_features_of_a_continued_checkpoint(first, tmp_path, caplog):
     assert "new items start without features" not in caplog.text
     main(["train", "--continue_from", parent, *more, "--output_dir", str(tmp_path / "third")])
     assert "Without `--item_features`, new items start without features." in caplog.text
+    (tmp_path / "mistaken.csv").write_text("item,kind\n1,odd\n2,even\n")
+    mistaken = ["--output_dir", str(tmp_path / "fourth"), "--item_features", str(tmp_path / "mistaken.csv")]
+    main(["train", "--continue_from", parent, *more, *mistaken])
+    found = [it for it in caplog.records if "2 of 2 items, such as '1', are neither in" in it.getMessage()]
+    assert [record.levelname for record in found] == ["WARNING"]
+    assert "If they are not new, check their IDs." in found[0].getMessage()
 
 
 def test_a_continued_model_with_transitions_is_continued_from_a_time_and_evaluated_without_a_warning(

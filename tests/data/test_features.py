@@ -157,7 +157,7 @@ def test_files_are_read_like_data_frames(tmp_path):
         (
             {"item": ["a", "b"], "name": ["x", "y"]},
             {"text": ["title"]},
-            r"expected a column 'title', needed by .* or `text` .* Add or rename it",
+            r"expected a column 'title', named in `text` .* Add or rename it\.$",
         ),
         ({"item": ["a", "b"], "name": ["x", "y"]}, {}, "no column can be used as a feature, found item, name"),
     ],
@@ -173,12 +173,21 @@ def test_a_missing_encoder_names_the_solution(monkeypatch):
         load_item_features(SHOP, text=["name"], encoder="org/encoder")
 
 
+@pytest.mark.parametrize(("factor", "warned"), [(1, False), (2, False), (20, True), (0.01, True), (0, False)])
+def test_vectors_in_another_unit_than_those_of_the_training_are_a_warning(factor, warned, caplog):
+    known = load_item_features(SHOP[["sku", "picture"]])
+    new = pd.DataFrame({"item": ["C", "D"], "picture": [[factor * it for it in row] for row in SHOP["picture"][:2]]})
+    load_new_items(new, known)
+    assert ("Too long vectors are recommended too often" in caplog.text) is warned
+
+
 def test_features_of_new_items_need_the_same_columns_and_widths():
     known = load_item_features(SHOP[["sku", "brand", "picture"]])
     new = pd.DataFrame({"item": ["C"], "brand": ["Acme"], "picture": [[1.0, 2.0, 3.0]]})
     with pytest.raises(ValueError, match="expected vectors of 2 numbers in the column 'picture', found 3"):
         load_new_items(new, known)
-    with pytest.raises(ValueError, match="expected a column 'picture', needed by the checkpoint, `like` or"):
+    message = "a column 'picture', because the other features are brand, picture, .* may also have none of these"
+    with pytest.raises(ValueError, match=message):
         load_new_items(new[["item", "brand"]], known)
     assert load_new_items(new[["item"]], known).features is None
 

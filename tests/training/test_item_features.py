@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import AutoModelForMaskedLM, AutoTokenizer, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from hf_bert4rec import (
@@ -199,6 +200,11 @@ def test_a_damaged_projection_is_an_error(tmp_path):
     (tmp_path / "item_features.safetensors").write_bytes(b"damaged")
     with pytest.raises(ValueError, match="is damaged"):
         load_projection(tmp_path)
+    for present, missing in (("safetensors", "parquet"), ("parquet", "safetensors")):
+        (folder := tmp_path / present).mkdir()
+        save_file({"projection": torch.ones(2, 3)}, folder / f"item_features.{present}")
+        with pytest.raises(ValueError, match=f"item_features.{missing} is missing"):
+            load_projection(folder)
     assert load_projection(tmp_path / "other") is None
 
 
