@@ -145,6 +145,8 @@ def _check_times(run: RunArguments, old: Any, last: float, first: float, earlier
     times = f"{run.data} begins at {format_time(first)}, but {old} ends at {format_time(last)}"
     if len({time_unit(first), time_unit(last)} - {None}) > 1:
         raise ValueError(f"{times}. Convert the times of both logs to the same unit.")
+    if last <= tomorrow() < first and time_unit(first) == "seconds":  # a later night would be before this one
+        raise ValueError(f"{run.data} begins at {format_time(first)}, which is in the future. Fix its dates.")
     if not earlier or run.allow_earlier:
         return
     solution = f"Remove {wrong}"
