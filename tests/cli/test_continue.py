@@ -158,7 +158,8 @@ def test_data_that_do_not_fit_the_checkpoint_are_errors(first, tmp_path):
     ):
         continue_training(first, data=write_log(tmp_path / "other.csv", range(4), range(200, 203), ["x", "y"]))
     future = write_log(tmp_path / "future.csv", range(4), range(4_000_000_000, 4_000_000_003), ["i1", "i2"])
-    with pytest.raises(SystemExit, match=r"future.csv begins at 4000000000 \(2096-10-02 07:06 UTC\), which is in the future\. Fix its dates"):
+    message = r"future.csv begins at 4000000000 \(2096-10-02 07:06 UTC\), which is in the future\. Fix its dates"
+    with pytest.raises(SystemExit, match=message):
         continue_training(first, data=future)
     (tmp_path / "titles.csv").write_text("item,title\ni1,Title 7\ni2,Title 8\n")
     with pytest.raises(
