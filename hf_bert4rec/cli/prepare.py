@@ -233,7 +233,7 @@ def _report_cold_items(run: RunArguments, described: pa.ChunkedArray, known: pa.
     """Log how many items with features are new and have no interactions; warn if all of them are."""
     cold = described.filter(pc.invert(pc.is_in(described, value_set=known.combine_chunks())))
     if len(cold):
-        text = "%s: %d of %d items, such as %r, are neither in %s nor in %s. They are added to the catalog for good."
+        text = "%s: %d of %d items, such as %r, are neither in %s nor in %s. They are added to the catalog permanently."
         values = run.item_features, len(cold), len(described), cold[0].as_py(), run.continue_from, run.data
         if len(cold) < len(described):
             logger.info(text, *values)

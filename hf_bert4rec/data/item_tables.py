@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 SEPARATOR = "|"  # between the categories of a text cell, as in the genres of MovieLens
 BINS = np.arange(1, MOST_INTERVALS) / MOST_INTERVALS  # quantiles between the intervals of a number
-MOST_LONGER = 5  # ratio of the mean lengths of new vectors and of those in the training, above which there is a warning
+MAX_LENGTH_RATIO = 5  # of the mean lengths of new vectors and of those in the training; beyond it there is a warning
 LIKE = "like"  # column of new items with the IDs of known ones
 
 
@@ -137,8 +137,8 @@ def _read_features(
         if missing := [name for name in known if name not in log.columns]:
             origin, advice = "named in `text` (command line: `--feature_text`)", "Add or rename it."
             if not others:
-                origin = f"because the other features are {', '.join(known)}"
-                advice += " A table of new items may also have none of these columns."
+                origin = f"as in the training, whose features are {', '.join(known)}"
+                advice += " Only `add_items` (command line: `items add`) also takes a table with none of them."
             raise ValueError(f"{log.name}: expected a column {missing[0]!r}, {origin}, found {log}. {advice}")
         names = [name for name in log.columns if name != LIKE and log.columns.index(name) != place]
         names = names if others else list(known)
@@ -253,7 +253,7 @@ def _read_column(
         if width != how["width"]:
             found = f"found {width}. Compute the vectors as for the training."
             raise ValueError(f"{log.name}: expected vectors of {how['width']} numbers in the column {name!r}, {found}")
-        _check_length(name, length * how["scale"], log)
+        _check_length(name, rows, known, log)
         stored = pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), width)
         return stored, how | ({"encoder": encoder} if kind == "text" else {})
     if kind == "number":
@@ -287,11 +287,15 @@ def _read_column(
     return pa.array(categories, pa.list_(pa.string())), known
 
 
-def _check_length(name: str, ratio: float, log: RawLog) -> None:
-    """Warn if vectors are far longer or shorter than in the training; `ratio` compares the mean lengths."""
-    if ratio and not 1 / MOST_LONGER <= ratio <= MOST_LONGER:
+def _check_length(name: str, rows: np.ndarray, known: dict[str, Any], log: RawLog) -> None:
+    """Warn if vectors are on average far longer or shorter than those of the training, whose encoding is `known`."""
+    given = rows[rows.any(axis=1)]  # rows of zeros are items without a vector
+    if known.get("kind") != "vector" or not len(given):  # texts have the encoder of the training
+        return
+    ratio = float(np.linalg.norm(given, axis=1).mean() * known["scale"])
+    if not 1 / MAX_LENGTH_RATIO <= ratio <= MAX_LENGTH_RATIO:
         text = "%s: the vectors in the column %r are on average %.2g times as long as in the training. %s"
-        advice = "Too long vectors are recommended too often. Compute the vectors as for the training."
+        advice = "Items with too long vectors are recommended too often. Compute the vectors as for the training."
         logger.warning(text, log.name, name, ratio, advice)
 
 

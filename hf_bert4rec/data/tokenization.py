@@ -310,14 +310,16 @@ def extend_item_tokenizer(
 def _as_text(items: Any) -> pa.ChunkedArray:
     if isinstance(items, Dataset):
         items = read_rows(items, "item", advice="Pass a log from `load_interactions`, or a list of item IDs.")["item"]
-    if isinstance(items, pa.Array | pa.ChunkedArray) and not isinstance(items, pa.StringArray):
+    if isinstance(items, pa.StringArray):  # already text; a conversion would slow down servers
+        return pa.chunked_array([items])
+    if isinstance(items, pa.Array | pa.ChunkedArray):
         return as_ids(items, "item ID")
-    return pa.chunked_array([items if isinstance(items, pa.StringArray) else as_item_ids(items)])
+    return pa.chunked_array([as_item_ids(items)])
 
 
 def _distinct_ids(items: Any) -> list[str]:
     ids = pc.unique(_as_text(items)).to_pylist()
-    if not all(ids):  # empty text, which is null in an Arrow array
+    if not all(ids):  # empty text or null
         raise ValueError("Expected item IDs that are not empty, found '' or null. Remove empty IDs.")
     if taken := set(SPECIAL_TOKENS).intersection(ids):
         found = ", ".join(map(repr, sorted(taken)))

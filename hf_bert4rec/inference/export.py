@@ -38,7 +38,7 @@ GRAPH_FILE, FACTS_FILE, ITEMS_FILE, VECTORS_FILE = "model.onnx", "export.json", 
 OPTIONS = ("top_k", "exclude_history", "allow", "deny")
 PAD_ROW, MASK_ROW = SPECIAL_TOKENS.index("[PAD]"), SPECIAL_TOKENS.index("[MASK]")
 MAX_BATCH = 2**16
-BATCH_SIZE = 8  # histories that are scored together by default; with more, onnxruntime is slower (docs/experiments.md)
+BATCH_SIZE = 8  # histories that are scored together by default; 32 are slower in onnxruntime (docs/experiments.md)
 ALL_ROWS, NO_ROWS = [slice(None)], [np.empty(0, np.int64)]  # if `allow` or `deny` was not given
 
 
@@ -77,7 +77,7 @@ class RecommendationGraph(nn.Module):
         real = (places <= lengths).long()
         states = self.model.model(input_ids, real, kept_positions=lengths)[0]
         scores = self.model.score_items(states, input_ids, lengths)[:, 0].float().log_softmax(dim=1)
-        damaged = scores[:, -1:].isnan()  # one NaN or infinite logit makes all log-probabilities NaN
+        damaged = scores[:, -1:].isnan()  # a single logit of NaN or +infinity makes all log-probabilities NaN
         scores = scores.masked_fill(self.closed | ~allowed, -torch.inf).scatter(1, excluded, -torch.inf)
         number: Any = top_k.item()
         torch._check(number >= 1)
@@ -175,7 +175,8 @@ class OnnxRecommender:
 
     Args:
         folder: Folder that `export_checkpoint` wrote.
-        threads: Number of threads of a call. Default: `torch.get_num_threads()`, the cores that the process may use.
+        threads: Number of threads of a call. Default: `torch.get_num_threads()`, which is the number of cores that the
+            process may use, or `OMP_NUM_THREADS`.
 
     Raises:
         ImportError: The extra `export` is missing.
@@ -211,7 +212,10 @@ class OnnxRecommender:
     def __call__(
         self, histories: Iterable[Iterable[str | float]], batch_size: int | None = None, **kwargs: Any
     ) -> list[Recommendations]:
-        """Recommend items as the pipeline, with its options `top_k`, `exclude_history`, `allow` and `deny` only."""
+        """Recommend items as the pipeline, with its options `top_k`, `exclude_history`, `allow` and `deny` only.
+
+        The default of `batch_size` is 8 histories, and fewer with a large catalog.
+        """
         options = check_options(kwargs, OPTIONS)
         lists = {name: options.pop(name) for name in ITEM_LISTS & options.keys()}
         number = min(options.get("top_k", 10), len(self.tokenizer))

@@ -247,7 +247,7 @@ def serve(
 
 def _allow_open_files(number: int) -> None:
     """Raise the soft limit of open files of this process, as far as the hard limit allows. A connection is a file."""
-    with suppress(ImportError):  # not on Windows
+    with suppress(ImportError, OSError, ValueError):  # Windows has no such limit, and a system may refuse a change
         import resource
 
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

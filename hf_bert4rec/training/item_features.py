@@ -137,7 +137,9 @@ def load_projection(folder: str | PathLike) -> torch.Tensor | None:
         except (KeyError, SafetensorError) as error:
             raise damage_error(folder, f"{PROJECTION_FILE} is damaged") from error
     if (projection is not None) != has_features:
-        raise damage_error(folder, f"{PROJECTION_FILE if has_features else FEATURES_FILE} is missing")
+        advice = "Download or copy the checkpoint again with all files. Before a Trainer saves a loaded model, set "
+        advice += "`trainer.projection = load_projection(folder)`."
+        raise damage_error(folder, f"{PROJECTION_FILE if has_features else FEATURES_FILE} is missing", advice)
     return projection
 
 

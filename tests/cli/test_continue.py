@@ -227,7 +227,7 @@ def test_features_of_a_continued_checkpoint(first, tmp_path, caplog):
     new = write_log(tmp_path / "today.csv", range(8, 14), range(200, 203), ["i1", "n1", "i2", "n2"])
     more = ["--data", new, "--history", str(first / "old.csv"), "--tolerance", "1", *QUIET]
     parent = str(tmp_path / "first" / "model")
-    with pytest.raises(SystemExit, match="expected a column 'kind', because the other features are kind, found"):
+    with pytest.raises(SystemExit, match="expected a column 'kind', as in the training, whose features are kind"):
         main(["train", "--continue_from", parent, *more, "--item_features", str(tmp_path / "other.csv")])
     output = ["--output_dir", str(tmp_path / "second"), "--item_features", str(tmp_path / "new.csv")]
     main(["train", "--continue_from", parent, *more, *output])

@@ -178,7 +178,7 @@ def test_vectors_in_another_unit_than_those_of_the_training_are_a_warning(factor
     known = load_item_features(SHOP[["sku", "picture"]])
     new = pd.DataFrame({"item": ["C", "D"], "picture": [[factor * it for it in row] for row in SHOP["picture"][:2]]})
     load_new_items(new, known)
-    assert ("Too long vectors are recommended too often" in caplog.text) is warned
+    assert ("too long vectors are recommended too often" in caplog.text) is warned
 
 
 def test_features_of_new_items_need_the_same_columns_and_widths():
@@ -186,7 +186,7 @@ def test_features_of_new_items_need_the_same_columns_and_widths():
     new = pd.DataFrame({"item": ["C"], "brand": ["Acme"], "picture": [[1.0, 2.0, 3.0]]})
     with pytest.raises(ValueError, match="expected vectors of 2 numbers in the column 'picture', found 3"):
         load_new_items(new, known)
-    message = "a column 'picture', because the other features are brand, picture, .* may also have none of these"
+    message = "a column 'picture', as in the training, whose features are brand, picture, .* with none of them"
     with pytest.raises(ValueError, match=message):
         load_new_items(new[["item", "brand"]], known)
     assert load_new_items(new[["item"]], known).features is None
