@@ -145,9 +145,12 @@ def _check_times(run: RunArguments, old: Any, last: float, first: float, earlier
     times = f"{run.data} begins at {format_time(first)}, but {old} ends at {format_time(last)}"
     if len({time_unit(first), time_unit(last)} - {None}) > 1:
         raise ValueError(f"{times}. Convert the times of both logs to the same unit.")
-    if last <= tomorrow() < first and time_unit(first) == "seconds":  # a later night would be before this one
-        raise ValueError(f"{run.data} begins at {format_time(first)}, which is in the future. Fix its dates.")
-    if not earlier or run.allow_earlier:
+    if run.allow_earlier:
+        return
+    if last <= tomorrow() < first and time_unit(first) == "seconds":  # the next night would be before this one
+        found = f"{run.data} begins at {format_time(first)}, which is in the future"
+        raise ValueError(f"{found}. Fix its dates, or pass `--allow_earlier true`.")
+    if not earlier:
         return
     solution = f"Remove {wrong}"
     if last > tomorrow() and time_unit(last) == "seconds":

@@ -247,8 +247,7 @@ def _read_column(
             needed = f"the text of {name!r} needs an encoder of sentence-transformers{found}"
             raise ValueError(f"{log.name}: {needed}. Pass {spell('encoder', used or '...')}.")
         rows = _embed(as_text(values), log, encoder) if kind == "text" else _as_vectors(name, cells, log)
-        length = float(np.linalg.norm(rows, axis=1).mean())
-        width, scale = rows.shape[1], 1 / max(length, 1e-9)
+        width, scale = rows.shape[1], float(1 / max(np.linalg.norm(rows, axis=1).mean(), 1e-9))
         how = {"kind": kind, "width": width, "scale": scale} | known
         if width != how["width"]:
             found = f"found {width}. Compute the vectors as for the training."
