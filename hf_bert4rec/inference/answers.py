@@ -176,7 +176,7 @@ class ItemCatalog:
         order = sorted(range(len(questions)), key=lambda i: -len(rows[questions[i][0]]))
         answers: list[Any] = [None] * len(questions)
         starts = range(0, len(questions), batch_size)
-        many = len(questions) >= ANSWERS_WITHOUT_PROGRESS_BAR  # few are answered before a bar is built
+        many = len(questions) >= ANSWERS_WITHOUT_PROGRESS_BAR  # for a few, building a bar takes longer than it helps
         # `disable=None`: no bar in a log file.
         for start in tqdm(starts, desc="Scoring", unit="batch", leave=False, disable=None) if many else starts:
             chosen = order[start : start + batch_size]
