@@ -190,7 +190,7 @@ class OnnxRecommender:
             raise FileNotFoundError(f"{folder}: found no {FACTS_FILE}. {advice}")
         self.facts = read_json(path / FACTS_FILE, folder, "Repeat the export.")
         options = onnxruntime.SessionOptions()
-        # With 0, onnxruntime starts a thread for each core of the machine, even if the process may use only one of them.
+        # With 0, onnxruntime starts a thread for each core of the machine, even if the process may use only one.
         options.intra_op_num_threads = threads or torch.get_num_threads()
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # other programs need the cores
         try:
